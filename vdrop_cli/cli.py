@@ -1,0 +1,159 @@
+"""`vdrop COMMAND key=value …`: one Hydra application a command."""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
+
+COMMANDS = {
+    "train": "train a model; the same command again goes on, or says that it is done",
+    "eval": "perplexity of a checkpoint: standard approximation, and MC dropout",
+    "data": "the corpora: where they lie, what they hold, whether they are right",
+    "compare": "runs side by side: what differs, how they ended, their curves",
+    "completion": "print the completion script for bash",
+}
+
+HELP = f"""vdrop: dropout in LSTM and GRU as in Gal & Ghahramani (2016)
+
+usage: vdrop COMMAND [key=value …]
+
+{"".join(f"  {name:<12}{what}{chr(10)}" for name, what in COMMANDS.items())}
+examples:
+  vdrop train model=lstm_large dropout=variational
+  vdrop train -m model=lstm_small dropout=none,naive,variational seed=1,2,3
+  vdrop eval checkpoint=outputs/train/… mc_samples=100
+  vdrop COMMAND --help          its groups, settings and examples
+  eval "$(vdrop completion)"    complete commands, groups and keys in this bash
+"""
+
+EXAMPLES = {
+    "train": """vdrop train: train a model; the same command again goes on, or says that it is done
+
+examples:
+  vdrop train                                          the medium variational row on Penn Treebank
+  vdrop train model=lstm_large dropout=variational     the large one, with its published settings
+  vdrop train model=gru_small dropout=naive data=pydoc schedule.epochs=5
+  vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
+  vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
+""",
+    "eval": """vdrop eval: perplexity of a checkpoint; model, dropout and corpus are those it was trained with
+
+examples:
+  vdrop eval checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
+  vdrop eval checkpoint=… mc_samples=100               and MC dropout, by number of samples
+  vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus lies elsewhere now
+""",
+    "data": """vdrop data: where the corpora lie, what they hold, whether they are right
+
+examples:
+  vdrop data                                           a look; nothing is fetched
+  vdrop data data=ptb                                  fetch Penn Treebank if need be, and check it
+  vdrop data data=hub data.name=owner/name data.column=text
+""",
+}
+
+COMPLETION = """_vdrop() {
+    COMPREPLY=($(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" vdrop completion query 2>/dev/null))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _vdrop vdrop
+"""
+
+
+def fail(message: str) -> NoReturn:
+    """One line for a mistake of the user's."""
+    print(f"vdrop: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+    command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif command == "--version":
+        from vdrop_cli import __version__
+
+        print(f"vdrop {__version__}")
+    elif command == "completion":
+        complete() if arguments == ["query"] else print(COMPLETION, end="")
+    elif command == "compare":
+        from vdrop_cli.commands import compare
+
+        compare.main(arguments)
+    elif command in COMMANDS:
+        run(command, arguments)
+    else:
+        from vdrop_cli.config import nearest
+
+        fail(f"{command} is not a command{nearest(command, list(COMMANDS))}")
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Composes the command's configuration with Hydra and runs it."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from vdrop_cli.config import ROOTS, ConfigError, parse, register
+
+    def job(config: DictConfig) -> None:
+        try:
+            register()
+            settings = parse(config, ROOTS[command])
+            importlib.import_module(f"vdrop_cli.commands.{command}").run(settings)
+        except (ConfigError, OmegaConfBaseException) as error:
+            fail(explain(error))
+
+    register()
+    OmegaConf.register_new_resolver("help_of", EXAMPLES.__getitem__, replace=True)
+    if {"--cfg", "-c"} & set(arguments) and "--resolve" not in arguments:
+        arguments = [*arguments, "--resolve"]
+    sys.argv = ["vdrop", *arguments]
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        fail(explain(error, command))
+
+
+def explain(error: BaseException, command: str = "train") -> str:
+    """Hydra's and OmegaConf's messages as one line that names the setting and what to do."""
+    from hydra.errors import MissingConfigException
+
+    from vdrop_cli.config import ROOTS, keys, nearest
+
+    message = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.partition("/")
+        return f"{group}={choice} is not there{nearest(choice, list(error.options or []))}"
+    if found := re.match(r"Could not override '([^']+)'", message):
+        return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
+    if found := re.match(r"Error merging override (\S+)", message):
+        return f"{found[1]}: {one_line(str(error.__cause__))}"
+    full_key = getattr(error, "full_key", None)
+    return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
+
+
+def one_line(message: str) -> str:
+    kept = [line.strip() for line in message.splitlines() if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|See http)", line)]
+    return "; ".join(kept)
+
+
+def complete() -> None:
+    """Answers bash: the command itself, or what Hydra knows of the rest of the line."""
+    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 1_000_000)]
+    words = line.split(" ")
+    if len(words) <= 2:
+        print(" ".join(f"{name} " for name in COMMANDS if name.startswith(words[-1])))
+    elif words[1] in EXAMPLES:
+        os.environ["COMP_LINE"] = " ".join(["vdrop", *words[2:]])
+        run(words[1], ["--shell-completion", "query=bash"])

@@ -1,0 +1,184 @@
+"""`vdrop train`: trains a model into its run folder. The loop yields records; who listens is none of its business."""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from vdrop_cli import checkpoint, corpora, environment, evaluate
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.config import ConfigError, Train, plain
+from vdrop_cli.dropout import Stream
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.schedule import Optimiser, learning_rate
+from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result, Sink, Start, Step, TensorBoard, ppl
+from vdrop_cli.tasks import LanguageModelling
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no longer a finite number."""
+
+
+class Run:
+    """One training run, from its start or from its newest good checkpoint."""
+
+    def __init__(self, settings: Train, corpus: corpora.Corpus, folder: Path, device: torch.device) -> None:
+        self.settings, self.folder, self.device = settings, folder, device
+        self.corpus = corpus
+        self.task = LanguageModelling(settings.task, corpus, device)
+        self.model = LanguageModel(settings.model, settings.dropout, len(corpus.vocabulary), settings.backend.name)
+        self.model.initialise(settings.model.init, Stream((settings.seed, "init")))
+        self.epoch, self.seconds = 0, 0.0
+        self.best_epoch, self.best_ppl = 0, math.inf
+        found = checkpoint.newest(folder)
+        if found is not None:
+            self.model.load_state_dict(found.model)
+            self.epoch, self.seconds, self.best_epoch, self.best_ppl = found.epoch, found.seconds, found.best_epoch, found.best_ppl
+        self.model.to(device)
+        self.optimiser = Optimiser(self.model, settings.schedule)
+
+    @property
+    def step(self) -> int:
+        """Updates made until the last finished epoch."""
+        return self.epoch * self.task.chunks_an_epoch
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is an epoch left to train, and patience for it."""
+        patience = self.settings.schedule.patience
+        patient = patience is None or self.epoch - self.best_epoch < patience
+        return self.epoch < self.settings.schedule.epochs and patient
+
+    def train_epoch(self) -> Iterator[Step]:
+        """One pass over the training text, starting from a zero state."""
+        epoch, words = self.epoch + 1, self.task.words_a_chunk
+        bptt, batch = self.settings.task.bptt, self.settings.task.batch_size
+        stream = Stream((self.settings.seed, "masks", epoch))
+        lr = learning_rate(self.settings.schedule, epoch)
+        state, began = self.model.zero_state(batch), time.perf_counter()
+        for chunk in self.task.train_chunks():
+            masks = self.model.masks(bptt, batch, stream.at(chunk.index))
+            loss, state = self.task.loss(self.model, chunk, state, masks)
+            norm, nats = self.optimiser.step(loss, epoch), loss.item() / bptt
+            step = self.step + chunk.index + 1
+            if not (math.isfinite(nats) and math.isfinite(norm)):
+                raise Diverged(f"the loss is {nats} and its gradient's norm {norm} at epoch {epoch}, step {step}")
+            now = time.perf_counter()
+            yield Step(epoch, step, nats, norm, lr, words / (now - began))
+            began = now
+
+    def finish_epoch(self, losses: list[float], began: float) -> Epoch:
+        """Validates, remembers the best epoch, and writes the checkpoint."""
+        trained = time.perf_counter() - began
+        measured = evaluate.validate(self.model, self.task)
+        self.epoch += 1
+        if measured["valid_ppl_batched"] < self.best_ppl:
+            self.best_epoch, self.best_ppl = self.epoch, measured["valid_ppl_batched"]
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        config, model = plain(self.settings), {name: t.cpu() for name, t in self.model.state_dict().items()}
+        fingerprint = self.corpus.fingerprint
+        checkpoint.save(Checkpoint(config, fingerprint, self.epoch, self.seconds, self.best_epoch, self.best_ppl, model), self.folder)
+        loss = sum(losses) / len(losses)
+        speed = len(losses) * self.task.words_a_chunk / trained
+        lr = learning_rate(self.settings.schedule, self.epoch)
+        return Epoch(self.epoch, self.step, loss, ppl(loss), **measured, lr=lr, words_per_second=speed, seconds=seconds)
+
+    def result(self) -> Result:
+        """The perplexities of the epoch that is reported."""
+        patient = self.settings.schedule.patience is not None
+        epoch = self.best_epoch if patient else self.epoch
+        if epoch != self.epoch:
+            self.model.load_state_dict(checkpoint.load(checkpoint.path_of(self.folder, epoch)).model)
+        train_ppl = evaluate.train_perplexity(self.model, self.task)
+        return Result(epoch, self.epoch, train_ppl, **evaluate.standard(self.model, self.task), seconds=self.seconds)
+
+
+def records(run: Run) -> Iterator[Record]:
+    """Trains to the end; yields a record for the start, every step, every epoch, and the result."""
+    described = environment.describe(run.device, run.model.layers.backend)
+    yield Start(plain(run.settings), run.corpus.fingerprint, run.epoch, described)
+    while run.goes_on:
+        began, losses = time.perf_counter(), []
+        for step in run.train_epoch():
+            losses.append(step.loss)
+            yield step
+        yield run.finish_epoch(losses, began)
+    yield run.result()
+
+
+def prepare(folder: Path, settings: Train) -> None:
+    """Makes the run folder, empty of an earlier run where `force` is set, and writes the settings into it."""
+    try:
+        if settings.force and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(settings))))
+    except OSError as error:
+        raise ConfigError(f"outputs={settings.outputs}: {folder} cannot be written ({error.strerror}); choose another folder") from None
+
+
+def run(settings: Train) -> None:
+    device = environment.device(settings.device)
+    corpus = corpora.load(settings.data)
+    folder = checkpoint.run_folder(settings, corpus.fingerprint)
+    finished = folder / "result.json"
+    if finished.exists() and not settings.force:
+        print(f"{folder} is finished; force=true starts over")
+        tell(json.loads(finished.read_text()))
+        return
+    prepare(folder, settings)
+    training = Run(settings, corpus, folder, device)
+    speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {training.model.layers.backend}"
+    print(f"{folder}: {speak}{f', going on after epoch {training.epoch}' if training.epoch else ''}", file=sys.stderr)
+    listen(training)
+
+
+def listen(training: Run) -> None:
+    """Hands every record to every sink, and writes the result."""
+    settings, folder = training.settings, training.folder
+    progress = Progress(settings.schedule.epochs * training.task.chunks_an_epoch, settings.schedule.epochs, training.step)
+    listeners: list[Sink] = [
+        JsonLines(folder, settings.log_every, training.step),
+        TensorBoard(folder, plain(settings), training.step),
+        progress,
+    ]
+    last_step = training.step
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(sink) for sink in listeners]
+        try:
+            for record in records(training):
+                last_step = record.step if isinstance(record, Step) else last_step
+                for sink in sinks:
+                    sink(record)
+        except Diverged as error:
+            for sink in sinks:
+                sink(Failure(str(error), training.epoch + 1, last_step))
+            kept = checkpoint.all_in(folder)
+            where = f"the last good checkpoint is {kept[0]}" if kept else "no epoch was finished"
+            stack.close()
+            print(f"vdrop: {error}; {where}. Try a smaller schedule.lr or schedule.clip, or another seed", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            stack.close()
+            print(f"\nvdrop: interrupted; the same command goes on after epoch {training.epoch}", file=sys.stderr)
+            sys.exit(130)
+    assert isinstance(record, Result)
+    beside = folder / "result.tmp"
+    beside.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    beside.replace(folder / "result.json")
+    tell(asdict(record))
+
+
+def tell(result: dict[str, float]) -> None:
+    """The result for a person."""
+    for name, value in result.items():
+        print(f"{name:<24}{value:.2f}" if isinstance(value, float) else f"{name:<24}{value}")

@@ -1,0 +1,302 @@
+"""Every setting of every command, typed: its unit, its limits, its source. No torch here, so that help and errors are quick."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(CompactHydraException):
+    """A mistake of the user's: one line that names the setting or the file and says what to do. Exit code 2."""
+
+
+class Choice(Enum):
+    """A setting with a few values, written by name."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Size(Choice):
+    small = "small"
+    medium = "medium"
+    large = "large"
+
+
+class Cell(Choice):
+    lstm = "lstm"
+    gru = "gru"
+
+
+class Policy(Choice):
+    none = "none"
+    zaremba = "zaremba"  # new masks every step, on layer inputs and the output (Zaremba et al. 2014)
+    naive = "naive"  # new masks every step and gate, on layer inputs and the recurrence
+    moon = "moon"  # one mask over time on the cell state (Moon et al. 2015, rnnDrop)
+    variational = "variational"  # one mask over time on layer inputs, the recurrence, word types and the output
+
+
+class WordMask(Choice):
+    type = "type"  # a word that is dropped is dropped wherever it stands in the sequence
+    token = "token"  # each occurrence for itself, as in the authors' code until 2017-01
+
+
+class TaskName(Choice):
+    language_model = "language_model"
+
+
+class Source(Choice):
+    ptb = "ptb"
+    pydoc = "pydoc"
+    text = "text"
+    hub = "hub"
+
+
+class Backend(Choice):
+    auto = "auto"
+    reference = "reference"
+    fused = "fused"
+
+
+def require(holds: bool, key: str, wanted: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key} must be {wanted}, got {got}")
+
+
+@dataclass
+class Model:
+    name: str = MISSING  # names the run folder
+    size: Size = MISSING  # the column of published settings that ${by_size:…} picks from
+    cell: Cell = MISSING
+    hidden_size: int = MISSING  # units of each layer, and of the embedding
+    layers: int = MISSING
+    init: float = MISSING  # every parameter starts uniform in [-init, init]
+    reset_after: bool = False  # GRU: the reset gate acts after the recurrent product, as in torch and cuDNN
+
+    def __post_init__(self) -> None:
+        require(self.hidden_size >= 1, "model.hidden_size", "at least 1", self.hidden_size)
+        require(self.layers >= 1, "model.layers", "at least 1", self.layers)
+        require(0 < self.init < math.inf, "model.init", "above 0", self.init)
+        require(not self.reset_after or self.cell is Cell.gru, "model.reset_after", "false for an LSTM, which has no reset gate", "true")
+
+
+ALLOWED = {  # the probabilities that each policy uses
+    Policy.none: (),
+    Policy.zaremba: ("p_x", "p_out"),
+    Policy.naive: ("p_x", "p_h", "p_out"),
+    Policy.moon: ("p_word", "p_c"),
+    Policy.variational: ("p_word", "p_x", "p_h", "p_out"),
+}
+
+
+@dataclass
+class Dropout:
+    """Probabilities are of dropping, in [0, 1)."""
+
+    name: str = MISSING  # names the run folder
+    policy: Policy = MISSING
+    untied: bool = False  # variational: a mask for each gate, instead of one for all (naive is always untied)
+    p_word: float = 0.0  # a word of the vocabulary
+    p_x: float = 0.0  # the input of each layer
+    p_h: float = 0.0  # the previous hidden state where it enters the recurrent product
+    p_c: float = 0.0  # the cell state
+    p_out: float = 0.0  # the output of the last layer
+    word_mask: WordMask = WordMask.type
+
+    def __post_init__(self) -> None:
+        for key in ("p_word", "p_x", "p_h", "p_c", "p_out"):
+            p = getattr(self, key)
+            require(0 <= p < 1, f"dropout.{key}", "in [0, 1)", p)
+            require(p == 0 or key in ALLOWED[self.policy], f"dropout.{key}", f"0 with dropout.policy={self.policy}, which does not use it", p)
+        tied = self.policy is not Policy.variational
+        require(not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true")
+        by_token = self.word_mask is WordMask.token
+        require(not by_token or self.p_word > 0, "dropout.word_mask", "type where dropout.p_word=0, there is nothing to mask", "token")
+
+
+@dataclass
+class Data:
+    source: Source = MISSING
+    dir: str | None = None  # ptb: the folder of ptb.{train,valid,test}.txt
+    train: str | None = None  # text: a file
+    valid: str | None = None  # text: a file
+    test: str | None = None  # text: a file
+    name: str | None = None  # hub: the data set, "owner/name", or a local folder that `datasets` can load
+    config: str | None = None  # hub: one of its configurations
+    revision: str | None = None  # hub: branch, tag or commit
+    column: str | None = None  # hub: the column with the text
+    min_count: int = 1  # words seen less often in the training part become <unk>; 1 keeps all
+    cache: str | None = "data/cache"  # folder of encoded corpora, found by content; null: none
+
+    def __post_init__(self) -> None:
+        belongs = {"dir": Source.ptb, "train": Source.text, "valid": Source.text, "test": Source.text}
+        belongs |= dict.fromkeys(("name", "config", "revision", "column"), Source.hub)
+        for key, source in belongs.items():
+            value = getattr(self, key)
+            require(value is None or source is self.source, f"data.{key}", f"unset with data={self.source}", value)
+        for key in {Source.text: ("train", "valid", "test"), Source.hub: ("name", "column")}.get(self.source, ()):
+            require(bool(getattr(self, key)), f"data.{key}", f"set with data={self.source}", "nothing")
+        require(self.min_count >= 1, "data.min_count", "at least 1", self.min_count)
+
+
+@dataclass
+class Task:
+    name: TaskName = MISSING
+    batch_size: int = MISSING  # columns that the training text is cut into
+    bptt: int = MISSING  # time steps of a chunk, through which gradients flow
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "task.batch_size", "at least 1", self.batch_size)
+        require(self.bptt >= 1, "task.bptt", "at least 1", self.bptt)
+
+
+@dataclass
+class Schedule:
+    epochs: int = MISSING
+    lr: float = MISSING  # on the scale of a loss summed over the time steps of a chunk
+    decay: float = MISSING  # the learning rate is divided by it at the end of every epoch after max_epoch
+    max_epoch: int = MISSING
+    clip: float = MISSING  # limit of the gradient's global norm, on the scale of the summed loss
+    weight_decay: float = 0.0  # w ← (1 - weight_decay)·w after each step, not multiplied by the learning rate
+    patience: int | None = None  # stop after so many epochs without a better validation, report the best epoch; null: run to the end
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "schedule.epochs", "at least 1", self.epochs)
+        require(0 < self.lr < math.inf, "schedule.lr", "above 0", self.lr)
+        require(1 <= self.decay < math.inf, "schedule.decay", "at least 1", self.decay)
+        require(self.max_epoch >= 0, "schedule.max_epoch", "at least 0", self.max_epoch)
+        require(0 < self.clip, "schedule.clip", "above 0 (inf: no clipping)", self.clip)
+        require(0 <= self.weight_decay < 1, "schedule.weight_decay", "in [0, 1)", self.weight_decay)
+        require(self.patience is None or self.patience >= 1, "schedule.patience", "at least 1, or null", self.patience)
+
+
+SEED_LIMIT = 2**63
+
+
+@dataclass
+class Train:
+    model: Model = MISSING
+    dropout: Dropout = MISSING
+    data: Data = MISSING
+    task: Task = MISSING
+    schedule: Schedule = MISSING
+    seed: int = 1  # of the parameters' start and of every mask
+    device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
+    backend: Backend = Backend.auto
+    outputs: str = "outputs"  # folder under which the run folder is made
+    log_every: int = 20  # steps between two step records in log.jsonl; TensorBoard gets every step
+    force: bool = False  # start over, even where a finished or interrupted run of the same settings lies
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
+        require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        moon_gru = self.dropout.policy is Policy.moon and self.model.cell is Cell.gru
+        require(not moon_gru, "dropout", "another policy than moon with a GRU, which has no cell state", self.dropout.name)
+
+    def identity(self, corpus_fingerprint: str) -> str:
+        """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging."""
+        told = plain(self)
+        for key in ("seed", "outputs", "log_every", "force"):
+            del told[key]
+        told["data"] = corpus_fingerprint
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass
+class Place:
+    dir: str | None = None  # where the corpus of the checkpoint lies now; null: as in training
+
+
+@dataclass
+class Eval:
+    checkpoint: str | None = None  # a checkpoint file or a run folder
+    data: Place = field(default_factory=Place)
+    mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
+    mc_batch: int = 50  # passes that run together, as one batch
+    word_dropout: bool = False  # keep word dropout on in MC passes; the authors' evaluation has it off
+    seed: int = 1  # of the MC passes' masks
+    device: str = "auto"
+    backend: Backend = Backend.auto
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop eval checkpoint=…)", "nothing")
+        require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
+        require(self.mc_batch >= 1, "mc_batch", "at least 1", self.mc_batch)
+        require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
+
+
+@dataclass
+class ListData:
+    data: Data | None = None  # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
+
+
+ROOTS: dict[str, type] = {"train": Train, "eval": Eval, "data": ListData}
+Root = TypeVar("Root")
+
+
+def register() -> None:
+    """Makes the typed roots and the resolver `by_size` known to Hydra."""
+    for command, root in ROOTS.items():
+        ConfigStore.instance().store(name=f"{command}_schema", node=root)
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+
+
+def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_size:{small:…,medium:…,large:…}}` in a YAML file: the value published for the size of the chosen model."""
+    return table[str(_root_.model.size)]
+
+
+def parse(config: DictConfig, root: type[Root]) -> Root:
+    """The configuration as typed objects, every value checked."""
+    parsed = OmegaConf.to_object(config)
+    assert isinstance(parsed, root)
+    refuse_unknown(parsed, "")
+    return parsed
+
+
+def refuse_unknown(node: Any, prefix: str) -> None:
+    """Hydra's `+key=value` writes past the schema; what no field reads is refused here."""
+    known = {f.name for f in dataclasses.fields(node)}
+    for key, value in vars(node).items():
+        if key not in known:
+            raise ConfigError(f"{prefix}{key} is not a setting{nearest(prefix + key, [prefix + name for name in sorted(known)])}")
+        if dataclasses.is_dataclass(value):
+            refuse_unknown(value, f"{prefix}{key}.")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint for a mistyped word, ready to be appended to a message."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+
+
+def keys(root: type, prefix: str = "") -> list[str]:
+    """The full name of every setting below a typed root, as written on the command line."""
+    found = []
+    for f in dataclasses.fields(root):
+        inner = f.type if isinstance(f.type, type) else next((t for t in getattr(f.type, "__args__", ()) if dataclasses.is_dataclass(t)), None)
+        if inner is not None and dataclasses.is_dataclass(inner):
+            found += keys(inner, f"{prefix}{f.name}.")
+        else:
+            found.append(prefix + f.name)
+    return found
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The configuration as dicts, strings and numbers, to be written down."""
+    told: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
+    return told
+
+
+def restore(told: dict[str, Any]) -> Train:
+    """The configuration of a training run from what `plain` wrote down."""
+    return parse(OmegaConf.merge(OmegaConf.structured(Train), told), Train)  # type: ignore[arg-type]

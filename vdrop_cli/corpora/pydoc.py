@@ -1,0 +1,22 @@
+"""The embedded corpus: the help topics of the Python standard library. Real English, no download; it differs between Python versions."""
+
+import platform
+import re
+
+from pydoc_data.topics import topics
+
+from vdrop_cli.config import Data
+from vdrop_cli.corpora.text import Raw
+
+BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of ten goes to
+
+
+def read(data: Data) -> Raw:
+    """Paragraphs in order of topic, lower-cased, words and punctuation apart; of every ten, eight train, one valid, one test."""
+    parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    blocks = [block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name])]
+    lines = [" ".join(re.findall(r"\w+|[^\w\s]", block.lower())) for block in blocks]
+    for number, line in enumerate(line for line in lines if line):
+        parts[BLOCKS_OF_TEN[number % 10]].append(line)
+    contents = ["".join(f"{line}\n" for line in part).encode() for part in parts.values()]
+    return Raw(*contents, origin=f"pydoc_data.topics of Python {platform.python_version()}")

@@ -1,0 +1,134 @@
+"""A dropout policy becomes mask tensors here; the cells know masks and never policies.
+
+T time  B batch  D input size  H hidden size  G gates
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.config import Cell, Dropout, Policy, WordMask
+from vdrop_cli.kernels import Masks
+
+GATES = {Cell.lstm: 4, Cell.gru: 3}
+HASH_BITS = 24  # a word's fate is one of 2^24 equally likely values, compared with the drop probability
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Random numbers as a function of (seed, path): the same whatever was drawn before, so that a run resumes without replay."""
+
+    path: tuple[str | int, ...]
+
+    def at(self, *more: str | int) -> "Stream":
+        return Stream((*self.path, *more))
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator on the CPU, so that every device sees the same numbers."""
+        digest = hashlib.blake2b(repr(self.path).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class MaskShape:
+    """What the masks are for: `input_sizes` holds D of each layer."""
+
+    time: int
+    batch: int
+    input_sizes: tuple[int, ...]
+    hidden_size: int
+    gates: int
+
+
+class WordMasks(NamedTuple):
+    """Which words are dropped: never a table of [B, V], but a rule worked out where a word stands, so it costs O(T·B).
+
+    `by_type` holds a key for each sequence, and a word's fate is a hash of key and word; `by_token` a mask for each place.
+    """
+
+    p: float
+    by_type_B: Tensor | None = None
+    by_token_TB: Tensor | None = None
+
+    def keep(self, ids_TB: Tensor) -> Tensor:
+        """The factor on the embedding of each word, [T, B]: 0 or 1 / (1 - p)."""
+        if self.by_type_B is None:
+            assert self.by_token_TB is not None
+            return self.by_token_TB
+        threshold = round(self.p * 2**HASH_BITS)
+        fate_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
+        return (fate_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
+
+
+def mix(x: Tensor) -> Tensor:
+    """A hash of int64 numbers: multiply by odd constants, wrapping around, and fold the high half on the low."""
+    for factor in (-0x61C8864680B583EB, -0x40A7B892E31B1A47):
+        x = (x + 1) * factor
+        x = x ^ ((x >> 32) & 0xFFFFFFFF)
+    return x
+
+
+class ModelMasks(NamedTuple):
+    """All masks of one forward pass; None stands for all ones."""
+
+    layers: list[Masks]
+    word: WordMasks | None = None
+    out: Tensor | None = None  # broadcastable to [T, B, H]
+
+
+def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+    """0 with probability p, otherwise 1 / (1 - p)."""
+    return None if p == 0 else torch.empty(shape).bernoulli_(1 - p, generator=generator).div_(1 - p)
+
+
+def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu") -> ModelMasks:
+    """The masks of one chunk of text: every sequence has its own (Gal & Ghahramani 2016, section 4; the policies are those of `config.Policy`)."""
+    generator = stream.generator()
+    new_every_step = dropout.policy in (Policy.zaremba, Policy.naive)
+    time = shape.time if new_every_step else 1
+    gates = shape.gates if dropout.untied or dropout.policy is Policy.naive else 1
+    by_type = dropout.word_mask is WordMask.type
+
+    def keep(p: float, *sizes: int) -> Tensor | None:
+        mask = keep_mask(p, (time, *sizes), generator)
+        return None if mask is None else mask.to(device)
+
+    layers = [
+        Masks(
+            x=keep(dropout.p_x, gates, shape.batch, size),
+            h=keep(dropout.p_h, gates, shape.batch, shape.hidden_size),
+            c=keep(dropout.p_c, shape.batch, shape.hidden_size),
+        )
+        for size in shape.input_sizes
+    ]
+    out = keep(dropout.p_out, shape.batch, shape.hidden_size)
+    word = None
+    if dropout.p_word > 0 and by_type:
+        keys_B = torch.randint(-(2**63), 2**63 - 1, (shape.batch,), generator=generator)
+        word = WordMasks(dropout.p_word, by_type_B=keys_B.to(device))
+    elif dropout.p_word > 0:
+        places_TB = keep_mask(dropout.p_word, (shape.time, shape.batch), generator)
+        assert places_TB is not None
+        word = WordMasks(dropout.p_word, by_token_TB=places_TB.to(device))
+    return ModelMasks(layers, word, out)
+
+
+def side_by_side(masks: list[ModelMasks]) -> ModelMasks:
+    """The masks of several batches as those of one, joined along the batch dimension."""
+
+    def join(tensors: list[Tensor | None], dim: int) -> Tensor | None:
+        return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None], dim)
+
+    layers = [
+        Masks(join([m.x for m in layer], 2), join([m.h for m in layer], 2), join([m.c for m in layer], 1))
+        for layer in zip(*(m.layers for m in masks), strict=True)
+    ]
+    words = [m.word for m in masks if m.word is not None]
+    word = None
+    if words:
+        by_type, by_token = join([w.by_type_B for w in words], 0), join([w.by_token_TB for w in words], 1)
+        word = WordMasks(words[0].p, by_type, by_token)
+    return ModelMasks(layers, word, join([m.out for m in masks], 1))

@@ -1,0 +1,129 @@
+"""The doors to the masked cells: `lstm`, `gru` and `linear_cross_entropy`, one contract for every back end.
+
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
+
+Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih`, `b_hh [G·H]`. Masks act on
+what enters a matrix product, never on the carried state (the cell mask `c` excepted, which is part of its policy). Sequences
+with `lengths [B]` keep their state after their last word, and their output is zero there.
+
+`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied, the forward logits of
+`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.kernels import fused, reference
+from vdrop_cli.kernels.masks import Masks
+
+__all__ = ["BACKENDS", "Masks", "choose", "gru", "linear_cross_entropy", "lstm"]
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "fused": fused}
+
+
+def choose(backend: str) -> str:
+    """The back end that `backend` stands for: `auto` is `fused`, on every device."""
+    name = "fused" if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend={backend} is not there; choose auto, {' or '.join(BACKENDS)}")
+    return name
+
+
+def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, ...], masks: Masks, lengths: Tensor | None) -> None:
+    """Refuses shapes that do not fit, by name, before any arithmetic."""
+    if x_TBD.dim() != 3 or len(x_TBD) == 0:
+        raise ValueError(f"x must be [T, B, D] with T ≥ 1, got {list(x_TBD.shape)}")
+    time, batch, inputs = x_TBD.shape
+    hidden = weights[1].shape[-1]
+    wanted = {
+        "w_ih": (weights[0], (gates * hidden, inputs)),
+        "w_hh": (weights[1], (gates * hidden, hidden)),
+        "b_ih": (weights[2], (gates * hidden,)),
+        "b_hh": (weights[3], (gates * hidden,)),
+        **{name: (state, (batch, hidden)) for name, state in zip(("h", "c"), states, strict=False)},
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+    for name, mask, shape in (
+        ("x", masks.x, (time, gates, batch, inputs)),
+        ("h", masks.h, (time, gates, batch, hidden)),
+        ("c", masks.c, (time, batch, hidden)),
+    ):
+        if mask is None:
+            continue
+        if mask.dim() != len(shape) or any(have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
+            raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
+    if lengths is not None and lengths.shape != (batch,):
+        raise ValueError(f"lengths must be [{batch}], got {list(lengths.shape)}")
+
+
+def lstm(
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    c_BH: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    masks: Masks,
+    *,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7): all hidden states [T, B, H], the last h and c [B, H].
+
+    a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
+    c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
+    """
+    check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
+    outputs: tuple[Tensor, Tensor, Tensor] = BACKENDS[choose(backend)].lstm(
+        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype
+    )
+    return outputs
+
+
+def gru(
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    masks: Masks,
+    *,
+    lengths: Tensor | None = None,
+    reset_after: bool = False,
+    backend: str = "auto",
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer over a sequence: all hidden states [T, B, H] and the last one [B, H].
+
+    The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in cuDNN and torch:
+    n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)).
+    h_t = (1 - z) ∘ n + z ∘ h_{t-1}. A GRU has no cell state: `masks.c` must be None.
+    """
+    check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
+    if masks.c is not None:
+        raise ValueError("masks.c must be None: a GRU has no cell state")
+    outputs: tuple[Tensor, Tensor] = BACKENDS[choose(backend)].gru(
+        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype
+    )
+    return outputs
+
+
+def linear_cross_entropy(
+    x_ND: Tensor,
+    w_VD: Tensor,
+    b_V: Tensor,
+    targets_N: Tensor,
+    *,
+    backend: str = "auto",
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Negative log-likelihood in nats of each target [N] under softmax(x Wᵀ + b); the [N, V] logits are never all in memory (fused)."""
+    nll_N: Tensor = BACKENDS[choose(backend)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
+    return nll_N

@@ -1,0 +1,24 @@
+"""What dropout is to a cell: tensors that multiply what enters its matrix products.
+
+T time  B batch  D input size  H hidden size  G gates
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Masks(NamedTuple):
+    """Dropout masks of one layer, already divided by the keep probability; None stands for all ones.
+
+    A first dimension of 1 is one mask for the whole sequence, a second of 1 (in `x` and `h`) one for all gates.
+    """
+
+    x: Tensor | None = None  # on the layer's input, broadcastable to [T, G, B, D]
+    h: Tensor | None = None  # on the previous hidden state where it enters the product, broadcastable to [T, G, B, H]
+    c: Tensor | None = None  # on the new cell state of an LSTM, broadcastable to [T, B, H]
+
+
+def at(mask: Tensor | None, t: int) -> Tensor | None:
+    """The mask of step `t`."""
+    return None if mask is None else mask[t if mask.shape[0] > 1 else 0]

@@ -1,0 +1,89 @@
+"""The cells, by definition: plain loops, one line an equation. Every other back end is tested against this file.
+
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vdrop_cli.kernels.masks import Masks, at
+
+
+def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
+    """`a @ b`, multiplied in `compute_dtype`, returned in the type of `a`."""
+    return a @ b if compute_dtype is None else (a.to(compute_dtype) @ b.to(compute_dtype)).to(a.dtype)
+
+
+def masked(value: Tensor, mask: Tensor | None) -> Tensor:
+    return value if mask is None else value * mask
+
+
+def hold(alive_B1: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """Beyond its last word a sequence keeps its state."""
+    return new if alive_B1 is None else torch.where(alive_B1, new, old)
+
+
+def lstm(
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    c_BH: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    masks: Masks,
+    lengths: Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    w_GHD, u_GHH = w_ih.unflatten(0, (4, -1)), w_hh.unflatten(0, (4, -1))
+    bias_G1H = (b_ih + b_hh).view(4, 1, -1)
+    y_TBH = []
+    for t, x_BD in enumerate(x_TBD):
+        x_GBD, h_GBH = masked(x_BD[None], at(masks.x, t)), masked(h_BH[None], at(masks.h, t))
+        i, f, g, o = product(x_GBD, w_GHD.mT, compute_dtype) + product(h_GBH, u_GHH.mT, compute_dtype) + bias_G1H
+        c_new_BH = masked(f.sigmoid() * c_BH + i.sigmoid() * g.tanh(), at(masks.c, t))
+        h_new_BH = o.sigmoid() * c_new_BH.tanh()
+        alive_B1 = None if lengths is None else (t < lengths)[:, None]
+        c_BH, h_BH = hold(alive_B1, c_new_BH, c_BH), hold(alive_B1, h_new_BH, h_BH)
+        y_TBH.append(hold(alive_B1, h_BH, torch.zeros_like(h_BH)))
+    return torch.stack(y_TBH), h_BH, c_BH
+
+
+def gru(
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    masks: Masks,
+    lengths: Tensor | None = None,
+    reset_after: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    w_GHD, u_GHH = w_ih.unflatten(0, (3, -1)), w_hh.unflatten(0, (3, -1))
+    b_GH, bu_GH = b_ih.view(3, -1), b_hh.view(3, -1)
+    y_TBH = []
+    for t, x_BD in enumerate(x_TBD):
+        x_GBD = masked(x_BD[None], at(masks.x, t))
+        h_GBH = masked(h_BH[None], at(masks.h, t)).expand(3, -1, -1)
+        a_r, a_z, a_n = product(x_GBD, w_GHD.mT, compute_dtype) + b_GH[:, None]
+        r = (a_r + product(h_GBH[0], u_GHH[0].mT, compute_dtype) + bu_GH[0]).sigmoid()
+        z = (a_z + product(h_GBH[1], u_GHH[1].mT, compute_dtype) + bu_GH[1]).sigmoid()
+        if reset_after:
+            n = (a_n + r * (product(h_GBH[2], u_GHH[2].mT, compute_dtype) + bu_GH[2])).tanh()
+        else:
+            n = (a_n + product(r * h_GBH[2], u_GHH[2].mT, compute_dtype) + bu_GH[2]).tanh()
+        h_new_BH = (1 - z) * n + z * h_BH
+        alive_B1 = None if lengths is None else (t < lengths)[:, None]
+        h_BH = hold(alive_B1, h_new_BH, h_BH)
+        y_TBH.append(hold(alive_B1, h_BH, torch.zeros_like(h_BH)))
+    return torch.stack(y_TBH), h_BH
+
+
+def linear_cross_entropy(
+    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
+) -> Tensor:
+    """The forward logits are never rounded: `compute_dtype` has no effect here."""
+    return F.cross_entropy(x_ND @ w_VD.T + b_V, targets_N, reduction="none")

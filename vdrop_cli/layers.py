@@ -1,0 +1,128 @@
+"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: the arguments, weights and outputs of `torch.nn`'s modules.
+
+T time  B batch  D input size  H hidden size  L layers
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdrop_cli import kernels
+from vdrop_cli.config import Cell, Dropout, Policy
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
+from vdrop_cli.kernels import Masks
+
+State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
+
+
+class Recurrent(nn.Module):
+    """Stacked layers of one kind of cell. Weights have the names and shapes of `torch.nn.LSTM` and `torch.nn.GRU`.
+
+    In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
+    mode there are none, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
+    multiplies the output.
+    """
+
+    cell: Cell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        dropout: Dropout | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first = batch_first
+        self.dropout = dropout or Dropout(name="none", policy=Policy.none)
+        self.backend = kernels.choose(backend)
+        if self.dropout.policy is Policy.moon and self.cell is not Cell.lstm:
+            raise ValueError("the policy moon masks the cell state, which a GRU does not have")
+        rows = GATES[self.cell] * hidden_size
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size
+            shapes = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
+            for name, shape in shapes.items():
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in ±1/√H, as `torch.nn.LSTM`."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    def weights(self, layer: int) -> list[Tensor]:
+        return [getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+    def mask_shape(self, time: int, batch: int) -> MaskShape:
+        widths = (self.input_size, *[self.hidden_size] * (self.num_layers - 1))
+        return MaskShape(time, batch, widths, self.hidden_size, GATES[self.cell])
+
+    def zero_state(self, batch: int) -> State:
+        states = 2 if self.cell is Cell.lstm else 1
+        like = self.weights(0)[0]
+        return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in range(states))
+
+    def masks(self, time: int, batch: int, device: torch.device) -> ModelMasks:
+        seed = int(torch.randint(2**62, ()))
+        return draw(self.dropout, self.mask_shape(time, batch), Stream((seed,)), device)
+
+    def step(self, x_TBD: Tensor, state: State, weights: list[Tensor], masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """One layer; `state` and the state returned are [B, H] each."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, state: Any = None, *, lengths: Tensor | None = None, masks: ModelMasks | None = None
+    ) -> tuple[Tensor, Any]:
+        """`x` [T, B, D], or [B, T, D] with `batch_first`; returns the output alike and the last state, as `torch.nn`'s modules.
+
+        With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond it.
+        """
+        x_TBD = x.transpose(0, 1) if self.batch_first else x
+        if masks is None and self.training:
+            masks = self.masks(x_TBD.shape[0], x_TBD.shape[1], x.device)
+        masks = masks or ModelMasks([Masks()] * self.num_layers)
+        if len(masks.layers) != self.num_layers:
+            raise ValueError(f"masks must be for {self.num_layers} layers, got {len(masks.layers)}")
+        parts: State = self.zero_state(x_TBD.shape[1]) if state is None else (state if isinstance(state, tuple) else (state,))
+        last = []
+        for layer, layer_masks in enumerate(masks.layers):
+            x_TBD, new = self.step(x_TBD, tuple(part[layer] for part in parts), self.weights(layer), layer_masks, lengths)
+            last.append(new)
+        y_TBH = x_TBD if masks.out is None else x_TBD * masks.out
+        stacked = tuple(torch.stack(part) for part in zip(*last, strict=True))
+        return (y_TBH.transpose(0, 1) if self.batch_first else y_TBH), (stacked if self.cell is Cell.lstm else stacked[0])
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, dropout={self.dropout.policy}"
+
+
+class LSTM(Recurrent):
+    """Stacked LSTM; the state is (h, c), each [L, B, H]."""
+
+    cell = Cell.lstm
+
+    def step(self, x_TBD: Tensor, state: State, weights: list[Tensor], masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, *state, *weights, masks, lengths=lengths, backend=self.backend)  # type: ignore[misc]
+        return y_TBH, (h_BH, c_BH)
+
+
+class GRU(Recurrent):
+    """Stacked GRU; the state is h, [L, B, H]. `reset_after` is torch's and cuDNN's variant, without it the paper's."""
+
+    cell = Cell.gru
+
+    def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.reset_after = reset_after
+
+    def step(self, x_TBD: Tensor, state: State, weights: list[Tensor], masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        y_TBH, h_BH = kernels.gru(
+            x_TBD, *state, *weights, masks, lengths=lengths, reset_after=self.reset_after, backend=self.backend
+        )  # type: ignore[misc]
+        return y_TBH, (h_BH,)

@@ -1,0 +1,210 @@
+"""Log records, and who listens to them: a JSON log, TensorBoard, and the person at the terminal."""
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, Self
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run, or a part of it after an interruption, began."""
+
+    kind: ClassVar[str] = "start"
+    config: dict[str, Any]
+    corpus: str
+    epoch: int  # epochs already done
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update; `step` counts from 1 over all epochs."""
+
+    kind: ClassVar[str] = "step"
+    epoch: int
+    step: int
+    loss: float  # nats a token, dropout on
+    grad_norm: float  # before clipping, of the loss summed over time
+    lr: float
+    words_per_second: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch and the validation after it."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int
+    step: int
+    train_loss: float  # mean over the epoch's steps, nats a token, dropout on
+    train_ppl: float
+    valid_ppl_as_published: float
+    valid_ppl_batched: float
+    lr: float
+    words_per_second: float
+    seconds: float  # training and validation
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended well; the perplexities are those of `epoch`."""
+
+    kind: ClassVar[str] = "result"
+    epoch: int
+    epochs: int  # trained
+    train_ppl: float  # on the training text, dropout off
+    valid_ppl: float
+    valid_ppl_as_published: float
+    valid_ppl_batched: float
+    test_ppl: float
+    seconds: float  # all epochs
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a run ended badly."""
+
+    kind: ClassVar[str] = "error"
+    error: str
+    epoch: int
+    step: int
+
+
+Record = Start | Step | Epoch | Result | Failure
+
+
+class Sink(Protocol):
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __call__(self, record: Record) -> None: ...
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that was cut off is left out."""
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+class JsonLines:
+    """`log.jsonl`: every record a line, of the steps one in `every`. After an interruption it goes on from `step`."""
+
+    def __init__(self, folder: Path, every: int, step: int) -> None:
+        self.path, self.every = folder / "log.jsonl", every
+        kept = [line for line in read_log(self.path) if line["kind"] in ("start", "step", "epoch") and line.get("step", 0) <= step]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept if step > 0))
+        beside.replace(self.path)
+
+    def __enter__(self) -> Self:
+        self.file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Step) and record.step % self.every != 0:
+            return
+        self.file.write(json.dumps({"kind": record.kind, **asdict(record)}) + "\n")
+        self.file.flush()
+
+
+class TensorBoard:
+    """Scalars of every step and epoch, and the settings beside the final metrics, in the run's own folder."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        self.folder, self.config, self.step = folder, config, step
+
+    def __enter__(self) -> Self:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Step | Epoch):
+            for name, value in asdict(record).items():
+                if name not in ("epoch", "step"):
+                    self.writer.add_scalar(f"{record.kind}/{name}", value, record.step)  # type: ignore[no-untyped-call]
+        if isinstance(record, Result):
+            from torch.utils.tensorboard.summary import hparams
+
+            metrics = {f"result/{name}": value for name, value in asdict(record).items() if isinstance(value, float)}
+            for summary in hparams(flat(self.config), metrics):  # type: ignore[no-untyped-call]
+                self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, record.epoch)  # type: ignore[no-untyped-call]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"layers": 2}}` as `{"model.layers": 2}`; what is unset is left out."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            out[prefix + key] = value
+    return out
+
+
+class Progress:
+    """A bar with perplexity, words a second and the time left; plain lines where there is no terminal."""
+
+    SECONDS_BETWEEN_LINES = 30
+
+    def __init__(self, steps: int, epochs: int, step: int, terminal: bool | None = None) -> None:
+        self.steps, self.epochs, self.first = steps, epochs, step
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.spoke = self.began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.bar = tqdm(total=self.steps, initial=self.first, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def say(self, line: str) -> None:
+        """A line above the bar, or by itself."""
+        if self.terminal:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Step):
+            self.bar.update()
+            told = f"ppl {ppl(record.loss):.1f}, {record.words_per_second:,.0f} words/s"
+            self.bar.set_postfix_str(told, refresh=False)
+            now = time.monotonic()
+            if not self.terminal and now - self.spoke >= self.SECONDS_BETWEEN_LINES:
+                self.spoke = now
+                left = (now - self.began) / (record.step - self.first) * (self.steps - record.step)
+                self.say(f"epoch {record.epoch} step {record.step}/{self.steps}: {told}, {duration(left)} left")
+        elif isinstance(record, Epoch):
+            self.say(
+                f"epoch {record.epoch}/{self.epochs}: train ppl {record.train_ppl:.2f}, valid ppl {record.valid_ppl_batched:.2f} "
+                f"(as published {record.valid_ppl_as_published:.2f}), lr {record.lr:.4g}, {record.words_per_second:,.0f} words/s, "
+                f"{duration(record.seconds)}"
+            )
+
+
+def ppl(loss: float) -> float:
+    """Perplexity of a loss in nats a token; infinite rather than an overflow."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
