@@ -105,8 +105,7 @@ def run(command: str, arguments: list[str]) -> None:
     def job(config: DictConfig) -> None:
         try:
             register()
-            settings = parse(config, ROOTS[command])
-            importlib.import_module(f"vdrop_cli.commands.{command}").run(settings)
+            importlib.import_module(f"vdrop_cli.commands.{command}").run(parse(config, ROOTS[command]))
         except (ConfigError, OmegaConfBaseException) as error:
             fail(explain(error))
 
@@ -144,7 +143,11 @@ def explain(error: BaseException, command: str = "train") -> str:
 
 
 def one_line(message: str) -> str:
-    kept = [line.strip() for line in message.splitlines() if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|See http)", line)]
+    kept = [
+        line.strip()
+        for line in message.splitlines()
+        if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|See http)", line)
+    ]
     return "; ".join(kept)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
@@ -114,7 +114,9 @@ class Dropout:
         for key in ("p_word", "p_x", "p_h", "p_c", "p_out"):
             p = getattr(self, key)
             require(0 <= p < 1, f"dropout.{key}", "in [0, 1)", p)
-            require(p == 0 or key in ALLOWED[self.policy], f"dropout.{key}", f"0 with dropout.policy={self.policy}, which does not use it", p)
+            require(
+                p == 0 or key in ALLOWED[self.policy], f"dropout.{key}", f"0 with dropout.policy={self.policy}, which does not use it", p
+            )
         tied = self.policy is not Policy.variational
         require(not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true")
         by_token = self.word_mask is WordMask.token
@@ -172,7 +174,7 @@ class Schedule:
         require(0 < self.lr < math.inf, "schedule.lr", "above 0", self.lr)
         require(1 <= self.decay < math.inf, "schedule.decay", "at least 1", self.decay)
         require(self.max_epoch >= 0, "schedule.max_epoch", "at least 0", self.max_epoch)
-        require(0 < self.clip, "schedule.clip", "above 0 (inf: no clipping)", self.clip)
+        require(self.clip > 0, "schedule.clip", "above 0 (inf: no clipping)", self.clip)
         require(0 <= self.weight_decay < 1, "schedule.weight_decay", "in [0, 1)", self.weight_decay)
         require(self.patience is None or self.patience >= 1, "schedule.patience", "at least 1, or null", self.patience)
 
@@ -283,11 +285,8 @@ def keys(root: type, prefix: str = "") -> list[str]:
     """The full name of every setting below a typed root, as written on the command line."""
     found = []
     for f in dataclasses.fields(root):
-        inner = f.type if isinstance(f.type, type) else next((t for t in getattr(f.type, "__args__", ()) if dataclasses.is_dataclass(t)), None)
-        if inner is not None and dataclasses.is_dataclass(inner):
-            found += keys(inner, f"{prefix}{f.name}.")
-        else:
-            found.append(prefix + f.name)
+        inner = [t for t in (f.type, *get_args(f.type)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
+        found += keys(inner[0], f"{prefix}{f.name}.") if inner else [prefix + f.name]
     return found
 
 

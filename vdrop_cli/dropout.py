@@ -60,7 +60,8 @@ class WordMasks(NamedTuple):
             return self.by_token_TB
         threshold = round(self.p * 2**HASH_BITS)
         fate_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
-        return (fate_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
+        kept_TB: Tensor = (fate_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
+        return kept_TB
 
 
 def mix(x: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> T
 
 
 def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu") -> ModelMasks:
-    """The masks of one chunk of text: every sequence has its own (Gal & Ghahramani 2016, section 4; the policies are those of `config.Policy`)."""
+    """The masks of one chunk of text, by the policies of `config.Policy`: every sequence has its own (Gal & Ghahramani 2016, section 4)."""
     generator = stream.generator()
     new_every_step = dropout.policy in (Policy.zaremba, Policy.naive)
     time = shape.time if new_every_step else 1

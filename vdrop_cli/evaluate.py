@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.config import Dropout, Policy, WordMask
-from vdrop_cli.dropout import ModelMasks, Stream, draw, side_by_side
+from vdrop_cli.dropout import Stream, draw, side_by_side
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.tasks import Chunk, LanguageModelling
 

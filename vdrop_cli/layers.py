@@ -14,6 +14,7 @@ from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
 from vdrop_cli.kernels import Masks
 
 State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
 
 
 class Recurrent(nn.Module):
@@ -56,8 +57,9 @@ class Recurrent(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
-    def weights(self, layer: int) -> list[Tensor]:
-        return [getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    def weights(self, layer: int) -> Weights:
+        w_ih, w_hh, b_ih, b_hh = (self.get_parameter(f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return w_ih, w_hh, b_ih, b_hh
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
         widths = (self.input_size, *[self.hidden_size] * (self.num_layers - 1))
@@ -72,7 +74,7 @@ class Recurrent(nn.Module):
         seed = int(torch.randint(2**62, ()))
         return draw(self.dropout, self.mask_shape(time, batch), Stream((seed,)), device)
 
-    def step(self, x_TBD: Tensor, state: State, weights: list[Tensor], masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         """One layer; `state` and the state returned are [B, H] each."""
         raise NotImplementedError
 
@@ -107,8 +109,9 @@ class LSTM(Recurrent):
 
     cell = Cell.lstm
 
-    def step(self, x_TBD: Tensor, state: State, weights: list[Tensor], masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
-        y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, *state, *weights, masks, lengths=lengths, backend=self.backend)  # type: ignore[misc]
+    def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        h_BH, c_BH = state
+        y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, backend=self.backend)
         return y_TBH, (h_BH, c_BH)
 
 
@@ -121,8 +124,7 @@ class GRU(Recurrent):
         super().__init__(*args, **options)
         self.reset_after = reset_after
 
-    def step(self, x_TBD: Tensor, state: State, weights: list[Tensor], masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
-        y_TBH, h_BH = kernels.gru(
-            x_TBD, *state, *weights, masks, lengths=lengths, reset_after=self.reset_after, backend=self.backend
-        )  # type: ignore[misc]
+    def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        (h_BH,) = state
+        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, lengths=lengths, reset_after=self.reset_after, backend=self.backend)
         return y_TBH, (h_BH,)

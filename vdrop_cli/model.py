@@ -3,6 +3,8 @@
 T time  B batch  H hidden size  V vocabulary  L layers
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +20,11 @@ class LanguageModel(nn.Module):
     def __init__(self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto") -> None:
         super().__init__()
         hidden = model.hidden_size
-        options = {"num_layers": model.layers, "dropout": dropout, "backend": backend}
+        options: dict[str, Any] = {"num_layers": model.layers, "dropout": dropout, "backend": backend}
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, hidden))
         self.layers: Recurrent = (
-            LSTM(hidden, hidden, **options)
-            if model.cell is Cell.lstm
-            else GRU(hidden, hidden, reset_after=model.reset_after, **options)
-        )  # type: ignore[arg-type]
+            LSTM(hidden, hidden, **options) if model.cell is Cell.lstm else GRU(hidden, hidden, reset_after=model.reset_after, **options)
+        )
         self.head_weight = nn.Parameter(torch.empty(vocabulary_size, hidden))
         self.head_bias = nn.Parameter(torch.empty(vocabulary_size))
 

@@ -16,7 +16,7 @@ class Optimiser:
 
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.parameters = list(model.parameters())
+        self.parameters: list[torch.Tensor] = list(model.parameters())
         self.sgd = torch.optim.SGD(self.parameters, lr=schedule.lr)
 
     def step(self, loss: torch.Tensor, epoch: int) -> float:

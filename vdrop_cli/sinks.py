@@ -125,17 +125,19 @@ class TensorBoard:
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Step | Epoch):
             for name, value in asdict(record).items():
                 if name not in ("epoch", "step"):
-                    self.writer.add_scalar(f"{record.kind}/{name}", value, record.step)  # type: ignore[no-untyped-call]
+                    self.writer.add_scalar(f"{record.kind}/{name}", value, record.step)
+        if isinstance(record, Step):
+            self.writer.add_scalar("step/ppl", ppl(record.loss), record.step)
         if isinstance(record, Result):
             from torch.utils.tensorboard.summary import hparams
 
@@ -143,7 +145,7 @@ class TensorBoard:
             for summary in hparams(flat(self.config), metrics):  # type: ignore[no-untyped-call]
                 self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
-                self.writer.add_scalar(name, value, record.epoch)  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(name, value, record.epoch)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,9 +17,9 @@ from vdrop_cli.model import LanguageModel
 
 
 class Chunk(NamedTuple):
-    """`index` counts the chunks of an epoch from 0."""
+    """`number` counts the chunks of an epoch from 0."""
 
-    index: int
+    number: int
     ids_TB: Tensor
     targets_TB: Tensor
 
@@ -33,16 +33,16 @@ def columns(stream_N: Tensor, batch: int) -> Tensor:
 
 def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
     """Successive chunks of `bptt` steps, each word with the next one as its target; what does not fill a chunk is left out."""
-    for index in range((len(columns_NB) - 1) // bptt):
-        here = slice(index * bptt, (index + 1) * bptt)
-        yield Chunk(index, columns_NB[here], columns_NB[1:][here])
+    for number in range((len(columns_NB) - 1) // bptt):
+        here = slice(number * bptt, (number + 1) * bptt)
+        yield Chunk(number, columns_NB[here], columns_NB[1:][here])
 
 
 class LanguageModelling:
     """The next word of one long text, read in columns; the state is carried from chunk to chunk."""
 
     def __init__(self, task: Task, corpus: Corpus, device: torch.device) -> None:
-        self.task, self.corpus = task, corpus
+        self.task, self.corpus, self.device = task, corpus, device
         self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}
         for part in ("train", "valid"):
             length = len(self.streams[part]) // task.batch_size

@@ -34,7 +34,9 @@ def run(settings: Eval) -> None:
     try:
         model.load_state_dict(found.model)
     except RuntimeError:
-        raise ConfigError(f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run") from None
+        raise ConfigError(
+            f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run"
+        ) from None
     model.to(device)
     print(f"{path}: epoch {found.epoch}, {corpus.origin}, {device}, back end {model.layers.backend}", file=sys.stderr)
     metrics: dict[str, Any] = dict(evaluate.standard(model, task))

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 
 from vdrop_cli import checkpoint, corpora, environment, evaluate
@@ -30,11 +29,9 @@ class Diverged(Exception):
 class Run:
     """One training run, from its start or from its newest good checkpoint."""
 
-    def __init__(self, settings: Train, corpus: corpora.Corpus, folder: Path, device: torch.device) -> None:
-        self.settings, self.folder, self.device = settings, folder, device
-        self.corpus = corpus
-        self.task = LanguageModelling(settings.task, corpus, device)
-        self.model = LanguageModel(settings.model, settings.dropout, len(corpus.vocabulary), settings.backend.name)
+    def __init__(self, settings: Train, task: LanguageModelling, folder: Path) -> None:
+        self.settings, self.task, self.folder = settings, task, folder
+        self.model = LanguageModel(settings.model, settings.dropout, len(task.corpus.vocabulary), settings.backend.name)
         self.model.initialise(settings.model.init, Stream((settings.seed, "init")))
         self.epoch, self.seconds = 0, 0.0
         self.best_epoch, self.best_ppl = 0, math.inf
@@ -42,7 +39,7 @@ class Run:
         if found is not None:
             self.model.load_state_dict(found.model)
             self.epoch, self.seconds, self.best_epoch, self.best_ppl = found.epoch, found.seconds, found.best_epoch, found.best_ppl
-        self.model.to(device)
+        self.model.to(task.device)
         self.optimiser = Optimiser(self.model, settings.schedule)
 
     @property
@@ -65,10 +62,10 @@ class Run:
         lr = learning_rate(self.settings.schedule, epoch)
         state, began = self.model.zero_state(batch), time.perf_counter()
         for chunk in self.task.train_chunks():
-            masks = self.model.masks(bptt, batch, stream.at(chunk.index))
+            masks = self.model.masks(bptt, batch, stream.at(chunk.number))
             loss, state = self.task.loss(self.model, chunk, state, masks)
             norm, nats = self.optimiser.step(loss, epoch), loss.item() / bptt
-            step = self.step + chunk.index + 1
+            step = self.step + chunk.number + 1
             if not (math.isfinite(nats) and math.isfinite(norm)):
                 raise Diverged(f"the loss is {nats} and its gradient's norm {norm} at epoch {epoch}, step {step}")
             now = time.perf_counter()
@@ -85,7 +82,7 @@ class Run:
         seconds = time.perf_counter() - began
         self.seconds += seconds
         config, model = plain(self.settings), {name: t.cpu() for name, t in self.model.state_dict().items()}
-        fingerprint = self.corpus.fingerprint
+        fingerprint = self.task.corpus.fingerprint
         checkpoint.save(Checkpoint(config, fingerprint, self.epoch, self.seconds, self.best_epoch, self.best_ppl, model), self.folder)
         loss = sum(losses) / len(losses)
         speed = len(losses) * self.task.words_a_chunk / trained
@@ -104,8 +101,8 @@ class Run:
 
 def records(run: Run) -> Iterator[Record]:
     """Trains to the end; yields a record for the start, every step, every epoch, and the result."""
-    described = environment.describe(run.device, run.model.layers.backend)
-    yield Start(plain(run.settings), run.corpus.fingerprint, run.epoch, described)
+    described = environment.describe(run.task.device, run.model.layers.backend)
+    yield Start(plain(run.settings), run.task.corpus.fingerprint, run.epoch, described)
     while run.goes_on:
         began, losses = time.perf_counter(), []
         for step in run.train_epoch():
@@ -135,8 +132,9 @@ def run(settings: Train) -> None:
         print(f"{folder} is finished; force=true starts over")
         tell(json.loads(finished.read_text()))
         return
+    task = LanguageModelling(settings.task, corpus, device)
     prepare(folder, settings)
-    training = Run(settings, corpus, folder, device)
+    training = Run(settings, task, folder)
     speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {training.model.layers.backend}"
     print(f"{folder}: {speak}{f', going on after epoch {training.epoch}' if training.epoch else ''}", file=sys.stderr)
     listen(training)

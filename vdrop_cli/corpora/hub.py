@@ -20,7 +20,9 @@ def sentences(data: Data) -> dict[str, list[str]]:
     lines = {}
     for part in PARTS:
         if SPLITS[part] not in found:
-            raise ConfigError(f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(map(str, found))}; use data=text with files")
+            raise ConfigError(
+                f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(map(str, found))}; use data=text with files"
+            )
         split = found[SPLITS[part]]
         if data.column not in split.column_names:
             raise ConfigError(f"data.column={data.column} is not a column of {data.name}; there are {', '.join(split.column_names)}")
@@ -29,6 +31,6 @@ def sentences(data: Data) -> dict[str, list[str]]:
 
 
 def read(data: Data) -> Raw:
-    contents = ["".join(f"{line}\n" for line in lines).encode() for lines in sentences(data).values()]
+    contents = {part: "".join(f"{line}\n" for line in lines).encode() for part, lines in sentences(data).items()}
     revision = f"@{data.revision}" if data.revision else ""
-    return Raw(*contents, origin=f"Hub: {data.name}{revision}")
+    return Raw(contents, f"Hub: {data.name}{revision}")

@@ -51,7 +51,7 @@ def read(data: Data) -> Raw:
         setting, folder = found
         contents = {part: read_file(folder / file_name(part), setting) for part in PARTS}
         check_sums(contents, f"{setting}: {folder}/ptb.{{part}}.txt")
-        return Raw(*contents.values(), origin=str(folder))
+        return Raw(contents, str(folder))
     if data.dir is not None:
         raise ConfigError(
             f"data.dir={data.dir} has no {missing(Path(data.dir))[0]}; point data.dir at a folder with ptb.train.txt, ptb.valid.txt and "
@@ -74,7 +74,7 @@ def fetch() -> Raw:
         DOWNLOADS.mkdir(parents=True, exist_ok=True)
         for part, content in contents.items():
             (DOWNLOADS / file_name(part)).write_bytes(content)
-        return Raw(*contents.values(), origin=f"{DOWNLOADS} (fetched from {origin})")
+        return Raw(contents, f"{DOWNLOADS} (fetched from {origin})")
     raise ConfigError(
         "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with ptb.{train,valid,test}.txt; "
         f"the environment variable VDROP_DATA=FOLDER with ptb/ in it; the files in {DOWNLOADS}; data=pydoc, which needs no download. "
@@ -97,7 +97,8 @@ def check_sums(contents: dict[str, bytes], where: str) -> None:
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != MD5[part]:
             raise ConfigError(
-                f"{where.format(part=part)} is not Mikolov's Penn Treebank: MD5 {found}, expected {MD5[part]}; get the file again, or use data=text"
+                f"{where.format(part=part)} is not Mikolov's Penn Treebank: MD5 {found}, expected {MD5[part]}; "
+                "get the file again, or use data=text"
             )
 
 

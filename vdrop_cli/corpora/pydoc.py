@@ -2,7 +2,6 @@
 
 import platform
 import re
-
 from pydoc_data.topics import topics
 
 from vdrop_cli.config import Data
@@ -12,11 +11,11 @@ BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of t
 
 
 def read(data: Data) -> Raw:
-    """Paragraphs in order of topic, lower-cased, words and punctuation apart; of every ten, eight train, one valid, one test."""
+    """Paragraphs in order of topic, each once, lower-cased, words and punctuation apart; of ten, eight train, one valid, one test."""
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     blocks = [block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name])]
-    lines = [" ".join(re.findall(r"\w+|[^\w\s]", block.lower())) for block in blocks]
-    for number, line in enumerate(line for line in lines if line):
-        parts[BLOCKS_OF_TEN[number % 10]].append(line)
-    contents = ["".join(f"{line}\n" for line in part).encode() for part in parts.values()]
-    return Raw(*contents, origin=f"pydoc_data.topics of Python {platform.python_version()}")
+    paragraphs = dict.fromkeys(" ".join(re.findall(r"\w+|[^\w\s]", block.lower())) for block in blocks)  # many stand under several topics
+    for number, paragraph in enumerate(paragraph for paragraph in paragraphs if paragraph):
+        parts[BLOCKS_OF_TEN[number % 10]].append(paragraph)
+    contents = {part: "".join(f"{line}\n" for line in lines).encode() for part, lines in parts.items()}
+    return Raw(contents, f"pydoc_data.topics of Python {platform.python_version()}")

@@ -23,9 +23,7 @@ ENCODING = "1"  # goes into the fingerprint; to be raised when the same text wou
 class Raw(NamedTuple):
     """The three parts as they were found."""
 
-    train: bytes
-    valid: bytes
-    test: bytes
+    parts: dict[str, bytes]  # train, valid, test
     origin: str  # for a person: where they came from
 
 
@@ -47,8 +45,8 @@ class Corpus:
 
 def read(data: Data) -> Raw:
     """Three local files."""
-    paths = [Path(path) for path in (data.train, data.valid, data.test) if path is not None]
-    return Raw(*(read_file(path, f"data.{part}") for part, path in zip(PARTS, paths, strict=True)), origin=", ".join(map(str, paths)))
+    paths = {part: Path(path) for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True) if path is not None}
+    return Raw({part: read_file(path, f"data.{part}") for part, path in paths.items()}, ", ".join(map(str, paths.values())))
 
 
 def read_file(path: Path, setting: str) -> bytes:
@@ -63,7 +61,9 @@ def words(content: bytes, part: str, origin: str) -> list[str]:
     try:
         found = content.decode("utf-8").replace("\n", " <eos> ").split()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"data.{part}: byte {error.start} of the {part} part of {origin} is not UTF-8; convert the file to UTF-8") from None
+        raise ConfigError(
+            f"data.{part}: byte {error.start} of the {part} part of {origin} is not UTF-8; convert the file to UTF-8"
+        ) from None
     if not found:
         raise ConfigError(f"data.{part}: the {part} part of {origin} is empty; it needs words")
     return found
@@ -72,7 +72,7 @@ def words(content: bytes, part: str, origin: str) -> list[str]:
 def encoded(raw: Raw, data: Data) -> Corpus:
     """The ids, from the cache where the same content was encoded before."""
     digest = hashlib.sha256(f"{ENCODING} {data.min_count}".encode())
-    for content in raw[:3]:
+    for content in raw.parts.values():
         digest.update(len(content).to_bytes(8, "little") + content)
     fingerprint = digest.hexdigest()
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
@@ -87,13 +87,13 @@ def encoded(raw: Raw, data: Data) -> Corpus:
 
 def encode(raw: Raw, min_count: int, fingerprint: str) -> Corpus:
     """Words seen less than `min_count` times in the training part become <unk>, in all parts."""
-    texts = [words(content, part, raw.origin) for part, content in zip(PARTS, raw[:3], strict=True)]
+    texts = [words(content, part, raw.origin) for part, content in raw.parts.items()]
     if min_count > 1:
         counts = Counter(texts[0])
         texts = [[word if counts[word] >= min_count else "<unk>" for word in text] for text in texts]
     ids: dict[str, int] = {}
-    streams = [torch.tensor([ids.setdefault(word, len(ids)) for word in text]) for text in texts]
-    return Corpus(list(ids), *streams, origin=raw.origin, fingerprint=fingerprint)
+    train_N, valid_N, test_N = (torch.tensor([ids.setdefault(word, len(ids)) for word in text]) for text in texts)
+    return Corpus(list(ids), train_N, valid_N, test_N, raw.origin, fingerprint)
 
 
 def keep(corpus: Corpus, path: Path) -> None:

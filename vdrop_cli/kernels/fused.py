@@ -6,9 +6,11 @@ Masks that differ from gate to gate make each product four (GRU: three) of a qua
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from vdrop_cli.kernels.masks import Masks, at
 
@@ -56,14 +58,18 @@ class Gates:
 
     def __init__(self, time: int, batch: int, gates: int, hidden: int, by_gate: bool, like: Tensor) -> None:
         self.gates, self.hidden, self.by_gate = gates, hidden, by_gate
-        shape = (gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden)
-        self.memory = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.memory = like.new_empty((gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden))
         self.view_GTBH = self.memory if by_gate else self.memory.view(time, batch, gates, hidden).permute(2, 0, 1, 3)
 
     @classmethod
     def of(cls, x_TBD: Tensor, hidden: int, gates: int, masks: Masks) -> "Gates":
         by_gate = differs_by_gate(masks.x) or differs_by_gate(masks.h)
         return cls(x_TBD.shape[0], x_TBD.shape[1], gates, hidden, by_gate, like=x_TBD)
+
+    def another(self) -> "Gates":
+        """Of the same layout, for the gradients."""
+        _, time, batch, _ = self.view_GTBH.shape
+        return Gates(time, batch, self.gates, self.hidden, self.by_gate, like=self.memory)
 
     def rows(self, part: slice) -> slice:
         """The rows of a weight matrix that belong to some gates."""
@@ -141,7 +147,7 @@ def previous(first_BH: Tensor, states_TBH: Tensor) -> Tensor:
 class LSTM(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x_TBD: Tensor,
         h_BH: Tensor,
         c_BH: Tensor,
@@ -161,7 +167,10 @@ class LSTM(torch.autograd.Function):
         project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, mask_x)
         i_TBH, f_TBH, g_TBH, o_TBH = gates.view_GTBH
         i_and_f_GTBH = gates.view_GTBH[:2]
-        c_TBH, h_TBH = torch.empty_like(o_TBH, memory_format=torch.contiguous_format), torch.empty_like(o_TBH, memory_format=torch.contiguous_format)
+        c_TBH, h_TBH = (
+            torch.empty_like(o_TBH, memory_format=torch.contiguous_format),
+            torch.empty_like(o_TBH, memory_format=torch.contiguous_format),
+        )
         alive_TB1 = alive_steps(lengths, time)
         h, c = h_BH, c_BH
         for t in range(time):
@@ -184,7 +193,7 @@ class LSTM(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, h_BH, c_BH, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, h_TBH, c_TBH = ctx.saved_tensors
         gates: Gates = ctx.gates
         every = slice(0, 4)
@@ -192,7 +201,7 @@ class LSTM(torch.autograd.Function):
         tanh_c_TBH = c_TBH.tanh()
         c_before_TBH = previous(c_BH, c_TBH)
         # What does not depend on the gradient is worked out for all steps at once: d a_gate = slope ∘ (dc or dh).
-        da = Gates(*h_TBH.shape[:2], 4, gates.hidden, gates.by_gate, like=h_TBH)
+        da = gates.another()
         slope_i, slope_f, slope_g, slope_o = da.view_GTBH
         torch.mul(g_TBH * i_TBH, 1 - i_TBH, out=slope_i)
         torch.mul(c_before_TBH * f_TBH, 1 - f_TBH, out=slope_f)
@@ -229,7 +238,7 @@ class LSTM(torch.autograd.Function):
 class GRU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x_TBD: Tensor,
         h_BH: Tensor,
         w_ih: Tensor,
@@ -278,7 +287,7 @@ class GRU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_TBH: Tensor, dh_BH: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, h_BH, w_ih, w_hh, mask_x, mask_h, alive_TB1, h_TBH, inner_TBH = ctx.saved_tensors
         gates: Gates = ctx.gates
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
@@ -286,7 +295,7 @@ class GRU(torch.autograd.Function):
         h_before_TBH = previous(h_BH, h_TBH)
         mask_n = gate(mask_h, 2)
         w_n = w_hh[2 * gates.hidden :]
-        da = Gates(*h_TBH.shape[:2], 3, gates.hidden, gates.by_gate, like=h_TBH)
+        da = gates.another()
         da_r, da_z, da_n = da.view_GTBH
         torch.mul(r_TBH, 1 - r_TBH, out=da_r)
         torch.mul((h_before_TBH - n_TBH) * z_TBH, 1 - z_TBH, out=da_z)
@@ -335,9 +344,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
         nll_N, gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype, any(ctx.needs_input_grad))
         ctx.save_for_backward(x_ND, w_VD, b_V, targets_N, *gradients)
         ctx.compute_dtype = compute_dtype
@@ -345,7 +352,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_VD, b_V, targets_N, *gradients = ctx.saved_tensors
         if bool((dnll_N == dnll_N[0]).all()):
             dx_ND, dw_VD, db_V = (gradient * dnll_N[0] for gradient in gradients)
@@ -399,7 +406,7 @@ def lstm(
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = LSTM.apply(
+    outputs: tuple[Tensor, Tensor, Tensor] = LSTM.apply(  # type: ignore[no-untyped-call]
         x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype
     )
     return outputs
@@ -417,14 +424,14 @@ def gru(
     reset_after: bool = False,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor] = GRU.apply(
+    outputs: tuple[Tensor, Tensor] = GRU.apply(  # type: ignore[no-untyped-call]
         x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks.x, masks.h, lengths, reset_after, compute_dtype or x_TBD.dtype
     )
     return outputs
 
 
-def linear_cross_entropy(
-    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
-) -> Tensor:
-    nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)
+def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    nll_N: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype
+    )
     return nll_N

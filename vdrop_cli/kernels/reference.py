@@ -36,7 +36,7 @@ def lstm(
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    w_GHD, u_GHH = w_ih.unflatten(0, (4, -1)), w_hh.unflatten(0, (4, -1))
+    w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (b_ih + b_hh).view(4, 1, -1)
     y_TBH = []
     for t, x_BD in enumerate(x_TBD):
@@ -62,7 +62,7 @@ def gru(
     reset_after: bool = False,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    w_GHD, u_GHH = w_ih.unflatten(0, (3, -1)), w_hh.unflatten(0, (3, -1))
+    w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
     b_GH, bu_GH = b_ih.view(3, -1), b_hh.view(3, -1)
     y_TBH = []
     for t, x_BD in enumerate(x_TBD):
@@ -82,8 +82,6 @@ def gru(
     return torch.stack(y_TBH), h_BH
 
 
-def linear_cross_entropy(
-    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
-) -> Tensor:
+def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
     """The forward logits are never rounded: `compute_dtype` has no effect here."""
     return F.cross_entropy(x_ND @ w_VD.T + b_V, targets_N, reduction="none")

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format golden clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,plot]'
+	@touch $@
+
+setup: .venv/.ready  ## create .venv with everything in it
+
+demo: setup  ## none, naive and variational side by side on the embedded corpus, in minutes
+	$(BIN)/vdrop train -m experiment=demo dropout=none,naive,variational
+	$(BIN)/vdrop compare --picture outputs/demo/curves.png outputs/demo/train/*/*
+
+test: setup  ## run the tests; those on real data need VDROP_DATA
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: setup  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden: setup  ## renew the recorded losses of tests/golden.json; say in the commit why they changed
+	$(BIN)/python -m tests.test_golden
+
+clean:  ## remove .venv and what the tools leave; data and outputs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

@@ -1,0 +1,45 @@
+"""`vdrop compare`."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, settings
+from vdrop_cli.commands import compare, train
+
+
+@pytest.fixture
+def folders(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    for dropout in ("none", "variational"):
+        train.run(settings(*TINY, *text, f"dropout={dropout}", "schedule.epochs=2"))
+    return sorted(str(path.parent) for path in Path().rglob("result.json"))
+
+
+def test_differing_settings_results_and_curves(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    compare.main([*folders, "--picture", "pictures/curves.png"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == ["none", "variational"]
+    rows = {line.split()[0]: line.split()[1:] for line in told if len(line.split()) == 3}
+    assert rows["dropout.p_h"] == ["0.0", "0.25"]
+    assert "model.name" not in rows and "seed" not in rows
+    assert all(1 < float(value) < 100 for value in rows["test_ppl"])
+    assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unfinished_run_is_left_out_and_said_so(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(folders[0]) / "result.json").unlink()
+    capsys.readouterr()
+    compare.main(folders)
+    assert f"{folders[0]} is not finished, left out" in capsys.readouterr().err
+    (Path(folders[1]) / "result.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(folders)
+    assert stopped.value.code == 2
+
+
+def test_a_picture_that_cannot_be_written_is_named(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([*folders, "--picture", "curves.unknown"])
+    assert stopped.value.code == 2 and "--picture curves.unknown cannot be written" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""`vdrop data`."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import settings
+from vdrop_cli.commands import data
+
+
+def test_a_look_says_what_is_there_and_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VDROP_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    data.run(settings(command="data"))
+    told = capsys.readouterr().out
+    assert "ptb\n  not here (looked in data/ptb); vdrop data data=ptb fetches it" in told
+    assert "pydoc\n  from    pydoc_data.topics of Python 3." in told and "data=text data.train=" in told
+
+
+def test_penn_treebank_is_told_with_its_counts(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VDROP_DATA", str(real_data))
+    data.run(settings("data=ptb", command="data"))
+    told = capsys.readouterr().out
+    for part in (f"from    {real_data}/ptb", "929,589 tokens", "73,760 tokens", "82,430 tokens", "10,000", "agree with Mikolov's"):
+        assert part in told
+
+
+def test_a_text_of_ones_own(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    data.run(settings(*text, command="data"))
+    told = capsys.readouterr().out
+    assert "types          41" in told and "none known for this corpus" in told
+    assert list((tmp_path / "data" / "cache").iterdir())

@@ -1,0 +1,74 @@
+"""`vdrop eval`: what it writes, and that it needs nothing but the checkpoint. The command line of it is in test_cli."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, settings
+from vdrop_cli import checkpoint, corpora, evaluate
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands import train
+from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.model import LanguageModel
+
+
+@pytest.fixture
+def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text, "dropout=variational_untied", "model=gru_small", "model.hidden_size=8"))
+    return next(Path().rglob("result.json")).parent
+
+
+def run(folder: Path, *overrides: str) -> None:
+    evaluation.run(settings(f"checkpoint={folder}", "device=cpu", *overrides, command="eval"))
+
+
+def test_reloading_gives_the_same_numbers(folder: Path) -> None:
+    run(folder)
+    told = json.loads((folder / "eval-0001-standard.json").read_text())
+    trained = json.loads((folder / "result.json").read_text())
+    assert told["metrics"] == {name: trained[name] for name in ("valid_ppl", "valid_ppl_as_published", "valid_ppl_batched", "test_ppl")}
+    assert told["environment"]["backend"] == "fused" and told["epoch"] == 1
+
+
+def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "mc_samples=5")
+    told = json.loads((folder / "eval-0001-mc5-s1.json").read_text())
+    assert [row["samples"] for row in told["mc"]] == [1, 2, 5]
+    assert told["metrics"]["test_ppl_mc5"] == told["mc"][-1]["ppl"] and told["mc"][0]["deviation"] > 0
+    assert "passes averaged" in capsys.readouterr().out
+
+
+def test_every_setting_of_it_changes_something(folder: Path) -> None:
+    """Seed and word dropout the numbers; the batching of passes only their rounding; the back end what is written of it."""
+    run(folder, "mc_samples=4")
+    base = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
+    run(folder, "mc_samples=4", "seed=2")
+    run(folder, "mc_samples=4", "word_dropout=true")
+    other_seed, words = (json.loads((folder / f"eval-0001-mc4-{name}.json").read_text()) for name in ("s2", "word-s1"))
+    for other in (other_seed, words):
+        assert other["metrics"]["test_ppl_mc4"] != base["metrics"]["test_ppl_mc4"]
+        assert other["metrics"]["test_ppl"] == base["metrics"]["test_ppl"]
+    run(folder, "mc_samples=4", "mc_batch=3", "backend=reference")
+    again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
+    assert again["metrics"] == pytest.approx(base["metrics"], rel=1e-5)
+    assert again["environment"]["backend"] == "reference"
+
+
+def test_the_corpus_may_lie_elsewhere_now(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint that was trained on Penn Treebank in a folder that is gone; the evaluation itself is not the matter here."""
+    monkeypatch.chdir(tmp_path)
+    config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
+    fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
+    weights = LanguageModel(config.model, config.dropout, 10_000).state_dict()
+    checkpoint.save(Checkpoint(plain(config), fingerprint, 1, 0.0, 1, 1.0, weights), tmp_path)
+    monkeypatch.setattr(evaluate, "standard", lambda model, task: {"test_ppl": float(len(task.streams["test"]))})
+    with pytest.raises(ConfigError, match=r"data\.dir=gone has no ptb\.train\.txt"):
+        run(tmp_path)
+    run(tmp_path, f"data.dir={real_data}/ptb")
+    assert "82430.00" in capsys.readouterr().out

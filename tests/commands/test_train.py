@@ -1,0 +1,150 @@
+"""Training: resuming, early stopping, divergence, what is written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import CELLS_AND_POLICIES, TINY, settings
+from vdrop_cli import checkpoint, corpora
+from vdrop_cli.commands import train
+from vdrop_cli.commands.train import Run
+from vdrop_cli.config import Train
+from vdrop_cli.sinks import Epoch, Result, Start, Step, read_log
+from vdrop_cli.tasks import LanguageModelling
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def start(config: Train) -> Run:
+    corpus = corpora.load(config.data)
+    folder = checkpoint.run_folder(config, corpus.fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(config, LanguageModelling(config.task, corpus, torch.device("cpu")), folder)
+
+
+def timeless(record: Any) -> Any:
+    return {name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second")}
+
+
+def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str]) -> None:
+    config = settings(*TINY, *text, "dropout=none", "model.hidden_size=32", "schedule.epochs=2")
+    found = list(train.records(start(config)))
+    assert isinstance(found[0], Start) and isinstance(found[-1], Result)
+    steps = [record for record in found if isinstance(record, Step)]
+    epochs = [record for record in found if isinstance(record, Epoch)]
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+    assert [epoch.step for epoch in epochs] == [len(steps) // 2, len(steps)]
+    mean = sum(step.loss for step in steps[: len(steps) // 2]) / (len(steps) // 2)
+    assert epochs[0].train_loss == pytest.approx(mean)
+    assert epochs[1].valid_ppl_batched < epochs[0].valid_ppl_batched < 40 * 1.1, "it learns"
+
+
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+def test_two_epochs_and_two_more_are_four_bit_for_bit(cell: str, policy: str, text: list[str]) -> None:
+    overrides = [*TINY, *text, f"model={cell}_small", "model.hidden_size=8", f"dropout={policy}", "schedule.epochs=4"]
+    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start)]
+    overrides.append("outputs=interrupted")
+    first = []
+    for record in train.records(start(settings(*overrides))):
+        first.append(record)
+        if isinstance(record, Epoch) and record.epoch == 2:
+            break
+    run = start(settings(*overrides))
+    assert run.epoch == 2
+    second = list(train.records(run))
+    assert [timeless(record) for record in (*first, *second) if not isinstance(record, Start)] == whole
+    finished = [checkpoint.load(next(Path(folder).rglob("checkpoint-0004.pt"))) for folder in ("outputs", "interrupted")]
+    assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
+
+
+def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(*TINY, *text, "schedule.epochs=3", "log_every=1")
+
+    class Interruption(train.Progress):
+        def __call__(self, record: Any) -> None:
+            if isinstance(record, Step) and record.epoch == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(train, "Progress", Interruption)
+        train.run(config)
+    assert stopped.value.code == 130
+    train.run(config)
+    log = read_log(next(Path().rglob("log.jsonl")))
+    steps = [record["step"] for record in log if record["kind"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert [record["epoch"] for record in log if record["kind"] == "epoch"] == [1, 2, 3]
+    assert [record["epoch"] for record in log if record["kind"] == "start"] == [0, 2]
+    assert log[-1]["kind"] == "result"
+
+
+def test_force_starts_over(text: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(settings(*TINY, *text))
+    folder = next(Path().rglob("result.json")).parent
+    (folder / "result.json").write_text('{"test_ppl": 1.0}')
+    train.run(settings(*TINY, *text))
+    assert json.loads((folder / "result.json").read_text()) == {"test_ppl": 1.0}, "finished is finished"
+    train.run(settings(*TINY, *text, "force=true"))
+    assert json.loads((folder / "result.json").read_text())["test_ppl"] > 2
+    assert [record["epoch"] for record in read_log(folder / "log.jsonl") if record["kind"] == "start"] == [0]
+
+
+def test_the_result_can_be_had_again_from_the_checkpoint(text: list[str]) -> None:
+    """An end that was cut off between the last epoch and the result costs nothing but the evaluation."""
+    config = settings(*TINY, *text)
+    train.run(config)
+    folder = next(Path().rglob("result.json")).parent
+    first = (folder / "result.json").read_text()
+    (folder / "result.json").unlink()
+    train.run(config)
+    assert (folder / "result.json").read_text() == first
+
+
+def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
+    """A rate that makes training worse: it stops `patience` epochs after the best, whose weights it reports."""
+    config = settings(*TINY, *text, "dropout=none", "schedule.epochs=30", "schedule.patience=2", "schedule.lr=8", "schedule.clip=inf")
+    records = list(train.records(start(config)))
+    epochs = [record for record in records if isinstance(record, Epoch)]
+    result = records[-1]
+    assert isinstance(result, Result)
+    best = min(epochs, key=lambda epoch: epoch.valid_ppl_batched)
+    assert result.epoch == best.epoch < result.epochs == best.epoch + 2 < 30
+    assert result.valid_ppl_batched == pytest.approx(best.valid_ppl_batched)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
+    text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate of 1e38 makes the weights infinite within an epoch."""
+    with pytest.raises(SystemExit) as stopped:
+        train.run(settings(*TINY, *text, "schedule.epochs=2"))
+        folder = next(Path().rglob("checkpoint-0002.pt")).parent
+        config = settings(*TINY, *text, "schedule.epochs=4", "schedule.lr=1e38", "schedule.clip=inf")
+        other = checkpoint.run_folder(config, corpora.load(config.data).fingerprint)
+        shutil.copytree(folder, other, ignore=shutil.ignore_patterns("result.json"))
+        train.run(config)
+    assert stopped.value.code == 1
+    assert [path.name for path in checkpoint.all_in(other)] == ["checkpoint-0002.pt", "checkpoint-0001.pt"]
+    last = read_log(other / "log.jsonl")[-1]
+    assert last["kind"] == "error" and "the loss is" in last["error"] and last["epoch"] == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vdrop:")]
+    assert "at epoch 3, step" in line and "the last good checkpoint is" in line and "checkpoint-0002.pt" in line
+    assert not (other / "result.json").exists()
+
+
+def test_the_folder_holds_what_a_record_needs(text: list[str]) -> None:
+    train.run(settings(*TINY, *text))
+    folder = next(Path().rglob("result.json")).parent
+    result = json.loads((folder / "result.json").read_text())
+    log = read_log(folder / "log.jsonl")
+    assert log[-1] == {"kind": "result", **result}
+    environment = log[0]["environment"]
+    assert {"torch", "device", "backend", "threads", "vdrop"} <= environment.keys()
+    assert log[0]["config"]["model"]["hidden_size"] == 8

@@ -1,0 +1,96 @@
+"""What many tests need: settings as the command line would make them, a small text, the real corpora if they are here."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from vdrop_cli import config
+from vdrop_cli.cli import CONF
+
+torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
+
+POLICIES = ("none", "zaremba", "naive", "moon", "moon_word", "variational", "variational_untied")
+CELLS_AND_POLICIES = [(cell, policy) for cell in ("lstm", "gru") for policy in POLICIES if not (cell == "gru" and "moon" in policy)]
+TINY = (
+    "model=lstm_small",
+    "model.hidden_size=8",
+    "task.batch_size=4",
+    "task.bptt=5",
+    "schedule.epochs=1",
+    "data.cache=null",
+    "device=cpu",
+)
+
+
+def settings(*overrides: str, command: str = "train") -> Any:
+    """The typed configuration of a command line, without running it."""
+    config.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return config.parse(compose(command, list(overrides)), config.ROOTS[command])
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few successors."""
+    folder = tmp_path_factory.mktemp("text")
+    source = random.Random(0)
+    for part, lines in (("train", 150), ("valid", 40), ("test", 40)):
+        text = []
+        for _ in range(lines):
+            word, line = source.randrange(40), []
+            for _ in range(source.randrange(3, 15)):
+                line.append(f"w{word}")
+                word = (3 * word + source.choice((1, 1, 1, 2, 7, 11))) % 40
+            text.append(" ".join(line))
+        (folder / f"{part}.txt").write_text("\n".join(text) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(text_folder: Path) -> list[str]:
+    """The overrides that choose that text."""
+    return ["data=text", *(f"data.{part}={text_folder}/{part}.txt" for part in ("train", "valid", "test"))]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real corpora."""
+    told = os.environ.get("VDROP_DATA")
+    if not told or not (Path(told) / "ptb").is_dir():
+        pytest.skip("needs the real corpora: set VDROP_DATA to a folder with ptb/ in it")
+    return Path(told)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Freshly allocated memory is NaN, so that nothing can lean on what it happens to hold."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def vdrop(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line as a process, in an empty folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {key: value for key, value in os.environ.items() if key != "VDROP_DATA"}
+        return subprocess.run(
+            [sys.executable, "-m", "vdrop_cli", *arguments],
+            cwd=tmp_path,
+            env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent), **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

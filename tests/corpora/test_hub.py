@@ -1,0 +1,48 @@
+"""Data sets that the `datasets` library can load; here from folders, read by the same calls as the Hub's."""
+
+from pathlib import Path
+
+import pytest
+
+from vdrop_cli import corpora
+from vdrop_cli.config import ConfigError, Data, Source
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two configurations as folders of parquet files; the library's cache goes to the test's own folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, first in (("one", "first line"), ("two", "another line")):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            rows = {"line": [first, f"{split} ends"], "other": ["x", "y"]}
+            datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "hub" / name / f"{split}.parquet"))
+    return tmp_path / "hub"
+
+
+def data(folder: Path, **changes: str) -> Data:
+    return Data(Source.hub, **{"name": str(folder / "one"), "column": "line"} | changes, cache=None)  # type: ignore[arg-type]
+
+
+def test_each_row_is_a_line(folder: Path) -> None:
+    corpus = corpora.load(data(folder))
+    assert corpus.vocabulary == ["first", "line", "<eos>", "train", "ends", "validation", "test"]
+    assert corpus.test_N.tolist() == [0, 1, 2, 6, 4, 2]
+    assert corpora.load(data(folder, column="other")).vocabulary == ["x", "<eos>", "y"]
+
+
+def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.column=text is not a column of .*there are line, other"):
+        corpora.load(data(folder, column="text"))
+    with pytest.raises(ConfigError, match=r"data\.name=.*nowhere cannot be loaded from the Hub"):
+        corpora.load(data(folder, name=str(folder / "nowhere")))
+    with pytest.raises(ConfigError, match=r"cannot be loaded from the Hub \(.*onfig"):
+        corpora.load(data(folder, config="three"))
+
+
+def test_a_missing_split_is_an_error_that_lists_those_there_are(folder: Path) -> None:
+    (folder / "one" / "validation.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"has no split validation, only train, test"):
+        corpora.load(data(folder))

@@ -1,0 +1,89 @@
+"""Text → ids, and its cache."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdrop_cli import corpora
+from vdrop_cli.config import ConfigError, Data, Source
+from vdrop_cli.corpora import Corpus
+
+
+def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n") -> Data:
+    folder.mkdir(exist_ok=True)
+    for part, content in (("train", train), ("valid", valid), ("test", test)):
+        (folder / part).write_bytes(content)
+    paths = {part: str(folder / part) for part in ("train", "valid", "test")}
+    return Data(Source.text, **paths, cache=None)
+
+
+def test_ids_follow_first_appearance_and_line_ends_are_words(tmp_path: Path) -> None:
+    corpus = corpora.load(files(tmp_path, b"the cat\nthe dog\n", b" the bird \n", b"a cat"))
+    assert corpus.vocabulary == ["the", "cat", "<eos>", "dog", "bird", "a"]
+    assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2, 0, 3, 2], [0, 4, 2], [5, 1]]
+
+
+def test_windows_line_ends_make_the_same_words(tmp_path: Path) -> None:
+    one, other = (corpora.load(files(tmp_path / name, b"the cat\nsat" + end)) for name, end in (("a", b"\n"), ("b", b"\r\n")))
+    assert one.vocabulary == other.vocabulary and one.train_N.tolist() == other.train_N.tolist()
+
+
+def test_rare_words_of_the_training_part_become_unknown_in_all(tmp_path: Path) -> None:
+    data = files(tmp_path, b"a a b c\n\n", b"b a\n", b"c\n")
+    data.min_count = 2
+    corpus = corpora.load(data)
+    assert corpus.vocabulary == ["a", "<unk>", "<eos>"]
+    assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 0, 1, 1, 2, 2], [1, 0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b" \t ", "is empty"), (b"ab \xff", "byte 3 of the valid part")])
+def test_a_part_that_is_empty_or_not_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.valid: .*{message}"):
+        corpora.load(files(tmp_path, b"a\n", content))
+
+
+def test_a_missing_file_is_named_with_its_setting(tmp_path: Path) -> None:
+    data = files(tmp_path, b"a\n")
+    Path(str(data.test)).unlink()
+    with pytest.raises(ConfigError, match=rf"data\.test={data.test} cannot be read \(No such file or directory\)"):
+        corpora.load(data)
+
+
+def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
+    """The same text elsewhere is read from the cache; another text at the same place is not."""
+    cache = tmp_path / "cache"
+
+    def load(folder: str, train: bytes) -> Corpus:
+        data = files(tmp_path / folder, train)
+        data.cache = str(cache)
+        return corpora.load(data)
+
+    first = load("a", b"one two\n")
+    (entry,) = cache.iterdir()
+    held = torch.load(entry, weights_only=True)
+    torch.save({**held, "vocabulary": ["seen", "in", "the", "cache"]}, entry)
+    assert load("b", b"one two\n").vocabulary == ["seen", "in", "the", "cache"]
+    second = load("a", b"three\n")
+    assert second.vocabulary == ["three", "<eos>", "a"]
+    assert second.fingerprint != first.fingerprint and len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = files(tmp_path, b"a b\n")
+    (tmp_path / "file").write_text("in the way")
+    data.cache = str(tmp_path / "file" / "cache")
+    assert corpora.load(data).vocabulary == ["a", "b", "<eos>"]
+    assert "data.cache=" in capsys.readouterr().err
+
+
+def test_min_count_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    data = files(tmp_path, b"a a b\n")
+    first = corpora.load(data).fingerprint
+    data.min_count = 2
+    assert corpora.load(data).fingerprint != first
+
+
+def test_parts_cannot_be_confused_by_moving_text_from_one_to_the_next(tmp_path: Path) -> None:
+    one, other = corpora.load(files(tmp_path, b"a b ", b"c d")), corpora.load(files(tmp_path, b"a b c ", b"d"))
+    assert one.fingerprint != other.fingerprint

@@ -1,0 +1,147 @@
+"""The hand-written cells against the definition: every policy's masks, all outputs and all gradients."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import CELLS_AND_POLICIES, settings
+from vdrop_cli.dropout import MaskShape, Stream, draw
+from vdrop_cli.kernels import Masks, fused, gru, linear_cross_entropy, lstm
+
+BATCH, INPUT, HIDDEN = 3, 5, 7
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def inputs_of(cell: str, time: int, dtype: torch.dtype) -> list[Tensor]:
+    rows = {"lstm": 4, "gru": 3}[cell] * HIDDEN
+    states = [(BATCH, HIDDEN)] * {"lstm": 2, "gru": 1}[cell]
+    shapes = [(time, BATCH, INPUT), *states, (rows, INPUT), (rows, HIDDEN), (rows,), (rows,)]
+    generator = torch.Generator().manual_seed(time)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).mul(0.5).to(dtype).requires_grad_() for shape in shapes]
+
+
+def outputs_and_gradients(function: Function, inputs: list[Tensor]) -> list[Tensor]:
+    """With a random gradient from upstream for each output."""
+    outputs = function(*inputs)
+    generator = torch.Generator().manual_seed(9)
+    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
+
+
+def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
+    return [((f.double() - e.double()).norm() / e.double().norm()).item() for f, e in zip(found, expected, strict=True)]
+
+
+def masks_of(cell: str, policy: str, time: int) -> Masks:
+    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout
+    shape = MaskShape(time, BATCH, (INPUT,), HIDDEN, {"lstm": 4, "gru": 3}[cell])
+    return draw(dropout, shape, Stream((0, policy))).layers[0]
+
+
+def double(masks: Masks) -> Masks:
+    return Masks(*(None if m is None else m.double() for m in masks))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("time", [1, 2, 35])
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_fp32_agrees_with_the_definition_in_float64(cell: str, policy: str, time: int, padded: bool) -> None:
+    masks = masks_of(cell, policy, time)
+    lengths = torch.tensor([1, time, (time + 1) // 2]) if padded else None
+    for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
+        function = {"lstm": lstm, "gru": gru}[cell]
+        expected = outputs_and_gradients(
+            lambda *a, f=function, o=option: f(*a, double(masks), lengths=lengths, backend="reference", **o),
+            inputs_of(cell, time, torch.float64),
+        )
+        found = outputs_and_gradients(
+            lambda *a, f=function, o=option: f(*a, masks, lengths=lengths, backend="fused", **o), inputs_of(cell, time, torch.float32)
+        )
+        assert max(relative_errors(found, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("x_gates", [0, 1, 4])
+@pytest.mark.parametrize("h_gates", [0, 1, 4])
+def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
+    """The contract lets the masks of input and recurrence be tied or not, fixed or not, each for itself."""
+    generator = torch.Generator().manual_seed(4)
+    mask_x = torch.rand(6, x_gates, 1, INPUT, generator=generator, dtype=torch.float64) if x_gates else None
+    mask_h = torch.rand(1, h_gates, BATCH, HIDDEN, generator=generator, dtype=torch.float64) if h_gates else None
+    expected, found = (
+        outputs_and_gradients(
+            lambda *a, b=backend: lstm(*a, Masks(mask_x, mask_h), backend=b),
+            inputs_of("lstm", 6, torch.float64),
+        )
+        for backend in ("reference", "fused")
+    )
+    assert max(relative_errors(found, expected)) < 1e-12
+
+
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+def test_bf16_products_stay_close_to_the_definition(cell: str, policy: str) -> None:
+    masks = masks_of(cell, policy, 20)
+    function = {"lstm": lstm, "gru": gru}[cell]
+    expected = outputs_and_gradients(
+        lambda *a: function(*a, double(masks), backend="reference"),
+        inputs_of(cell, 20, torch.float64),
+    )
+    for backend in ("reference", "fused"):
+        found = outputs_and_gradients(
+            lambda *a, b=backend: function(*a, masks, backend=b, compute_dtype=torch.bfloat16), inputs_of(cell, 20, torch.float32)
+        )
+        errors = relative_errors(found, expected)
+        assert max(errors) < 2e-2
+        assert max(errors) > 1e-5, "these products were not bf16"
+        assert all(tensor.dtype == torch.float32 for tensor in found)
+
+
+def head(rows: int, words: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    shapes = [(rows, 6), (words, 6), (words,)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype).requires_grad_() for shape in shapes]
+    return tensors, torch.randint(words, (rows,), generator=generator)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("even", [True, False], ids=["even upstream", "uneven upstream"])
+@pytest.mark.parametrize(("rows", "words"), [(1, 2), (7, 11), (9, 11), (10, 11), (101, 13)])
+def test_cross_entropy_in_chunks_is_that_of_the_whole(rows: int, words: int, even: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine rows of eleven words fill a chunk here: one chunk, a full one, one row over, many."""
+    monkeypatch.setattr(fused, "LOGITS_AT_ONCE", 99)
+    results = []
+    for backend, dtype in (("reference", torch.float64), ("fused", torch.float32)):
+        tensors, targets = head(rows, words, dtype)
+        nll = linear_cross_entropy(*tensors, targets, backend=backend)
+        upstream = torch.full((rows,), 0.3) if even else torch.linspace(-1, 2, rows)
+        results.append([nll, *torch.autograd.grad(nll, tensors, upstream.to(dtype))])
+    assert max(relative_errors(results[1], results[0])) < 1e-5
+
+
+def test_cross_entropy_of_extreme_logits_is_finite_and_right() -> None:
+    for dtype in (None, torch.bfloat16):
+        tensors, targets = head(50, 11, scale=5.0)  # logits beyond ±80
+        assert (tensors[0] @ tensors[1].T).abs().max() > 80
+        nll = linear_cross_entropy(*tensors, targets, backend="fused", compute_dtype=dtype)
+        expected = linear_cross_entropy(*(t.double() for t in tensors), targets, backend="reference")
+        torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-4)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(nll.sum(), tensors))
+
+
+def test_the_forward_logits_are_never_rounded() -> None:
+    """With bf16 products the losses are those of fp32 to the bit; only the gradients are rounded."""
+    tensors, targets = head(20, 11)
+    losses = [linear_cross_entropy(*tensors, targets, backend="fused", compute_dtype=d) for d in (None, torch.bfloat16)]
+    assert torch.equal(*losses)
+    exact, rounded = (torch.autograd.grad(nll.sum(), tensors) for nll in losses)
+    assert 1e-4 < max(relative_errors(list(rounded), list(exact))) < 2e-2
+
+
+def test_gradients_can_be_asked_for_twice() -> None:
+    """Backward reads what forward saved and leaves it as it was."""
+    inputs = inputs_of("lstm", 4, torch.float32)
+    y, *_ = lstm(*inputs, Masks(), backend="fused")
+    first, second = (torch.autograd.grad(y.sum(), inputs, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

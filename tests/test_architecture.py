@@ -1,0 +1,51 @@
+"""Who may know whom: the table of CONTRIBUTING.md, read from the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vdrop_cli
+
+PACKAGE = Path(vdrop_cli.__file__).parent
+MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
+    "cli": {"config", "commands", "__version__"},
+    "config": set(),
+    "kernels": {"kernels"},
+    "dropout": {"config", "kernels"},
+    "layers": {"config", "kernels", "dropout"},
+    "model": {"config", "kernels", "dropout", "layers"},
+    "corpora": {"config", "corpora"},
+    "tasks": {"config", "corpora", "dropout", "layers", "model"},
+    "schedule": {"config"},
+    "evaluate": {"config", "dropout", "model", "tasks"},
+    "checkpoint": {"config"},
+    "environment": {"config"},
+    "sinks": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of vdrop_cli that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "vdrop_cli":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vdrop_cli."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("vdrop_cli.")}
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_what_it_may(part: str) -> None:
+    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else list((PACKAGE / part).glob("*.py"))
+    assert files
+    for path in files:
+        assert imported(path) <= MAY_IMPORT[part], path
+
+
+def test_every_part_is_in_the_table() -> None:
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - {"__init__", "__main__", "commands"} == set(MAY_IMPORT)

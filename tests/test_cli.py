@@ -1,0 +1,159 @@
+"""The command line as a process: help, composition, completion, and one line for every mistake."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY
+from vdrop_cli import cli
+
+Vdrop = Callable[..., subprocess.CompletedProcess[str]]
+SMALL_TEXT = ["data=text", "data.train=t", "data.valid=t", "data.test=t"]
+
+
+def test_help_lists_the_commands_and_does_not_import_torch(vdrop: Vdrop) -> None:
+    began = time.perf_counter()
+    ran = vdrop("--help")
+    assert time.perf_counter() - began < 5  # a net for accidents; measured in the README
+    assert ran.returncode == 0 and all(command in ran.stdout for command in cli.COMMANDS)
+    code = "import sys; sys.argv[1:] = ['--help']; from vdrop_cli.cli import main; main(); assert not {'torch', 'hydra'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert vdrop().stdout == ran.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "data"])
+def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(vdrop: Vdrop, command: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['vdrop', '{command}', '--help']; from vdrop_cli.cli import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert f"vdrop {command}" in ran.stdout and "examples:" in ran.stdout and "hydra." not in ran.stdout
+    if command == "train":
+        assert "dropout: moon, moon_word, naive, none, variational, variational_untied, zaremba" in ran.stdout
+        assert "hidden_size: 650" in ran.stdout
+
+
+def test_cfg_job_shows_the_settings_resolved(vdrop: Vdrop) -> None:
+    ran = vdrop("train", "model=lstm_large", "dropout=variational", "schedule.epochs=7", "--cfg", "job")
+    assert ran.returncode == 0
+    for line in ("p_h: 0.3", "p_x: 0.5", "max_epoch: 10", "epochs: 7", "hidden_size: 1500", "bptt: 35"):
+        assert f"  {line}\n" in ran.stdout
+    assert "${" not in ran.stdout
+
+
+MISTAKES = {  # what is typed: what the one line must say
+    ("trian",): "trian is not a command; did you mean train?",
+    ("train", "model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
+    ("train", "+model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
+    ("train", "model.layers=two"): "model.layers=two: Value 'two' of type 'str' could not be converted to Integer",
+    ("train", "model=lstm_huge"): "model=lstm_huge is not there; did you mean lstm_large?",
+    ("train", "dropout=variatonal"): "dropout=variatonal is not there; did you mean variational",
+    ("train", "experiment=typo"): "experiment=typo is not there",
+    ("train", "dropout.p_h=1.5"): "dropout.p_h must be in [0, 1), got 1.5",
+    ("train", "dropout=moon", "model=gru_small"): "dropout must be another policy than moon with a GRU",
+    ("train", "backend=cudnn"): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused]",
+    ("train", "device=cuda:99", "data=pydoc"): "device=cuda:99 is not on this machine",
+    ("train", "data.dir=nowhere"): "data.dir=nowhere has no ptb.train.txt; point data.dir at",
+    ("train", "data=text", "data.train=no", "data.valid=no", "data.test=no"): "data.train=no cannot be read (No such file or directory)",
+    ("train", "model.layers"): "Error parsing override 'model.layers'",
+    ("train", "data=pydoc", "task.batch_size=5000"): "task.batch_size=5000 × task.bptt=35 does not fit the train part of pydoc_data.topics",
+    ("train", *TINY, "data=pydoc", "outputs=file"): "outputs=file: file/train/language_model-lstm_small-variational/",
+    ("eval",): "checkpoint must be a checkpoint file or a run folder",
+    ("eval", "checkpoint=nowhere"): "checkpoint=nowhere is not there",
+    ("eval", "checkpoint=file"): "checkpoint=file is damaged or not a checkpoint",
+    ("eval", "model=lstm_large"): "is not a setting",
+    ("data", "data=no"): "data=no is not there",
+    ("compare", "nowhere"): "nowhere is not a run folder",
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES, ids=" ".join)
+def test_a_mistake_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, typed: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("in the way\n")
+    ran = vdrop(*typed)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("vdrop: ") and MISTAKES[typed] in line
+    assert not (tmp_path / "outputs").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "the train part of t, t, t is empty"), (b"ab\xff", "byte 2 of the train part")])
+def test_a_bad_text_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "t").write_bytes(content)
+    ran = vdrop("train", *TINY, *SMALL_TEXT)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1) and said in ran.stderr
+
+
+def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    """The whole way a user goes: train, the same again, evaluate the folder and the file, evaluate wrongly."""
+    ran = vdrop("train", *TINY, *text)
+    assert ran.returncode == 0, ran.stderr
+    (folder,) = (tmp_path / "outputs" / "train").glob("*/*")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
+    assert names == {"config.yaml", "log.jsonl", "result.json", "checkpoint-0001.pt"}
+    assert "test_ppl" in ran.stdout and "epoch 1/1: train ppl" in ran.stderr and "back end fused" in ran.stderr
+    again = vdrop("train", *TINY, *text)
+    assert again.returncode == 0 and "is finished; force=true starts over" in again.stdout and "epoch 1/1" not in again.stderr
+    trained = [line for line in ran.stdout.splitlines() if line.startswith(("valid_ppl", "test_ppl"))]
+    for name in (folder, folder / "checkpoint-0001.pt"):
+        evaluated = vdrop("eval", f"checkpoint={name}", "mc_samples=3")
+        assert evaluated.returncode == 0, evaluated.stderr
+        assert [line.split() for line in evaluated.stdout.splitlines()[:4]] == [line.split() for line in trained]
+        assert "test_ppl_mc3" in evaluated.stdout
+    assert (folder / "eval-0001-mc3-s1.json").exists()
+    wrong = vdrop("eval", f"checkpoint={folder}", "data.dir=.")
+    assert wrong.returncode == 2 and "data.dir must be unset" in wrong.stderr
+    changed = Path(text[-1].split("=")[1])
+    original = changed.read_text()
+    try:
+        changed.write_text(original + "w1 w2\n")
+        other = vdrop("eval", f"checkpoint={folder}")
+    finally:
+        changed.write_text(original)
+    assert other.returncode == 2 and "was trained on another corpus" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert not torch.load(folder / "checkpoint-0001.pt", weights_only=True)["config"]["force"]
+
+
+def test_a_sweep_runs_every_combination(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    ran = vdrop("train", "-m", *TINY, *text, "dropout=none,variational", "seed=1,2")
+    assert ran.returncode == 0, ran.stderr
+    found = {path.parent.relative_to(tmp_path).parts[2:] for path in tmp_path.rglob("result.json")}
+    assert len(found) == 4 and {row for row, _ in found} == {"language_model-lstm_small-none", "language_model-lstm_small-variational"}
+    assert {folder[-3:] for _, folder in found} == {"-s1", "-s2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "nothing lies about"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vdrop ", set(cli.COMMANDS)),
+        ("vdrop tr", {"train"}),
+        ("vdrop train dropout=var", {"dropout=variational", "dropout=variational_untied"}),
+        ("vdrop train model=lstm_l", {"model=lstm_large"}),
+        ("vdrop train dropout.p_", {"dropout.p_word=", "dropout.p_x=", "dropout.p_h=", "dropout.p_c=", "dropout.p_out="}),
+        ("vdrop train seed=1 sche", {"schedule.", "schedule="}),
+        ("vdrop eval mc_s", {"mc_samples="}),
+    ],
+)
+def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], tmp_path: Path) -> None:
+    """A real bash with the real script."""
+    program = tmp_path / "vdrop"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vdrop_cli "$@"\n')
+    program.chmod(0o755)
+    words = line.split(" ")
+    script = (
+        f'eval "$(vdrop completion)"; COMP_LINE="{line}"; COMP_POINT={len(line)}; COMP_WORDS=({line} ""); COMP_CWORD={len(words) - 1}\n'
+        '_vdrop; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    assert set(ran.stdout.split()) == expected, ran.stderr

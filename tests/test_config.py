@@ -1,0 +1,234 @@
+"""Settings: what the files hold, which values are refused, and that each one changes something."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import TINY, settings
+from vdrop_cli.cli import CONF
+from vdrop_cli.commands import train
+from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Train, keys, plain, restore
+from vdrop_cli.sinks import read_log
+
+YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+NEEDS = {
+    "data/text.yaml": ["data.train=a", "data.valid=b", "data.test=c"],
+    "data/hub.yaml": ["data.name=a", "data.column=b"],
+    "eval.yaml": ["checkpoint=a"],
+}
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=str)
+def test_every_file_parses_and_says_where_its_numbers_come_from(path: Path) -> None:
+    content = (CONF / path).read_text()
+    sourced = content.splitlines()[1 if content.startswith("# @package") else 0]
+    assert re.match(r"# \w.{20}", sourced)
+    assert "_target_" not in content
+    assert isinstance(yaml.safe_load(content), dict)
+    group, name = path.parent.name, path.stem
+    needs = NEEDS.get(str(path), [])
+    if group:
+        model = ["model=lstm_small"] if group == "dropout" else []
+        parsed = settings(f"{group}={name}", *model, *needs)
+        if group in ("model", "dropout"):
+            assert getattr(parsed, group).name == name, "the run folder is named by it"
+    elif name in ROOTS:
+        settings(*needs, command=name)
+
+
+PUBLISHED = {  # hidden, bptt, batch, init, clip, decay, max_epoch, epochs, p_word, p_h, p_x, p_out, weight decay: the authors' scripts
+    ("medium", "variational"): (650, 35, 20, 0.05, 5, 1.2, 6, 39, 0.2, 0.2, 0.35, 0.35, 1e-7),
+    ("large", "variational"): (1500, 35, 20, 0.04, 10, 1.15, 10, 55, 0.3, 0.3, 0.5, 0.5, 1e-7),
+    ("medium", "zaremba"): (650, 35, 20, 0.05, 5, 1.2, 6, 39, 0, 0, 0.5, 0.5, 0),
+    ("large", "zaremba"): (1500, 35, 20, 0.04, 10, 1.15, 14, 55, 0, 0, 0.65, 0.65, 0),
+    ("small", "variational"): (200, 20, 20, 0.1, 5, 2, 4, 13, 0.25, 0.25, 0.25, 0.25, 1e-5),
+    ("small", "none"): (200, 20, 20, 0.1, 5, 2, 4, 13, 0, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize(("size", "dropout"), PUBLISHED)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_model_and_dropout_alone_select_the_published_settings(size: str, dropout: str, cell: str) -> None:
+    c = settings(f"model={cell}_{size}", f"dropout={dropout}")
+    m, d, t, s = c.model, c.dropout, c.task, c.schedule
+    found = (
+        m.hidden_size,
+        t.bptt,
+        t.batch_size,
+        m.init,
+        s.clip,
+        s.decay,
+        s.max_epoch,
+        s.epochs,
+        d.p_word,
+        d.p_h,
+        d.p_x,
+        d.p_out,
+        s.weight_decay,
+    )
+    assert found == PUBLISHED[size, dropout]
+    assert (m.layers, s.lr, m.cell) == (2, 1, Cell[cell])
+
+
+def test_untied_differs_from_tied_in_its_masks_alone() -> None:
+    tied, untied = (plain(settings("model=lstm_large", f"dropout={name}")) for name in ("variational", "variational_untied"))
+    assert untied["dropout"]["untied"] and not tied["dropout"]["untied"]
+    for told in (tied, untied):
+        del told["dropout"]["untied"], told["dropout"]["name"]
+    assert tied == untied
+
+
+def test_the_default_is_the_medium_variational_row_on_penn_treebank() -> None:
+    assert settings() == settings("model=lstm_medium", "dropout=variational", "data=ptb", "schedule=variational", "task=language_model")
+
+
+def test_published_settings_can_be_overridden_one_by_one() -> None:
+    c = settings("model=lstm_large", "dropout.p_h=0.1", "schedule.epochs=3", "schedule=zaremba")
+    assert (c.dropout.p_h, c.dropout.p_word, c.schedule.epochs, c.schedule.max_epoch) == (0.1, 0.3, 3, 14)
+
+
+def test_a_run_can_be_told_from_what_was_written_down() -> None:
+    config = settings("model=gru_small", "dropout=naive", "seed=3", "model.reset_after=true")
+    assert restore(json.loads(json.dumps(plain(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
+        (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
+        (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
+        (["dropout.p_c=0.5"], r"dropout\.p_c must be 0 with dropout\.policy=variational"),
+        (["dropout=none", "dropout.p_h=0.5"], r"dropout\.p_h must be 0 with dropout\.policy=none"),
+        (["dropout=zaremba", "dropout.p_word=0.5"], r"dropout\.p_word must be 0 with dropout\.policy=zaremba"),
+        (["dropout=naive", "dropout.untied=true"], r"dropout\.untied must be false with dropout\.policy=naive"),
+        (["dropout=zaremba", "dropout.word_mask=token"], r"dropout\.word_mask must be type"),
+        (["dropout=moon", "model=gru_small"], "dropout must be another policy than moon with a GRU"),
+        (["model.reset_after=true"], r"model\.reset_after must be false for an LSTM"),
+        (["model.layers=0"], r"model\.layers must be at least 1, got 0"),
+        (["model.hidden_size=-1"], r"model\.hidden_size must be at least 1"),
+        (["model.init=0"], r"model\.init must be above 0"),
+        (["task.batch_size=0"], r"task\.batch_size"),
+        (["task.bptt=0"], r"task\.bptt"),
+        (["schedule.epochs=0"], r"schedule\.epochs"),
+        (["schedule.lr=0"], r"schedule\.lr"),
+        (["schedule.lr=inf"], r"schedule\.lr"),
+        (["schedule.decay=0.5"], r"schedule\.decay"),
+        (["schedule.max_epoch=-1"], r"schedule\.max_epoch"),
+        (["schedule.clip=0"], r"schedule\.clip"),
+        (["schedule.weight_decay=1"], r"schedule\.weight_decay"),
+        (["schedule.patience=0"], r"schedule\.patience"),
+        (["seed=-1"], "seed must be"),
+        (["log_every=0"], "log_every must be"),
+        (["data.min_count=0"], r"data\.min_count"),
+        (["data.train=a"], r"data\.train must be unset with data=ptb, got a"),
+        (["data=text", "data.train=a", "data.valid=b"], r"data\.test must be set with data=text"),
+        (["data=hub", "data.name=a"], r"data\.column must be set with data=hub"),
+        (["+model.hiden=3"], r"model\.hiden is not a setting; did you mean model\.hidden_size\?"),
+        (["+foo=3"], "foo is not a setting"),
+    ],
+)
+def test_values_out_of_bounds_are_refused_by_name(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        settings(*overrides)
+
+
+def test_the_set_of_settings_is_frozen() -> None:
+    """A setting that comes, goes or is renamed changes what people type: this list, the README and the records go with it."""
+    assert {command: keys(root) for command, root in ROOTS.items()} == json.loads((Path(__file__).parent / "settings.json").read_text())
+
+
+# What each setting of `vdrop train` changes: overrides without it, the override itself, and where the difference shows.
+CHANGES: dict[str, tuple[list[str], list[str], str]] = {
+    "model.name": ([], ["model.name=other"], "folder"),
+    "model.size": ([], ["model.size=large"], "numbers"),
+    "model.cell": ([], ["model.cell=gru"], "numbers"),
+    "model.hidden_size": ([], ["model.hidden_size=9"], "numbers"),
+    "model.layers": ([], ["model.layers=1"], "numbers"),
+    "model.init": ([], ["model.init=0.2"], "numbers"),
+    "model.reset_after": (["model=gru_small"], ["model.reset_after=true"], "numbers"),
+    "dropout.name": ([], ["dropout.name=other"], "folder"),
+    "dropout.policy": (["dropout.p_word=0"], ["dropout.policy=naive"], "numbers"),
+    "dropout.untied": ([], ["dropout.untied=true"], "numbers"),
+    "dropout.p_word": ([], ["dropout.p_word=0.4"], "numbers"),
+    "dropout.p_x": ([], ["dropout.p_x=0.4"], "numbers"),
+    "dropout.p_h": ([], ["dropout.p_h=0.4"], "numbers"),
+    "dropout.p_c": (["dropout=moon"], ["dropout.p_c=0.4"], "numbers"),
+    "dropout.p_out": ([], ["dropout.p_out=0.4"], "numbers"),
+    "dropout.word_mask": ([], ["dropout.word_mask=token"], "numbers"),
+    "data.train": ([], ["data.train={folder}/valid.txt"], "numbers"),
+    "data.valid": ([], ["data.valid={folder}/test.txt"], "numbers"),
+    "data.test": ([], ["data.test={folder}/valid.txt"], "numbers"),
+    "data.min_count": ([], ["data.min_count=30"], "numbers"),
+    "data.cache": ([], ["data.cache=cache"], "files"),
+    "task.batch_size": ([], ["task.batch_size=3"], "numbers"),
+    "task.bptt": ([], ["task.bptt=6"], "numbers"),
+    "schedule.epochs": ([], ["schedule.epochs=2"], "numbers"),
+    "schedule.lr": ([], ["schedule.lr=0.5"], "numbers"),
+    "schedule.decay": (["schedule.epochs=3", "schedule.max_epoch=0"], ["schedule.decay=4"], "numbers"),
+    "schedule.max_epoch": (["schedule.epochs=3"], ["schedule.max_epoch=0"], "numbers"),
+    "schedule.clip": ([], ["schedule.clip=0.1"], "numbers"),
+    "schedule.weight_decay": ([], ["schedule.weight_decay=0.1"], "numbers"),
+    "schedule.patience": (["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"], ["schedule.patience=1"], "numbers"),
+    "seed": ([], ["seed=2"], "numbers"),
+    "backend": ([], ["backend=reference"], "environment"),
+    "outputs": ([], ["outputs=elsewhere"], "folder"),
+    "log_every": ([], ["log_every=1"], "log"),
+}
+SHOWN_ELSEWHERE = {
+    "data.source": "tests/corpora",
+    "data.dir": "tests/corpora/test_ptb.py",
+    "data.name": "tests/corpora/test_hub.py",
+    "data.config": "tests/corpora/test_hub.py",
+    "data.revision": "goes to the Hub as it is",
+    "data.column": "tests/corpora/test_hub.py",
+    "task.name": "has one value so far",
+    "device": "tests/test_environment.py",
+    "force": "tests/commands/test_train.py",
+}
+
+
+def observe(overrides: list[str], shown: str) -> Any:
+    """Runs a training to its end and returns what can be seen of it."""
+    settled = settings(*overrides)
+    before = set(Path().rglob("*"))
+    train.run(settled)
+    folder = next(path.parent for path in Path().rglob("result.json") if path not in before)
+    log = read_log(folder / "log.jsonl")
+    numbers = {name: value for name, value in json.loads((folder / "result.json").read_text()).items() if name != "seconds"}
+    seen: dict[str, Callable[[], Any]] = {
+        "numbers": lambda: numbers,
+        "folder": lambda: folder.parent,
+        "files": lambda: sorted(path.name for path in Path().glob("*")),
+        "environment": lambda: log[0]["environment"]["backend"],
+        "log": lambda: len(log),
+    }
+    return seen[shown]()
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_every_setting_changes_something(
+    key: str, text: list[str], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without, override, shown = CHANGES[key]
+    outcomes = []
+    for name, more in (("without", []), ("with", override)):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        outcomes.append(observe([*TINY, *text, *without, *(o.format(folder=text_folder) for o in more)], shown))
+    assert outcomes[0] != outcomes[1]
+
+
+def test_no_setting_is_left_out_of_that() -> None:
+    assert {*CHANGES, *SHOWN_ELSEWHERE} == set(keys(Train))
+
+
+def test_every_policy_can_be_chosen() -> None:
+    chosen = {settings("model=lstm_small", f"dropout={path.stem}").dropout.policy for path in (CONF / "dropout").glob("*.yaml")}
+    assert chosen == set(Policy)

@@ -1,0 +1,126 @@
+"""Laws of dropout: what is shared over time, gates, sequences and words, and that masks average to one."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
+from vdrop_cli.config import Dropout, Policy, WordMask
+from vdrop_cli.dropout import MaskShape, ModelMasks, Stream, WordMasks, draw, side_by_side
+
+TIME, BATCH, INPUT, HIDDEN = 6, 5, 30, 40
+GATES = {"lstm": 4, "gru": 3}
+
+
+def drawn(cell: str, policy: str, step: int = 0) -> ModelMasks:
+    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout
+    return draw(dropout, MaskShape(TIME, BATCH, (INPUT, HIDDEN), HIDDEN, GATES[cell]), Stream((1, "test", step)))
+
+
+def varies(mask: Tensor, dim: int) -> bool:
+    return mask.shape[dim] > 1 and not bool((mask == mask.select(dim, 0).unsqueeze(dim)).all())
+
+
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
+    """Input, recurrence, cell state, words, output; new every step or not; a mask a gate or one for all."""
+    masked, new_every_step, by_gate = {
+        "none": ("", False, False),
+        "zaremba": ("x out", True, False),
+        "naive": ("x h out", True, True),
+        "moon": ("c", False, False),
+        "moon_word": ("c word", False, False),
+        "variational": ("x h word out", False, False),
+        "variational_untied": ("x h word out", False, True),
+    }[policy]
+    masks = drawn(cell, policy)
+    assert (masks.word is not None) == ("word" in masked)
+    assert (masks.out is not None) == ("out" in masked)
+    for layer, width in zip(masks.layers, (INPUT, HIDDEN), strict=True):
+        for name, size in (("x", width), ("h", HIDDEN)):
+            mask = getattr(layer, name)
+            assert (mask is not None) == (name in masked.split())
+            if mask is not None:
+                assert mask.shape == (TIME if new_every_step else 1, GATES[cell] if by_gate else 1, BATCH, size)
+                assert varies(mask, 0) == new_every_step
+                assert varies(mask, 1) == by_gate
+                assert varies(mask, 2), "every sequence of the batch has its own mask"
+        assert (layer.c is not None) == ("c" in masked.split())
+        if layer.c is not None:
+            assert layer.c.shape == (1, BATCH, HIDDEN) and varies(layer.c, 1)
+    if masks.out is not None:
+        assert varies(masks.out, 0) == new_every_step and varies(masks.out, 1)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.35, 0.65])
+def test_masks_are_one_on_average_and_drop_as_often_as_they_should(p: float) -> None:
+    dropout = Dropout("d", Policy.variational, p_x=p, p_h=p, p_out=p, p_word=p)
+    masks = draw(dropout, MaskShape(1, 400, (100,), 100, 4), Stream((0,)))
+    ids = torch.arange(200)[:, None].expand(-1, 400)
+    assert masks.word is not None and masks.out is not None
+    for mask in (masks.layers[0].x, masks.layers[0].h, masks.out, masks.word.keep(ids)):
+        assert mask is not None
+        assert mask.numel() >= 40_000
+        assert sorted(mask.unique().tolist()) == pytest.approx([0, 1 / (1 - p)])
+        assert mask.mean().item() == pytest.approx(1, abs=5 * (p / (1 - p) / 40_000) ** 0.5)  # five standard errors
+
+
+def test_probability_zero_is_no_mask() -> None:
+    dropout = Dropout("d", Policy.variational)
+    assert draw(dropout, MaskShape(2, 3, (4,), 5, 4), Stream((0,))) == ModelMasks([(None, None, None)])  # type: ignore[list-item]
+
+
+def test_a_word_meets_the_same_fate_wherever_it_stands() -> None:
+    """«the dog and the cat» becomes «– dog and – cat», never «– dog and the cat»; another sequence decides for itself."""
+    ids = torch.tensor([0, 1, 2, 0, 3, 0, 1])[:, None].expand(-1, 500)
+    keep = WordMasks(0.5, by_type_B=torch.randint(2**62, (500,))).keep(ids)
+    assert torch.equal(keep[0], keep[3]) and torch.equal(keep[0], keep[5]) and torch.equal(keep[1], keep[6])
+    fates = torch.stack([keep[0], keep[1], keep[2], keep[4]]) > 0
+    assert torch.corrcoef(fates.double()).fill_diagonal_(0).abs().max() < 0.2  # words decide independently: standard error 0.045
+    assert 180 < fates[0].sum() < 320  # sequences too
+
+
+def test_the_fates_of_neighbouring_words_and_keys_are_independent() -> None:
+    """The hash leaves no trace of the order of ids or keys."""
+    keep = WordMasks(0.3, by_type_B=torch.arange(300)).keep(torch.arange(300)[:, None].expand(-1, 300)) > 0
+    for one, other in ((keep[:-1], keep[1:]), (keep[:, :-1], keep[:, 1:])):
+        correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]
+        assert abs(correlation) < 5 / 300
+
+
+def test_word_masks_by_token_decide_place_by_place() -> None:
+    dropout = Dropout("d", Policy.variational, p_word=0.5, word_mask=WordMask.token)
+    masks = draw(dropout, MaskShape(50, 4, (3,), 3, 4), Stream((0,)))
+    assert masks.word is not None
+    assert varies(masks.word.keep(torch.zeros(50, 4, dtype=torch.long)), 0)
+
+
+def test_a_stream_is_a_function_of_its_path() -> None:
+    """The same masks whatever was drawn before, others at every other step, seed and name."""
+    torch.rand(7)
+    first, again, other = drawn("lstm", "variational"), drawn("lstm", "variational"), drawn("lstm", "variational", step=1)
+    assert first.layers[0].x is not None and again.layers[0].x is not None and other.layers[0].x is not None
+    assert torch.equal(first.layers[0].x, again.layers[0].x)
+    assert not torch.equal(first.layers[0].x, other.layers[0].x)
+    numbers = {
+        tuple(torch.rand(3, generator=Stream(path).generator()).tolist())
+        for path in ((1, "a"), (1, "b"), (2, "a"), (1, "a", 0), ("1", "a"))
+    }
+    assert len(numbers) == 5
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_masks_side_by_side_are_the_masks_of_each(policy: str) -> None:
+    parts = [drawn("lstm", policy, step) for step in range(3)]
+    joined = side_by_side(parts)
+    for number, part in enumerate(parts):
+        here = slice(number * BATCH, (number + 1) * BATCH)
+        for layer, wanted in zip(joined.layers, part.layers, strict=True):
+            for mask, want, dim in ((layer.x, wanted.x, 2), (layer.h, wanted.h, 2), (layer.c, wanted.c, 1)):
+                assert (mask is None) == (want is None)
+                if mask is not None and want is not None:
+                    assert torch.equal(mask.narrow(dim, here.start, BATCH), want)
+        if part.word is not None and joined.word is not None:
+            ids = torch.arange(TIME)[:, None]
+            whole = joined.word.keep(ids.expand(-1, 3 * BATCH))
+            assert torch.equal(whole[:, here], part.word.keep(ids.expand(-1, BATCH)))

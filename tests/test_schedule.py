@@ -1,0 +1,54 @@
+"""The optimiser's step and the learning rate, by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import settings
+from vdrop_cli.schedule import Optimiser, learning_rate
+
+
+def test_zarembas_decay_epoch_by_epoch() -> None:
+    """Small: decay 2, max_epoch 4. The rate is halved at the end of epochs 5, 6, …: the first drop is seen in epoch 6."""
+    schedule = settings("model=lstm_small", "dropout=none").schedule
+    assert [learning_rate(schedule, epoch) for epoch in range(1, 10)] == [1, 1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16]
+
+
+def test_the_large_variational_row_decays_earlier_than_zarembas() -> None:
+    for dropout, first in (("variational", 12), ("zaremba", 16)):
+        schedule = settings("model=lstm_large", f"dropout={dropout}").schedule
+        assert learning_rate(schedule, first - 1) == 1
+        assert learning_rate(schedule, first) == pytest.approx(1 / 1.15)
+
+
+def one_step(*overrides: str, start: list[float], gradient: list[float], epoch: int = 1) -> tuple[list[float], float]:
+    schedule = settings("model=lstm_small", "dropout=none", *overrides).schedule
+    model = nn.Module()
+    model.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    norm = Optimiser(model, schedule).step((model.w * torch.tensor(gradient, dtype=torch.float64)).sum(), epoch)
+    return model.w.tolist(), norm
+
+
+def test_a_gradient_within_the_limit_is_left_alone() -> None:
+    found, norm = one_step("schedule.clip=5", start=[1.0, 1.0], gradient=[3.0, 4.0])
+    assert norm == pytest.approx(5) and found == pytest.approx([-2, -3], rel=1e-5)
+
+
+def test_a_larger_one_is_scaled_to_the_limit_and_its_own_norm_is_told() -> None:
+    found, norm = one_step("schedule.clip=1", start=[1.0, 1.0], gradient=[30.0, 40.0])
+    assert norm == pytest.approx(50) and found == pytest.approx([1 - 0.6, 1 - 0.8], rel=1e-5)
+
+
+def test_weight_decay_comes_after_the_step_and_is_not_scaled_by_the_learning_rate() -> None:
+    """w = 1, gradient 2, rate 1/4 in epoch 7, decay 0.1: (1 - 2/4)·(1 - 0.1)."""
+    found, _ = one_step("schedule.weight_decay=0.1", start=[1.0], gradient=[2.0], epoch=7)
+    assert found == pytest.approx([(1 - 2 / 4) * 0.9], rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    found, norm = one_step(start=[1.0, 2.0], gradient=[bad, 1.0])
+    assert found == [1.0, 2.0]
+    assert not math.isfinite(norm)

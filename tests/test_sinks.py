@@ -1,0 +1,90 @@
+"""Those who listen to a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vdrop_cli.sinks import Epoch, JsonLines, Progress, Record, Result, Start, Step, TensorBoard, duration, flat, ppl, read_log
+
+
+def step(number: int) -> Step:
+    return Step(epoch=1, step=number, loss=2.0, grad_norm=3.0, lr=1.0, words_per_second=1000.0)
+
+
+EPOCH = Epoch(1, 6, 2.0, 7.4, 98.0, 99.0, 1.0, 1000.0, 61.0)
+RESULT = Result(1, 1, 5.0, 6.0, 7.0, 8.0, 9.0, 61.0)
+
+
+def test_the_log_holds_the_start_one_step_in_so_many_and_every_epoch(tmp_path: Path) -> None:
+    with JsonLines(tmp_path, every=3, step=0) as sink:
+        for record in (Start({}, "f", 0, {}), *map(step, range(1, 8)), EPOCH, RESULT):
+            sink(record)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line.get("step")) for line in lines] == [
+        ("start", None),
+        ("step", 3),
+        ("step", 6),
+        ("epoch", 6),
+        ("result", None),
+    ]
+    assert lines[1] == {"kind": "step", "epoch": 1, "step": 3, "loss": 2.0, "grad_norm": 3.0, "lr": 1.0, "words_per_second": 1000.0}
+
+
+def test_after_an_interruption_the_log_goes_on_where_the_checkpoint_is(tmp_path: Path) -> None:
+    """Steps beyond it will be made again, so they are taken out; a last line that was cut off is too."""
+    with JsonLines(tmp_path, every=1, step=0) as sink:
+        for record in (Start({}, "f", 0, {}), *map(step, range(1, 7)), EPOCH, step(7), step(8)):
+            sink(record)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "step", "ep')
+    with JsonLines(tmp_path, every=1, step=6) as sink:
+        sink(step(7))
+    assert [line.get("step") for line in read_log(tmp_path / "log.jsonl")] == [None, 1, 2, 3, 4, 5, 6, 6, 7]
+    with JsonLines(tmp_path, every=1, step=0):
+        assert read_log(tmp_path / "log.jsonl") == []  # from the start: an empty log
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_tensorboard_gets_every_step_the_epochs_and_the_settings_with_the_result(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(tmp_path, {"model": {"layers": 2}, "seed": 1, "data": {"dir": None}}, step=0) as sink:
+        for record in (Start({}, "f", 0, {}), *map(step, range(1, 7)), EPOCH, RESULT):
+            sink(record)
+    assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"step/{name}" for name in ("loss", "ppl", "grad_norm", "lr", "words_per_second")} <= tags
+    assert {
+        f"epoch/{name}" for name in ("train_loss", "train_ppl", "valid_ppl_as_published", "valid_ppl_batched", "words_per_second")
+    } <= tags
+    assert [scalar.step for scalar in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
+    assert events.Scalars("result/test_ppl")[0].value == pytest.approx(9.0)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Progress, "SECONDS_BETWEEN_LINES", 0)
+    with Progress(steps=6, epochs=1, step=0, terminal=False) as sink:
+        for record in (step(1), EPOCH):
+            sink(record)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("epoch 1 step 1/6: ppl 7.4, 1,000 words/s, 0:0") and first.endswith(" left")
+    assert second == "epoch 1/1: train ppl 7.40, valid ppl 99.00 (as published 98.00), lr 1, 1,000 words/s, 1:01"
+
+
+def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(steps=2, epochs=1, step=0, terminal=True) as sink:
+        records: list[Record] = [step(1), step(2), EPOCH]
+        for record in records:
+            sink(record)
+        sink.bar.refresh()
+    shown = capsys.readouterr().err
+    assert "2/2" in shown and "ppl 7.4, 1,000 words/s" in shown and "valid ppl 99.00" in shown
+
+
+def test_small_helpers() -> None:
+    assert flat({"a": {"b": 1, "c": None}, "d": "x"}) == {"a.b": 1, "d": "x"}
+    assert [duration(s) for s in (0, 59.6, 61, 3_725)] == ["0:00", "1:00", "1:01", "1:02:05"]
+    assert ppl(1000) == float("inf") and ppl(0) == 1

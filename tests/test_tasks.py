@@ -1,0 +1,73 @@
+"""Columns, chunks and the loss, by hand on small streams."""
+
+import pytest
+import torch
+
+from tests.conftest import settings
+from vdrop_cli.config import ConfigError
+from vdrop_cli.corpora import Corpus
+from vdrop_cli.dropout import Stream
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.schedule import Optimiser
+from vdrop_cli.tasks import LanguageModelling, chunks, columns
+
+
+def corpus(length: int, words: int = 7) -> Corpus:
+    stream = torch.arange(length) % words
+    return Corpus([str(w) for w in range(words)], stream, stream.clone(), stream.clone(), "here", "f")
+
+
+def test_columns_start_at_i_n_over_b_rounded() -> None:
+    """14 tokens in 4 columns: length 3, starts 0, 3.5 → 4, 7, 10.5 → 11."""
+    assert columns(torch.arange(14), 4).T.tolist() == [[0, 1, 2], [4, 5, 6], [7, 8, 9], [11, 12, 13]]
+
+
+def test_the_published_batches_of_penn_treebank() -> None:
+    """929,589 tokens in 20 columns of 46,479; 1,327 chunks of 35 an epoch, as the authors' log counts."""
+    cut = columns(torch.arange(929_589), 20)
+    assert cut.shape == (46_479, 20)
+    assert cut[0].tolist()[:3] == [0, 46_479, 92_959] and cut[0, 10] == 464_795
+    assert len(list(chunks(cut, 35))) == 1_327
+
+
+def test_chunks_follow_each_other_and_the_target_is_the_next_word() -> None:
+    """Nine words a column: two chunks of four steps with a successor for each word."""
+    found = list(chunks(torch.arange(9)[:, None], 4))
+    assert [(c.number, c.ids_TB[:, 0].tolist(), c.targets_TB[:, 0].tolist()) for c in found] == [
+        (0, [0, 1, 2, 3], [1, 2, 3, 4]),
+        (1, [4, 5, 6, 7], [5, 6, 7, 8]),
+    ]
+
+
+def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
+    """With all weights zero every word costs ln 7: the loss of five steps is 5 ln 7 whatever the batch."""
+    config = settings("model=lstm_small", "model.hidden_size=3", "task.batch_size=4", "task.bptt=5")
+    task = LanguageModelling(config.task, corpus(100), torch.device("cpu"))
+    model = LanguageModel(config.model, config.dropout, 7)
+    model.initialise(1e-30, Stream((0,)))
+    loss, _ = task.loss(model, next(task.train_chunks()), model.zero_state(4), model.no_masks())
+    assert loss.item() == pytest.approx(5 * torch.tensor(7.0).log().item(), rel=1e-6)
+
+
+def test_one_training_step_by_hand() -> None:
+    """All weights zero but the head's bias: its gradient is the sum over steps of mean(softmax - one-hot)."""
+    config = settings("model=lstm_small", "dropout=none", "model.hidden_size=3", "task.batch_size=2", "task.bptt=4", "schedule.lr=0.5")
+    task = LanguageModelling(config.task, corpus(40), torch.device("cpu"))
+    model = LanguageModel(config.model, config.dropout, 7)
+    model.initialise(1e-30, Stream((0,)))
+    with torch.no_grad():
+        model.head_bias.copy_(torch.arange(7) / 10)
+    chunk = next(task.train_chunks())
+    before = model.head_bias.detach().clone()
+    loss, _ = task.loss(model, chunk, model.zero_state(2), model.no_masks())
+    Optimiser(model, config.schedule).step(loss, epoch=1)
+    counts = torch.zeros(7).index_add_(0, chunk.targets_TB.flatten(), torch.ones(8))
+    expected = before - 0.5 * (4 * before.softmax(0) - counts / 2)
+    torch.testing.assert_close(model.head_bias.detach(), expected)
+
+
+@pytest.mark.parametrize(("batch", "bptt"), [(20, 5), (4, 25), (200, 1)])
+def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt: int) -> None:
+    config = settings(f"task.batch_size={batch}", f"task.bptt={bptt}")
+    with pytest.raises(ConfigError, match=rf"task\.batch_size={batch} × task\.bptt={bptt} does not fit the train part of here, 100 tokens"):
+        LanguageModelling(config.task, corpus(100), torch.device("cpu"))

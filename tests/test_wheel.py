@@ -1,0 +1,46 @@
+"""The built package, away from the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the checkout, unpacked as an installer would."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("vdrop-*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_it_carries_conf_and_nothing_of_the_tests(unpacked: Path) -> None:
+    inside = {str(path.relative_to(unpacked / "vdrop_cli" / "conf")) for path in (unpacked / "vdrop_cli" / "conf").rglob("*.yaml")}
+    assert inside == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"vdrop_cli", "vdrop"}
+
+
+def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "vdrop_cli", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    ran = run("train", "experiment=demo", "model.hidden_size=4", "task.batch_size=100", "schedule.epochs=1")
+    assert ran.returncode == 0, ran.stderr
+    (result,) = tmp_path.rglob("result.json")
+    assert result.is_relative_to(tmp_path / "outputs" / "demo")
+    code = "import vdrop_cli.cli; print(vdrop_cli.cli.CONF)"
+    where = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(unpacked)}, capture_output=True, text=True
+    )
+    assert where.stdout.strip() == str(unpacked / "vdrop_cli" / "conf")
