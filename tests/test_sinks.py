@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vdrop_cli import sinks
 from vdrop_cli.sinks import Epoch, JsonLines, Progress, Record, Result, Start, Step, TensorBoard, duration, flat, ppl, read_log
 
 
@@ -65,7 +66,7 @@ def test_tensorboard_gets_every_step_the_epochs_and_the_settings_with_the_result
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Progress, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(sinks, "SECONDS_BETWEEN_LINES", 0)
     with Progress(steps=6, epochs=1, step=0, terminal=False) as sink:
         for record in (step(1), EPOCH):
             sink(record)
@@ -82,6 +83,14 @@ def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
         sink.bar.refresh()
     shown = capsys.readouterr().err
     assert "2/2" in shown and "ppl 7.4, 1,000 words/s" in shown and "valid ppl 99.00" in shown
+
+
+def test_what_is_only_counted_is_told_in_plain_lines_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "SECONDS_BETWEEN_LINES", 0)
+    with sinks.counting(4000, "word") as count:
+        for _ in range(2):
+            count(2000)
+    assert capsys.readouterr().err.splitlines() == ["2,000 of 4,000 words, 0:00 left", "4,000 of 4,000 words, 0:00 left"]
 
 
 def test_small_helpers() -> None:

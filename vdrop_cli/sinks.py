@@ -4,6 +4,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -159,10 +161,11 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+SECONDS_BETWEEN_LINES = 30  # where there is no terminal
+
+
 class Progress:
     """A bar with perplexity, words a second and the time left; plain lines where there is no terminal."""
-
-    SECONDS_BETWEEN_LINES = 30
 
     def __init__(self, steps: int, epochs: int, step: int, terminal: bool | None = None) -> None:
         self.steps, self.epochs, self.first = steps, epochs, step
@@ -189,7 +192,7 @@ class Progress:
             told = f"ppl {ppl(record.loss):.1f}, {record.words_per_second:,.0f} words/s"
             self.bar.set_postfix_str(told, refresh=False)
             now = time.monotonic()
-            if not self.terminal and now - self.spoke >= self.SECONDS_BETWEEN_LINES:
+            if not self.terminal and now - self.spoke >= SECONDS_BETWEEN_LINES:
                 self.spoke = now
                 left = (now - self.began) / (record.step - self.first) * (self.steps - record.step)
                 self.say(f"epoch {record.epoch} step {record.step}/{self.steps}: {told}, {duration(left)} left")
@@ -199,6 +202,28 @@ class Progress:
                 f"(as published {record.valid_ppl_as_published:.2f}), lr {record.lr:.4g}, {record.words_per_second:,.0f} words/s, "
                 f"{duration(record.seconds)}"
             )
+
+
+@contextmanager
+def counting(total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """A bar for something that is only counted, or plain lines; the function it gives is told how much more was done."""
+    with tqdm(total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        if not bar.disable:
+            yield bar.update
+            return
+        began = spoke = time.monotonic()
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done, spoke
+            done += more
+            now = time.monotonic()
+            if now - spoke >= SECONDS_BETWEEN_LINES:
+                spoke = now
+                left = duration((now - began) / done * (total - done))
+                print(f"{done:,} of {total:,} {unit}s, {left} left", file=sys.stderr, flush=True)
+
+        yield count
 
 
 def ppl(loss: float) -> float:

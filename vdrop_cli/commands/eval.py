@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vdrop_cli import checkpoint, corpora, environment, evaluate
 from vdrop_cli.config import ConfigError, Eval, Source
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import LanguageModelling
 
 
@@ -45,9 +44,9 @@ def run(settings: Eval) -> None:
     if settings.mc_samples > 0:
         began = time.perf_counter()
         words = settings.mc_samples * (len(task.streams["test"]) - 1)
-        with tqdm(total=words, unit="word", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        with counting(words, "word") as count:
             averages = evaluate.mc_perplexity(
-                model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout, bar.update
+                model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout, count
             )
         metrics[f"test_ppl_mc{settings.mc_samples}"] = averages[-1].ppl
         told |= {

@@ -7,6 +7,7 @@ from pydoc_data.topics import topics
 from vdrop_cli.config import Data
 from vdrop_cli.corpora.text import Raw
 
+WORD = re.compile(r"\w+|([^\w\s])\1*")  # a row of the same sign, such as a ruled line, is one word
 BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of ten goes to
 
 
@@ -14,7 +15,8 @@ def read(data: Data) -> Raw:
     """Paragraphs in order of topic, each once, lower-cased, words and punctuation apart; of ten, eight train, one valid, one test."""
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     blocks = [block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name])]
-    paragraphs = dict.fromkeys(" ".join(re.findall(r"\w+|[^\w\s]", block.lower())) for block in blocks)  # many stand under several topics
+    lines = (" ".join(match[0] for match in re.finditer(WORD, block.lower())) for block in blocks)
+    paragraphs = dict.fromkeys(lines)  # many stand under several topics
     for number, paragraph in enumerate(paragraph for paragraph in paragraphs if paragraph):
         parts[BLOCKS_OF_TEN[number % 10]].append(paragraph)
     contents = {part: "".join(f"{line}\n" for line in lines).encode() for part, lines in parts.items()}
