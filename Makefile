@@ -19,7 +19,7 @@ demo: setup  ## none, naive and variational side by side on the embedded corpus,
 	$(BIN)/vdrop compare --picture outputs/demo/curves.png outputs/demo/train/*/*
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -18,10 +18,10 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "corpora": {"config", "corpora"},
     "tasks": {"config", "corpora", "dropout", "layers", "model"},
     "schedule": {"config"},
-    "evaluate": {"config", "dropout", "model", "tasks"},
+    "evaluate": {"config", "dropout", "model", "sinks", "tasks"},
     "checkpoint": {"config"},
-    "environment": {"config"},
-    "sinks": set(),
+    "environment": {"config", "__version__"},
+    "sinks": {"config"},
 }
 
 

@@ -81,6 +81,10 @@ def test_what_is_not_a_checkpoint_is_refused_and_never_run(tmp_path: Path, monke
     torch.save({"format": checkpoint.FORMAT, "model": {}}, tmp_path / "part")
     with pytest.raises(ConfigError, match="lacks a part"):
         checkpoint.load(tmp_path / "part")
+    for change in ({"config": "abc"}, {"config": {"model": 3}}, {"model": 3}, {"model": {"w": 1}}, {"epoch": None}):
+        torch.save({"format": checkpoint.FORMAT, **vars(at_epoch(1)), **change}, tmp_path / "part")
+        with pytest.raises(ConfigError, match="holds something else"):
+            checkpoint.load(tmp_path / "part")
     with pytest.raises(ConfigError, match="is not there"):
         checkpoint.load(tmp_path / "nowhere")
 
@@ -100,3 +104,10 @@ def test_run_folders_are_named_by_what_changes_the_numbers() -> None:
         assert checkpoint.run_folder(settings(other), "f").name != base.name
     assert checkpoint.run_folder(settings(), "g").name != base.name
     assert checkpoint.run_folder(settings("seed=2"), "f").name == base.name.replace("-s1", "-s2")
+
+
+def test_epochs_are_numbers_not_words(tmp_path: Path) -> None:
+    for epoch in (9_998, 9_999, 10_000):
+        checkpoint.save(at_epoch(epoch, 9_998), tmp_path)
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.epoch == 10_000

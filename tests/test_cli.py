@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +17,7 @@ SMALL_TEXT = ["data=text", "data.train=t", "data.valid=t", "data.test=t"]
 
 
 def test_help_lists_the_commands_and_does_not_import_torch(vdrop: Vdrop) -> None:
-    began = time.perf_counter()
     ran = vdrop("--help")
-    assert time.perf_counter() - began < 5  # a net for accidents; measured in the README
     assert ran.returncode == 0 and all(command in ran.stdout for command in cli.COMMANDS)
     code = "import sys; sys.argv[1:] = ['--help']; from vdrop_cli.cli import main; main(); assert not {'torch', 'hydra'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
@@ -71,6 +68,13 @@ MISTAKES = {  # what is typed: what the one line must say
     ("eval", "checkpoint=file"): "checkpoint=file is damaged or not a checkpoint",
     ("eval", "model=lstm_large"): "is not a setting",
     ("data", "data=no"): "data=no is not there",
+    ("train", "model=null"): "a group takes the name of a choice, not null or a number",
+    ("train", "--nope"): "--nope is not an option",
+    ("train", "dropout.name=../../x"): "dropout.name must be letters, digits, _ . and -",
+    ("train", "schedule.lr=1e42"): "schedule.lr must be above 0",
+    ("data", "data.dir=x"): "needs a corpus to belong to; choose it too",
+    ("eval", "checkpoint=file", "word_dropout=true"): "word_dropout must be false without mc_samples",
+    ("compare",): "the following arguments are required: RUN",
     ("compare", "nowhere"): "nowhere is not a run folder",
 }
 
@@ -111,7 +115,7 @@ def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> 
         assert "test_ppl_mc3" in evaluated.stdout
     assert (folder / "eval-0001-mc3-s1.json").exists()
     wrong = vdrop("eval", f"checkpoint={folder}", "data.dir=.")
-    assert wrong.returncode == 2 and "data.dir must be unset" in wrong.stderr
+    assert wrong.returncode == 2 and "data.dir must be unset with data=text" in wrong.stderr
     changed = Path(text[-1].split("=")[1])
     original = changed.read_text()
     try:
@@ -130,6 +134,21 @@ def test_a_sweep_runs_every_combination(vdrop: Vdrop, text: list[str], tmp_path:
     assert len(found) == 4 and {row for row, _ in found} == {"language_model-lstm_small-none", "language_model-lstm_small-variational"}
     assert {folder[-3:] for _, folder in found} == {"-s1", "-s2"}
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "nothing lies about"
+
+
+def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    """One diverges, one is impossible, one works: it is run, and the exit code tells of the worst."""
+    ran = vdrop("train", "-m", *TINY, *text, "outputs=runs", "schedule.clip=inf", "schedule.lr=2e38,1,-1")
+    assert ran.returncode == 2
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+    told = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
+    assert "the loss is" in told[0] or "the validation perplexity is" in told[0]
+    assert "schedule.lr must be above 0" in told[1] and told[2] == "vdrop: 2 of the sweep's runs failed, see above"
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_cfg_in_one_word_is_resolved_too(vdrop: Vdrop) -> None:
+    assert "p_h: 0.2\n" in vdrop("train", "--cfg=job").stdout
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ SHOWN_ELSEWHERE = {
     "data.dir": "tests/corpora/test_ptb.py",
     "data.name": "tests/corpora/test_hub.py",
     "data.config": "tests/corpora/test_hub.py",
-    "data.revision": "goes to the Hub as it is",
+    "data.revision": "tests/corpora/test_hub.py",
     "data.column": "tests/corpora/test_hub.py",
     "task.name": "has one value so far",
     "device": "tests/test_environment.py",

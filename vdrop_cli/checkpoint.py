@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from vdrop_cli.config import ConfigError, Train, restore
 
 FORMAT = "vdrop checkpoint 1"
 KEPT = 2  # newest checkpoints, beside the best one
+
+
+PARTS = {"config": dict, "corpus": str, "epoch": int, "seconds": float, "best_epoch": int, "best_ppl": float, "model": dict}
 
 
 @dataclass
@@ -39,7 +43,8 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 def all_in(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted((p for p in folder.glob("checkpoint-*.pt") if re.fullmatch(r"checkpoint-\d+\.pt", p.name)), reverse=True)
+    epochs = [int(found[1]) for path in folder.glob("checkpoint-*.pt") if (found := re.fullmatch(r"checkpoint-(\d{4,})\.pt", path.name))]
+    return [path_of(folder, epoch) for epoch in sorted(epochs, reverse=True)]
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
@@ -68,11 +73,13 @@ def load(path: Path) -> Checkpoint:
         raise ConfigError(f"checkpoint={path} is damaged or not a checkpoint ({reason[:120]}); take another one of the run") from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise ConfigError(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
-    del held["format"]
     try:
-        return Checkpoint(**held)
-    except TypeError as error:
-        raise ConfigError(f"checkpoint={path} lacks a part ({error}); take another one of the run") from None
+        found = Checkpoint(**{name: kind(held[name]) for name, kind in PARTS.items()})
+        if all(isinstance(tensor, Tensor) for tensor in found.model.values()) and found.train:
+            return found
+    except (KeyError, TypeError, ValueError, ConfigError, OmegaConfBaseException):
+        pass
+    raise ConfigError(f"checkpoint={path} lacks a part, or holds something else in its place; take another one of the run")
 
 
 def newest(folder: Path) -> Checkpoint | None:

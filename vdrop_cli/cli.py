@@ -31,6 +31,10 @@ examples:
   eval "$(vdrop completion)"    complete commands, groups and keys in this bash
 """
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
+HYDRA_OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-h", "--help", "--hydra-help", "-i", "--info"}
+COMPLETE = "--shell-completion"
+
 EXAMPLES = {
     "train": """vdrop train: train a model; the same command again goes on, or says that it is done
 
@@ -72,6 +76,14 @@ def fail(message: str) -> NoReturn:
 
 
 def main() -> None:
+    try:
+        dispatch()
+    except KeyboardInterrupt:
+        print("vdrop: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def dispatch() -> None:
     command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -94,37 +106,56 @@ def main() -> None:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """Composes the command's configuration with Hydra and runs it."""
+    """Composes the command's configuration with Hydra and runs it; in a sweep, a job that fails does not take the others along."""
     import hydra
-    from hydra.errors import HydraException
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from vdrop_cli.config import ROOTS, ConfigError, parse, register
 
+    composed, failures = False, []
+
     def job(config: DictConfig) -> None:
+        nonlocal composed
+        composed = True
+        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
         try:
             register()
-            importlib.import_module(f"vdrop_cli.commands.{command}").run(parse(config, ROOTS[command]))
+            settings: object = parse(config, ROOTS[command])
+            importlib.import_module(f"vdrop_cli.commands.{command}").run(settings)
         except (ConfigError, OmegaConfBaseException) as error:
-            fail(explain(error))
+            print(f"vdrop: {explain(error, command)}", file=sys.stderr)
+            failures.append(2)
+        except SystemExit as stop:
+            if not sweeping or stop.code == INTERRUPTED:
+                raise
+            failures.append(int(stop.code or 0))
 
     register()
     OmegaConf.register_new_resolver("help_of", EXAMPLES.__getitem__, replace=True)
-    if {"--cfg", "-c"} & set(arguments) and "--resolve" not in arguments:
+    unknown = [a for a in arguments if a.startswith("-") and a.split("=")[0] not in {*HYDRA_OPTIONS, COMPLETE}]
+    if unknown:
+        fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
+    if any(a.split("=")[0] in ("--cfg", "-c") for a in arguments) and "--resolve" not in arguments:
         arguments = [*arguments, "--resolve"]
     sys.argv = ["vdrop", *arguments]
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+    except Exception as error:
+        if composed or wants_traceback:  # a fault of this program's, not of what was typed
             raise
         fail(explain(error, command))
+    if failures:
+        if len(failures) > 1 or "-m" in arguments or "--multirun" in arguments:
+            print(f"vdrop: {len(failures)} of the sweep's runs failed, see above", file=sys.stderr)
+        sys.exit(max(failures))
 
 
-def explain(error: BaseException, command: str = "train") -> str:
+def explain(error: BaseException, command: str) -> str:
     """Hydra's and OmegaConf's messages as one line that names the setting and what to do."""
     from hydra.errors import MissingConfigException
 
@@ -134,6 +165,10 @@ def explain(error: BaseException, command: str = "train") -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.partition("/")
         return f"{group}={choice} is not there{nearest(choice, list(error.options or []))}"
+    if message.startswith("Config group override must be"):
+        return f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists groups and choices"
+    if message.startswith("Unexpected type for root"):
+        return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
     if found := re.match(r"Could not override '([^']+)'", message):
         return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
     if found := re.match(r"Error merging override (\S+)", message):
@@ -159,4 +194,4 @@ def complete() -> None:
         print(" ".join(f"{name} " for name in COMMANDS if name.startswith(words[-1])))
     elif words[1] in EXAMPLES:
         os.environ["COMP_LINE"] = " ".join(["vdrop", *words[2:]])
-        run(words[1], ["--shell-completion", "query=bash"])
+        run(words[1], [COMPLETE, "query=bash"])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar, get_args
@@ -65,6 +66,14 @@ class Backend(Choice):
     fused = "fused"
 
 
+FLOAT32_LIMIT = 3e38  # what is larger is infinite in the arithmetic
+
+
+def require_name(key: str, name: str) -> None:
+    """It becomes part of a folder's name."""
+    require(re.fullmatch(r"\w[\w.-]*", name) is not None, key, "letters, digits, _ . and -", repr(name))
+
+
 def require(holds: bool, key: str, wanted: str, got: object) -> None:
     if not holds:
         raise ConfigError(f"{key} must be {wanted}, got {got}")
@@ -81,9 +90,10 @@ class Model:
     reset_after: bool = False  # GRU: the reset gate acts after the recurrent product, as in torch and cuDNN
 
     def __post_init__(self) -> None:
+        require_name("model.name", self.name)
         require(self.hidden_size >= 1, "model.hidden_size", "at least 1", self.hidden_size)
         require(self.layers >= 1, "model.layers", "at least 1", self.layers)
-        require(0 < self.init < math.inf, "model.init", "above 0", self.init)
+        require(0 < self.init < FLOAT32_LIMIT, "model.init", "above 0", self.init)
         require(not self.reset_after or self.cell is Cell.gru, "model.reset_after", "false for an LSTM, which has no reset gate", "true")
 
 
@@ -111,6 +121,7 @@ class Dropout:
     word_mask: WordMask = WordMask.type
 
     def __post_init__(self) -> None:
+        require_name("dropout.name", self.name)
         for key in ("p_word", "p_x", "p_h", "p_c", "p_out"):
             p = getattr(self, key)
             require(0 <= p < 1, f"dropout.{key}", "in [0, 1)", p)
@@ -171,7 +182,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "schedule.epochs", "at least 1", self.epochs)
-        require(0 < self.lr < math.inf, "schedule.lr", "above 0", self.lr)
+        require(0 < self.lr < FLOAT32_LIMIT, "schedule.lr", "above 0", self.lr)
         require(1 <= self.decay < math.inf, "schedule.decay", "at least 1", self.decay)
         require(self.max_epoch >= 0, "schedule.max_epoch", "at least 0", self.max_epoch)
         require(self.clip > 0, "schedule.clip", "above 0 (inf: no clipping)", self.clip)
@@ -203,7 +214,10 @@ class Train:
         require(not moon_gru, "dropout", "another policy than moon with a GRU, which has no cell state", self.dropout.name)
 
     def identity(self, corpus_fingerprint: str) -> str:
-        """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging."""
+        """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
+
+        Device and back end are to be those that `auto` has come to.
+        """
         told = plain(self)
         for key in ("seed", "outputs", "log_every", "force"):
             del told[key]
@@ -213,7 +227,13 @@ class Train:
 
 @dataclass
 class Place:
-    dir: str | None = None  # where the corpus of the checkpoint lies now; null: as in training
+    """Where the corpus of a checkpoint lies now; null: as in training."""
+
+    dir: str | None = None  # ptb
+    train: str | None = None  # text
+    valid: str | None = None  # text
+    test: str | None = None  # text
+    name: str | None = None  # hub
 
 
 @dataclass
@@ -230,6 +250,7 @@ class Eval:
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop eval checkpoint=…)", "nothing")
         require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
+        require(self.mc_samples > 0 or not self.word_dropout, "word_dropout", "false without mc_samples, which it is for", "true")
         require(self.mc_batch >= 1, "mc_batch", "at least 1", self.mc_batch)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 

@@ -14,6 +14,7 @@ from vdrop_cli.config import Cell, Dropout, Policy, WordMask
 from vdrop_cli.kernels import Masks
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
+NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
 HASH_BITS = 24  # a word's fate is one of 2^24 equally likely values, compared with the drop probability
 
 
@@ -47,6 +48,7 @@ class WordMasks(NamedTuple):
     """Which words are dropped: never a table of [B, V], but a rule worked out where a word stands, so it costs O(T·B).
 
     `by_type` holds a key for each sequence, and a word's fate is a hash of key and word; `by_token` a mask for each place.
+    Deviation: by type is the default, as in the paper; the authors' code had it by token until 2017-01.
     """
 
     p: float
@@ -58,7 +60,7 @@ class WordMasks(NamedTuple):
         if self.by_type_B is None:
             assert self.by_token_TB is not None
             return self.by_token_TB
-        threshold = round(self.p * 2**HASH_BITS)
+        threshold = min(round(self.p * 2**HASH_BITS), 2**HASH_BITS - 1)
         fate_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
         kept_TB: Tensor = (fate_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
         return kept_TB
@@ -88,8 +90,7 @@ def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> T
 def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu") -> ModelMasks:
     """The masks of one chunk of text, by the policies of `config.Policy`: every sequence has its own (Gal & Ghahramani 2016, section 4)."""
     generator = stream.generator()
-    new_every_step = dropout.policy in (Policy.zaremba, Policy.naive)
-    time = shape.time if new_every_step else 1
+    time = shape.time if dropout.policy in NEW_EVERY_STEP else 1
     gates = shape.gates if dropout.untied or dropout.policy is Policy.naive else 1
     by_type = dropout.word_mask is WordMask.type
 

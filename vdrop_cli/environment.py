@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vdrop_cli import __version__
 from vdrop_cli.config import ConfigError
 
 PACKAGES = ("torch", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard")
@@ -30,7 +31,7 @@ def device(name: str) -> torch.device:
 def describe(on: torch.device, backend: str) -> dict[str, Any]:
     """Versions, device, back end and code, for a log."""
     return {
-        "vdrop": importlib.metadata.version("vdrop"),
+        "vdrop": __version__,
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),

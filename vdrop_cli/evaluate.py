@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdrop_cli.config import Dropout, Policy, WordMask
-from vdrop_cli.dropout import Stream, draw, side_by_side
+from vdrop_cli.config import WordMask
+from vdrop_cli.dropout import NEW_EVERY_STEP, Stream, draw, side_by_side
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks import Chunk, LanguageModelling
 
 STEPS_AT_ONCE = 1000  # of a text that is read word by word, without masks
@@ -28,7 +29,7 @@ def stretches(stream_N: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tenso
 
 
 def perplexity(nll_N: Tensor) -> float:
-    return math.exp(nll_N.double().mean().item())
+    return ppl(nll_N.double().mean().item())
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ def validate(model: LanguageModel, task: LanguageModelling) -> dict[str, float]:
     """
     total, number = batched_loss(model, task.valid_chunks(), task.task.batch_size)
     their_number = (len(task.valid_columns) - 1) / task.task.bptt
-    return {"valid_ppl_as_published": math.exp(total / their_number), "valid_ppl_batched": math.exp(total / number)}
+    return {"valid_ppl_as_published": ppl(total / their_number), "valid_ppl_batched": ppl(total / number)}
 
 
 def standard(model: LanguageModel, task: LanguageModelling) -> dict[str, float]:
@@ -74,7 +75,7 @@ def standard(model: LanguageModel, task: LanguageModelling) -> dict[str, float]:
 def train_perplexity(model: LanguageModel, task: LanguageModelling) -> float:
     """On the training text in columns and chunks, without masks: set beside validation, it shows over-fitting."""
     total, number = batched_loss(model, task.train_chunks(), task.task.batch_size)
-    return math.exp(total / number)
+    return ppl(total / number)
 
 
 class Averages(NamedTuple):
@@ -138,7 +139,7 @@ def mc_perplexity(
     dropout = model.layers.dropout
     if not word_dropout:
         dropout = replace(dropout, p_word=0.0, word_mask=WordMask.type)
-    held = held_over_text(dropout)
+    held = dropout.policy not in NEW_EVERY_STEP and dropout.word_mask is WordMask.type  # one set of masks for the whole text
     stream, averages = Stream((seed, "mc")), RunningAverages(samples)
     for first in range(0, samples, together):
         passes = range(first, min(first + together, samples))
@@ -155,9 +156,3 @@ def mc_perplexity(
         for log_p_N in log_p_SN:
             averages.add(log_p_N)
     return averages.results()
-
-
-def held_over_text(dropout: Dropout) -> bool:
-    """Whether a pass has one set of masks for the whole text; otherwise new ones are drawn stretch by stretch."""
-    new_every_step = dropout.policy in (Policy.zaremba, Policy.naive) or dropout.word_mask is WordMask.token
-    return not new_every_step

@@ -1,4 +1,4 @@
-"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: the arguments, weights and outputs of `torch.nn`'s modules.
+"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: the weights, states and outputs of `torch.nn`'s modules.
 
 T time  B batch  D input size  H hidden size  L layers
 """

@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
 from tqdm import tqdm
+
+from vdrop_cli.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,28 @@ class Sink(Protocol):
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log; a last line that was cut off is left out."""
-    whole = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in whole]
+    whole = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+    records = []
+    for number, line in enumerate(whole, 1):
+        try:
+            record = json.loads(line)
+            record["kind"]
+        except (ValueError, TypeError, KeyError):
+            raise ConfigError(f"{path}: line {number} is not a log record; take the line out, or start over with force=true") from None
+        records.append(record)
+    return records
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a finished run came to."""
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(errors="replace"))
+        if {f.name for f in fields(Result)} <= result.keys():
+            return dict(result)
+    except (ValueError, AttributeError):
+        pass
+    raise ConfigError(f"{path} is damaged; delete it and give the same vdrop train command again to have it made anew")
 
 
 class JsonLines:

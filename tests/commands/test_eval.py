@@ -42,8 +42,8 @@ def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.Ca
     assert "passes averaged" in capsys.readouterr().out
 
 
-def test_every_setting_of_it_changes_something(folder: Path) -> None:
-    """Seed and word dropout the numbers; the batching of passes only their rounding; the back end what is written of it."""
+def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed and word dropout the numbers; the batching of passes how they run, but the numbers only by rounding; the back end what is written."""
     run(folder, "mc_samples=4")
     base = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     run(folder, "mc_samples=4", "seed=2")
@@ -52,7 +52,11 @@ def test_every_setting_of_it_changes_something(folder: Path) -> None:
     for other in (other_seed, words):
         assert other["metrics"]["test_ppl_mc4"] != base["metrics"]["test_ppl_mc4"]
         assert other["metrics"]["test_ppl"] == base["metrics"]["test_ppl"]
+    batches: list[int] = []
+    zero_state = LanguageModel.zero_state
+    monkeypatch.setattr(LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch))
     run(folder, "mc_samples=4", "mc_batch=3", "backend=reference")
+    assert batches[-2:] == [3, 1]
     again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     assert again["metrics"] == pytest.approx(base["metrics"], rel=1e-5)
     assert again["environment"]["backend"] == "reference"

@@ -1,7 +1,6 @@
 """Training: resuming, early stopping, divergence, what is written."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from tests.conftest import CELLS_AND_POLICIES, TINY, settings
 from vdrop_cli import checkpoint, corpora
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import Train
+from vdrop_cli.config import ConfigError, Train
 from vdrop_cli.sinks import Epoch, Result, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 
@@ -88,9 +87,10 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
 def test_force_starts_over(text: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent
-    (folder / "result.json").write_text('{"test_ppl": 1.0}')
+    changed = json.loads((folder / "result.json").read_text()) | {"test_ppl": 1.0}
+    (folder / "result.json").write_text(json.dumps(changed))
     train.run(settings(*TINY, *text))
-    assert json.loads((folder / "result.json").read_text()) == {"test_ppl": 1.0}, "finished is finished"
+    assert json.loads((folder / "result.json").read_text()) == changed, "finished is finished"
     train.run(settings(*TINY, *text, "force=true"))
     assert json.loads((folder / "result.json").read_text())["test_ppl"] > 2
     assert [record["epoch"] for record in read_log(folder / "log.jsonl") if record["kind"] == "start"] == [0]
@@ -120,15 +120,20 @@ def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
-    text: list[str], capsys: pytest.CaptureFixture[str]
+    text: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rate of 1e38 makes the weights infinite within an epoch."""
+    """After two good epochs a rate of 1e38 makes the weights infinite within the third."""
+    config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.clip=inf")
+    fingerprint = corpora.load(config.data).fingerprint
+    other = checkpoint.run_folder(config, fingerprint)
+    other.mkdir(parents=True)
+    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
+    run = Run(config, task, other)
+    for _ in range(2):
+        run.finish_epoch([step.loss for step in run.train_epoch()], began=0)
+    monkeypatch.setattr(train, "learning_rate", lambda schedule, epoch: 1e38)
+    monkeypatch.setattr("vdrop_cli.schedule.learning_rate", lambda schedule, epoch: 1e38)
     with pytest.raises(SystemExit) as stopped:
-        train.run(settings(*TINY, *text, "schedule.epochs=2"))
-        folder = next(Path().rglob("checkpoint-0002.pt")).parent
-        config = settings(*TINY, *text, "schedule.epochs=4", "schedule.lr=1e38", "schedule.clip=inf")
-        other = checkpoint.run_folder(config, corpora.load(config.data).fingerprint)
-        shutil.copytree(folder, other, ignore=shutil.ignore_patterns("result.json"))
         train.run(config)
     assert stopped.value.code == 1
     assert [path.name for path in checkpoint.all_in(other)] == ["checkpoint-0002.pt", "checkpoint-0001.pt"]
@@ -148,3 +153,46 @@ def test_the_folder_holds_what_a_record_needs(text: list[str]) -> None:
     environment = log[0]["environment"]
     assert {"torch", "device", "backend", "threads", "vdrop"} <= environment.keys()
     assert log[0]["config"]["model"]["hidden_size"] == 8
+
+
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(text: list[str], text_folder: Path) -> None:
+    """One chunk an epoch: the loss before the step is fine, the validation after it is not."""
+    one_chunk = [f"data.train={text_folder}/valid.txt", "task.batch_size=60", "task.bptt=3"]
+    with pytest.raises(SystemExit) as stopped:
+        train.run(settings(*TINY, *text, *one_chunk, "schedule.lr=2e38", "schedule.clip=inf"))
+    assert stopped.value.code == 1
+    (log,) = Path().rglob("log.jsonl")
+    assert not checkpoint.all_in(log.parent) and not (log.parent / "result.json").exists()
+    assert read_log(log)[-1]["kind"] == "error"
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(text: list[str]) -> None:
+    config, other = (settings(*TINY, *text, "backend=fused", f"seed={seed}") for seed in (1, 2))
+    fingerprint = corpora.load(config.data).fingerprint
+    train.run(config)
+    folders = [checkpoint.run_folder(c, fingerprint) for c in (config, other)]
+    folders[1].mkdir(parents=True)
+    (folders[0] / "checkpoint-0001.pt").rename(folders[1] / "checkpoint-0001.pt")
+    with pytest.raises(ConfigError, match="holds a checkpoint of other settings"):
+        train.run(other)
+
+
+def test_a_log_with_a_line_that_is_none_is_named(text: list[str]) -> None:
+    train.run(settings(*TINY, *text))
+    folder = next(Path().rglob("result.json")).parent
+    (folder / "result.json").unlink()
+    for damage in ("not json\n", "[1]\n"):
+        whole = (folder / "log.jsonl").read_text()
+        (folder / "log.jsonl").write_text(damage + whole)
+        with pytest.raises(ConfigError, match=r"log\.jsonl: line 1 is not a log record"):
+            train.run(settings(*TINY, *text))
+        (folder / "log.jsonl").write_text(whole)
+
+
+def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:
+    train.run(settings(*TINY, *text))
+    path = next(Path().rglob("result.json"))
+    for damage in ("", "{}", "[]"):
+        path.write_text(damage)
+        with pytest.raises(ConfigError, match=r"result\.json is damaged; delete it"):
+            train.run(settings(*TINY, *text))

@@ -46,3 +46,19 @@ def test_a_missing_split_is_an_error_that_lists_those_there_are(folder: Path) ->
     (folder / "one" / "validation.parquet").unlink()
     with pytest.raises(ConfigError, match=r"has no split validation, only train, test"):
         corpora.load(data(folder))
+
+
+def test_name_configuration_and_revision_go_to_the_library_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the Hub can be reached in a test; what it would be asked can be seen."""
+    import datasets
+
+    asked = []
+
+    def refuse(*arguments: object, **named: object) -> None:
+        asked.append((arguments, named))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConfigError, match=r"data\.name=owner/name cannot be loaded from the Hub \(ConnectionError: no network\)"):
+        corpora.read(Data(Source.hub, name="owner/name", config="c", revision="r", column="text"))
+    assert asked == [(("owner/name", "c"), {"revision": "r"})]

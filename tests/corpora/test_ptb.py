@@ -2,6 +2,7 @@
 
 import http.server
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,34 @@ def test_the_hubs_copy_becomes_the_original_to_the_byte(real_data: Path, tmp_pat
 @pytest.mark.usefixtures("unreachable")
 def test_something_else_at_the_address_is_refused_and_not_kept(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptb, "URL", server.replace("{part}", "test"))
-    with pytest.raises(ConfigError, match="train part from http"):
+    with pytest.raises(ConfigError, match=r"train part from http.*is not Mikolov's"):
         ptb.read(Data(Source.ptb))
     assert not Path("data").exists()
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_folder_that_cannot_be_written_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ptb, "URL", server)
+    Path("data").write_text("in the way")
+    with pytest.raises(ConfigError, match="data/ptb cannot be written"):
+        ptb.read(Data(Source.ptb))
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_connection_that_ends_too_soon_is_a_refusal_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that promises more than it sends."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        connection, _ = listening.accept()
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort")
+        connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    monkeypatch.setattr(ptb, "URL", f"http://127.0.0.1:{listening.getsockname()[1]}/{{part}}")
+    with pytest.raises(ConfigError, match="IncompleteRead"):
+        ptb.read(Data(Source.ptb))
+    thread.join()
+    listening.close()

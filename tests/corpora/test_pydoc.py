@@ -18,4 +18,3 @@ def test_the_parts_are_different_text() -> None:
     raw = corpora.read(Data(Source.pydoc))
     lines = [set(content.decode().splitlines()) for content in raw.parts.values()]
     assert not lines[1] & lines[0] and not lines[2] & lines[0] and not lines[1] & lines[2]
-    assert corpora.read(Data(Source.pydoc)) == raw

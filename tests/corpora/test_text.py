@@ -87,3 +87,15 @@ def test_min_count_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 def test_parts_cannot_be_confused_by_moving_text_from_one_to_the_next(tmp_path: Path) -> None:
     one, other = corpora.load(files(tmp_path, b"a b ", b"c d")), corpora.load(files(tmp_path, b"a b c ", b"d"))
     assert one.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a cache"])
+def test_a_damaged_cache_is_made_anew_and_said_so(tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    data = files(tmp_path, b"a b\n")
+    data.cache = str(tmp_path / "cache")
+    expected = corpora.load(data)
+    (entry,) = (tmp_path / "cache").iterdir()
+    entry.write_bytes(damage)
+    assert corpora.load(data).vocabulary == expected.vocabulary
+    assert f"{entry} is damaged" in capsys.readouterr().err
+    assert entry.stat().st_size > len(damage), "written again"

@@ -145,3 +145,18 @@ def test_gradients_can_be_asked_for_twice() -> None:
     y, *_ = lstm(*inputs, Masks(), backend="fused")
     first, second = (torch.autograd.grad(y.sum(), inputs, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_without_gradients_the_head_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation pays for the logits alone."""
+    tensors, targets = head(20, 11)
+    expected = linear_cross_entropy(*tensors, targets, backend="fused")
+    monkeypatch.delattr(fused, "mm_into")
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(*tensors, targets, backend="fused"), expected)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 1, 1, INPUT).requires_grad_(), torch.ones(1, 1, 1, INPUT, dtype=torch.float64)])
+def test_masks_are_data_of_the_inputs_type(mask: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"masks\.x must be torch\.float32 like x and need no gradient"):
+        lstm(*inputs_of("lstm", 2, torch.float32), Masks(x=mask))

@@ -1,15 +1,14 @@
 """`vdrop compare RUN RUN …`: which settings differ, how the runs ended, and their curves in one picture."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from omegaconf import OmegaConf
 
 from vdrop_cli.config import ConfigError
-from vdrop_cli.sinks import flat, read_log
+from vdrop_cli.sinks import flat, read_log, read_result
 
 METRICS = ("epoch", "train_ppl", "valid_ppl", "test_ppl")
 MARKERS = "osD^vPX*"  # runs can be told apart without colour
@@ -24,12 +23,19 @@ class Finished(NamedTuple):
     result: dict[str, Any]
 
 
+class OneLine(argparse.ArgumentParser):
+    """Whose errors look like those of the other commands."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; vdrop compare --help shows how")
+
+
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("vdrop compare", description="Runs side by side: settings that differ, perplexities, curves.")
+    parser = OneLine("vdrop compare", description="Runs side by side: settings that differ, perplexities, curves.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, with config.yaml, log.jsonl and result.json")
     parser.add_argument("--picture", metavar="FILE", help="draw the learning curves into FILE (.png, .svg or .pdf)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         runs = [run for run in (read(Path(name)) for name in options.runs) if run is not None]
         if not runs:
             raise ConfigError("none of these runs is finished; give the same vdrop train command again to go on")
@@ -51,7 +57,7 @@ def read(folder: Path) -> Finished | None:
         return None
     settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     epochs = [record for record in read_log(folder / "log.jsonl") if record["kind"] == "epoch"]
-    return Finished(folder, flat(settings), epochs, json.loads((folder / "result.json").read_text()))
+    return Finished(folder, flat(settings), epochs, read_result(folder))
 
 
 def differing(runs: list[Finished]) -> list[str]:

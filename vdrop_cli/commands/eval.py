@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdrop_cli import checkpoint, corpora, environment, evaluate
-from vdrop_cli.config import ConfigError, Eval, Source
+from vdrop_cli.config import ConfigError, Eval, Policy
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import LanguageModelling
@@ -20,11 +20,9 @@ def run(settings: Eval) -> None:
     path = checkpoint.find(settings.checkpoint)
     found = checkpoint.load(path)
     trained = found.train
-    data = trained.data
-    if settings.data.dir is not None:
-        if data.source is not Source.ptb:
-            raise ConfigError(f"data.dir must be unset, {path} was trained on data={data.source}, got {settings.data.dir}")
-        data = replace(data, dir=settings.data.dir)
+    data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
+    if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
+        raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
     corpus = corpora.load(data)
     if corpus.fingerprint != found.corpus:
         raise ConfigError(f"checkpoint={path} was trained on another corpus than {corpus.origin}; give it the text that it was trained on")

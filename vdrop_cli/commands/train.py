@@ -7,18 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from vdrop_cli import checkpoint, corpora, environment, evaluate
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Train, plain
+from vdrop_cli.config import Backend, ConfigError, Train, plain
 from vdrop_cli.dropout import Stream
+from vdrop_cli.kernels import choose
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser, learning_rate
-from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result, Sink, Start, Step, TensorBoard, ppl
+from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result, Sink, Start, Step, TensorBoard, ppl, read_result
 from vdrop_cli.tasks import LanguageModelling
 
 
@@ -37,6 +38,9 @@ class Run:
         self.best_epoch, self.best_ppl = 0, math.inf
         found = checkpoint.newest(folder)
         if found is not None:
+            theirs = (found.train.identity(found.corpus), found.train.seed)
+            if theirs != (settings.identity(task.corpus.fingerprint), settings.seed):
+                raise ConfigError(f"{folder} holds a checkpoint of other settings; start over with force=true")
             self.model.load_state_dict(found.model)
             self.epoch, self.seconds, self.best_epoch, self.best_ppl = found.epoch, found.seconds, found.best_epoch, found.best_ppl
         self.model.to(task.device)
@@ -55,7 +59,10 @@ class Run:
         return self.epoch < self.settings.schedule.epochs and patient
 
     def train_epoch(self) -> Iterator[Step]:
-        """One pass over the training text, starting from a zero state."""
+        """One pass over the training text.
+
+        Deviation: it starts from a zero state, the authors' from the last state of the validation pass.
+        """
         epoch, words = self.epoch + 1, self.task.words_a_chunk
         bptt, batch = self.settings.task.bptt, self.settings.task.batch_size
         stream = Stream((self.settings.seed, "masks", epoch))
@@ -76,6 +83,8 @@ class Run:
         """Validates, remembers the best epoch, and writes the checkpoint."""
         trained = time.perf_counter() - began
         measured = evaluate.validate(self.model, self.task)
+        if not all(math.isfinite(value) for value in measured.values()):
+            raise Diverged(f"the validation perplexity is {measured['valid_ppl_batched']} after epoch {self.epoch + 1}")
         self.epoch += 1
         if measured["valid_ppl_batched"] < self.best_ppl:
             self.best_epoch, self.best_ppl = self.epoch, measured["valid_ppl_batched"]
@@ -125,12 +134,13 @@ def prepare(folder: Path, settings: Train) -> None:
 
 def run(settings: Train) -> None:
     device = environment.device(settings.device)
+    settings = replace(settings, device=str(device), backend=Backend[choose(settings.backend.name)])
     corpus = corpora.load(settings.data)
     folder = checkpoint.run_folder(settings, corpus.fingerprint)
     finished = folder / "result.json"
     if finished.exists() and not settings.force:
         print(f"{folder} is finished; force=true starts over")
-        tell(json.loads(finished.read_text()))
+        tell(read_result(folder))
         return
     task = LanguageModelling(settings.task, corpus, device)
     prepare(folder, settings)
@@ -167,8 +177,13 @@ def listen(training: Run) -> None:
             sys.exit(1)
         except KeyboardInterrupt:
             stack.close()
-            print(f"\nvdrop: interrupted; the same command goes on after epoch {training.epoch}", file=sys.stderr)
+            command = "the same command without force=true" if settings.force else "the same command"
+            print(f"\nvdrop: interrupted; {command} goes on after epoch {training.epoch}", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            for sink in sinks:
+                sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, last_step))
+            raise
     assert isinstance(record, Result)
     beside = folder / "result.tmp"
     beside.write_text(json.dumps(asdict(record), indent=2) + "\n")

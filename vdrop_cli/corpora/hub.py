@@ -9,7 +9,9 @@ SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 def sentences(data: Data) -> dict[str, list[str]]:
     """The lines of each part."""
     import datasets  # slow to import, so only where it is used
+    from huggingface_hub import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of what fails, the last word is enough
     datasets.disable_progress_bars()
     assert data.name is not None
     try:

@@ -1,6 +1,7 @@
 """Penn Treebank in Mikolov's preparation: found in a local folder, else fetched; always verified."""
 
 import hashlib
+import http.client
 import os
 import urllib.request
 from collections.abc import Callable
@@ -67,19 +68,29 @@ def fetch() -> Raw:
     for origin, source in sources.items():
         try:
             contents = source()
-        except (OSError, ConfigError) as error:
-            refusals.append(f"{origin}: {' '.join(str(error).split())[:160]}")
+            check_sums(contents, f"{{part}} part from {origin}")
+        except (OSError, http.client.HTTPException, ConfigError) as error:
+            refusals.append(f"{origin}: {' '.join(str(error).split())[:200]}")
             continue
-        check_sums(contents, f"{{part}} part from {origin}")
-        DOWNLOADS.mkdir(parents=True, exist_ok=True)
-        for part, content in contents.items():
-            (DOWNLOADS / file_name(part)).write_bytes(content)
+        keep(contents)
         return Raw(contents, f"{DOWNLOADS} (fetched from {origin})")
     raise ConfigError(
         "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with ptb.{train,valid,test}.txt; "
         f"the environment variable VDROP_DATA=FOLDER with ptb/ in it; the files in {DOWNLOADS}; data=pydoc, which needs no download. "
         f"Tried {'; '.join(refusals)}"
     )
+
+
+def keep(contents: dict[str, bytes]) -> None:
+    """Written beside and renamed, so that a file that is there is whole."""
+    try:
+        DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        for part, content in contents.items():
+            beside = DOWNLOADS / f"{file_name(part)}.tmp"
+            beside.write_bytes(content)
+            beside.replace(DOWNLOADS / file_name(part))
+    except OSError as error:
+        raise ConfigError(f"{DOWNLOADS} cannot be written ({error.strerror}); run from a folder where data/ can be made") from None
 
 
 def from_hub() -> dict[str, bytes]:

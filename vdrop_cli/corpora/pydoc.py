@@ -2,7 +2,6 @@
 
 import platform
 import re
-from pydoc_data.topics import topics
 
 from vdrop_cli.config import Data
 from vdrop_cli.corpora.text import Raw
@@ -13,6 +12,8 @@ BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of t
 
 def read(data: Data) -> Raw:
     """Paragraphs in order of topic, each once, lower-cased, words and punctuation apart; of ten, eight train, one valid, one test."""
+    from pydoc_data.topics import topics  # half a megabyte, so only where it is used
+
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     blocks = [block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name])]
     lines = (" ".join(match[0] for match in re.finditer(WORD, block.lower())) for block in blocks)

@@ -77,8 +77,11 @@ def encoded(raw: Raw, data: Data) -> Corpus:
     fingerprint = digest.hexdigest()
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
-        held = torch.load(cached, weights_only=True)
-        return Corpus(held["vocabulary"], held["train"], held["valid"], held["test"], raw.origin, fingerprint)
+        try:
+            held = torch.load(cached, weights_only=True)
+            return Corpus(held["vocabulary"], held["train"], held["valid"], held["test"], raw.origin, fingerprint)
+        except Exception as error:  # whatever the reader of a damaged file stumbles over
+            print(f"vdrop: {cached} is damaged ({type(error).__name__}); encoding the text again", file=sys.stderr)
     corpus = encode(raw, data.min_count, fingerprint)
     if cached is not None:
         keep(corpus, cached)

@@ -345,7 +345,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        nll_N, gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype, any(ctx.needs_input_grad))
+        nll_N, gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype, True)
         ctx.save_for_backward(x_ND, w_VD, b_V, targets_N, *gradients)
         ctx.compute_dtype = compute_dtype
         return nll_N
@@ -431,7 +431,8 @@ def gru(
 
 
 def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
-    nll_N: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype
-    )
+    compute_dtype = compute_dtype or x_ND.dtype
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
+        return loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype, False)[0]
+    nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, compute_dtype)  # type: ignore[no-untyped-call]
     return nll_N
