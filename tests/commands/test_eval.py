@@ -43,7 +43,7 @@ def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.Ca
 
 
 def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed and word dropout the numbers; the batching of passes how they run, but the numbers only by rounding; the back end what is written."""
+    """Seed and word dropout the numbers, the batching of passes how they run, the back end what is written of it."""
     run(folder, "mc_samples=4")
     base = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     run(folder, "mc_samples=4", "seed=2")

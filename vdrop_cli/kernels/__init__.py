@@ -4,7 +4,7 @@ T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n) 
 
 Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih`, `b_hh [G·H]`. Masks act on
 what enters a matrix product, never on the carried state (the cell mask `c` excepted, which is part of its policy). Sequences
-with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors' code runs padding through.
+with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
 
 `compute_dtype` (None: that of the input) is the type in which matrix products are multiplied, the forward logits of
 `linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input.
@@ -106,7 +106,8 @@ def gru(
 
     The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in cuDNN and torch:
     n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)).
-    h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors' code has a sigmoid for the tanh of n. A GRU has no cell state: `masks.c` must be None.
+    h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors' code has a sigmoid for the tanh of n.
+    A GRU has no cell state: `masks.c` must be None.
     """
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
