@@ -27,6 +27,7 @@ TINY = (
     "schedule.epochs=1",
     "data.cache=null",
     "device=cpu",
+    "precision=fp32",
 )
 
 

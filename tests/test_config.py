@@ -177,6 +177,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "schedule.patience": (["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"], ["schedule.patience=1"], "numbers"),
     "seed": ([], ["seed=2"], "numbers"),
     "backend": ([], ["backend=reference"], "environment"),
+    "precision": ([], ["precision=bf16"], "numbers"),
     "outputs": ([], ["outputs=elsewhere"], "folder"),
     "log_every": ([], ["log_every=1"], "log"),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vdrop_cli import environment
-from vdrop_cli.config import ConfigError
+from vdrop_cli.config import ConfigError, Precision
 
 
 def test_auto_takes_cuda_where_there_is_one() -> None:
@@ -22,8 +22,9 @@ def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are(name: 
 
 
 def test_what_is_written_down() -> None:
-    told = environment.describe(torch.device("cpu"), "fused")
-    assert told["torch"] == torch.__version__ and told["backend"] == "fused" and told["threads"] == torch.get_num_threads()
+    told = environment.describe(torch.device("cpu"), "fused", Precision.bf16)
+    assert (told["backend"], told["precision"]) == ("fused", "bf16")
+    assert told["torch"] == torch.__version__ and told["threads"] == torch.get_num_threads()
     assert told["device"], "the processor has a name"
     root = Path(environment.__file__).parent.parent
     if (root / ".git").exists():

@@ -66,6 +66,12 @@ class Backend(Choice):
     fused = "fused"
 
 
+class Precision(Choice):
+    auto = "auto"  # bf16 where the processor has instructions for it
+    fp32 = "fp32"
+    bf16 = "bf16"  # all matrix products but the forward logits; states, gates, losses and weights stay fp32
+
+
 FLOAT32_LIMIT = 3e38  # what is larger is infinite in the arithmetic
 
 
@@ -203,6 +209,7 @@ class Train:
     seed: int = 1  # of the parameters' start and of every mask
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
     backend: Backend = Backend.auto
+    precision: Precision = Precision.auto  # in which matrix products are multiplied
     outputs: str = "outputs"  # folder under which the run folder is made
     log_every: int = 20  # steps between two step records in log.jsonl; TensorBoard gets every step
     force: bool = False  # start over, even where a finished or interrupted run of the same settings lies
@@ -216,7 +223,7 @@ class Train:
     def identity(self, corpus_fingerprint: str) -> str:
         """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
 
-        Device and back end are to be those that `auto` has come to.
+        Device, back end and precision are to be those that `auto` has come to.
         """
         told = plain(self)
         for key in ("seed", "outputs", "log_every", "force"):
@@ -246,6 +253,7 @@ class Eval:
     seed: int = 1  # of the MC passes' masks
     device: str = "auto"
     backend: Backend = Backend.auto
+    precision: Precision | None = None  # null: that of the training
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop eval checkpoint=…)", "nothing")

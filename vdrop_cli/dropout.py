@@ -4,6 +4,7 @@ T time  B batch  D input size  H hidden size  G gates
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from vdrop_cli.kernels import Masks
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
 NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
+KEEP_BITS = 16  # a mask's elements are as many random bits, compared with the drop probability
 HASH_BITS = 24  # a word's fate is one of 2^24 equally likely values, compared with the drop probability
 
 
@@ -60,7 +62,7 @@ class WordMasks(NamedTuple):
         if self.by_type_B is None:
             assert self.by_token_TB is not None
             return self.by_token_TB
-        threshold = min(round(self.p * 2**HASH_BITS), 2**HASH_BITS - 1)
+        threshold = threshold_of(self.p, HASH_BITS)
         fate_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
         kept_TB: Tensor = (fate_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
         return kept_TB
@@ -82,9 +84,20 @@ class ModelMasks(NamedTuple):
     out: Tensor | None = None  # broadcastable to [T, B, H]
 
 
+def threshold_of(p: float, bits: int) -> int:
+    """The whole numbers below it, of those with so many bits, stand for «dropped»."""
+    numbers = 1 << bits
+    return min(round(p * numbers), numbers - 1)
+
+
 def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-    """0 with probability p, otherwise 1 / (1 - p)."""
-    return None if p == 0 else torch.empty(shape).bernoulli_(1 - p, generator=generator).div_(1 - p)
+    """0 with probability p, in steps of 2^-16, otherwise 1 / (1 - p); a random number of 64 bits serves four elements."""
+    if p == 0:
+        return None
+    count, threshold = math.prod(shape), threshold_of(p, KEEP_BITS)
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+    kept = torch.ge(bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count))
+    return kept.mul_(1 / (1 - threshold / 2**KEEP_BITS)).view(shape)
 
 
 def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu") -> ModelMasks:

@@ -22,7 +22,7 @@ class Recurrent(nn.Module):
 
     In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
     mode there are none, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
-    multiplies the output.
+    multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the input).
     """
 
     cell: Cell
@@ -36,12 +36,13 @@ class Recurrent(nn.Module):
         batch_first: bool = False,
         dropout: Dropout | None = None,
         backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first = batch_first
         self.dropout = dropout or Dropout(name="none", policy=Policy.none)
-        self.backend = kernels.choose(backend)
+        self.backend, self.compute_dtype = kernels.choose(backend), compute_dtype
         if self.dropout.policy is Policy.moon and self.cell is not Cell.lstm:
             raise ValueError("the policy moon masks the cell state, which a GRU does not have")
         rows = GATES[self.cell] * hidden_size
@@ -111,7 +112,9 @@ class LSTM(Recurrent):
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         h_BH, c_BH = state
-        y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, backend=self.backend)
+        y_TBH, h_BH, c_BH = kernels.lstm(
+            x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, backend=self.backend, compute_dtype=self.compute_dtype
+        )
         return y_TBH, (h_BH, c_BH)
 
 
@@ -126,5 +129,14 @@ class GRU(Recurrent):
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         (h_BH,) = state
-        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, lengths=lengths, reset_after=self.reset_after, backend=self.backend)
+        y_TBH, h_BH = kernels.gru(
+            x_TBD,
+            h_BH,
+            *weights,
+            masks,
+            lengths=lengths,
+            reset_after=self.reset_after,
+            backend=self.backend,
+            compute_dtype=self.compute_dtype,
+        )
         return y_TBH, (h_BH,)

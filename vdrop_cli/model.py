@@ -17,10 +17,12 @@ from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 class LanguageModel(nn.Module):
     """Predicts the next word; the embedding has the size of the hidden layers (Zaremba et al. 2014)."""
 
-    def __init__(self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto") -> None:
+    def __init__(
+        self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         hidden = model.hidden_size
-        options: dict[str, Any] = {"num_layers": model.layers, "dropout": dropout, "backend": backend}
+        options: dict[str, Any] = {"num_layers": model.layers, "dropout": dropout, "backend": backend, "compute_dtype": compute_dtype}
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, hidden))
         self.layers: Recurrent = (
             LSTM(hidden, hidden, **options) if model.cell is Cell.lstm else GRU(hidden, hidden, reset_after=model.reset_after, **options)
@@ -54,7 +56,12 @@ class LanguageModel(nn.Module):
         """Negative log-likelihood of each target in nats, [T, B], and the state to go on from."""
         y_TBH, state = self(ids_TB, state, masks)
         nll_N = kernels.linear_cross_entropy(
-            y_TBH.flatten(0, 1), self.head_weight, self.head_bias, targets_TB.flatten(), backend=self.layers.backend
+            y_TBH.flatten(0, 1),
+            self.head_weight,
+            self.head_bias,
+            targets_TB.flatten(),
+            backend=self.layers.backend,
+            compute_dtype=self.layers.compute_dtype,
         )
         return nll_N.view_as(targets_TB), state
 

@@ -20,6 +20,8 @@ def run(settings: Eval) -> None:
     path = checkpoint.find(settings.checkpoint)
     found = checkpoint.load(path)
     trained = found.train
+    precision = environment.precision(settings.precision or trained.precision, device)
+    environment.make_ready()
     data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
@@ -27,7 +29,9 @@ def run(settings: Eval) -> None:
     if corpus.fingerprint != found.corpus:
         raise ConfigError(f"checkpoint={path} was trained on another corpus than {corpus.origin}; give it the text that it was trained on")
     task = LanguageModelling(trained.task, corpus, device)
-    model = LanguageModel(trained.model, trained.dropout, len(corpus.vocabulary), settings.backend.name)
+    model = LanguageModel(
+        trained.model, trained.dropout, len(corpus.vocabulary), settings.backend.name, environment.COMPUTE_DTYPES[precision]
+    )
     try:
         model.load_state_dict(found.model)
     except RuntimeError:
@@ -35,7 +39,7 @@ def run(settings: Eval) -> None:
             f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run"
         ) from None
     model.to(device)
-    print(f"{path}: epoch {found.epoch}, {corpus.origin}, {device}, back end {model.layers.backend}", file=sys.stderr)
+    print(f"{path}: epoch {found.epoch}, {corpus.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
     metrics: dict[str, Any] = dict(evaluate.standard(model, task))
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": metrics}
     name = "eval-standard.json"
@@ -53,7 +57,7 @@ def run(settings: Eval) -> None:
             "mc_seconds": time.perf_counter() - began,
         }
         name = f"eval-mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}.json"
-    told["environment"] = environment.describe(device, model.layers.backend)
+    told["environment"] = environment.describe(device, model.layers.backend, precision)
     tell(told)
     write(path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{name.removeprefix('eval-')}"), told)
 

@@ -16,6 +16,7 @@ from vdrop_cli import checkpoint, corpora, environment, evaluate
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import Backend, ConfigError, Train, plain
 from vdrop_cli.dropout import Stream
+from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.kernels import choose
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser, learning_rate
@@ -32,7 +33,9 @@ class Run:
 
     def __init__(self, settings: Train, task: LanguageModelling, folder: Path) -> None:
         self.settings, self.task, self.folder = settings, task, folder
-        self.model = LanguageModel(settings.model, settings.dropout, len(task.corpus.vocabulary), settings.backend.name)
+        self.model = LanguageModel(
+            settings.model, settings.dropout, len(task.corpus.vocabulary), settings.backend.name, COMPUTE_DTYPES[settings.precision]
+        )
         self.model.initialise(settings.model.init, Stream((settings.seed, "init")))
         self.epoch, self.seconds = 0, 0.0
         self.best_epoch, self.best_ppl = 0, math.inf
@@ -110,7 +113,7 @@ class Run:
 
 def records(run: Run) -> Iterator[Record]:
     """Trains to the end; yields a record for the start, every step, every epoch, and the result."""
-    described = environment.describe(run.task.device, run.model.layers.backend)
+    described = environment.describe(run.task.device, run.model.layers.backend, run.settings.precision)
     yield Start(plain(run.settings), run.task.corpus.fingerprint, run.epoch, described)
     while run.goes_on:
         began, losses = time.perf_counter(), []
@@ -134,7 +137,9 @@ def prepare(folder: Path, settings: Train) -> None:
 
 def run(settings: Train) -> None:
     device = environment.device(settings.device)
-    settings = replace(settings, device=str(device), backend=Backend[choose(settings.backend.name)])
+    environment.make_ready()
+    chosen, precision = Backend[choose(settings.backend.name)], environment.precision(settings.precision, device)
+    settings = replace(settings, device=str(device), backend=chosen, precision=precision)
     corpus = corpora.load(settings.data)
     folder = checkpoint.run_folder(settings, corpus.fingerprint)
     finished = folder / "result.json"
@@ -145,7 +150,7 @@ def run(settings: Train) -> None:
     task = LanguageModelling(settings.task, corpus, device)
     prepare(folder, settings)
     training = Run(settings, task, folder)
-    speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {training.model.layers.backend}"
+    speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {chosen}, {precision}"
     print(f"{folder}: {speak}{f', going on after epoch {training.epoch}' if training.epoch else ''}", file=sys.stderr)
     listen(training)
 

@@ -1,9 +1,11 @@
 """The same functions as `reference`, with forward and backward written by hand; any device, plain torch operations.
 
-All input projections of a layer are one product before the loop over time, all weight gradients one product after it.
-Masks that differ from gate to gate make each product four (GRU: three) of a quarter the size, so they cost little more.
+All input projections of a layer are one product before the loop over time, all weight gradients one product after it. What
+entered the recurrent products is kept for that. Masks that differ from gate to gate make of each product a batch of four
+(GRU: three) of a quarter the size, so they cost little more.
 
-T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
+N tokens  V vocabulary
 """
 
 from typing import Any
@@ -12,52 +14,43 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vdrop_cli.kernels.masks import Masks, at
+from vdrop_cli.kernels.masks import Masks
+from vdrop_cli.kernels.products import Weights, mm_into
 
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
-
-
-def cast(tensor: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
-    return tensor if compute_dtype is None else tensor.to(compute_dtype)
-
-
-def mm_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
-    """`out (+)= a @ b` for matrices, where `a` and `b` may be of a lower precision than `out`."""
-    if a.dtype != out.dtype:
-        product = (a @ b).to(out.dtype)
-        out.add_(product) if add else out.copy_(product)
-    elif add:
-        out.addmm_(a, b)
-    else:
-        torch.mm(a, b, out=out)
+SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
+ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large
 
 
 def differs_by_gate(mask: Tensor | None) -> bool:
     return mask is not None and mask.shape[1] > 1
 
 
-def gate(mask: Tensor | None, g: int) -> Tensor | None:
-    """The mask of gate `g`, [T or 1, B or 1, ·], of one that differs by gate or not."""
-    return None if mask is None else mask[:, g if mask.shape[1] > 1 else 0]
+def some_gates(mask_TGBH: Tensor | None, part: slice) -> Tensor | None:
+    """The mask of some gates, of one that differs by gate or not."""
+    return mask_TGBH[:, part] if mask_TGBH is not None and differs_by_gate(mask_TGBH) else mask_TGBH
 
 
-def masked(value: Tensor, mask: Tensor | None) -> Tensor:
-    return value if mask is None else value * mask
+def each_step(mask: Tensor | None, time: int) -> list[Tensor] | None:
+    """The masks of all steps, one after the other."""
+    if mask is None:
+        return None
+    return [mask[0]] * time if len(mask) == 1 else list(mask.unbind(0))
 
 
-def add_masked(out: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """`out += value ∘ mask`"""
-    return out.add_(value) if mask is None else out.addcmul_(value, mask)
+def lower(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`tensor ∘ mask`, rounded to the type that is multiplied in."""
+    return (tensor if mask is None else tensor * mask).to(dtype)
 
 
 class Gates:
-    """The pre-activations of every gate and step, laid out so that each product writes its part in one go.
+    """One tensor of all gates and steps, laid out so that each product reads and writes its part in one go.
 
     Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does.
     """
 
     def __init__(self, time: int, batch: int, gates: int, hidden: int, by_gate: bool, like: Tensor) -> None:
-        self.gates, self.hidden, self.by_gate = gates, hidden, by_gate
+        self.time, self.batch, self.gates, self.hidden, self.by_gate = time, batch, gates, hidden, by_gate
         self.memory = like.new_empty((gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden))
         self.view_GTBH = self.memory if by_gate else self.memory.view(time, batch, gates, hidden).permute(2, 0, 1, 3)
 
@@ -66,72 +59,119 @@ class Gates:
         by_gate = differs_by_gate(masks.x) or differs_by_gate(masks.h)
         return cls(x_TBD.shape[0], x_TBD.shape[1], gates, hidden, by_gate, like=x_TBD)
 
-    def another(self) -> "Gates":
+    def another(self, dtype: torch.dtype | None = None) -> "Gates":
         """Of the same layout, for the gradients."""
-        _, time, batch, _ = self.view_GTBH.shape
-        return Gates(time, batch, self.gates, self.hidden, self.by_gate, like=self.memory)
+        like = self.memory.new_empty(0, dtype=dtype or self.memory.dtype)
+        return Gates(self.time, self.batch, self.gates, self.hidden, self.by_gate, like=like)
 
     def rows(self, part: slice) -> slice:
         """The rows of a weight matrix that belong to some gates."""
         return slice(part.start * self.hidden, part.stop * self.hidden)
 
-    def parts(self, part: slice) -> list[slice]:
+    def groups(self, part: slice) -> list[slice]:
         """How the gates of `part` are grouped into products: all together, or one by one."""
         return [slice(g, g + 1) for g in range(part.start, part.stop)] if self.by_gate else [part]
 
-    def steps(self, part: slice) -> Tensor:
+    def matrix(self, group: slice) -> Tensor:
         """Gates of every step as a matrix, [T·B, gates·H]."""
-        return self.memory[part.start].flatten(0, 1) if self.by_gate else self.memory.flatten(0, 1)[:, self.rows(part)]
+        return self.memory[group.start].flatten(0, 1) if self.by_gate else self.memory.flatten(0, 1)[:, self.rows(group)]
 
-    def step(self, part: slice, t: int) -> Tensor:
-        """Gates of step `t` as a matrix, [B, gates·H]."""
-        return self.memory[part.start, t] if self.by_gate else self.memory[t][:, self.rows(part)]
-
-
-def project_inputs(gates: Gates, x_TBD: Tensor, w_ih: Tensor, b_ih: Tensor, mask_x: Tensor | None) -> None:
-    """Fills the gates with `W (m_x ∘ x) + b` for all steps at once."""
-    every = slice(0, gates.gates)
-    for part in gates.parts(every):
-        x_ND = cast(masked(x_TBD, gate(mask_x, part.start)), w_ih.dtype).flatten(0, 1)
-        mm_into(gates.steps(part), x_ND, w_ih[gates.rows(part)].T, add=False)
-    gates.view_GTBH.add_(b_ih.view(gates.gates, 1, 1, -1))
+    def steps(self, part: slice) -> list[Tensor]:
+        """Gates of each step, [gates, B, H] where each is multiplied for itself, else [B, gates·H]."""
+        memory = self.memory[part].transpose(0, 1) if self.by_gate else self.memory[..., self.rows(part)]
+        return list(memory.unbind(0))
 
 
-def add_recurrence(gates: Gates, part: slice, t: int, h_BH: Tensor, w_hh: Tensor, mask_h: Tensor | None) -> None:
-    """Adds `U (m_h ∘ h_{t-1})` to the gates of one step."""
-    mask_GBH = at(mask_h, t)
-    for some in gates.parts(part):
-        m_BH = None if mask_GBH is None else mask_GBH[some.start if mask_GBH.shape[0] > 1 else 0]
-        mm_into(gates.step(some, t), cast(masked(h_BH, m_BH), w_hh.dtype), w_hh[gates.rows(some)].T, add=True)
+def project_inputs(gates: Gates, x_TBD: Tensor, w_ih: Tensor, bias: Tensor, mask_x: Tensor | None) -> list[Tensor]:
+    """Fills the gates with `W (m_x ∘ x) + b` for all steps at once; returns the masked inputs of each group, [T·B, D]."""
+    inputs_ND = []
+    for group in gates.groups(slice(0, gates.gates)):
+        mask_TBD = None if mask_x is None else mask_x[:, group.start if differs_by_gate(mask_x) else 0]
+        inputs_ND.append(lower(x_TBD, mask_TBD, w_ih.dtype).flatten(0, 1))
+        mm_into(gates.matrix(group), inputs_ND[-1], w_ih[gates.rows(group)].T)
+    gates.view_GTBH.add_(bias.view(gates.gates, 1, 1, -1))
+    return inputs_ND
 
 
-def add_recurrence_gradient(dh_BH: Tensor, da: Gates, part: slice, t: int, w_hh: Tensor, mask_h: Tensor | None) -> None:
-    """Adds to the gradient of h_{t-1} what comes through the recurrent products of step `t`."""
-    mask_GBH = at(mask_h, t)
-    for some in da.parts(part):
-        m_BH = None if mask_GBH is None else mask_GBH[some.start if mask_GBH.shape[0] > 1 else 0]
-        through_BH = (cast(da.step(some, t), w_hh.dtype) @ w_hh[da.rows(some)]).to(dh_BH.dtype)
-        add_masked(dh_BH, through_BH, m_BH)
+class Recurrence:
+    """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U."""
+
+    def __init__(self, gates: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None, h_before_TBH: Tensor) -> None:
+        self.by_gate, self.steps = gates.by_gate, gates.steps(part)
+        w_hh = w_hh[gates.rows(part)]
+        if self.by_gate:
+            self.w_KHH = w_hh.view(-1, gates.hidden, gates.hidden).mT
+            self.w_KHH = self.w_KHH.contiguous() if w_hh.dtype == h_before_TBH.dtype else self.w_KHH
+        else:
+            self.w = Weights(w_hh, gates.batch)
+        groups = len(gates.groups(part))
+        mask_TKBH = some_gates(mask_h, part)
+        self.masks_KBH = each_step(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, groups, -1, -1), gates.time)
+        plain = self.masks_KBH is None and w_hh.dtype == h_before_TBH.dtype
+        self.inputs_KTBH = (
+            h_before_TBH.expand(groups, *h_before_TBH.shape)
+            if plain
+            else h_before_TBH.new_empty((groups, *h_before_TBH.shape), dtype=w_hh.dtype)
+        )
+        self.inputs = None if plain else list(self.inputs_KTBH.unbind(1))
+
+    def add(self, t: int, h_BH: Tensor) -> None:
+        """Adds the products of step `t` to its gates."""
+        if self.inputs is None:
+            x_KBH = h_BH.expand(len(self.inputs_KTBH), *h_BH.shape)
+        elif self.masks_KBH is None:
+            x_KBH = self.inputs[t].copy_(h_BH)
+        else:
+            x_KBH = torch.mul(h_BH, self.masks_KBH[t], out=self.inputs[t])
+        if not self.by_gate:
+            self.w.add_product(self.steps[t], x_KBH[0])
+        elif x_KBH.dtype == self.steps[t].dtype:
+            self.steps[t].baddbmm_(x_KBH, self.w_KHH)
+        else:
+            self.steps[t].add_(torch.bmm(x_KBH, self.w_KHH))
 
 
-def input_gradient(da: Gates, x_TBD: Tensor, w_ih: Tensor, mask_x: Tensor | None) -> Tensor:
-    dx_TBD = torch.zeros_like(x_TBD)
-    for part in da.parts(slice(0, da.gates)):
-        through_ND = (cast(da.steps(part), w_ih.dtype) @ w_ih[da.rows(part)]).to(dx_TBD.dtype)
-        add_masked(dx_TBD, through_ND.view_as(x_TBD), gate(mask_x, part.start))
+class RecurrenceGradient:
+    """The way back through a recurrence: the gradients `da` of its gates, complete at one step, give that of h_{t-1}."""
+
+    def __init__(self, da: Gates, low: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None) -> None:
+        self.by_gate, self.full, self.low = da.by_gate, da.steps(part), low.steps(part)
+        self.dtype, self.same = da.memory.dtype, da.memory.dtype == low.memory.dtype
+        w_hh = w_hh[da.rows(part)]
+        self.w = w_hh.view(-1, da.hidden, da.hidden) if self.by_gate else w_hh
+        self.masks_KBH = each_step(some_gates(mask_h, part), da.time)
+
+    def step(self, t: int) -> Tensor:
+        """What comes to the gradient of h_{t-1} through the products of step `t`."""
+        step = self.full[t] if self.same else self.low[t].copy_(self.full[t])
+        mask_KBH = None if self.masks_KBH is None else self.masks_KBH[t]
+        if self.by_gate:
+            through_KBH = torch.bmm(step, self.w)
+            return (through_KBH if mask_KBH is None else through_KBH * mask_KBH).sum(0, dtype=self.dtype)
+        through_BH = step @ self.w
+        return through_BH.to(self.dtype) if mask_KBH is None else through_BH * mask_KBH[0]
+
+
+def input_gradient(low: Gates, x_TBD: Tensor, w_ih: Tensor, mask_x: Tensor | None) -> Tensor:
+    dx_TBD: Tensor | None = None
+    for group in low.groups(slice(0, low.gates)):
+        through_TBD = (low.matrix(group) @ w_ih[low.rows(group)]).view_as(x_TBD).to(x_TBD.dtype)
+        if mask_x is not None:
+            through_TBD.mul_(mask_x[:, group.start if differs_by_gate(mask_x) else 0])
+        dx_TBD = through_TBD if dx_TBD is None else dx_TBD.add_(through_TBD)
+    assert dx_TBD is not None
     return dx_TBD
 
 
-def weight_gradient(da: Gates, part: slice, input_TBD: Tensor, mask: Tensor | None, dw: Tensor, compute_dtype: torch.dtype) -> None:
-    """Writes the gradient of the weights that multiply `input ∘ mask`, summed over all steps, in one product."""
-    for some in da.parts(part):
-        input_ND = cast(masked(input_TBD, gate(mask, some.start)), compute_dtype).flatten(0, 1)
-        mm_into(dw[da.rows(some)], cast(da.steps(some), compute_dtype).T, input_ND, add=False)
+def weight_gradient(low: Gates, part: slice, inputs_ND: list[Tensor], dw: Tensor) -> None:
+    """Writes the gradient of the weights that multiplied the inputs of each group, summed over all steps, in one product."""
+    for group, input_ND in zip(low.groups(part), inputs_ND, strict=True):
+        mm_into(dw[low.rows(group)], low.matrix(group).T, input_ND)
 
 
 def sum_over_steps(da: Gates) -> Tensor:
     """The gradient of the biases, [G·H]."""
-    return da.view_GTBH.sum((1, 2)).flatten()
+    return da.view_GTBH.sum((1, 2)).flatten() if da.by_gate else da.memory.flatten(0, 1).sum(0)
 
 
 def alive_steps(lengths: Tensor | None, time: int) -> Tensor | None:
@@ -139,9 +179,23 @@ def alive_steps(lengths: Tensor | None, time: int) -> Tensor | None:
     return None if lengths is None else (torch.arange(time, device=lengths.device)[:, None] < lengths)[..., None]
 
 
-def previous(first_BH: Tensor, states_TBH: Tensor) -> Tensor:
-    """The state that each step started from, [T, B, H]."""
-    return torch.cat([first_BH[None], states_TBH[:-1]])
+def with_start(first_BH: Tensor, time: int) -> Tensor:
+    """Memory for the states of all steps, [T + 1, B, H], the first of them there."""
+    states = first_BH.new_empty(time + 1, *first_BH.shape)
+    states[0] = first_BH
+    return states
+
+
+def through_sigmoid(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """d · y · (1 - y)"""
+    result: Tensor = torch.ops.aten.sigmoid_backward.grad_input(d, y, grad_input=out)
+    return result
+
+
+def through_tanh(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """d · (1 - y²)"""
+    result: Tensor = torch.ops.aten.tanh_backward.grad_input(d, y, grad_input=out)
+    return result
 
 
 class LSTM(torch.autograd.Function):
@@ -163,75 +217,76 @@ class LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         time, every, hidden = len(x_TBD), slice(0, 4), w_hh.shape[1]
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
-        gates = Gates.of(x_TBD, hidden, 4, Masks(mask_x, mask_h, mask_c))
-        project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, mask_x)
-        i_TBH, f_TBH, g_TBH, o_TBH = gates.view_GTBH
-        i_and_f_GTBH = gates.view_GTBH[:2]
-        c_TBH, h_TBH = (
-            torch.empty_like(o_TBH, memory_format=torch.contiguous_format),
-            torch.empty_like(o_TBH, memory_format=torch.contiguous_format),
+        gates = Gates.of(x_TBD, hidden, 4, Masks(mask_x, mask_h))
+        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, mask_x)
+        hs, cs = with_start(h_BH, time), with_start(c_BH, time)
+        recurrence = Recurrence(gates, every, w_hh, mask_h, hs[:-1])
+        g_TBH, tanh_c_TBH = torch.empty_like(hs[1:]), torch.empty_like(cs[1:])
+        alive_TB1, masks_c = alive_steps(lengths, time), each_step(mask_c, time)
+        step_views = zip(
+            *(v.unbind(0) for v in (gates.view_GTBH.transpose(0, 1), *gates.view_GTBH, g_TBH, tanh_c_TBH, hs[1:], cs[1:])), strict=True
         )
-        alive_TB1 = alive_steps(lengths, time)
         h, c = h_BH, c_BH
-        for t in range(time):
-            add_recurrence(gates, every, t, h, w_hh, mask_h)
-            i_and_f_GTBH[:, t].sigmoid_()
-            g_TBH[t].tanh_()
-            o_TBH[t].sigmoid_()
-            c_new = torch.mul(f_TBH[t], c, out=c_TBH[t]).addcmul_(i_TBH[t], g_TBH[t])
-            if (m_BH := at(mask_c, t)) is not None:
-                c_new.mul_(m_BH)
-            h_new = torch.tanh(c_new, out=h_TBH[t]).mul_(o_TBH[t])
+        for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(step_views):
+            recurrence.add(t, h)
+            torch.tanh(a_g, out=g)
+            every_gate.sigmoid_()  # g is there already; one call for all is quicker than one for each
+            torch.mul(f, c, out=c_new).addcmul_(i, g)
+            if masks_c is not None:
+                c_new.mul_(masks_c[t])
+            torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
             if alive_TB1 is not None:
                 c_new.copy_(torch.where(alive_TB1[t], c_new, c))
                 h_new.copy_(torch.where(alive_TB1[t], h_new, h))
             h, c = h_new, c_new
-        ctx.save_for_backward(x_TBD, h_BH, c_BH, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, h_TBH, c_TBH)
+        ctx.save_for_backward(
+            x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, gates.memory, recurrence.inputs_KTBH, *inputs_ND
+        )
         ctx.gates = gates
-        y_TBH = h_TBH if alive_TB1 is None else h_TBH * alive_TB1
+        y_TBH = hs[1:] if alive_TB1 is None else hs[1:] * alive_TB1
         return y_TBH, h.clone(), c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, h_BH, c_BH, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, h_TBH, c_TBH = ctx.saved_tensors
+        x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, _, inputs_KTBH, *inputs_ND = ctx.saved_tensors
         gates: Gates = ctx.gates
         every = slice(0, 4)
-        i_TBH, f_TBH, g_TBH, o_TBH = gates.view_GTBH
-        tanh_c_TBH = c_TBH.tanh()
-        c_before_TBH = previous(c_BH, c_TBH)
+        i_TBH, f_TBH, _, o_TBH = gates.view_GTBH
         # What does not depend on the gradient is worked out for all steps at once: d a_gate = slope ∘ (dc or dh).
         da = gates.another()
+        low = da if w_hh.dtype == x_TBD.dtype else gates.another(w_hh.dtype)
         slope_i, slope_f, slope_g, slope_o = da.view_GTBH
-        torch.mul(g_TBH * i_TBH, 1 - i_TBH, out=slope_i)
-        torch.mul(c_before_TBH * f_TBH, 1 - f_TBH, out=slope_f)
-        torch.mul(i_TBH, 1 - g_TBH * g_TBH, out=slope_g)
-        torch.mul(tanh_c_TBH * o_TBH, 1 - o_TBH, out=slope_o)
-        c_slope_TBH = o_TBH * (1 - tanh_c_TBH * tanh_c_TBH)
+        through_sigmoid(g_TBH, i_TBH, out=slope_i)
+        through_sigmoid(cs[:-1], f_TBH, out=slope_f)
+        through_tanh(i_TBH, g_TBH, out=slope_g)
+        through_sigmoid(tanh_c_TBH, o_TBH, out=slope_o)
+        c_slope_TBH = through_tanh(o_TBH, tanh_c_TBH, out=torch.empty_like(tanh_c_TBH))
         if alive_TB1 is not None:
             da.view_GTBH.mul_(alive_TB1)
             c_slope_TBH.mul_(alive_TB1)
             dy_TBH = dy_TBH * alive_TB1
-        i_f_g_GTBH = da.view_GTBH[:3]
+        way_back = RecurrenceGradient(da, low, every, w_hh, mask_h)
+        masks_c = each_step(mask_c, gates.time)
+        step_views = list(zip(*(v.unbind(0) for v in (da.view_GTBH[:3].transpose(0, 1), slope_o, c_slope_TBH, f_TBH, dy_TBH)), strict=True))
         dh, dc = dh_BH.clone(), dc_BH.clone()
-        for t in reversed(range(len(x_TBD))):
-            dh.add_(dy_TBH[t])
-            slope_o[t].mul_(dh)
-            dc.addcmul_(dh, c_slope_TBH[t])
-            dc_new = masked(dc, at(mask_c, t))
-            i_f_g_GTBH[:, t].mul_(dc_new)
-            carried = dc_new * f_TBH[t]
-            dh_before = torch.zeros_like(dh)
+        for t in reversed(range(gates.time)):
+            i_f_g, o, c_slope, f, dy = step_views[t]
+            dh.add_(dy)
+            o.mul_(dh)
+            dc.addcmul_(dh, c_slope)
+            dc_new = dc if masks_c is None else dc * masks_c[t]
+            i_f_g.mul_(dc_new)
+            carried, dh_before = dc_new * f, way_back.step(t)
             if alive_TB1 is not None:
                 carried = torch.where(alive_TB1[t], carried, dc)
                 dh_before = torch.where(alive_TB1[t], dh_before, dh)
-            add_recurrence_gradient(dh_before, da, every, t, w_hh, mask_h)
             dh, dc = dh_before, carried
         db = sum_over_steps(da)
         dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
-        weight_gradient(da, every, x_TBD, mask_x, dw_ih, w_ih.dtype)
-        weight_gradient(da, every, previous(h_BH, h_TBH), mask_h, dw_hh, w_hh.dtype)
-        dx_TBD = input_gradient(da, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
+        weight_gradient(low, every, inputs_ND, dw_ih)
+        weight_gradient(low, every, list(inputs_KTBH.flatten(1, 2)), dw_hh)
+        dx_TBD = input_gradient(low, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
         return dx_TBD, dh, dc, dw_ih, dw_hh, db, db, None, None, None, None, None
 
 
@@ -255,84 +310,97 @@ class GRU(torch.autograd.Function):
         r_and_z, only_n = slice(0, 2), slice(2, 3)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         gates = Gates.of(x_TBD, hidden, 3, Masks(mask_x, mask_h))
-        project_inputs(gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, mask_x)
+        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, mask_x)
         if reset_after:
             gates.view_GTBH[r_and_z].add_(b_hh.view(3, 1, 1, -1)[r_and_z])
-        r_TBH, z_TBH, n_TBH = gates.view_GTBH
-        h_TBH = torch.empty_like(n_TBH, memory_format=torch.contiguous_format)
-        inner_TBH = torch.empty_like(h_TBH)  # reset_after: U_n (m ∘ h) + b; otherwise r ∘ m ∘ h
-        mask_n = gate(mask_h, 2)
+        hs = with_start(h_BH, time)
+        recurrence = Recurrence(gates, r_and_z, w_hh, mask_h, hs[:-1])
+        # The candidate's own recurrent product: of m ∘ h, or where the reset gate comes first, of r ∘ m ∘ h.
+        masks_n = each_step(some_gates(mask_h, only_n), time)
+        w_n = Weights(w_hh[2 * hidden :], gates.batch)
+        n_inputs_TBH = torch.empty_like(hs[1:], dtype=compute_dtype)
+        inner_TBH = torch.empty_like(hs[1:]) if reset_after else None  # U_n (m ∘ h) + b
         alive_TB1 = alive_steps(lengths, time)
+        step_views = zip(
+            *(v.unbind(0) for v in (gates.view_GTBH[r_and_z].transpose(0, 1), *gates.view_GTBH, n_inputs_TBH, hs[1:])), strict=True
+        )
         h = h_BH
-        for t in range(time):
-            add_recurrence(gates, r_and_z, t, h, w_hh, mask_h)
-            gates.view_GTBH[r_and_z, t].sigmoid_()
-            masked_h = masked(h, at(mask_n, t))
-            if reset_after:
-                inner_TBH[t] = b_hh[2 * hidden :]
-                mm_into(inner_TBH[t], cast(masked_h, compute_dtype), w_hh[2 * hidden :].T, add=True)
-                n_TBH[t].addcmul_(r_TBH[t], inner_TBH[t])
+        for t, (r_z, r, z, n, n_input, h_new) in enumerate(step_views):
+            recurrence.add(t, h)
+            r_z.sigmoid_()
+            masked_h = h if masks_n is None else h * masks_n[t][0]
+            if inner_TBH is not None:
+                n_input.copy_(masked_h)
+                inner = torch.add(w_n.product(n_input), b_hh[2 * hidden :], out=inner_TBH[t])
+                n.addcmul_(r, inner)
             else:
-                torch.mul(r_TBH[t], masked_h, out=inner_TBH[t])
-                mm_into(gates.step(only_n, t), cast(inner_TBH[t], compute_dtype), w_hh[2 * hidden :].T, add=True)
-            n_TBH[t].tanh_()
-            h_new = torch.lerp(n_TBH[t], h, z_TBH[t], out=h_TBH[t])
+                torch.mul(r, masked_h, out=n_input)
+                w_n.add_product(n, n_input)
+            n.tanh_()
+            torch.lerp(n, h, z, out=h_new)
             if alive_TB1 is not None:
                 h_new.copy_(torch.where(alive_TB1[t], h_new, h))
             h = h_new
-        ctx.save_for_backward(x_TBD, h_BH, w_ih, w_hh, mask_x, mask_h, alive_TB1, h_TBH, inner_TBH)
-        ctx.gates, ctx.reset_after = gates, reset_after
-        y_TBH = h_TBH if alive_TB1 is None else h_TBH * alive_TB1
+        ctx.save_for_backward(
+            x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, gates.memory, recurrence.inputs_KTBH, *inputs_ND
+        )
+        ctx.gates = gates
+        y_TBH = hs[1:] if alive_TB1 is None else hs[1:] * alive_TB1
         return y_TBH, h.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, h_BH, w_ih, w_hh, mask_x, mask_h, alive_TB1, h_TBH, inner_TBH = ctx.saved_tensors
+        x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, _, inputs_KTBH, *inputs_ND = ctx.saved_tensors
         gates: Gates = ctx.gates
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
         r_TBH, z_TBH, n_TBH = gates.view_GTBH
-        h_before_TBH = previous(h_BH, h_TBH)
-        mask_n = gate(mask_h, 2)
-        w_n = w_hh[2 * gates.hidden :]
         da = gates.another()
+        low = da if w_hh.dtype == x_TBD.dtype else gates.another(w_hh.dtype)
         da_r, da_z, da_n = da.view_GTBH
         torch.mul(r_TBH, 1 - r_TBH, out=da_r)
-        torch.mul((h_before_TBH - n_TBH) * z_TBH, 1 - z_TBH, out=da_z)
-        torch.mul(1 - n_TBH * n_TBH, 1 - z_TBH, out=da_n)
+        through_sigmoid(hs[:-1] - n_TBH, z_TBH, out=da_z)
+        through_tanh(1 - z_TBH, n_TBH, out=da_n)
+        carry_TBH = z_TBH
         if alive_TB1 is not None:
             da.view_GTBH.mul_(alive_TB1)
             dy_TBH = dy_TBH * alive_TB1
-        d_inner_TBH = torch.empty_like(inner_TBH) if ctx.reset_after else None
+            carry_TBH = torch.where(alive_TB1, z_TBH, 1.0)
+        way_back = RecurrenceGradient(da, low, r_and_z, w_hh, mask_h)
+        masks_n = each_step(some_gates(mask_h, only_n), gates.time)
+        w_n = w_hh[2 * gates.hidden :]
+        d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
+        # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type multiplied in.
+        d_product_TBH = torch.empty_like(n_inputs_TBH)
+        step_views = list(zip(*(v.unbind(0) for v in (r_TBH, carry_TBH, da_r, da_z, da_n, d_product_TBH, hs[:-1], dy_TBH)), strict=True))
         dh = dh_BH.clone()
-        for t in reversed(range(len(x_TBD))):
-            dh.add_(dy_TBH[t])
-            da_z[t].mul_(dh)
-            da_n[t].mul_(dh)
-            carry = z_TBH[t] if alive_TB1 is None else torch.where(alive_TB1[t], z_TBH[t], 1.0)
+        for t in reversed(range(gates.time)):
+            r, carry, slope_r, slope_z, slope_n, d_product, h_before, dy = step_views[t]
+            dh.add_(dy)
+            slope_z.mul_(dh)
+            slope_n.mul_(dh)
             dh = dh * carry
             if d_inner_TBH is not None:
-                da_r[t].mul_(da_n[t] * inner_TBH[t])
-                torch.mul(da_n[t], r_TBH[t], out=d_inner_TBH[t])
-                through = (cast(d_inner_TBH[t], w_n.dtype) @ w_n).to(dh.dtype)
-                add_masked(dh, through, at(mask_n, t))
+                slope_r.mul_(slope_n * inner_TBH[t])
+                d_product.copy_(torch.mul(slope_n, r, out=d_inner_TBH[t]))
             else:
-                through = masked((cast(da.step(only_n, t), w_n.dtype) @ w_n).to(dh.dtype), at(mask_n, t))
-                da_r[t].mul_(through * h_before_TBH[t])
-                dh.addcmul_(through, r_TBH[t])
-            add_recurrence_gradient(dh, da, r_and_z, t, w_hh, mask_h)
+                d_product.copy_(slope_n)
+            through = (d_product @ w_n).to(dh.dtype)
+            if masks_n is not None:
+                through = through * masks_n[t][0]
+            if d_inner_TBH is None:
+                slope_r.mul_(through * h_before)
+                through = through * r
+            dh.add_(through).add_(way_back.step(t))
         db_ih = sum_over_steps(da)
+        db_hh = db_ih if d_inner_TBH is None else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
+        if low is not da:
+            low.view_GTBH[2].copy_(da_n)
         dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
-        weight_gradient(da, every, x_TBD, mask_x, dw_ih, w_ih.dtype)
-        weight_gradient(da, r_and_z, h_before_TBH, mask_h, dw_hh, w_hh.dtype)
-        if d_inner_TBH is not None:
-            d_ND, inner_input_TBH = d_inner_TBH.flatten(0, 1), masked(h_before_TBH, mask_n)
-            db_hh = torch.cat([db_ih[: 2 * gates.hidden], d_ND.sum(0)])
-        else:
-            d_ND, inner_input_TBH = da.steps(only_n), inner_TBH
-            db_hh = db_ih
-        mm_into(dw_hh[2 * gates.hidden :], cast(d_ND, w_n.dtype).T, cast(inner_input_TBH, w_n.dtype).flatten(0, 1), add=False)
-        dx_TBD = input_gradient(da, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
+        weight_gradient(low, every, inputs_ND, dw_ih)
+        weight_gradient(low, r_and_z, list(inputs_KTBH.flatten(1, 2)), dw_hh)
+        mm_into(dw_hh[2 * gates.hidden :], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
+        dx_TBD = input_gradient(low, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
         return dx_TBD, dh, dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
 
 
@@ -340,58 +408,73 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Works through the logits chunk by chunk, and makes the gradients of a chunk while its logits are there.
 
     They are made for an upstream gradient of one a token. Any other that is the same for all tokens, as that of a sum or
-    a mean, scales them; one that differs from token to token has the chunks worked through once more.
+    a mean, scales them in place; one that differs from token to token, or a second backward pass, has the chunks worked
+    through once more.
     """
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        nll_N, gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype, True)
-        ctx.save_for_backward(x_ND, w_VD, b_V, targets_N, *gradients)
+        nll_N, ctx.gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype)
+        ctx.save_for_backward(x_ND, w_VD, b_V, targets_N)
         ctx.compute_dtype = compute_dtype
         return nll_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, w_VD, b_V, targets_N, *gradients = ctx.saved_tensors
-        if bool((dnll_N == dnll_N[0]).all()):
-            dx_ND, dw_VD, db_V = (gradient * dnll_N[0] for gradient in gradients)
+        x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
+        if ctx.gradients is not None and bool((dnll_N == dnll_N[0]).all()):
+            dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
+            ctx.gradients = None
         else:
-            _, (dx_ND, dw_VD, db_V) = loss_and_gradients(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype, True)
+            _, (dx_ND, dw_VD, db_V) = loss_and_gradients(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
         return dx_ND, dw_VD, db_V, None, None
 
 
+def chunks(rows: int, at_once: int) -> list[slice]:
+    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
+
+
+def loss_and_probabilities(x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
+    logits_MV = (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
+    p_MV = logits_MV.softmax(1)
+    p_M = p_MV.gather(1, targets_M[:, None]).squeeze(1)
+    nll_M = -p_M.log()
+    if p_M.min() < SMALLEST:  # where probabilities underflow, logits do not
+        few = p_M < SMALLEST
+        nll_M[few] = logits_MV[few].logsumexp(1) - logits_MV[few, targets_M[few]]
+    return nll_M, p_MV
+
+
+def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
+    parts = chunks(len(x_ND), max(1, LOGITS_AT_ONCE // len(b_V)))
+    return torch.cat([loss_and_probabilities(x_ND[part], w_VD, b_V, targets_N[part])[0] for part in parts])
+
+
 def loss_and_gradients(
-    x_ND: Tensor,
-    w_VD: Tensor,
-    b_V: Tensor,
-    targets_N: Tensor,
-    dnll_N: Tensor | None,
-    compute_dtype: torch.dtype,
-    with_gradients: bool,
+    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, dnll_N: Tensor | None, compute_dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """Negative log-likelihood of each token and, if asked for, the gradients of x, w and b (`dnll_N` None: all ones)."""
-    nll_N = torch.empty_like(targets_N, dtype=x_ND.dtype)
-    dx_ND, dw_VD, db_V = (torch.zeros_like(t) for t in (x_ND, w_VD, b_V)) if with_gradients else (x_ND, w_VD, b_V)
-    w_low_VD = cast(w_VD, compute_dtype)
+    """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
+    nll_N, dx_ND, dw_VD, db_V = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND), torch.empty_like(w_VD), torch.zeros_like(b_V)
+    w_low_VD, x_low_ND, rounds = w_VD.to(compute_dtype), x_ND.to(compute_dtype), compute_dtype != x_ND.dtype
     rows = max(1, LOGITS_AT_ONCE // len(b_V))
-    for start in range(0, len(x_ND), rows):
-        part = slice(start, start + rows)
-        targets_M1 = targets_N[part, None]
-        logits_MV = torch.addmm(b_V, x_ND[part], w_VD.T)  # always fp32: rounding them to bf16 unsettles training
-        log_total_M1 = logits_MV.logsumexp(1, keepdim=True)
-        nll_N[part] = (log_total_M1 - logits_MV.gather(1, targets_M1)).squeeze(1)
-        if not with_gradients:
-            continue
-        d_MV = logits_MV.sub_(log_total_M1).exp_()
-        d_MV.scatter_add_(1, targets_M1, torch.full_like(log_total_M1, -1.0))
-        if dnll_N is not None:
-            d_MV.mul_(dnll_N[part, None])
-        db_V += d_MV.sum(0)
-        d_low_MV = cast(d_MV, compute_dtype)
-        mm_into(dx_ND[part], d_low_MV, w_low_VD, add=False)
-        mm_into(dw_VD, d_low_MV.T, cast(x_ND[part], compute_dtype), add=True)
-    return nll_N, [dx_ND, dw_VD, db_V] if with_gradients else []
+    for block in chunks(len(x_ND), rows * ROUNDED_CHUNKS if rounds else rows):
+        block_ND, targets_M = x_ND[block], targets_N[block]
+        d_low_MV = w_low_VD.new_empty(len(block_ND), len(b_V)) if rounds else w_low_VD
+        for part in chunks(len(block_ND), rows):
+            nll_N[block][part], d_MV = loss_and_probabilities(block_ND[part], w_VD, b_V, targets_M[part])
+            d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
+            if dnll_N is not None:
+                d_MV.mul_(dnll_N[block][part, None])
+            db_V += d_MV.sum(0)
+            if rounds:
+                d_low_MV[part] = d_MV
+            else:
+                d_low_MV = d_MV
+        mm_into(dx_ND[block], d_low_MV, w_low_VD)
+        mm_into(dw_VD, d_low_MV.T, x_low_ND[block], add=block.start > 0)
+    return nll_N, [dx_ND, dw_VD, db_V]
 
 
 def lstm(
@@ -433,6 +516,6 @@ def gru(
 def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
     compute_dtype = compute_dtype or x_ND.dtype
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
-        return loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype, False)[0]
+        return loss(x_ND, w_VD, b_V, targets_N)
     nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, compute_dtype)  # type: ignore[no-untyped-call]
     return nll_N
