@@ -20,6 +20,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "schedule": {"config"},
     "evaluate": {"config", "dropout", "model", "sinks", "tasks"},
     "checkpoint": {"config"},
+    "rivals": {"config"},
     "environment": {"config", "__version__"},
     "sinks": {"config"},
 }

@@ -21,8 +21,39 @@ def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are(name: 
         environment.device(name)
 
 
+def test_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for flags, chosen in (("fpu avx512f avx512_bf16", Precision.bf16), ("fpu avx2", Precision.fp32), ("asimd bf16", Precision.bf16)):
+        monkeypatch.setattr(environment, "told_of_processor", lambda name, flags=flags: flags)
+        assert environment.precision(Precision.auto, cpu) is chosen
+        assert environment.precision(Precision.fp32, cpu) is Precision.fp32
+        assert environment.precision(Precision.bf16, cpu) is Precision.bf16
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
+def test_the_library_for_fp32_goes_by_the_processor_and_its_error(vendor: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "told_of_processor", lambda name: vendor)
+    monkeypatch.setattr(environment, "products_are_exact", lambda setting: exact)
+    monkeypatch.setattr(environment, "keep_memory", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        environment.make_ready()
+        assert torch.get_float32_matmul_precision() == ("medium" if exact and vendor == "AuthenticAMD" else "highest")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_products_are_exact_tells_fp32_from_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.products_are_exact("highest")
+    a = torch.randn(300, 300)
+    rounded = (a.bfloat16() @ a.bfloat16()).float()
+    assert (rounded - a @ a).norm() > 1e-5 * (a @ a).norm(), "the limit lies below what bf16 products err"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_what_is_written_down() -> None:
-    told = environment.describe(torch.device("cpu"), "fused", Precision.bf16)
+    told = environment.describe(torch.device("cpu"), "fused", "bf16")
     assert (told["backend"], told["precision"]) == ("fused", "bf16")
     assert told["torch"] == torch.__version__ and told["threads"] == torch.get_num_threads()
     assert told["device"], "the processor has a name"

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model; the same command again goes on, or says that it is done",
     "eval": "perplexity of a checkpoint: standard approximation, and MC dropout",
     "data": "the corpora: where they lie, what they hold, whether they are right",
+    "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
     "compare": "runs side by side: what differs, how they ended, their curves",
     "completion": "print the completion script for bash",
 }
@@ -58,6 +59,13 @@ examples:
   vdrop data                                           a look; nothing is fetched
   vdrop data data=ptb                                  fetch Penn Treebank if need be, and check it
   vdrop data data=hub data.name=owner/name data.column=text
+""",
+    "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
+
+examples:
+  vdrop bench                                          every size, cell and precision: a quarter of an hour
+  vdrop bench sizes=[medium] parts=[step]              whole training steps of the medium model
+  vdrop bench 'cells=[variational,torch_lstm,keras]' precisions=[fp32]
 """,
 }
 

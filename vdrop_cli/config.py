@@ -263,12 +263,48 @@ class Eval:
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 
+class BenchPart(Choice):
+    step = "step"  # a whole training step of the language model
+    layer = "layer"  # forward and backward of one layer
+    mc = "mc"  # MC evaluation; only cells with dropout
+
+
+class BenchCell(Choice):
+    none = "none"
+    zaremba = "zaremba"
+    naive = "naive"
+    variational = "variational"
+    variational_untied = "variational_untied"
+    torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
+    cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with the masks of variational
+    keras = "keras"  # its LSTM with recurrent_dropout, in fp32; where it is installed
+
+
+@dataclass
+class Bench:
+    sizes: list[Size] = field(default_factory=lambda: list(Size))
+    parts: list[BenchPart] = field(default_factory=lambda: list(BenchPart))
+    cells: list[BenchCell] = field(default_factory=lambda: [cell for cell in BenchCell if cell is not BenchCell.keras])
+    precisions: list[Precision] = field(default_factory=lambda: [Precision.fp32, Precision.bf16])  # rivals: bf16 by autocast
+    turns: int = 9  # of each case, one after the other; medians are over turns
+    mc_passes: int = 64  # that run together
+    rivals_ready: bool = False  # give the rivals, too, this project's allocator settings and fp32 library
+    outputs: str = "outputs"  # folder under which bench/ is made
+
+    def __post_init__(self) -> None:
+        for key in ("sizes", "parts", "cells", "precisions"):
+            require(len(getattr(self, key)) > 0, key, "a list with something in it", "[]")
+        require(Precision.auto not in self.precisions, "precisions", "a list of fp32 and bf16", "auto")
+        require(self.turns >= 1, "turns", "at least 1", self.turns)
+        require(self.mc_passes >= 1, "mc_passes", "at least 1", self.mc_passes)
+
+
 @dataclass
 class ListData:
     data: Data | None = None  # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
 
 
-ROOTS: dict[str, type] = {"train": Train, "eval": Eval, "data": ListData}
+ROOTS: dict[str, type] = {"train": Train, "eval": Eval, "data": ListData, "bench": Bench}
 Root = TypeVar("Root")
 
 

@@ -57,7 +57,7 @@ def run(settings: Eval) -> None:
             "mc_seconds": time.perf_counter() - began,
         }
         name = f"eval-mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}.json"
-    told["environment"] = environment.describe(device, model.layers.backend, precision)
+    told["environment"] = environment.describe(device, model.layers.backend, precision.name)
     tell(told)
     write(path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{name.removeprefix('eval-')}"), told)
 

@@ -113,7 +113,7 @@ class Run:
 
 def records(run: Run) -> Iterator[Record]:
     """Trains to the end; yields a record for the start, every step, every epoch, and the result."""
-    described = environment.describe(run.task.device, run.model.layers.backend, run.settings.precision)
+    described = environment.describe(run.task.device, run.model.layers.backend, run.settings.precision.name)
     yield Start(plain(run.settings), run.task.corpus.fingerprint, run.epoch, described)
     while run.goes_on:
         began, losses = time.perf_counter(), []

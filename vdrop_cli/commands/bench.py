@@ -1,0 +1,337 @@
+"""`vdrop bench`: how fast the cells are, beside what people use today and beside the machine's limit.
+
+Every case has a process of its own, with its own allocator and peak of memory; they take turns, so that a machine whose speed
+changes changes all of them. One process works at a time, the others wait.
+"""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from hydra import compose
+
+from vdrop_cli import environment, evaluate, kernels, rivals
+from vdrop_cli.config import Bench, BenchCell, BenchPart, ConfigError, Precision, Size, Train, parse, plain
+from vdrop_cli.dropout import Stream, draw
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.schedule import Optimiser
+
+VOCABULARY = 10_000  # that of Penn Treebank
+SECONDS_A_TURN = 0.3
+MC_WORDS = 70  # of the text that the passes of MC evaluation read
+WARM_UP = 3  # steps
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Best rates of a 2048³ matrix product, operations a second."""
+
+    fp32: float
+    bf16: float
+
+
+def limit(recurrent: int, head: int, products: int, words: int, precision: Precision, rates: Rates) -> float:
+    """Seconds that the matrix products alone take at the best rate: 2 · parameters · words operations each.
+
+    `products` is 3 in training (forward, and two backward), 1 in evaluation. The forward logits are always fp32.
+    """
+    low = rates.bf16 if precision is Precision.bf16 else rates.fp32
+    forward_logits = 2 * head * words
+    return forward_logits / rates.fp32 + (2 * products * (recurrent + head) * words - forward_logits) / low
+
+
+RIVALS = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    size: Size
+    part: BenchPart
+    cell: BenchCell
+    precision: Precision
+
+    @property
+    def exists(self) -> bool:
+        if self.cell is BenchCell.keras:
+            return self.part is BenchPart.step and self.precision is Precision.fp32
+        return self.part is not BenchPart.mc or self.cell not in (BenchCell.none, *RIVALS)
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.part} {self.cell} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case, timed over all turns."""
+
+    size: str
+    part: str
+    cell: str
+    precision: str
+    words: int  # a step
+    seconds: list[float]  # a step, one number a turn
+    limit_seconds: float
+    peak_megabytes: float
+
+    @property
+    def step_seconds(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def words_per_second(self) -> float:
+        return self.words / self.step_seconds
+
+    @property
+    def fraction(self) -> float:
+        return self.limit_seconds / self.step_seconds
+
+
+def ratio(one: Measured, other: Measured) -> float:
+    """How many times as fast one is as the other: the median over the turns, in which both ran within seconds."""
+    return median(theirs / ours for ours, theirs in zip(one.seconds, other.seconds, strict=True))
+
+
+def our_step(train: Train, precision: Precision) -> Callable[[], object]:
+    """A training step as `vdrop train` makes it."""
+    time_steps, batch = train.task.bptt, train.task.batch_size
+    model = language_model(train, precision)
+    optimiser, ids, state, number = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch), 0
+
+    def step() -> float:
+        nonlocal state, number
+        number += 1
+        masks = model.masks(time_steps, batch, Stream(("bench", number)))
+        nll_TB, last = model.nll(ids[:-1], ids[1:], state, masks)
+        state = tuple(part.detach() for part in last)
+        loss = nll_TB.sum() / batch
+        optimiser.step(loss, 1)
+        return loss.item()
+
+    return step
+
+
+def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
+    """Forward and backward of one layer, masks drawn anew."""
+    layers = language_model(train, precision).layers
+    x_TBH, number = random_input(train).requires_grad_(), 0
+    weights, shape = layers.weights(0), layers.mask_shape(train.task.bptt, train.task.batch_size)
+    h_BH, c_BH = (part[0] for part in layers.zero_state(train.task.batch_size))
+
+    def step() -> object:
+        nonlocal number
+        number += 1
+        masks = draw(layers.dropout, replace(shape, input_sizes=shape.input_sizes[:1]), Stream(("bench", number))).layers[0]
+        y_TBH, *_ = kernels.lstm(x_TBH, h_BH, c_BH, *weights, masks=masks, compute_dtype=layers.compute_dtype)
+        return torch.autograd.grad(y_TBH, [x_TBH, *weights], x_TBH.detach())
+
+    return step
+
+
+def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], object]:
+    """MC evaluation of a short text, all passes together."""
+    model = language_model(train, precision)
+    stream_N = torch.randint(VOCABULARY, (MC_WORDS + 1,))
+    return lambda: evaluate.mc_perplexity(model, stream_N, passes, passes, 1, word_dropout=False)
+
+
+def language_model(train: Train, precision: Precision) -> LanguageModel:
+    model = LanguageModel(train.model, train.dropout, VOCABULARY, "fused", environment.COMPUTE_DTYPES[precision])
+    model.initialise(train.model.init, Stream(("bench",)))
+    return model
+
+
+def random_ids(train: Train) -> torch.Tensor:
+    """Words of a chunk and their successors, [T + 1, B]; the last word of the vocabulary is among them."""
+    ids_TB = torch.randint(VOCABULARY, (train.task.bptt + 1, train.task.batch_size))
+    ids_TB[0, 0] = VOCABULARY - 1
+    return ids_TB
+
+
+def random_input(train: Train) -> torch.Tensor:
+    return torch.rand(train.task.bptt, train.task.batch_size, train.model.hidden_size) - 0.5
+
+
+def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
+    """The step of a case, ready to be called again and again."""
+    ids, name, precision = random_ids(train), case.cell.name, case.precision
+    if case.cell is BenchCell.keras:
+        return rivals.keras_step(train.model, train.dropout, train.schedule, ids[:-1], ids[1:])
+    if name in rivals.LAYERS and case.part is BenchPart.step:
+        return rivals.training_step(name, train.model, train.dropout, train.schedule, precision, ids[:-1], ids[1:])
+    if name in rivals.LAYERS:
+        return rivals.layer_step(name, train.model, train.dropout, precision, random_input(train))
+    if case.part is BenchPart.mc:
+        return our_mc(train, precision, passes)
+    return our_step(train, precision) if case.part is BenchPart.step else our_layer(train, precision)
+
+
+def work(pipe: Connection, case: Case, train: Train, passes: int, ready: bool) -> None:
+    """The life of a case's process: on every message a turn of so many steps; the answer is the seconds and the peak of memory."""
+    torch.manual_seed(1)
+    if ready:
+        environment.make_ready()
+    step = build(case, train, passes)
+    while (steps := pipe.recv()) > 0:
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        pipe.send((time.perf_counter() - began, environment.peak_megabytes()))
+
+
+class Worker:
+    """A case in its own process."""
+
+    def __init__(self, case: Case, train: Train, passes: int, ready: bool) -> None:
+        self.case, self.steps, self.peak = case, 1, 0.0
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, case, train, passes, ready), daemon=True)
+        self.seconds: list[float] = []
+        self.process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.pipe.send(0)
+            self.process.join()
+        else:
+            self.process.terminate()
+
+    def turn(self) -> float:
+        """Seconds a step."""
+        try:
+            self.pipe.send(self.steps)
+            seconds, self.peak = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            raise ConfigError(f"{self.case} could not run, see above; leave it out of cells, parts or sizes") from None
+        return float(seconds / self.steps)
+
+    def warm_up(self) -> None:
+        """Until memory and code are there; and how many steps make a turn."""
+        taken = min(self.turn() for _ in range(WARM_UP))
+        self.steps = max(1, round(SECONDS_A_TURN / taken))
+
+
+def measure_rates(seconds: float = 2.0) -> Rates:
+    """The best of many products of each precision, with the library that the cells use."""
+
+    def best(dtype: torch.dtype) -> float:
+        a, b = torch.rand(2048, 2048).to(dtype), torch.rand(2048, 2048).to(dtype)
+        fastest, until = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            a @ b
+            fastest = min(fastest, time.perf_counter() - began)
+        return 2 * 2048**3 / fastest
+
+    return Rates(best(torch.float32), best(torch.bfloat16))
+
+
+def cases(settings: Bench) -> list[list[Case]]:
+    """All cases, in groups that take turns."""
+    groups = []
+    for size in settings.sizes:
+        for part in settings.parts:
+            for precision in settings.precisions:
+                group = [Case(size, part, cell, precision) for cell in settings.cells]
+                groups.append([case for case in group if case.exists])
+    return [group for group in groups if group]
+
+
+def train_settings(case: Case) -> Train:
+    """The published settings of the size, with the dropout that a case is named after; rivals have the probabilities of the tied row."""
+    overrides = [f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in RIVALS else case.cell}"]
+    return parse(compose("train", overrides), Train)
+
+
+def run(settings: Bench) -> None:
+    if BenchCell.keras in settings.cells and importlib.util.find_spec("keras") is None:
+        raise ConfigError("cells holds keras, which is not installed; pip install 'vdrop[keras]', or leave it out")
+    environment.make_ready()
+    measured, rates = [], measure_rates()
+    for group in cases(settings):
+        found, again = measure(group, settings, rates)
+        rates = Rates(max(rates.fp32, again.fp32), max(rates.bf16, again.bf16))
+        measured += found
+    measured = [replace(m, limit_seconds=limit_of(m, settings, rates)) for m in measured]
+    tell(measured, rates)
+    write(settings, measured, rates)
+
+
+def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measured], Rates]:
+    """A group of cases in turns; the machine's best rate is measured in between, too."""
+    with ExitStack() as stack:
+        ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
+        workers = [stack.enter_context(Worker(case, train_settings(case), settings.mc_passes, ready[case])) for case in group]
+        for worker in workers:
+            worker.warm_up()
+        for _ in range(settings.turns):
+            for worker in workers:
+                worker.seconds.append(worker.turn())
+        again = measure_rates(0.5)
+    for worker in workers:
+        print(f"{worker.case}: {median(worker.seconds) * 1e3:.1f} ms", file=sys.stderr, flush=True)
+    return [
+        Measured(
+            str(w.case.size), str(w.case.part), str(w.case.cell), str(w.case.precision), words_of(w.case, settings), w.seconds, 0.0, w.peak
+        )
+        for w in workers
+    ], again
+
+
+def words_of(case: Case, settings: Bench) -> int:
+    task = train_settings(case).task
+    return MC_WORDS * settings.mc_passes if case.part is BenchPart.mc else task.bptt * task.batch_size
+
+
+def limit_of(m: Measured, settings: Bench, rates: Rates) -> float:
+    case = Case(Size[m.size], BenchPart[m.part], BenchCell[m.cell], Precision[m.precision])
+    model = train_settings(case).model
+    layers = 1 if case.part is BenchPart.layer else model.layers
+    head = 0 if case.part is BenchPart.layer else VOCABULARY * model.hidden_size
+    return limit(8 * model.hidden_size**2 * layers, head, 1 if case.part is BenchPart.mc else 3, m.words, case.precision, rates)
+
+
+def tell(measured: list[Measured], rates: Rates) -> None:
+    """A table for a person."""
+    print(f"2048³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads")
+    print(f"{'size':<8}{'part':<7}{'cell':<20}{'':<6}{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'peak MB':>9}")
+    usual = {(m.size, m.part, m.precision): m for m in measured if m.cell == BenchCell.torch_lstm.name}
+    for m in measured:
+        other = usual.get((m.size, m.part, m.precision))
+        times = f"{ratio(m, other):.2f}" if other else "–"
+        print(
+            f"{m.size:<8}{m.part:<7}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
+            f"{m.fraction:>10.2f}{times:>14}{m.peak_megabytes:>9,.0f}"
+        )
+
+
+def write(settings: Bench, measured: list[Measured], rates: Rates) -> None:
+    described = environment.describe(torch.device("cpu"), "fused", " and ".join(map(str, settings.precisions)))
+    told: dict[str, Any] = {"settings": plain(settings), "environment": described, "rates": asdict(rates)}
+    told["measured"] = [
+        {**asdict(m), "step_seconds": m.step_seconds, "words_per_second": m.words_per_second, "fraction": m.fraction} for m in measured
+    ]
+    path = Path(settings.outputs) / "bench" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"outputs={settings.outputs}: {path} cannot be written ({error.strerror}); the table is above") from None
+    print(f"\nwritten to {path}", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""What people train today, to be measured beside the cells of this project: `torch.nn.LSTM`, a loop over `nn.LSTMCell`, Keras.
+
+T time  B batch  H hidden size  V vocabulary
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from vdrop_cli.config import Dropout, Model, Precision, Schedule
+
+State = tuple[Tensor, Tensor]
+
+
+class TorchLayers(nn.Module):
+    """`torch.nn.LSTM`, which has no dropout on the recurrence, without any dropout."""
+
+    def __init__(self, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(hidden, hidden, layers)
+
+    def forward(self, x_TBH: Tensor, state: State, dropout: Dropout) -> tuple[Tensor, State]:
+        y_TBH, state = self.lstm(x_TBH, state)
+        return y_TBH, state
+
+
+class CellLoop(nn.Module):
+    """The loop over `nn.LSTMCell` that dropout on the recurrence is usually written as, with the masks of variational dropout (tied)."""
+
+    def __init__(self, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(nn.LSTMCell(hidden, hidden) for _ in range(layers))
+
+    def forward(self, x_TBH: Tensor, state: State, dropout: Dropout) -> tuple[Tensor, State]:
+        def mask(p: float) -> Tensor:
+            return torch.empty_like(x_TBH[0]).bernoulli_(1 - p).div_(1 - p)
+
+        last = []
+        for cell, h, c in zip(self.cells, *state, strict=True):
+            mask_x, mask_h, outputs = mask(dropout.p_x), mask(dropout.p_h), []
+            for x_BH in x_TBH:
+                h, c = cell(x_BH * mask_x, (h * mask_h, c))
+                outputs.append(h)
+            x_TBH = torch.stack(outputs)
+            last.append((h, c))
+        h, c = (torch.stack(part) for part in zip(*last, strict=True))
+        return x_TBH, (h, c)
+
+
+LAYERS: dict[str, type[TorchLayers] | type[CellLoop]] = {"torch_lstm": TorchLayers, "cell_loop": CellLoop}
+
+
+def autocast(precision: Precision) -> AbstractContextManager[object]:
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision is Precision.bf16 else nullcontext()
+
+
+def training_step(
+    name: str, model: Model, dropout: Dropout, schedule: Schedule, precision: Precision, ids_TB: Tensor, targets_TB: Tensor
+) -> Callable[[], object]:
+    """A whole step as it is usually written: embedding, layers, `nn.Linear`, `cross_entropy`, `clip_grad_norm_`, `optim.SGD`."""
+    batch, vocabulary = ids_TB.shape[1], int(ids_TB.max()) + 1
+    embedding, layers = nn.Embedding(vocabulary, model.hidden_size), LAYERS[name](model.hidden_size, model.layers)
+    head = nn.Linear(model.hidden_size, vocabulary)
+    parameters = [p for part in (embedding, layers, head) for p in part.parameters()]
+    sgd = torch.optim.SGD(parameters, lr=schedule.lr)
+    state = zero_state(model.layers, batch, model.hidden_size)
+
+    def step() -> float:
+        nonlocal state
+        with autocast(precision):
+            y_TBH, last = layers(embedding(ids_TB), state, dropout)
+            logits_NV = head(y_TBH).flatten(0, 1)
+        state = tuple(part.detach().float() for part in last)
+        loss = nn.functional.cross_entropy(logits_NV.float(), targets_TB.flatten(), reduction="sum") / batch
+        sgd.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, schedule.clip)
+        sgd.step()
+        return loss.item()
+
+    return step
+
+
+def layer_step(name: str, model: Model, dropout: Dropout, precision: Precision, x_TBH: Tensor) -> Callable[[], object]:
+    """Forward and backward of one layer, with gradients of its input and weights."""
+    layer, state = LAYERS[name](model.hidden_size, 1), zero_state(1, x_TBH.shape[1], model.hidden_size)
+    x_TBH = x_TBH.clone().requires_grad_()
+
+    def step() -> object:
+        with autocast(precision):
+            y_TBH, _ = layer(x_TBH, state, dropout)
+        return torch.autograd.grad(y_TBH.float(), [x_TBH, *layer.parameters()], x_TBH.detach())
+
+    return step
+
+
+def zero_state(layers: int, batch: int, hidden: int) -> State:
+    return torch.zeros(layers, batch, hidden), torch.zeros(layers, batch, hidden)
+
+
+def keras_step(model: Model, dropout: Dropout, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor) -> Callable[[], object]:
+    """Keras's `LSTM(dropout=…, recurrent_dropout=…)`, on its torch back end unless KERAS_BACKEND says otherwise; fp32."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    vocabulary = int(ids_TB.max()) + 1
+    layers = [
+        keras.layers.LSTM(model.hidden_size, return_sequences=True, dropout=dropout.p_x, recurrent_dropout=dropout.p_h)
+        for _ in range(model.layers)
+    ]
+    network = keras.Sequential([keras.layers.Embedding(vocabulary, model.hidden_size), *layers, keras.layers.Dense(vocabulary)])
+    network.compile(
+        keras.optimizers.SGD(schedule.lr, global_clipnorm=schedule.clip), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    ids_BT, targets_BT = ids_TB.T.contiguous().numpy(), targets_TB.T.contiguous().numpy()
+    return lambda: network.train_on_batch(ids_BT, targets_BT)
