@@ -19,6 +19,7 @@ torch.set_num_threads(1)  # the tests' products are small, and two test processe
 
 POLICIES = ("none", "zaremba", "naive", "moon", "moon_word", "variational", "variational_untied")
 CELLS_AND_POLICIES = [(cell, policy) for cell in ("lstm", "gru") for policy in POLICIES if not (cell == "gru" and "moon" in policy)]
+Vdrop = Callable[..., subprocess.CompletedProcess[str]]
 TINY = (
     "model=lstm_small",
     "model.hidden_size=8",
@@ -70,6 +71,14 @@ def real_data() -> Path:
     return Path(told)
 
 
+@pytest.fixture(autouse=True)
+def own_library() -> Iterator[None]:
+    """What a command chose for fp32 products is not left to the next test."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Freshly allocated memory is NaN, so that nothing can lean on what it happens to hold."""
@@ -80,7 +89,7 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.fixture
-def vdrop(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def vdrop(tmp_path: Path) -> Vdrop:
     """Runs the command line as a process, in an empty folder."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

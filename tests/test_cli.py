@@ -3,16 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.conftest import TINY, Vdrop
 from vdrop_cli import cli
 
-Vdrop = Callable[..., subprocess.CompletedProcess[str]]
 SMALL_TEXT = ["data=text", "data.train=t", "data.valid=t", "data.test=t"]
 
 

@@ -1,6 +1,7 @@
 """Devices, and what is written down of the machine."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,20 +37,47 @@ def test_the_library_for_fp32_goes_by_the_processor_and_its_error(vendor: str, e
     monkeypatch.setattr(environment, "told_of_processor", lambda name: vendor)
     monkeypatch.setattr(environment, "products_are_exact", lambda setting: exact)
     monkeypatch.setattr(environment, "keep_memory", lambda: True)
-    before = torch.get_float32_matmul_precision()
-    try:
-        environment.make_ready()
-        assert torch.get_float32_matmul_precision() == ("medium" if exact and vendor == "AuthenticAMD" else "highest")
-    finally:
-        torch.set_float32_matmul_precision(before)
+    environment.make_ready()
+    assert torch.get_float32_matmul_precision() == ("medium" if exact and vendor == "AuthenticAMD" else "highest")
 
 
-def test_products_are_exact_tells_fp32_from_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_exact_tells_fp32_from_less() -> None:
     assert environment.products_are_exact("highest")
     a = torch.randn(300, 300)
     rounded = (a.bfloat16() @ a.bfloat16()).float()
     assert (rounded - a @ a).norm() > 1e-5 * (a @ a).norm(), "the limit lies below what bf16 products err"
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+GROWTH = """
+from pathlib import Path
+from tests.conftest import settings
+from vdrop_cli import environment
+from vdrop_cli.commands.bench import our_step
+from vdrop_cli.config import Precision
+
+def held():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+
+environment.make_ready()
+step = our_step(settings("model=lstm_small", "dropout=variational_untied", "model.hidden_size=64"), Precision.PRECISION)
+for _ in range(30):
+    step()
+before = held()
+for _ in range(200):
+    step()
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell what memory a process holds")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
+    """Over 200 steps; one that kept its logits would take 3 GB."""
+    root = Path(environment.__file__).parent.parent
+    ran = subprocess.run([sys.executable, "-c", GROWTH.replace("PRECISION", precision)], cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 4096, "kilobytes"
 
 
 def test_what_is_written_down() -> None:

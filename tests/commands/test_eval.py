@@ -34,6 +34,16 @@ def test_reloading_gives_the_same_numbers(folder: Path) -> None:
     assert told["environment"]["backend"] == "fused" and told["epoch"] == 1
 
 
+def test_precision_is_that_of_the_training_unless_told_otherwise(folder: Path) -> None:
+    told = {}
+    for precision in ("null", "fp32", "bf16"):
+        run(folder, f"precision={precision}")
+        told[precision] = json.loads((folder / "eval-0001-standard.json").read_text())
+    assert [t["environment"]["precision"] for t in told.values()] == ["fp32", "fp32", "bf16"]
+    assert told["null"]["metrics"] == told["fp32"]["metrics"] != told["bf16"]["metrics"]
+    assert told["bf16"]["metrics"]["test_ppl"] == pytest.approx(told["fp32"]["metrics"]["test_ppl"], rel=1e-2)
+
+
 def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "mc_samples=5")
     told = json.loads((folder / "eval-0001-mc5-s1.json").read_text())

@@ -82,6 +82,8 @@ class Measured:
     cell: str
     precision: str
     words: int  # a step
+    recurrent: int  # parameters that are multiplied in the layers
+    head: int  # and in the head
     seconds: list[float]  # a step, one number a turn
     limit_seconds: float
     peak_megabytes: float
@@ -264,17 +266,17 @@ def run(settings: Bench) -> None:
     if BenchCell.keras in settings.cells and importlib.util.find_spec("keras") is None:
         raise ConfigError("cells holds keras, which is not installed; pip install 'vdrop[keras]', or leave it out")
     environment.make_ready()
-    measured, rates = [], measure_rates()
+    found, rates = [], measure_rates()
     for group in cases(settings):
-        found, again = measure(group, settings, rates)
+        more, again = measure(group, settings)
         rates = Rates(max(rates.fp32, again.fp32), max(rates.bf16, again.bf16))
-        measured += found
-    measured = [replace(m, limit_seconds=limit_of(m, settings, rates)) for m in measured]
-    tell(measured, rates)
-    write(settings, measured, rates)
+        found += more
+    found = [replace(m, limit_seconds=limit_of(m, rates)) for m in found]
+    tell(found, rates)
+    write(settings, found, rates)
 
 
-def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measured], Rates]:
+def measure(group: list[Case], settings: Bench) -> tuple[list[Measured], Rates]:
     """A group of cases in turns; the machine's best rate is measured in between, too."""
     with ExitStack() as stack:
         ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
@@ -287,25 +289,24 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
         again = measure_rates(0.5)
     for worker in workers:
         print(f"{worker.case}: {median(worker.seconds) * 1e3:.1f} ms", file=sys.stderr, flush=True)
-    return [
-        Measured(
-            str(w.case.size), str(w.case.part), str(w.case.cell), str(w.case.precision), words_of(w.case, settings), w.seconds, 0.0, w.peak
-        )
-        for w in workers
-    ], again
+    return [measured(worker, settings) for worker in workers], again
 
 
-def words_of(case: Case, settings: Bench) -> int:
-    task = train_settings(case).task
-    return MC_WORDS * settings.mc_passes if case.part is BenchPart.mc else task.bptt * task.batch_size
+def measured(worker: Worker, settings: Bench) -> Measured:
+    """What a worker has found; the limit is worked out when the best rates of all groups are known."""
+    case, train = worker.case, train_settings(worker.case)
+    words, layers, head = train.task.bptt * train.task.batch_size, train.model.layers, VOCABULARY * train.model.hidden_size
+    if case.part is BenchPart.mc:
+        words = MC_WORDS * settings.mc_passes
+    if case.part is BenchPart.layer:
+        layers, head = 1, 0
+    recurrent = 8 * train.model.hidden_size**2 * layers
+    names = (str(case.size), str(case.part), str(case.cell), str(case.precision))
+    return Measured(*names, words, recurrent, head, worker.seconds, 0.0, worker.peak)
 
 
-def limit_of(m: Measured, settings: Bench, rates: Rates) -> float:
-    case = Case(Size[m.size], BenchPart[m.part], BenchCell[m.cell], Precision[m.precision])
-    model = train_settings(case).model
-    layers = 1 if case.part is BenchPart.layer else model.layers
-    head = 0 if case.part is BenchPart.layer else VOCABULARY * model.hidden_size
-    return limit(8 * model.hidden_size**2 * layers, head, 1 if case.part is BenchPart.mc else 3, m.words, case.precision, rates)
+def limit_of(m: Measured, rates: Rates) -> float:
+    return limit(m.recurrent, m.head, 1 if m.part == BenchPart.mc.name else 3, m.words, Precision[m.precision], rates)
 
 
 def tell(measured: list[Measured], rates: Rates) -> None:

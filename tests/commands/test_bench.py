@@ -1,0 +1,99 @@
+"""The benchmark's own arithmetic on made-up timings, and one short run of it. No test asserts a time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Vdrop, settings
+from vdrop_cli.commands.bench import Case, Measured, Rates, cases, limit, limit_of, ratio, tell
+from vdrop_cli.config import BenchCell, BenchPart, ConfigError, Precision, Size
+
+RATES = Rates(fp32=200e9, bf16=400e9)
+
+
+def made_up(cell: str, seconds: list[float], **more: Any) -> Measured:
+    told = {"size": "medium", "part": "step", "cell": cell, "precision": "fp32", "words": 700, "recurrent": 6_760_000, "head": 6_500_000}
+    told |= {"limit_seconds": 0.2, "peak_megabytes": 1.0}
+    return Measured(**{**told, "seconds": seconds, **more})
+
+
+def test_the_limit_in_fp32_is_six_operations_a_parameter_and_word() -> None:
+    assert limit(6_760_000, 6_500_000, 3, 700, Precision.fp32, RATES) == pytest.approx(6 * 13_260_000 * 700 / 200e9)
+
+
+def test_the_limit_in_bf16_has_its_forward_logits_in_fp32() -> None:
+    """2 of the head's 6 operations at the fp32 rate; one pass without gradients has the logits in fp32 and the cells in bf16."""
+    assert limit(6_760_000, 6_500_000, 3, 700, Precision.bf16, RATES) == pytest.approx(
+        2 * 6_500_000 * 700 / 200e9 + (6 * 6_760_000 + 4 * 6_500_000) * 700 / 400e9
+    )
+    assert limit(6_760_000, 6_500_000, 1, 700, Precision.bf16, RATES) == pytest.approx((13_000_000 / 200e9 + 13_520_000 / 400e9) * 700)
+
+
+def test_the_limit_of_a_measurement_goes_by_its_part() -> None:
+    """MC evaluation multiplies forward only, a layer alone has no head."""
+    size = {"words": 100, "recurrent": 5000, "head": 3000}
+    assert limit_of(made_up("variational", [1.0], part="step", **size), RATES) == pytest.approx(6 * 8000 * 100 / 200e9)
+    assert limit_of(made_up("variational", [1.0], part="mc", **size), RATES) == pytest.approx(2 * 8000 * 100 / 200e9)
+    assert limit_of(made_up("variational", [1.0], part="layer", **{**size, "head": 0}), RATES) == pytest.approx(6 * 5000 * 100 / 200e9)
+
+
+def test_medians_speed_and_fraction() -> None:
+    m = made_up("variational", [0.4, 0.1, 0.25])
+    assert (m.step_seconds, m.words_per_second, m.fraction) == (0.25, 2800, 0.8)
+
+
+def test_a_ratio_is_of_times_in_the_same_turn() -> None:
+    """The machine was twice as slow in the second turn, for both; medians of each for itself would say 1.5."""
+    ours, theirs = made_up("variational", [1.0, 4.0, 2.0]), made_up("torch_lstm", [2.0, 8.0, 3.0])
+    assert ratio(ours, theirs) == 2.0
+    assert ratio(theirs, ours) == 0.5
+
+
+def test_the_table_sets_each_cell_beside_torch_lstm_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    tell([made_up("variational", [0.25]), made_up("torch_lstm", [0.5]), made_up("naive", [0.5], precision="bf16")], RATES)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[2] == ["medium", "step", "variational", "fp32", "2,800", "250.0", "0.80", "2.00", "1"]
+    assert rows[4][-2] == "–", "there is no torch_lstm in bf16 here"
+
+
+def test_which_cases_there_are() -> None:
+    """MC evaluation needs dropout, and Keras has no bf16 that compares."""
+    groups = cases(settings("sizes=[small]", "cells=[none,variational,torch_lstm,keras]", command="bench"))
+    assert {str(case) for group in groups for case in group} == {
+        *(
+            f"small {part} {cell} {p}"
+            for part in ("step", "layer")
+            for cell in ("none", "variational", "torch_lstm")
+            for p in ("fp32", "bf16")
+        ),
+        *(f"small mc variational {p}" for p in ("fp32", "bf16")),
+        "small step keras fp32",
+    }
+    assert all(len({(case.size, case.part, case.precision) for case in group}) == 1 for group in groups)
+    assert not Case(Size.small, BenchPart.mc, BenchCell.none, Precision.fp32).exists
+
+
+@pytest.mark.parametrize("override", ["turns=0", "mc_passes=0", "sizes=[]", "parts=[]", "cells=[]", "precisions=[]", "precisions=[auto]"])
+def test_values_out_of_bounds(override: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{override.split('=')[0]} must be"):
+        settings(override, command="bench")
+
+
+def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
+    chosen = ["sizes=[small]", "cells=[variational,torch_lstm,cell_loop]", "precisions=[bf16]", "turns=2", "mc_passes=2", "outputs=o"]
+    ran = vdrop("bench", *chosen)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(next((tmp_path / "o" / "bench").glob("*.json")).read_text())
+    cells = {(m["part"], m["cell"]) for m in told["measured"]}
+    assert cells == {(part, cell) for part in ("step", "layer") for cell in ("variational", "torch_lstm", "cell_loop")} | {
+        ("mc", "variational")
+    }
+    sizes = {m["part"]: (m["words"], m["recurrent"], m["head"]) for m in told["measured"]}
+    assert sizes == {"step": (400, 640_000, 2_000_000), "layer": (400, 320_000, 0), "mc": (140, 640_000, 2_000_000)}
+    for m in told["measured"]:
+        assert len(m["seconds"]) == 2 and m["limit_seconds"] > 0 and m["peak_megabytes"] > 50
+        assert m["fraction"] == pytest.approx(m["limit_seconds"] / m["step_seconds"])
+    assert {"torch", "device", "threads"} <= told["environment"].keys() and told["rates"]["bf16"] > 0
+    assert "× torch_lstm" in ran.stdout

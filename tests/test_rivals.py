@@ -1,0 +1,54 @@
+"""What is measured beside our cells does what it is said to do."""
+
+import pytest
+import torch
+
+from tests.conftest import settings
+from vdrop_cli.config import Dropout, Policy, Precision
+from vdrop_cli.rivals import CellLoop, TorchLayers, layer_step, training_step, zero_state
+
+NONE = Dropout("none", Policy.none)
+
+
+def test_the_loop_without_dropout_is_torch_lstm() -> None:
+    lstm, loop = TorchLayers(5, 2), CellLoop(5, 2)
+    theirs = dict(lstm.lstm.named_parameters())
+    with torch.no_grad():
+        for layer, cell in enumerate(loop.cells):
+            for name, parameter in cell.named_parameters():
+                parameter.copy_(theirs[f"{name}_l{layer}"])
+    x, state = torch.randn(4, 3, 5), zero_state(2, 3, 5)
+    for found, expected in zip(loop(x, state, NONE)[1], lstm(x, state, NONE)[1], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_loop_drops_inputs_and_recurrence_for_the_whole_sequence() -> None:
+    """With everything dropped from the recurrent product only the biases and the cell state are left."""
+    loop, state = CellLoop(5, 1), zero_state(1, 3, 5)
+    all_gone = Dropout("all", Policy.variational, p_x=1 - 1e-9, p_h=1 - 1e-9)
+    first, second = (loop(torch.randn(4, 3, 5), state, all_gone)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+    half = Dropout("half", Policy.variational, p_x=0.5)
+    x = torch.ones(4, 3, 5)
+    assert not torch.equal(loop(x, state, half)[0], loop(x, state, half)[0]), "masks are drawn anew for each sequence"
+
+
+@pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_a_training_step_learns(name: str, precision: Precision) -> None:
+    train = settings("model=lstm_small", "model.hidden_size=16", "dropout=variational", "schedule.lr=0.5")
+    torch.manual_seed(0)
+    ids = torch.randint(50, (9, 4))
+    ids[0, 0] = 49
+    step = training_step(name, train.model, train.dropout, train.schedule, precision, ids[:-1], ids[1:])
+    losses = [step() for _ in range(40)]
+    assert losses[0] == pytest.approx(8 * torch.tensor(50.0).log().item(), rel=0.05), "summed over eight steps"
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])
+def test_a_layer_alone_gives_all_gradients(name: str) -> None:
+    train = settings("model=lstm_small", "model.hidden_size=16", "dropout=none")
+    gradients = layer_step(name, train.model, train.dropout, Precision.fp32, torch.randn(6, 4, 16))()
+    assert [tuple(g.shape) for g in gradients] == [(6, 4, 16), (64, 16), (64, 16), (64,), (64,)]
+    assert all(g.abs().sum() > 0 for g in gradients)
