@@ -275,6 +275,7 @@ class BenchCell(Choice):
     naive = "naive"
     variational = "variational"
     variational_untied = "variational_untied"
+    products = "products"  # nothing but the matrix products of a step, at their own shapes: what the rest costs is the difference
     torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
     cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with the masks of variational
     keras = "keras"  # its LSTM with recurrent_dropout, in fp32; where it is installed

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Vdrop, settings
-from vdrop_cli.commands.bench import Case, Measured, Rates, cases, limit, limit_of, ratio, tell
+from vdrop_cli.commands.bench import Case, Measured, Rates, cases, limit, limit_of, products, ratio, tell
 from vdrop_cli.config import BenchCell, BenchPart, ConfigError, Precision, Size
 
 RATES = Rates(fp32=200e9, bf16=400e9)
@@ -58,9 +59,18 @@ def test_the_table_sets_each_cell_beside_torch_lstm_of_the_same_kind(capsys: pyt
     assert rows[4][-2] == "–", "there is no torch_lstm in bf16 here"
 
 
+def test_products_alone_are_all_the_products_that_the_limit_counts() -> None:
+    """6 operations a parameter and word, as torch counts them."""
+    train = settings("model=lstm_small", "model.hidden_size=24", "task.bptt=3", "task.batch_size=2", "dropout=variational")
+    with FlopCounterMode(display=False) as counter:
+        products(train, Precision.fp32)()
+    words, parameters = 3 * 2, 2 * 8 * 24**2 + 10_000 * 24
+    assert counter.get_total_flops() == 6 * words * parameters
+
+
 def test_which_cases_there_are() -> None:
-    """MC evaluation needs dropout, and Keras has no bf16 that compares."""
-    groups = cases(settings("sizes=[small]", "cells=[none,variational,torch_lstm,keras]", command="bench"))
+    """MC evaluation needs dropout, Keras has no bf16 that compares, and the products alone are those of a whole step."""
+    groups = cases(settings("sizes=[small]", "cells=[none,variational,products,torch_lstm,keras]", command="bench"))
     assert {str(case) for group in groups for case in group} == {
         *(
             f"small {part} {cell} {p}"
@@ -69,6 +79,7 @@ def test_which_cases_there_are() -> None:
             for p in ("fp32", "bf16")
         ),
         *(f"small mc variational {p}" for p in ("fp32", "bf16")),
+        *(f"small step products {p}" for p in ("fp32", "bf16")),
         "small step keras fp32",
     }
     assert all(len({(case.size, case.part, case.precision) for case in group}) == 1 for group in groups)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vdrop_cli.kernels import products
-from vdrop_cli.kernels.products import Weights, mm_into
+from vdrop_cli.kernels.products import Weights, WeightsByGate, mm_into
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -22,10 +22,29 @@ def test_products_are_those_of_the_matrix(packed: bool, dtype: torch.dtype, tole
     torch.testing.assert_close(out.double(), start.double() + expected, rtol=tolerance, atol=5 * tolerance)
 
 
-def test_weights_may_be_a_view() -> None:
-    w = torch.randn(17, 33).bfloat16()
-    x = torch.randn(5, 17).bfloat16()
-    torch.testing.assert_close(Weights(w.T, 5).product(x), x @ w, rtol=2e-2, atol=5e-2)
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_products_gate_by_gate(packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if packed and not products.packs():
+        pytest.skip("this build of torch cannot pack weights")
+    monkeypatch.setattr(WeightsByGate, "PACKED_FROM", 0 if packed else 10**9)
+    w, x = torch.randn(3, 33, 17), torch.randn(3, 5, 17)
+    expected, start = x.double() @ w.double().mT, torch.randn(3, 5, 33)
+    weights = WeightsByGate(w.to(dtype), 5)
+    assert (weights.packed is not None) == (packed and dtype == torch.bfloat16)
+    torch.testing.assert_close(weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance)
+    weights.add_product(out := start.clone(), x.to(dtype))
+    torch.testing.assert_close(out.double(), start.double() + expected, rtol=tolerance, atol=5 * tolerance)
+
+
+@pytest.mark.parametrize("packed_from", [0, 10**9])
+def test_weights_may_be_a_view(packed_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the way back they are the forward weights, transposed; packed or not, the products are the same."""
+    monkeypatch.setattr(Weights, "TRANSPOSED_FROM", packed_from)
+    monkeypatch.setattr(WeightsByGate, "PACKED_FROM", packed_from)
+    w, x = torch.randn(3, 17, 33).bfloat16(), torch.randn(3, 5, 17).bfloat16()
+    torch.testing.assert_close(Weights(w[0].T, 5).product(x[0]), x[0] @ w[0], rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(WeightsByGate(w.mT, 5).product(x), x @ w, rtol=2e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -24,6 +24,7 @@ from hydra import compose
 from vdrop_cli import environment, evaluate, kernels, rivals
 from vdrop_cli.config import Bench, BenchCell, BenchPart, ConfigError, Precision, Size, Train, parse, plain
 from vdrop_cli.dropout import Stream, draw
+from vdrop_cli.kernels.products import Weights
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser
 
@@ -52,6 +53,7 @@ def limit(recurrent: int, head: int, products: int, words: int, precision: Preci
 
 
 RIVALS = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras)
+NO_POLICY = (BenchCell.products, *RIVALS)  # measured with the sizes and probabilities of the tied row
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Case:
     def exists(self) -> bool:
         if self.cell is BenchCell.keras:
             return self.part is BenchPart.step and self.precision is Precision.fp32
+        if self.cell is BenchCell.products:
+            return self.part is BenchPart.step
         return self.part is not BenchPart.mc or self.cell not in (BenchCell.none, *RIVALS)
 
     def __str__(self) -> str:
@@ -149,6 +153,37 @@ def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], obje
     return lambda: evaluate.mc_perplexity(model, stream_N, passes, passes, 1, word_dropout=False)
 
 
+def products(train: Train, precision: Precision) -> Callable[[], object]:
+    """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in."""
+    time_steps, batch, hidden = train.task.bptt, train.task.batch_size, train.model.hidden_size
+    dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.rand(shape).sub_(0.5).to(dtype)
+
+    x_NH, gates_NG, w_GH, head_VH = (
+        random(*s) for s in ((time_steps * batch, hidden), (time_steps * batch, 4 * hidden), (4 * hidden, hidden), (VOCABULARY, hidden))
+    )
+    forward, back, d_logits_NV = Weights(w_GH, batch), Weights(w_GH.T, batch), random(time_steps * batch, VOCABULARY)
+    exact_x_NH, exact_head_VH, logits_NV = x_NH.float(), head_VH.float(), d_logits_NV.float()
+    dx_NH, dw_GH, d_head_VH = (torch.empty_like(t) for t in (x_NH, w_GH, head_VH))
+
+    def step() -> None:
+        for _ in range(train.model.layers):
+            torch.mm(x_NH, w_GH.T, out=gates_NG)
+            for _ in range(time_steps):
+                forward.product(x_NH[:batch])
+                back.product(gates_NG[:batch])
+            torch.mm(gates_NG.T, x_NH, out=dw_GH)  # of the weights that multiply the input
+            torch.mm(gates_NG.T, x_NH, out=dw_GH)  # and of the recurrent ones
+            torch.mm(gates_NG, w_GH, out=dx_NH)
+        torch.mm(exact_x_NH, exact_head_VH.T, out=logits_NV)
+        torch.mm(d_logits_NV, head_VH, out=dx_NH)
+        torch.mm(d_logits_NV.T, x_NH, out=d_head_VH)
+
+    return step
+
+
 def language_model(train: Train, precision: Precision) -> LanguageModel:
     model = LanguageModel(train.model, train.dropout, VOCABULARY, "fused", environment.COMPUTE_DTYPES[precision])
     model.initialise(train.model.init, Stream(("bench",)))
@@ -169,6 +204,8 @@ def random_input(train: Train) -> torch.Tensor:
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
     """The step of a case, ready to be called again and again."""
     ids, name, precision = random_ids(train), case.cell.name, case.precision
+    if case.cell is BenchCell.products:
+        return products(train, precision)
     if case.cell is BenchCell.keras:
         return rivals.keras_step(train.model, train.dropout, train.schedule, ids[:-1], ids[1:])
     if name in rivals.LAYERS and case.part is BenchPart.step:
@@ -257,8 +294,8 @@ def cases(settings: Bench) -> list[list[Case]]:
 
 
 def train_settings(case: Case) -> Train:
-    """The published settings of the size, with the dropout that a case is named after; rivals have the probabilities of the tied row."""
-    overrides = [f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in RIVALS else case.cell}"]
+    """The published settings of the size, with the dropout that a case is named after."""
+    overrides = [f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in NO_POLICY else case.cell}"]
     return parse(compose("train", overrides), Train)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.products import Weights, mm_into
+from vdrop_cli.kernels.products import Weights, WeightsByGate, mm_into
 
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
@@ -68,6 +68,12 @@ class Gates:
         """The rows of a weight matrix that belong to some gates."""
         return slice(part.start * self.hidden, part.stop * self.hidden)
 
+    def weights(self, w_hh: Tensor, *, transposed: bool = False) -> Weights | WeightsByGate:
+        """The rows of some gates, to be multiplied with every step of what enters them, or transposed, of their gradients."""
+        w = w_hh.view(-1, self.hidden, self.hidden) if self.by_gate else w_hh
+        w = w.mT if transposed else w
+        return WeightsByGate(w, self.batch) if self.by_gate else Weights(w, self.batch)
+
     def groups(self, part: slice) -> list[slice]:
         """How the gates of `part` are grouped into products: all together, or one by one."""
         return [slice(g, g + 1) for g in range(part.start, part.stop)] if self.by_gate else [part]
@@ -99,11 +105,7 @@ class Recurrence:
     def __init__(self, gates: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None, h_before_TBH: Tensor) -> None:
         self.by_gate, self.steps = gates.by_gate, gates.steps(part)
         w_hh = w_hh[gates.rows(part)]
-        if self.by_gate:
-            self.w_KHH = w_hh.view(-1, gates.hidden, gates.hidden).mT
-            self.w_KHH = self.w_KHH.contiguous() if w_hh.dtype == h_before_TBH.dtype else self.w_KHH
-        else:
-            self.w = Weights(w_hh, gates.batch)
+        self.w = gates.weights(w_hh)
         groups = len(gates.groups(part))
         mask_TKBH = some_gates(mask_h, part)
         self.masks_KBH = each_step(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, groups, -1, -1), gates.time)
@@ -123,12 +125,7 @@ class Recurrence:
             x_KBH = self.inputs[t].copy_(h_BH)
         else:
             x_KBH = torch.mul(h_BH, self.masks_KBH[t], out=self.inputs[t])
-        if not self.by_gate:
-            self.w.add_product(self.steps[t], x_KBH[0])
-        elif x_KBH.dtype == self.steps[t].dtype:
-            self.steps[t].baddbmm_(x_KBH, self.w_KHH)
-        else:
-            self.steps[t].add_(torch.bmm(x_KBH, self.w_KHH))
+        self.w.add_product(self.steps[t], x_KBH if self.by_gate else x_KBH[0])
 
 
 class RecurrenceGradient:
@@ -137,19 +134,17 @@ class RecurrenceGradient:
     def __init__(self, da: Gates, low: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None) -> None:
         self.by_gate, self.full, self.low = da.by_gate, da.steps(part), low.steps(part)
         self.dtype, self.same = da.memory.dtype, da.memory.dtype == low.memory.dtype
-        w_hh = w_hh[da.rows(part)]
-        self.w = w_hh.view(-1, da.hidden, da.hidden) if self.by_gate else w_hh
+        self.w = da.weights(w_hh[da.rows(part)], transposed=True)
         self.masks_KBH = each_step(some_gates(mask_h, part), da.time)
 
     def step(self, t: int) -> Tensor:
         """What comes to the gradient of h_{t-1} through the products of step `t`."""
         step = self.full[t] if self.same else self.low[t].copy_(self.full[t])
         mask_KBH = None if self.masks_KBH is None else self.masks_KBH[t]
+        through = self.w.product(step)
         if self.by_gate:
-            through_KBH = torch.bmm(step, self.w)
-            return (through_KBH if mask_KBH is None else through_KBH * mask_KBH).sum(0, dtype=self.dtype)
-        through_BH = step @ self.w
-        return through_BH.to(self.dtype) if mask_KBH is None else through_BH * mask_KBH[0]
+            return (through if mask_KBH is None else through * mask_KBH).sum(0, dtype=self.dtype)
+        return through.to(self.dtype) if mask_KBH is None else through * mask_KBH[0]
 
 
 def input_gradient(low: Gates, x_TBD: Tensor, w_ih: Tensor, mask_x: Tensor | None) -> Tensor:
@@ -368,7 +363,7 @@ class GRU(torch.autograd.Function):
             carry_TBH = torch.where(alive_TB1, z_TBH, 1.0)
         way_back = RecurrenceGradient(da, low, r_and_z, w_hh, mask_h)
         masks_n = each_step(some_gates(mask_h, only_n), gates.time)
-        w_n = w_hh[2 * gates.hidden :]
+        w_n = Weights(w_hh[2 * gates.hidden :].T, gates.batch)
         d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
         # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type multiplied in.
         d_product_TBH = torch.empty_like(n_inputs_TBH)
@@ -385,7 +380,7 @@ class GRU(torch.autograd.Function):
                 d_product.copy_(torch.mul(slope_n, r, out=d_inner_TBH[t]))
             else:
                 d_product.copy_(slope_n)
-            through = (d_product @ w_n).to(dh.dtype)
+            through = w_n.product(d_product).to(dh.dtype)
             if masks_n is not None:
                 through = through * masks_n[t][0]
             if d_inner_TBH is None:
