@@ -9,7 +9,7 @@ import torch
 from tests.conftest import settings
 from vdrop_cli import checkpoint
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.config import ConfigError, Precision, plain
 
 
 def at_epoch(epoch: int, best: int = 1, *overrides: str) -> Checkpoint:
@@ -23,6 +23,13 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert vars(found) | {"model": None} == vars(at_epoch(3, 3)) | {"model": None}
     assert torch.equal(found.model["w"], torch.full((300,), 3.0))
     assert found.train == settings()
+
+
+def test_one_from_before_there_was_a_choice_of_precision_is_fp32(tmp_path: Path) -> None:
+    old = at_epoch(1)
+    del old.config["precision"]
+    checkpoint.save(old, tmp_path)
+    assert checkpoint.load(checkpoint.path_of(tmp_path, 1)).train.precision is Precision.fp32
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:

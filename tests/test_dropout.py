@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
 from vdrop_cli.config import Dropout, Policy, WordMask
-from vdrop_cli.dropout import MaskShape, ModelMasks, Stream, WordMasks, draw, side_by_side
+from vdrop_cli.dropout import MaskShape, ModelMasks, Stream, WordMasks, draw, side_by_side, threshold_of
 
 TIME, BATCH, INPUT, HIDDEN = 6, 5, 30, 40
 GATES = {"lstm": 4, "gru": 3}
@@ -63,6 +63,19 @@ def test_masks_are_one_on_average_and_drop_as_often_as_they_should(p: float) -> 
         assert mask.numel() >= 40_000
         assert sorted(mask.unique().tolist()) == pytest.approx([0, 1 / (1 - p)], rel=1e-4), "p comes in steps of 2^-16"
         assert mask.mean().item() == pytest.approx(1, abs=5 * (p / (1 - p) / 40_000) ** 0.5)  # five standard errors
+
+
+def test_elements_are_dropped_independently_of_their_neighbours() -> None:
+    mask = draw(Dropout("d", Policy.variational, p_x=0.5), MaskShape(1, 400, (1000,), 100, 4), Stream((0,))).layers[0].x
+    assert mask is not None
+    kept = (mask.flatten() > 0).double() - 0.5
+    for distance in range(1, 9):
+        assert abs((kept[distance:] * kept[:-distance]).mean()) < 0.25 * 5 / 400_000**0.5  # five standard errors
+
+
+def test_the_smallest_probabilities_drop_something() -> None:
+    """No mask has a finer step than 2^-16; what lies below is not taken for none."""
+    assert [threshold_of(p, 16) for p in (1e-9, 2**-16, 0.5, 1 - 1e-9)] == [1, 1, 2**15, 2**16 - 1]
 
 
 def test_probability_zero_is_no_mask() -> None:

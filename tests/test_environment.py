@@ -36,21 +36,29 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch
 def test_the_library_for_fp32_goes_by_the_processor_and_its_error(vendor: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "told_of_processor", lambda name: vendor)
     monkeypatch.setattr(environment, "products_are_exact", lambda setting: exact)
-    monkeypatch.setattr(environment, "keep_memory", lambda: True)
-    environment.make_ready()
+    kept = []
+    monkeypatch.setattr(environment, "keep_memory", lambda: kept.append(True))
+    environment.make_ready(torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == ("medium" if exact and vendor == "AuthenticAMD" else "highest")
+    environment.make_ready(torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == "highest", "on CUDA that setting is tf32"
+    assert kept == [True, True]
 
 
-def test_products_are_exact_tells_fp32_from_less() -> None:
-    assert environment.products_are_exact("highest")
+def test_exact_products_are_those_of_fp32_and_no_less() -> None:
     a = torch.randn(300, 300)
-    rounded = (a.bfloat16() @ a.bfloat16()).float()
-    assert (rounded - a @ a).norm() > 1e-5 * (a @ a).norm(), "the limit lies below what bf16 products err"
-    assert torch.get_float32_matmul_precision() == "highest"
+    exact = a.double() @ a.double()
+    assert environment.is_exact((a @ a).double(), exact)
+    assert not environment.is_exact((a.bfloat16() @ a.bfloat16()).double(), exact)
+    tf32 = (a.view(torch.int32) & -(2**13)).view(torch.float32)  # ten bits of the mantissa
+    assert not environment.is_exact(tf32.double() @ tf32.double(), exact)
+    assert environment.products_are_exact("highest")
+    assert torch.get_float32_matmul_precision() == "highest", "it is left as it was"
 
 
 GROWTH = """
 from pathlib import Path
+import torch
 from tests.conftest import settings
 from vdrop_cli import environment
 from vdrop_cli.commands.bench import our_step
@@ -59,7 +67,7 @@ from vdrop_cli.config import Precision
 def held():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
 
-environment.make_ready()
+environment.make_ready(torch.device('cpu'))
 step = our_step(settings("model=lstm_small", "dropout=variational_untied", "model.hidden_size=64"), Precision.PRECISION)
 for _ in range(30):
     step()
@@ -77,7 +85,7 @@ def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
     root = Path(environment.__file__).parent.parent
     ran = subprocess.run([sys.executable, "-c", GROWTH.replace("PRECISION", precision)], cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) < 4096, "kilobytes"
+    assert int(ran.stdout) < 1024, "kilobytes"
 
 
 def test_what_is_written_down() -> None:

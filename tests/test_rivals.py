@@ -22,15 +22,28 @@ def test_the_loop_without_dropout_is_torch_lstm() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_the_loop_drops_inputs_and_recurrence_for_the_whole_sequence() -> None:
-    """With everything dropped from the recurrent product only the biases and the cell state are left."""
-    loop, state = CellLoop(5, 1), zero_state(1, 3, 5)
-    all_gone = Dropout("all", Policy.variational, p_x=1 - 1e-9, p_h=1 - 1e-9)
-    first, second = (loop(torch.randn(4, 3, 5), state, all_gone)[0] for _ in range(2))
-    torch.testing.assert_close(first, second)
-    half = Dropout("half", Policy.variational, p_x=0.5)
-    x = torch.ones(4, 3, 5)
-    assert not torch.equal(loop(x, state, half)[0], loop(x, state, half)[0]), "masks are drawn anew for each sequence"
+@pytest.mark.parametrize(("p", "weight"), [({"p_x": 1 - 1e-9}, "weight_ih"), ({"p_h": 1 - 1e-9}, "weight_hh")])
+def test_what_the_loop_drops_does_not_reach_the_cell(p: dict[str, float], weight: str) -> None:
+    """As if its weights were zero."""
+    loop, x, state = CellLoop(5, 1), torch.randn(4, 3, 5), zero_state(1, 3, 5)
+    found = loop(x, state, Dropout("all", Policy.variational, **p))[0]
+    whole = loop(x, state, NONE)[0]
+    with torch.no_grad():
+        loop.cells[0].get_parameter(weight).zero_()
+    torch.testing.assert_close(found, loop(x, state, NONE)[0])
+    assert not torch.allclose(found, whole)
+
+
+def test_the_loop_draws_a_mask_a_sequence() -> None:
+    """Inputs that are equal at every step, and a cell that remembers nothing, give equal outputs at every step."""
+    loop, x, state = CellLoop(50, 1), torch.ones(4, 3, 50), zero_state(1, 3, 50)
+    with torch.no_grad():
+        loop.cells[0].weight_hh.zero_()
+        loop.cells[0].bias_ih[50:100] = -100  # the forget gate is shut
+    first, second = (loop(x, state, Dropout("half", Policy.variational, p_x=0.5))[0] for _ in range(2))
+    assert torch.equal(first, first[:1].expand(4, -1, -1))
+    assert not torch.equal(first[0, 0], first[0, 1]), "a mask for each sequence"
+    assert not torch.equal(first, second), "drawn anew each time"
 
 
 @pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])

@@ -47,6 +47,15 @@ def test_weight_decay_comes_after_the_step_and_is_not_scaled_by_the_learning_rat
     assert found == pytest.approx([(1 - 2 / 4) * 0.9], rel=1e-9)
 
 
+def test_weight_decay_outlives_the_learning_rate() -> None:
+    """After 400 halvings nothing is left of the rate; the decay goes on as before."""
+    schedule = settings("model=lstm_small", "dropout=none", "schedule.weight_decay=0.1").schedule
+    model = nn.Module()
+    model.w = nn.Parameter(torch.tensor([1.0, -3.0]))
+    Optimiser(model, schedule).step((model.w * 2).sum(), 400)
+    assert model.w.tolist() == pytest.approx([0.9, -2.7], rel=1e-6)
+
+
 def test_the_norm_of_many_numbers_is_exact() -> None:
     """torch's norm of six million numbers at once is 2e-4 off on a CPU."""
     gradients = [torch.randn(10_000, 650), torch.randn(10_000)]

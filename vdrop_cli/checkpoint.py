@@ -11,7 +11,7 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vdrop_cli.config import ConfigError, Train, restore
+from vdrop_cli.config import ConfigError, Precision, Train, restore
 
 FORMAT = "vdrop checkpoint 1"
 KEPT = 2  # newest checkpoints, beside the best one
@@ -75,6 +75,7 @@ def load(path: Path) -> Checkpoint:
         raise ConfigError(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
     try:
         found = Checkpoint(**{name: kind(held[name]) for name, kind in PARTS.items()})
+        found.config.setdefault("precision", Precision.fp32.name)  # there was no other before it was a setting
         if all(isinstance(tensor, Tensor) for tensor in found.model.values()) and found.train:
             return found
     except (KeyError, TypeError, ValueError, ConfigError, OmegaConfBaseException):

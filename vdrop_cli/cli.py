@@ -63,7 +63,7 @@ examples:
     "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
 
 examples:
-  vdrop bench                                          every size, cell and precision: a quarter of an hour
+  vdrop bench                                          every size, cell and precision: half an hour
   vdrop bench sizes=[medium] parts=[step]              whole training steps of the medium model
   vdrop bench 'cells=[variational,torch_lstm,keras]' precisions=[fp32]
 """,

@@ -277,25 +277,31 @@ class BenchCell(Choice):
     variational_untied = "variational_untied"
     products = "products"  # nothing but the matrix products of a step, at their own shapes: what the rest costs is the difference
     torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
-    cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with the masks of variational
-    keras = "keras"  # its LSTM with recurrent_dropout, in fp32; where it is installed
+    cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with masks on inputs and recurrence as those of variational
+    keras = "keras"  # its LSTM with dropout and recurrent_dropout, in fp32; where it is installed
 
 
 @dataclass
 class Bench:
     sizes: list[Size] = field(default_factory=lambda: list(Size))
     parts: list[BenchPart] = field(default_factory=lambda: list(BenchPart))
-    cells: list[BenchCell] = field(default_factory=lambda: [cell for cell in BenchCell if cell is not BenchCell.keras])
+    cells: list[BenchCell] | None = None  # null: all, keras where it is installed
     precisions: list[Precision] = field(default_factory=lambda: [Precision.fp32, Precision.bf16])  # rivals: bf16 by autocast
-    turns: int = 9  # of each case, one after the other; medians are over turns
+    starts: int = 3  # times that every case is started anew: where in memory a process comes to lie makes it faster or slower
+    turns: int = 5  # of each case in each start, one after the other; medians are over the turns of all starts
     mc_passes: int = 64  # that run together
     rivals_ready: bool = False  # give the rivals, too, this project's allocator settings and fp32 library
     outputs: str = "outputs"  # folder under which bench/ is made
 
     def __post_init__(self) -> None:
         for key in ("sizes", "parts", "cells", "precisions"):
-            require(len(getattr(self, key)) > 0, key, "a list with something in it", "[]")
+            values = getattr(self, key)
+            require(values is None or len(values) > 0, key, "a list with something in it", "[]")
+            require(
+                values is None or len(set(values)) == len(values), key, "a list that names nothing twice", [str(v) for v in values or ()]
+            )
         require(Precision.auto not in self.precisions, "precisions", "a list of fp32 and bf16", "auto")
+        require(self.starts >= 1, "starts", "at least 1", self.starts)
         require(self.turns >= 1, "turns", "at least 1", self.turns)
         require(self.mc_passes >= 1, "mc_passes", "at least 1", self.mc_passes)
 

@@ -87,7 +87,7 @@ class ModelMasks(NamedTuple):
 def threshold_of(p: float, bits: int) -> int:
     """The whole numbers below it, of those with so many bits, stand for «dropped»."""
     numbers = 1 << bits
-    return min(round(p * numbers), numbers - 1)
+    return min(max(round(p * numbers), 1), numbers - 1)
 
 
 def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:

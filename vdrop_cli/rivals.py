@@ -28,7 +28,10 @@ class TorchLayers(nn.Module):
 
 
 class CellLoop(nn.Module):
-    """The loop over `nn.LSTMCell` that dropout on the recurrence is usually written as, with the masks of variational dropout (tied)."""
+    """The loop over `nn.LSTMCell` that dropout on the recurrence is usually written as: a mask over time on each layer's input and state.
+
+    Masks of words and of the output, which our cells have in the same step, are left out: the loop is spared them.
+    """
 
     def __init__(self, hidden: int, layers: int) -> None:
         super().__init__()

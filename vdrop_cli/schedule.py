@@ -13,6 +13,9 @@ def learning_rate(schedule: Schedule, epoch: int) -> float:
     return schedule.lr / schedule.decay ** max(0, epoch - 1 - schedule.max_epoch)
 
 
+SMALLEST_RATE = 1e-30  # by which weight decay is divided; with less the quotient would not be a number of fp32
+
+
 class Optimiser:
     """Plain SGD with a limit on the gradient's global norm, then weight decay on every parameter: two passes over the weights."""
 
@@ -30,7 +33,7 @@ class Optimiser:
             return norm
         # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales lr instead of g.
         keep = 1 - self.schedule.weight_decay
-        lr = keep * learning_rate(self.schedule, epoch) * min(1.0, self.schedule.clip / (norm + 1e-6))
+        lr = max(keep * learning_rate(self.schedule, epoch) * min(1.0, self.schedule.clip / (norm + 1e-6)), SMALLEST_RATE)
         for group in self.sgd.param_groups:
             group["lr"], group["weight_decay"] = lr, self.schedule.weight_decay / lr
         self.sgd.step()

@@ -16,6 +16,7 @@ def test_products_are_those_of_the_matrix(packed: bool, dtype: torch.dtype, tole
     w, x = torch.randn(33, 17), torch.randn(5, 17)
     expected, start = x.double() @ w.double().T, torch.randn(5, 33)
     weights = Weights(w.to(dtype), 5)
+    assert (weights.packed is not None) == (packed and dtype == torch.bfloat16)
     torch.testing.assert_close(weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance)
     weights.add_product(out := start.clone(), x.to(dtype))
     assert out.dtype == torch.float32

@@ -1,7 +1,7 @@
 """`vdrop bench`: how fast the cells are, beside what people use today and beside the machine's limit.
 
 Every case has a process of its own, with its own allocator and peak of memory; they take turns, so that a machine whose speed
-changes changes all of them. One process works at a time, the others wait.
+changes changes all of them. One process works at a time, the others wait. Each case is started several times.
 """
 
 import importlib.util
@@ -28,6 +28,7 @@ from vdrop_cli.kernels.products import Weights
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser
 
+CPU = torch.device("cpu")
 VOCABULARY = 10_000  # that of Penn Treebank
 SECONDS_A_TURN = 0.3
 MC_WORDS = 70  # of the text that the passes of MC evaluation read
@@ -40,6 +41,9 @@ class Rates:
 
     fp32: float
     bf16: float
+
+    def or_faster(self, others: "Rates") -> "Rates":
+        return Rates(max(self.fp32, others.fp32), max(self.bf16, others.bf16))
 
 
 def limit(recurrent: int, head: int, products: int, words: int, precision: Precision, rates: Rates) -> float:
@@ -88,7 +92,7 @@ class Measured:
     words: int  # a step
     recurrent: int  # parameters that are multiplied in the layers
     head: int  # and in the head
-    seconds: list[float]  # a step, one number a turn
+    seconds: list[float]  # a step, one number a turn of every start
     limit_seconds: float
     peak_megabytes: float
 
@@ -218,11 +222,13 @@ def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
 
 
 def work(pipe: Connection, case: Case, train: Train, passes: int, ready: bool) -> None:
-    """The life of a case's process: on every message a turn of so many steps; the answer is the seconds and the peak of memory."""
+    """The life of a case's process: a message when it is ready, then on every message a turn of so many steps, answered by the
+    seconds and the peak of memory."""
     torch.manual_seed(1)
     if ready:
-        environment.make_ready()
+        environment.make_ready(CPU)
     step = build(case, train, passes)
+    pipe.send(None)
     while (steps := pipe.recv()) > 0:
         began = time.perf_counter()
         for _ in range(steps):
@@ -238,7 +244,6 @@ class Worker:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, case, train, passes, ready), daemon=True)
-        self.seconds: list[float] = []
         self.process.start()
         theirs.close()
 
@@ -252,13 +257,18 @@ class Worker:
         else:
             self.process.terminate()
 
-    def turn(self) -> float:
-        """Seconds a step."""
+    def ask(self, steps: int | None = None) -> Any:
+        """Its answer to a turn of so many steps; without one, its message that it is ready."""
         try:
-            self.pipe.send(self.steps)
-            seconds, self.peak = self.pipe.recv()
+            if steps is not None:
+                self.pipe.send(steps)
+            return self.pipe.recv()
         except (EOFError, BrokenPipeError):
             raise ConfigError(f"{self.case} could not run, see above; leave it out of cells, parts or sizes") from None
+
+    def turn(self) -> float:
+        """Seconds a step."""
+        seconds, self.peak = self.ask(self.steps)
         return float(seconds / self.steps)
 
     def warm_up(self) -> None:
@@ -288,7 +298,7 @@ def cases(settings: Bench) -> list[list[Case]]:
     for size in settings.sizes:
         for part in settings.parts:
             for precision in settings.precisions:
-                group = [Case(size, part, cell, precision) for cell in settings.cells]
+                group = [Case(size, part, cell, precision) for cell in settings.cells or BenchCell]
                 groups.append([case for case in group if case.exists])
     return [group for group in groups if group]
 
@@ -300,38 +310,49 @@ def train_settings(case: Case) -> Train:
 
 
 def run(settings: Bench) -> None:
-    if BenchCell.keras in settings.cells and importlib.util.find_spec("keras") is None:
-        raise ConfigError("cells holds keras, which is not installed; pip install 'vdrop[keras]', or leave it out")
-    environment.make_ready()
+    if importlib.util.find_spec("keras") is None:
+        if settings.cells is not None and BenchCell.keras in settings.cells:
+            raise ConfigError("cells holds keras, which is not installed; pip install 'vdrop[keras]', or leave it out")
+        settings = replace(settings, cells=settings.cells or [cell for cell in BenchCell if cell is not BenchCell.keras])
+    groups = cases(settings)
+    if not groups:
+        raise ConfigError("parts, cells and precisions together leave nothing to measure; take more of one of them")
+    environment.make_ready(CPU)
     found, rates = [], measure_rates()
-    for group in cases(settings):
-        more, again = measure(group, settings)
-        rates = Rates(max(rates.fp32, again.fp32), max(rates.bf16, again.bf16))
+    for group in groups:
+        more, rates = measure(group, settings, rates)
         found += more
     found = [replace(m, limit_seconds=limit_of(m, rates)) for m in found]
+    path = write(settings, found, rates)
     tell(found, rates)
-    write(settings, found, rates)
+    print(f"\nwritten to {path}", file=sys.stderr)
 
 
-def measure(group: list[Case], settings: Bench) -> tuple[list[Measured], Rates]:
-    """A group of cases in turns; the machine's best rate is measured in between, too."""
-    with ExitStack() as stack:
-        ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
-        workers = [stack.enter_context(Worker(case, train_settings(case), settings.mc_passes, ready[case])) for case in group]
-        for worker in workers:
-            worker.warm_up()
-        for _ in range(settings.turns):
+def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measured], Rates]:
+    """A group of cases in turns; the machine's best rates so far are measured in between, too."""
+    seconds: dict[Case, list[float]] = {case: [] for case in group}
+    peaks = dict.fromkeys(group, 0.0)
+    for _ in range(settings.starts):
+        with ExitStack() as stack:
+            ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
+            workers = [stack.enter_context(Worker(case, train_settings(case), settings.mc_passes, ready[case])) for case in group]
             for worker in workers:
-                worker.seconds.append(worker.turn())
-        again = measure_rates(0.5)
-    for worker in workers:
-        print(f"{worker.case}: {median(worker.seconds) * 1e3:.1f} ms", file=sys.stderr, flush=True)
-    return [measured(worker, settings) for worker in workers], again
+                worker.ask()  # all are ready before the first is timed
+            for worker in workers:
+                worker.warm_up()
+            for _ in range(settings.turns):
+                for worker in workers:
+                    seconds[worker.case].append(worker.turn())
+            rates = rates.or_faster(measure_rates(0.5))
+        peaks |= {worker.case: max(worker.peak, peaks[worker.case]) for worker in workers}
+    for case in group:
+        print(f"{case}: {median(seconds[case]) * 1e3:.1f} ms", file=sys.stderr, flush=True)
+    return [measured(case, settings, seconds[case], peaks[case]) for case in group], rates
 
 
-def measured(worker: Worker, settings: Bench) -> Measured:
-    """What a worker has found; the limit is worked out when the best rates of all groups are known."""
-    case, train = worker.case, train_settings(worker.case)
+def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> Measured:
+    """What was found of a case; the limit is worked out when the best rates of all groups are known."""
+    train = train_settings(case)
     words, layers, head = train.task.bptt * train.task.batch_size, train.model.layers, VOCABULARY * train.model.hidden_size
     if case.part is BenchPart.mc:
         words = MC_WORDS * settings.mc_passes
@@ -339,7 +360,7 @@ def measured(worker: Worker, settings: Bench) -> Measured:
         layers, head = 1, 0
     recurrent = 8 * train.model.hidden_size**2 * layers
     names = (str(case.size), str(case.part), str(case.cell), str(case.precision))
-    return Measured(*names, words, recurrent, head, worker.seconds, 0.0, worker.peak)
+    return Measured(*names, words, recurrent, head, seconds, 0.0, peak)
 
 
 def limit_of(m: Measured, rates: Rates) -> float:
@@ -360,8 +381,8 @@ def tell(measured: list[Measured], rates: Rates) -> None:
         )
 
 
-def write(settings: Bench, measured: list[Measured], rates: Rates) -> None:
-    described = environment.describe(torch.device("cpu"), "fused", " and ".join(map(str, settings.precisions)))
+def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
+    described = environment.describe(CPU, "fused", " and ".join(map(str, settings.precisions)))
     told: dict[str, Any] = {"settings": plain(settings), "environment": described, "rates": asdict(rates)}
     told["measured"] = [
         {**asdict(m), "step_seconds": m.step_seconds, "words_per_second": m.words_per_second, "fraction": m.fraction} for m in measured
@@ -371,5 +392,6 @@ def write(settings: Bench, measured: list[Measured], rates: Rates) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told, indent=1) + "\n")
     except OSError as error:
+        tell(measured, rates)
         raise ConfigError(f"outputs={settings.outputs}: {path} cannot be written ({error.strerror}); the table is above") from None
-    print(f"\nwritten to {path}", file=sys.stderr)
+    return path

@@ -21,7 +21,7 @@ def run(settings: Eval) -> None:
     found = checkpoint.load(path)
     trained = found.train
     precision = environment.precision(settings.precision or trained.precision, device)
-    environment.make_ready()
+    environment.make_ready(device)
     data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")

@@ -137,7 +137,7 @@ def prepare(folder: Path, settings: Train) -> None:
 
 def run(settings: Train) -> None:
     device = environment.device(settings.device)
-    environment.make_ready()
+    environment.make_ready(device)
     chosen, precision = Backend[choose(settings.backend.name)], environment.precision(settings.precision, device)
     settings = replace(settings, device=str(device), backend=chosen, precision=precision)
     corpus = corpora.load(settings.data)

@@ -49,20 +49,19 @@ class Gates:
     Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does.
     """
 
-    def __init__(self, time: int, batch: int, gates: int, hidden: int, by_gate: bool, like: Tensor) -> None:
-        self.time, self.batch, self.gates, self.hidden, self.by_gate = time, batch, gates, hidden, by_gate
-        self.memory = like.new_empty((gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden))
-        self.view_GTBH = self.memory if by_gate else self.memory.view(time, batch, gates, hidden).permute(2, 0, 1, 3)
+    def __init__(self, memory: Tensor, gates: int) -> None:
+        self.memory, self.gates, self.by_gate = memory, gates, memory.dim() == 4
+        self.time, self.batch, self.hidden = memory.shape[-3], memory.shape[-2], memory.shape[-1] // (1 if self.by_gate else gates)
+        self.view_GTBH = memory if self.by_gate else memory.view(self.time, self.batch, gates, self.hidden).permute(2, 0, 1, 3)
 
     @classmethod
     def of(cls, x_TBD: Tensor, hidden: int, gates: int, masks: Masks) -> "Gates":
-        by_gate = differs_by_gate(masks.x) or differs_by_gate(masks.h)
-        return cls(x_TBD.shape[0], x_TBD.shape[1], gates, hidden, by_gate, like=x_TBD)
+        (time, batch, _), by_gate = x_TBD.shape, differs_by_gate(masks.x) or differs_by_gate(masks.h)
+        return cls(x_TBD.new_empty((gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden)), gates)
 
     def another(self, dtype: torch.dtype | None = None) -> "Gates":
         """Of the same layout, for the gradients."""
-        like = self.memory.new_empty(0, dtype=dtype or self.memory.dtype)
-        return Gates(self.time, self.batch, self.gates, self.hidden, self.by_gate, like=like)
+        return Gates(torch.empty_like(self.memory, dtype=dtype), self.gates)
 
     def rows(self, part: slice) -> slice:
         """The rows of a weight matrix that belong to some gates."""
@@ -237,15 +236,14 @@ class LSTM(torch.autograd.Function):
         ctx.save_for_backward(
             x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, gates.memory, recurrence.inputs_KTBH, *inputs_ND
         )
-        ctx.gates = gates
-        y_TBH = hs[1:] if alive_TB1 is None else hs[1:] * alive_TB1
+        y_TBH = hs[1:].clone() if alive_TB1 is None else hs[1:] * alive_TB1
         return y_TBH, h.clone(), c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, _, inputs_KTBH, *inputs_ND = ctx.saved_tensors
-        gates: Gates = ctx.gates
+        x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
+        gates = Gates(memory, 4)
         every = slice(0, 4)
         i_TBH, f_TBH, _, o_TBH = gates.view_GTBH
         # What does not depend on the gradient is worked out for all steps at once: d a_gate = slope ∘ (dc or dh).
@@ -282,7 +280,7 @@ class LSTM(torch.autograd.Function):
         weight_gradient(low, every, inputs_ND, dw_ih)
         weight_gradient(low, every, list(inputs_KTBH.flatten(1, 2)), dw_hh)
         dx_TBD = input_gradient(low, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
-        return dx_TBD, dh, dc, dw_ih, dw_hh, db, db, None, None, None, None, None
+        return dx_TBD, dh, dc, dw_ih, dw_hh, db, db.clone(), None, None, None, None, None
 
 
 class GRU(torch.autograd.Function):
@@ -339,15 +337,14 @@ class GRU(torch.autograd.Function):
         ctx.save_for_backward(
             x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, gates.memory, recurrence.inputs_KTBH, *inputs_ND
         )
-        ctx.gates = gates
-        y_TBH = hs[1:] if alive_TB1 is None else hs[1:] * alive_TB1
+        y_TBH = hs[1:].clone() if alive_TB1 is None else hs[1:] * alive_TB1
         return y_TBH, h.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, _, inputs_KTBH, *inputs_ND = ctx.saved_tensors
-        gates: Gates = ctx.gates
+        x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
+        gates = Gates(memory, 3)
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
         r_TBH, z_TBH, n_TBH = gates.view_GTBH
         da = gates.another()
@@ -388,7 +385,7 @@ class GRU(torch.autograd.Function):
                 through = through * r
             dh.add_(through).add_(way_back.step(t))
         db_ih = sum_over_steps(da)
-        db_hh = db_ih if d_inner_TBH is None else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
+        db_hh = db_ih.clone() if d_inner_TBH is None else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
         if low is not da:
             low.view_GTBH[2].copy_(da_n)
         dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
@@ -509,8 +506,9 @@ def gru(
 
 
 def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
-    compute_dtype = compute_dtype or x_ND.dtype
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
-        return loss(x_ND, w_VD, b_V, targets_N)
-    nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, compute_dtype)  # type: ignore[no-untyped-call]
-    return nll_N
+    with torch.autocast(x_ND.device.type, enabled=False):  # it would round the logits
+        x_ND = x_ND.to(w_VD.dtype)
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
+            return loss(x_ND, w_VD, b_V, targets_N)
+        nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)  # type: ignore[no-untyped-call]
+        return nll_N
