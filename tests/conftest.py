@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vdrop_cli import config
+from vdrop_cli import config, interruption
 from vdrop_cli.cli import CONF
 
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
@@ -77,6 +77,12 @@ def own_library() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(autouse=True)
+def not_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that one test sent is not left to the next."""
+    monkeypatch.setattr(interruption, "received", None)
 
 
 @pytest.fixture

@@ -9,20 +9,24 @@ import vdrop_cli
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
-    "cli": {"config", "commands", "__version__"},
+    "cli": {"config", "commands", "explain", "sweeps", "__version__"},
     "config": set(),
+    "explain": {"config"},
+    "interruption": set(),
+    "sweeps": {"config", "explain", "interruption"},
+    "files": {"config"},
     "kernels": {"kernels"},
     "dropout": {"config", "kernels"},
     "layers": {"config", "kernels", "dropout"},
     "model": {"config", "kernels", "dropout", "layers"},
-    "corpora": {"config", "corpora"},
+    "corpora": {"config", "corpora", "files"},
     "tasks": {"config", "corpora", "dropout", "layers", "model"},
     "schedule": {"config"},
-    "evaluate": {"config", "dropout", "model", "sinks", "tasks"},
-    "checkpoint": {"config"},
+    "evaluate": {"config", "dropout", "interruption", "layers", "model", "sinks", "tasks"},
+    "checkpoint": {"config", "files"},
     "rivals": {"config"},
     "environment": {"config", "__version__"},
-    "sinks": {"config"},
+    "sinks": {"config", "files"},
 }
 
 

@@ -1,20 +1,41 @@
 """Checkpoints: what goes in comes out, what is damaged is refused, what is kept."""
 
+import gzip
+import os
 import pickle
+import random
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import settings
-from vdrop_cli import checkpoint
+from vdrop_cli import checkpoint, files
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Precision, plain
+from vdrop_cli.config import ConfigError, plain
 
 
 def at_epoch(epoch: int, best: int = 1, *overrides: str) -> Checkpoint:
     model = {"w": torch.full((300,), float(epoch))}
-    return Checkpoint(plain(settings(*overrides)), "fingerprint", epoch, 1.5, best, 99.0, model)
+    return Checkpoint(
+        config=plain(settings(*overrides)),
+        corpus="fingerprint",
+        environment={"torch": "2"},
+        epoch=epoch,
+        chunk=0,
+        seconds=1.5,
+        epoch_seconds=0.0,
+        best_epoch=best,
+        best_ppl=99.0,
+        losses=[],
+        state=[],
+        model=model,
+        optimiser={"state": {}},
+    )
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
@@ -23,13 +44,6 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert vars(found) | {"model": None} == vars(at_epoch(3, 3)) | {"model": None}
     assert torch.equal(found.model["w"], torch.full((300,), 3.0))
     assert found.train == settings()
-
-
-def test_one_from_before_there_was_a_choice_of_precision_is_fp32(tmp_path: Path) -> None:
-    old = at_epoch(1)
-    del old.config["precision"]
-    checkpoint.save(old, tmp_path)
-    assert checkpoint.load(checkpoint.path_of(tmp_path, 1)).train.precision is Precision.fp32
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -58,42 +72,93 @@ def test_a_run_is_reported_from_its_last_epoch_or_with_early_stopping_from_its_b
         assert checkpoint.find(str(folder)) == checkpoint.path_of(folder, expected)
 
 
+def test_checkpoints_within_an_epoch_lie_between_those_of_its_ends(tmp_path: Path) -> None:
+    for epoch, chunk in ((1, 0), (1, 7), (1, 10), (2, 0), (2, 100_000)):
+        checkpoint.save(replace(at_epoch(epoch), chunk=chunk), tmp_path)
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0002-100000.pt", "checkpoint-0002.pt", "checkpoint-0001.pt"]
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and (newest.epoch, newest.chunk) == (2, 100_000)
+    assert checkpoint.find(str(tmp_path)).name == "checkpoint-0002-100000.pt"
+
+
 class Payload:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (Path("payload-ran"),)  # type: ignore[return-value]
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (Path("payload-ran"),)
 
 
 def test_what_is_not_a_checkpoint_is_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = tmp_path / "checkpoint-0001.pt"
-    checkpoint.save(at_epoch(1), tmp_path)
-    content = whole.read_bytes()
-    contents = {
-        "empty": b"",
-        "truncated": content[: len(content) // 2],
-        "text": b"not a checkpoint\n",
-        "pickle": pickle.dumps(Payload()),
-    }
-    for name, damaged in contents.items():
-        (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(ConfigError, match=f"checkpoint={tmp_path / name} is damaged or not a checkpoint"):
-            checkpoint.load(tmp_path / name)
-    torch.save({"payload": Payload()}, tmp_path / "crafted")
+    part = tmp_path / "part"
+    torch.save({"payload": Payload()}, part)
+    with pytest.raises(ConfigError, match=r"damaged or not a checkpoint \(there is no checksum"):
+        checkpoint.load(part)
+    files.write_tensors(part, {"payload": Payload()})  # crafted by someone who knows how
     with pytest.raises(ConfigError, match="damaged or not a checkpoint"):
-        checkpoint.load(tmp_path / "crafted")
+        checkpoint.load(part)
     assert not (tmp_path / "payload-ran").exists()
-    torch.save({"model": {}}, tmp_path / "other")
+    files.write_tensors(part, {"model": {}})
     with pytest.raises(ConfigError, match="was not written by this version of vdrop"):
-        checkpoint.load(tmp_path / "other")
-    torch.save({"format": checkpoint.FORMAT, "model": {}}, tmp_path / "part")
+        checkpoint.load(part)
+    files.write_tensors(part, {"format": checkpoint.FORMAT, "model": {}})
     with pytest.raises(ConfigError, match="lacks a part"):
-        checkpoint.load(tmp_path / "part")
-    for change in ({"config": "abc"}, {"config": {"model": 3}}, {"model": 3}, {"model": {"w": 1}}, {"epoch": None}):
-        torch.save({"format": checkpoint.FORMAT, **vars(at_epoch(1)), **change}, tmp_path / "part")
+        checkpoint.load(part)
+    wrong: list[dict[str, object]] = [{"config": "abc"}, {"config": {"model": 3}}, {"model": 3}, {"model": {"w": 1}}, {"epoch": None}]
+    for change in [*wrong, {"state": [1]}, {"losses": ["x"]}, {"optimiser": []}]:
+        files.write_tensors(part, {"format": checkpoint.FORMAT, **vars(at_epoch(1)), **change})
         with pytest.raises(ConfigError, match="holds something else"):
-            checkpoint.load(tmp_path / "part")
+            checkpoint.load(part)
     with pytest.raises(ConfigError, match="is not there"):
         checkpoint.load(tmp_path / "nowhere")
+
+
+def damages(content: bytes) -> Iterator[bytes]:
+    """500 ways in which a file can come to harm: bits that flip, an end that is missing, zeros, other kinds of files, a payload."""
+    source = random.Random(0)
+    for _ in range(250):
+        flipped = bytearray(content)
+        flipped[source.randrange(len(content))] ^= 1 << source.randrange(8)
+        yield bytes(flipped)
+    for _ in range(150):
+        yield content[: source.randrange(len(content))]
+    for _ in range(50):
+        start = source.randrange(len(content))
+        stop = min(start + source.randrange(1, 5000), len(content))
+        yield content[:start] + bytes(stop - start) + content[stop:] if any(content[start:stop]) else b""
+    archive, saved = BytesIO(), BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a", b"b" * 1000)
+    torch.save({"payload": Payload()}, saved)
+    kinds = [b"", b"\x00" * 4096, b"not a checkpoint\n", b"\x89PNG\r\n\x1a\n" + content[:999], gzip.compress(content), archive.getvalue()]
+    kinds += [pickle.dumps(Payload()), pickle.dumps(Payload(), 0), saved.getvalue(), b'{"format": "vdrop checkpoint 2"}']
+    for kind in kinds:
+        for tail in (b"", content[-files.TAIL :], files.MARK + b"0" * 64, content, b"\n"):
+            yield kind + tail if kind + tail != content else kind
+
+
+def test_500_damaged_checkpoints_are_refused_by_name_or_survived_through_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for epoch in (1, 2):
+        checkpoint.save(at_epoch(epoch), tmp_path)
+    path = checkpoint.path_of(tmp_path, 2)
+    content, count = path.read_bytes(), 0
+    for damaged in damages(content):
+        path.write_bytes(damaged)
+        count += 1
+        with pytest.raises(ConfigError, match=f"checkpoint={path} is damaged or not a checkpoint"):
+            checkpoint.load(path)
+        found = checkpoint.newest(tmp_path)
+        assert found is not None and found.epoch == 1
+        assert "checkpoint-0002.pt is damaged" in capsys.readouterr().err
+    assert count == 500 and not (tmp_path / "payload-ran").exists()
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="is not a file"):
+            checkpoint.load(path)
 
 
 def test_a_folder_without_checkpoints_is_an_error(tmp_path: Path) -> None:
@@ -105,7 +170,7 @@ def test_run_folders_are_named_by_what_changes_the_numbers() -> None:
     base = checkpoint.run_folder(settings(), "f")
     assert base.parts[:3] == ("outputs", "train", "language_model-lstm_medium-variational")
     assert base.name.endswith("-s1") and len(base.name) == len("01234567-s1")
-    for same in ("log_every=7", "outputs=elsewhere", "force=true", "data.cache=null", "data.dir=/corpora"):
+    for same in ("log_every=7", "outputs=elsewhere", "checkpoint.minutes=1", "force=true", "data.cache=null", "data.dir=/corpora"):
         assert checkpoint.run_folder(settings(same), "f").name == base.name
     for other in ("model.init=0.06", "dropout.p_h=0.1", "schedule.lr=2", "task.bptt=7", "backend=reference", "schedule.epochs=1"):
         assert checkpoint.run_folder(settings(other), "f").name != base.name

@@ -141,7 +141,7 @@ def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(vdrop: Vdrop, te
     assert len(list(tmp_path.rglob("result.json"))) == 1
     told = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
     assert "the loss is" in told[0] or "the validation perplexity is" in told[0]
-    assert "schedule.lr must be above 0" in told[1] and told[2] == "vdrop: 2 of the sweep's runs failed, see above"
+    assert "schedule.lr must be above 0" in told[1] and told[2] == "vdrop: 3 runs: 1 done, 2 failed"
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 

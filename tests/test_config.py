@@ -124,6 +124,7 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
         (["schedule.weight_decay=1"], r"schedule\.weight_decay"),
         (["schedule.patience=0"], r"schedule\.patience"),
         (["seed=-1"], "seed must be"),
+        (["checkpoint.minutes=0"], r"checkpoint\.minutes must be above 0"),
         (["log_every=0"], "log_every must be"),
         (["data.min_count=0"], r"data\.min_count"),
         (["data.train=a"], r"data\.train must be unset with data=ptb, got a"),
@@ -191,6 +192,7 @@ SHOWN_ELSEWHERE = {
     "task.name": "has one value so far",
     "device": "tests/test_environment.py",
     "force": "tests/commands/test_train.py",
+    "checkpoint.minutes": "tests/commands/test_train.py",
 }
 
 

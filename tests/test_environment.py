@@ -69,19 +69,19 @@ def held():
 
 environment.make_ready(torch.device('cpu'))
 step = our_step(settings("model=lstm_small", "dropout=variational_untied", "model.hidden_size=64"), Precision.PRECISION)
-for _ in range(30):
-    step()
-before = held()
-for _ in range(200):
-    step()
-print(held() - before)
+marks = []
+for _ in range(5):
+    marks.append(held())
+    for _ in range(70):
+        step()
+print(min(after - before for before, after in zip(marks[1:], marks[2:])))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell what memory a process holds")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
-    """Over 200 steps; one that kept its logits would take 3 GB."""
+    """Over 210 steps; one that kept its logits would take 3 GB. What comes once, when a thread first has to wait, is no growth."""
     root = Path(environment.__file__).parent.parent
     ran = subprocess.run([sys.executable, "-c", GROWTH.replace("PRECISION", precision)], cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -18,12 +18,12 @@ RESULT = Result(1, 1, 5.0, 6.0, 7.0, 8.0, 9.0, 61.0)
 
 
 def test_the_log_holds_the_start_one_step_in_so_many_and_every_epoch(tmp_path: Path) -> None:
-    with JsonLines(tmp_path, every=3, step=0) as sink:
-        for record in (Start({}, "f", 0, {}), *map(step, range(1, 8)), EPOCH, RESULT):
+    with JsonLines(tmp_path, every=3, epochs=0, step=0) as sink:
+        for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 8)), EPOCH, RESULT):
             sink(record)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["kind"], line.get("step")) for line in lines] == [
-        ("start", None),
+        ("start", 0),
         ("step", 3),
         ("step", 6),
         ("epoch", 6),
@@ -34,15 +34,15 @@ def test_the_log_holds_the_start_one_step_in_so_many_and_every_epoch(tmp_path: P
 
 def test_after_an_interruption_the_log_goes_on_where_the_checkpoint_is(tmp_path: Path) -> None:
     """Steps beyond it will be made again, so they are taken out; a last line that was cut off is too."""
-    with JsonLines(tmp_path, every=1, step=0) as sink:
-        for record in (Start({}, "f", 0, {}), *map(step, range(1, 7)), EPOCH, step(7), step(8)):
+    with JsonLines(tmp_path, every=1, epochs=0, step=0) as sink:
+        for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 7)), EPOCH, step(7), step(8)):
             sink(record)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "step", "ep')
-    with JsonLines(tmp_path, every=1, step=6) as sink:
+    with JsonLines(tmp_path, every=1, epochs=1, step=6) as sink:
         sink(step(7))
-    assert [line.get("step") for line in read_log(tmp_path / "log.jsonl")] == [None, 1, 2, 3, 4, 5, 6, 6, 7]
-    with JsonLines(tmp_path, every=1, step=0):
+    assert [line.get("step") for line in read_log(tmp_path / "log.jsonl")] == [0, 1, 2, 3, 4, 5, 6, 6, 7]
+    with JsonLines(tmp_path, every=1, epochs=0, step=0):
         assert read_log(tmp_path / "log.jsonl") == []  # from the start: an empty log
 
 
@@ -51,7 +51,7 @@ def test_tensorboard_gets_every_step_the_epochs_and_the_settings_with_the_result
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with TensorBoard(tmp_path, {"model": {"layers": 2}, "seed": 1, "data": {"dir": None}}, step=0) as sink:
-        for record in (Start({}, "f", 0, {}), *map(step, range(1, 7)), EPOCH, RESULT):
+        for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 7)), EPOCH, RESULT):
             sink(record)
     assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -87,7 +87,7 @@ def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_only_counted_is_told_in_plain_lines_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "SECONDS_BETWEEN_LINES", 0)
-    with sinks.counting(4000, "word") as count:
+    with sinks.counting(4000, 0, "word") as count:
         for _ in range(2):
             count(2000)
     assert capsys.readouterr().err.splitlines() == ["2,000 of 4,000 words, 0:00 left", "4,000 of 4,000 words, 0:00 left"]

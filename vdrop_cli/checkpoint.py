@@ -1,84 +1,96 @@
 """A run on disk: its folder, and everything it needs to go on as one file. Tensors and plain values only."""
 
-import os
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vdrop_cli.config import ConfigError, Precision, Train, restore
+from vdrop_cli import files
+from vdrop_cli.config import ConfigError, Train, restore
+from vdrop_cli.files import Damaged
 
-FORMAT = "vdrop checkpoint 1"
+FORMAT = "vdrop checkpoint 2"
 KEPT = 2  # newest checkpoints, beside the best one
-
-
-PARTS = {"config": dict, "corpus": str, "epoch": int, "seconds": float, "best_epoch": int, "best_ppl": float, "model": dict}
 
 
 @dataclass
 class Checkpoint:
-    """What a run is at the end of an epoch; masks and order are functions of seed and epoch, so nothing else is needed."""
+    """What a run is between two steps; masks and order are functions of seed, epoch and chunk, so nothing else is needed."""
 
     config: dict[str, Any]  # as `config.plain` writes it
     corpus: str  # fingerprint
+    environment: dict[str, Any]  # versions, device, commit
     epoch: int  # the last one finished, counted from 1
+    chunk: int  # how many chunks of the epoch after that are done
     seconds: float  # of training and validation so far
+    epoch_seconds: float  # of these, those that belong to the epoch that is not finished
     best_epoch: int
     best_ppl: float  # valid_ppl_batched of that epoch
+    losses: list[float] = field(repr=False)  # of the chunks done, nats a token
+    state: list[Tensor] = field(repr=False)  # carried from chunk to chunk; nothing at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
+    optimiser: dict[str, Any] = field(repr=False)
 
     @property
     def train(self) -> Train:
         return restore(self.config)
 
+    @property
+    def holds_what_it_should(self) -> bool:
+        plain = {"config": dict, "corpus": str, "environment": dict, "epoch": int, "chunk": int, "seconds": float, "epoch_seconds": float}
+        plain |= {"best_epoch": int, "best_ppl": float, "losses": list, "state": list, "model": dict, "optimiser": dict}
+        tensors = [*self.state, *self.model.values()] if isinstance(self.state, list) and isinstance(self.model, dict) else [None]
+        return (
+            all(isinstance(getattr(self, name), kind) for name, kind in plain.items())
+            and all(isinstance(tensor, Tensor) for tensor in tensors)
+            and all(isinstance(loss, float) for loss in self.losses)
+            and bool(self.train)
+        )
 
-def path_of(folder: Path, epoch: int) -> Path:
-    return folder / f"checkpoint-{epoch:04}.pt"
+
+def path_of(folder: Path, epoch: int, chunk: int = 0) -> Path:
+    """`checkpoint-0003.pt` for the end of the third epoch, `checkpoint-0003-00812.pt` for 812 chunks later."""
+    return folder / f"checkpoint-{epoch:04}{f'-{chunk:05}' if chunk else ''}.pt"
 
 
 def all_in(folder: Path) -> list[Path]:
     """Newest first."""
-    epochs = [int(found[1]) for path in folder.glob("checkpoint-*.pt") if (found := re.fullmatch(r"checkpoint-(\d{4,})\.pt", path.name))]
-    return [path_of(folder, epoch) for epoch in sorted(epochs, reverse=True)]
+    names = (re.fullmatch(r"checkpoint-(\d{4,})(?:-(\d{5,}))?\.pt", path.name) for path in folder.glob("checkpoint-*.pt"))
+    places = sorted(((int(found[1]), int(found[2] or 0)) for found in names if found), reverse=True)
+    return [path_of(folder, *place) for place in places]
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Written beside and renamed into place, so that a file of this name is always whole; older ones but the best are removed."""
-    path = path_of(folder, checkpoint.epoch)
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        torch.save({"format": FORMAT, **vars(checkpoint)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """Older ones but the best are removed when it is there. Raises RunError where it cannot be written."""
+    files.write_tensors(path_of(folder, checkpoint.epoch, checkpoint.chunk), {"format": FORMAT, **vars(checkpoint)})
     best = path_of(folder, checkpoint.best_epoch)
     for old in all_in(folder)[KEPT:]:
         if old != best:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:
     """A checkpoint from its file; one that cannot be used is an error that says why."""
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        held = files.read_tensors(path)
     except FileNotFoundError:
-        raise ConfigError(f"checkpoint={path} is not there; name a checkpoint file or a run folder below outputs/train") from None
-    except Exception as error:  # whatever the reader of a damaged file stumbles over
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"checkpoint={path} is damaged or not a checkpoint ({reason[:120]}); take another one of the run") from None
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        what = "is not a file" if path.exists() else "is not there"
+        raise ConfigError(f"checkpoint={path} {what}; name a checkpoint file or a run folder below outputs/train") from None
+    except OSError as error:
+        raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); take another one of the run") from None
+    except Damaged as damage:
+        raise ConfigError(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
+    if held.pop("format", None) != FORMAT:
         raise ConfigError(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
     try:
-        found = Checkpoint(**{name: kind(held[name]) for name, kind in PARTS.items()})
-        found.config.setdefault("precision", Precision.fp32.name)  # there was no other before it was a setting
-        if all(isinstance(tensor, Tensor) for tensor in found.model.values()) and found.train:
+        found = Checkpoint(**held)
+        if found.holds_what_it_should:
             return found
-    except (KeyError, TypeError, ValueError, ConfigError, OmegaConfBaseException):
+    except (TypeError, ValueError, ConfigError, OmegaConfBaseException):
         pass
     raise ConfigError(f"checkpoint={path} lacks a part, or holds something else in its place; take another one of the run")
 
@@ -98,16 +110,13 @@ def find(named: str) -> Path:
     path = Path(named)
     if not path.is_dir():
         return path
-    files = all_in(path)
-    if not files:
+    there = all_in(path)
+    if not there:
         raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
-    last = load(files[0])
-    return path_of(path, reported_epoch(last))
-
-
-def reported_epoch(last: Checkpoint) -> int:
-    """Early stopping reports the best epoch on validation, otherwise it is the last one, as in the paper."""
-    return last.best_epoch if last.train.schedule.patience is not None else last.epoch
+    last = load(there[0])
+    # Early stopping reports the best epoch on validation; otherwise it is the last one, as in the paper.
+    best = last.train.schedule.patience is not None and last.best_epoch > 0
+    return path_of(path, last.best_epoch) if best else there[0]
 
 
 def run_folder(settings: Train, fingerprint: str) -> Path:

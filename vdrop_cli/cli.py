@@ -1,8 +1,6 @@
 """`vdrop COMMAND key=value …`: one Hydra application a command."""
 
-import importlib
 import os
-import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -114,34 +112,16 @@ def dispatch() -> None:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """Composes the command's configuration with Hydra and runs it; in a sweep, a job that fails does not take the others along."""
+    """Composes the command's configuration with Hydra and runs it, once or as a sweep."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf import OmegaConf
 
-    from vdrop_cli.config import ROOTS, ConfigError, parse, register
-
-    composed, failures = False, []
-
-    def job(config: DictConfig) -> None:
-        nonlocal composed
-        composed = True
-        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
-        try:
-            register()
-            settings: object = parse(config, ROOTS[command])
-            importlib.import_module(f"vdrop_cli.commands.{command}").run(settings)
-        except (ConfigError, OmegaConfBaseException) as error:
-            print(f"vdrop: {explain(error, command)}", file=sys.stderr)
-            failures.append(2)
-        except SystemExit as stop:
-            if not sweeping or stop.code == INTERRUPTED:
-                raise
-            failures.append(int(stop.code or 0))
+    from vdrop_cli.config import register
+    from vdrop_cli.explain import explain
+    from vdrop_cli.sweeps import Job, take_over
 
     register()
+    take_over()
     OmegaConf.register_new_resolver("help_of", EXAMPLES.__getitem__, replace=True)
     unknown = [a for a in arguments if a.startswith("-") and a.split("=")[0] not in {*HYDRA_OPTIONS, COMPLETE}]
     if unknown:
@@ -151,47 +131,15 @@ def run(command: str, arguments: list[str]) -> None:
     sys.argv = ["vdrop", *arguments]
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
+    job = Job(command)
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:
-        if composed or wants_traceback:  # a fault of this program's, not of what was typed
+        if job.composed or wants_traceback:  # a fault of this program's, not of what was typed
             raise
         fail(explain(error, command))
-    if failures:
-        if len(failures) > 1 or "-m" in arguments or "--multirun" in arguments:
-            print(f"vdrop: {len(failures)} of the sweep's runs failed, see above", file=sys.stderr)
-        sys.exit(max(failures))
-
-
-def explain(error: BaseException, command: str) -> str:
-    """Hydra's and OmegaConf's messages as one line that names the setting and what to do."""
-    from hydra.errors import MissingConfigException
-
-    from vdrop_cli.config import ROOTS, keys, nearest
-
-    message = str(error).strip()
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.partition("/")
-        return f"{group}={choice} is not there{nearest(choice, list(error.options or []))}"
-    if message.startswith("Config group override must be"):
-        return f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists groups and choices"
-    if message.startswith("Unexpected type for root"):
-        return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
-    if found := re.match(r"Could not override '([^']+)'", message):
-        return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
-    if found := re.match(r"Error merging override (\S+)", message):
-        return f"{found[1]}: {one_line(str(error.__cause__))}"
-    full_key = getattr(error, "full_key", None)
-    return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
-
-
-def one_line(message: str) -> str:
-    kept = [
-        line.strip()
-        for line in message.splitlines()
-        if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|See http)", line)
-    ]
-    return "; ".join(kept)
+    if job.outcome.code:
+        sys.exit(job.outcome.code)
 
 
 def complete() -> None:

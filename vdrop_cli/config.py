@@ -18,6 +18,10 @@ class ConfigError(CompactHydraException):
     """A mistake of the user's: one line that names the setting or the file and says what to do. Exit code 2."""
 
 
+class RunError(CompactHydraException):
+    """What stops a run through no mistake in its settings: one line. Exit code 1."""
+
+
 class Choice(Enum):
     """A setting with a few values, written by name."""
 
@@ -196,6 +200,14 @@ class Schedule:
         require(self.patience is None or self.patience >= 1, "schedule.patience", "at least 1, or null", self.patience)
 
 
+@dataclass
+class Checkpoints:
+    minutes: float = 5.0  # of training between two of them; there is one at the end of every epoch and at a signal besides
+
+    def __post_init__(self) -> None:
+        require(self.minutes > 0, "checkpoint.minutes", "above 0 (inf: at the end of epochs and at a signal only)", self.minutes)
+
+
 SEED_LIMIT = 2**63
 
 
@@ -206,6 +218,7 @@ class Train:
     data: Data = MISSING
     task: Task = MISSING
     schedule: Schedule = MISSING
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
     seed: int = 1  # of the parameters' start and of every mask
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
     backend: Backend = Backend.auto
@@ -226,7 +239,7 @@ class Train:
         Device, back end and precision are to be those that `auto` has come to.
         """
         told = plain(self)
-        for key in ("seed", "outputs", "log_every", "force"):
+        for key in ("checkpoint", "seed", "outputs", "log_every", "force"):
             del told[key]
         told["data"] = corpus_fingerprint
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
@@ -249,6 +262,7 @@ class Eval:
     data: Place = field(default_factory=Place)
     mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
     mc_batch: int = 50  # passes that run together, as one batch
+    save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
     word_dropout: bool = False  # keep word dropout on in MC passes; the authors' evaluation has it off
     seed: int = 1  # of the MC passes' masks
     device: str = "auto"
@@ -260,6 +274,7 @@ class Eval:
         require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
         require(self.mc_samples > 0 or not self.word_dropout, "word_dropout", "false without mc_samples, which it is for", "true")
         require(self.mc_batch >= 1, "mc_batch", "at least 1", self.mc_batch)
+        require(self.save_minutes > 0, "save_minutes", "above 0 (inf: at a signal only)", self.save_minutes)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 

@@ -4,15 +4,18 @@ T time  B batch  N predicted tokens  S passes that run together
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vdrop_cli import interruption
 from vdrop_cli.config import WordMask
-from vdrop_cli.dropout import NEW_EVERY_STEP, Stream, draw, side_by_side
+from vdrop_cli.dropout import NEW_EVERY_STEP, ModelMasks, Stream, draw, side_by_side
+from vdrop_cli.layers import State
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks import Chunk, LanguageModelling
@@ -37,6 +40,7 @@ def stream_perplexity(model: LanguageModel, stream_N: Tensor) -> float:
     """One pass over the whole stream, batch 1, state carried, every token but the first predicted."""
     state, parts = model.zero_state(1), []
     for _, ids_T, targets_T in stretches(stream_N, STEPS_AT_ONCE):
+        interruption.check()
         nll_TB, state = model.nll(ids_T[:, None], targets_T[:, None], state, model.no_masks())
         parts.append(nll_TB[:, 0])
     return perplexity(torch.cat(parts))
@@ -47,6 +51,7 @@ def batched_loss(model: LanguageModel, chunks: Iterable[Chunk], batch: int) -> t
     """Nats a token, summed over the chunks of a text in columns, and the number of chunks."""
     state, total, number = model.zero_state(batch), 0.0, 0
     for chunk in chunks:
+        interruption.check()
         nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, model.no_masks())
         total, number = total + nll_TB.double().mean().item(), number + 1
     return total, number
@@ -114,6 +119,12 @@ class RunningAverages:
             else:
                 self.sums[step] = total
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "sums": self.sums, "perplexities": self.perplexities}
+
+    def load_state_dict(self, held: dict[str, Any]) -> None:
+        self.seen, self.sums, self.perplexities = held["seen"], held["sums"], held["perplexities"]
+
     def results(self) -> list[Averages]:
         def spread(values: list[float]) -> float | None:
             return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
@@ -121,38 +132,74 @@ class RunningAverages:
         return [Averages(step, sum(v) / len(v), spread(v), len(v)) for step, v in self.perplexities.items()]
 
 
-@torch.no_grad()
-def mc_perplexity(
-    model: LanguageModel,
-    stream_N: Tensor,
-    samples: int,
-    together: int,
-    seed: int,
-    word_dropout: bool,
-    listener: Callable[[int], object] = lambda words: None,
-) -> list[Averages]:
+class MonteCarlo:
     """MC dropout (Gal & Ghahramani 2016, section 4): the mean of each token's probability over `samples` passes, then its log.
 
     `together` passes share a batch; the result does not depend on it but for rounding. Without `word_dropout` the word mask is
-    left out, as in the authors' evaluation. `listener` is told how many words were read, over all passes.
+    left out, as in the authors' evaluation. It can be stopped after any stretch of text and goes on, to the same result bit for
+    bit, from what `state_dict` gives.
     """
-    dropout = model.layers.dropout
-    if not word_dropout:
-        dropout = replace(dropout, p_word=0.0, word_mask=WordMask.type)
-    held = dropout.policy not in NEW_EVERY_STEP and dropout.word_mask is WordMask.type  # one set of masks for the whole text
-    stream, averages = Stream((seed, "mc")), RunningAverages(samples)
-    for first in range(0, samples, together):
-        passes = range(first, min(first + together, samples))
-        state, masks = model.zero_state(len(passes)), None
-        log_p_SN = torch.empty(len(passes), len(stream_N) - 1, device=stream_N.device)
-        for number, ids_T, targets_T in stretches(stream_N, MC_STEPS_AT_ONCE):
-            if masks is None or not held:
-                shape = model.layers.mask_shape(len(ids_T), 1)
-                masks = side_by_side([draw(dropout, shape, stream.at(s, number), stream_N.device) for s in passes])
-            ids_TS, targets_TS = (t[:, None].expand(-1, len(passes)) for t in (ids_T, targets_T))
-            nll_TS, state = model.nll(ids_TS, targets_TS, state, masks)
-            log_p_SN[:, number * MC_STEPS_AT_ONCE :][:, : len(ids_T)] = -nll_TS.T
-            listener(ids_TS.numel())
-        for log_p_N in log_p_SN:
-            averages.add(log_p_N)
-    return averages.results()
+
+    def __init__(self, model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> None:
+        dropout = model.layers.dropout
+        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
+        # one set of masks for the whole text, or new ones as it goes on
+        self.held = dropout.policy not in NEW_EVERY_STEP and self.dropout.word_mask is WordMask.type
+        self.model, self.stream_N, self.samples, self.together, self.masks_stream = model, stream_N, samples, together, Stream((seed, "mc"))
+        self.averages = RunningAverages(samples)
+        self.start_batch()
+
+    def start_batch(self) -> None:
+        """Of the passes that come next, at the beginning of the text."""
+        self.passes = range(self.averages.seen, min(self.averages.seen + self.together, self.samples))
+        self.number = 0  # of the next stretch
+        self.masks: ModelMasks | None = None
+        self.state: State = self.model.zero_state(len(self.passes))
+        self.log_p_SN = torch.empty(len(self.passes), len(self.stream_N) - 1, device=self.stream_N.device)
+
+    @property
+    def words(self) -> int:
+        """How many were read, over all passes."""
+        return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(self.number * MC_STEPS_AT_ONCE, self.log_p_SN.shape[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        done = self.number * MC_STEPS_AT_ONCE
+        here = {"number": self.number, "state": [part.cpu() for part in self.state], "log_p": self.log_p_SN[:, :done].cpu()}
+        return {"averages": self.averages.state_dict(), **here}
+
+    def load_state_dict(self, held: dict[str, Any]) -> None:
+        device = self.stream_N.device
+        self.averages.load_state_dict(held["averages"])
+        self.start_batch()
+        self.number, self.state = held["number"], tuple(part.to(device) for part in held["state"])
+        self.log_p_SN[:, : held["log_p"].shape[1]] = held["log_p"].to(device)
+
+    def draw_masks(self, time: int) -> ModelMasks:
+        shape, number = self.model.layers.mask_shape(time, 1), 0 if self.held else self.number
+        return side_by_side([draw(self.dropout, shape, self.masks_stream.at(s, number), self.stream_N.device) for s in self.passes])
+
+    @torch.no_grad()
+    def run(self) -> Iterator[int]:
+        """Reads on to the end, a stretch at a time; yields how many words that was, over all passes that run together."""
+        while True:
+            for number, ids_T, targets_T in islice(stretches(self.stream_N, MC_STEPS_AT_ONCE), self.number, None):
+                if self.masks is None or not self.held:
+                    self.masks = self.draw_masks(len(ids_T))
+                ids_TS, targets_TS = (t[:, None].expand(-1, len(self.passes)) for t in (ids_T, targets_T))
+                nll_TS, self.state = self.model.nll(ids_TS, targets_TS, self.state, self.masks)
+                self.log_p_SN[:, number * MC_STEPS_AT_ONCE :][:, : len(ids_T)] = -nll_TS.T
+                self.number += 1
+                yield ids_TS.numel()
+            for log_p_N in self.log_p_SN:
+                self.averages.add(log_p_N)
+            if self.averages.seen == self.samples:
+                return
+            self.start_batch()
+
+
+def mc_perplexity(model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> list[Averages]:
+    """All of `MonteCarlo` at once."""
+    passes = MonteCarlo(model, stream_N, samples, together, seed, word_dropout)
+    for _ in passes.run():
+        pass
+    return passes.averages.results()

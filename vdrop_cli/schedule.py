@@ -1,6 +1,7 @@
 """The optimiser's step, and the learning rate as a function of the epoch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,12 @@ class Optimiser:
         self.schedule = schedule
         self.parameters: list[torch.Tensor] = list(model.parameters())
         self.sgd = torch.optim.SGD(self.parameters, lr=schedule.lr, fused=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sgd.state_dict()
+
+    def load_state_dict(self, held: dict[str, Any]) -> None:
+        self.sgd.load_state_dict(held)
 
     def step(self, loss: torch.Tensor, epoch: int) -> float:
         """One step down the gradient of `loss`; returns the gradient's norm before clipping. A norm that is not finite changes nothing."""

@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from tqdm import tqdm
 
+from vdrop_cli import files
 from vdrop_cli.config import ConfigError
 
 
@@ -24,6 +26,7 @@ class Start:
     config: dict[str, Any]
     corpus: str
     epoch: int  # epochs already done
+    step: int  # and steps, the whole run's
     environment: dict[str, Any]
 
 
@@ -81,7 +84,14 @@ class Failure:
     step: int
 
 
-Record = Start | Step | Epoch | Result | Failure
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint is about to be written: what was told before has to be on disk by then."""
+
+    kind: ClassVar[str] = "saving"
+
+
+Record = Start | Step | Epoch | Result | Failure | Saving
 
 
 class Sink(Protocol):
@@ -117,27 +127,34 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 class JsonLines:
-    """`log.jsonl`: every record a line, of the steps one in `every`. After an interruption it goes on from `step`."""
+    """`log.jsonl`: every record a line, of the steps one in `every`. After an interruption it goes on after `epochs` and `step`."""
 
-    def __init__(self, folder: Path, every: int, step: int) -> None:
+    def __init__(self, folder: Path, every: int, epochs: int, step: int) -> None:
         self.path, self.every = folder / "log.jsonl", every
-        kept = [line for line in read_log(self.path) if line["kind"] in ("start", "step", "epoch") and line.get("step", 0) <= step]
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept if step > 0))
-        beside.replace(self.path)
+        done = {"start": ("step", step - 1), "step": ("step", step), "epoch": ("epoch", epochs)}  # what is made again is taken out
+        lines = [line for line in read_log(self.path) if line["kind"] in done]
+        kept = [line for line in lines if line.get(done[line["kind"]][0], 0) <= done[line["kind"]][1]] if step > 0 else []
+        files.replace(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
         self.file = self.path.open("a")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # told before, when it was written
+            self.file.close()
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Step) and record.step % self.every != 0:
             return
-        self.file.write(json.dumps({"kind": record.kind, **asdict(record)}) + "\n")
-        self.file.flush()
+        try:
+            if isinstance(record, Saving):
+                os.fsync(self.file.fileno())
+            else:
+                self.file.write(json.dumps({"kind": record.kind, **asdict(record)}) + "\n")
+                self.file.flush()
+        except OSError as error:
+            raise files.failed(self.path, error) from None
 
 
 class TensorBoard:
@@ -149,13 +166,26 @@ class TensorBoard:
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+        try:
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+        except OSError as error:
+            raise files.failed(self.folder, error) from None
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.writer.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.writer.close()
+        except OSError as failure:
+            if kind is None:  # else that error has been told, or a worse one
+                raise files.failed(self.folder, failure) from None
 
     def __call__(self, record: Record) -> None:
+        try:
+            self.write(record)
+        except OSError as error:
+            raise files.failed(self.folder, error) from None
+
+    def write(self, record: Record) -> None:
         if isinstance(record, Step | Epoch):
             for name, value in asdict(record).items():
                 if name not in ("epoch", "step"):
@@ -227,14 +257,14 @@ class Progress:
 
 
 @contextmanager
-def counting(total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """A bar for something that is only counted, or plain lines; the function it gives is told how much more was done."""
-    with tqdm(total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+def counting(total: int, first: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """A bar for something that is only counted, from `first` on, or plain lines; the function it gives is told how much more was done."""
+    with tqdm(total=total, initial=first, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         if not bar.disable:
             yield bar.update
             return
         began = spoke = time.monotonic()
-        done = 0
+        done = first
 
         def count(more: int) -> None:
             nonlocal done, spoke
@@ -242,7 +272,7 @@ def counting(total: int, unit: str) -> Iterator[Callable[[int], object]]:
             now = time.monotonic()
             if now - spoke >= SECONDS_BETWEEN_LINES:
                 spoke = now
-                left = duration((now - began) / done * (total - done))
+                left = duration((now - began) / (done - first) * (total - done))
                 print(f"{done:,} of {total:,} {unit}s, {left} left", file=sys.stderr, flush=True)
 
         yield count

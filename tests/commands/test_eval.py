@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, settings
+from tests.test_checkpoint import at_epoch
 from vdrop_cli import checkpoint, corpora, evaluate
-from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, plain
@@ -66,7 +66,7 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
     zero_state = LanguageModel.zero_state
     monkeypatch.setattr(LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch))
     run(folder, "mc_samples=4", "mc_batch=3", "backend=reference")
-    assert batches[-2:] == [3, 1]
+    assert batches.count(3) == 1 and batches[-1] == 1
     again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     assert again["metrics"] == pytest.approx(base["metrics"], rel=1e-5)
     assert again["environment"]["backend"] == "reference"
@@ -80,7 +80,8 @@ def test_the_corpus_may_lie_elsewhere_now(
     config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
     fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
     weights = LanguageModel(config.model, config.dropout, 10_000).state_dict()
-    checkpoint.save(Checkpoint(plain(config), fingerprint, 1, 0.0, 1, 1.0, weights), tmp_path)
+    told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=weights)
+    checkpoint.save(told, tmp_path)
     monkeypatch.setattr(evaluate, "standard", lambda model, task: {"test_ppl": float(len(task.streams["test"]))})
     with pytest.raises(ConfigError, match=r"data\.dir=gone has no ptb\.train\.txt"):
         run(tmp_path)

@@ -1,6 +1,8 @@
 """Training: resuming, early stopping, divergence, what is written."""
 
+import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import pytest
 import torch
 
 from tests.conftest import CELLS_AND_POLICIES, TINY, settings
-from vdrop_cli import checkpoint, corpora
+from vdrop_cli import checkpoint, corpora, interruption
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import ConfigError, Train
-from vdrop_cli.sinks import Epoch, Result, Start, Step, read_log
+from vdrop_cli.config import ConfigError, RunError, Train
+from vdrop_cli.interruption import Interrupted
+from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 
 
@@ -46,41 +49,68 @@ def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str
 
 
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
-def test_two_epochs_and_two_more_are_four_bit_for_bit(cell: str, policy: str, text: list[str]) -> None:
-    overrides = [*TINY, *text, f"model={cell}_small", "model.hidden_size=8", f"dropout={policy}", "schedule.epochs=4"]
-    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start)]
-    overrides.append("outputs=interrupted")
-    first = []
-    for record in train.records(start(settings(*overrides))):
-        first.append(record)
-        if isinstance(record, Epoch) and record.epoch == 2:
-            break
-    run = start(settings(*overrides))
-    assert run.epoch == 2
-    second = list(train.records(run))
-    assert [timeless(record) for record in (*first, *second) if not isinstance(record, Start)] == whole
-    finished = [checkpoint.load(next(Path(folder).rglob("checkpoint-0004.pt"))) for folder in ("outputs", "interrupted")]
-    assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
+def test_two_parts_of_a_run_are_the_whole_bit_for_bit(cell: str, policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at the end of an epoch, in the middle of one, and at its last step, before the validation."""
+    overrides = [*TINY, *text, f"model={cell}_small", "model.hidden_size=8", f"dropout={policy}", "schedule.epochs=3"]
+    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start | Saving)]
+    steps = max(record["step"] for record in whole if "step" in record) // 3
+    for stop in (steps, 3 * steps // 2, 2 * steps):
+        there = f"outputs=stopped-at-{stop}"
+        first = []
+        with pytest.raises(Interrupted):
+            for record in train.records(start(settings(*overrides, there))):
+                first.append(record)
+                if isinstance(record, Step) and record.step == stop:
+                    monkeypatch.setattr(interruption, "received", signal.SIGTERM)
+        monkeypatch.setattr(interruption, "received", None)
+        run = start(settings(*overrides, there))
+        assert run.step == stop
+        told = [timeless(r) for r in (*first, *train.records(run)) if not isinstance(r, Start | Saving)]
+        assert told == whole
+        finished = [checkpoint.load(next(Path(folder).rglob("checkpoint-0003.pt"))) for folder in ("outputs", f"stopped-at-{stop}")]
+        assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
+
+
+def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by seven seconds whenever it is looked at."""
+    saved: dict[str, list[tuple[int, int]]] = {}
+    save = checkpoint.save
+    for minutes in ("0.2", "5", "inf"):
+        now = itertools.count(0, 7)
+        monkeypatch.setattr(train.time, "perf_counter", lambda now=now: next(now))
+        places = saved.setdefault(minutes, [])
+        monkeypatch.setattr(checkpoint, "save", lambda c, folder, places=places: places.append((c.epoch, c.chunk)) or save(c, folder))
+        list(train.records(start(settings(*TINY, *text, f"checkpoint.minutes={minutes}", f"outputs=every-{minutes}", "schedule.epochs=2"))))
+    ends = [(1, 0), (2, 0)]
+    assert saved["inf"] == ends
+    assert set(ends) < set(saved["5"]) < set(saved["0.2"]) and saved["0.2"] == sorted(saved["0.2"])
+    assert len({chunk for _, chunk in saved["5"]}) > 3, "in the middle of epochs"
 
 
 def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(*TINY, *text, "schedule.epochs=3", "log_every=1")
 
     class Interruption(train.Progress):
-        def __call__(self, record: Any) -> None:
-            if isinstance(record, Step) and record.epoch == 3:
-                raise KeyboardInterrupt
+        """Who sends a signal in the middle of the third epoch, to a process that listens."""
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        def __call__(self, record: Any) -> None:
+            if isinstance(record, Step) and record.epoch == 3 and record.step % 5 == 0:
+                signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"saved after step \d+ of epoch 3") as stopped:
         patch.setattr(train, "Progress", Interruption)
-        train.run(config)
-    assert stopped.value.code == 130
-    train.run(config)
+        with interruption.listening():
+            train.run(config)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    monkeypatch.setattr(interruption, "received", None)
+    assert train.run(config) == "resumed"
     log = read_log(next(Path().rglob("log.jsonl")))
     steps = [record["step"] for record in log if record["kind"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
     assert [record["epoch"] for record in log if record["kind"] == "epoch"] == [1, 2, 3]
-    assert [record["epoch"] for record in log if record["kind"] == "start"] == [0, 2]
+    starts = [record for record in log if record["kind"] == "start"]
+    assert [record["epoch"] for record in starts] == [0, 2]
+    assert starts[1]["step"] % 5 == 0 and 2 * len(steps) // 3 < starts[1]["step"] < len(steps), "in the middle of an epoch"
     assert log[-1]["kind"] == "result"
 
 
@@ -119,9 +149,7 @@ def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
     assert result.valid_ppl_batched == pytest.approx(best.valid_ppl_batched)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
-    text: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """After two good epochs a rate of 1e38 makes the weights infinite within the third."""
     config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.clip=inf")
     fingerprint = corpora.load(config.data).fingerprint
@@ -130,17 +158,17 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoin
     task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
     run = Run(config, task, other)
     for _ in range(2):
-        run.finish_epoch([step.loss for step in run.train_epoch()], began=0)
+        assert list(run.train_epoch())
+        run.finish_epoch()
+        run.save()
     monkeypatch.setattr(train, "learning_rate", lambda schedule, epoch: 1e38)
     monkeypatch.setattr("vdrop_cli.schedule.learning_rate", lambda schedule, epoch: 1e38)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(RunError, match="at epoch 3, step") as stopped:
         train.run(config)
-    assert stopped.value.code == 1
+    assert "the last good checkpoint is" in str(stopped.value) and "checkpoint-0002.pt" in str(stopped.value)
     assert [path.name for path in checkpoint.all_in(other)] == ["checkpoint-0002.pt", "checkpoint-0001.pt"]
     last = read_log(other / "log.jsonl")[-1]
     assert last["kind"] == "error" and "the loss is" in last["error"] and last["epoch"] == 3
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vdrop:")]
-    assert "at epoch 3, step" in line and "the last good checkpoint is" in line and "checkpoint-0002.pt" in line
     assert not (other / "result.json").exists()
 
 
@@ -158,9 +186,8 @@ def test_the_folder_holds_what_a_record_needs(text: list[str]) -> None:
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(text: list[str], text_folder: Path) -> None:
     """One chunk an epoch: the loss before the step is fine, the validation after it is not."""
     one_chunk = [f"data.train={text_folder}/valid.txt", "task.batch_size=60", "task.bptt=3"]
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(RunError, match="after epoch 1, step 1; no checkpoint was written yet"):
         train.run(settings(*TINY, *text, *one_chunk, "schedule.lr=2e38", "schedule.clip=inf"))
-    assert stopped.value.code == 1
     (log,) = Path().rglob("log.jsonl")
     assert not checkpoint.all_in(log.parent) and not (log.parent / "result.json").exists()
     assert read_log(log)[-1]["kind"] == "error"

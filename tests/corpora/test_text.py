@@ -8,6 +8,7 @@ import torch
 from vdrop_cli import corpora
 from vdrop_cli.config import ConfigError, Data, Source
 from vdrop_cli.corpora import Corpus
+from vdrop_cli.files import write_tensors
 
 
 def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n") -> Data:
@@ -37,7 +38,28 @@ def test_rare_words_of_the_training_part_become_unknown_in_all(tmp_path: Path) -
     assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 0, 1, 1, 2, 2], [1, 0, 2], [1, 2]]
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b" \t ", "is empty"), (b"ab \xff", "byte 3 of the valid part")])
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
+    one, other = (corpora.load(files(tmp_path / name, mark + b"the cat\n")) for name, mark in (("a", b""), ("b", b"\xef\xbb\xbf")))
+    assert one.vocabulary == other.vocabulary and one.fingerprint == other.fingerprint
+
+
+def test_a_line_of_ten_million_words_is_a_text_too(tmp_path: Path) -> None:
+    corpus = corpora.load(files(tmp_path, b"one two " * 5_000_000))
+    assert len(corpus.train_N) == 10_000_000 and corpus.vocabulary == ["one", "two", "a", "<eos>"]
+
+
+BAD = [
+    (b"", "is empty"),
+    (b" \t ", "is empty"),
+    (b"\n\r\n\n", "is empty"),
+    (b"ab \xff", "byte 3 of the valid part"),
+    (b"ab\n\0", "byte 3 of the valid part .* is NUL"),
+    ("ab\n".encode("utf-16"), "byte 0 of the valid part .* is not UTF-8"),
+    ("ab\n".encode("utf-16-le"), "byte 1 of the valid part .* is NUL"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD)
 def test_a_part_that_is_empty_or_not_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.valid: .*{message}"):
         corpora.load(files(tmp_path, b"a\n", content))
@@ -62,7 +84,7 @@ def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
     first = load("a", b"one two\n")
     (entry,) = cache.iterdir()
     held = torch.load(entry, weights_only=True)
-    torch.save({**held, "vocabulary": ["seen", "in", "the", "cache"]}, entry)
+    write_tensors(entry, {**held, "vocabulary": ["seen", "in", "the", "cache"]})
     assert load("b", b"one two\n").vocabulary == ["seen", "in", "the", "cache"]
     second = load("a", b"three\n")
     assert second.vocabulary == ["three", "<eos>", "a"]

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vdrop_cli import checkpoint, corpora, environment, evaluate
-from vdrop_cli.config import ConfigError, Eval, Policy
+from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
+from vdrop_cli.config import ConfigError, Eval, Policy, RunError
+from vdrop_cli.evaluate import MonteCarlo
+from vdrop_cli.files import Damaged, Lock
+from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import LanguageModelling
 
 
-def run(settings: Eval) -> None:
+def run(settings: Eval) -> str:
+    """Returns a word on what there was to do: «done» or «resumed»."""
     device = environment.device(settings.device)
     assert settings.checkpoint is not None
     path = checkpoint.find(settings.checkpoint)
@@ -40,26 +44,89 @@ def run(settings: Eval) -> None:
         ) from None
     model.to(device)
     print(f"{path}: epoch {found.epoch}, {corpus.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
-    metrics: dict[str, Any] = dict(evaluate.standard(model, task))
-    told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": metrics}
-    name = "eval-standard.json"
+    name = "standard"
     if settings.mc_samples > 0:
-        began = time.perf_counter()
-        words = settings.mc_samples * (len(task.streams["test"]) - 1)
-        with counting(words, "word") as count:
-            averages = evaluate.mc_perplexity(
-                model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout, count
-            )
-        metrics[f"test_ppl_mc{settings.mc_samples}"] = averages[-1].ppl
-        told |= {
-            "word_dropout": settings.word_dropout,
-            "mc": [average._asdict() for average in averages],
-            "mc_seconds": time.perf_counter() - began,
-        }
-        name = f"eval-mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}.json"
-    told["environment"] = environment.describe(device, model.layers.backend, precision.name)
-    tell(told)
-    write(path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{name.removeprefix('eval-')}"), told)
+        name = f"mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}"
+    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{name}.json")
+    described = environment.describe(device, model.layers.backend, precision.name)
+    told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
+    with Lock(target.with_suffix(".lock"), str(target)):
+        resumed = False
+        if settings.mc_samples > 0:
+            # all that the numbers depend on to the last bit
+            of = {"checkpoint": files.checksum(path), "corpus": corpus.fingerprint, "mc_batch": settings.mc_batch, **described}
+            partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
+            stream_N = task.streams["test"]
+            passes = MonteCarlo(model, stream_N, settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
+            resumed = partial.load(passes)
+            partial.metrics = partial.metrics or evaluate.standard(model, task)
+            go_through(passes, partial)
+            averages = passes.averages.results()
+            told["metrics"] = {**partial.metrics, f"test_ppl_mc{settings.mc_samples}": averages[-1].ppl}
+            told |= {"word_dropout": settings.word_dropout, "mc": [a._asdict() for a in averages], "mc_seconds": partial.seconds}
+        else:
+            told["metrics"] = evaluate.standard(model, task)
+        told["environment"] = described
+        tell(told)
+        write(target, told)
+        target.with_suffix(".partial").unlink(missing_ok=True)
+    return "resumed" if resumed else "done"
+
+
+class Partial:
+    """How far MC evaluation has come, as a file that lies beside where its result will."""
+
+    def __init__(self, path: Path, of: dict[str, str], minutes: float) -> None:
+        self.path, self.of, self.minutes = path, of, minutes
+        self.metrics: dict[str, float] = {}  # the standard ones, which come first
+        self.seconds = 0.0  # of the passes
+        self.clock = self.saved = time.perf_counter()
+
+    def load(self, passes: MonteCarlo) -> bool:
+        """Has the passes go on from it; not where it is not there, or of something else."""
+        try:
+            held = files.read_tensors(self.path)
+            if held["of"] == self.of:
+                passes.load_state_dict(held["passes"])
+                self.metrics, self.seconds = dict(held["metrics"]), held["seconds"]
+                print(f"going on after {passes.words:,} words of MC passes", file=sys.stderr)
+                return True
+            print(f"vdrop: {self.path} is of other settings, code or machine; starting over", file=sys.stderr)
+        except FileNotFoundError:
+            pass
+        except (OSError, Damaged, KeyError) as damage:
+            print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)
+        return False
+
+    def tick(self) -> None:
+        """Adds the time since the last tick."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+
+    @property
+    def is_due(self) -> bool:
+        return time.perf_counter() - self.saved >= 60 * self.minutes
+
+    def save(self, passes: MonteCarlo) -> None:
+        files.write_tensors(self.path, {"of": self.of, "passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds})
+        self.saved = time.perf_counter()
+
+
+def go_through(passes: MonteCarlo, partial: Partial) -> None:
+    """Reads to the end, saving now and then. Raises Interrupted, with all that is done saved, where the process was asked to stop."""
+    words = passes.samples * passes.log_p_SN.shape[1]
+    partial.clock = time.perf_counter()
+    with counting(words, passes.words, "word") as count:
+        for more in passes.run():
+            count(more)
+            partial.tick()
+            if interruption.asked() or partial.is_due:
+                partial.save(passes)
+            try:
+                interruption.check()
+            except Interrupted as stop:
+                told = f"saved after {passes.words:,} of {words:,} words of MC passes in {partial.path}"
+                raise Interrupted(stop.number, told) from None
 
 
 def tell(told: dict[str, Any]) -> None:
@@ -75,7 +142,7 @@ def tell(told: dict[str, Any]) -> None:
 
 def write(path: Path, told: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(told, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); the results are above") from None
+        files.replace(path, (json.dumps(told, indent=2) + "\n").encode())
+    except RunError as error:
+        raise RunError(f"{error}; the results are above") from None
     print(f"\nwritten to {path}", file=sys.stderr)

@@ -6,26 +6,32 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from vdrop_cli import checkpoint, corpora, environment, evaluate
+from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import Backend, ConfigError, Train, plain
+from vdrop_cli.config import Backend, ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import Stream
 from vdrop_cli.environment import COMPUTE_DTYPES
+from vdrop_cli.files import Lock
+from vdrop_cli.interruption import Interrupted
 from vdrop_cli.kernels import choose
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser, learning_rate
-from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result, Sink, Start, Step, TensorBoard, ppl, read_result
+from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result, Saving, Sink, Start, Step, TensorBoard, ppl, read_result
 from vdrop_cli.tasks import LanguageModelling
 
+LOCK = "lock"  # in the run folder, while a process is at work there
 
-class Diverged(Exception):
-    """The loss or its gradient is no longer a finite number."""
+
+class Diverged(RunError):
+    """The loss, its gradient, the weights or a validation is no longer a finite number."""
 
 
 class Run:
@@ -37,7 +43,8 @@ class Run:
             settings.model, settings.dropout, len(task.corpus.vocabulary), settings.backend.name, COMPUTE_DTYPES[settings.precision]
         )
         self.model.initialise(settings.model.init, Stream((settings.seed, "init")))
-        self.epoch, self.seconds = 0, 0.0
+        self.epoch, self.chunk, self.losses = 0, 0, list[float]()  # epochs finished, chunks of the next one, and their losses
+        self.seconds, self.epoch_seconds = 0.0, 0.0
         self.best_epoch, self.best_ppl = 0, math.inf
         found = checkpoint.newest(folder)
         if found is not None:
@@ -45,14 +52,21 @@ class Run:
             if theirs != (settings.identity(task.corpus.fingerprint), settings.seed):
                 raise ConfigError(f"{folder} holds a checkpoint of other settings; start over with force=true")
             self.model.load_state_dict(found.model)
-            self.epoch, self.seconds, self.best_epoch, self.best_ppl = found.epoch, found.seconds, found.best_epoch, found.best_ppl
+            self.epoch, self.chunk, self.losses = found.epoch, found.chunk, found.losses
+            self.seconds, self.epoch_seconds = found.seconds, found.epoch_seconds
+            self.best_epoch, self.best_ppl = found.best_epoch, found.best_ppl
         self.model.to(task.device)
+        self.state = self.model.zero_state(settings.task.batch_size)
         self.optimiser = Optimiser(self.model, settings.schedule)
+        if found is not None:
+            self.optimiser.load_state_dict(found.optimiser)
+            self.state = tuple(part.to(task.device) for part in found.state) if found.state else self.state
+        self.clock = self.saved = time.perf_counter()
 
     @property
     def step(self) -> int:
-        """Updates made until the last finished epoch."""
-        return self.epoch * self.task.chunks_an_epoch
+        """Updates made so far."""
+        return self.epoch * self.task.chunks_an_epoch + self.chunk
 
     @property
     def goes_on(self) -> bool:
@@ -61,8 +75,15 @@ class Run:
         patient = patience is None or self.epoch - self.best_epoch < patience
         return self.epoch < self.settings.schedule.epochs and patient
 
+    def tick(self) -> float:
+        """Seconds since the last tick, which are added to those of the run."""
+        now = time.perf_counter()
+        passed, self.clock = now - self.clock, now
+        self.seconds, self.epoch_seconds = self.seconds + passed, self.epoch_seconds + passed
+        return passed
+
     def train_epoch(self) -> Iterator[Step]:
-        """One pass over the training text.
+        """One pass over the training text, or what is left of it.
 
         Deviation: it starts from a zero state, the authors' from the last state of the validation pass.
         """
@@ -70,36 +91,67 @@ class Run:
         bptt, batch = self.settings.task.bptt, self.settings.task.batch_size
         stream = Stream((self.settings.seed, "masks", epoch))
         lr = learning_rate(self.settings.schedule, epoch)
-        state, began = self.model.zero_state(batch), time.perf_counter()
-        for chunk in self.task.train_chunks():
+        for chunk in islice(self.task.train_chunks(), self.chunk, None):
             masks = self.model.masks(bptt, batch, stream.at(chunk.number))
-            loss, state = self.task.loss(self.model, chunk, state, masks)
+            loss, self.state = self.task.loss(self.model, chunk, self.state, masks)
             norm, nats = self.optimiser.step(loss, epoch), loss.item() / bptt
-            step = self.step + chunk.number + 1
             if not (math.isfinite(nats) and math.isfinite(norm)):
-                raise Diverged(f"the loss is {nats} and its gradient's norm {norm} at epoch {epoch}, step {step}")
-            now = time.perf_counter()
-            yield Step(epoch, step, nats, norm, lr, words / (now - began))
-            began = now
+                raise Diverged(f"the loss is {nats} and its gradient's norm {norm} at epoch {epoch}, step {self.step + 1}")
+            self.chunk += 1
+            self.losses.append(nats)
+            yield Step(epoch, self.step, nats, norm, lr, words / self.tick())
 
-    def finish_epoch(self, losses: list[float], began: float) -> Epoch:
-        """Validates, remembers the best epoch, and writes the checkpoint."""
-        trained = time.perf_counter() - began
+    def finish_epoch(self) -> Epoch:
+        """Validates, remembers the best epoch, and gets ready for the next one."""
+        trained = self.epoch_seconds
         measured = evaluate.validate(self.model, self.task)
         if not all(math.isfinite(value) for value in measured.values()):
-            raise Diverged(f"the validation perplexity is {measured['valid_ppl_batched']} after epoch {self.epoch + 1}")
+            raise Diverged(f"the validation perplexity is {measured['valid_ppl_batched']} after epoch {self.epoch + 1}, step {self.step}")
+        self.tick()
+        loss, seconds = sum(self.losses) / len(self.losses), self.epoch_seconds
+        speed = len(self.losses) * self.task.words_a_chunk / trained
         self.epoch += 1
+        self.chunk, self.losses, self.epoch_seconds = 0, [], 0.0
+        self.state = self.model.zero_state(self.settings.task.batch_size)
         if measured["valid_ppl_batched"] < self.best_ppl:
             self.best_epoch, self.best_ppl = self.epoch, measured["valid_ppl_batched"]
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
-        config, model = plain(self.settings), {name: t.cpu() for name, t in self.model.state_dict().items()}
-        fingerprint = self.task.corpus.fingerprint
-        checkpoint.save(Checkpoint(config, fingerprint, self.epoch, self.seconds, self.best_epoch, self.best_ppl, model), self.folder)
-        loss = sum(losses) / len(losses)
-        speed = len(losses) * self.task.words_a_chunk / trained
         lr = learning_rate(self.settings.schedule, self.epoch)
         return Epoch(self.epoch, self.step, loss, ppl(loss), **measured, lr=lr, words_per_second=speed, seconds=seconds)
+
+    @property
+    def is_to_be_saved(self) -> bool:
+        """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
+        return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and self.chunk < self.task.chunks_an_epoch
+
+    def save(self) -> None:
+        """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of good ones."""
+        model = {name: t.cpu() for name, t in self.model.state_dict().items()}
+        broken = [name for name, tensor in model.items() if not tensor.isfinite().all()]
+        if broken:
+            raise Diverged(f"{broken[0]} holds a number that is not finite after step {self.step}")
+        self.tick()
+        checkpoint.save(
+            Checkpoint(
+                config=plain(self.settings),
+                corpus=self.task.corpus.fingerprint,
+                environment=self.described(),
+                epoch=self.epoch,
+                chunk=self.chunk,
+                seconds=self.seconds,
+                epoch_seconds=self.epoch_seconds,
+                best_epoch=self.best_epoch,
+                best_ppl=self.best_ppl,
+                losses=self.losses,
+                state=[part.cpu() for part in self.state] if self.chunk else [],
+                model=model,
+                optimiser=self.optimiser.state_dict(),
+            ),
+            self.folder,
+        )
+        self.saved = time.perf_counter()
+
+    def described(self) -> dict[str, Any]:
+        return environment.describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def result(self) -> Result:
         """The perplexities of the epoch that is reported."""
@@ -112,87 +164,107 @@ class Run:
 
 
 def records(run: Run) -> Iterator[Record]:
-    """Trains to the end; yields a record for the start, every step, every epoch, and the result."""
-    described = environment.describe(run.task.device, run.model.layers.backend, run.settings.precision.name)
-    yield Start(plain(run.settings), run.task.corpus.fingerprint, run.epoch, described)
-    while run.goes_on:
-        began, losses = time.perf_counter(), []
-        for step in run.train_epoch():
-            losses.append(step.loss)
-            yield step
-        yield run.finish_epoch(losses, began)
-    yield run.result()
+    """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one before a checkpoint is written.
+
+    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; RunError where the disk fails.
+    """
+    yield Start(plain(run.settings), run.task.corpus.fingerprint, run.epoch, run.step, run.described())
+    saved_at = run.step
+    try:
+        while run.goes_on:
+            for step in run.train_epoch():
+                yield step
+                interruption.check()
+                if run.is_to_be_saved:
+                    yield Saving()
+                    run.save()
+                    saved_at = run.step
+            yield run.finish_epoch()
+            yield Saving()
+            run.save()
+            saved_at = run.step
+            interruption.check()
+        yield run.result()
+    except Interrupted as stop:
+        if run.step > saved_at:
+            yield Saving()
+            run.save()
+        raise Interrupted(stop.number, f"saved after step {run.step} of epoch {run.epoch + (run.chunk > 0)} in {run.folder}") from None
 
 
 def prepare(folder: Path, settings: Train) -> None:
-    """Makes the run folder, empty of an earlier run where `force` is set, and writes the settings into it."""
+    """Makes the run folder."""
     try:
-        if settings.force and folder.exists():
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(settings))))
     except OSError as error:
         raise ConfigError(f"outputs={settings.outputs}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
-def run(settings: Train) -> None:
+def clear(folder: Path) -> None:
+    """Takes an earlier run out of its folder."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def run(settings: Train) -> str:
+    """Returns a word on what there was to do: «done», «resumed», or «was done»."""
     device = environment.device(settings.device)
     environment.make_ready(device)
     chosen, precision = Backend[choose(settings.backend.name)], environment.precision(settings.precision, device)
     settings = replace(settings, device=str(device), backend=chosen, precision=precision)
     corpus = corpora.load(settings.data)
     folder = checkpoint.run_folder(settings, corpus.fingerprint)
-    finished = folder / "result.json"
-    if finished.exists() and not settings.force:
+    if (folder / "result.json").exists() and not settings.force:
         print(f"{folder} is finished; force=true starts over")
         tell(read_result(folder))
-        return
+        return "was done"
     task = LanguageModelling(settings.task, corpus, device)
     prepare(folder, settings)
-    training = Run(settings, task, folder)
-    speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {chosen}, {precision}"
-    print(f"{folder}: {speak}{f', going on after epoch {training.epoch}' if training.epoch else ''}", file=sys.stderr)
-    listen(training)
+    with Lock(folder / LOCK, str(folder)):
+        if settings.force:
+            clear(folder)
+        for left in folder.glob("*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
+        files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
+        training = Run(settings, task, folder)
+        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {chosen}, {precision}"
+        before = f", going on after epoch {training.epoch}, step {training.step}" if training.step else ""
+        print(f"{folder}: {speak}{before}", file=sys.stderr)
+        listen(training)
+        return "resumed" if before else "done"
 
 
 def listen(training: Run) -> None:
     """Hands every record to every sink, and writes the result."""
     settings, folder = training.settings, training.folder
-    progress = Progress(settings.schedule.epochs * training.task.chunks_an_epoch, settings.schedule.epochs, training.step)
+    first = training.step
+    progress = Progress(settings.schedule.epochs * training.task.chunks_an_epoch, settings.schedule.epochs, first)
     listeners: list[Sink] = [
-        JsonLines(folder, settings.log_every, training.step),
-        TensorBoard(folder, plain(settings), training.step),
+        JsonLines(folder, settings.log_every, training.epoch, first),
+        TensorBoard(folder, plain(settings), first),
         progress,
     ]
-    last_step = training.step
     with ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in listeners]
         try:
             for record in records(training):
-                last_step = record.step if isinstance(record, Step) else last_step
                 for sink in sinks:
                     sink(record)
-        except Diverged as error:
-            for sink in sinks:
-                sink(Failure(str(error), training.epoch + 1, last_step))
-            kept = checkpoint.all_in(folder)
-            where = f"the last good checkpoint is {kept[0]}" if kept else "no epoch was finished"
-            stack.close()
-            print(f"vdrop: {error}; {where}. Try a smaller schedule.lr or schedule.clip, or another seed", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            stack.close()
-            command = "the same command without force=true" if settings.force else "the same command"
-            print(f"\nvdrop: interrupted; {command} goes on after epoch {training.epoch}", file=sys.stderr)
-            sys.exit(130)
+        except Interrupted:
+            raise
         except Exception as error:
-            for sink in sinks:
-                sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, last_step))
+            with suppress(RunError):  # the disk that the error is about
+                for sink in sinks:
+                    sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, training.step))
+            if isinstance(error, RunError):
+                kept = checkpoint.all_in(folder)
+                advice = ". Try a smaller schedule.lr or schedule.clip, or another seed" if isinstance(error, Diverged) else ""
+                where = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
+                raise RunError(f"{error}; {where}{advice}") from None
             raise
     assert isinstance(record, Result)
-    beside = folder / "result.tmp"
-    beside.write_text(json.dumps(asdict(record), indent=2) + "\n")
-    beside.replace(folder / "result.json")
+    files.replace(folder / "result.json", (json.dumps(asdict(record), indent=2) + "\n").encode())
     tell(asdict(record))
 
 

@@ -4,7 +4,6 @@ N tokens of a part
 """
 
 import hashlib
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdrop_cli.config import ConfigError, Data
+from vdrop_cli import files
+from vdrop_cli.config import ConfigError, Data, RunError
+from vdrop_cli.files import Damaged
 
 PARTS = ("train", "valid", "test")
 ENCODING = "1"  # goes into the fingerprint; to be raised when the same text would give other ids
@@ -50,21 +51,24 @@ def read(data: Data) -> Raw:
 
 
 def read_file(path: Path, setting: str) -> bytes:
+    """Its content, without the byte order mark that some editors put first."""
     try:
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise ConfigError(f"{setting}={path} cannot be read ({error.strerror}); name a text file") from None
 
 
 def words(content: bytes, part: str, origin: str) -> list[str]:
-    """Words are what white space separates; the end of a line is the word <eos>."""
+    """Words are what white space separates, the \\r of Windows too; the end of a line is the word <eos>."""
     try:
         found = content.decode("utf-8").replace("\n", " <eos> ").split()
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data.{part}: byte {error.start} of the {part} part of {origin} is not UTF-8; convert the file to UTF-8"
         ) from None
-    if not found:
+    if (place := content.find(b"\0")) >= 0:
+        raise ConfigError(f"data.{part}: byte {place} of the {part} part of {origin} is NUL, as in no text; convert the file to UTF-8")
+    if set(found) <= {"<eos>"}:
         raise ConfigError(f"data.{part}: the {part} part of {origin} is empty; it needs words")
     return found
 
@@ -78,10 +82,10 @@ def encoded(raw: Raw, data: Data) -> Corpus:
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
         try:
-            held = torch.load(cached, weights_only=True)
+            held = files.read_tensors(cached)
             return Corpus(held["vocabulary"], held["train"], held["valid"], held["test"], raw.origin, fingerprint)
-        except Exception as error:  # whatever the reader of a damaged file stumbles over
-            print(f"vdrop: {cached} is damaged ({type(error).__name__}); encoding the text again", file=sys.stderr)
+        except (OSError, Damaged, KeyError) as error:
+            print(f"vdrop: {cached} is damaged ({error}); encoding the text again", file=sys.stderr)
     corpus = encode(raw, data.min_count, fingerprint)
     if cached is not None:
         keep(corpus, cached)
@@ -101,10 +105,8 @@ def encode(raw: Raw, min_count: int, fingerprint: str) -> Corpus:
 
 def keep(corpus: Corpus, path: Path) -> None:
     """Writes the cache; where that is not possible the run goes on without, and says so."""
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"vocabulary": corpus.vocabulary, **corpus.parts}, beside)
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:
+        files.write_tensors(path, {"vocabulary": corpus.vocabulary, **corpus.parts})
+    except (OSError, RunError) as error:
         print(f"vdrop: data.cache={path.parent} cannot be written ({error}); going on without a cache", file=sys.stderr)

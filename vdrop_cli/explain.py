@@ -1,0 +1,38 @@
+"""Hydra's and OmegaConf's messages in one line, as a person can use it."""
+
+import re
+
+from hydra.errors import MissingConfigException
+
+from vdrop_cli.config import ROOTS, keys, nearest
+
+EXTRAS = {"hydra/launcher=joblib": "parallel", "hydra/launcher=submitit_slurm": "slurm", "hydra/launcher=submitit_local": "slurm"}
+
+
+def explain(error: BaseException, command: str) -> str:
+    """One line that names the setting and what to do."""
+    message = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        if extra := EXTRAS.get(f"{group}={choice}"):
+            return f"{group}={choice} is not installed; pip install 'vdrop[{extra}]'"
+        return f"{group}={choice} is not there{nearest(choice, list(error.options or []))}"
+    if message.startswith("Config group override must be"):
+        return f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists groups and choices"
+    if message.startswith("Unexpected type for root"):
+        return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
+    if found := re.match(r"Could not override '([^']+)'", message):
+        return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
+    if found := re.match(r"Error merging override (\S+)", message):
+        return f"{found[1]}: {one_line(str(error.__cause__))}"
+    full_key = getattr(error, "full_key", None)
+    return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
+
+
+def one_line(message: str) -> str:
+    kept = [
+        line.strip()
+        for line in message.splitlines()
+        if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|See http)", line)
+    ]
+    return "; ".join(kept)

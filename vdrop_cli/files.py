@@ -1,0 +1,141 @@
+"""Files that a crash leaves whole: written beside, flushed to disk, renamed into place. And a lock on what one process writes.
+
+torch is imported where tensors are, so that commands without any are quick.
+"""
+
+import fcntl
+import hashlib
+import os
+import socket
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Self
+
+from vdrop_cli.config import ConfigError, RunError
+
+MARK = b"sha256:"
+TAIL = len(MARK) + 64  # bytes: the mark and the digest in hex
+
+
+class Damaged(Exception):
+    """What is in a file is not what was written into it, or it never was one of this kind."""
+
+
+def replace(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file so that at every moment either the old one or the new one is there, whole, whatever happens."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise failed(path, error) from None
+
+
+def failed(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be written ({error.strerror}); make room, or mend the disk")
+
+
+def flush_folder(folder: Path) -> None:
+    """A renamed file is on disk for certain only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Tensors and plain values as `torch.save` writes them; a checksum of it all stands at the end, as the comment of a zip file."""
+    import torch
+
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getbuffer()
+    head, comment_size = body[:-2], TAIL.to_bytes(2, "little")
+    digest = hashlib.sha256(head)
+    digest.update(comment_size)
+    replace(path, head, comment_size, MARK + digest.hexdigest().encode())
+
+
+def checksum(path: Path) -> str:
+    """The one that stands at the end of a file of tensors."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        tail = file.read()
+    if len(tail) < TAIL or not tail.startswith(MARK):
+        raise Damaged("there is no checksum at its end")
+    return tail[len(MARK) :].decode("ascii", "replace")
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it.
+
+    Raises: FileNotFoundError; Damaged.
+    """
+    import torch
+
+    wanted = checksum(path)
+    content = path.read_bytes()
+    if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != wanted:
+        raise Damaged("its content does not fit its checksum")
+    try:
+        held = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the reader of a crafted file stumbles over
+        raise Damaged(next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]) from None
+    if not isinstance(held, dict):
+        raise Damaged("it holds something else")
+    return held
+
+
+class Lock:
+    """A file that one process at a time can hold, with its host and process id in it for people to read.
+
+    The system lets go of it when the process ends, however it ends: one that was left behind by a process that is gone holds
+    nobody up. Raises ConfigError where another process holds it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what = path, what
+
+    def __enter__(self) -> Self:
+        while True:
+            try:
+                self.file: IO[str] = self.path.open("a+")
+            except OSError as error:
+                raise failed(self.path, error) from None
+            if self.taken() and self.is_in_place():
+                break
+            self.file.close()  # its holder took it away in between
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+
+    def taken(self) -> bool:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            holder = self.file.readline().strip() or "another process"
+            self.file.close()
+            raise ConfigError(f"{self.what} is in use by {holder}; wait for it, or stop it and give the same command again") from None
+        except OSError as error:
+            print(f"vdrop: {self.path} cannot be locked ({error.strerror}); see to it that no other process works there", file=sys.stderr)
+        return True
+
+    def is_in_place(self) -> bool:
+        return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self.file.fileno()))
