@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format golden clean
+.PHONY: help setup demo test test-slurm check format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -20,6 +20,9 @@ demo: setup  ## none, naive and variational side by side on the embedded corpus,
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
 	$(BIN)/python -m pytest -n auto
+
+test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
+	$(BIN)/python -m pytest -n 0 -m slurm
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

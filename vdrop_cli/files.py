@@ -38,6 +38,12 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
         raise failed(path, error) from None
 
 
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Takes away what processes left that were killed while they wrote, of files whose names begin so."""
+    for left in folder.glob(f"{name}*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def failed(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror}); make room, or mend the disk")
 

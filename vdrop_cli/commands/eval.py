@@ -51,6 +51,7 @@ def run(settings: Eval) -> str:
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     with Lock(target.with_suffix(".lock"), str(target)):
+        files.remove_unfinished(target.parent, target.stem)
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on to the last bit

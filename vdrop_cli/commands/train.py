@@ -224,8 +224,7 @@ def run(settings: Train) -> str:
     with Lock(folder / LOCK, str(folder)):
         if settings.force:
             clear(folder)
-        for left in folder.glob("*.tmp"):  # by a process that was killed while it wrote
-            left.unlink()
+        files.remove_unfinished(folder)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
         speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {chosen}, {precision}"

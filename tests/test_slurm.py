@@ -1,0 +1,86 @@
+"""A sweep through a real SLURM, disturbed and not. Opt-in: `make test-slurm`."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import slurm
+from tests.conftest import TINY
+from tests.test_survival import of_training
+from vdrop_cli.sinks import read_log
+
+pytestmark = pytest.mark.slurm
+
+JOBS = 3
+SWEEP = [*TINY, "model.hidden_size=48", "dropout=variational_untied", "schedule.epochs=150", "log_every=1", "seed=1,2,3"]
+LAUNCHER = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=60"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    if why := slurm.missing():
+        pytest.fail(f"SLURM {why}")
+    with slurm.Cluster(tmp_path_factory.mktemp("slurm"), cpus=2) as cluster:
+        yield cluster
+
+
+def start(folder: Path, text: list[str], *more: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *SWEEP, *text, *more]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(folder: Path, seed: int, steps: int) -> None:
+    """Until the run of that seed has made so many."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for log in folder.rglob(f"*-s{seed}/log.jsonl"):
+            if sum(record["kind"] == "step" for record in read_log(log)) >= steps:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"seed {seed} did not come to step {steps}")
+
+
+def slurm_job(number: int) -> str:
+    """The array task that runs the job of that number, of the newest array."""
+    told = subprocess.run(["squeue", "--array", "--noheader", "--states=all", "--format=%F_%K"], capture_output=True, text=True, check=True)
+    return max((job for job in told.stdout.split() if job.endswith(f"_{number}")), key=lambda job: int(job.split("_")[0]))
+
+
+def ended(sweep: subprocess.Popen[str]) -> str:
+    """What it said, once it has ended well."""
+    _, told = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, told
+    return told
+
+
+def starts(folder: Path, seed: int) -> list[int]:
+    (log,) = folder.rglob(f"*-s{seed}/log.jsonl")
+    return [record["step"] for record in read_log(log) if record["kind"] == "start"]
+
+
+def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
+    cluster: slurm.Cluster, text: list[str], tmp_path: Path
+) -> None:
+    told = ended(start(tmp_path / "undisturbed", text, *LAUNCHER))
+    assert f"vdrop: {JOBS} runs: {JOBS} done" in told
+    disturbed = tmp_path / "disturbed"
+    sweep = start(disturbed, text, *LAUNCHER)
+    wait_for_steps(disturbed, 1, 500)
+    subprocess.run(["scontrol", "requeue", slurm_job(0)], check=True)  # as an administrator does: SIGTERM, then SIGKILL
+    wait_for_steps(disturbed, 2, 1500)
+    subprocess.run(["scancel", "--signal=USR2", slurm_job(1)], check=True)  # as before a preemption: it is to requeue itself
+    told = ended(sweep)
+    assert f"vdrop: {JOBS} runs: 1 done, 2 resumed" in told
+    for seed in (1, 2, 3):
+        folders = [next((tmp_path / name).rglob(f"*-s{seed}")) for name in ("undisturbed", "disturbed")]
+        assert of_training(folders[0]) == of_training(folders[1])
+    assert [len(starts(disturbed, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
+    assert starts(disturbed, 1)[1] >= 500 and starts(disturbed, 2)[1] >= 1500, "nothing that was done was lost"
+    assert f"vdrop: {JOBS} runs: {JOBS} was done" in ended(start(disturbed, text, *LAUNCHER))

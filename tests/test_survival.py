@@ -1,0 +1,109 @@
+"""Real processes that are killed at any moment, and go on to what they would have come to undisturbed."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY
+from tests.processes import Processes, is_alive, send
+from vdrop_cli import checkpoint
+from vdrop_cli.sinks import read_log
+
+KILLS = 30
+LONG = [*TINY, "model.hidden_size=64", "dropout=variational_untied", "schedule.epochs=40", "log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with Processes() as processes:
+        yield processes
+
+
+def wait_for(folder: Path, pid: int, *patterns: str) -> None:
+    """Until there is such a file, or the process has ended."""
+    while is_alive(pid) and not any(True for pattern in patterns for _ in folder.rglob(pattern)):
+        pass
+
+
+def disturb(processes: Processes, folder: Path, arguments: list[str], number: signal.Signals) -> list[int]:
+    """Runs a command again and again until it was killed so often, then to its end: of three processes, one is killed at any moment,
+    one while it is at work, and one at the instant of writing what it has."""
+    source, codes = random.Random(int(number)), list[int]()
+    while len(codes) < KILLS:
+        pid = processes.start(folder, *arguments)
+        if len(codes) % 3 > 0:
+            wait_for(folder, pid, "lock", "*.lock")
+        time.sleep(source.uniform(0, 0.2))
+        if len(codes) % 3 == 2:
+            wait_for(folder, pid, "*.pt.*.tmp", "*.partial.*.tmp")
+        send(pid, number)
+        codes.append(processes.wait())
+        assert codes[-1] != 0, "it ended before it was killed often enough"
+        for lock in [*folder.rglob("lock"), *folder.rglob("*.lock")]:
+            lock.unlink()  # left by a process that was killed; it would hold nobody up, but is looked for here
+    assert processes.run(folder, *arguments) == 0
+    return codes
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("seconds", "words_per_second", "mc_seconds")}
+
+
+def of_training(folder: Path) -> tuple[Any, ...]:
+    """All that a run comes to but how long it took: result, every step and epoch of its log, and the weights."""
+    (result,) = folder.rglob("result.json")
+    log = [timeless(record) for record in read_log(result.parent / "log.jsonl") if record["kind"] != "start"]
+    last = checkpoint.load(checkpoint.all_in(result.parent)[0])
+    weights = {name: tensor.numpy().tobytes() for name, tensor in last.model.items()}
+    kept = sorted(path.name for path in result.parent.iterdir() if not path.name.startswith(("events", "checkpoint-0039")))
+    return timeless(json.loads(result.read_text())), log, weights, kept
+
+
+@pytest.fixture(scope="module")
+def undisturbed(processes: Processes, text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert processes.run(folder, "train", *LONG, *text) == 0
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_killed_at_30_moments_comes_to_the_same(
+    number: signal.Signals, processes: Processes, undisturbed: Path, text: list[str], tmp_path: Path
+) -> None:
+    codes = disturb(processes, tmp_path, ["train", *LONG, *text, "checkpoint.minutes=0.0005"], number)
+    assert of_training(tmp_path) == of_training(undisturbed)
+    starts = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"]
+    assert starts == sorted(starts) and len(set(starts)) > 5, "it went on from many places"
+    told = (tmp_path / "out").read_text()
+    if number is signal.SIGTERM:
+        assert set(codes) <= {143, -15} and codes.count(143) > 10, "asked to stop before it listens, a process just ends"
+        assert "go on with: vdrop train" in told
+    else:
+        assert set(codes) == {-9}
+    assert "Traceback" not in told and "is damaged" not in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_evaluation_killed_at_30_moments_comes_to_the_same(
+    number: signal.Signals, processes: Processes, undisturbed: Path, text: list[str], tmp_path: Path
+) -> None:
+    (trained,) = undisturbed.rglob("checkpoint-0040.pt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / trained.name).write_bytes(trained.read_bytes())
+    arguments = ["eval", f"checkpoint=run/{trained.name}", "mc_samples=1500", "mc_batch=20", "save_minutes=0.0005", "device=cpu"]
+    target = tmp_path / "run" / "eval-0040-mc1500-s1.json"
+    assert processes.run(tmp_path, *arguments) == 0
+    expected = json.loads(target.read_text())
+    target.unlink()
+    disturb(processes, tmp_path, arguments, number)
+    assert timeless(json.loads(target.read_text())) == timeless(expected)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [trained.name, target.name]
+    assert (tmp_path / "out").read_text().count("going on after") > 10
+    assert torch.isfinite(torch.tensor([row["ppl"] for row in expected["mc"]])).all()
