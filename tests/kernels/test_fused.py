@@ -171,7 +171,7 @@ def test_the_logits_stay_exact_where_torch_would_round_them() -> None:
 
 
 def test_the_logits_and_the_gradient_from_them_are_never_rounded() -> None:
-    """With bf16 products the losses and what goes back to the layers are those of fp32 to the bit; only the weights' gradient is rounded."""
+    """With bf16 products losses and what goes back to the layers are those of fp32 to the bit; the weights' gradient is not."""
     tensors, targets = head(20, 11)
     losses = [linear_cross_entropy(*tensors, targets, backend="fused", compute_dtype=d) for d in (None, torch.bfloat16)]
     assert torch.equal(*losses)
