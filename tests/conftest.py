@@ -83,6 +83,7 @@ def own_library() -> Iterator[None]:
 def not_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal that one test sent is not left to the next."""
     monkeypatch.setattr(interruption, "received", None)
+    monkeypatch.setattr(interruption, "interrupted", False)
 
 
 @pytest.fixture

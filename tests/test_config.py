@@ -20,6 +20,7 @@ NEEDS = {
     "data/text.yaml": ["data.train=a", "data.valid=b", "data.test=c"],
     "data/hub.yaml": ["data.name=a", "data.column=b"],
     "eval.yaml": ["checkpoint=a"],
+    "export.yaml": ["checkpoint=a"],
 }
 
 

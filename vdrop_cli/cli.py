@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a model; the same command again goes on, or says that it is done",
     "eval": "perplexity of a checkpoint: standard approximation, and MC dropout",
     "data": "the corpora: where they lie, what they hold, whether they are right",
+    "export": "the weights of a checkpoint as a safetensors file",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
     "compare": "runs side by side: what differs, how they ended, their curves",
     "completion": "print the completion script for bash",
@@ -57,6 +58,12 @@ examples:
   vdrop data                                           a look; nothing is fetched
   vdrop data data=ptb                                  fetch Penn Treebank if need be, and check it
   vdrop data data=hub data.name=owner/name data.column=text
+""",
+    "export": """vdrop export: the weights of a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
+
+examples:
+  vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
+  vdrop export checkpoint=… file=model.safetensors
 """,
     "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
 

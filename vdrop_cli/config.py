@@ -278,6 +278,15 @@ class Eval:
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 
+@dataclass
+class Export:
+    checkpoint: str | None = None  # a checkpoint file or a run folder
+    file: str | None = None  # to write; null: beside the checkpoint, with the ending .safetensors
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop export checkpoint=…)", "nothing")
+
+
 class BenchPart(Choice):
     step = "step"  # a whole training step of the language model
     layer = "layer"  # forward and backward of one layer
@@ -326,7 +335,7 @@ class ListData:
     data: Data | None = None  # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
 
 
-ROOTS: dict[str, type] = {"train": Train, "eval": Eval, "data": ListData, "bench": Bench}
+ROOTS: dict[str, type] = {"train": Train, "eval": Eval, "data": ListData, "export": Export, "bench": Bench}
 Root = TypeVar("Root")
 
 

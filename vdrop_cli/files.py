@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import sys
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Self
@@ -34,7 +35,8 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
         beside.replace(path)
         flush_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise failed(path, error) from None
 
 

@@ -28,16 +28,17 @@ class Interrupted(Exception):
 
 
 received: signal.Signals | None = None  # a process that was asked to stop begins nothing new
+interrupted = False  # by Ctrl-C
 
 
 def note(number: int, frame: FrameType | None) -> None:
-    global received
-    if received == number == signal.SIGINT:
+    global received, interrupted
+    if interrupted and number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     if received is None:
         os.write(2, b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not saved\n")
-    received = signal.Signals(number)
+    received, interrupted = received or signal.Signals(number), interrupted or number == signal.SIGINT
 
 
 def pass_on(number: int, frame: FrameType | None) -> None:

@@ -119,5 +119,5 @@ def test_a_damaged_cache_is_made_anew_and_said_so(tmp_path: Path, damage: bytes,
     (entry,) = (tmp_path / "cache").iterdir()
     entry.write_bytes(damage)
     assert corpora.load(data).vocabulary == expected.vocabulary
-    assert f"{entry} is damaged" in capsys.readouterr().err
+    assert f"{entry} cannot be used" in capsys.readouterr().err
     assert entry.stat().st_size > len(damage), "written again"

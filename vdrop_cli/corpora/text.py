@@ -85,7 +85,7 @@ def encoded(raw: Raw, data: Data) -> Corpus:
             held = files.read_tensors(cached)
             return Corpus(held["vocabulary"], held["train"], held["valid"], held["test"], raw.origin, fingerprint)
         except (OSError, Damaged, KeyError) as error:
-            print(f"vdrop: {cached} is damaged ({error}); encoding the text again", file=sys.stderr)
+            print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
     corpus = encode(raw, data.min_count, fingerprint)
     if cached is not None:
         keep(corpus, cached)

@@ -1,0 +1,38 @@
+"""`vdrop export`: what another program reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.conftest import TINY, settings
+from vdrop_cli import checkpoint
+from vdrop_cli.commands import export, train
+from vdrop_cli.config import ConfigError, restore
+
+
+def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text))
+    folder = next(Path().rglob("result.json")).parent
+    held = checkpoint.load(checkpoint.all_in(folder)[0])
+    for more, target in (([], folder / "checkpoint-0001.safetensors"), (["file=there.safetensors"], Path("there.safetensors"))):
+        export.run(settings(f"checkpoint={folder}", *more, command="export"))
+        weights = load_file(target)
+        assert weights.keys() == held.model.keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in held.model.items())
+        with safe_open(target, "pt") as file:
+            told = file.metadata()
+        assert restore(json.loads(told["config"])) == held.train and told["epoch"] == "1"
+
+
+def test_without_a_checkpoint_it_says_so() -> None:
+    with pytest.raises(ConfigError, match="checkpoint must be"):
+        settings(command="export")
+    with pytest.raises(ConfigError, match="checkpoint=nowhere is not there"):
+        export.run(settings("checkpoint=nowhere", command="export"))

@@ -1,0 +1,99 @@
+"""Files that are whole or not there, checksums, and locks; real full disks and real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdrop_cli import files
+from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.files import Damaged, Lock
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    files.replace(path, b"one")
+    files.replace(path, b"two", memoryview(b" three"))
+    assert path.read_bytes() == b"two three" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """A process that may write files of 1000 bytes, and no larger."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from vdrop_cli import files\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "files.replace(Path('a'), b'old'); files.replace(Path('a'), bytes(2000))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ran.stderr.strip().splitlines()[-1].endswith("RunError: a cannot be written (File too large); make room, or mend the disk")
+    assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+    with pytest.raises(RunError, match=r"/dev/full/a cannot be written \(Not a directory\)"):
+        files.replace(Path("/dev/full/a"), b"")
+
+
+def test_tensors_come_back_and_torch_can_read_them_too(tmp_path: Path) -> None:
+    content = {"w": torch.randn(3, 5), "plain": [1, 2.5, "x", None, {"a": True}]}
+    files.write_tensors(tmp_path / "t", content)
+    for held in (files.read_tensors(tmp_path / "t"), torch.load(tmp_path / "t", weights_only=True)):
+        assert torch.equal(held["w"], content["w"]) and held["plain"] == content["plain"]
+    assert len(files.checksum(tmp_path / "t")) == 64
+
+
+def test_what_is_changed_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    files.write_tensors(path, {"w": torch.zeros(100)})
+    content = bytearray(path.read_bytes())
+    for place in (0, len(content) // 2, len(content) - files.TAIL - 1, len(content) - files.TAIL, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(Damaged):
+            files.read_tensors(path)
+    path.write_bytes(content)
+    assert files.read_tensors(path)["w"].shape == (100,)
+
+
+def test_unfinished_files_are_taken_away_by_name(tmp_path: Path) -> None:
+    for name in ("a.pt.12.tmp", "b.pt.12.tmp", "a.pt"):
+        (tmp_path / name).touch()
+    files.remove_unfinished(tmp_path, "a")
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt.12.tmp"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from vdrop_cli.files import Lock
+with Lock(Path('lock'), 'x'):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_second_process_is_told_who_holds_a_lock_and_one_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    for end in ("killed", "ended"):
+        holder = subprocess.Popen([sys.executable, "-c", HOLD], cwd=tmp_path, env=environment, **pipes)  # type: ignore[call-overload]
+        assert holder.stdout.readline() == b"held\n"
+        host = os.uname().nodename
+        with (
+            pytest.raises(ConfigError, match=f"the run is in use by process {holder.pid} on {host}; wait for it"),
+            Lock(tmp_path / "lock", "the run"),
+        ):
+            pass
+        if end == "killed":
+            holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+        assert (tmp_path / "lock").exists() == (end == "killed")
+        with Lock(tmp_path / "lock", "the run"):
+            assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+        assert not (tmp_path / "lock").exists()

@@ -1,0 +1,102 @@
+"""Signals, sent to real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vdrop_cli import interruption
+from vdrop_cli.interruption import Interrupted
+
+LOOP = """
+import sys, time
+from vdrop_cli import interruption
+PREPARE
+try:
+    with interruption.listening():
+        print("ready", flush=True)
+        for step in range(10_000):
+            time.sleep(STEP)
+            interruption.check()
+except interruption.Interrupted as stop:
+    print(stop, flush=True)
+    sys.exit(stop.exit_code)
+"""
+
+
+def start(prepare: str = "", step: float = 0.01) -> "subprocess.Popen[str]":
+    code = LOOP.replace("PREPARE", prepare).replace("STEP", str(step))
+    root = str(Path(__file__).parent.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a runner in the background ignores it
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_a_signal_stops_the_loop_after_its_step(number: signal.Signals) -> None:
+    process = start()
+    process.send_signal(number)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + number, f"stopped by {number.name}\n")
+    assert "stopping after this step; Ctrl-C again stops at once" in said
+
+
+def test_a_second_ctrl_c_ends_a_step_that_takes_long() -> None:
+    process = start(step=60)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_one_that_comes_twice_is_no_second_ctrl_c() -> None:
+    process = start(step=0.5)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), "whichever came first; it was not killed"
+
+
+def test_what_is_ignored_stays_so() -> None:
+    """As Ctrl-C is in the background of a script."""
+    process = start("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_who_listened_before_is_told_when_the_run_has_stopped() -> None:
+    process = start("import signal; signal.signal(signal.SIGUSR2, lambda *_: print('requeued', flush=True))")
+    process.send_signal(signal.SIGUSR2)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + signal.SIGUSR2, "requeued\n")
+    assert "vdrop: stopped by SIGUSR2" in said
+
+
+def test_a_process_that_was_asked_to_stop_begins_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    interruption.check()
+    monkeypatch.setattr(interruption, "received", signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        interruption.check()
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in interruption.SIGNALS]
+    with interruption.listening(), interruption.listening():
+        assert signal.getsignal(signal.SIGTERM) is interruption.note
+    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before

@@ -1,0 +1,109 @@
+"""Sweeps: what becomes of each job, with the launchers that are here; the one through SLURM is in test_slurm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, Vdrop
+from tests.test_survival import of_training
+from vdrop_cli.sinks import read_log
+from vdrop_cli.sweeps import Outcome, out_of_memory, summary
+
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+SWEEP = [*TINY, "model.hidden_size=16", "schedule.epochs=3", "log_every=1", "seed=1,2,3"]
+
+
+def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    first = vdrop("train", "-m", *TINY, *text, "seed=1,2")
+    assert (first.returncode, first.stderr.splitlines()[-1]) == (0, "vdrop: 2 runs: 2 done")
+    again = vdrop("train", "-m", *TINY, *text, "seed=1,2,3", "schedule.lr=1,0")
+    assert again.returncode == 2
+    last = again.stderr.splitlines()[-5:]
+    assert last[0] == "vdrop: 6 runs: 1 done, 2 was done, 3 failed"
+    assert last[1:4] == [f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0, got 0.0" for seed in (1, 2, 3)]
+    assert last[4] == "  the same command again skips what is done and goes on with the rest"
+    newest = max((tmp_path / "outputs" / "sweeps").iterdir())
+    outcomes = [Outcome(**told) for told in json.loads((newest / "summary.json").read_text())]
+    assert [o.status for o in outcomes] == ["was done", "failed", "was done", "failed", "done", "failed"]
+    assert [o.code for o in outcomes] == [0, 2, 0, 2, 0, 2]
+
+
+def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    for name, launcher in (("one", []), ("many", JOBLIB)):
+        ran = vdrop("train", "-m", *SWEEP, *text, *launcher, f"outputs={name}")
+        assert ran.returncode == 0 and "vdrop: 3 runs: 3 done" in ran.stderr, ran.stderr
+    for seed in (1, 2, 3):
+        folders = [next((tmp_path / name / "train").rglob(f"*-s{seed}")) for name in ("one", "many")]
+        assert of_training(folders[0])[:3] == of_training(folders[1])[:3]
+    failing = vdrop("train", "-m", *SWEEP, *text, *JOBLIB, "schedule.lr=1,-1", "outputs=many")
+    assert failing.returncode == 2 and "vdrop: 6 runs: 3 was done, 3 failed" in failing.stderr
+
+
+def steps(log: Path) -> int:
+    return sum(record["kind"] == "step" for record in read_log(log))
+
+
+def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    """SIGTERM to the process that was started reaches those that it started."""
+    long = [*SWEEP, *text, *JOBLIB, "schedule.epochs=60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *long]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as sweep:
+        until = time.monotonic() + 120
+        while sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        sweep.send_signal(signal.SIGTERM)
+        assert sweep.stderr is not None
+        told = sweep.stderr.read()
+    assert sweep.returncode == 128 + signal.SIGTERM and "vdrop: 3 runs: 3 interrupted" in told, told
+    assert told.count("go on with: vdrop train") == 4, "two runs, each when it stopped and in the summary"
+    before = {log: steps(log) for log in tmp_path.rglob("log.jsonl")}
+    assert len(before) == 2
+    ran = vdrop("train", "-m", *long, "schedule.epochs=60")
+    assert ran.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in ran.stderr, ran.stderr
+    for log, count in before.items():
+        starts = [record["step"] for record in read_log(log) if record["kind"] == "start"]
+        assert starts == [0, count], "nothing that was done was lost"
+
+
+def test_the_second_of_two_processes_in_one_run_is_told_so(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    long = [*TINY, *text, "schedule.epochs=10000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "vdrop_cli", "train", *long], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+    ) as first:
+        while not list(tmp_path.rglob("log.jsonl")):
+            time.sleep(0.05)
+        second = vdrop("train", *long)
+        assert second.returncode == 2 and f"is in use by process {first.pid} on " in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        forced = vdrop("train", *long, "force=true")
+        assert forced.returncode == 2 and list(tmp_path.rglob("log.jsonl")), "nor is it started over under the first one's feet"
+        first.terminate()
+
+
+def test_the_summary_names_what_differs() -> None:
+    outcomes = [
+        Outcome(["a=1", "seed=1"], "done"),
+        Outcome(["a=1", "seed=2"], "resumed"),
+        Outcome(["a=1", "seed=3"], "failed", 1, "the loss is nan"),
+        Outcome(["a=1", "seed=4"], "not begun", 1, "the sweep was stopped"),
+    ]
+    assert summary(outcomes).splitlines()[1:4] == [
+        "vdrop: 4 runs: 1 done, 1 resumed, 1 failed, 1 not begun",
+        "  failed: seed=3: the loss is nan",
+        "  not begun: seed=4: the sweep was stopped",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"), [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)]
+)
+def test_memory_that_is_not_there_is_told_in_a_line(error: Exception, is_one: bool) -> None:
+    assert bool(out_of_memory(error)) == is_one
