@@ -1,5 +1,6 @@
 """`vdrop COMMAND key=value …`: one Hydra application a command."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ examples:
 """
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
-HYDRA_OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-h", "--help", "--hydra-help", "-i", "--info"}
+HYDRA_OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-h", "--help", "--hydra-help", "-i", "--info"}
 COMPLETE = "--shell-completion"
 
 EXAMPLES = {
@@ -84,7 +85,7 @@ complete -o nospace -o default -F _vdrop vdrop
 
 def fail(message: str) -> NoReturn:
     """One line for a mistake of the user's."""
-    print(f"vdrop: {message}", file=sys.stderr)
+    print(f"vdrop: {' '.join(message.split())}", file=sys.stderr)  # one, whatever was typed
     sys.exit(2)
 
 
@@ -139,6 +140,11 @@ def run(command: str, arguments: list[str]) -> None:
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
     job = Job(command)
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        fail(f"{message}; settings are key=value, vdrop {command} --help shows them")
+
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign] # Hydra's, which would print its usage
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:

@@ -291,6 +291,7 @@ class BenchPart(Choice):
     step = "step"  # a whole training step of the language model
     layer = "layer"  # forward and backward of one layer
     mc = "mc"  # MC evaluation; only cells with dropout
+    checkpoint = "checkpoint"  # writing one, to the disk of `outputs`; only variational
 
 
 class BenchCell(Choice):

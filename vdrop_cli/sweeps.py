@@ -81,6 +81,7 @@ class Job:
             outcome.reason = memory or f"{type(error).__name__}: {error}"
             if not memory:
                 traceback.print_exc()
+        outcome.reason = " ".join(outcome.reason.split())  # one line, whatever was typed
         print(f"vdrop: {outcome.reason}", file=sys.stderr, flush=True)
 
     def note(self, number: int) -> None:

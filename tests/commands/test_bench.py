@@ -47,6 +47,11 @@ def test_medians_speed_and_fraction() -> None:
     assert (m.step_seconds, m.words_per_second, m.fraction) == (0.25, 2800, 0.8)
 
 
+def test_the_share_of_checkpoints_is_of_training_and_writing_together() -> None:
+    """Three seconds every five minutes."""
+    assert made_up("variational", [1.0, 3.0, 4.0], part="checkpoint", words=0).share == pytest.approx(3 / 303)
+
+
 def test_a_ratio_is_of_times_in_the_same_turn() -> None:
     """The machine was twice as slow in the second turn, for both; medians of each for itself would say 1.5."""
     ours, theirs = made_up("variational", [1.0, 4.0, 2.0]), made_up("torch_lstm", [2.0, 8.0, 3.0])
@@ -80,7 +85,7 @@ def test_which_cases_there_are() -> None:
             for cell in ("none", "variational", "torch_lstm")
             for p in ("fp32", "bf16")
         ),
-        *(f"small mc variational {p}" for p in ("fp32", "bf16")),
+        *(f"small {part} variational {p}" for part in ("mc", "checkpoint") for p in ("fp32", "bf16")),
         *(f"small step products {p}" for p in ("fp32", "bf16")),
         "small step keras fp32",
     }
@@ -133,13 +138,20 @@ def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
     told = json.loads(next((tmp_path / "o" / "bench").glob("*.json")).read_text())
     cells = {(m["part"], m["cell"]) for m in told["measured"]}
     assert cells == {(part, cell) for part in ("step", "layer") for cell in ("variational", "torch_lstm", "cell_loop")} | {
-        ("mc", "variational")
+        ("mc", "variational"),
+        ("checkpoint", "variational"),
     }
+    assert sorted(path.suffix for path in (tmp_path / "o" / "bench").iterdir()) == [".json"], "the checkpoints are gone"
     sizes = {m["part"]: (m["words"], m["recurrent"], m["head"]) for m in told["measured"]}
-    assert sizes == {"step": (400, 640_000, 2_000_000), "layer": (400, 320_000, 0), "mc": (140, 640_000, 2_000_000)}
+    assert sizes == {
+        "step": (400, 640_000, 2_000_000),
+        "layer": (400, 320_000, 0),
+        "mc": (140, 640_000, 2_000_000),
+        "checkpoint": (0, 0, 0),
+    }
     for m in told["measured"]:
         known = Measured(**{f.name: m[f.name] for f in fields(Measured)})
         assert len(known.seconds) == 2 and known.peak_megabytes > 50
         assert known.limit_seconds == pytest.approx(limit_of(known, Rates(**told["rates"])))
     assert {"torch", "device", "threads"} <= told["environment"].keys() and told["rates"]["bf16"] > 0
-    assert "× torch_lstm" in ran.stdout
+    assert "× torch_lstm" in ran.stdout and "small: writing a checkpoint takes" in ran.stdout

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,11 +23,14 @@ import torch
 from hydra import compose
 
 from vdrop_cli import environment, evaluate, kernels, rivals
-from vdrop_cli.config import Bench, BenchCell, BenchPart, ConfigError, Precision, Size, Train, parse, plain
+from vdrop_cli.commands.train import Run
+from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, Size, Train, parse, plain
+from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import Stream, draw
 from vdrop_cli.kernels.products import Weights
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser
+from vdrop_cli.tasks import LanguageModelling
 
 CPU = torch.device("cpu")
 VOCABULARY = 10_000  # that of Penn Treebank
@@ -75,6 +79,8 @@ class Case:
             return self.part is BenchPart.step and self.precision is Precision.fp32
         if self.cell is BenchCell.products:
             return self.part is BenchPart.step
+        if self.part is BenchPart.checkpoint:
+            return self.cell is BenchCell.variational
         return self.part is not BenchPart.mc or self.cell not in (BenchCell.none, *RIVALS)
 
     def __str__(self) -> str:
@@ -103,6 +109,11 @@ class Measured:
     @property
     def words_per_second(self) -> float:
         return self.words / self.step_seconds
+
+    @property
+    def share(self) -> float:
+        """Of a training's time that checkpoints take, written as often as they are by default."""
+        return self.step_seconds / (60 * Checkpoints().minutes + self.step_seconds)
 
     @property
     def fraction(self) -> float:
@@ -155,6 +166,24 @@ def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], obje
     model = language_model(train, precision)
     stream_N = torch.randint(VOCABULARY, (MC_WORDS + 1,))
     return lambda: evaluate.mc_perplexity(model, stream_N, passes, passes, 1, word_dropout=False)
+
+
+def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
+    """Writing a checkpoint in the middle of an epoch, as `vdrop train` does."""
+    stream_N = torch.randint(VOCABULARY, (2 * train.task.batch_size * (train.task.bptt + 1),))
+    corpus = Corpus([str(word) for word in range(VOCABULARY)], stream_N, stream_N, stream_N, "random words", "bench")
+    outputs = Path(train.outputs) / "bench"
+    outputs.mkdir(parents=True, exist_ok=True)
+    folder = TemporaryDirectory(dir=outputs)
+    settings = replace(train, device="cpu", backend=Backend.fused, precision=precision)
+    training = Run(settings, LanguageModelling(train.task, corpus, CPU), Path(folder.name))
+    next(training.train_epoch())
+
+    def step() -> None:
+        assert Path(folder.name).exists()  # it lasts as long as this function
+        training.save()
+
+    return step
 
 
 def products(train: Train, precision: Precision) -> Callable[[], object]:
@@ -216,6 +245,8 @@ def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
         return rivals.training_step(name, train.model, train.dropout, train.schedule, precision, ids[:-1], ids[1:])
     if name in rivals.LAYERS:
         return rivals.layer_step(name, train.model, train.dropout, precision, random_input(train))
+    if case.part is BenchPart.checkpoint:
+        return our_checkpoint(train, precision)
     if case.part is BenchPart.mc:
         return our_mc(train, precision, passes)
     return our_step(train, precision) if case.part is BenchPart.step else our_layer(train, precision)
@@ -335,7 +366,8 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
     for _ in range(settings.starts):
         with ExitStack() as stack:
             ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
-            workers = [stack.enter_context(Worker(case, train_settings(case), settings.mc_passes, ready[case])) for case in group]
+            trains = {case: replace(train_settings(case), outputs=settings.outputs) for case in group}
+            workers = [stack.enter_context(Worker(case, trains[case], settings.mc_passes, ready[case])) for case in group]
             for worker in workers:
                 worker.ask()  # all are ready before the first is timed
             for worker in workers:
@@ -358,6 +390,8 @@ def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> 
         words = MC_WORDS * settings.mc_passes
     if case.part is BenchPart.layer:
         layers, head = 1, 0
+    if case.part is BenchPart.checkpoint:
+        words, layers, head = 0, 0, 0
     recurrent = 8 * train.model.hidden_size**2 * layers
     names = (str(case.size), str(case.part), str(case.cell), str(case.precision))
     return Measured(*names, words, recurrent, head, seconds, 0.0, peak)
@@ -372,12 +406,17 @@ def tell(measured: list[Measured], rates: Rates) -> None:
     print(f"2048³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads")
     print(f"{'size':<8}{'part':<7}{'cell':<20}{'':<6}{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'peak MB':>9}")
     usual = {(m.size, m.part, m.precision): m for m in measured if m.cell == BenchCell.torch_lstm.name}
-    for m in measured:
+    for m in [m for m in measured if m.part != BenchPart.checkpoint.name]:
         other = usual.get((m.size, m.part, m.precision))
         times = f"{ratio(m, other):.2f}" if other else "–"
         print(
             f"{m.size:<8}{m.part:<7}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
             f"{m.fraction:>10.2f}{times:>14}{m.peak_megabytes:>9,.0f}"
+        )
+    for m in [m for m in measured if m.part == BenchPart.checkpoint.name]:
+        print(
+            f"{m.size}: writing a checkpoint takes {m.step_seconds * 1e3:.0f} ms, every {Checkpoints().minutes:g} minutes "
+            f"{100 * m.share:.2f} % of the time"
         )
 
 
@@ -385,7 +424,9 @@ def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
     described = environment.describe(CPU, "fused", " and ".join(map(str, settings.precisions)))
     told: dict[str, Any] = {"settings": plain(settings), "environment": described, "rates": asdict(rates)}
     told["measured"] = [
-        {**asdict(m), "step_seconds": m.step_seconds, "words_per_second": m.words_per_second, "fraction": m.fraction} for m in measured
+        {**asdict(m), "step_seconds": m.step_seconds}
+        | ({"share": m.share} if m.part == BenchPart.checkpoint.name else {"words_per_second": m.words_per_second, "fraction": m.fraction})
+        for m in measured
     ]
     path = Path(settings.outputs) / "bench" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     try:

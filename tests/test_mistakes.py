@@ -1,0 +1,178 @@
+"""Two thousand generated command lines, most of them wrong: exit code 2 and one line, or a valid run; never a traceback."""
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.conftest import TINY
+from vdrop_cli import cli
+from vdrop_cli.commands import bench, train
+from vdrop_cli.config import ROOTS, keys
+from vdrop_cli.tasks import LanguageModelling
+
+EXAMPLES = 500  # for each of four commands
+numbers = st.one_of(
+    st.integers(-2, 9),
+    st.sampled_from([10**9, 10**12, 2**63, 10**30, -(10**30), 0.5, 1.0, -0.1, 1e-300, 1e300, float("inf"), float("nan")]),
+)
+WORDS = [
+    "",
+    "null",
+    "true",
+    "no",
+    "''",
+    "'",
+    '"',
+    "a b",
+    "äöü",
+    "\u2028",
+    "[",
+    "[]",
+    "[1,2]",
+    "{}",
+    "{a:1}",
+    "${",
+    "${seed}",
+    "${nope}",
+    "a,b",
+    "1,x",
+]
+WORDS += [
+    "${oc.env:NOPE}",
+    "..",
+    "/",
+    "/dev/null",
+    "nowhere/x",
+    "\\",
+    "=",
+    "a=b",
+    "$(ls)",
+    "lstm_small",
+    "variational",
+    "text",
+    "ptb",
+    "pydoc",
+    "range(1,3)",
+]
+WORDS += [
+    "choice(1,2)",
+    "glob(*)",
+    "glob(typo_*)",
+    "cpu",
+    "cuda",
+    "cuda:7",
+    "fp32",
+    "bf16",
+    "auto",
+    "gru",
+    "naive",
+    "???",
+    "x" * 5000,
+    "small",
+    "step",
+]
+values = st.one_of(
+    numbers.map(str), st.sampled_from(WORDS), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
+)
+GROUPS = ["model", "dropout", "data", "task", "schedule", "experiment", "hydra/launcher", "hydra/sweeper", "hydra/job_logging", "nope"]
+OTHERS = [
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.mode",
+    "hydra.verbose",
+    "hydra.job.chdir",
+    "hydra.nope",
+    "model.hiden",
+    "model.size.x",
+    "model.layers.y",
+]
+OPTIONS = [
+    "-m",
+    "--multirun",
+    "--cfg",
+    "--cfg=job",
+    "--nope",
+    "-x",
+    "--resolve",
+    "--package=model",
+    "model.layers",
+    "=",
+    "==",
+    "a",
+    "+",
+    "~",
+    "~seed",
+    "~model",
+]
+OPTIONS += ["+seed=1", "~model.layers", "data.train", "--info", "--hydra-help", "-p", ""]
+LEFT_OUT = ("hydra.run.dir", "hydra.sweep.dir", "outputs", "data.cache")  # would write wherever they say
+
+
+def command_lines(command: str) -> st.SearchStrategy[list[str]]:
+    known = [key for key in keys(ROOTS[command]) if key not in LEFT_OUT]
+    names = st.one_of(st.sampled_from(known), st.sampled_from(known), st.sampled_from(GROUPS + OTHERS[2:]))
+    setting = st.builds(lambda prefix, key, value: f"{prefix}{key}={value}", st.sampled_from(["", "", "", "+", "++"]), names, values)
+    return st.lists(st.one_of(setting, setting, setting, st.sampled_from(OPTIONS)), min_size=1, max_size=4)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Valid runs are cut short: two epochs of two chunks; and nothing is measured, or fetched."""
+    chunks, goes_on = LanguageModelling.train_chunks, train.Run.goes_on.fget
+    assert goes_on is not None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LanguageModelling, "train_chunks", lambda task: iter(list(chunks(task))[:2]))
+    monkeypatch.setattr(LanguageModelling, "chunks_an_epoch", 2)
+    monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
+    monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def run(arguments: list[str]) -> tuple[int, str]:
+    """The exit code, and what was said on the error channel."""
+    said = io.StringIO()
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()), redirect_stderr(said):
+        patch.setattr(sys, "argv", ["vdrop", *arguments])
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)  # the program sets it for Hydra
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0), said.getvalue()
+    return 0, said.getvalue()
+
+
+def base(command: str, text: list[str]) -> list[str]:
+    """What makes of a command line a valid one; the evaluation's model is trained first."""
+    if command == "eval":
+        assert run(["train", *TINY, *text])[0] == 0
+        return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu"]
+    return [*TINY, *text] if command == "train" else []
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "data", "bench"])
+def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list[str]) -> None:
+    codes, first = set(), base(command, text)
+
+    @given(command_lines(command))
+    @hypothesis_settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def check(arguments: list[str]) -> None:
+        code, said = run([command, *first, *arguments])
+        codes.add(code)
+        assert code in (0, 1, 2)
+        assert "Traceback" not in said
+        lines = [line for line in said.splitlines() if line.startswith("vdrop: ")]
+        if code == 2 and not {"-m", "--multirun"} & set(arguments):
+            assert len(lines) == 1 and len(said.strip().splitlines()) == 1, said
+        elif code == 1:
+            assert any(reason in line for line in lines for reason in ("memory", "is not finite", " is inf", " is nan")), said
+
+    check()
+    assert {0, 2} <= codes, "some are valid, some are not"
