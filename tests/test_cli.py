@@ -1,6 +1,7 @@
 """The command line as a process: help, composition, completion, and one line for every mistake."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from tests.conftest import TINY, Vdrop
 from vdrop_cli import cli
+from vdrop_cli.sinks import read_log
 
 SMALL_TEXT = ["data=text", "data.train=t", "data.valid=t", "data.test=t"]
 
@@ -174,3 +176,38 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
     assert set(ran.stdout.split()) == expected, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "more", "named"),
+    [
+        (90_000, ["model.hidden_size=64", "schedule.epochs=2"], "checkpoint-0001.pt"),
+        (60_000, ["model.hidden_size=2", "schedule.epochs=30"], ""),
+    ],
+)
+def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(
+    limit: int, more: list[str], named: str, text: list[str], tmp_path: Path
+) -> None:
+    """Files may not grow beyond a limit: the checkpoint does at once, or the log and TensorBoard's events when they have got long."""
+    command = [sys.executable, "-m", "vdrop_cli", "train", *TINY, *text, *more, "log_every=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+
+    def run(limit: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
+        )
+
+    ran = run(limit)
+    (said,) = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
+    assert f"{named} cannot be written (File too large); make room, or mend the disk" in said and "outputs/train/" in said
+    assert read_log(next(tmp_path.rglob("log.jsonl")))
+    again = run(resource.RLIM_INFINITY)
+    assert again.returncode == 0 and "is damaged" not in again.stderr
+    steps = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))

@@ -144,7 +144,7 @@ def run(command: str, arguments: list[str]) -> None:
     def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         fail(f"{message}; settings are key=value, vdrop {command} --help shows them")
 
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign] # Hydra's, which would print its usage
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]  # Hydra's, which would print its usage
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:

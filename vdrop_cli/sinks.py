@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -166,6 +167,7 @@ class TensorBoard:
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.hook, threading.excepthook = threading.excepthook, self.quiet
         try:
             self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         except OSError as error:
@@ -178,6 +180,13 @@ class TensorBoard:
         except OSError as failure:
             if kind is None:  # else that error has been told, or a worse one
                 raise files.failed(self.folder, failure) from None
+        finally:
+            threading.excepthook = self.hook
+
+    def quiet(self, failure: threading.ExceptHookArgs) -> None:
+        """Its writer is a thread, whose errors with the disk come up again at the next record."""
+        if not isinstance(failure.exc_value, OSError):
+            self.hook(failure)
 
     def __call__(self, record: Record) -> None:
         try:
