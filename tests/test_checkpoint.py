@@ -63,6 +63,15 @@ def test_a_damaged_newest_one_is_reported_and_the_one_before_it_used(tmp_path: P
     assert "checkpoint-0002.pt is damaged" in capsys.readouterr().err
 
 
+def test_what_is_written_stays_and_unusable_later_ones_go(tmp_path: Path) -> None:
+    for epoch in (1, 2, 4, 5):
+        checkpoint.save(at_epoch(epoch, 2), tmp_path)
+    for epoch in (4, 5):
+        checkpoint.path_of(tmp_path, epoch).write_bytes(b"damaged")
+    checkpoint.save(replace(at_epoch(2, 2), chunk=7), tmp_path)
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0002-00007.pt", "checkpoint-0002.pt"]
+
+
 def test_a_run_is_reported_from_its_last_epoch_or_with_early_stopping_from_its_best(tmp_path: Path) -> None:
     for name, overrides, expected in (("last", (), 3), ("best", ("dropout=none",), 2)):
         folder = tmp_path / name

@@ -66,9 +66,11 @@ def all_in(folder: Path) -> list[Path]:
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Older ones but the best are removed when it is there. Raises RunError where it cannot be written."""
-    files.write_tensors(path_of(folder, checkpoint.epoch, checkpoint.chunk), {"format": FORMAT, **vars(checkpoint)})
-    best = path_of(folder, checkpoint.best_epoch)
-    for old in all_in(folder)[KEPT:]:
+    path, best = path_of(folder, checkpoint.epoch, checkpoint.chunk), path_of(folder, checkpoint.best_epoch)
+    files.write_tensors(path, {"format": FORMAT, **vars(checkpoint)})
+    there = all_in(folder)
+    now = there.index(path)  # later ones could not be used, else the run would have gone on from them
+    for old in there[:now] + there[now + KEPT :]:
         if old != best:
             old.unlink(missing_ok=True)
 

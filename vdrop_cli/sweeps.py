@@ -117,7 +117,7 @@ class Sweeper:
             with interruption.listening(interruption.pass_on) if self.others_work else nullcontext():
                 self.hydra.sweep(arguments)
         except Exception as error:
-            if not any(self.folder.glob("*.json")):  # nothing was begun, and nothing is left behind
+            if not any(self.folder.glob("*.json")) and not (self.folder / ".submitit").exists():  # nothing begun, nothing left behind
                 shutil.rmtree(self.folder, ignore_errors=True)
                 with suppress(OSError):
                     for folder in (self.folder.parent, self.folder.parent.parent):
