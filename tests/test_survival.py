@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,35 @@ def processes() -> Iterator[Processes]:
         yield processes
 
 
-def wait_for(folder: Path, pid: int, *patterns: str) -> None:
-    """Until there is such a file, or the process has ended."""
-    while is_alive(pid) and not any(True for pattern in patterns for _ in folder.rglob(pattern)):
+def saved(folder: Path) -> set[tuple[str, int]]:
+    """What there is to go on from, and since when."""
+    found = set()
+    for path in [*folder.rglob("*.pt"), *folder.rglob("*.partial")]:
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def wait_until_it_writes(folder: Path, pid: int) -> None:
+    while is_alive(pid) and not [*folder.rglob("*.pt.*.tmp"), *folder.rglob("*.partial.*.tmp")]:
         pass
 
 
 def disturb(processes: Processes, folder: Path, arguments: list[str], number: signal.Signals) -> list[int]:
     """Runs a command again and again until it was killed so often, then to its end: of three processes, one is killed at any moment,
-    one while it is at work, and one at the instant of writing what it has."""
+    one some time after it has saved something, and one, after that, at the instant of writing."""
     source, codes = random.Random(int(number)), list[int]()
     while len(codes) < KILLS:
+        before = saved(folder)
         pid = processes.start(folder, *arguments)
-        if len(codes) % 3 > 0:
-            wait_for(folder, pid, "lock", "*.lock")
-        time.sleep(source.uniform(0, 0.2))
+        while len(codes) % 3 > 0 and is_alive(pid) and saved(folder) == before:
+            time.sleep(0.001)
+        time.sleep(source.uniform(0, 0.06 if len(codes) % 3 else 0.6))
         if len(codes) % 3 == 2:
-            wait_for(folder, pid, "*.pt.*.tmp", "*.partial.*.tmp")
+            wait_until_it_writes(folder, pid)
         send(pid, number)
         codes.append(processes.wait())
         assert codes[-1] != 0, "it ended before it was killed often enough"
-        for lock in [*folder.rglob("lock"), *folder.rglob("*.lock")]:
-            lock.unlink()  # left by a process that was killed; it would hold nobody up, but is looked for here
     assert processes.run(folder, *arguments) == 0
     return codes
 

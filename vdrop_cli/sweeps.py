@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import interruption
@@ -47,7 +47,7 @@ class Job:
 
     def __call__(self, config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        self.composed, self.outcome = True, Outcome(list(hydra_config.overrides.task))
+        self.composed, self.outcome = True, Outcome(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # type: ignore[arg-type]
         sweeping = hydra_config.mode is RunMode.MULTIRUN
         if sweeping:
             self.note(hydra_config.job.num)
