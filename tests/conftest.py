@@ -82,7 +82,7 @@ def own_library() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def not_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal that one test sent is not left to the next."""
-    monkeypatch.setattr(interruption, "received", None)
+    monkeypatch.setattr(interruption, "received", [])
     monkeypatch.setattr(interruption, "interrupted", False)
 
 

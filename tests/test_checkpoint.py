@@ -81,6 +81,17 @@ def test_a_run_is_reported_from_its_last_epoch_or_with_early_stopping_from_its_b
         assert checkpoint.find(str(folder)) == checkpoint.path_of(folder, expected)
 
 
+def test_of_a_run_whose_newest_is_damaged_the_one_before_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for epoch in (1, 2):
+        checkpoint.save(at_epoch(epoch), tmp_path)
+    checkpoint.path_of(tmp_path, 2).write_bytes(b"damaged")
+    assert checkpoint.find(str(tmp_path)) == checkpoint.path_of(tmp_path, 1)
+    assert "checkpoint-0002.pt is damaged" in capsys.readouterr().err
+    checkpoint.path_of(tmp_path, 1).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="holds no checkpoint that can be used; train again with force=true"):
+        checkpoint.find(str(tmp_path))
+
+
 def test_checkpoints_within_an_epoch_lie_between_those_of_its_ends(tmp_path: Path) -> None:
     for epoch, chunk in ((1, 0), (1, 7), (1, 10), (2, 0), (2, 100_000)):
         checkpoint.save(replace(at_epoch(epoch), chunk=chunk), tmp_path)

@@ -1,5 +1,6 @@
 """Files that are whole or not there, checksums, and locks; real full disks and real processes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -62,10 +63,28 @@ def test_what_is_changed_is_damaged(tmp_path: Path) -> None:
 
 
 def test_unfinished_files_are_taken_away_by_name(tmp_path: Path) -> None:
-    for name in ("a.pt.12.tmp", "b.pt.12.tmp", "a.pt"):
+    others = ["a-2.json.12.tmp", "a.json", "a.json.tmp", "b.json.12.tmp", "ba.json.12.tmp"]
+    for name in ["a.json.12.tmp", "a.partial.345.tmp", *others]:
         (tmp_path / name).touch()
-    files.remove_unfinished(tmp_path, "a")
-    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt.12.tmp"]
+    files.remove_unfinished(tmp_path, r"a\.(json|partial)")
+    assert sorted(os.listdir(tmp_path)) == others
+
+
+def test_the_advice_fits_the_reason() -> None:
+    for number, advice in ((errno.ENOSPC, "make room"), (errno.EIO, "mend the disk"), (errno.EROFS, "that you may write to")):
+        assert advice in str(files.failed(Path("a"), OSError(number, "x")))
+    assert "make room" not in str(files.failed(Path("a"), OSError(errno.EACCES, "x")))
+
+
+def test_a_lock_holds_where_the_disk_is_too_full_to_say_whose_it_is(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal; from pathlib import Path; from vdrop_cli.files import Lock\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with Lock(Path('lock'), 'x'):\n    Lock(Path('lock'), 'x').__enter__()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "ConfigError: x is in use by another process; wait for it" in ran.stderr and os.listdir(tmp_path) == []
 
 
 HOLD = """

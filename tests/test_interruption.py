@@ -85,18 +85,41 @@ def test_who_listened_before_is_told_when_the_run_has_stopped() -> None:
     process.send_signal(signal.SIGUSR2)
     out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (128 + signal.SIGUSR2, "requeued\n")
-    assert "vdrop: stopped by SIGUSR2" in said
+    assert "stopping after this step" in said
+
+
+def test_of_two_signals_both_who_listened_are_told() -> None:
+    """SLURM sends SIGTERM; the one that requeues may come just after it."""
+    process = start("import signal; signal.signal(signal.SIGUSR2, lambda *_: print('requeued', flush=True))", step=0.5)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) in ((128 + number, "requeued\n") for number in (signal.SIGTERM, signal.SIGUSR2))
+
+
+def test_a_process_of_a_pool_outlives_signals_between_its_jobs_and_looks_for_the_file(tmp_path: Path) -> None:
+    process = start(f"from pathlib import Path; interruption.join_pool(Path('{tmp_path}/stop'))")
+    (tmp_path / "stop").touch()
+    assert process.communicate(timeout=60)[0] == "stopped by SIGTERM\n" and process.returncode == 128 + signal.SIGTERM
+    process = start(f"from pathlib import Path; interruption.join_pool(Path('{tmp_path}/other')); time.sleep(0); CHECK = 0", step=0.01)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert process.communicate(timeout=60)[0] == "stopped by SIGTERM\n"
 
 
 def test_a_process_that_was_asked_to_stop_begins_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
     interruption.check()
-    monkeypatch.setattr(interruption, "received", signal.SIGTERM)
+    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         interruption.check()
 
 
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in interruption.SIGNALS]
-    with interruption.listening(), interruption.listening():
-        assert signal.getsignal(signal.SIGTERM) is interruption.note
+    with interruption.listening():
+        during = [signal.getsignal(number) for number in interruption.SIGNALS]
+        with interruption.listening():
+            assert [signal.getsignal(number) for number in interruption.SIGNALS] == during != before
+        assert [signal.getsignal(number) for number in interruption.SIGNALS] == during
     assert [signal.getsignal(number) for number in interruption.SIGNALS] == before

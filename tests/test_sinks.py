@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vdrop_cli import sinks
-from vdrop_cli.sinks import Epoch, JsonLines, Progress, Record, Result, Start, Step, TensorBoard, duration, flat, ppl, read_log
+from vdrop_cli.config import RunError
+from vdrop_cli.sinks import Epoch, JsonLines, Progress, Record, Result, Saving, Start, Step, TensorBoard, duration, flat, ppl, read_log
 
 
 def step(number: int) -> Step:
@@ -63,6 +64,26 @@ def test_tensorboard_gets_every_step_the_epochs_and_the_settings_with_the_result
     assert [scalar.step for scalar in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
     assert events.Scalars("result/test_ppl")[0].value == pytest.approx(9.0)
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_what_was_told_before_a_checkpoint_is_on_disk_by_then(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(tmp_path, {}, step=0) as board, JsonLines(tmp_path, every=1, epochs=0, step=0) as log:
+        for record in (*map(step, range(1, 7)), Saving()):
+            board(record)
+            log(record)
+        assert len(EventAccumulator(str(tmp_path)).Reload().Scalars("step/loss")) == 6
+        assert len(read_log(tmp_path / "log.jsonl")) == 6
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path, every=1, epochs=0, step=0)
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(RunError, match=r"log\.jsonl cannot be written"):
+        log.__enter__()
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
     told = ended(start(tmp_path / "undisturbed", text, *LAUNCHER))
     assert f"vdrop: {JOBS} runs: {JOBS} done" in told
     disturbed = tmp_path / "disturbed"
-    sweep = start(disturbed, text, *LAUNCHER)
+    sweep = start(disturbed, text, *LAUNCHER, "force=true")
     wait_for_steps(disturbed, 1, 500)
     subprocess.run(["scontrol", "requeue", slurm_job(0)], check=True)  # as an administrator does: SIGTERM, then SIGKILL
     wait_for_steps(disturbed, 2, 1500)
@@ -82,5 +82,5 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
         folders = [next((tmp_path / name).rglob(f"*-s{seed}")) for name in ("undisturbed", "disturbed")]
         assert of_training(folders[0]) == of_training(folders[1])
     assert [len(starts(disturbed, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
-    assert starts(disturbed, 1)[1] >= 500 and starts(disturbed, 2)[1] >= 1500, "nothing that was done was lost"
+    assert starts(disturbed, 1)[1] >= 500 and starts(disturbed, 2)[1] >= 1500, "nothing was lost, and force=true counts once"
     assert f"vdrop: {JOBS} runs: {JOBS} was done" in ended(start(disturbed, text, *LAUNCHER))

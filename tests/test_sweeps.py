@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from tests.conftest import TINY, Vdrop
 from tests.test_survival import of_training
 from vdrop_cli.sinks import read_log
-from vdrop_cli.sweeps import Outcome, out_of_memory, summary
+from vdrop_cli.sweeps import Outcome, out_of_memory, starts_over, summary
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SWEEP = [*TINY, "model.hidden_size=16", "schedule.epochs=3", "log_every=1", "seed=1,2,3"]
@@ -56,7 +57,7 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: 
     command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *long]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as sweep:
         until = time.monotonic() + 120
-        while sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2 and time.monotonic() < until:
+        while sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2 and time.monotonic() < until and sweep.poll() is None:
             time.sleep(0.1)
         sweep.send_signal(signal.SIGTERM)
         assert sweep.stderr is not None
@@ -100,6 +101,36 @@ def test_the_summary_names_what_differs() -> None:
         "  failed: seed=3: the loss is nan",
         "  not begun: seed=4: the sweep was stopped",
     ]
+
+
+def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(text: list[str], tmp_path: Path) -> None:
+    """A process that may write no files of more than 200 bytes, which all outcomes have."""
+    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    (tmp_path / "sweep").mkdir()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+
+    (tmp_path / "sweep" / "multirun.yaml").symlink_to("/dev/null")  # Hydra's own
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
+    assert "sweep/0.json cannot be written (File too large)" in ran.stderr and "config.yaml cannot be written" in ran.stderr
+    assert "sweep/summary.json cannot be written" in ran.stderr and "vdrop: 2 runs: 2 " in ran.stderr
+
+
+def test_outcomes_of_an_earlier_sweep_in_the_same_folder_are_not_taken_for_its_own(vdrop: Vdrop, text: list[str]) -> None:
+    for _ in range(2):
+        ran = vdrop("train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=sweep", "force=true")
+        assert ran.returncode == 0 and "vdrop: 2 runs: 2 done" in ran.stderr
+
+
+@pytest.mark.parametrize(("override", "does"), [("force=true", True), ("++force=1", True), ("+force=x", True), ("enforce=1", False)])
+def test_what_starts_over_is_not_to_be_given_again(override: str, does: bool) -> None:
+    assert starts_over(override) == does
+    told = summary([Outcome([override], "done"), Outcome([override], "failed", 1, "why")])
+    assert ("again without force=… skips" in told) == does
 
 
 @pytest.mark.parametrize(

@@ -112,13 +112,14 @@ def find(named: str) -> Path:
     path = Path(named)
     if not path.is_dir():
         return path
-    there = all_in(path)
-    if not there:
+    if not all_in(path):
         raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
-    last = load(there[0])
+    last = newest(path)
+    if last is None:
+        raise ConfigError(f"checkpoint={named} holds no checkpoint that can be used; train again with force=true")
     # Early stopping reports the best epoch on validation; otherwise it is the last one, as in the paper.
     best = last.train.schedule.patience is not None and last.best_epoch > 0
-    return path_of(path, last.best_epoch) if best else there[0]
+    return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.chunk)
 
 
 def run_folder(settings: Train, fingerprint: str) -> Path:

@@ -3,15 +3,17 @@
 torch is imported where tensors are, so that commands without any are quick.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import sys
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from vdrop_cli.config import ConfigError, RunError
 
@@ -40,14 +42,17 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
         raise failed(path, error) from None
 
 
-def remove_unfinished(folder: Path, name: str = "") -> None:
-    """Takes away what processes left that were killed while they wrote, of files whose names begin so."""
-    for left in folder.glob(f"{name}*.tmp"):
-        left.unlink(missing_ok=True)
+def remove_unfinished(folder: Path, names: str) -> None:
+    """Takes away what processes left that were killed while they wrote, of files whose whole names fit the regular expression."""
+    for left in folder.glob("*.tmp"):
+        if re.fullmatch(rf"(?:{names})\.\d+\.tmp", left.name):
+            left.unlink(missing_ok=True)
 
 
 def failed(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path} cannot be written ({error.strerror}); make room, or mend the disk")
+    forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    advice = "work in a folder that you may write to" if forbidden else "make room, or mend the disk"
+    return RunError(f"{path} cannot be written ({error.strerror}); {advice}")
 
 
 def flush_folder(folder: Path) -> None:
@@ -117,33 +122,34 @@ class Lock:
     def __enter__(self) -> Self:
         while True:
             try:
-                self.file: IO[str] = self.path.open("a+")
+                self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise failed(self.path, error) from None
             if self.taken() and self.is_in_place():
                 break
-            self.file.close()  # its holder took it away in between
-        self.file.seek(0)
-        self.file.truncate()
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self.file.flush()
+            os.close(self.handle)  # its holder took it away in between
+        with suppress(OSError):  # who holds it is only for people to read; a full disk tells at the next file
+            os.ftruncate(self.handle, 0)
+            os.pwrite(self.handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
-        self.file.close()
+        os.close(self.handle)
 
     def taken(self) -> bool:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.file.seek(0)
-            holder = self.file.readline().strip() or "another process"
-            self.file.close()
+            holder = os.pread(self.handle, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(self.handle)
             raise ConfigError(f"{self.what} is in use by {holder}; wait for it, or stop it and give the same command again") from None
         except OSError as error:
             print(f"vdrop: {self.path} cannot be locked ({error.strerror}); see to it that no other process works there", file=sys.stderr)
         return True
 
     def is_in_place(self) -> bool:
-        return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self.file.fileno()))
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self.handle))
+        except FileNotFoundError:
+            return False

@@ -1,12 +1,12 @@
 """Signals that ask a run to stop set a flag, at which its loops look after every step; then it saves what it has, and stops."""
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -27,61 +27,80 @@ class Interrupted(Exception):
         return f"stopped by {self.number.name}{f', {self.told}' if self.told else ''}"
 
 
-received: signal.Signals | None = None  # a process that was asked to stop begins nothing new
+received: list[signal.Signals] = []  # each once; a process that was asked to stop begins nothing new
 interrupted = False  # by Ctrl-C
+listens = False
+stop_file: Path | None = None  # of a pool of processes: where it lies, they are asked to stop
 
 
 def note(number: int, frame: FrameType | None) -> None:
-    global received, interrupted
+    global interrupted
     if interrupted and number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    if received is None:
+    if not received:
         os.write(2, b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not saved\n")
-    received, interrupted = received or signal.Signals(number), interrupted or number == signal.SIGINT
+    if number not in received:
+        received.append(signal.Signals(number))
+    interrupted = interrupted or number == signal.SIGINT
 
 
-def pass_on(number: int, frame: FrameType | None) -> None:
-    note(number, frame)
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGTERM)
+def join_pool(stop: Path) -> None:
+    """For a process of a pool, which no signal is to kill, as the whole pool would die with it: it listens from now on, and looks
+    whether the file `stop` is there."""
+    global listens, stop_file
+    listens, stop_file = True, stop
+    hear(note)
+
+
+def hear(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script, which Ctrl-C is not for
+            signal.signal(number, handler)
 
 
 def asked() -> bool:
-    return received is not None
+    if not received and stop_file is not None and stop_file.exists():
+        received.append(signal.SIGTERM)
+    return bool(received)
 
 
 def check() -> None:
     """Raises Interrupted where this process was asked to stop."""
-    if received is not None:
-        raise Interrupted(received)
+    if asked():
+        raise Interrupted(received[0])
 
 
 @contextmanager
-def listening(handler: Callable[[int, FrameType | None], None] = note) -> Iterator[None]:
-    """While it lasts, signals only set the flag; a second Ctrl-C ends the process at once. With `pass_on`, processes that this one
-    has started are asked to stop too.
+def listening(then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """While it lasts, signals only set the flag, and do `then`; a second Ctrl-C ends the process at once.
 
     Who listened to a signal before, as SLURM's submitit does to requeue its job, is told when the run has saved and stopped; the
     process then ends, as nothing is to come after.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    if threading.current_thread() is not threading.main_thread() or {note, pass_on} & set(before.values()):
+    global listens
+    if listens or threading.current_thread() is not threading.main_thread():
         yield
         return
-    for number, theirs in before.items():
-        if theirs is not signal.SIG_IGN:  # as in the background of a script, which Ctrl-C is not for
-            signal.signal(number, handler)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        note(number, frame)
+        then()
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    listens = True
+    hear(handler)
     try:
         yield
     except Interrupted as stop:
-        theirs = before[stop.number]
-        if not callable(theirs) or theirs is signal.default_int_handler:
+        told = [(number, before[number]) for number in received]
+        asking = [(number, who) for number, who in told if callable(who) and who is not signal.default_int_handler]
+        if not asking:
             raise
-        print(f"vdrop: {stop}", file=sys.stderr, flush=True)
-        theirs(stop.number, None)
+        for number, listener in asking:
+            listener(number, None)
         sys.exit(stop.exit_code)
     finally:
+        listens = False
         for number, theirs in before.items():
             signal.signal(number, theirs if theirs is not None else signal.SIG_DFL)

@@ -138,7 +138,10 @@ class JsonLines:
         files.replace(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
-        self.file = self.path.open("a")
+        try:
+            self.file = self.path.open("a")
+        except OSError as error:
+            raise files.failed(self.path, error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -201,6 +204,8 @@ class TensorBoard:
                     self.writer.add_scalar(f"{record.kind}/{name}", value, record.step)
         if isinstance(record, Step):
             self.writer.add_scalar("step/ppl", ppl(record.loss), record.step)
+        if isinstance(record, Saving):
+            self.writer.flush()
         if isinstance(record, Result):
             from torch.utils.tensorboard.summary import hparams
 

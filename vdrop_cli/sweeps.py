@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import os
+import re
 import shlex
 import shutil
 import sys
 import traceback
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import interruption
-from vdrop_cli.config import ROOTS, ConfigError, RunError, parse, register
+from vdrop_cli import files, interruption, launchers
+from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
 from vdrop_cli.explain import explain
 
 
@@ -34,6 +36,12 @@ class Outcome:
 
 RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
 GOOD = ("done", "resumed", "was done")
+STOPPED = "the sweep was stopped"
+STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
+
+
+def starts_over(override: str) -> bool:
+    return re.fullmatch(r"\+{0,2}force=.*", override) is not None
 
 
 @dataclass
@@ -43,32 +51,44 @@ class Job:
     command: str
     composed: bool = False
     outcome: Outcome = field(default_factory=lambda: Outcome([]))
-    folder: str | None = None  # of the sweep, where outcomes are written
+    folder: Path | None = None  # of the sweep, where outcomes are written
+    pool_of: int | None = None  # the process in whose pool it is called
 
     def __call__(self, config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         self.composed, self.outcome = True, Outcome(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # type: ignore[arg-type]
-        sweeping = hydra_config.mode is RunMode.MULTIRUN
-        if sweeping:
-            self.note(hydra_config.job.num)
-        self.perform(config, sweeping)
-        if sweeping:
-            self.note(hydra_config.job.num)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            assert self.folder is not None
+            if self.pool_of not in (None, os.getpid()):
+                interruption.join_pool(self.folder / STOP)
+            self.perform(config, outcome_path(self.folder, hydra_config.job.num))
+        else:
+            self.perform(config, None)
 
-    def perform(self, config: DictConfig, sweeping: bool) -> None:
-        outcome = self.outcome
+    def perform(self, config: DictConfig, path: Path | None) -> None:
+        """Runs it, and writes what becomes of it."""
+        outcome, begun_before = self.outcome, path is not None and path.exists()
+        write(outcome, path)
         try:
             register()
             settings: object = parse(config, ROOTS[self.command])
+            if begun_before and isinstance(settings, Train):  # as of a job that SLURM has requeued
+                settings = replace(settings, force=False)
             run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
             with interruption.listening() if self.command in RESUMES else nullcontext():
-                interruption.check()
-                outcome.status = run(settings) or "done"
+                try:
+                    interruption.check()
+                    outcome.status = run(settings) or "done"
+                except interruption.Interrupted as stop:
+                    outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
+                    if stop.told:
+                        again = shlex.join(override for override in outcome.overrides if not starts_over(override))
+                        outcome.reason += f"; go on with: vdrop {self.command} {again}"
+                    tell(outcome)
+                    write(outcome, path)  # now, as this process may end before the next line
+                    raise
+        except interruption.Interrupted:
             return
-        except interruption.Interrupted as stop:
-            outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
-            if stop.told:
-                outcome.reason += f"; go on with: vdrop {self.command} {shlex.join(o for o in outcome.overrides if o != 'force=true')}"
         except (ConfigError, OmegaConfBaseException) as error:
             outcome.status, outcome.code, outcome.reason = "failed", 2, explain(error, self.command)
         except RunError as error:
@@ -76,21 +96,33 @@ class Job:
         except Exception as error:
             outcome.status, outcome.code = "failed", 1
             memory = out_of_memory(error)
-            if not (sweeping or memory):
+            if not (path or memory):
                 raise
             outcome.reason = memory or f"{type(error).__name__}: {error}"
             if not memory:
                 traceback.print_exc()
-        outcome.reason = " ".join(outcome.reason.split())  # one line, whatever was typed
-        print(f"vdrop: {outcome.reason}", file=sys.stderr, flush=True)
+        if outcome.reason:
+            tell(outcome)
+        write(outcome, path)
 
-    def note(self, number: int) -> None:
-        assert self.folder is not None
-        path = Path(self.folder) / f"{number}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(asdict(self.outcome), indent=1) + "\n")
-        beside.replace(path)
+
+def tell(outcome: Outcome) -> None:
+    outcome.reason = " ".join(outcome.reason.split())  # one line, whatever was typed
+    print(f"vdrop: {outcome.reason}", file=sys.stderr, flush=True)
+
+
+def outcome_path(folder: Path, number: int) -> Path:
+    return folder / f"{number}.json"
+
+
+def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
+    """Where there is a path. That it cannot be written is no reason not to run."""
+    if path is not None:
+        plain = asdict(outcome) if isinstance(outcome, Outcome) else [asdict(one) for one in outcome]
+        try:
+            files.replace(path, (json.dumps(plain, indent=1) + "\n").encode())
+        except RunError as error:
+            print(f"vdrop: {error}", file=sys.stderr, flush=True)
 
 
 def out_of_memory(error: Exception) -> str:
@@ -109,12 +141,19 @@ class Sweeper:
 
     hydra: Any
     folder: Path
-    others_work: bool  # whether jobs run in processes that this one starts
+    launcher: str  # its class
 
     def sweep(self, arguments: list[str]) -> None:
-        broke = ""
+        broke, lost = "", list[str]()
+        for old in (*self.folder.glob("*.json"), self.folder / STOP):  # where hydra.sweep.dir names the folder of an earlier one
+            old.unlink(missing_ok=True)
         try:
-            with interruption.listening(interruption.pass_on) if self.others_work else nullcontext():
+            with ExitStack() as stack:
+                if "joblib" in self.launcher:
+                    stack.enter_context(interruption.listening(self.stop))
+                    self.hydra.launcher.launch = launchers.outliving(self.hydra.launcher.launch, lambda number: self.outcome(number).status)
+                if "submitit" in self.launcher:
+                    lost = stack.enter_context(launchers.waiting_for_all())
                 self.hydra.sweep(arguments)
         except Exception as error:
             if not any(self.folder.glob("*.json")) and not (self.folder / ".submitit").exists():  # nothing begun, nothing left behind
@@ -125,33 +164,40 @@ class Sweeper:
                 raise
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         except BaseException:
-            self.summarise("")
+            goes_on = "it is no longer waited for, and goes on where it runs"
+            self.summarise(goes_on if "submitit" in self.launcher else STOPPED, lost)
             raise
-        code = self.summarise(broke)
+        code = self.summarise(broke, lost)
+        if interruption.received:
+            code = 128 + interruption.received[0]
         if code:
             sys.exit(code)
 
-    def outcomes(self) -> list[Outcome]:
-        """Of every job, those that did not begin too."""
-        jobs = [list(overrides) for batch in self.hydra.overrides or [] for overrides in batch]
-        found = []
-        for number, overrides in enumerate(jobs):
-            path = self.folder / f"{number}.json"
-            found.append(Outcome(**json.loads(path.read_text())) if path.exists() else Outcome(overrides, "not begun"))
-        return found
+    def stop(self) -> None:
+        """Asks the processes of the pool to stop."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / STOP).touch()
 
-    def summarise(self, broke: str) -> int:
-        """Prints and writes what became of the jobs; returns the exit code of the sweep."""
-        outcomes = self.outcomes()
-        for outcome in outcomes:
+    def outcome(self, number: int) -> Outcome:
+        path = outcome_path(self.folder, number)
+        return Outcome(**json.loads(path.read_text())) if path.exists() else Outcome([], "not begun")
+
+    def summarise(self, broke: str, lost: list[str]) -> int:
+        """Prints and writes what became of the jobs, those that did not begin too; returns the worst of their codes.
+
+        `broke` is what ended the sweep; `lost` how jobs were lost, by number.
+        """
+        jobs = [list(overrides) for batch in self.hydra.overrides or [] for overrides in batch]
+        outcomes = [replace(self.outcome(number), overrides=overrides) for number, overrides in enumerate(jobs)]
+        for number, outcome in enumerate(outcomes):
             if outcome.status not in GOOD and not outcome.code:
+                unknown = "its process was killed" if outcome.status == "begun" else "what became of it could not be written; see above"
                 outcome.code = 1
-                outcome.reason = broke or {"begun": "its process ended without a word, or goes on elsewhere"}.get(
-                    outcome.status, "the sweep was stopped"
-                )
-        (self.folder / "summary.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+                outcome.reason = "".join(lost[number : number + 1]) or broke or (STOPPED if interruption.asked() else unknown)
         if len(outcomes) > 1:
             print(summary(outcomes), file=sys.stderr)
+        write(outcomes, self.folder / "summary.json")
         return max((outcome.code for outcome in outcomes), default=0)
 
 
@@ -166,17 +212,20 @@ def summary(outcomes: list[Outcome]) -> str:
             name = " ".join(override for override in outcome.overrides if override not in shared)
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
     if len(lines) > 1:
-        lines.append("  the same command again skips what is done and goes on with the rest")
+        without = " without force=…" if any(starts_over(override) for override in shared) else ""
+        lines.append(f"  the same command again{without} skips what is done and goes on with the rest")
     return "\n".join(lines)
 
 
 def sweeper(*, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Sweeper:
     assert isinstance(task_function, Job)
     folder = Path(config.hydra.sweep.dir).absolute()
-    task_function.folder = str(folder)  # before the launcher takes a copy of it along
+    launcher = config.hydra.launcher._target_
+    task_function.folder = folder  # before the launcher takes a copy of it along
+    task_function.pool_of = os.getpid() if "joblib" in launcher else None
     plugins = Plugins.instance()
     theirs = Plugins.instantiate_sweeper(plugins, hydra_context=hydra_context, task_function=task_function, config=config)
-    return Sweeper(theirs, folder, "joblib" in config.hydra.launcher._target_)
+    return Sweeper(theirs, folder, launcher)
 
 
 def take_over() -> None:

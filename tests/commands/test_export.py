@@ -31,6 +31,21 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
         assert restore(json.loads(told["config"])) == held.train and told["epoch"] == "1"
 
 
+def test_what_cannot_be_its_file_is_told_before_anything_is_written(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text))
+    (path,) = Path().rglob("checkpoint-0001.pt")
+    before = path.read_bytes()
+    for file in ("''", ".", "/", "..", str(path.parent), "nowhere/a.safetensors"):
+        with pytest.raises(ConfigError, match="file must name a file in a folder that is there"):
+            export.run(settings(f"checkpoint={path}", f"file={file}", command="export"))
+    with pytest.raises(ConfigError, match="another one than the checkpoint"):
+        export.run(settings(f"checkpoint={path.parent}", f"file={path}", command="export"))
+    assert path.read_bytes() == before
+
+
 def test_without_a_checkpoint_it_says_so() -> None:
     with pytest.raises(ConfigError, match="checkpoint must be"):
         settings(command="export")

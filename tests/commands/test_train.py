@@ -14,6 +14,7 @@ from vdrop_cli import checkpoint, corpora, interruption
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import ConfigError, RunError, Train
+from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
@@ -61,8 +62,8 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(cell: str, policy: str, te
             for record in train.records(start(settings(*overrides, there))):
                 first.append(record)
                 if isinstance(record, Step) and record.step == stop:
-                    monkeypatch.setattr(interruption, "received", signal.SIGTERM)
-        monkeypatch.setattr(interruption, "received", None)
+                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
+        monkeypatch.setattr(interruption, "received", [])
         run = start(settings(*overrides, there))
         assert run.step == stop
         told = [timeless(r) for r in (*first, *train.records(run)) if not isinstance(r, Start | Saving)]
@@ -102,7 +103,7 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
         with interruption.listening():
             train.run(config)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
-    monkeypatch.setattr(interruption, "received", None)
+    monkeypatch.setattr(interruption, "received", [])
     assert train.run(config) == "resumed"
     log = read_log(next(Path().rglob("log.jsonl")))
     steps = [record["step"] for record in log if record["kind"] == "step"]
@@ -124,6 +125,27 @@ def test_force_starts_over(text: list[str], capsys: pytest.CaptureFixture[str]) 
     train.run(settings(*TINY, *text, "force=true"))
     assert json.loads((folder / "result.json").read_text())["test_ppl"] > 2
     assert [record["epoch"] for record in read_log(folder / "log.jsonl") if record["kind"] == "start"] == [0]
+
+
+def test_a_run_that_is_evaluated_is_not_started_over(text: list[str]) -> None:
+    train.run(settings(*TINY, *text))
+    folder = next(Path().rglob("result.json")).parent
+    held = sorted(folder.iterdir())
+    with Lock(folder / "eval-0001-standard.lock", "it"), pytest.raises(ConfigError, match=r"eval-0001-standard\.json is in use by process"):
+        train.run(settings(*TINY, *text, "force=true"))
+    assert sorted(folder.iterdir()) == held
+
+
+def test_a_best_checkpoint_that_is_damaged_is_told_before_more_epochs_are_trained(text: list[str]) -> None:
+    config = settings(*TINY, *text, "backend=fused", "dropout=none", "schedule.epochs=3", "schedule.lr=8", "schedule.clip=inf")
+    train.run(config)
+    folder = next(Path().rglob("result.json")).parent
+    best = json.loads((folder / "result.json").read_text())["epoch"]
+    assert best < 3
+    (folder / "result.json").unlink()
+    checkpoint.path_of(folder, best).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=rf"checkpoint-000{best}\.pt holds the best epoch so far, .* start over with force=true"):
+        train.run(config)
 
 
 def test_the_result_can_be_had_again_from_the_checkpoint(text: list[str]) -> None:

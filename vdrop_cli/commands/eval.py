@@ -1,6 +1,7 @@
 """`vdrop eval`: what a checkpoint's model is worth. Everything but its corpus is in the checkpoint."""
 
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -51,7 +52,7 @@ def run(settings: Eval) -> str:
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     with Lock(target.with_suffix(".lock"), str(target)):
-        files.remove_unfinished(target.parent, target.stem)
+        files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on to the last bit

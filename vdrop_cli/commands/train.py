@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
 from vdrop_cli.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result,
 from vdrop_cli.tasks import LanguageModelling
 
 LOCK = "lock"  # in the run folder, while a process is at work there
+OURS = r"config\.yaml|log\.jsonl|result\.json|checkpoint-[\d-]+\.pt"  # what training writes into it, TensorBoard's events aside
 
 
 class Diverged(RunError):
@@ -51,6 +53,8 @@ class Run:
             theirs = (found.train.identity(found.corpus), found.train.seed)
             if theirs != (settings.identity(task.corpus.fingerprint), settings.seed):
                 raise ConfigError(f"{folder} holds a checkpoint of other settings; start over with force=true")
+            if settings.schedule.patience is not None and found.best_epoch > 0:
+                self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
             self.model.load_state_dict(found.model)
             self.epoch, self.chunk, self.losses = found.epoch, found.chunk, found.losses
             self.seconds, self.epoch_seconds = found.seconds, found.epoch_seconds
@@ -153,12 +157,20 @@ class Run:
     def described(self) -> dict[str, Any]:
         return environment.describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
+    def best_weights(self, epoch: int) -> dict[str, Tensor]:
+        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged."""
+        path = checkpoint.path_of(self.folder, epoch)
+        try:
+            return checkpoint.load(path).model
+        except ConfigError:
+            raise ConfigError(f"{path} holds the best epoch so far, and cannot be used; start over with force=true") from None
+
     def result(self) -> Result:
         """The perplexities of the epoch that is reported."""
         patient = self.settings.schedule.patience is not None
         epoch = self.best_epoch if patient else self.epoch
         if epoch != self.epoch:
-            self.model.load_state_dict(checkpoint.load(checkpoint.path_of(self.folder, epoch)).model)
+            self.model.load_state_dict(self.best_weights(epoch))
         train_ppl = evaluate.train_perplexity(self.model, self.task)
         return Result(epoch, self.epoch, train_ppl, **evaluate.standard(self.model, self.task), seconds=self.seconds)
 
@@ -201,7 +213,10 @@ def prepare(folder: Path, settings: Train) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Takes an earlier run out of its folder."""
+    """Takes an earlier run out of its folder. Raises ConfigError while it is evaluated."""
+    for held in folder.glob("*.lock"):
+        with Lock(held, str(held.with_suffix(".json"))):
+            pass
     for path in folder.iterdir():
         if path.name != LOCK:
             path.unlink() if path.is_file() else shutil.rmtree(path)
@@ -224,7 +239,7 @@ def run(settings: Train) -> str:
     with Lock(folder / LOCK, str(folder)):
         if settings.force:
             clear(folder)
-        files.remove_unfinished(folder)
+        files.remove_unfinished(folder, OURS)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
         speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {chosen}, {precision}"

@@ -1,0 +1,133 @@
+"""Sweeps whose processes are killed or preempted, with the launchers that run several; real processes, each of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+from hydra.core.utils import JobReturn
+
+from tests.conftest import TINY
+from vdrop_cli import interruption
+from vdrop_cli.launchers import outliving
+from vdrop_cli.sinks import read_log
+
+SWEEP = [*TINY, "model.hidden_size=16", "log_every=1", "schedule.epochs=30", "force=true"]
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"]
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *SWEEP, *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(sweep: "subprocess.Popen[str]", folder: Path, steps: int, *seeds: int) -> list[int]:
+    """Until the runs of those seeds have made so many; the processes that run them."""
+    pids = dict[int, int]()
+    until = time.monotonic() + 120
+    while len(pids) < len(seeds):
+        assert sweep.poll() is None and time.monotonic() < until, sweep.stderr and sweep.stderr.read()
+        for seed in seeds:
+            for run in folder.rglob(f"*-s{seed}"):
+                if len(read_log(run / "log.jsonl")) > steps and (run / "lock").exists():
+                    pids[seed] = int((run / "lock").read_text().split()[1])
+        time.sleep(0.05)
+    return [pids[seed] for seed in seeds]
+
+
+def starts(folder: Path, seed: int) -> list[int]:
+    (log,) = folder.rglob(f"*-s{seed}/log.jsonl")
+    return [record["step"] for record in read_log(log) if record["kind"] == "start"]
+
+
+def ended(sweep: "subprocess.Popen[str]") -> str:
+    return sweep.communicate(timeout=240)[1]
+
+
+def test_a_killed_process_of_a_pool_takes_no_run_along(text: list[str], tmp_path: Path) -> None:
+    """As when memory is short. `force=true` does not start over what has begun in this sweep."""
+    sweep = start(tmp_path, *text, *JOBLIB, "checkpoint.minutes=0.001", "seed=1,2,3")
+    (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
+    os.kill(pid, signal.SIGKILL)
+    told = ended(sweep)
+    assert sweep.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in told, told
+    assert "which ended its pool; 2 runs go on one after the other" in told
+    for seed, parts in ((1, 2), (2, 2), (3, 1)):
+        assert len(starts(tmp_path, seed)) == parts
+    assert starts(tmp_path, 1)[1] > 50, "nothing that was saved was lost"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
+    number: signal.Signals, text: list[str], tmp_path: Path
+) -> None:
+    """Those of its processes, too, that get the signal themselves, as all do in a terminal."""
+    sweep = start(tmp_path, *text, *JOBLIB, "seed=1,2,3")
+    workers = wait_for_steps(sweep, tmp_path, 50, 1, 2)
+    for pid in (*workers, sweep.pid):
+        os.kill(pid, number)
+    told = ended(sweep)
+    assert sweep.returncode == 128 + number and "vdrop: 3 runs: " in told, told
+    assert "3 interrupted" in told and "force=true" not in told.partition("go on with: vdrop train")[2].splitlines()[0]
+    assert "the same command again without force=… skips what is done" in told
+
+
+def test_of_local_jobs_one_that_is_lost_is_told_and_the_others_are_waited_for(text: list[str], tmp_path: Path) -> None:
+    sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
+    (pid, _) = wait_for_steps(sweep, tmp_path, 50, 1, 2)
+    os.kill(pid, signal.SIGKILL)
+    told = ended(sweep)
+    assert sweep.returncode == 1 and "vdrop: 2 runs: 1 done, 1 begun" in told, told
+    assert "  begun: seed=1: its process was lost; see " in told
+
+
+def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces_only_once(text: list[str], tmp_path: Path) -> None:
+    sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
+    (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
+    os.kill(pid, signal.SIGSTOP)  # so that both are there when it looks
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGUSR2)
+    os.kill(pid, signal.SIGCONT)
+    told = ended(sweep)
+    assert sweep.returncode == 0 and "vdrop: 2 runs: 1 done, 1 resumed" in told, told
+    assert len(starts(tmp_path, 1)) == 2 and starts(tmp_path, 1)[1] >= 100
+
+
+def test_only_the_job_that_kills_its_process_every_time_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pool of two, whose second job is killed whenever it has begun."""
+    status = dict.fromkeys(range(5), "not begun")
+    launched: list[list[str]] = []
+
+    def launch(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        launched.append([job[0] for job in job_overrides])
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        for one, other in zip(numbers[::2], [*numbers[1::2], -1], strict=False):
+            status[one] = status[other] = "begun"
+            if 1 in (one, other):
+                raise BrokenProcessPool
+            status[one] = status[other] = "done"
+        return []
+
+    outliving(launch, status.__getitem__)([[name] for name in "abcde"], initial_job_idx=0)
+    assert launched == [["a", "b", "c", "d", "e"], ["a"], ["b"], ["c", "d", "e"]]
+    assert [status[number] for number in range(5)] == ["done", "begun", "done", "done", "done"]
+    assert "2 runs go on one after the other" in capsys.readouterr().err
+
+
+def test_a_pool_that_breaks_before_anything_has_begun_or_while_it_stops_is_not_tried_again() -> None:
+    def launch(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if job_overrides == [["stop"]]:
+            interruption.received.append(signal.SIGTERM)
+        raise BrokenProcessPool
+
+    for job, status in (("a", "not begun"), ("stop", "begun")):
+        with pytest.raises(BrokenProcessPool):
+            outliving(launch, {0: status}.__getitem__)([[job]], initial_job_idx=0)
+    assert outliving(launch, {0: "begun"}.__getitem__)([["a"]], initial_job_idx=0) == [], "nor is anything begun after that"
