@@ -53,7 +53,7 @@ def ended(sweep: "subprocess.Popen[str]") -> str:
 
 def test_a_killed_process_of_a_pool_takes_no_run_along(text: list[str], tmp_path: Path) -> None:
     """As when memory is short. `force=true` does not start over what has begun in this sweep."""
-    sweep = start(tmp_path, *text, *JOBLIB, "checkpoint.minutes=0.001", "seed=1,2,3")
+    sweep = start(tmp_path, *text, *JOBLIB, "checkpoint.minutes=0.005", "seed=1,2,3")
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGKILL)
     told = ended(sweep)
