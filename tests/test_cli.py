@@ -73,6 +73,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("train", "dropout.name=../../x"): "dropout.name must be letters, digits, _ . and -",
     ("train", "schedule.lr=1e42"): "schedule.lr must be above 0",
     ("data", "data.dir=x"): "needs a corpus to belong to; choose it too",
+    ("train", "published.row=x"): "published.… belongs to an experiment; choose one",
     ("eval", "checkpoint=file", "word_dropout=true"): "word_dropout must be false without mc_samples",
     ("compare",): "the following arguments are required: RUN",
     ("compare", "nowhere"): "nowhere is not a run folder",

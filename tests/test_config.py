@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from tests.conftest import TINY, settings
 from vdrop_cli.cli import CONF
 from vdrop_cli.commands import train
-from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Train, keys, plain, restore
+from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore
 from vdrop_cli.sinks import read_log
 
 YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -76,6 +77,51 @@ def test_model_and_dropout_alone_select_the_published_settings(size: str, dropou
     assert (m.layers, s.lr, m.cell) == (2, 1, Cell[cell])
 
 
+TABLE_1 = {  # as in the paper: valid, test, words a second; of MC rows the test alone
+    "none": ((121.1, 121.7, 5500), (128.3, 127.4, 2500)),
+    "moon": ((100.7, 97.0, 4800), (122.9, 118.7, 3000)),
+    "moon_word": ((88.9, 86.5, 4800), (88.8, 86.0, 3000)),
+    "zaremba": ((86.2, 82.7, 5500), (82.2, 78.4, 2500)),
+    "variational": ((81.8, 79.7, 4700), (77.3, 75.0, 2400)),
+    "variational_mc": ((None, 79.0, None), (None, 74.1, None)),
+    "untied": ((81.9, 79.7, 2700), (77.9, 75.2, 1600)),
+    "untied_mc": ((None, 78.6, None), (None, 73.4, None)),
+}
+BASE = {"untied": "variational_untied", "variational_mc": "variational", "untied_mc": "variational_untied"}
+
+
+@pytest.mark.parametrize("row", TABLE_1)
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_an_experiment_of_table_1_is_the_row_and_its_published_numbers(size: str, row: str) -> None:
+    c = settings(f"experiment=table1_{size}_{row}")
+    base = settings(f"model=lstm_{size}", f"dropout={BASE.get(row, row)}", "log_every=100")
+    assert c.published is not None and (c.published.mc_samples > 0) == row.endswith("_mc")
+    if size == "small":
+        medium = settings(f"experiment=table1_medium_{row}")
+        assert (c.task, replace(c.schedule, weight_decay=0)) == (medium.task, replace(medium.schedule, weight_decay=0))
+        assert (c.model, c.dropout) == (base.model, base.dropout) and c.published.row == medium.published.row
+        assert [c.published.test, c.published.valid] == [114.5 if row == "none" else None, None]
+    else:
+        assert replace(c, published=None) == base
+        found = (c.published.valid, c.published.test, c.published.words_per_second)
+        assert found == TABLE_1[row][("medium", "large").index(size)]
+        assert c.published.confirmed == (row in ("zaremba", "variational", "variational_mc", "untied", "untied_mc"))
+
+
+def test_what_was_published_beside_table_1_belongs_to_the_same_runs() -> None:
+    untied = settings("experiment=table1_large_untied")
+    found = {}
+    for row in ("untied_corrected", "untied_corrected_mc", "ensemble"):
+        c = settings(f"experiment=table1_large_{row}")
+        assert c.identity("f") == untied.identity("f")
+        found[row] = (c.published.valid, c.published.test, c.published.mc_samples > 0, c.published.members)
+    assert found == {
+        "untied_corrected": (77.457, 75.112, False, 1),
+        "untied_corrected_mc": (None, 73.319, True, 1),
+        "ensemble": (None, 68.7, False, 10),
+    }
+
+
 def test_untied_differs_from_tied_in_its_masks_alone() -> None:
     tied, untied = (plain(settings("model=lstm_large", f"dropout={name}")) for name in ("variational", "variational_untied"))
     assert untied["dropout"]["untied"] and not tied["dropout"]["untied"]
@@ -127,6 +173,9 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
         (["seed=-1"], "seed must be"),
         (["checkpoint.minutes=0"], r"checkpoint\.minutes must be above 0"),
         (["log_every=0"], "log_every must be"),
+        (["experiment=table1_small_none", "published.row=''"], r"published\.row must be a name"),
+        (["experiment=table1_small_none", "published.mc_samples=-1"], r"published\.mc_samples must be at least 0"),
+        (["experiment=table1_small_none", "published.members=0"], r"published\.members must be at least 1"),
         (["data.min_count=0"], r"data\.min_count"),
         (["data.train=a"], r"data\.train must be unset with data=ptb, got a"),
         (["data=text", "data.train=a", "data.valid=b"], r"data\.test must be set with data=text"),
@@ -194,6 +243,7 @@ SHOWN_ELSEWHERE = {
     "device": "tests/test_environment.py",
     "force": "tests/commands/test_train.py",
     "checkpoint.minutes": "tests/commands/test_train.py",
+    **{key: "tests/commands/test_table.py" for key in keys(Published, "published.")},
 }
 
 

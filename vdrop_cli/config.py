@@ -208,6 +208,27 @@ class Checkpoints:
         require(self.minutes > 0, "checkpoint.minutes", "above 0 (inf: at the end of epochs and at a signal only)", self.minutes)
 
 
+@dataclass
+class Published:
+    """The row of a published table that runs of an experiment are set beside."""
+
+    row: str = MISSING
+    source: str | None = None  # null: nothing published compares
+    confirmed: bool = False  # whether from a copy of the paper itself
+    mc_samples: int = 0  # passes of MC dropout that it is evaluated with; 0: the standard approximation
+    members: int = 1  # runs, of seeds 1, 2, …, whose probabilities are averaged
+    valid: float | None = None  # perplexity as the authors' code computes it: compares with valid_ppl_as_published
+    valid_deviation: float | None = None
+    test: float | None = None  # perplexity
+    test_deviation: float | None = None
+    words_per_second: float | None = None  # on a GPU of 2015
+
+    def __post_init__(self) -> None:
+        require(bool(self.row.strip()), "published.row", "a name", repr(self.row))
+        require(self.mc_samples >= 0, "published.mc_samples", "at least 0", self.mc_samples)
+        require(self.members >= 1, "published.members", "at least 1", self.members)
+
+
 SEED_LIMIT = 2**63
 
 
@@ -219,6 +240,7 @@ class Train:
     task: Task = MISSING
     schedule: Schedule = MISSING
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    published: Published | None = None  # of an experiment: what vdrop table prints beside it
     seed: int = 1  # of the parameters' start and of every mask
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
     backend: Backend = Backend.auto
@@ -239,7 +261,7 @@ class Train:
         Device, back end and precision are to be those that `auto` has come to.
         """
         told = plain(self)
-        for key in ("checkpoint", "seed", "outputs", "log_every", "force"):
+        for key in ("checkpoint", "published", "seed", "outputs", "log_every", "force"):
             del told[key]
         told["data"] = corpus_fingerprint
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]

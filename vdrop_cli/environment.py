@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import platform
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def keep_memory() -> None:
 
 
 def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
-    """Versions, device, back end, precision and code, for a log."""
+    """Date, versions, device, back end, precision and code, for a log."""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "vdrop": __version__,
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},

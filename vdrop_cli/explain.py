@@ -19,6 +19,8 @@ def explain(error: BaseException, command: str) -> str:
         return f"{group}={choice} is not there{nearest(choice, list(error.options or []))}"
     if message.startswith("Config group override must be"):
         return f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists groups and choices"
+    if message.startswith("Unexpected type for root") and command == "train":
+        return "published.… belongs to an experiment; choose one: vdrop train experiment=…"
     if message.startswith("Unexpected type for root"):
         return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
     if found := re.match(r"Could not override '([^']+)'", message):

@@ -57,7 +57,9 @@ def run(settings: Eval) -> str:
         if settings.mc_samples > 0:
             # all that the numbers depend on to the last bit
             of = {"checkpoint": files.checksum(path), "corpus": corpus.fingerprint, "mc_batch": settings.mc_batch, **described}
-            partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
+            partial = Partial(
+                target.with_suffix(".partial"), {key: str(value) for key, value in of.items() if key != "date"}, settings.save_minutes
+            )
             stream_N = task.streams["test"]
             passes = MonteCarlo(model, stream_N, settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
             resumed = partial.load(passes)
