@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm check format golden clean
+.PHONY: help setup demo reproduce-table test test-slurm check format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -17,6 +17,18 @@ setup: .venv/.ready  ## create .venv with everything in it
 demo: setup  ## none, naive and variational side by side on the embedded corpus, in minutes
 	$(BIN)/vdrop train -m experiment=demo dropout=none,naive,variational
 	$(BIN)/vdrop compare --picture outputs/demo/curves.png outputs/demo/train/*/*
+
+SIZE ?= medium
+SEEDS ?= 1
+ROWS ?=
+LAUNCHER ?=
+PRECISION ?= auto
+comma := ,
+sizes = $(if $(filter all,$(SIZE)),small$(comma)medium$(comma)large,$(SIZE))
+
+reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… LAUNCHER=… PRECISION=…
+	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) precision=$(PRECISION) $(if $(ROWS),'rows=[$(ROWS)]') \
+	  $(if $(LAUNCHER),"launcher='$(LAUNCHER)'")
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
 	$(BIN)/python -m pytest -n auto

@@ -12,8 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vdrop_cli import config, interruption
-from vdrop_cli.cli import CONF
+from vdrop_cli import CONF, config, interruption
 
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
 

@@ -9,7 +9,7 @@ import vdrop_cli
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
-    "cli": {"config", "commands", "explain", "sweeps", "__version__"},
+    "cli": {"config", "commands", "explain", "sweeps", "CONF", "__version__"},
     "config": set(),
     "explain": {"config"},
     "interruption": set(),
@@ -28,6 +28,9 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "rivals": {"config"},
     "environment": {"config", "__version__"},
     "sinks": {"config", "files"},
+    "runs": {"config", "sinks"},
+    "pictures": {"config", "runs"},
+    "experiments": {"config"},
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import TINY, settings
-from vdrop_cli.cli import CONF
+from vdrop_cli import CONF
 from vdrop_cli.commands import train
 from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore
 from vdrop_cli.sinks import read_log

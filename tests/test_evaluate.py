@@ -115,6 +115,17 @@ def test_mc_averages_probabilities_not_their_logs() -> None:
     assert single.deviation == pytest.approx(abs(ones[0] - ones[1]) / 2**0.5, rel=1e-6)
 
 
+def test_an_ensemble_averages_probabilities_of_its_members() -> None:
+    models = [trained("dropout=none", f"seed={seed}")[0] for seed in (1, 2)]
+    stream_N = trained("dropout=none")[1].streams["test"]
+    p_N = sum((-evaluate.stream_nll(model, stream_N)).double().exp() for model in models) / 2
+    assert isinstance(p_N, torch.Tensor)
+    assert evaluate.ensemble_perplexity(models, stream_N) == pytest.approx(p_N.log().neg().mean().exp().item(), rel=1e-9)
+    alone = evaluate.stream_perplexity(models[0], stream_N)
+    assert evaluate.ensemble_perplexity(models[:1], stream_N) == pytest.approx(alone, rel=1e-9)
+    assert evaluate.ensemble_perplexity([models[0]] * 3, stream_N) == pytest.approx(alone, rel=1e-9)
+
+
 def test_perplexity_falls_with_the_number_of_passes() -> None:
     model, task = trained("dropout=variational")
     averages = evaluate.mc_perplexity(model, task.streams["test"], 20, 50, 1, False)

@@ -3,11 +3,9 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
-PACKAGE = Path(__file__).parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
+from vdrop_cli import CONF
 
 COMMANDS = {
     "train": "train a model; the same command again goes on, or says that it is done",
@@ -15,6 +13,8 @@ COMMANDS = {
     "data": "the corpora: where they lie, what they hold, whether they are right",
     "export": "the weights of a checkpoint as a safetensors file",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
+    "table": "what was measured beside what was published: RESULTS.md, pictures",
+    "reproduce": "run or resume the rows of the paper's Table 1, evaluate them, and write the table",
     "compare": "runs side by side: what differs, how they ended, their curves",
     "completion": "print the completion script for bash",
 }
@@ -65,6 +65,20 @@ examples:
 examples:
   vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop export checkpoint=… file=model.safetensors
+""",
+    "table": """vdrop table: RESULTS.md, from run folders and records: measured beside published
+
+examples:
+  vdrop table                                          every size, with pictures
+  vdrop table sizes=[small] csv=small.csv latex=small.tex pictures=svg
+  vdrop table record=true                              and keep what is small of the runs in outputs/record
+""",
+    "reproduce": """vdrop reproduce: the rows of the paper's Table 1: run, resumed, evaluated, written down
+
+examples:
+  vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
+  vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
+  vdrop reproduce 'launcher=joblib hydra.launcher.n_jobs=4'
 """,
     "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
 

@@ -285,6 +285,7 @@ class Eval:
     mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
     mc_batch: int = 50  # passes that run together, as one batch
     save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
+    members: list[str] = field(default_factory=list)  # more checkpoints, whose probabilities are averaged with those of `checkpoint`
     word_dropout: bool = False  # keep word dropout on in MC passes; the authors' evaluation has it off
     seed: int = 1  # of the MC passes' masks
     device: str = "auto"
@@ -295,6 +296,7 @@ class Eval:
         require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop eval checkpoint=…)", "nothing")
         require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
         require(self.mc_samples > 0 or not self.word_dropout, "word_dropout", "false without mc_samples, which it is for", "true")
+        require(self.mc_samples == 0 or not self.members, "members", "empty with mc_samples, which is of one model", len(self.members))
         require(self.mc_batch >= 1, "mc_batch", "at least 1", self.mc_batch)
         require(self.save_minutes > 0, "save_minutes", "above 0 (inf: at a signal only)", self.save_minutes)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
@@ -358,7 +360,59 @@ class ListData:
     data: Data | None = None  # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
 
 
-ROOTS: dict[str, type] = {"train": Train, "eval": Eval, "data": ListData, "export": Export, "bench": Bench}
+class Pictures(Choice):
+    png = "png"
+    svg = "svg"
+    none = "none"
+
+
+@dataclass
+class Table:
+    sizes: list[Size] = field(default_factory=lambda: list(Size))
+    rows: list[str] | None = None  # none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all
+    overrides: str = ""  # settings that the runs of all rows were changed in: "schedule.epochs=1 task.bptt=20"
+    outputs: str = "outputs"  # folder of the runs and records that are read, and of pictures and records that are written
+    file: str = "RESULTS.md"  # to write
+    csv: str | None = None  # a file to write the same numbers to, in full
+    latex: str | None = None  # a file to write the tables to, as tabular environments
+    pictures: Pictures = Pictures.png
+    record: bool = False  # copy what is small of the runs that are found to outputs/record
+
+    def __post_init__(self) -> None:
+        require_rows(self.sizes, self.rows)
+
+
+@dataclass
+class Reproduce:
+    sizes: list[Size] = field(default_factory=lambda: [Size.medium])
+    rows: list[str] | None = None  # as of vdrop table
+    seeds: int = 1  # of each row: 1, 2, …
+    overrides: str = ""  # settings to change in all rows, which then are no longer the published ones
+    precision: Precision = Precision.auto
+    launcher: str | None = None  # of the runs, with its settings: "joblib hydra.launcher.n_jobs=4"; null: one after the other
+    outputs: str = "outputs"
+    file: str = "RESULTS.md"  # to write when all is done
+    plan: bool = False  # only tell what there is to do, and how long it takes
+
+    def __post_init__(self) -> None:
+        require_rows(self.sizes, self.rows)
+        require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+
+
+def require_rows(sizes: list[Size], rows: list[str] | None) -> None:
+    for name, values in (("sizes", sizes), ("rows", rows)):
+        require(values is None or len(values) > 0, name, "a list with something in it", "[]")
+
+
+ROOTS: dict[str, type] = {
+    "train": Train,
+    "eval": Eval,
+    "data": ListData,
+    "export": Export,
+    "bench": Bench,
+    "table": Table,
+    "reproduce": Reproduce,
+}
 Root = TypeVar("Root")
 
 

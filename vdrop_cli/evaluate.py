@@ -36,14 +36,26 @@ def perplexity(nll_N: Tensor) -> float:
 
 
 @torch.no_grad()
-def stream_perplexity(model: LanguageModel, stream_N: Tensor) -> float:
-    """One pass over the whole stream, batch 1, state carried, every token but the first predicted."""
+def stream_nll(model: LanguageModel, stream_N: Tensor) -> Tensor:
+    """Nats of every token but the first, in one pass over the whole stream, batch 1, state carried."""
     state, parts = model.zero_state(1), []
     for _, ids_T, targets_T in stretches(stream_N, STEPS_AT_ONCE):
         interruption.check()
         nll_TB, state = model.nll(ids_T[:, None], targets_T[:, None], state, model.no_masks())
         parts.append(nll_TB[:, 0])
-    return perplexity(torch.cat(parts))
+    return torch.cat(parts)
+
+
+def stream_perplexity(model: LanguageModel, stream_N: Tensor) -> float:
+    return perplexity(stream_nll(model, stream_N))
+
+
+def ensemble_perplexity(models: Iterable[LanguageModel], stream_N: Tensor) -> float:
+    """Of the mean of the probabilities that all models give to each token; one model is held at a time."""
+    averages, members = torch.tensor(-math.inf, dtype=torch.float64, device=stream_N.device), 0
+    for model in models:
+        averages, members = torch.logaddexp(averages, -stream_nll(model, stream_N).double()), members + 1
+    return perplexity(math.log(members) - averages)
 
 
 @torch.no_grad()

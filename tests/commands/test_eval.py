@@ -72,6 +72,28 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
     assert again["environment"]["backend"] == "reference"
 
 
+def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
+    train.run(settings(*TINY, *text, "dropout=none", "model=lstm_small", "model.hidden_size=16"))
+    other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)
+    run(folder, f"members=[{other}]")
+    told = json.loads((folder / "eval-0001-ensemble2.json").read_text())
+    assert told["members"] == [str(where / "checkpoint-0001.pt") for where in (folder, other)]
+    alone = [json.loads((where / "result.json").read_text())["test_ppl"] for where in (folder, other)]
+    assert 1 < told["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
+    assert told["metrics"].keys() == {"valid_ppl", "test_ppl"}
+    with pytest.raises(ConfigError, match="got one twice"):
+        run(folder, f"members=[{folder}]")
+    with pytest.raises(ConfigError, match="members must be empty with mc_samples"):
+        run(folder, f"members=[{other}]", "mc_samples=3")
+
+
+def test_members_must_know_the_same_words(folder: Path, text: list[str]) -> None:
+    train.run(settings(*TINY, *text, "data.min_count=30"))
+    other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)
+    with pytest.raises(ConfigError, match="average models of the same words"):
+        run(folder, f"members=[{other}]")
+
+
 def test_the_corpus_may_lie_elsewhere_now(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

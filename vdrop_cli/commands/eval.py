@@ -4,12 +4,17 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
-from vdrop_cli.config import ConfigError, Eval, Policy, RunError
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.config import ConfigError, Eval, Policy, Precision, RunError
+from vdrop_cli.corpora import Corpus
 from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.files import Damaged, Lock
 from vdrop_cli.interruption import Interrupted
@@ -18,22 +23,27 @@ from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import LanguageModelling
 
 
-def run(settings: Eval) -> str:
-    """Returns a word on what there was to do: «done» or «resumed»."""
-    device = environment.device(settings.device)
-    assert settings.checkpoint is not None
-    path = checkpoint.find(settings.checkpoint)
+class Loaded(NamedTuple):
+    """A checkpoint's model, with its weights, and the corpus it was trained on."""
+
+    path: Path
+    checkpoint: Checkpoint
+    task: LanguageModelling
+    model: LanguageModel
+    precision: Precision
+
+
+def load(named: str, settings: Eval, device: torch.device) -> Loaded:
+    path = checkpoint.find(named)
     found = checkpoint.load(path)
     trained = found.train
     precision = environment.precision(settings.precision or trained.precision, device)
-    environment.make_ready(device)
     data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
     corpus = corpora.load(data)
     if corpus.fingerprint != found.corpus:
         raise ConfigError(f"checkpoint={path} was trained on another corpus than {corpus.origin}; give it the text that it was trained on")
-    task = LanguageModelling(trained.task, corpus, device)
     model = LanguageModel(
         trained.model, trained.dropout, len(corpus.vocabulary), settings.backend.name, environment.COMPUTE_DTYPES[precision]
     )
@@ -43,31 +53,37 @@ def run(settings: Eval) -> str:
         raise ConfigError(
             f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run"
         ) from None
-    model.to(device)
-    print(f"{path}: epoch {found.epoch}, {corpus.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
-    name = "standard"
-    if settings.mc_samples > 0:
-        name = f"mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}"
-    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{name}.json")
+    return Loaded(path, found, LanguageModelling(trained.task, corpus, device), model.to(device), precision)
+
+
+def run(settings: Eval) -> str:
+    """Returns a word on what there was to do: «done» or «resumed»."""
+    device = environment.device(settings.device)
+    environment.make_ready(device)
+    assert settings.checkpoint is not None
+    path, found, task, model, precision = load(settings.checkpoint, settings, device)
+    print(f"{path}: epoch {found.epoch}, {task.corpus.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
+    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings)}.json")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on to the last bit
-            of = {"checkpoint": files.checksum(path), "corpus": corpus.fingerprint, "mc_batch": settings.mc_batch, **described}
-            partial = Partial(
-                target.with_suffix(".partial"), {key: str(value) for key, value in of.items() if key != "date"}, settings.save_minutes
-            )
-            stream_N = task.streams["test"]
-            passes = MonteCarlo(model, stream_N, settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
+            of = {"checkpoint": files.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch, **described}
+            of.pop("date")
+            partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
+            passes = MonteCarlo(model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
             resumed = partial.load(passes)
             partial.metrics = partial.metrics or evaluate.standard(model, task)
             go_through(passes, partial)
             averages = passes.averages.results()
             told["metrics"] = {**partial.metrics, f"test_ppl_mc{settings.mc_samples}": averages[-1].ppl}
             told |= {"word_dropout": settings.word_dropout, "mc": [a._asdict() for a in averages], "mc_seconds": partial.seconds}
+        elif settings.members:
+            paths, told["metrics"] = average(settings, device, task.corpus)
+            told["members"] = [str(member) for member in paths]
         else:
             told["metrics"] = evaluate.standard(model, task)
         told["environment"] = described
@@ -75,6 +91,31 @@ def run(settings: Eval) -> str:
         write(target, told)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
+
+
+def kind(settings: Eval) -> str:
+    """What of a checkpoint is evaluated, as part of a file's name."""
+    if settings.mc_samples > 0:
+        return f"mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}"
+    return f"ensemble{1 + len(settings.members)}" if settings.members else "standard"
+
+
+def average(settings: Eval, device: torch.device, corpus: Corpus) -> tuple[list[Path], dict[str, float]]:
+    """The perplexities of all members' mean probabilities; and which checkpoints they are."""
+    assert settings.checkpoint is not None
+    paths = [checkpoint.find(named) for named in (settings.checkpoint, *settings.members)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("members must be other checkpoints, each once, got one twice")
+
+    def models() -> Iterator[LanguageModel]:
+        for path in paths:
+            loaded = load(str(path), settings, device)
+            if loaded.task.corpus.fingerprint != corpus.fingerprint:
+                raise ConfigError(f"members: {path} was trained on another corpus than {paths[0]}; average models of the same words")
+            yield loaded.model
+
+    streams = {"valid_ppl": corpus.parts["valid"].to(device), "test_ppl": corpus.parts["test"].to(device)}
+    return paths, {metric: evaluate.ensemble_perplexity(models(), stream_N) for metric, stream_N in streams.items()}
 
 
 class Partial:

@@ -1,0 +1,71 @@
+"""`vdrop reproduce`: a real process that is stopped, goes on, and comes to the table."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_table import rows_of
+from tests.conftest import TINY, Vdrop, settings
+from vdrop_cli.config import ConfigError, Precision, Reproduce, Size
+from vdrop_cli.sinks import read_log
+
+ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
+
+
+@pytest.fixture
+def changes(text: list[str]) -> str:
+    changed = [*(change for change in TINY if not change.startswith(("model=", "precision", "device"))), *text, "schedule.epochs=20"]
+    return f"overrides='{' '.join(changed)}'"
+
+
+def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    command = [sys.executable, "-m", "vdrop_cli", "reproduce", *ROWS, changes]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        until = time.monotonic() + 120
+        while not list(tmp_path.rglob("checkpoint-*.pt")) and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "table1_small_none seed 1: 0:0" in told and "(0 of 20 epochs are done)" in told and "4 runs: 4 interrupted" in told
+    assert not (tmp_path / "RESULTS.md").exists()
+
+    planned = vdrop("reproduce", *ROWS, changes, "plan=true")
+    (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 20 epochs are done\)", planned.stderr)
+    assert 1 <= float(done) < 20 and planned.returncode == 0
+
+    ran = vdrop("reproduce", *ROWS, changes)
+    assert ran.returncode == 0, ran.stderr
+    rows = rows_of((tmp_path / "RESULTS.md").read_text())
+    assert all("1 2" in rows[name] for name in rows if name not in ("row", "---")) and len(rows) == 2 + 3
+    starts = [record["step"] for record in read_log(next(tmp_path.rglob("*-none/*-s1/log.jsonl"))) if record["kind"] == "start"]
+    assert len(starts) == 2 and starts[1] > 0, "what was done before the stop was not done again"
+    again = vdrop("reproduce", *ROWS, changes)
+    assert again.returncode == 0 and again.stderr.count(": finished") == 6 and "vdrop train" not in again.stderr
+
+
+def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
+    ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", changes[:-1] + " schedule.lr=1e30'")
+    assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
+    assert "is not finished, nor are 1 others; the same command goes on" in ran.stderr.splitlines()[-1]
+    assert (tmp_path / "RESULTS.md").read_text().count("not yet run") == 4
+
+
+def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, changes: str) -> None:
+    planned = vdrop("reproduce", "sizes=[large]", "rows=[ensemble]", changes, "plan=true")
+    assert "table1_large_ensemble is left out: it takes seeds=10" in planned.stderr and planned.returncode == 2
+
+
+def test_the_settings_are_those_of_the_command_line() -> None:
+    parsed = settings("sizes=[small]", "launcher='joblib hydra.launcher.n_jobs=4'", "precision=bf16", "seeds=3", command="reproduce")
+    assert parsed == Reproduce([Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16)
+    with pytest.raises(ConfigError, match="seeds must be at least 1"):
+        Reproduce(seeds=0)

@@ -1,0 +1,161 @@
+"""`vdrop table`: every number on the page is one of a run, or of a file of settings."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+
+from tests.conftest import TINY
+from tests.conftest import settings as composed
+from vdrop_cli import CONF, config
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands import table, train
+from vdrop_cli.config import ConfigError, Pictures, Size, Table
+
+
+@pytest.fixture
+def composing() -> Iterator[None]:
+    config.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def changes(text: list[str]) -> list[str]:
+    return [*(change for change in TINY if not change.startswith(("model=", "precision"))), *text, "schedule.epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def outputs(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of the tied row, evaluated by MC, and one of the untied."""
+    folder = tmp_path_factory.mktemp("table") / "outputs"
+    for row, seed in (("variational", 1), ("variational", 2), ("untied", 1)):
+        changed = [*changes, "precision=fp32", f"outputs={folder}", f"seed={seed}"]
+        train.run(composed(f"experiment=table1_small_{row}", *changed))
+    for run in folder.glob("train/*-variational/*"):
+        evaluation.run(composed(f"checkpoint={run}", "mc_samples=100", command="eval"))
+    return folder
+
+
+def run(outputs: Path, changes: list[str], folder: Path, **more: Any) -> str:
+    overrides = " ".join(change for change in changes if not change.startswith(("device", "precision")))
+    settings = Table(outputs=str(outputs), file=str(folder / "R.md"), overrides=overrides, **{"pictures": Pictures.none, **more})
+    table.run(settings)
+    return (folder / "R.md").read_text()
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count("|") > 10]
+    return {line[0]: line[1:] for line in lines}
+
+
+def results(outputs: Path, row: str) -> list[dict[str, float]]:
+    return [json.loads(path.read_text()) for path in sorted(outputs.glob(f"train/*-{row}/*/result.json"), key=lambda p: p.parent.name[-1])]
+
+
+@pytest.mark.usefixtures("composing")
+def test_the_numbers_are_those_of_the_runs(outputs: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = run(outputs, changes, tmp_path, sizes=[Size.small])
+    rows, tied = rows_of(page), results(outputs, "variational")
+
+    def spread(values: list[float]) -> str:
+        return f"{fmean(values):.2f} ± {stdev(values):.2f}"
+
+    found = dict(zip(table.HEADINGS[1:], rows["Variational (tied weights)"], strict=True))
+    assert found["valid, exact"] == spread([result["valid_ppl"] for result in tied])
+    assert found["valid, as published"] == spread([result["valid_ppl_as_published"] for result in tied])
+    assert found["seeds"] == "1 2" and found["precision"] == "fp32" and found["valid, published"] == "–"
+    told = [json.loads(path.read_text())["metrics"]["test_ppl_mc100"] for path in outputs.rglob("eval-*-mc100-s1.json")]
+    mc = rows["Variational (tied weights, MC)"]
+    assert spread(told) in mc and mc[table.HEADINGS.index("words/s") - 1] == "–"
+    assert f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}" in rows["Variational (untied weights)"]
+    assert rows["Variational (untied weights, MC)"].count("not yet run") == 2, "trained, but not evaluated"
+    none = dict(zip(table.HEADINGS, ["", *rows["Non-regularized (early stopping)"]], strict=True))
+    assert none["test, published"] == "114.5" and none["test"] == "not yet run"
+    shown = capsys.readouterr().out
+    assert spread(told) in shown and "small (200 units)" in shown
+
+
+@pytest.mark.usefixtures("composing")
+def test_published_numbers_are_those_of_the_files_and_marked(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    page = run(outputs, changes, tmp_path, sizes=[Size.large])
+    rows = rows_of(page)
+    found = {name: (row[0], row[4], row[7]) for name, row in rows.items()}
+    assert found["Moon et al."] == ("122.9†", "118.7†", "3,000†")
+    assert found["Variational (untied weights)"] == ("77.9 ± 0.3", "75.2 ± 0.2", "1,600")
+    assert found["Ten variational models averaged"] == ("–", "68.7", "–")
+    assert all("not yet run" in row for name, row in rows.items() if name not in ("row", "---"))
+    assert len(rows) == 2 + 11
+    assert "which is not what was published" in page and "schedule.epochs=2" in page
+    assert "`vdrop train experiment=table1_large_untied seed=1`" in page and "members=[RUN,…]" in page
+    assert "`conf/dropout/moon.yaml`: Gal & Ghahramani 2016" in page
+
+
+def test_differences_are_measured_less_published() -> None:
+    assert table.difference([80.0, 81.0], 79.7) == "+0.80" and table.difference([], 1.0) == table.difference([1.0], None) == "–"
+
+
+@pytest.mark.usefixtures("composing")
+def test_runs_of_other_settings_are_none_of_the_row(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    page = run(outputs, [*changes, "schedule.epochs=3"], tmp_path, sizes=[Size.small])
+    assert all("not yet run" in row for name, row in rows_of(page).items() if name not in ("row", "---"))
+
+
+@pytest.mark.usefixtures("composing")
+def test_records_give_the_same_page_as_the_runs(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "train", copy / "train")
+    (copy / "record").mkdir()
+    (copy / "record" / "findings.md").write_text("What was found.\n")
+    first = run(copy, changes, tmp_path, sizes=[Size.small], record=True)
+    kept = sorted(path.relative_to(copy / "record" / "table1").as_posix() for path in (copy / "record" / "table1").rglob("*.json"))
+    assert kept == [
+        "small_untied-fp32/s1/result.json",
+        *(f"small_variational-fp32/s{seed}/{name}" for seed in (1, 2) for name in ("eval-0002-mc100-s1.json", "result.json")),
+    ]
+    assert not list((copy / "record").rglob("*.pt"))
+    shutil.rmtree(copy / "train")
+    assert run(copy, changes, tmp_path, sizes=[Size.small]) == first
+    assert "## Findings\n\nWhat was found." in first
+
+
+@pytest.mark.usefixtures("composing")
+def test_the_same_numbers_as_csv_latex_and_pictures(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "train", copy / "train")
+    more = {"csv": str(tmp_path / "t.csv"), "latex": str(tmp_path / "t.tex"), "pictures": Pictures.svg}
+    page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["variational", "variational_mc", "none"], **more)
+    records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [(r["experiment"], r["seed"]) for r in records] == [
+        ("table1_small_none", ""),
+        *((f"table1_small_{row}", seed) for row in ("variational", "variational_mc") for seed in ("1", "2")),
+    ]
+    assert [float(r["test_ppl"]) for r in records[1:3]] == [result["test_ppl"] for result in results(outputs, "variational")]
+    latex = (tmp_path / "t.tex").read_text()
+    assert latex.count(r" \\") == 4 and r"$\pm$" in latex and "±" not in latex
+    drawn = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert [Path(path).name for path in drawn] == [f"table1_small_{what}.svg" for what in ("validation", "mc", "speed")]
+    assert all("<svg" in (tmp_path / path).read_text() for path in drawn)
+    again = run(copy, changes, tmp_path, sizes=[Size.small], pictures=Pictures.none)
+    assert "![" not in again
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_row_that_is_none_is_told() -> None:
+    with pytest.raises(ConfigError, match="rows: nonsense is not a row"):
+        table.run(Table(rows=["nonsense"]))
+    with pytest.raises(ConfigError, match="sizes must be a list with something in it"):
+        Table(sizes=[])
+
+
+def test_the_settings_are_those_of_the_command_line() -> None:
+    parsed = composed("sizes=[small,large]", "record=true", "rows=[none]", "overrides='a=1 b=2'", command="table")
+    assert parsed == Table(sizes=[Size.small, Size.large], record=True, rows=["none"], overrides="a=1 b=2")

@@ -1,0 +1,52 @@
+"""Rows of Table 1, and what makes a run one of them."""
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from vdrop_cli import CONF, config, experiments
+from vdrop_cli.config import ConfigError, Size, Train, parse
+
+
+@pytest.fixture(autouse=True)
+def composing() -> Iterator[None]:
+    """As within a command."""
+    config.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        yield
+
+
+def test_all_rows_are_there_in_the_papers_order() -> None:
+    rows = experiments.rows(Size, None, "")
+    by_size = {size: [row.name for row in rows if row.size is size] for size in Size}
+    assert by_size[Size.small] == by_size[Size.medium] == list(experiments.ORDER)
+    assert by_size[Size.large] == [*experiments.ORDER, "ensemble", "untied_corrected", "untied_corrected_mc"]
+    assert all(row.published.row for row in rows)
+    assert {row.experiment for row in rows} == {path.stem for path in CONF.glob("experiment/table1_*.yaml")}
+
+
+def test_rows_can_be_chosen_and_changed_and_a_wrong_name_is_told() -> None:
+    (row,) = experiments.rows([Size.small], ["moon"], "schedule.epochs=3 'model.name=a_b'")
+    assert (row.settings.schedule.epochs, row.settings.model.name, row.settings.dropout.name) == (3, "a_b", "moon")
+    with pytest.raises(ConfigError, match="rows: mon is not a row; did you mean moon"):
+        experiments.rows([Size.small], ["mon"], "")
+    with pytest.raises(ConfigError, match="rows: ensemble is not a row"):
+        experiments.rows([Size.small], ["ensemble"], "")
+
+
+def test_an_mc_row_is_of_the_runs_of_the_row_above_and_of_no_other() -> None:
+    keys = {row.experiment: row.key for row in experiments.rows(Size, None, "")}
+    for size in Size:
+        assert keys[f"table1_{size}_variational"] == keys[f"table1_{size}_variational_mc"] != keys[f"table1_{size}_untied"]
+    assert len(set(keys.values())) == 18, "six runs a size"
+
+
+def test_what_does_not_make_the_row_is_no_matter_and_what_does_is() -> None:
+    def key(*overrides: str) -> str:
+        return experiments.key(parse(compose("train", ["experiment=table1_small_none", *overrides]), Train))
+
+    for same in ("seed=2", "precision=fp32", "device=cpu", "backend=reference", "outputs=x", "log_every=3", "data.dir=x", "published=null"):
+        assert key(same) == key()
+    for other in ("schedule.epochs=3", "model.hidden_size=3", "data=pydoc", "schedule.patience=4", "data.min_count=2"):
+        assert key(other) != key()

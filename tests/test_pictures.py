@@ -1,0 +1,56 @@
+"""Pictures: what is drawn is what was measured, and can be told apart without colour."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vdrop_cli import pictures
+from vdrop_cli.runs import Finished
+
+
+def finished(*perplexities: float) -> Finished:
+    epochs: list[dict[str, Any]] = [
+        {"kind": "epoch", "epoch": number, "valid_ppl_batched": ppl, "train_ppl": ppl - 1} for number, ppl in enumerate(perplexities, 1)
+    ]
+    return Finished(Path(), {}, epochs, {})
+
+
+def test_a_curve_for_each_run_and_one_more_for_its_training() -> None:
+    runs = {"a": finished(9, 8, 7), "b": finished(6, 5)}
+    (axes,) = pictures.learning_curves(runs, training=False).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[9, 8, 7], [6, 5]]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2, 3], [1, 2]]
+    assert len({line.get_marker() for line in axes.lines}) == 2
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "validation perplexity (log scale)")
+    (axes,) = pictures.learning_curves(runs, training=True).axes
+    assert [line.get_label() for line in axes.lines] == [
+        "a: validation",
+        "a: training, dropout on",
+        "b: validation",
+        "b: training, dropout on",
+    ]
+    assert list(axes.lines[1].get_ydata()) == [8, 7, 6] and axes.lines[1].get_linestyle() == ":"
+
+
+def test_mc_by_number_of_passes_with_its_deviation() -> None:
+    rows = [{"samples": n, "ppl": 100.0 - n, "deviation": d} for n, d in ((1, 2.0), (5, 1.0), (10, None))]
+    (axes,) = pictures.by_samples({"a": rows}).axes
+    assert list(axes.lines[0].get_xdata()) == [1, 5, 10] and list(axes.lines[0].get_ydata()) == [99, 95, 90]
+    assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("published", [{}, {"b": 5500.0}])
+def test_speeds_measured_and_published(published: dict[str, float]) -> None:
+    figure = pictures.speeds({"a": 1000.0}, published, "a CPU")
+    (axes,) = figure.axes
+    assert sorted(bar.get_width() for bar in axes.patches) == sorted([1000.0, *published.values()])  # type: ignore[attr-defined]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", *published]
+    assert "words a second" in axes.get_xlabel()
+
+
+def test_they_are_written_where_there_is_no_folder_yet(tmp_path: Path) -> None:
+    for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        path = tmp_path / "new" / f"a.{ending}"
+        pictures.save(pictures.speeds({"a": 1.0}, {}, "x"), path)
+        assert path.read_bytes().startswith(start)

@@ -1,0 +1,45 @@
+"""Runs that are finished, read from disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, settings
+from vdrop_cli import runs
+from vdrop_cli.commands import train
+from vdrop_cli.config import ConfigError, plain
+
+
+@pytest.fixture
+def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text, "schedule.epochs=3"))
+    return next(Path().rglob("result.json")).parent
+
+
+def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
+    (found,) = runs.below(Path("outputs"))
+    assert found.folder == folder and plain(found.train) == plain(settings(*TINY, *text, "schedule.epochs=3", "backend=fused"))
+    assert found.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in found.epochs] == [1, 2, 3]
+    assert found.environment["precision"] == "fp32"
+    assert found.words_per_second == sorted(epoch["words_per_second"] for epoch in found.epochs)[1]
+
+
+def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> None:
+    for name in ("eval-0003-standard.json", "eval-0003-mc10-s1.json", "eval-0002-standard.json", "eval-0003-mc10-s1.partial"):
+        (folder / name).write_text(json.dumps({"metrics": {}}))
+    found = runs.read(folder)
+    assert found is not None
+    assert [path.name for path in found.evaluations] == ["eval-0003-mc10-s1.json", "eval-0003-standard.json"]
+    assert runs.evaluation(found.evaluations[0]) == {"metrics": {}}
+    for damage in ("", "[]", '{"metrics": 3}'):
+        found.evaluations[0].write_text(damage)
+        with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged; delete it"):
+            runs.evaluation(found.evaluations[0])
+
+
+def test_a_folder_without_settings_is_no_run(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        runs.below(Path("outputs"))

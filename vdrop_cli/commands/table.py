@@ -1,0 +1,354 @@
+"""`vdrop table`: what was measured beside what was published, from run folders and records; no number is typed by hand."""
+
+import csv
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from vdrop_cli import CONF, experiments, files, pictures, runs
+from vdrop_cli.config import ConfigError, Pictures, Size, Table
+from vdrop_cli.experiments import Row
+from vdrop_cli.runs import Finished
+
+SIZES = {Size.small: "small (200 units)", Size.medium: "medium (650 units)", Size.large: "large (1500 units)"}
+
+
+class Evaluated(NamedTuple):
+    """A run, and what it came to in the way that its row is evaluated."""
+
+    run: Finished
+    valid: float | None  # perplexity as published
+    exact: float | None  # perplexity
+    test: float  # perplexity
+    speed: float | None  # words a second
+    told: dict[str, Any]  # of an evaluation beyond the standard one
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: runs of one experiment, in one precision, on one device; `runs` may be none yet."""
+
+    row: Row
+    runs: list[Evaluated]
+
+    def values(self, of: Callable[[Evaluated], float | None]) -> list[float]:
+        return [value for value in map(of, self.runs) if value is not None]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self.runs[-1].run.environment
+
+
+def run(settings: Table) -> None:
+    rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
+    if not rows:
+        raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
+    outputs = Path(settings.outputs)
+    found = collect(outputs)
+    if settings.record:
+        found = record(rows, found, outputs / "record" / experiments.TABLE)
+    lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
+    missing = [row.experiment for row in rows if row not in [line.row for line in lines]]
+    assert not missing, missing
+    drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
+    path = Path(settings.file)
+    files.replace(path, page(lines, settings, drawn).encode())
+    for name, made in ((settings.csv, as_csv), (settings.latex, as_latex)):
+        if name is not None:
+            files.replace(Path(name), made(lines).encode())
+    print(plain_table(lines))
+    print(f"\nwritten to {path}", file=sys.stderr)
+
+
+def collect(outputs: Path) -> dict[str, list[Finished]]:
+    """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with more evaluations."""
+    found: dict[tuple[str, int, str, str], Finished] = {}
+    for finished in [*runs.below(outputs / "record"), *runs.below(outputs / "train")]:
+        train, environment = finished.train, finished.environment
+        same = (experiments.key(train), train.seed, str(train.precision), environment["device"])
+        if same not in found or len(finished.evaluations) > len(found[same].evaluations):
+            found[same] = finished
+    by_key: dict[str, list[Finished]] = {}
+    for (key, *_), finished in sorted(found.items(), key=lambda item: item[0][1]):
+        by_key.setdefault(key, []).append(finished)
+    return by_key
+
+
+def of_row(row: Row, found: list[Finished]) -> list[Line]:
+    """A line for each precision and device that runs of it were made with, or one that says that none were."""
+    groups: dict[tuple[str, str], list[Evaluated]] = {}
+    for finished in found:
+        evaluated = evaluate(row, finished)
+        if evaluated is not None:
+            groups.setdefault((str(finished.train.precision), finished.environment["device"]), []).append(evaluated)
+    return [Line(row, group) for group in groups.values()] or [Line(row, [])]
+
+
+def evaluate(row: Row, finished: Finished) -> Evaluated | None:
+    """What a run came to in the row's way; None where that has not been evaluated."""
+    published, result = row.published, finished.result
+    if not (published.mc_samples or published.members > 1):
+        exact, as_published = result["valid_ppl"], result["valid_ppl_as_published"]
+        return Evaluated(finished, as_published, exact, result["test_ppl"], finished.words_per_second, {})
+    kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else f"ensemble{published.members}"
+    for path in finished.evaluations:
+        if re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
+            told = runs.evaluation(path)
+            metrics = told["metrics"]
+            test = metrics[f"test_ppl_mc{published.mc_samples}" if published.mc_samples else "test_ppl"]
+            return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
+    return None
+
+
+def record(rows: list[Row], found: dict[str, list[Finished]], folder: Path) -> dict[str, list[Finished]]:
+    """Copies what is small of the runs of these rows; returns all runs, those now as records."""
+    kept = dict(found)
+    for key in dict.fromkeys(row.key for row in rows):
+        row = next(row for row in rows if row.key == key)
+        kept[key] = []
+        for finished in found.get(key, []):
+            there = folder / f"{row.size}_{row.name}-{finished.train.precision}" / f"s{finished.train.seed}"
+            if there.resolve() != finished.folder.resolve():
+                there.mkdir(parents=True, exist_ok=True)
+                for path in (finished.folder / "config.yaml", finished.folder / "log.jsonl", finished.folder / "result.json"):
+                    shutil.copy(path, there)
+                for path in finished.evaluations:
+                    shutil.copy(path, there)
+            copied = runs.read(there)
+            assert copied is not None
+            kept[key].append(copied)
+    return kept
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and deviation where there are several."""
+    if not values:
+        return "–"
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def as_published(value: float | None, deviation: float | None, mark: str) -> str:
+    return "–" if value is None else f"{value:g}" + (f" ± {deviation:g}" if deviation is not None else "") + mark
+
+
+def difference(values: list[float], published: float | None) -> str:
+    return f"{fmean(values) - published:+.2f}" if values and published is not None else "–"
+
+
+HEADINGS = (
+    "row",
+    "valid, published",
+    "valid, as published",
+    "difference",
+    "valid, exact",
+    "test, published",
+    "test",
+    "difference",
+    "words/s, published",
+    "words/s",
+    "seeds",
+    "precision",
+    "device",
+    "date",
+    "commit",
+)
+
+
+def cells(line: Line) -> list[str]:
+    """The line, a text for each of HEADINGS."""
+    published, mark = line.row.published, "" if line.row.published.confirmed else "†"
+    valid, exact, test = (line.values(of) for of in (lambda e: e.valid, lambda e: e.exact, lambda e: e.test))
+    told = [
+        published.row,
+        as_published(published.valid, published.valid_deviation, mark),
+        spread(valid),
+        difference(valid, published.valid),
+        spread(exact),
+        as_published(published.test, published.test_deviation, mark),
+        spread(test),
+        difference(test, published.test),
+        "–" if published.words_per_second is None else f"{published.words_per_second:,.0f}{mark}",
+    ]
+    if not line.runs:
+        return [told[0], told[1], "not yet run", "–", "–", told[5], "not yet run", "–", told[8], *["–"] * 6]
+    speeds, environment = line.values(lambda e: e.speed), line.environment
+    commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")
+    seeds = " ".join(str(evaluated.run.train.seed) for evaluated in line.runs)
+    made = [seeds, str(line.runs[0].run.train.precision), environment["device"], environment.get("date", "–"), commit]
+    return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", *made]
+
+
+def by_size(lines: list[Line]) -> Iterator[tuple[Size, list[Line]]]:
+    for size in dict.fromkeys(line.row.size for line in lines):
+        yield size, [line for line in lines if line.row.size is size]
+
+
+LEGEND = """Written by `vdrop table` from run folders and the records in `outputs/record/table1/`.
+
+- *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it compares with the
+  published column.
+- *valid, exact* and *test*: every token but the first, in one pass over the text. ±: deviation over seeds; of published numbers, theirs.
+- †: not confirmed from a copy of the paper. *: the code differed from the commit. Published words/s: on a GPU of 2015.
+- MC rows evaluate the runs of the row above. The small size, with the schedule of the medium one (39 epochs), is published nowhere."""
+
+HOW = """`make reproduce-table` makes all of them, goes on with what was stopped, and writes this page; `SIZE`, `SEEDS`, `ROWS`, `LAUNCHER`
+and `PRECISION` choose."""
+
+
+def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, Path]]]) -> str:
+    """RESULTS.md."""
+    changed = f" All runs with `{settings.overrides}`, which is not what was published." if settings.overrides else ""
+    parts = [
+        "# Results",
+        f"Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside published.{changed} {LEGEND}",
+    ]
+    for size, of_size in by_size(lines):
+        parts += [f"## {SIZES[size].capitalize()}", markdown(of_size)]
+        here = Path(settings.file).parent
+        parts += [f"![{title}]({Path(os.path.relpath(path, here)).as_posix()})" for title, path in drawn.get(size, [])]
+    made = dict.fromkeys((line.row.experiment, command(line.row)) for line in lines)
+    parts += [
+        "## How each row is made",
+        "\n".join(["| experiment | command |", "|---|---|", *(f"| {name} | `{how}` |" for name, how in made)]),
+    ]
+    parts += [
+        HOW,
+        "## Deviations and settings that were not published",
+        "In README.md, «Deviations». Of the settings, by the files that hold them:\n" + unpublished(),
+    ]
+    findings = Path(settings.outputs) / "record" / "findings.md"
+    if findings.exists():
+        parts += ["## Findings", findings.read_text().strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(row: Row) -> str:
+    """That makes one run of it, and evaluates it."""
+    train = f"vdrop train experiment={row.experiment} seed=1"
+    if row.published.mc_samples:
+        return f"{train}; vdrop eval checkpoint=RUN mc_samples={row.published.mc_samples}"
+    if row.published.members > 1:
+        return f"{train},2,…,{row.published.members} -m; vdrop eval checkpoint=RUN members=[RUN,…]"
+    return train
+
+
+def unpublished() -> str:
+    """What the files of settings say of where their numbers come from, where that is not a publication."""
+    paths = [path for group in ("dropout", "schedule") for path in sorted((CONF / group).glob("*.yaml"))]
+    sources = ((path, path.read_text().splitlines()[0].removeprefix("# ")) for path in paths)
+    theirs = re.compile("not published|project's", re.IGNORECASE)
+    return "\n".join(f"- `conf/{path.relative_to(CONF)}`: {source}" for path, source in sources if theirs.search(source))
+
+
+def markdown(lines: list[Line]) -> str:
+    told = [HEADINGS, ["---"] * len(HEADINGS), *map(cells, lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in told)
+
+
+def plain_table(lines: list[Line]) -> str:
+    """For a terminal, the columns that matter most."""
+    names = ("row", "valid, published", "valid, as published", "test, published", "test", "words/s", "seeds", "precision")
+    kept = [HEADINGS.index(name) for name in names]
+    told = [names, *([cells(line)[place] for place in kept] for line in lines)]
+    widths = [max(len(row[place]) for row in told) for place in range(len(names))]
+    texts = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in told]
+    sizes = [line.row.size for line in lines]
+    return "\n".join(
+        [
+            texts[0],
+            *(
+                f"\n{SIZES[size]}\n{text}" if size not in sizes[:n] else text
+                for n, (size, text) in enumerate(zip(sizes, texts[1:], strict=True))
+            ),
+        ]
+    )
+
+
+def as_csv(lines: list[Line]) -> str:
+    """A record for each run, or for each row that was not run, numbers in full."""
+    held = io.StringIO()
+    writer = csv.writer(held, lineterminator="\n")
+    published = ("row", "source", "confirmed", "valid", "valid_deviation", "test", "test_deviation", "words_per_second")
+    measured = (
+        "seed",
+        "precision",
+        "device",
+        "date",
+        "commit",
+        "dirty",
+        "valid_ppl_as_published",
+        "valid_ppl",
+        "test_ppl",
+        "words_per_second",
+    )
+    writer.writerow(["experiment", *(f"published_{name}" for name in published), *measured])
+    for line in lines:
+        told = [line.row.experiment, *(getattr(line.row.published, name) for name in published)]
+        for evaluated in line.runs:
+            environment = evaluated.run.environment
+            of_run = [
+                evaluated.run.train.seed,
+                evaluated.run.train.precision,
+                *(environment.get(name) for name in ("device", "date", "commit", "dirty")),
+            ]
+            writer.writerow([*told, *of_run, evaluated.valid, evaluated.exact, evaluated.test, evaluated.speed])
+        if not line.runs:
+            writer.writerow([*told, *[""] * len(measured)])
+    return held.getvalue()
+
+
+def as_latex(lines: list[Line]) -> str:
+    """A tabular environment for each size."""
+    parts = []
+    for size, of_size in by_size(lines):
+        kept = [HEADINGS.index(name) for name in ("row", "valid, published", "valid, as published", "test, published", "test", "seeds")]
+        rows = [[cells(line)[place] for place in kept] for line in of_size]
+        told = [[HEADINGS[place] for place in kept], *rows]
+        body = "".join("  " + " & ".join(map(escaped, row)) + r" \\" + "\n" for row in told)
+        parts.append(f"% {SIZES[size]}\n\\begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}\n{body}\\end{{tabular}}\n")
+    return "\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    for plain, theirs in (("±", r"$\pm$"), ("–", "--"), ("†", r"$^\dagger$"), ("&", r"\&"), ("_", r"\_")):
+        text = text.replace(plain, theirs)
+    return text
+
+
+def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tuple[str, Path]]]:
+    """Pictures of each size of which there are runs: titles and paths."""
+    drawn: dict[Size, list[tuple[str, Path]]] = {}
+    for size, of_size in by_size(lines):
+        made = [line for line in of_size if line.runs]
+        if kind is Pictures.none or not made:
+            continue
+        curves = {name(line): line.runs[0].run for line in made if line.runs[0].speed is not None}
+        samples = {name(line): line.runs[0].told["mc"] for line in made if line.row.published.mc_samples}
+        speeds = {name(line): fmean(line.values(lambda e: e.speed)) for line in made if line.runs[0].speed is not None}
+        published = {line.row.published.row: line.row.published.words_per_second for line in of_size}
+        figures = [
+            ("Validation perplexity by epoch, first seed", "validation", curves and pictures.learning_curves(curves, training=False)),
+            ("MC dropout: test perplexity by number of passes, first seed", "mc", samples and pictures.by_samples(samples)),
+            (
+                "Words a second",
+                "speed",
+                speeds and pictures.speeds(speeds, {n: v for n, v in published.items() if v}, made[0].environment["device"]),
+            ),
+        ]
+        for title, what, figure in figures:
+            if figure:
+                path = folder / f"{experiments.TABLE}_{size}_{what}.{kind}"
+                pictures.save(figure, path)
+                drawn.setdefault(size, []).append((title, path))
+    return drawn
+
+
+def name(line: Line) -> str:
+    return line.row.published.row

@@ -1,0 +1,59 @@
+"""The experiments that stand for rows of a published table, conf/experiment/table1_<size>_<row>.yaml, and the runs that belong to them."""
+
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+
+from vdrop_cli.config import ConfigError, Published, Size, Train, nearest, parse, plain
+
+TABLE = "table1"
+ORDER = ("none", "moon", "moon_word", "zaremba", "variational", "variational_mc", "untied", "untied_mc")  # as in the paper; then others
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    size: Size
+    settings: Train
+
+    @property
+    def experiment(self) -> str:
+        return f"{TABLE}_{self.size}_{self.name}"
+
+    @property
+    def published(self) -> Published:
+        assert self.settings.published is not None
+        return self.settings.published
+
+    @property
+    def key(self) -> str:
+        return key(self.settings)
+
+
+def key(settings: Train) -> str:
+    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and where things lie."""
+    told = plain(settings)
+    for name in ("checkpoint", "published", "seed", "outputs", "log_every", "force", "device", "backend", "precision"):
+        del told[name]
+    told["data"] = {name: told["data"][name] for name in ("source", "name", "config", "min_count")}
+    return json.dumps(told, sort_keys=True)
+
+
+def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list[Row]:
+    """Of these sizes and names, in the paper's order; `overrides` are of every row's settings."""
+    there = GlobalHydra.instance().config_loader().get_group_options("experiment")
+    found = []
+    for size in sizes:
+        prefix = f"{TABLE}_{size}_"
+        of_size = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
+        for name in sorted(of_size, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+            if names is None or name in names:
+                found.append(Row(name, size, parse(compose("train", [f"experiment={prefix}{name}", *shlex.split(overrides)]), Train)))
+    for name in names or []:
+        if name not in [row.name for row in found]:
+            raise ConfigError(f"rows: {name} is not a row{nearest(name, list(ORDER))}")
+    return found

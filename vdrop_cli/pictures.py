@@ -1,0 +1,91 @@
+"""Pictures of runs, to be read in black and white too: axes named, units given."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdrop_cli.config import ConfigError
+from vdrop_cli.runs import Finished
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vPX*"  # what is drawn can be told apart without colour
+
+
+def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("pictures need matplotlib; pip install 'vdrop[plot]'") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Raises OSError, or ValueError where the file's ending is none that can be drawn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
+    """Validation perplexity by epoch, one marker a run, by its name; and that of training, with dropout on."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = canvas()
+    for number, ((name, run), marker) in enumerate(zip(runs.items(), cycle(MARKERS), strict=False)):
+        epochs = [record["epoch"] for record in run.epochs]
+        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4}
+        validation = f"{name}: validation" if training else name
+        axes.plot(epochs, [record["valid_ppl_batched"] for record in run.epochs], "-", label=validation, **style)
+        if training:
+            perplexities = [record["train_ppl"] for record in run.epochs]
+            axes.plot(epochs, perplexities, ":", label=f"{name}: training, dropout on", fillstyle="none", **style)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity (log scale)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Test perplexity by the number of MC passes that are averaged, by the name of the row."""
+    figure, axes = canvas()
+    for number, ((name, rows), marker) in enumerate(zip(evaluations.items(), cycle(MARKERS), strict=False)):
+        spread = [row["deviation"] or 0.0 for row in rows]
+        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "capsize": 3}
+        axes.errorbar([row["samples"] for row in rows], [row["ppl"] for row in rows], spread, label=name, **style)
+    axes.set_xscale("log")
+    axes.set_xlabel("MC passes averaged (log scale); bars: deviation over groups of so many passes")
+    axes.set_ylabel("test perplexity")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def speeds(measured: Mapping[str, float], published: Mapping[str, float], device: str) -> "Figure":
+    """Words a second of training, by the name of the row: measured here, and published for a GPU of 2015."""
+    names = list(dict.fromkeys([*measured, *published]))
+    figure, axes = canvas(height=1 + 0.6 * len(names))
+    bars: tuple[tuple[float, Mapping[str, float], str, dict[str, Any]], ...] = (
+        (-0.2 if published else 0.0, measured, f"measured, {device}", {"color": "0.35"}),
+        (0.2, published, "published, a GPU of 2015", {"color": "white", "edgecolor": "black", "hatch": "///"}),
+    )
+    bars = bars if published else bars[:1]
+    for offset, values, label, look in bars:
+        places = [place + offset for place, name in enumerate(names) if name in values]
+        drawn = axes.barh(places, [values[name] for name in names if name in values], 0.38, label=label, **look)
+        axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("training speed, words a second")
+    figure.legend(loc="outside upper right", ncols=2, fontsize="small")
+    return figure

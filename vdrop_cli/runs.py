@@ -1,0 +1,80 @@
+"""Runs that are finished, as they lie on disk: what they were set to, how they went, how they ended."""
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vdrop_cli.config import ConfigError, Train, restore
+from vdrop_cli.sinks import flat, read_log, read_result
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run folder, or a record of one."""
+
+    folder: Path
+    config: dict[str, Any]
+    log: list[dict[str, Any]]
+    result: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By their full names."""
+        return flat(self.config)
+
+    @cached_property
+    def train(self) -> Train:
+        return restore(self.config)
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        return [record for record in self.log if record["kind"] == "epoch"]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """In which it was started, or last gone on with."""
+        return dict([record["environment"] for record in self.log if record["kind"] == "start"][-1])
+
+    @property
+    def words_per_second(self) -> float:
+        """Of training, the median over its epochs."""
+        return float(median(epoch["words_per_second"] for epoch in self.epochs))
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """Files that `vdrop eval` wrote of the epoch that is reported."""
+        return sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
+
+
+def read(folder: Path) -> Finished | None:
+    """A run that has a result; one that has none yet is passed over, and said so."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is not a run folder, it has no config.yaml; name folders below outputs/train")
+    if not (folder / "result.json").is_file():
+        print(f"vdrop: {folder} is not finished, left out", file=sys.stderr)
+        return None
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    return Finished(folder, config, read_log(folder / "log.jsonl"), read_result(folder))
+
+
+def below(folder: Path) -> list[Finished]:
+    """All that are finished, however deep."""
+    found = (read(path.parent) for path in sorted(folder.rglob("result.json")))
+    return [run for run in found if run is not None]
+
+
+def evaluation(path: Path) -> dict[str, Any]:
+    """What `vdrop eval` wrote."""
+    try:
+        told = json.loads(path.read_text(errors="replace"))
+        if isinstance(told, dict) and isinstance(told.get("metrics"), dict):
+            return told
+    except ValueError:
+        pass
+    raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
