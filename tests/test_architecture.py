@@ -30,7 +30,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "sinks": {"config", "files"},
     "runs": {"config", "sinks"},
     "pictures": {"config", "runs"},
-    "experiments": {"config"},
+    "experiments": {"config", "explain"},
 }
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli.config import ConfigError, Published, Size, Train, nearest, parse, plain
+from vdrop_cli.explain import explain
 
 TABLE = "table1"
 ORDER = ("none", "moon", "moon_word", "zaremba", "variational", "variational_mc", "untied", "untied_mc")  # as in the paper; then others
@@ -43,6 +46,15 @@ def key(settings: Train) -> str:
     return json.dumps(told, sort_keys=True)
 
 
+def settings_of(experiment: str, overrides: str) -> Train:
+    try:
+        return parse(compose("train", [f"experiment={experiment}", *shlex.split(overrides)]), Train)
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last where a quotation is not closed
+        raise ConfigError(f"overrides={overrides}: {explain(error, 'train')}") from None
+
+
 def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list[Row]:
     """Of these sizes and names, in the paper's order; `overrides` are of every row's settings."""
     there = GlobalHydra.instance().config_loader().get_group_options("experiment")
@@ -52,7 +64,7 @@ def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list
         of_size = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
         for name in sorted(of_size, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
             if names is None or name in names:
-                found.append(Row(name, size, parse(compose("train", [f"experiment={prefix}{name}", *shlex.split(overrides)]), Train)))
+                found.append(Row(name, size, settings_of(f"{prefix}{name}", overrides)))
     for name in names or []:
         if name not in [row.name for row in found]:
             raise ConfigError(f"rows: {name} is not a row{nearest(name, list(ORDER))}")
