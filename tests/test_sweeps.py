@@ -126,6 +126,14 @@ def test_outcomes_of_an_earlier_sweep_in_the_same_folder_are_not_taken_for_its_o
         assert ran.returncode == 0 and "vdrop: 2 runs: 2 done" in ran.stderr
 
 
+def test_what_lies_in_a_folder_that_was_there_is_left_alone(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    for override, code in (("seed=1,x", 2), ("model=nope", 2), ("seed=1,2", 0)):
+        assert vdrop("train", "-m", *TINY, *text, "hydra.sweep.dir=.", override).returncode == code
+        assert (tmp_path / "mine.json").read_text() == "{}"
+    assert vdrop("train", "-m", "hydra.sweep.dir=new", "model=nope").returncode == 2 and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(("override", "does"), [("force=true", True), ("++force=1", True), ("+force=x", True), ("enforce=1", False)])
 def test_what_starts_over_is_not_to_be_given_again(override: str, does: bool) -> None:
     assert starts_over(override) == does

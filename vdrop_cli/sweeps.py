@@ -144,8 +144,8 @@ class Sweeper:
     launcher: str  # its class
 
     def sweep(self, arguments: list[str]) -> None:
-        broke, lost = "", list[str]()
-        for old in (*self.folder.glob("*.json"), self.folder / STOP):  # where hydra.sweep.dir names the folder of an earlier one
+        broke, lost, is_new = "", list[str](), not self.folder.exists()
+        for old in (*self.outcome_paths(), self.folder / STOP):  # where hydra.sweep.dir names the folder of an earlier one
             old.unlink(missing_ok=True)
         try:
             with ExitStack() as stack:
@@ -156,11 +156,12 @@ class Sweeper:
                     lost = stack.enter_context(launchers.waiting_for_all())
                 self.hydra.sweep(arguments)
         except Exception as error:
-            if not any(self.folder.glob("*.json")) and not (self.folder / ".submitit").exists():  # nothing begun, nothing left behind
-                shutil.rmtree(self.folder, ignore_errors=True)
-                with suppress(OSError):
-                    for folder in (self.folder.parent, self.folder.parent.parent):
-                        folder.rmdir()  # where it is empty
+            if not self.outcome_paths() and not (self.folder / ".submitit").exists():  # nothing begun
+                if is_new:  # nothing left behind
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    with suppress(OSError):
+                        for folder in (self.folder.parent, self.folder.parent.parent):
+                            folder.rmdir()  # where it is empty
                 raise
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         except BaseException:
@@ -178,6 +179,9 @@ class Sweeper:
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / STOP).touch()
+
+    def outcome_paths(self) -> list[Path]:
+        return [path for path in self.folder.glob("*.json") if path.stem.isdecimal()]
 
     def outcome(self, number: int) -> Outcome:
         path = outcome_path(self.folder, number)
