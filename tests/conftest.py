@@ -99,7 +99,9 @@ def vdrop(tmp_path: Path) -> Vdrop:
     """Runs the command line as a process, in an empty folder."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {key: value for key, value in os.environ.items() if key != "VDROP_DATA"}
+        inherited = {
+            key: value for key, value in os.environ.items() if key not in ("VDROP_DATA", "HYDRA_FULL_ERROR")
+        }  # which commands set in this process
         return subprocess.run(
             [sys.executable, "-m", "vdrop_cli", *arguments],
             cwd=tmp_path,
