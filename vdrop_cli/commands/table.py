@@ -135,7 +135,7 @@ def spread(values: list[float]) -> str:
 
 
 def as_published(value: float | None, deviation: float | None, mark: str) -> str:
-    return "–" if value is None else f"{value:g}" + (f" ± {deviation:g}" if deviation is not None else "") + mark
+    return "–" if value is None else f"{value}" + (f" ± {deviation}" if deviation is not None else "") + mark
 
 
 def difference(values: list[float], published: float | None) -> str:
