@@ -85,6 +85,13 @@ def not_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "interrupted", False)
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command sets for Hydra in this process is not left to the next test."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # so that it is put back to what it was
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Freshly allocated memory is NaN, so that nothing can lean on what it happens to hold."""
@@ -99,9 +106,7 @@ def vdrop(tmp_path: Path) -> Vdrop:
     """Runs the command line as a process, in an empty folder."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {
-            key: value for key, value in os.environ.items() if key not in ("VDROP_DATA", "HYDRA_FULL_ERROR")
-        }  # which commands set in this process
+        inherited = {key: value for key, value in os.environ.items() if key != "VDROP_DATA"}
         return subprocess.run(
             [sys.executable, "-m", "vdrop_cli", *arguments],
             cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Runs of the command line as processes that can be killed, many of them, quickly: forked from one that has imported everything."""
+"""Runs of the command line as processes; and many of them, quickly: forked from one that has imported everything."""
 
 import json
 import os
@@ -32,13 +32,23 @@ for line in sys.stdin:
 """
 
 
+def environment() -> dict[str, str]:
+    """Of a process that finds this checkout, and leaves the other processor to other tests."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`vdrop …`, whose messages can be read."""
+    command = [sys.executable, "-m", "vdrop_cli", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 class Processes:
     """One at a time; what they print goes to the file `out` in their folder."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.fork = subprocess.Popen(
-            [sys.executable, "-c", FORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", FORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
 
     def __enter__(self) -> Self:

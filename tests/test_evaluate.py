@@ -120,10 +120,12 @@ def test_an_ensemble_averages_probabilities_of_its_members() -> None:
     stream_N = trained("dropout=none")[1].streams["test"]
     p_N = sum((-evaluate.stream_nll(model, stream_N)).double().exp() for model in models) / 2
     assert isinstance(p_N, torch.Tensor)
-    assert evaluate.ensemble_perplexity(models, stream_N) == pytest.approx(p_N.log().neg().mean().exp().item(), rel=1e-9)
+    both = evaluate.ensemble_perplexities(models, {"whole": stream_N, "part": stream_N[:9]})
+    assert both["whole"] == pytest.approx(p_N.log().neg().mean().exp().item(), rel=1e-9)
+    assert both["part"] == pytest.approx(p_N[:8].log().neg().mean().exp().item(), rel=1e-6)
     alone = evaluate.stream_perplexity(models[0], stream_N)
-    assert evaluate.ensemble_perplexity(models[:1], stream_N) == pytest.approx(alone, rel=1e-9)
-    assert evaluate.ensemble_perplexity([models[0]] * 3, stream_N) == pytest.approx(alone, rel=1e-9)
+    for members in (models[:1], [models[0]] * 3):
+        assert evaluate.ensemble_perplexities(members, {"whole": stream_N}) == {"whole": pytest.approx(alone, rel=1e-9)}
 
 
 def test_perplexity_falls_with_the_number_of_passes() -> None:

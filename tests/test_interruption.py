@@ -97,15 +97,30 @@ def test_of_two_signals_both_who_listened_are_told() -> None:
     assert (process.returncode, out) in ((128 + number, "requeued\n") for number in (signal.SIGTERM, signal.SIGUSR2))
 
 
-def test_a_process_of_a_pool_outlives_signals_between_its_jobs_and_looks_for_the_file(tmp_path: Path) -> None:
-    process = start(f"from pathlib import Path; interruption.join_pool(Path('{tmp_path}/stop'))")
-    (tmp_path / "stop").touch()
-    assert process.communicate(timeout=60)[0] == "stopped by SIGTERM\n" and process.returncode == 128 + signal.SIGTERM
-    process = start(f"from pathlib import Path; interruption.join_pool(Path('{tmp_path}/other')); time.sleep(0); CHECK = 0", step=0.01)
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-    assert process.communicate(timeout=60)[0] == "stopped by SIGTERM\n"
+BETWEEN_JOBS = """
+import sys, time
+from pathlib import Path
+from vdrop_cli import interruption
+interruption.join_pool(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+with interruption.listening():
+    print(interruption.asked(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["signal", "file", "not"])
+def test_a_process_of_a_pool_outlives_signals_between_its_jobs_and_looks_for_the_file(how: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", BETWEEN_JOBS, str(tmp_path / "stop")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for number in (signal.SIGTERM, signal.SIGUSR1) if how == "signal" else ():
+        process.send_signal(number)
+    if how == "file":
+        (tmp_path / "stop").touch()
+    time.sleep(0.2)
+    assert process.communicate("\n", timeout=60)[0] == f"{how != 'not'}\n" and process.returncode == 0
 
 
 def test_a_process_that_was_asked_to_stop_begins_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +12,7 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from tests.conftest import TINY
+from tests.processes import spawn
 from vdrop_cli import interruption
 from vdrop_cli.launchers import outliving
 from vdrop_cli.sinks import read_log
@@ -23,9 +23,7 @@ LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"]
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *SWEEP, *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return spawn(folder, "train", "-m", *SWEEP, *arguments)
 
 
 def wait_for_steps(sweep: "subprocess.Popen[str]", folder: Path, steps: int, *seeds: int) -> list[int]:

@@ -1,8 +1,6 @@
 """A sweep through a real SLURM, disturbed and not. Opt-in: `make test-slurm`."""
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,8 @@ import pytest
 
 from tests import slurm
 from tests.conftest import TINY
+from tests.processes import spawn
+from tests.test_launchers import starts
 from tests.test_survival import of_training
 from vdrop_cli.sinks import read_log
 
@@ -31,9 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]
 
 def start(folder: Path, text: list[str], *more: str) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *SWEEP, *text, *more]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return spawn(folder, "train", "-m", *SWEEP, *text, *more)
 
 
 def wait_for_steps(folder: Path, seed: int, steps: int) -> None:
@@ -58,11 +56,6 @@ def ended(sweep: subprocess.Popen[str]) -> str:
     _, told = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, told
     return told
-
-
-def starts(folder: Path, seed: int) -> list[int]:
-    (log,) = folder.rglob(f"*-s{seed}/log.jsonl")
-    return [record["step"] for record in read_log(log) if record["kind"] == "start"]
 
 
 def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(

@@ -1,7 +1,6 @@
 """Sweeps: what becomes of each job, with the launchers that are here; the one through SLURM is in test_slurm."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, Vdrop
+from tests.processes import environment, spawn
 from tests.test_survival import of_training
 from vdrop_cli.sinks import read_log
 from vdrop_cli.sweeps import Outcome, out_of_memory, starts_over, summary
@@ -53,9 +53,7 @@ def steps(log: Path) -> int:
 def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
     """SIGTERM to the process that was started reaches those that it started."""
     long = [*SWEEP, *text, *JOBLIB, "schedule.epochs=60"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *long]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as sweep:
+    with spawn(tmp_path, "train", "-m", *long) as sweep:
         until = time.monotonic() + 120
         while sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2 and time.monotonic() < until and sweep.poll() is None:
             time.sleep(0.1)
@@ -75,10 +73,7 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: 
 
 def test_the_second_of_two_processes_in_one_run_is_told_so(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
     long = [*TINY, *text, "schedule.epochs=10000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    with subprocess.Popen(
-        [sys.executable, "-m", "vdrop_cli", "train", *long], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
-    ) as first:
+    with spawn(tmp_path, "train", *long) as first:
         while not list(tmp_path.rglob("log.jsonl")):
             time.sleep(0.05)
         second = vdrop("train", *long)
@@ -106,7 +101,6 @@ def test_the_summary_names_what_differs() -> None:
 def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(text: list[str], tmp_path: Path) -> None:
     """A process that may write no files of more than 200 bytes, which all outcomes have."""
     command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=sweep"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     (tmp_path / "sweep").mkdir()
 
     def limit() -> None:
@@ -114,7 +108,7 @@ def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(text: lis
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 
     (tmp_path / "sweep" / "multirun.yaml").symlink_to("/dev/null")  # Hydra's own
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=limit)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
     assert "sweep/0.json cannot be written (File too large)" in ran.stderr and "config.yaml cannot be written" in ran.stderr
     assert "sweep/summary.json cannot be written" in ran.stderr and "vdrop: 2 runs: 2 " in ran.stderr

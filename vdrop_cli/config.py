@@ -255,15 +255,19 @@ class Train:
         moon_gru = self.dropout.policy is Policy.moon and self.model.cell is Cell.gru
         require(not moon_gru, "dropout", "another policy than moon with a GRU, which has no cell state", self.dropout.name)
 
+    def numbers(self) -> dict[str, Any]:
+        """The settings that change them, but the seed; those of data and machine, too."""
+        told = plain(self)
+        for key in ("checkpoint", "published", "seed", "outputs", "log_every", "force"):
+            del told[key]
+        return told
+
     def identity(self, corpus_fingerprint: str) -> str:
         """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
 
         Device, back end and precision are to be those that `auto` has come to.
         """
-        told = plain(self)
-        for key in ("checkpoint", "published", "seed", "outputs", "log_every", "force"):
-            del told[key]
-        told["data"] = corpus_fingerprint
+        told = self.numbers() | {"data": corpus_fingerprint}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 

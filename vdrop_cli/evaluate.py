@@ -50,12 +50,14 @@ def stream_perplexity(model: LanguageModel, stream_N: Tensor) -> float:
     return perplexity(stream_nll(model, stream_N))
 
 
-def ensemble_perplexity(models: Iterable[LanguageModel], stream_N: Tensor) -> float:
-    """Of the mean of the probabilities that all models give to each token; one model is held at a time."""
-    averages, members = torch.tensor(-math.inf, dtype=torch.float64, device=stream_N.device), 0
-    for model in models:
-        averages, members = torch.logaddexp(averages, -stream_nll(model, stream_N).double()), members + 1
-    return perplexity(math.log(members) - averages)
+def ensemble_perplexities(models: Iterable[LanguageModel], streams: dict[str, Tensor]) -> dict[str, float]:
+    """Of the mean of the probabilities that all models give to each token, by text; one model is held at a time."""
+    sums: dict[str, Tensor] = {}
+    for members, model in enumerate(models, 1):
+        for name, stream_N in streams.items():
+            log_p_N = -stream_nll(model, stream_N).double()
+            sums[name] = torch.logaddexp(sums[name], log_p_N) if members > 1 else log_p_N
+    return {name: perplexity(math.log(members) - total_N) for name, total_N in sums.items()}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli.config import ConfigError, Published, Size, Train, nearest, parse, plain
+from vdrop_cli.config import ConfigError, Published, Size, Train, nearest, parse
 from vdrop_cli.explain import explain
 
 TABLE = "table1"
@@ -39,8 +39,8 @@ class Row:
 
 def key(settings: Train) -> str:
     """What a run must share with a row to be one of it: all settings but the seed, the machine's, and where things lie."""
-    told = plain(settings)
-    for name in ("checkpoint", "published", "seed", "outputs", "log_every", "force", "device", "backend", "precision"):
+    told = settings.numbers()
+    for name in ("device", "backend", "precision"):
         del told[name]
     told["data"] = {name: told["data"][name] for name in ("source", "name", "config", "min_count")}
     return json.dumps(told, sort_keys=True)

@@ -28,9 +28,12 @@ def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Raises OSError, or ValueError where the file's ending is none that can be drawn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    """Raises ConfigError where it cannot be written, or its ending is none that can be drawn."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the picture {path} cannot be written ({error}); choose another file") from None
 
 
 def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":

@@ -1,6 +1,7 @@
 """Runs that are finished, as they lie on disk: what they were set to, how they went, how they ended."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vdrop_cli.config import ConfigError, Train, restore
+from vdrop_cli.config import ConfigError, Published, Train, restore
 from vdrop_cli.sinks import flat, read_log, read_result
 
 
@@ -67,6 +68,14 @@ def below(folder: Path) -> list[Finished]:
     """All that are finished, however deep."""
     found = (read(path.parent) for path in sorted(folder.rglob("result.json")))
     return [run for run in found if run is not None]
+
+
+def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
+    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet."""
+    kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else f"ensemble{published.members}"
+    found = (path for path in run.evaluations if re.fullmatch(rf"eval-\d+-{kind}\.json", path.name))
+    path = next(found, None)
+    return None if path is None else evaluation(path)
 
 
 def evaluation(path: Path) -> dict[str, Any]:

@@ -42,4 +42,4 @@ def test_an_unfinished_run_is_left_out_and_said_so(folders: list[str], capsys: p
 def test_a_picture_that_cannot_be_written_is_named(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         compare.main([*folders, "--picture", "curves.unknown"])
-    assert stopped.value.code == 2 and "--picture curves.unknown cannot be written" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "the picture curves.unknown cannot be written" in capsys.readouterr().err

@@ -1,10 +1,7 @@
 """`vdrop reproduce`: a real process that is stopped, goes on, and comes to the table."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 
 from tests.commands.test_table import rows_of
 from tests.conftest import TINY, Vdrop, settings
+from tests.processes import spawn
 from vdrop_cli.config import ConfigError, Precision, Reproduce, Size
 from vdrop_cli.sinks import read_log
 
@@ -25,9 +23,7 @@ def changes(text: list[str]) -> str:
 
 
 def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-    command = [sys.executable, "-m", "vdrop_cli", "reproduce", *ROWS, changes]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with spawn(tmp_path, "reproduce", *ROWS, changes) as process:
         until = time.monotonic() + 120
         while not list(tmp_path.rglob("checkpoint-*.pt")) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.05)

@@ -30,11 +30,7 @@ def main(arguments: list[str]) -> None:
             raise ConfigError("none of these runs is finished; give the same vdrop train command again to go on")
         names = tell(runs)
         if options.picture:
-            path = Path(options.picture)
-            try:
-                pictures.save(pictures.learning_curves(dict(zip(names, runs, strict=True)), training=True), path)
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"--picture {path} cannot be written ({error}); choose another file") from None
+            pictures.save(pictures.learning_curves(dict(zip(names, runs, strict=True)), training=True), Path(options.picture))
             print(f"\ncurves: {options.picture}")
     except ConfigError as error:
         print(f"vdrop: {error}", file=sys.stderr)

@@ -115,7 +115,7 @@ def average(settings: Eval, device: torch.device, corpus: Corpus) -> tuple[list[
             yield loaded.model
 
     streams = {"valid_ppl": corpus.parts["valid"].to(device), "test_ppl": corpus.parts["test"].to(device)}
-    return paths, {metric: evaluate.ensemble_perplexity(models(), stream_N) for metric, stream_N in streams.items()}
+    return paths, evaluate.ensemble_perplexities(models(), streams)
 
 
 class Partial:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
 
-from vdrop_cli import checkpoint, corpora, environment, evaluate, experiments, interruption
+from vdrop_cli import checkpoint, corpora, environment, evaluate, experiments, interruption, runs
 from vdrop_cli.commands import table
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Backend, ConfigError, Eval, Reproduce, RunError, Table, Train
@@ -62,8 +63,8 @@ class Evaluation:
 
     @property
     def is_finished(self) -> bool:
-        kind = f"ensemble{len(self.trainings)}" if len(self.trainings) > 1 else f"mc{self.row.published.mc_samples}-s1"
-        return self.trainings[0].is_finished and any(self.trainings[0].folder.glob(f"eval-*-{kind}.json"))
+        finished = runs.read(self.trainings[0].folder) if self.trainings[0].is_finished else None
+        return finished is not None and runs.evaluation_of(finished, self.row.published) is not None
 
 
 def run(settings: Reproduce) -> None:
@@ -90,34 +91,35 @@ def run(settings: Reproduce) -> None:
 
 
 def needed(rows: list[Row], settings: Reproduce) -> tuple[list[Training], list[Evaluation]]:
-    """Each run once, however many rows evaluate it."""
+    """Each once, however many rows need it."""
     device = environment.device("auto")
     environment.make_ready(device)
+    precision = environment.precision(settings.precision, device)
     trainings: dict[Path, Training] = {}
-    evaluations = []
+    loaded: dict[str, corpora.Corpus] = {}
+    evaluations: dict[tuple[Path, int, int], Evaluation] = {}
     for row in rows:
-        seeds = range(1, settings.seeds + 1)
         if row.published.members > settings.seeds:
             print(f"{row.experiment} is left out: it takes seeds={row.published.members}", file=sys.stderr)
             continue
+        data = str(row.settings.data)
+        corpus = loaded[data] = loaded.get(data) or corpora.load(row.settings.data)
         of_row = []
-        for seed in seeds:
+        for seed in range(1, settings.seeds + 1):
             resolved = replace(
                 row.settings,
                 seed=seed,
                 outputs=settings.outputs,
                 device=str(device),
                 backend=Backend[choose(row.settings.backend.name)],
-                precision=environment.precision(settings.precision, device),
+                precision=precision,
             )
-            corpus = corpora.load(resolved.data)
             folder = checkpoint.run_folder(resolved, corpus.fingerprint)
             of_row.append(trainings.setdefault(folder, Training(row, resolved, folder, corpus)))
-        if row.published.members > 1:
-            evaluations.append(Evaluation(row, of_row[: row.published.members]))
-        elif row.published.mc_samples:
-            evaluations += [Evaluation(row, [training]) for training in of_row]
-    return list(trainings.values()), evaluations
+        members, samples = row.published.members, row.published.mc_samples
+        for evaluated in [of_row[:members]] if members > 1 else [[training] for training in of_row if samples]:
+            evaluations.setdefault((evaluated[0].folder, members, samples), Evaluation(row, evaluated))
+    return list(trainings.values()), list(evaluations.values())
 
 
 def announce(trainings: list[Training], evaluations: list[Evaluation]) -> None:
@@ -125,7 +127,9 @@ def announce(trainings: list[Training], evaluations: list[Evaluation]) -> None:
     costs: dict[str, Cost] = {}
 
     def cost(training: Training) -> Cost:
-        return costs.get(training.row.key) or costs.setdefault(training.row.key, Cost(training))
+        if training.row.key not in costs:
+            costs[training.row.key] = Cost(training)
+        return costs[training.row.key]
 
     total = 0.0
     print("what is needed, and how long it takes here, one after the other:", file=sys.stderr)
@@ -155,7 +159,7 @@ def announce(trainings: list[Training], evaluations: list[Evaluation]) -> None:
 class Cost:
     """Seconds that parts of a training take, from a few of their steps."""
 
-    STEPS = 5
+    STEPS = 5  # at most; a short text has fewer
 
     def __init__(self, training: Training) -> None:
         self.task = training.task
@@ -164,26 +168,19 @@ class Cost:
         self.model, batch = run.model, training.settings.task.batch_size
         chunks = list(islice(self.task.valid_chunks(), self.STEPS))
         evaluated = timed(lambda: evaluate.batched_loss(self.model, chunks, batch)) / len(chunks)
-        steps = run.train_epoch()
-        next(steps)
-        trained = timed(lambda: [next(steps) for _ in range(self.STEPS)]) / self.STEPS
-        self.epoch = self.task.chunks_an_epoch * trained + len(list(self.task.valid_chunks())) * evaluated
-        words = evaluate.STEPS_AT_ONCE
-        read = timed(lambda: evaluate.stream_perplexity(self.model, self.task.streams["test"][: words + 1])) / words
+        speed = median(step.words_per_second for step in islice(run.train_epoch(), self.STEPS))
+        of_training = self.task.chunks_an_epoch * self.task.words_a_chunk / speed
+        self.epoch = of_training + len(list(self.task.valid_chunks())) * evaluated
+        stretch_N = self.task.streams["test"][: evaluate.STEPS_AT_ONCE + 1]
+        read = timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
         self.result = self.task.chunks_an_epoch * evaluated + read * sum(len(self.task.streams[part]) for part in ("valid", "test"))
 
     def mc(self, samples: int) -> float:
-        together = min(samples, Eval.mc_batch)
-        stream_N = self.task.streams["test"]
+        together, stream_N = min(samples, Eval.mc_batch), self.task.streams["test"]
         passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
-        next(passes)
-        words = 0
-
-        def read() -> None:
-            nonlocal words
-            words = sum(next(passes) for _ in range(2))
-
-        return timed(read) / words * samples * len(stream_N)
+        begun = time.perf_counter()
+        words = sum(islice(passes, self.STEPS))
+        return (time.perf_counter() - begun) / words * samples * len(stream_N)
 
 
 def timed(work: Callable[[], object]) -> float:

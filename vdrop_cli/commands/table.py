@@ -55,8 +55,6 @@ def run(settings: Table) -> None:
     if settings.record:
         found = record(rows, found, outputs / "record" / experiments.TABLE)
     lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
-    missing = [row.experiment for row in rows if row not in [line.row for line in lines]]
-    assert not missing, missing
     drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
     path = Path(settings.file)
     files.replace(path, page(lines, settings, drawn).encode())
@@ -97,14 +95,12 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
     if not (published.mc_samples or published.members > 1):
         exact, as_published = result["valid_ppl"], result["valid_ppl_as_published"]
         return Evaluated(finished, as_published, exact, result["test_ppl"], finished.words_per_second, {})
-    kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else f"ensemble{published.members}"
-    for path in finished.evaluations:
-        if re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
-            told = runs.evaluation(path)
-            metrics = told["metrics"]
-            test = metrics[f"test_ppl_mc{published.mc_samples}" if published.mc_samples else "test_ppl"]
-            return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
-    return None
+    told = runs.evaluation_of(finished, published)
+    if told is None:
+        return None
+    metrics = told["metrics"]
+    test = metrics[f"test_ppl_mc{published.mc_samples}" if published.mc_samples else "test_ppl"]
+    return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
 
 
 def record(rows: list[Row], found: dict[str, list[Finished]], folder: Path) -> dict[str, list[Finished]]:
@@ -332,14 +328,14 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
         curves = {name(line): line.runs[0].run for line in made if line.runs[0].speed is not None}
         samples = {name(line): line.runs[0].told["mc"] for line in made if line.row.published.mc_samples}
         speeds = {name(line): fmean(line.values(lambda e: e.speed)) for line in made if line.runs[0].speed is not None}
-        published = {line.row.published.row: line.row.published.words_per_second for line in of_size}
+        published = {name(line): speed for line in of_size if (speed := line.row.published.words_per_second) is not None}
         figures = [
             ("Validation perplexity by epoch, first seed", "validation", curves and pictures.learning_curves(curves, training=False)),
             ("MC dropout: test perplexity by number of passes, first seed", "mc", samples and pictures.by_samples(samples)),
             (
                 "Words a second",
                 "speed",
-                speeds and pictures.speeds(speeds, {n: v for n, v in published.items() if v}, made[0].environment["device"]),
+                speeds and pictures.speeds(speeds, published, made[0].environment["device"]),
             ),
         ]
         for title, what, figure in figures:
