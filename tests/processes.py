@@ -78,7 +78,7 @@ def is_alive(pid: int) -> bool:
     """Whether it has not ended; one that has ended and was not waited for has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it goes between opening and reading
         return False
 
 
