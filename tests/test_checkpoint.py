@@ -1,11 +1,12 @@
 """Checkpoints: what goes in comes out, what is damaged is refused, what is kept."""
 
+import errno
 import gzip
 import os
 import pickle
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_the_best_that_the_one_before_the_newest_names_is_kept_with_it(tmp_path: Path) -> None:
+    checkpoint.save(at_epoch(2, 2), tmp_path)
+    for chunk in (5, 10):
+        checkpoint.save(replace(at_epoch(4, 2), chunk=chunk), tmp_path, 2)
+    checkpoint.save(at_epoch(5, 5), tmp_path, 2)
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005.pt", "checkpoint-0004-00010.pt", "checkpoint-0002.pt"]
+    checkpoint.save(replace(at_epoch(5, 5), chunk=5), tmp_path, 5)
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005-00005.pt", "checkpoint-0005.pt"]
+
+
 def test_a_damaged_newest_one_is_reported_and_the_one_before_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
@@ -87,9 +98,46 @@ def test_of_a_run_whose_newest_is_damaged_the_one_before_is_found(tmp_path: Path
     checkpoint.path_of(tmp_path, 2).write_bytes(b"damaged")
     assert checkpoint.find(str(tmp_path)) == checkpoint.path_of(tmp_path, 1)
     assert "checkpoint-0002.pt is damaged" in capsys.readouterr().err
-    checkpoint.path_of(tmp_path, 1).write_bytes(b"damaged")
-    with pytest.raises(ConfigError, match="holds no checkpoint that can be used; train again with force=true"):
-        checkpoint.find(str(tmp_path))
+
+
+def test_where_all_are_damaged_that_is_an_error_and_they_stay(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        checkpoint.save(at_epoch(epoch), tmp_path)
+        checkpoint.path_of(tmp_path, epoch).write_bytes(b"damaged")
+    for read in (checkpoint.newest, lambda folder: checkpoint.find(str(folder))):
+        with pytest.raises(ConfigError, match="holds no checkpoint that can be used; train again with force=true"):
+            read(tmp_path)
+    assert len(checkpoint.all_in(tmp_path)) == 2 and checkpoint.newest(tmp_path / "new") is None
+
+
+def test_what_can_perhaps_be_read_later_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run would go on from an older one, and remove it. A block that the disk has lost is damage."""
+    for epoch in (1, 2):
+        checkpoint.save(at_epoch(epoch), tmp_path)
+    path, read_bytes = checkpoint.path_of(tmp_path, 2), Path.read_bytes
+
+    def failing(error: Exception) -> Callable[[Path], bytes]:
+        def read(self: Path) -> bytes:
+            if self == path:
+                raise error
+            return read_bytes(self)
+
+        return read
+
+    monkeypatch.setattr(Path, "read_bytes", failing(OSError(errno.ESTALE, "Stale file handle")))
+    with pytest.raises(ConfigError, match=r"checkpoint-0002\.pt cannot be read \(Stale file handle\)"):
+        checkpoint.newest(tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", failing(OSError(errno.EIO, "Input/output error")))
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.epoch == 1
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+    def too_large(*_: object, **__: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(torch, "load", too_large)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        checkpoint.newest(tmp_path)
 
 
 def test_checkpoints_within_an_epoch_lie_between_those_of_its_ends(tmp_path: Path) -> None:

@@ -106,11 +106,14 @@ print("ready", flush=True)
 sys.stdin.readline()
 with interruption.listening():
     print(interruption.asked(), flush=True)
+interruption.join_pool(Path(sys.argv[1]))
+print(interruption.asked(), flush=True)
 """
 
 
 @pytest.mark.parametrize("how", ["signal", "file", "not"])
-def test_a_process_of_a_pool_outlives_signals_between_its_jobs_and_looks_for_the_file(how: str, tmp_path: Path) -> None:
+def test_a_process_of_a_pool_outlives_signals_and_looks_for_the_file(how: str, tmp_path: Path) -> None:
+    """A signal to it alone stops the job that it is at, the file all."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", BETWEEN_JOBS, str(tmp_path / "stop")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -120,7 +123,7 @@ def test_a_process_of_a_pool_outlives_signals_between_its_jobs_and_looks_for_the
     if how == "file":
         (tmp_path / "stop").touch()
     time.sleep(0.2)
-    assert process.communicate("\n", timeout=60)[0] == f"{how != 'not'}\n" and process.returncode == 0
+    assert process.communicate("\n", timeout=60)[0] == f"{how != 'not'}\n{how == 'file'}\n" and process.returncode == 0
 
 
 def test_a_process_that_was_asked_to_stop_begins_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import TINY, settings
 from vdrop_cli import runs
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.config import ConfigError, Published, plain
 
 
 @pytest.fixture
@@ -37,6 +37,22 @@ def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> No
         found.evaluations[0].write_text(damage)
         with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged; delete it"):
             runs.evaluation(found.evaluations[0])
+
+
+@pytest.mark.parametrize(
+    ("members", "are"),
+    [
+        (["a/0f-s1/checkpoint-0003.pt", "b/0f-s2/checkpoint-0002.pt"], True),
+        (["a/0f-s2/checkpoint-0003.pt", "b/0f-s1/checkpoint-0002.pt"], True),
+        (["a/0f-s1/checkpoint-0003.pt", "b/0f-s3/checkpoint-0002.pt"], False),
+        (["a/0f-s1/checkpoint-0003.pt", "b/0e-s2/checkpoint-0002.pt"], False),
+    ],
+)
+def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, folder: Path) -> None:
+    assert runs.are_one_row(members) == are
+    (folder / "eval-0003-ensemble2-0123abcd.json").write_text(json.dumps({"metrics": {}, "members": members}))
+    found = runs.read(folder)
+    assert found is not None and (runs.evaluation_of(found, Published(row="x", members=2)) is not None) == are
 
 
 def test_a_folder_without_settings_is_no_run(folder: Path) -> None:

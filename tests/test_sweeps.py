@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from tests.conftest import TINY, Vdrop
 from tests.processes import environment, spawn
 from tests.test_survival import of_training
+from vdrop_cli import CONF, config, interruption, sweeps
+from vdrop_cli.commands import train
+from vdrop_cli.config import Train
 from vdrop_cli.sinks import read_log
-from vdrop_cli.sweeps import Outcome, out_of_memory, starts_over, summary
+from vdrop_cli.sweeps import Job, Outcome, starts_over, summary
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SWEEP = [*TINY, "model.hidden_size=16", "schedule.epochs=3", "log_every=1", "seed=1,2,3"]
@@ -91,7 +98,7 @@ def test_the_summary_names_what_differs() -> None:
         Outcome(["a=1", "seed=3"], "failed", 1, "the loss is nan"),
         Outcome(["a=1", "seed=4"], "not begun", 1, "the sweep was stopped"),
     ]
-    assert summary(outcomes).splitlines()[1:4] == [
+    assert summary(outcomes, skips=True).splitlines()[1:4] == [
         "vdrop: 4 runs: 1 done, 1 resumed, 1 failed, 1 not begun",
         "  failed: seed=3: the loss is nan",
         "  not begun: seed=4: the sweep was stopped",
@@ -131,12 +138,75 @@ def test_what_lies_in_a_folder_that_was_there_is_left_alone(vdrop: Vdrop, text: 
 @pytest.mark.parametrize(("override", "does"), [("force=true", True), ("++force=1", True), ("+force=x", True), ("enforce=1", False)])
 def test_what_starts_over_is_not_to_be_given_again(override: str, does: bool) -> None:
     assert starts_over(override) == does
-    told = summary([Outcome([override], "done"), Outcome([override], "failed", 1, "why")])
+    told = summary([Outcome([override], "done"), Outcome([override], "failed", 1, "why")], skips=True)
     assert ("again without force=… skips" in told) == does
 
 
-@pytest.mark.parametrize(
-    ("error", "is_one"), [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)]
-)
-def test_memory_that_is_not_there_is_told_in_a_line(error: Exception, is_one: bool) -> None:
-    assert bool(out_of_memory(error)) == is_one
+def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    assert vdrop("train", *TINY, *text).returncode == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    ran = vdrop("eval", "-m", f"checkpoint={folder}", "device=cpu", "mc_samples=0,-1")
+    assert ran.returncode == 2 and ran.stderr.splitlines()[-1] == "  the same command again goes on with the rest"
+
+
+def of_one(launcher: str, folder: Path, outcome: Outcome) -> int:
+    folder.mkdir(exist_ok=True)
+    sweeps.write(outcome, sweeps.outcome_path(folder, 0))
+    return sweeps.Sweeper(SimpleNamespace(overrides=[[["seed=1"]]]), folder, launcher, "train").summarise("", [])
+
+
+def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here it was told when it happened, unless its process was killed; on a cluster it was not."""
+    failed, killed = Outcome(["seed=1"], "failed", 1, "the loss is nan"), Outcome(["seed=1"])
+    assert of_one("BasicLauncher", tmp_path, failed) == 1 and not capsys.readouterr().err
+    assert of_one("BasicLauncher", tmp_path, killed) == 1
+    assert "vdrop: 1 run: 1 begun\n  begun: seed=1: its process was killed\n" in capsys.readouterr().err
+    assert of_one("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", tmp_path, failed) == 1
+    assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
+
+
+def composed(*overrides: str) -> DictConfig:
+    config.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is requeued before its folder is cleared starts over, after that it goes on."""
+    forced, told = list[bool](), iter([False, True, True])
+
+    def run(settings: Train, started_over: Callable[[], None]) -> str:
+        forced.append(settings.force)
+        if next(told):
+            started_over()
+        raise SystemExit(1)  # as by a signal
+
+    monkeypatch.setattr(train, "run", run)
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            Job("train").perform(composed(*TINY, *text, "force=true"), tmp_path / "0.json")
+    assert forced == [True, True, False]
+
+
+def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As who requeues jobs may not want to any more."""
+
+    def run(settings: Train, started_over: Callable[[], None]) -> str:
+        signal.raise_signal(signal.SIGUSR2)
+        raise interruption.Interrupted(signal.SIGUSR2, "saved")
+
+    def refuses(number: int, frame: object) -> None:
+        raise RuntimeError("not requeued")
+
+    monkeypatch.setattr(train, "run", run)
+    before = signal.signal(signal.SIGUSR2, refuses)
+    try:
+        Job("train").perform(composed(*TINY, *text), tmp_path / "0.json")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    outcome = sweeps.read(tmp_path / "0.json")
+    assert (outcome.status, outcome.code) == ("interrupted", 128 + signal.SIGUSR2)
+    assert outcome.reason.startswith("stopped by SIGUSR2, saved; go on with: vdrop train")
+    assert outcome.reason.endswith("(RuntimeError: not requeued)") and "Traceback" not in capsys.readouterr().err

@@ -2,9 +2,10 @@
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -14,7 +15,12 @@ from vdrop_cli.config import ConfigError, Train, restore
 from vdrop_cli.files import Damaged
 
 FORMAT = "vdrop checkpoint 2"
+T = TypeVar("T")
 KEPT = 2  # newest checkpoints, beside the best one
+
+
+class Unusable(ConfigError):
+    """A file that will never serve as a checkpoint."""
 
 
 @dataclass
@@ -64,46 +70,66 @@ def all_in(folder: Path) -> list[Path]:
     return [path_of(folder, *place) for place in places]
 
 
-def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Older ones but the best are removed when it is there. Raises RunError where it cannot be written."""
-    path, best = path_of(folder, checkpoint.epoch, checkpoint.chunk), path_of(folder, checkpoint.best_epoch)
+def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
+    """Older ones but the best are removed when it is there. Raises RunError where it cannot be written.
+
+    `best_before` is the best epoch that the checkpoint before this one names, which stays as long as that one does.
+    """
+    path = path_of(folder, checkpoint.epoch, checkpoint.chunk)
+    best = [path_of(folder, epoch) for epoch in (checkpoint.best_epoch, best_before)]
     files.write_tensors(path, {"format": FORMAT, **vars(checkpoint)})
     there = all_in(folder)
     now = there.index(path)  # later ones could not be used, else the run would have gone on from them
     for old in there[:now] + there[now + KEPT :]:
-        if old != best:
+        if old not in best:
             old.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Checkpoint:
-    """A checkpoint from its file; one that cannot be used is an error that says why."""
+def reading(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a checkpoint's file; one that cannot be read is an error that says why."""
     try:
-        held = files.read_tensors(path)
+        return read(path)
     except FileNotFoundError:
         what = "is not a file" if path.exists() else "is not there"
         raise ConfigError(f"checkpoint={path} {what}; name a checkpoint file or a run folder below outputs/train") from None
     except OSError as error:
-        raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); take another one of the run") from None
+        raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can") from None
     except Damaged as damage:
-        raise ConfigError(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
+        raise Unusable(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
+
+
+def checksum(path: Path) -> str:
+    """Of all that is in it, as it stands in the file."""
+    return reading(path, files.checksum)
+
+
+def load(path: Path) -> Checkpoint:
+    """A checkpoint from its file; one that cannot be used is an error that says why."""
+    held = reading(path, files.read_tensors)
     if held.pop("format", None) != FORMAT:
-        raise ConfigError(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
+        raise Unusable(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
     try:
         found = Checkpoint(**held)
         if found.holds_what_it_should:
             return found
     except (TypeError, ValueError, ConfigError, OmegaConfBaseException):
         pass
-    raise ConfigError(f"checkpoint={path} lacks a part, or holds something else in its place; take another one of the run")
+    raise Unusable(f"checkpoint={path} lacks a part, or holds something else in its place; take another one of the run")
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest one of a run that can be used; damaged ones are reported and passed over."""
-    for path in all_in(folder):
+    """The newest one of a run that can be used, None where there is none yet; damaged ones are reported and passed over.
+
+    Raises ConfigError where all are damaged, or one cannot be read now.
+    """
+    there = all_in(folder)
+    for path in there:
         try:
             return load(path)
-        except ConfigError as error:
-            print(f"vdrop: {error}; trying the one before", file=sys.stderr)
+        except Unusable as error:
+            print(f"vdrop: {error}", file=sys.stderr)
+    if there:
+        raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
     return None
 
 
@@ -112,11 +138,9 @@ def find(named: str) -> Path:
     path = Path(named)
     if not path.is_dir():
         return path
-    if not all_in(path):
-        raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
     last = newest(path)
     if last is None:
-        raise ConfigError(f"checkpoint={named} holds no checkpoint that can be used; train again with force=true")
+        raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
     # Early stopping reports the best epoch on validation; otherwise it is the last one, as in the paper.
     best = last.train.schedule.patience is not None and last.best_epoch > 0
     return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.chunk)

@@ -21,6 +21,12 @@ MARK = b"sha256:"
 TAIL = len(MARK) + 64  # bytes: the mark and the digest in hex
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of Python's or torch's, says that there was not enough."""
+    signs = ("not enough memory", "out of memory", "can't allocate memory", "storage size calculation")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
 class Damaged(Exception):
     """What is in a file is not what was written into it, or it never was one of this kind."""
 
@@ -92,17 +98,24 @@ def checksum(path: Path) -> str:
 def read_tensors(path: Path) -> dict[str, Any]:
     """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it.
 
-    Raises: FileNotFoundError; Damaged.
+    Raises: FileNotFoundError; Damaged, also where the disk has lost it; OSError, MemoryError, where it may well be whole.
     """
     import torch
 
-    wanted = checksum(path)
-    content = path.read_bytes()
+    try:
+        wanted = checksum(path)
+        content = path.read_bytes()
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise Damaged(error.strerror) from None
+        raise
     if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != wanted:
         raise Damaged("its content does not fit its checksum")
     try:
         held = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the reader of a crafted file stumbles over
+        if lacks_memory(error):
+            raise
         raise Damaged(next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]) from None
     if not isinstance(held, dict):
         raise Damaged("it holds something else")

@@ -46,10 +46,11 @@ def note(number: int, frame: FrameType | None) -> None:
 
 
 def join_pool(stop: Path) -> None:
-    """For a process of a pool, which no signal is to kill, as the whole pool would die with it: it listens from now on, and looks
-    whether the file `stop` is there."""
-    global listens, stop_file
-    listens, stop_file = True, stop
+    """For a process of a pool, at the start of each of its jobs. No signal is to kill it, as the whole pool would die with it: it
+    listens from now on, and looks whether the file `stop` is there. A signal to this process alone stopped the job it was at."""
+    global listens, stop_file, interrupted
+    listens, stop_file, interrupted = True, stop, False
+    received.clear()
     hear(note)
 
 

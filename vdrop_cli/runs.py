@@ -72,10 +72,16 @@ def below(folder: Path) -> list[Finished]:
 
 def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
     """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet."""
-    kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else f"ensemble{published.members}"
-    found = (path for path in run.evaluations if re.fullmatch(rf"eval-\d+-{kind}\.json", path.name))
-    path = next(found, None)
-    return None if path is None else evaluation(path)
+    kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else rf"ensemble{published.members}-[0-9a-f]+"
+    found = (evaluation(path) for path in run.evaluations if re.fullmatch(rf"eval-\d+-{kind}\.json", path.name))
+    return next((told for told in found if published.mc_samples or are_one_row(told["members"])), None)
+
+
+def are_one_row(members: list[str]) -> bool:
+    """Whether checkpoints, by their paths, are of runs that differ by their seeds alone, and these are 1, 2, …"""
+    folders = [Path(member).parent.name for member in members]
+    settings = folders[0].rpartition("-s")[0]
+    return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in range(1, len(folders) + 1))
 
 
 def evaluation(path: Path) -> dict[str, Any]:

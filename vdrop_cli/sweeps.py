@@ -10,18 +10,20 @@ import sys
 import traceback
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import files, interruption, launchers
 from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
 from vdrop_cli.explain import explain
+from vdrop_cli.files import lacks_memory
 
 
 @dataclass
@@ -32,12 +34,21 @@ class Outcome:
     status: str = "begun"
     code: int = 0  # as an exit code
     reason: str = ""
+    started_over: bool = False  # force=true has had its effect, and is not to have it again
 
 
 RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
 GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
+TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
 STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
+
+
+TIMEOUTS = 1_000_000  # after so many time limits a job of SLURM's is not requeued any more
+
+
+def is_slurm(launcher: str) -> bool:
+    return launcher.endswith(".SlurmLauncher")
 
 
 def starts_over(override: str) -> bool:
@@ -67,14 +78,21 @@ class Job:
 
     def perform(self, config: DictConfig, path: Path | None) -> None:
         """Runs it, and writes what becomes of it."""
-        outcome, begun_before = self.outcome, path is not None and path.exists()
+        outcome = self.outcome
+        outcome.started_over = path is not None and read(path).started_over  # as of a job that SLURM has requeued
         write(outcome, path)
+
+        def started_over() -> None:
+            outcome.started_over = True
+            write(outcome, path)
+
         try:
             register()
             settings: object = parse(config, ROOTS[self.command])
-            if begun_before and isinstance(settings, Train):  # as of a job that SLURM has requeued
-                settings = replace(settings, force=False)
             run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
+            if isinstance(settings, Train):
+                settings = replace(settings, force=settings.force and not outcome.started_over)
+                run = partial(run, started_over=started_over)
             with interruption.listening() if self.command in RESUMES else nullcontext():
                 try:
                     interruption.check()
@@ -94,13 +112,18 @@ class Job:
         except RunError as error:
             outcome.status, outcome.code, outcome.reason = "failed", 1, str(error)
         except Exception as error:
-            outcome.status, outcome.code = "failed", 1
-            memory = out_of_memory(error)
-            if not (path or memory):
-                raise
-            outcome.reason = memory or f"{type(error).__name__}: {error}"
-            if not memory:
-                traceback.print_exc()
+            told = f"{type(error).__name__}: {error}"
+            if outcome.status == "interrupted":  # and saved; it is who was told of the signal that is at a loss
+                outcome.reason += f" ({told})"
+            else:
+                outcome.status, outcome.code = "failed", 1
+                if lacks_memory(error):
+                    outcome.reason = TOO_LARGE
+                elif path is None:
+                    raise
+                else:
+                    outcome.reason = told
+                    traceback.print_exc()
         if outcome.reason:
             tell(outcome)
         write(outcome, path)
@@ -115,6 +138,11 @@ def outcome_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.json"
 
 
+def read(path: Path) -> Outcome:
+    """One that was written, or of a job that has not begun."""
+    return Outcome(**json.loads(path.read_text())) if path.exists() else Outcome([], "not begun")
+
+
 def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
     """Where there is a path. That it cannot be written is no reason not to run."""
     if path is not None:
@@ -125,16 +153,6 @@ def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
             print(f"vdrop: {error}", file=sys.stderr, flush=True)
 
 
-def out_of_memory(error: Exception) -> str:
-    """A line for it; empty where an error is another one."""
-    told = str(error).lower()
-    if isinstance(error, MemoryError) or "not enough memory" in told or "out of memory" in told or "storage size calculation" in told:
-        return (
-            "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
-        )
-    return ""
-
-
 @dataclass
 class Sweeper:
     """Around Hydra's own: each job ends for itself; it tells what became of them, and exits with the worst of their codes."""
@@ -142,6 +160,7 @@ class Sweeper:
     hydra: Any
     folder: Path
     launcher: str  # its class
+    command: str
 
     def sweep(self, arguments: list[str]) -> None:
         broke, lost, is_new = "", list[str](), not self.folder.exists()
@@ -166,7 +185,7 @@ class Sweeper:
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         except BaseException:
             goes_on = "it is no longer waited for, and goes on where it runs"
-            self.summarise(goes_on if "submitit" in self.launcher else STOPPED, lost)
+            self.summarise(goes_on if is_slurm(self.launcher) else STOPPED, lost)
             raise
         code = self.summarise(broke, lost)
         if interruption.received:
@@ -184,8 +203,7 @@ class Sweeper:
         return [path for path in self.folder.glob("*.json") if path.stem.isdecimal()]
 
     def outcome(self, number: int) -> Outcome:
-        path = outcome_path(self.folder, number)
-        return Outcome(**json.loads(path.read_text())) if path.exists() else Outcome([], "not begun")
+        return read(outcome_path(self.folder, number))
 
     def summarise(self, broke: str, lost: list[str]) -> int:
         """Prints and writes what became of the jobs, those that did not begin too; returns the worst of their codes.
@@ -194,30 +212,33 @@ class Sweeper:
         """
         jobs = [list(overrides) for batch in self.hydra.overrides or [] for overrides in batch]
         outcomes = [replace(self.outcome(number), overrides=overrides) for number, overrides in enumerate(jobs)]
+        told_elsewhere = "submitit" in self.launcher
         for number, outcome in enumerate(outcomes):
             if outcome.status not in GOOD and not outcome.code:
                 unknown = "its process was killed" if outcome.status == "begun" else "what became of it could not be written; see above"
                 outcome.code = 1
                 outcome.reason = "".join(lost[number : number + 1]) or broke or (STOPPED if interruption.asked() else unknown)
-        if len(outcomes) > 1:
-            print(summary(outcomes), file=sys.stderr)
+                told_elsewhere = True
+        if len(outcomes) > 1 or told_elsewhere:
+            print(summary(outcomes, skips=self.command == "train"), file=sys.stderr)
         write(outcomes, self.folder / "summary.json")
         return max((outcome.code for outcome in outcomes), default=0)
 
 
-def summary(outcomes: list[Outcome]) -> str:
-    """How many ended in which way, and a line for each that is not done."""
+def summary(outcomes: list[Outcome], skips: bool) -> str:
+    """How many ended in which way, and a line for each that is not done; `skips` is whether the same command leaves out what is done."""
     statuses = [outcome.status for outcome in outcomes]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys([*GOOD, *statuses]) if status in statuses)
     shared = set.intersection(*(set(outcome.overrides) for outcome in outcomes))
-    lines = [f"\nvdrop: {len(outcomes)} runs: {counts}"]
+    apart = shared if len(outcomes) > 1 else set()
+    lines = [f"\nvdrop: {len(outcomes)} run{'s' if len(outcomes) > 1 else ''}: {counts}"]
     for outcome in outcomes:
         if outcome.status not in GOOD:
-            name = " ".join(override for override in outcome.overrides if override not in shared)
+            name = " ".join(override for override in outcome.overrides if override not in apart)
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
     if len(lines) > 1:
         without = " without force=…" if any(starts_over(override) for override in shared) else ""
-        lines.append(f"  the same command again{without} skips what is done and goes on with the rest")
+        lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}goes on with the rest")
     return "\n".join(lines)
 
 
@@ -225,11 +246,14 @@ def sweeper(*, hydra_context: HydraContext, task_function: TaskFunction, config:
     assert isinstance(task_function, Job)
     folder = Path(config.hydra.sweep.dir).absolute()
     launcher = config.hydra.launcher._target_
+    if is_slurm(launcher) and not any("launcher.max_num_timeout=" in override for override in config.hydra.overrides.hydra):
+        with read_write(config):
+            config.hydra.launcher.max_num_timeout = TIMEOUTS
     task_function.folder = folder  # before the launcher takes a copy of it along
     task_function.pool_of = os.getpid() if "joblib" in launcher else None
     plugins = Plugins.instance()
     theirs = Plugins.instantiate_sweeper(plugins, hydra_context=hydra_context, task_function=task_function, config=config)
-    return Sweeper(theirs, folder, launcher)
+    return Sweeper(theirs, folder, launcher, task_function.command)
 
 
 def take_over() -> None:

@@ -1,17 +1,20 @@
 """`vdrop eval`: what it writes, and that it needs nothing but the checkpoint. The command line of it is in test_cli."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import TINY, settings
 from tests.test_checkpoint import at_epoch
-from vdrop_cli import checkpoint, corpora, evaluate
+from vdrop_cli import checkpoint, corpora, evaluate, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
 
 
@@ -76,7 +79,8 @@ def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
     train.run(settings(*TINY, *text, "dropout=none", "model=lstm_small", "model.hidden_size=16"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)
     run(folder, f"members=[{other}]")
-    told = json.loads((folder / "eval-0001-ensemble2.json").read_text())
+    (written,) = folder.glob("eval-0001-ensemble2-*.json")
+    told = json.loads(written.read_text())
     assert told["members"] == [str(where / "checkpoint-0001.pt") for where in (folder, other)]
     alone = [json.loads((where / "result.json").read_text())["test_ppl"] for where in (folder, other)]
     assert 1 < told["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
@@ -85,6 +89,39 @@ def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
         run(folder, f"members=[{folder}]")
     with pytest.raises(ConfigError, match="members must be empty with mc_samples"):
         run(folder, f"members=[{other}]", "mc_samples=3")
+
+
+def test_other_members_are_another_result(folder: Path, text: list[str]) -> None:
+    others = []
+    for seed in (2, 3):
+        train.run(settings(*TINY, *text, f"seed={seed}"))
+        others.append(next(Path().rglob(f"*-s{seed}")))
+        run(folder, f"members=[{others[-1]}]")
+    run(folder, f"members=[{others[0]}]")
+    assert len(list(folder.glob("eval-0001-ensemble2-*.json"))) == 2
+    next(others[0].glob("checkpoint-*.pt")).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="holds no checkpoint that can be used"):
+        run(folder, f"members=[{others[0]}]")
+    with pytest.raises(ConfigError, match="is damaged or not a checkpoint"):
+        run(folder, f"members=[{others[0]}/checkpoint-0001.pt]")
+
+
+def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in another process of a pool, or on another machine of a cluster."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
+        patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+        run(folder, "mc_samples=4")
+    monkeypatch.setattr(interruption, "received", [])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    run(folder, "mc_samples=4")
+    assert "going on after" in capsys.readouterr().err
+    (target,) = folder.glob("eval-*.json")
+    partial = target.with_suffix(".partial")
+    files.write_tensors(partial, {"of": {"torch": "another"}, "passes": {}, "metrics": {}, "seconds": 0.0})
+    run(folder, "mc_samples=4")
+    assert "is of other settings, code or machine; starting over" in capsys.readouterr().err and not partial.exists()
 
 
 def test_members_must_know_the_same_words(folder: Path, text: list[str]) -> None:

@@ -80,7 +80,7 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[st
         now = itertools.count(0, 7)
         monkeypatch.setattr(train.time, "perf_counter", lambda now=now: next(now))
         places = saved.setdefault(minutes, [])
-        monkeypatch.setattr(checkpoint, "save", lambda c, folder, places=places: places.append((c.epoch, c.chunk)) or save(c, folder))
+        monkeypatch.setattr(checkpoint, "save", lambda c, *to, places=places: places.append((c.epoch, c.chunk)) or save(c, *to))
         list(train.records(start(settings(*TINY, *text, f"checkpoint.minutes={minutes}", f"outputs=every-{minutes}", "schedule.epochs=2"))))
     ends = [(1, 0), (2, 0)]
     assert saved["inf"] == ends
@@ -134,6 +134,36 @@ def test_a_run_that_is_evaluated_is_not_started_over(text: list[str]) -> None:
     with Lock(folder / "eval-0001-standard.lock", "it"), pytest.raises(ConfigError, match=r"eval-0001-standard\.json is in use by process"):
         train.run(settings(*TINY, *text, "force=true"))
     assert sorted(folder.iterdir()) == held
+
+
+def test_force_has_had_its_effect_when_the_earlier_run_is_gone(text: list[str]) -> None:
+    train.run(settings(*TINY, *text))
+    folder = next(Path().rglob("result.json")).parent
+
+    def killed() -> None:
+        assert [path.name for path in folder.iterdir()] == [train.LOCK]
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train.run(settings(*TINY, *text, "force=true"), killed)
+    train.run(settings(*TINY, *text), killed)
+
+
+def test_a_newest_checkpoint_that_is_damaged_costs_no_best_epoch(text: list[str]) -> None:
+    """The third epoch is the new best; what the checkpoint before it names as the best, the first, is needed again."""
+    config = settings(*TINY, *text, "backend=fused", "dropout=none", "schedule.epochs=4", "log_every=1")
+    run = start(config)
+    validations = iter([5.0, 6.0, 4.0])
+    for _ in range(3):
+        for step in run.train_epoch():
+            if step.step % run.task.chunks_an_epoch == 10:
+                run.save()
+        run.finish_epoch()
+        run.best_epoch, run.best_ppl = (run.epoch, ppl) if (ppl := next(validations)) < 5.5 else (1, 5.0)
+        run.save()
+    checkpoint.path_of(run.folder, 3).write_bytes(b"damaged")
+    again = start(config)
+    assert (again.epoch, again.chunk, again.best_epoch) == (2, 10, 1)
 
 
 def test_a_best_checkpoint_that_is_damaged_is_told_before_more_epochs_are_trained(text: list[str]) -> None:

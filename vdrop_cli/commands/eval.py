@@ -1,5 +1,6 @@
 """`vdrop eval`: what a checkpoint's model is worth. Everything but its corpus is in the checkpoint."""
 
+import hashlib
 import json
 import re
 import sys
@@ -65,14 +66,15 @@ def run(settings: Eval) -> str:
     print(f"{path}: epoch {found.epoch}, {task.corpus.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
-    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings)}.json")
+    paths = members(path, settings)
+    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths)}.json")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
         if settings.mc_samples > 0:
-            # all that the numbers depend on to the last bit
-            of = {"checkpoint": files.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch, **described}
-            of.pop("date")
+            # all that the numbers depend on, to the last bit on one machine with as many threads
+            of = {"checkpoint": checkpoint.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch}
+            of |= {name: described[name] for name in ("vdrop", "torch", "device_type", "backend", "precision")}
             partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
             passes = MonteCarlo(model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
             resumed = partial.load(passes)
@@ -82,7 +84,7 @@ def run(settings: Eval) -> str:
             told["metrics"] = {**partial.metrics, f"test_ppl_mc{settings.mc_samples}": averages[-1].ppl}
             told |= {"word_dropout": settings.word_dropout, "mc": [a._asdict() for a in averages], "mc_seconds": partial.seconds}
         elif settings.members:
-            paths, told["metrics"] = average(settings, device, task.corpus)
+            told["metrics"] = average(paths, settings, device, task.corpus)
             told["members"] = [str(member) for member in paths]
         else:
             told["metrics"] = evaluate.standard(model, task)
@@ -93,19 +95,26 @@ def run(settings: Eval) -> str:
     return "resumed" if resumed else "done"
 
 
-def kind(settings: Eval) -> str:
+def members(first: Path, settings: Eval) -> list[Path]:
+    """The checkpoints that are evaluated together; the first alone where there are no others."""
+    paths = [first, *(checkpoint.find(named) for named in settings.members)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("members must be other checkpoints, each once, got one twice")
+    return paths
+
+
+def kind(settings: Eval, paths: list[Path]) -> str:
     """What of a checkpoint is evaluated, as part of a file's name."""
     if settings.mc_samples > 0:
         return f"mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}"
-    return f"ensemble{1 + len(settings.members)}" if settings.members else "standard"
+    if len(paths) > 1:
+        of = "".join(sorted(checkpoint.checksum(path) for path in paths))
+        return f"ensemble{len(paths)}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+    return "standard"
 
 
-def average(settings: Eval, device: torch.device, corpus: Corpus) -> tuple[list[Path], dict[str, float]]:
-    """The perplexities of all members' mean probabilities; and which checkpoints they are."""
-    assert settings.checkpoint is not None
-    paths = [checkpoint.find(named) for named in (settings.checkpoint, *settings.members)]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError("members must be other checkpoints, each once, got one twice")
+def average(paths: list[Path], settings: Eval, device: torch.device, corpus: Corpus) -> dict[str, float]:
+    """The perplexities of all members' mean probabilities."""
 
     def models() -> Iterator[LanguageModel]:
         for path in paths:
@@ -115,7 +124,7 @@ def average(settings: Eval, device: torch.device, corpus: Corpus) -> tuple[list[
             yield loaded.model
 
     streams = {"valid_ppl": corpus.parts["valid"].to(device), "test_ppl": corpus.parts["test"].to(device)}
-    return paths, evaluate.ensemble_perplexities(models(), streams)
+    return evaluate.ensemble_perplexities(models(), streams)
 
 
 class Partial:

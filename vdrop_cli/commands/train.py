@@ -5,7 +5,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import islice
@@ -65,6 +65,7 @@ class Run:
         if found is not None:
             self.optimiser.load_state_dict(found.optimiser)
             self.state = tuple(part.to(task.device) for part in found.state) if found.state else self.state
+        self.best_saved = self.best_epoch  # as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
 
     @property
@@ -151,8 +152,9 @@ class Run:
                 optimiser=self.optimiser.state_dict(),
             ),
             self.folder,
+            self.best_saved,
         )
-        self.saved = time.perf_counter()
+        self.best_saved, self.saved = self.best_epoch, time.perf_counter()
 
     def described(self) -> dict[str, Any]:
         return environment.describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
@@ -222,8 +224,8 @@ def clear(folder: Path) -> None:
             path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
-def run(settings: Train) -> str:
-    """Returns a word on what there was to do: «done», «resumed», or «was done»."""
+def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> str:
+    """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when `force` has had its effect."""
     device = environment.device(settings.device)
     environment.make_ready(device)
     chosen, precision = Backend[choose(settings.backend.name)], environment.precision(settings.precision, device)
@@ -239,6 +241,7 @@ def run(settings: Train) -> str:
     with Lock(folder / LOCK, str(folder)):
         if settings.force:
             clear(folder)
+            started_over()
         files.remove_unfinished(folder, OURS)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
