@@ -122,6 +122,14 @@ def test_what_was_published_beside_table_1_belongs_to_the_same_runs() -> None:
     }
 
 
+def test_the_run_of_the_authors_log_has_the_settings_that_it_prints() -> None:
+    c, large = settings("experiment=authors_1250"), settings("model=lstm_large", "dropout=variational_untied", "dropout.word_mask=token")
+    assert c.model == replace(large.model, name="lstm_1250", hidden_size=1250) and c.dropout == large.dropout
+    assert (c.dropout.p_word, c.dropout.p_h, c.dropout.p_x, c.dropout.p_out, c.dropout.untied) == (0.3, 0.3, 0.5, 0.5, True)
+    assert (c.schedule.decay, c.schedule.max_epoch, c.schedule.epochs, c.schedule.clip, c.model.init) == (1.15, 10, 55, 10, 0.04)
+    assert (c.published.valid, c.published.test) == (79.15, 76.5)
+
+
 def test_untied_differs_from_tied_in_its_masks_alone() -> None:
     tied, untied = (plain(settings("model=lstm_large", f"dropout={name}")) for name in ("variational", "variational_untied"))
     assert untied["dropout"]["untied"] and not tied["dropout"]["untied"]

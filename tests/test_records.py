@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -43,6 +44,27 @@ def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: P
     assert {step: losses[step] for step in recorded} == pytest.approx(recorded, rel=1e-4), (
         "This record no longer reproduces. If a change was meant to alter training, make its record anew; if not, it is a bug."
     )
+
+
+def of_window(run: Finished, window: str) -> float:
+    """Mean loss of the steps from-to, in nats a word."""
+    first, last = map(int, window.split("-"))
+    losses = {told["step"]: told["loss"] for told in run.log if told["kind"] == "step"}
+    return fmean(losses[step] for step in range(first, last + 1))
+
+
+def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
+    """In findings.md: a column for theirs, then one for each record, by seed."""
+    theirs = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())
+    found = runs.below(RECORDS / "authors_1250")
+    lines = (RECORDS / "findings.md").read_text().splitlines()
+    table = {name: values for name, *values in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))}
+    assert len(found) == 3 and table["seed"] == ["theirs", *(str(run.train.seed) for run in found)]
+    for window, loss in theirs["loss"].items():
+        assert table[f"loss, steps {window}"] == [f"{value:.2f}" for value in (loss, *(of_window(run, window) for run in found))]
+    for epoch, ppl in theirs["valid_ppl_as_published"].items():
+        measured = [[f"{told['valid_ppl_as_published']:.1f}" for told in run.epochs if str(told["epoch"]) == epoch] for run in found]
+        assert table[f"validation, epoch {epoch}"] == [str(ppl), *("".join(value) or "–" for value in measured)]
 
 
 def test_records_hold_what_they_are_to() -> None:

@@ -44,7 +44,7 @@ TOO_LARGE = "there is not enough memory for a model and batch of that size; make
 STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
 
 
-TIMEOUTS = 1_000_000  # after so many time limits a job of SLURM's is not requeued any more
+TIMEOUTS = 1000  # after so many time limits a job of SLURM's is not requeued any more, as it seems to make no progress
 
 
 def is_slurm(launcher: str) -> bool:
