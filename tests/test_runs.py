@@ -46,6 +46,7 @@ def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> No
         (["a/0f-s2/checkpoint-0003.pt", "b/0f-s1/checkpoint-0002.pt"], True),
         (["a/0f-s1/checkpoint-0003.pt", "b/0f-s3/checkpoint-0002.pt"], False),
         (["a/0f-s1/checkpoint-0003.pt", "b/0e-s2/checkpoint-0002.pt"], False),
+        (["a/0f-s1/checkpoint-0003.pt", "b/0f-s2/checkpoint-0002-00050.pt"], False),
     ],
 )
 def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, folder: Path) -> None:

@@ -165,6 +165,11 @@ def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.Cap
     assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
 
 
+def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
+    told = summary([Outcome(["seed=1"], "not begun", 1, sweeps.GOES_ON)], skips=True)
+    assert "scancel" in told and "goes on with the rest" not in told
+
+
 def composed(*overrides: str) -> DictConfig:
     config.register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):

@@ -20,7 +20,7 @@ KEPT = 2  # newest checkpoints, beside the best one
 
 
 class Unusable(ConfigError):
-    """A file that will never serve as a checkpoint."""
+    """There is nothing that could serve as a checkpoint, now or later."""
 
 
 @dataclass
@@ -91,9 +91,9 @@ def reading(path: Path, read: Callable[[Path], T]) -> T:
         return read(path)
     except FileNotFoundError:
         what = "is not a file" if path.exists() else "is not there"
-        raise ConfigError(f"checkpoint={path} {what}; name a checkpoint file or a run folder below outputs/train") from None
+        raise Unusable(f"checkpoint={path} {what}; name a checkpoint file or a run folder below outputs/train") from None
     except OSError as error:
-        raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can") from None
+        raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
     except Damaged as damage:
         raise Unusable(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
 

@@ -98,17 +98,12 @@ def checksum(path: Path) -> str:
 def read_tensors(path: Path) -> dict[str, Any]:
     """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it.
 
-    Raises: FileNotFoundError; Damaged, also where the disk has lost it; OSError, MemoryError, where it may well be whole.
+    Raises: FileNotFoundError; Damaged; OSError, MemoryError, where it may well be whole.
     """
     import torch
 
-    try:
-        wanted = checksum(path)
-        content = path.read_bytes()
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise Damaged(error.strerror) from None
-        raise
+    wanted = checksum(path)
+    content = path.read_bytes()
     if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != wanted:
         raise Damaged("its content does not fit its checksum")
     try:

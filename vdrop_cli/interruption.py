@@ -27,7 +27,7 @@ class Interrupted(Exception):
         return f"stopped by {self.number.name}{f', {self.told}' if self.told else ''}"
 
 
-received: list[signal.Signals] = []  # each once; a process that was asked to stop begins nothing new
+received: list[signal.Signals] = []  # each once; a process that was asked to stop begins nothing new, but for one of a pool
 interrupted = False  # by Ctrl-C
 listens = False
 stop_file: Path | None = None  # of a pool of processes: where it lies, they are asked to stop

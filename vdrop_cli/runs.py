@@ -78,7 +78,9 @@ def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
 
 
 def are_one_row(members: list[str]) -> bool:
-    """Whether checkpoints, by their paths, are of runs that differ by their seeds alone, and these are 1, 2, …"""
+    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by their seeds alone, and these are 1, 2, …"""
+    if not all(re.fullmatch(r"checkpoint-\d+\.pt", Path(member).name) for member in members):
+        return False
     folders = [Path(member).parent.name for member in members]
     settings = folders[0].rpartition("-s")[0]
     return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in range(1, len(folders) + 1))

@@ -40,11 +40,12 @@ class Outcome:
 RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
 GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
+GOES_ON = "it is no longer waited for, and goes on where it runs"
 TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
 STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
 
 
-TIMEOUTS = 1000  # after so many time limits a job of SLURM's is not requeued any more, as it seems to make no progress
+TIMEOUTS = 1000  # after so many time limits a job of SLURM's is not requeued any more, as something must be wrong with it
 
 
 def is_slurm(launcher: str) -> bool:
@@ -175,7 +176,7 @@ class Sweeper:
                     lost = stack.enter_context(launchers.waiting_for_all())
                 self.hydra.sweep(arguments)
         except Exception as error:
-            if not self.outcome_paths() and not (self.folder / ".submitit").exists():  # nothing begun
+            if not self.hydra.overrides or not (self.outcome_paths() or (self.folder / ".submitit").exists()):  # nothing begun
                 if is_new:  # nothing left behind
                     shutil.rmtree(self.folder, ignore_errors=True)
                     with suppress(OSError):
@@ -184,8 +185,7 @@ class Sweeper:
                 raise
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         except BaseException:
-            goes_on = "it is no longer waited for, and goes on where it runs"
-            self.summarise(goes_on if is_slurm(self.launcher) else STOPPED, lost)
+            self.summarise(GOES_ON if is_slurm(self.launcher) else STOPPED, lost)
             raise
         code = self.summarise(broke, lost)
         if interruption.received:
@@ -195,9 +195,12 @@ class Sweeper:
 
     def stop(self) -> None:
         """Asks the processes of the pool to stop."""
-        with suppress(OSError):
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / STOP).touch()
+        except OSError as error:
+            told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs go on; stop the processes themselves\n"
+            os.write(2, told.encode())
 
     def outcome_paths(self) -> list[Path]:
         return [path for path in self.folder.glob("*.json") if path.stem.isdecimal()]
@@ -219,7 +222,7 @@ class Sweeper:
                 outcome.code = 1
                 outcome.reason = "".join(lost[number : number + 1]) or broke or (STOPPED if interruption.asked() else unknown)
                 told_elsewhere = True
-        if len(outcomes) > 1 or told_elsewhere:
+        if outcomes and (len(outcomes) > 1 or told_elsewhere):
             print(summary(outcomes, skips=self.command == "train"), file=sys.stderr)
         write(outcomes, self.folder / "summary.json")
         return max((outcome.code for outcome in outcomes), default=0)
@@ -236,7 +239,9 @@ def summary(outcomes: list[Outcome], skips: bool) -> str:
         if outcome.status not in GOOD:
             name = " ".join(override for override in outcome.overrides if override not in apart)
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
-    if len(lines) > 1:
+    if any(outcome.reason == GOES_ON for outcome in outcomes):
+        lines.append("  wait for these (squeue), or cancel them (scancel), before you give the same command again")
+    elif len(lines) > 1:
         without = " without force=…" if any(starts_over(override) for override in shared) else ""
         lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}goes on with the rest")
     return "\n".join(lines)
@@ -246,7 +251,8 @@ def sweeper(*, hydra_context: HydraContext, task_function: TaskFunction, config:
     assert isinstance(task_function, Job)
     folder = Path(config.hydra.sweep.dir).absolute()
     launcher = config.hydra.launcher._target_
-    if is_slurm(launcher) and not any("launcher.max_num_timeout=" in override for override in config.hydra.overrides.hydra):
+    resumes = task_function.command in RESUMES
+    if resumes and is_slurm(launcher) and not any("launcher.max_num_timeout=" in override for override in config.hydra.overrides.hydra):
         with read_write(config):
             config.hydra.launcher.max_num_timeout = TIMEOUTS
     task_function.folder = folder  # before the launcher takes a copy of it along

@@ -1,5 +1,6 @@
 """`vdrop eval`: what it writes, and that it needs nothing but the checkpoint. The command line of it is in test_cli."""
 
+import errno
 import json
 import signal
 from dataclasses import replace
@@ -121,7 +122,16 @@ def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
     partial = target.with_suffix(".partial")
     files.write_tensors(partial, {"of": {"torch": "another"}, "passes": {}, "metrics": {}, "seconds": 0.0})
     run(folder, "mc_samples=4")
-    assert "is of other settings, code or machine; starting over" in capsys.readouterr().err and not partial.exists()
+    assert "is of other settings or code; starting over" in capsys.readouterr().err and not partial.exists()
+    partial.write_bytes(b"")
+
+    def unreadable(path: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(files, "read_tensors", unreadable)
+    with pytest.raises(ConfigError, match=r"mc4-s1\.partial cannot be read \(Stale file handle\)"):
+        evaluation.Partial(partial, {}, 5).load(None)
+    assert partial.exists()
 
 
 def test_members_must_know_the_same_words(folder: Path, text: list[str]) -> None:

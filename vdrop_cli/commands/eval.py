@@ -74,7 +74,8 @@ def run(settings: Eval) -> str:
         if settings.mc_samples > 0:
             # all that the numbers depend on, to the last bit on one machine with as many threads
             of = {"checkpoint": checkpoint.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch}
-            of |= {name: described[name] for name in ("vdrop", "torch", "device_type", "backend", "precision")}
+            code = ("vdrop", "commit", "dirty", "torch", "device_type", "backend", "precision")
+            of |= {name: described[name] for name in code if name in described}
             partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
             passes = MonteCarlo(model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
             resumed = partial.load(passes)
@@ -108,7 +109,7 @@ def kind(settings: Eval, paths: list[Path]) -> str:
     if settings.mc_samples > 0:
         return f"mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}"
     if len(paths) > 1:
-        of = "".join(sorted(checkpoint.checksum(path) for path in paths))
+        of = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
         return f"ensemble{len(paths)}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     return "standard"
 
@@ -145,10 +146,12 @@ class Partial:
                 self.metrics, self.seconds = dict(held["metrics"]), held["seconds"]
                 print(f"going on after {passes.words:,} words of MC passes", file=sys.stderr)
                 return True
-            print(f"vdrop: {self.path} is of other settings, code or machine; starting over", file=sys.stderr)
+            print(f"vdrop: {self.path} is of other settings or code; starting over", file=sys.stderr)
         except FileNotFoundError:
             pass
-        except (OSError, Damaged, KeyError) as damage:
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
+        except (Damaged, KeyError) as damage:
             print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)
         return False
 

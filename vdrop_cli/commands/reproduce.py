@@ -39,7 +39,11 @@ class Training:
 
     @property
     def epochs_done(self) -> float:
-        held = checkpoint.newest(self.folder) if self.folder.is_dir() else None
+        try:
+            held = checkpoint.newest(self.folder)
+        except ConfigError as error:  # which training will say, too, and leave the run alone
+            print(f"vdrop: {error}", file=sys.stderr)
+            held = None
         return held.epoch + held.chunk / self.task.chunks_an_epoch if held else 0.0
 
     @property

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
-from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import Backend, ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import Stream
 from vdrop_cli.environment import COMPUTE_DTYPES
@@ -160,11 +160,11 @@ class Run:
         return environment.describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def best_weights(self, epoch: int) -> dict[str, Tensor]:
-        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged."""
+        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or cannot be read now."""
         path = checkpoint.path_of(self.folder, epoch)
         try:
             return checkpoint.load(path).model
-        except ConfigError:
+        except Unusable:
             raise ConfigError(f"{path} holds the best epoch so far, and cannot be used; start over with force=true") from None
 
     def result(self) -> Result:
