@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from vdrop_cli import CONF, config, interruption
 
@@ -31,11 +32,16 @@ TINY = (
 )
 
 
-def settings(*overrides: str, command: str = "train") -> Any:
-    """The typed configuration of a command line, without running it."""
+def composed(*overrides: str, command: str = "train") -> DictConfig:
+    """What Hydra makes of a command line."""
     config.register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return config.parse(compose(command, list(overrides)), config.ROOTS[command])
+        return compose(command, list(overrides))
+
+
+def settings(*overrides: str, command: str = "train") -> Any:
+    """The typed configuration of a command line, without running it."""
+    return config.parse(composed(*overrides, command=command), config.ROOTS[command])
 
 
 @pytest.fixture(scope="session")

@@ -69,9 +69,8 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
     wait_for_steps(disturbed, 1, 500)
     subprocess.run(["scontrol", "requeue", slurm_job(0)], check=True)  # as an administrator does: SIGTERM, then SIGKILL
     wait_for_steps(disturbed, 2, 1500)
-    subprocess.run(
-        ["scancel", "--signal=USR2", slurm_job(1)], check=True
-    )  # as before the time limit, or a preemption: it is to requeue itself
+    # as before the time limit, or a preemption: it is to requeue itself
+    subprocess.run(["scancel", "--signal=USR2", slurm_job(1)], check=True)
     told = ended(sweep)
     assert f"vdrop: {JOBS} runs: 1 done, 2 resumed" in told
     for seed in (1, 2, 3):

@@ -11,13 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
-from tests.conftest import TINY, Vdrop
+from tests.conftest import TINY, Vdrop, composed
 from tests.processes import environment, spawn
 from tests.test_survival import of_training
-from vdrop_cli import CONF, config, interruption, sweeps
+from vdrop_cli import interruption, sweeps
 from vdrop_cli.commands import train
 from vdrop_cli.config import Train
 from vdrop_cli.sinks import read_log
@@ -165,15 +163,15 @@ def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.Cap
     assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
 
 
+def test_what_cannot_be_swept_is_told_where_a_folder_of_submitit_lies_too(vdrop: Vdrop, tmp_path: Path) -> None:
+    (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
+    told = vdrop("train", "-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "schedule.lr=interval(0,1)")
+    assert told.returncode == 2 and len(told.stderr.splitlines()) == 1 and "interval" in told.stderr.lower(), told.stderr
+
+
 def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
     told = summary([Outcome(["seed=1"], "not begun", 1, sweeps.GOES_ON)], skips=True)
     assert "scancel" in told and "goes on with the rest" not in told
-
-
-def composed(*overrides: str) -> DictConfig:
-    config.register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

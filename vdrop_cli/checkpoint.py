@@ -2,10 +2,9 @@
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -15,7 +14,6 @@ from vdrop_cli.config import ConfigError, Train, restore
 from vdrop_cli.files import Damaged
 
 FORMAT = "vdrop checkpoint 2"
-T = TypeVar("T")
 KEPT = 2  # newest checkpoints, beside the best one
 
 
@@ -85,10 +83,10 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
             old.unlink(missing_ok=True)
 
 
-def reading(path: Path, read: Callable[[Path], T]) -> T:
-    """What `read` makes of a checkpoint's file; one that cannot be read is an error that says why."""
+def load(path: Path) -> Checkpoint:
+    """A checkpoint from its file; one that cannot be used is an error that says why."""
     try:
-        return read(path)
+        held = files.read_tensors(path)
     except FileNotFoundError:
         what = "is not a file" if path.exists() else "is not there"
         raise Unusable(f"checkpoint={path} {what}; name a checkpoint file or a run folder below outputs/train") from None
@@ -96,16 +94,6 @@ def reading(path: Path, read: Callable[[Path], T]) -> T:
         raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
     except Damaged as damage:
         raise Unusable(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
-
-
-def checksum(path: Path) -> str:
-    """Of all that is in it, as it stands in the file."""
-    return reading(path, files.checksum)
-
-
-def load(path: Path) -> Checkpoint:
-    """A checkpoint from its file; one that cannot be used is an error that says why."""
-    held = reading(path, files.read_tensors)
     if held.pop("format", None) != FORMAT:
         raise Unusable(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
     try:

@@ -43,8 +43,6 @@ STOPPED = "the sweep was stopped"
 GOES_ON = "it is no longer waited for, and goes on where it runs"
 TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
 STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
-
-
 TIMEOUTS = 1000  # after so many time limits a job of SLURM's is not requeued any more, as something must be wrong with it
 
 
@@ -215,14 +213,14 @@ class Sweeper:
         """
         jobs = [list(overrides) for batch in self.hydra.overrides or [] for overrides in batch]
         outcomes = [replace(self.outcome(number), overrides=overrides) for number, overrides in enumerate(jobs)]
-        told_elsewhere = "submitit" in self.launcher
+        is_news = "submitit" in self.launcher  # jobs elsewhere have told nothing here
         for number, outcome in enumerate(outcomes):
             if outcome.status not in GOOD and not outcome.code:
                 unknown = "its process was killed" if outcome.status == "begun" else "what became of it could not be written; see above"
                 outcome.code = 1
                 outcome.reason = "".join(lost[number : number + 1]) or broke or (STOPPED if interruption.asked() else unknown)
-                told_elsewhere = True
-        if outcomes and (len(outcomes) > 1 or told_elsewhere):
+                is_news = True
+        if outcomes and (len(outcomes) > 1 or is_news):
             print(summary(outcomes, skips=self.command == "train"), file=sys.stderr)
         write(outcomes, self.folder / "summary.json")
         return max((outcome.code for outcome in outcomes), default=0)

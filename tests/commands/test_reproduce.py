@@ -10,7 +10,10 @@ import pytest
 from tests.commands.test_table import rows_of
 from tests.conftest import TINY, Vdrop, settings
 from tests.processes import spawn
+from vdrop_cli import checkpoint, corpora
+from vdrop_cli.commands import reproduce
 from vdrop_cli.config import ConfigError, Precision, Reproduce, Size
+from vdrop_cli.experiments import Row
 from vdrop_cli.sinks import read_log
 
 ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
@@ -65,3 +68,13 @@ def test_the_settings_are_those_of_the_command_line() -> None:
     assert parsed == Reproduce([Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16)
     with pytest.raises(ConfigError, match="seeds must be at least 1"):
         Reproduce(seeds=0)
+
+
+def test_a_run_whose_checkpoints_are_damaged_is_told_and_no_reason_to_stop(
+    tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(*TINY, *text)
+    checkpoint.path_of(tmp_path, 1).write_bytes(b"damaged")
+    training = reproduce.Training(Row("none", Size.small, config), config, tmp_path, corpora.load(config.data))
+    assert training.epochs_done == 0.0
+    assert f"{tmp_path} holds no checkpoint that can be used" in capsys.readouterr().err

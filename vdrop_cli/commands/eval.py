@@ -73,9 +73,9 @@ def run(settings: Eval) -> str:
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on, to the last bit on one machine with as many threads
-            of = {"checkpoint": checkpoint.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch}
-            code = ("vdrop", "commit", "dirty", "torch", "device_type", "backend", "precision")
-            of |= {name: described[name] for name in code if name in described}
+            of = {"checkpoint": files.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch}
+            decisive = ("vdrop", "commit", "dirty", "torch", "device_type", "backend", "precision")
+            of |= {name: described[name] for name in decisive if name in described}
             partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
             passes = MonteCarlo(model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
             resumed = partial.load(passes)
