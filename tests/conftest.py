@@ -31,6 +31,17 @@ TINY = (
     "precision=fp32",
 )
 
+TINY_SENTIMENT = (
+    "task=sentiment",
+    "model.hidden_size=8",
+    "task.batch_size=8",
+    "task.chunk_words=6",
+    "schedule.epochs=1",
+    "schedule.lr=0.01",
+    "device=cpu",
+    "precision=fp32",
+)
+
 
 def composed(*overrides: str, command: str = "train") -> DictConfig:
     """What Hydra makes of a command line."""
@@ -65,6 +76,18 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(text_folder: Path) -> list[str]:
     """The overrides that choose that text."""
     return ["data=text", *(f"data.{part}={text_folder}/{part}.txt" for part in ("train", "valid", "test"))]
+
+
+@pytest.fixture(scope="session")
+def rated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The overrides that choose 60 texts of 1 to 20 words; a rating is the share of good words in its text."""
+    source, lines = random.Random(1), ["text,stars"]
+    for _ in range(60):
+        words = [source.choice(("good", "bad")) + str(source.randrange(4)) for _ in range(source.randrange(1, 21))]
+        lines.append(f"{' '.join(words)},{sum(word.startswith('good') for word in words) / len(words)}")
+    path = tmp_path_factory.mktemp("rated") / "rated.csv"
+    path.write_text("\n".join(lines))
+    return ["data=text_regression", f"data.csv={path}", "data.column=text", "data.rating_column=stars"]
 
 
 @pytest.fixture(scope="session")

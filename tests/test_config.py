@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import TINY, settings
+from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import CONF
 from vdrop_cli.commands import train
 from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore
@@ -20,8 +20,14 @@ YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 NEEDS = {
     "data/text.yaml": ["data.train=a", "data.valid=b", "data.test=c"],
     "data/hub.yaml": ["data.name=a", "data.column=b"],
+    "data/cornell.yaml": ["task=sentiment"],
+    "data/vader.yaml": ["task=sentiment"],
+    "model/lstm_sentiment.yaml": ["task=sentiment"],
+    "model/gru_sentiment.yaml": ["task=sentiment"],
+    "data/text_regression.yaml": ["task=sentiment", "data.csv=a", "data.column=b", "data.rating_column=c"],
     "eval.yaml": ["checkpoint=a"],
     "export.yaml": ["checkpoint=a"],
+    "predict.yaml": ["checkpoint=a"],
 }
 
 
@@ -188,6 +194,24 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
         (["data.train=a"], r"data\.train must be unset with data=ptb, got a"),
         (["data=text", "data.train=a", "data.valid=b"], r"data\.test must be set with data=text"),
         (["data=hub", "data.name=a"], r"data\.column must be set with data=hub"),
+        (["data=vader"], r"data must be one of ptb, pydoc, text, hub with task=language_model, got vader"),
+        (["task=sentiment", "data=ptb"], r"data must be one of cornell, vader, text_regression with task=sentiment, got ptb"),
+        (["task=sentiment", "task.bptt=3"], r"task\.bptt must be null with task=sentiment, got 3"),
+        (["task=sentiment", "task.protocol=null"], r"task\.protocol must be set with task=sentiment, got null"),
+        (["task=sentiment", "task.chunk_words=1"], r"task\.chunk_words must be at least 2, or null, got 1"),
+        (["task=sentiment", "task.split_seed=-1"], r"task\.split_seed must be in"),
+        (["task=sentiment", "task.length_pool=0"], r"task\.length_pool must be at least 1"),
+        (["task.bptt=null"], r"task\.bptt must be set with task=language_model, got null"),
+        (["task.chunk_words=9"], r"task\.chunk_words must be null with task=language_model, got 9"),
+        (["model.forget_bias=nan"], r"model\.forget_bias must be finite"),
+        (["model=gru_small", "model.forget_bias=1"], r"model\.forget_bias must be 0 for a GRU"),
+        (["data.vocabulary_size=9"], r"data\.vocabulary_size must be unset with data=ptb"),
+        (["data=cornell", "data.vocabulary_size=0"], r"data\.vocabulary_size must be at least 1, or null, got 0"),
+        (["data=text_regression", "data.csv=a", "data.column=b"], r"data\.rating_column must be set with data=text_regression"),
+        (
+            ["data=text_regression", "data.csv=a", "data.name=b", "data.column=b", "data.rating_column=c"],
+            r"data\.csv must be set .*got both",
+        ),
         (["+model.hiden=3"], r"model\.hiden is not a setting; did you mean model\.hidden_size\?"),
         (["+foo=3"], "foo is not a setting"),
     ],
@@ -210,6 +234,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "model.hidden_size": ([], ["model.hidden_size=9"], "numbers"),
     "model.layers": ([], ["model.layers=1"], "numbers"),
     "model.init": ([], ["model.init=0.2"], "numbers"),
+    "model.forget_bias": ([], ["model.forget_bias=1"], "numbers"),
     "model.reset_after": (["model=gru_small"], ["model.reset_after=true"], "numbers"),
     "dropout.name": ([], ["dropout.name=other"], "folder"),
     "dropout.policy": (["dropout.p_word=0"], ["dropout.policy=naive"], "numbers"),
@@ -228,6 +253,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "task.batch_size": ([], ["task.batch_size=3"], "numbers"),
     "task.bptt": ([], ["task.bptt=6"], "numbers"),
     "schedule.epochs": ([], ["schedule.epochs=2"], "numbers"),
+    "schedule.optimiser": (["schedule.lr=0.01"], ["schedule.optimiser=adam"], "numbers"),
     "schedule.lr": ([], ["schedule.lr=0.5"], "numbers"),
     "schedule.decay": (["schedule.epochs=3", "schedule.max_epoch=0"], ["schedule.decay=4"], "numbers"),
     "schedule.max_epoch": (["schedule.epochs=3"], ["schedule.max_epoch=0"], "numbers"),
@@ -240,6 +266,13 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "outputs": ([], ["outputs=elsewhere"], "folder"),
     "log_every": ([], ["log_every=1"], "log"),
 }
+SENTIMENT_CHANGES = {  # the same for those of the other task
+    "data.vocabulary_size": "data.vocabulary_size=3",
+    "task.protocol": "task.protocol=clean",
+    "task.chunk_words": "task.chunk_words=9",
+    "task.split_seed": "task.split_seed=1",
+    "task.length_pool": "task.length_pool=3",
+}
 SHOWN_ELSEWHERE = {
     "data.source": "tests/corpora",
     "data.dir": "tests/corpora/test_ptb.py",
@@ -247,7 +280,9 @@ SHOWN_ELSEWHERE = {
     "data.config": "tests/corpora/test_hub.py",
     "data.revision": "tests/corpora/test_hub.py",
     "data.column": "tests/corpora/test_hub.py",
-    "task.name": "has one value so far",
+    "data.csv": "tests/corpora/test_text_regression.py",
+    "data.rating_column": "tests/corpora/test_text_regression.py",
+    "task.name": "tests/tasks",
     "device": "tests/test_environment.py",
     "force": "tests/commands/test_train.py",
     "checkpoint.minutes": "tests/commands/test_train.py",
@@ -287,8 +322,15 @@ def test_every_setting_changes_something(
     assert outcomes[0] != outcomes[1]
 
 
+@pytest.mark.parametrize("key", SENTIMENT_CHANGES)
+def test_every_setting_of_the_other_task_does(key: str, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    without, changed = (observe([*TINY_SENTIMENT, *rated, *more], "numbers") for more in ([], [SENTIMENT_CHANGES[key]]))
+    assert without != changed
+
+
 def test_no_setting_is_left_out_of_that() -> None:
-    assert {*CHANGES, *SHOWN_ELSEWHERE} == set(keys(Train))
+    assert {*CHANGES, *SENTIMENT_CHANGES, *SHOWN_ELSEWHERE} == set(keys(Train))
 
 
 def test_every_policy_can_be_chosen() -> None:

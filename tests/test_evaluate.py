@@ -1,14 +1,13 @@
 """Perplexities, by hand and by law."""
 
 import itertools
-import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import settings
-from tests.test_tasks import corpus
+from tests.tasks.test_language_model import corpus
 from vdrop_cli import evaluate
 from vdrop_cli.dropout import Stream
 from vdrop_cli.model import LanguageModel
@@ -37,35 +36,11 @@ def test_the_whole_stream_is_predicted_in_one_pass(monkeypatch: pytest.MonkeyPat
         assert evaluate.stream_perplexity(model, stream) == pytest.approx(expected, rel=1e-6)
 
 
-def test_both_validation_perplexities_by_hand() -> None:
-    """203 tokens in 4 columns of 50: 9 chunks of 5, by the authors' count (50 - 1) / 5 = 9.8."""
-    model, task = trained()
-    total = 0.0
-    state = model.zero_state(4)
-    for start in range(0, 45, 5):
-        here = task.valid_columns[start : start + 5], task.valid_columns[start + 1 : start + 6]
-        nll, state = model.nll(*here, state, model.no_masks())
-        total += nll.double().mean().item()
-    found = evaluate.validate(model, task)
-    assert found["valid_ppl_batched"] == pytest.approx(math.exp(total / 9))
-    assert found["valid_ppl_as_published"] == pytest.approx(math.exp(total / 9.8))
-
-
-def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -> None:
-    """3,688 words a column: 105 chunks, divided by 105.34."""
-    from vdrop_cli import corpora
-
-    config = settings("data.cache=null")
-    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
-    assert len(task.valid_columns) == 3_688 and sum(1 for _ in task.valid_chunks()) == 105
-    assert len(task.streams["test"]) - 1 == 82_429
-
-
 def test_a_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
     model, task = trained()
     model.initialise(1e-30, Stream((0,)))
     assert evaluate.stream_perplexity(model, task.streams["test"]) == pytest.approx(7, rel=1e-6)
-    assert evaluate.train_perplexity(model, task) == pytest.approx(7, rel=1e-6)
+    assert task.train_perplexity(model) == pytest.approx(7, rel=1e-6)
 
 
 def mc(model: LanguageModel, task: LanguageModelling, samples: int, together: int = 50, word: bool = False, seed: int = 1) -> float:

@@ -126,11 +126,11 @@ def command_lines(command: str) -> st.SearchStrategy[list[str]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Valid runs are cut short: two epochs of two chunks; and nothing is measured, or fetched."""
-    chunks, goes_on = LanguageModelling.train_chunks, train.Run.goes_on.fget
+    chunks, goes_on = LanguageModelling.batches, train.Run.goes_on.fget
     assert goes_on is not None
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(LanguageModelling, "train_chunks", lambda task: iter(list(chunks(task))[:2]))
-    monkeypatch.setattr(LanguageModelling, "chunks_an_epoch", 2)
+    monkeypatch.setattr(LanguageModelling, "batches", lambda task, order=None: iter(list(chunks(task))[:2]))
+    monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
     monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
     monkeypatch.setattr(reproduce, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=float))

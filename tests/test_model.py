@@ -1,12 +1,12 @@
-"""The language model: what enters it, where its masks act, how it starts."""
+"""The models: what enters them, where their masks act, how they start."""
 
 import pytest
 import torch
 
 from tests.conftest import settings
-from vdrop_cli.dropout import Stream, WordMasks
+from vdrop_cli.dropout import ModelMasks, Stream, WordMasks
 from vdrop_cli.kernels import Masks
-from vdrop_cli.model import LanguageModel
+from vdrop_cli.model import LanguageModel, Regressor
 
 
 def small(*overrides: str, cell: str = "lstm") -> LanguageModel:
@@ -68,3 +68,53 @@ def test_the_output_mask_acts_before_the_head() -> None:
     nll, _ = model.nll(ids, ids, model.zero_state(2), masks)
     torch.testing.assert_close(nll, -model.head_bias.log_softmax(0)[ids])
     assert masks.layers == [Masks()] * 2
+
+
+def test_the_forget_gates_bias_is_raised_and_no_other() -> None:
+    plain, raised = small("model.layers=2"), small("model.layers=2")
+    raised.initialise(0.5, Stream((0,)), forget_bias=1.0)
+    for name, parameter in plain.named_parameters():
+        change = raised.get_parameter(name) - parameter
+        expected = torch.zeros_like(change)
+        if "bias_ih" in name:
+            expected[6:12] = 1
+        assert torch.allclose(change, expected, atol=1e-6), name
+
+
+def regressor(cell: str = "lstm", policy: str = "variational") -> Regressor:
+    config = settings(f"model={cell}_small", "model.hidden_size=6", f"dropout={policy}")
+    model = Regressor(config.model, config.dropout, 11)
+    model.initialise(0.5, Stream((0,)))
+    return model
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("policy", ["variational", "variational_untied", "naive"])
+def test_a_text_is_read_the_same_beside_longer_ones(cell: str, policy: str) -> None:
+    """With its own masks, too; padding gets no gradient, whatever stands there."""
+    model = regressor(cell, policy)
+    ids_TB, lengths_B = torch.randint(1, 11, (9, 3)), torch.tensor([9, 2, 5])
+    for b, length in enumerate(lengths_B.tolist()):
+        ids_TB[length:, b] = 0  # a word that stands nowhere else
+    masks = model.masks(9, 3, Stream((1,)))
+    together_B = model(ids_TB, lengths_B, masks)
+    together_B.sum().backward()
+    assert model.embedding.grad is not None and model.embedding.grad[0].abs().max() == 0 < model.embedding.grad[1:].abs().max()
+    for b, length in enumerate(lengths_B.tolist()):
+        own = [Masks(*(m if m is None else m[..., b : b + 1, :] for m in layer)) for layer in masks.layers]
+        assert masks.out is not None
+        out = masks.out[:, b : b + 1]
+        word = masks.word if masks.word is None else masks.word._replace(by_type_B=masks.word.by_type_B[b : b + 1])  # type: ignore[index]
+        if policy == "naive":
+            own = [Masks(*(m if m is None else m[:length] for m in layer)) for layer in own]
+        alone_B = model(ids_TB[:length, b : b + 1], torch.tensor([length]), ModelMasks(own, word, out))
+        assert torch.allclose(alone_B, together_B[b : b + 1], atol=1e-6)
+
+
+def test_the_number_is_linear_in_the_masked_state_after_the_last_word() -> None:
+    model = regressor()
+    ids_TB, lengths_B = torch.randint(11, (4, 2)), torch.tensor([4, 3])
+    _, (h, _) = model.layers(model.embedding[ids_TB], lengths=lengths_B, masks=model.no_masks())
+    mask = torch.tensor([0.0, 2, 0, 2, 2, 0]).expand(1, 2, 6)
+    expected = (h[-1] * mask[0]) @ model.head_weight[0] + model.head_bias
+    assert torch.allclose(model(ids_TB, lengths_B, model.no_masks()._replace(out=mask)), expected, atol=1e-6)

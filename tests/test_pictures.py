@@ -33,6 +33,15 @@ def test_a_curve_for_each_run_and_one_more_for_its_training() -> None:
     assert list(axes.lines[1].get_ydata()) == [8, 7, 6] and axes.lines[1].get_linestyle() == ":"
 
 
+def test_errors_on_test_and_training_by_epoch() -> None:
+    epochs = [{"kind": "epoch", "epoch": n, "test_rmse": 0.2 - n / 100, "train_rmse": 0.1 - n / 100} for n in (1, 2, 3)]
+    (axes,) = pictures.error_curves({"a": Finished(Path(), {}, epochs, {})}).axes
+    assert [line.get_label() for line in axes.lines] == ["a: test", "a: training"]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.19, 0.18, 0.17])
+    assert list(axes.lines[1].get_ydata()) == pytest.approx([0.09, 0.08, 0.07]) and axes.lines[1].get_linestyle() == ":"
+    assert "rating units" in axes.get_ylabel()
+
+
 def test_mc_by_number_of_passes_with_its_deviation() -> None:
     rows = [{"samples": n, "ppl": 100.0 - n, "deviation": d} for n, d in ((1, 2.0), (5, 1.0), (10, None))]
     (axes,) = pictures.by_samples({"a": rows}).axes

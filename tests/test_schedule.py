@@ -63,6 +63,17 @@ def test_the_norm_of_many_numbers_is_exact() -> None:
     assert global_norm(gradients) == pytest.approx(exact, rel=1e-6)
 
 
+def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_gradient_and_its_decay() -> None:
+    """The penalty is added to the gradient before it: at w = (1, -1) with decay 0.5, (3, 0.1) + (0.5, -0.5) has signs + and -."""
+    adam = ["schedule.optimiser=adam", "schedule.lr=0.01"]
+    found, norm = one_step(*adam, "schedule.clip=inf", "schedule.weight_decay=0.5", start=[1.0, -1.0], gradient=[3.0, 0.1])
+    assert norm == pytest.approx(math.hypot(3, 0.1)) and found == pytest.approx([0.99, -0.99], rel=1e-6)
+    found, _ = one_step(*adam, "schedule.clip=1e-3", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0])
+    assert found == pytest.approx([-1e-4 - 0.01], rel=1e-3), "clipped to 1e-3, above the decay's 5e-5"
+    found, _ = one_step(*adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0])
+    assert found == pytest.approx([-1e-4 + 0.01], rel=1e-3), "clipped to 1e-5, below it"
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     found, norm = one_step(start=[1.0, 2.0], gradient=[bad, 1.0])

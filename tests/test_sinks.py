@@ -14,8 +14,12 @@ def step(number: int) -> Step:
     return Step(epoch=1, step=number, loss=2.0, grad_norm=3.0, lr=1.0, words_per_second=1000.0)
 
 
-EPOCH = Epoch(1, 6, 2.0, 7.4, 98.0, 99.0, 1.0, 1000.0, 61.0)
-RESULT = Result(1, 1, 5.0, 6.0, 7.0, 8.0, 9.0, 61.0)
+def measures(loss: float) -> dict[str, float]:
+    return {"train_ppl": ppl(loss)}
+
+
+EPOCH = Epoch(1, 6, 2.0, {"train_ppl": 7.4, "valid_ppl_batched": 99.0}, 1.0, 1000.0, 61.0)
+RESULT = Result(1, 1, {"train_ppl": 5.0, "test_ppl": 9.0}, 61.0)
 
 
 def test_the_log_holds_the_start_one_step_in_so_many_and_every_epoch(tmp_path: Path) -> None:
@@ -51,16 +55,14 @@ def test_after_an_interruption_the_log_goes_on_where_the_checkpoint_is(tmp_path:
 def test_tensorboard_gets_every_step_the_epochs_and_the_settings_with_the_result(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with TensorBoard(tmp_path, {"model": {"layers": 2}, "seed": 1, "data": {"dir": None}}, step=0) as sink:
+    with TensorBoard(tmp_path, {"model": {"layers": 2}, "seed": 1, "data": {"dir": None}}, 0, measures) as sink:
         for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 7)), EPOCH, RESULT):
             sink(record)
     assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {f"step/{name}" for name in ("loss", "ppl", "grad_norm", "lr", "words_per_second")} <= tags
-    assert {
-        f"epoch/{name}" for name in ("train_loss", "train_ppl", "valid_ppl_as_published", "valid_ppl_batched", "words_per_second")
-    } <= tags
+    assert {f"step/{name}" for name in ("loss", "train_ppl", "grad_norm", "lr", "words_per_second")} <= tags
+    assert {f"epoch/{name}" for name in ("train_loss", "train_ppl", "valid_ppl_batched", "words_per_second")} <= tags
     assert [scalar.step for scalar in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
     assert events.Scalars("result/test_ppl")[0].value == pytest.approx(9.0)
     assert "_hparams_/session_start_info" in events.summary_metadata
@@ -70,7 +72,7 @@ def test_tensorboard_gets_every_step_the_epochs_and_the_settings_with_the_result
 def test_what_was_told_before_a_checkpoint_is_on_disk_by_then(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with TensorBoard(tmp_path, {}, step=0) as board, JsonLines(tmp_path, every=1, epochs=0, step=0) as log:
+    with TensorBoard(tmp_path, {}, 0, measures) as board, JsonLines(tmp_path, every=1, epochs=0, step=0) as log:
         for record in (*map(step, range(1, 7)), Saving()):
             board(record)
             log(record)
@@ -88,22 +90,22 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "SECONDS_BETWEEN_LINES", 0)
-    with Progress(steps=6, epochs=1, step=0, terminal=False) as sink:
+    with Progress(6, 1, 0, measures, terminal=False) as sink:
         for record in (step(1), EPOCH):
             sink(record)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("epoch 1 step 1/6: ppl 7.4, 1,000 words/s, 0:0") and first.endswith(" left")
-    assert second == "epoch 1/1: train ppl 7.40, valid ppl 99.00 (as published 98.00), lr 1, 1,000 words/s, 1:01"
+    assert first.startswith("epoch 1 step 1/6: train_ppl 7.3891, 1,000 words/s, 0:0") and first.endswith(" left")
+    assert second == "epoch 1/1: train_ppl 7.4, valid_ppl_batched 99, lr 1, 1,000 words/s, 1:01"
 
 
 def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(steps=2, epochs=1, step=0, terminal=True) as sink:
+    with Progress(2, 1, 0, measures, terminal=True) as sink:
         records: list[Record] = [step(1), step(2), EPOCH]
         for record in records:
             sink(record)
         sink.bar.refresh()
     shown = capsys.readouterr().err
-    assert "2/2" in shown and "ppl 7.4, 1,000 words/s" in shown and "valid ppl 99.00" in shown
+    assert "2/2" in shown and "train_ppl 7.3891, 1,000 words/s" in shown and "valid_ppl_batched 99" in shown
 
 
 def test_what_is_only_counted_is_told_in_plain_lines_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

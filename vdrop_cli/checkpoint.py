@@ -13,7 +13,7 @@ from vdrop_cli import files
 from vdrop_cli.config import ConfigError, Train, restore
 from vdrop_cli.files import Damaged
 
-FORMAT = "vdrop checkpoint 2"
+FORMAT = "vdrop checkpoint 3"
 KEPT = 2  # newest checkpoints, beside the best one
 
 
@@ -23,19 +23,20 @@ class Unusable(ConfigError):
 
 @dataclass
 class Checkpoint:
-    """What a run is between two steps; masks and order are functions of seed, epoch and chunk, so nothing else is needed."""
+    """What a run is between two steps; masks and order are functions of seed, epoch and batch, so nothing else is needed."""
 
     config: dict[str, Any]  # as `config.plain` writes it
     corpus: str  # fingerprint
     environment: dict[str, Any]  # versions, device, commit
     epoch: int  # the last one finished, counted from 1
-    chunk: int  # how many chunks of the epoch after that are done
+    batch: int  # how many batches of the epoch after that are done
     seconds: float  # of training and validation so far
     epoch_seconds: float  # of these, those that belong to the epoch that is not finished
+    epoch_words: int  # of training text read in it
     best_epoch: int
-    best_ppl: float  # valid_ppl_batched of that epoch
-    losses: list[float] = field(repr=False)  # of the chunks done, nats a token
-    state: list[Tensor] = field(repr=False)  # carried from chunk to chunk; nothing at the start of an epoch
+    best: float  # the metric by which it is that
+    losses: list[float] = field(repr=False)  # of the batches done, as they are written down
+    state: list[Tensor] = field(repr=False)  # carried from batch to batch; nothing at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
 
@@ -45,8 +46,17 @@ class Checkpoint:
 
     @property
     def holds_what_it_should(self) -> bool:
-        plain = {"config": dict, "corpus": str, "environment": dict, "epoch": int, "chunk": int, "seconds": float, "epoch_seconds": float}
-        plain |= {"best_epoch": int, "best_ppl": float, "losses": list, "state": list, "model": dict, "optimiser": dict}
+        plain = {
+            "config": dict,
+            "corpus": str,
+            "environment": dict,
+            "epoch": int,
+            "batch": int,
+            "epoch_words": int,
+            "seconds": float,
+            "epoch_seconds": float,
+        }
+        plain |= {"best_epoch": int, "best": float, "losses": list, "state": list, "model": dict, "optimiser": dict}
         tensors = [*self.state, *self.model.values()] if isinstance(self.state, list) and isinstance(self.model, dict) else [None]
         return (
             all(isinstance(getattr(self, name), kind) for name, kind in plain.items())
@@ -56,9 +66,9 @@ class Checkpoint:
         )
 
 
-def path_of(folder: Path, epoch: int, chunk: int = 0) -> Path:
-    """`checkpoint-0003.pt` for the end of the third epoch, `checkpoint-0003-00812.pt` for 812 chunks later."""
-    return folder / f"checkpoint-{epoch:04}{f'-{chunk:05}' if chunk else ''}.pt"
+def path_of(folder: Path, epoch: int, batch: int = 0) -> Path:
+    """`checkpoint-0003.pt` for the end of the third epoch, `checkpoint-0003-00812.pt` for 812 batches later."""
+    return folder / f"checkpoint-{epoch:04}{f'-{batch:05}' if batch else ''}.pt"
 
 
 def all_in(folder: Path) -> list[Path]:
@@ -73,7 +83,7 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
 
     `best_before` is the best epoch that the checkpoint before this one names, which stays as long as that one does.
     """
-    path = path_of(folder, checkpoint.epoch, checkpoint.chunk)
+    path = path_of(folder, checkpoint.epoch, checkpoint.batch)
     best = [path_of(folder, epoch) for epoch in (checkpoint.best_epoch, best_before)]
     files.write_tensors(path, {"format": FORMAT, **vars(checkpoint)})
     there = all_in(folder)
@@ -131,7 +141,7 @@ def find(named: str) -> Path:
         raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
     # Early stopping reports the best epoch on validation; otherwise it is the last one, as in the paper.
     best = last.train.schedule.patience is not None and last.best_epoch > 0
-    return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.chunk)
+    return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.batch)
 
 
 def run_folder(settings: Train, fingerprint: str) -> Path:

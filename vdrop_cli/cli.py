@@ -9,7 +9,8 @@ from vdrop_cli import CONF
 
 COMMANDS = {
     "train": "train a model; the same command again goes on, or says that it is done",
-    "eval": "perplexity of a checkpoint: standard approximation, and MC dropout",
+    "eval": "perplexity or error of a checkpoint: standard approximation, and MC dropout",
+    "predict": "what a checkpoint makes of a text: its rating, or its surprises; or words of its own",
     "data": "the corpora: where they lie, what they hold, whether they are right",
     "export": "the weights of a checkpoint as a safetensors file",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
@@ -45,13 +46,21 @@ examples:
   vdrop train model=gru_small dropout=naive data=pydoc schedule.epochs=5
   vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
   vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
+  vdrop train task=sentiment dropout=naive             ratings of film reviews
 """,
-    "eval": """vdrop eval: perplexity of a checkpoint; model, dropout and corpus are those it was trained with
+    "eval": """vdrop eval: perplexity or error of a checkpoint; model, dropout and corpus are those it was trained with
 
 examples:
   vdrop eval checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop eval checkpoint=… mc_samples=100               and MC dropout, by number of samples
   vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus lies elsewhere now
+""",
+    "predict": """vdrop predict: what a model makes of a text: its rating with an interval, or its perplexity and most surprising words
+
+examples:
+  vdrop predict checkpoint=… text="A film to remember ."
+  vdrop predict checkpoint=… file=reviews.txt json=true  one text a line; without file, from standard input
+  vdrop predict checkpoint=… sample=50                   fifty words that a language model writes
 """,
     "data": """vdrop data: where the corpora lie, what they hold, whether they are right
 

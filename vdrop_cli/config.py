@@ -33,6 +33,10 @@ class Size(Choice):
     small = "small"
     medium = "medium"
     large = "large"
+    sentiment = "sentiment"  # the experiments on film reviews
+
+
+TABLE_1 = [Size.small, Size.medium, Size.large]  # the sizes of language models
 
 
 class Cell(Choice):
@@ -55,6 +59,17 @@ class WordMask(Choice):
 
 class TaskName(Choice):
     language_model = "language_model"
+    sentiment = "sentiment"
+
+
+class Protocol(Choice):
+    paper = "paper"  # chunks, 80/20, no validation set: chunks of one text lie on both sides
+    clean = "clean"  # split by text, 70/10/20; the mean over a text's chunks
+
+
+class Descent(Choice):
+    sgd = "sgd"
+    adam = "adam"
 
 
 class Source(Choice):
@@ -62,6 +77,12 @@ class Source(Choice):
     pydoc = "pydoc"
     text = "text"
     hub = "hub"
+    cornell = "cornell"
+    vader = "vader"
+    text_regression = "text_regression"
+
+
+RATED = (Source.cornell, Source.vader, Source.text_regression)  # texts with a number each
 
 
 class Backend(Choice):
@@ -97,6 +118,7 @@ class Model:
     hidden_size: int = MISSING  # units of each layer, and of the embedding
     layers: int = MISSING
     init: float = MISSING  # every parameter starts uniform in [-init, init]
+    forget_bias: float = 0.0  # LSTM: added to the bias of the forget gates at the start
     reset_after: bool = False  # GRU: the reset gate acts after the recurrent product, as in torch and cuDNN
 
     def __post_init__(self) -> None:
@@ -104,6 +126,10 @@ class Model:
         require(self.hidden_size >= 1, "model.hidden_size", "at least 1", self.hidden_size)
         require(self.layers >= 1, "model.layers", "at least 1", self.layers)
         require(0 < self.init < FLOAT32_LIMIT, "model.init", "above 0", self.init)
+        require(math.isfinite(self.forget_bias), "model.forget_bias", "finite", self.forget_bias)
+        require(
+            self.forget_bias == 0 or self.cell is Cell.lstm, "model.forget_bias", "0 for a GRU, which has no forget gate", self.forget_bias
+        )
         require(not self.reset_after or self.cell is Cell.gru, "model.reset_after", "false for an LSTM, which has no reset gate", "true")
 
 
@@ -147,47 +173,84 @@ class Dropout:
 @dataclass
 class Data:
     source: Source = MISSING
-    dir: str | None = None  # ptb: the folder of ptb.{train,valid,test}.txt
+    dir: str | None = None  # ptb: the folder of ptb.{train,valid,test}.txt; cornell: that of scaledata/; vader: that of its snippets
     train: str | None = None  # text: a file
     valid: str | None = None  # text: a file
     test: str | None = None  # text: a file
-    name: str | None = None  # hub: the data set, "owner/name", or a local folder that `datasets` can load
-    config: str | None = None  # hub: one of its configurations
-    revision: str | None = None  # hub: branch, tag or commit
-    column: str | None = None  # hub: the column with the text
+    csv: str | None = None  # text_regression: a file, its columns named in the first line; or `name`
+    name: str | None = None  # hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load
+    config: str | None = None  # hub, text_regression: one of its configurations
+    revision: str | None = None  # hub, text_regression: branch, tag or commit
+    column: str | None = None  # hub, text_regression: the column with the text
+    rating_column: str | None = None  # text_regression: the column with the number to be predicted
     min_count: int = 1  # words seen less often in the training part become <unk>; 1 keeps all
-    cache: str | None = "data/cache"  # folder of encoded corpora, found by content; null: none
+    vocabulary_size: int | None = None  # texts with ratings: so many words, the most frequent ones, are kept; null: all
+    cache: str | None = "data/cache"  # folder of encoded corpora, found by content; null: none. Texts with ratings are not kept there
 
     def __post_init__(self) -> None:
-        belongs = {"dir": Source.ptb, "train": Source.text, "valid": Source.text, "test": Source.text}
-        belongs |= dict.fromkeys(("name", "config", "revision", "column"), Source.hub)
-        for key, source in belongs.items():
+        belongs = {"dir": (Source.ptb, Source.cornell, Source.vader), **dict.fromkeys(("train", "valid", "test"), (Source.text,))}
+        belongs |= dict.fromkeys(("name", "config", "revision", "column"), (Source.hub, Source.text_regression))
+        belongs |= dict.fromkeys(("csv", "rating_column"), (Source.text_regression,)) | {"vocabulary_size": RATED}
+        for key, sources in belongs.items():
             value = getattr(self, key)
-            require(value is None or source is self.source, f"data.{key}", f"unset with data={self.source}", value)
-        for key in {Source.text: ("train", "valid", "test"), Source.hub: ("name", "column")}.get(self.source, ()):
+            require(value is None or self.source in sources, f"data.{key}", f"unset with data={self.source}", value)
+        needed = {
+            Source.text: ("train", "valid", "test"),
+            Source.hub: ("name", "column"),
+            Source.text_regression: ("column", "rating_column"),
+        }
+        for key in needed.get(self.source, ()):
             require(bool(getattr(self, key)), f"data.{key}", f"set with data={self.source}", "nothing")
+        if self.source is Source.text_regression:
+            require(
+                bool(self.csv) != bool(self.name),
+                "data.csv",
+                "set with data=text_regression, or data.name",
+                "both" if self.csv else "neither",
+            )
         require(self.min_count >= 1, "data.min_count", "at least 1", self.min_count)
+        kept = self.vocabulary_size
+        require(kept is None or kept >= 1, "data.vocabulary_size", "at least 1, or null", kept)
 
 
 @dataclass
 class Task:
     name: TaskName = MISSING
-    batch_size: int = MISSING  # columns that the training text is cut into
-    bptt: int = MISSING  # time steps of a chunk, through which gradients flow
+    batch_size: int = MISSING  # columns that the training text is cut into, or sequences that are read together
+    bptt: int | None = None  # language_model: time steps of a chunk, through which gradients flow
+    protocol: Protocol | None = None  # sentiment: how texts are split, and what is reported
+    chunk_words: int | None = None  # sentiment: longer texts are cut into chunks of so many words; null: they are read whole
+    split_seed: int | None = None  # sentiment: of the order in which texts are dealt to the parts
+    length_pool: int | None = None  # sentiment: so many batches are drawn together and sorted by length, so that less padding is read
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "task.batch_size", "at least 1", self.batch_size)
-        require(self.bptt >= 1, "task.bptt", "at least 1", self.bptt)
+        require(self.chunk_words is None or self.chunk_words >= 2, "task.chunk_words", "at least 2, or null", self.chunk_words)
+        of_sentiment, rated = ("protocol", "split_seed", "length_pool"), self.name is TaskName.sentiment
+        for key in ("bptt", *of_sentiment, "chunk_words"):
+            value, wanted = getattr(self, key), (key in of_sentiment) if rated else key == "bptt"
+            require(value is not None or not wanted, f"task.{key}", f"set with task={self.name}", "null")
+            require(value is None or wanted or (rated and key == "chunk_words"), f"task.{key}", f"null with task={self.name}", value)
+        require(self.bptt is None or self.bptt >= 1, "task.bptt", "at least 1", self.bptt)
+        require(self.split_seed is None or 0 <= self.split_seed < 2**32, "task.split_seed", "in [0, 2^32)", self.split_seed)
+        require(self.length_pool is None or self.length_pool >= 1, "task.length_pool", "at least 1", self.length_pool)
+
+    @property
+    def steps(self) -> int:
+        """`bptt`, where it is known to be set."""
+        assert self.bptt is not None
+        return self.bptt
 
 
 @dataclass
 class Schedule:
     epochs: int = MISSING
-    lr: float = MISSING  # on the scale of a loss summed over the time steps of a chunk
+    optimiser: Descent = Descent.sgd
+    lr: float = MISSING  # sgd: on the scale of a loss summed over the time steps of a chunk
     decay: float = MISSING  # the learning rate is divided by it at the end of every epoch after max_epoch
     max_epoch: int = MISSING
     clip: float = MISSING  # limit of the gradient's global norm, on the scale of the summed loss
-    weight_decay: float = 0.0  # w ← (1 - weight_decay)·w after each step, not multiplied by the learning rate
+    weight_decay: float = 0.0  # sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w in the gradient
     patience: int | None = None  # stop after so many epochs without a better validation, report the best epoch; null: run to the end
 
     def __post_init__(self) -> None:
@@ -254,6 +317,10 @@ class Train:
         require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         moon_gru = self.dropout.policy is Policy.moon and self.model.cell is Cell.gru
         require(not moon_gru, "dropout", "another policy than moon with a GRU, which has no cell state", self.dropout.name)
+        rated, source = self.data.source in RATED, self.data.source
+        suits = rated == (self.task.name is TaskName.sentiment)
+        others = [other.name for other in Source if (other in RATED) != rated]
+        require(suits, "data", f"one of {', '.join(others)} with task={self.task.name}", source)
 
     def numbers(self) -> dict[str, Any]:
         """The settings that change them, but the seed; those of data and machine, too."""
@@ -265,9 +332,10 @@ class Train:
     def identity(self, corpus_fingerprint: str) -> str:
         """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
 
-        Device, back end and precision are to be those that `auto` has come to.
+        What is unset is left out, so that settings can come that are of no concern to older runs. Device, back end and precision are to be
+        those that `auto` has come to.
         """
-        told = self.numbers() | {"data": corpus_fingerprint}
+        told = without_unset(self.numbers() | {"data": corpus_fingerprint})
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -275,11 +343,12 @@ class Train:
 class Place:
     """Where the corpus of a checkpoint lies now; null: as in training."""
 
-    dir: str | None = None  # ptb
+    dir: str | None = None  # ptb, cornell, vader
     train: str | None = None  # text
     valid: str | None = None  # text
     test: str | None = None  # text
-    name: str | None = None  # hub
+    csv: str | None = None  # text_regression
+    name: str | None = None  # hub, text_regression
 
 
 @dataclass
@@ -290,7 +359,7 @@ class Eval:
     mc_batch: int = 50  # passes that run together, as one batch
     save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
     members: list[str] = field(default_factory=list)  # more checkpoints, whose probabilities are averaged with those of `checkpoint`
-    word_dropout: bool = False  # keep word dropout on in MC passes; the authors' evaluation has it off
+    word_dropout: bool | None = None  # keep word dropout on in MC passes; null: as the authors, off for language models, on for ratings
     seed: int = 1  # of the MC passes' masks
     device: str = "auto"
     backend: Backend = Backend.auto
@@ -299,10 +368,40 @@ class Eval:
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop eval checkpoint=…)", "nothing")
         require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
-        require(self.mc_samples > 0 or not self.word_dropout, "word_dropout", "false without mc_samples, which it is for", "true")
+        require(
+            self.mc_samples > 0 or self.word_dropout is None, "word_dropout", "null without mc_samples, which it is for", self.word_dropout
+        )
         require(self.mc_samples == 0 or not self.members, "members", "empty with mc_samples, which is of one model", len(self.members))
         require(self.mc_batch >= 1, "mc_batch", "at least 1", self.mc_batch)
         require(self.save_minutes > 0, "save_minutes", "above 0 (inf: at a signal only)", self.save_minutes)
+        require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
+
+
+@dataclass
+class Predict:
+    checkpoint: str | None = None  # a checkpoint file or a run folder
+    text: str | None = None  # to predict from
+    file: str | None = None  # with one text a line; null, and no text: standard input
+    data: Place = field(default_factory=Place)
+    mc_samples: int | None = None  # passes of MC dropout behind a rating; null: 50, 0 of a model without dropout
+    level: float = 95.0  # per cent of ratings that the interval is to hold
+    surprises: int = 5  # a language model: so many words of a text, those that it expects least
+    sample: int = 0  # a language model: write so many words
+    json: bool = False  # a JSON object a line instead of a table
+    seed: int = 1  # of the passes' masks, or of the words drawn
+    device: str = "auto"
+    backend: Backend = Backend.auto
+    precision: Precision | None = None  # null: that of the training
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop predict checkpoint=…)", "nothing")
+        require(self.text is None or self.file is None, "file", "null with text=…", self.file)
+        require(self.text is None or bool(self.text.strip()), "text", "a text with words in it", repr(self.text))
+        require(self.sample == 0 or self.file is None, "file", "null with sample=…, which goes on after text=…", self.file)
+        require(self.mc_samples is None or self.mc_samples >= 0, "mc_samples", "at least 0, or null", self.mc_samples)
+        require(0 < self.level < 100, "level", "in (0, 100)", self.level)
+        require(self.surprises >= 1, "surprises", "at least 1", self.surprises)
+        require(self.sample >= 0, "sample", "at least 0", self.sample)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 
@@ -336,7 +435,7 @@ class BenchCell(Choice):
 
 @dataclass
 class Bench:
-    sizes: list[Size] = field(default_factory=lambda: list(Size))
+    sizes: list[Size] = field(default_factory=lambda: list(TABLE_1))
     parts: list[BenchPart] = field(default_factory=lambda: list(BenchPart))
     cells: list[BenchCell] | None = None  # null: all, keras where it is installed
     precisions: list[Precision] = field(default_factory=lambda: [Precision.fp32, Precision.bf16])  # rivals: bf16 by autocast
@@ -372,7 +471,7 @@ class Pictures(Choice):
 
 @dataclass
 class Table:
-    sizes: list[Size] = field(default_factory=lambda: list(Size))
+    sizes: list[Size] = field(default_factory=lambda: list(TABLE_1))
     rows: list[str] | None = None  # none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all
     overrides: str = ""  # settings that the runs of all rows were changed in: "schedule.epochs=1 task.bptt=20"
     outputs: str = "outputs"  # folder of the runs and records that are read, and of pictures and records that are written
@@ -411,6 +510,7 @@ def require_rows(sizes: list[Size], rows: list[str] | None) -> None:
 ROOTS: dict[str, type] = {
     "train": Train,
     "eval": Eval,
+    "predict": Predict,
     "data": ListData,
     "export": Export,
     "bench": Bench,
@@ -429,7 +529,12 @@ def register() -> None:
 
 def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
     """`${by_size:{small:…,medium:…,large:…}}` in a YAML file: the value published for the size of the chosen model."""
-    return table[str(_root_.model.size)]
+    size = str(_root_.model.size)
+    if size not in table:
+        raise ConfigError(
+            f"nothing is published for model.size={size} there, only for {', '.join(map(str, table))}; set it, or choose another model"
+        )
+    return table[size]
 
 
 def parse(config: DictConfig, root: type[Root]) -> Root:
@@ -471,6 +576,11 @@ def plain(config: Any) -> dict[str, Any]:
     """The configuration as dicts, strings and numbers, to be written down."""
     told: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
     return told
+
+
+def without_unset(told: Any) -> Any:
+    """Nested settings without those that are null."""
+    return {key: without_unset(value) for key, value in told.items() if value is not None} if isinstance(told, dict) else told
 
 
 def restore(told: dict[str, Any]) -> Train:

@@ -18,7 +18,6 @@ from vdrop_cli.dropout import NEW_EVERY_STEP, ModelMasks, Stream, draw, side_by_
 from vdrop_cli.layers import State
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import ppl
-from vdrop_cli.tasks import Chunk, LanguageModelling
 
 STEPS_AT_ONCE = 1000  # of a text that is read word by word, without masks
 MC_STEPS_AT_ONCE = 35  # the masks of policies with new ones at every step are drawn for so many
@@ -61,40 +60,25 @@ def ensemble_perplexities(models: Iterable[LanguageModel], streams: dict[str, Te
 
 
 @torch.no_grad()
-def batched_loss(model: LanguageModel, chunks: Iterable[Chunk], batch: int) -> tuple[float, int]:
-    """Nats a token, summed over the chunks of a text in columns, and the number of chunks."""
+def written(model: LanguageModel, begin_N: Tensor, count: int, generator: torch.Generator) -> Iterator[int]:
+    """So many words after `begin_N`, each drawn from what the model expects after those before it."""
+    state, ids_TB = model.zero_state(1), begin_N[:, None]
+    for _ in range(count):
+        y_TBH, state = model(ids_TB, state, model.no_masks())
+        p_V = torch.softmax(y_TBH[-1, 0] @ model.head_weight.T + model.head_bias, 0)
+        ids_TB = torch.multinomial(p_V, 1, generator=generator)[None]
+        yield int(ids_TB)
+
+
+@torch.no_grad()
+def batched_loss(model: LanguageModel, chunks: Iterable[tuple[int, Tensor, Tensor]], batch: int) -> tuple[float, int]:
+    """Nats a token, summed over the chunks (number, words, targets) of a text in columns, and how many chunks."""
     state, total, number = model.zero_state(batch), 0.0, 0
-    for chunk in chunks:
+    for _, ids_TB, targets_TB in chunks:
         interruption.check()
-        nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, model.no_masks())
+        nll_TB, state = model.nll(ids_TB, targets_TB, state, model.no_masks())
         total, number = total + nll_TB.double().mean().item(), number + 1
     return total, number
-
-
-def validate(model: LanguageModel, task: LanguageModelling) -> dict[str, float]:
-    """Validation in columns and chunks as in training: quick, and what the published column was made from.
-
-    `valid_ppl_as_published` divides the loss by a fractional number of chunks, as the authors' code does, which comes out low;
-    `valid_ppl_batched` divides by their number.
-    """
-    total, number = batched_loss(model, task.valid_chunks(), task.task.batch_size)
-    their_number = (len(task.valid_columns) - 1) / task.task.bptt
-    return {"valid_ppl_as_published": ppl(total / their_number), "valid_ppl_batched": ppl(total / number)}
-
-
-def standard(model: LanguageModel, task: LanguageModelling) -> dict[str, float]:
-    """Everything the standard approximation gives on the validation and test text."""
-    return {
-        "valid_ppl": stream_perplexity(model, task.streams["valid"]),
-        **validate(model, task),
-        "test_ppl": stream_perplexity(model, task.streams["test"]),
-    }
-
-
-def train_perplexity(model: LanguageModel, task: LanguageModelling) -> float:
-    """On the training text in columns and chunks, without masks: set beside validation, it shows over-fitting."""
-    total, number = batched_loss(model, task.train_chunks(), task.task.batch_size)
-    return ppl(total / number)
 
 
 class Averages(NamedTuple):
@@ -110,6 +94,11 @@ def ladder(samples: int) -> list[int]:
     """1, 2, 5, 10, 20, 50, … and the whole."""
     steps = [factor * 10**power for power in range(len(str(samples))) for factor in (1, 2, 5)]
     return sorted({*(step for step in steps if step < samples), samples})
+
+
+def spread(values: list[float]) -> float | None:
+    """Their deviation; None of a single one."""
+    return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
 
 
 class RunningAverages:
@@ -140,9 +129,6 @@ class RunningAverages:
         self.seen, self.sums, self.perplexities = held["seen"], held["sums"], held["perplexities"]
 
     def results(self) -> list[Averages]:
-        def spread(values: list[float]) -> float | None:
-            return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
-
         return [Averages(step, sum(v) / len(v), spread(v), len(v)) for step, v in self.perplexities.items()]
 
 
@@ -175,6 +161,16 @@ class MonteCarlo:
     def words(self) -> int:
         """How many were read, over all passes."""
         return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(self.number * MC_STEPS_AT_ONCE, self.log_p_SN.shape[1])
+
+    @property
+    def total(self) -> int:
+        """How many there are to read."""
+        return self.samples * self.log_p_SN.shape[1]
+
+    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The metrics, and the perplexity by number of passes."""
+        averages = self.averages.results()
+        return {f"test_ppl_mc{self.samples}": averages[-1].ppl}, [a._asdict() for a in averages]
 
     def state_dict(self) -> dict[str, Any]:
         done = self.number * MC_STEPS_AT_ONCE

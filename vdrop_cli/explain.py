@@ -27,6 +27,7 @@ def explain(error: BaseException, command: str) -> str:
         return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
     if found := re.match(r"Error merging override (\S+)", message):
         return f"{found[1]}: {one_line(str(error.__cause__))}"
+    message = message.removeprefix("ConfigError raised while resolving interpolation: ")
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
 

@@ -1,4 +1,4 @@
-"""The language model: embedding, stacked layers, a linear head over the vocabulary.
+"""The models: embedding, stacked layers, and a head: over the vocabulary, or one number.
 
 T time  B batch  H hidden size  V vocabulary  L layers
 """
@@ -14,11 +14,17 @@ from vdrop_cli.dropout import ModelMasks, Stream, draw
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 
 
-class LanguageModel(nn.Module):
-    """Predicts the next word; the embedding has the size of the hidden layers (Zaremba et al. 2014)."""
+class Reader(nn.Module):
+    """Embedding and stacked layers; the embedding has the size of the hidden layers (Zaremba et al. 2014). The head has `outputs` rows."""
 
     def __init__(
-        self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
+        self,
+        model: Model,
+        dropout: Dropout,
+        vocabulary_size: int,
+        outputs: int,
+        backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         hidden = model.hidden_size
@@ -27,15 +33,19 @@ class LanguageModel(nn.Module):
         self.layers: Recurrent = (
             LSTM(hidden, hidden, **options) if model.cell is Cell.lstm else GRU(hidden, hidden, reset_after=model.reset_after, **options)
         )
-        self.head_weight = nn.Parameter(torch.empty(vocabulary_size, hidden))
-        self.head_bias = nn.Parameter(torch.empty(vocabulary_size))
+        self.head_weight = nn.Parameter(torch.empty(outputs, hidden))
+        self.head_bias = nn.Parameter(torch.empty(outputs))
 
     @torch.no_grad()
-    def initialise(self, init: float, stream: Stream) -> None:
-        """Every parameter, biases too, uniform in [-init, init]."""
+    def initialise(self, init: float, stream: Stream, forget_bias: float = 0.0) -> None:
+        """Every parameter, biases too, uniform in [-init, init]; `forget_bias` is added to that of an LSTM's forget gates."""
         generator = stream.generator()
         for parameter in self.parameters():
             parameter.copy_(torch.empty(parameter.shape).uniform_(-init, init, generator=generator))
+        if self.layers.cell is Cell.lstm:
+            for layer in range(self.layers.num_layers):
+                _, forget, _, _ = self.layers.weights(layer)[2].chunk(4)
+                forget.add_(forget_bias)
 
     def zero_state(self, batch: int) -> State:
         return self.layers.zero_state(batch)
@@ -44,12 +54,27 @@ class LanguageModel(nn.Module):
         """New masks for `time` steps of `batch` sequences, as a function of the stream."""
         return draw(self.layers.dropout, self.layers.mask_shape(time, batch), stream, self.embedding.device)
 
+    def no_masks(self) -> ModelMasks:
+        """Evaluation by the standard approximation: every mask is replaced by its mean, one."""
+        return ModelMasks([kernels.Masks()] * self.layers.num_layers)
+
+    def embed(self, ids_TB: Tensor, masks: ModelMasks) -> Tensor:
+        """The words' vectors [T, B, H], those of dropped words zero."""
+        x_TBH = nn.functional.embedding(ids_TB, self.embedding)
+        return x_TBH if masks.word is None else x_TBH * masks.word.keep(ids_TB)[..., None].to(x_TBH.dtype)
+
+
+class LanguageModel(Reader):
+    """Predicts the next word."""
+
+    def __init__(
+        self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(model, dropout, vocabulary_size, vocabulary_size, backend, compute_dtype)
+
     def forward(self, ids_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """The masked output of the last layer [T, B, H], and the state to go on from."""
-        x_TBH = nn.functional.embedding(ids_TB, self.embedding)
-        if masks.word is not None:
-            x_TBH = x_TBH * masks.word.keep(ids_TB)[..., None].to(x_TBH.dtype)
-        y_TBH, last = self.layers(x_TBH, state, masks=masks)
+        y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=masks)
         return y_TBH, last if isinstance(last, tuple) else (last,)
 
     def nll(self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
@@ -65,6 +90,19 @@ class LanguageModel(nn.Module):
         )
         return nll_N.view_as(targets_TB), state
 
-    def no_masks(self) -> ModelMasks:
-        """Evaluation by the standard approximation: every mask is replaced by its mean, one."""
-        return ModelMasks([kernels.Masks()] * self.layers.num_layers)
+
+class Regressor(Reader):
+    """Predicts a number from a whole text: a linear function of the last layer's state after the text's last word."""
+
+    def __init__(
+        self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(model, dropout, vocabulary_size, 1, backend, compute_dtype)
+
+    def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
+        """The numbers [B]; what stands in a column beyond its length is never read."""
+        _, last = self.layers(self.embed(ids_TB, masks), lengths=lengths_B, masks=masks._replace(out=None))
+        h_BH = (last[0] if isinstance(last, tuple) else last)[-1]
+        if masks.out is not None:
+            h_BH = h_BH * masks.out[-1]
+        return nn.functional.linear(h_BH, self.head_weight, self.head_bias)[:, 0]

@@ -59,6 +59,23 @@ def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
     return figure
 
 
+def error_curves(runs: Mapping[str, Finished]) -> "Figure":
+    """Test and training error of ratings by epoch, dropout off, one marker a run, by its name (Gal & Ghahramani 2016, figures 2 and 3)."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = canvas()
+    for number, ((name, run), marker) in enumerate(zip(runs.items(), cycle(MARKERS), strict=False)):
+        epochs = [record["epoch"] for record in run.epochs]
+        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // 12)}
+        axes.plot(epochs, [record["test_rmse"] for record in run.epochs], "-", label=f"{name}: test", **style)
+        axes.plot(epochs, [record["train_rmse"] for record in run.epochs], ":", label=f"{name}: training", fillstyle="none", **style)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("root of the mean squared error (rating units)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize="small")
+    return figure
+
+
 def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Test perplexity by the number of MC passes that are averaged, by the name of the row."""
     figure, axes = canvas()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdrop_cli.config import Schedule
+from vdrop_cli.config import Descent, Schedule
 
 
 def learning_rate(schedule: Schedule, epoch: int) -> float:
@@ -18,33 +18,51 @@ SMALLEST_RATE = 1e-30  # by which weight decay is divided; with less the quotien
 
 
 class Optimiser:
-    """Plain SGD with a limit on the gradient's global norm, then weight decay on every parameter: two passes over the weights."""
+    """Plain SGD or Adam, with a limit on the gradient's global norm.
+
+    Weight decay is on every parameter. SGD: after the step, in the same two passes over the weights; Adam: in the gradient, as the
+    authors' penalty of weight_decay/2 on the squared weights.
+    """
 
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         self.schedule = schedule
         self.parameters: list[torch.Tensor] = list(model.parameters())
-        self.sgd = torch.optim.SGD(self.parameters, lr=schedule.lr, fused=True)
+        self.inner: torch.optim.Optimizer
+        if schedule.optimiser is Descent.adam:
+            self.inner = torch.optim.Adam(self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
+        else:
+            self.inner = torch.optim.SGD(self.parameters, lr=schedule.lr, fused=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.sgd.state_dict()
+        return self.inner.state_dict()
 
     def load_state_dict(self, held: dict[str, Any]) -> None:
-        self.sgd.load_state_dict(held)
+        self.inner.load_state_dict(held)
 
     def step(self, loss: torch.Tensor, epoch: int) -> float:
         """One step down the gradient of `loss`; returns the gradient's norm before clipping. A norm that is not finite changes nothing."""
-        self.sgd.zero_grad(set_to_none=True)
+        self.inner.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = global_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = global_norm(gradients)
         if not math.isfinite(norm):
             return norm
-        # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales lr instead of g.
-        keep = 1 - self.schedule.weight_decay
-        lr = max(keep * learning_rate(self.schedule, epoch) * min(1.0, self.schedule.clip / (norm + 1e-6)), SMALLEST_RATE)
-        for group in self.sgd.param_groups:
-            group["lr"], group["weight_decay"] = lr, self.schedule.weight_decay / lr
-        self.sgd.step()
+        clipped, lr = min(1.0, self.schedule.clip / (norm + 1e-6)), learning_rate(self.schedule, epoch)
+        if self.schedule.optimiser is Descent.adam:
+            if clipped < 1:
+                for gradient in gradients:
+                    gradient.mul_(clipped)
+            self.set(lr, self.schedule.weight_decay)
+        else:
+            # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales lr instead of g.
+            lr = max((1 - self.schedule.weight_decay) * lr * clipped, SMALLEST_RATE)
+            self.set(lr, self.schedule.weight_decay / lr)
+        self.inner.step()
         return norm
+
+    def set(self, lr: float, weight_decay: float) -> None:
+        for group in self.inner.param_groups:
+            group["lr"], group["weight_decay"] = lr, weight_decay
 
 
 def global_norm(gradients: list[torch.Tensor]) -> float:

@@ -38,8 +38,8 @@ class Step:
     kind: ClassVar[str] = "step"
     epoch: int
     step: int
-    loss: float  # nats a token, dropout on
-    grad_norm: float  # before clipping, of the loss summed over time
+    loss: float  # nats a token, or squared error in squared deviations of the ratings; dropout on
+    grad_norm: float  # before clipping, of what is descended
     lr: float
     words_per_second: float
 
@@ -51,10 +51,8 @@ class Epoch:
     kind: ClassVar[str] = "epoch"
     epoch: int
     step: int
-    train_loss: float  # mean over the epoch's steps, nats a token, dropout on
-    train_ppl: float
-    valid_ppl_as_published: float
-    valid_ppl_batched: float
+    train_loss: float  # mean over the epoch's steps, dropout on
+    metrics: dict[str, float]  # the same as a measure, and those of the validation; written down beside the rest
     lr: float
     words_per_second: float
     seconds: float  # training and validation
@@ -62,16 +60,12 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended well; the perplexities are those of `epoch`."""
+    """How a run ended well; the metrics are those of `epoch`."""
 
     kind: ClassVar[str] = "result"
     epoch: int
     epochs: int  # trained
-    train_ppl: float  # on the training text, dropout off
-    valid_ppl: float
-    valid_ppl_as_published: float
-    valid_ppl_batched: float
-    test_ppl: float
+    metrics: dict[str, float]  # dropout off; written down beside the rest
     seconds: float  # all epochs
 
 
@@ -93,6 +87,14 @@ class Saving:
 
 
 Record = Start | Step | Epoch | Result | Failure | Saving
+Measures = Callable[[float], dict[str, float]]
+
+
+def flattened(record: Record) -> dict[str, Any]:
+    """As it is written down."""
+    told = asdict(record)
+    metrics: dict[str, Any] = told.pop("metrics", {})
+    return told | metrics
 
 
 class Sink(Protocol):
@@ -120,7 +122,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(errors="replace"))
-        if {f.name for f in fields(Result)} <= result.keys():
+        if {f.name for f in fields(Result)} - {"metrics"} <= result.keys():
             return dict(result)
     except (ValueError, AttributeError):
         pass
@@ -155,17 +157,20 @@ class JsonLines:
             if isinstance(record, Saving):
                 os.fsync(self.file.fileno())
             else:
-                self.file.write(json.dumps({"kind": record.kind, **asdict(record)}) + "\n")
+                self.file.write(json.dumps({"kind": record.kind, **flattened(record)}) + "\n")
                 self.file.flush()
         except OSError as error:
             raise files.failed(self.path, error) from None
 
 
 class TensorBoard:
-    """Scalars of every step and epoch, and the settings beside the final metrics, in the run's own folder."""
+    """Scalars of every step and epoch, and the settings beside the final metrics, in the run's own folder.
 
-    def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
-        self.folder, self.config, self.step = folder, config, step
+    `measures` gives what a loss is as metrics.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], step: int, measures: Measures) -> None:
+        self.folder, self.config, self.step, self.measures = folder, config, step, measures
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
@@ -199,17 +204,16 @@ class TensorBoard:
 
     def write(self, record: Record) -> None:
         if isinstance(record, Step | Epoch):
-            for name, value in asdict(record).items():
+            values = flattened(record) | (self.measures(record.loss) if isinstance(record, Step) else {})
+            for name, value in values.items():
                 if name not in ("epoch", "step"):
                     self.writer.add_scalar(f"{record.kind}/{name}", value, record.step)
-        if isinstance(record, Step):
-            self.writer.add_scalar("step/ppl", ppl(record.loss), record.step)
         if isinstance(record, Saving):
             self.writer.flush()
         if isinstance(record, Result):
             from torch.utils.tensorboard.summary import hparams
 
-            metrics = {f"result/{name}": value for name, value in asdict(record).items() if isinstance(value, float)}
+            metrics = {f"result/{name}": value for name, value in flattened(record).items() if isinstance(value, float)}
             for summary in hparams(flat(self.config), metrics):  # type: ignore[no-untyped-call]
                 self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
@@ -227,14 +231,18 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def spoken(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+
+
 SECONDS_BETWEEN_LINES = 30  # where there is no terminal
 
 
 class Progress:
-    """A bar with perplexity, words a second and the time left; plain lines where there is no terminal."""
+    """A bar with the loss as metrics, words a second and the time left; plain lines where there is no terminal."""
 
-    def __init__(self, steps: int, epochs: int, step: int, terminal: bool | None = None) -> None:
-        self.steps, self.epochs, self.first = steps, epochs, step
+    def __init__(self, steps: int, epochs: int, step: int, measures: Measures, terminal: bool | None = None) -> None:
+        self.steps, self.epochs, self.first, self.measures = steps, epochs, step, measures
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.spoke = self.began = time.monotonic()
 
@@ -255,7 +263,7 @@ class Progress:
     def __call__(self, record: Record) -> None:
         if isinstance(record, Step):
             self.bar.update()
-            told = f"ppl {ppl(record.loss):.1f}, {record.words_per_second:,.0f} words/s"
+            told = f"{spoken(self.measures(record.loss))}, {record.words_per_second:,.0f} words/s"
             self.bar.set_postfix_str(told, refresh=False)
             now = time.monotonic()
             if not self.terminal and now - self.spoke >= SECONDS_BETWEEN_LINES:
@@ -263,11 +271,8 @@ class Progress:
                 left = (now - self.began) / (record.step - self.first) * (self.steps - record.step)
                 self.say(f"epoch {record.epoch} step {record.step}/{self.steps}: {told}, {duration(left)} left")
         elif isinstance(record, Epoch):
-            self.say(
-                f"epoch {record.epoch}/{self.epochs}: train ppl {record.train_ppl:.2f}, valid ppl {record.valid_ppl_batched:.2f} "
-                f"(as published {record.valid_ppl_as_published:.2f}), lr {record.lr:.4g}, {record.words_per_second:,.0f} words/s, "
-                f"{duration(record.seconds)}"
-            )
+            speed = f"lr {record.lr:.4g}, {record.words_per_second:,.0f} words/s, {duration(record.seconds)}"
+            self.say(f"epoch {record.epoch}/{self.epochs}: {spoken(record.metrics)}, {speed}")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, settings
+from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli.commands import compare, train
 
 
@@ -26,6 +26,24 @@ def test_differing_settings_results_and_curves(folders: list[str], tmp_path: Pat
     assert "model.name" not in rows and "seed" not in rows
     assert all(1 < float(value) < 100 for value in rows["test_ppl"])
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_of_ratings_are_compared_by_their_errors(
+    folders: list[str], rated: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for protocol in ("paper", "clean"):
+        train.run(settings(*TINY_SENTIMENT, *rated, f"task.protocol={protocol}"))
+    ratings = sorted(str(path.parent) for path in Path().rglob("result.json") if "sentiment" in str(path))
+    capsys.readouterr()
+    compare.main([*ratings, "--picture", "errors.png"])
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if len(line.split()) == 3}
+    assert sorted(rows["task.protocol"]) == ["clean", "paper"] and all(0 < float(value) < 1 for value in rows["test_rmse"])
+    paper = rows["task.protocol"].index("paper")
+    assert rows["valid_rmse"][paper] == "–" and rows["test_rmse_chosen_on_test"][1 - paper] == "–"
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        compare.main([folders[0], ratings[0], "--picture", "both.png"])
+    assert "a picture is of runs of one task" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_left_out_and_said_so(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,9 @@ def test_a_look_says_what_is_there_and_what_is_not(
     data.run(settings(command="data"))
     told = capsys.readouterr().out
     assert "ptb\n  not here (looked in data/ptb); vdrop data data=ptb fetches it" in told
-    assert "pydoc\n  from    pydoc_data.topics of Python 3." in told and "data=text data.train=" in told
+    assert "pydoc\n  from    pydoc_data.topics of Python 3." in told
+    for name, folder in (("cornell", "cornell_scale"), ("vader", "vader")):
+        assert f"{name}\n  not here (looked in data/{folder}); vdrop data data={name} fetches it" in told
 
 
 def test_penn_treebank_is_told_with_its_counts(
@@ -27,6 +29,16 @@ def test_penn_treebank_is_told_with_its_counts(
     data.run(settings("data=ptb", command="data"))
     told = capsys.readouterr().out
     for part in (f"from    {real_data}/ptb", "929,589 tokens", "73,760 tokens", "82,430 tokens", "10,000", "agree with Mikolov's"):
+        assert part in told
+
+
+def test_the_cornell_reviews_are_told_with_their_counts(
+    real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VDROP_DATA", str(real_data))
+    data.run(settings("data=cornell", command="data"))
+    told = capsys.readouterr().out
+    for part in ("texts       5,006", "words   2,153,170", "0 to 1, mean 0.581, deviation 0.182", "agree with the authors'"):
         assert part in told
 
 

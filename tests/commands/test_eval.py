@@ -5,18 +5,21 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import TINY, settings
+from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_checkpoint import at_epoch
-from vdrop_cli import checkpoint, corpora, evaluate, files, interruption
+from vdrop_cli import checkpoint, corpora, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, plain
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.tasks.sentiment import Passes
 
 
 @pytest.fixture
@@ -151,8 +154,50 @@ def test_the_corpus_may_lie_elsewhere_now(
     weights = LanguageModel(config.model, config.dropout, 10_000).state_dict()
     told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=weights)
     checkpoint.save(told, tmp_path)
-    monkeypatch.setattr(evaluate, "standard", lambda model, task: {"test_ppl": float(len(task.streams["test"]))})
+    monkeypatch.setattr(LanguageModelling, "standard", lambda task, model: {"test_ppl": float(len(task.streams["test"]))})
     with pytest.raises(ConfigError, match=r"data\.dir=gone has no ptb\.train\.txt"):
         run(tmp_path)
     run(tmp_path, f"data.dir={real_data}/ptb")
     assert "82430.00" in capsys.readouterr().out
+
+
+def test_a_model_of_ratings_is_evaluated_by_the_same_command(rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard, as an ensemble, and by passes, which are stopped and go on to the same numbers; the text lies elsewhere by then."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", f"seed={seed}"))
+    first, second = sorted(path.parent for path in Path().rglob("result.json"))
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(Path(rated[1].removeprefix("data.csv=")).read_bytes())
+
+    def told(name: str) -> dict[str, Any]:
+        return dict(json.loads((first / f"eval-0001-{name}.json").read_text()))
+
+    run(first, f"data.csv={moved}")
+    trained = json.loads((first / "result.json").read_text())
+    assert told("standard")["metrics"] == {name: trained[name] for name in told("standard")["metrics"]} and trained["test_rmse"] > 0
+    run(first, f"members=[{second}]")
+    ensemble = next(first.glob("eval-0001-ensemble2-*.json"))
+    assert set(json.loads(ensemble.read_text())["metrics"]) == {"valid_rmse", "test_rmse"}
+    run(first, "mc_samples=6", "word_dropout=false")
+    run(first, "mc_samples=6")
+    whole = told("mc6-s1")
+    assert whole["word_dropout"] is True and whole["metrics"]["test_rmse_mc6"] != told("mc6-no_word-s1")["metrics"]["test_rmse_mc6"]
+    assert {"test_rmse", "test_log_likelihood_mc6", "test_coverage_80_mc6", "noise_mc6"} <= set(whole["metrics"])
+    (first / "eval-0001-mc6-s1.json").unlink()
+    with monkeypatch.context() as patch:
+        counts = iter([False, False, True])
+        patch.setattr(interruption, "received", [])
+        passes_run = Passes.run
+
+        def stopping(passes: Passes) -> Any:
+            for words in passes_run(passes):
+                if next(counts, False):
+                    interruption.received.append(signal.SIGTERM)
+                yield words
+
+        patch.setattr(Passes, "run", stopping)
+        with pytest.raises(Interrupted, match=r"saved after [\d,]+ of [\d,]+ words of MC passes"):
+            run(first, "mc_samples=6")
+    run(first, "mc_samples=6")
+    assert told("mc6-s1")["metrics"] == whole["metrics"] and not list(first.glob("*.partial"))

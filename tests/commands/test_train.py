@@ -46,7 +46,7 @@ def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str
     assert [epoch.step for epoch in epochs] == [len(steps) // 2, len(steps)]
     mean = sum(step.loss for step in steps[: len(steps) // 2]) / (len(steps) // 2)
     assert epochs[0].train_loss == pytest.approx(mean)
-    assert epochs[1].valid_ppl_batched < epochs[0].valid_ppl_batched < 40 * 1.1, "it learns"
+    assert epochs[1].metrics["valid_ppl_batched"] < epochs[0].metrics["valid_ppl_batched"] < 40 * 1.1, "it learns"
 
 
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
@@ -80,7 +80,7 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[st
         now = itertools.count(0, 7)
         monkeypatch.setattr(train.time, "perf_counter", lambda now=now: next(now))
         places = saved.setdefault(minutes, [])
-        monkeypatch.setattr(checkpoint, "save", lambda c, *to, places=places: places.append((c.epoch, c.chunk)) or save(c, *to))
+        monkeypatch.setattr(checkpoint, "save", lambda c, *to, places=places: places.append((c.epoch, c.batch)) or save(c, *to))
         list(train.records(start(settings(*TINY, *text, f"checkpoint.minutes={minutes}", f"outputs=every-{minutes}", "schedule.epochs=2"))))
     ends = [(1, 0), (2, 0)]
     assert saved["inf"] == ends
@@ -156,14 +156,14 @@ def test_a_newest_checkpoint_that_is_damaged_costs_no_best_epoch(text: list[str]
     validations = iter([5.0, 6.0, 4.0])
     for _ in range(3):
         for step in run.train_epoch():
-            if step.step % run.task.chunks_an_epoch == 10:
+            if step.step % run.task.batches_an_epoch == 10:
                 run.save()
         run.finish_epoch()
-        run.best_epoch, run.best_ppl = (run.epoch, ppl) if (ppl := next(validations)) < 5.5 else (1, 5.0)
+        run.best_epoch, run.best = (run.epoch, ppl) if (ppl := next(validations)) < 5.5 else (1, 5.0)
         run.save()
     checkpoint.path_of(run.folder, 3).write_bytes(b"damaged")
     again = start(config)
-    assert (again.epoch, again.chunk, again.best_epoch) == (2, 10, 1)
+    assert (again.epoch, again.batch, again.best_epoch) == (2, 10, 1)
 
 
 def test_a_best_checkpoint_that_is_damaged_is_told_before_more_epochs_are_trained(text: list[str]) -> None:
@@ -196,9 +196,9 @@ def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
     epochs = [record for record in records if isinstance(record, Epoch)]
     result = records[-1]
     assert isinstance(result, Result)
-    best = min(epochs, key=lambda epoch: epoch.valid_ppl_batched)
+    best = min(epochs, key=lambda epoch: epoch.metrics["valid_ppl_batched"])
     assert result.epoch == best.epoch < result.epochs == best.epoch + 2 < 30
-    assert result.valid_ppl_batched == pytest.approx(best.valid_ppl_batched)
+    assert result.metrics["valid_ppl_batched"] == pytest.approx(best.metrics["valid_ppl_batched"])
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

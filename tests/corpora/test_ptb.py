@@ -15,10 +15,8 @@ from vdrop_cli.corpora import ptb
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No corpus in sight, unless a test brings it."""
-    monkeypatch.delenv("VDROP_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
+def nowhere(elsewhere: Path) -> None:
+    pass
 
 
 @pytest.fixture

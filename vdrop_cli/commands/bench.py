@@ -127,7 +127,7 @@ def ratio(one: Measured, other: Measured) -> float:
 
 def our_step(train: Train, precision: Precision) -> Callable[[], object]:
     """A training step as `vdrop train` makes it."""
-    time_steps, batch = train.task.bptt, train.task.batch_size
+    time_steps, batch = train.task.steps, train.task.batch_size
     model = language_model(train, precision)
     optimiser, ids, state, number = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch), 0
 
@@ -148,7 +148,7 @@ def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
     """Forward and backward of one layer, masks drawn anew."""
     layers = language_model(train, precision).layers
     x_TBH, number = random_input(train).requires_grad_(), 0
-    weights, shape = layers.weights(0), layers.mask_shape(train.task.bptt, train.task.batch_size)
+    weights, shape = layers.weights(0), layers.mask_shape(train.task.steps, train.task.batch_size)
     h_BH, c_BH = (part[0] for part in layers.zero_state(train.task.batch_size))
 
     def step() -> object:
@@ -170,7 +170,7 @@ def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], obje
 
 def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
     """Writing a checkpoint in the middle of an epoch, as `vdrop train` does."""
-    stream_N = torch.randint(VOCABULARY, (2 * train.task.batch_size * (train.task.bptt + 1),))
+    stream_N = torch.randint(VOCABULARY, (2 * train.task.batch_size * (train.task.steps + 1),))
     corpus = Corpus([str(word) for word in range(VOCABULARY)], stream_N, stream_N, stream_N, "random words", "bench")
     outputs = Path(train.outputs) / "bench"
     outputs.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
 
 def products(train: Train, precision: Precision) -> Callable[[], object]:
     """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in."""
-    time_steps, batch, hidden = train.task.bptt, train.task.batch_size, train.model.hidden_size
+    time_steps, batch, hidden = train.task.steps, train.task.batch_size, train.model.hidden_size
     dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
 
     def random(*shape: int) -> torch.Tensor:
@@ -225,13 +225,13 @@ def language_model(train: Train, precision: Precision) -> LanguageModel:
 
 def random_ids(train: Train) -> torch.Tensor:
     """Words of a chunk and their successors, [T + 1, B]; the last word of the vocabulary is among them."""
-    ids_TB = torch.randint(VOCABULARY, (train.task.bptt + 1, train.task.batch_size))
+    ids_TB = torch.randint(VOCABULARY, (train.task.steps + 1, train.task.batch_size))
     ids_TB[0, 0] = VOCABULARY - 1
     return ids_TB
 
 
 def random_input(train: Train) -> torch.Tensor:
-    return torch.rand(train.task.bptt, train.task.batch_size, train.model.hidden_size) - 0.5
+    return torch.rand(train.task.steps, train.task.batch_size, train.model.hidden_size) - 0.5
 
 
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
@@ -385,7 +385,7 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
 def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> Measured:
     """What was found of a case; the limit is worked out when the best rates of all groups are known."""
     train = train_settings(case)
-    words, layers, head = train.task.bptt * train.task.batch_size, train.model.layers, VOCABULARY * train.model.hidden_size
+    words, layers, head = train.task.steps * train.task.batch_size, train.model.layers, VOCABULARY * train.model.hidden_size
     if case.part is BenchPart.mc:
         words = MC_WORDS * settings.mc_passes
     if case.part is BenchPart.layer:

@@ -3,13 +3,17 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vdrop_cli import pictures
-from vdrop_cli.config import ConfigError
+from vdrop_cli.config import ConfigError, TaskName
 from vdrop_cli.runs import Finished, read
 
-METRICS = ("epoch", "train_ppl", "valid_ppl", "test_ppl")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIRST = ("epoch", "train_ppl", "valid_ppl", "test_ppl")  # of the metrics that there are; then others
+LEFT_OUT = ("epochs", "seconds", "valid_ppl_as_published", "valid_ppl_batched")
 
 
 class OneLine(argparse.ArgumentParser):
@@ -20,7 +24,7 @@ class OneLine(argparse.ArgumentParser):
 
 
 def main(arguments: list[str]) -> None:
-    parser = OneLine("vdrop compare", description="Runs side by side: settings that differ, perplexities, curves.")
+    parser = OneLine("vdrop compare", description="Runs side by side: settings that differ, how they ended, curves.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, with config.yaml, log.jsonl and result.json")
     parser.add_argument("--picture", metavar="FILE", help="draw the learning curves into FILE (.png, .svg or .pdf)")
     try:
@@ -30,11 +34,19 @@ def main(arguments: list[str]) -> None:
             raise ConfigError("none of these runs is finished; give the same vdrop train command again to go on")
         names = tell(runs)
         if options.picture:
-            pictures.save(pictures.learning_curves(dict(zip(names, runs, strict=True)), training=True), Path(options.picture))
+            pictures.save(curves(dict(zip(names, runs, strict=True))), Path(options.picture))
             print(f"\ncurves: {options.picture}")
     except ConfigError as error:
         print(f"vdrop: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def curves(runs: dict[str, Finished]) -> "Figure":
+    """Of perplexity or of the error of ratings, by epoch."""
+    tasks = {run.train.task.name for run in runs.values()}
+    if len(tasks) > 1:
+        raise ConfigError("a picture is of runs of one task; compare language models and models of ratings apart")
+    return pictures.error_curves(runs) if TaskName.sentiment in tasks else pictures.learning_curves(runs, training=True)
 
 
 def differing(runs: list[Finished]) -> list[str]:
@@ -50,13 +62,18 @@ def tell(runs: list[Finished]) -> list[str]:
     names = [" ".join(f"seed {run.settings[k]}" if k == "seed" else str(run.settings[k]) for k in naming) for run in runs]
     if len(set(names)) < len(runs):
         names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
+    every = dict.fromkeys([*FIRST, *(name for run in runs for name in run.result)])
+    metrics = [name for name in every if name not in LEFT_OUT and any(name in run.result for run in runs)]
     width = max(12, *(len(name) + 2 for name in names))
-    label = max(20, *(len(key) + 2 for key in [*METRICS, *keys]))
+    label = max(20, *(len(key) + 2 for key in [*metrics, *keys]))
     print(" " * label + "".join(f"{name:>{width}}" for name in names))
     for key in keys:
         print(f"{key:<{label}}" + "".join(f"{run.settings.get(key, '–')!s:>{width}}" for run in runs))
     print()
-    for metric in METRICS:
-        values = (run.result[metric] for run in runs)
-        print(f"{metric:<{label}}" + "".join(f"{v:>{width}.2f}" if isinstance(v, float) else f"{v:>{width}}" for v in values))
+    for metric in metrics:
+        print(f"{metric:<{label}}" + "".join(f"{shown(run.result.get(metric, '–')):>{width}}" for run in runs))
     return names
+
+
+def shown(value: object) -> str:
+    return f"{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else str(value)

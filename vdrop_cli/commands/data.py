@@ -1,32 +1,60 @@
 """`vdrop data`: the corpora, where they lie, what they hold, whether they are right."""
 
-from vdrop_cli import corpora
-from vdrop_cli.config import ConfigError, Data, ListData, Source
-from vdrop_cli.corpora import Corpus, ptb
+from collections import Counter
+from collections.abc import Callable
+from statistics import fmean, pstdev
 
-CHECKS = {Source.ptb: "MD5 of the three files, token counts and vocabulary agree with Mikolov's"}
+from vdrop_cli import corpora
+from vdrop_cli.config import RATED, ConfigError, Data, ListData, Source
+from vdrop_cli.corpora import cornell, places, ptb, vader
+
+CHECKS = {
+    Source.ptb: "MD5 of the three files, token counts and vocabulary agree with Mikolov's",
+    Source.cornell: "MD5 of the eight files agree with the authors'",
+    Source.vader: "SHA-256 of the file agrees with the package's",
+}
+FETCHED = {Source.ptb: (ptb.NAME, ptb.FILES), Source.cornell: (cornell.NAME, cornell.FILES), Source.vader: (vader.NAME, [vader.FILE])}
 
 
 def run(settings: ListData) -> None:
     if settings.data is not None:
-        tell(settings.data.source, corpora.load(settings.data))
+        tell(settings.data)
         return
-    for data in (Data(Source.ptb), Data(Source.pydoc, min_count=2)):
-        if data.source is Source.ptb and ptb.local(data) is None:
-            looked = ", ".join(str(folder) for _, folder in ptb.places(data))
-            print(f"ptb\n  not here (looked in {looked}); vdrop data data=ptb fetches it\n")
+    for data in (Data(Source.ptb), Data(Source.pydoc, min_count=2), Data(Source.cornell), Data(Source.vader)):
+        name, files = FETCHED.get(data.source, ("", []))
+        if name and places.local(data, name, files) is None:
+            looked = ", ".join(str(folder) for _, folder in places.places(data, name))
+            print(f"{data.source}\n  not here (looked in {looked}); vdrop data data={data.source} fetches it\n")
             continue
         try:
-            tell(data.source, corpora.load(data))
+            tell(data)
         except ConfigError as error:
             print(f"{data.source}\n  {error}\n")
-    print("text, hub\n  your own: data=text data.train=… data.valid=… data.test=…, data=hub data.name=… data.column=…")
+    print("text, hub, text_regression\n  your own; vdrop data --help shows how to name them")
 
 
-def tell(source: Source, corpus: Corpus) -> None:
-    print(f"{source}\n  from    {corpus.origin}")
-    for part, stream_N in corpus.parts.items():
-        print(f"  {part:<8}{len(stream_N):>9,} tokens")
-    print(f"  types   {len(corpus.vocabulary):>9,}")
-    print(f"  checks  {CHECKS.get(source, 'none known for this corpus')}")
-    print(f"  content {corpus.fingerprint[:16]}\n")
+def tell(data: Data) -> None:
+    describe: Callable[[Data], list[str]] = rated if data.source in RATED else streams
+    print("\n".join([str(data.source), *(f"  {line}" for line in describe(data))]))
+    print(f"  checks  {CHECKS.get(data.source, 'none known for this corpus')}\n")
+
+
+def streams(data: Data) -> list[str]:
+    """Of a language modelling corpus."""
+    corpus = corpora.load(data)
+    counts = [f"{part:<8}{len(stream_N):>9,} tokens" for part, stream_N in corpus.parts.items()]
+    return [f"from    {corpus.origin}", *counts, f"types   {len(corpus.vocabulary):>9,}", f"content {corpus.fingerprint[:16]}"]
+
+
+def rated(data: Data) -> list[str]:
+    """Of texts with ratings."""
+    found = corpora.rated(data)
+    parts = ", ".join(f"{count:,} {part}" for part, count in Counter(found.parts).items())
+    return [
+        f"from    {found.origin}",
+        f"texts   {len(found.texts):>9,}{f' ({parts})' if parts else ''}",
+        f"words   {sum(map(len, found.texts)):>9,}",
+        f"types   {len({word for text in found.texts for word in text}):>9,}",
+        f"ratings {min(found.ratings):g} to {max(found.ratings):g}, mean {fmean(found.ratings):.3f}, deviation {pstdev(found.ratings):.3f}",
+        f"content {found.fingerprint[:16]}",
+    ]

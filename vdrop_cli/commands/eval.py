@@ -12,25 +12,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
+from vdrop_cli import checkpoint, environment, files, interruption, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Eval, Policy, Precision, RunError
-from vdrop_cli.corpora import Corpus
-from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.files import Damaged, Lock
 from vdrop_cli.interruption import Interrupted
-from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import counting
-from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.tasks import Passes, Task, TaskModel
 
 
 class Loaded(NamedTuple):
-    """A checkpoint's model, with its weights, and the corpus it was trained on."""
+    """A checkpoint's model, with its weights, and the task it was trained on."""
 
     path: Path
     checkpoint: Checkpoint
-    task: LanguageModelling
-    model: LanguageModel
+    task: Task
+    model: TaskModel
     precision: Precision
 
 
@@ -39,22 +36,20 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     found = checkpoint.load(path)
     trained = found.train
     precision = environment.precision(settings.precision or trained.precision, device)
-    data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
+    trained.data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
-    corpus = corpora.load(data)
-    if corpus.fingerprint != found.corpus:
-        raise ConfigError(f"checkpoint={path} was trained on another corpus than {corpus.origin}; give it the text that it was trained on")
-    model = LanguageModel(
-        trained.model, trained.dropout, len(corpus.vocabulary), settings.backend.name, environment.COMPUTE_DTYPES[precision]
-    )
+    task = tasks.load(trained, device)
+    if task.fingerprint != found.corpus:
+        raise ConfigError(f"checkpoint={path} was trained on another corpus than {task.origin}; give it the text that it was trained on")
+    model = task.model(trained.model, trained.dropout, settings.backend.name, environment.COMPUTE_DTYPES[precision])
     try:
         model.load_state_dict(found.model)
     except RuntimeError:
         raise ConfigError(
             f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run"
         ) from None
-    return Loaded(path, found, LanguageModelling(trained.task, corpus, device), model.to(device), precision)
+    return Loaded(path, found, task, model.to(device), precision)
 
 
 def run(settings: Eval) -> str:
@@ -63,32 +58,33 @@ def run(settings: Eval) -> str:
     environment.make_ready(device)
     assert settings.checkpoint is not None
     path, found, task, model, precision = load(settings.checkpoint, settings, device)
-    print(f"{path}: epoch {found.epoch}, {task.corpus.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
+    print(f"{path}: epoch {found.epoch}, {task.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     paths = members(path, settings)
-    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths)}.json")
+    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths, task)}.json")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on, to the last bit on one machine with as many threads
-            of = {"checkpoint": files.checksum(path), "corpus": task.corpus.fingerprint, "mc_batch": settings.mc_batch}
+            of = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": settings.mc_batch}
             decisive = ("vdrop", "commit", "dirty", "torch", "device_type", "backend", "precision")
             of |= {name: described[name] for name in decisive if name in described}
             partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
-            passes = MonteCarlo(model, task.streams["test"], settings.mc_samples, settings.mc_batch, settings.seed, settings.word_dropout)
+            word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
+            passes = task.passes(model, settings.mc_samples, settings.mc_batch, settings.seed, word_dropout)
             resumed = partial.load(passes)
-            partial.metrics = partial.metrics or evaluate.standard(model, task)
+            partial.metrics = partial.metrics or task.standard(model)
             go_through(passes, partial)
-            averages = passes.averages.results()
-            told["metrics"] = {**partial.metrics, f"test_ppl_mc{settings.mc_samples}": averages[-1].ppl}
-            told |= {"word_dropout": settings.word_dropout, "mc": [a._asdict() for a in averages], "mc_seconds": partial.seconds}
+            metrics, by_number = passes.results()
+            told["metrics"] = partial.metrics | metrics
+            told |= {"word_dropout": word_dropout, "mc": by_number, "mc_seconds": partial.seconds}
         elif settings.members:
-            told["metrics"] = average(paths, settings, device, task.corpus)
+            told["metrics"] = task.ensemble(models(paths, settings, device, task.fingerprint))
             told["members"] = [str(member) for member in paths]
         else:
-            told["metrics"] = evaluate.standard(model, task)
+            told["metrics"] = task.standard(model)
         told["environment"] = described
         tell(told)
         write(target, told)
@@ -104,28 +100,25 @@ def members(first: Path, settings: Eval) -> list[Path]:
     return paths
 
 
-def kind(settings: Eval, paths: list[Path]) -> str:
+def kind(settings: Eval, paths: list[Path], task: Task) -> str:
     """What of a checkpoint is evaluated, as part of a file's name."""
     if settings.mc_samples > 0:
-        return f"mc{settings.mc_samples}{'-word' if settings.word_dropout else ''}-s{settings.seed}"
+        as_ever = settings.word_dropout in (None, task.word_dropout)
+        words = "" if as_ever else "-word" if settings.word_dropout else "-no_word"
+        return f"mc{settings.mc_samples}{words}-s{settings.seed}"
     if len(paths) > 1:
         of = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
         return f"ensemble{len(paths)}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     return "standard"
 
 
-def average(paths: list[Path], settings: Eval, device: torch.device, corpus: Corpus) -> dict[str, float]:
-    """The perplexities of all members' mean probabilities."""
-
-    def models() -> Iterator[LanguageModel]:
-        for path in paths:
-            loaded = load(str(path), settings, device)
-            if loaded.task.corpus.fingerprint != corpus.fingerprint:
-                raise ConfigError(f"members: {path} was trained on another corpus than {paths[0]}; average models of the same words")
-            yield loaded.model
-
-    streams = {"valid_ppl": corpus.parts["valid"].to(device), "test_ppl": corpus.parts["test"].to(device)}
-    return evaluate.ensemble_perplexities(models(), streams)
+def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint: str) -> Iterator[TaskModel]:
+    """Of all members, one at a time."""
+    for path in paths:
+        loaded = load(str(path), settings, device)
+        if loaded.task.fingerprint != fingerprint:
+            raise ConfigError(f"members: {path} was trained on another corpus than {paths[0]}; average models of the same words")
+        yield loaded.model
 
 
 class Partial:
@@ -137,7 +130,7 @@ class Partial:
         self.seconds = 0.0  # of the passes
         self.clock = self.saved = time.perf_counter()
 
-    def load(self, passes: MonteCarlo) -> bool:
+    def load(self, passes: Passes) -> bool:
         """Has the passes go on from it; not where it is not there, or of something else."""
         try:
             held = files.read_tensors(self.path)
@@ -164,14 +157,14 @@ class Partial:
     def is_due(self) -> bool:
         return time.perf_counter() - self.saved >= 60 * self.minutes
 
-    def save(self, passes: MonteCarlo) -> None:
+    def save(self, passes: Passes) -> None:
         files.write_tensors(self.path, {"of": self.of, "passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds})
         self.saved = time.perf_counter()
 
 
-def go_through(passes: MonteCarlo, partial: Partial) -> None:
+def go_through(passes: Passes, partial: Partial) -> None:
     """Reads to the end, saving now and then. Raises Interrupted, with all that is done saved, where the process was asked to stop."""
-    words = passes.samples * passes.log_p_SN.shape[1]
+    words = passes.total
     partial.clock = time.perf_counter()
     with counting(words, passes.words, "word") as count:
         for more in passes.run():
@@ -189,12 +182,14 @@ def go_through(passes: MonteCarlo, partial: Partial) -> None:
 def tell(told: dict[str, Any]) -> None:
     """The results as a table."""
     for metric, value in told["metrics"].items():
-        print(f"{metric:<24}{value:8.2f}")
+        print(f"{metric:<28}{value:8.{2 if abs(value) >= 10 else 4}f}")
     if "mc" in told:
-        print(f"\n{'passes averaged':<24}test_ppl  deviation over groups of passes")
+        measure = next(key for key in told["mc"][0] if key not in ("samples", "deviation", "groups"))
+        digits = 2 if measure == "ppl" else 4
+        print(f"\n{'passes averaged':<24}test_{measure}  deviation over groups of passes")
         for row in told["mc"]:
-            spread = f"{row['deviation']:9.2f} of {row['groups']}" if row["deviation"] is not None else "        –"
-            print(f"{row['samples']:<24}{row['ppl']:8.2f} {spread}")
+            spread = f"{row['deviation']:9.{digits}f} of {row['groups']}" if row["deviation"] is not None else "        –"
+            print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
 
 
 def write(path: Path, told: dict[str, Any]) -> None:

@@ -20,6 +20,6 @@ def run(settings: Export) -> None:
         raise ConfigError(f"file must name a file in a folder that is there, got {settings.file!r}")
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {settings.file}")
-    told = {"config": json.dumps(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "chunk": str(found.chunk)}
+    told = {"config": json.dumps(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "batch": str(found.batch)}
     files.replace(target, save(found.model, told))
     print(f"{target}: {sum(tensor.numel() for tensor in found.model.values()):,} weights after epoch {found.epoch}")

@@ -44,7 +44,7 @@ class Training:
         except ConfigError as error:  # which training will say, too, and leave the run alone
             print(f"vdrop: {error}", file=sys.stderr)
             held = None
-        return held.epoch + held.chunk / self.task.chunks_an_epoch if held else 0.0
+        return held.epoch + held.batch / self.task.batches_an_epoch if held else 0.0
 
     @property
     def task(self) -> LanguageModelling:
@@ -173,11 +173,12 @@ class Cost:
         chunks = list(islice(self.task.valid_chunks(), self.STEPS))
         evaluated = timed(lambda: evaluate.batched_loss(self.model, chunks, batch)) / len(chunks)
         speed = median(step.words_per_second for step in islice(run.train_epoch(), self.STEPS))
-        of_training = self.task.chunks_an_epoch * self.task.words_a_chunk / speed
+        words = self.task.words(next(self.task.batches()))
+        of_training = self.task.batches_an_epoch * words / speed
         self.epoch = of_training + len(list(self.task.valid_chunks())) * evaluated
         stretch_N = self.task.streams["test"][: evaluate.STEPS_AT_ONCE + 1]
         read = timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
-        self.result = self.task.chunks_an_epoch * evaluated + read * sum(len(self.task.streams[part]) for part in ("valid", "test"))
+        self.result = self.task.batches_an_epoch * evaluated + read * sum(len(self.task.streams[part]) for part in ("valid", "test"))
 
     def mc(self, samples: int) -> float:
         together, stream_N = min(samples, Eval.mc_batch), self.task.streams["test"]

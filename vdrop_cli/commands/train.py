@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, corpora, environment, evaluate, files, interruption
+from vdrop_cli import checkpoint, environment, files, interruption, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import Backend, ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import Stream
@@ -23,10 +23,23 @@ from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.kernels import choose
-from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser, learning_rate
-from vdrop_cli.sinks import Epoch, Failure, JsonLines, Progress, Record, Result, Saving, Sink, Start, Step, TensorBoard, ppl, read_result
-from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.sinks import (
+    Epoch,
+    Failure,
+    JsonLines,
+    Progress,
+    Record,
+    Result,
+    Saving,
+    Sink,
+    Start,
+    Step,
+    TensorBoard,
+    flattened,
+    read_result,
+)
+from vdrop_cli.tasks import Task
 
 LOCK = "lock"  # in the run folder, while a process is at work there
 OURS = r"config\.yaml|log\.jsonl|result\.json|checkpoint-[\d-]+\.pt"  # what training writes into it, TensorBoard's events aside
@@ -39,28 +52,26 @@ class Diverged(RunError):
 class Run:
     """One training run, from its start or from its newest good checkpoint."""
 
-    def __init__(self, settings: Train, task: LanguageModelling, folder: Path) -> None:
+    def __init__(self, settings: Train, task: Task, folder: Path) -> None:
         self.settings, self.task, self.folder = settings, task, folder
-        self.model = LanguageModel(
-            settings.model, settings.dropout, len(task.corpus.vocabulary), settings.backend.name, COMPUTE_DTYPES[settings.precision]
-        )
-        self.model.initialise(settings.model.init, Stream((settings.seed, "init")))
-        self.epoch, self.chunk, self.losses = 0, 0, list[float]()  # epochs finished, chunks of the next one, and their losses
-        self.seconds, self.epoch_seconds = 0.0, 0.0
-        self.best_epoch, self.best_ppl = 0, math.inf
+        self.model = task.model(settings.model, settings.dropout, settings.backend.name, COMPUTE_DTYPES[settings.precision])
+        self.model.initialise(settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias)
+        self.epoch, self.batch, self.losses = 0, 0, list[float]()  # epochs finished, batches of the next one, and their losses
+        self.seconds, self.epoch_seconds, self.epoch_words = 0.0, 0.0, 0
+        self.best_epoch, self.best = 0, math.inf
         found = checkpoint.newest(folder)
         if found is not None:
             theirs = (found.train.identity(found.corpus), found.train.seed)
-            if theirs != (settings.identity(task.corpus.fingerprint), settings.seed):
+            if theirs != (settings.identity(task.fingerprint), settings.seed):
                 raise ConfigError(f"{folder} holds a checkpoint of other settings; start over with force=true")
             if settings.schedule.patience is not None and found.best_epoch > 0:
                 self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
             self.model.load_state_dict(found.model)
-            self.epoch, self.chunk, self.losses = found.epoch, found.chunk, found.losses
-            self.seconds, self.epoch_seconds = found.seconds, found.epoch_seconds
-            self.best_epoch, self.best_ppl = found.best_epoch, found.best_ppl
+            self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
+            self.seconds, self.epoch_seconds, self.epoch_words = found.seconds, found.epoch_seconds, found.epoch_words
+            self.best_epoch, self.best = found.best_epoch, found.best
         self.model.to(task.device)
-        self.state = self.model.zero_state(settings.task.batch_size)
+        self.state = task.zero_state(self.model)
         self.optimiser = Optimiser(self.model, settings.schedule)
         if found is not None:
             self.optimiser.load_state_dict(found.optimiser)
@@ -71,7 +82,7 @@ class Run:
     @property
     def step(self) -> int:
         """Updates made so far."""
-        return self.epoch * self.task.chunks_an_epoch + self.chunk
+        return self.epoch * self.task.batches_an_epoch + self.batch
 
     @property
     def goes_on(self) -> bool:
@@ -92,41 +103,41 @@ class Run:
 
         Deviation: it starts from a zero state, the authors' from the last state of the validation pass.
         """
-        epoch, words = self.epoch + 1, self.task.words_a_chunk
-        bptt, batch = self.settings.task.bptt, self.settings.task.batch_size
+        epoch = self.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
         lr = learning_rate(self.settings.schedule, epoch)
-        for chunk in islice(self.task.train_chunks(), self.chunk, None):
-            masks = self.model.masks(bptt, batch, stream.at(chunk.number))
-            loss, self.state = self.task.loss(self.model, chunk, self.state, masks)
-            norm, nats = self.optimiser.step(loss, epoch), loss.item() / bptt
-            if not (math.isfinite(nats) and math.isfinite(norm)):
-                raise Diverged(f"the loss is {nats} and its gradient's norm {norm} at epoch {epoch}, step {self.step + 1}")
-            self.chunk += 1
-            self.losses.append(nats)
-            yield Step(epoch, self.step, nats, norm, lr, words / self.tick())
+        for batch in islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None):
+            masks = self.task.masks(self.model, batch, stream.at(batch.number))
+            loss, self.state = self.task.loss(self.model, batch, self.state, masks)
+            norm, told, words = self.optimiser.step(loss, epoch), self.task.told(loss.item()), self.task.words(batch)
+            if not (math.isfinite(told) and math.isfinite(norm)):
+                raise Diverged(f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step {self.step + 1}")
+            self.batch += 1
+            self.losses.append(told)
+            self.epoch_words += words
+            yield Step(epoch, self.step, told, norm, lr, words / self.tick())
 
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
         trained = self.epoch_seconds
-        measured = evaluate.validate(self.model, self.task)
+        measured = self.task.validate(self.model)
+        chosen_by = measured[self.task.chosen_by]
         if not all(math.isfinite(value) for value in measured.values()):
-            raise Diverged(f"the validation perplexity is {measured['valid_ppl_batched']} after epoch {self.epoch + 1}, step {self.step}")
+            raise Diverged(f"{self.task.chosen_by} is {chosen_by} after epoch {self.epoch + 1}, step {self.step}")
         self.tick()
-        loss, seconds = sum(self.losses) / len(self.losses), self.epoch_seconds
-        speed = len(self.losses) * self.task.words_a_chunk / trained
+        loss, seconds, speed = sum(self.losses) / len(self.losses), self.epoch_seconds, self.epoch_words / trained
         self.epoch += 1
-        self.chunk, self.losses, self.epoch_seconds = 0, [], 0.0
-        self.state = self.model.zero_state(self.settings.task.batch_size)
-        if measured["valid_ppl_batched"] < self.best_ppl:
-            self.best_epoch, self.best_ppl = self.epoch, measured["valid_ppl_batched"]
+        self.batch, self.losses, self.epoch_seconds, self.epoch_words = 0, [], 0.0, 0
+        self.state = self.task.zero_state(self.model)
+        if chosen_by < self.best:
+            self.best_epoch, self.best = self.epoch, chosen_by
         lr = learning_rate(self.settings.schedule, self.epoch)
-        return Epoch(self.epoch, self.step, loss, ppl(loss), **measured, lr=lr, words_per_second=speed, seconds=seconds)
+        return Epoch(self.epoch, self.step, loss, self.task.train_metrics(loss) | measured, lr, speed, seconds)
 
     @property
     def is_to_be_saved(self) -> bool:
         """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
-        return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and self.chunk < self.task.chunks_an_epoch
+        return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and self.batch < self.task.batches_an_epoch
 
     def save(self) -> None:
         """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of good ones."""
@@ -138,16 +149,17 @@ class Run:
         checkpoint.save(
             Checkpoint(
                 config=plain(self.settings),
-                corpus=self.task.corpus.fingerprint,
+                corpus=self.task.fingerprint,
                 environment=self.described(),
                 epoch=self.epoch,
-                chunk=self.chunk,
+                batch=self.batch,
                 seconds=self.seconds,
                 epoch_seconds=self.epoch_seconds,
+                epoch_words=self.epoch_words,
                 best_epoch=self.best_epoch,
-                best_ppl=self.best_ppl,
+                best=self.best,
                 losses=self.losses,
-                state=[part.cpu() for part in self.state] if self.chunk else [],
+                state=[part.cpu() for part in self.state] if self.batch else [],
                 model=model,
                 optimiser=self.optimiser.state_dict(),
             ),
@@ -168,13 +180,12 @@ class Run:
             raise ConfigError(f"{path} holds the best epoch so far, and cannot be used; start over with force=true") from None
 
     def result(self) -> Result:
-        """The perplexities of the epoch that is reported."""
+        """The metrics of the epoch that is reported."""
         patient = self.settings.schedule.patience is not None
         epoch = self.best_epoch if patient else self.epoch
         if epoch != self.epoch:
             self.model.load_state_dict(self.best_weights(epoch))
-        train_ppl = evaluate.train_perplexity(self.model, self.task)
-        return Result(epoch, self.epoch, train_ppl, **evaluate.standard(self.model, self.task), seconds=self.seconds)
+        return Result(epoch, self.epoch, self.task.result(self.model, self.best_epoch, self.best), self.seconds)
 
 
 def records(run: Run) -> Iterator[Record]:
@@ -182,7 +193,7 @@ def records(run: Run) -> Iterator[Record]:
 
     Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; RunError where the disk fails.
     """
-    yield Start(plain(run.settings), run.task.corpus.fingerprint, run.epoch, run.step, run.described())
+    yield Start(plain(run.settings), run.task.fingerprint, run.epoch, run.step, run.described())
     saved_at = run.step
     try:
         while run.goes_on:
@@ -203,7 +214,7 @@ def records(run: Run) -> Iterator[Record]:
         if run.step > saved_at:
             yield Saving()
             run.save()
-        raise Interrupted(stop.number, f"saved after step {run.step} of epoch {run.epoch + (run.chunk > 0)} in {run.folder}") from None
+        raise Interrupted(stop.number, f"saved after step {run.step} of epoch {run.epoch + (run.batch > 0)} in {run.folder}") from None
 
 
 def prepare(folder: Path, settings: Train) -> None:
@@ -230,13 +241,12 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
     environment.make_ready(device)
     chosen, precision = Backend[choose(settings.backend.name)], environment.precision(settings.precision, device)
     settings = replace(settings, device=str(device), backend=chosen, precision=precision)
-    corpus = corpora.load(settings.data)
-    folder = checkpoint.run_folder(settings, corpus.fingerprint)
+    task = tasks.load(settings, device)
+    folder = checkpoint.run_folder(settings, task.fingerprint)
     if (folder / "result.json").exists() and not settings.force:
         print(f"{folder} is finished; force=true starts over")
         tell(read_result(folder))
         return "was done"
-    task = LanguageModelling(settings.task, corpus, device)
     prepare(folder, settings)
     with Lock(folder / LOCK, str(folder)):
         if settings.force:
@@ -245,7 +255,7 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
         files.remove_unfinished(folder, OURS)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
-        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {corpus.origin}, {device}, back end {chosen}, {precision}"
+        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {device}, back end {chosen}, {precision}"
         before = f", going on after epoch {training.epoch}, step {training.step}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
         listen(training)
@@ -256,11 +266,11 @@ def listen(training: Run) -> None:
     """Hands every record to every sink, and writes the result."""
     settings, folder = training.settings, training.folder
     first = training.step
-    progress = Progress(settings.schedule.epochs * training.task.chunks_an_epoch, settings.schedule.epochs, first)
+    steps, measures = settings.schedule.epochs * training.task.batches_an_epoch, training.task.train_metrics
     listeners: list[Sink] = [
         JsonLines(folder, settings.log_every, training.epoch, first),
-        TensorBoard(folder, plain(settings), first),
-        progress,
+        TensorBoard(folder, plain(settings), first, measures),
+        Progress(steps, settings.schedule.epochs, first, measures),
     ]
     with ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in listeners]
@@ -281,11 +291,11 @@ def listen(training: Run) -> None:
                 raise RunError(f"{error}; {where}{advice}") from None
             raise
     assert isinstance(record, Result)
-    files.replace(folder / "result.json", (json.dumps(asdict(record), indent=2) + "\n").encode())
-    tell(asdict(record))
+    files.replace(folder / "result.json", (json.dumps(flattened(record), indent=2) + "\n").encode())
+    tell(flattened(record))
 
 
 def tell(result: dict[str, float]) -> None:
     """The result for a person."""
     for name, value in result.items():
-        print(f"{name:<24}{value:.2f}" if isinstance(value, float) else f"{name:<24}{value}")
+        print(f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{name:<28}{value}")

@@ -1,10 +1,11 @@
 """Corpora by name: text → ids. No knowledge of models."""
 
 from vdrop_cli.config import Data, Source
-from vdrop_cli.corpora import hub, ptb, pydoc, text
+from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
+from vdrop_cli.corpora.rated import Rated, words
 from vdrop_cli.corpora.text import Corpus, Raw
 
-__all__ = ["Corpus", "load", "read"]
+__all__ = ["Corpus", "Rated", "load", "rated", "read", "words"]
 
 
 def read(data: Data) -> Raw:
@@ -20,3 +21,9 @@ def load(data: Data) -> Corpus:
     if data.source is Source.ptb:
         ptb.check_counts(corpus)
     return corpus
+
+
+def rated(data: Data) -> Rated:
+    """Texts with their ratings."""
+    readers = {Source.cornell: cornell.read, Source.vader: vader.read, Source.text_regression: text_regression.read}
+    return readers[data.source](data)

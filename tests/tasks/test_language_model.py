@@ -1,5 +1,7 @@
 """Columns, chunks and the loss, by hand on small streams."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import Stream
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.schedule import Optimiser
-from vdrop_cli.tasks import LanguageModelling, chunks, columns
+from vdrop_cli.tasks.language_model import LanguageModelling, chunks, columns
 
 
 def corpus(length: int, words: int = 7) -> Corpus:
@@ -45,7 +47,7 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     task = LanguageModelling(config.task, corpus(100), torch.device("cpu"))
     model = LanguageModel(config.model, config.dropout, 7)
     model.initialise(1e-30, Stream((0,)))
-    loss, _ = task.loss(model, next(task.train_chunks()), model.zero_state(4), model.no_masks())
+    loss, _ = task.loss(model, next(task.batches()), model.zero_state(4), model.no_masks())
     assert loss.item() == pytest.approx(5 * torch.tensor(7.0).log().item(), rel=1e-6)
 
 
@@ -57,7 +59,7 @@ def test_one_training_step_by_hand() -> None:
     model.initialise(1e-30, Stream((0,)))
     with torch.no_grad():
         model.head_bias.copy_(torch.arange(7) / 10)
-    chunk = next(task.train_chunks())
+    chunk = next(task.batches())
     before = model.head_bias.detach().clone()
     loss, _ = task.loss(model, chunk, model.zero_state(2), model.no_masks())
     Optimiser(model, config.schedule).step(loss, epoch=1)
@@ -71,3 +73,29 @@ def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt
     config = settings(f"task.batch_size={batch}", f"task.bptt={bptt}")
     with pytest.raises(ConfigError, match=rf"task\.batch_size={batch} × task\.bptt={bptt} does not fit the train part of here, 100 tokens"):
         LanguageModelling(config.task, corpus(100), torch.device("cpu"))
+
+
+def test_both_validation_perplexities_by_hand() -> None:
+    """203 tokens in 4 columns of 50: 9 chunks of 5, by the authors' count (50 - 1) / 5 = 9.8."""
+    config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5")
+    model, task = LanguageModel(config.model, config.dropout, 7), LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"))
+    model.initialise(1.0, Stream((3,)))
+    total = 0.0
+    state = model.zero_state(4)
+    for start in range(0, 45, 5):
+        here = task.valid_columns[start : start + 5], task.valid_columns[start + 1 : start + 6]
+        nll, state = model.nll(*here, state, model.no_masks())
+        total += nll.double().mean().item()
+    found = task.validate(model)
+    assert found["valid_ppl_batched"] == pytest.approx(math.exp(total / 9))
+    assert found["valid_ppl_as_published"] == pytest.approx(math.exp(total / 9.8))
+
+
+def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -> None:
+    """3,688 words a column: 105 chunks, divided by 105.34."""
+    from vdrop_cli import corpora
+
+    config = settings("data.cache=null")
+    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
+    assert len(task.valid_columns) == 3_688 and sum(1 for _ in task.valid_chunks()) == 105
+    assert len(task.streams["test"]) - 1 == 82_429

@@ -1,0 +1,179 @@
+"""`vdrop predict`: ratings with intervals, surprises, words of its own; its lines for machines and for people."""
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY, TINY_SENTIMENT, settings
+from vdrop_cli import evaluate
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands import predict, train
+from vdrop_cli.config import ConfigError
+from vdrop_cli.tasks import LanguageModelling
+
+ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
+Told = list[dict[str, Any]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def critic(here: Path, rated: list[str]) -> Path:
+    """A run that has learned the share of good words."""
+    more = ["task.chunk_words=null", "task.protocol=clean", "schedule.epochs=30", "dropout.p_h=0.1", "dropout.p_word=0.1"]
+    train.run(settings(*TINY_SENTIMENT, *rated, *more))
+    return next(here.rglob("result.json")).parent
+
+
+@pytest.fixture
+def writer(here: Path, text: list[str]) -> Path:
+    """A language model of the 40 words."""
+    train.run(settings(*TINY, *text, "dropout=none", "model.hidden_size=32", "schedule.epochs=8", *ADAM))
+    return next(here.rglob("result.json")).parent
+
+
+def told(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> Told:
+    capsys.readouterr()
+    predict.run(settings(f"checkpoint={folder}", "device=cpu", "json=true", *overrides, command="predict"))
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("texts.txt").write_text("Good1 good2 good3 good1 good0\n\nbad1 bad2 bad3 BAD1 bad0\n")
+    good, bad = told(capsys, critic, "file=texts.txt")
+    assert good["rating"] > bad["rating"] + 0.3 and good["text"].startswith("Good1")
+    for row in (good, bad):
+        assert row["low"] < row["rating"] < row["high"] and row["deviation"] > 0
+        assert row["high"] - row["rating"] == pytest.approx(row["rating"] - row["low"])
+    (narrow,) = told(capsys, critic, "text='good1 good2 good3 good1 good0'", "level=50")
+    assert narrow["rating"] == pytest.approx(good["rating"]), "the same words and the same masks"
+    assert (narrow["high"] - narrow["low"]) / (good["high"] - good["low"]) == pytest.approx(0.6745 / 1.96, rel=1e-3)
+
+
+def test_a_long_text_is_rated_by_the_mean_over_its_chunks(here: Path, rated: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(settings(*TINY_SENTIMENT, *rated, "dropout=none"))
+    folder = next(here.rglob("result.json")).parent
+    loaded = predict.load(str(folder), settings(f"checkpoint={folder}", command="eval"), torch.device("cpu"))
+    words = ["good1"] * 4 + ["bad1"] * 7
+    chunks = loaded.task.cut(words)
+    assert [len(chunk) for chunk in chunks] == [6, 6], "with <start>"
+    alone = [loaded.model(chunk[:, None], torch.tensor([6]), loaded.model.no_masks()).item() for chunk in chunks]
+    (row,) = told(capsys, folder, f"text='{' '.join(words)}'")
+    assert row["rating"] == pytest.approx(loaded.task.mean + loaded.task.deviation * sum(alone) / 2, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null, .* was trained without dropout, got 3"):
+        told(capsys, folder, "text=good1", "mc_samples=3")
+
+
+def test_texts_come_from_standard_input_too(critic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("good1\nbad1\n"))
+    assert [row["text"] for row in told(capsys, critic)] == ["good1", "bad1"]
+
+
+def test_every_setting_of_it_changes_something(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (base,) = told(capsys, critic, "text=good1 bad2")
+    for change in ("mc_samples=3", "seed=2", "precision=bf16"):
+        (changed,) = told(capsys, critic, "text=good1 bad2", change)
+        assert changed["rating"] != base["rating"], change
+    (standard,) = told(capsys, critic, "text=good1 bad2", "mc_samples=0")
+    assert standard["deviation"] == 0 and standard["rating"] != base["rating"]
+
+
+def test_the_noise_is_that_of_the_evaluation_where_there_is_one(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((critic / "result.json").read_text())
+    predict.run(settings(f"checkpoint={critic}", "text=good1", "device=cpu", command="predict"))
+    first = capsys.readouterr()
+    assert f"observation noise {result['noise']:.4g}, fitted to the valid part; vdrop eval mc_samples=… fits it" in first.err
+    assert "50 passes of MC dropout" in first.err and "95 % of ratings in" in first.out and first.out.endswith("    good1\n")
+    evaluation.run(settings(f"checkpoint={critic}", "mc_samples=5", "device=cpu", command="eval"))
+    noise = json.loads((critic / "eval-0030-mc5-s1.json").read_text())["metrics"]["noise_mc5"]
+    (row,) = told(capsys, critic, "text=good1", "level=68.26894921370859")
+    assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
+
+
+def test_a_language_model_names_the_words_it_expects_least(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this language w3 is followed by 10, 11, 16 or 20, w10 by 31, 32, 37 or 1."""
+    usual, odd = "w3 w10 w31", "w3 w10 w30 W5"
+    Path("texts.txt").write_text(f"{usual}\n{odd}\n")
+    first, second = told(capsys, writer, "file=texts.txt", "surprises=2")
+    assert first["ppl"] < second["ppl"] and (first["words"], second["words"]) == (4, 5), "and the sentence's end"
+    assert len(second["surprises"]) == 2
+    assert second["surprises"][0]["bits"] > second["surprises"][1]["bits"]
+    (whole,) = told(capsys, writer, f"text='{odd}'", "surprises=9")
+    assert len(whole["surprises"]) == 5
+    bits = sum(one["bits"] for one in whole["surprises"]) / 5
+    assert 2**bits == pytest.approx(whole["ppl"], rel=1e-6), "perplexity is 2 to the mean surprise"
+    by_place = {one["place"]: (one["word"], one["read_as"]) for one in whole["surprises"]}
+    assert by_place[4] == ("W5", "w5") and by_place[5] == ("<eos>", "<eos>")
+    predict.run(settings(f"checkpoint={writer}", f"text='{odd}'", "device=cpu", command="predict"))
+    shown = capsys.readouterr().out
+    assert "perplexity" in shown and " bits  word 3    w30\n" in shown and "W5 (read as w5)" in shown
+
+
+def test_a_language_model_writes_what_it_has_learned(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = told(capsys, writer, "sample=300", "text=w3")
+    words = ["w3", *row["sample"]]
+    assert len(row["sample"]) == 300 and row["text"] == "w3"
+    followed = [(int(a[1:]), int(b[1:])) for a, b in itertools.pairwise(words) if "<eos>" not in (a, b)]
+    right = [b in {(3 * a + step) % 40 for step in (1, 2, 7, 11)} for a, b in followed]
+    assert sum(right) / len(right) > 0.6, "by chance it would be a tenth"
+    assert told(capsys, writer, "sample=300", "text=w3") == [row] != told(capsys, writer, "sample=300", "text=w3", "seed=2")
+    predict.run(settings(f"checkpoint={writer}", "sample=30", "device=cpu", command="predict"))
+    assert "<eos>" not in capsys.readouterr().out
+
+
+def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> None:
+    loaded = predict.load(str(writer), settings(f"checkpoint={writer}", command="eval"), torch.device("cpu"))
+    assert isinstance(loaded.task, LanguageModelling)
+    begin, generator = torch.tensor([loaded.task.corpus.vocabulary.index("<eos>")]), torch.Generator().manual_seed(0)
+    drawn = torch.tensor([next(evaluate.written(loaded.model, begin, 1, generator)) for _ in range(1500)])
+    pairs = torch.stack([begin.expand(41), torch.arange(41)])
+    expected = torch.stack([(-evaluate.stream_nll(loaded.model, pair)).exp()[0] for pair in pairs.T])
+    assert expected.sum().item() == pytest.approx(1, rel=1e-5)
+    assert torch.allclose(drawn.bincount(minlength=41) / 1500, expected, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["text=a", "file=b"], "file must be null with text"),
+        (["text='  '"], "text must be a text with words in it"),
+        (["text=a", "mc_samples=-1"], "mc_samples must be at least 0, or null"),
+        (["text=a", "level=100"], r"level must be in \(0, 100\)"),
+        (["text=a", "surprises=0"], "surprises must be at least 1"),
+        (["sample=-1"], "sample must be at least 0"),
+        (["sample=3", "file=b"], "file must be null with sample"),
+        (["seed=-1", "text=a"], "seed must be in"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings("checkpoint=a", *overrides, command="predict")
+
+
+def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null of a language model"):
+        told(capsys, writer, "text=w3", "mc_samples=3")
+    with pytest.raises(ConfigError, match=r"^text: 'unheard' is not a word of .*, nor is <unk>; leave it out"):
+        told(capsys, writer, "text=w3 unheard")
+    with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
+        told(capsys, writer, "file=nowhere")
+    Path("empty").write_text("\n \n")
+    with pytest.raises(ConfigError, match=r"^file=empty holds no text"):
+        told(capsys, writer, "file=empty")
+    Path("latin").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"^file=latin is not UTF-8"):
+        told(capsys, writer, "file=latin")
+
+
+def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^sample must be 0, .* predicts ratings"):
+        told(capsys, critic, "sample=3")

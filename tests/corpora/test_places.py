@@ -1,0 +1,40 @@
+"""Where corpora are looked for, and how they are kept."""
+
+from pathlib import Path
+
+import pytest
+
+from vdrop_cli.config import ConfigError, Data, Source
+from vdrop_cli.corpora import places
+
+FILES = ["a.txt", "sub/b.txt"]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_first_place_that_has_all_files_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data(Source.vader)
+    monkeypatch.setenv("VDROP_DATA", str(tmp_path / "told"))
+    assert places.local(data, "name", FILES) is None
+    kept = places.keep("name", {file: file.encode() for file in FILES})
+    assert kept == Path("data/name") and not list(Path().rglob("*.tmp"))
+    assert places.local(data, "name", FILES) == ("data/name", kept)
+    (tmp_path / "told" / "name" / "sub").mkdir(parents=True)
+    (tmp_path / "told" / "name" / "a.txt").touch()
+    assert places.local(data, "name", FILES) == ("data/name", kept), "a file is missing in the first place"
+    (tmp_path / "told" / "name" / "sub" / "b.txt").touch()
+    assert places.local(data, "name", FILES) == ("VDROP_DATA", tmp_path / "told" / "name")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_folder_that_was_named_is_the_only_one(tmp_path: Path) -> None:
+    places.keep("name", {file: b"" for file in FILES})
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ConfigError, match=r"^data\.dir=.* has no sub/b\.txt; point data\.dir at a folder with a\.txt and sub/b\.txt"):
+        places.local(Data(Source.vader, dir=str(tmp_path)), "name", FILES)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    Path("data").write_text("a file")
+    with pytest.raises(ConfigError, match=r"^data/name cannot be written"):
+        places.keep("name", {"a.txt": b""})

@@ -1,0 +1,35 @@
+"""Texts with ratings: words, numbers, and what cannot be learned from."""
+
+import pytest
+
+from vdrop_cli.config import ConfigError
+from vdrop_cli.corpora.rated import Rated, number, words
+
+
+def test_words_are_lower_case_and_apart_from_punctuation() -> None:
+    assert words("Don't miss «it»: 9.5/10 -- state-of-the-art...") == [
+        *("don't", "miss", "«", "it", "»", ":", "9.5", "/", "10", "--", "state-of-the-art", "..."),
+    ]
+    assert words("a.b. C!") == ["a.b", ".", "c", "!"] and words(" \n") == []
+
+
+def test_a_rating_is_a_finite_number() -> None:
+    assert number("1e-1", "x") == 0.1 and number(3, "x") == 3.0
+    for value in ("good", "nan", "inf", None, ""):
+        with pytest.raises(ConfigError, match=r"^row 3 holds .*, which is no rating; it needs a finite number"):
+            number(value, "row 3")
+
+
+def test_too_few_texts_and_one_rating_for_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^here has 9 texts; it needs 10 at least"):
+        Rated([["a"]] * 9, [float(n) for n in range(9)], "here")
+    with pytest.raises(ConfigError, match=r"^here gives every text the same rating, 0\.5"):
+        Rated([["a"]] * 10, [0.5] * 10, "here")
+
+
+def test_the_fingerprint_is_of_the_content_alone() -> None:
+    def made(word: str, rating: float, origin: str = "here") -> str:
+        return Rated([[word]] * 10, [rating, *[1.0] * 9], origin).fingerprint
+
+    assert made("a", 0.5) == made("a", 0.5, "there")
+    assert len({made("a", 0.5), made("b", 0.5), made("a", 0.6)}) == 3

@@ -1,0 +1,170 @@
+"""`vdrop predict`: what a model makes of a text: its rating, how surprising its words are, or how it might go on."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdrop_cli import corpora, environment, evaluate, interruption
+from vdrop_cli.commands.eval import Loaded, load
+from vdrop_cli.config import ConfigError, Eval, Policy, Predict
+from vdrop_cli.tasks import LanguageModelling, Sentiment
+from vdrop_cli.uncertainty import fit_noise, predictive
+
+PASSES = 50  # of MC dropout, where the settings leave it open
+SHOWN = 60  # characters of a text in the table
+
+
+def run(settings: Predict) -> None:
+    device = environment.device(settings.device)
+    environment.make_ready(device)
+    assert settings.checkpoint is not None
+    as_in_eval = Eval(settings.checkpoint, settings.data, device=settings.device, backend=settings.backend, precision=settings.precision)
+    loaded = load(settings.checkpoint, as_in_eval, device)
+    if isinstance(loaded.task, Sentiment):
+        if settings.sample > 0:
+            raise ConfigError(f"sample must be 0, {loaded.path} predicts ratings, got {settings.sample}")
+        rate(loaded, loaded.task, settings)
+        return
+    assert isinstance(loaded.task, LanguageModelling)
+    if settings.mc_samples:
+        raise ConfigError(
+            "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop eval has MC perplexity"
+        )
+    if settings.sample > 0:
+        write(loaded, loaded.task, settings)
+    else:
+        surprise(loaded, loaded.task, settings)
+
+
+def texts(settings: Predict) -> list[str]:
+    """From the command line, a file, or standard input: one a line, empty ones left out."""
+    if settings.text is not None:
+        return [settings.text]
+    try:
+        lines = Path(settings.file).read_text() if settings.file is not None else sys.stdin.read()
+    except OSError as error:
+        raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"file={settings.file or 'standard input'} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
+        ) from None
+    found = [line for line in lines.splitlines() if line.strip()]
+    if not found:
+        raise ConfigError(
+            f"{f'file={settings.file}' if settings.file else 'standard input'} holds no text; give text=…, or one text a line"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The deviation of observations about what the model means, and where it is from."""
+
+    deviation: float
+    told: str
+
+
+def noise_of(loaded: Loaded, task: Sentiment, samples: int) -> Noise:
+    """As `vdrop eval mc_samples=…` fitted it for this checkpoint, else fitted to predictions by the standard approximation."""
+    stem = loaded.path.stem.replace("checkpoint", "eval")
+    evaluations = sorted(loaded.path.parent.glob(f"{stem}-mc*-s*.json")) if samples > 0 else []
+    for path in evaluations:
+        metrics = json.loads(path.read_text())["metrics"]
+        for name, value in metrics.items():
+            if name.startswith("noise_mc"):
+                return Noise(value, str(path))
+    part = task.sample(task.noise_part)
+    predicted_R = task.predict(loaded.model, part)
+    advice = "; vdrop eval mc_samples=… fits it to MC passes" if samples > 0 else ""
+    return Noise(fit_noise(predicted_R[None], part.ratings_R), f"fitted to the {task.noise_part} part{advice}")
+
+
+def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
+    """Each text's rating with its deviation over MC passes, and the interval that holds `level` per cent of such ratings."""
+    given = texts(settings)
+    without = loaded.checkpoint.train.dropout.policy is Policy.none
+    if without and settings.mc_samples:
+        raise ConfigError(f"mc_samples must be 0 or null, {loaded.path} was trained without dropout, got {settings.mc_samples}")
+    samples = (0 if without else PASSES) if settings.mc_samples is None else settings.mc_samples
+    passes = []
+    for text in given:
+        interruption.check()
+        passes.append(task.passes_of(loaded.model, corpora.words(text), samples, settings.seed))
+    noise = noise_of(loaded, task, samples)
+    found = predictive(torch.stack(passes, 1), noise.deviation)
+    half_R = found.half_width(settings.level)
+    how = f"{samples} passes of MC dropout" if samples else "standard approximation"
+    print(f"{loaded.path}: {how}; observation noise {noise.deviation:.4g}, {noise.told}", file=sys.stderr)
+    rows = [
+        {"text": text, "rating": mean, "deviation": deviation, "low": mean - half, "high": mean + half, "level": settings.level}
+        for text, mean, deviation, half in zip(
+            given, found.mean_R.tolist(), found.model_variance_R.sqrt().tolist(), half_R.tolist(), strict=True
+        )
+    ]
+    if not settings.json:
+        print(f"{'rating':>8} {'± (model)':>10}   {settings.level:g} % of ratings in     text")
+    for row in rows:
+        told = f"{row['rating']:8.3f} {row['deviation']:10.3f}   {row['low']:8.3f} to {row['high']:<8.3f}    {shortened(str(row['text']))}"
+        print(json.dumps(row, ensure_ascii=False) if settings.json else told)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def ids_of(words: list[str], task: LanguageModelling, ids: dict[str, int]) -> list[int]:
+    """As they are written, else in lower case, else <unk>."""
+    found = []
+    for word in words:
+        known = next((form for form in (word, word.lower(), "<unk>") if form in ids), None)
+        if known is None:
+            raise ConfigError(f"text: {word!r} is not a word of {task.origin}, nor is <unk>; leave it out")
+        found.append(ids[known])
+    return found
+
+
+def surprise(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None:
+    """Each text's perplexity, as one that begins a sentence, and its words that surprise the model most, in bits."""
+    vocabulary = task.corpus.vocabulary
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    for text in texts(settings):
+        interruption.check()
+        words = [*text.split(), "<eos>"]
+        stream_N = torch.tensor(ids_of(["<eos>", *words], task, ids), device=task.device)
+        nll_N = evaluate.stream_nll(loaded.model, stream_N)
+        bits = (nll_N.double() / log(2)).tolist()
+        most = sorted(range(len(words)), key=lambda n: -bits[n])[: settings.surprises]
+        told: dict[str, Any] = {"text": text, "ppl": evaluate.perplexity(nll_N), "words": len(words)}
+        told["surprises"] = [{"word": words[n], "read_as": vocabulary[stream_N[n + 1]], "place": n + 1, "bits": bits[n]} for n in most]
+        if settings.json:
+            print(json.dumps(told, ensure_ascii=False))
+            continue
+        print(f"perplexity {told['ppl']:.1f} over {len(words)} words: {shortened(text)}")
+        for one in told["surprises"]:
+            read_as = "" if one["read_as"] == one["word"] else f" (read as {one['read_as']})"
+            print(f"{one['bits']:8.1f} bits  word {one['place']:<4} {one['word']}{read_as}")
+
+
+def write(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None:
+    """Words that the model draws one after the other, after the text, or at the beginning of a sentence."""
+    vocabulary = task.corpus.vocabulary
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    begin = ids_of(["<eos>", *(settings.text or "").split()], task, ids)
+
+    def words() -> Iterator[str]:
+        generator = torch.Generator(device=task.device).manual_seed(settings.seed)
+        for number in evaluate.written(loaded.model, torch.tensor(begin, device=task.device), settings.sample, generator):
+            interruption.check()
+            yield vocabulary[number]
+
+    drawn = list(words())
+    if settings.json:
+        print(json.dumps({"text": settings.text or "", "sample": drawn}, ensure_ascii=False))
+    else:
+        print(" ".join([*(settings.text or "").split(), *drawn]).replace(" <eos> ", "\n").replace("<eos>", ""))

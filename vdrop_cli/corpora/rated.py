@@ -1,0 +1,49 @@
+"""Texts that have a number each: what the sources of the regression task have in common."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+
+from vdrop_cli.config import ConfigError
+
+WORD = re.compile(r"\w+(?:['’.-]\w+)*|([^\w\s])\1*")  # "don't" is one word, as is a row of the same sign
+FEWEST = 10  # texts, so that each part of a split has one
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Texts as words, each with its rating, in the order of the source."""
+
+    texts: list[list[str]] = field(repr=False)
+    ratings: list[float] = field(repr=False)
+    origin: str  # for a person: where they came from
+    parts: list[str] = field(default_factory=list, repr=False)  # train, valid or test of each text, where the source says so
+
+    def __post_init__(self) -> None:
+        if len(self.texts) < FEWEST:
+            raise ConfigError(f"{self.origin} has {len(self.texts)} texts; it needs {FEWEST} at least")
+        if min(self.ratings) == max(self.ratings):
+            raise ConfigError(f"{self.origin} gives every text the same rating, {self.ratings[0]:g}; there is nothing to predict")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content."""
+        return hashlib.sha256(json.dumps([self.texts, self.ratings, self.parts]).encode()).hexdigest()
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased, punctuation apart."""
+    return [match[0] for match in re.finditer(WORD, text.lower())]
+
+
+def number(value: object, where: str) -> float:
+    """A rating from what stands in its place; `where` is for the message."""
+    try:
+        rating = float(value)  # type: ignore[arg-type]
+        if math.isfinite(rating):
+            return rating
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no rating; it needs a finite number")

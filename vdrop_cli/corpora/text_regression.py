@@ -1,0 +1,47 @@
+"""Any texts with a number each: two columns of a CSV file, or of a data set of the Hugging Face Hub."""
+
+import csv
+from pathlib import Path
+
+from vdrop_cli.config import ConfigError, Data
+from vdrop_cli.corpora import hub
+from vdrop_cli.corpora.rated import Rated, number, words
+
+
+def read(data: Data) -> Rated:
+    return from_csv(data, Path(data.csv)) if data.csv is not None else from_hub(data)
+
+
+def from_csv(data: Data, path: Path) -> Rated:
+    """The first line names the columns; they are separated by commas, in a file `.tsv` by tabs."""
+    texts, ratings = [], []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            names = rows.fieldnames or []
+            for setting, name in (("data.column", data.column), ("data.rating_column", data.rating_column)):
+                if name not in names:
+                    raise ConfigError(f"{setting}={name} is not a column of {path}; there are {', '.join(names) or 'none'}")
+            for row in rows:
+                ratings.append(number(row[str(data.rating_column)], f"data.csv={path}: line {rows.line_num}"))
+                texts.append(words(row[str(data.column)] or ""))
+    except OSError as error:
+        raise ConfigError(f"data.csv={path} cannot be read ({error.strerror}); name a CSV file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"data.csv={path} is not a CSV file in UTF-8 ({error}); convert it") from None
+    return Rated(texts, ratings, str(path))
+
+
+def from_hub(data: Data) -> Rated:
+    """The data set's own parts, of its splits train, validation and test; others are left out. One split alone has none."""
+    found = hub.load(data)
+    of_split = {split: part for part, split in hub.SPLITS.items()}
+    splits = [split for split in found if split in of_split] or list(found)[:1]
+    texts, ratings, parts = [], [], []
+    for split in splits:
+        rows = hub.column(data, found[split], "data.column", data.column)
+        numbers = hub.column(data, found[split], "data.rating_column", data.rating_column)
+        texts += [words(str(text)) for text in rows]
+        ratings += [number(value, f"data.rating_column={data.rating_column}: row {row} of {split}") for row, value in enumerate(numbers)]
+        parts += [of_split.get(split, "train")] * len(rows)
+    return Rated(texts, ratings, hub.origin(data), parts if "test" in parts else [])

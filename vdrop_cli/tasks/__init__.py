@@ -1,0 +1,106 @@
+"""Tasks by name: what a batch, a loss and a metric are. Training and its commands know of a task what `Task` says."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vdrop_cli import config, corpora
+from vdrop_cli.config import Dropout, Model, TaskName
+from vdrop_cli.dropout import ModelMasks, Stream
+from vdrop_cli.layers import State
+from vdrop_cli.tasks.language_model import LanguageModelling
+from vdrop_cli.tasks.sentiment import Sentiment
+
+__all__ = ["LanguageModelling", "Sentiment", "Task", "load"]
+
+Batch = Any  # a task's own; its field `number` counts the batches of an epoch from 0
+TaskModel = Any  # likewise, a `torch.nn.Module` with `layers`
+
+
+class Passes(Protocol):
+    """MC dropout that can be stopped, and goes on from what `state_dict` gives."""
+
+    samples: int
+
+    @property
+    def words(self) -> int:
+        """Read so far, over all passes."""
+
+    @property
+    def total(self) -> int:
+        """To be read."""
+
+    def run(self) -> Iterator[int]:
+        """Reads on to the end, and tells how many words more it has read."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, held: dict[str, Any]) -> None: ...
+
+    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics, and the first of them by number of passes: `samples`, the measure, `deviation`, `groups`."""
+
+
+class Task(Protocol):
+    """Metrics are named `<part>_<measure>`; which of them is the less the better, and tells the best epoch, is `chosen_by`."""
+
+    chosen_by: str
+    word_dropout: bool  # whether the authors keep it on in MC passes
+    device: torch.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the text, and what is kept of it."""
+
+    @property
+    def origin(self) -> str:
+        """Of the text, for a person."""
+
+    @property
+    def batches_an_epoch(self) -> int: ...
+
+    def batches(self, order: Stream) -> Iterator[Batch]:
+        """Of one epoch of training, a function of the stream."""
+
+    def words(self, batch: Batch) -> int: ...
+
+    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> TaskModel:
+        """One that is yet to be initialised."""
+
+    def zero_state(self, model: TaskModel) -> State:
+        """With which an epoch begins; nothing where no state is carried from batch to batch."""
+
+    def masks(self, model: TaskModel, batch: Batch, stream: Stream) -> ModelMasks: ...
+
+    def loss(self, model: TaskModel, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
+        """What is descended, and the state for the next batch."""
+
+    def told(self, loss: float) -> float:
+        """A loss on the scale on which it is written down."""
+
+    def train_metrics(self, loss: float) -> dict[str, float]:
+        """From the mean of such losses over an epoch."""
+
+    def validate(self, model: TaskModel) -> dict[str, float]:
+        """After every epoch."""
+
+    def result(self, model: TaskModel, best_epoch: int, best: float) -> dict[str, float]:
+        """Of the epoch that is reported, which need not be the best, whose metric `chosen_by` is `best`."""
+
+    def standard(self, model: TaskModel) -> dict[str, float]:
+        """Everything the standard approximation gives."""
+
+    def passes(self, model: TaskModel, samples: int, together: int, seed: int, word_dropout: bool) -> Passes:
+        """MC dropout; up to `together` passes may share a batch."""
+
+    def ensemble(self, models: Iterable[TaskModel]) -> dict[str, float]:
+        """Of several models together."""
+
+
+def load(settings: config.Train, device: torch.device) -> Task:
+    """The task of a training run, with its text."""
+    if settings.task.name is TaskName.sentiment:
+        return Sentiment(settings.task, settings.data, corpora.rated(settings.data), device)
+    return LanguageModelling(settings.task, corpora.load(settings.data), device)

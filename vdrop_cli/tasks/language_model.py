@@ -1,0 +1,138 @@
+"""The next word of one long text.
+
+T time steps of a chunk  B columns of the batch  N tokens of the stream
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdrop_cli import config
+from vdrop_cli.config import ConfigError, Dropout, Model
+from vdrop_cli.corpora import Corpus
+from vdrop_cli.dropout import ModelMasks, Stream
+from vdrop_cli.evaluate import MonteCarlo, batched_loss, ensemble_perplexities, stream_perplexity
+from vdrop_cli.layers import State
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.sinks import ppl
+
+
+class Chunk(NamedTuple):
+    """`number` counts the chunks of an epoch from 0."""
+
+    number: int
+    ids_TB: Tensor
+    targets_TB: Tensor
+
+
+def columns(stream_N: Tensor, batch: int) -> Tensor:
+    """The stream as `batch` columns, [N // batch, batch]; column i starts at i·N/batch, halves rounded up (Zaremba et al. 2014, code)."""
+    total, length = len(stream_N), len(stream_N) // batch
+    starts = [(2 * i * total + batch) // (2 * batch) for i in range(batch)]
+    return torch.stack([stream_N[start : start + length] for start in starts], 1)
+
+
+def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
+    """Successive chunks of `bptt` steps, each word with the next one as its target; what does not fill a chunk is left out."""
+    for number in range((len(columns_NB) - 1) // bptt):
+        here = slice(number * bptt, (number + 1) * bptt)
+        yield Chunk(number, columns_NB[here], columns_NB[1:][here])
+
+
+class LanguageModelling:
+    """The next word of one long text, read in columns; the state is carried from chunk to chunk."""
+
+    chosen_by = "valid_ppl_batched"
+    word_dropout = False
+
+    def __init__(self, task: config.Task, corpus: Corpus, device: torch.device) -> None:
+        self.batch_size, self.bptt, self.corpus, self.device = task.batch_size, task.steps, corpus, device
+        self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}
+        for part in ("train", "valid"):
+            length = len(self.streams[part]) // task.batch_size
+            if (length - 1) // self.bptt < 1:
+                raise ConfigError(
+                    f"task.batch_size={task.batch_size} × task.bptt={self.bptt} does not fit the {part} part of {corpus.origin}, "
+                    f"{len(self.streams[part])} tokens; make them smaller or take a longer text"
+                )
+        if len(self.streams["test"]) < 2:
+            raise ConfigError(f"data.test: the test part of {corpus.origin} has no second word to predict; take a longer text")
+        self.train_columns, self.valid_columns = (columns(self.streams[part], task.batch_size) for part in ("train", "valid"))
+
+    @property
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint
+
+    @property
+    def origin(self) -> str:
+        return self.corpus.origin
+
+    @property
+    def batches_an_epoch(self) -> int:
+        return (len(self.train_columns) - 1) // self.bptt
+
+    def batches(self, order: Stream | None = None) -> Iterator[Chunk]:
+        """Of training; the text's order is the only one."""
+        return chunks(self.train_columns, self.bptt)
+
+    def valid_chunks(self) -> Iterator[Chunk]:
+        return chunks(self.valid_columns, self.bptt)
+
+    def words(self, chunk: Chunk) -> int:
+        return chunk.ids_TB.numel()
+
+    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> LanguageModel:
+        return LanguageModel(model, dropout, len(self.corpus.vocabulary), backend, compute_dtype)
+
+    def zero_state(self, model: LanguageModel) -> State:
+        return model.zero_state(self.batch_size)
+
+    def masks(self, model: LanguageModel, chunk: Chunk, stream: Stream) -> ModelMasks:
+        return model.masks(self.bptt, self.batch_size, stream)
+
+    def loss(self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
+        """Nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip are on their published scale."""
+        nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
+        return nll_TB.sum() / self.batch_size, tuple(part.detach() for part in state)
+
+    def told(self, loss: float) -> float:
+        """Nats a token."""
+        return loss / self.bptt
+
+    def train_metrics(self, loss: float) -> dict[str, float]:
+        return {"train_ppl": ppl(loss)}
+
+    def validate(self, model: LanguageModel) -> dict[str, float]:
+        """Validation in columns and chunks as in training: quick, and what the published column was made from.
+
+        `valid_ppl_as_published` divides the loss by a fractional number of chunks, as the authors' code does, which comes out low;
+        `valid_ppl_batched` divides by their number.
+        """
+        total, number = batched_loss(model, self.valid_chunks(), self.batch_size)
+        their_number = (len(self.valid_columns) - 1) / self.bptt
+        return {"valid_ppl_as_published": ppl(total / their_number), "valid_ppl_batched": ppl(total / number)}
+
+    def standard(self, model: LanguageModel) -> dict[str, float]:
+        """Everything the standard approximation gives on the validation and test text."""
+        return {
+            "valid_ppl": stream_perplexity(model, self.streams["valid"]),
+            **self.validate(model),
+            "test_ppl": stream_perplexity(model, self.streams["test"]),
+        }
+
+    def train_perplexity(self, model: LanguageModel) -> float:
+        """On the training text in columns and chunks, without masks: set beside validation, it shows over-fitting."""
+        total, number = batched_loss(model, self.batches(), self.batch_size)
+        return ppl(total / number)
+
+    def passes(self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool) -> MonteCarlo:
+        return MonteCarlo(model, self.streams["test"], samples, together, seed, word_dropout)
+
+    def ensemble(self, models: Iterable[LanguageModel]) -> dict[str, float]:
+        """Of the mean of the probabilities that all models give."""
+        return ensemble_perplexities(models, {f"{part}_ppl": self.streams[part] for part in ("valid", "test")})
+
+    def result(self, model: LanguageModel, best_epoch: int, best: float) -> dict[str, float]:
+        return {"train_ppl": self.train_perplexity(model), **self.standard(model)}

@@ -1,0 +1,334 @@
+"""A number from a text: the rating of a film review.
+
+T time steps of a batch  B sequences of a batch  N sequences of a part  R texts of a part  S passes of MC dropout
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from vdrop_cli import baselines, config, interruption
+from vdrop_cli.config import ConfigError, Data, Dropout, Model, Protocol, WordMask
+from vdrop_cli.corpora import Rated
+from vdrop_cli.dropout import ModelMasks, Stream, draw
+from vdrop_cli.evaluate import ladder, spread
+from vdrop_cli.layers import State
+from vdrop_cli.model import Regressor
+from vdrop_cli.uncertainty import fit_noise, predictive, rmse
+
+START, UNKNOWN = 0, 1  # ids; those of words follow, the most frequent first
+TEST, VALID = 0.2, 0.1  # of the texts
+READ_AT_ONCE = 256  # sequences, without gradients
+
+
+class Batch(NamedTuple):
+    """Sequences side by side, each as long as its length says; targets are standardised ratings."""
+
+    number: int
+    ids_TB: Tensor
+    lengths_B: Tensor
+    targets_B: Tensor
+
+
+class Part(NamedTuple):
+    """Texts cut into sequences."""
+
+    sequences: list[Tensor]  # ids
+    text_N: Tensor  # of which text each sequence is
+    ratings_R: Tensor  # of the texts
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(sequence) for sequence in self.sequences]
+
+
+def dealt(texts: int, seed: int) -> list[int]:
+    """Their numbers in the order of the authors' code, which shuffles with NumPy's generator, seeded with 0."""
+    order = list(range(texts))
+    numpy.random.RandomState(seed).shuffle(order)
+    return order
+
+
+def split(rated: Rated, seed: int) -> dict[str, list[int]]:
+    """The texts of each part: 70 % train, 10 % valid, 20 % test, or the source's own, a missing valid part being taken from train."""
+    order = dealt(len(rated.texts), seed)
+    if rated.parts:
+        own = {part: [text for text in order if rated.parts[text] == part] for part in ("train", "valid", "test")}
+        if not own["valid"]:
+            first = round(len(own["train"]) * VALID / (1 - TEST))
+            own["valid"], own["train"] = own["train"][:first], own["train"][first:]
+        return own
+    test, valid = round(len(order) * TEST), round(len(order) * VALID)
+    return {"train": order[: -test - valid], "valid": order[-test - valid : -test], "test": order[-test:]}
+
+
+def vocabulary(texts: list[list[str]], data: Data) -> dict[str, int]:
+    """Ids of the words that are kept, by how often they come, ties by which comes first."""
+    counts = Counter(word for text in texts for word in text)
+    kept = [word for word, count in counts.most_common(data.vocabulary_size) if count >= data.min_count]
+    return {word: number for number, word in enumerate(kept, UNKNOWN + 1)}
+
+
+class Sentiment:
+    """The ratings of texts. How texts are split, and what is reported, are the protocol's: see `config.Protocol`."""
+
+    word_dropout = True
+
+    def __init__(self, task: config.Task, data: Data, rated: Rated, device: torch.device) -> None:
+        assert task.protocol is not None and task.split_seed is not None and task.length_pool is not None
+        self.protocol, self.batch_size, self.pool, self.device = task.protocol, task.batch_size, task.length_pool, device
+        self.chunk_words, self.origin = task.chunk_words, rated.origin
+        kept = f"{rated.fingerprint} {data.vocabulary_size} {data.min_count}"
+        self.fingerprint = hashlib.sha256(kept.encode()).hexdigest()
+        self.chosen_by = "test_rmse" if self.protocol is Protocol.paper else "valid_rmse"
+        if self.protocol is Protocol.paper:
+            # Deviation: none; that chunks of one text lie on both sides, and that all texts give the vocabulary, is the authors'
+            self.ids = vocabulary(rated.texts, data)
+            order = dealt(len(rated.texts), task.split_seed)
+            chunks = [([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])]
+            train = int(len(chunks) * (1 - TEST))
+            found = {"train": chunks[:train], "test": chunks[train:]}
+        else:
+            texts = split(rated, task.split_seed)
+            self.ids = vocabulary([rated.texts[text] for text in texts["train"]], data)
+            found = {part: [(self.cut(rated.texts[text]), rated.ratings[text]) for text in texts[part]] for part in texts}
+        self.parts = {part: part_of(texts) for part, texts in found.items()}
+        for part, held in self.parts.items():
+            if not held.sequences:
+                raise ConfigError(f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give it more")
+        ratings_R = self.parts["train"].ratings_R
+        self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
+        if self.deviation == 0:
+            raise ConfigError(f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is nothing to learn")
+
+    def cut(self, words: list[str]) -> list[Tensor]:
+        """A text as sequences of `chunk_words` ids, the last one shorter; the text's first is <start>."""
+        ids_N = torch.tensor([START, *(self.ids.get(word, UNKNOWN) for word in words)])
+        return list(torch.split(ids_N, self.chunk_words or len(ids_N)))
+
+    @torch.no_grad()
+    def passes_of(self, model: Regressor, words: list[str], samples: int, seed: int) -> Tensor:
+        """Ratings of a text from elsewhere [S], which ride side by side; without samples that by the standard approximation [1]."""
+        values = []
+        for number, ids_T in enumerate(self.cut(words)):
+            ids_TS = ids_T[:, None].expand(-1, max(samples, 1)).to(self.device)
+            time, side_by_side = ids_TS.shape
+            masks = model.masks(time, side_by_side, Stream((seed, "predict", number))) if samples else model.no_masks()
+            values.append(model(ids_TS, torch.full((side_by_side,), time, device=self.device), masks).float().cpu())
+        return self.mean + self.deviation * torch.stack(values).mean(0)
+
+    @property
+    def batches_an_epoch(self) -> int:
+        return -(-len(self.parts["train"].sequences) // self.batch_size)
+
+    def batches(self, order: Stream) -> Iterator[Batch]:
+        """Sequences in random order; of `length_pool` batches that are drawn together, those of like length are read together."""
+        train, generator = self.parts["train"], order.generator()
+        shuffled, lengths = torch.randperm(len(train.sequences), generator=generator).tolist(), train.lengths
+        size, number = self.batch_size, 0
+        for start in range(0, len(shuffled), size * self.pool):
+            pool = shuffled[start : start + size * self.pool]
+            if self.pool > 1:
+                pool.sort(key=lengths.__getitem__)
+            groups = [pool[first : first + size] for first in range(0, len(pool), size)]
+            for group in torch.randperm(len(groups), generator=generator).tolist() if self.pool > 1 else range(len(groups)):
+                yield self.batch(train, groups[group], number)
+                number += 1
+
+    def batch(self, part: Part, group: list[int], number: int) -> Batch:
+        chosen = [part.sequences[n] for n in group]
+        ratings_B = part.ratings_R[part.text_N[group]]
+        return Batch(
+            number,
+            torch.nn.utils.rnn.pad_sequence(chosen).to(self.device),
+            torch.tensor([len(sequence) for sequence in chosen]).to(self.device),
+            ((ratings_B - self.mean) / self.deviation).to(self.device),
+        )
+
+    def words(self, batch: Batch) -> int:
+        return int(batch.lengths_B.sum())
+
+    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
+        return Regressor(model, dropout, UNKNOWN + 1 + len(self.ids), backend, compute_dtype)
+
+    def zero_state(self, model: Regressor) -> State:
+        return ()
+
+    def masks(self, model: Regressor, batch: Batch, stream: Stream) -> ModelMasks:
+        time, sequences = batch.ids_TB.shape
+        return model.masks(time, sequences, stream)
+
+    def loss(self, model: Regressor, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
+        """Mean squared error of standardised ratings."""
+        return torch.nn.functional.mse_loss(model(batch.ids_TB, batch.lengths_B, masks), batch.targets_B), ()
+
+    def told(self, loss: float) -> float:
+        return loss
+
+    def train_metrics(self, loss: float) -> dict[str, float]:
+        """In rating units; with dropout."""
+        return {"train_rmse_dropout": loss**0.5 * self.deviation}
+
+    def by_length(self, part: Part) -> Iterator[tuple[list[int], Batch]]:
+        """All sequences of a part and their numbers, those of like length together, which saves padding and changes nothing."""
+        order = sorted(range(len(part.sequences)), key=part.lengths.__getitem__)
+        for number, first in enumerate(range(0, len(order), READ_AT_ONCE)):
+            group = order[first : first + READ_AT_ONCE]
+            yield group, self.batch(part, group, number)
+
+    def ratings(self, values_N: Tensor, part: Part) -> Tensor:
+        """What the model gave for sequences as a rating for each text [R]: the mean over its sequences."""
+        return self.mean + self.deviation * mean_of_texts(values_N, part)
+
+    @torch.no_grad()
+    def predict(self, model: Regressor, part: Part) -> Tensor:
+        """A rating for each text [R], by the standard approximation."""
+        found_N = torch.empty(len(part.sequences))
+        for group, batch in self.by_length(part):
+            interruption.check()
+            found_N[group] = model(batch.ids_TB, batch.lengths_B, model.no_masks()).float().cpu()
+        return self.ratings(found_N, part)
+
+    def rmse(self, model: Regressor, part: Part) -> float:
+        return rmse(self.predict(model, part), part.ratings_R)
+
+    @property
+    def noise_part(self) -> str:
+        """On which the observation noise is fitted; Deviation: the authors set τ by hand."""
+        return "train" if self.protocol is Protocol.paper else "valid"
+
+    def sample(self, name: str) -> Part:
+        """A part; of the training part only as many texts as the test part has, the first ones."""
+        return head(self.parts[name], len(self.parts["test"].ratings_R)) if name == "train" else self.parts[name]
+
+    def validate(self, model: Regressor) -> dict[str, float]:
+        """The training part as a sample."""
+        return {f"{name}_rmse": self.rmse(model, self.sample(name)) for name in self.parts}
+
+    def baselines(self) -> dict[str, float]:
+        """What predicting the training part's mean gives, and ridge regression on TF-IDF, where scikit-learn is."""
+        test_R = self.parts["test"].ratings_R
+        found = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
+        if baselines.is_there():
+            texts = {name: (texts_of(part), part.ratings_R) for name, part in self.parts.items()}
+            found["test_rmse_of_ridge"] = rmse(baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R)
+        return found
+
+    def standard(self, model: Regressor) -> dict[str, float]:
+        """Everything the standard approximation gives, beside the baselines."""
+        predicted = {name: self.predict(model, part) for name, part in self.parts.items()}
+        errors = {f"{name}_rmse": rmse(predicted[name], part.ratings_R) for name, part in self.parts.items()}
+        noise = fit_noise(predicted[self.noise_part][None], self.parts[self.noise_part].ratings_R)
+        known = predictive(predicted["test"][None], noise).measures(self.parts["test"].ratings_R, "")
+        return errors | self.baselines() | known
+
+    def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
+        """With the paper's protocol the best epoch on the test part, too."""
+        measured = self.standard(model)
+        if self.protocol is Protocol.paper:
+            measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": float(best_epoch)}
+        return measured
+
+    def passes(self, model: Regressor, samples: int, together: int, seed: int, word_dropout: bool) -> "Passes":
+        return Passes(self, model, samples, seed, word_dropout)
+
+    def ensemble(self, models: Iterable[Regressor]) -> dict[str, float]:
+        """Of the mean of the ratings that all models give."""
+        parts = {name: self.parts[name] for name in ("valid", "test") if name in self.parts}
+        predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
+        means = {name: torch.stack([of_model[name] for of_model in predicted]).mean(0) for name in parts}
+        return {f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()}
+
+
+class Passes:
+    """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each sequence.
+
+    `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and goes on, to the same result
+    bit for bit, from what `state_dict` gives.
+    """
+
+    def __init__(self, task: Sentiment, model: Regressor, samples: int, seed: int, word_dropout: bool) -> None:
+        dropout = model.layers.dropout
+        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
+        self.task, self.model, self.samples, self.stream = task, model, samples, Stream((seed, "mc"))
+        self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
+        self.work = [(name, *found) for name, part in self.parts.items() for found in task.by_length(part)]
+        self.done = 0  # batches, over all passes
+        self.values_SN = {name: torch.zeros(samples, len(part.sequences)) for name, part in self.parts.items()}
+
+    @property
+    def words(self) -> int:
+        """How many were read, over all passes."""
+        whole, rest = divmod(self.done, len(self.work))
+        return whole * sum(self.task.words(batch) for _, _, batch in self.work) + sum(self.task.words(b) for _, _, b in self.work[:rest])
+
+    @property
+    def total(self) -> int:
+        """How many there are to read."""
+        return self.samples * sum(self.task.words(batch) for _, _, batch in self.work)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "values": self.values_SN}
+
+    def load_state_dict(self, held: dict[str, Any]) -> None:
+        self.done, self.values_SN = held["done"], held["values"]
+
+    @torch.no_grad()
+    def run(self) -> Iterator[int]:
+        """Reads on to the end; yields how many words a batch had."""
+        while self.done < self.samples * len(self.work):
+            number, at = divmod(self.done, len(self.work))
+            name, group, batch = self.work[at]
+            shape = self.model.layers.mask_shape(*batch.ids_TB.shape)
+            masks = draw(self.dropout, shape, self.stream.at(number, name, batch.number), self.task.device)
+            self.values_SN[name][number, group] = self.model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
+            self.done += 1
+            yield self.task.words(batch)
+
+    def ratings(self, name: str) -> Tensor:
+        """Of every pass and text of a part, [S, R]."""
+        return torch.stack([self.task.ratings(values_N, self.parts[name]) for values_N in self.values_SN[name]])
+
+    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The metrics, and the error by number of passes."""
+        test_SR, test_R, noise_part = self.ratings("test"), self.parts["test"].ratings_R, self.task.noise_part
+        noise = fit_noise(self.ratings(noise_part), self.parts[noise_part].ratings_R)
+        of = f"_mc{self.samples}"
+        rows = []
+        for number in ladder(self.samples):
+            groups = [rmse(group_SR.mean(0), test_R) for group_SR in torch.split(test_SR, number) if len(group_SR) == number]
+            rows.append({"samples": number, "rmse": sum(groups) / len(groups), "deviation": spread(groups), "groups": len(groups)})
+        metrics = {f"test_rmse{of}": rmse(test_SR.mean(0), test_R)} | predictive(test_SR, noise).measures(test_R, of)
+        return metrics, rows
+
+
+def texts_of(part: Part) -> list[list[int]]:
+    """The ids of each text, its sequences one after the other."""
+    texts: list[list[int]] = [[] for _ in part.ratings_R]
+    for sequence, text in zip(part.sequences, part.text_N.tolist(), strict=True):
+        texts[text] += sequence.tolist()
+    return texts
+
+
+def part_of(texts: list[tuple[list[Tensor], float]]) -> Part:
+    sequences = [sequence for group, _ in texts for sequence in group]
+    text_N = torch.tensor([text for text, (group, _) in enumerate(texts) for _ in group])
+    return Part(sequences, text_N, torch.tensor([rating for _, rating in texts]))
+
+
+def head(part: Part, texts: int) -> Part:
+    """The first texts of a part."""
+    sequences = int((part.text_N < texts).sum())
+    return Part(part.sequences[:sequences], part.text_N[:sequences], part.ratings_R[:texts])
+
+
+def mean_of_texts(values_N: Tensor, part: Part) -> Tensor:
+    """The mean over each text's sequences [R]."""
+    sums_R = torch.zeros(len(part.ratings_R)).index_add(0, part.text_N, values_N)
+    return sums_R / part.text_N.bincount(minlength=len(sums_R))
