@@ -55,6 +55,14 @@ def settings(*overrides: str, command: str = "train") -> Any:
     return config.parse(composed(*overrides, command=command), config.ROOTS[command])
 
 
+@pytest.fixture
+def composing() -> Iterator[None]:
+    """As within a command: further settings can be composed."""
+    config.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few successors."""

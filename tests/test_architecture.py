@@ -9,7 +9,7 @@ import vdrop_cli
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
-    "cli": {"config", "commands", "explain", "sweeps", "CONF", "__version__"},
+    "cli": {"config", "commands", "explain", "interruption", "sweeps", "CONF", "__version__"},
     "config": set(),
     "explain": {"config"},
     "interruption": set(),
@@ -35,6 +35,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "runs": {"config", "sinks"},
     "pictures": {"config", "runs"},
     "experiments": {"config", "explain"},
+    "ratings": {"config", "experiments", "pictures", "runs"},
 }
 
 

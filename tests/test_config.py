@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import CONF
 from vdrop_cli.commands import train
-from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore
+from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore, without_defaults
 from vdrop_cli.sinks import read_log
 
 YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -158,6 +158,16 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
     assert restore(json.loads(json.dumps(plain(config)))) == config
 
 
+def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
+    """So a setting can be added without older runs being made again."""
+    kept = without_defaults(settings("model=lstm_small", "dropout=none"))
+    assert kept["model"] == {"name": "lstm_small", "size": "small", "cell": "lstm", "hidden_size": 200, "layers": 2, "init": 0.1}
+    assert kept["dropout"] == {"name": "none", "policy": "none"} and kept["task"]["bptt"] == 20
+    assert settings("dropout=none").identity("f") == "bf584e53", "folders of runs are named by it: nothing may change it"
+    without, given = settings("dropout=none"), settings("dropout=none", "model.forget_bias=0", "dropout.p_h=0", "seed=5", "log_every=7")
+    assert without.identity("f") == given.identity("f") != settings("dropout=none", "model.forget_bias=1").identity("f")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -200,6 +210,14 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
         (["task=sentiment", "task.protocol=null"], r"task\.protocol must be set with task=sentiment, got null"),
         (["task=sentiment", "task.chunk_words=1"], r"task\.chunk_words must be at least 2, or null, got 1"),
         (["task=sentiment", "task.split_seed=-1"], r"task\.split_seed must be in"),
+        (
+            ["task=sentiment", "schedule.patience=3"],
+            r"schedule\.patience must be null with task\.protocol=paper",
+        ),
+        (
+            ["task=sentiment", "data=text_regression", "data.csv=a", "data.revision=b", "data.column=c", "data.rating_column=d"],
+            r"data\.revision",
+        ),
         (["task=sentiment", "task.length_pool=0"], r"task\.length_pool must be at least 1"),
         (["task.bptt=null"], r"task\.bptt must be set with task=language_model, got null"),
         (["task.chunk_words=9"], r"task\.chunk_words must be null with task=language_model, got 9"),

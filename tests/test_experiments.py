@@ -1,20 +1,15 @@
 """Rows of Table 1, and what makes a run one of them."""
 
-from collections.abc import Iterator
-
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from vdrop_cli import CONF, config, experiments
+from vdrop_cli import CONF, experiments
 from vdrop_cli.config import TABLE_1, ConfigError, Size, Train, parse
 
 
 @pytest.fixture(autouse=True)
-def composing() -> Iterator[None]:
-    """As within a command."""
-    config.register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        yield
+def hydra(composing: None) -> None:
+    pass
 
 
 def test_all_rows_are_there_in_the_papers_order() -> None:

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_SENTIMENT
 from vdrop_cli import cli
-from vdrop_cli.commands import bench, reproduce, train
+from vdrop_cli.commands import bench, campaign, predict, train
 from vdrop_cli.config import ROOTS, keys
-from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.corpora import cornell, vader
+from vdrop_cli.tasks import LanguageModelling, Sentiment
 
-EXAMPLES = {"train": 500, "eval": 500, "data": 500, "bench": 500, "table": 100, "reproduce": 100}
+EXAMPLES = {"train": 500, "eval": 500, "data": 500, "bench": 500, "table": 100, "reproduce": 100, "predict": 200, "figures": 60}
 numbers = st.one_of(
     st.integers(-2, 9),
     st.sampled_from([10**9, 10**12, 2**63, 10**30, -(10**30), 0.5, 1.0, -0.1, 1e-300, 1e300, float("inf"), float("nan")]),
@@ -78,6 +79,11 @@ WORDS += [
     "x" * 5000,
     "small",
     "step",
+    "sentiment",
+    "clean",
+    "cornell",
+    "vader",
+    "text_regression",
 ]
 values = st.one_of(
     numbers.map(str), st.sampled_from(WORDS), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
@@ -133,9 +139,17 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
     monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
-    monkeypatch.setattr(reproduce, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=float))
-    monkeypatch.setattr(reproduce, "vdrop", lambda *arguments: None)
+    monkeypatch.setattr(campaign, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=float))
+    monkeypatch.setattr(campaign, "vdrop", lambda *arguments: None)
+    monkeypatch.setattr(predict, "PASSES", 3)
+    passes_of = Sentiment.passes_of
+    monkeypatch.setattr(
+        Sentiment, "passes_of", lambda task, model, words, samples, seed: passes_of(task, model, words, min(samples, 3), seed)
+    )
+    monkeypatch.setattr(cornell, "URL", "http://127.0.0.1:1/")
+    monkeypatch.setattr(vader, "PACKAGE", "no such package")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("VDROP_DATA", raising=False)
 
 
 def run(arguments: list[str]) -> tuple[int, str]:
@@ -152,19 +166,25 @@ def run(arguments: list[str]) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def base(command: str, text: list[str]) -> list[str]:
-    """What makes of a command line a valid one; the evaluation's model is trained first."""
+def base(command: str, text: list[str], rated: list[str]) -> list[str]:
+    """What makes of a command line a valid one; a model that is evaluated is trained first."""
+    if command == "predict":
+        assert run(["train", *TINY_SENTIMENT, *rated])[0] == 0
+        return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu", "text=good1 bad2"]
+    if command == "figures":
+        changed = [change for change in TINY_SENTIMENT if not change.startswith(("task=", "schedule.epochs"))]
+        return [f"overrides='{' '.join([*changed, *rated])}'", "cells=[lstm]", "dropouts=[none]"]
     if command == "eval":
         assert run(["train", *TINY, *text])[0] == 0
         return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu"]
     if command in ("table", "reproduce"):
-        return [f"overrides='{' '.join(text)}'", "sizes=[small]"]
+        return [f"overrides='{' '.join([*text, 'task.batch_size=4', 'task.bptt=5'])}'", "sizes=[small]"]
     return [*TINY, *text] if command == "train" else []
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
-def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list[str]) -> None:
-    codes, first = set(), base(command, text)
+def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list[str], rated: list[str]) -> None:
+    codes, first = set(), base(command, text, rated)
 
     @given(command_lines(command))
     @hypothesis_settings(
@@ -182,4 +202,4 @@ def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list
             assert any(reason in line for line in lines for reason in ("memory", "not finite", " is inf", " is nan", "not finished")), said
 
     check()
-    assert {1 if command == "reproduce" else 0, 2} <= codes, "some are valid, some are not"
+    assert {1 if command in ("reproduce", "figures") else 0, 2} <= codes, "some are valid, some are not"

@@ -8,10 +8,9 @@ from statistics import fmean
 import pytest
 import torch
 
-from vdrop_cli import corpora, environment, runs
+from vdrop_cli import environment, runs, tasks
 from vdrop_cli.commands.train import Run
 from vdrop_cli.runs import Finished
-from vdrop_cli.tasks import LanguageModelling
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
 STEPS = 100
@@ -28,19 +27,19 @@ def records() -> list[Finished]:
 def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: Path, tmp_path: Path) -> None:
     config = record.train
     device, threads = torch.device("cpu"), torch.get_num_threads()
-    corpus = corpora.load(config.data)
     environment.make_ready(device)
     here = environment.describe(device, config.backend.name, config.precision.name)
     if any(here[name] != record.environment[name] for name in SAME):
         pytest.skip(f"made with {', '.join(str(record.environment[name]) for name in SAME)}")
     torch.set_num_threads(record.environment["threads"])
     try:
-        run = Run(config, LanguageModelling(config.task, corpus, device), tmp_path)
+        run = Run(config, tasks.load(config, device), tmp_path)
         losses = {step.step: step.loss for step in islice(run.train_epoch(), STEPS)}
     finally:
         torch.set_num_threads(threads)
     recorded = {told["step"]: told["loss"] for told in record.log if told["kind"] == "step" and told["step"] <= STEPS}
-    assert len(recorded) == STEPS // config.log_every
+    recorded = {step: loss for step, loss in recorded.items() if step in losses}  # an epoch may be shorter
+    assert len(recorded) == len(losses) // config.log_every
     assert {step: losses[step] for step in recorded} == pytest.approx(recorded, rel=1e-4), (
         "This record no longer reproduces. If a change was meant to alter training, make its record anew; if not, it is a bug."
     )

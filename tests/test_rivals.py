@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import settings
 from vdrop_cli.config import Dropout, Policy, Precision
-from vdrop_cli.rivals import CellLoop, TorchLayers, layer_step, training_step, zero_state
+from vdrop_cli.rivals import CellLoop, TorchLayers, layer_step, rating_step, training_step, zero_state
 
 NONE = Dropout("none", Policy.none)
 
@@ -57,6 +57,24 @@ def test_a_training_step_learns(name: str, precision: Precision) -> None:
     losses = [step() for _ in range(40)]
     assert losses[0] == pytest.approx(8 * torch.tensor(50.0).log().item(), rel=0.05), "summed over eight steps"
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_a_step_of_ratings_learns_from_the_output_at_each_last_word(name: str, precision: Precision) -> None:
+    train = settings("task=sentiment", "model.hidden_size=16", "dropout=variational", "schedule.lr=0.01")
+    torch.manual_seed(0)
+    ids_TB, lengths_B = torch.randint(20, (9, 4)), torch.tensor([9, 2, 5, 1])
+    targets_B = torch.tensor([-1.0, 0.5, 1.0, 0.0])
+    losses = []
+    for padding in (0, 7):
+        for b, length in enumerate(lengths_B.tolist()):
+            ids_TB[length:, b] = padding
+        ids_TB[0, 0] = 19
+        torch.manual_seed(0)
+        step = rating_step(name, train.model, train.dropout, train.schedule, precision, ids_TB, lengths_B, targets_B)
+        losses.append([step() for _ in range(40)])
+    assert losses[0][-1] < 0.5 * losses[0][0] and losses[0][0] == losses[1][0], "padding comes after the last word"
 
 
 @pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])

@@ -139,8 +139,7 @@ def find(named: str) -> Path:
     last = newest(path)
     if last is None:
         raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
-    # Early stopping reports the best epoch on validation; otherwise it is the last one, as in the paper.
-    best = last.train.schedule.patience is not None and last.best_epoch > 0
+    best = last.train.reports_best and last.best_epoch > 0
     return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.batch)
 
 

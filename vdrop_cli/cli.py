@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
     "table": "what was measured beside what was published: RESULTS.md, pictures",
     "reproduce": "run or resume the rows of the paper's Table 1, evaluate them, and write the table",
+    "figures": "run or resume the paper's experiments on film reviews, evaluate them, and draw their errors",
     "compare": "runs side by side: what differs, how they ended, their curves",
     "completion": "print the completion script for bash",
 }
@@ -89,6 +91,13 @@ examples:
   vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
   vdrop reproduce 'launcher=joblib hydra.launcher.n_jobs=4'
 """,
+    "figures": """vdrop figures: the paper's experiments on film reviews: run, resumed, evaluated, drawn, written down
+
+examples:
+  vdrop figures plan=true                              what there is to do, and how long it takes here
+  vdrop figures protocols=[clean] cells=[lstm] seeds=3
+  vdrop figures epochs=250 'launcher=joblib hydra.launcher.n_jobs=2'
+""",
     "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
 
 examples:
@@ -115,9 +124,17 @@ def fail(message: str) -> NoReturn:
 def main() -> None:
     try:
         dispatch()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("vdrop: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        from vdrop_cli.interruption import is_unread, say_no_more
+
+        if not is_unread():
+            raise
+        sys.exit(say_no_more())
 
 
 def dispatch() -> None:
@@ -159,7 +176,7 @@ def run(command: str, arguments: list[str]) -> None:
         fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
     if any(a.split("=")[0] in ("--cfg", "-c") for a in arguments) and "--resolve" not in arguments:
         arguments = [*arguments, "--resolve"]
-    sys.argv = ["vdrop", *arguments]
+    sys.argv = ["vdrop", *map(quoted, arguments)]
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
     job = Job(command)
@@ -171,11 +188,21 @@ def run(command: str, arguments: list[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:
-        if job.composed or wants_traceback:  # a fault of this program's, not of what was typed
+        if job.composed or wants_traceback or isinstance(error, BrokenPipeError):  # not a fault of what was typed
             raise
         fail(explain(error, command))
     if job.outcome.code:
         sys.exit(job.outcome.code)
+
+
+def quoted(argument: str) -> str:
+    """A text as it was typed, in quotes that Hydra takes off again: it would read commas, brackets and quotes in its own way."""
+    key, is_there, text = argument.partition("=")
+    in_quotes = re.fullmatch(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", text)
+    if key != "text" or not is_there or in_quotes:
+        return argument
+    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda found: found[1] * 2 + ("\\" + found[2] if found[2] else ""), text)
+    return f"text='{escaped}'"
 
 
 def complete() -> None:

@@ -64,7 +64,7 @@ class TaskName(Choice):
 
 class Protocol(Choice):
     paper = "paper"  # chunks, 80/20, no validation set: chunks of one text lie on both sides
-    clean = "clean"  # split by text, 70/10/20; the mean over a text's chunks
+    clean = "clean"  # split by text, 70/10/20; the mean over a text's chunks; the best epoch on validation
 
 
 class Descent(Choice):
@@ -183,7 +183,7 @@ class Data:
     revision: str | None = None  # hub, text_regression: branch, tag or commit
     column: str | None = None  # hub, text_regression: the column with the text
     rating_column: str | None = None  # text_regression: the column with the number to be predicted
-    min_count: int = 1  # words seen less often in the training part become <unk>; 1 keeps all
+    min_count: int = 1  # words seen less often in the training part (task.protocol=paper: in all) become <unk>; 1 keeps all
     vocabulary_size: int | None = None  # texts with ratings: so many words, the most frequent ones, are kept; null: all
     cache: str | None = "data/cache"  # folder of encoded corpora, found by content; null: none. Texts with ratings are not kept there
 
@@ -208,6 +208,9 @@ class Data:
                 "set with data=text_regression, or data.name",
                 "both" if self.csv else "neither",
             )
+            for key in ("config", "revision"):
+                value = getattr(self, key)
+                require(value is None or self.csv is None, f"data.{key}", "null with data.csv, it is of the Hub", value)
         require(self.min_count >= 1, "data.min_count", "at least 1", self.min_count)
         kept = self.vocabulary_size
         require(kept is None or kept >= 1, "data.vocabulary_size", "at least 1, or null", kept)
@@ -249,7 +252,7 @@ class Schedule:
     lr: float = MISSING  # sgd: on the scale of a loss summed over the time steps of a chunk
     decay: float = MISSING  # the learning rate is divided by it at the end of every epoch after max_epoch
     max_epoch: int = MISSING
-    clip: float = MISSING  # limit of the gradient's global norm, on the scale of the summed loss
+    clip: float | None = MISSING  # limit of the gradient's global norm, on the scale of the summed loss; null: none
     weight_decay: float = 0.0  # sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w in the gradient
     patience: int | None = None  # stop after so many epochs without a better validation, report the best epoch; null: run to the end
 
@@ -258,9 +261,13 @@ class Schedule:
         require(0 < self.lr < FLOAT32_LIMIT, "schedule.lr", "above 0", self.lr)
         require(1 <= self.decay < math.inf, "schedule.decay", "at least 1", self.decay)
         require(self.max_epoch >= 0, "schedule.max_epoch", "at least 0", self.max_epoch)
-        require(self.clip > 0, "schedule.clip", "above 0 (inf: no clipping)", self.clip)
+        require(self.clip is None or self.clip > 0, "schedule.clip", "above 0, or null", self.clip)
         require(0 <= self.weight_decay < 1, "schedule.weight_decay", "in [0, 1)", self.weight_decay)
         require(self.patience is None or self.patience >= 1, "schedule.patience", "at least 1, or null", self.patience)
+
+    @property
+    def clipped_at(self) -> float:
+        return math.inf if self.clip is None else self.clip
 
 
 @dataclass
@@ -293,6 +300,7 @@ class Published:
 
 
 SEED_LIMIT = 2**63
+MOST_SEEDS = 1000  # runs of one row that are made at once
 
 
 @dataclass
@@ -321,6 +329,13 @@ class Train:
         suits = rated == (self.task.name is TaskName.sentiment)
         others = [other.name for other in Source if (other in RATED) != rated]
         require(suits, "data", f"one of {', '.join(others)} with task={self.task.name}", source)
+        unchosen = self.task.protocol is Protocol.paper and self.schedule.patience is not None
+        require(not unchosen, "schedule.patience", "null with task.protocol=paper, which has no validation part", self.schedule.patience)
+
+    @property
+    def reports_best(self) -> bool:
+        """Whether the epoch that is reported is the best on validation, instead of the last."""
+        return self.schedule.patience is not None or self.task.protocol is Protocol.clean
 
     def numbers(self) -> dict[str, Any]:
         """The settings that change them, but the seed; those of data and machine, too."""
@@ -332,10 +347,11 @@ class Train:
     def identity(self, corpus_fingerprint: str) -> str:
         """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
 
-        What is unset is left out, so that settings can come that are of no concern to older runs. Device, back end and precision are to be
-        those that `auto` has come to.
+        What is as its field has it by default is left out, so that settings can come that are of no concern to older runs; so a default
+        that stands in this file is never to be changed. Device, back end and precision are to be those that `auto` has come to.
         """
-        told = without_unset(self.numbers() | {"data": corpus_fingerprint})
+        unusual = without_defaults(self)
+        told = {key: value for key, value in unusual.items() if key in self.numbers()} | {"data": corpus_fingerprint}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -356,9 +372,11 @@ class Eval:
     checkpoint: str | None = None  # a checkpoint file or a run folder
     data: Place = field(default_factory=Place)
     mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
-    mc_batch: int = 50  # passes that run together, as one batch
+    mc_batch: int = 50  # passes of a language model that run together, as one batch
     save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
-    members: list[str] = field(default_factory=list)  # more checkpoints, whose probabilities are averaged with those of `checkpoint`
+    members: list[str] = field(
+        default_factory=list
+    )  # more checkpoints, whose probabilities or ratings are averaged with those of `checkpoint`
     word_dropout: bool | None = None  # keep word dropout on in MC passes; null: as the authors, off for language models, on for ratings
     seed: int = 1  # of the MC passes' masks
     device: str = "auto"
@@ -384,8 +402,8 @@ class Predict:
     file: str | None = None  # with one text a line; null, and no text: standard input
     data: Place = field(default_factory=Place)
     mc_samples: int | None = None  # passes of MC dropout behind a rating; null: 50, 0 of a model without dropout
-    level: float = 95.0  # per cent of ratings that the interval is to hold
-    surprises: int = 5  # a language model: so many words of a text, those that it expects least
+    level: float | None = None  # per cent of ratings that the interval is to hold; null: 95
+    surprises: int | None = None  # a language model: so many words of a text, those that it expects least; null: 5
     sample: int = 0  # a language model: write so many words
     json: bool = False  # a JSON object a line instead of a table
     seed: int = 1  # of the passes' masks, or of the words drawn
@@ -399,9 +417,10 @@ class Predict:
         require(self.text is None or bool(self.text.strip()), "text", "a text with words in it", repr(self.text))
         require(self.sample == 0 or self.file is None, "file", "null with sample=…, which goes on after text=…", self.file)
         require(self.mc_samples is None or self.mc_samples >= 0, "mc_samples", "at least 0, or null", self.mc_samples)
-        require(0 < self.level < 100, "level", "in (0, 100)", self.level)
-        require(self.surprises >= 1, "surprises", "at least 1", self.surprises)
+        require(self.level is None or 0 < self.level < 100, "level", "in (0, 100), or null", self.level)
+        require(self.surprises is None or self.surprises >= 1, "surprises", "at least 1, or null", self.surprises)
         require(self.sample >= 0, "sample", "at least 0", self.sample)
+        require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 
@@ -419,6 +438,7 @@ class BenchPart(Choice):
     layer = "layer"  # forward and backward of one layer
     mc = "mc"  # MC evaluation; only cells with dropout
     checkpoint = "checkpoint"  # writing one, to the disk of `outputs`; only variational
+    ratings = "ratings"  # a whole training step of the model of ratings, which has the size `sentiment` and no other part
 
 
 class BenchCell(Choice):
@@ -435,7 +455,7 @@ class BenchCell(Choice):
 
 @dataclass
 class Bench:
-    sizes: list[Size] = field(default_factory=lambda: list(TABLE_1))
+    sizes: list[Size] = field(default_factory=lambda: list(Size))
     parts: list[BenchPart] = field(default_factory=lambda: list(BenchPart))
     cells: list[BenchCell] | None = None  # null: all, keras where it is installed
     precisions: list[Precision] = field(default_factory=lambda: [Precision.fp32, Precision.bf16])  # rivals: bf16 by autocast
@@ -499,7 +519,32 @@ class Reproduce:
 
     def __post_init__(self) -> None:
         require_rows(self.sizes, self.rows)
-        require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
+
+
+@dataclass
+class Figures:
+    protocols: list[Protocol] = field(default_factory=lambda: list(Protocol))
+    cells: list[Cell] = field(default_factory=lambda: list(Cell))
+    dropouts: list[str] = field(default_factory=lambda: ["none", "naive", "variational"])
+    epochs: int = 60  # of each run; the authors' are 250 (variational LSTM) and 1,250
+    seeds: int = 1  # of each run: 1, 2, …
+    mc_samples: int = 50  # passes of MC dropout that runs with dropout are evaluated with
+    overrides: str = ""  # settings to change in all runs
+    precision: Precision = Precision.auto
+    launcher: str | None = None  # as of vdrop reproduce
+    outputs: str = "outputs"
+    file: str = "RESULTS.md"  # to write when all is done
+    plan: bool = False  # only tell what there is to do, and how long it takes
+
+    def __post_init__(self) -> None:
+        for name in ("protocols", "cells", "dropouts"):
+            values = [str(value) for value in getattr(self, name)]
+            require(len(values) > 0, name, "a list with something in it", "[]")
+            require(len(set(values)) == len(values), name, "a list that names nothing twice", values)
+        require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
+        for name in ("epochs", "mc_samples"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
 
 def require_rows(sizes: list[Size], rows: list[str] | None) -> None:
@@ -516,6 +561,7 @@ ROOTS: dict[str, type] = {
     "bench": Bench,
     "table": Table,
     "reproduce": Reproduce,
+    "figures": Figures,
 }
 Root = TypeVar("Root")
 
@@ -578,9 +624,16 @@ def plain(config: Any) -> dict[str, Any]:
     return told
 
 
-def without_unset(told: Any) -> Any:
-    """Nested settings without those that are null."""
-    return {key: without_unset(value) for key, value in told.items() if value is not None} if isinstance(told, dict) else told
+def without_defaults(settings: Any) -> dict[str, Any]:
+    """Nested settings as plain values, without those that are as their fields have them by default."""
+    told: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            told[f.name] = without_defaults(value)
+        elif value != f.default:
+            told[f.name] = value.name if isinstance(value, Enum) else value
+    return told
 
 
 def restore(told: dict[str, Any]) -> Train:

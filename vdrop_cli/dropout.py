@@ -100,8 +100,11 @@ def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> T
     return kept.mul_(1 / (1 - threshold / 2**KEEP_BITS)).view(shape)
 
 
-def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu") -> ModelMasks:
-    """The masks of one chunk of text, by the policies of `config.Policy`: every sequence has its own (Gal & Ghahramani 2016, section 4)."""
+def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu", outputs: int | None = None) -> ModelMasks:
+    """The masks of one chunk of text, by the policies of `config.Policy`: every sequence has its own (Gal & Ghahramani 2016, section 4).
+
+    `outputs` is of how many steps the output is used; None: of all.
+    """
     generator = stream.generator()
     time = shape.time if dropout.policy in NEW_EVERY_STEP else 1
     gates = shape.gates if dropout.untied or dropout.policy is Policy.naive else 1
@@ -119,7 +122,8 @@ def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.devic
         )
         for size in shape.input_sizes
     ]
-    out = keep(dropout.p_out, shape.batch, shape.hidden_size)
+    of_out = keep_mask(dropout.p_out, (min(time, outputs or time), shape.batch, shape.hidden_size), generator)
+    out = None if of_out is None else of_out.to(device)
     word = None
     if dropout.p_word > 0 and by_type:
         keys_B = torch.randint(-(2**63), 2**63 - 1, (shape.batch,), generator=generator)

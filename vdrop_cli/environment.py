@@ -13,7 +13,7 @@ import torch
 from vdrop_cli import __version__
 from vdrop_cli.config import ConfigError, Precision
 
-PACKAGES = ("torch", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard")
+PACKAGES = ("torch", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard", "numpy", "scikit-learn")
 
 
 def device(name: str) -> torch.device:
@@ -86,7 +86,7 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "vdrop": __version__,
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        **{package: version for package in PACKAGES if (version := installed(package)) is not None},
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),
         "device_type": on.type,
         "threads": torch.get_num_threads(),
@@ -95,6 +95,14 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         "fp32_products": f"torch.set_float32_matmul_precision({torch.get_float32_matmul_precision()!r})",
         **commit(),
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version, None where it is not there: some are extras."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

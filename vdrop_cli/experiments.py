@@ -14,6 +14,7 @@ from vdrop_cli.config import ConfigError, Published, Size, Train, nearest, parse
 from vdrop_cli.explain import explain
 
 TABLE = "table1"
+OF_TEXT = ("source", "csv", "name", "config", "revision", "column", "rating_column", "min_count", "vocabulary_size")  # what tells it
 ORDER = ("none", "moon", "moon_word", "zaremba", "variational", "variational_mc", "untied", "untied_mc")  # as in the paper; then others
 
 
@@ -42,17 +43,18 @@ def key(settings: Train) -> str:
     told = settings.numbers()
     for name in ("device", "backend", "precision"):
         del told[name]
-    told["data"] = {name: told["data"][name] for name in ("source", "name", "config", "min_count")}
+    told["data"] = {name: told["data"][name] for name in OF_TEXT}
     return json.dumps(told, sort_keys=True)
 
 
-def settings_of(experiment: str, overrides: str) -> Train:
+def settings_of(choices: list[str], overrides: str) -> Train:
+    """Of `vdrop train` with these choices, and `overrides` after them."""
     try:
-        return parse(compose("train", [f"experiment={experiment}", *shlex.split(overrides)]), Train)
+        return parse(compose("train", [*choices, *shlex.split(overrides)]), Train)
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last where a quotation is not closed
-        raise ConfigError(f"overrides={overrides}: {explain(error, 'train')}") from None
+        raise ConfigError(f"{f'overrides={overrides}: ' if overrides else ''}{explain(error, 'train')}") from None
 
 
 def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list[Row]:
@@ -64,7 +66,7 @@ def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list
         of_size = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
         for name in sorted(of_size, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
             if names is None or name in names:
-                found.append(Row(name, size, settings_of(f"{prefix}{name}", overrides)))
+                found.append(Row(name, size, settings_of([f"experiment={prefix}{name}"], overrides)))
     for name in names or []:
         if name not in [row.name for row in found]:
             raise ConfigError(f"rows: {name} is not a row{nearest(name, list(ORDER))}")

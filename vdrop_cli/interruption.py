@@ -1,6 +1,7 @@
 """Signals that ask a run to stop set a flag, at which its loops look after every step; then it saves what it has, and stops."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -105,3 +106,16 @@ def listening(then: Callable[[], object] = lambda: None) -> Iterator[None]:
         listens = False
         for number, theirs in before.items():
             signal.signal(number, theirs if theirs is not None else signal.SIG_DFL)
+
+
+def is_unread() -> bool:
+    """Whether nobody reads the output any more, as after `head`."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def say_no_more() -> int:
+    """Nothing more is written to it; returns the exit code that tells so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + signal.SIGPIPE

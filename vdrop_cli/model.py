@@ -15,14 +15,16 @@ from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 
 
 class Reader(nn.Module):
-    """Embedding and stacked layers; the embedding has the size of the hidden layers (Zaremba et al. 2014). The head has `outputs` rows."""
+    """Embedding and stacked layers; the embedding has the size of the hidden layers (Zaremba et al. 2014). The head has `rows` rows."""
+
+    outputs: int | None = None  # of the last layer that the head reads, the last ones; None: all
 
     def __init__(
         self,
         model: Model,
         dropout: Dropout,
         vocabulary_size: int,
-        outputs: int,
+        rows: int,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
     ) -> None:
@@ -33,8 +35,8 @@ class Reader(nn.Module):
         self.layers: Recurrent = (
             LSTM(hidden, hidden, **options) if model.cell is Cell.lstm else GRU(hidden, hidden, reset_after=model.reset_after, **options)
         )
-        self.head_weight = nn.Parameter(torch.empty(outputs, hidden))
-        self.head_bias = nn.Parameter(torch.empty(outputs))
+        self.head_weight = nn.Parameter(torch.empty(rows, hidden))
+        self.head_bias = nn.Parameter(torch.empty(rows))
 
     @torch.no_grad()
     def initialise(self, init: float, stream: Stream, forget_bias: float = 0.0) -> None:
@@ -52,7 +54,8 @@ class Reader(nn.Module):
 
     def masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
         """New masks for `time` steps of `batch` sequences, as a function of the stream."""
-        return draw(self.layers.dropout, self.layers.mask_shape(time, batch), stream, self.embedding.device)
+        shape = self.layers.mask_shape(time, batch)
+        return draw(self.layers.dropout, shape, stream, self.embedding.device, outputs=self.outputs)
 
     def no_masks(self) -> ModelMasks:
         """Evaluation by the standard approximation: every mask is replaced by its mean, one."""
@@ -94,6 +97,8 @@ class LanguageModel(Reader):
 class Regressor(Reader):
     """Predicts a number from a whole text: a linear function of the last layer's state after the text's last word."""
 
+    outputs = 1
+
     def __init__(
         self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
     ) -> None:
@@ -104,5 +109,5 @@ class Regressor(Reader):
         _, last = self.layers(self.embed(ids_TB, masks), lengths=lengths_B, masks=masks._replace(out=None))
         h_BH = (last[0] if isinstance(last, tuple) else last)[-1]
         if masks.out is not None:
-            h_BH = h_BH * masks.out[-1]
+            h_BH = h_BH * masks.out[0]
         return nn.functional.linear(h_BH, self.head_weight, self.head_bias)[:, 0]

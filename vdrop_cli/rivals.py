@@ -80,8 +80,38 @@ def training_step(
         loss = nn.functional.cross_entropy(logits_NV.float(), targets_TB.flatten(), reduction="sum") / batch
         sgd.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, schedule.clip)
+        nn.utils.clip_grad_norm_(parameters, schedule.clipped_at)
         sgd.step()
+        return loss.item()
+
+    return step
+
+
+def rating_step(
+    name: str,
+    model: Model,
+    dropout: Dropout,
+    schedule: Schedule,
+    precision: Precision,
+    ids_TB: Tensor,
+    lengths_B: Tensor,
+    targets_B: Tensor,
+) -> Callable[[], object]:
+    """A number from a text as it is usually written: padding is run through, and the output at each last word taken; `optim.Adam`."""
+    batch = ids_TB.shape[1]
+    embedding, layers = nn.Embedding(int(ids_TB.max()) + 1, model.hidden_size), LAYERS[name](model.hidden_size, model.layers)
+    head = nn.Linear(model.hidden_size, 1)
+    parameters = [p for part in (embedding, layers, head) for p in part.parameters()]
+    adam = torch.optim.Adam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+
+    def step() -> float:
+        with autocast(precision):
+            y_TBH, _ = layers(embedding(ids_TB), zero_state(model.layers, batch, model.hidden_size), dropout)
+            predicted_B = head(y_TBH[lengths_B - 1, torch.arange(batch)])[:, 0]
+        loss = nn.functional.mse_loss(predicted_B.float(), targets_B)
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
         return loss.item()
 
     return step

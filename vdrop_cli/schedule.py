@@ -47,7 +47,7 @@ class Optimiser:
         norm = global_norm(gradients)
         if not math.isfinite(norm):
             return norm
-        clipped, lr = min(1.0, self.schedule.clip / (norm + 1e-6)), learning_rate(self.schedule, epoch)
+        clipped, lr = min(1.0, self.schedule.clipped_at / (norm + 1e-6)), learning_rate(self.schedule, epoch)
         if self.schedule.optimiser is Descent.adam:
             if clipped < 1:
                 for gradient in gradients:

@@ -112,7 +112,9 @@ class Job:
             outcome.status, outcome.code, outcome.reason = "failed", 1, str(error)
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
-            if outcome.status == "interrupted":  # and saved; it is who was told of the signal that is at a loss
+            if isinstance(error, BrokenPipeError) and interruption.is_unread():
+                outcome.status, outcome.code = "failed", interruption.say_no_more()
+            elif outcome.status == "interrupted":  # and saved; it is who was told of the signal that is at a loss
                 outcome.reason += f" ({told})"
             else:
                 outcome.status, outcome.code = "failed", 1

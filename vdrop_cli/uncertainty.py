@@ -11,6 +11,7 @@ from torch import Tensor
 
 LEVELS = (50, 80, 95)  # per cent of the texts that intervals are to cover
 GRID = 801  # noise deviations that are tried, evenly spaced in the logarithm
+SMALLEST = 1e-6  # of them, where nothing is off
 
 
 def rmse(predicted_R: Tensor, ratings_R: Tensor) -> float:
@@ -49,7 +50,7 @@ class Predictive(NamedTuple):
 def log_likelihood(mean_R: Tensor, variance_R: Tensor, ratings_R: Tensor) -> Tensor:
     """Of Gaussians, the mean over texts."""
     off_R = ratings_R.double() - mean_R.double()
-    return -0.5 * (off_R.square() / variance_R + variance_R.log() + math.log(2 * math.pi)).mean(-1)
+    return -0.5 * (off_R.square() / variance_R + variance_R.log() + math.log(2 * math.pi)).mean()
 
 
 def moments(passes_SR: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +62,11 @@ def moments(passes_SR: Tensor) -> tuple[Tensor, Tensor]:
 def fit_noise(passes_SR: Tensor, ratings_R: Tensor) -> float:
     """The deviation of the observations under which the ratings are most likely."""
     mean_R, variance_R = moments(passes_SR)
-    error = max(rmse(mean_R, ratings_R), 1e-6)
-    noises = torch.logspace(math.log10(error) - 3, math.log10(error) + 1, GRID, dtype=torch.float64)
-    return noises[log_likelihood(mean_R, variance_R + noises[:, None].square(), ratings_R).argmax()].item()
+    error = max(rmse(mean_R, ratings_R), SMALLEST)
+    if not variance_R.any():
+        return error
+    noises = torch.logspace(math.log10(error) - 3, math.log10(error) + 1, GRID, dtype=torch.float64).tolist()
+    return float(max(noises, key=lambda noise: log_likelihood(mean_R, variance_R + noise**2, ratings_R).item()))
 
 
 def predictive(passes_SR: Tensor, noise: float) -> Predictive:

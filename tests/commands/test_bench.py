@@ -10,7 +10,21 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Vdrop, settings
-from vdrop_cli.commands.bench import MC_WORDS, Case, Measured, Rates, cases, limit, limit_of, our_mc, products, ratio, tell
+from vdrop_cli.commands.bench import (
+    MC_WORDS,
+    Case,
+    Measured,
+    Rates,
+    cases,
+    limit,
+    limit_of,
+    our_mc,
+    our_ratings,
+    products,
+    random_ratings,
+    ratio,
+    tell,
+)
 from vdrop_cli.config import BenchCell, BenchPart, ConfigError, Precision, Size
 
 RATES = Rates(fp32=200e9, bf16=400e9)
@@ -93,6 +107,26 @@ def test_which_cases_there_are() -> None:
     assert not Case(Size.small, BenchPart.mc, BenchCell.none, Precision.fp32).exists
 
 
+def test_the_model_of_ratings_has_a_part_of_its_own() -> None:
+    groups = cases(settings("sizes=[small,sentiment]", "cells=[none,products,torch_lstm]", "precisions=[fp32]", command="bench"))
+    told = [str(case) for group in groups for case in group]
+    assert [case for case in told if "ratings" in case or "sentiment" in case] == [
+        *("sentiment ratings none fp32", "sentiment ratings torch_lstm fp32"),
+    ]
+
+
+def test_a_step_of_ratings_is_of_texts_like_the_reviews_and_learns() -> None:
+    train = settings("task=sentiment", "model.hidden_size=24", "task.batch_size=8", "task.chunk_words=9", "dropout=none")
+    ids_TB, lengths_B, targets_B = random_ratings(train)
+    assert ids_TB.shape == (9, 8) and lengths_B.tolist()[:5] == [9] * 5 and all(1 <= length < 9 for length in lengths_B[5:])
+    assert int(ids_TB.max()) + 1 == 20_002 and targets_B.shape == (8,)
+    (before, after) = (our_ratings(train, Precision.fp32)() for _ in range(2))
+    assert before == after, "the same start"
+    step = our_ratings(train, Precision.fp32)
+    losses = [step() for _ in range(30)]
+    assert losses[-1] < losses[0], "it learns"
+
+
 def test_mc_evaluation_reads_the_text_with_all_passes() -> None:
     """Products forward only, of every pass and word. torch does not count those that add to what is there: the recurrent ones."""
     train = settings("model=lstm_small", "model.hidden_size=24", "dropout=variational")
@@ -125,7 +159,7 @@ def test_values_out_of_bounds(override: str) -> None:
 
 def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
     chosen = [
-        "sizes=[small]",
+        "sizes=[small,sentiment]",
         "cells=[variational,torch_lstm,cell_loop]",
         "precisions=[bf16]",
         "starts=2",
@@ -137,7 +171,7 @@ def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     told = json.loads(next((tmp_path / "o" / "bench").glob("*.json")).read_text())
     cells = {(m["part"], m["cell"]) for m in told["measured"]}
-    assert cells == {(part, cell) for part in ("step", "layer") for cell in ("variational", "torch_lstm", "cell_loop")} | {
+    assert cells == {(part, cell) for part in ("step", "layer", "ratings") for cell in ("variational", "torch_lstm", "cell_loop")} | {
         ("mc", "variational"),
         ("checkpoint", "variational"),
     }
@@ -148,6 +182,7 @@ def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
         "layer": (400, 320_000, 0),
         "mc": (140, 640_000, 2_000_000),
         "checkpoint": (0, 0, 0),
+        "ratings": (sum(random_ratings(settings("task=sentiment"))[1].tolist()), 131_072, 0),
     }
     for m in told["measured"]:
         known = Measured(**{f.name: m[f.name] for f in fields(Measured)})

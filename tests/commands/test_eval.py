@@ -179,6 +179,10 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(rated: list[str], t
     run(first, f"members=[{second}]")
     ensemble = next(first.glob("eval-0001-ensemble2-*.json"))
     assert set(json.loads(ensemble.read_text())["metrics"]) == {"valid_rmse", "test_rmse"}
+    train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", "task.split_seed=1"))
+    other = next(path.parent for path in Path().rglob("result.json") if path.parent not in (first, second))
+    with pytest.raises(ConfigError, match=r"was trained on another corpus than .*, or another split of it"):
+        run(first, f"members=[{other}]")
     run(first, "mc_samples=6", "word_dropout=false")
     run(first, "mc_samples=6")
     whole = told("mc6-s1")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import evaluate
+from vdrop_cli import checkpoint, evaluate
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
 from vdrop_cli.config import ConfigError
@@ -44,7 +44,7 @@ def writer(here: Path, text: list[str]) -> Path:
 def told(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> Told:
     capsys.readouterr()
     predict.run(settings(f"checkpoint={folder}", "device=cpu", "json=true", *overrides, command="predict"))
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
 
 
 def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,13 +74,16 @@ def test_a_long_text_is_rated_by_the_mean_over_its_chunks(here: Path, rated: lis
 
 
 def test_texts_come_from_standard_input_too(critic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("good1\nbad1\n"))
-    assert [row["text"] for row in told(capsys, critic)] == ["good1", "bad1"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffgood1\r\nbad1\u2028bad2\n".encode())))
+    assert [row["text"] for row in told(capsys, critic)] == ["good1", "bad1\u2028bad2"]
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ConfigError, match=r"^there is no standard input; give text=… or file=…"):
+        told(capsys, critic)
 
 
 def test_every_setting_of_it_changes_something(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (base,) = told(capsys, critic, "text=good1 bad2")
-    for change in ("mc_samples=3", "seed=2", "precision=bf16"):
+    for change in ("mc_samples=3", "seed=2", "precision=bf16", "mc_samples=60"):
         (changed,) = told(capsys, critic, "text=good1 bad2", change)
         assert changed["rating"] != base["rating"], change
     (standard,) = told(capsys, critic, "text=good1 bad2", "mc_samples=0")
@@ -91,12 +94,26 @@ def test_the_noise_is_that_of_the_evaluation_where_there_is_one(critic: Path, ca
     result = json.loads((critic / "result.json").read_text())
     predict.run(settings(f"checkpoint={critic}", "text=good1", "device=cpu", command="predict"))
     first = capsys.readouterr()
-    assert f"observation noise {result['noise']:.4g}, fitted to the valid part; vdrop eval mc_samples=… fits it" in first.err
+    assert f"observation noise {result['noise']:.4g}, fitted to the valid part, by the standard" in first.err
     assert "50 passes of MC dropout" in first.err and "95 % of ratings in" in first.out and first.out.endswith("    good1\n")
     evaluation.run(settings(f"checkpoint={critic}", "mc_samples=5", "device=cpu", command="eval"))
-    noise = json.loads((critic / "eval-0030-mc5-s1.json").read_text())["metrics"]["noise_mc5"]
-    (row,) = told(capsys, critic, "text=good1", "level=68.26894921370859")
+    noise = json.loads(next(critic.glob("eval-*-mc5-s1.json")).read_text())["metrics"]["noise_mc5"]
+    (row,) = told(capsys, critic, "text=good1", "level=68.26894921370859", "mc_samples=5")
     assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
+
+
+def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_from(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = predict.load(str(critic), settings(f"checkpoint={critic}", command="eval"), torch.device("cpu"))
+    part, words = loaded.task.parts["test"], {number: word for word, number in loaded.task.ids.items()}
+    Path("texts.txt").write_text("\n".join(" ".join(words[int(i)] for i in sequence[1:]) for sequence in part.sequences))
+    rows = told(capsys, critic, "file=texts.txt", "mc_samples=0")
+    assert [row["rating"] for row in rows] == pytest.approx(loaded.task.predict(loaded.model, part).tolist(), abs=1e-6)
+
+
+def test_an_evaluation_that_is_damaged_is_told(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (critic / f"{checkpoint.find(str(critic)).stem.replace('checkpoint', 'eval')}-mc50-s1.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"eval-\d+-mc50-s1\.json is damaged"):
+        told(capsys, critic, "text=good1")
 
 
 def test_a_language_model_names_the_words_it_expects_least(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,8 +164,9 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
         (["text=a", "file=b"], "file must be null with text"),
         (["text='  '"], "text must be a text with words in it"),
         (["text=a", "mc_samples=-1"], "mc_samples must be at least 0, or null"),
-        (["text=a", "level=100"], r"level must be in \(0, 100\)"),
-        (["text=a", "surprises=0"], "surprises must be at least 1"),
+        (["text=a", "level=100"], r"level must be in \(0, 100\), or null"),
+        (["text=a", "surprises=0"], "surprises must be at least 1, or null"),
+        (["sample=3", "surprises=2"], "surprises must be null with sample"),
         (["sample=-1"], "sample must be at least 0"),
         (["sample=3", "file=b"], "file must be null with sample"),
         (["seed=-1", "text=a"], "seed must be in"),
@@ -162,6 +180,8 @@ def test_values_out_of_bounds_are_refused(overrides: list[str], message: str) ->
 def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null of a language model"):
         told(capsys, writer, "text=w3", "mc_samples=3")
+    with pytest.raises(ConfigError, match=r"^level is for ratings, .* is a language model; leave it out"):
+        told(capsys, writer, "text=w3", "level=50")
     with pytest.raises(ConfigError, match=r"^text: 'unheard' is not a word of .*, nor is <unk>; leave it out"):
         told(capsys, writer, "text=w3 unheard")
     with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
@@ -175,5 +195,6 @@ def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.Captur
 
 
 def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r"^sample must be 0, .* predicts ratings"):
-        told(capsys, critic, "sample=3")
+    for wrong in ("sample=3", "surprises=3"):
+        with pytest.raises(ConfigError, match=rf"^{wrong[:-2]} is for language models, .* predicts ratings; leave it out"):
+            told(capsys, critic, wrong)

@@ -5,27 +5,17 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
 
 from tests.conftest import TINY
 from tests.conftest import settings as composed
-from vdrop_cli import CONF, config
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import table, train
 from vdrop_cli.config import ConfigError, Pictures, Size, Table
-
-
-@pytest.fixture
-def composing() -> Iterator[None]:
-    config.register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +42,12 @@ def run(outputs: Path, changes: list[str], folder: Path, **more: Any) -> str:
     return (folder / "R.md").read_text()
 
 
+RATINGS = "## Ratings of film reviews"
+
+
 def rows_of(page: str) -> dict[str, list[str]]:
-    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count("|") > 10]
+    """Of Table 1."""
+    lines = [line.strip("| ").split(" | ") for line in page.split(RATINGS)[0].splitlines() if line.count("|") > 10]
     return {line[0]: line[1:] for line in lines}
 
 
@@ -159,3 +153,18 @@ def test_a_row_that_is_none_is_told() -> None:
 def test_the_settings_are_those_of_the_command_line() -> None:
     parsed = composed("sizes=[small,large]", "record=true", "rows=[none]", "overrides='a=1 b=2'", command="table")
     assert parsed == Table(sizes=[Size.small, Size.large], record=True, rows=["none"], overrides="a=1 b=2")
+
+
+def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, tmp_path: Path) -> None:
+    """The same run, recorded for two values with a result of its own each."""
+    run = next(outputs.rglob("*-variational/*/result.json")).parent
+    for value, ppl in ((0.5, 120.5), (0.25, 118.25)):
+        there = tmp_path / "choices" / "moon" / "dropout.p_c" / str(value)
+        shutil.copytree(run, there)
+        (there / "result.json").write_text(json.dumps(json.loads((run / "result.json").read_text()) | {"valid_ppl": ppl}))
+        lines = (there / "config.yaml").read_text().replace("policy: variational", "policy: moon").splitlines()
+        kept = [line for line in lines if not line.strip().startswith(("p_x", "p_h", "p_out"))]
+        (there / "config.yaml").write_text("\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in kept))
+    (told,) = table.choices(tmp_path / "choices")
+    assert "- `dropout.p_c` (moon, lstm_small, 2 epochs): 0.25: 118.25, 0.5: 120.50; the lowest at 0.25" in told
+    assert table.choices(tmp_path / "none") == []

@@ -30,6 +30,15 @@ def test_the_real_files_have_the_known_counts(reviews: Path) -> None:
     assert rated.texts[0][:8] == ["in", "my", "opinion", ",", "a", "movie", "reviewer's", "most"]
 
 
+def test_a_text_from_elsewhere_is_read_as_the_reviews_are(reviews: Path) -> None:
+    """Those of them are read as they stand, every one."""
+    rated = corpora.rated(Data(Source.cornell, dir=str(reviews)))
+    for text in rated.texts:
+        assert cornell.words(" ".join(text[:-1])) == text
+    typed = corpora.words(Data(Source.cornell), 'A fine, "moving" film (of the kids\' own)... $100!')
+    assert " ".join(typed) == 'a fine , " moving " film ( of the kids\' own ) . . . $100 ! <end>'
+
+
 def test_a_changed_file_is_named(reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(reviews, folder, copy_function=shutil.copyfile)

@@ -8,14 +8,19 @@ from vdrop_cli.corpora.rated import Rated, number, words
 
 def test_words_are_lower_case_and_apart_from_punctuation() -> None:
     assert words("Don't miss «it»: 9.5/10 -- state-of-the-art...") == [
-        *("don't", "miss", "«", "it", "»", ":", "9.5", "/", "10", "--", "state-of-the-art", "..."),
+        *("don't", "miss", "«", "it", "»", ":", "9.5/10", "--", "state-of-the-art", "..."),
     ]
     assert words("a.b. C!") == ["a.b", ".", "c", "!"] and words(" \n") == []
+    assert words("?!! ('x')") == ["?", "!!", "(", "'", "x", "'", ")"]
+
+
+def test_words_of_all_languages_stay_whole() -> None:
+    assert words("हिन्दी İstanbul, cafe\u0301!") == ["हिन्दी", "i̇stanbul", ",", "café", "!"]
 
 
 def test_a_rating_is_a_finite_number() -> None:
     assert number("1e-1", "x") == 0.1 and number(3, "x") == 3.0
-    for value in ("good", "nan", "inf", None, ""):
+    for value in ("good", "nan", "inf", "1e39", None, ""):
         with pytest.raises(ConfigError, match=r"^row 3 holds .*, which is no rating; it needs a finite number"):
             number(value, "row 3")
 

@@ -6,6 +6,7 @@ import pytest
 
 from vdrop_cli import corpora
 from vdrop_cli.config import ConfigError, Data, Source
+from vdrop_cli.corpora.text_regression import read_as_text
 
 
 def from_csv(path: Path, content: str | bytes, column: str = "text", rating: str = "stars") -> corpora.Rated:
@@ -32,7 +33,8 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
         ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; there are words, stars"),
         ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, points"),
         ("", r"^data\.column=text is not a column of .*; there are none"),
-        (b"text,stars\n\xff,1\n", r"^data\.csv=.* is not a CSV file in UTF-8"),
+        (b"text,stars\n\xff,1\n", r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert the file"),
+        ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line \d is not as in a CSV file .*; quotes within quotes are doubled"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -66,6 +68,22 @@ def test_a_data_sets_own_parts_are_kept(tmp_path: Path) -> None:
 def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:
     rated = on_hub(tmp_path / "set", "train")
     assert len(rated.texts) == 12 and rated.parts == []
+
+
+def test_a_data_set_without_a_part_to_test_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.name=.* has no split test beside train and validation"):
+        on_hub(tmp_path / "set", "train", "validation")
+
+
+def test_what_is_not_there_is_a_text_without_words_and_what_is_no_text_is_told() -> None:
+    assert read_as_text(None, "here") == "" and read_as_text("a", "here") == "a"
+    with pytest.raises(ConfigError, match=r"^row 3 holds '\[1, 2\]', which is no text; choose another column"):
+        read_as_text([1, 2], "row 3")
+
+
+def test_a_long_text_is_a_text_too(tmp_path: Path) -> None:
+    rated = from_csv(tmp_path / "a.csv", "text,stars\n" + "".join(f"{'a ' * 70_000},{n}\n" for n in range(10)))
+    assert len(rated.texts[0]) == 70_000
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TINY_SENTIMENT, settings
-from vdrop_cli import baselines, tasks
+from vdrop_cli import baselines, checkpoint, tasks
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Rated
@@ -86,6 +86,26 @@ def test_a_sources_own_parts_are_kept_and_a_missing_validation_part_comes_from_t
     assert sorted(found["valid"]) == list(range(5)) and sorted(found["train"]) == list(range(5, 24))
 
 
+def test_the_papers_protocol_refuses_a_source_with_parts_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"^task\.protocol must be clean with here, which has parts of its own"):
+        made(40, parts=["train"] * 20 + ["test"] * 20)
+
+
+def test_what_is_split_otherwise_is_another_text() -> None:
+    """Ids, mean and deviation are others, so models are not to be averaged or evaluated across."""
+    changes = ["task.split_seed=1", "task.protocol=clean", "task.chunk_words=7", "data.min_count=2", "data.vocabulary_size=2"]
+    assert len({made(40, *more).fingerprint for more in ([], *([change] for change in changes))}) == 6
+
+
+def test_ratings_are_exact_whatever_their_size() -> None:
+    """Seconds since 1970, twenty of them."""
+    config = settings(*TINY_SENTIMENT, "data=vader")
+    rated = Rated([["a"]] * 20, [1.7e9 + n for n in range(20)], "here")
+    task = Sentiment(config.task, config.data, rated, torch.device("cpu"))
+    targets = torch.cat([batch.targets_B for batch in task.batches(Stream((1,)))])
+    assert len(targets.unique()) == len(targets) and targets.std(correction=0).item() == pytest.approx(1, rel=1e-5)
+
+
 def test_a_part_without_texts_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"^data: the train part of here is empty, of 40 texts"):
         made(40, "task.protocol=clean", parts=["test"] * 40)
@@ -145,7 +165,7 @@ def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_wi
     ]
     for together in (256, 5):
         monkeypatch.setattr("vdrop_cli.tasks.sentiment.READ_AT_ONCE", together)
-        assert torch.allclose(task.predict(model, part), torch.stack(expected), atol=1e-4)
+        assert torch.allclose(task.predict(model, part), torch.stack(expected).double(), atol=1e-4)
     assert mean_of_texts(torch.tensor([1.0, 2, 6]), part._replace(text_N=torch.tensor([0, 1, 1]), ratings_R=torch.zeros(2))).tolist() == [
         1,
         4,
@@ -170,10 +190,14 @@ def test_it_learns(cell: str, protocol: str, rated: list[str], tmp_path: Path, m
     assert result["test_rmse"] < 0.7 * result["test_rmse_of_mean"]
     assert ("valid_rmse" in result) == (protocol == "clean") and ("test_rmse_chosen_on_test" in result) == (protocol == "paper")
     epochs = [record for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "epoch"]
+    best = min(epochs, key=lambda epoch: epoch["test_rmse" if protocol == "paper" else "valid_rmse"])
     if protocol == "paper":
-        best = min(epochs, key=lambda epoch: epoch["test_rmse"])
         assert (result["test_rmse_chosen_on_test"], result["epoch_chosen_on_test"]) == (best["test_rmse"], best["epoch"])
-    assert result["epoch"] == 30 and epochs[-1]["test_rmse"] == pytest.approx(result["test_rmse"])
+    reported = epochs[-1] if protocol == "paper" else best
+    assert (result["epoch"], result["epochs"]) == (reported["epoch"], 30)
+    assert result["test_rmse"] == pytest.approx(reported["test_rmse"])
+    found = checkpoint.find(str(next(tmp_path.rglob("result.json")).parent))
+    assert found.name == f"checkpoint-{result['epoch']:04}.pt", "which vdrop eval takes"
 
 
 def timeless(record: Any) -> Any:
@@ -266,7 +290,10 @@ def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
     for protocol, part in (("clean", "valid"), ("paper", "train")):
         task, model = scattered(f"task.protocol={protocol}")
         measured = task.standard(model)
-        assert measured["noise"] == pytest.approx(measured[f"{part}_rmse"], rel=0.01), "without passes it is the error there"
+        held, predicted_R = task.sample(part), task.predict(model, task.sample(part))
+        error_there = (predicted_R - held.ratings_R).square().mean().sqrt().item()
+        assert measured["noise"] == pytest.approx(error_there), "without passes it is the error there"
+        assert len(held.ratings_R) == len(task.parts["test" if part == "train" else "valid"].ratings_R)
         error, noise = measured["test_rmse"], measured["noise"]
         expected = -0.5 * (error**2 / noise**2 + math.log(2 * math.pi * noise**2))
         assert measured["test_log_likelihood"] == pytest.approx(expected, rel=1e-5)
@@ -285,7 +312,7 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
 
 def test_the_baselines_are_told_beside() -> None:
     """The word of a text is n % 5, which says nothing of its number n: no better than the mean."""
-    found = made(200, "task.protocol=clean").baselines()
+    found = made(200, "task.protocol=clean").baselines
     assert 40 < found["test_rmse_of_mean"] < 80
     if baselines.is_there():
         assert found["test_rmse_of_ridge"] == pytest.approx(found["test_rmse_of_mean"], rel=0.1)

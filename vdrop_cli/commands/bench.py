@@ -28,12 +28,13 @@ from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, 
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import Stream, draw
 from vdrop_cli.kernels.products import Weights
-from vdrop_cli.model import LanguageModel
+from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.schedule import Optimiser
 from vdrop_cli.tasks import LanguageModelling
 
 CPU = torch.device("cpu")
 VOCABULARY = 10_000  # that of Penn Treebank
+RATINGS_VOCABULARY = 20_002  # that of the Cornell reviews
 SECONDS_A_TURN = 0.3
 MC_WORDS = 70  # of the text that the passes of MC evaluation read
 WARM_UP = 3  # steps
@@ -75,6 +76,10 @@ class Case:
 
     @property
     def exists(self) -> bool:
+        if (self.part is BenchPart.ratings) != (self.size is Size.sentiment):
+            return False
+        if self.part is BenchPart.ratings:
+            return self.cell not in (BenchCell.products, BenchCell.keras)
         if self.cell is BenchCell.keras:
             return self.part is BenchPart.step and self.precision is Precision.fp32
         if self.cell is BenchCell.products:
@@ -142,6 +147,34 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
         return loss.item()
 
     return step
+
+
+def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
+    """A training step of the model of ratings."""
+    model = Regressor(train.model, train.dropout, RATINGS_VOCABULARY, "fused", environment.COMPUTE_DTYPES[precision])
+    model.initialise(train.model.init, Stream(("bench",)), train.model.forget_bias)
+    optimiser, (ids_TB, lengths_B, targets_B), number = Optimiser(model, train.schedule), random_ratings(train), 0
+
+    def step() -> float:
+        nonlocal number
+        number += 1
+        masks = model.masks(len(ids_TB), len(lengths_B), Stream(("bench", number)))
+        loss = torch.nn.functional.mse_loss(model(ids_TB, lengths_B, masks), targets_B)
+        optimiser.step(loss, 1)
+        return loss.item()
+
+    return step
+
+
+def random_ratings(train: Train) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Words [T, B], lengths and ratings [B], lengths as of the Cornell reviews: five chunks of eight are full, others of any length."""
+    assert train.task.chunk_words is not None
+    time_steps, batch, draws = train.task.chunk_words, train.task.batch_size, torch.Generator().manual_seed(1)
+    lengths_B = torch.randint(1, time_steps, (batch,), generator=draws)
+    lengths_B[: 5 * batch // 8] = time_steps
+    ids_TB = torch.randint(RATINGS_VOCABULARY, (time_steps, batch), generator=draws)
+    ids_TB[0, 0] = RATINGS_VOCABULARY - 1
+    return ids_TB, lengths_B, torch.randn(batch, generator=draws)
 
 
 def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
@@ -236,7 +269,12 @@ def random_input(train: Train) -> torch.Tensor:
 
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
     """The step of a case, ready to be called again and again."""
-    ids, name, precision = random_ids(train), case.cell.name, case.precision
+    name, precision = case.cell.name, case.precision
+    if case.part is BenchPart.ratings:
+        if name in rivals.LAYERS:
+            return rivals.rating_step(name, train.model, train.dropout, train.schedule, precision, *random_ratings(train))
+        return our_ratings(train, precision)
+    ids = random_ids(train)
     if case.cell is BenchCell.products:
         return products(train, precision)
     if case.cell is BenchCell.keras:
@@ -336,7 +374,8 @@ def cases(settings: Bench) -> list[list[Case]]:
 
 def train_settings(case: Case) -> Train:
     """The published settings of the size, with the dropout that a case is named after."""
-    overrides = [f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in NO_POLICY else case.cell}"]
+    task = ["task=sentiment"] if case.part is BenchPart.ratings else []
+    overrides = [*task, f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in NO_POLICY else case.cell}"]
     return parse(compose("train", overrides), Train)
 
 
@@ -385,7 +424,10 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
 def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> Measured:
     """What was found of a case; the limit is worked out when the best rates of all groups are known."""
     train = train_settings(case)
-    words, layers, head = train.task.steps * train.task.batch_size, train.model.layers, VOCABULARY * train.model.hidden_size
+    layers, head = train.model.layers, VOCABULARY * train.model.hidden_size
+    words = int(random_ratings(train)[1].sum()) if case.part is BenchPart.ratings else train.task.steps * train.task.batch_size
+    if case.part is BenchPart.ratings:
+        head = 0
     if case.part is BenchPart.mc:
         words = MC_WORDS * settings.mc_passes
     if case.part is BenchPart.layer:
@@ -404,13 +446,13 @@ def limit_of(m: Measured, rates: Rates) -> float:
 def tell(measured: list[Measured], rates: Rates) -> None:
     """A table for a person."""
     print(f"2048³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads")
-    print(f"{'size':<8}{'part':<7}{'cell':<20}{'':<6}{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'peak MB':>9}")
+    print(f"{'size':<10}{'part':<9}{'cell':<20}{'':<6}{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'peak MB':>9}")
     usual = {(m.size, m.part, m.precision): m for m in measured if m.cell == BenchCell.torch_lstm.name}
     for m in [m for m in measured if m.part != BenchPart.checkpoint.name]:
         other = usual.get((m.size, m.part, m.precision))
         times = f"{ratio(m, other):.2f}" if other else "–"
         print(
-            f"{m.size:<8}{m.part:<7}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
+            f"{m.size:<10}{m.part:<9}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
             f"{m.fraction:>10.2f}{times:>14}{m.peak_megabytes:>9,.0f}"
         )
     for m in [m for m in measured if m.part == BenchPart.checkpoint.name]:

@@ -14,7 +14,7 @@ import torch
 
 from vdrop_cli import checkpoint, environment, files, interruption, tasks
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Eval, Policy, Precision, RunError
+from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, RunError, Source
 from vdrop_cli.files import Damaged, Lock
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.sinks import counting
@@ -29,6 +29,7 @@ class Loaded(NamedTuple):
     task: Task
     model: TaskModel
     precision: Precision
+    data: Data  # where its text lies now
 
 
 def load(named: str, settings: Eval, device: torch.device) -> Loaded:
@@ -36,7 +37,13 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     found = checkpoint.load(path)
     trained = found.train
     precision = environment.precision(settings.precision or trained.precision, device)
-    trained.data = replace(trained.data, **{key: value for key, value in vars(settings.data).items() if value is not None})
+    moved = {key: value for key, value in vars(settings.data).items() if value is not None}
+    for one, other in (("csv", "name"), ("name", "csv")):
+        if one in moved and trained.data.source is Source.text_regression:
+            moved.setdefault(other, None)
+    if moved.get("csv"):
+        moved |= {"config": None, "revision": None}
+    trained.data = replace(trained.data, **moved)
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
     task = tasks.load(trained, device)
@@ -49,7 +56,7 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
         raise ConfigError(
             f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run"
         ) from None
-    return Loaded(path, found, task, model.to(device), precision)
+    return Loaded(path, found, task, model.to(device), precision, trained.data)
 
 
 def run(settings: Eval) -> str:
@@ -57,7 +64,7 @@ def run(settings: Eval) -> str:
     device = environment.device(settings.device)
     environment.make_ready(device)
     assert settings.checkpoint is not None
-    path, found, task, model, precision = load(settings.checkpoint, settings, device)
+    path, found, task, model, precision, _ = load(settings.checkpoint, settings, device)
     print(f"{path}: epoch {found.epoch}, {task.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
@@ -117,7 +124,9 @@ def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint:
     for path in paths:
         loaded = load(str(path), settings, device)
         if loaded.task.fingerprint != fingerprint:
-            raise ConfigError(f"members: {path} was trained on another corpus than {paths[0]}; average models of the same words")
+            raise ConfigError(
+                f"members: {path} was trained on another corpus than {paths[0]}, or another split of it; average models of the same words"
+            )
         yield loaded.model
 
 

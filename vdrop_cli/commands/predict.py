@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import corpora, environment, evaluate, interruption
+from vdrop_cli import corpora, environment, evaluate, interruption, runs
 from vdrop_cli.commands.eval import Loaded, load
 from vdrop_cli.config import ConfigError, Eval, Policy, Predict
 from vdrop_cli.tasks import LanguageModelling, Sentiment
 from vdrop_cli.uncertainty import fit_noise, predictive
 
 PASSES = 50  # of MC dropout, where the settings leave it open
+LEVEL = 95.0  # likewise
+SURPRISES = 5  # likewise
 SHOWN = 60  # characters of a text in the table
 
 
@@ -27,8 +29,9 @@ def run(settings: Predict) -> None:
     as_in_eval = Eval(settings.checkpoint, settings.data, device=settings.device, backend=settings.backend, precision=settings.precision)
     loaded = load(settings.checkpoint, as_in_eval, device)
     if isinstance(loaded.task, Sentiment):
-        if settings.sample > 0:
-            raise ConfigError(f"sample must be 0, {loaded.path} predicts ratings, got {settings.sample}")
+        for name, value in (("sample", settings.sample or None), ("surprises", settings.surprises)):
+            if value is not None:
+                raise ConfigError(f"{name} is for language models, {loaded.path} predicts ratings; leave it out")
         rate(loaded, loaded.task, settings)
         return
     assert isinstance(loaded.task, LanguageModelling)
@@ -36,6 +39,8 @@ def run(settings: Predict) -> None:
         raise ConfigError(
             "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop eval has MC perplexity"
         )
+    if settings.level is not None:
+        raise ConfigError(f"level is for ratings, {loaded.path} is a language model; leave it out")
     if settings.sample > 0:
         write(loaded, loaded.task, settings)
     else:
@@ -47,14 +52,17 @@ def texts(settings: Predict) -> list[str]:
     if settings.text is not None:
         return [settings.text]
     try:
-        lines = Path(settings.file).read_text() if settings.file is not None else sys.stdin.read()
+        if settings.file is None and sys.stdin is None:
+            raise ConfigError("there is no standard input; give text=… or file=…")
+        content = Path(settings.file).read_bytes() if settings.file is not None else sys.stdin.buffer.read()
+        lines = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"file={settings.file or 'standard input'} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
         ) from None
-    found = [line for line in lines.splitlines() if line.strip()]
+    found = [line.removesuffix("\r") for line in lines.split("\n") if line.strip()]
     if not found:
         raise ConfigError(
             f"{f'file={settings.file}' if settings.file else 'standard input'} holds no text; give text=…, or one text a line"
@@ -72,16 +80,14 @@ class Noise:
 
 def noise_of(loaded: Loaded, task: Sentiment, samples: int) -> Noise:
     """As `vdrop eval mc_samples=…` fitted it for this checkpoint, else fitted to predictions by the standard approximation."""
-    stem = loaded.path.stem.replace("checkpoint", "eval")
-    evaluations = sorted(loaded.path.parent.glob(f"{stem}-mc*-s*.json")) if samples > 0 else []
-    for path in evaluations:
-        metrics = json.loads(path.read_text())["metrics"]
-        for name, value in metrics.items():
-            if name.startswith("noise_mc"):
-                return Noise(value, str(path))
+    stem, name = loaded.path.stem.replace("checkpoint", "eval"), f"noise_mc{samples}"
+    for path in sorted(loaded.path.parent.glob(f"{stem}-mc{samples}-s*.json")):
+        metrics = runs.evaluation(path)["metrics"]
+        if name in metrics:
+            return Noise(metrics[name], str(path))
     part = task.sample(task.noise_part)
     predicted_R = task.predict(loaded.model, part)
-    advice = "; vdrop eval mc_samples=… fits it to MC passes" if samples > 0 else ""
+    advice = f", by the standard approximation; vdrop eval mc_samples={samples} fits it to passes" if samples > 0 else ""
     return Noise(fit_noise(predicted_R[None], part.ratings_R), f"fitted to the {task.noise_part} part{advice}")
 
 
@@ -95,20 +101,21 @@ def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
     passes = []
     for text in given:
         interruption.check()
-        passes.append(task.passes_of(loaded.model, corpora.words(text), samples, settings.seed))
+        passes.append(task.passes_of(loaded.model, corpora.words(loaded.data, text), samples, settings.seed))
     noise = noise_of(loaded, task, samples)
     found = predictive(torch.stack(passes, 1), noise.deviation)
-    half_R = found.half_width(settings.level)
+    level = LEVEL if settings.level is None else settings.level
+    half_R = found.half_width(level)
     how = f"{samples} passes of MC dropout" if samples else "standard approximation"
     print(f"{loaded.path}: {how}; observation noise {noise.deviation:.4g}, {noise.told}", file=sys.stderr)
     rows = [
-        {"text": text, "rating": mean, "deviation": deviation, "low": mean - half, "high": mean + half, "level": settings.level}
+        {"text": text, "rating": mean, "deviation": deviation, "low": mean - half, "high": mean + half, "level": level}
         for text, mean, deviation, half in zip(
             given, found.mean_R.tolist(), found.model_variance_R.sqrt().tolist(), half_R.tolist(), strict=True
         )
     ]
     if not settings.json:
-        print(f"{'rating':>8} {'± (model)':>10}   {settings.level:g} % of ratings in     text")
+        print(f"{'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")
     for row in rows:
         told = f"{row['rating']:8.3f} {row['deviation']:10.3f}   {row['low']:8.3f} to {row['high']:<8.3f}    {shortened(str(row['text']))}"
         print(json.dumps(row, ensure_ascii=False) if settings.json else told)
@@ -139,7 +146,7 @@ def surprise(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None
         stream_N = torch.tensor(ids_of(["<eos>", *words], task, ids), device=task.device)
         nll_N = evaluate.stream_nll(loaded.model, stream_N)
         bits = (nll_N.double() / log(2)).tolist()
-        most = sorted(range(len(words)), key=lambda n: -bits[n])[: settings.surprises]
+        most = sorted(range(len(words)), key=lambda n: -bits[n])[: SURPRISES if settings.surprises is None else settings.surprises]
         told: dict[str, Any] = {"text": text, "ppl": evaluate.perplexity(nll_N), "words": len(words)}
         told["surprises"] = [{"word": words[n], "read_as": vocabulary[stream_N[n + 1]], "place": n + 1, "bits": bits[n]} for n in most]
         if settings.json:

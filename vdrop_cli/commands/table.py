@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from vdrop_cli import CONF, experiments, files, pictures, runs
-from vdrop_cli.config import ConfigError, Pictures, Size, Table
+from vdrop_cli import CONF, experiments, files, pictures, ratings, runs
+from vdrop_cli.config import ConfigError, Figures, Pictures, Size, Table
 from vdrop_cli.experiments import Row
 from vdrop_cli.runs import Finished
 
@@ -46,18 +46,22 @@ class Line:
         return self.runs[-1].run.environment
 
 
-def run(settings: Table) -> None:
+def run(settings: Table, figures: Figures | None = None) -> None:
+    """`figures` says which runs on film reviews are told beside Table 1; the usual ones where it is None."""
+    figures = figures or Figures(outputs=settings.outputs, file=settings.file)
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
     outputs = Path(settings.outputs)
     found = collect(outputs)
     if settings.record:
-        found = record(rows, found, outputs / "record" / experiments.TABLE)
+        found = record({row.key: f"{experiments.TABLE}/{row.size}_{row.name}" for row in reversed(rows)}, found, outputs / "record")
+        found = record(ratings.record_names(figures, every(found)), found, outputs / "record")
     lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
     drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
+    on_reviews = ratings.section(figures, every(found), outputs / "record" / "pictures", settings.pictures)
     path = Path(settings.file)
-    files.replace(path, page(lines, settings, drawn).encode())
+    files.replace(path, page(lines, settings, drawn, on_reviews).encode())
     for name, made in ((settings.csv, as_csv), (settings.latex, as_latex)):
         if name is not None:
             files.replace(Path(name), made(lines).encode())
@@ -77,6 +81,10 @@ def collect(outputs: Path) -> dict[str, list[Finished]]:
     for (key, *_), finished in sorted(found.items(), key=lambda item: item[0][1]):
         by_key.setdefault(key, []).append(finished)
     return by_key
+
+
+def every(found: dict[str, list[Finished]]) -> Iterator[Finished]:
+    return (finished for of_key in found.values() for finished in of_key)
 
 
 def of_row(row: Row, found: list[Finished]) -> list[Line]:
@@ -103,14 +111,13 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
     return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
 
 
-def record(rows: list[Row], found: dict[str, list[Finished]], folder: Path) -> dict[str, list[Finished]]:
-    """Copies what is small of the runs of these rows; returns all runs, those now as records."""
+def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path) -> dict[str, list[Finished]]:
+    """Copies what is small of the runs of rows, whose names are given by their keys; returns all runs, those now as records."""
     kept = dict(found)
-    for key in dict.fromkeys(row.key for row in rows):
-        row = next(row for row in rows if row.key == key)
+    for key, name in names.items():
         kept[key] = []
         for finished in found.get(key, []):
-            there = folder / f"{row.size}_{row.name}-{finished.train.precision}" / f"s{finished.train.seed}"
+            there = folder / f"{name}-{finished.train.precision}" / f"s{finished.train.seed}"
             if there.resolve() != finished.folder.resolve():
                 there.mkdir(parents=True, exist_ok=True)
                 for path in (finished.folder / "config.yaml", finished.folder / "log.jsonl", finished.folder / "result.json"):
@@ -198,7 +205,7 @@ HOW = """`make reproduce-table` makes all of them, goes on with what was stopped
 and `PRECISION` choose."""
 
 
-def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, Path]]]) -> str:
+def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, Path]]], on_reviews: list[str]) -> str:
     """RESULTS.md."""
     changed = f" All runs with `{settings.overrides}`, which is not what was published." if settings.overrides else ""
     parts = [
@@ -216,8 +223,10 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
     ]
     parts += [
         HOW,
+        *on_reviews,
         "## Deviations and settings that were not published",
         "In README.md, «Deviations». Of the settings, by the files that hold them:\n" + unpublished(),
+        *choices(Path(settings.outputs) / "record" / "choices"),
     ]
     findings = Path(settings.outputs) / "record" / "findings.md"
     if findings.exists():
@@ -241,6 +250,23 @@ def unpublished() -> str:
     sources = ((path, path.read_text().splitlines()[0].removeprefix("# ")) for path in paths)
     theirs = re.compile("not published|project's", re.IGNORECASE)
     return "\n".join(f"- `conf/{path.relative_to(CONF)}`: {source}" for path, source in sources if theirs.search(source))
+
+
+def choices(folder: Path) -> list[str]:
+    """How settings were chosen: the validation perplexity by value, from records in `<what it is of>/<setting>/<value>/`."""
+    told = []
+    for setting in sorted({run.folder.parent for run in runs.below(folder)}):
+        found = {run.settings[setting.name]: run for run in runs.below(setting)}
+        first = next(iter(found.values())).train
+        values = ", ".join(f"{value:g}: {found[value].result['valid_ppl']:.2f}" for value in sorted(found))
+        best = min(found, key=lambda value: found[value].result["valid_ppl"])
+        of = f"{setting.parent.name}, {first.model.name}, {first.schedule.epochs} epochs"
+        told.append(f"- `{setting.name}` ({of}): {values}; the lowest at {best:g}")
+    return (
+        ["How they were chosen, by validation perplexity (one seed each; records in `outputs/record/choices/`):\n" + "\n".join(told)]
+        if told
+        else []
+    )
 
 
 def markdown(lines: list[Line]) -> str:

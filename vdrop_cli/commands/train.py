@@ -64,7 +64,7 @@ class Run:
             theirs = (found.train.identity(found.corpus), found.train.seed)
             if theirs != (settings.identity(task.fingerprint), settings.seed):
                 raise ConfigError(f"{folder} holds a checkpoint of other settings; start over with force=true")
-            if settings.schedule.patience is not None and found.best_epoch > 0:
+            if settings.reports_best and found.best_epoch > 0:
                 self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
             self.model.load_state_dict(found.model)
             self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
@@ -181,8 +181,7 @@ class Run:
 
     def result(self) -> Result:
         """The metrics of the epoch that is reported."""
-        patient = self.settings.schedule.patience is not None
-        epoch = self.best_epoch if patient else self.epoch
+        epoch = self.best_epoch if self.settings.reports_best else self.epoch
         if epoch != self.epoch:
             self.model.load_state_dict(self.best_weights(epoch))
         return Result(epoch, self.epoch, self.task.result(self.model, self.best_epoch, self.best), self.seconds)

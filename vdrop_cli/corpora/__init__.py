@@ -2,7 +2,8 @@
 
 from vdrop_cli.config import Data, Source
 from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
-from vdrop_cli.corpora.rated import Rated, words
+from vdrop_cli.corpora import rated as of_ratings
+from vdrop_cli.corpora.rated import Rated
 from vdrop_cli.corpora.text import Corpus, Raw
 
 __all__ = ["Corpus", "Rated", "load", "rated", "read", "words"]
@@ -27,3 +28,8 @@ def rated(data: Data) -> Rated:
     """Texts with their ratings."""
     readers = {Source.cornell: cornell.read, Source.vader: vader.read, Source.text_regression: text_regression.read}
     return readers[data.source](data)
+
+
+def words(data: Data, text: str) -> list[str]:
+    """Those of a text from elsewhere, as the source's own texts were read."""
+    return cornell.words(text) if data.source is Source.cornell else of_ratings.words(text)

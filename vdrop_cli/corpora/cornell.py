@@ -23,6 +23,7 @@ SUMS = {f"scaledata/{a}/{kind}.{a}": md5 for a, of in MD5.items() for kind, md5 
 FILES = list(SUMS)
 URL = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
 URL_TIMEOUT = 30  # seconds without an answer
+APART = '.,:;!?()"'  # what never hangs on a word in the data set
 END = "<end>"  # of a review; the authors' code, which splits on single spaces, leaves the line's end as a word
 
 
@@ -38,9 +39,19 @@ def read(data: Data) -> Rated:
     texts, ratings = [], []
     for author in AUTHORS:
         reviews, rated = (contents[f"scaledata/{author}/{kind}.{author}"].decode("latin-1") for kind in ("subj", "rating"))
-        texts += [[*review.lower().split(), END] for review in reviews.splitlines()]
+        texts += [words(review) for review in reviews.splitlines()]
         ratings += [number(rating, f"rating.{author}") for rating in rated.split()]
     return Rated(texts, ratings, origin)
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased, with the punctuation apart that is so in the data set, where all else stays as it stands («kids'», «$100»)."""
+    found = []
+    for word in text.lower().split():
+        core = word.strip(APART)
+        before = len(word) - len(word.lstrip(APART)) if core else len(word)
+        found += [*word[:before], *([core] if core else []), *word[before + len(core) :]]
+    return [*found, END]
 
 
 def fetch() -> tuple[dict[str, bytes], str]:

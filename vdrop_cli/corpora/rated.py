@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
-from vdrop_cli.config import ConfigError
+from vdrop_cli.config import FLOAT32_LIMIT, ConfigError
 
-WORD = re.compile(r"\w+(?:['’.-]\w+)*|([^\w\s])\1*")  # "don't" is one word, as is a row of the same sign
+SIGNS = re.compile(r"(.)\1*")  # a row of the same one is a word
 FEWEST = 10  # texts, so that each part of a split has one
 
 
@@ -34,15 +34,29 @@ class Rated:
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased, punctuation apart."""
-    return [match[0] for match in re.finditer(WORD, text.lower())]
+    """Lower-cased, without the punctuation and other signs at the ends of what white space separates, which are words for themselves."""
+    found = []
+    for word in unicodedata.normalize("NFC", text).lower().split():
+        first = next((n for n, character in enumerate(word) if not is_sign(character)), len(word))
+        end = len(word) - next((n for n, character in enumerate(reversed(word[first:])) if not is_sign(character)), 0)
+        found += [*signs(word[:first]), *([word[first:end]] if first < end else []), *signs(word[end:])]
+    return found
+
+
+def is_sign(character: str) -> bool:
+    """Punctuation or a symbol."""
+    return unicodedata.category(character)[0] in "PS"
+
+
+def signs(row: str) -> list[str]:
+    return [match[0] for match in re.finditer(SIGNS, row)]
 
 
 def number(value: object, where: str) -> float:
     """A rating from what stands in its place; `where` is for the message."""
     try:
         rating = float(value)  # type: ignore[arg-type]
-        if math.isfinite(rating):
+        if abs(rating) < FLOAT32_LIMIT:
             return rating
     except (TypeError, ValueError):
         pass

@@ -7,6 +7,8 @@ from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora import hub
 from vdrop_cli.corpora.rated import Rated, number, words
 
+LONGEST = 2**31 - 1  # characters of a field
+
 
 def read(data: Data) -> Rated:
     return from_csv(data, Path(data.csv)) if data.csv is not None else from_hub(data)
@@ -14,10 +16,11 @@ def read(data: Data) -> Rated:
 
 def from_csv(data: Data, path: Path) -> Rated:
     """The first line names the columns; they are separated by commas, in a file `.tsv` by tabs."""
+    csv.field_size_limit(LONGEST)
     texts, ratings = [], []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             names = rows.fieldnames or []
             for setting, name in (("data.column", data.column), ("data.rating_column", data.rating_column)):
                 if name not in names:
@@ -27,21 +30,39 @@ def from_csv(data: Data, path: Path) -> Rated:
                 texts.append(words(row[str(data.column)] or ""))
     except OSError as error:
         raise ConfigError(f"data.csv={path} cannot be read ({error.strerror}); name a CSV file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"data.csv={path} is not a CSV file in UTF-8 ({error}); convert it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data.csv={path} is not UTF-8 ({error.reason} at byte {error.start}); convert the file to UTF-8") from None
+    except csv.Error as error:
+        raise ConfigError(
+            f"data.csv={path}: line {rows.line_num} is not as in a CSV file ({error}); quotes within quotes are doubled"
+        ) from None
     return Rated(texts, ratings, str(path))
 
 
 def from_hub(data: Data) -> Rated:
-    """The data set's own parts, of its splits train, validation and test; others are left out. One split alone has none."""
+    """The data set's own parts, of its splits train, validation and test; others are left out. One split alone is in no parts.
+
+    Raises ConfigError where there are several, but none to test on.
+    """
     found = hub.load(data)
     of_split = {split: part for part, split in hub.SPLITS.items()}
     splits = [split for split in found if split in of_split] or list(found)[:1]
+    if len(splits) > 1 and hub.SPLITS["test"] not in splits:
+        raise ConfigError(
+            f"data.name={data.name} has no split test beside {' and '.join(splits)}; make it one, or a CSV file to be split here"
+        )
     texts, ratings, parts = [], [], []
     for split in splits:
         rows = hub.column(data, found[split], "data.column", data.column)
         numbers = hub.column(data, found[split], "data.rating_column", data.rating_column)
-        texts += [words(str(text)) for text in rows]
+        texts += [words(read_as_text(text, f"data.column={data.column}: row {row} of {split}")) for row, text in enumerate(rows)]
         ratings += [number(value, f"data.rating_column={data.rating_column}: row {row} of {split}") for row, value in enumerate(numbers)]
         parts += [of_split.get(split, "train")] * len(rows)
-    return Rated(texts, ratings, hub.origin(data), parts if "test" in parts else [])
+    return Rated(texts, ratings, hub.origin(data), parts if len(splits) > 1 else [])
+
+
+def read_as_text(value: object, where: str) -> str:
+    """What is not there is a text without words."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no text; choose another column")

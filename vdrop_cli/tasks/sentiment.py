@@ -7,9 +7,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy
+import numpy  # which datasets and tensorboard bring along
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from vdrop_cli.uncertainty import fit_noise, predictive, rmse
 START, UNKNOWN = 0, 1  # ids; those of words follow, the most frequent first
 TEST, VALID = 0.2, 0.1  # of the texts
 READ_AT_ONCE = 256  # sequences, without gradients
+PASSES_AT_ONCE = 50  # of one text
 
 
 class Batch(NamedTuple):
@@ -84,11 +86,13 @@ class Sentiment:
         assert task.protocol is not None and task.split_seed is not None and task.length_pool is not None
         self.protocol, self.batch_size, self.pool, self.device = task.protocol, task.batch_size, task.length_pool, device
         self.chunk_words, self.origin = task.chunk_words, rated.origin
-        kept = f"{rated.fingerprint} {data.vocabulary_size} {data.min_count}"
-        self.fingerprint = hashlib.sha256(kept.encode()).hexdigest()
+        as_read = f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} {task.split_seed} {task.chunk_words}"
+        self.fingerprint = hashlib.sha256(as_read.encode()).hexdigest()
         self.chosen_by = "test_rmse" if self.protocol is Protocol.paper else "valid_rmse"
+        if self.protocol is Protocol.paper and rated.parts:
+            raise ConfigError(f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper")
         if self.protocol is Protocol.paper:
-            # Deviation: none; that chunks of one text lie on both sides, and that all texts give the vocabulary, is the authors'
+            # that chunks of one text lie on both sides, and that all texts give the vocabulary, is the authors'
             self.ids = vocabulary(rated.texts, data)
             order = dealt(len(rated.texts), task.split_seed)
             chunks = [([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])]
@@ -115,13 +119,17 @@ class Sentiment:
     @torch.no_grad()
     def passes_of(self, model: Regressor, words: list[str], samples: int, seed: int) -> Tensor:
         """Ratings of a text from elsewhere [S], which ride side by side; without samples that by the standard approximation [1]."""
-        values = []
-        for number, ids_T in enumerate(self.cut(words)):
-            ids_TS = ids_T[:, None].expand(-1, max(samples, 1)).to(self.device)
-            time, side_by_side = ids_TS.shape
-            masks = model.masks(time, side_by_side, Stream((seed, "predict", number))) if samples else model.no_masks()
-            values.append(model(ids_TS, torch.full((side_by_side,), time, device=self.device), masks).float().cpu())
-        return self.mean + self.deviation * torch.stack(values).mean(0)
+        of_groups = []
+        for first in range(0, max(samples, 1), PASSES_AT_ONCE):
+            side_by_side, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
+            for number, ids_T in enumerate(self.cut(words)):
+                interruption.check()
+                stream = Stream((seed, "predict", first, number))
+                masks = model.masks(len(ids_T), side_by_side, stream) if samples else model.no_masks()
+                ids_TS = ids_T[:, None].expand(-1, side_by_side).to(self.device)
+                values.append(model(ids_TS, torch.full((side_by_side,), len(ids_T), device=self.device), masks).double().cpu())
+            of_groups.append(torch.stack(values).mean(0))
+        return self.mean + self.deviation * torch.cat(of_groups)
 
     @property
     def batches_an_epoch(self) -> int:
@@ -148,7 +156,7 @@ class Sentiment:
             number,
             torch.nn.utils.rnn.pad_sequence(chosen).to(self.device),
             torch.tensor([len(sequence) for sequence in chosen]).to(self.device),
-            ((ratings_B - self.mean) / self.deviation).to(self.device),
+            ((ratings_B - self.mean) / self.deviation).float().to(self.device),
         )
 
     def words(self, batch: Batch) -> int:
@@ -211,6 +219,7 @@ class Sentiment:
         """The training part as a sample."""
         return {f"{name}_rmse": self.rmse(model, self.sample(name)) for name in self.parts}
 
+    @cached_property
     def baselines(self) -> dict[str, float]:
         """What predicting the training part's mean gives, and ridge regression on TF-IDF, where scikit-learn is."""
         test_R = self.parts["test"].ratings_R
@@ -224,15 +233,16 @@ class Sentiment:
         """Everything the standard approximation gives, beside the baselines."""
         predicted = {name: self.predict(model, part) for name, part in self.parts.items()}
         errors = {f"{name}_rmse": rmse(predicted[name], part.ratings_R) for name, part in self.parts.items()}
-        noise = fit_noise(predicted[self.noise_part][None], self.parts[self.noise_part].ratings_R)
+        sample = self.sample(self.noise_part)
+        noise = fit_noise(predicted[self.noise_part][None, : len(sample.ratings_R)], sample.ratings_R)
         known = predictive(predicted["test"][None], noise).measures(self.parts["test"].ratings_R, "")
-        return errors | self.baselines() | known
+        return errors | self.baselines | known
 
     def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
         """With the paper's protocol the best epoch on the test part, too."""
         measured = self.standard(model)
         if self.protocol is Protocol.paper:
-            measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": float(best_epoch)}
+            measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": best_epoch}
         return measured
 
     def passes(self, model: Regressor, samples: int, together: int, seed: int, word_dropout: bool) -> "Passes":
@@ -285,8 +295,8 @@ class Passes:
         while self.done < self.samples * len(self.work):
             number, at = divmod(self.done, len(self.work))
             name, group, batch = self.work[at]
-            shape = self.model.layers.mask_shape(*batch.ids_TB.shape)
-            masks = draw(self.dropout, shape, self.stream.at(number, name, batch.number), self.task.device)
+            shape, stream = self.model.layers.mask_shape(*batch.ids_TB.shape), self.stream.at(number, name, batch.number)
+            masks = draw(self.dropout, shape, stream, self.task.device, outputs=self.model.outputs)
             self.values_SN[name][number, group] = self.model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
             self.done += 1
             yield self.task.words(batch)
@@ -319,7 +329,7 @@ def texts_of(part: Part) -> list[list[int]]:
 def part_of(texts: list[tuple[list[Tensor], float]]) -> Part:
     sequences = [sequence for group, _ in texts for sequence in group]
     text_N = torch.tensor([text for text, (group, _) in enumerate(texts) for _ in group])
-    return Part(sequences, text_N, torch.tensor([rating for _, rating in texts]))
+    return Part(sequences, text_N, torch.tensor([rating for _, rating in texts], dtype=torch.float64))
 
 
 def head(part: Part, texts: int) -> Part:
@@ -330,5 +340,5 @@ def head(part: Part, texts: int) -> Part:
 
 def mean_of_texts(values_N: Tensor, part: Part) -> Tensor:
     """The mean over each text's sequences [R]."""
-    sums_R = torch.zeros(len(part.ratings_R)).index_add(0, part.text_N, values_N)
+    sums_R = torch.zeros(len(part.ratings_R), dtype=torch.float64).index_add(0, part.text_N, values_N.double())
     return sums_R / part.text_N.bincount(minlength=len(sums_R))

@@ -1,0 +1,65 @@
+"""Many runs as one piece of work: what is finished, what the rest takes. Whole campaigns are in test_reproduce and test_figures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY, TINY_SENTIMENT, settings
+from vdrop_cli import checkpoint, corpora, tasks
+from vdrop_cli.commands import train
+from vdrop_cli.commands.campaign import Cost, Evaluation, Maker, Training, announce, require_all
+from vdrop_cli.config import Precision, Published, RunError
+from vdrop_cli.tasks import LanguageModelling, Sentiment
+
+
+def test_a_run_whose_checkpoints_are_damaged_is_told_and_no_reason_to_stop(
+    tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(*TINY, *text, f"outputs={tmp_path}")
+    training = Training("none", config, LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu")))
+    training.folder.mkdir(parents=True)
+    checkpoint.path_of(training.folder, 1).write_bytes(b"damaged")
+    assert training.epochs_done == 0.0
+    assert f"{training.folder} holds no checkpoint that can be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["language_model", "sentiment"])
+def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: list[str], rated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = settings(*TINY, *text) if task == "language_model" else settings(*TINY_SENTIMENT, *rated)
+    training = Maker(Precision.fp32, "outputs").training("it", config, 3)
+    passes = Evaluation("by passes", Published("a row", mc_samples=2), [training])
+    assert training.settings.seed == 3 and not passes.is_finished
+    announce([training], [passes])
+    told = capsys.readouterr().err
+    assert "it seed 3: 0:0" in told and "(0 of 1 epochs are done)" in told and "by passes seed 3: 0:0" in told and "together: 0:0" in told
+    with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command goes on"):
+        require_all([training], [passes])
+    train.run(training.settings)
+    assert training.is_finished
+    with pytest.raises(RunError, match=r"^by passes seed 3 is not finished; "):
+        require_all([training], [passes])
+    assert [argument.split("=")[0] for argument in passes.arguments] == ["checkpoint", "mc_samples", "device", "precision"]
+
+
+def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    maker, loaded = Maker(Precision.fp32, "outputs"), []
+    load = tasks.load
+    monkeypatch.setattr(tasks, "load", lambda *of: loaded.append(of) or load(*of))
+    for more in ([], ["dropout=none"], ["task.protocol=clean"]):
+        maker.training("it", settings(*TINY_SENTIMENT, *rated, *more), 1)
+    assert len(loaded) == 2, "each protocol splits it anew"
+
+
+def test_reading_costs_in_proportion_to_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    training = Maker(Precision.fp32, "outputs").training("it", settings(*TINY_SENTIMENT, *rated), 1)
+    cost, task = Cost(training), training.task
+    assert isinstance(task, Sentiment)
+    words = sum(task.parts["train"].lengths) + sum(task.parts["test"].lengths)
+    assert cost.reading(task.parts.values()) == pytest.approx(cost.a_word * words)
+    assert cost.mc(10) == pytest.approx(10 * cost.mc(1)) and cost.epoch > 0

@@ -1,0 +1,55 @@
+"""`vdrop figures`: a real campaign of small runs, planned, made, told, and made only once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_SENTIMENT, Vdrop, settings
+from vdrop_cli.config import Cell, ConfigError, Figures, Protocol
+from vdrop_cli.files import Lock
+
+FEW = ["cells=[lstm]", "dropouts=[none,variational]", "epochs=2", "mc_samples=2", "precision=fp32"]
+
+
+@pytest.fixture
+def changes(rated: list[str]) -> str:
+    kept = [change for change in TINY_SENTIMENT if not change.startswith(("task=", "schedule.epochs", "device", "precision"))]
+    return f"overrides='{' '.join([*kept, *rated])}'"
+
+
+def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
+    planned = vdrop("figures", *FEW, changes, "plan=true")
+    assert planned.returncode == 0, planned.stderr
+    assert "clean lstm variational seed 1: 0:0" in planned.stderr and planned.stderr.count("(0 of 2 epochs are done)") == 4
+    assert not list(tmp_path.rglob("result.json"))
+
+    ran = vdrop("figures", *FEW, changes)
+    assert ran.returncode == 0, ran.stderr
+    page = (tmp_path / "RESULTS.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| LSTM | ")]
+    assert len(rows) == 4 and not any("not yet run" in row for row in rows)
+    for name in ("paper", "clean"):
+        assert f"outputs/record/pictures/ratings_{name}_lstm.png" in page
+        assert (tmp_path / f"outputs/record/pictures/ratings_{name}_lstm.png").exists()
+    again = vdrop("figures", *FEW, changes)
+    assert again.returncode == 0 and again.stderr.count(": finished") == 4 + 2 and "vdrop train" not in again.stderr
+
+
+def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
+    """Another process is at work on the run."""
+    one = [*FEW, "protocols=[clean]", "dropouts=[none]", changes]
+    assert vdrop("figures", *one).returncode == 0
+    (result,) = tmp_path.rglob("result.json")
+    result.unlink()
+    with Lock(result.parent / "lock", "it"):
+        ran = vdrop("figures", *one)
+    assert ran.returncode == 1 and "is not finished; the same command goes on" in ran.stderr.splitlines()[-1], ran.stderr
+    assert "not yet run" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_settings_are_those_of_the_command_line() -> None:
+    parsed = settings("protocols=[clean]", "cells=[gru]", "seeds=3", "epochs=9", command="figures")
+    assert parsed == Figures([Protocol.clean], [Cell.gru], seeds=3, epochs=9)
+    for wrong in ("seeds=0", "epochs=0", "mc_samples=0", "cells=[]", "protocols=[]", "dropouts=[none,none]"):
+        with pytest.raises(ConfigError, match=f"^{wrong.split('=')[0]} must be"):
+            settings(wrong, command="figures")

@@ -1,0 +1,219 @@
+"""Many runs and evaluations as one piece of work: what of it is finished, how long the rest takes, and doing it. No command of its own."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from vdrop_cli import checkpoint, environment, evaluate, experiments, interruption, runs, tasks
+from vdrop_cli.commands.train import Run
+from vdrop_cli.config import Backend, ConfigError, Eval, Precision, Published, RunError, Train
+from vdrop_cli.dropout import Stream
+from vdrop_cli.evaluate import MonteCarlo
+from vdrop_cli.kernels import choose
+from vdrop_cli.sinks import duration
+from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
+from vdrop_cli.tasks.sentiment import Part, head
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is needed, on the device and in the precision that it is to be made with."""
+
+    name: str  # for a person
+    settings: Train
+    task: Task
+
+    @property
+    def told(self) -> str:
+        return f"{self.name} seed {self.settings.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return checkpoint.run_folder(self.settings, self.task.fingerprint)
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    @property
+    def epochs_done(self) -> float:
+        try:
+            held = checkpoint.newest(self.folder)
+        except ConfigError as error:  # which training will say, too, and leave the run alone
+            print(f"vdrop: {error}", file=sys.stderr)
+            held = None
+        return held.epoch + held.batch / self.task.batches_an_epoch if held else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation that is needed beyond that of a training."""
+
+    name: str
+    published: Published  # how it is evaluated
+    trainings: list[Training]  # one, or the members of an ensemble
+
+    @property
+    def told(self) -> str:
+        return f"{self.name} seed {self.trainings[0].settings.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        first, *others = (str(training.folder) for training in self.trainings)
+        settings = self.trainings[0].settings
+        how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.published.mc_samples}"]
+        return [f"checkpoint={first}", *how, f"device={settings.device}", f"precision={settings.precision}"]
+
+    @property
+    def is_finished(self) -> bool:
+        finished = runs.read(self.trainings[0].folder) if self.trainings[0].is_finished else None
+        return finished is not None and runs.evaluation_of(finished, self.published) is not None
+
+
+class Maker:
+    """Makes trainings of settings, for this machine; a text is loaded once."""
+
+    def __init__(self, precision: Precision, outputs: str) -> None:
+        self.device = environment.device("auto")
+        environment.make_ready(self.device)
+        self.precision, self.outputs = environment.precision(precision, self.device), outputs
+        self.tasks: dict[str, Task] = {}
+
+    def training(self, name: str, settings: Train, seed: int) -> Training:
+        resolved = replace(
+            settings,
+            seed=seed,
+            outputs=self.outputs,
+            device=str(self.device),
+            backend=Backend[choose(settings.backend.name)],
+            precision=self.precision,
+        )
+        of = str((settings.task, settings.data))
+        self.tasks[of] = self.tasks.get(of) or tasks.load(resolved, self.device)
+        return Training(name, resolved, self.tasks[of])
+
+
+def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:
+    """What there is to do, and how long it takes, measured on this machine by a few steps of each kind of run."""
+    costs: dict[str, Cost] = {}
+
+    def cost(training: Training) -> Cost:
+        kind = experiments.key(training.settings)
+        if kind not in costs:
+            costs[kind] = Cost(training)
+        return costs[kind]
+
+    total = 0.0
+    print("what is needed, and how long it takes here, one after the other:", file=sys.stderr)
+    for training in trainings:
+        if training.is_finished:
+            print(f"  {training.told}: finished", file=sys.stderr)
+            continue
+        schedule, done = training.settings.schedule, training.epochs_done
+        left = (schedule.epochs - done) * cost(training).epoch + cost(training).result
+        early = ", or less, as it stops early" if schedule.patience is not None else ""
+        print(f"  {training.told}: {duration(left)}{early} ({done:.3g} of {schedule.epochs} epochs are done)", file=sys.stderr)
+        total += left
+    for evaluation in evaluations:
+        first = evaluation.trainings[0]
+        if evaluation.is_finished:
+            print(f"  {evaluation.told}: finished", file=sys.stderr)
+            continue
+        samples = evaluation.published.mc_samples
+        left = cost(first).mc(samples) if samples else cost(first).result * len(evaluation.trainings)
+        print(f"  {evaluation.told}: {duration(left)}", file=sys.stderr)
+        total += left
+    print(f"  together: {duration(total)}", file=sys.stderr, flush=True)
+
+
+class Cost:
+    """Seconds that parts of a training take, from a few of their steps."""
+
+    STEPS = 5  # at most; a short text has fewer
+    TEXTS = 100  # with ratings, that are read to see how long it takes
+
+    def __init__(self, training: Training) -> None:
+        self.task = training.task
+        with TemporaryDirectory() as folder:
+            run = Run(training.settings, self.task, Path(folder))
+        self.model = run.model
+        speed = median(step.words_per_second for step in islice(run.train_epoch(), self.STEPS))
+        words = sum(self.task.words(batch) for batch in self.task.batches(Stream(("cost",))))
+        if isinstance(self.task, Sentiment):
+            validate, self.result = self.of_ratings(self.task)
+        else:
+            assert isinstance(self.task, LanguageModelling)
+            validate, self.result = self.of_language_model(self.task)
+        self.epoch = words / speed + validate
+
+    def of_language_model(self, task: LanguageModelling) -> tuple[float, float]:
+        """Of a validation, and of the result."""
+        chunks = list(islice(task.valid_chunks(), self.STEPS))
+        evaluated = timed(lambda: evaluate.batched_loss(self.model, chunks, task.batch_size)) / len(chunks)
+        stretch_N = task.streams["test"][: evaluate.STEPS_AT_ONCE + 1]
+        read = timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
+        whole = task.batches_an_epoch * evaluated + read * sum(len(task.streams[part]) for part in ("valid", "test"))
+        return len(list(task.valid_chunks())) * evaluated, whole
+
+    def of_ratings(self, task: Sentiment) -> tuple[float, float]:
+        sample = head(task.parts["test"], self.TEXTS)
+        self.a_word = timed(lambda: task.predict(self.model, sample)) / sum(sample.lengths)
+        return self.reading([task.sample(name) for name in task.parts]), self.reading(task.parts.values()) + timed(lambda: task.baselines)
+
+    def reading(self, parts: Iterable[Part]) -> float:
+        return self.a_word * sum(sum(part.lengths) for part in parts)
+
+    def mc(self, samples: int) -> float:
+        if isinstance(self.task, Sentiment):
+            return samples * self.reading(self.task.sample(name) for name in (self.task.noise_part, "test"))
+        assert isinstance(self.task, LanguageModelling)
+        together, stream_N = min(samples, Eval.mc_batch), self.task.streams["test"]
+        passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
+        begun = time.perf_counter()
+        words = sum(islice(passes, self.STEPS))
+        return (time.perf_counter() - begun) / words * samples * len(stream_N)
+
+
+def timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def sweep(choices: list[str], seeds: Iterable[int], launcher: str | None, precision: Precision, outputs: str, overrides: str) -> list[str]:
+    """The rest of a `vdrop train` that trains all of these; of runs that are finished it says so."""
+    how = shlex.split(f"hydra/launcher={launcher}") if launcher else []
+    of_each = [f"precision={precision}", f"outputs={outputs}"]
+    return ["-m", *choices, f"seed={','.join(map(str, seeds))}", *how, *of_each, *shlex.split(overrides)]
+
+
+def evaluate_all(evaluations: Iterable[Evaluation]) -> None:
+    """Those that can be and are not yet."""
+    for evaluation in evaluations:
+        if all(training.is_finished for training in evaluation.trainings) and not evaluation.is_finished:
+            vdrop("eval", *evaluation.arguments)
+
+
+def vdrop(command: str, *arguments: str) -> None:
+    """Runs a command as a process of its own, which is asked to stop when this one is; how it ends shows in what it leaves."""
+    line = ["vdrop", command, *arguments]
+    print(f"\n{shlex.join(line)}", file=sys.stderr, flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]])
+    with interruption.listening(process.terminate):
+        process.wait()
+        interruption.check()
+
+
+def require_all(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:
+    """Raises RunError where something is not finished."""
+    lacking = [str(t.folder) for t in trainings if not t.is_finished] + [e.told for e in evaluations if not e.is_finished]
+    if lacking:
+        others = f", nor are {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        raise RunError(f"{lacking[0]} is not finished{others}; the same command goes on")

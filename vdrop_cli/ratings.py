@@ -1,0 +1,196 @@
+"""The paper's experiments on film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3), and what runs of them came to."""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from vdrop_cli import experiments, pictures, runs
+from vdrop_cli.config import Cell, Figures, Pictures, Policy, Protocol, Published, TaskName, Train
+from vdrop_cli.runs import Finished
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to predict ratings; its runs differ by seed."""
+
+    protocol: Protocol
+    cell: Cell
+    dropout: str
+    settings: Train
+
+    @property
+    def name(self) -> str:
+        return f"{self.protocol} {self.cell} {self.dropout}"
+
+    @property
+    def key(self) -> str:
+        return key(self.settings)
+
+    def evaluation(self, samples: int) -> Published | None:
+        """How its runs are evaluated beyond the standard approximation."""
+        return None if self.settings.dropout.policy is Policy.none else Published(self.name, mc_samples=samples)
+
+
+def key(settings: Train) -> str:
+    """What a run must share with a row to be one of it: the number of epochs need not be the same."""
+    return experiments.key(replace(settings, schedule=replace(settings.schedule, epochs=1)))
+
+
+def choices(protocol: Protocol, cells: Iterable[Cell], dropouts: Iterable[str], epochs: int) -> list[str]:
+    """Of `vdrop train`."""
+    models = ",".join(f"{cell}_sentiment" for cell in cells)
+    chosen = ["task=sentiment", f"task.protocol={protocol}", f"model={models}", f"dropout={','.join(dropouts)}"]
+    return [*chosen, f"schedule.epochs={epochs}"]
+
+
+def rows(settings: Figures) -> list[Row]:
+    return [
+        Row(protocol, cell, dropout, experiments.settings_of(choices(protocol, [cell], [dropout], settings.epochs), settings.overrides))
+        for protocol in settings.protocols
+        for cell in settings.cells
+        for dropout in settings.dropouts
+    ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row's runs of so many epochs, in one precision, on one device, and their evaluations by MC dropout; there may be none yet."""
+
+    row: Row
+    runs: list[Finished]
+    passes: list[dict[str, Any]]
+
+    def of(self, name: str) -> list[float]:
+        """A metric of every run, or if they have none of that name, of every evaluation by passes."""
+        of_runs = [value for run in self.runs if (value := run.result.get(name)) is not None]
+        return of_runs or [value for told in self.passes if (value := told["metrics"].get(name)) is not None]
+
+    @property
+    def samples(self) -> int | None:
+        """Of the evaluations by passes."""
+        return max((row["samples"] for told in self.passes for row in told["mc"]), default=None)
+
+    def of_passes(self, name: str) -> list[float]:
+        return self.of(f"{name}_mc{self.samples}")
+
+
+def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
+    """One for each number of epochs, precision and device, or one that says that there is no run."""
+    groups: dict[tuple[object, ...], list[Finished]] = {}
+    for run in found:
+        if run.train.task.name is TaskName.sentiment and key(run.train) == row.key:
+            of = (run.train.schedule.epochs, str(run.train.precision), run.environment["device"])
+            groups.setdefault(of, []).append(run)
+    return [Line(row, of_group, by_passes(of_group)) for of_group in groups.values()] or [Line(row, [], [])]
+
+
+def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:
+    """The evaluations with as many passes as all runs have been evaluated with, the most there are; none where there are no such."""
+    counts = [{int(found[1]) for path in run.evaluations if (found := re.search(r"-mc(\d+)-s\d+\.json$", path.name))} for run in of_group]
+    common = set.intersection(*counts) if counts else set()
+    if not common:
+        return []
+    told = [runs.evaluation_of(run, Published("its row", mc_samples=max(common))) for run in of_group]
+    return [one for one in told if one is not None]
+
+
+Column = tuple[str, Callable[[Line], str]]
+
+
+def mean(values: list[float], digits: int) -> str:
+    """And deviation where there are several."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}" if values else "–"
+
+
+def metric(name: str, digits: int = 4) -> Callable[[Line], str]:
+    return lambda line: mean(line.of(name), digits)
+
+
+def of_passes(name: str, digits: int = 4) -> Callable[[Line], str]:
+    return lambda line: mean(line.of_passes(name), digits)
+
+
+def of_machine(name: str) -> Callable[[Line], str]:
+    return lambda line: str(line.runs[-1].environment.get(name, "–")) if line.runs else "–"
+
+
+def commit(line: Line) -> str:
+    return of_machine("commit")(line)[:7] + ("*" if line.runs and line.runs[-1].environment.get("dirty") else "")
+
+
+def columns(protocol: Protocol) -> list[Column]:
+    chosen: list[Column] = (
+        [("test, last epoch", metric("test_rmse")), ("test, best epoch, chosen on test", metric("test_rmse_chosen_on_test"))]
+        if protocol is Protocol.paper
+        else [("epoch chosen", metric("epoch", 0)), ("validation", metric("valid_rmse")), ("test", metric("test_rmse"))]
+    )
+    return [
+        ("cell", lambda line: line.row.cell.name.upper()),
+        ("dropout", lambda line: line.row.dropout),
+        ("epochs", metric("epochs", 0)),
+        ("training", metric("train_rmse")),
+        *chosen,
+        ("passes", lambda line: str(line.samples or "–")),
+        ("test, MC", of_passes("test_rmse")),
+        ("log-likelihood", metric("test_log_likelihood", 3)),
+        ("log-likelihood, MC", of_passes("test_log_likelihood", 3)),
+        *((f"in {level} %, MC", of_passes(f"test_coverage_{level}", 3)) for level in (50, 80, 95)),
+        ("words/s", lambda line: f"{fmean(run.words_per_second for run in line.runs):,.0f}" if line.runs else "–"),
+        ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
+        ("precision", lambda line: str(line.runs[0].train.precision) if line.runs else "–"),
+        ("device", of_machine("device")),
+        ("date", lambda line: of_machine("date")(line)[:10]),
+        ("commit", commit),
+    ]
+
+
+LEGEND = """Gal & Ghahramani (2016), section 5.2: ratings of film reviews, here those of the Cornell data set, in [0, 1]. Errors are roots
+of mean squared errors in rating units, ± the deviation over seeds. `make reproduce-figures` makes the runs and this section. *training*,
+*test*: dropout off; *MC*: the mean over passes of MC dropout. *log-likelihood*: nats a text. *in 80 %*: the share of test ratings in the
+interval that is to hold 80 %."""
+OF_PROTOCOL = {
+    Protocol.paper: "The paper's protocol: chunks of one review lie on both sides of the split, and there is no validation part.",
+    Protocol.clean: "The clean protocol: split by review; the epoch with the best validation is reported.",
+}
+
+
+def section(settings: Figures, found: Iterable[Finished], folder: Path, kind: Pictures) -> list[str]:
+    """Of RESULTS.md; pictures are drawn into `folder`."""
+    changed = f" All runs with `{settings.overrides}`." if settings.overrides else ""
+    parts, here, found = ["## Ratings of film reviews", LEGEND + changed], Path(settings.file).parent, list(found)
+    for protocol in settings.protocols:
+        of_protocol = [line for row in rows(settings) if row.protocol is protocol for line in lines(row, found)]
+        told = columns(protocol)
+        table = [[heading for heading, _ in told], ["---"] * len(told), *([of(line) for _, of in told] for line in of_protocol)]
+        parts += [f"### {protocol.name.capitalize()}", f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip()]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in table))
+        for cell in settings.cells:
+            curves = {line.row.dropout: line.runs[0] for line in of_protocol if line.runs and line.row.cell is cell}
+            if curves and kind is not Pictures.none:
+                path = folder / f"ratings_{protocol}_{cell}.{kind}"
+                pictures.save(pictures.error_curves(curves), path)
+                title = f"{cell.name.upper()}, {protocol} protocol: error by epoch, first seed"
+                parts.append(f"![{title}]({Path(os.path.relpath(path, here)).as_posix()})")
+    return parts
+
+
+def record_names(settings: Figures, found: Iterable[Finished]) -> dict[str, str]:
+    """Below outputs/record, by the key of the runs."""
+    names, found = {}, list(found)
+    for row in rows(settings):
+        for line in lines(row, found):
+            for run in line.runs:
+                names[experiments.key(run.train)] = f"ratings/{row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
+    return names
+
+
+def baselines(of_protocol: list[Line]) -> str:
+    """What all runs of a protocol are set beside."""
+    names = {"test_rmse_of_mean": "predicting the mean", "test_rmse_of_ridge": "ridge regression on TF-IDF"}
+    found = {told: value for name, told in names.items() for value in [v for line in of_protocol for v in line.of(name)][:1]}
+    return f"Baselines, on test: {', '.join(f'{told} {value:.4f}' for told, value in found.items())}." if found else ""
