@@ -144,6 +144,7 @@ def columns(protocol: Protocol) -> list[Column]:
         ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
         ("precision", lambda line: str(line.runs[0].train.precision) if line.runs else "–"),
         ("device", of_machine("device")),
+        ("threads", of_machine("threads")),
         ("date", lambda line: of_machine("date")(line)[:10]),
         ("commit", commit),
     ]

@@ -184,7 +184,9 @@ def cells(line: Line) -> list[str]:
     speeds, environment = line.values(lambda e: e.speed), line.environment
     commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")
     seeds = " ".join(str(evaluated.run.train.seed) for evaluated in line.runs)
-    made = [seeds, str(line.runs[0].run.train.precision), environment["device"], environment.get("date", "–"), commit]
+    threads = environment.get("threads")
+    device = environment["device"] + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+    made = [seeds, str(line.runs[0].run.train.precision), device, environment.get("date", "–"), commit]
     return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", *made]
 
 
