@@ -35,7 +35,8 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "runs": {"config", "sinks"},
     "pictures": {"config", "runs"},
     "experiments": {"config", "explain"},
-    "ratings": {"config", "experiments", "pictures", "runs"},
+    "markdown": set(),
+    "ratings": {"config", "experiments", "markdown", "pictures", "runs"},
 }
 
 

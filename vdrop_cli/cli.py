@@ -69,7 +69,9 @@ examples:
 examples:
   vdrop data                                           a look; nothing is fetched
   vdrop data data=ptb                                  fetch Penn Treebank if need be, and check it
+  vdrop data data=text data.train=a.txt data.valid=b.txt data.test=c.txt
   vdrop data data=hub data.name=owner/name data.column=text
+  vdrop data data=text_regression data.csv=a.csv data.column=text data.rating_column=stars
 """,
     "export": """vdrop export: the weights of a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
 

@@ -300,6 +300,14 @@ class Published:
 
 
 SEED_LIMIT = 2**63
+NO_NUMBERS = (
+    "checkpoint",
+    "published",
+    "seed",
+    "outputs",
+    "log_every",
+    "force",
+)  # in no identity
 MOST_SEEDS = 1000  # runs of one row that are made at once
 
 
@@ -339,10 +347,7 @@ class Train:
 
     def numbers(self) -> dict[str, Any]:
         """The settings that change them, but the seed; those of data and machine, too."""
-        told = plain(self)
-        for key in ("checkpoint", "published", "seed", "outputs", "log_every", "force"):
-            del told[key]
-        return told
+        return {key: value for key, value in plain(self).items() if key not in NO_NUMBERS}
 
     def identity(self, corpus_fingerprint: str) -> str:
         """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
@@ -350,8 +355,7 @@ class Train:
         What is as its field has it by default is left out, so that settings can come that are of no concern to older runs; so a default
         that stands in this file is never to be changed. Device, back end and precision are to be those that `auto` has come to.
         """
-        unusual = without_defaults(self)
-        told = {key: value for key, value in unusual.items() if key in self.numbers()} | {"data": corpus_fingerprint}
+        told = {key: value for key, value in without_defaults(self).items() if key not in NO_NUMBERS} | {"data": corpus_fingerprint}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 

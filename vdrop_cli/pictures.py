@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKS = 40  # on a curve, at most about so many
 MARKERS = "osD^vPX*"  # what is drawn can be told apart without colour
 
 
@@ -36,43 +37,39 @@ def save(figure: "Figure", path: Path) -> None:
         raise ConfigError(f"the picture {path} cannot be written ({error}); choose another file") from None
 
 
-def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
-    """Validation perplexity by epoch, one marker a run, by its name; and that of training, with dropout on."""
+def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple[str, str] | None) -> "tuple[Figure, Axes]":
+    """One or two metrics of every run, each with what it is called; one marker a run, by its name."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = canvas()
     for number, ((name, run), marker) in enumerate(zip(runs.items(), cycle(MARKERS), strict=False)):
         epochs = [record["epoch"] for record in run.epochs]
-        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4}
-        validation = f"{name}: validation" if training else name
-        axes.plot(epochs, [record["valid_ppl_batched"] for record in run.epochs], "-", label=validation, **style)
-        if training:
-            perplexities = [record["train_ppl"] for record in run.epochs]
-            axes.plot(epochs, perplexities, ":", label=f"{name}: training, dropout on", fillstyle="none", **style)
-    axes.set_yscale("log")
+        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // MARKS)}
+        metric, told = solid
+        axes.plot(epochs, [record[metric] for record in run.epochs], "-", label=f"{name}: {told}" if dotted else name, **style)
+        if dotted:
+            metric, told = dotted
+            axes.plot(epochs, [record[metric] for record in run.epochs], ":", label=f"{name}: {told}", fillstyle="none", **style)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity (log scale)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize="small")
+    return figure, axes
+
+
+def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
+    """Validation perplexity by epoch; and that of training, with dropout on."""
+    figure, axes = by_epoch(runs, ("valid_ppl_batched", "validation"), ("train_ppl", "training, dropout on") if training else None)
+    axes.set_yscale("log")
+    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity (log scale)")
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_minor_formatter("{x:.0f}")
-    axes.legend(fontsize="small")
     return figure
 
 
 def error_curves(runs: Mapping[str, Finished]) -> "Figure":
-    """Test and training error of ratings by epoch, dropout off, one marker a run, by its name (Gal & Ghahramani 2016, figures 2 and 3)."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = canvas()
-    for number, ((name, run), marker) in enumerate(zip(runs.items(), cycle(MARKERS), strict=False)):
-        epochs = [record["epoch"] for record in run.epochs]
-        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // 12)}
-        axes.plot(epochs, [record["test_rmse"] for record in run.epochs], "-", label=f"{name}: test", **style)
-        axes.plot(epochs, [record["train_rmse"] for record in run.epochs], ":", label=f"{name}: training", fillstyle="none", **style)
-    axes.set_xlabel("epoch")
+    """Test and training error of ratings by epoch, dropout off (Gal & Ghahramani 2016, figures 2 and 3)."""
+    figure, axes = by_epoch(runs, ("test_rmse", "test"), ("train_rmse", "training"))
     axes.set_ylabel("root of the mean squared error (rating units)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize="small")
     return figure
 
 

@@ -1,14 +1,13 @@
 """The paper's experiments on film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3), and what runs of them came to."""
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from vdrop_cli import experiments, pictures, runs
+from vdrop_cli import experiments, markdown, pictures, runs
 from vdrop_cli.config import Cell, Figures, Pictures, Policy, Protocol, Published, TaskName, Train
 from vdrop_cli.runs import Finished
 
@@ -101,26 +100,16 @@ def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:
 Column = tuple[str, Callable[[Line], str]]
 
 
-def mean(values: list[float], digits: int) -> str:
-    """And deviation where there are several."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{spread}" if values else "–"
-
-
 def metric(name: str, digits: int = 4) -> Callable[[Line], str]:
-    return lambda line: mean(line.of(name), digits)
+    return lambda line: markdown.mean(line.of(name), digits)
 
 
 def of_passes(name: str, digits: int = 4) -> Callable[[Line], str]:
-    return lambda line: mean(line.of_passes(name), digits)
+    return lambda line: markdown.mean(line.of_passes(name), digits)
 
 
-def of_machine(name: str) -> Callable[[Line], str]:
-    return lambda line: str(line.runs[-1].environment.get(name, "–")) if line.runs else "–"
-
-
-def commit(line: Line) -> str:
-    return of_machine("commit")(line)[:7] + ("*" if line.runs and line.runs[-1].environment.get("dirty") else "")
+def of_last(told: Callable[[Finished], str]) -> Callable[[Line], str]:
+    return lambda line: told(line.runs[-1]) if line.runs else "–"
 
 
 def columns(protocol: Protocol) -> list[Column]:
@@ -142,11 +131,10 @@ def columns(protocol: Protocol) -> list[Column]:
         *((f"in {level} %, MC", of_passes(f"test_coverage_{level}", 3)) for level in (50, 80, 95)),
         ("words/s", lambda line: f"{fmean(run.words_per_second for run in line.runs):,.0f}" if line.runs else "–"),
         ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
-        ("precision", lambda line: str(line.runs[0].train.precision) if line.runs else "–"),
-        ("device", of_machine("device")),
-        ("threads", of_machine("threads")),
-        ("date", lambda line: of_machine("date")(line)[:10]),
-        ("commit", commit),
+        ("precision", of_last(lambda run: str(run.train.precision))),
+        ("device", of_last(lambda run: run.machine)),
+        ("date", of_last(lambda run: str(run.environment.get("date", "–")))),
+        ("commit", of_last(lambda run: run.commit)),
     ]
 
 
@@ -163,20 +151,19 @@ OF_PROTOCOL = {
 def section(settings: Figures, found: Iterable[Finished], folder: Path, kind: Pictures) -> list[str]:
     """Of RESULTS.md; pictures are drawn into `folder`."""
     changed = f" All runs with `{settings.overrides}`." if settings.overrides else ""
-    parts, here, found = ["## Ratings of film reviews", LEGEND + changed], Path(settings.file).parent, list(found)
+    parts, found = ["## Ratings of film reviews", LEGEND + changed], list(found)
     for protocol in settings.protocols:
         of_protocol = [line for row in rows(settings) if row.protocol is protocol for line in lines(row, found)]
         told = columns(protocol)
-        table = [[heading for heading, _ in told], ["---"] * len(told), *([of(line) for _, of in told] for line in of_protocol)]
-        parts += [f"### {protocol.name.capitalize()}", f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip()]
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in table))
+        table = markdown.table([heading for heading, _ in told], ([of(line) for _, of in told] for line in of_protocol))
+        parts += [f"### {protocol.name.capitalize()}", f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip(), table]
         for cell in settings.cells:
             curves = {line.row.dropout: line.runs[0] for line in of_protocol if line.runs and line.row.cell is cell}
             if curves and kind is not Pictures.none:
                 path = folder / f"ratings_{protocol}_{cell}.{kind}"
                 pictures.save(pictures.error_curves(curves), path)
                 title = f"{cell.name.upper()}, {protocol} protocol: error by epoch, first seed"
-                parts.append(f"![{title}]({Path(os.path.relpath(path, here)).as_posix()})")
+                parts.append(markdown.picture(title, path, Path(settings.file)))
     return parts
 
 

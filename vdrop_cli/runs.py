@@ -43,6 +43,17 @@ class Finished:
         return dict([record["environment"] for record in self.log if record["kind"] == "start"][-1])
 
     @property
+    def machine(self) -> str:
+        """Its processor or card, and on how many threads."""
+        threads = self.environment.get("threads")
+        return str(self.environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+
+    @property
+    def commit(self) -> str:
+        """Of the code, with a star where it differed from that."""
+        return str(self.environment.get("commit", "–"))[:7] + ("*" if self.environment.get("dirty") else "")
+
+    @property
     def words_per_second(self) -> float:
         """Of training, the median over its epochs."""
         return float(median(epoch["words_per_second"] for epoch in self.epochs))

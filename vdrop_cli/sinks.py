@@ -52,7 +52,7 @@ class Epoch:
     epoch: int
     step: int
     train_loss: float  # mean over the epoch's steps, dropout on
-    metrics: dict[str, float]  # the same as a measure, and those of the validation; written down beside the rest
+    metrics: dict[str, float]  # train_loss as a metric, then those of the validation; written down beside the rest
     lr: float
     words_per_second: float
     seconds: float  # training and validation

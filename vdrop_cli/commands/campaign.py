@@ -12,11 +12,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from vdrop_cli import checkpoint, environment, evaluate, experiments, interruption, runs, tasks
-from vdrop_cli.commands.train import Run
-from vdrop_cli.config import Backend, ConfigError, Eval, Precision, Published, RunError, Train
+from vdrop_cli.commands.train import Run, resolved
+from vdrop_cli.config import ConfigError, Eval, Precision, Published, RunError, Train
 from vdrop_cli.dropout import Stream
 from vdrop_cli.evaluate import MonteCarlo
-from vdrop_cli.kernels import choose
 from vdrop_cli.sinks import duration
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
 from vdrop_cli.tasks.sentiment import Part, head
@@ -83,21 +82,14 @@ class Maker:
     def __init__(self, precision: Precision, outputs: str) -> None:
         self.device = environment.device("auto")
         environment.make_ready(self.device)
-        self.precision, self.outputs = environment.precision(precision, self.device), outputs
+        self.precision, self.outputs = precision, outputs
         self.tasks: dict[str, Task] = {}
 
     def training(self, name: str, settings: Train, seed: int) -> Training:
-        resolved = replace(
-            settings,
-            seed=seed,
-            outputs=self.outputs,
-            device=str(self.device),
-            backend=Backend[choose(settings.backend.name)],
-            precision=self.precision,
-        )
-        of = str((settings.task, settings.data))
-        self.tasks[of] = self.tasks.get(of) or tasks.load(resolved, self.device)
-        return Training(name, resolved, self.tasks[of])
+        made = resolved(replace(settings, seed=seed, outputs=self.outputs, precision=self.precision), self.device)
+        of = str((made.task, made.data))
+        self.tasks[of] = self.tasks.get(of) or tasks.load(made, self.device)
+        return Training(name, made, self.tasks[of])
 
 
 def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:

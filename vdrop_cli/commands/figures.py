@@ -23,10 +23,8 @@ def run(settings: Figures) -> None:
             cells = dict.fromkeys(training.settings.model.cell for training in todo)
             dropouts = dict.fromkeys(training.settings.dropout.name for training in todo)
             chosen = ratings.choices(protocol, cells, dropouts, settings.epochs)
-            of_todo = dict.fromkeys(training.settings.seed for training in todo)
-            campaign.vdrop(
-                "train", *campaign.sweep(chosen, of_todo, settings.launcher, maker.precision, settings.outputs, settings.overrides)
-            )
+            of_todo, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
+            campaign.vdrop("train", *campaign.sweep(chosen, of_todo, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
     table.run(Table(outputs=settings.outputs, file=settings.file), settings)
     campaign.require_all(trainings, evaluations)

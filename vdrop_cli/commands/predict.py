@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import corpora, environment, evaluate, interruption, runs
+from vdrop_cli import corpora, environment, evaluate, runs
 from vdrop_cli.commands.eval import Loaded, load
 from vdrop_cli.config import ConfigError, Eval, Policy, Predict
 from vdrop_cli.tasks import LanguageModelling, Sentiment
@@ -98,10 +97,7 @@ def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
     if without and settings.mc_samples:
         raise ConfigError(f"mc_samples must be 0 or null, {loaded.path} was trained without dropout, got {settings.mc_samples}")
     samples = (0 if without else PASSES) if settings.mc_samples is None else settings.mc_samples
-    passes = []
-    for text in given:
-        interruption.check()
-        passes.append(task.passes_of(loaded.model, corpora.words(loaded.data, text), samples, settings.seed))
+    passes = [task.passes_of(loaded.model, corpora.words(loaded.data, text), samples, settings.seed) for text in given]
     noise = noise_of(loaded, task, samples)
     found = predictive(torch.stack(passes, 1), noise.deviation)
     level = LEVEL if settings.level is None else settings.level
@@ -141,7 +137,6 @@ def surprise(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None
     vocabulary = task.corpus.vocabulary
     ids = {word: number for number, word in enumerate(vocabulary)}
     for text in texts(settings):
-        interruption.check()
         words = [*text.split(), "<eos>"]
         stream_N = torch.tensor(ids_of(["<eos>", *words], task, ids), device=task.device)
         nll_N = evaluate.stream_nll(loaded.model, stream_N)
@@ -163,14 +158,9 @@ def write(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None:
     vocabulary = task.corpus.vocabulary
     ids = {word: number for number, word in enumerate(vocabulary)}
     begin = ids_of(["<eos>", *(settings.text or "").split()], task, ids)
-
-    def words() -> Iterator[str]:
-        generator = torch.Generator(device=task.device).manual_seed(settings.seed)
-        for number in evaluate.written(loaded.model, torch.tensor(begin, device=task.device), settings.sample, generator):
-            interruption.check()
-            yield vocabulary[number]
-
-    drawn = list(words())
+    generator = torch.Generator(device=task.device).manual_seed(settings.seed)
+    numbers = evaluate.written(loaded.model, torch.tensor(begin, device=task.device), settings.sample, generator)
+    drawn = [vocabulary[number] for number in numbers]
     if settings.json:
         print(json.dumps({"text": settings.text or "", "sample": drawn}, ensure_ascii=False))
     else:

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from vdrop_cli import CONF, experiments, files, pictures, ratings, runs
+from vdrop_cli import CONF, experiments, files, markdown, pictures, ratings, runs
 from vdrop_cli.config import ConfigError, Figures, Pictures, Size, Table
 from vdrop_cli.experiments import Row
 from vdrop_cli.runs import Finished
@@ -40,10 +39,6 @@ class Line:
 
     def values(self, of: Callable[[Evaluated], float | None]) -> list[float]:
         return [value for value in map(of, self.runs) if value is not None]
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        return self.runs[-1].run.environment
 
 
 def run(settings: Table, figures: Figures | None = None) -> None:
@@ -130,13 +125,6 @@ def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path
     return kept
 
 
-def spread(values: list[float]) -> str:
-    """Mean, and deviation where there are several."""
-    if not values:
-        return "–"
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
 def as_published(value: float | None, deviation: float | None, mark: str) -> str:
     return "–" if value is None else f"{value}" + (f" ± {deviation}" if deviation is not None else "") + mark
 
@@ -171,22 +159,19 @@ def cells(line: Line) -> list[str]:
     told = [
         published.row,
         as_published(published.valid, published.valid_deviation, mark),
-        spread(valid),
+        markdown.mean(valid, 2),
         difference(valid, published.valid),
-        spread(exact),
+        markdown.mean(exact, 2),
         as_published(published.test, published.test_deviation, mark),
-        spread(test),
+        markdown.mean(test, 2),
         difference(test, published.test),
         "–" if published.words_per_second is None else f"{published.words_per_second:,.0f}{mark}",
     ]
     if not line.runs:
         return [told[0], told[1], "not yet run", "–", "–", told[5], "not yet run", "–", told[8], *["–"] * 6]
-    speeds, environment = line.values(lambda e: e.speed), line.environment
-    commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")
+    speeds, last = line.values(lambda e: e.speed), line.runs[-1].run
     seeds = " ".join(str(evaluated.run.train.seed) for evaluated in line.runs)
-    threads = environment.get("threads")
-    device = environment["device"] + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
-    made = [seeds, str(line.runs[0].run.train.precision), device, environment.get("date", "–"), commit]
+    made = [seeds, str(last.train.precision), last.machine, last.environment.get("date", "–"), last.commit]
     return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", *made]
 
 
@@ -215,9 +200,8 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
         f"Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside published.{changed} {LEGEND}",
     ]
     for size, of_size in by_size(lines):
-        parts += [f"## {SIZES[size].capitalize()}", markdown(of_size)]
-        here = Path(settings.file).parent
-        parts += [f"![{title}]({Path(os.path.relpath(path, here)).as_posix()})" for title, path in drawn.get(size, [])]
+        parts += [f"## {SIZES[size].capitalize()}", markdown.table(HEADINGS, map(cells, of_size))]
+        parts += [markdown.picture(title, path, Path(settings.file)) for title, path in drawn.get(size, [])]
     made = dict.fromkeys((line.row.experiment, command(line.row)) for line in lines)
     parts += [
         "## How each row is made",
@@ -256,9 +240,12 @@ def unpublished() -> str:
 
 def choices(folder: Path) -> list[str]:
     """How settings were chosen: the validation perplexity by value, from records in `<what it is of>/<setting>/<value>/`."""
+    by_setting: dict[Path, list[Finished]] = {}
+    for run in runs.below(folder):
+        by_setting.setdefault(run.folder.parent, []).append(run)
     told = []
-    for setting in sorted({run.folder.parent for run in runs.below(folder)}):
-        found = {run.settings[setting.name]: run for run in runs.below(setting)}
+    for setting, of_setting in by_setting.items():
+        found = {run.settings[setting.name]: run for run in of_setting}
         first = next(iter(found.values())).train
         values = ", ".join(f"{value:g}: {found[value].result['valid_ppl']:.2f}" for value in sorted(found))
         best = min(found, key=lambda value: found[value].result["valid_ppl"])
@@ -269,11 +256,6 @@ def choices(folder: Path) -> list[str]:
         if told
         else []
     )
-
-
-def markdown(lines: list[Line]) -> str:
-    told = [HEADINGS, ["---"] * len(HEADINGS), *map(cells, lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in told)
 
 
 def plain_table(lines: list[Line]) -> str:
@@ -363,7 +345,7 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
             (
                 "Words a second",
                 "speed",
-                speeds and pictures.speeds(speeds, published, made[0].environment["device"]),
+                speeds and pictures.speeds(speeds, published, made[0].runs[-1].run.environment["device"]),
             ),
         ]
         for title, what, figure in figures:

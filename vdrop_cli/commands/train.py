@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -234,12 +235,17 @@ def clear(folder: Path) -> None:
             path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
+def resolved(settings: Train, device: torch.device) -> Train:
+    """With what `auto` comes to on a device."""
+    precision = environment.precision(settings.precision, device)
+    return replace(settings, device=str(device), backend=Backend[choose(settings.backend.name)], precision=precision)
+
+
 def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> str:
     """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when `force` has had its effect."""
     device = environment.device(settings.device)
     environment.make_ready(device)
-    chosen, precision = Backend[choose(settings.backend.name)], environment.precision(settings.precision, device)
-    settings = replace(settings, device=str(device), backend=chosen, precision=precision)
+    settings = resolved(settings, device)
     task = tasks.load(settings, device)
     folder = checkpoint.run_folder(settings, task.fingerprint)
     if (folder / "result.json").exists() and not settings.force:
@@ -254,7 +260,8 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
         files.remove_unfinished(folder, OURS)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
-        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {device}, back end {chosen}, {precision}"
+        made_with = f"{device}, back end {settings.backend}, {settings.precision}"
+        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {made_with}"
         before = f", going on after epoch {training.epoch}, step {training.step}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
         listen(training)

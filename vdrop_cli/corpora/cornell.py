@@ -1,6 +1,5 @@
 """The Cornell scale dataset v1.0 (Pang & Lee 2005): film reviews of four authors, found locally, else fetched; always verified."""
 
-import hashlib
 import http.client
 import io
 import tarfile
@@ -35,7 +34,7 @@ def read(data: Data) -> Rated:
     else:
         setting, folder = found
         contents, origin = {file: read_file(folder / file, setting) for file in FILES}, str(folder)
-        check_sums(contents, f"{setting}: {folder}/")
+        check_sums(contents, f"{setting}: {folder}/{{name}}")
     texts, ratings = [], []
     for author in AUTHORS:
         reviews, rated = (contents[f"scaledata/{author}/{kind}.{author}"].decode("latin-1") for kind in ("subj", "rating"))
@@ -60,7 +59,7 @@ def fetch() -> tuple[dict[str, bytes], str]:
         with tarfile.open(fileobj=io.BytesIO(urllib.request.urlopen(URL, timeout=URL_TIMEOUT).read())) as archive:
             named = {member.name.removeprefix("./"): member for member in archive.getmembers() if member.isfile()}
             contents = {file: archive.extractfile(named[file]).read() for file in FILES}  # type: ignore[union-attr]
-        check_sums(contents, f"{URL}: ")
+        check_sums(contents, f"{URL}: {{name}}")
     except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, KeyError, ConfigError) as error:
         raise ConfigError(
             "data=cornell is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with scaledata/ of scale_data.tar.gz "
@@ -71,10 +70,4 @@ def fetch() -> tuple[dict[str, bytes], str]:
 
 
 def check_sums(contents: dict[str, bytes], where: str) -> None:
-    for file, content in contents.items():
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != SUMS[file]:
-            raise ConfigError(
-                f"{where}{file} is not that of the Cornell scale dataset v1.0: MD5 {found}, expected {SUMS[file]}; "
-                "get the file again, or use data=text_regression"
-            )
+    places.check_md5(contents, SUMS, where, "that of the Cornell scale dataset v1.0", "text_regression")

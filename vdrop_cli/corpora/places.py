@@ -1,5 +1,6 @@
 """Where on this machine a corpus may lie, and how one that was fetched is kept there."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,15 @@ def local(data: Data, name: str, files: Sequence[str]) -> tuple[str, Path] | Non
             f"set VDROP_DATA to a folder with {name}/ in it, or leave both unset to fetch them"
         )
     return found
+
+
+def check_md5(contents: dict[str, bytes], sums: dict[str, str], where: str, what: str, otherwise: str) -> None:
+    """Raises ConfigError where a content is not what it is known to be; `{name}` in `where` stands for its name."""
+    for name, content in contents.items():
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != sums[name]:
+            told = where.format(name=name)
+            raise ConfigError(f"{told} is not {what}: MD5 {found}, expected {sums[name]}; get the file again, or use data={otherwise}")
 
 
 def keep(name: str, contents: dict[str, bytes]) -> Path:

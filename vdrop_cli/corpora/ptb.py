@@ -1,6 +1,5 @@
 """Penn Treebank in Mikolov's preparation: found in a local folder, else fetched; always verified."""
 
-import hashlib
 import http.client
 import urllib.request
 from collections.abc import Callable
@@ -36,7 +35,7 @@ def read(data: Data) -> Raw:
         return fetch()
     setting, folder = found
     contents = {part: read_file(folder / file_name(part), setting) for part in PARTS}
-    check_sums(contents, f"{setting}: {folder}/ptb.{{part}}.txt")
+    check_sums(contents, f"{setting}: {folder}/ptb.{{name}}.txt")
     return Raw(contents, str(folder))
 
 
@@ -47,7 +46,7 @@ def fetch() -> Raw:
     for origin, source in sources.items():
         try:
             contents = source()
-            check_sums(contents, f"{{part}} part from {origin}")
+            check_sums(contents, f"{{name}} part from {origin}")
         except (OSError, http.client.HTTPException, ConfigError) as error:
             refusals.append(f"{origin}: {' '.join(str(error).split())[:200]}")
             continue
@@ -71,13 +70,7 @@ def from_url() -> dict[str, bytes]:
 
 
 def check_sums(contents: dict[str, bytes], where: str) -> None:
-    for part, content in contents.items():
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != MD5[part]:
-            raise ConfigError(
-                f"{where.format(part=part)} is not Mikolov's Penn Treebank: MD5 {found}, expected {MD5[part]}; "
-                "get the file again, or use data=text"
-            )
+    places.check_md5(contents, MD5, where, "Mikolov's Penn Treebank", "text")
 
 
 def check_counts(corpus: Corpus) -> None:
