@@ -30,7 +30,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "schedule": {"config"},
     "checkpoint": {"config", "files"},
     "rivals": {"config"},
-    "environment": {"config", "__version__"},
+    "environment": {"config", "kernels", "__version__"},
     "sinks": {"config", "files"},
     "runs": {"config", "sinks"},
     "pictures": {"config", "runs"},

@@ -96,7 +96,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("train", "experiment=typo"): "experiment=typo is not there",
     ("train", "dropout.p_h=1.5"): "dropout.p_h must be in [0, 1), got 1.5",
     ("train", "dropout=moon", "model=gru_small"): "dropout must be another policy than moon with a GRU",
-    ("train", "backend=cudnn"): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused]",
+    ("train", "backend=cudnn"): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused, triton]",
     ("train", "device=cuda:99", "data=pydoc"): "device=cuda:99 is not on this machine",
     ("train", "data.dir=nowhere"): "data.dir=nowhere has no ptb.train.txt; point data.dir at",
     ("train", "data=text", "data.train=no", "data.valid=no", "data.test=no"): "data.train=no cannot be read (No such file or directory)",

@@ -89,6 +89,7 @@ class Backend(Choice):
     auto = "auto"
     reference = "reference"
     fused = "fused"
+    triton = "triton"
 
 
 class Precision(Choice):

@@ -4,16 +4,18 @@ import ctypes
 import importlib.metadata
 import platform
 import subprocess
+import sys
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vdrop_cli import __version__
-from vdrop_cli.config import ConfigError, Precision
+from vdrop_cli import __version__, kernels
+from vdrop_cli.config import Backend, ConfigError, Precision
 
-PACKAGES = ("torch", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard", "numpy", "scikit-learn")
+PACKAGES = ("torch", "triton", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard", "numpy", "scikit-learn")
 
 
 def device(name: str) -> torch.device:
@@ -40,6 +42,19 @@ def precision(wanted: Precision, on: torch.device) -> Precision:
     if on.type == "cuda":
         return Precision.bf16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.fp32
     return Precision.bf16 if {"avx512_bf16", "amx_bf16", "bf16"} & set(processor_flags()) else Precision.fp32
+
+
+def backend(wanted: Backend, on: torch.device) -> Backend:
+    """What `auto` comes to on a device; says so where that is not what was to be expected there."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            chosen = Backend[kernels.choose(wanted.name, on)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for warning in caught:
+        print(f"vdrop: {warning.message}", file=sys.stderr)
+    return chosen
 
 
 def make_ready(on: torch.device) -> None:

@@ -22,7 +22,8 @@ class Recurrent(nn.Module):
 
     In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
     mode there are none, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
-    multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the input).
+    multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the input). `backend` is
+    one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` has `triton` keep less in memory.
     """
 
     cell: Cell
@@ -37,12 +38,13 @@ class Recurrent(nn.Module):
         dropout: Dropout | None = None,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first = batch_first
         self.dropout = dropout or Dropout(name="none", policy=Policy.none)
-        self.backend, self.compute_dtype = kernels.choose(backend), compute_dtype
+        self.backend, self.compute_dtype, self.recompute = kernels.known(backend), compute_dtype, recompute
         if self.dropout.policy is Policy.moon and self.cell is not Cell.lstm:
             raise ValueError("the policy moon masks the cell state, which a GRU does not have")
         rows = GATES[self.cell] * hidden_size
@@ -61,6 +63,11 @@ class Recurrent(nn.Module):
     def weights(self, layer: int) -> Weights:
         w_ih, w_hh, b_ih, b_hh = (self.get_parameter(f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         return w_ih, w_hh, b_ih, b_hh
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How the kernels are to work."""
+        return {"backend": self.backend, "compute_dtype": self.compute_dtype, "recompute": self.recompute}
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
         widths = (self.input_size, *[self.hidden_size] * (self.num_layers - 1))
@@ -112,9 +119,7 @@ class LSTM(Recurrent):
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         h_BH, c_BH = state
-        y_TBH, h_BH, c_BH = kernels.lstm(
-            x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, backend=self.backend, compute_dtype=self.compute_dtype
-        )
+        y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, **self.options)
         return y_TBH, (h_BH, c_BH)
 
 
@@ -129,14 +134,5 @@ class GRU(Recurrent):
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         (h_BH,) = state
-        y_TBH, h_BH = kernels.gru(
-            x_TBD,
-            h_BH,
-            *weights,
-            masks,
-            lengths=lengths,
-            reset_after=self.reset_after,
-            backend=self.backend,
-            compute_dtype=self.compute_dtype,
-        )
+        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, lengths=lengths, reset_after=self.reset_after, **self.options)
         return y_TBH, (h_BH,)

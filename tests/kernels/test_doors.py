@@ -5,14 +5,16 @@ import torch
 
 from vdrop_cli import kernels
 
+CPU = torch.device("cpu")
 
-def test_auto_is_fused() -> None:
-    assert kernels.choose("auto") == "fused"
+
+def test_auto_is_fused_on_the_cpu() -> None:
+    assert kernels.choose("auto", CPU) == "fused"
 
 
 def test_a_back_end_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
-    with pytest.raises(ValueError, match="choose auto, reference or fused"):
-        kernels.choose("cudnn")
+    with pytest.raises(ValueError, match="choose auto, reference, fused or triton"):
+        kernels.choose("cudnn", CPU)
 
 
 def test_a_gru_has_no_cell_state_to_mask() -> None:

@@ -147,7 +147,10 @@ def test_cross_entropy_in_chunks_is_that_of_the_whole(
     assert errors[0] < 1e-5 and max(errors) < tolerance
 
 
-def test_cross_entropy_of_extreme_logits_is_finite_and_right() -> None:
+@pytest.mark.parametrize("way", ["by_probabilities", "by_logarithms"])
+def test_cross_entropy_of_extreme_logits_is_finite_and_right(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, and as on CUDA."""
+    monkeypatch.setattr(fused, "by_probabilities", getattr(fused, way))
     for dtype, tolerance in ((None, 1e-4), (torch.bfloat16, 2e-2)):
         tensors, targets = head(50, 11, scale=5.0)  # logits beyond ±80
         logits = tensors[0] @ tensors[1].T
@@ -158,6 +161,16 @@ def test_cross_entropy_of_extreme_logits_is_finite_and_right() -> None:
         torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-4)
         gradients = (torch.autograd.grad(loss.sum(), of) for loss, of in ((nll, tensors), (expected, doubles)))
         assert max(relative_errors(*map(list, gradients))) < tolerance
+
+
+def test_the_gradient_of_a_sum_is_even_without_a_look_at_it() -> None:
+    """A look would be a wait for a GPU."""
+    seen = []
+    nll = torch.ones(6, requires_grad=True)
+    nll.register_hook(lambda gradient: seen.append((gradient.stride(0), fused.is_even(gradient))))
+    (nll.view(2, 3).sum() / 2).backward()
+    assert seen == [(0, True)]
+    assert not fused.is_even(torch.tensor([1.0, 2.0])) and fused.is_even(torch.tensor([2.0, 2.0]))
 
 
 def test_the_logits_stay_exact_where_torch_would_round_them() -> None:

@@ -36,7 +36,10 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     path = checkpoint.find(named)
     found = checkpoint.load(path)
     trained = found.train
-    precision = environment.precision(settings.precision or trained.precision, device)
+    backend, precision = (
+        environment.backend(settings.backend, device),
+        environment.precision(settings.precision or trained.precision, device),
+    )
     moved = {key: value for key, value in vars(settings.data).items() if value is not None}
     for one, other in (("csv", "name"), ("name", "csv")):
         if one in moved and trained.data.source is Source.text_regression:
@@ -49,7 +52,7 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     task = tasks.load(trained, device)
     if task.fingerprint != found.corpus:
         raise ConfigError(f"checkpoint={path} was trained on another corpus than {task.origin}; give it the text that it was trained on")
-    model = task.model(trained.model, trained.dropout, settings.backend.name, environment.COMPUTE_DTYPES[precision])
+    model = task.model(trained.model, trained.dropout, backend.name, environment.COMPUTE_DTYPES[precision])
     try:
         model.load_state_dict(found.model)
     except RuntimeError:

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from vdrop_cli import checkpoint, environment, files, interruption, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
-from vdrop_cli.config import Backend, ConfigError, RunError, Train, plain
+from vdrop_cli.config import ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import Stream
 from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
-from vdrop_cli.kernels import choose
 from vdrop_cli.schedule import Optimiser, learning_rate
 from vdrop_cli.sinks import (
     Epoch,
@@ -237,8 +236,8 @@ def clear(folder: Path) -> None:
 
 def resolved(settings: Train, device: torch.device) -> Train:
     """With what `auto` comes to on a device."""
-    precision = environment.precision(settings.precision, device)
-    return replace(settings, device=str(device), backend=Backend[choose(settings.backend.name)], precision=precision)
+    backend, precision = environment.backend(settings.backend, device), environment.precision(settings.precision, device)
+    return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
 def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> str:

@@ -7,9 +7,12 @@ what enters a matrix product, never on the carried state (the cell mask `c` exce
 with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
 
 `compute_dtype` (None: that of the input) is the type in which matrix products are multiplied, the forward logits of
-`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input.
+`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input. `recompute` has the back end `triton` keep
+no gates for the way back but work them out again: less memory, two products more; the others take no notice of it.
 """
 
+import warnings
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -20,15 +23,50 @@ from vdrop_cli.kernels.masks import Masks
 
 __all__ = ["BACKENDS", "Masks", "choose", "gru", "linear_cross_entropy", "lstm"]
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "fused": fused}
+BACKENDS = ("reference", "fused", "triton")
+MODULES: dict[str, ModuleType] = {"reference": reference, "fused": fused}  # triton when it is asked for: Triton is not everywhere
 
 
-def choose(backend: str) -> str:
-    """The back end that `backend` stands for: `auto` is `fused`, on every device."""
-    name = "fused" if backend == "auto" else backend
-    if name not in BACKENDS:
-        raise ValueError(f"backend={backend} is not there; choose auto, {' or '.join(BACKENDS)}")
-    return name
+@lru_cache
+def obstacle_to_triton(device: torch.device) -> str:
+    """Why Triton's programs cannot be used on a device; empty where they can."""
+    try:
+        from vdrop_cli.kernels import triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    MODULES["triton"] = triton
+    return triton.obstacle(device)
+
+
+def known(backend: str) -> str:
+    """The name, if it is one; a ValueError otherwise."""
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend={backend} is not there; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+    return backend
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def choose(backend: str, device: torch.device) -> str:
+    """The back end that `backend` stands for on a device.
+
+    `auto` is `fused` on the CPU, and on CUDA `triton`, once its self-check has passed there; otherwise `fused`, with a warning.
+    One that was asked for and cannot run is a ValueError that says why.
+    """
+    if known(backend) == "auto":
+        return auto(device)
+    if backend == "triton" and (why := obstacle_to_triton(device)):
+        raise ValueError(f"backend=triton cannot run on {device}: {why}; choose backend=fused")
+    return backend
+
+
+@lru_cache
+def auto(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "fused"
+    if why := obstacle_to_triton(device):
+        warnings.warn(f"backend=auto is fused on {device}, which is slower than triton: {why}", stacklevel=2)
+        return "fused"
+    return "triton"
 
 
 def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, ...], masks: Masks, lengths: Tensor | None) -> None:
@@ -75,6 +113,7 @@ def lstm(
     lengths: Tensor | None = None,
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7): all hidden states [T, B, H], the last h and c [B, H].
 
@@ -82,8 +121,10 @@ def lstm(
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
-    outputs: tuple[Tensor, Tensor, Tensor] = BACKENDS[choose(backend)].lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype
+    name = choose(backend, x_TBD.device)
+    options = {"recompute": recompute} if name == "triton" else {}
+    outputs: tuple[Tensor, Tensor, Tensor] = MODULES[name].lstm(
+        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, **options
     )
     return outputs
 
@@ -101,6 +142,7 @@ def gru(
     reset_after: bool = False,
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer over a sequence: all hidden states [T, B, H] and the last one [B, H].
 
@@ -112,8 +154,10 @@ def gru(
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
-    outputs: tuple[Tensor, Tensor] = BACKENDS[choose(backend)].gru(
-        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype
+    name = choose(backend, x_TBD.device)
+    options = {"recompute": recompute} if name == "triton" else {}
+    outputs: tuple[Tensor, Tensor] = MODULES[name].gru(
+        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, **options
     )
     return outputs
 
@@ -127,8 +171,11 @@ def linear_cross_entropy(
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Negative log-likelihood in nats of each target [N] under softmax(x Wᵀ + b); the [N, V] logits are never all in memory (fused)."""
+    """Negative log-likelihood in nats of each target [N] under softmax(x Wᵀ + b).
+
+    But for `reference`, the [N, V] logits are never all in memory.
+    """
     if x_ND.dim() != 2 or targets_N.shape != x_ND.shape[:1] or len(targets_N) == 0:
         raise ValueError(f"x must be [N, D] and targets [N] with N ≥ 1, got {list(x_ND.shape)} and {list(targets_N.shape)}")
-    nll_N: Tensor = BACKENDS[choose(backend)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
+    nll_N: Tensor = MODULES[choose(backend, x_ND.device)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
     return nll_N

@@ -14,88 +14,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vdrop_cli.kernels.gates import (
+    Gates,
+    alive_steps,
+    each_step,
+    input_gradient,
+    project_inputs,
+    some_gates,
+    sum_over_steps,
+    weight_gradient,
+    with_start,
+)
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.products import Weights, WeightsByGate, mm_into
+from vdrop_cli.kernels.products import Weights, mm_into
 
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
 ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large
-
-
-def differs_by_gate(mask: Tensor | None) -> bool:
-    return mask is not None and mask.shape[1] > 1
-
-
-def some_gates(mask_TGBH: Tensor | None, part: slice) -> Tensor | None:
-    """The mask of some gates, of one that differs by gate or not."""
-    return mask_TGBH[:, part] if mask_TGBH is not None and differs_by_gate(mask_TGBH) else mask_TGBH
-
-
-def each_step(mask: Tensor | None, time: int) -> list[Tensor] | None:
-    """The masks of all steps, one after the other."""
-    if mask is None:
-        return None
-    return [mask[0]] * time if len(mask) == 1 else list(mask.unbind(0))
-
-
-def lower(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`tensor ∘ mask`, rounded to the type that is multiplied in."""
-    return (tensor if mask is None else tensor * mask).to(dtype)
-
-
-class Gates:
-    """One tensor of all gates and steps, laid out so that each product reads and writes its part in one go.
-
-    Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does.
-    """
-
-    def __init__(self, memory: Tensor, gates: int) -> None:
-        self.memory, self.gates, self.by_gate = memory, gates, memory.dim() == 4
-        self.time, self.batch, self.hidden = memory.shape[-3], memory.shape[-2], memory.shape[-1] // (1 if self.by_gate else gates)
-        self.view_GTBH = memory if self.by_gate else memory.view(self.time, self.batch, gates, self.hidden).permute(2, 0, 1, 3)
-
-    @classmethod
-    def of(cls, x_TBD: Tensor, hidden: int, gates: int, masks: Masks) -> "Gates":
-        (time, batch, _), by_gate = x_TBD.shape, differs_by_gate(masks.x) or differs_by_gate(masks.h)
-        return cls(x_TBD.new_empty((gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden)), gates)
-
-    def another(self, dtype: torch.dtype | None = None) -> "Gates":
-        """Of the same layout, for the gradients."""
-        return Gates(torch.empty_like(self.memory, dtype=dtype), self.gates)
-
-    def rows(self, part: slice) -> slice:
-        """The rows of a weight matrix that belong to some gates."""
-        return slice(part.start * self.hidden, part.stop * self.hidden)
-
-    def weights(self, w_hh: Tensor, *, transposed: bool = False) -> Weights | WeightsByGate:
-        """The rows of some gates, to be multiplied with every step of what enters them, or transposed, of their gradients."""
-        w = w_hh.view(-1, self.hidden, self.hidden) if self.by_gate else w_hh
-        w = w.mT if transposed else w
-        return WeightsByGate(w, self.batch) if self.by_gate else Weights(w, self.batch)
-
-    def groups(self, part: slice) -> list[slice]:
-        """How the gates of `part` are grouped into products: all together, or one by one."""
-        return [slice(g, g + 1) for g in range(part.start, part.stop)] if self.by_gate else [part]
-
-    def matrix(self, group: slice) -> Tensor:
-        """Gates of every step as a matrix, [T·B, gates·H]."""
-        return self.memory[group.start].flatten(0, 1) if self.by_gate else self.memory.flatten(0, 1)[:, self.rows(group)]
-
-    def steps(self, part: slice) -> list[Tensor]:
-        """Gates of each step, [gates, B, H] where each is multiplied for itself, else [B, gates·H]."""
-        memory = self.memory[part].transpose(0, 1) if self.by_gate else self.memory[..., self.rows(part)]
-        return list(memory.unbind(0))
-
-
-def project_inputs(gates: Gates, x_TBD: Tensor, w_ih: Tensor, bias: Tensor, mask_x: Tensor | None) -> list[Tensor]:
-    """Fills the gates with `W (m_x ∘ x) + b` for all steps at once; returns the masked inputs of each group, [T·B, D]."""
-    inputs_ND = []
-    for group in gates.groups(slice(0, gates.gates)):
-        mask_TBD = None if mask_x is None else mask_x[:, group.start if differs_by_gate(mask_x) else 0]
-        inputs_ND.append(lower(x_TBD, mask_TBD, w_ih.dtype).flatten(0, 1))
-        mm_into(gates.matrix(group), inputs_ND[-1], w_ih[gates.rows(group)].T)
-    gates.view_GTBH.add_(bias.view(gates.gates, 1, 1, -1))
-    return inputs_ND
 
 
 class Recurrence:
@@ -144,40 +79,6 @@ class RecurrenceGradient:
         if self.by_gate:
             return (through if mask_KBH is None else through * mask_KBH).sum(0, dtype=self.dtype)
         return through.to(self.dtype) if mask_KBH is None else through * mask_KBH[0]
-
-
-def input_gradient(low: Gates, x_TBD: Tensor, w_ih: Tensor, mask_x: Tensor | None) -> Tensor:
-    dx_TBD: Tensor | None = None
-    for group in low.groups(slice(0, low.gates)):
-        through_TBD = (low.matrix(group) @ w_ih[low.rows(group)]).view_as(x_TBD).to(x_TBD.dtype)
-        if mask_x is not None:
-            through_TBD.mul_(mask_x[:, group.start if differs_by_gate(mask_x) else 0])
-        dx_TBD = through_TBD if dx_TBD is None else dx_TBD.add_(through_TBD)
-    assert dx_TBD is not None
-    return dx_TBD
-
-
-def weight_gradient(low: Gates, part: slice, inputs_ND: list[Tensor], dw: Tensor) -> None:
-    """Writes the gradient of the weights that multiplied the inputs of each group, summed over all steps, in one product."""
-    for group, input_ND in zip(low.groups(part), inputs_ND, strict=True):
-        mm_into(dw[low.rows(group)], low.matrix(group).T, input_ND)
-
-
-def sum_over_steps(da: Gates) -> Tensor:
-    """The gradient of the biases, [G·H]."""
-    return da.view_GTBH.sum((1, 2)).flatten() if da.by_gate else da.memory.flatten(0, 1).sum(0)
-
-
-def alive_steps(lengths: Tensor | None, time: int) -> Tensor | None:
-    """[T, B, 1]: whether step t lies before the sequence's end."""
-    return None if lengths is None else (torch.arange(time, device=lengths.device)[:, None] < lengths)[..., None]
-
-
-def with_start(first_BH: Tensor, time: int) -> Tensor:
-    """Memory for the states of all steps, [T + 1, B, H], the first of them there."""
-    states = first_BH.new_empty(time + 1, *first_BH.shape)
-    states[0] = first_BH
-    return states
 
 
 def through_sigmoid(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
@@ -415,12 +316,17 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
-        if ctx.gradients is not None and bool((dnll_N == dnll_N[0]).all()):
+        if ctx.gradients is not None and is_even(dnll_N):
             dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
             ctx.gradients = None
         else:
             _, (dx_ND, dw_VD, db_V) = loss_and_gradients(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
         return dx_ND, dw_VD, db_V, None, None
+
+
+def is_even(dnll_N: Tensor) -> bool:
+    """Whether the gradient is the same for all tokens; that of a sum tells so itself, without a wait for a GPU."""
+    return dnll_N.stride(0) == 0 or bool((dnll_N == dnll_N[0]).all())
 
 
 def chunks(rows: int, at_once: int) -> list[slice]:
@@ -430,6 +336,18 @@ def chunks(rows: int, at_once: int) -> list[slice]:
 def loss_and_probabilities(x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
     logits_MV = (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
+    return by_logarithms(logits_MV, targets_M) if logits_MV.is_cuda else by_probabilities(logits_MV, targets_M)
+
+
+def by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain way, in which nothing depends on a number that a GPU would have to be waited for."""
+    total_M1 = logits_MV.logsumexp(1, keepdim=True)
+    nll_M = (total_M1 - logits_MV.gather(1, targets_M[:, None])).squeeze(1)
+    return nll_M, logits_MV.sub_(total_M1).exp_()
+
+
+def by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """With a pass less over the logits, which counts on a CPU."""
     p_MV = logits_MV.softmax(1)
     p_M = p_MV.gather(1, targets_M[:, None]).squeeze(1)
     nll_M = -p_M.log()

@@ -1,0 +1,152 @@
+"""The back end for CUDA on a machine that has none: its programs interpreted, and compiled; and what is said where it cannot run."""
+
+import builtins
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.processes import ROOT, environment
+from vdrop_cli import kernels
+from vdrop_cli.config import Backend, ConfigError
+from vdrop_cli.environment import backend
+from vdrop_cli.kernels import Masks
+
+triton = pytest.importorskip("triton")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+PROGRAMS = ["lstm_forward", "lstm_backward", "gru_reset_after", "gru_gates", "gru_candidate", "gru_backward", "gru_gates_backward"]
+LOW = {"p_ptr", "enter_ptr", "da_ptr", "dp_ptr", "through_ptr"}  # of the type that is multiplied in
+
+
+def test_the_cells_agree_with_the_definition_in_tritons_interpreter() -> None:
+    """In a process of its own: whether programs are interpreted is settled when Triton is imported."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "tests/kernels/triton_cells.py"]
+    variables = {**environment(), "TRITON_INTERPRET": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", ran.stdout)
+    assert passed and int(passed[1]) >= 40 and "skipped" not in ran.stdout
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("low", ["fp32", "bf16"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
+    """To machine code of the Ampere and Hopper generations, as for one sequence of one step, whose sizes Triton takes as constants, too."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from vdrop_cli.kernels import programs
+
+    program = getattr(programs, name)
+    constants: dict[str, Any] = {"GROUPS": 4, "ACC": triton.language.float32, "BLOCK": 128}
+    types = {}
+    for parameter in (p.name for p in program.params):
+        if parameter in constants:
+            types[parameter] = "constexpr"
+        elif parameter.endswith("_ptr"):
+            optional = (
+                "mask" in parameter or parameter == "lengths_ptr" or (name == "gru_backward" and parameter in ("inner_ptr", "dp_ptr"))
+            )
+            types[parameter] = "*i64" if parameter == "lengths_ptr" else f"*{low if parameter in LOW else 'fp32'}"
+            if optional and not masked:
+                types[parameter], constants[parameter] = "constexpr", None
+        elif not masked and parameter in ("time", "batch"):
+            types[parameter], constants[parameter] = "constexpr", 1
+        else:
+            types[parameter] = "i32"
+    constants = {key: value for key, value in constants.items() if key in types}
+    for generation in (80, 90):
+        compiled = triton.compile(ASTSource(program, types, constants), target=GPUTarget("cuda", generation, 32))
+        assert len(compiled.asm["cubin"]) > 1000
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """Whether Triton can be used is tried once in a process."""
+    from vdrop_cli.kernels import triton as module
+
+    caches = (kernels.auto, kernels.obstacle_to_triton, module.obstacle)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is not installed."""
+    original = builtins.__import__
+
+    def importing(name: str, *arguments: Any) -> Any:
+        if name == "vdrop_cli.kernels" and arguments[2:] and "triton" in (arguments[2] or ()):
+            raise ImportError("No module named 'triton'")
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_on_the_cpu_it_is_an_error_that_says_why() -> None:
+    zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
+    with pytest.raises(ValueError, match=r"backend=triton cannot run on cpu: Triton's programs are for CUDA devices; choose backend=fused"):
+        kernels.gru(*zeros, Masks(), backend="triton")
+    with pytest.raises(ConfigError, match="backend=triton cannot run on cpu"):
+        backend(Backend.triton, CPU)
+    assert backend(Backend.auto, CPU) is Backend.fused
+
+
+@pytest.mark.usefixtures("asked_anew", "without_triton")
+def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match=r"backend=auto is fused on cuda, which is slower than triton: Triton cannot be imported"):
+        assert kernels.choose("auto", CUDA) == "fused"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.choose("auto", CUDA) == "fused"
+    with pytest.raises(ValueError, match=r"backend=triton cannot run on cuda: Triton cannot be imported \(No module named 'triton'\)"):
+        kernels.choose("triton", CUDA)
+    kernels.auto.cache_clear()  # as in another process
+    assert backend(Backend.auto, CUDA) is Backend.fused
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("vdrop: backend=auto is fused on cuda")
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize("failure", ["wrong", "raises"])
+def test_a_self_check_that_fails_says_how(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vdrop_cli.kernels import triton as module
+
+    def check(device: torch.device, cell: str) -> float:
+        if failure == "raises":
+            raise RuntimeError("PTX was compiled with an unsupported toolchain\nand more")
+        return {"lstm": 1e-7, "gru": 0.25}[cell]
+
+    monkeypatch.setattr(module, "self_check", check)
+    told = {"wrong": "the self-check is off by 0.2", "raises": "RuntimeError: PTX was compiled with an unsupported toolchain; choose"}[
+        failure
+    ]
+    with pytest.raises(ValueError, match=told):
+        kernels.choose("triton", CUDA)
+    with pytest.warns(UserWarning, match=told.removesuffix("; choose")):
+        assert kernels.choose("auto", CUDA) == "fused"
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_where_the_self_check_passes_auto_is_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vdrop_cli.kernels import triton as module
+
+    monkeypatch.setattr(module, "self_check", lambda device, cell: 3e-4)  # as with tf32 products
+    assert kernels.choose("auto", CUDA) == kernels.choose("triton", CUDA) == "triton"
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    """It takes a second, and is not everywhere."""
+    code = "import sys, vdrop_cli.layers; assert 'vdrop_cli.kernels.triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

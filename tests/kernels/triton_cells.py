@@ -1,0 +1,204 @@
+"""The cells of the back end `triton` against the definition: in Triton's interpreter, or on a GPU.
+
+`test_triton.py` runs this file in a process of its own: whether programs are interpreted is settled when Triton is imported.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from tests.conftest import CELLS_AND_POLICIES
+from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gradients, relative_errors
+from vdrop_cli import kernels
+from vdrop_cli.dropout import Stream, draw
+from vdrop_cli.kernels import Masks, graphs, loops, programs
+from vdrop_cli.kernels import triton as ours
+from vdrop_cli.kernels.graphs import Graphs
+from vdrop_cli.layers import GRU, LSTM
+
+DEVICE = torch.device("cpu" if programs.INTERPRETED else "cuda")
+TIME = 3
+VARIANTS: dict[str, list[dict[str, Any]]] = {"lstm": [{}], "gru": [{"reset_after": False}, {"reset_after": True}]}
+FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": kernels.lstm, "gru": kernels.gru}
+TENSORS = ("x", "h", "c", "w_ih", "w_hh", "b_ih", "b_hh")
+
+
+@pytest.fixture(autouse=True)
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs for the seven elements of H, the second not full."""
+    monkeypatch.setattr(loops, "BLOCK", 4)
+
+
+@pytest.fixture
+def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A graph for every shape from its second call on; in the interpreter the loop itself stands for it. Counts captures and replays."""
+    counts = [0, 0]
+
+    def capture(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        counts[0] += 1
+        replay = run if programs.INTERPRETED else graphs.capture(run, device)
+
+        def counted() -> None:
+            counts[1] += 1
+            replay()
+
+        return counted
+
+    monkeypatch.setattr(ours, "GRAPHS", Graphs(capture, possible=lambda device: True))
+    return counts
+
+
+def to(masks: Masks, where: torch.device | torch.dtype) -> Masks:
+    return Masks(*(None if m is None else m.to(where) for m in masks))
+
+
+def on_device(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().to(DEVICE).requires_grad_() for t in tensors]
+
+
+def agreement(cell: str, masks: Masks, padded: bool, dtype: torch.dtype = torch.float32, **options: Any) -> float:
+    """The largest relative error of an output or a gradient."""
+    lengths = torch.tensor([1, TIME, 2]) if padded else None
+    plain = {name: value for name, value in options.items() if name not in ("recompute", "compute_dtype")}
+    expected = outputs_and_gradients(
+        lambda *a: FUNCTIONS[cell](*a, double(masks), lengths=lengths, backend="reference", **plain),
+        inputs_of(cell, TIME, torch.float64),
+    )
+    there = None if lengths is None else lengths.to(DEVICE)
+    found = outputs_and_gradients(
+        lambda *a: tuple(y.cpu() for y in FUNCTIONS[cell](*a, to(to(masks, DEVICE), dtype), lengths=there, backend="triton", **options)),
+        on_device(inputs_of(cell, TIME, dtype)),
+    )
+    return max(relative_errors([f.cpu() for f in found], expected))
+
+
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_policy_agrees_with_the_definition(cell: str, policy: str, padded: bool) -> None:
+    for option in VARIANTS[cell]:
+        assert agreement(cell, masks_of(cell, policy, TIME), padded, **option) < 1e-5
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("policy", ["none", "naive", "variational", "variational_untied"])
+def test_gates_worked_out_again_are_those_that_were(cell: str, policy: str) -> None:
+    for option in VARIANTS[cell]:
+        assert agreement(cell, masks_of(cell, policy, TIME), True, recompute=True, **option) < 1e-5
+
+
+@pytest.mark.parametrize(("x_gates", "h_gates"), [(0, 4), (4, 0), (4, 1), (1, 4)])
+def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
+    """Broadcast along other dimensions than by the policies, too; in fp64, for what fp32 would hide."""
+    generator = torch.Generator().manual_seed(4)
+    mask_x = torch.rand(TIME, x_gates, 1, 5, generator=generator, dtype=torch.float64) if x_gates else None
+    mask_h = torch.rand(1, h_gates, 3, 1, generator=generator, dtype=torch.float64) if h_gates else None
+    mask_c = torch.rand(1, 1, 7, generator=generator, dtype=torch.float64)
+    assert agreement("lstm", Masks(mask_x, mask_h, mask_c), True, torch.float64) < 1e-10
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(cell: str, replaying: list[int]) -> None:
+    """Five calls on the same shapes, each with its own numbers, all before the first way back."""
+    for option in VARIANTS[cell]:
+        replaying[:] = [0, 0]
+        ours.GRAPHS.forget()
+        calls = []
+        for number in range(5):
+            masks = to(Masks(*(None if m is None else m + number for m in masks_of(cell, "variational_untied", TIME))), DEVICE)
+            inputs = on_device([t.detach() + number / 10 for t in inputs_of(cell, TIME, torch.float32)])
+            expected, found = (FUNCTIONS[cell](*inputs, masks, backend=b, **option) for b in ("reference", "triton"))
+            calls.append((inputs, expected, found))
+        assert replaying == [1, 4]
+        for number, (inputs, expected, found) in enumerate(calls):
+            gradients = [torch.autograd.grad([y.square().sum() for y in ys], inputs) for ys in (found, expected)]
+            errors = relative_errors([*found, *gradients[0]], [*expected, *gradients[1]])
+            assert max(errors) < 1e-4, (number, errors)
+        assert replaying == [2, 8]
+
+
+def operands(cell: str, **options: Any) -> tuple[Any, ...]:
+    """What the operator takes, in its order: states, the layer, options."""
+    named = dict(zip([n for n in TENSORS if n != "c" or cell == "lstm"], on_device(inputs_of(cell, TIME, torch.float32)), strict=True))
+    masks = to(masks_of(cell, "variational_untied", TIME), DEVICE)
+    states = [named.pop(n) for n in ("h", "c") if n in named]
+    return *states, *named.values(), *masks, torch.tensor([1, TIME, 2], device=DEVICE), torch.float32, False, *options.values()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_operators_keep_torchs_rules(cell: str) -> None:
+    """Schema, no aliases, what is told of shapes without running, the way back, and both under `torch.compile`'s tracing."""
+    for option in VARIANTS[cell]:
+        torch.library.opcheck({"lstm": ours.lstm_operator, "gru": ours.gru_operator}[cell], operands(cell, **option))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_compile_takes_a_model_whole() -> None:
+    """One graph and no break, forward and back: `fullgraph` would raise."""
+    torch.manual_seed(0)
+    for layers in (LSTM(5, 7, 2, backend="triton").to(DEVICE), GRU(5, 7, backend="triton", reset_after=True).to(DEVICE)):
+        x_TBD = torch.randn(TIME, 3, 5, device=DEVICE)
+        masks = draw(layers.dropout, layers.mask_shape(TIME, 3), Stream((1,)), DEVICE)
+
+        def model(x: Tensor, layers: LSTM | GRU = layers, masks: Any = masks) -> Tensor:
+            return layers(x.tanh(), masks=masks)[0].square().sum()
+
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        losses = [f(x_TBD) for f in (model, compiled)]
+        gradients = [torch.autograd.grad(loss, list(layers.parameters())) for loss in losses]
+        assert torch.allclose(*losses) and max(relative_errors(list(gradients[1]), list(gradients[0]))) < 1e-5
+
+
+def test_an_autocast_around_it_changes_nothing() -> None:
+    """It would round products that are to be exact."""
+    inputs, masks = on_device(inputs_of("lstm", TIME, torch.float32)), to(masks_of("lstm", "variational", TIME), DEVICE)
+    expected = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        found = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_gradient_that_does_not_come_is_zero() -> None:
+    """Only the last state is used, or only one output."""
+    masks = to(masks_of("lstm", "variational", TIME), DEVICE)
+    for used in range(3):
+        inputs = on_device(inputs_of("lstm", TIME, torch.float32))
+        gradients = [
+            torch.autograd.grad(kernels.lstm(*inputs, masks, backend=b)[used].square().sum(), inputs) for b in ("triton", "reference")
+        ]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("t", "gate_stride", "time_stride"), [(1, 7, 2**31 + 8), (0, 2**30 + 8, 28)])
+def test_places_beyond_two_to_the_31_are_found(t: int, gate_stride: int, time_stride: int) -> None:
+    """Of a tensor that is mostly not there: a step, or the fourth gate, lies further than an int32 can say."""
+    numbers = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    count = t * time_stride + 3 * gate_stride + 7
+    a = torch.empty(count, dtype=torch.float16, device=DEVICE)  # pages that nothing touches take no memory
+    for gate in range(4):
+        a[t * time_stride + gate * gate_stride :][:7] = numbers[gate]
+    p, h, c, enter = (torch.zeros(s, device=DEVICE) for s in ((1, 28), (2 + t, 1, 7), (2 + t, 1, 7), (1, 1, 7)))
+    programs.lstm_forward[(1, 2)](
+        *(a, p, h, c, enter, None, None, None, t, t + 1, 1, 7, gate_stride, time_stride, 28, 7, 28, 0, 0, 0),
+        **{"GROUPS": 1, "ACC": tl.float32, "BLOCK": 4},
+    )
+    i, _, g, o = numbers
+    torch.testing.assert_close(h[t + 1, 0].cpu(), o.sigmoid() * (i.sigmoid() * g.tanh()).tanh(), atol=2e-3, rtol=2e-3)
+
+
+def test_functions_are_exact_where_exponentials_lose_digits_or_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "BLOCK", 4096)
+    x = torch.cat([torch.linspace(-1, 1, 4001), torch.tensor([1e-30, -1e-6, 0.0, 88.0, -80.0, 1e4, -1e4])]).to(DEVICE)
+    size = len(x)
+    a, p, h, c, enter = (
+        x.repeat(1, 1, 4),
+        *(torch.zeros(s, device=DEVICE) for s in ((1, 4 * size), (2, 1, size), (2, 1, size), (1, 1, size))),
+    )
+    numbers = (0, 1, 1, size, size, 0, 4 * size, size, 4 * size, 0, 0, 0)
+    loops.launch(programs.lstm_forward, (a, p, h, c, enter, None, None, None), numbers, loops.Gates(a, 4), GROUPS=1)
+    for gate, exact in ((0, x.double().sigmoid()), (2, x.double().tanh())):
+        found = a[0, 0].view(4, size)[gate].double()
+        assert ((found - exact).abs() <= 5e-7 * exact.abs()).all()

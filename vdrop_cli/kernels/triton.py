@@ -1,0 +1,366 @@
+"""The same functions as `reference` for CUDA: products by cuBLAS, all that lies between two of them in one Triton program.
+
+The input projections of a layer are one product before the loop over time, the weight gradients one after it, as in `fused`; the loop
+is a CUDA graph (`graphs`). The cells are operators of torch, `vdrop::lstm` and `vdrop::gru`, so that `torch.compile` takes them whole.
+What is kept for the way back is states and gates, or with `recompute` the states alone: two products more give the gates again.
+
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
+"""
+
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.kernels import programs, reference
+from vdrop_cli.kernels.fused import linear_cross_entropy
+from vdrop_cli.kernels.gates import (
+    Gates,
+    alive_steps,
+    input_gradient,
+    masked_inputs,
+    project_inputs,
+    sum_over_steps,
+    weight_gradient,
+    with_start,
+)
+from vdrop_cli.kernels.graphs import Graphs
+from vdrop_cli.kernels.loops import FOUR, ONLY_N, R_AND_Z, THREE, gru_loop, gru_loop_back, lstm_loop, lstm_loop_back
+from vdrop_cli.kernels.masks import Masks
+from vdrop_cli.kernels.products import mm_into
+
+__all__ = ["gru", "linear_cross_entropy", "lstm", "obstacle"]
+
+CHECKED_TO = 5e-3  # relative error of the self-check, under which tf32 products stay
+GRAPHS = Graphs()
+
+
+def on_its_own(tensor: Tensor) -> ExitStack:
+    """On the device of the tensor, and without a user's autocast, which would round what is not to be rounded."""
+    stack = ExitStack()
+    stack.enter_context(torch.cuda.device_of(tensor))  # type: ignore[no-untyped-call]
+    stack.enter_context(torch.autocast(tensor.device.type, enabled=False))
+    return stack
+
+
+class Layer(NamedTuple):
+    """What an operator is given besides the first states: the tensors first, which are kept for the way back."""
+
+    x: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    mask_x: Tensor | None
+    mask_h: Tensor | None
+    mask_c: Tensor | None
+    lengths: Tensor | None
+    compute_dtype: torch.dtype
+    recompute: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:9]
+
+    @property
+    def low(self) -> tuple[Tensor, Tensor]:
+        """w_ih and w_hh in the type that is multiplied in."""
+        return self.w_ih.to(self.compute_dtype), self.w_hh.to(self.compute_dtype)
+
+    def gates(self) -> Gates:
+        """Memory for the gates of all steps."""
+        hidden = self.w_hh.shape[1]
+        return Gates.of(self.x, hidden, len(self.w_hh) // hidden, Masks(self.mask_x, self.mask_h))
+
+    def read_by_loop(self) -> dict[str, Tensor | None]:
+        """What a loop over time reads, forward and back."""
+        hidden, w_hh = self.w_hh.shape[1], self.w_hh.to(self.compute_dtype)
+
+        def whole(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.expand(*mask.shape[:-2], self.x.shape[1], hidden).contiguous()
+
+        return {"w_hh": w_hh, "mask_h": whole(self.mask_h), "mask_c": whole(self.mask_c), "lengths": self.lengths}
+
+
+LAYER = (
+    "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? mask_c, Tensor? lengths, "
+    "ScalarType compute_dtype, bool recompute"
+)
+
+
+def zeros_or(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient that came from upstream, if one came, in memory that may be written to."""
+    return torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
+
+
+def outputs(hs: Tensor, lengths: Tensor | None) -> Tensor:
+    """The states of all steps, zero beyond a sequence's end."""
+    alive_TB1 = alive_steps(lengths, len(hs) - 1)
+    return hs[1:].clone() if alive_TB1 is None else hs[1:] * alive_TB1
+
+
+def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor]) -> None:
+    """Adds the recurrent products of all steps at once, as can be done when all states are known."""
+    for group, input_ND in zip(gates.groups(part), inputs_ND, strict=True):
+        mm_into(gates.matrix(group), input_ND, w_hh[gates.rows(group)].T, add=True)
+
+
+@torch.library.custom_op(
+    "vdrop::lstm",
+    mutates_args=(),
+    schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor a, Tensor hs, Tensor cs)",
+)
+def lstm_operator(h: Tensor, c: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    """The outputs, the last states, and what is kept for the way back: the gates (none with `recompute`), states of all steps."""
+    layer = Layer(*given)
+    with on_its_own(h):
+        gates, time = layer.gates(), len(layer.x)
+        project_inputs(gates, layer.x, layer.low[0], layer.b_ih + layer.b_hh, layer.mask_x)
+        hs, cs = with_start(h, time), with_start(c, time)
+        GRAPHS.run(lstm_loop, {"a": gates.memory, "h": hs, "c": cs}, layer.read_by_loop())
+        kept = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
+        return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), *kept
+
+
+@lstm_operator.register_fake
+def lstm_fake(h: Tensor, c: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    layer = Layer(*given)
+    time, hidden = len(layer.x), layer.w_hh.shape[1]
+    hs, cs = (state.new_empty(time + 1, *state.shape) for state in (h, c))
+    a = h.new_empty(0) if layer.recompute else layer.gates().memory
+    return layer.x.new_empty(time, len(h), hidden), torch.empty_like(h), torch.empty_like(c), a, hs, cs
+
+
+def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
+    """The gates of all steps from the states of all steps."""
+    gates, (w_ih, w_hh) = layer.gates(), layer.low
+    project_inputs(gates, layer.x, w_ih, layer.b_ih + layer.b_hh, layer.mask_x)
+    add_products(gates, FOUR, w_hh, masked_inputs(gates, FOUR, hs[:-1], w_hh.dtype, layer.mask_h))
+    g_TBH = gates.view_GTBH[2].tanh()
+    gates.memory.sigmoid_()
+    gates.view_GTBH[2].copy_(g_TBH)
+    return gates
+
+
+GRADIENTS = "Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh"
+
+
+@torch.library.custom_op(
+    "vdrop::lstm_backward",
+    mutates_args=(),
+    schema=f"(Tensor? dy, Tensor? dh, Tensor? dc, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, {GRADIENTS})",
+)
+def lstm_backward_operator(
+    dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *given: Any
+) -> tuple[Tensor, ...]:
+    layer = Layer(*given)
+    with on_its_own(hs):
+        gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
+        da, dh, dc = gates.another(layer.compute_dtype), zeros_or(dh, hs[0]), zeros_or(dc, cs[0])
+        read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
+        GRAPHS.run(lstm_loop_back, {"da": da.memory, "dh": dh, "dc": dc}, read)
+        dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
+        weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
+        weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
+        db = sum_over_steps(da, layer.b_ih.dtype)
+        return dh, dc, input_gradient(da, layer.x, layer.low[0], layer.mask_x), dw_ih, dw_hh, db, db.clone()
+
+
+@lstm_backward_operator.register_fake
+def lstm_backward_fake(
+    dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *given: Any
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (hs[0], cs[0], *given[:5]))
+
+
+def keep_for_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    layer = Layer(*inputs[2:])
+    ctx.save_for_backward(*output[3:], *layer.tensors)
+    ctx.options = layer[len(layer.tensors) :]
+    ctx.set_materialize_grads(False)
+
+
+def lstm_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    gradients = lstm_backward_operator(dy, dh, dc, *ctx.saved_tensors, *ctx.options)
+    return *gradients, *[None] * (len(Layer._fields) - 5)
+
+
+lstm_operator.register_autograd(lstm_gradients, setup_context=keep_for_lstm)
+
+
+def lstm(
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    c_BH: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    masks: Masks,
+    lengths: Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y_TBH, h_BH, c_BH, *_ = lstm_operator(
+        h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute
+    )
+    return y_TBH, h_BH, c_BH
+
+
+def project_gru(layer: Layer, gates: Gates, reset_after: bool) -> None:
+    """The input products with all biases but the candidate's recurrent one where that is inside the reset gate."""
+    bias = layer.b_ih + layer.b_hh
+    if reset_after:
+        bias[2 * gates.hidden :] = layer.b_ih[2 * gates.hidden :]
+    project_inputs(gates, layer.x, layer.low[0], bias, layer.mask_x)
+
+
+def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) -> list[Tensor]:
+    """What entered the candidate's recurrent product, at all steps."""
+    h_TBH = hs[:-1] if reset_after else hs[:-1] * gates.view_GTBH[0]
+    return masked_inputs(gates, ONLY_N, h_TBH, layer.compute_dtype, layer.mask_h)
+
+
+@torch.library.custom_op(
+    "vdrop::gru",
+    mutates_args=(),
+    schema=f"(Tensor h, {LAYER}, bool reset_after) -> (Tensor y, Tensor h_last, Tensor a, Tensor hs, Tensor inner)",
+)
+def gru_operator(h: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    """The outputs, the last state, and what is kept for the way back: the gates (none with `recompute`), states, `inner`."""
+    layer, reset_after = Layer(*given[:-1]), given[-1]
+    with on_its_own(h):
+        gates, hs = layer.gates(), with_start(h, len(layer.x))
+        project_gru(layer, gates, reset_after)
+        inner, written, read = h.new_empty(0), {"a": gates.memory, "h": hs}, layer.read_by_loop()
+        if reset_after:
+            inner = torch.empty_like(hs[1:])
+            GRAPHS.run(gru_loop, written | {"inner": inner}, read | {"b_n": layer.b_hh[2 * gates.hidden :]})
+        else:
+            GRAPHS.run(gru_loop, written, read)
+        kept = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
+        return outputs(hs, layer.lengths), hs[-1].clone(), *kept
+
+
+@gru_operator.register_fake
+def gru_fake(h: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    layer, reset_after = Layer(*given[:-1]), given[-1]
+    hs, a = h.new_empty(len(layer.x) + 1, *h.shape), layer.gates().memory
+    kept = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (a, hs, torch.empty_like(hs[1:]) if reset_after else h.new_empty(0))
+    return torch.empty_like(hs[1:]), torch.empty_like(h), *kept
+
+
+def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tensor]:
+    """The gates of all steps, and `inner`, from the states of all steps."""
+    gates, (_, w_hh) = layer.gates(), layer.low
+    project_gru(layer, gates, reset_after)
+    add_products(gates, R_AND_Z, w_hh, masked_inputs(gates, R_AND_Z, hs[:-1], w_hh.dtype, layer.mask_h))
+    r_TBH, z_TBH, n_TBH = gates.view_GTBH
+    r_TBH.sigmoid_()
+    z_TBH.sigmoid_()
+    (n_input_ND,) = candidate_inputs(layer, gates, hs, reset_after)
+    inner_TBH = (n_input_ND @ w_hh[gates.rows(ONLY_N)].T).view_as(n_TBH).to(hs.dtype)
+    if reset_after:
+        inner_TBH = inner_TBH + layer.b_hh[2 * gates.hidden :]
+    n_TBH.add_(r_TBH * inner_TBH if reset_after else inner_TBH).tanh_()
+    return gates, inner_TBH
+
+
+@torch.library.custom_op(
+    "vdrop::gru_backward",
+    mutates_args=(),
+    schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after) -> (Tensor dh, {GRADIENTS})",
+)
+def gru_backward_operator(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    layer, reset_after = Layer(*given[:-1]), given[-1]
+    with on_its_own(hs):
+        gates, inner = gru_gates(layer, hs, reset_after) if layer.recompute else (Gates(a, 3), inner)
+        da, dh = gates.another(layer.compute_dtype), zeros_or(dh, hs[0])
+        dp = da.another() if reset_after else da
+        read = {"a": gates.memory, "h": hs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
+        written = {"da": da.memory, "dh": dh}
+        if reset_after:
+            GRAPHS.run(gru_loop_back, written | {"dp": dp.memory}, read | {"inner": inner})
+        else:
+            GRAPHS.run(gru_loop_back, written, read)
+        dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
+        weight_gradient(da, THREE, masked_inputs(da, THREE, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
+        weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
+        weight_gradient(dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after), dw_hh)
+        db_ih, db_hh = (sum_over_steps(of, layer.b_ih.dtype) for of in (da, dp))
+        return dh, input_gradient(da, layer.x, layer.low[0], layer.mask_x), dw_ih, dw_hh, db_ih, db_hh
+
+
+@gru_backward_operator.register_fake
+def gru_backward_fake(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (hs[0], *given[:5]))
+
+
+def keep_for_gru(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    layer = Layer(*inputs[1:-1])
+    ctx.save_for_backward(*output[2:], *layer.tensors)
+    ctx.options = (*layer[len(layer.tensors) :], inputs[-1])
+    ctx.set_materialize_grads(False)
+
+
+def gru_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    gradients = gru_backward_operator(dy, dh, *ctx.saved_tensors, *ctx.options)
+    return *gradients, *[None] * (len(Layer._fields) - 5 + 1)
+
+
+gru_operator.register_autograd(gru_gradients, setup_context=keep_for_gru)
+
+
+def gru(
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    masks: Masks,
+    lengths: Tensor | None = None,
+    reset_after: bool = False,
+    compute_dtype: torch.dtype | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    y_TBH, h_BH, *_ = gru_operator(
+        h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute, reset_after
+    )
+    return y_TBH, h_BH
+
+
+@lru_cache
+def obstacle(device: torch.device) -> str:
+    """Why the Triton programs cannot be used on a device; empty where they can, which is tried once in a process.
+
+    A forward and a backward of either cell on a few numbers, against the definition.
+    """
+    if device.type != "cuda" and not programs.INTERPRETED:
+        return "Triton's programs are for CUDA devices"
+    try:
+        error = max(self_check(device, "lstm"), self_check(device, "gru"))
+    except Exception as failure:  # of Triton, its compiler or the driver, by many names
+        return f"the self-check failed with {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+    return "" if error < CHECKED_TO else f"the self-check is off by {error:.1g}"
+
+
+def self_check(device: torch.device, cell: str) -> float:
+    """The largest relative error of an output or a gradient."""
+    time, batch, inputs, hidden = 3, 2, 5, 7
+    rows, states = {"lstm": (4 * hidden, 2), "gru": (3 * hidden, 1)}[cell]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.empty(shape).uniform_(-1, 1, generator=generator).to(device)
+
+    shapes = [(time, batch, inputs), *[(batch, hidden)] * states, (rows, inputs), (rows, hidden), (rows,), (rows,)]
+    tensors = [random(*shape).requires_grad_() for shape in shapes]
+    masks = Masks(random(1, 1, batch, inputs), random(1, rows // hidden, batch, hidden))
+    found = []
+    for function in {"lstm": (lstm, reference.lstm), "gru": (gru, reference.gru)}[cell]:
+        y_TBH, *_ = function(*tensors, masks)  # type: ignore[operator]
+        found.append([y_TBH, *torch.autograd.grad(y_TBH.square().sum(), tensors)])
+    return max(float(((ours - exact).norm() / exact.norm()).item()) for ours, exact in zip(*found, strict=True))
