@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-slurm check format golden clean
+.PHONY: help setup demo reproduce-table reproduce-figures test test-slurm test-gpu check format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -43,6 +43,10 @@ test: setup  ## run the tests; those on real data need VDROP_DATA
 
 test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
 	$(BIN)/python -m pytest -n 0 -m slurm
+
+test-gpu: setup  ## the cells on a GPU: against the definition, and how fast they are
+	$(BIN)/python -m pytest -n 0 -m gpu
+	$(BIN)/vdrop bench device=cuda 'sizes=[small,medium,large]' 'parts=[step,layer,mc]'
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

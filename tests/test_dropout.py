@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
 from vdrop_cli.config import Dropout, Policy, WordMask
-from vdrop_cli.dropout import MaskShape, ModelMasks, Stream, WordMasks, draw, side_by_side, threshold_of
+from vdrop_cli.dropout import MaskShape, ModelMasks, Stream, WordMasks, draw, mean_masks, side_by_side, threshold_of
 
 TIME, BATCH, INPUT, HIDDEN = 6, 5, 30, 40
 GATES = {"lstm": 4, "gru": 3}
@@ -48,8 +48,19 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
         assert (layer.c is not None) == ("c" in masked.split())
         if layer.c is not None:
             assert layer.c.shape == (1, BATCH, HIDDEN) and varies(layer.c, 1)
+            assert set(layer.c.unique().tolist()) == {0.0, 1.0}, "what is divided at every step would grow without bound"
     if masks.out is not None:
         assert varies(masks.out, 0) == new_every_step and varies(masks.out, 1)
+
+
+@pytest.mark.parametrize("policy", ["moon", "naive", "none"])
+def test_the_standard_approximation_takes_the_mean_of_each_mask(policy: str) -> None:
+    """Of many that are drawn; one, where it is None."""
+    dropout = settings(f"dropout={policy}").dropout
+    drawn_masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,))).layers[0]
+    for mask, mean in zip(drawn_masks, mean_masks(dropout, 1, torch.zeros(1)).layers[0], strict=True):
+        expected = 1.0 if mask is None else mask.mean().item()
+        assert (1.0 if mean is None else mean.item()) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.35, 0.65])
@@ -81,6 +92,17 @@ def test_the_smallest_probabilities_drop_something() -> None:
 def test_probability_zero_is_no_mask() -> None:
     dropout = Dropout("d", Policy.variational)
     assert draw(dropout, MaskShape(2, 3, (4,), 5, 4), Stream((0,))) == ModelMasks([(None, None, None)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("policy", ["variational_untied", "moon_word"])
+def test_masks_are_drawn_on_the_cpu_whatever_torchs_default_device_is(policy: str) -> None:
+    """On a GPU the same random numbers would be others; the device "meta" has none at all."""
+    dropout, shape = settings(f"dropout={policy}").dropout, MaskShape(3, 2, (5,), 7, 4)
+    expected = draw(dropout, shape, Stream((1,)))
+    with torch.device("meta"):
+        found = draw(dropout, shape, Stream((1,)))
+    for a, b in zip([*found.layers[0], *(found.word or ())], [*expected.layers[0], *(expected.word or ())], strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def test_a_word_meets_the_same_fate_wherever_it_stands() -> None:

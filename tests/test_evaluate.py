@@ -23,7 +23,7 @@ def trained(*overrides: str, words: int = 7) -> tuple[LanguageModel, LanguageMod
 
 
 def nll_of_each_word(model: LanguageModel, stream: Tensor) -> Tensor:
-    return model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), model.no_masks())[0][:, 0].detach()
+    return model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), model.mean_masks())[0][:, 0].detach()
 
 
 def test_the_whole_stream_is_predicted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,17 +18,16 @@ WHY = """These losses changed. If the change was meant to alter training, renew 
 if not, it is a bug."""
 
 
-def losses(cell: str, policy: str, folder: Path) -> list[float]:
-    """On numbers that no Python version changes: a text that counts in a few ways."""
+def losses(cell: str, policy: str, folder: Path, *more: str, steps: int = 20) -> list[float]:
+    """On numbers that no Python version changes: a text that counts in a few ways. `more` are overrides."""
     for part, length in (("train", 600), ("valid", 60), ("test", 60)):
         (folder / part).write_text(" ".join(str((i * i + i // 7) % 23) for i in range(length)))
-    config = settings(
-        *TINY, "data=text", *(f"data.{p}={folder}/{p}" for p in ("train", "valid", "test")), f"model={cell}_small", f"dropout={policy}"
-    )
+    files = (f"data.{p}={folder}/{p}" for p in ("train", "valid", "test"))
+    config = settings(*TINY, "data=text", *files, f"model={cell}_small", f"dropout={policy}", *more)
     config.model.hidden_size = 8
     data = Data(Source.text, train=str(folder / "train"), valid=str(folder / "valid"), test=str(folder / "test"), cache=None)
-    run = Run(config, LanguageModelling(config.task, corpora.load(data), torch.device("cpu")), folder)
-    return [step.loss for step in islice(run.train_epoch(), 20)]
+    run = Run(config, LanguageModelling(config.task, corpora.load(data), torch.device(config.device)), folder)
+    return [step.loss for step in islice(run.train_epoch(), steps)]
 
 
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)

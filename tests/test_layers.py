@@ -35,6 +35,19 @@ def test_training_mode_draws_new_masks_each_call_from_torchs_random_state() -> N
     assert not torch.equal(first, second)
 
 
+def test_the_carried_state_of_moon_is_multiplied_by_the_keep_probability_in_evaluation() -> None:
+    """At every step: with open forget gates and shut input gates, what is carried is 0.75^T of the start."""
+    layer = LSTM(5, 7, dropout=Dropout("moon", Policy.moon, p_c=0.25)).eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        i, f, _, _ = layer.weights(0)[2].chunk(4)
+        i.fill_(-50.0)
+        f.fill_(50.0)
+        _, (_, c) = layer(torch.zeros(6, 2, 5), (torch.zeros(1, 2, 7), torch.ones(1, 2, 7)))
+    assert torch.allclose(c, torch.full_like(c, 0.75**6))
+
+
 def test_evaluation_mode_has_no_masks_unless_they_are_given() -> None:
     layer, plain, x = GRU(5, 7, dropout=VARIATIONAL).eval(), GRU(5, 7), torch.randn(4, 3, 5)
     plain.load_state_dict(layer.state_dict())

@@ -35,9 +35,9 @@ def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -
 def test_the_state_goes_on_where_it_was_left(cell: str) -> None:
     model = small(cell=cell)
     ids, targets = torch.randint(11, (9, 2)), torch.randint(11, (9, 2))
-    whole, _ = model.nll(ids, targets, model.zero_state(2), model.no_masks())
-    first, state = model.nll(ids[:4], targets[:4], model.zero_state(2), model.no_masks())
-    second, _ = model.nll(ids[4:], targets[4:], state, model.no_masks())
+    whole, _ = model.nll(ids, targets, model.zero_state(2), model.mean_masks())
+    first, state = model.nll(ids[:4], targets[:4], model.zero_state(2), model.mean_masks())
+    second, _ = model.nll(ids[4:], targets[4:], state, model.mean_masks())
     torch.testing.assert_close(torch.cat([first, second]), whole)
 
 
@@ -46,7 +46,7 @@ def test_the_future_is_not_seen() -> None:
     ids = torch.randint(11, (6, 1))
     changed = ids.clone()
     changed[4] = (ids[4] + 1) % 11
-    before, after = (model(text, model.zero_state(1), model.no_masks())[0] for text in (ids, changed))
+    before, after = (model(text, model.zero_state(1), model.mean_masks())[0] for text in (ids, changed))
     assert torch.equal(before[:4], after[:4]) and not torch.equal(before[4], after[4])
 
 
@@ -54,7 +54,7 @@ def test_a_dropped_word_has_no_embedding_and_gets_no_gradient() -> None:
     model = small()
     ids = torch.arange(11)[:, None].expand(-1, 2)
     word = WordMasks(0.5, by_type_B=torch.tensor([5, 6]))
-    masks = model.no_masks()._replace(word=word)
+    masks = model.mean_masks()._replace(word=word)
     loss = model.nll(ids, ids, model.zero_state(2), masks)[0].sum()
     touched = torch.autograd.grad(loss, model.embedding)[0].abs().sum(1) > 0
     kept = (word.keep(ids) > 0).any(1)
@@ -64,7 +64,7 @@ def test_a_dropped_word_has_no_embedding_and_gets_no_gradient() -> None:
 def test_the_output_mask_acts_before_the_head() -> None:
     model = small()
     ids = torch.randint(11, (3, 2))
-    masks = model.no_masks()._replace(out=torch.zeros(1, 2, 6))
+    masks = model.mean_masks()._replace(out=torch.zeros(1, 2, 6))
     nll, _ = model.nll(ids, ids, model.zero_state(2), masks)
     torch.testing.assert_close(nll, -model.head_bias.log_softmax(0)[ids])
     assert masks.layers == [Masks()] * 2
@@ -114,7 +114,7 @@ def test_a_text_is_read_the_same_beside_longer_ones(cell: str, policy: str) -> N
 def test_the_number_is_linear_in_the_masked_state_after_the_last_word() -> None:
     model = regressor()
     ids_TB, lengths_B = torch.randint(11, (4, 2)), torch.tensor([4, 3])
-    _, (h, _) = model.layers(model.embedding[ids_TB], lengths=lengths_B, masks=model.no_masks())
+    _, (h, _) = model.layers(model.embedding[ids_TB], lengths=lengths_B, masks=model.mean_masks())
     mask = torch.tensor([0.0, 2, 0, 2, 2, 0]).expand(1, 2, 6)
     expected = (h[-1] * mask[0]) @ model.head_weight[0] + model.head_bias
-    assert torch.allclose(model(ids_TB, lengths_B, model.no_masks()._replace(out=mask)), expected, atol=1e-6)
+    assert torch.allclose(model(ids_TB, lengths_B, model.mean_masks()._replace(out=mask)), expected, atol=1e-6)

@@ -467,6 +467,7 @@ class Bench:
     starts: int = 3  # times that every case is started anew: where in memory a process comes to lie makes it faster or slower
     turns: int = 5  # of each case in each start, one after the other; medians are over the turns of all starts
     mc_passes: int = 64  # that run together
+    device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
     rivals_ready: bool = False  # give the rivals, too, this project's allocator settings and fp32 library
     outputs: str = "outputs"  # folder under which bench/ is made
 

@@ -90,35 +90,41 @@ def threshold_of(p: float, bits: int) -> int:
     return min(max(round(p * numbers), 1), numbers - 1)
 
 
-def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-    """0 with probability p, in steps of 2^-16, otherwise 1 / (1 - p); a random number of 64 bits serves four elements."""
+def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator, *, divided: bool = True) -> Tensor | None:
+    """0 with probability p, in steps of 2^-16, otherwise 1 / (1 - p), or 1; a random number of 64 bits serves four elements."""
     if p == 0:
         return None
     count, threshold = math.prod(shape), threshold_of(p, KEEP_BITS)
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-    kept = torch.ge(bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count))
-    return kept.mul_(1 / (1 - threshold / 2**KEEP_BITS)).view(shape)
+    bits = (
+        torch.empty((count + 3) // 4, dtype=torch.int64, device="cpu")
+        .random_(-(2**63), None, generator=generator)
+        .view(torch.int16)[:count]
+    )
+    kept = torch.ge(bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count, device="cpu"))
+    return (kept.mul_(1 / (1 - threshold / 2**KEEP_BITS)) if divided else kept).view(shape)
 
 
 def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu", outputs: int | None = None) -> ModelMasks:
     """The masks of one chunk of text, by the policies of `config.Policy`: every sequence has its own (Gal & Ghahramani 2016, section 4).
 
-    `outputs` is of how many steps the output is used; None: of all.
+    `outputs` is of how many steps the output is used; None: of all. The mask on the cell state is not divided by the keep probability:
+    it is on the carried state itself, so that the quotient would come in anew at every step, and states and gradients would grow
+    without bound (with p_c = 0.25 they are not numbers any more within an epoch of Penn Treebank).
     """
     generator = stream.generator()
     time = shape.time if dropout.policy in NEW_EVERY_STEP else 1
     gates = shape.gates if dropout.untied or dropout.policy is Policy.naive else 1
     by_type = dropout.word_mask is WordMask.type
 
-    def keep(p: float, *sizes: int) -> Tensor | None:
-        mask = keep_mask(p, (time, *sizes), generator)
+    def keep(p: float, *sizes: int, divided: bool = True) -> Tensor | None:
+        mask = keep_mask(p, (time, *sizes), generator, divided=divided)
         return None if mask is None else mask.to(device)
 
     layers = [
         Masks(
             x=keep(dropout.p_x, gates, shape.batch, size),
             h=keep(dropout.p_h, gates, shape.batch, shape.hidden_size),
-            c=keep(dropout.p_c, shape.batch, shape.hidden_size),
+            c=keep(dropout.p_c, shape.batch, shape.hidden_size, divided=False),
         )
         for size in shape.input_sizes
     ]
@@ -126,13 +132,19 @@ def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.devic
     out = None if of_out is None else of_out.to(device)
     word = None
     if dropout.p_word > 0 and by_type:
-        keys_B = torch.randint(-(2**63), 2**63 - 1, (shape.batch,), generator=generator)
+        keys_B = torch.randint(-(2**63), 2**63 - 1, (shape.batch,), generator=generator, device="cpu")
         word = WordMasks(dropout.p_word, by_type_B=keys_B.to(device))
     elif dropout.p_word > 0:
         places_TB = keep_mask(dropout.p_word, (shape.time, shape.batch), generator)
         assert places_TB is not None
         word = WordMasks(dropout.p_word, by_token_TB=places_TB.to(device))
     return ModelMasks(layers, word, out)
+
+
+def mean_masks(dropout: Dropout, layers: int, like: Tensor) -> ModelMasks:
+    """The standard approximation: every mask replaced by its mean, which is one but for that on the cell state (Moon et al. 2015)."""
+    kept = 1 - threshold_of(dropout.p_c, KEEP_BITS) / 2**KEEP_BITS
+    return ModelMasks([Masks(c=like.new_full((1, 1, 1), kept) if dropout.p_c > 0 else None)] * layers)
 
 
 def side_by_side(masks: list[ModelMasks]) -> ModelMasks:

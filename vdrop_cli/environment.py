@@ -125,8 +125,16 @@ def processor() -> str:
     return told_of_processor("model name") or platform.processor() or platform.machine()
 
 
-def peak_megabytes() -> float:
-    """The most memory that this process ever held; 0 where the system does not tell."""
+def wait_for(device: torch.device) -> None:
+    """Until everything that was asked of it is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """The most memory that this process ever held, on a GPU of its own; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)

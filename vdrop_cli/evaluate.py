@@ -40,7 +40,7 @@ def stream_nll(model: LanguageModel, stream_N: Tensor) -> Tensor:
     state, parts = model.zero_state(1), []
     for _, ids_T, targets_T in stretches(stream_N, STEPS_AT_ONCE):
         interruption.check()
-        nll_TB, state = model.nll(ids_T[:, None], targets_T[:, None], state, model.no_masks())
+        nll_TB, state = model.nll(ids_T[:, None], targets_T[:, None], state, model.mean_masks())
         parts.append(nll_TB[:, 0])
     return torch.cat(parts)
 
@@ -64,7 +64,7 @@ def written(model: LanguageModel, begin_N: Tensor, count: int, generator: torch.
     """So many words after `begin_N`, each drawn from what the model expects after those before it."""
     state, ids_TB = model.zero_state(1), begin_N[:, None]
     for _ in range(count):
-        y_TBH, state = model(ids_TB, state, model.no_masks())
+        y_TBH, state = model(ids_TB, state, model.mean_masks())
         p_V = torch.softmax(y_TBH[-1, 0] @ model.head_weight.T + model.head_bias, 0)
         ids_TB = torch.multinomial(p_V, 1, generator=generator)[None]
         yield int(ids_TB)
@@ -76,7 +76,7 @@ def batched_loss(model: LanguageModel, chunks: Iterable[tuple[int, Tensor, Tenso
     state, total, number = model.zero_state(batch), 0.0, 0
     for _, ids_TB, targets_TB in chunks:
         interruption.check()
-        nll_TB, state = model.nll(ids_TB, targets_TB, state, model.no_masks())
+        nll_TB, state = model.nll(ids_TB, targets_TB, state, model.mean_masks())
         total, number = total + nll_TB.double().mean().item(), number + 1
     return total, number
 

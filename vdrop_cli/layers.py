@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vdrop_cli import kernels
 from vdrop_cli.config import Cell, Dropout, Policy
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw, mean_masks
 from vdrop_cli.kernels import Masks
 
 State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
@@ -21,7 +21,7 @@ class Recurrent(nn.Module):
     """Stacked layers of one kind of cell. Weights have the names and shapes of `torch.nn.LSTM` and `torch.nn.GRU`.
 
     In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
-    mode there are none, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
+    mode their means take their place, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
     multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the input). `backend` is
     one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` has `triton` keep less in memory.
     """
@@ -79,8 +79,12 @@ class Recurrent(nn.Module):
         return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in range(states))
 
     def masks(self, time: int, batch: int, device: torch.device) -> ModelMasks:
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
         return draw(self.dropout, self.mask_shape(time, batch), Stream((seed,)), device)
+
+    def mean_masks(self) -> ModelMasks:
+        """What stands for the masks where none are drawn: the standard approximation."""
+        return mean_masks(self.dropout, self.num_layers, self.weights(0)[0])
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         """One layer; `state` and the state returned are [B, H] each."""
@@ -94,9 +98,8 @@ class Recurrent(nn.Module):
         With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond it.
         """
         x_TBD = x.transpose(0, 1) if self.batch_first else x
-        if masks is None and self.training:
-            masks = self.masks(x_TBD.shape[0], x_TBD.shape[1], x.device)
-        masks = masks or ModelMasks([Masks()] * self.num_layers)
+        if masks is None:
+            masks = self.masks(x_TBD.shape[0], x_TBD.shape[1], x.device) if self.training else self.mean_masks()
         if len(masks.layers) != self.num_layers:
             raise ValueError(f"masks must be for {self.num_layers} layers, got {len(masks.layers)}")
         parts: State = self.zero_state(x_TBD.shape[1]) if state is None else (state if isinstance(state, tuple) else (state,))
@@ -117,6 +120,10 @@ class LSTM(Recurrent):
 
     cell = Cell.lstm
 
+    def mean_masks(self) -> ModelMasks:
+        """What stands for the masks where none are drawn: the standard approximation."""
+        return mean_masks(self.dropout, self.num_layers, self.weights(0)[0])
+
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         h_BH, c_BH = state
         y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, **self.options)
@@ -131,6 +138,10 @@ class GRU(Recurrent):
     def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.reset_after = reset_after
+
+    def mean_masks(self) -> ModelMasks:
+        """What stands for the masks where none are drawn: the standard approximation."""
+        return mean_masks(self.dropout, self.num_layers, self.weights(0)[0])
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         (h_BH,) = state

@@ -43,7 +43,7 @@ class Reader(nn.Module):
         """Every parameter, biases too, uniform in [-init, init]; `forget_bias` is added to that of an LSTM's forget gates."""
         generator = stream.generator()
         for parameter in self.parameters():
-            parameter.copy_(torch.empty(parameter.shape).uniform_(-init, init, generator=generator))
+            parameter.copy_(torch.empty(parameter.shape, device="cpu").uniform_(-init, init, generator=generator))
         if self.layers.cell is Cell.lstm:
             for layer in range(self.layers.num_layers):
                 _, forget, _, _ = self.layers.weights(layer)[2].chunk(4)
@@ -57,9 +57,9 @@ class Reader(nn.Module):
         shape = self.layers.mask_shape(time, batch)
         return draw(self.layers.dropout, shape, stream, self.embedding.device, outputs=self.outputs)
 
-    def no_masks(self) -> ModelMasks:
-        """Evaluation by the standard approximation: every mask is replaced by its mean, one."""
-        return ModelMasks([kernels.Masks()] * self.layers.num_layers)
+    def mean_masks(self) -> ModelMasks:
+        """For evaluation by the standard approximation."""
+        return self.layers.mean_masks()
 
     def embed(self, ids_TB: Tensor, masks: ModelMasks) -> Tensor:
         """The words' vectors [T, B, H], those of dropped words zero."""

@@ -56,24 +56,24 @@ class CellLoop(nn.Module):
 LAYERS: dict[str, type[TorchLayers] | type[CellLoop]] = {"torch_lstm": TorchLayers, "cell_loop": CellLoop}
 
 
-def autocast(precision: Precision) -> AbstractContextManager[object]:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision is Precision.bf16 else nullcontext()
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision is Precision.bf16 else nullcontext()
 
 
 def training_step(
     name: str, model: Model, dropout: Dropout, schedule: Schedule, precision: Precision, ids_TB: Tensor, targets_TB: Tensor
 ) -> Callable[[], object]:
     """A whole step as it is usually written: embedding, layers, `nn.Linear`, `cross_entropy`, `clip_grad_norm_`, `optim.SGD`."""
-    batch, vocabulary = ids_TB.shape[1], int(ids_TB.max()) + 1
+    batch, vocabulary, device = ids_TB.shape[1], int(ids_TB.max()) + 1, ids_TB.device
     embedding, layers = nn.Embedding(vocabulary, model.hidden_size), LAYERS[name](model.hidden_size, model.layers)
     head = nn.Linear(model.hidden_size, vocabulary)
-    parameters = [p for part in (embedding, layers, head) for p in part.parameters()]
+    parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     sgd = torch.optim.SGD(parameters, lr=schedule.lr)
-    state = zero_state(model.layers, batch, model.hidden_size)
+    state = zero_state(model.layers, batch, model.hidden_size, device)
 
     def step() -> float:
         nonlocal state
-        with autocast(precision):
+        with autocast(precision, device):
             y_TBH, last = layers(embedding(ids_TB), state, dropout)
             logits_NV = head(y_TBH).flatten(0, 1)
         state = tuple(part.detach().float() for part in last)
@@ -98,16 +98,16 @@ def rating_step(
     targets_B: Tensor,
 ) -> Callable[[], object]:
     """A number from a text as it is usually written: padding is run through, and the output at each last word taken; `optim.Adam`."""
-    batch = ids_TB.shape[1]
+    batch, device = ids_TB.shape[1], ids_TB.device
     embedding, layers = nn.Embedding(int(ids_TB.max()) + 1, model.hidden_size), LAYERS[name](model.hidden_size, model.layers)
     head = nn.Linear(model.hidden_size, 1)
-    parameters = [p for part in (embedding, layers, head) for p in part.parameters()]
+    parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     adam = torch.optim.Adam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
 
     def step() -> float:
-        with autocast(precision):
-            y_TBH, _ = layers(embedding(ids_TB), zero_state(model.layers, batch, model.hidden_size), dropout)
-            predicted_B = head(y_TBH[lengths_B - 1, torch.arange(batch)])[:, 0]
+        with autocast(precision, device):
+            y_TBH, _ = layers(embedding(ids_TB), zero_state(model.layers, batch, model.hidden_size, device), dropout)
+            predicted_B = head(y_TBH[lengths_B - 1, torch.arange(batch, device=device)])[:, 0]
         loss = nn.functional.mse_loss(predicted_B.float(), targets_B)
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -119,19 +119,19 @@ def rating_step(
 
 def layer_step(name: str, model: Model, dropout: Dropout, precision: Precision, x_TBH: Tensor) -> Callable[[], object]:
     """Forward and backward of one layer, with gradients of its input and weights."""
-    layer, state = LAYERS[name](model.hidden_size, 1), zero_state(1, x_TBH.shape[1], model.hidden_size)
+    layer, state = LAYERS[name](model.hidden_size, 1).to(x_TBH.device), zero_state(1, x_TBH.shape[1], model.hidden_size, x_TBH.device)
     x_TBH = x_TBH.clone().requires_grad_()
 
     def step() -> object:
-        with autocast(precision):
+        with autocast(precision, x_TBH.device):
             y_TBH, _ = layer(x_TBH, state, dropout)
         return torch.autograd.grad(y_TBH.float(), [x_TBH, *layer.parameters()], x_TBH.detach())
 
     return step
 
 
-def zero_state(layers: int, batch: int, hidden: int) -> State:
-    return torch.zeros(layers, batch, hidden), torch.zeros(layers, batch, hidden)
+def zero_state(layers: int, batch: int, hidden: int, device: torch.device | str = "cpu") -> State:
+    return torch.zeros(layers, batch, hidden, device=device), torch.zeros(layers, batch, hidden, device=device)
 
 
 def keras_step(model: Model, dropout: Dropout, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor) -> Callable[[], object]:

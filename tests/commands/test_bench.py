@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Vdrop, settings
@@ -73,16 +74,17 @@ def test_a_ratio_is_of_times_in_the_same_turn() -> None:
     assert ratio(theirs, ours) == 0.5
 
 
-def test_the_table_sets_each_cell_beside_torch_lstm_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    tell([made_up("variational", [0.25]), made_up("torch_lstm", [0.5]), made_up("naive", [0.5], precision="bf16")], RATES)
+def test_the_table_sets_each_cell_beside_the_rivals_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    rivals = [made_up("torch_lstm", [0.5]), made_up("cell_loop", [0.75])]
+    tell([made_up("variational", [0.25]), *rivals, made_up("naive", [0.5], precision="bf16")], RATES, torch.device("cpu"))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[2] == ["medium", "step", "variational", "fp32", "2,800", "250.0", "0.80", "2.00", "1"]
-    assert rows[4][-2] == "–", "there is no torch_lstm in bf16 here"
+    assert rows[2] == ["medium", "step", "variational", "fp32", "2,800", "250.0", "0.80", "2.00", "3.00", "1"]
+    assert rows[5][-3:-1] == ["–", "–"], "there are no rivals in bf16 here"
 
 
 def test_products_alone_are_all_the_products_that_the_limit_counts() -> None:
     """6 operations a parameter and word, as torch counts them."""
-    train = settings("model=lstm_small", "model.hidden_size=24", "task.bptt=3", "task.batch_size=2", "dropout=variational")
+    train = settings("device=cpu", "model=lstm_small", "model.hidden_size=24", "task.bptt=3", "task.batch_size=2", "dropout=variational")
     with FlopCounterMode(display=False) as counter:
         products(train, Precision.fp32)()
     words, parameters = 3 * 2, 2 * 8 * 24**2 + 10_000 * 24
@@ -116,7 +118,7 @@ def test_the_model_of_ratings_has_a_part_of_its_own() -> None:
 
 
 def test_a_step_of_ratings_is_of_texts_like_the_reviews_and_learns() -> None:
-    train = settings("task=sentiment", "model.hidden_size=24", "task.batch_size=8", "task.chunk_words=9", "dropout=none")
+    train = settings("device=cpu", "task=sentiment", "model.hidden_size=24", "task.batch_size=8", "task.chunk_words=9", "dropout=none")
     ids_TB, lengths_B, targets_B = random_ratings(train)
     assert ids_TB.shape == (9, 8) and lengths_B.tolist()[:5] == [9] * 5 and all(1 <= length < 9 for length in lengths_B[5:])
     assert int(ids_TB.max()) + 1 == 20_002 and targets_B.shape == (8,)
@@ -129,7 +131,7 @@ def test_a_step_of_ratings_is_of_texts_like_the_reviews_and_learns() -> None:
 
 def test_mc_evaluation_reads_the_text_with_all_passes() -> None:
     """Products forward only, of every pass and word. torch does not count those that add to what is there: the recurrent ones."""
-    train = settings("model=lstm_small", "model.hidden_size=24", "dropout=variational")
+    train = settings("device=cpu", "model=lstm_small", "model.hidden_size=24", "dropout=variational")
     with FlopCounterMode(display=False) as counter:
         our_mc(train, Precision.fp32, passes=7)()
     assert counter.get_total_flops() == 2 * MC_WORDS * 7 * (2 * 4 * 24**2 + 10_000 * 24)
@@ -138,6 +140,11 @@ def test_mc_evaluation_reads_the_text_with_all_passes() -> None:
 def test_settings_that_leave_nothing_to_measure(vdrop: Vdrop) -> None:
     ran = vdrop("bench", "parts=[mc]", "cells=[torch_lstm]")
     assert ran.returncode == 2 and "leave nothing to measure" in ran.stderr
+
+
+def test_a_device_that_is_not_there(vdrop: Vdrop) -> None:
+    ran = vdrop("bench", "device=cuda:7")
+    assert ran.returncode == 2 and "device=cuda:7 is not on this machine" in ran.stderr
 
 
 @pytest.mark.skipif(find_spec("keras") is None, reason="keras is not installed")
@@ -182,7 +189,7 @@ def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
         "layer": (400, 320_000, 0),
         "mc": (140, 640_000, 2_000_000),
         "checkpoint": (0, 0, 0),
-        "ratings": (sum(random_ratings(settings("task=sentiment"))[1].tolist()), 131_072, 0),
+        "ratings": (sum(random_ratings(settings("task=sentiment", "device=cpu"))[1].tolist()), 131_072, 0),
     }
     for m in told["measured"]:
         known = Measured(**{f.name: m[f.name] for f in fields(Measured)})

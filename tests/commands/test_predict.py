@@ -66,7 +66,7 @@ def test_a_long_text_is_rated_by_the_mean_over_its_chunks(here: Path, rated: lis
     words = ["good1"] * 4 + ["bad1"] * 7
     chunks = loaded.task.cut(words)
     assert [len(chunk) for chunk in chunks] == [6, 6], "with <start>"
-    alone = [loaded.model(chunk[:, None], torch.tensor([6]), loaded.model.no_masks()).item() for chunk in chunks]
+    alone = [loaded.model(chunk[:, None], torch.tensor([6]), loaded.model.mean_masks()).item() for chunk in chunks]
     (row,) = told(capsys, folder, f"text='{' '.join(words)}'")
     assert row["rating"] == pytest.approx(loaded.task.mean + loaded.task.deviation * sum(alone) / 2, rel=1e-5)
     with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null, .* was trained without dropout, got 3"):

@@ -3,7 +3,9 @@
 `test_triton.py` runs this file in a process of its own: whether programs are interpreted is settled when Triton is imported.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES
 from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gradients, relative_errors
+from tests.test_golden import RECORDED, losses
 from vdrop_cli import kernels
 from vdrop_cli.dropout import Stream, draw
 from vdrop_cli.kernels import Masks, graphs, loops, programs
@@ -118,6 +121,16 @@ def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(cell: str
             errors = relative_errors([*found, *gradients[0]], [*expected, *gradients[1]])
             assert max(errors) < 1e-4, (number, errors)
         assert replaying == [2, 8]
+
+
+@pytest.mark.parametrize(
+    ("cell", "policy"), [("lstm", "variational"), ("lstm", "moon_word"), ("gru", "naive"), ("gru", "variational_untied")]
+)
+def test_training_gives_the_losses_that_are_recorded_of_the_cpu(cell: str, policy: str, tmp_path: Path) -> None:
+    """Masks and all: random numbers do not depend on the device."""
+    steps = 3 if programs.INTERPRETED else 20
+    found = losses(cell, policy, tmp_path, "backend=triton", f"device={DEVICE}", steps=steps)
+    assert found == pytest.approx(json.loads(RECORDED.read_text())[f"{cell} {policy}"][:steps], rel=1e-4)
 
 
 def operands(cell: str, **options: Any) -> tuple[Any, ...]:

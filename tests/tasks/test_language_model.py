@@ -47,7 +47,7 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     task = LanguageModelling(config.task, corpus(100), torch.device("cpu"))
     model = LanguageModel(config.model, config.dropout, 7)
     model.initialise(1e-30, Stream((0,)))
-    loss, _ = task.loss(model, next(task.batches()), model.zero_state(4), model.no_masks())
+    loss, _ = task.loss(model, next(task.batches()), model.zero_state(4), model.mean_masks())
     assert loss.item() == pytest.approx(5 * torch.tensor(7.0).log().item(), rel=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_one_training_step_by_hand() -> None:
         model.head_bias.copy_(torch.arange(7) / 10)
     chunk = next(task.batches())
     before = model.head_bias.detach().clone()
-    loss, _ = task.loss(model, chunk, model.zero_state(2), model.no_masks())
+    loss, _ = task.loss(model, chunk, model.zero_state(2), model.mean_masks())
     Optimiser(model, config.schedule).step(loss, epoch=1)
     counts = torch.zeros(7).index_add_(0, chunk.targets_TB.flatten(), torch.ones(8))
     expected = before - 0.5 * (4 * before.softmax(0) - counts / 2)
@@ -84,7 +84,7 @@ def test_both_validation_perplexities_by_hand() -> None:
     state = model.zero_state(4)
     for start in range(0, 45, 5):
         here = task.valid_columns[start : start + 5], task.valid_columns[start + 1 : start + 6]
-        nll, state = model.nll(*here, state, model.no_masks())
+        nll, state = model.nll(*here, state, model.mean_masks())
         total += nll.double().mean().item()
     found = task.validate(model)
     assert found["valid_ppl_batched"] == pytest.approx(math.exp(total / 9))

@@ -156,7 +156,7 @@ def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_wi
     part = task.parts["train"]
 
     def alone(sequence: Tensor) -> float:
-        return model(sequence[:, None], torch.tensor([len(sequence)]), model.no_masks()).item()
+        return model(sequence[:, None], torch.tensor([len(sequence)]), model.mean_masks()).item()
 
     expected = [
         task.mean

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,7 +33,6 @@ from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.schedule import Optimiser
 from vdrop_cli.tasks import LanguageModelling
 
-CPU = torch.device("cpu")
 VOCABULARY = 10_000  # that of Penn Treebank
 RATINGS_VOCABULARY = 20_002  # that of the Cornell reviews
 SECONDS_A_TURN = 0.3
@@ -42,7 +42,7 @@ WARM_UP = 3  # steps
 
 @dataclass(frozen=True)
 class Rates:
-    """Best rates of a 2048³ matrix product, operations a second."""
+    """Best rates of a product of large matrices, operations a second."""
 
     fp32: float
     bf16: float
@@ -151,8 +151,9 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
 
 def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
     """A training step of the model of ratings."""
-    model = Regressor(train.model, train.dropout, RATINGS_VOCABULARY, "fused", environment.COMPUTE_DTYPES[precision])
+    model = Regressor(train.model, train.dropout, RATINGS_VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
     model.initialise(train.model.init, Stream(("bench",)), train.model.forget_bias)
+    model.to(train.device)
     optimiser, (ids_TB, lengths_B, targets_B), number = Optimiser(model, train.schedule), random_ratings(train), 0
 
     def step() -> float:
@@ -174,7 +175,7 @@ def random_ratings(train: Train) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     lengths_B[: 5 * batch // 8] = time_steps
     ids_TB = torch.randint(RATINGS_VOCABULARY, (time_steps, batch), generator=draws)
     ids_TB[0, 0] = RATINGS_VOCABULARY - 1
-    return ids_TB, lengths_B, torch.randn(batch, generator=draws)
+    return ids_TB.to(train.device), lengths_B.to(train.device), torch.randn(batch, generator=draws).to(train.device)
 
 
 def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
@@ -187,8 +188,8 @@ def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
     def step() -> object:
         nonlocal number
         number += 1
-        masks = draw(layers.dropout, replace(shape, input_sizes=shape.input_sizes[:1]), Stream(("bench", number))).layers[0]
-        y_TBH, *_ = kernels.lstm(x_TBH, h_BH, c_BH, *weights, masks=masks, compute_dtype=layers.compute_dtype)
+        masks = draw(layers.dropout, replace(shape, input_sizes=shape.input_sizes[:1]), Stream(("bench", number)), train.device).layers[0]
+        y_TBH, *_ = kernels.lstm(x_TBH, h_BH, c_BH, *weights, masks=masks, **layers.options)
         return torch.autograd.grad(y_TBH, [x_TBH, *weights], x_TBH.detach())
 
     return step
@@ -197,7 +198,7 @@ def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
 def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], object]:
     """MC evaluation of a short text, all passes together."""
     model = language_model(train, precision)
-    stream_N = torch.randint(VOCABULARY, (MC_WORDS + 1,))
+    stream_N = torch.randint(VOCABULARY, (MC_WORDS + 1,)).to(train.device)
     return lambda: evaluate.mc_perplexity(model, stream_N, passes, passes, 1, word_dropout=False)
 
 
@@ -208,8 +209,9 @@ def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
     outputs = Path(train.outputs) / "bench"
     outputs.mkdir(parents=True, exist_ok=True)
     folder = TemporaryDirectory(dir=outputs)
-    settings = replace(train, device="cpu", backend=Backend.fused, precision=precision)
-    training = Run(settings, LanguageModelling(train.task, corpus, CPU), Path(folder.name))
+    training = Run(
+        replace(train, precision=precision), LanguageModelling(train.task, corpus, torch.device(train.device)), Path(folder.name)
+    )
     next(training.train_epoch())
 
     def step() -> None:
@@ -225,7 +227,7 @@ def products(train: Train, precision: Precision) -> Callable[[], object]:
     dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.rand(shape).sub_(0.5).to(dtype)
+        return torch.rand(shape).sub_(0.5).to(train.device, dtype)
 
     x_NH, gates_NG, w_GH, head_VH = (
         random(*s) for s in ((time_steps * batch, hidden), (time_steps * batch, 4 * hidden), (4 * hidden, hidden), (VOCABULARY, hidden))
@@ -251,20 +253,20 @@ def products(train: Train, precision: Precision) -> Callable[[], object]:
 
 
 def language_model(train: Train, precision: Precision) -> LanguageModel:
-    model = LanguageModel(train.model, train.dropout, VOCABULARY, "fused", environment.COMPUTE_DTYPES[precision])
+    model = LanguageModel(train.model, train.dropout, VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
     model.initialise(train.model.init, Stream(("bench",)))
-    return model
+    return model.to(train.device)
 
 
 def random_ids(train: Train) -> torch.Tensor:
     """Words of a chunk and their successors, [T + 1, B]; the last word of the vocabulary is among them."""
     ids_TB = torch.randint(VOCABULARY, (train.task.steps + 1, train.task.batch_size))
     ids_TB[0, 0] = VOCABULARY - 1
-    return ids_TB
+    return ids_TB.to(train.device)
 
 
 def random_input(train: Train) -> torch.Tensor:
-    return torch.rand(train.task.steps, train.task.batch_size, train.model.hidden_size) - 0.5
+    return (torch.rand(train.task.steps, train.task.batch_size, train.model.hidden_size) - 0.5).to(train.device)
 
 
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
@@ -293,16 +295,18 @@ def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
 def work(pipe: Connection, case: Case, train: Train, passes: int, ready: bool) -> None:
     """The life of a case's process: a message when it is ready, then on every message a turn of so many steps, answered by the
     seconds and the peak of memory."""
+    device = torch.device(train.device)
     torch.manual_seed(1)
     if ready:
-        environment.make_ready(CPU)
+        environment.make_ready(device)
     step = build(case, train, passes)
     pipe.send(None)
     while (steps := pipe.recv()) > 0:
         began = time.perf_counter()
         for _ in range(steps):
             step()
-        pipe.send((time.perf_counter() - began, environment.peak_megabytes()))
+        environment.wait_for(device)
+        pipe.send((time.perf_counter() - began, environment.peak_megabytes(device)))
 
 
 class Worker:
@@ -346,17 +350,24 @@ class Worker:
         self.steps = max(1, round(SECONDS_A_TURN / taken))
 
 
-def measure_rates(seconds: float = 2.0) -> Rates:
+def side(device: torch.device) -> int:
+    """Of the square matrices whose product shows a device's best rate."""
+    return 2048 if device.type == "cpu" else 8192
+
+
+def measure_rates(device: torch.device, seconds: float = 2.0) -> Rates:
     """The best of many products of each precision, with the library that the cells use."""
 
     def best(dtype: torch.dtype) -> float:
-        a, b = torch.rand(2048, 2048).to(dtype), torch.rand(2048, 2048).to(dtype)
+        a, b = (torch.rand(side(device), side(device)).to(device, dtype) for _ in range(2))
         fastest, until = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < until:
+            environment.wait_for(device)
             began = time.perf_counter()
             a @ b
+            environment.wait_for(device)
             fastest = min(fastest, time.perf_counter() - began)
-        return 2 * 2048**3 / fastest
+        return 2 * side(device) ** 3 / fastest
 
     return Rates(best(torch.float32), best(torch.bfloat16))
 
@@ -380,32 +391,39 @@ def train_settings(case: Case) -> Train:
 
 
 def run(settings: Bench) -> None:
+    device = environment.device(settings.device)
+    settings = replace(settings, device=str(device))
+    why_not_keras = "is measured on the CPU alone; leave it out" if device.type != "cpu" else ""
     if importlib.util.find_spec("keras") is None:
+        why_not_keras = "is not installed; pip install 'vdrop[keras]', or leave it out"
+    if why_not_keras:
         if settings.cells is not None and BenchCell.keras in settings.cells:
-            raise ConfigError("cells holds keras, which is not installed; pip install 'vdrop[keras]', or leave it out")
+            raise ConfigError(f"cells holds keras, which {why_not_keras}")
         settings = replace(settings, cells=settings.cells or [cell for cell in BenchCell if cell is not BenchCell.keras])
     groups = cases(settings)
     if not groups:
         raise ConfigError("parts, cells and precisions together leave nothing to measure; take more of one of them")
-    environment.make_ready(CPU)
-    found, rates = [], measure_rates()
+    environment.make_ready(device)
+    found, rates = [], measure_rates(device)
     for group in groups:
         more, rates = measure(group, settings, rates)
         found += more
     found = [replace(m, limit_seconds=limit_of(m, rates)) for m in found]
     path = write(settings, found, rates)
-    tell(found, rates)
+    tell(found, rates, device)
     print(f"\nwritten to {path}", file=sys.stderr)
 
 
 def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measured], Rates]:
     """A group of cases in turns; the machine's best rates so far are measured in between, too."""
     seconds: dict[Case, list[float]] = {case: [] for case in group}
-    peaks = dict.fromkeys(group, 0.0)
+    peaks, device = dict.fromkeys(group, 0.0), torch.device(settings.device)
+    backend = environment.backend(Backend.auto, device)
+    where = partial(replace, outputs=settings.outputs, device=settings.device, backend=backend)
     for _ in range(settings.starts):
         with ExitStack() as stack:
             ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
-            trains = {case: replace(train_settings(case), outputs=settings.outputs) for case in group}
+            trains = {case: where(train_settings(case)) for case in group}
             workers = [stack.enter_context(Worker(case, trains[case], settings.mc_passes, ready[case])) for case in group]
             for worker in workers:
                 worker.ask()  # all are ready before the first is timed
@@ -414,7 +432,7 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
             for _ in range(settings.turns):
                 for worker in workers:
                     seconds[worker.case].append(worker.turn())
-            rates = rates.or_faster(measure_rates(0.5))
+            rates = rates.or_faster(measure_rates(device, 0.5))
         peaks |= {worker.case: max(worker.peak, peaks[worker.case]) for worker in workers}
     for case in group:
         print(f"{case}: {median(seconds[case]) * 1e3:.1f} ms", file=sys.stderr, flush=True)
@@ -423,7 +441,7 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
 
 def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> Measured:
     """What was found of a case; the limit is worked out when the best rates of all groups are known."""
-    train = train_settings(case)
+    train = replace(train_settings(case), device="cpu")
     layers, head = train.model.layers, VOCABULARY * train.model.hidden_size
     words = int(random_ratings(train)[1].sum()) if case.part is BenchPart.ratings else train.task.steps * train.task.batch_size
     if case.part is BenchPart.ratings:
@@ -443,17 +461,22 @@ def limit_of(m: Measured, rates: Rates) -> float:
     return limit(m.recurrent, m.head, 1 if m.part == BenchPart.mc.name else 3, m.words, Precision[m.precision], rates)
 
 
-def tell(measured: list[Measured], rates: Rates) -> None:
+def tell(measured: list[Measured], rates: Rates, device: torch.device) -> None:
     """A table for a person."""
-    print(f"2048³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads")
-    print(f"{'size':<10}{'part':<9}{'cell':<20}{'':<6}{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'peak MB':>9}")
-    usual = {(m.size, m.part, m.precision): m for m in measured if m.cell == BenchCell.torch_lstm.name}
+    products = f"{side(device)}³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s"
+    print(f"{device}, {torch.get_num_threads()} threads; {products}")
+    columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'× cell_loop':>13}{'peak MB':>9}"
+    print(f"{'size':<10}{'part':<9}{'cell':<20}{'':<6}{columns}")
+    usual = {(m.cell, m.size, m.part, m.precision): m for m in measured}
+
+    def beside(m: Measured, cell: BenchCell) -> str:
+        other = usual.get((cell.name, m.size, m.part, m.precision))
+        return f"{ratio(m, other):.2f}" if other else "–"
+
     for m in [m for m in measured if m.part != BenchPart.checkpoint.name]:
-        other = usual.get((m.size, m.part, m.precision))
-        times = f"{ratio(m, other):.2f}" if other else "–"
         print(
             f"{m.size:<10}{m.part:<9}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
-            f"{m.fraction:>10.2f}{times:>14}{m.peak_megabytes:>9,.0f}"
+            f"{m.fraction:>10.2f}{beside(m, BenchCell.torch_lstm):>14}{beside(m, BenchCell.cell_loop):>13}{m.peak_megabytes:>9,.0f}"
         )
     for m in [m for m in measured if m.part == BenchPart.checkpoint.name]:
         print(
@@ -463,7 +486,8 @@ def tell(measured: list[Measured], rates: Rates) -> None:
 
 
 def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
-    described = environment.describe(CPU, "fused", " and ".join(map(str, settings.precisions)))
+    device = torch.device(settings.device)
+    described = environment.describe(device, environment.backend(Backend.auto, device).name, " and ".join(map(str, settings.precisions)))
     told: dict[str, Any] = {"settings": plain(settings), "environment": described, "rates": asdict(rates)}
     told["measured"] = [
         {**asdict(m), "step_seconds": m.step_seconds}
@@ -475,6 +499,6 @@ def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told, indent=1) + "\n")
     except OSError as error:
-        tell(measured, rates)
+        tell(measured, rates, device)
         raise ConfigError(f"outputs={settings.outputs}: {path} cannot be written ({error.strerror}); the table is above") from None
     return path

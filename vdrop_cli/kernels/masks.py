@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Masks(NamedTuple):
-    """Dropout masks of one layer, already divided by the keep probability; None stands for all ones.
+    """Dropout masks of one layer, those on inputs of products already divided by the keep probability; None stands for all ones.
 
     A first dimension of 1 is one mask for the whole sequence, a second of 1 (in `x` and `h`) one for all gates.
     """

@@ -125,7 +125,7 @@ class Sentiment:
             for number, ids_T in enumerate(self.cut(words)):
                 interruption.check()
                 stream = Stream((seed, "predict", first, number))
-                masks = model.masks(len(ids_T), side_by_side, stream) if samples else model.no_masks()
+                masks = model.masks(len(ids_T), side_by_side, stream) if samples else model.mean_masks()
                 ids_TS = ids_T[:, None].expand(-1, side_by_side).to(self.device)
                 values.append(model(ids_TS, torch.full((side_by_side,), len(ids_T), device=self.device), masks).double().cpu())
             of_groups.append(torch.stack(values).mean(0))
@@ -200,7 +200,7 @@ class Sentiment:
         found_N = torch.empty(len(part.sequences))
         for group, batch in self.by_length(part):
             interruption.check()
-            found_N[group] = model(batch.ids_TB, batch.lengths_B, model.no_masks()).float().cpu()
+            found_N[group] = model(batch.ids_TB, batch.lengths_B, model.mean_masks()).float().cpu()
         return self.ratings(found_N, part)
 
     def rmse(self, model: Regressor, part: Part) -> float:

@@ -1,0 +1,202 @@
+"""On a GPU (`make test-gpu`): the cells at the sizes that people train, memory, graphs, whole runs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import CELLS_AND_POLICIES, TINY, Vdrop, settings
+from tests.kernels.test_fused import relative_errors
+from tests.processes import ROOT, environment
+from vdrop_cli import kernels
+from vdrop_cli.config import Dropout, Policy
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
+from vdrop_cli.kernels import Masks
+from vdrop_cli.layers import GRU, LSTM, Recurrent
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+ON_CUDA = [override for override in TINY if not override.startswith("device")] + ["device=cuda"]
+
+
+@pytest.fixture(autouse=True)
+def there_is_one() -> None:
+    if not torch.cuda.is_available():
+        pytest.fail("torch finds no CUDA device here")
+
+
+def test_small_cells_agree_with_the_definition_and_replay_as_graphs() -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "tests/kernels/triton_cells.py"]
+    variables = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert ran.returncode == 0 and "skipped" not in ran.stdout, ran.stdout[-4000:]
+
+
+def layers_of(cell: str, policy: str, hidden: int, **options: Any) -> tuple[Recurrent, ModelMasks, Tensor]:
+    """Two layers, masks for 35 steps of 20 sequences, and inputs, from a fixed seed."""
+    torch.manual_seed(0)
+    dropout: Dropout = settings("model=lstm_medium", f"dropout={policy}").dropout
+    layers = {"lstm": LSTM, "gru": GRU}[cell](hidden, hidden, 2, dropout=dropout, **options)
+    masks = draw(dropout, MaskShape(35, 20, (hidden, hidden), hidden, GATES[layers.cell]), Stream((1, policy)))
+    return layers, masks, torch.randn(35, 20, hidden)
+
+
+def results(layers: Recurrent, masks: ModelMasks, x_TBD: Tensor) -> list[Tensor]:
+    """Outputs, states and all gradients."""
+    x_TBD = x_TBD.detach().requires_grad_()
+    y_TBH, state = layers(x_TBD, masks=masks)
+    states = list(state) if isinstance(state, tuple) else [state]
+    weights = torch.linspace(-1, 1, y_TBH.shape[-1], device=y_TBH.device, dtype=y_TBH.dtype)
+    loss = (y_TBH * weights).sum() + sum((s * weights).sum() for s in states)
+    return [y_TBH, *states, *torch.autograd.grad(loss, [x_TBD, *layers.parameters()])]
+
+
+def moved(masks: ModelMasks, where: Any) -> ModelMasks:
+    layers = [Masks(*(None if m is None else m.to(where) for m in layer)) for layer in masks.layers]
+    return ModelMasks(layers, None, None if masks.out is None else masks.out.to(where))
+
+
+@pytest.mark.parametrize("hidden", [650, 1500])
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+@pytest.mark.parametrize("how", ["fp32", "tf32", "bf16"])
+def test_cells_of_published_sizes_agree_with_the_definition(cell: str, policy: str, hidden: int, how: str) -> None:
+    """In float64 on the same device; three times, so that graphs are captured and replayed."""
+    compute_dtype, tolerance = {"fp32": (None, 1e-4), "tf32": (None, 5e-3), "bf16": (torch.bfloat16, 3e-2)}[how]
+    layers, masks, x_TBD = layers_of(cell, policy, hidden, backend="triton", compute_dtype=compute_dtype)
+    torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
+    layers.to(CUDA)
+    found = [results(layers, moved(masks, CUDA), x_TBD.to(CUDA)) for _ in range(3)]
+    layers.double().backend, layers.compute_dtype = "reference", None
+    expected = results(layers, moved(moved(masks, CUDA), torch.float64), x_TBD.to(CUDA).double())
+    for each in found:
+        assert max(relative_errors(each, expected)) < tolerance
+    if how == "bf16":
+        assert max(relative_errors(found[0], expected)) > 1e-5, "these products were not bf16"
+
+
+def test_masks_are_those_of_the_cpu() -> None:
+    for policy in ("naive", "variational_untied", "moon_word"):
+        dropout = settings("model=lstm_medium", f"dropout={policy}").dropout
+        here, there = (draw(dropout, MaskShape(3, 2, (5,), 7, 4), Stream((1,)), device) for device in ("cpu", CUDA))
+        for a, b in zip(here.layers[0], there.layers[0], strict=True):
+            assert (a is None and b is None) or (b.is_cuda and torch.equal(a, b.cpu()))
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes that it takes beyond what is there already."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_recomputing_takes_less_memory_and_gives_the_same() -> None:
+    kept, masks, x_TBD = layers_of("lstm", "variational", 650, backend="triton")
+    less, *_ = layers_of("lstm", "variational", 650, backend="triton", recompute=True)
+    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    ours, theirs = (results(layers.to(CUDA), masks, x_TBD) for layers in (less, kept))
+    assert max(relative_errors(ours, theirs)) < 1e-4
+
+    def held(layers: Recurrent) -> int:
+        before = torch.cuda.memory_allocated()
+        output = layers(x_TBD, masks=masks)
+        after = torch.cuda.memory_allocated()
+        del output
+        return after - before
+
+    assert held(less) < 0.6 * held(kept)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_the_logits_are_never_all_in_memory(compute_dtype: torch.dtype | None) -> None:
+    rows, words, hidden = 20_000, 10_000, 64
+    x = torch.randn(rows, hidden, device=CUDA, requires_grad=True)
+    w, b = torch.randn(words, hidden, device=CUDA, requires_grad=True), torch.zeros(words, device=CUDA, requires_grad=True)
+    targets = torch.randint(words, (rows,), device=CUDA)
+
+    def step() -> Tensor:
+        nll = kernels.linear_cross_entropy(x, w, b, targets, compute_dtype=compute_dtype)
+        torch.autograd.grad(nll.sum(), [x, w, b])
+        return nll.detach()
+
+    assert peak(step) < 0.25 * rows * words * 4
+    expected = torch.nn.functional.cross_entropy((x.double() @ w.double().T + b), targets, reduction="none")
+    torch.testing.assert_close(step().double(), expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_users_own_graph_can_hold_a_layer() -> None:
+    layers, masks, x_TBD = layers_of("lstm", "variational", 64, backend="triton")
+    layers.to(CUDA)
+    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            layers(x_TBD, masks=masks)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y_TBH, _ = layers(x_TBD, masks=masks)
+        x_TBD.mul_(0.5)
+        graph.replay()
+        torch.testing.assert_close(y_TBH, layers(x_TBD, masks=masks)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_a_compiled_model_gives_what_it_gave() -> None:
+    layers, masks, x_TBD = layers_of("gru", "variational_untied", 64, backend="triton")
+    layers.to(CUDA)
+    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    compiled = torch.compile(lambda x: layers(x, masks=masks)[0].square().sum(), fullgraph=True)
+    torch.testing.assert_close(compiled(x_TBD), layers(x_TBD, masks=masks)[0].square().sum(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_programs_run_where_the_tensors_are() -> None:
+    """Not on the device that happens to be the current one."""
+    layers, masks, x_TBD = layers_of("lstm", "variational", 64, backend="triton")
+    where = torch.device("cuda:1")
+    expected = results(layers, masks, x_TBD)
+    found = results(layers.to(where), moved(masks, where), x_TBD.to(where))
+    assert all(t.device == where for t in found) and max(relative_errors([t.cpu() for t in found], expected)) < 1e-3
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: Path, text: list[str]) -> None:
+    """The same losses as on the CPU, MC evaluation of a run of either on both."""
+    for device in ("cpu", "cuda"):
+        overrides = [o for o in TINY if not o.startswith("device")]
+        ran = vdrop("train", *overrides, *text, "dropout=variational", "log_every=1", f"device={device}", f"outputs={device}")
+        assert ran.returncode == 0, ran.stderr
+        assert f"{device}, back end {'triton' if device == 'cuda' else 'fused'}, fp32" in ran.stderr
+    here, there = (next((tmp_path / device / "train").glob("*/*")) for device in ("cpu", "cuda"))
+    environments = [log_of(folder)[0]["environment"] for folder in (here, there)]
+    assert [e["backend"] for e in environments] == ["fused", "triton"] and environments[1]["device"] == torch.cuda.get_device_name()
+    losses = [[r["loss"] for r in log_of(folder) if r["kind"] == "step"] for folder in (here, there)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    found = []
+    for folder in (here, there):
+        for device in ("cpu", "cuda"):
+            ran = vdrop("eval", f"checkpoint={folder}", "mc_samples=3", f"device={device}", "precision=fp32")
+            assert ran.returncode == 0, ran.stderr
+            found.append(json.loads(max(folder.glob("eval*.json"), key=os.path.getmtime).read_text())["metrics"])
+    for metrics in found[1:]:
+        assert metrics == pytest.approx(found[0], rel=1e-2)
+
+
+def test_layers_take_the_back_end_of_the_device_that_they_are_moved_to() -> None:
+    layers = LSTM(5, 7, dropout=Dropout(name="v", policy=Policy.variational, p_h=0.5))
+    layers(torch.zeros(2, 1, 5))
+    assert kernels.choose(layers.backend, CUDA) == "triton"
+    layers.to(CUDA)(torch.zeros(2, 1, 5, device=CUDA))[0].sum().backward()
