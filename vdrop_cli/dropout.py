@@ -83,6 +83,19 @@ class ModelMasks(NamedTuple):
     word: WordMasks | None = None
     out: Tensor | None = None  # broadcastable to [T, B, H]
 
+    def to(self, device: torch.device | str) -> "ModelMasks":
+        """On a device."""
+        layers = [Masks(*(sent(mask, device) for mask in layer)) for layer in self.layers]
+        word = self.word and WordMasks(self.word.p, sent(self.word.by_type_B, device), sent(self.word.by_token_TB, device))
+        return ModelMasks(layers, word, sent(self.out, device))
+
+
+def sent(mask: Tensor | None, device: torch.device | str) -> Tensor | None:
+    """To its device; from memory that a GPU reads by itself, so that nothing waits for what is still to be done there."""
+    if mask is None or torch.device(device).type != "cuda":
+        return None if mask is None else mask.to(device)
+    return mask.pin_memory().to(device, non_blocking=True)
+
 
 def threshold_of(p: float, bits: int) -> int:
     """The whole numbers below it, of those with so many bits, stand for «dropped»."""
@@ -117,8 +130,7 @@ def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.devic
     by_type = dropout.word_mask is WordMask.type
 
     def keep(p: float, *sizes: int, divided: bool = True) -> Tensor | None:
-        mask = keep_mask(p, (time, *sizes), generator, divided=divided)
-        return None if mask is None else mask.to(device)
+        return keep_mask(p, (time, *sizes), generator, divided=divided)
 
     layers = [
         Masks(
@@ -128,17 +140,14 @@ def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.devic
         )
         for size in shape.input_sizes
     ]
-    of_out = keep_mask(dropout.p_out, (min(time, outputs or time), shape.batch, shape.hidden_size), generator)
-    out = None if of_out is None else of_out.to(device)
+    out = keep_mask(dropout.p_out, (min(time, outputs or time), shape.batch, shape.hidden_size), generator)
     word = None
     if dropout.p_word > 0 and by_type:
         keys_B = torch.randint(-(2**63), 2**63 - 1, (shape.batch,), generator=generator, device="cpu")
-        word = WordMasks(dropout.p_word, by_type_B=keys_B.to(device))
+        word = WordMasks(dropout.p_word, by_type_B=keys_B)
     elif dropout.p_word > 0:
-        places_TB = keep_mask(dropout.p_word, (shape.time, shape.batch), generator)
-        assert places_TB is not None
-        word = WordMasks(dropout.p_word, by_token_TB=places_TB.to(device))
-    return ModelMasks(layers, word, out)
+        word = WordMasks(dropout.p_word, by_token_TB=keep_mask(dropout.p_word, (shape.time, shape.batch), generator))
+    return ModelMasks(layers, word, out).to(device)
 
 
 def mean_masks(dropout: Dropout, layers: int, like: Tensor) -> ModelMasks:

@@ -115,7 +115,7 @@ class RunningAverages:
         self.seen += 1
         for step in self.steps:
             held = self.sums[step]
-            total = log_p_N.double() if held is None else torch.logaddexp(held, log_p_N.double())
+            total = log_p_N.double() if held is None else torch.logaddexp(held.to(log_p_N.device), log_p_N.double())
             if self.seen % step == 0:
                 self.perplexities[step].append(perplexity(math.log(step) - total))
                 self.sums[step] = None
@@ -186,7 +186,7 @@ class MonteCarlo:
 
     def draw_masks(self, time: int) -> ModelMasks:
         shape, number = self.model.layers.mask_shape(time, 1), 0 if self.held else self.number
-        return side_by_side([draw(self.dropout, shape, self.masks_stream.at(s, number), self.stream_N.device) for s in self.passes])
+        return side_by_side([draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]).to(self.stream_N.device)
 
     @torch.no_grad()
     def run(self) -> Iterator[int]:

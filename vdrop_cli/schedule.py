@@ -39,14 +39,18 @@ class Optimiser:
     def load_state_dict(self, held: dict[str, Any]) -> None:
         self.inner.load_state_dict(held)
 
-    def step(self, loss: torch.Tensor, epoch: int) -> float:
-        """One step down the gradient of `loss`; returns the gradient's norm before clipping. A norm that is not finite changes nothing."""
+    def step(self, loss: torch.Tensor, epoch: int) -> tuple[float, float]:
+        """One step down the gradient of `loss`; returns the loss, and the gradient's norm before clipping.
+
+        A norm that is not finite changes nothing. Both numbers are waited for once, before the update, which a GPU makes while the
+        processor goes on.
+        """
         self.inner.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = global_norm(gradients)
+        total, norm = torch.stack([loss.detach().double(), global_norm(gradients).double()]).tolist()
         if not math.isfinite(norm):
-            return norm
+            return total, norm
         clipped, lr = min(1.0, self.schedule.clipped_at / (norm + 1e-6)), learning_rate(self.schedule, epoch)
         if self.schedule.optimiser is Descent.adam:
             if clipped < 1:
@@ -58,13 +62,14 @@ class Optimiser:
             lr = max((1 - self.schedule.weight_decay) * lr * clipped, SMALLEST_RATE)
             self.set(lr, self.schedule.weight_decay / lr)
         self.inner.step()
-        return norm
+        return total, norm
 
     def set(self, lr: float, weight_decay: float) -> None:
         for group in self.inner.param_groups:
             group["lr"], group["weight_decay"] = lr, weight_decay
 
 
-def global_norm(gradients: list[torch.Tensor]) -> float:
+def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Row by row first: on the CPU that is exact to fp32 and quick, a norm over millions of numbers at once is neither."""
-    return float(torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in gradients]).norm())
+    norm: torch.Tensor = torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in gradients]).norm()
+    return norm

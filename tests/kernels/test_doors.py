@@ -21,3 +21,13 @@ def test_a_gru_has_no_cell_state_to_mask() -> None:
     zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
     with pytest.raises(ValueError, match=r"masks\.c must be None"):
         kernels.gru(*zeros, kernels.Masks(c=torch.ones(1, 1, 4)))
+
+
+@pytest.mark.parametrize("where", ["w_hh", "h", "masks.h", "lengths"])
+def test_what_lies_on_another_device_is_named(where: str) -> None:
+    shapes = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}
+    tensors = {name: torch.zeros(shape, device="meta" if name == where else "cpu") for name, shape in shapes.items()}
+    masks = kernels.Masks(h=torch.ones(1, 1, 1, 4, device="meta" if where == "masks.h" else "cpu"))
+    lengths = torch.tensor([2], device="meta" if where == "lengths" else "cpu")
+    with pytest.raises(ValueError, match=rf"^{where} must be on cpu like x, got one on meta$"):
+        kernels.gru(*tensors.values(), masks, lengths=lengths)

@@ -1,18 +1,20 @@
 """What is decided and copied around a graph; the two calls that capture and replay one are stood in for by the loop itself."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels.graphs import Graphs, is_possible
+from vdrop_cli.kernels.graphs import Graphs, is_possible, precision_of_products
 
 CPU = torch.device("cpu")
 
 
-def decaying_sum(total: Tensor, x: Tensor, mask: Tensor | None, decay: float = 0.5) -> None:
-    """A loop in place, as those of the cells are."""
+def decaying_sum(total: Tensor, last: Tensor, x: Tensor, mask: Tensor | None, decay: float = 0.5) -> None:
+    """A loop in place, as those of the cells are, which goes on from `total` and fills `last`."""
+    last.copy_(x[-1])
     for x_t in x:
         total.mul_(decay).add_(x_t if mask is None else x_t * mask)
 
@@ -44,14 +46,15 @@ def graphs_of(recorder: Recorder, **options: int) -> Graphs:
 
 
 def summed(graphs: Graphs, x: Tensor, mask: Tensor | None = None, **constants: float) -> Tensor:
-    total = torch.ones(x.shape[1:])
-    graphs.run(decaying_sum, {"total": total}, {"x": x, "mask": mask}, **constants)
+    total, last = torch.ones(x.shape[1:]), torch.full(x.shape[1:], torch.nan)
+    graphs.run(decaying_sum, {"total": total}, {"last": last}, {"x": x, "mask": mask}, **constants)
+    assert torch.equal(last, x[-1].to(last.dtype))
     return total
 
 
 def exact(x: Tensor, mask: Tensor | None = None, **constants: float) -> Tensor:
     total = torch.ones(x.shape[1:])
-    decaying_sum(total, x, mask, **constants)
+    decaying_sum(total, torch.empty_like(total), x, mask, **constants)
     return total
 
 
@@ -120,15 +123,50 @@ def test_of_many_shapes_those_used_last_are_kept(recorder: Recorder) -> None:
     assert (recorder.captures, len(graphs.held)) == (3, 2)
     twice(1)
     assert recorder.captures == 3
-    twice(2)
-    assert recorder.captures == 4
 
 
-def test_the_memory_of_shapes_that_were_seen_is_bounded(recorder: Recorder) -> None:
+def test_more_shapes_than_can_be_held_end_up_without(recorder: Recorder) -> None:
+    """In a round of three where there is room for two, every capture would be for nothing."""
+    graphs = graphs_of(recorder, kept=2)
+    for _ in range(200):
+        for width in (1, 2, 3):
+            x = torch.randn(3, width)
+            assert torch.equal(summed(graphs, x), exact(x))
+    assert recorder.captures <= 3 * 4, "one at the second meeting, then after 16, 128, …"
+
+
+def test_graphs_hold_so_much_memory(recorder: Recorder) -> None:
+    """But the last one always."""
+    graphs = graphs_of(recorder, kept_bytes=1000)
+    for width in (30, 20, 300):
+        for _ in range(2):
+            summed(graphs, torch.randn(3, width))
+    assert [captured.bytes for captured in graphs.held.values()] == [5 * 300 * 4]
+
+
+def test_the_memory_of_shapes_that_were_met_is_bounded(recorder: Recorder) -> None:
     graphs = graphs_of(recorder, remembered=10)
     for time in range(1, 50):
         summed(graphs, torch.randn(time, 2))
-        assert len(graphs.seen) <= 10
+        assert len(graphs.met) <= 10
+
+
+def test_a_graph_captured_in_inference_mode_serves_training(recorder: Recorder) -> None:
+    graphs, x = graphs_of(recorder), torch.randn(3, 4)
+    with torch.inference_mode():
+        for _ in range(2):
+            summed(graphs, x.clone())
+    assert torch.equal(summed(graphs, x), exact(x)) and recorder.captures == 1
+
+
+def test_the_precision_of_products_is_read_by_torchs_new_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older one raises where the newer was used."""
+    before = precision_of_products()
+    matmul = SimpleNamespace(
+        fp32_precision="tf32", allow_bf16_reduced_precision_reduction=True, allow_fp16_reduced_precision_reduction=True
+    )
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    assert precision_of_products() != before
 
 
 def test_where_no_graph_is_possible_the_loop_runs_as_it_is(recorder: Recorder) -> None:

@@ -72,7 +72,7 @@ def asked_anew() -> Iterator[None]:
     """Whether Triton can be used is tried once in a process."""
     from vdrop_cli.kernels import triton as module
 
-    caches = (kernels.auto, kernels.obstacle_to_triton, module.obstacle)
+    caches = (kernels.auto, kernels.obstacle_to_triton, module.found_by_check)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -93,6 +93,15 @@ def test_gates_worked_out_again_are_those_that_were(cell: str, policy: str) -> N
         assert agreement(cell, masks_of(cell, policy, TIME), True, recompute=True, **option) < 1e-5
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_layer_that_recomputes_keeps_no_gates(recompute: bool) -> None:
+    """Of what its operator returns, and keeps, those are the fourth."""
+    for layers, gates in ((LSTM, 4), (GRU, 3)):
+        y_TBH, _ = layers(5, 7, backend="triton", recompute=recompute).to(DEVICE)(torch.randn(TIME, 3, 5, device=DEVICE))
+        kept = [t.numel() for t in y_TBH.grad_fn.saved_tensors if t is not None]
+        assert (gates * TIME * 3 * 7 in kept) is not recompute
+
+
 @pytest.mark.parametrize(("x_gates", "h_gates"), [(0, 4), (4, 0), (4, 1), (1, 4)])
 def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
     """Broadcast along other dimensions than by the policies, too; in fp64, for what fp32 would hide."""
@@ -123,14 +132,43 @@ def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(cell: str
         assert replaying == [2, 8]
 
 
-@pytest.mark.parametrize(
-    ("cell", "policy"), [("lstm", "variational"), ("lstm", "moon_word"), ("gru", "naive"), ("gru", "variational_untied")]
-)
+@pytest.mark.parametrize(("cell", "policy"), [("lstm", "variational_untied"), ("lstm", "moon_word"), ("gru", "naive")])
 def test_training_gives_the_losses_that_are_recorded_of_the_cpu(cell: str, policy: str, tmp_path: Path) -> None:
     """Masks and all: random numbers do not depend on the device."""
-    steps = 3 if programs.INTERPRETED else 20
+    steps = 2 if programs.INTERPRETED else 20
     found = losses(cell, policy, tmp_path, "backend=triton", f"device={DEVICE}", steps=steps)
     assert found == pytest.approx(json.loads(RECORDED.read_text())[f"{cell} {policy}"][:steps], rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "autocast", "default device"])
+def test_the_self_check_passes_wherever_the_first_call_is(how: str) -> None:
+    ours.found_by_check.cache_clear()
+    modes = {
+        "no_grad": torch.no_grad(),
+        "inference_mode": torch.inference_mode(),
+        "autocast": torch.autocast(DEVICE.type, dtype=torch.bfloat16),
+        "default device": torch.device("meta"),
+    }
+    with modes[how]:
+        assert ours.obstacle(DEVICE) == ""
+
+
+def test_states_and_lengths_need_not_be_contiguous() -> None:
+    """Whether the graph's own memory is written or, the first time, theirs."""
+    masks, lengths = to(masks_of("lstm", "variational", TIME), DEVICE), torch.tensor([[1, 9], [TIME, 9], [2, 9]], device=DEVICE)[:, 0]
+    x, h, c, *weights = on_device(inputs_of("lstm", TIME, torch.float32))
+    x, h, c = (t.detach().transpose(0, 1).contiguous().transpose(0, 1) for t in (x, h, c))
+    assert not any(t.is_contiguous() for t in (x, h, c, lengths))
+    found, expected = (kernels.lstm(x, h, c, *weights, masks, lengths=lengths, backend=b) for b in ("triton", "reference"))
+    assert max(relative_errors([t.detach() for t in found], [t.detach() for t in expected])) < 1e-5
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("policy", ["none", "naive", "variational", "variational_untied"])
+def test_bf16_products_stay_close_to_the_definition(cell: str, policy: str) -> None:
+    for option in VARIANTS[cell]:
+        error = agreement(cell, masks_of(cell, policy, TIME), True, compute_dtype=torch.bfloat16, **option)
+        assert 1e-5 < error < 3e-2
 
 
 def operands(cell: str, **options: Any) -> tuple[Any, ...]:
@@ -214,4 +252,5 @@ def test_functions_are_exact_where_exponentials_lose_digits_or_overflow(monkeypa
     loops.launch(programs.lstm_forward, (a, p, h, c, enter, None, None, None), numbers, loops.Gates(a, 4), GROUPS=1)
     for gate, exact in ((0, x.double().sigmoid()), (2, x.double().tanh())):
         found = a[0, 0].view(4, size)[gate].double()
-        assert ((found - exact).abs() <= 5e-7 * exact.abs()).all()
+        bound = 5e-7 if programs.INTERPRETED else 2e-6  # a GPU's own exponential and division are a little off
+        assert ((found - exact).abs() <= bound * exact.abs()).all()

@@ -143,8 +143,7 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
         nll_TB, last = model.nll(ids[:-1], ids[1:], state, masks)
         state = tuple(part.detach() for part in last)
         loss = nll_TB.sum() / batch
-        optimiser.step(loss, 1)
-        return loss.item()
+        return optimiser.step(loss, 1)[0]
 
     return step
 
@@ -161,8 +160,7 @@ def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
         number += 1
         masks = model.masks(len(ids_TB), len(lengths_B), Stream(("bench", number)))
         loss = torch.nn.functional.mse_loss(model(ids_TB, lengths_B, masks), targets_B)
-        optimiser.step(loss, 1)
-        return loss.item()
+        return optimiser.step(loss, 1)[0]
 
     return step
 
@@ -393,13 +391,15 @@ def train_settings(case: Case) -> Train:
 def run(settings: Bench) -> None:
     device = environment.device(settings.device)
     settings = replace(settings, device=str(device))
-    why_not_keras = "is measured on the CPU alone; leave it out" if device.type != "cpu" else ""
+    left_out = {}
+    if device.type != "cpu":
+        left_out = dict.fromkeys((BenchCell.keras, BenchCell.products), "is measured on the CPU alone; leave it out")
     if importlib.util.find_spec("keras") is None:
-        why_not_keras = "is not installed; pip install 'vdrop[keras]', or leave it out"
-    if why_not_keras:
-        if settings.cells is not None and BenchCell.keras in settings.cells:
-            raise ConfigError(f"cells holds keras, which {why_not_keras}")
-        settings = replace(settings, cells=settings.cells or [cell for cell in BenchCell if cell is not BenchCell.keras])
+        left_out[BenchCell.keras] = "is not installed; pip install 'vdrop[keras]', or leave it out"
+    for cell in settings.cells or ():
+        if cell in left_out:
+            raise ConfigError(f"cells holds {cell}, which {left_out[cell]}")
+    settings = replace(settings, cells=settings.cells or [cell for cell in BenchCell if cell not in left_out])
     groups = cases(settings)
     if not groups:
         raise ConfigError("parts, cells and precisions together leave nothing to measure; take more of one of them")

@@ -109,7 +109,8 @@ class Run:
         for batch in islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None):
             masks = self.task.masks(self.model, batch, stream.at(batch.number))
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
-            norm, told, words = self.optimiser.step(loss, epoch), self.task.told(loss.item()), self.task.words(batch)
+            total, norm = self.optimiser.step(loss, epoch)
+            told, words = self.task.told(total), self.task.words(batch)
             if not (math.isfinite(told) and math.isfinite(norm)):
                 raise Diverged(f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step {self.step + 1}")
             self.batch += 1

@@ -6,7 +6,7 @@ Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`,
 what enters a matrix product, never on the carried state (the cell mask `c` excepted, which is part of its policy). Sequences
 with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
 
-`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied, the forward logits of
+`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given, the forward logits of
 `linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input. `recompute` has the back end `triton` keep
 no gates for the way back but work them out again: less memory, two products more; the others take no notice of it.
 """
@@ -85,6 +85,7 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        check_device(name, tensor, x_TBD)
     for name, mask, shape in (
         ("x", masks.x, (time, gates, batch, inputs)),
         ("h", masks.h, (time, gates, batch, hidden)),
@@ -96,8 +97,16 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
             raise ValueError(f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data")
         if mask.dim() != len(shape) or any(have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
             raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
-    if lengths is not None and lengths.shape != (batch,):
-        raise ValueError(f"lengths must be [{batch}], got {list(lengths.shape)}")
+        check_device(f"masks.{name}", mask, x_TBD)
+    if lengths is not None:
+        if lengths.shape != (batch,):
+            raise ValueError(f"lengths must be [{batch}], got {list(lengths.shape)}")
+        check_device("lengths", lengths, x_TBD)
+
+
+def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like x, got one on {tensor.device}")
 
 
 def lstm(

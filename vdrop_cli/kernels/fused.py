@@ -341,9 +341,8 @@ def loss_and_probabilities(x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: T
 
 def by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
     """The plain way, in which nothing depends on a number that a GPU would have to be waited for."""
-    total_M1 = logits_MV.logsumexp(1, keepdim=True)
-    nll_M = (total_M1 - logits_MV.gather(1, targets_M[:, None])).squeeze(1)
-    return nll_M, logits_MV.sub_(total_M1).exp_()
+    log_p_MV = logits_MV.log_softmax(1)
+    return -log_p_MV.gather(1, targets_M[:, None]).squeeze(1), log_p_MV.exp_()
 
 
 def by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ every call copies all it reads into it, masks and weights too, replays, and copi
 result is overwritten by a later call. Nothing random happens inside.
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -14,20 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Loop = Callable[..., None]  # takes tensors by name and constants; changes some of the tensors in place
+Loop = Callable[..., None]  # takes tensors by name and constants; writes into some of the tensors
 Capture = Callable[[Callable[[], None], torch.device], Callable[[], object]]
+Tensors = Mapping[str, Tensor | None]
 
 
 def capture(run: Callable[[], None], device: torch.device) -> Callable[[], object]:
-    """`run` as a graph: what is returned does again, on the same memory, whatever `run` did on the device."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        run()  # libraries take their memory at their first call on a stream
-    torch.cuda.current_stream(device).wait_stream(stream)
+    """`run` as a graph: what is returned does again, on the same memory, whatever `run` did on the device.
+
+    cuBLAS takes its workspace inside the graph, where it stays as long as the graph does, and gives it back there: one that it has
+    from elsewhere could be freed under the graph.
+    """
+    run()  # makes libraries and programs ready
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    torch.cuda.synchronize(device)
+    torch._C._cuda_clearCublasWorkspaces()
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
+    torch._C._cuda_clearCublasWorkspaces()
     return graph.replay
 
 
@@ -43,71 +47,102 @@ class Captured:
     replay: Callable[[], object]
     tensors: dict[str, Tensor | None]
 
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors.values() if t is not None)
+
+
+@dataclass
+class Sightings:
+    """How often shapes were met since they last had a graph, and how often they must be before they get one."""
+
+    seen: int = 0
+    wanted: int = 2
+
 
 class Graphs:
     """Graphs of loops, by what they depend on: the shapes and types of tensors, constants, stream and precision of products.
 
-    A loop runs as it is the first time that its shapes are seen, so that shapes which keep changing cost no captures. Of the graphs,
-    the `kept` that were used last are held, and so is their memory.
+    A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no captures. Of the graphs
+    those that were used last are held, so many and so much memory. Shapes that lost theirs must be met eight times as often before they
+    get another: more shapes than can be held end up without.
     """
 
     def __init__(
-        self, capture: Capture = capture, possible: Callable[[torch.device], bool] = is_possible, kept: int = 16, remembered: int = 1000
+        self,
+        capture: Capture = capture,
+        possible: Callable[[torch.device], bool] = is_possible,
+        *,
+        kept: int = 16,
+        kept_bytes: int = 2**31,
+        remembered: int = 1000,
     ) -> None:
-        self.capture, self.possible, self.kept, self.remembered = capture, possible, kept, remembered
-        self.seen: Counter[Hashable] = Counter()
+        self.capture, self.possible = capture, possible
+        self.kept, self.kept_bytes, self.remembered = kept, kept_bytes, remembered
+        self.met: dict[Hashable, Sightings] = {}
         self.held: OrderedDict[Hashable, Captured] = OrderedDict()
         self.lock = Lock()
 
-    def run(self, loop: Loop, written: dict[str, Tensor], read: dict[str, Tensor | None], **constants: Any) -> None:
-        """`loop(**written, **read, **constants)`, which may change the tensors of `written` and no others."""
-        tensors, device = {**written, **read}, next(iter(written.values())).device
+    def run(self, loop: Loop, changed: Tensors, filled: Tensors, read: Tensors, **constants: Any) -> None:
+        """`loop(**changed, **filled, **read, **constants)`, which may write into `changed`, must fill `filled`, and leaves `read`."""
+        tensors, device = {**changed, **filled, **read}, next(t.device for t in changed.values() if t is not None)
         if not self.possible(device):
             loop(**tensors, **constants)
             return
         key = key_of(loop, tensors, constants, device)
         with self.lock:
-            if key in self.held or self.is_known(key):
+            if key in self.held or self.is_due(key):
                 captured = self.held.get(key) or self.captured(key, loop, tensors, constants, device)
                 self.held.move_to_end(key)
-                copy(tensors, captured.tensors, tensors)
+                copy(tensors, captured.tensors, (*changed, *read))
                 captured.replay()
-                copy(captured.tensors, tensors, written)
+                copy(captured.tensors, tensors, (*changed, *filled))
                 return
         loop(**tensors, **constants)
 
     def forget(self) -> None:
         """Gives the memory back."""
         self.held.clear()
-        self.seen.clear()
+        self.met.clear()
 
-    def is_known(self, key: Hashable) -> bool:
-        """Whether these shapes were seen before; from now on they were."""
-        if len(self.seen) >= self.remembered:
-            self.seen.clear()
-        self.seen[key] += 1
-        return self.seen[key] > 1
+    def is_due(self, key: Hashable) -> bool:
+        """Whether these shapes, met once more, are to have a graph."""
+        if key not in self.met and len(self.met) >= self.remembered:
+            self.met.clear()
+        sightings = self.met.setdefault(key, Sightings())
+        sightings.seen += 1
+        return sightings.seen >= sightings.wanted
 
     def captured(
         self, key: Hashable, loop: Loop, tensors: dict[str, Tensor | None], constants: dict[str, Any], device: torch.device
     ) -> Captured:
-        own = {name: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        copy(tensors, own, tensors)  # the loop runs on them while it is captured
-        if len(self.held) >= self.kept:
-            self.held.popitem(last=False)
-        self.held[key] = Captured(self.capture(lambda: loop(**own, **constants), device), own)
-        return self.held[key]
+        with torch.inference_mode(False), torch.no_grad():  # or later calls could not write into its memory
+            own = {n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in tensors.items()}
+            copy(tensors, own, tensors)  # the loop runs on them while it is captured
+            made = Captured(self.capture(lambda: loop(**own, **constants), device), own)
+        self.held[key] = made
+        while len(self.held) > 1 and (len(self.held) > self.kept or sum(c.bytes for c in self.held.values()) > self.kept_bytes):
+            lost, _ = self.held.popitem(last=False)
+            wanted = self.met[lost].wanted if lost in self.met else 2
+            self.met[lost] = Sightings(wanted=8 * wanted)
+        return made
 
 
-def copy(source: dict[str, Tensor | None] | dict[str, Tensor], target: dict[str, Tensor | None] | dict[str, Tensor], names: Any) -> None:
+def copy(source: Tensors, target: Tensors, names: Iterable[str]) -> None:
     for name in names:
         into, of = target[name], source[name]
         if into is not None and of is not None:
             into.copy_(of)
 
 
-def key_of(loop: Loop, tensors: dict[str, Tensor | None], constants: dict[str, Any], device: torch.device) -> Hashable:
+def key_of(loop: Loop, tensors: Tensors, constants: dict[str, Any], device: torch.device) -> Hashable:
     shapes = tuple((name, None if t is None else (t.shape, t.dtype)) for name, t in tensors.items())
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    products = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction)
-    return (loop.__module__, loop.__qualname__, shapes, tuple(sorted(constants.items())), device, stream, products)
+    return (loop.__module__, loop.__qualname__, shapes, tuple(sorted(constants.items())), device, stream, precision_of_products())
+
+
+def precision_of_products() -> Hashable:
+    """By torch's newer setting where there is one: the older one raises when that was used."""
+    matmul = torch.backends.cuda.matmul
+    rounded = (matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction)
+    return (matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32, *rounded)

@@ -78,9 +78,20 @@ class RecurrenceGradient:
         dh_BH.add_((through_KBH if mask_TKBH is None else through_KBH * mask_TKBH[0]).sum(0))
 
 
-def lstm_loop(a: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, mask_h: Tensor | None, mask_c: Tensor | None, lengths: Tensor | None) -> None:
-    """From the projected inputs `a` to the gates, and the states of all steps."""
+def lstm_loop(
+    a: Tensor,
+    h: Tensor,
+    c: Tensor,
+    h_BH: Tensor,
+    c_BH: Tensor,
+    w_hh: Tensor,
+    mask_h: Tensor | None,
+    mask_c: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    """From the projected inputs `a` and the first states to the gates, and the states of all steps."""
     gates = Gates(a, 4)
+    h[0], c[0] = h_BH, c_BH
     recurrence = Recurrence(gates, FOUR, w_hh, mask_h, h[0])
     tensors = (a, recurrence.p, h, c, recurrence.enter_KBH, mask_h, mask_c, lengths)
     strided = (*strides(gates), *recurrence.p_strides, *mask_strides(mask_h, 2), *mask_strides(mask_c, 1))
@@ -116,6 +127,7 @@ def lstm_loop_back(
 def gru_loop(
     a: Tensor,
     h: Tensor,
+    h_BH: Tensor,
     w_hh: Tensor,
     mask_h: Tensor | None,
     mask_c: None,
@@ -123,11 +135,12 @@ def gru_loop(
     inner: Tensor | None = None,
     b_n: Tensor | None = None,
 ) -> None:
-    """From the projected inputs `a` to the gates, and the states of all steps.
+    """From the projected inputs `a` and the first state to the gates, and the states of all steps.
 
     With `inner` and the bias `b_n` the reset gate comes after the candidate's product, and `inner` is filled with that, the bias added.
     """
     gates = Gates(a, 3)
+    h[0] = h_BH
     sizes, a_strides, m_strides = (gates.time, gates.batch, gates.hidden), strides(gates), mask_strides(mask_h, 2)
     recurrence = Recurrence(gates, R_AND_Z if inner is None else THREE, w_hh, mask_h, h[0])
     p, enter, with_p = recurrence.p, recurrence.enter_KBH, (*a_strides, *recurrence.p_strides, *m_strides)
