@@ -68,7 +68,7 @@ def held():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
 
 environment.make_ready(torch.device('cpu'))
-step = our_step(settings("model=lstm_small", "dropout=variational_untied", "model.hidden_size=64"), Precision.PRECISION)
+step = our_step(settings("model=lstm_small", "dropout=variational_untied", "model.hidden_size=64", "device=cpu"), Precision.PRECISION)
 marks = []
 for _ in range(5):
     marks.append(held())
