@@ -83,7 +83,7 @@ class Layer(NamedTuple):
         return {"w_hh": self.low(self.w_hh), "mask_h": whole(self.mask_h), "mask_c": whole(self.mask_c), "lengths": lengths}
 
 
-# A graph of a user's, or of torch.compile, is not to hold ours.
+# The graphs that torch.compile makes are not to hold ours.
 operator = partial(
     torch.library.custom_op,
     mutates_args=(),
