@@ -104,7 +104,7 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         **{package: version for package in PACKAGES if (version := installed(package)) is not None},
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),
         "device_type": on.type,
-        **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on.type == "cuda" else {}),
+        **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on.type == "cuda" else {}),  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
         "backend": backend,
         "precision": precision,
