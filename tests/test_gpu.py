@@ -91,6 +91,7 @@ def test_masks_are_those_of_the_cpu() -> None:
         here, there = (draw(dropout, MaskShape(3, 2, (5,), 7, 4), Stream((1,)), device) for device in ("cpu", CUDA))
         for a, b in zip(here.layers[0], there.layers[0], strict=True):
             assert (a is None and b is None) or (b.is_cuda and torch.equal(a, b.cpu()))
+        assert there.to(CUDA).layers[0].x is there.layers[0].x, "what is there already stays"
 
 
 def peak(run: Callable[[], object]) -> int:

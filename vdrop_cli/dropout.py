@@ -92,9 +92,10 @@ class ModelMasks(NamedTuple):
 
 def sent(mask: Tensor | None, device: torch.device | str) -> Tensor | None:
     """To its device; from memory that a GPU reads by itself, so that nothing waits for what is still to be done there."""
-    if mask is None or torch.device(device).type != "cuda":
-        return None if mask is None else mask.to(device)
-    return mask.pin_memory().to(device, non_blocking=True)
+    if mask is None:
+        return None
+    leaves = mask.device.type == "cpu" and torch.device(device).type == "cuda"
+    return (mask.pin_memory() if leaves else mask).to(device, non_blocking=leaves)
 
 
 def threshold_of(p: float, bits: int) -> int:

@@ -12,11 +12,11 @@ from vdrop_cli.kernels.graphs import Graphs, is_possible, precision_of_products
 CPU = torch.device("cpu")
 
 
-def decaying_sum(total: Tensor, last: Tensor, x: Tensor, mask: Tensor | None, decay: float = 0.5) -> None:
+def decaying_sum(total: Tensor, last: Tensor, x: Tensor, mask: Tensor | None) -> None:
     """A loop in place, as those of the cells are, which goes on from `total` and fills `last`."""
     last.copy_(x[-1])
     for x_t in x:
-        total.mul_(decay).add_(x_t if mask is None else x_t * mask)
+        total.mul_(0.5).add_(x_t if mask is None else x_t * mask)
 
 
 class Recorder:
@@ -45,16 +45,16 @@ def graphs_of(recorder: Recorder, **options: int) -> Graphs:
     return Graphs(recorder, possible=lambda device: True, **options)
 
 
-def summed(graphs: Graphs, x: Tensor, mask: Tensor | None = None, **constants: float) -> Tensor:
+def summed(graphs: Graphs, x: Tensor, mask: Tensor | None = None) -> Tensor:
     total, last = torch.ones(x.shape[1:]), torch.full(x.shape[1:], torch.nan)
-    graphs.run(decaying_sum, {"total": total}, {"last": last}, {"x": x, "mask": mask}, **constants)
+    graphs.run(decaying_sum, {"total": total}, {"last": last}, {"x": x, "mask": mask})
     assert torch.equal(last, x[-1].to(last.dtype))
     return total
 
 
-def exact(x: Tensor, mask: Tensor | None = None, **constants: float) -> Tensor:
+def exact(x: Tensor, mask: Tensor | None = None) -> Tensor:
     total = torch.ones(x.shape[1:])
-    decaying_sum(total, torch.empty_like(total), x, mask, **constants)
+    decaying_sum(total, torch.empty_like(total), x, mask)
     return total
 
 
@@ -91,15 +91,15 @@ def test_shapes_that_change_are_never_captured(recorder: Recorder) -> None:
     assert recorder.captures == 0
 
 
-@pytest.mark.parametrize("other", ["shape", "type", "mask", "constant"])
+@pytest.mark.parametrize("other", ["shape", "type", "mask"])
 def test_what_a_graph_depends_on_makes_another(recorder: Recorder, other: str) -> None:
     graphs, x = graphs_of(recorder), torch.randn(3, 4)
     for _ in range(2):
         summed(graphs, x)
     changed = {"shape": torch.randn(3, 5), "type": x.bfloat16()}.get(other, x)
-    mask, constants = torch.rand(4) if other == "mask" else None, {"decay": 0.25} if other == "constant" else {}
+    mask = torch.rand(4) if other == "mask" else None
     for _ in range(2):
-        assert torch.equal(summed(graphs, changed, mask, **constants), exact(changed, mask, **constants))
+        assert torch.equal(summed(graphs, changed, mask), exact(changed, mask))
     assert recorder.captures == 2
 
 

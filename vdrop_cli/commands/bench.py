@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -381,11 +380,12 @@ def cases(settings: Bench) -> list[list[Case]]:
     return [group for group in groups if group]
 
 
-def train_settings(case: Case) -> Train:
-    """The published settings of the size, with the dropout that a case is named after."""
+def train_settings(case: Case, settings: Bench) -> Train:
+    """The published settings of the size, with the dropout that a case is named after, on the device that is measured."""
     task = ["task=sentiment"] if case.part is BenchPart.ratings else []
     overrides = [*task, f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in NO_POLICY else case.cell}"]
-    return parse(compose("train", overrides), Train)
+    backend = environment.backend(Backend.auto, torch.device(settings.device))
+    return replace(parse(compose("train", overrides), Train), outputs=settings.outputs, device=settings.device, backend=backend)
 
 
 def run(settings: Bench) -> None:
@@ -418,12 +418,10 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
     """A group of cases in turns; the machine's best rates so far are measured in between, too."""
     seconds: dict[Case, list[float]] = {case: [] for case in group}
     peaks, device = dict.fromkeys(group, 0.0), torch.device(settings.device)
-    backend = environment.backend(Backend.auto, device)
-    where = partial(replace, outputs=settings.outputs, device=settings.device, backend=backend)
     for _ in range(settings.starts):
         with ExitStack() as stack:
             ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
-            trains = {case: where(train_settings(case)) for case in group}
+            trains = {case: train_settings(case, settings) for case in group}
             workers = [stack.enter_context(Worker(case, trains[case], settings.mc_passes, ready[case])) for case in group]
             for worker in workers:
                 worker.ask()  # all are ready before the first is timed
@@ -441,7 +439,7 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
 
 def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> Measured:
     """What was found of a case; the limit is worked out when the best rates of all groups are known."""
-    train = replace(train_settings(case), device="cpu")
+    train = train_settings(case, settings)
     layers, head = train.model.layers, VOCABULARY * train.model.hidden_size
     words = int(random_ratings(train)[1].sum()) if case.part is BenchPart.ratings else train.task.steps * train.task.batch_size
     if case.part is BenchPart.ratings:

@@ -29,7 +29,7 @@ MODULES: dict[str, ModuleType] = {"reference": reference, "fused": fused}  # tri
 
 @lru_cache
 def obstacle_to_triton(device: torch.device) -> str:
-    """Why Triton's programs cannot be used on a device; empty where they can."""
+    """Why Triton's programs cannot be used on a device; empty where they can. It is tried once in a process."""
     try:
         from vdrop_cli.kernels import triton
     except ImportError as error:

@@ -37,9 +37,14 @@ def alive_steps(lengths: Tensor | None, time: int) -> Tensor | None:
     return None if lengths is None else (torch.arange(time, device=lengths.device)[:, None] < lengths)[..., None]
 
 
+def states_of_all_steps(first_BH: Tensor, time: int) -> Tensor:
+    """Memory for them, [T + 1, B, H]: the first ones before the first step."""
+    return first_BH.new_empty(time + 1, *first_BH.shape)
+
+
 def with_start(first_BH: Tensor, time: int) -> Tensor:
-    """Memory for the states of all steps, [T + 1, B, H], the first of them there."""
-    states = first_BH.new_empty(time + 1, *first_BH.shape)
+    """Likewise, the first ones there."""
+    states = states_of_all_steps(first_BH, time)
     states[0] = first_BH
     return states
 

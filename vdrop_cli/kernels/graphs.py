@@ -9,12 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
 
-Loop = Callable[..., None]  # takes tensors by name and constants; writes into some of the tensors
+Loop = Callable[..., None]  # takes tensors by name; writes into some of them
 Capture = Callable[[Callable[[], None], torch.device], Callable[[], object]]
 Tensors = Mapping[str, Tensor | None]
 
@@ -61,7 +60,7 @@ class Sightings:
 
 
 class Graphs:
-    """Graphs of loops, by what they depend on: the shapes and types of tensors, constants, stream and precision of products.
+    """Graphs of loops, by what they depend on: the shapes and types of tensors, stream and precision of products.
 
     A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no captures. Of the graphs
     those that were used last are held, so many and so much memory. Shapes that lost theirs must be met eight times as often before they
@@ -83,27 +82,22 @@ class Graphs:
         self.held: OrderedDict[Hashable, Captured] = OrderedDict()
         self.lock = Lock()
 
-    def run(self, loop: Loop, changed: Tensors, filled: Tensors, read: Tensors, **constants: Any) -> None:
-        """`loop(**changed, **filled, **read, **constants)`, which may write into `changed`, must fill `filled`, and leaves `read`."""
+    def run(self, loop: Loop, changed: Tensors, filled: Tensors, read: Tensors) -> None:
+        """`loop(**changed, **filled, **read)`, which may write into `changed`, must fill `filled`, and leaves `read`."""
         tensors, device = {**changed, **filled, **read}, next(t.device for t in changed.values() if t is not None)
         if not self.possible(device):
-            loop(**tensors, **constants)
+            loop(**tensors)
             return
-        key = key_of(loop, tensors, constants, device)
+        key = key_of(loop, tensors, device)
         with self.lock:
             if key in self.held or self.is_due(key):
-                captured = self.held.get(key) or self.captured(key, loop, tensors, constants, device)
+                captured = self.held.get(key) or self.captured(key, loop, tensors, device)
                 self.held.move_to_end(key)
                 copy(tensors, captured.tensors, (*changed, *read))
                 captured.replay()
                 copy(captured.tensors, tensors, (*changed, *filled))
                 return
-        loop(**tensors, **constants)
-
-    def forget(self) -> None:
-        """Gives the memory back."""
-        self.held.clear()
-        self.met.clear()
+        loop(**tensors)
 
     def is_due(self, key: Hashable) -> bool:
         """Whether these shapes, met once more, are to have a graph."""
@@ -113,13 +107,11 @@ class Graphs:
         sightings.seen += 1
         return sightings.seen >= sightings.wanted
 
-    def captured(
-        self, key: Hashable, loop: Loop, tensors: dict[str, Tensor | None], constants: dict[str, Any], device: torch.device
-    ) -> Captured:
+    def captured(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured:
         with torch.inference_mode(False), torch.no_grad():  # or later calls could not write into its memory
             own = {n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in tensors.items()}
             copy(tensors, own, tensors)  # the loop runs on them while it is captured
-            made = Captured(self.capture(lambda: loop(**own, **constants), device), own)
+            made = Captured(self.capture(lambda: loop(**own), device), own)
         self.held[key] = made
         while len(self.held) > 1 and (len(self.held) > self.kept or sum(c.bytes for c in self.held.values()) > self.kept_bytes):
             lost, _ = self.held.popitem(last=False)
@@ -135,10 +127,10 @@ def copy(source: Tensors, target: Tensors, names: Iterable[str]) -> None:
             into.copy_(of)
 
 
-def key_of(loop: Loop, tensors: Tensors, constants: dict[str, Any], device: torch.device) -> Hashable:
+def key_of(loop: Loop, tensors: Tensors, device: torch.device) -> Hashable:
     shapes = tuple((name, None if t is None else (t.shape, t.dtype)) for name, t in tensors.items())
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return (loop.__module__, loop.__qualname__, shapes, tuple(sorted(constants.items())), device, stream, precision_of_products())
+    return (loop.__module__, loop.__qualname__, shapes, device, stream, precision_of_products())
 
 
 def precision_of_products() -> Hashable:
