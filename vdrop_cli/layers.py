@@ -120,10 +120,6 @@ class LSTM(Recurrent):
 
     cell = Cell.lstm
 
-    def mean_masks(self) -> ModelMasks:
-        """What stands for the masks where none are drawn: the standard approximation."""
-        return mean_masks(self.dropout, self.num_layers, self.weights(0)[0])
-
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         h_BH, c_BH = state
         y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, **self.options)
@@ -138,10 +134,6 @@ class GRU(Recurrent):
     def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.reset_after = reset_after
-
-    def mean_masks(self) -> ModelMasks:
-        """What stands for the masks where none are drawn: the standard approximation."""
-        return mean_masks(self.dropout, self.num_layers, self.weights(0)[0])
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         (h_BH,) = state

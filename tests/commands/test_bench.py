@@ -24,6 +24,7 @@ from vdrop_cli.commands.bench import (
     products,
     random_ratings,
     ratio,
+    rows_of_steps,
     tell,
 )
 from vdrop_cli.config import BenchCell, BenchPart, ConfigError, Precision, Size
@@ -86,9 +87,18 @@ def test_products_alone_are_all_the_products_that_the_limit_counts() -> None:
     """6 operations a parameter and word, as torch counts them."""
     train = settings("device=cpu", "model=lstm_small", "model.hidden_size=24", "task.bptt=3", "task.batch_size=2", "dropout=variational")
     with FlopCounterMode(display=False) as counter:
-        products(train, Precision.fp32)()
+        products(train, Precision.fp32, rows_of_steps(train, BenchPart.step), 10_000)()
     words, parameters = 3 * 2, 2 * 8 * 24**2 + 10_000 * 24
     assert counter.get_total_flops() == 6 * words * parameters
+
+
+def test_products_of_a_step_of_ratings_are_of_the_words_that_are_there() -> None:
+    train = settings("device=cpu", "task=sentiment", "model.hidden_size=24", "task.batch_size=8", "task.chunk_words=9")
+    rows = rows_of_steps(train, BenchPart.ratings)
+    assert rows[0] == 8 and rows[-1] == 5 and rows == sorted(rows, reverse=True)
+    with FlopCounterMode(display=False) as counter:
+        products(train, Precision.fp32, rows, 0)()
+    assert counter.get_total_flops() == 6 * int(random_ratings(train)[1].sum()) * 8 * 24**2
 
 
 def test_which_cases_there_are() -> None:
@@ -113,7 +123,7 @@ def test_the_model_of_ratings_has_a_part_of_its_own() -> None:
     groups = cases(settings("sizes=[small,sentiment]", "cells=[none,products,torch_lstm]", "precisions=[fp32]", command="bench"))
     told = [str(case) for group in groups for case in group]
     assert [case for case in told if "ratings" in case or "sentiment" in case] == [
-        *("sentiment ratings none fp32", "sentiment ratings torch_lstm fp32"),
+        *("sentiment ratings none fp32", "sentiment ratings products fp32", "sentiment ratings torch_lstm fp32"),
     ]
 
 

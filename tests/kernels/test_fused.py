@@ -67,6 +67,24 @@ def test_fp32_agrees_with_the_definition_in_float64(cell: str, policy: str, time
         assert max(relative_errors(found, expected)) < 1e-5
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+@pytest.mark.parametrize("lengths", [[4, 0, 6], [2, 5, 1], [3, 3, 3], [0, 0, 0]])
+def test_padding_is_never_read(cell: str, policy: str, lengths: list[int]) -> None:
+    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state."""
+    masks, lengths_B = double(masks_of(cell, policy, 6)), torch.tensor(lengths)
+    padding_TB = torch.arange(6)[:, None] >= lengths_B
+    found = []
+    for backend, padding in (("reference", 0.0), ("fused", torch.nan)):
+        x, *others = inputs_of(cell, 6, torch.float64)
+        x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
+        function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=backend)
+        found.append(outputs_and_gradients(function, [x, *others]))
+        assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("x_gates", [0, 1, 4])
 @pytest.mark.parametrize("h_gates", [0, 1, 4])
 def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:

@@ -78,7 +78,7 @@ class Case:
         if (self.part is BenchPart.ratings) != (self.size is Size.sentiment):
             return False
         if self.part is BenchPart.ratings:
-            return self.cell not in (BenchCell.products, BenchCell.keras)
+            return self.cell is not BenchCell.keras
         if self.cell is BenchCell.keras:
             return self.part is BenchPart.step and self.precision is Precision.fp32
         if self.cell is BenchCell.products:
@@ -165,11 +165,12 @@ def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
 
 
 def random_ratings(train: Train) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Words [T, B], lengths and ratings [B], lengths as of the Cornell reviews: five chunks of eight are full, others of any length."""
+    """Words [T, B], lengths and ratings [B], as of the Cornell reviews: five chunks of eight are full, others shorter, longest first."""
     assert train.task.chunk_words is not None
     time_steps, batch, draws = train.task.chunk_words, train.task.batch_size, torch.Generator().manual_seed(1)
     lengths_B = torch.randint(1, time_steps, (batch,), generator=draws)
     lengths_B[: 5 * batch // 8] = time_steps
+    lengths_B = lengths_B.sort(descending=True).values
     ids_TB = torch.randint(RATINGS_VOCABULARY, (time_steps, batch), generator=draws)
     ids_TB[0, 0] = RATINGS_VOCABULARY - 1
     return ids_TB.to(train.device), lengths_B.to(train.device), torch.randn(batch, generator=draws).to(train.device)
@@ -218,33 +219,40 @@ def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
     return step
 
 
-def products(train: Train, precision: Precision) -> Callable[[], object]:
+def rows_of_steps(train: Train, part: BenchPart) -> list[int]:
+    """How many words each time step of a training step reads."""
+    if part is not BenchPart.ratings:
+        return [train.task.batch_size] * train.task.steps
+    ids_TB, lengths_B, _ = random_ratings(train)
+    return [int((lengths_B > t).sum()) for t in range(len(ids_TB))]
+
+
+def products(train: Train, precision: Precision, rows: list[int], vocabulary: int) -> Callable[[], object]:
     """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in."""
-    time_steps, batch, hidden = train.task.steps, train.task.batch_size, train.model.hidden_size
+    words, hidden = sum(rows), train.model.hidden_size
     dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
 
     def random(*shape: int) -> torch.Tensor:
         return torch.rand(shape).sub_(0.5).to(train.device, dtype)
 
-    x_NH, gates_NG, w_GH, head_VH = (
-        random(*s) for s in ((time_steps * batch, hidden), (time_steps * batch, 4 * hidden), (4 * hidden, hidden), (VOCABULARY, hidden))
-    )
-    forward, back, d_logits_NV = Weights(w_GH, batch), Weights(w_GH.T, batch), random(time_steps * batch, VOCABULARY)
+    x_NH, gates_NG, w_GH, head_VH = (random(*s) for s in ((words, hidden), (words, 4 * hidden), (4 * hidden, hidden), (vocabulary, hidden)))
+    forward, back, d_logits_NV = Weights(w_GH, max(rows)), Weights(w_GH.T, max(rows)), random(words, vocabulary)
     exact_x_NH, exact_head_VH, logits_NV = x_NH.float(), head_VH.float(), d_logits_NV.float()
     dx_NH, dw_GH, d_head_VH = (torch.empty_like(t) for t in (x_NH, w_GH, head_VH))
 
     def step() -> None:
         for _ in range(train.model.layers):
             torch.mm(x_NH, w_GH.T, out=gates_NG)
-            for _ in range(time_steps):
-                forward.product(x_NH[:batch])
-                back.product(gates_NG[:batch])
+            for number in rows:
+                forward.product(x_NH[:number])
+                back.product(gates_NG[:number])
             torch.mm(gates_NG.T, x_NH, out=dw_GH)  # of the weights that multiply the input
             torch.mm(gates_NG.T, x_NH, out=dw_GH)  # and of the recurrent ones
             torch.mm(gates_NG, w_GH, out=dx_NH)
-        torch.mm(exact_x_NH, exact_head_VH.T, out=logits_NV)
-        torch.mm(d_logits_NV, head_VH, out=dx_NH)
-        torch.mm(d_logits_NV.T, x_NH, out=d_head_VH)
+        if vocabulary:
+            torch.mm(exact_x_NH, exact_head_VH.T, out=logits_NV)
+            torch.mm(d_logits_NV, head_VH, out=dx_NH)
+            torch.mm(d_logits_NV.T, x_NH, out=d_head_VH)
 
     return step
 
@@ -269,13 +277,13 @@ def random_input(train: Train) -> torch.Tensor:
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
     """The step of a case, ready to be called again and again."""
     name, precision = case.cell.name, case.precision
+    if case.cell is BenchCell.products:
+        return products(train, precision, rows_of_steps(train, case.part), 0 if case.part is BenchPart.ratings else VOCABULARY)
     if case.part is BenchPart.ratings:
         if name in rivals.LAYERS:
             return rivals.rating_step(name, train.model, train.dropout, train.schedule, precision, *random_ratings(train))
         return our_ratings(train, precision)
     ids = random_ids(train)
-    if case.cell is BenchCell.products:
-        return products(train, precision)
     if case.cell is BenchCell.keras:
         return rivals.keras_step(train.model, train.dropout, train.schedule, ids[:-1], ids[1:])
     if name in rivals.LAYERS and case.part is BenchPart.step:
@@ -441,7 +449,7 @@ def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> 
     """What was found of a case; the limit is worked out when the best rates of all groups are known."""
     train = train_settings(case, settings)
     layers, head = train.model.layers, VOCABULARY * train.model.hidden_size
-    words = int(random_ratings(train)[1].sum()) if case.part is BenchPart.ratings else train.task.steps * train.task.batch_size
+    words = sum(rows_of_steps(train, case.part))
     if case.part is BenchPart.ratings:
         head = 0
     if case.part is BenchPart.mc:

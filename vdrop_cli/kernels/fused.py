@@ -2,7 +2,8 @@
 
 All input projections of a layer are one product before the loop over time, all weight gradients one product after it. What
 entered the recurrent products is kept for that. Masks that differ from gate to gate make of each product a batch of four
-(GRU: three) of a quarter the size, so they cost little more.
+(GRU: three) of a quarter the size, so they cost little more. Sequences of different lengths are packed (`rows.py`): what is
+written [T, B, …] here then is [N, 1, …], and a step has the rows of those sequences that have it.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
 N tokens  V vocabulary
@@ -16,60 +17,61 @@ from torch.autograd.function import once_differentiable
 
 from vdrop_cli.kernels.gates import (
     Gates,
-    alive_steps,
-    each_step,
     input_gradient,
     project_inputs,
     some_gates,
     sum_over_steps,
     weight_gradient,
-    with_start,
 )
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import Weights, mm_into
+from vdrop_cli.kernels.rows import Rows
 
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
+SLOPES_AT_ONCE = 2**18  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
 ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large
 
 
 class Recurrence:
     """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U."""
 
-    def __init__(self, gates: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None, h_before_TBH: Tensor) -> None:
-        self.by_gate, self.steps = gates.by_gate, gates.steps(part)
+    def __init__(self, gates: Gates, part: slice, rows: Rows, w_hh: Tensor, mask_h: Tensor | None, like: Tensor) -> None:
+        self.by_gate, self.rows, self.steps = gates.by_gate, rows, gates.steps(part, rows)
         w_hh = w_hh[gates.rows(part)]
-        self.w = gates.weights(w_hh)
-        groups = len(gates.groups(part))
+        self.w, self.groups = gates.weights(w_hh, rows.most), len(gates.groups(part))
         mask_TKBH = some_gates(mask_h, part)
-        self.masks_KBH = each_step(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, groups, -1, -1), gates.time)
-        plain = self.masks_KBH is None and w_hh.dtype == h_before_TBH.dtype
-        self.inputs_KTBH = (
-            h_before_TBH.expand(groups, *h_before_TBH.shape)
-            if plain
-            else h_before_TBH.new_empty((groups, *h_before_TBH.shape), dtype=w_hh.dtype)
-        )
-        self.inputs = None if plain else list(self.inputs_KTBH.unbind(1))
+        self.masks_KBH = rows.masks(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, self.groups, -1, -1))
+        plain = self.masks_KBH is None and w_hh.dtype == like.dtype
+        self.memory = None if plain else like.new_empty((self.groups, gates.time, gates.batch, gates.hidden), dtype=w_hh.dtype)
+        self.inputs = None if self.memory is None else rows.each(self.memory, 1)
 
     def add(self, t: int, h_BH: Tensor) -> None:
         """Adds the products of step `t` to its gates."""
         if self.inputs is None:
-            x_KBH = h_BH.expand(len(self.inputs_KTBH), *h_BH.shape)
+            x_KBH = h_BH.expand(self.groups, *h_BH.shape)
         elif self.masks_KBH is None:
             x_KBH = self.inputs[t].copy_(h_BH)
         else:
             x_KBH = torch.mul(h_BH, self.masks_KBH[t], out=self.inputs[t])
         self.w.add_product(self.steps[t], x_KBH if self.by_gate else x_KBH[0])
 
+    def inputs_KTBH(self, hs: Tensor) -> Tensor:
+        """What entered the products of all steps, of which `hs` are the states."""
+        if self.memory is not None:
+            return self.memory
+        before_TBH = self.rows.before(hs)
+        return before_TBH.expand(self.groups, *before_TBH.shape)
+
 
 class RecurrenceGradient:
     """The way back through a recurrence: the gradients `da` of its gates, complete at one step, give that of h_{t-1}."""
 
-    def __init__(self, da: Gates, low: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None) -> None:
-        self.by_gate, self.full, self.low = da.by_gate, da.steps(part), low.steps(part)
+    def __init__(self, da: Gates, low: Gates, part: slice, rows: Rows, w_hh: Tensor, mask_h: Tensor | None) -> None:
+        self.by_gate, self.full, self.low = da.by_gate, da.steps(part, rows), low.steps(part, rows)
         self.dtype, self.same = da.memory.dtype, da.memory.dtype == low.memory.dtype
-        self.w = da.weights(w_hh[da.rows(part)], transposed=True)
-        self.masks_KBH = each_step(some_gates(mask_h, part), da.time)
+        self.w = da.weights(w_hh[da.rows(part)], rows.most, transposed=True)
+        self.masks_KBH = rows.masks(some_gates(mask_h, part))
 
     def step(self, t: int) -> Tensor:
         """What comes to the gradient of h_{t-1} through the products of step `t`."""
@@ -110,19 +112,19 @@ class LSTM(torch.autograd.Function):
         lengths: Tensor | None,
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        time, every, hidden = len(x_TBD), slice(0, 4), w_hh.shape[1]
+        every, hidden, rows = slice(0, 4), w_hh.shape[1], Rows.of(x_TBD, lengths)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
+        x_TBD, mask_x = rows.pack(x_TBD), rows.mask_of_all(mask_x)
         gates = Gates.of(x_TBD, hidden, 4, Masks(mask_x, mask_h))
         inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, mask_x)
-        hs, cs = with_start(h_BH, time), with_start(c_BH, time)
-        recurrence = Recurrence(gates, every, w_hh, mask_h, hs[:-1])
-        g_TBH, tanh_c_TBH = torch.empty_like(hs[1:]), torch.empty_like(cs[1:])
-        alive_TB1, masks_c = alive_steps(lengths, time), each_step(mask_c, time)
-        step_views = zip(
-            *(v.unbind(0) for v in (gates.view_GTBH.transpose(0, 1), *gates.view_GTBH, g_TBH, tanh_c_TBH, hs[1:], cs[1:])), strict=True
-        )
-        h, c = h_BH, c_BH
-        for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(step_views):
+        h, c = rows.start(h_BH), rows.start(c_BH)
+        hs, cs = rows.states(h), rows.states(c)
+        recurrence = Recurrence(gates, every, rows, w_hh, mask_h, hs)
+        g_TBH, tanh_c_TBH = torch.empty_like(rows.after(hs)), torch.empty_like(rows.after(cs))
+        masks_c = rows.masks(mask_c)
+        by_step = (rows.each(v) for v in (*gates.view_GTBH, g_TBH, tanh_c_TBH, rows.after(hs), rows.after(cs)))
+        for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(zip(rows.each(gates.view_GTBH, 1), *by_step, strict=True)):
+            h, c = rows.on(t, h), rows.on(t, c)
             recurrence.add(t, h)
             torch.tanh(a_g, out=g)
             every_gate.sigmoid_()  # g is there already; one call for all is quicker than one for each
@@ -130,58 +132,55 @@ class LSTM(torch.autograd.Function):
             if masks_c is not None:
                 c_new.mul_(masks_c[t])
             torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
-            if alive_TB1 is not None:
-                c_new.copy_(torch.where(alive_TB1[t], c_new, c))
-                h_new.copy_(torch.where(alive_TB1[t], h_new, h))
             h, c = h_new, c_new
+        ctx.rows = rows
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
-            x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, gates.memory, recurrence.inputs_KTBH, *inputs_ND
+            x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, cs, g_TBH, tanh_c_TBH, gates.memory, recurrence.inputs_KTBH(hs), *inputs_ND
         )
-        y_TBH = hs[1:].clone() if alive_TB1 is None else hs[1:] * alive_TB1
-        return y_TBH, h.clone(), c.clone()
+        return rows.outputs(hs), rows.last(hs), rows.last(cs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, alive_TB1, cs, g_TBH, tanh_c_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
-        gates = Gates(memory, 4)
-        every = slice(0, 4)
-        i_TBH, f_TBH, _, o_TBH = gates.view_GTBH
-        # What does not depend on the gradient is worked out for all steps at once: d a_gate = slope ∘ (dc or dh).
+    def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, cs, g_TBH, tanh_c_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
+        gates, every, rows = Gates(memory, 4), slice(0, 4), ctx.rows
         da = gates.another()
         low = da if w_hh.dtype == x_TBD.dtype else gates.another(w_hh.dtype)
-        slope_i, slope_f, slope_g, slope_o = da.view_GTBH
-        through_sigmoid(g_TBH, i_TBH, out=slope_i)
-        through_sigmoid(cs[:-1], f_TBH, out=slope_f)
-        through_tanh(i_TBH, g_TBH, out=slope_g)
-        through_sigmoid(tanh_c_TBH, o_TBH, out=slope_o)
-        c_slope_TBH = through_tanh(o_TBH, tanh_c_TBH, out=torch.empty_like(tanh_c_TBH))
-        if alive_TB1 is not None:
-            da.view_GTBH.mul_(alive_TB1)
-            c_slope_TBH.mul_(alive_TB1)
-            dy_TBH = dy_TBH * alive_TB1
-        way_back = RecurrenceGradient(da, low, every, w_hh, mask_h)
-        masks_c = each_step(mask_c, gates.time)
-        step_views = list(zip(*(v.unbind(0) for v in (da.view_GTBH[:3].transpose(0, 1), slope_o, c_slope_TBH, f_TBH, dy_TBH)), strict=True))
-        dh, dc = dh_BH.clone(), dc_BH.clone()
-        for t in reversed(range(gates.time)):
-            i_f_g, o, c_slope, f, dy = step_views[t]
-            dh.add_(dy)
-            o.mul_(dh)
-            dc.addcmul_(dh, c_slope)
-            dc_new = dc if masks_c is None else dc * masks_c[t]
-            i_f_g.mul_(dc_new)
-            carried, dh_before = dc_new * f, way_back.step(t)
-            if alive_TB1 is not None:
-                carried = torch.where(alive_TB1[t], carried, dc)
-                dh_before = torch.where(alive_TB1[t], dh_before, dh)
-            dh, dc = dh_before, carried
+        c_before_TBH, c_slope_TBH = rows.before(cs), torch.empty_like(tanh_c_TBH)
+        way_back = RecurrenceGradient(da, low, every, rows, w_hh, mask_h)
+        masks_c, dys = rows.masks(mask_c), dy_TBH if dy_TBH is None else rows.each(rows.pack(dy_TBH))
+        i_f_g, o, c_slope, f = rows.each(da.view_GTBH[:3], 1), *(rows.each(v) for v in (da.view_GTBH[3], c_slope_TBH, gates.view_GTBH[1]))
+        dh_end, dc_end = (rows.end_gradient(d, cs) for d in (dh_BH, dc_BH))
+        dh, dc = rows.on(-1, dh_end), rows.on(-1, dc_end)
+        for steps in reversed(rows.blocks(SLOPES_AT_ONCE // gates.hidden)):
+            # What does not depend on the gradient is worked out for many steps at once: d a_gate = slope ∘ (dc or dh).
+            part = rows.part(steps)
+            g, tanh_c = g_TBH[part], tanh_c_TBH[part]
+            (y_i, y_f, _, y_o), (slope_i, slope_f, slope_g, slope_o) = gates.view_GTBH[:, part], da.view_GTBH[:, part]
+            through_sigmoid(g, y_i, out=slope_i)
+            through_sigmoid(c_before_TBH[part], y_f, out=slope_f)
+            through_tanh(y_i, g, out=slope_g)
+            through_sigmoid(tanh_c, y_o, out=slope_o)
+            through_tanh(y_o, tanh_c, out=c_slope_TBH[part])
+            for t in reversed(steps):
+                dh, dc = rows.back(t, dh, dh_end), rows.back(t, dc, dc_end)
+                if dys is not None:
+                    dh.add_(dys[t])
+                o[t].mul_(dh)
+                dc.addcmul_(dh, c_slope[t])
+                if masks_c is not None:
+                    dc.mul_(masks_c[t])
+                i_f_g[t].mul_(dc)
+                dc.mul_(f[t])
+                dh = way_back.step(t)
+        dh, dc = rows.back(-1, dh, dh_end), rows.back(-1, dc, dc_end)
         db = sum_over_steps(da)
         dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
         weight_gradient(low, every, inputs_ND, dw_ih)
         weight_gradient(low, every, list(inputs_KTBH.flatten(1, 2)), dw_hh)
-        dx_TBD = input_gradient(low, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
-        return dx_TBD, dh, dc, dw_ih, dw_hh, db, db.clone(), None, None, None, None, None
+        dx_TBD = rows.unpack(input_gradient(low, x_TBD, w_ih, mask_x)) if ctx.needs_input_grad[0] else None
+        return dx_TBD, rows.end(dh), rows.end(dc), dw_ih, dw_hh, db, db.clone(), None, None, None, None, None
 
 
 class GRU(torch.autograd.Function):
@@ -200,101 +199,102 @@ class GRU(torch.autograd.Function):
         reset_after: bool,
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        time, hidden = len(x_TBD), w_hh.shape[1]
+        hidden, rows = w_hh.shape[1], Rows.of(x_TBD, lengths)
         r_and_z, only_n = slice(0, 2), slice(2, 3)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
+        x_TBD, mask_x = rows.pack(x_TBD), rows.mask_of_all(mask_x)
         gates = Gates.of(x_TBD, hidden, 3, Masks(mask_x, mask_h))
         inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, mask_x)
         if reset_after:
             gates.view_GTBH[r_and_z].add_(b_hh.view(3, 1, 1, -1)[r_and_z])
-        hs = with_start(h_BH, time)
-        recurrence = Recurrence(gates, r_and_z, w_hh, mask_h, hs[:-1])
+        h = rows.start(h_BH)
+        hs = rows.states(h)
+        recurrence = Recurrence(gates, r_and_z, rows, w_hh, mask_h, hs)
         # The candidate's own recurrent product: of m ∘ h, or where the reset gate comes first, of r ∘ m ∘ h.
-        masks_n = each_step(some_gates(mask_h, only_n), time)
-        w_n = Weights(w_hh[2 * hidden :], gates.batch)
-        n_inputs_TBH = torch.empty_like(hs[1:], dtype=compute_dtype)
-        inner_TBH = torch.empty_like(hs[1:]) if reset_after else None  # U_n (m ∘ h) + b
-        alive_TB1 = alive_steps(lengths, time)
-        step_views = zip(
-            *(v.unbind(0) for v in (gates.view_GTBH[r_and_z].transpose(0, 1), *gates.view_GTBH, n_inputs_TBH, hs[1:])), strict=True
-        )
-        h = h_BH
-        for t, (r_z, r, z, n, n_input, h_new) in enumerate(step_views):
+        masks_n = rows.masks(some_gates(mask_h, only_n))
+        w_n = Weights(w_hh[2 * hidden :], rows.most)
+        n_inputs_TBH = torch.empty_like(rows.after(hs), dtype=compute_dtype)
+        inner_TBH = torch.empty_like(rows.after(hs)) if reset_after else None  # U_n (m ∘ h) + b
+        inners = inner_TBH if inner_TBH is None else rows.each(inner_TBH)
+        by_step = (rows.each(v) for v in (*gates.view_GTBH, n_inputs_TBH, rows.after(hs)))
+        for t, (r_z, r, z, n, n_input, h_new) in enumerate(zip(rows.each(gates.view_GTBH[r_and_z], 1), *by_step, strict=True)):
+            h = rows.on(t, h)
             recurrence.add(t, h)
             r_z.sigmoid_()
             masked_h = h if masks_n is None else h * masks_n[t][0]
-            if inner_TBH is not None:
+            if inners is not None:
                 n_input.copy_(masked_h)
-                inner = torch.add(w_n.product(n_input), b_hh[2 * hidden :], out=inner_TBH[t])
+                inner = torch.add(w_n.product(n_input), b_hh[2 * hidden :], out=inners[t])
                 n.addcmul_(r, inner)
             else:
                 torch.mul(r, masked_h, out=n_input)
                 w_n.add_product(n, n_input)
             n.tanh_()
-            torch.lerp(n, h, z, out=h_new)
-            if alive_TB1 is not None:
-                h_new.copy_(torch.where(alive_TB1[t], h_new, h))
-            h = h_new
+            h = torch.lerp(n, h, z, out=h_new)
+        ctx.rows = rows
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
-            x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, gates.memory, recurrence.inputs_KTBH, *inputs_ND
+            x_TBD, w_ih, w_hh, mask_x, mask_h, hs, n_inputs_TBH, inner_TBH, gates.memory, recurrence.inputs_KTBH(hs), *inputs_ND
         )
-        y_TBH = hs[1:].clone() if alive_TB1 is None else hs[1:] * alive_TB1
-        return y_TBH, h.clone()
+        return rows.outputs(hs), rows.last(hs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, w_ih, w_hh, mask_x, mask_h, alive_TB1, hs, n_inputs_TBH, inner_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
-        gates = Gates(memory, 3)
+    def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_TBD, w_ih, w_hh, mask_x, mask_h, hs, n_inputs_TBH, inner_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
+        gates, rows = Gates(memory, 3), ctx.rows
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
-        r_TBH, z_TBH, n_TBH = gates.view_GTBH
         da = gates.another()
         low = da if w_hh.dtype == x_TBD.dtype else gates.another(w_hh.dtype)
-        da_r, da_z, da_n = da.view_GTBH
-        torch.mul(r_TBH, 1 - r_TBH, out=da_r)
-        through_sigmoid(hs[:-1] - n_TBH, z_TBH, out=da_z)
-        through_tanh(1 - z_TBH, n_TBH, out=da_n)
-        carry_TBH = z_TBH
-        if alive_TB1 is not None:
-            da.view_GTBH.mul_(alive_TB1)
-            dy_TBH = dy_TBH * alive_TB1
-            carry_TBH = torch.where(alive_TB1, z_TBH, 1.0)
-        way_back = RecurrenceGradient(da, low, r_and_z, w_hh, mask_h)
-        masks_n = each_step(some_gates(mask_h, only_n), gates.time)
-        w_n = Weights(w_hh[2 * gates.hidden :].T, gates.batch)
+        before_TBH = rows.before(hs)
+        way_back = RecurrenceGradient(da, low, r_and_z, rows, w_hh, mask_h)
+        masks_n, dys = rows.masks(some_gates(mask_h, only_n)), dy_TBH if dy_TBH is None else rows.each(rows.pack(dy_TBH))
+        w_n = Weights(w_hh[2 * gates.hidden :].T, rows.most)
         d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
+        inners, d_inners = (v if v is None else rows.each(v) for v in (inner_TBH, d_inner_TBH))
         # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type multiplied in.
         d_product_TBH = torch.empty_like(n_inputs_TBH)
-        step_views = list(zip(*(v.unbind(0) for v in (r_TBH, carry_TBH, da_r, da_z, da_n, d_product_TBH, hs[:-1], dy_TBH)), strict=True))
-        dh = dh_BH.clone()
-        for t in reversed(range(gates.time)):
-            r, carry, slope_r, slope_z, slope_n, d_product, h_before, dy = step_views[t]
-            dh.add_(dy)
-            slope_z.mul_(dh)
-            slope_n.mul_(dh)
-            dh = dh * carry
-            if d_inner_TBH is not None:
-                slope_r.mul_(slope_n * inner_TBH[t])
-                d_product.copy_(torch.mul(slope_n, r, out=d_inner_TBH[t]))
-            else:
-                d_product.copy_(slope_n)
-            through = w_n.product(d_product).to(dh.dtype)
-            if masks_n is not None:
-                through = through * masks_n[t][0]
-            if d_inner_TBH is None:
-                slope_r.mul_(through * h_before)
-                through = through * r
-            dh.add_(through).add_(way_back.step(t))
+        by_step = (rows.each(v) for v in (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH))
+        step_views = list(zip(*by_step, strict=True))
+        dh_end = rows.end_gradient(dh_BH, hs)
+        dh = rows.on(-1, dh_end)
+        for steps in reversed(rows.blocks(SLOPES_AT_ONCE // gates.hidden)):
+            part = rows.part(steps)
+            (y_r, y_z, y_n), (of_r, of_z, of_n) = gates.view_GTBH[:, part], da.view_GTBH[:, part]
+            torch.mul(y_r, 1 - y_r, out=of_r)
+            through_sigmoid(before_TBH[part] - y_n, y_z, out=of_z)
+            through_tanh(1 - y_z, y_n, out=of_n)
+            for t in reversed(steps):
+                r, z, slope_r, slope_z, slope_n, d_product, h_before = step_views[t]
+                dh = rows.back(t, dh, dh_end)
+                if dys is not None:
+                    dh.add_(dys[t])
+                slope_z.mul_(dh)
+                slope_n.mul_(dh)
+                dh.mul_(z)
+                if inners is not None and d_inners is not None:
+                    slope_r.mul_(slope_n * inners[t])
+                    d_product.copy_(torch.mul(slope_n, r, out=d_inners[t]))
+                else:
+                    d_product.copy_(slope_n)
+                through = w_n.product(d_product).to(dh.dtype)
+                if masks_n is not None:
+                    through = through * masks_n[t][0]
+                if d_inners is None:
+                    slope_r.mul_(through * h_before)
+                    through = through * r
+                dh.add_(through).add_(way_back.step(t))
+        dh = rows.back(-1, dh, dh_end)
         db_ih = sum_over_steps(da)
         db_hh = db_ih.clone() if d_inner_TBH is None else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
         if low is not da:
-            low.view_GTBH[2].copy_(da_n)
+            low.view_GTBH[2].copy_(da.view_GTBH[2])
         dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
         weight_gradient(low, every, inputs_ND, dw_ih)
         weight_gradient(low, r_and_z, list(inputs_KTBH.flatten(1, 2)), dw_hh)
         mm_into(dw_hh[2 * gates.hidden :], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
-        dx_TBD = input_gradient(low, x_TBD, w_ih, mask_x) if ctx.needs_input_grad[0] else None
-        return dx_TBD, dh, dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
+        dx_TBD = rows.unpack(input_gradient(low, x_TBD, w_ih, mask_x)) if ctx.needs_input_grad[0] else None
+        return dx_TBD, rows.end(dh), dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import Weights, WeightsByGate, mm_into
+from vdrop_cli.kernels.rows import Rows
 
 
 def differs_by_gate(mask: Tensor | None) -> bool:
@@ -18,13 +19,6 @@ def differs_by_gate(mask: Tensor | None) -> bool:
 def some_gates(mask_TGBH: Tensor | None, part: slice) -> Tensor | None:
     """The mask of some gates, of one that differs by gate or not."""
     return mask_TGBH[:, part] if mask_TGBH is not None and differs_by_gate(mask_TGBH) else mask_TGBH
-
-
-def each_step(mask: Tensor | None, time: int) -> list[Tensor] | None:
-    """The masks of all steps, one after the other."""
-    if mask is None:
-        return None
-    return [mask[0]] * time if len(mask) == 1 else list(mask.unbind(0))
 
 
 def lower(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -42,17 +36,11 @@ def states_of_all_steps(first_BH: Tensor, time: int) -> Tensor:
     return first_BH.new_empty(time + 1, *first_BH.shape)
 
 
-def with_start(first_BH: Tensor, time: int) -> Tensor:
-    """Likewise, the first ones there."""
-    states = states_of_all_steps(first_BH, time)
-    states[0] = first_BH
-    return states
-
-
 class Gates:
     """One tensor of all gates and steps, laid out so that each product reads and writes its part in one go.
 
-    Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does.
+    Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does. Of packed sequences (`rows.py`)
+    every row stands for a step of a batch of one.
     """
 
     def __init__(self, memory: Tensor, gates: int) -> None:
@@ -73,11 +61,11 @@ class Gates:
         """The rows of a weight matrix that belong to some gates."""
         return slice(part.start * self.hidden, part.stop * self.hidden)
 
-    def weights(self, w_hh: Tensor, *, transposed: bool = False) -> Weights | WeightsByGate:
-        """The rows of some gates, to be multiplied with every step of what enters them, or transposed, of their gradients."""
+    def weights(self, w_hh: Tensor, rows: int, *, transposed: bool = False) -> Weights | WeightsByGate:
+        """The rows of some gates, to be multiplied with every step of what enters them, about `rows`, or transposed, of their gradients."""
         w = w_hh.view(-1, self.hidden, self.hidden) if self.by_gate else w_hh
         w = w.mT if transposed else w
-        return WeightsByGate(w, self.batch) if self.by_gate else Weights(w, self.batch)
+        return WeightsByGate(w, rows) if self.by_gate else Weights(w, rows)
 
     def groups(self, part: slice) -> list[slice]:
         """How the gates of `part` are grouped into products: all together, or one by one."""
@@ -87,10 +75,10 @@ class Gates:
         """Gates of every step as a matrix, [T·B, gates·H]."""
         return self.memory[group.start].flatten(0, 1) if self.by_gate else self.memory.flatten(0, 1)[:, self.rows(group)]
 
-    def steps(self, part: slice) -> list[Tensor]:
-        """Gates of each step, [gates, B, H] where each is multiplied for itself, else [B, gates·H]."""
-        memory = self.memory[part].transpose(0, 1) if self.by_gate else self.memory[..., self.rows(part)]
-        return list(memory.unbind(0))
+    def steps(self, part: slice, rows: Rows | None = None) -> list[Tensor]:
+        """Gates of each step, [gates, B, H] where each is multiplied for itself, else [B, gates·H]; packed: of its rows."""
+        rows = rows or Rows(self.time, self.batch)
+        return rows.each(self.memory[part], 1) if self.by_gate else rows.each(self.memory[..., self.rows(part)])
 
 
 def masked_inputs(gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
