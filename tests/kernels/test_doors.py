@@ -31,3 +31,10 @@ def test_what_lies_on_another_device_is_named(where: str) -> None:
     lengths = torch.tensor([2], device="meta" if where == "lengths" else "cpu")
     with pytest.raises(ValueError, match=rf"^{where} must be on cpu like x, got one on meta$"):
         kernels.gru(*tensors.values(), masks, lengths=lengths)
+
+
+@pytest.mark.parametrize("lengths", [torch.tensor([2.0]), torch.tensor([True])])
+def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
+    zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
+    with pytest.raises(ValueError, match=rf"^lengths must be whole numbers, got {lengths.dtype}$"):
+        kernels.gru(*zeros, kernels.Masks(), lengths=lengths)

@@ -25,12 +25,12 @@ def inputs_of(cell: str, time: int, dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype).requires_grad_() for shape in shapes]
 
 
-def outputs_and_gradients(function: Function, inputs: list[Tensor]) -> list[Tensor]:
-    """With a random gradient from upstream for each output."""
+def outputs_and_gradients(function: Function, inputs: list[Tensor], used: slice = slice(None)) -> list[Tensor]:
+    """With a random gradient from upstream for each output that is used."""
     outputs = function(*inputs)
     generator = torch.Generator().manual_seed(9)
     upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
+    return [*outputs, *torch.autograd.grad(outputs[used], inputs, upstream[used])]
 
 
 def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
@@ -69,20 +69,50 @@ def test_fp32_agrees_with_the_definition_in_float64(cell: str, policy: str, time
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
-@pytest.mark.parametrize("lengths", [[4, 0, 6], [2, 5, 1], [3, 3, 3], [0, 0, 0]])
-def test_padding_is_never_read(cell: str, policy: str, lengths: list[int]) -> None:
-    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state."""
+@pytest.mark.parametrize("lengths", [[4, 0, 6], [6, 4, 0], [2, 5, 1], [3, 3, 3], [0, 0, 0]], ids=str)
+def test_padding_is_never_read(cell: str, policy: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state; slopes of a few steps at once."""
+    monkeypatch.setattr(fused, "SLOPES_AT_ONCE", 4 * HIDDEN)
     masks, lengths_B = double(masks_of(cell, policy, 6)), torch.tensor(lengths)
     padding_TB = torch.arange(6)[:, None] >= lengths_B
-    found = []
-    for backend, padding in (("reference", 0.0), ("fused", torch.nan)):
-        x, *others = inputs_of(cell, 6, torch.float64)
-        x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
-        function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=backend)
-        found.append(outputs_and_gradients(function, [x, *others]))
-        assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
-    for ours, exact in zip(*found, strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+    for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
+        found = []
+        for backend, padding in (("reference", 0.0), ("fused", torch.nan)):
+            x, *others = inputs_of(cell, 6, torch.float64)
+            x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
+            function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=backend, **option)
+            found.append(outputs_and_gradients(function, [x, *others]))
+            assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
+        for ours, exact in zip(*found, strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 6, 3], dtype=torch.uint8)], ids=["even", "padded"])
+@pytest.mark.parametrize("used", [slice(0, 1), slice(1, None)], ids=["outputs", "last state"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_what_is_not_used_gives_no_gradient(cell: str, used: slice, lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "SLOPES_AT_ONCE", 4 * HIDDEN)
+    masks = double(masks_of(cell, "variational", 6))
+    expected, found = (
+        outputs_and_gradients(
+            partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths, backend=backend),
+            inputs_of(cell, 6, torch.float64),
+            used,
+        )
+        for backend in ("reference", "fused")
+    )
+    assert max(relative_errors(found, expected)) < 1e-12
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_batch_of_nothing(cell: str) -> None:
+    x, *others = inputs_of(cell, 3, torch.float32)
+    states, weights = others[:-4], others[-4:]
+    inputs = [x[:, :0], *(state[:0] for state in states), *weights]
+    outputs = {"lstm": lstm, "gru": gru}[cell](*inputs, Masks(), backend="fused")
+    assert outputs[0].shape == (3, 0, HIDDEN)
+    assert not any(gradient.any() for gradient in torch.autograd.grad(outputs[0].sum(), weights))
 
 
 @pytest.mark.parametrize("x_gates", [0, 1, 4])
@@ -211,12 +241,13 @@ def test_the_forward_logits_are_never_rounded() -> None:
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 4, 1]), torch.tensor([4, 2, 1])], ids=["even", "padded", "sorted"])
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
-def test_gradients_can_be_asked_for_twice(cell: str, policy: str, compute_dtype: torch.dtype | None) -> None:
+def test_gradients_can_be_asked_for_twice(cell: str, policy: str, lengths: Tensor | None, compute_dtype: torch.dtype | None) -> None:
     """Backward reads what forward saved and leaves it as it was; no two results share memory, so that each can be changed in place."""
     inputs = inputs_of(cell, 4, torch.float32)
     function = {"lstm": lstm, "gru": gru}[cell]
-    outputs = function(*inputs, masks_of(cell, policy, 4), backend="fused", compute_dtype=compute_dtype)
+    outputs = function(*inputs, masks_of(cell, policy, 4), lengths=lengths, backend="fused", compute_dtype=compute_dtype)
     first, second = (torch.autograd.grad(outputs[0].sum(), inputs, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     tensors = [*outputs, *first]

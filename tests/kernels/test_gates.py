@@ -32,7 +32,7 @@ def test_products_over_all_steps_are_those_of_each_step_and_gate(untied: bool) -
     da.view_GTBH.copy_(d)
     weight_gradient(da, EVERY, inputs, dw)
     torch.testing.assert_close(dw.view_as(w_GHD), torch.einsum("gtbh,gbd,tbd->ghd", d, m_GBD, x))
-    torch.testing.assert_close(input_gradient(da, x, w, mask), torch.einsum("gtbh,ghd,gbd->tbd", d, w_GHD, m_GBD))
+    torch.testing.assert_close(input_gradient(da, w, mask, x.dtype), torch.einsum("gtbh,ghd,gbd->tbd", d, w_GHD, m_GBD))
     torch.testing.assert_close(sum_over_steps(da), d.sum((1, 2)).flatten())
 
 

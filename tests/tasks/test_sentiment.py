@@ -127,6 +127,7 @@ def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(pool: int) -> N
     epochs = [list(task.batches(Stream((seed,)))) for seed in (1, 2, 1)]
     for batches in epochs:
         assert [batch.number for batch in batches] == list(range(task.batches_an_epoch))
+        assert all(batch.lengths_B.diff().max() <= 0 for batch in batches if len(batch.lengths_B) > 1), "the longest first"
         read = [
             (tuple(batch.ids_TB[:length, b].tolist()), round(batch.targets_B[b].item() * task.deviation + task.mean, 3))
             for batch in batches

@@ -36,7 +36,8 @@ VOCABULARY = 10_000  # that of Penn Treebank
 RATINGS_VOCABULARY = 20_002  # that of the Cornell reviews
 SECONDS_A_TURN = 0.3
 MC_WORDS = 70  # of the text that the passes of MC evaluation read
-WARM_UP = 3  # steps
+WARM_UP = 3  # steps, and as many more as take so long:
+WARM_UP_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -351,8 +352,10 @@ class Worker:
 
     def warm_up(self) -> None:
         """Until memory and code are there; and how many steps make a turn."""
-        taken = min(self.turn() for _ in range(WARM_UP))
-        self.steps = max(1, round(SECONDS_A_TURN / taken))
+        began, taken = time.perf_counter(), [self.turn() for _ in range(WARM_UP)]
+        while time.perf_counter() - began < WARM_UP_SECONDS:
+            taken.append(self.turn())
+        self.steps = max(1, round(SECONDS_A_TURN / min(taken)))
 
 
 def side(device: torch.device) -> int:

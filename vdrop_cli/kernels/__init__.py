@@ -101,6 +101,8 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
     if lengths is not None:
         if lengths.shape != (batch,):
             raise ValueError(f"lengths must be [{batch}], got {list(lengths.shape)}")
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
         check_device("lengths", lengths, x_TBD)
 
 

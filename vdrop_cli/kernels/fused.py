@@ -2,8 +2,8 @@
 
 All input projections of a layer are one product before the loop over time, all weight gradients one product after it. What
 entered the recurrent products is kept for that. Masks that differ from gate to gate make of each product a batch of four
-(GRU: three) of a quarter the size, so they cost little more. Sequences of different lengths are packed (`rows.py`): what is
-written [T, B, …] here then is [N, 1, …], and a step has the rows of those sequences that have it.
+(GRU: three) of a quarter the size, so they cost little more. Sequences of different lengths are packed (`layout.py`): what is
+written [T, B, …] here then is [N, 1, …], and a step is of those sequences that have it.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
 N tokens  V vocabulary
@@ -23,9 +23,9 @@ from vdrop_cli.kernels.gates import (
     sum_over_steps,
     weight_gradient,
 )
+from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import Weights, mm_into
-from vdrop_cli.kernels.rows import Rows
 
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
@@ -34,17 +34,17 @@ ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are f
 
 
 class Recurrence:
-    """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U."""
+    """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U, if it is not h itself."""
 
-    def __init__(self, gates: Gates, part: slice, rows: Rows, w_hh: Tensor, mask_h: Tensor | None, like: Tensor) -> None:
-        self.by_gate, self.rows, self.steps = gates.by_gate, rows, gates.steps(part, rows)
+    def __init__(self, gates: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None, like: Tensor) -> None:
+        self.by_gate, self.steps = gates.by_gate, gates.steps(part, layout)
         w_hh = w_hh[gates.rows(part)]
-        self.w, self.groups = gates.weights(w_hh, rows.most), len(gates.groups(part))
+        self.w, self.groups = gates.weights(w_hh, layout.most), len(gates.groups(part))
         mask_TKBH = some_gates(mask_h, part)
-        self.masks_KBH = rows.masks(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, self.groups, -1, -1))
+        self.masks_KBH = layout.masks(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, self.groups, -1, -1))
         plain = self.masks_KBH is None and w_hh.dtype == like.dtype
-        self.memory = None if plain else like.new_empty((self.groups, gates.time, gates.batch, gates.hidden), dtype=w_hh.dtype)
-        self.inputs = None if self.memory is None else rows.each(self.memory, 1)
+        self.kept_KTBH = None if plain else like.new_empty((self.groups, gates.time, gates.batch, gates.hidden), dtype=w_hh.dtype)
+        self.inputs = None if self.kept_KTBH is None else layout.each(self.kept_KTBH, 1)
 
     def add(self, t: int, h_BH: Tensor) -> None:
         """Adds the products of step `t` to its gates."""
@@ -56,22 +56,15 @@ class Recurrence:
             x_KBH = torch.mul(h_BH, self.masks_KBH[t], out=self.inputs[t])
         self.w.add_product(self.steps[t], x_KBH if self.by_gate else x_KBH[0])
 
-    def inputs_KTBH(self, hs: Tensor) -> Tensor:
-        """What entered the products of all steps, of which `hs` are the states."""
-        if self.memory is not None:
-            return self.memory
-        before_TBH = self.rows.before(hs)
-        return before_TBH.expand(self.groups, *before_TBH.shape)
-
 
 class RecurrenceGradient:
     """The way back through a recurrence: the gradients `da` of its gates, complete at one step, give that of h_{t-1}."""
 
-    def __init__(self, da: Gates, low: Gates, part: slice, rows: Rows, w_hh: Tensor, mask_h: Tensor | None) -> None:
-        self.by_gate, self.full, self.low = da.by_gate, da.steps(part, rows), low.steps(part, rows)
+    def __init__(self, da: Gates, low: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None) -> None:
+        self.by_gate, self.full, self.low = da.by_gate, da.steps(part, layout), low.steps(part, layout)
         self.dtype, self.same = da.memory.dtype, da.memory.dtype == low.memory.dtype
-        self.w = da.weights(w_hh[da.rows(part)], rows.most, transposed=True)
-        self.masks_KBH = rows.masks(some_gates(mask_h, part))
+        self.w = da.weights(w_hh[da.rows(part)], layout.most, transposed=True)
+        self.masks_KBH = layout.masks(some_gates(mask_h, part))
 
     def step(self, t: int) -> Tensor:
         """What comes to the gradient of h_{t-1} through the products of step `t`."""
@@ -81,6 +74,14 @@ class RecurrenceGradient:
         if self.by_gate:
             return (through if mask_KBH is None else through * mask_KBH).sum(0, dtype=self.dtype)
         return through.to(self.dtype) if mask_KBH is None else through * mask_KBH[0]
+
+
+def entered(kept_KTBH: Tensor | None, before_TBH: Tensor | None, groups: int) -> list[Tensor]:
+    """What entered the products of each group of gates at all steps, [T·B, H]: what was kept, or else the states before each step."""
+    if kept_KTBH is not None:
+        return list(kept_KTBH.flatten(1, 2))
+    assert before_TBH is not None
+    return [before_TBH.flatten(0, 1)] * groups
 
 
 def through_sigmoid(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
@@ -112,19 +113,21 @@ class LSTM(torch.autograd.Function):
         lengths: Tensor | None,
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        every, hidden, rows = slice(0, 4), w_hh.shape[1], Rows.of(x_TBD, lengths)
+        every, hidden, layout = slice(0, 4), w_hh.shape[1], Layout.of(x_TBD, lengths)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
-        x_TBD, mask_x = rows.pack(x_TBD), rows.mask_of_all(mask_x)
+        x_TBD = layout.pack(x_TBD)
         gates = Gates.of(x_TBD, hidden, 4, Masks(mask_x, mask_h))
-        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, mask_x)
-        h, c = rows.start(h_BH), rows.start(c_BH)
-        hs, cs = rows.states(h), rows.states(c)
-        recurrence = Recurrence(gates, every, rows, w_hh, mask_h, hs)
-        g_TBH, tanh_c_TBH = torch.empty_like(rows.after(hs)), torch.empty_like(rows.after(cs))
-        masks_c = rows.masks(mask_c)
-        by_step = (rows.each(v) for v in (*gates.view_GTBH, g_TBH, tanh_c_TBH, rows.after(hs), rows.after(cs)))
-        for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(zip(rows.each(gates.view_GTBH, 1), *by_step, strict=True)):
-            h, c = rows.on(t, h), rows.on(t, c)
+        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, layout.mask_of_all(mask_x))
+        h, c = layout.sort(h_BH), layout.sort(c_BH)
+        hs, cs = layout.states(h), layout.states(c)
+        recurrence = Recurrence(gates, every, layout, w_hh, mask_h, hs)
+        g_TBH, tanh_c_TBH = torch.empty_like(layout.after(hs)), torch.empty_like(layout.after(cs))
+        masks_c = layout.masks(mask_c)
+        by_step = (layout.each(v) for v in (*gates.view_GTBH, g_TBH, tanh_c_TBH, layout.after(hs), layout.after(cs)))
+        for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(
+            zip(layout.each(gates.view_GTBH, 1), *by_step, strict=True)
+        ):
+            h, c = layout.go_on(t, h), layout.go_on(t, c)
             recurrence.add(t, h)
             torch.tanh(a_g, out=g)
             every_gate.sigmoid_()  # g is there already; one call for all is quicker than one for each
@@ -133,29 +136,31 @@ class LSTM(torch.autograd.Function):
                 c_new.mul_(masks_c[t])
             torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
             h, c = h_new, c_new
-        ctx.rows = rows
+        ctx.layout = layout
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, cs, g_TBH, tanh_c_TBH, gates.memory, recurrence.inputs_KTBH(hs), *inputs_ND
-        )
-        return rows.outputs(hs), rows.last(hs), rows.last(cs)
+        kept = (hs, None) if recurrence.kept_KTBH is None else (None, recurrence.kept_KTBH)
+        ctx.save_for_backward(w_ih, w_hh, mask_x, mask_h, mask_c, *kept, cs, g_TBH, tanh_c_TBH, gates.memory, *inputs_ND)
+        return layout.outputs(hs), layout.last(hs), layout.last(cs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_TBD, w_ih, w_hh, mask_x, mask_h, mask_c, cs, g_TBH, tanh_c_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
-        gates, every, rows = Gates(memory, 4), slice(0, 4), ctx.rows
+        w_ih, w_hh, mask_x, mask_h, mask_c, hs, kept_KTBH, cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = ctx.saved_tensors
+        gates, every, layout = Gates(memory, 4), slice(0, 4), ctx.layout
         da = gates.another()
-        low = da if w_hh.dtype == x_TBD.dtype else gates.another(w_hh.dtype)
-        c_before_TBH, c_slope_TBH = rows.before(cs), torch.empty_like(tanh_c_TBH)
-        way_back = RecurrenceGradient(da, low, every, rows, w_hh, mask_h)
-        masks_c, dys = rows.masks(mask_c), dy_TBH if dy_TBH is None else rows.each(rows.pack(dy_TBH))
-        i_f_g, o, c_slope, f = rows.each(da.view_GTBH[:3], 1), *(rows.each(v) for v in (da.view_GTBH[3], c_slope_TBH, gates.view_GTBH[1]))
-        dh_end, dc_end = (rows.end_gradient(d, cs) for d in (dh_BH, dc_BH))
-        dh, dc = rows.on(-1, dh_end), rows.on(-1, dc_end)
-        for steps in reversed(rows.blocks(SLOPES_AT_ONCE // gates.hidden)):
+        low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
+        c_before_TBH, c_slope_TBH = layout.before(cs), torch.empty_like(tanh_c_TBH)
+        way_back = RecurrenceGradient(da, low, every, layout, w_hh, mask_h)
+        masks_c, dys = layout.masks(mask_c), dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH))
+        i_f_g, o, c_slope, f = (
+            layout.each(da.view_GTBH[:3], 1),
+            *(layout.each(v) for v in (da.view_GTBH[3], c_slope_TBH, gates.view_GTBH[1])),
+        )
+        dh_end, dc_end = (layout.end_gradient(d, cs) for d in (dh_BH, dc_BH))
+        dh, dc = dh_end[:0], dc_end[:0]
+        for steps in reversed(layout.blocks(SLOPES_AT_ONCE // gates.hidden)):
             # What does not depend on the gradient is worked out for many steps at once: d a_gate = slope ∘ (dc or dh).
-            part = rows.part(steps)
+            part = layout.part(steps)
             g, tanh_c = g_TBH[part], tanh_c_TBH[part]
             (y_i, y_f, _, y_o), (slope_i, slope_f, slope_g, slope_o) = gates.view_GTBH[:, part], da.view_GTBH[:, part]
             through_sigmoid(g, y_i, out=slope_i)
@@ -164,7 +169,7 @@ class LSTM(torch.autograd.Function):
             through_sigmoid(tanh_c, y_o, out=slope_o)
             through_tanh(y_o, tanh_c, out=c_slope_TBH[part])
             for t in reversed(steps):
-                dh, dc = rows.back(t, dh, dh_end), rows.back(t, dc, dc_end)
+                dh, dc = layout.go_back(t, dh, dh_end), layout.go_back(t, dc, dc_end)
                 if dys is not None:
                     dh.add_(dys[t])
                 o[t].mul_(dh)
@@ -174,13 +179,16 @@ class LSTM(torch.autograd.Function):
                 i_f_g[t].mul_(dc)
                 dc.mul_(f[t])
                 dh = way_back.step(t)
-        dh, dc = rows.back(-1, dh, dh_end), rows.back(-1, dc, dc_end)
+        dh, dc = layout.go_back(-1, dh, dh_end), layout.go_back(-1, dc, dc_end)
         db = sum_over_steps(da)
-        dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
+        dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
         weight_gradient(low, every, inputs_ND, dw_ih)
-        weight_gradient(low, every, list(inputs_KTBH.flatten(1, 2)), dw_hh)
-        dx_TBD = rows.unpack(input_gradient(low, x_TBD, w_ih, mask_x)) if ctx.needs_input_grad[0] else None
-        return dx_TBD, rows.end(dh), rows.end(dc), dw_ih, dw_hh, db, db.clone(), None, None, None, None, None
+        hs_before = hs if hs is None else layout.before(hs)
+        weight_gradient(low, every, entered(kept_KTBH, hs_before, len(gates.groups(every))), dw_hh)
+        dx_TBD = None
+        if ctx.needs_input_grad[0]:
+            dx_TBD = layout.unpack(input_gradient(low, w_ih, layout.mask_of_all(mask_x), memory.dtype))
+        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), None, None, None, None, None
 
 
 class GRU(torch.autograd.Function):
@@ -199,26 +207,26 @@ class GRU(torch.autograd.Function):
         reset_after: bool,
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        hidden, rows = w_hh.shape[1], Rows.of(x_TBD, lengths)
+        hidden, layout = w_hh.shape[1], Layout.of(x_TBD, lengths)
         r_and_z, only_n = slice(0, 2), slice(2, 3)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
-        x_TBD, mask_x = rows.pack(x_TBD), rows.mask_of_all(mask_x)
+        x_TBD = layout.pack(x_TBD)
         gates = Gates.of(x_TBD, hidden, 3, Masks(mask_x, mask_h))
-        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, mask_x)
+        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, layout.mask_of_all(mask_x))
         if reset_after:
             gates.view_GTBH[r_and_z].add_(b_hh.view(3, 1, 1, -1)[r_and_z])
-        h = rows.start(h_BH)
-        hs = rows.states(h)
-        recurrence = Recurrence(gates, r_and_z, rows, w_hh, mask_h, hs)
+        h = layout.sort(h_BH)
+        hs = layout.states(h)
+        recurrence = Recurrence(gates, r_and_z, layout, w_hh, mask_h, hs)
         # The candidate's own recurrent product: of m ∘ h, or where the reset gate comes first, of r ∘ m ∘ h.
-        masks_n = rows.masks(some_gates(mask_h, only_n))
-        w_n = Weights(w_hh[2 * hidden :], rows.most)
-        n_inputs_TBH = torch.empty_like(rows.after(hs), dtype=compute_dtype)
-        inner_TBH = torch.empty_like(rows.after(hs)) if reset_after else None  # U_n (m ∘ h) + b
-        inners = inner_TBH if inner_TBH is None else rows.each(inner_TBH)
-        by_step = (rows.each(v) for v in (*gates.view_GTBH, n_inputs_TBH, rows.after(hs)))
-        for t, (r_z, r, z, n, n_input, h_new) in enumerate(zip(rows.each(gates.view_GTBH[r_and_z], 1), *by_step, strict=True)):
-            h = rows.on(t, h)
+        masks_n = layout.masks(some_gates(mask_h, only_n))
+        w_n = Weights(w_hh[2 * hidden :], layout.most)
+        n_inputs_TBH = torch.empty_like(layout.after(hs), dtype=compute_dtype)
+        inner_TBH = torch.empty_like(layout.after(hs)) if reset_after else None  # U_n (m ∘ h) + b
+        inners = inner_TBH if inner_TBH is None else layout.each(inner_TBH)
+        by_step = (layout.each(v) for v in (*gates.view_GTBH, n_inputs_TBH, layout.after(hs)))
+        for t, (r_z, r, z, n, n_input, h_new) in enumerate(zip(layout.each(gates.view_GTBH[r_and_z], 1), *by_step, strict=True)):
+            h = layout.go_on(t, h)
             recurrence.add(t, h)
             r_z.sigmoid_()
             masked_h = h if masks_n is None else h * masks_n[t][0]
@@ -231,42 +239,40 @@ class GRU(torch.autograd.Function):
                 w_n.add_product(n, n_input)
             n.tanh_()
             h = torch.lerp(n, h, z, out=h_new)
-        ctx.rows = rows
+        ctx.layout = layout
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            x_TBD, w_ih, w_hh, mask_x, mask_h, hs, n_inputs_TBH, inner_TBH, gates.memory, recurrence.inputs_KTBH(hs), *inputs_ND
-        )
-        return rows.outputs(hs), rows.last(hs)
+        ctx.save_for_backward(w_ih, w_hh, mask_x, mask_h, hs, recurrence.kept_KTBH, n_inputs_TBH, inner_TBH, gates.memory, *inputs_ND)
+        return layout.outputs(hs), layout.last(hs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_TBD, w_ih, w_hh, mask_x, mask_h, hs, n_inputs_TBH, inner_TBH, memory, inputs_KTBH, *inputs_ND = ctx.saved_tensors
-        gates, rows = Gates(memory, 3), ctx.rows
+        w_ih, w_hh, mask_x, mask_h, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = ctx.saved_tensors
+        gates, layout = Gates(memory, 3), ctx.layout
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
         da = gates.another()
-        low = da if w_hh.dtype == x_TBD.dtype else gates.another(w_hh.dtype)
-        before_TBH = rows.before(hs)
-        way_back = RecurrenceGradient(da, low, r_and_z, rows, w_hh, mask_h)
-        masks_n, dys = rows.masks(some_gates(mask_h, only_n)), dy_TBH if dy_TBH is None else rows.each(rows.pack(dy_TBH))
-        w_n = Weights(w_hh[2 * gates.hidden :].T, rows.most)
+        low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
+        before_TBH = layout.before(hs)
+        way_back = RecurrenceGradient(da, low, r_and_z, layout, w_hh, mask_h)
+        masks_n, dys = layout.masks(some_gates(mask_h, only_n)), dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH))
+        w_n = Weights(w_hh[2 * gates.hidden :].T, layout.most)
         d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
-        inners, d_inners = (v if v is None else rows.each(v) for v in (inner_TBH, d_inner_TBH))
+        inners, d_inners = (v if v is None else layout.each(v) for v in (inner_TBH, d_inner_TBH))
         # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type multiplied in.
         d_product_TBH = torch.empty_like(n_inputs_TBH)
-        by_step = (rows.each(v) for v in (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH))
+        by_step = (layout.each(v) for v in (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH))
         step_views = list(zip(*by_step, strict=True))
-        dh_end = rows.end_gradient(dh_BH, hs)
-        dh = rows.on(-1, dh_end)
-        for steps in reversed(rows.blocks(SLOPES_AT_ONCE // gates.hidden)):
-            part = rows.part(steps)
+        dh_end = layout.end_gradient(dh_BH, hs)
+        dh = dh_end[:0]
+        for steps in reversed(layout.blocks(SLOPES_AT_ONCE // gates.hidden)):
+            part = layout.part(steps)
             (y_r, y_z, y_n), (of_r, of_z, of_n) = gates.view_GTBH[:, part], da.view_GTBH[:, part]
             torch.mul(y_r, 1 - y_r, out=of_r)
             through_sigmoid(before_TBH[part] - y_n, y_z, out=of_z)
             through_tanh(1 - y_z, y_n, out=of_n)
             for t in reversed(steps):
                 r, z, slope_r, slope_z, slope_n, d_product, h_before = step_views[t]
-                dh = rows.back(t, dh, dh_end)
+                dh = layout.go_back(t, dh, dh_end)
                 if dys is not None:
                     dh.add_(dys[t])
                 slope_z.mul_(dh)
@@ -284,17 +290,19 @@ class GRU(torch.autograd.Function):
                     slope_r.mul_(through * h_before)
                     through = through * r
                 dh.add_(through).add_(way_back.step(t))
-        dh = rows.back(-1, dh, dh_end)
+        dh = layout.go_back(-1, dh, dh_end)
         db_ih = sum_over_steps(da)
         db_hh = db_ih.clone() if d_inner_TBH is None else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
         if low is not da:
             low.view_GTBH[2].copy_(da.view_GTBH[2])
-        dw_ih, dw_hh = torch.empty_like(w_ih, dtype=x_TBD.dtype), torch.empty_like(w_hh, dtype=x_TBD.dtype)
+        dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
         weight_gradient(low, every, inputs_ND, dw_ih)
-        weight_gradient(low, r_and_z, list(inputs_KTBH.flatten(1, 2)), dw_hh)
+        weight_gradient(low, r_and_z, entered(kept_KTBH, before_TBH, len(gates.groups(r_and_z))), dw_hh)
         mm_into(dw_hh[2 * gates.hidden :], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
-        dx_TBD = rows.unpack(input_gradient(low, x_TBD, w_ih, mask_x)) if ctx.needs_input_grad[0] else None
-        return dx_TBD, rows.end(dh), dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
+        dx_TBD = None
+        if ctx.needs_input_grad[0]:
+            dx_TBD = layout.unpack(input_gradient(low, w_ih, layout.mask_of_all(mask_x), memory.dtype))
+        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
 
 
 class LinearCrossEntropy(torch.autograd.Function):

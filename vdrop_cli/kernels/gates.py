@@ -7,9 +7,9 @@ N tokens
 import torch
 from torch import Tensor
 
+from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import Weights, WeightsByGate, mm_into
-from vdrop_cli.kernels.rows import Rows
 
 
 def differs_by_gate(mask: Tensor | None) -> bool:
@@ -26,20 +26,10 @@ def lower(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (tensor if mask is None else tensor * mask).to(dtype)
 
 
-def alive_steps(lengths: Tensor | None, time: int) -> Tensor | None:
-    """[T, B, 1]: whether step t lies before the sequence's end."""
-    return None if lengths is None else (torch.arange(time, device=lengths.device)[:, None] < lengths)[..., None]
-
-
-def states_of_all_steps(first_BH: Tensor, time: int) -> Tensor:
-    """Memory for them, [T + 1, B, H]: the first ones before the first step."""
-    return first_BH.new_empty(time + 1, *first_BH.shape)
-
-
 class Gates:
     """One tensor of all gates and steps, laid out so that each product reads and writes its part in one go.
 
-    Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does. Of packed sequences (`rows.py`)
+    Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does. Of packed sequences (`layout.py`)
     every row stands for a step of a batch of one.
     """
 
@@ -62,7 +52,7 @@ class Gates:
         return slice(part.start * self.hidden, part.stop * self.hidden)
 
     def weights(self, w_hh: Tensor, rows: int, *, transposed: bool = False) -> Weights | WeightsByGate:
-        """The rows of some gates, to be multiplied with every step of what enters them, about `rows`, or transposed, of their gradients."""
+        """Of some gates, to be multiplied with about `rows` rows of what enters them at each step; transposed, of their gradients."""
         w = w_hh.view(-1, self.hidden, self.hidden) if self.by_gate else w_hh
         w = w.mT if transposed else w
         return WeightsByGate(w, rows) if self.by_gate else Weights(w, rows)
@@ -75,10 +65,10 @@ class Gates:
         """Gates of every step as a matrix, [T·B, gates·H]."""
         return self.memory[group.start].flatten(0, 1) if self.by_gate else self.memory.flatten(0, 1)[:, self.rows(group)]
 
-    def steps(self, part: slice, rows: Rows | None = None) -> list[Tensor]:
-        """Gates of each step, [gates, B, H] where each is multiplied for itself, else [B, gates·H]; packed: of its rows."""
-        rows = rows or Rows(self.time, self.batch)
-        return rows.each(self.memory[part], 1) if self.by_gate else rows.each(self.memory[..., self.rows(part)])
+    def steps(self, part: slice, layout: Layout | None = None) -> list[Tensor]:
+        """Gates of each step, [gates, B, H] where each is multiplied for itself, else [B, gates·H]; packed: of those that have it."""
+        layout = layout or Layout(self.time, self.batch)
+        return layout.each(self.memory[part], 1) if self.by_gate else layout.each(self.memory[..., self.rows(part)])
 
 
 def masked_inputs(gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
@@ -97,10 +87,11 @@ def project_inputs(gates: Gates, x_TBD: Tensor, w_ih: Tensor, bias: Tensor, mask
     return inputs_ND
 
 
-def input_gradient(low: Gates, x_TBD: Tensor, w_ih: Tensor, mask_x: Tensor | None) -> Tensor:
+def input_gradient(low: Gates, w_ih: Tensor, mask_x: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """That of the layer's input, [T, B, D]."""
     dx_TBD: Tensor | None = None
     for group in low.groups(slice(0, low.gates)):
-        through_TBD = (low.matrix(group) @ w_ih[low.rows(group)]).view_as(x_TBD).to(x_TBD.dtype)
+        through_TBD = (low.matrix(group) @ w_ih[low.rows(group)]).view(low.time, low.batch, w_ih.shape[1]).to(dtype)
         mask = some_gates(mask_x, group)
         if mask is not None:
             through_TBD.mul_(mask[:, 0])

@@ -19,11 +19,9 @@ from vdrop_cli.kernels import programs, reference
 from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
     Gates,
-    alive_steps,
     input_gradient,
     masked_inputs,
     project_inputs,
-    states_of_all_steps,
     sum_over_steps,
     weight_gradient,
 )
@@ -106,10 +104,17 @@ def own(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
 
 
+def states_of_all_steps(first_BH: Tensor, time: int) -> Tensor:
+    """Memory for them, [T + 1, B, H]: the first ones before the first step."""
+    return first_BH.new_empty(time + 1, *first_BH.shape)
+
+
 def outputs(hs: Tensor, lengths: Tensor | None) -> Tensor:
     """The states of all steps, zero beyond a sequence's end."""
-    alive_TB1 = alive_steps(lengths, len(hs) - 1)
-    return hs[1:].clone() if alive_TB1 is None else hs[1:] * alive_TB1
+    if lengths is None:
+        return hs[1:].clone()
+    alive_TB = torch.arange(len(hs) - 1, device=hs.device)[:, None] < lengths
+    return hs[1:] * alive_TB[..., None]
 
 
 def like_new(tensor: Tensor) -> Tensor:
@@ -176,7 +181,7 @@ def lstm_backward_operator(
         weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
         weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
         db = sum_over_steps(da, layer.b_ih.dtype)
-        return dh, dc, input_gradient(da, layer.x, layer.low(layer.w_ih), layer.mask_x), dw_ih, dw_hh, db, db.clone()
+        return dh, dc, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db, db.clone()
 
 
 @lstm_backward_operator.register_fake
@@ -297,7 +302,7 @@ def gru_backward_operator(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: T
         weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
         weight_gradient(dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after), dw_hh)
         db_ih, db_hh = (sum_over_steps(of, layer.b_ih.dtype) for of in (da, dp))
-        return dh, input_gradient(da, layer.x, layer.low(layer.w_ih), layer.mask_x), dw_ih, dw_hh, db_ih, db_hh
+        return dh, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db_ih, db_hh
 
 
 @gru_backward_operator.register_fake
