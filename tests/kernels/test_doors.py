@@ -38,3 +38,14 @@ def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
     zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
     with pytest.raises(ValueError, match=rf"^lengths must be whole numbers, got {lengths.dtype}$"):
         kernels.gru(*zeros, kernels.Masks(), lengths=lengths)
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_lengths_may_be_of_any_type_that_holds_them(dtype: torch.dtype, backend: str) -> None:
+    """Of three hundred steps, a number that the smaller types do not hold."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(s, generator=generator) for s in ((300, 2, 3), (2, 4), (12, 3), (12, 4), (12,), (12,))]
+    lengths = torch.tensor([5, 100])
+    (expected, found) = (kernels.gru(*tensors, kernels.Masks(), lengths=of, backend=backend)[1] for of in (lengths, lengths.to(dtype)))
+    assert torch.equal(found, expected)

@@ -111,6 +111,11 @@ def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on {x.device} like x, got one on {tensor.device}")
 
 
+def int64(lengths: Tensor | None) -> Tensor | None:
+    """Of one type for every back end: smaller ones cannot hold the number of every step that they are compared with."""
+    return None if lengths is None else lengths.long()
+
+
 def lstm(
     x_TBD: Tensor,
     h_BH: Tensor,
@@ -135,7 +140,7 @@ def lstm(
     name = choose(backend, x_TBD.device)
     options = {"recompute": recompute} if name == "triton" else {}
     outputs: tuple[Tensor, Tensor, Tensor] = MODULES[name].lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, **options
+        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, int64(lengths), compute_dtype, **options
     )
     return outputs
 
@@ -168,7 +173,7 @@ def gru(
     name = choose(backend, x_TBD.device)
     options = {"recompute": recompute} if name == "triton" else {}
     outputs: tuple[Tensor, Tensor] = MODULES[name].gru(
-        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, **options
+        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, int64(lengths), reset_after, compute_dtype, **options
     )
     return outputs
 

@@ -27,9 +27,9 @@ from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import Weights, mm_into
 
+SLOPES_AT_ONCE = 2**18  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
-SLOPES_AT_ONCE = 2**18  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
 ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large
 
 

@@ -107,7 +107,7 @@ class Packed(Layout):
 
     def __init__(self, time: int, lengths_B: Tensor) -> None:
         batch, device = len(lengths_B), lengths_B.device
-        sorted_B, self.order_B = lengths_B.long().clamp(0, time).sort(descending=True, stable=True)
+        sorted_B, self.order_B = lengths_B.clamp(0, time).sort(descending=True, stable=True)
         row_B = torch.arange(batch, device=device)
         self.is_sorted = bool((self.order_B == row_B).all())
         there_TB = torch.arange(time, device=device)[:, None] < sorted_B
