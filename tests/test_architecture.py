@@ -32,7 +32,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "rivals": {"config"},
     "environment": {"config", "kernels", "__version__"},
     "sinks": {"config", "files"},
-    "runs": {"config", "sinks"},
+    "runs": {"config", "explain", "sinks"},
     "pictures": {"config", "runs"},
     "experiments": {"config", "explain"},
     "markdown": set(),

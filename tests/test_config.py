@@ -168,9 +168,15 @@ def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     assert without.identity("f") == given.identity("f") != settings("dropout=none", "model.forget_bias=1").identity("f")
 
 
+def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
+    one, other, cpu = (settings(f"device={device}").identity("f") for device in ("cuda", "cuda:1", "cpu"))
+    assert one == other != cpu
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["data=ptb", "data.min_count=2"], r"data\.min_count must be 1 with data=ptb, which has its own <unk>, got 2"),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),

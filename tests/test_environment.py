@@ -46,14 +46,14 @@ def test_the_library_for_fp32_goes_by_the_processor_and_its_error(vendor: str, e
 
 
 def test_exact_products_are_those_of_fp32_and_no_less() -> None:
-    a = torch.randn(300, 300)
+    a, before = torch.randn(300, 300), torch.get_float32_matmul_precision()
     exact = a.double() @ a.double()
     assert environment.is_exact((a @ a).double(), exact)
     assert not environment.is_exact((a.bfloat16() @ a.bfloat16()).double(), exact)
     tf32 = (a.view(torch.int32) & -(2**13)).view(torch.float32)  # ten bits of the mantissa
     assert not environment.is_exact(tf32.double() @ tf32.double(), exact)
     assert environment.products_are_exact("highest")
-    assert torch.get_float32_matmul_precision() == "highest", "it is left as it was"
+    assert torch.get_float32_matmul_precision() == before, "it is left as it was"
 
 
 GROWTH = """
@@ -97,3 +97,27 @@ def test_what_is_written_down() -> None:
     if (root / ".git").exists():
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         assert told["commit"] == head and isinstance(told["dirty"], bool)
+
+
+def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a repository of this test's own, with a page and code."""
+
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    for name in ("vdrop_cli/environment.py", "conf/train.yaml", "pyproject.toml", "RESULTS.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "vdrop_cli" / "environment.py"))
+    first = environment.commit()
+    (tmp_path / "RESULTS.md").write_text("b\n")
+    assert environment.commit() == first and not first["dirty"]
+    git("commit", "-qam", "b")
+    second = environment.commit()
+    assert second["commit"] != first["commit"] and second["code"] == first["code"] == git("rev-parse", "HEAD:vdrop_cli")
+    (tmp_path / "conf" / "train.yaml").write_text("b\n")
+    assert environment.commit()["dirty"]

@@ -31,7 +31,7 @@ def test_rows_can_be_chosen_and_changed_and_a_wrong_name_is_told() -> None:
             experiments.rows([Size.small], ["moon"], wrong)
     with pytest.raises(ConfigError, match=r"^seed must be in"):
         experiments.rows([Size.small], ["moon"], "seed=-1")
-    with pytest.raises(ConfigError, match="rows: ensemble is not a row"):
+    with pytest.raises(ConfigError, match="rows: ensemble is not a row of these sizes, it is of large"):
         experiments.rows([Size.small], ["ensemble"], "")
 
 
@@ -48,5 +48,5 @@ def test_what_does_not_make_the_row_is_no_matter_and_what_does_is() -> None:
 
     for same in ("seed=2", "precision=fp32", "device=cpu", "backend=reference", "outputs=x", "log_every=3", "data.dir=x", "published=null"):
         assert key(same) == key()
-    for other in ("schedule.epochs=3", "model.hidden_size=3", "data=pydoc", "schedule.patience=4", "data.min_count=2"):
+    for other in ("schedule.epochs=3", "model.hidden_size=3", "data=pydoc", "schedule.patience=4", "task.bptt=3"):
         assert key(other) != key()

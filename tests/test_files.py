@@ -36,7 +36,7 @@ def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Pat
     )
     assert ran.stderr.strip().splitlines()[-1].endswith("RunError: a cannot be written (File too large); make room, or mend the disk")
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
-    with pytest.raises(RunError, match=r"/dev/full/a cannot be written \(Not a directory\)"):
+    with pytest.raises(RunError, match=r"/dev/full/a cannot be written \(Not a directory\); make its folder$"):
         files.replace(Path("/dev/full/a"), b"")
 
 

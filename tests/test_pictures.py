@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vdrop_cli import pictures
+from vdrop_cli.config import ConfigError
 from vdrop_cli.runs import Finished
 
 
@@ -51,15 +52,27 @@ def test_mc_by_number_of_passes_with_its_deviation() -> None:
 
 @pytest.mark.parametrize("published", [{}, {"b": 5500.0}])
 def test_speeds_measured_and_published(published: dict[str, float]) -> None:
-    figure = pictures.speeds({"a": 1000.0}, published, "a CPU")
+    figure = pictures.speeds({"a": 1000.0}, published, ["a CPU", "a GPU"])
     (axes,) = figure.axes
     assert sorted(bar.get_width() for bar in axes.patches) == sorted([1000.0, *published.values()])  # type: ignore[attr-defined]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", *published]
     assert "words a second" in axes.get_xlabel()
+    assert figure.legends[0].get_texts()[0].get_text() == "measured, a CPU, a GPU"
 
 
 def test_they_are_written_where_there_is_no_folder_yet(tmp_path: Path) -> None:
     for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         path = tmp_path / "new" / f"a.{ending}"
-        pictures.save(pictures.speeds({"a": 1.0}, {}, "x"), path)
+        pictures.save(pictures.speeds({"a": 1.0}, {}, ["x"]), path)
         assert path.read_bytes().startswith(start)
+
+
+def test_names_that_are_there_twice_are_told_apart() -> None:
+    assert pictures.labels(["a", "b", "a"], ["bf16", "bf16", "fp32"]) == ["a (bf16)", "b", "a (fp32)"]
+
+
+def test_what_draws_is_an_extra_whose_lack_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    for draw in (lambda: pictures.learning_curves({"a": finished(9, 8)}, training=False), lambda: pictures.by_samples({})):
+        with pytest.raises(ConfigError, match=r"pictures need matplotlib; pip install 'vdrop\[plot\]'"):
+            draw()

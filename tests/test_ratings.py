@@ -39,7 +39,14 @@ def finished(folder: Path, row: ratings.Row, seed: int, test: float) -> Finished
     log: list[dict[str, Any]] = [
         {
             "kind": "start",
-            "environment": {"device": "a CPU", "threads": 2, "date": "2026-01-02", "commit": "0123456789", "dirty": True},
+            "environment": {
+                "precision": "fp32",
+                "device": "a CPU",
+                "threads": 2,
+                "date": "2026-01-02",
+                "commit": "0123456789",
+                "dirty": True,
+            },
         }
     ]
     log += [{"kind": "epoch", "epoch": n, "test_rmse": test, "train_rmse": 0.1, "words_per_second": 1000.0} for n in (1, 2)]
@@ -62,7 +69,7 @@ def test_the_section_holds_what_the_runs_came_to(tmp_path: Path) -> None:
     none, variational = (next(line for line in lines if line.startswith(f"| LSTM | {name} ")) for name in ("none", "variational"))
     assert "| 0.1000 ± 0.0000 | 7 ± 0 | 0.1200 ± 0.0000 | 0.1550 ± 0.0071 | – | – |" in none
     assert "| 0.1550 ± 0.0071 | 2 | 0.1450 ± 0.0071 |" in variational and "| 0.790 ± 0.000 |" in variational
-    assert variational.endswith("| 1,000 | 1 2 | auto | a CPU, 2 threads | 2026-01-02 | 0123456* |")
+    assert variational.endswith("| 1,000 | 1 2 | fp32 | a CPU, 2 threads | 2026-01-02 | 0123456* |")
     assert "Baselines, on test: predicting the mean 0.2000." in whole
     assert whole.count("not yet run") == 2, "the paper's protocol"
     assert (tmp_path / "pictures" / "ratings_clean_lstm.png").exists()

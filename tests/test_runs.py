@@ -56,7 +56,24 @@ def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, fol
     assert found is not None and (runs.evaluation_of(found, Published(row="x", members=2)) is not None) == are
 
 
-def test_a_folder_without_settings_is_no_run(folder: Path) -> None:
-    (folder / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match="is not a run folder"):
-        runs.below(Path("outputs"))
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", None, "is not a run folder"),
+        ("config.yaml", "dropout: {strength: 0.5}", r"config\.yaml is of another version of vdrop, or damaged \(.*strength"),
+        ("config.yaml", "model: [", r"config\.yaml is of another version of vdrop, or damaged \("),
+        ("log.jsonl", None, r"log\.jsonl is damaged, its start or its epochs are not there"),
+        ("result.json", "{}", r"result\.json is damaged"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_an_error_and_left_out_of_many(
+    name: str, content: str | None, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / name
+    path.write_text(content) if content is not None else path.unlink()
+    with pytest.raises(ConfigError, match=message):
+        runs.read(folder)
+    capsys.readouterr()
+    assert runs.below(Path("outputs")) == []
+    told = capsys.readouterr().err
+    assert str(folder) in told and told.endswith("; left out\n") and told.count("\n") == 1

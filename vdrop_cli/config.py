@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar, get_args
 
@@ -213,6 +213,8 @@ class Data:
                 value = getattr(self, key)
                 require(value is None or self.csv is None, f"data.{key}", "null with data.csv, it is of the Hub", value)
         require(self.min_count >= 1, "data.min_count", "at least 1", self.min_count)
+        given = self.source is Source.ptb  # whose rare words are <unk> already
+        require(not given or self.min_count == 1, "data.min_count", "1 with data=ptb, which has its own <unk>", self.min_count)
         kept = self.vocabulary_size
         require(kept is None or kept >= 1, "data.vocabulary_size", "at least 1, or null", kept)
 
@@ -286,6 +288,7 @@ class Published:
     row: str = MISSING
     source: str | None = None  # null: nothing published compares
     confirmed: bool = False  # whether from a copy of the paper itself
+    same_settings: bool = True  # whether its settings are those of the experiment, so that a difference says something
     mc_samples: int = 0  # passes of MC dropout that it is evaluated with; 0: the standard approximation
     members: int = 1  # runs, of seeds 1, 2, …, whose probabilities are averaged
     valid: float | None = None  # perplexity as the authors' code computes it: compares with valid_ppl_as_published
@@ -354,9 +357,11 @@ class Train:
         """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
 
         What is as its field has it by default is left out, so that settings can come that are of no concern to older runs; so a default
-        that stands in this file is never to be changed. Device, back end and precision are to be those that `auto` has come to.
+        that stands in this file is never to be changed. Device, back end and precision are to be those that `auto` has come to; of
+        several GPUs of a machine it makes no difference which.
         """
-        told = {key: value for key, value in without_defaults(self).items() if key not in NO_NUMBERS} | {"data": corpus_fingerprint}
+        one = replace(self, device=self.device.partition(":")[0])
+        told = {key: value for key, value in without_defaults(one).items() if key not in NO_NUMBERS} | {"data": corpus_fingerprint}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 

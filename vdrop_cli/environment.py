@@ -15,6 +15,7 @@ import torch
 from vdrop_cli import __version__, kernels
 from vdrop_cli.config import Backend, ConfigError, Precision
 
+CODE = ("vdrop_cli", "conf", "pyproject.toml")  # what results depend on; pages and records are none of it
 PACKAGES = ("torch", "triton", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard", "numpy", "scikit-learn")
 
 
@@ -158,7 +159,7 @@ def told_of_processor(name: str) -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The git commit of the code, and whether files differ from it; nothing where the code is not a checkout."""
+    """The git commit, git's number for the code in it, and whether that differs; nothing where the code is not a checkout."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return {}
@@ -167,6 +168,7 @@ def commit() -> dict[str, Any]:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
+        return {"commit": commit, "code": code, "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE))}
     except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
         return {}

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli.config import ConfigError, Published, Size, Train, nearest, parse
+from vdrop_cli.config import TABLE_1, ConfigError, Published, Size, Train, nearest, parse
 from vdrop_cli.explain import explain
 
 TABLE = "table1"
@@ -59,15 +59,19 @@ def settings_of(choices: list[str], overrides: str) -> Train:
 
 def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list[Row]:
     """Of these sizes and names, in the paper's order; `overrides` are of every row's settings."""
-    there = GlobalHydra.instance().config_loader().get_group_options("experiment")
-    found = []
-    for size in sizes:
-        prefix = f"{TABLE}_{size}_"
-        of_size = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
-        for name in sorted(of_size, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
-            if names is None or name in names:
-                found.append(Row(name, size, settings_of([f"experiment={prefix}{name}"], overrides)))
+    there = {size: names_of(size) for size in TABLE_1}
+    chosen = [(size, name) for size in sizes for name in there.get(size, []) if names is None or name in names]
     for name in names or []:
-        if name not in [row.name for row in found]:
-            raise ConfigError(f"rows: {name} is not a row{nearest(name, list(ORDER))}")
-    return found
+        if name not in [of_size for _, of_size in chosen]:
+            others = [str(size) for size, of_size in there.items() if name in of_size]
+            known = list(dict.fromkeys(known for of_size in there.values() for known in of_size))
+            hint = f" of these sizes, it is of {', '.join(others)}" if others else nearest(name, known)
+            raise ConfigError(f"rows: {name} is not a row{hint}")
+    return [Row(name, size, settings_of([f"experiment={TABLE}_{size}_{name}"], overrides)) for size, name in chosen]
+
+
+def names_of(size: Size) -> list[str]:
+    """Of the rows of a size, in the paper's order."""
+    prefix, there = f"{TABLE}_{size}_", GlobalHydra.instance().config_loader().get_group_options("experiment")
+    of_size = (name.removeprefix(prefix) for name in there if name.startswith(prefix))
+    return sorted(of_size, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))

@@ -56,9 +56,9 @@ def remove_unfinished(folder: Path, names: str) -> None:
 
 
 def failed(path: Path, error: OSError) -> RunError:
-    forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    advice = "work in a folder that you may write to" if forbidden else "make room, or mend the disk"
-    return RunError(f"{path} cannot be written ({error.strerror}); {advice}")
+    advice = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "work in a folder that you may write to")
+    advice |= dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder")
+    return RunError(f"{path} cannot be written ({error.strerror}); {advice.get(error.errno or 0, 'make room, or mend the disk')}")
 
 
 def flush_folder(folder: Path) -> None:

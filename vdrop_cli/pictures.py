@@ -1,6 +1,7 @@
 """Pictures of runs, to be read in black and white too: axes named, units given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,26 @@ MARKS = 40  # on a curve, at most about so many
 MARKERS = "osD^vPX*"  # what is drawn can be told apart without colour
 
 
+def require_matplotlib() -> None:
+    """Raises ConfigError where it is not there; it is an extra."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("pictures need matplotlib; pip install 'vdrop[plot]'")
+
+
 def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("pictures need matplotlib; pip install 'vdrop[plot]'") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure  # slow to import, so only where it is used
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
+    """The names, those that are there more than once with what tells them apart."""
+    return [f"{name} ({detail})" if names.count(name) > 1 else name for name, detail in zip(names, details, strict=True)]
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -39,9 +50,9 @@ def save(figure: "Figure", path: Path) -> None:
 
 def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple[str, str] | None) -> "tuple[Figure, Axes]":
     """One or two metrics of every run, each with what it is called; one marker a run, by its name."""
+    figure, axes = canvas()
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = canvas()
     for number, ((name, run), marker) in enumerate(zip(runs.items(), cycle(MARKERS), strict=False)):
         epochs = [record["epoch"] for record in run.epochs]
         style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // MARKS)}
@@ -87,12 +98,12 @@ def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figur
     return figure
 
 
-def speeds(measured: Mapping[str, float], published: Mapping[str, float], device: str) -> "Figure":
-    """Words a second of training, by the name of the row: measured here, and published for a GPU of 2015."""
+def speeds(measured: Mapping[str, float], published: Mapping[str, float], devices: Iterable[str]) -> "Figure":
+    """Words a second of training, by the name of the row: measured, and published for a GPU of 2015."""
     names = list(dict.fromkeys([*measured, *published]))
     figure, axes = canvas(height=1 + 0.6 * len(names))
     bars: tuple[tuple[float, Mapping[str, float], str, dict[str, Any]], ...] = (
-        (-0.2 if published else 0.0, measured, f"measured, {device}", {"color": "0.35"}),
+        (-0.2 if published else 0.0, measured, f"measured, {', '.join(devices)}", {"color": "0.35"}),
         (0.2, published, "published, a GPU of 2015", {"color": "white", "edgecolor": "black", "hatch": "///"}),
     )
     bars = bars if published else bars[:1]

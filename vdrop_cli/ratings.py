@@ -108,8 +108,9 @@ def of_passes(name: str, digits: int = 4) -> Callable[[Line], str]:
     return lambda line: markdown.mean(line.of_passes(name), digits)
 
 
-def of_last(told: Callable[[Finished], str]) -> Callable[[Line], str]:
-    return lambda line: told(line.runs[-1]) if line.runs else "–"
+def of_last(place: int) -> Callable[[Line], str]:
+    """How the last run was made."""
+    return lambda line: runs.made(line.runs[-1].environment)[place] if line.runs else "–"
 
 
 def columns(protocol: Protocol) -> list[Column]:
@@ -131,10 +132,7 @@ def columns(protocol: Protocol) -> list[Column]:
         *((f"in {level} %, MC", of_passes(f"test_coverage_{level}", 3)) for level in (50, 80, 95)),
         ("words/s", lambda line: f"{fmean(run.words_per_second for run in line.runs):,.0f}" if line.runs else "–"),
         ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
-        ("precision", of_last(lambda run: str(run.train.precision))),
-        ("device", of_last(lambda run: run.machine)),
-        ("date", of_last(lambda run: str(run.environment.get("date", "–")))),
-        ("commit", of_last(lambda run: run.commit)),
+        *((heading, of_last(place)) for place, heading in enumerate(("precision", "device", "date", "commit"))),
     ]
 
 
@@ -158,10 +156,13 @@ def section(settings: Figures, found: Iterable[Finished], folder: Path, kind: Pi
         table = markdown.table([heading for heading, _ in told], ([of(line) for _, of in told] for line in of_protocol))
         parts += [f"### {protocol.name.capitalize()}", f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip(), table]
         for cell in settings.cells:
-            curves = {line.row.dropout: line.runs[0] for line in of_protocol if line.runs and line.row.cell is cell}
-            if curves and kind is not Pictures.none:
+            of_cell = [line for line in of_protocol if line.runs and line.row.cell is cell]
+            if of_cell and kind is not Pictures.none:
+                first = [line.runs[0] for line in of_cell]
+                details = [f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environment)[:2])}" for run in first]
+                labels = pictures.labels([line.row.dropout for line in of_cell], details)
                 path = folder / f"ratings_{protocol}_{cell}.{kind}"
-                pictures.save(pictures.error_curves(curves), path)
+                pictures.save(pictures.error_curves(dict(zip(labels, first, strict=True))), path)
                 title = f"{cell.name.upper()}, {protocol} protocol: error by epoch, first seed"
                 parts.append(markdown.picture(title, path, Path(settings.file)))
     return parts

@@ -10,8 +10,11 @@ from statistics import median
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # of omegaconf
 
 from vdrop_cli.config import ConfigError, Published, Train, restore
+from vdrop_cli.explain import explain
 from vdrop_cli.sinks import flat, read_log, read_result
 
 
@@ -43,17 +46,6 @@ class Finished:
         return dict([record["environment"] for record in self.log if record["kind"] == "start"][-1])
 
     @property
-    def machine(self) -> str:
-        """Its processor or card, and on how many threads."""
-        threads = self.environment.get("threads")
-        return str(self.environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
-
-    @property
-    def commit(self) -> str:
-        """Of the code, with a star where it differed from that."""
-        return str(self.environment.get("commit", "–"))[:7] + ("*" if self.environment.get("dirty") else "")
-
-    @property
     def words_per_second(self) -> float:
         """Of training, the median over its epochs."""
         return float(median(epoch["words_per_second"] for epoch in self.epochs))
@@ -64,6 +56,18 @@ class Finished:
         return sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
 
 
+def machine(environment: dict[str, Any]) -> str:
+    """The processor or card, and on how many threads."""
+    threads = environment.get("threads")
+    return str(environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+
+
+def made(environment: dict[str, Any]) -> list[str]:
+    """In what precision, on what, when, and with which commit, with a star where the code differed from it."""
+    commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")
+    return [str(environment["precision"]), machine(environment), str(environment.get("date", "–")), commit]
+
+
 def read(folder: Path) -> Finished | None:
     """A run that has a result; one that has none yet is passed over, and said so."""
     if not (folder / "config.yaml").is_file():
@@ -71,14 +75,28 @@ def read(folder: Path) -> Finished | None:
     if not (folder / "result.json").is_file():
         print(f"vdrop: {folder} is not finished, left out", file=sys.stderr)
         return None
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    return Finished(folder, config, read_log(folder / "log.jsonl"), read_result(folder))
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        restore(config)
+    except (ConfigError, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / 'config.yaml'} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+    log = read_log(folder / "log.jsonl")
+    if not {"start", "epoch"} <= {record["kind"] for record in log}:
+        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its start or its epochs are not there; train again with force=true")
+    return Finished(folder, config, log, read_result(folder))
 
 
 def below(folder: Path) -> list[Finished]:
-    """All that are finished, however deep."""
-    found = (read(path.parent) for path in sorted(folder.rglob("result.json")))
-    return [run for run in found if run is not None]
+    """All that are finished, however deep; what this version cannot read is left out, and said so."""
+    return [run for path in sorted(folder.rglob("result.json")) if (run := read_if_possible(path.parent)) is not None]
+
+
+def read_if_possible(folder: Path) -> Finished | None:
+    try:
+        return read(folder)
+    except ConfigError as error:
+        print(f"vdrop: {error}; left out", file=sys.stderr)
+        return None
 
 
 def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:

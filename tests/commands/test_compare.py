@@ -28,6 +28,12 @@ def test_differing_settings_results_and_curves(folders: list[str], tmp_path: Pat
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_alone_has_the_name_of_its_folder(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    compare.main(folders[:1])
+    assert capsys.readouterr().out.splitlines()[0].strip() == folders[0].removeprefix("outputs/train/")
+
+
 def test_models_of_ratings_are_compared_by_their_errors(
     folders: list[str], rated: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,9 +43,9 @@ def test_reloading_gives_the_same_numbers(folder: Path) -> None:
 
 def test_precision_is_that_of_the_training_unless_told_otherwise(folder: Path) -> None:
     told = {}
-    for precision in ("null", "fp32", "bf16"):
+    for precision, name in (("null", "standard"), ("fp32", "standard"), ("bf16", "standard-bf16")):
         run(folder, f"precision={precision}")
-        told[precision] = json.loads((folder / "eval-0001-standard.json").read_text())
+        told[precision] = json.loads((folder / f"eval-0001-{name}.json").read_text())
     assert [t["environment"]["precision"] for t in told.values()] == ["fp32", "fp32", "bf16"]
     assert told["null"]["metrics"] == told["fp32"]["metrics"] != told["bf16"]["metrics"]
     assert told["bf16"]["metrics"]["test_ppl"] == pytest.approx(told["fp32"]["metrics"]["test_ppl"], rel=1e-2)
@@ -77,6 +77,16 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
     again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     assert again["metrics"] == pytest.approx(base["metrics"], rel=1e-5)
     assert again["environment"]["backend"] == "reference"
+
+
+def test_word_dropout_is_of_models_that_were_trained_with_it(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text, "dropout=zaremba"))
+    folder = next(Path().rglob("result.json")).parent
+    with pytest.raises(ConfigError, match=r"^word_dropout must be false or null, .* was trained without it, got true"):
+        run(folder, "mc_samples=2", "word_dropout=true")
+    run(folder, "mc_samples=2", "word_dropout=false")
+    assert (folder / "eval-0001-mc2-s1.json").exists()
 
 
 def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:

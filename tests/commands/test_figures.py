@@ -1,10 +1,12 @@
 """`vdrop figures`: a real campaign of small runs, planned, made, told, and made only once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY_SENTIMENT, Vdrop, settings
+from vdrop_cli.commands.figures import on_page
 from vdrop_cli.config import Cell, ConfigError, Figures, Protocol
 from vdrop_cli.files import Lock
 
@@ -45,6 +47,14 @@ def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path
         ran = vdrop("figures", *one)
     assert ran.returncode == 1 and "is not finished; the same command goes on" in ran.stderr.splitlines()[-1], ran.stderr
     assert "not yet run" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_page_of_few_runs_has_the_others_too_unless_they_are_of_other_settings() -> None:
+    few = Figures([Protocol.clean], [Cell.gru], ["variational_untied"], epochs=9)
+    whole = on_page(few)
+    assert (whole.protocols, whole.cells, whole.epochs) == (list(Protocol), list(Cell), 9)
+    assert whole.dropouts == ["none", "naive", "variational", "variational_untied"]
+    assert on_page(own := replace(few, overrides="schedule.lr=0.1")) is own
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:

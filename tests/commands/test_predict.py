@@ -102,6 +102,22 @@ def test_the_noise_is_that_of_the_evaluation_where_there_is_one(critic: Path, ca
     assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
 
 
+def test_noise_fitted_to_what_was_learnt_is_told(
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the paper's protocol, which has no validation part."""
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY_SENTIMENT, *rated))
+    folder = next(Path().rglob("result.json")).parent
+    learnt = "fitted to the train part (which the model has learnt: intervals are too narrow where it over-fits)"
+    told(capsys, folder, "text=good1")
+    predict.run(settings(f"checkpoint={folder}", "text=good1", "device=cpu", command="predict"))
+    assert learnt in capsys.readouterr().err
+    evaluation.run(settings(f"checkpoint={folder}", "mc_samples=5", "device=cpu", command="eval"))
+    predict.run(settings(f"checkpoint={folder}", "text=good1", "mc_samples=5", "device=cpu", command="predict"))
+    assert f"{learnt} in {folder}" in capsys.readouterr().err
+
+
 def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_from(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = predict.load(str(critic), settings(f"checkpoint={critic}", command="eval"), torch.device("cpu"))
     part, words = loaded.task.parts["test"], {number: word for word, number in loaded.task.ids.items()}

@@ -10,7 +10,8 @@ import pytest
 from tests.commands.test_table import RATINGS, rows_of
 from tests.conftest import TINY, Vdrop, settings
 from tests.processes import spawn
-from vdrop_cli.config import ConfigError, Precision, Reproduce, Size
+from vdrop_cli.commands.reproduce import page_of
+from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, Size
 from vdrop_cli.sinks import read_log
 
 ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
@@ -58,6 +59,19 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes:
 def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, changes: str) -> None:
     planned = vdrop("reproduce", "sizes=[large]", "rows=[ensemble]", changes, "plan=true")
     assert "table1_large_ensemble is left out: it takes seeds=10" in planned.stderr and planned.returncode == 2
+
+
+def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings() -> None:
+    whole = page_of(Reproduce([Size.small], ["none"], file="a.md"))
+    assert (whole.sizes, whole.rows, whole.file) == (list(TABLE_1), None, "a.md")
+    own = page_of(Reproduce([Size.small], ["none"], overrides="schedule.epochs=1"))
+    assert (own.sizes, own.rows, own.overrides) == ([Size.small], ["none"], "schedule.epochs=1")
+
+
+def test_what_cannot_be_written_is_told_before_hours_of_work(changes: str, vdrop: Vdrop) -> None:
+    ran = vdrop("reproduce", *ROWS, changes, "file=nowhere/R.md")
+    assert ran.returncode == 2 and "file=nowhere/R.md is in a folder that is not there; make it" in ran.stderr
+    assert "what is needed" not in ran.stderr
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import TINY
 from tests.conftest import settings as composed
+from vdrop_cli import environment, experiments, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import table, train
 from vdrop_cli.config import ConfigError, Pictures, Size, Table
@@ -35,9 +36,12 @@ def outputs(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+def overrides(changes: list[str]) -> str:
+    return " ".join(change for change in changes if not change.startswith(("device", "precision")))
+
+
 def run(outputs: Path, changes: list[str], folder: Path, **more: Any) -> str:
-    overrides = " ".join(change for change in changes if not change.startswith(("device", "precision")))
-    settings = Table(outputs=str(outputs), file=str(folder / "R.md"), overrides=overrides, **{"pictures": Pictures.none, **more})
+    settings = Table(outputs=str(outputs), file=str(folder / "R.md"), overrides=overrides(changes), **{"pictures": Pictures.none, **more})
     table.run(settings)
     return (folder / "R.md").read_text()
 
@@ -73,7 +77,7 @@ def test_the_numbers_are_those_of_the_runs(outputs: Path, changes: list[str], tm
     assert f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}" in rows["Variational (untied weights)"]
     assert rows["Variational (untied weights, MC)"].count("not yet run") == 2, "trained, but not evaluated"
     none = dict(zip(table.HEADINGS, ["", *rows["Non-regularized (early stopping)"]], strict=True))
-    assert none["test, published"] == "114.5" and none["test"] == "not yet run"
+    assert none["test, published"] == "114.5‡" and none["test"] == "not yet run"
     shown = capsys.readouterr().out
     assert spread(told) in shown and "small (200 units)" in shown
 
@@ -89,7 +93,7 @@ def test_published_numbers_are_those_of_the_files_and_marked(outputs: Path, chan
     assert all("not yet run" in row for name, row in rows.items() if name not in ("row", "---"))
     assert len(rows) == 2 + 11
     assert "which is not what was published" in page and "schedule.epochs=2" in page
-    assert "`vdrop train experiment=table1_large_untied seed=1`" in page and "members=[RUN,…]" in page
+    assert f"`vdrop train experiment=table1_large_untied {overrides(changes)} seed=1`" in page and "members=[RUN,…]" in page
     assert "`conf/dropout/moon.yaml`: Gal & Ghahramani 2016" in page
 
 
@@ -111,14 +115,83 @@ def test_records_give_the_same_page_as_the_runs(outputs: Path, changes: list[str
     (copy / "record" / "findings.md").write_text("What was found.\n")
     first = run(copy, changes, tmp_path, sizes=[Size.small], record=True)
     kept = sorted(path.relative_to(copy / "record" / "table1").as_posix() for path in (copy / "record" / "table1").rglob("*.json"))
+    device = re.sub(r"\W+", "_", environment.processor()).lower()
     assert kept == [
-        "small_untied-fp32/s1/result.json",
-        *(f"small_variational-fp32/s{seed}/{name}" for seed in (1, 2) for name in ("eval-0002-mc100-s1.json", "result.json")),
+        f"small_untied-fp32-{device}/s1/result.json",
+        *(f"small_variational-fp32-{device}/s{seed}/{name}" for seed in (1, 2) for name in ("eval-0002-mc100-s1.json", "result.json")),
     ]
     assert not list((copy / "record").rglob("*.pt"))
     shutil.rmtree(copy / "train")
     assert run(copy, changes, tmp_path, sizes=[Size.small]) == first
     assert "## Findings\n\nWhat was found." in first
+
+
+def changed(folder: Path, name: str, **values: Any) -> None:
+    """A JSON file, or the first line of a log, with other values."""
+    first, *others = (folder / name).read_text().splitlines() if name == "log.jsonl" else [(folder / name).read_text()]
+    told = json.loads(first)
+    told.get("environment", told).update(values)
+    (folder / name).write_text("\n".join([json.dumps(told), *others]) + "\n")
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_beside_it(
+    outputs: Path, changes: list[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "train", copy / "train")
+    run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
+    (own,), (kept,) = copy.glob("train/*-variational_untied/*"), (copy / "record" / "table1").glob("*/s1")
+    (kept / "eval-0002-mc9-s1.json").write_text("{}")
+    changed(own, "result.json", test_ppl=77.77)
+    page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"])
+    assert "77.77" in rows_of(page)["Variational (untied weights)"]
+    run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
+    assert json.loads((kept / "result.json").read_text())["test_ppl"] == 77.77
+    assert not list(kept.glob("eval-*")), "what is of another run"
+    changed(own, "log.jsonl", device="another")
+    page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True, pictures=Pictures.svg)
+    assert page.count("| Variational (untied weights) |") == 2
+    assert {path.name for path in (copy / "record" / "table1").iterdir()} == {kept.parent.name, "small_untied-fp32-another"}
+    drawn = (copy / "record" / "pictures" / "table1_small_speed.svg").read_text()
+    assert "Variational (untied weights) (fp32, another" in drawn
+
+
+@pytest.mark.usefixtures("composing")
+def test_an_evaluation_tells_with_what_it_was_made_itself(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "train", copy / "train")
+    for path in copy.rglob("eval-*.json"):
+        changed(path.parent, path.name, commit="fedcba9876", dirty=False)
+    rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
+    assert rows["Variational (tied weights, MC)"][-1] == "fedcba9" != rows["Variational (tied weights)"][-1]
+    records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    of_mc = [record for record in records if record["experiment"] == "table1_small_variational_mc"]
+    assert [(record["commit"], record["mc_samples"]) for record in of_mc] == [("fedcba9876", "100")] * 2
+
+
+@pytest.mark.usefixtures("composing")
+def test_an_ensemble_is_of_as_many_seeds_as_members(outputs: Path) -> None:
+    row = next(row for row in experiments.rows([Size.large], ["ensemble"], ""))
+    one = runs.below(outputs)[0]
+    told = {"members": [f"a-s{seed}/checkpoint-0002.pt" for seed in range(1, 11)], "environment": one.environment}
+    line = table.Line(row, [table.Evaluated(one, None, 70.0, 69.0, None, told)])
+    assert table.cells(line)[table.HEADINGS.index("seeds")] == "1–10"
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize(("row", "told"), [("none", ["114.5‡", "100.00", "–"]), ("variational", ["–", "100.00", "–"])])
+def test_a_number_of_other_settings_is_marked_and_nothing_is_taken_from_it(row: str, told: list[str], outputs: Path) -> None:
+    (of,), one = experiments.rows([Size.small], [row], ""), runs.below(outputs)[0]
+    assert table.cells(table.Line(of, [table.Evaluated(one, 100.0, 100.0, 100.0, 1.0, {})]))[5:8] == told
+
+
+@pytest.mark.usefixtures("composing")
+def test_what_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
+    for name in ("file", "csv", "latex"):
+        with pytest.raises(ConfigError, match=f"^{name}=.*/nowhere/a is in a folder that is not there; make it"):
+            table.run(Table(outputs=str(tmp_path), **{"file": str(tmp_path / "R.md"), name: str(tmp_path / "nowhere" / "a")}))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("composing")
@@ -128,7 +201,7 @@ def test_the_same_numbers_as_csv_latex_and_pictures(outputs: Path, changes: list
     more = {"csv": str(tmp_path / "t.csv"), "latex": str(tmp_path / "t.tex"), "pictures": Pictures.svg}
     page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["variational", "variational_mc", "none"], **more)
     records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    assert [(r["experiment"], r["seed"]) for r in records] == [
+    assert [(r["experiment"], r["seeds"]) for r in records] == [
         ("table1_small_none", ""),
         *((f"table1_small_{row}", seed) for row in ("variational", "variational_mc") for seed in ("1", "2")),
     ]

@@ -42,6 +42,17 @@ def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
         corpora.load(data(folder, config="three"))
 
 
+def test_what_is_not_there_is_a_line_without_words_and_what_is_no_text_is_told(folder: Path) -> None:
+    import datasets
+
+    for split in ("train", "validation", "test"):
+        rows = {"line": ["a", None], "number": [1, 2]}
+        datasets.Dataset.from_dict(rows).to_parquet(str(folder / "two" / f"{split}.parquet"))
+    assert corpora.load(data(folder, name=str(folder / "two"))).vocabulary == ["a", "<eos>"]
+    with pytest.raises(ConfigError, match=r"^data\.column=number: row 0 of train holds '1', which is no text; choose another column"):
+        corpora.load(data(folder, name=str(folder / "two"), column="number"))
+
+
 def test_a_missing_split_is_an_error_that_lists_those_there_are(folder: Path) -> None:
     (folder / "one" / "validation.parquet").unlink()
     with pytest.raises(ConfigError, match=r"has no split validation, only train, test"):

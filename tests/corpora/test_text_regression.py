@@ -6,7 +6,6 @@ import pytest
 
 from vdrop_cli import corpora
 from vdrop_cli.config import ConfigError, Data, Source
-from vdrop_cli.corpora.text_regression import read_as_text
 
 
 def from_csv(path: Path, content: str | bytes, column: str = "text", rating: str = "stars") -> corpora.Rated:
@@ -73,12 +72,6 @@ def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:
 def test_a_data_set_without_a_part_to_test_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data\.name=.* has no split test beside train and validation"):
         on_hub(tmp_path / "set", "train", "validation")
-
-
-def test_what_is_not_there_is_a_text_without_words_and_what_is_no_text_is_told() -> None:
-    assert read_as_text(None, "here") == "" and read_as_text("a", "here") == "a"
-    with pytest.raises(ConfigError, match=r"^row 3 holds '\[1, 2\]', which is no text; choose another column"):
-        read_as_text([1, 2], "row 3")
 
 
 def test_a_long_text_is_a_text_too(tmp_path: Path) -> None:

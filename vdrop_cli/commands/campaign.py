@@ -148,16 +148,17 @@ class Cost:
     def of_language_model(self, task: LanguageModelling) -> tuple[float, float]:
         """Of a validation, and of the result."""
         chunks = list(islice(task.valid_chunks(), self.STEPS))
-        evaluated = timed(lambda: evaluate.batched_loss(self.model, chunks, task.batch_size)) / len(chunks)
+        evaluated = self.timed(lambda: evaluate.batched_loss(self.model, chunks, task.batch_size)) / len(chunks)
         stretch_N = task.streams["test"][: evaluate.STEPS_AT_ONCE + 1]
-        read = timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
+        read = self.timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
         whole = task.batches_an_epoch * evaluated + read * sum(len(task.streams[part]) for part in ("valid", "test"))
         return len(list(task.valid_chunks())) * evaluated, whole
 
     def of_ratings(self, task: Sentiment) -> tuple[float, float]:
         sample = head(task.parts["test"], self.TEXTS)
-        self.a_word = timed(lambda: task.predict(self.model, sample)) / sum(sample.lengths)
-        return self.reading([task.sample(name) for name in task.parts]), self.reading(task.parts.values()) + timed(lambda: task.baselines)
+        self.a_word = self.timed(lambda: task.predict(self.model, sample)) / sum(sample.lengths)
+        result = self.reading(task.parts.values()) + self.timed(lambda: task.baselines)
+        return self.reading([task.sample(name) for name in task.parts]), result
 
     def reading(self, parts: Iterable[Part]) -> float:
         return self.a_word * sum(sum(part.lengths) for part in parts)
@@ -168,15 +169,17 @@ class Cost:
         assert isinstance(self.task, LanguageModelling)
         together, stream_N = min(samples, Eval.mc_batch), self.task.streams["test"]
         passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
+        words: list[int] = []
+        seconds = self.timed(lambda: words.extend(islice(passes, self.STEPS)))
+        return seconds / sum(words) * samples * len(stream_N)
+
+    def timed(self, work: Callable[[], object]) -> float:
+        """Seconds until the device has done it, too."""
+        environment.wait_for(self.task.device)
         begun = time.perf_counter()
-        words = sum(islice(passes, self.STEPS))
-        return (time.perf_counter() - begun) / words * samples * len(stream_N)
-
-
-def timed(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+        work()
+        environment.wait_for(self.task.device)
+        return time.perf_counter() - begun
 
 
 def sweep(choices: list[str], seeds: Iterable[int], launcher: str | None, precision: Precision, outputs: str, overrides: str) -> list[str]:

@@ -60,7 +60,7 @@ def tell(runs: list[Finished]) -> list[str]:
     keys = differing(runs)
     naming = [key for key in keys if key in ("model.name", "dropout.name", "seed")]
     names = [" ".join(f"seed {run.settings[k]}" if k == "seed" else str(run.settings[k]) for k in naming) for run in runs]
-    if len(set(names)) < len(runs):
+    if len(set(names)) < len(runs) or not all(names):
         names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
     every = dict.fromkeys([*FIRST, *(name for run in runs for name in run.result)])
     metrics = [name for name in every if name not in LEFT_OUT and any(name in run.result for run in runs)]

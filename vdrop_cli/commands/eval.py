@@ -49,6 +49,8 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     trained.data = replace(trained.data, **moved)
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
+    if settings.word_dropout and trained.dropout.p_word == 0:
+        raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
     task = tasks.load(trained, device)
     if task.fingerprint != found.corpus:
         raise ConfigError(f"checkpoint={path} was trained on another corpus than {task.origin}; give it the text that it was trained on")
@@ -72,14 +74,15 @@ def run(settings: Eval) -> str:
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     paths = members(path, settings)
-    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths, task)}.json")
+    in_another = "" if precision is found.train.precision else f"-{precision}"
+    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths, task)}{in_another}.json")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on, to the last bit on one machine with as many threads
             of = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": settings.mc_batch}
-            decisive = ("vdrop", "commit", "dirty", "torch", "device_type", "backend", "precision")
+            decisive = ("vdrop", "code", "dirty", "torch", "device_type", "backend", "precision")
             of |= {name: described[name] for name in decisive if name in described}
             partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout

@@ -80,14 +80,15 @@ class Noise:
 def noise_of(loaded: Loaded, task: Sentiment, samples: int) -> Noise:
     """As `vdrop eval mc_samples=…` fitted it for this checkpoint, else fitted to predictions by the standard approximation."""
     stem, name = loaded.path.stem.replace("checkpoint", "eval"), f"noise_mc{samples}"
+    learnt = " (which the model has learnt: intervals are too narrow where it over-fits)" if task.noise_part == "train" else ""
     for path in sorted(loaded.path.parent.glob(f"{stem}-mc{samples}-s*.json")):
         metrics = runs.evaluation(path)["metrics"]
         if name in metrics:
-            return Noise(metrics[name], str(path))
+            return Noise(metrics[name], f"fitted to the {task.noise_part} part{learnt} in {path}")
     part = task.sample(task.noise_part)
     predicted_R = task.predict(loaded.model, part)
     advice = f", by the standard approximation; vdrop eval mc_samples={samples} fits it to passes" if samples > 0 else ""
-    return Noise(fit_noise(predicted_R[None], part.ratings_R), f"fitted to the {task.noise_part} part{advice}")
+    return Noise(fit_noise(predicted_R[None], part.ratings_R), f"fitted to the {task.noise_part} part{learnt}{advice}")
 
 
 def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:

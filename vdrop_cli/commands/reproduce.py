@@ -6,7 +6,7 @@ from pathlib import Path
 from vdrop_cli import experiments
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Evaluation, Maker, Training
-from vdrop_cli.config import ConfigError, Reproduce, Table
+from vdrop_cli.config import TABLE_1, ConfigError, Reproduce, Table
 from vdrop_cli.experiments import Row
 
 
@@ -14,6 +14,8 @@ def run(settings: Reproduce) -> None:
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing to run; vdrop reproduce plan=true sizes=[small] shows what there is")
+    page = page_of(settings)
+    table.require_that_it_can_be_written(page)
     trainings, evaluations = needed(rows, settings)
     if not trainings:
         raise ConfigError(f"seeds must be more for any of these rows, got {settings.seeds}")
@@ -26,8 +28,14 @@ def run(settings: Reproduce) -> None:
         seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
         campaign.vdrop("train", *campaign.sweep(choices, seeds, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
-    table.run(Table(settings.sizes, settings.rows, settings.overrides, settings.outputs, settings.file))
+    table.run(page)
     campaign.require_all(trainings, evaluations)
+
+
+def page_of(settings: Reproduce) -> Table:
+    """All rows there are, so that none is lost that was on the page; of runs with settings of their own the chosen ones."""
+    sizes, rows = (settings.sizes, settings.rows) if settings.overrides else (list(TABLE_1), None)
+    return Table(sizes, rows, settings.overrides, settings.outputs, settings.file)
 
 
 def needed(rows: list[Row], settings: Reproduce) -> tuple[list[Training], list[Evaluation]]:

@@ -29,6 +29,16 @@ class Evaluated(NamedTuple):
     speed: float | None  # words a second
     told: dict[str, Any]  # of an evaluation beyond the standard one
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """In which it came to that."""
+        return dict(self.told["environment"]) if self.told else self.run.environment
+
+    @property
+    def seeds(self) -> str:
+        members = self.told.get("members", ())
+        return f"1–{len(members)}" if members else str(self.run.train.seed)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -41,8 +51,19 @@ class Line:
         return [value for value in map(of, self.runs) if value is not None]
 
 
+def require_that_it_can_be_written(settings: Table) -> None:
+    """Raises ConfigError where it cannot, before hours of work that it is to be of."""
+    if settings.pictures is not Pictures.none:
+        pictures.require_matplotlib()
+    for name in ("file", "csv", "latex"):
+        path = getattr(settings, name)
+        if path is not None and not Path(path).parent.is_dir():
+            raise ConfigError(f"{name}={path} is in a folder that is not there; make it, or choose another one")
+
+
 def run(settings: Table, figures: Figures | None = None) -> None:
     """`figures` says which runs on film reviews are told beside Table 1; the usual ones where it is None."""
+    require_that_it_can_be_written(settings)
     figures = figures or Figures(outputs=settings.outputs, file=settings.file)
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
@@ -64,14 +85,23 @@ def run(settings: Table, figures: Figures | None = None) -> None:
     print(f"\nwritten to {path}", file=sys.stderr)
 
 
+Same = tuple[str, int, str, str]  # settings, seed, precision and device
+
+
 def collect(outputs: Path) -> dict[str, list[Finished]]:
-    """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with more evaluations."""
-    found: dict[tuple[str, int, str, str], Finished] = {}
-    for finished in [*runs.below(outputs / "record"), *runs.below(outputs / "train")]:
-        train, environment = finished.train, finished.environment
-        same = (experiments.key(train), train.seed, str(train.precision), environment["device"])
-        if same not in found or len(finished.evaluations) > len(found[same].evaluations):
-            found[same] = finished
+    """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with more evaluations.
+
+    A run stands in place of its record, and of one that was made before it with the same settings.
+    """
+    found: dict[Same, Finished] = {}
+    for part in ("record", "train"):
+        of_part: dict[Same, Finished] = {}
+        for finished in runs.below(outputs / part):
+            train = finished.train
+            same = (experiments.key(train), train.seed, str(train.precision), finished.environment["device"])
+            if same not in of_part or len(finished.evaluations) > len(of_part[same].evaluations):
+                of_part[same] = finished
+        found |= of_part
     by_key: dict[str, list[Finished]] = {}
     for (key, *_), finished in sorted(found.items(), key=lambda item: item[0][1]):
         by_key.setdefault(key, []).append(finished)
@@ -112,12 +142,13 @@ def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path
     for key, name in names.items():
         kept[key] = []
         for finished in found.get(key, []):
-            there = folder / f"{name}-{finished.train.precision}" / f"s{finished.train.seed}"
+            device = re.sub(r"\W+", "_", str(finished.environment["device"])).lower()
+            there = folder / f"{name}-{finished.train.precision}-{device}" / f"s{finished.train.seed}"
             if there.resolve() != finished.folder.resolve():
                 there.mkdir(parents=True, exist_ok=True)
-                for path in (finished.folder / "config.yaml", finished.folder / "log.jsonl", finished.folder / "result.json"):
-                    shutil.copy(path, there)
-                for path in finished.evaluations:
+                for old in there.glob("eval-*.json"):
+                    old.unlink()
+                for path in (*(finished.folder / name for name in ("config.yaml", "log.jsonl", "result.json")), *finished.evaluations):
                     shutil.copy(path, there)
             copied = runs.read(there)
             assert copied is not None
@@ -154,25 +185,25 @@ HEADINGS = (
 
 def cells(line: Line) -> list[str]:
     """The line, a text for each of HEADINGS."""
-    published, mark = line.row.published, "" if line.row.published.confirmed else "†"
+    published = line.row.published
+    mark = ("" if published.confirmed else "†") + ("" if published.same_settings else "‡")
     valid, exact, test = (line.values(of) for of in (lambda e: e.valid, lambda e: e.exact, lambda e: e.test))
     told = [
         published.row,
         as_published(published.valid, published.valid_deviation, mark),
         markdown.mean(valid, 2),
-        difference(valid, published.valid),
+        difference(valid, published.valid if published.same_settings else None),
         markdown.mean(exact, 2),
         as_published(published.test, published.test_deviation, mark),
         markdown.mean(test, 2),
-        difference(test, published.test),
+        difference(test, published.test if published.same_settings else None),
         "–" if published.words_per_second is None else f"{published.words_per_second:,.0f}{mark}",
     ]
     if not line.runs:
         return [told[0], told[1], "not yet run", "–", "–", told[5], "not yet run", "–", told[8], *["–"] * 6]
-    speeds, last = line.values(lambda e: e.speed), line.runs[-1].run
-    seeds = " ".join(str(evaluated.run.train.seed) for evaluated in line.runs)
-    made = [seeds, str(last.train.precision), last.machine, last.environment.get("date", "–"), last.commit]
-    return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", *made]
+    speeds = line.values(lambda e: e.speed)
+    seeds = " ".join(evaluated.seeds for evaluated in line.runs)
+    return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", seeds, *runs.made(line.runs[-1].environment)]
 
 
 def by_size(lines: list[Line]) -> Iterator[tuple[Size, list[Line]]]:
@@ -180,16 +211,18 @@ def by_size(lines: list[Line]) -> Iterator[tuple[Size, list[Line]]]:
         yield size, [line for line in lines if line.row.size is size]
 
 
-LEGEND = """Written by `vdrop table` from run folders and the records in `outputs/record/table1/`.
+LEGEND = """Written by `vdrop table` from run folders and the records in `outputs/record/`.
 
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it compares with the
   published column.
 - *valid, exact* and *test*: every token but the first, in one pass over the text. ±: deviation over seeds; of published numbers, theirs.
-- †: not confirmed from a copy of the paper. *: the code differed from the commit. Published words/s: on a GPU of 2015.
-- MC rows evaluate the runs of the row above. The small size, with the schedule of the medium one (39 epochs), is published nowhere."""
+- †: not confirmed from a copy of the paper. ‡: of other settings, see the file of the experiment. *: the code differed from the commit.
+  Published words/s: on a GPU of 2015.
+- MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs), with which it is published
+  nowhere."""
 
-HOW = """`make reproduce-table` makes all of them, goes on with what was stopped, and writes this page; `SIZE`, `SEEDS`, `ROWS`, `LAUNCHER`
-and `PRECISION` choose."""
+HOW = """`make reproduce-table` makes those of the medium size, goes on with what was stopped, and writes this page; `SIZE`, `SEEDS`,
+`ROWS`, `LAUNCHER` and `PRECISION` choose. The ten averaged models take `SIZE=large SEEDS=10`."""
 
 
 def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, Path]]], on_reviews: list[str]) -> str:
@@ -202,7 +235,7 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
     for size, of_size in by_size(lines):
         parts += [f"## {SIZES[size].capitalize()}", markdown.table(HEADINGS, map(cells, of_size))]
         parts += [markdown.picture(title, path, Path(settings.file)) for title, path in drawn.get(size, [])]
-    made = dict.fromkeys((line.row.experiment, command(line.row)) for line in lines)
+    made = dict.fromkeys((line.row.experiment, command(line.row, settings.overrides)) for line in lines)
     parts += [
         "## How each row is made",
         "\n".join(["| experiment | command |", "|---|---|", *(f"| {name} | `{how}` |" for name, how in made)]),
@@ -220,9 +253,9 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
     return "\n\n".join(parts) + "\n"
 
 
-def command(row: Row) -> str:
+def command(row: Row, overrides: str) -> str:
     """That makes one run of it, and evaluates it."""
-    train = f"vdrop train experiment={row.experiment} seed=1"
+    train = f"vdrop train experiment={row.experiment} {overrides} seed=1".replace("  ", " ")
     if row.published.mc_samples:
         return f"{train}; vdrop eval checkpoint=RUN mc_samples={row.published.mc_samples}"
     if row.published.members > 1:
@@ -281,9 +314,11 @@ def as_csv(lines: list[Line]) -> str:
     """A record for each run, or for each row that was not run, numbers in full."""
     held = io.StringIO()
     writer = csv.writer(held, lineterminator="\n")
-    published = ("row", "source", "confirmed", "valid", "valid_deviation", "test", "test_deviation", "words_per_second")
+    of_published = ("row", "source", "confirmed", "valid", "valid_deviation", "test", "test_deviation", "words_per_second")
     measured = (
-        "seed",
+        "seeds",
+        "mc_samples",
+        "members",
         "precision",
         "device",
         "date",
@@ -294,16 +329,13 @@ def as_csv(lines: list[Line]) -> str:
         "test_ppl",
         "words_per_second",
     )
-    writer.writerow(["experiment", *(f"published_{name}" for name in published), *measured])
+    writer.writerow(["experiment", *(f"published_{name}" for name in of_published), *measured])
     for line in lines:
-        told = [line.row.experiment, *(getattr(line.row.published, name) for name in published)]
+        told = [line.row.experiment, *(getattr(line.row.published, name) for name in of_published)]
         for evaluated in line.runs:
-            environment = evaluated.run.environment
-            of_run = [
-                evaluated.run.train.seed,
-                evaluated.run.train.precision,
-                *(environment.get(name) for name in ("device", "date", "commit", "dirty")),
-            ]
+            published, environment = line.row.published, evaluated.environment
+            how = [evaluated.seeds, published.mc_samples, published.members]
+            of_run = [*how, *(environment.get(name) for name in ("precision", "device", "date", "commit", "dirty"))]
             writer.writerow([*told, *of_run, evaluated.valid, evaluated.exact, evaluated.test, evaluated.speed])
         if not line.runs:
             writer.writerow([*told, *[""] * len(measured)])
@@ -323,7 +355,7 @@ def as_latex(lines: list[Line]) -> str:
 
 
 def escaped(text: str) -> str:
-    for plain, theirs in (("±", r"$\pm$"), ("–", "--"), ("†", r"$^\dagger$"), ("&", r"\&"), ("_", r"\_")):
+    for plain, theirs in (("±", r"$\pm$"), ("–", "--"), ("†", r"$^\dagger$"), ("‡", r"$^\ddagger$"), ("&", r"\&"), ("_", r"\_")):
         text = text.replace(plain, theirs)
     return text
 
@@ -335,18 +367,18 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
         made = [line for line in of_size if line.runs]
         if kind is Pictures.none or not made:
             continue
-        curves = {name(line): line.runs[0].run for line in made if line.runs[0].speed is not None}
-        samples = {name(line): line.runs[0].told["mc"] for line in made if line.row.published.mc_samples}
-        speeds = {name(line): fmean(line.values(lambda e: e.speed)) for line in made if line.runs[0].speed is not None}
-        published = {name(line): speed for line in of_size if (speed := line.row.published.words_per_second) is not None}
+        machines = [", ".join(runs.made(line.runs[0].environment)[:2]) for line in made]
+        named = list(zip(pictures.labels([line.row.published.row for line in made], machines), made, strict=True))
+        timed = [(label, line) for label, line in named if line.runs[0].speed is not None]
+        curves = {label: line.runs[0].run for label, line in timed}
+        samples = {label: line.runs[0].told["mc"] for label, line in named if line.row.published.mc_samples}
+        speeds = {label: fmean(line.values(lambda e: e.speed)) for label, line in timed}
+        devices = dict.fromkeys(line.runs[0].environment["device"] for _, line in timed)
+        published = {line.row.published.row: speed for line in of_size if (speed := line.row.published.words_per_second) is not None}
         figures = [
             ("Validation perplexity by epoch, first seed", "validation", curves and pictures.learning_curves(curves, training=False)),
             ("MC dropout: test perplexity by number of passes, first seed", "mc", samples and pictures.by_samples(samples)),
-            (
-                "Words a second",
-                "speed",
-                speeds and pictures.speeds(speeds, published, made[0].runs[-1].run.environment["device"]),
-            ),
+            ("Words a second", "speed", speeds and pictures.speeds(speeds, published, devices)),
         ]
         for title, what, figure in figures:
             if figure:
@@ -354,7 +386,3 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
                 pictures.save(figure, path)
                 drawn.setdefault(size, []).append((title, path))
     return drawn
-
-
-def name(line: Line) -> str:
-    return line.row.published.row

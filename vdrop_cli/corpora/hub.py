@@ -30,6 +30,19 @@ def column(data: Data, split: Any, setting: str, name: str | None) -> list[Any]:
     return list(split[name])
 
 
+def texts(data: Data, found: Any, split: str) -> list[str]:
+    """The column `data.column`."""
+    values = column(data, found[split], "data.column", data.column)
+    return [read_as_text(value, f"data.column={data.column}: row {row} of {split}") for row, value in enumerate(values)]
+
+
+def read_as_text(value: object, where: str) -> str:
+    """What is not there is a text without words."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no text; choose another column")
+
+
 def sentences(data: Data) -> dict[str, list[str]]:
     """The lines of each part."""
     found = load(data)
@@ -39,7 +52,7 @@ def sentences(data: Data) -> dict[str, list[str]]:
             raise ConfigError(
                 f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(map(str, found))}; use data=text with files"
             )
-        lines[part] = column(data, found[SPLITS[part]], "data.column", data.column)
+        lines[part] = texts(data, found, SPLITS[part])
     return lines
 
 

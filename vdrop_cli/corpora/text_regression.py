@@ -45,24 +45,17 @@ def from_hub(data: Data) -> Rated:
     Raises ConfigError where there are several, but none to test on.
     """
     found = hub.load(data)
-    of_split = {split: part for part, split in hub.SPLITS.items()}
-    splits = [split for split in found if split in of_split] or list(found)[:1]
+    part_of = {split: part for part, split in hub.SPLITS.items()}
+    splits = [split for split in found if split in part_of] or list(found)[:1]
     if len(splits) > 1 and hub.SPLITS["test"] not in splits:
         raise ConfigError(
             f"data.name={data.name} has no split test beside {' and '.join(splits)}; make it one, or a CSV file to be split here"
         )
-    texts, ratings, parts = [], [], []
+    texts: list[list[str]] = []
+    ratings, parts = [], []
     for split in splits:
-        rows = hub.column(data, found[split], "data.column", data.column)
         numbers = hub.column(data, found[split], "data.rating_column", data.rating_column)
-        texts += [words(read_as_text(text, f"data.column={data.column}: row {row} of {split}")) for row, text in enumerate(rows)]
+        texts += map(words, hub.texts(data, found, split))
         ratings += [number(value, f"data.rating_column={data.rating_column}: row {row} of {split}") for row, value in enumerate(numbers)]
-        parts += [of_split.get(split, "train")] * len(rows)
+        parts += [part_of.get(split, "train")] * len(numbers)
     return Rated(texts, ratings, hub.origin(data), parts if len(splits) > 1 else [])
-
-
-def read_as_text(value: object, where: str) -> str:
-    """What is not there is a text without words."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no text; choose another column")
