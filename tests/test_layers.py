@@ -1,15 +1,19 @@
 """The modules as a user meets them: torch's own, with dropout."""
 
+import copy
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from vdrop_cli.config import Dropout, Policy
+from vdrop_cli.config import ConfigError, Dropout, Policy
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.layers import GRU, LSTM
 
 VARIATIONAL = Dropout("variational", Policy.variational, p_x=0.3, p_h=0.3, p_out=0.3)
+MOON = Dropout("moon", Policy.moon, p_c=0.25)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -73,3 +77,83 @@ def test_what_does_not_go_together_is_an_error() -> None:
         GRU(5, 7, dropout=Dropout("moon", Policy.moon, p_c=0.5))
     with pytest.raises(ValueError, match="2 layers"):
         LSTM(5, 7, num_layers=2)(torch.randn(4, 3, 5), masks=ModelMasks([Masks()]))
+    with pytest.raises(TypeError, match=r"dropout must be a vdrop_cli\.config\.Dropout, got 0\.3; Policy\.zaremba"):
+        LSTM(5, 7, dropout=0.3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"dropout\.policy must be a Policy: none, .*, got 'variational'"):
+        Dropout("mine", "variational", p_x=0.3)  # type: ignore[arg-type]
+    for name, sizes in (("input_size", (0, 7, 1)), ("hidden_size", (5, 0, 1)), ("num_layers", (5, 7, 0))):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
+            LSTM(*sizes)
+
+
+def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None:
+    x, state = torch.randn(4, 3, 5), torch.randn(2, 3, 7)
+    lstm, gru = LSTM(5, 7, num_layers=2), GRU(5, 7, num_layers=2)
+    for wrong in (x[..., :4], x[0]):
+        with pytest.raises(ValueError, match=rf"^x must be \[T, B, 5\], got {re.escape(str(list(wrong.shape)))}$"):
+            lstm(wrong)
+    with pytest.raises(ValueError, match=r"^x must be \[B, T, 5\], got \[3, 5\]$"):
+        LSTM(5, 7, batch_first=True)(x[0])
+    deeper = torch.randn(4, 3, 7)
+    for states in (state, (state,), (deeper, deeper), (state[:1], state), (state, state, state)):
+        with pytest.raises(ValueError, match=r"^the state must be \(h, c\), each \[2, 3, 7\], got \["):
+            lstm(x, states)
+    with pytest.raises(ValueError, match=r"^the state must be h, \[2, 3, 7\], got \[4, 3, 7\]$"):
+        gru(x, deeper)
+    assert torch.equal(lstm(x, [state, state])[0], lstm(x, (state, state))[0]), "torch takes lists, too"
+    assert torch.equal(lstm(x, lengths=[4, 1, 2])[0], lstm(x, lengths=torch.tensor([4, 1, 2]))[0])
+
+
+@pytest.mark.parametrize(("cell", "dropout"), [(LSTM, VARIATIONAL), (GRU, VARIATIONAL), (LSTM, MOON)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-6), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_they_train_and_evaluate_in_other_types(cell: type[LSTM | GRU], dropout: Dropout, dtype: torch.dtype, error: float) -> None:
+    """With the same masks as in fp32, forward and back."""
+    layer, x = cell(5, 7, num_layers=2, dropout=dropout), torch.randn(4, 3, 5)
+    other = copy.deepcopy(layer).to(dtype)
+    for training in (True, False):
+        found = []
+        for one in (layer, other):
+            torch.manual_seed(1)
+            one.train(training).zero_grad()
+            y, _ = one(x.to(one.weight_ih_l0.dtype))
+            y.sum().backward()
+            assert y.dtype == one.weight_hh_l1.grad.dtype == one.weight_ih_l0.dtype
+            found.append([y, one.weight_hh_l1.grad, one.weight_ih_l0.grad])
+        for exact, ours in zip(*found, strict=True):
+            assert (ours.float() - exact).norm() <= error * exact.norm()
+
+
+@pytest.mark.parametrize("dropout", [VARIATIONAL, MOON])
+@pytest.mark.parametrize("training", [False, True])
+def test_under_autocast_they_take_what_it_rounds_and_work_as_without(dropout: Dropout, training: bool) -> None:
+    layer = LSTM(5, 7, dropout=dropout).train(training)
+    x, state = torch.randn(4, 3, 5).bfloat16(), torch.randn(1, 3, 7).bfloat16()
+    torch.manual_seed(1)
+    expected, _ = layer(x.float(), (state.float(), state.float()))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = layer(x, (state, state))
+    assert torch.equal(found, expected)
+
+
+def test_weights_may_be_put_in_place_of_the_parameters() -> None:
+    """By `functional_call`, whose gradients go to them, and by parametrizations."""
+    layer, x = LSTM(5, 7, num_layers=2), torch.randn(4, 3, 5)
+    doubled = {name: (2 * value).detach().requires_grad_() for name, value in layer.named_parameters()}
+    other = LSTM(5, 7, num_layers=2)
+    other.load_state_dict(doubled)
+    found, _ = torch.func.functional_call(layer, doubled, (x,))
+    assert torch.equal(found, other(x)[0])
+    assert all(gradient.any() for gradient in torch.autograd.grad(found.sum(), list(doubled.values())))
+    nn.utils.parametrizations.weight_norm(other, "weight_hh_l1")
+    torch.testing.assert_close(other(x)[0], found)
+
+
+def test_without_dropout_torchs_random_state_stays_as_it_is() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    for dropout in (None, Dropout("idle", Policy.variational)):
+        layer = LSTM(5, 7, dropout=dropout)
+        torch.manual_seed(1)
+        layer(torch.zeros(4, 3, 5))
+        assert torch.equal(torch.rand(3), expected)

@@ -7,11 +7,14 @@ import torch
 
 from vdrop_cli.uncertainty import LEVELS, fit_noise, log_likelihood, moments, predictive, rmse
 
-DRAWS = torch.Generator().manual_seed(0)
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def drawn(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=DRAWS, dtype=torch.float64)
+    return torch.randn(shape, dtype=torch.float64)
 
 
 def test_the_error_is_the_root_of_the_mean_square() -> None:

@@ -159,6 +159,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         require_name("dropout.name", self.name)
+        require(isinstance(self.policy, Policy), "dropout.policy", f"a Policy: {', '.join(map(str, Policy))}", repr(self.policy))
         for key in ("p_word", "p_x", "p_h", "p_c", "p_out"):
             p = getattr(self, key)
             require(0 <= p < 1, f"dropout.{key}", "in [0, 1)", p)

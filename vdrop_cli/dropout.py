@@ -83,17 +83,18 @@ class ModelMasks(NamedTuple):
     word: WordMasks | None = None
     out: Tensor | None = None  # broadcastable to [T, B, H]
 
-    def to(self, device: torch.device | str) -> "ModelMasks":
-        """On a device."""
-        layers = [Masks(*(sent(mask, device) for mask in layer)) for layer in self.layers]
-        word = self.word and WordMasks(self.word.p, sent(self.word.by_type_B, device), sent(self.word.by_token_TB, device))
-        return ModelMasks(layers, word, sent(self.out, device))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelMasks":
+        """On a device, and where a type is given, in that."""
+        layers = [Masks(*(sent(mask, device, dtype) for mask in layer)) for layer in self.layers]
+        word = self.word and WordMasks(self.word.p, sent(self.word.by_type_B, device), sent(self.word.by_token_TB, device, dtype))
+        return ModelMasks(layers, word, sent(self.out, device, dtype))
 
 
-def sent(mask: Tensor | None, device: torch.device | str) -> Tensor | None:
+def sent(mask: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None:
     """To its device; from memory that a GPU reads by itself, so that nothing waits for what is still to be done there."""
     if mask is None:
         return None
+    mask = mask.to(dtype or mask.dtype)
     leaves = mask.device.type == "cpu" and torch.device(device).type == "cuda"
     return (mask.pin_memory() if leaves else mask).to(device, non_blocking=leaves)
 

@@ -22,8 +22,9 @@ class Recurrent(nn.Module):
 
     In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
     mode their means take their place, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
-    multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the input). `backend` is
-    one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` has `triton` keep less in memory.
+    multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the weights); under
+    autocast it is no other, and inputs and states are taken in the type of the weights. `backend` is one of `kernels.BACKENDS`, or
+    `auto`, which depends on the device of the input. `recompute` has `triton` keep less in memory.
     """
 
     cell: Cell
@@ -41,6 +42,11 @@ class Recurrent(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if not isinstance(dropout, Dropout | None):
+            raise TypeError(f"dropout must be a vdrop_cli.config.Dropout, got {dropout!r}; Policy.zaremba with p_x is between layers")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first = batch_first
         self.dropout = dropout or Dropout(name="none", policy=Policy.none)
@@ -61,7 +67,8 @@ class Recurrent(nn.Module):
             nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
     def weights(self, layer: int) -> Weights:
-        w_ih, w_hh, b_ih, b_hh = (self.get_parameter(f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        """As they are now: parameters, or what was put in their place."""
+        w_ih, w_hh, b_ih, b_hh = (getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         return w_ih, w_hh, b_ih, b_hh
 
     @property
@@ -79,8 +86,12 @@ class Recurrent(nn.Module):
         return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in range(states))
 
     def masks(self, time: int, batch: int, device: torch.device) -> ModelMasks:
+        """New ones, from torch's global random state, which stays as it is where nothing is ever dropped."""
+        dropout = self.dropout
+        if not any((dropout.p_word, dropout.p_x, dropout.p_h, dropout.p_c, dropout.p_out)):
+            return ModelMasks([Masks()] * self.num_layers)
         seed = int(torch.randint(2**62, (), device="cpu"))
-        return draw(self.dropout, self.mask_shape(time, batch), Stream((seed,)), device)
+        return draw(dropout, self.mask_shape(time, batch), Stream((seed,))).to(device, self.weights(0)[0].dtype)
 
     def mean_masks(self) -> ModelMasks:
         """What stands for the masks where none are drawn: the standard approximation."""
@@ -90,19 +101,35 @@ class Recurrent(nn.Module):
         """One layer; `state` and the state returned are [B, H] each."""
         raise NotImplementedError
 
+    def entry(self, x: Tensor, state: Any) -> tuple[Tensor, State]:
+        """What the first layer reads, [T, B, D], and the states to begin with, all in the type of the weights under autocast."""
+        if x.dim() != 3 or x.shape[2] != self.input_size:
+            wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+            raise ValueError(f"x must be {wanted.format(self.input_size)}, got {list(x.shape)}")
+        x_TBD = x.transpose(0, 1) if self.batch_first else x
+        zeros = self.zero_state(x_TBD.shape[1])
+        parts: State = zeros if state is None else tuple(state) if isinstance(state, tuple | list) else (state,)
+        if [part.shape for part in parts] != [zero.shape for zero in zeros]:
+            names = "(h, c), each" if self.cell is Cell.lstm else "h,"
+            raise ValueError(f"the state must be {names} {list(zeros[0].shape)}, got {', '.join(str(list(part.shape)) for part in parts)}")
+        if torch.is_autocast_enabled(x.device.type):
+            return x_TBD.to(zeros[0].dtype), tuple(part.to(zeros[0].dtype) for part in parts)
+        return x_TBD, parts
+
     def forward(
-        self, x: Tensor, state: Any = None, *, lengths: Tensor | None = None, masks: ModelMasks | None = None
+        self, x: Tensor, state: Any = None, *, lengths: Tensor | list[int] | None = None, masks: ModelMasks | None = None
     ) -> tuple[Tensor, Any]:
         """`x` [T, B, D], or [B, T, D] with `batch_first`; returns the output alike and the last state, as `torch.nn`'s modules.
 
-        With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond it.
+        With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond it; those above T are T.
         """
-        x_TBD = x.transpose(0, 1) if self.batch_first else x
+        x_TBD, parts = self.entry(x, state)
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=x.device)
         if masks is None:
             masks = self.masks(x_TBD.shape[0], x_TBD.shape[1], x.device) if self.training else self.mean_masks()
         if len(masks.layers) != self.num_layers:
             raise ValueError(f"masks must be for {self.num_layers} layers, got {len(masks.layers)}")
-        parts: State = self.zero_state(x_TBD.shape[1]) if state is None else (state if isinstance(state, tuple) else (state,))
         last = []
         for layer, layer_masks in enumerate(masks.layers):
             x_TBD, new = self.step(x_TBD, tuple(part[layer] for part in parts), self.weights(layer), layer_masks, lengths)

@@ -55,7 +55,7 @@ class Reader(nn.Module):
     def masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
         """New masks for `time` steps of `batch` sequences, as a function of the stream."""
         shape = self.layers.mask_shape(time, batch)
-        return draw(self.layers.dropout, shape, stream, self.embedding.device, outputs=self.outputs)
+        return draw(self.layers.dropout, shape, stream, outputs=self.outputs).to(self.embedding.device, self.embedding.dtype)
 
     def mean_masks(self) -> ModelMasks:
         """For evaluation by the standard approximation."""

@@ -33,6 +33,16 @@ def test_what_lies_on_another_device_is_named(where: str) -> None:
         kernels.gru(*tensors.values(), masks, lengths=lengths)
 
 
+@pytest.mark.parametrize("where", ["w_ih", "b_hh", "h", "masks.h"])
+def test_what_is_of_another_type_is_named(where: str) -> None:
+    shapes = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}
+    types = {where: torch.float64}
+    tensors = {name: torch.zeros(shape, dtype=types.get(name, torch.float32)) for name, shape in shapes.items()}
+    masks = kernels.Masks(h=torch.ones(1, 1, 1, 4, dtype=types.get("masks.h", torch.float32)))
+    with pytest.raises(ValueError, match=rf"^{where} must be torch\.float32 like x"):
+        kernels.gru(*tensors.values(), masks)
+
+
 @pytest.mark.parametrize("lengths", [torch.tensor([2.0]), torch.tensor([True])])
 def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
     zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]

@@ -71,20 +71,24 @@ def test_fp32_agrees_with_the_definition_in_float64(cell: str, policy: str, time
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("lengths", [[4, 0, 6], [6, 4, 0], [2, 5, 1], [3, 3, 3], [0, 0, 0]], ids=str)
 def test_padding_is_never_read(cell: str, policy: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state; slopes of a few steps at once."""
+    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state; slopes of a few steps at once.
+
+    `triton_cells.py` pads with what is no number, too.
+    """
     monkeypatch.setattr(fused, "SLOPES_AT_ONCE", 4 * HIDDEN)
     masks, lengths_B = double(masks_of(cell, policy, 6)), torch.tensor(lengths)
     padding_TB = torch.arange(6)[:, None] >= lengths_B
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
         found = []
-        for backend, padding in (("reference", 0.0), ("fused", torch.nan)):
+        for backend, padding in (("reference", 0.0), ("reference", torch.nan), ("fused", torch.nan)):
             x, *others = inputs_of(cell, 6, torch.float64)
             x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
             function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=backend, **option)
             found.append(outputs_and_gradients(function, [x, *others]))
             assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
-        for ours, exact in zip(*found, strict=True):
-            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+        for exact, *others in zip(*found, strict=True):
+            for ours in others:
+                torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -166,6 +170,18 @@ def test_bf16_products_stay_close_to_the_definition(
             assert all(ours < 1.5 * theirs for ours, theirs in zip(errors, relative_errors(usual, expected), strict=True))
             assert max(errors) > 1e-5, "these products were not bf16"
             assert all(tensor.dtype == torch.float32 for tensor in found)
+
+
+@pytest.mark.parametrize(("cell", "option"), [("lstm", {}), ("gru", {}), ("gru", {"reset_after": True})])
+@pytest.mark.parametrize("policy", ["none", "variational_untied"])
+def test_an_autocast_around_it_changes_nothing(cell: str, option: dict[str, bool], policy: str) -> None:
+    """Forward and back, to the bit."""
+    masks = masks_of(cell, policy, 6)
+    function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, backend="fused", **option)
+    expected = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
+    assert all(map(torch.equal, found, expected))
 
 
 def head(rows: int, words: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:

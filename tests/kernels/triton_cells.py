@@ -65,17 +65,19 @@ def on_device(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def agreement(cell: str, masks: Masks, padded: bool, dtype: torch.dtype = torch.float32, **options: Any) -> float:
-    """The largest relative error of an output or a gradient."""
+    """The largest relative error of an output or a gradient; padding is no number."""
     lengths = torch.tensor([1, TIME, 2]) if padded else None
     plain = {name: value for name, value in options.items() if name not in ("recompute", "compute_dtype")}
     expected = outputs_and_gradients(
         lambda *a: FUNCTIONS[cell](*a, double(masks), lengths=lengths, backend="reference", **plain),
         inputs_of(cell, TIME, torch.float64),
     )
-    there = None if lengths is None else lengths.to(DEVICE)
+    there, inputs = None if lengths is None else lengths.to(DEVICE), inputs_of(cell, TIME, dtype)
+    if lengths is not None:
+        inputs[0] = inputs[0].detach().masked_fill((torch.arange(TIME)[:, None] >= lengths)[..., None], torch.nan)
     found = outputs_and_gradients(
         lambda *a: tuple(y.cpu() for y in FUNCTIONS[cell](*a, to(to(masks, DEVICE), dtype), lengths=there, backend="triton", **options)),
-        on_device(inputs_of(cell, TIME, dtype)),
+        on_device(inputs),
     )
     return max(relative_errors([f.cpu() for f in found], expected))
 

@@ -7,7 +7,8 @@ what enters a matrix product, never on the carried state (the cell mask `c` exce
 with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
 
 `compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given, the forward logits of
-`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input. `recompute` has the back end `triton` keep
+`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input, which is that of states, weights and masks,
+too. A user's autocast changes nothing but in `reference`. `recompute` has the back end `triton` keep
 no gates for the way back but work them out again: less memory, two products more; the others take no notice of it.
 """
 
@@ -85,6 +86,8 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        if tensor.dtype != x_TBD.dtype:
+            raise ValueError(f"{name} must be {x_TBD.dtype} like x, got {tensor.dtype}")
         check_device(name, tensor, x_TBD)
     for name, mask, shape in (
         ("x", masks.x, (time, gates, batch, inputs)),
@@ -111,9 +114,18 @@ def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on {x.device} like x, got one on {tensor.device}")
 
 
-def int64(lengths: Tensor | None) -> Tensor | None:
-    """Of one type for every back end: smaller ones cannot hold the number of every step that they are compared with."""
-    return None if lengths is None else lengths.long()
+def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+    """Input and lengths as every back end can take them: zeros for padding, where what stands there may be no number, and int64.
+
+    `fused` never reads padding. Smaller types than int64 cannot hold the number of every step that lengths are compared with.
+    """
+    if lengths is None:
+        return x_TBD, None
+    lengths = lengths.long()
+    if name == "fused":
+        return x_TBD, lengths
+    padding_TB = torch.arange(len(x_TBD), device=x_TBD.device)[:, None] >= lengths
+    return x_TBD.masked_fill(padding_TB[..., None], 0), lengths
 
 
 def lstm(
@@ -139,8 +151,9 @@ def lstm(
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     name = choose(backend, x_TBD.device)
     options = {"recompute": recompute} if name == "triton" else {}
+    x_TBD, lengths = settled(x_TBD, lengths, name)
     outputs: tuple[Tensor, Tensor, Tensor] = MODULES[name].lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, int64(lengths), compute_dtype, **options
+        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, **options
     )
     return outputs
 
@@ -172,8 +185,9 @@ def gru(
         raise ValueError("masks.c must be None: a GRU has no cell state")
     name = choose(backend, x_TBD.device)
     options = {"recompute": recompute} if name == "triton" else {}
+    x_TBD, lengths = settled(x_TBD, lengths, name)
     outputs: tuple[Tensor, Tensor] = MODULES[name].gru(
-        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, int64(lengths), reset_after, compute_dtype, **options
+        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, **options
     )
     return outputs
 

@@ -9,7 +9,9 @@ T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n) 
 N tokens  V vocabulary
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -96,8 +98,25 @@ def through_tanh(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return result
 
 
+Way = TypeVar("Way", bound=Callable[..., Any])  # of a function, forward or back
+
+
+def without_autocast(way: Way) -> Way:
+    """The forward or backward of a function, unchanged by a user's autocast, which would round some products and not others."""
+
+    @wraps(way)
+    def on_its_own(ctx: Any, *tensors: Any) -> Any:
+        if way.__name__ == "forward":
+            ctx.device_type = tensors[0].device.type
+        with torch.autocast(ctx.device_type, enabled=False):
+            return way(ctx, *tensors)
+
+    return cast(Way, on_its_own)
+
+
 class LSTM(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         x_TBD: Tensor,
@@ -144,6 +163,7 @@ class LSTM(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         w_ih, w_hh, mask_x, mask_h, mask_c, hs, kept_KTBH, cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = ctx.saved_tensors
         gates, every, layout = Gates(memory, 4), slice(0, 4), ctx.layout
@@ -193,6 +213,7 @@ class LSTM(torch.autograd.Function):
 
 class GRU(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         x_TBD: Tensor,
@@ -246,6 +267,7 @@ class GRU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         w_ih, w_hh, mask_x, mask_h, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = ctx.saved_tensors
         gates, layout = Gates(memory, 3), ctx.layout
@@ -314,6 +336,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
         nll_N, ctx.gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype)
         ctx.save_for_backward(x_ND, w_VD, b_V, targets_N)
@@ -322,6 +345,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
         if ctx.gradients is not None and is_even(dnll_N):

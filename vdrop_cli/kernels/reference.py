@@ -83,5 +83,5 @@ def gru(
 
 
 def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
-    """The forward logits are never rounded: `compute_dtype` has no effect here."""
+    """The forward logits are never rounded, but by a user's autocast: `compute_dtype` has no effect here."""
     return F.cross_entropy(x_ND @ w_VD.T + b_V, targets_N, reduction="none")
