@@ -39,8 +39,15 @@ def environment() -> dict[str, str]:
 
 def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`vdrop …`, whose messages can be read."""
-    command = [sys.executable, "-m", "vdrop_cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "vdrop_cli", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
+    )
 
 
 class Processes:
