@@ -16,6 +16,11 @@ VARIATIONAL = Dropout("variational", Policy.variational, p_x=0.3, p_h=0.3, p_out
 MOON = Dropout("moon", Policy.moon, p_c=0.25)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_they_take_torchs_weights_and_give_torchs_outputs(cell: str, batch_first: bool) -> None:
@@ -105,7 +110,7 @@ def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None
 
 
 @pytest.mark.parametrize(("cell", "dropout"), [(LSTM, VARIATIONAL), (GRU, VARIATIONAL), (LSTM, MOON)])
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-6), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03), (torch.float16, 0.003)])
 def test_they_train_and_evaluate_in_other_types(cell: type[LSTM | GRU], dropout: Dropout, dtype: torch.dtype, error: float) -> None:
     """With the same masks as in fp32, forward and back."""
     layer, x = cell(5, 7, num_layers=2, dropout=dropout), torch.randn(4, 3, 5)

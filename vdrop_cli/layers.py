@@ -14,6 +14,7 @@ from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw, mean_m
 from vdrop_cli.kernels import Masks
 
 State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
+STATES = {Cell.lstm: 2, Cell.gru: 1}
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
 
 
@@ -81,9 +82,8 @@ class Recurrent(nn.Module):
         return MaskShape(time, batch, widths, self.hidden_size, GATES[self.cell])
 
     def zero_state(self, batch: int) -> State:
-        states = 2 if self.cell is Cell.lstm else 1
         like = self.weights(0)[0]
-        return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in range(states))
+        return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in range(STATES[self.cell]))
 
     def masks(self, time: int, batch: int, device: torch.device) -> ModelMasks:
         """New ones, from torch's global random state, which stays as it is where nothing is ever dropped."""
@@ -107,13 +107,14 @@ class Recurrent(nn.Module):
             wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
             raise ValueError(f"x must be {wanted.format(self.input_size)}, got {list(x.shape)}")
         x_TBD = x.transpose(0, 1) if self.batch_first else x
-        zeros = self.zero_state(x_TBD.shape[1])
-        parts: State = zeros if state is None else tuple(state) if isinstance(state, tuple | list) else (state,)
-        if [part.shape for part in parts] != [zero.shape for zero in zeros]:
+        batch, dtype = x_TBD.shape[1], self.weights(0)[0].dtype
+        parts: State = self.zero_state(batch) if state is None else tuple(state) if isinstance(state, tuple | list) else (state,)
+        shapes = [list(part.shape) for part in parts]
+        if shapes != [[self.num_layers, batch, self.hidden_size]] * STATES[self.cell]:
             names = "(h, c), each" if self.cell is Cell.lstm else "h,"
-            raise ValueError(f"the state must be {names} {list(zeros[0].shape)}, got {', '.join(str(list(part.shape)) for part in parts)}")
+            raise ValueError(f"the state must be {names} {[self.num_layers, batch, self.hidden_size]}, got {', '.join(map(str, shapes))}")
         if torch.is_autocast_enabled(x.device.type):
-            return x_TBD.to(zeros[0].dtype), tuple(part.to(zeros[0].dtype) for part in parts)
+            return x_TBD.to(dtype), tuple(part.to(dtype) for part in parts)
         return x_TBD, parts
 
     def forward(

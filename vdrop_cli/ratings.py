@@ -132,7 +132,7 @@ def columns(protocol: Protocol) -> list[Column]:
         *((f"in {level} %, MC", of_passes(f"test_coverage_{level}", 3)) for level in (50, 80, 95)),
         ("words/s", lambda line: f"{fmean(run.words_per_second for run in line.runs):,.0f}" if line.runs else "–"),
         ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
-        *((heading, of_last(place)) for place, heading in enumerate(("precision", "device", "date", "commit"))),
+        *((heading, of_last(place)) for place, heading in enumerate(runs.MADE)),
     ]
 
 

@@ -56,16 +56,15 @@ class Finished:
         return sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
 
 
-def machine(environment: dict[str, Any]) -> str:
-    """The processor or card, and on how many threads."""
-    threads = environment.get("threads")
-    return str(environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+MADE = ("precision", "device", "date", "commit")
 
 
 def made(environment: dict[str, Any]) -> list[str]:
-    """In what precision, on what, when, and with which commit, with a star where the code differed from it."""
+    """A text for each of MADE: the device with its threads, the commit with a star where the code differed from it."""
+    threads = environment.get("threads")
+    device = str(environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
     commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")
-    return [str(environment["precision"]), machine(environment), str(environment.get("date", "–")), commit]
+    return [str(environment["precision"]), device, str(environment.get("date", "–")), commit]
 
 
 def read(folder: Path) -> Finished | None:
@@ -75,15 +74,16 @@ def read(folder: Path) -> Finished | None:
     if not (folder / "result.json").is_file():
         print(f"vdrop: {folder} is not finished, left out", file=sys.stderr)
         return None
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        restore(config)
-    except (ConfigError, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{folder / 'config.yaml'} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
-    log = read_log(folder / "log.jsonl")
+    log, result = read_log(folder / "log.jsonl"), read_result(folder)
     if not {"start", "epoch"} <= {record["kind"] for record in log}:
         raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its start or its epochs are not there; train again with force=true")
-    return Finished(folder, config, log, read_result(folder))
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        found = Finished(folder, config, log, result)
+        _ = found.train  # which it keeps
+    except (ConfigError, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / 'config.yaml'} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+    return found
 
 
 def below(folder: Path) -> list[Finished]:

@@ -6,6 +6,7 @@ import torch
 from vdrop_cli import kernels
 
 CPU = torch.device("cpu")
+SHAPES = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}  # of a GRU
 
 
 def test_auto_is_fused_on_the_cpu() -> None:
@@ -18,15 +19,14 @@ def test_a_back_end_that_is_not_there_is_an_error_that_names_those_that_are() ->
 
 
 def test_a_gru_has_no_cell_state_to_mask() -> None:
-    zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
+    zeros = map(torch.zeros, SHAPES.values())
     with pytest.raises(ValueError, match=r"masks\.c must be None"):
         kernels.gru(*zeros, kernels.Masks(c=torch.ones(1, 1, 4)))
 
 
 @pytest.mark.parametrize("where", ["w_hh", "h", "masks.h", "lengths"])
 def test_what_lies_on_another_device_is_named(where: str) -> None:
-    shapes = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}
-    tensors = {name: torch.zeros(shape, device="meta" if name == where else "cpu") for name, shape in shapes.items()}
+    tensors = {name: torch.zeros(shape, device="meta" if name == where else "cpu") for name, shape in SHAPES.items()}
     masks = kernels.Masks(h=torch.ones(1, 1, 1, 4, device="meta" if where == "masks.h" else "cpu"))
     lengths = torch.tensor([2], device="meta" if where == "lengths" else "cpu")
     with pytest.raises(ValueError, match=rf"^{where} must be on cpu like x, got one on meta$"):
@@ -35,9 +35,8 @@ def test_what_lies_on_another_device_is_named(where: str) -> None:
 
 @pytest.mark.parametrize("where", ["w_ih", "b_hh", "h", "masks.h"])
 def test_what_is_of_another_type_is_named(where: str) -> None:
-    shapes = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}
     types = {where: torch.float64}
-    tensors = {name: torch.zeros(shape, dtype=types.get(name, torch.float32)) for name, shape in shapes.items()}
+    tensors = {name: torch.zeros(shape, dtype=types.get(name, torch.float32)) for name, shape in SHAPES.items()}
     masks = kernels.Masks(h=torch.ones(1, 1, 1, 4, dtype=types.get("masks.h", torch.float32)))
     with pytest.raises(ValueError, match=rf"^{where} must be torch\.float32 like x"):
         kernels.gru(*tensors.values(), masks)
@@ -45,7 +44,7 @@ def test_what_is_of_another_type_is_named(where: str) -> None:
 
 @pytest.mark.parametrize("lengths", [torch.tensor([2.0]), torch.tensor([True])])
 def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
-    zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
+    zeros = map(torch.zeros, SHAPES.values())
     with pytest.raises(ValueError, match=rf"^lengths must be whole numbers, got {lengths.dtype}$"):
         kernels.gru(*zeros, kernels.Masks(), lengths=lengths)
 

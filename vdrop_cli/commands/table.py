@@ -176,10 +176,7 @@ HEADINGS = (
     "words/s, published",
     "words/s",
     "seeds",
-    "precision",
-    "device",
-    "date",
-    "commit",
+    *runs.MADE,
 )
 
 
