@@ -23,7 +23,7 @@ def test_a_curve_for_each_run_and_one_more_for_its_training() -> None:
     assert [list(line.get_ydata()) for line in axes.lines] == [[9, 8, 7], [6, 5]]
     assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2, 3], [1, 2]]
     assert len({line.get_marker() for line in axes.lines}) == 2
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "validation perplexity (log scale)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "validation perplexity, in batches (log scale)")
     (axes,) = pictures.learning_curves(runs, training=True).axes
     assert [line.get_label() for line in axes.lines] == [
         "a: validation",
@@ -32,6 +32,15 @@ def test_a_curve_for_each_run_and_one_more_for_its_training() -> None:
         "b: training, dropout on",
     ]
     assert list(axes.lines[1].get_ydata()) == [8, 7, 6] and axes.lines[1].get_linestyle() == ":"
+
+
+def test_perplexities_can_be_read_off_the_axis() -> None:
+    (axes,) = pictures.learning_curves({"a": finished(250, 120, 95)}, training=False).axes
+    low, high = axes.get_ylim()
+    shown = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert {100, 110, 120, 150, 200, 250} <= {round(tick) for tick in shown} and len(shown) < 15
+    (axes,) = pictures.learning_curves({"a": finished(9000, 120, 95)}, training=False).axes
+    assert len([tick for tick in axes.get_yticks() if 95 <= tick <= 9000]) < 10
 
 
 def test_errors_on_test_and_training_by_epoch() -> None:

@@ -72,6 +72,8 @@ def test_the_section_holds_what_the_runs_came_to(tmp_path: Path) -> None:
     assert variational.endswith("| 1,000 | 1 2 | fp32 | a CPU, 2 threads | 2026-01-02 | 0123456* |")
     assert "Baselines, on test: predicting the mean 0.2000." in whole
     assert whole.count("not yet run") == 2, "the paper's protocol"
+    every[0].log.append({"kind": "start", "environment": every[0].environment | {"commit": "9876543210", "dirty": False}})
+    assert "| 2026-01-02 | 0123456*; 9876543 |" in "".join(ratings.section(FEW, every, tmp_path / "pictures", Pictures.none))
     assert (tmp_path / "pictures" / "ratings_clean_lstm.png").exists()
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["ratings_clean_lstm.png"]
 

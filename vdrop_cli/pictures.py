@@ -70,10 +70,15 @@ def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple
 def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
     """Validation perplexity by epoch; and that of training, with dropout on."""
     figure, axes = by_epoch(runs, ("valid_ppl_batched", "validation"), ("train_ppl", "training, dropout on") if training else None)
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes.set_yscale("log")
-    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity (log scale)")
+    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity, in batches (log scale)")
+    low, high = axes.get_ylim()
+    steps = (1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 8, 9) if high < 10 * low else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
     return figure
 
 

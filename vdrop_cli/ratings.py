@@ -108,9 +108,9 @@ def of_passes(name: str, digits: int = 4) -> Callable[[Line], str]:
     return lambda line: markdown.mean(line.of_passes(name), digits)
 
 
-def of_last(place: int) -> Callable[[Line], str]:
-    """How the last run was made."""
-    return lambda line: runs.made(line.runs[-1].environment)[place] if line.runs else "–"
+def of_making(place: int) -> Callable[[Line], str]:
+    """How the runs were made."""
+    return lambda line: runs.made(told for run in line.runs for told in run.environments)[place] if line.runs else "–"
 
 
 def columns(protocol: Protocol) -> list[Column]:
@@ -132,7 +132,7 @@ def columns(protocol: Protocol) -> list[Column]:
         *((f"in {level} %, MC", of_passes(f"test_coverage_{level}", 3)) for level in (50, 80, 95)),
         ("words/s", lambda line: f"{fmean(run.words_per_second for run in line.runs):,.0f}" if line.runs else "–"),
         ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
-        *((heading, of_last(place)) for place, heading in enumerate(runs.MADE)),
+        *((heading, of_making(place)) for place, heading in enumerate(runs.MADE)),
     ]
 
 
@@ -159,7 +159,7 @@ def section(settings: Figures, found: Iterable[Finished], folder: Path, kind: Pi
             of_cell = [line for line in of_protocol if line.runs and line.row.cell is cell]
             if of_cell and kind is not Pictures.none:
                 first = [line.runs[0] for line in of_cell]
-                details = [f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environment)[:2])}" for run in first]
+                details = [f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environments)[:2])}" for run in first]
                 labels = pictures.labels([line.row.dropout for line in of_cell], details)
                 path = folder / f"ratings_{protocol}_{cell}.{kind}"
                 pictures.save(pictures.error_curves(dict(zip(labels, first, strict=True))), path)

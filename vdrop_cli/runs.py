@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # of omegaconf
 
-from vdrop_cli.config import ConfigError, Published, Train, restore
+from vdrop_cli.config import ConfigError, Published, Train, plain, restore
 from vdrop_cli.explain import explain
 from vdrop_cli.sinks import flat, read_log, read_result
 
@@ -27,23 +28,28 @@ class Finished:
     log: list[dict[str, Any]]
     result: dict[str, Any]
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """By their full names."""
-        return flat(self.config)
-
     @cached_property
     def train(self) -> Train:
         return restore(self.config)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """By their full names, those that it was made without as they are by default; of what was published nothing."""
+        return flat({name: value for name, value in plain(self.train).items() if name != "published"})
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
         return [record for record in self.log if record["kind"] == "epoch"]
 
     @property
+    def environments(self) -> list[dict[str, Any]]:
+        """In which it was started, and then gone on with."""
+        return [record["environment"] for record in self.log if record["kind"] == "start"]
+
+    @property
     def environment(self) -> dict[str, Any]:
-        """In which it was started, or last gone on with."""
-        return dict([record["environment"] for record in self.log if record["kind"] == "start"][-1])
+        """The last of them."""
+        return self.environments[-1]
 
     @property
     def words_per_second(self) -> float:
@@ -59,8 +65,13 @@ class Finished:
 MADE = ("precision", "device", "date", "commit")
 
 
-def made(environment: dict[str, Any]) -> list[str]:
-    """A text for each of MADE: the device with its threads, the commit with a star where the code differed from it."""
+def made(environments: Iterable[dict[str, Any]]) -> list[str]:
+    """A text for each of MADE; of environments that differ in it all."""
+    return ["; ".join(dict.fromkeys(told)) for told in zip(*map(made_in, environments), strict=True)]
+
+
+def made_in(environment: dict[str, Any]) -> list[str]:
+    """The device with its threads, the commit with a star where the code differed from it."""
     threads = environment.get("threads")
     device = str(environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
     commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli.commands import compare, train
+from vdrop_cli.commands import eval as evaluation
 
 
 @pytest.fixture
@@ -26,6 +28,35 @@ def test_differing_settings_results_and_curves(folders: list[str], tmp_path: Pat
     assert "model.name" not in rows and "seed" not in rows
     assert all(1 < float(value) < 100 for value in rows["test_ppl"])
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_an_older_version_left_at_its_default_and_what_was_published_do_not_differ(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(folders[0]) / "config.yaml"
+    older = OmegaConf.load(path)
+    del older.schedule.optimiser
+    older.published = {"row": "A row with a name that is longer than a column", "valid": 1.0}
+    older.outputs = "a/folder/with/a/name/that/is/longer/than/a/column"
+    OmegaConf.save(older, path)
+    capsys.readouterr()
+    compare.main(folders)
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert "schedule.optimiser" not in rows and not [name for name in rows if name.startswith("published")]
+    assert rows["outputs"] == [older.outputs, "outputs"]
+
+
+def test_mc_dropout_speed_and_the_validation_that_compares_with_the_paper_are_told(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (variational,) = (folder for folder in folders if "-variational" in folder)
+    evaluation.run(settings(f"checkpoint={variational}", "mc_samples=3", command="eval"))
+    capsys.readouterr()
+    compare.main(sorted(folders))
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert rows["test_ppl_mc3"][0] == "–" and 1 < float(rows["test_ppl_mc3"][1]) < 100
+    assert all(int(value) > 0 for value in rows["words_per_second"])
+    assert [float(value) for value in rows["valid_ppl_as_published"]] < [float(value) for value in rows["valid_ppl"]]
 
 
 def test_a_run_alone_has_the_name_of_its_folder(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

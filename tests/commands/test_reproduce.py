@@ -1,8 +1,11 @@
 """`vdrop reproduce`: a real process that is stopped, goes on, and comes to the table."""
 
 import re
+import shlex
 import signal
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,12 @@ import pytest
 from tests.commands.test_table import RATINGS, rows_of
 from tests.conftest import TINY, Vdrop, settings
 from tests.processes import spawn
-from vdrop_cli.commands.reproduce import page_of
-from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, Size
+from vdrop_cli import experiments
+from vdrop_cli.commands import reproduce
+from vdrop_cli.commands.reproduce import page_of, require_on_page
+from vdrop_cli.commands.table import Evaluated, Line
+from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, RunError, Size
+from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
 
 ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
@@ -50,10 +57,59 @@ def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, 
 
 
 def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
-    ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", changes[:-1] + " schedule.lr=1e30'")
+    launcher = "launcher='joblib hydra.launcher.n_jobs=2'"
+    ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", launcher, changes[:-1] + " schedule.lr=1e30'")
+    assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
     assert "is not finished, nor are 1 others; the same command goes on" in ran.stderr.splitlines()[-1]
     assert (tmp_path / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error() -> None:
+    few, ensemble = experiments.rows([Size.small], ["none", "variational_mc"], ""), experiments.rows([Size.large], ["ensemble"], "")
+
+    def line(row: experiments.Row, *seeds: int) -> Line:
+        made = [Finished(Path(), {"seed": seed, "model": {"name": "x"}}, [], {}) for seed in seeds]
+        for run, seed in zip(made, seeds, strict=True):
+            run.__dict__["train"] = replace(row.settings, seed=seed)
+        return Line(row, [Evaluated(run, None, None, 1.0, None, {}) for run in made])
+
+    require_on_page([*few, *ensemble], [line(row, 1, 2) for row in few], 2)
+    require_on_page(ensemble, [line(ensemble[0], 1)], 10)
+    for rows, lines, message in (
+        (few, [line(few[0], 1, 2), line(few[1])], "table1_small_variational_mc seed 1 is finished, but not in the table"),
+        (few, [line(few[0], 1), line(few[1], 1, 2)], "table1_small_none seed 2 is finished, but not in the table"),
+        (ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
+    ):
+        with pytest.raises(RunError, match=message):
+            require_on_page(rows, lines, 10 if rows is ensemble else 2)
+
+
+@pytest.mark.usefixtures("composing")
+def test_nothing_to_run_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="sizes and rows leave nothing to run"):
+        reproduce.run(Reproduce([Size.sentiment]))
+    with pytest.raises(ConfigError, match="sizes must be a list with something in it"):
+        Reproduce([])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ([], Reproduce([Size.medium])),
+        (["SIZE=all", "SEEDS=10"], Reproduce([Size.small, Size.medium, Size.large], seeds=10)),
+        (
+            ["SIZE=small", "ROWS=none,untied_mc", "LAUNCHER=joblib hydra.launcher.n_jobs=4", "PRECISION=bf16"],
+            Reproduce([Size.small], ["none", "untied_mc"], launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16),
+        ),
+    ],
+)
+def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> None:
+    root = Path(__file__).parents[2]
+    told = subprocess.run(["make", "--dry-run", "reproduce-table", *given], cwd=root, capture_output=True, text=True, check=True).stdout
+    _, command, *arguments = shlex.split(told[told.index(".venv/bin/vdrop") :].replace("\\\n", " "))
+    assert command == "reproduce" and settings(*arguments, command="reproduce") == meant
 
 
 def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, changes: str) -> None:

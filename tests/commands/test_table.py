@@ -171,6 +171,22 @@ def test_an_evaluation_tells_with_what_it_was_made_itself(outputs: Path, changes
 
 
 @pytest.mark.usefixtures("composing")
+def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "train", copy / "train")
+    for seed, made in (
+        (1, {"commit": "1111111111", "dirty": True, "threads": 1}),
+        (2, {"commit": "2222222222", "dirty": False, "threads": 2}),
+    ):
+        (folder,) = copy.glob(f"train/*-variational/*-s{seed}")
+        changed(folder, "log.jsonl", device="a CPU", date="2026-01-02", **made)
+    rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
+    assert rows["Variational (tied weights)"][-3:] == ["a CPU, 1 thread; a CPU, 2 threads", "2026-01-02", "1111111*; 2222222"]
+    records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [record["dirty"] for record in records if record["experiment"] == "table1_small_variational"] == ["True", "False"]
+
+
+@pytest.mark.usefixtures("composing")
 def test_an_ensemble_is_of_as_many_seeds_as_members(outputs: Path) -> None:
     row = next(row for row in experiments.rows([Size.large], ["ensemble"], ""))
     one = runs.below(outputs)[0]

@@ -3,17 +3,17 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vdrop_cli import pictures
 from vdrop_cli.config import ConfigError, TaskName
-from vdrop_cli.runs import Finished, read
+from vdrop_cli.runs import Finished, evaluation, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST = ("epoch", "train_ppl", "valid_ppl", "test_ppl")  # of the metrics that there are; then others
-LEFT_OUT = ("epochs", "seconds", "valid_ppl_as_published", "valid_ppl_batched")
+FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")  # of the metrics that there are; then others
+LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched")
 
 
 class OneLine(argparse.ArgumentParser):
@@ -55,6 +55,12 @@ def differing(runs: list[Finished]) -> list[str]:
     return [key for key in every if len({str(run.settings.get(key)) for run in runs}) > 1]
 
 
+def metrics_of(run: Finished) -> dict[str, Any]:
+    """Its result, what MC dropout made of it, and its speed."""
+    evaluated = {name: value for path in run.evaluations for name, value in evaluation(path)["metrics"].items() if "_mc" in name}
+    return run.result | evaluated | {"words_per_second": round(run.words_per_second)}
+
+
 def tell(runs: list[Finished]) -> list[str]:
     """Prints what differs and how the runs ended; returns a short name for each."""
     keys = differing(runs)
@@ -62,16 +68,15 @@ def tell(runs: list[Finished]) -> list[str]:
     names = [" ".join(f"seed {run.settings[k]}" if k == "seed" else str(run.settings[k]) for k in naming) for run in runs]
     if len(set(names)) < len(runs) or not all(names):
         names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
-    every = dict.fromkeys([*FIRST, *(name for run in runs for name in run.result)])
-    metrics = [name for name in every if name not in LEFT_OUT and any(name in run.result for run in runs)]
-    width = max(12, *(len(name) + 2 for name in names))
-    label = max(20, *(len(key) + 2 for key in [*metrics, *keys]))
-    print(" " * label + "".join(f"{name:>{width}}" for name in names))
-    for key in keys:
-        print(f"{key:<{label}}" + "".join(f"{run.settings.get(key, '–')!s:>{width}}" for run in runs))
-    print()
-    for metric in metrics:
-        print(f"{metric:<{label}}" + "".join(f"{shown(run.result.get(metric, '–')):>{width}}" for run in runs))
+    measured = [metrics_of(run) for run in runs]
+    every = dict.fromkeys([*FIRST, *(name for of_run in measured for name in of_run)])
+    metrics = [name for name in every if name not in LEFT_OUT and any(name in of_run for of_run in measured)]
+    settings = [[key, *(str(run.settings.get(key, "–")) for run in runs)] for key in keys]
+    results = [[metric, *(shown(of_run.get(metric, "–")) for of_run in measured)] for metric in metrics]
+    rows = [["", *names], *settings, *results]
+    label, width = max(len(row[0]) for row in rows) + 2, max(len(text) for row in rows for text in row[1:]) + 2
+    lines = [f"{row[0]:<{label}}" + "".join(f"{text:>{width}}" for text in row[1:]) for row in rows]
+    print("\n".join([*lines[: 1 + len(settings)], "", *lines[1 + len(settings) :]]))
     return names
 
 

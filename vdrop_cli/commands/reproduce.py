@@ -6,7 +6,8 @@ from pathlib import Path
 from vdrop_cli import experiments
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Evaluation, Maker, Training
-from vdrop_cli.config import TABLE_1, ConfigError, Reproduce, Table
+from vdrop_cli.commands.table import Line
+from vdrop_cli.config import TABLE_1, ConfigError, Reproduce, RunError, Table
 from vdrop_cli.experiments import Row
 
 
@@ -28,8 +29,20 @@ def run(settings: Reproduce) -> None:
         seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
         campaign.vdrop("train", *campaign.sweep(choices, seeds, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
-    table.run(page)
+    lines = table.run(page)
     campaign.require_all(trainings, evaluations)
+    require_on_page(rows, lines, settings.seeds)
+
+
+def require_on_page(rows: list[Row], lines: list[Line], seeds: int) -> None:
+    """Raises RunError where a row, or a seed of it, is not in the table though all is finished."""
+    told = {(line.row.experiment, evaluated.run.train.seed) for line in lines for evaluated in line.runs}
+    for row in rows:
+        members = row.published.members
+        wanted = range(1, seeds + 1) if members <= 1 else [1] if members <= seeds else []
+        lacking = [seed for seed in wanted if (row.experiment, seed) not in told]
+        if lacking:
+            raise RunError(f"{row.experiment} seed {lacking[0]} is finished, but not in the table; what was left out is told above")
 
 
 def page_of(settings: Reproduce) -> Table:

@@ -30,9 +30,9 @@ class Evaluated(NamedTuple):
     told: dict[str, Any]  # of an evaluation beyond the standard one
 
     @property
-    def environment(self) -> dict[str, Any]:
-        """In which it came to that."""
-        return dict(self.told["environment"]) if self.told else self.run.environment
+    def environments(self) -> list[dict[str, Any]]:
+        """In which it came to that, one after the other."""
+        return [self.told["environment"]] if self.told else self.run.environments
 
     @property
     def seeds(self) -> str:
@@ -61,8 +61,8 @@ def require_that_it_can_be_written(settings: Table) -> None:
             raise ConfigError(f"{name}={path} is in a folder that is not there; make it, or choose another one")
 
 
-def run(settings: Table, figures: Figures | None = None) -> None:
-    """`figures` says which runs on film reviews are told beside Table 1; the usual ones where it is None."""
+def run(settings: Table, figures: Figures | None = None) -> list[Line]:
+    """Returns what the page holds of Table 1. `figures` says which runs on film reviews are told beside it; None is the usual ones."""
     require_that_it_can_be_written(settings)
     figures = figures or Figures(outputs=settings.outputs, file=settings.file)
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
@@ -83,6 +83,7 @@ def run(settings: Table, figures: Figures | None = None) -> None:
             files.replace(Path(name), made(lines).encode())
     print(plain_table(lines))
     print(f"\nwritten to {path}", file=sys.stderr)
+    return lines
 
 
 Same = tuple[str, int, str, str]  # settings, seed, precision and device
@@ -200,7 +201,12 @@ def cells(line: Line) -> list[str]:
         return [told[0], told[1], "not yet run", "–", "–", told[5], "not yet run", "–", told[8], *["–"] * 6]
     speeds = line.values(lambda e: e.speed)
     seeds = " ".join(evaluated.seeds for evaluated in line.runs)
-    return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", seeds, *runs.made(line.runs[-1].environment)]
+    return [
+        *told,
+        f"{fmean(speeds):,.0f}" if speeds else "–",
+        seeds,
+        *runs.made(told for evaluated in line.runs for told in evaluated.environments),
+    ]
 
 
 def by_size(lines: list[Line]) -> Iterator[tuple[Size, list[Line]]]:
@@ -330,9 +336,10 @@ def as_csv(lines: list[Line]) -> str:
     for line in lines:
         told = [line.row.experiment, *(getattr(line.row.published, name) for name in of_published)]
         for evaluated in line.runs:
-            published, environment = line.row.published, evaluated.environment
+            published, environments = line.row.published, evaluated.environments
             how = [evaluated.seeds, published.mc_samples, published.members]
-            of_run = [*how, *(environment.get(name) for name in ("precision", "device", "date", "commit", "dirty"))]
+            of_run = [*how, *(environments[-1].get(name) for name in ("precision", "device", "date", "commit"))]
+            of_run.append(any(environment.get("dirty") for environment in environments))
             writer.writerow([*told, *of_run, evaluated.valid, evaluated.exact, evaluated.test, evaluated.speed])
         if not line.runs:
             writer.writerow([*told, *[""] * len(measured)])
@@ -364,13 +371,13 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
         made = [line for line in of_size if line.runs]
         if kind is Pictures.none or not made:
             continue
-        machines = [", ".join(runs.made(line.runs[0].environment)[:2]) for line in made]
+        machines = [", ".join(runs.made(line.runs[0].environments)[:2]) for line in made]
         named = list(zip(pictures.labels([line.row.published.row for line in made], machines), made, strict=True))
         timed = [(label, line) for label, line in named if line.runs[0].speed is not None]
         curves = {label: line.runs[0].run for label, line in timed}
         samples = {label: line.runs[0].told["mc"] for label, line in named if line.row.published.mc_samples}
         speeds = {label: fmean(line.values(lambda e: e.speed)) for label, line in timed}
-        devices = dict.fromkeys(line.runs[0].environment["device"] for _, line in timed)
+        devices = dict.fromkeys(runs.made(line.runs[0].environments)[1] for _, line in timed)
         published = {line.row.published.row: speed for line in of_size if (speed := line.row.published.words_per_second) is not None}
         figures = [
             ("Validation perplexity by epoch, first seed", "validation", curves and pictures.learning_curves(curves, training=False)),
