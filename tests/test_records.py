@@ -3,7 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import pytest
 import torch
@@ -71,6 +71,19 @@ def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
     for epoch, ppl in theirs["valid_ppl_as_published"].items():
         measured = [[f"{told['valid_ppl_as_published']:.1f}" for told in run.epochs if str(told["epoch"]) == epoch] for run in found]
         assert table[f"validation, epoch {epoch}"] == [str(ppl), *("".join(value) or "–" for value in measured)]
+
+
+def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
+    """In findings.md: a row for each medium one, with the time of its 39 epochs at the speed of the first."""
+    found = runs.below(RECORDS / "medium_first_epoch")
+    lines = (RECORDS / "findings.md").read_text().splitlines()
+    assert len(found) == 6 and all(run.train.schedule.epochs == run.result["epochs"] == 1 for run in found)
+    for run in found:
+        assert run.train.published is not None
+        steps = [told for told in run.log if told["kind"] == "step"]
+        speed, words = median(told["words_per_second"] for told in steps), run.epochs[0]["step"] * 20 * 35
+        hours = 39 * words / speed / 3600
+        assert f"| {run.train.published.row} | {run.result['valid_ppl']:.1f} | {speed:,.0f} | {hours:.1f} |" in lines
 
 
 def test_records_hold_what_they_are_to() -> None:
