@@ -110,7 +110,7 @@ def of_passes(name: str, digits: int = 4) -> Callable[[Line], str]:
 
 def of_making(place: int) -> Callable[[Line], str]:
     """How the runs were made."""
-    return lambda line: runs.made(told for run in line.runs for told in run.environments)[place] if line.runs else "–"
+    return lambda line: runs.made(environment for run in line.runs for environment in run.environments)[place] if line.runs else "–"
 
 
 def columns(protocol: Protocol) -> list[Column]:

@@ -201,12 +201,8 @@ def cells(line: Line) -> list[str]:
         return [told[0], told[1], "not yet run", "–", "–", told[5], "not yet run", "–", told[8], *["–"] * 6]
     speeds = line.values(lambda e: e.speed)
     seeds = " ".join(evaluated.seeds for evaluated in line.runs)
-    return [
-        *told,
-        f"{fmean(speeds):,.0f}" if speeds else "–",
-        seeds,
-        *runs.made(told for evaluated in line.runs for told in evaluated.environments),
-    ]
+    environments = (environment for evaluated in line.runs for environment in evaluated.environments)
+    return [*told, f"{fmean(speeds):,.0f}" if speeds else "–", seeds, *runs.made(environments)]
 
 
 def by_size(lines: list[Line]) -> Iterator[tuple[Size, list[Line]]]:
