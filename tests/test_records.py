@@ -4,13 +4,16 @@ import json
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import pytest
 import torch
 
 from vdrop_cli import environment, runs, tasks
 from vdrop_cli.commands.train import Run
+from vdrop_cli.config import restore
 from vdrop_cli.runs import Finished
+from vdrop_cli.sinks import read_log
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
 pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
@@ -52,38 +55,58 @@ def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: P
     )
 
 
-def of_window(run: Finished, window: str) -> float:
-    """Mean loss of the steps from-to, in nats a word."""
+def of_window(log: list[dict[str, Any]], window: str) -> str:
+    """Mean loss of the steps from-to, in nats a word; a dash where not all of them are there."""
     first, last = map(int, window.split("-"))
-    losses = {told["step"]: told["loss"] for told in run.log if told["kind"] == "step"}
-    return fmean(losses[step] for step in range(first, last + 1))
+    losses = {told["step"]: told["loss"] for told in log if told["kind"] == "step"}
+    return f"{fmean(losses[step] for step in range(first, last + 1)):.2f}" if last in losses else "–"
+
+
+def table_of_findings() -> dict[str, list[str]]:
+    """Every row of every table, by its first cell."""
+    lines = (RECORDS / "findings.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return {name: values for name, *values in rows}
 
 
 def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
     """In findings.md: a column for theirs, then one for each record, by seed."""
     theirs = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())
     found = runs.below(RECORDS / "authors_1250")
-    lines = (RECORDS / "findings.md").read_text().splitlines()
-    table = {name: values for name, *values in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))}
+    table = table_of_findings()
     assert len(found) == 3 and table["seed"] == ["theirs", *(str(run.train.seed) for run in found)]
     for window, loss in theirs["loss"].items():
-        assert table[f"loss, steps {window}"] == [f"{value:.2f}" for value in (loss, *(of_window(run, window) for run in found))]
+        assert table[f"loss, steps {window}"] == [f"{loss:.2f}", *(of_window(run.log, window) for run in found)]
     for epoch, ppl in theirs["valid_ppl_as_published"].items():
         measured = [[f"{told['valid_ppl_as_published']:.1f}" for told in run.epochs if str(told["epoch"]) == epoch] for run in found]
         assert table[f"validation, epoch {epoch}"] == [str(ppl), *("".join(value) or "–" for value in measured)]
 
 
+def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
+    theirs, table = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())["loss"], table_of_findings()
+    windows = table["word masks"]
+    assert len(windows) == 4 and table["in their log"] == [f"{theirs[window]:.2f}" for window in windows]
+    for name, folder in (
+        ("by token, seed 3", "authors_1250/s3"),
+        ("by type, seed 1, fp32", "precision/lstm_1250-variational_untied-fp32/s1"),
+        ("none, seed 3", "authors_1250_without_word_masks/s3"),
+    ):
+        log = read_log(RECORDS / folder / "log.jsonl")
+        assert table[name] == [of_window(log, window) for window in windows]
+        masks = restore(log[0]["config"]).dropout
+        assert (masks.word_mask.name, masks.p_word) == (("token" if "token" in name else "type"), 0.0 if "none" in name else 0.3)
+
+
 def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
-    """In findings.md: a row for each medium one, with the time of its 39 epochs at the speed of the first."""
-    found = runs.below(RECORDS / "medium_first_epoch")
-    lines = (RECORDS / "findings.md").read_text().splitlines()
+    """A row for each medium one, with the time of its 39 epochs at the speed of the first."""
+    found, table = runs.below(RECORDS / "medium_first_epoch"), table_of_findings()
     assert len(found) == 6 and all(run.train.schedule.epochs == run.result["epochs"] == 1 for run in found)
     for run in found:
         assert run.train.published is not None
         steps = [told for told in run.log if told["kind"] == "step"]
         speed, words = median(told["words_per_second"] for told in steps), run.epochs[0]["step"] * 20 * 35
         hours = 39 * words / speed / 3600
-        assert f"| {run.train.published.row} | {run.result['valid_ppl']:.1f} | {speed:,.0f} | {hours:.1f} |" in lines
+        assert table[run.train.published.row] == [f"{run.result['valid_ppl']:.1f}", f"{speed:,.0f}", f"{hours:.1f}"]
 
 
 def test_records_hold_what_they_are_to() -> None:
