@@ -30,7 +30,7 @@ def run(settings: Figures) -> None:
             of_todo, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
             campaign.vdrop("train", *campaign.sweep(chosen, of_todo, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
-    table.run(page, on_page(settings))
+    table.write(page, on_page(settings))
     campaign.require_all(trainings, evaluations)
 
 

@@ -7,7 +7,7 @@ from vdrop_cli import experiments
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Evaluation, Maker, Training
 from vdrop_cli.commands.table import Line
-from vdrop_cli.config import TABLE_1, ConfigError, Reproduce, RunError, Table
+from vdrop_cli.config import TABLE_1, ConfigError, Figures, Reproduce, RunError, Table
 from vdrop_cli.experiments import Row
 
 
@@ -29,7 +29,7 @@ def run(settings: Reproduce) -> None:
         seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
         campaign.vdrop("train", *campaign.sweep(choices, seeds, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
-    lines = table.run(page)
+    lines = table.write(page, Figures(outputs=page.outputs, file=page.file))
     campaign.require_all(trainings, evaluations)
     require_on_page(rows, lines, settings.seeds)
 

@@ -61,10 +61,13 @@ def require_that_it_can_be_written(settings: Table) -> None:
             raise ConfigError(f"{name}={path} is in a folder that is not there; make it, or choose another one")
 
 
-def run(settings: Table, figures: Figures | None = None) -> list[Line]:
-    """Returns what the page holds of Table 1. `figures` says which runs on film reviews are told beside it; None is the usual ones."""
+def run(settings: Table) -> None:
+    write(settings, Figures(outputs=settings.outputs, file=settings.file))
+
+
+def write(settings: Table, figures: Figures) -> list[Line]:
+    """Returns what the page holds of Table 1; `figures` says which runs on film reviews are told beside it."""
     require_that_it_can_be_written(settings)
-    figures = figures or Figures(outputs=settings.outputs, file=settings.file)
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
