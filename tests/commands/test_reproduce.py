@@ -18,7 +18,7 @@ from vdrop_cli import experiments
 from vdrop_cli.commands import reproduce
 from vdrop_cli.commands.reproduce import page_of, require_on_page
 from vdrop_cli.commands.table import Evaluated, Line
-from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, RunError, Size
+from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, RunError, Size, plain
 from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
 
@@ -71,9 +71,7 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error() -> No
     few, ensemble = experiments.rows([Size.small], ["none", "variational_mc"], ""), experiments.rows([Size.large], ["ensemble"], "")
 
     def line(row: experiments.Row, *seeds: int) -> Line:
-        made = [Finished(Path(), {"seed": seed, "model": {"name": "x"}}, [], {}) for seed in seeds]
-        for run, seed in zip(made, seeds, strict=True):
-            run.__dict__["train"] = replace(row.settings, seed=seed)
+        made = [Finished(Path(), plain(replace(row.settings, seed=seed)), [], {}) for seed in seeds]
         return Line(row, [Evaluated(run, None, None, 1.0, None, {}) for run in made])
 
     require_on_page([*few, *ensemble], [line(row, 1, 2) for row in few], 2)
@@ -108,9 +106,7 @@ def test_nothing_to_run_is_an_error() -> None:
 )
 def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> None:
     root = Path(__file__).parents[2]
-    outside = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
-    }  # of the make that runs the tests
+    outside = {"PATH": os.environ["PATH"]}  # nothing of a make that runs the tests
     command = ["make", "--dry-run", "--no-print-directory", "reproduce-table", *given]
     told = subprocess.run(command, cwd=root, env=outside, capture_output=True, text=True, check=True).stdout
     _, name, *arguments = shlex.split(told[told.index(".venv/bin/vdrop") :].replace("\\\n", " "))

@@ -73,10 +73,10 @@ def tell(runs: list[Finished]) -> list[str]:
     metrics = [name for name in every if name not in LEFT_OUT and any(name in of_run for of_run in measured)]
     settings = [[key, *(str(run.settings.get(key, "–")) for run in runs)] for key in keys]
     results = [[metric, *(shown(of_run.get(metric, "–")) for of_run in measured)] for metric in metrics]
-    rows = [["", *names], *settings, *results]
+    rows = [["", *names], *settings, [""], *results]
     label, width = max(len(row[0]) for row in rows) + 2, max(len(text) for row in rows for text in row[1:]) + 2
-    lines = [f"{row[0]:<{label}}" + "".join(f"{text:>{width}}" for text in row[1:]) for row in rows]
-    print("\n".join([*lines[: 1 + len(settings)], "", *lines[1 + len(settings) :]]))
+    for name, *texts in rows:
+        print((f"{name:<{label}}" + "".join(f"{text:>{width}}" for text in texts)).rstrip())
     return names
 
 
