@@ -87,6 +87,12 @@ def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
     return [Line(row, of_group, by_passes(of_group)) for of_group in groups.values()] or [Line(row, [], [])]
 
 
+def all_lines(settings: Figures, found: Iterable[Finished]) -> list[Line]:
+    """Of every row, in their order."""
+    found = list(found)
+    return [line for row in rows(settings) for line in lines(row, found)]
+
+
 def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:
     """The evaluations with as many passes as all runs have been evaluated with, the most there are; none where there are no such."""
     counts = [{int(found[1]) for path in run.evaluations if (found := re.search(r"-mc(\d+)-s\d+\.json$", path.name))} for run in of_group]
@@ -146,14 +152,14 @@ OF_PROTOCOL = {
 }
 
 
-def section(settings: Figures, found: Iterable[Finished], folder: Path, kind: Pictures) -> list[str]:
+def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures) -> list[str]:
     """Of RESULTS.md; pictures are drawn into `folder`."""
     changed = f" All runs with `{settings.overrides}`." if settings.overrides else ""
-    parts, found = ["## Ratings of film reviews", LEGEND + changed], list(found)
+    parts = ["## Ratings of film reviews", LEGEND + changed]
     for protocol in settings.protocols:
-        of_protocol = [line for row in rows(settings) if row.protocol is protocol for line in lines(row, found)]
-        told = columns(protocol)
-        table = markdown.table([heading for heading, _ in told], ([of(line) for _, of in told] for line in of_protocol))
+        of_protocol = [line for line in told if line.row.protocol is protocol]
+        shown = columns(protocol)
+        table = markdown.table([heading for heading, _ in shown], ([of(line) for _, of in shown] for line in of_protocol))
         parts += [f"### {protocol.name.capitalize()}", f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip(), table]
         for cell in settings.cells:
             of_cell = [line for line in of_protocol if line.runs and line.row.cell is cell]
@@ -170,12 +176,11 @@ def section(settings: Figures, found: Iterable[Finished], folder: Path, kind: Pi
 
 def record_names(settings: Figures, found: Iterable[Finished]) -> dict[str, str]:
     """Below outputs/record, by the key of the runs."""
-    names, found = {}, list(found)
-    for row in rows(settings):
-        for line in lines(row, found):
-            for run in line.runs:
-                names[experiments.key(run.train)] = f"ratings/{row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
-    return names
+    return {
+        experiments.key(run.train): f"ratings/{line.row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
+        for line in all_lines(settings, found)
+        for run in line.runs
+    }
 
 
 def baselines(of_protocol: list[Line]) -> str:

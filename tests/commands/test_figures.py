@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_SENTIMENT, Vdrop, settings
-from vdrop_cli.commands.figures import on_page
-from vdrop_cli.config import Cell, ConfigError, Figures, Protocol
+from vdrop_cli import ratings
+from vdrop_cli.commands.figures import on_page, require_on_page
+from vdrop_cli.config import Cell, ConfigError, Figures, Protocol, RunError, plain
 from vdrop_cli.files import Lock
+from vdrop_cli.ratings import Line
+from vdrop_cli.runs import Finished
 
 FEW = ["cells=[lstm]", "dropouts=[none,variational]", "epochs=2", "mc_samples=2", "precision=fp32"]
 
@@ -55,6 +58,26 @@ def test_a_page_of_few_runs_has_the_others_too_unless_they_are_of_other_settings
     assert (whole.protocols, whole.cells, whole.epochs) == (list(Protocol), list(Cell), 9)
     assert whole.dropouts == ["none", "naive", "variational", "variational_untied"]
     assert on_page(own := replace(few, overrides="schedule.lr=0.1")) is own
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_that_is_finished_and_not_in_its_table_is_an_error() -> None:
+    few = Figures([Protocol.clean], [Cell.gru], ["none", "naive"], epochs=9)
+    none, naive = ratings.rows(few)
+
+    def line(row: ratings.Row, *seeds: int, epochs: int = 9) -> Line:
+        schedule = replace(row.settings.schedule, epochs=epochs)
+        made = [plain(replace(row.settings, seed=seed, schedule=schedule)) for seed in seeds]
+        return Line(row, [Finished(Path(), config, [], {}) for config in made], [])
+
+    require_on_page([none, naive], [line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)], 2)
+    for lines, lacking in (
+        ([line(none, 1, 2), line(naive, 1)], "clean gru naive seed 2"),
+        ([line(none, 1, 2, epochs=60), line(naive, 1, 2)], "clean gru none seed 1"),
+        ([line(none), line(naive, 1, 2)], "clean gru none seed 1"),
+    ):
+        with pytest.raises(RunError, match=f"{lacking} is finished, but not in the table"):
+            require_on_page([none, naive], lines, 2)
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:

@@ -29,7 +29,7 @@ def run(settings: Reproduce) -> None:
         seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
         campaign.vdrop("train", *campaign.sweep(choices, seeds, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
-    lines = table.write(page, Figures(outputs=page.outputs, file=page.file))
+    lines, _ = table.write(page, Figures(outputs=page.outputs, file=page.file))
     campaign.require_all(trainings, evaluations)
     require_on_page(rows, lines, settings.seeds)
 

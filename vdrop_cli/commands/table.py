@@ -65,8 +65,8 @@ def run(settings: Table) -> None:
     write(settings, Figures(outputs=settings.outputs, file=settings.file))
 
 
-def write(settings: Table, figures: Figures) -> list[Line]:
-    """Returns what the page holds of Table 1; `figures` says which runs on film reviews are told beside it."""
+def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.Line]]:
+    """Returns what the page holds of Table 1, and of the runs on film reviews, which `figures` chooses."""
     require_that_it_can_be_written(settings)
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
@@ -78,15 +78,16 @@ def write(settings: Table, figures: Figures) -> list[Line]:
         found = record(ratings.record_names(figures, every(found)), found, outputs / "record")
     lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
     drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
-    on_reviews = ratings.section(figures, every(found), outputs / "record" / "pictures", settings.pictures)
+    on_reviews = ratings.all_lines(figures, every(found))
+    section = ratings.section(figures, on_reviews, outputs / "record" / "pictures", settings.pictures)
     path = Path(settings.file)
-    files.replace(path, page(lines, settings, drawn, on_reviews).encode())
+    files.replace(path, page(lines, settings, drawn, section).encode())
     for name, made in ((settings.csv, as_csv), (settings.latex, as_latex)):
         if name is not None:
             files.replace(Path(name), made(lines).encode())
     print(plain_table(lines))
     print(f"\nwritten to {path}", file=sys.stderr)
-    return lines
+    return lines, on_reviews
 
 
 Same = tuple[str, int, str, str]  # settings, seed, precision and device
