@@ -53,6 +53,14 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
         assert varies(masks.out, 0) == new_every_step and varies(masks.out, 1)
 
 
+def test_words_can_be_dropped_beside_naive_masks() -> None:
+    """By type, held for the sequence, as in the authors' scripts."""
+    masks = draw(settings("dropout=naive", "dropout.p_word=0.5").dropout, MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4), Stream((0,)))
+    assert masks.word is not None and varies(masks.layers[0].x, 0)
+    kept = masks.word.keep(torch.tensor([*range(50), 3])[:, None].expand(-1, BATCH))
+    assert torch.equal(kept[3], kept[50]) and varies(kept, 0) and varies(kept, 1)
+
+
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
 def test_the_standard_approximation_takes_the_mean_of_each_mask(policy: str) -> None:
     """Of many that are drawn; one, where it is None."""

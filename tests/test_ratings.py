@@ -33,6 +33,20 @@ def test_a_dropout_that_is_not_there_is_told() -> None:
         ratings.rows(Figures(dropouts=["naif"]))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("task.protocol=clean", r"protocols what is chosen by it \(paper\), got clean"),
+        ("model=gru_sentiment", r"cells what is chosen by it \(lstm\), got gru"),
+        ("dropout=naive", r"dropouts what is chosen by it \(none\), got naive"),
+        ("schedule.epochs=3", r"epochs what is chosen by it \(7\), got 3"),
+    ],
+)
+def test_overrides_do_not_make_another_row_of_it(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^overrides must leave to {message}"):
+        ratings.rows(replace(FEW, overrides=change))
+
+
 def finished(folder: Path, row: ratings.Row, seed: int, test: float) -> Finished:
     """A run with an evaluation by two passes beside it."""
     config = plain(row.settings) | {"seed": seed}
@@ -93,6 +107,14 @@ def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other
     names = ratings.record_names(FEW, runs)
     assert sorted(names.values()) == ["ratings/paper_lstm_none-7", "ratings/paper_lstm_none-9"]
     assert experiments.key(runs[0].train) in names
+
+
+def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> None:
+    untied, zaremba = ratings.rows(replace(FEW, protocols=[Protocol.clean], dropouts=["variational_untied", "zaremba"], epochs=9))
+    runs = [finished(tmp_path, untied, 1, 0.1), finished(tmp_path, zaremba, 1, 0.1)]
+    runs[1].config["schedule"]["lr"] = 0.5
+    assert ratings.with_all(FEW, runs).dropouts == ["none", "variational", "variational_untied"], "but not one of other settings"
+    assert ratings.with_all(own := replace(FEW, overrides="schedule.lr=0.1"), runs) is own
 
 
 def test_evaluations_that_are_set_side_by_side_have_as_many_passes(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class Model:
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
     Policy.zaremba: ("p_x", "p_out"),
-    Policy.naive: ("p_x", "p_h", "p_out"),
+    Policy.naive: ("p_word", "p_x", "p_h", "p_out"),
     Policy.moon: ("p_word", "p_c"),
     Policy.variational: ("p_word", "p_x", "p_h", "p_out"),
 }

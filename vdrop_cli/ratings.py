@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vdrop_cli import experiments, markdown, pictures, runs
-from vdrop_cli.config import Cell, Figures, Pictures, Policy, Protocol, Published, TaskName, Train
+from vdrop_cli import CONF, experiments, markdown, pictures, runs
+from vdrop_cli.config import Cell, ConfigError, Figures, Pictures, Policy, Protocol, Published, TaskName, Train
 from vdrop_cli.runs import Finished
 
 
@@ -47,12 +48,30 @@ def choices(protocol: Protocol, cells: Iterable[Cell], dropouts: Iterable[str], 
 
 
 def rows(settings: Figures) -> list[Row]:
-    return [
-        Row(protocol, cell, dropout, experiments.settings_of(choices(protocol, [cell], [dropout], settings.epochs), settings.overrides))
-        for protocol in settings.protocols
-        for cell in settings.cells
-        for dropout in settings.dropouts
-    ]
+    """Raises ConfigError where `overrides` make of them what they are not."""
+    found = []
+    for protocol, cell, dropout in product(settings.protocols, settings.cells, settings.dropouts):
+        made = experiments.settings_of(choices(protocol, [cell], [dropout], settings.epochs), settings.overrides)
+        for name, wanted, got in (
+            ("protocols", protocol, made.task.protocol),
+            ("cells", cell, made.model.cell),
+            ("dropouts", dropout, made.dropout.name),
+            ("epochs", settings.epochs, made.schedule.epochs),
+        ):
+            if got != wanted:
+                raise ConfigError(f"overrides must leave to {name} what is chosen by it ({wanted}), got {got}; give {name} another value")
+        found.append(Row(protocol, cell, dropout, made))
+    return found
+
+
+def with_all(settings: Figures, found: Iterable[Finished]) -> Figures:
+    """With every dropout that there are runs of, so that none is lost that was on the page; of settings of one's own the chosen ones."""
+    if settings.overrides:
+        return settings
+    keys = {(run.train.dropout.name, key(run.train)) for run in found if run.train.task.name is TaskName.sentiment}
+    others = sorted({name for name, _ in keys if name not in settings.dropouts and (CONF / "dropout" / f"{name}.yaml").is_file()})
+    there = [name for name in others if any((name, row.key) in keys for row in rows(replace(settings, dropouts=[name])))]
+    return replace(settings, dropouts=[*settings.dropouts, *there])
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,9 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(rated: list[str], t
     assert told("standard")["metrics"] == {name: trained[name] for name in told("standard")["metrics"]} and trained["test_rmse"] > 0
     run(first, f"members=[{second}]")
     ensemble = next(first.glob("eval-0001-ensemble2-*.json"))
-    assert set(json.loads(ensemble.read_text())["metrics"]) == {"valid_rmse", "test_rmse"}
+    averaged = json.loads(ensemble.read_text())["metrics"]
+    beside = {name: value for name, value in trained.items() if name.startswith("test_rmse_of_")}
+    assert beside and set(averaged) == {"valid_rmse", "test_rmse", *beside} and averaged == averaged | beside
     train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", "task.split_seed=1"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent not in (first, second))
     with pytest.raises(ConfigError, match=r"was trained on another corpus than .*, or another split of it"):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,28 @@ def test_the_noise_is_that_of_the_evaluation_where_there_is_one(critic: Path, ca
     assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
 
 
+def test_the_noise_of_another_precision_is_not_taken(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation.run(settings(f"checkpoint={critic}", "mc_samples=5", "device=cpu", command="eval"))
+    own = next(critic.glob("eval-*-mc5-s1.json"))
+    other = own.with_name(f"{own.stem}-bf16.json")
+    other.write_text(own.read_text().replace('"noise_mc5": ', '"noise_mc5": 9'))
+    (row,) = told(capsys, critic, "text=good1", "mc_samples=5")
+    assert row["noise"] == json.loads(own.read_text())["metrics"]["noise_mc5"]
+    own.unlink()
+    (row,) = told(capsys, critic, "text=good1", "mc_samples=5")
+    assert row["noise"] == json.loads((critic / "result.json").read_text())["noise"]
+
+
+def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(critic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for more, escaped in ([], "good1 bad1 \\u201chm\\u201d"), (["json=true"], r"good1\nbad1 \u201chm\u201d"):
+        held = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
+        predict.run(settings(f"checkpoint={critic}", "text='good1\nbad1 “hm”'", "mc_samples=2", "device=cpu", *more, command="predict"))
+        *_, last = held.getvalue().decode().splitlines()
+        assert escaped in last
+        assert not more or json.loads(last)["text"] == "good1\nbad1 “hm”"
+
+
 def test_noise_fitted_to_what_was_learnt_is_told(
     rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +169,9 @@ def test_a_language_model_names_the_words_it_expects_least(writer: Path, capsys:
     assert 2**bits == pytest.approx(whole["ppl"], rel=1e-6), "perplexity is 2 to the mean surprise"
     by_place = {one["place"]: (one["word"], one["read_as"]) for one in whole["surprises"]}
     assert by_place[4] == ("W5", "w5") and by_place[5] == ("<eos>", "<eos>")
+    (lines,) = told(capsys, writer, f"text='{usual}\n{usual}'")
+    (marked,) = told(capsys, writer, f"text='{usual} <eos> {usual}'")
+    assert lines["ppl"] == marked["ppl"] and lines["words"] == 2 * 4
     predict.run(settings(f"checkpoint={writer}", f"text='{odd}'", "device=cpu", command="predict"))
     shown = capsys.readouterr().out
     assert "perplexity" in shown and " bits  word 3    w30\n" in shown and "W5 (read as w5)" in shown
@@ -202,6 +228,8 @@ def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.Captur
         told(capsys, writer, "text=w3 unheard")
     with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
         told(capsys, writer, "file=nowhere")
+    with pytest.raises(ConfigError, match=r"^text='w3\\udcff' is not UTF-8"):
+        predict.run(replace(settings(f"checkpoint={writer}", "text=w3", command="predict"), text="w3\udcff"))
     Path("empty").write_text("\n \n")
     with pytest.raises(ConfigError, match=r"^file=empty holds no text"):
         told(capsys, writer, "file=empty")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TINY_SENTIMENT, settings
-from vdrop_cli import baselines, checkpoint, tasks
+from vdrop_cli import baselines, checkpoint, corpora, tasks
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Rated
@@ -20,7 +20,7 @@ from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.model import Regressor
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
-from vdrop_cli.tasks.sentiment import START, UNKNOWN, dealt, head, mean_of_texts, split
+from vdrop_cli.tasks.sentiment import START, UNKNOWN, dealt, head, mean_of_texts, split, texts_of
 
 
 def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Sentiment:
@@ -109,6 +109,26 @@ def test_ratings_are_exact_whatever_their_size() -> None:
 def test_a_part_without_texts_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"^data: the train part of here is empty, of 40 texts"):
         made(40, "task.protocol=clean", parts=["test"] * 40)
+
+
+def test_a_training_part_with_one_rating_is_an_error() -> None:
+    """Of 0.1 the mean is another number by rounding."""
+    config, parts = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), ["train"] * 28 + ["valid"] * 4 + ["test"] * 8
+    rated = Rated([["a"]] * 40, [0.1] * 28 + [0.2] * 12, "here", parts)
+    with pytest.raises(ConfigError, match=r"^data: the train part of here has one rating, 0\.1, for all"):
+        Sentiment(config.task, config.data, rated, torch.device("cpu"))
+
+
+def test_of_the_real_reviews_some_are_there_more_than_once(real_data: Path) -> None:
+    """As the README says of the clean protocol."""
+    config = settings("task=sentiment", "task.protocol=clean", f"data.dir={real_data}/cornell_scale")
+    task = tasks.load(config, torch.device("cpu"))
+    assert isinstance(task, Sentiment)
+    texts = {name: [tuple(text) for text in texts_of(part)] for name, part in task.parts.items()}
+    known = set(texts["train"])
+    assert {name: sum(text in known for text in texts[name]) for name in ("valid", "test")} == {"valid": 8, "test": 12}
+    assert {name: len(held) for name, held in texts.items()} == {"train": 3504, "valid": 501, "test": 1001}
+    assert Counter(Counter(map(tuple, corpora.rated(config.data).texts)).values()) == {1: 4913, 2: 45, 3: 1}
 
 
 def test_ids_are_given_by_how_often_a_word_comes_in_training() -> None:
@@ -309,6 +329,12 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
     for name, part in (("valid", task.parts["valid"]), ("test", task.parts["test"])):
         mean = (task.predict(models[0], part) + task.predict(models[1], part)) / 2
         assert task.ensemble(models)[f"{name}_rmse"] == pytest.approx((mean - part.ratings_R).square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_a_baseline_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(baselines, "is_there", lambda: False)
+    assert list(made(40).baselines) == ["test_rmse_of_mean"]
+    assert "ridge regression is left out, it takes pip install 'vdrop[baselines]'" in capsys.readouterr().err
 
 
 def test_the_baselines_are_told_beside() -> None:

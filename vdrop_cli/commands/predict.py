@@ -1,6 +1,9 @@
 """`vdrop predict`: what a model makes of a text: its rating, how surprising its words are, or how it might go on."""
 
+import codecs
+import io
 import json
+import re
 import sys
 from dataclasses import dataclass
 from math import log
@@ -22,6 +25,8 @@ SHOWN = 60  # characters of a text in the table
 
 
 def run(settings: Predict) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show ends no command
     device = environment.device(settings.device)
     environment.make_ready(device)
     assert settings.checkpoint is not None
@@ -49,6 +54,8 @@ def run(settings: Predict) -> None:
 def texts(settings: Predict) -> list[str]:
     """From the command line, a file, or standard input: one a line, empty ones left out."""
     if settings.text is not None:
+        if any("\ud800" <= character <= "\udfff" for character in settings.text):
+            raise ConfigError(f"text={settings.text!r} is not UTF-8; convert it")
         return [settings.text]
     try:
         if settings.file is None and sys.stdin is None:
@@ -78,16 +85,21 @@ class Noise:
 
 
 def noise_of(loaded: Loaded, task: Sentiment, samples: int) -> Noise:
-    """As `vdrop eval mc_samples=…` fitted it for this checkpoint, else fitted to predictions by the standard approximation."""
+    """As `vdrop eval mc_samples=…` fitted it for this checkpoint and precision, else fitted to the errors of the standard approximation.
+
+    These hold the model's error, too, so that with the deviation over passes beside it an interval comes out a little too wide.
+    """
     stem, name = loaded.path.stem.replace("checkpoint", "eval"), f"noise_mc{samples}"
+    in_another = "" if loaded.precision is loaded.checkpoint.train.precision else f"-{loaded.precision}"
     learnt = " (which the model has learnt: intervals are too narrow where it over-fits)" if task.noise_part == "train" else ""
     for path in sorted(loaded.path.parent.glob(f"{stem}-mc{samples}-s*.json")):
-        metrics = runs.evaluation(path)["metrics"]
-        if name in metrics:
+        its_name = re.fullmatch(rf"{stem}-mc{samples}-s\d+{in_another}", path.stem)
+        if its_name and name in (metrics := runs.evaluation(path)["metrics"]):
             return Noise(metrics[name], f"fitted to the {task.noise_part} part{learnt} in {path}")
     part = task.sample(task.noise_part)
     predicted_R = task.predict(loaded.model, part)
-    advice = f", by the standard approximation; vdrop eval mc_samples={samples} fits it to passes" if samples > 0 else ""
+    wide = f", by the standard approximation, which makes intervals a little too wide; vdrop eval mc_samples={samples} fits it to passes"
+    advice = wide if samples > 0 else ""
     return Noise(fit_noise(predicted_R[None], part.ratings_R), f"fitted to the {task.noise_part} part{learnt}{advice}")
 
 
@@ -106,7 +118,8 @@ def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
     how = f"{samples} passes of MC dropout" if samples else "standard approximation"
     print(f"{loaded.path}: {how}; observation noise {noise.deviation:.4g}, {noise.told}", file=sys.stderr)
     rows = [
-        {"text": text, "rating": mean, "deviation": deviation, "low": mean - half, "high": mean + half, "level": level}
+        {"text": text, "rating": mean, "deviation": deviation, "noise": noise.deviation}
+        | {"low": mean - half, "high": mean + half, "level": level}
         for text, mean, deviation, half in zip(
             given, found.mean_R.tolist(), found.model_variance_R.sqrt().tolist(), half_R.tolist(), strict=True
         )
@@ -115,11 +128,22 @@ def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
         print(f"{'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")
     for row in rows:
         told = f"{row['rating']:8.3f} {row['deviation']:10.3f}   {row['low']:8.3f} to {row['high']:<8.3f}    {shortened(str(row['text']))}"
-        print(json.dumps(row, ensure_ascii=False) if settings.json else told)
+        print(as_json(row) if settings.json else told)
+
+
+def as_json(told: dict[str, Any]) -> str:
+    """One line; where the terminal has no UTF-8, all else than ASCII is written as JSON's escapes."""
+    return json.dumps(told, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
 
 
 def shortened(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def words_of(text: str) -> list[str]:
+    """What white space separates; a line's end is <eos>."""
+    return text.strip().replace("\n", " <eos> ").split()
 
 
 def ids_of(words: list[str], task: LanguageModelling, ids: dict[str, int]) -> list[int]:
@@ -138,7 +162,7 @@ def surprise(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None
     vocabulary = task.corpus.vocabulary
     ids = {word: number for number, word in enumerate(vocabulary)}
     for text in texts(settings):
-        words = [*text.split(), "<eos>"]
+        words = [*words_of(text), "<eos>"]
         stream_N = torch.tensor(ids_of(["<eos>", *words], task, ids), device=task.device)
         nll_N = evaluate.stream_nll(loaded.model, stream_N)
         bits = (nll_N.double() / log(2)).tolist()
@@ -146,7 +170,7 @@ def surprise(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None
         told: dict[str, Any] = {"text": text, "ppl": evaluate.perplexity(nll_N), "words": len(words)}
         told["surprises"] = [{"word": words[n], "read_as": vocabulary[stream_N[n + 1]], "place": n + 1, "bits": bits[n]} for n in most]
         if settings.json:
-            print(json.dumps(told, ensure_ascii=False))
+            print(as_json(told))
             continue
         print(f"perplexity {told['ppl']:.1f} over {len(words)} words: {shortened(text)}")
         for one in told["surprises"]:
@@ -158,11 +182,12 @@ def write(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None:
     """Words that the model draws one after the other, after the text, or at the beginning of a sentence."""
     vocabulary = task.corpus.vocabulary
     ids = {word: number for number, word in enumerate(vocabulary)}
-    begin = ids_of(["<eos>", *(settings.text or "").split()], task, ids)
+    begun = words_of(settings.text or "")
+    begin = ids_of(["<eos>", *begun], task, ids)
     generator = torch.Generator(device=task.device).manual_seed(settings.seed)
     numbers = evaluate.written(loaded.model, torch.tensor(begin, device=task.device), settings.sample, generator)
     drawn = [vocabulary[number] for number in numbers]
     if settings.json:
-        print(json.dumps({"text": settings.text or "", "sample": drawn}, ensure_ascii=False))
+        print(as_json({"text": settings.text or "", "sample": drawn}))
     else:
-        print(" ".join([*(settings.text or "").split(), *drawn]).replace(" <eos> ", "\n").replace("<eos>", ""))
+        print(" ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", ""))

@@ -123,8 +123,9 @@ class Run:
         trained = self.epoch_seconds
         measured = self.task.validate(self.model)
         chosen_by = measured[self.task.chosen_by]
-        if not all(math.isfinite(value) for value in measured.values()):
-            raise Diverged(f"{self.task.chosen_by} is {chosen_by} after epoch {self.epoch + 1}, step {self.step}")
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after epoch {self.epoch + 1}, step {self.step}")
         self.tick()
         loss, seconds, speed = sum(self.losses) / len(self.losses), self.epoch_seconds, self.epoch_words / trained
         self.epoch += 1

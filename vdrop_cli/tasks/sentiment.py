@@ -4,6 +4,7 @@ T time steps of a batch  B sequences of a batch  N sequences of a part  R texts 
 """
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -108,7 +109,7 @@ class Sentiment:
                 raise ConfigError(f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give it more")
         ratings_R = self.parts["train"].ratings_R
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
-        if self.deviation == 0:
+        if ratings_R.min() == ratings_R.max():
             raise ConfigError(f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is nothing to learn")
 
     def cut(self, words: list[str]) -> list[Tensor]:
@@ -228,6 +229,8 @@ class Sentiment:
         if baselines.is_there():
             texts = {name: (texts_of(part), part.ratings_R) for name, part in self.parts.items()}
             found["test_rmse_of_ridge"] = rmse(baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R)
+        else:
+            print("vdrop: ridge regression is left out, it takes pip install 'vdrop[baselines]'", file=sys.stderr)
         return found
 
     def standard(self, model: Regressor) -> dict[str, float]:
@@ -254,7 +257,7 @@ class Sentiment:
         parts = {name: self.parts[name] for name in ("valid", "test") if name in self.parts}
         predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
         means = {name: torch.stack([of_model[name] for of_model in predicted]).mean(0) for name in parts}
-        return {f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()}
+        return {f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()} | self.baselines
 
 
 class Passes:
