@@ -36,7 +36,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "pictures": {"config", "runs"},
     "experiments": {"config", "explain"},
     "markdown": set(),
-    "ratings": {"config", "experiments", "markdown", "pictures", "runs"},
+    "ratings": {"config", "experiments", "markdown", "pictures", "runs", "CONF"},
 }
 
 

@@ -11,26 +11,29 @@ import torch
 
 from vdrop_cli import environment, runs, tasks
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import restore
+from vdrop_cli.config import Protocol, TaskName, restore
 from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
 pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
-SMALL, STEPS, STEPS_OF_LARGE = 200, 100, 10  # units, and how many steps are made again
+SMALL = 200  # units
+STEPS, STEPS_OF_RATINGS, STEPS_OF_LARGE = 100, 40, 10  # that are made again
 SAME = ("device", "torch", "precision", "backend", "fp32_products")  # of the environment, for losses to be the same
 
 
 def steps_of(run: Finished) -> int:
     """So many that they take seconds."""
+    if run.train.task.name is TaskName.sentiment:
+        return STEPS_OF_RATINGS
     return STEPS if run.train.model.hidden_size <= SMALL else STEPS_OF_LARGE
 
 
 def records() -> list[Finished]:
-    """That say what they were made with and hold a loss of these steps; of large ones the first seed."""
+    """That say what they were made with and hold a loss of these steps; of those that take longer the first seed."""
     found = [run for run in runs.below(RECORDS) if "precision" in run.environment and run.train.log_every <= steps_of(run)]
     first = {run.folder.parent: run for run in reversed(found)}
-    return [run for run in found if run.train.model.hidden_size <= SMALL or run is first[run.folder.parent]]
+    return [run for run in found if steps_of(run) == STEPS or run is first[run.folder.parent]]
 
 
 @pytest.mark.parametrize("record", records(), ids=lambda record: record.folder.relative_to(RECORDS).as_posix())
@@ -107,6 +110,19 @@ def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
         speed, words = median(told["words_per_second"] for told in steps), run.epochs[0]["step"] * 20 * 35
         hours = 39 * words / speed / 3600
         assert table[run.train.published.row] == [f"{run.result['valid_ppl']:.1f}", f"{speed:,.0f}", f"{hours:.1f}"]
+
+
+def test_the_table_of_ratings_is_what_its_records_hold() -> None:
+    """A row for each run: the epoch that is the best on validation, or on test where there is none, and the last one."""
+    found, table = runs.below(RECORDS / "ratings"), table_of_findings()
+    assert len(found) >= 15
+    for run in found:
+        train, by = run.train, "valid_rmse" if run.train.task.protocol is Protocol.clean else "test_rmse"
+        best, last = min(run.epochs, key=lambda epoch: epoch[by]), run.epochs[-1]
+        measured = [epoch.get(f"{part}_rmse") for epoch in (best, last) for part in ("train", "valid", "test")]
+        told = ["–" if value is None else f"{value:.4f}" for value in measured]
+        name = f"{train.task.protocol} {train.model.cell.name.upper()} {train.dropout.name}, seed {train.seed}"
+        assert table[name] == [str(train.schedule.epochs), str(best["epoch"]), *told], name
 
 
 def test_records_hold_what_they_are_to() -> None:
