@@ -133,7 +133,7 @@ def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
 
 def as_json(told: dict[str, Any]) -> str:
     """One line; where the terminal has no UTF-8, all else than ASCII is written as JSON's escapes."""
-    return json.dumps(told, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
+    return json.dumps(told, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8")
 
 
 def shortened(text: str) -> str:
