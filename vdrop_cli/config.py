@@ -63,7 +63,7 @@ class TaskName(Choice):
 
 
 class Protocol(Choice):
-    paper = "paper"  # chunks, 80/20, no validation set: chunks of one text lie on both sides
+    paper = "paper"  # chunks, 80/20, no validation set: chunks of the text at the border may lie on both sides
     clean = "clean"  # split by text, 70/10/20; the mean over a text's chunks; the best epoch on validation
 
 

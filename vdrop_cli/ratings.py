@@ -166,7 +166,7 @@ of mean squared errors in rating units, ± the deviation over seeds. `make repro
 *test*: dropout off; *MC*: the mean over passes of MC dropout. *log-likelihood*: nats a text. *in 80 %*: the share of test ratings in the
 interval that is to hold 80 %."""
 OF_PROTOCOL = {
-    Protocol.paper: "The paper's protocol: chunks of one review lie on both sides of the split, and there is no validation part.",
+    Protocol.paper: "The paper's protocol: split by chunks, in the order of the reviews; there is no validation part.",
     Protocol.clean: "The clean protocol: split by review; the epoch with the best validation is reported.",
 }
 

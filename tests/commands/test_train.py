@@ -201,6 +201,13 @@ def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
     assert result.metrics["valid_ppl_batched"] == pytest.approx(best.metrics["valid_ppl_batched"])
 
 
+def test_of_a_validation_the_metric_that_is_no_number_is_named(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(settings(*TINY, *text))
+    monkeypatch.setattr(run.task, "validate", lambda model: {run.task.chosen_by: 2.0, "another": float("inf")})
+    with pytest.raises(train.Diverged, match=r"^another is inf after epoch 1, step 0"):
+        run.finish_epoch()
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """After two good epochs a rate of 1e38 makes the weights infinite within the third."""
     config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.clip=inf")

@@ -93,7 +93,7 @@ class Sentiment:
         if self.protocol is Protocol.paper and rated.parts:
             raise ConfigError(f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper")
         if self.protocol is Protocol.paper:
-            # that chunks of one text lie on both sides, and that all texts give the vocabulary, is the authors'
+            # that chunks of the text at the border may lie on both sides, and that all texts give the vocabulary, is the authors'
             self.ids = vocabulary(rated.texts, data)
             order = dealt(len(rated.texts), task.split_seed)
             chunks = [([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])]
