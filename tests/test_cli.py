@@ -35,7 +35,9 @@ def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(vdro
     assert ran.returncode == 0, ran.stderr
     assert f"vdrop {command}" in ran.stdout and "examples:" in ran.stdout and "hydra." not in ran.stdout
     if command == "train":
-        assert "dropout: moon, moon_word, naive, none, variational, variational_untied, zaremba" in ran.stdout
+        assert (
+            "dropout: moon, moon_word, naive, naive_word, none, variational, variational_no_word, variational_untied, zaremba" in ran.stdout
+        )
         assert "hidden_size: 650" in ran.stdout
 
 
@@ -197,7 +199,7 @@ def test_cfg_in_one_word_is_resolved_too(vdrop: Vdrop) -> None:
     [
         ("vdrop ", set(cli.COMMANDS)),
         ("vdrop tr", {"train"}),
-        ("vdrop train dropout=var", {"dropout=variational", "dropout=variational_untied"}),
+        ("vdrop train dropout=var", {"dropout=variational", "dropout=variational_no_word", "dropout=variational_untied"}),
         ("vdrop train model=lstm_l", {"model=lstm_large"}),
         ("vdrop train dropout.p_", {"dropout.p_word=", "dropout.p_x=", "dropout.p_h=", "dropout.p_c=", "dropout.p_out="}),
         ("vdrop train seed=1 sche", {"schedule.", "schedule="}),

@@ -1,5 +1,7 @@
 """Laws of dropout: what is shared over time, gates, sequences and words, and that masks average to one."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,10 +57,28 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
 
 def test_words_can_be_dropped_beside_naive_masks() -> None:
     """By type, held for the sequence, as in the authors' scripts."""
-    masks = draw(settings("dropout=naive", "dropout.p_word=0.5").dropout, MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4), Stream((0,)))
+    masks = draw(settings("dropout=naive_word", "dropout.p_word=0.5").dropout, MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4), Stream((0,)))
     assert masks.word is not None and varies(masks.layers[0].x, 0)
     kept = masks.word.keep(torch.tensor([*range(50), 3])[:, None].expand(-1, BATCH))
     assert torch.equal(kept[3], kept[50]) and varies(kept, 0) and varies(kept, 1)
+
+
+@pytest.mark.parametrize("of", ["model=lstm_small", "model=gru_medium", "model=lstm_large", "task=sentiment"])
+@pytest.mark.parametrize(
+    ("changed", "other", "differ"),
+    [
+        ("naive_word", "variational", {"name", "policy"}),
+        ("naive_word", "naive", {"name", "p_word"}),
+        ("variational_no_word", "variational", {"name", "p_word"}),
+        ("variational_no_word", "naive", {"name", "policy"}),
+    ],
+)
+def test_masks_and_word_dropout_can_be_told_apart(of: str, changed: str, other: str, differ: set[str]) -> None:
+    """Of two choices of dropout that are compared, one thing differs, and of the schedules nothing."""
+    one, two = (settings(of, f"dropout={name}") for name in (changed, other))
+    assert one.schedule == two.schedule
+    told = [asdict(run.dropout) for run in (one, two)]
+    assert {key for key in told[0] if told[0][key] != told[1][key]} == differ
 
 
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
