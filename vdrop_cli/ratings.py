@@ -64,7 +64,7 @@ def rows(settings: Figures) -> list[Row]:
     return found
 
 
-def with_all(settings: Figures, found: Iterable[Finished]) -> Figures:
+def with_others(settings: Figures, found: Iterable[Finished]) -> Figures:
     """With every dropout that there are runs of, so that none is lost that was on the page; of settings of one's own the chosen ones."""
     if settings.overrides:
         return settings
@@ -107,9 +107,10 @@ def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
 
 
 def all_lines(settings: Figures, found: Iterable[Finished]) -> list[Line]:
-    """Of every row, in their order."""
+    """Of every row, in their order; of dropouts that are not chosen, those rows that there are runs of."""
     found = list(found)
-    return [line for row in rows(settings) for line in lines(row, found)]
+    told = [line for row in rows(with_others(settings, found)) for line in lines(row, found)]
+    return [line for line in told if line.runs or line.row.dropout in settings.dropouts]
 
 
 def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:

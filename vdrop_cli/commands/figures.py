@@ -47,9 +47,8 @@ def require_on_page(rows: list[Row], lines: list[Line], seeds: int) -> None:
 
 
 def on_page(settings: Figures) -> Figures:
-    """All runs there are, so that none is lost that was on the page; of runs with settings of their own the chosen ones."""
+    """As `vdrop table` shows them, so that none is lost that was on the page; of runs with settings of their own the chosen ones."""
     if settings.overrides:
         return settings
     every = Figures()
-    dropouts = list(dict.fromkeys([*every.dropouts, *settings.dropouts]))
-    return replace(settings, protocols=every.protocols, cells=every.cells, dropouts=dropouts)
+    return replace(settings, protocols=every.protocols, cells=every.cells, dropouts=every.dropouts)

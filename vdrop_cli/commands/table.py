@@ -73,7 +73,6 @@ def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.L
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
     outputs = Path(settings.outputs)
     found = collect(outputs)
-    figures = ratings.with_all(figures, every(found))
     if settings.record:
         found = record({row.key: f"{experiments.TABLE}/{row.size}_{row.name}" for row in reversed(rows)}, found, outputs / "record")
         found = record(ratings.record_names(figures, every(found)), found, outputs / "record")
