@@ -114,15 +114,19 @@ def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
 
 def test_the_table_of_ratings_is_what_its_records_hold() -> None:
     """A row for each run: the epoch that is the best on validation, or on test where there is none, and the last one."""
-    found, table = runs.below(RECORDS / "ratings"), table_of_findings()
-    assert len(found) >= 15
-    for run in found:
+    found, of_masks, table = runs.below(RECORDS / "ratings"), runs.below(RECORDS / "ratings_masks"), table_of_findings()
+    assert len(found) >= 15 and len(of_masks) == 4
+    for run in [*found, *of_masks]:
         train, by = run.train, "valid_rmse" if run.train.task.protocol is Protocol.clean else "test_rmse"
         best, last = min(run.epochs, key=lambda epoch: epoch[by]), run.epochs[-1]
         measured = [epoch.get(f"{part}_rmse") for epoch in (best, last) for part in ("train", "valid", "test")]
         told = ["–" if value is None else f"{value:.4f}" for value in measured]
-        name = f"{train.task.protocol} {train.model.cell.name.upper()} {train.dropout.name}, seed {train.seed}"
-        assert table[name] == [str(train.schedule.epochs), str(best["epoch"]), *told], name
+        name = (
+            f"{train.task.protocol} {train.model.cell.name.upper()} {train.dropout.name}, {train.schedule.epochs} epochs, seed {train.seed}"
+        )
+        if run in of_masks:
+            name += f", without {' and '.join(p for p in ('p_x', 'p_h', 'p_out') if not vars(train.dropout)[p])}"
+        assert table[name] == [str(best["epoch"]), *told], name
 
 
 def test_records_hold_what_they_are_to() -> None:
