@@ -120,6 +120,16 @@ def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> N
     assert [line.row.name for line in ratings.all_lines(own, runs)] == chosen
 
 
+def test_a_dropout_that_one_cell_cannot_have_is_on_the_page_of_the_other(tmp_path: Path) -> None:
+    both = replace(FEW, cells=[Cell.lstm, Cell.gru])
+    (moon,) = ratings.rows(replace(FEW, protocols=[Protocol.clean], dropouts=["moon"]))
+    told = [line.row.name for line in ratings.all_lines(both, [finished(tmp_path, moon, 1, 0.1)])]
+    clean = [
+        f"clean {cell} {dropout}" for cell, dropouts in (("lstm", (*FEW.dropouts, "moon")), ("gru", FEW.dropouts)) for dropout in dropouts
+    ]
+    assert told[-5:] == clean and len(told) == 9
+
+
 def test_evaluations_that_are_set_side_by_side_have_as_many_passes(tmp_path: Path) -> None:
     row = ratings.rows(FEW)[1]
     first, second = (finished(tmp_path, row, seed, 0.1) for seed in (1, 2))

@@ -1,7 +1,7 @@
 """The paper's experiments on film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3), and what runs of them came to."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -64,14 +64,14 @@ def rows(settings: Figures) -> list[Row]:
     return found
 
 
-def with_others(settings: Figures, found: Iterable[Finished]) -> Figures:
-    """With every dropout that there are runs of, so that none is lost that was on the page; of settings of one's own the chosen ones."""
-    if settings.overrides:
-        return settings
-    keys = {(run.train.dropout.name, key(run.train)) for run in found if run.train.task.name is TaskName.sentiment}
-    others = sorted({name for name, _ in keys if name not in settings.dropouts and (CONF / "dropout" / f"{name}.yaml").is_file()})
-    there = [name for name in others if any((name, row.key) in keys for row in rows(replace(settings, dropouts=[name])))]
-    return replace(settings, dropouts=[*settings.dropouts, *there])
+def others(settings: Figures, found: Iterable[Finished]) -> Iterator[Row]:
+    """Rows of dropouts that are not chosen, where there is a run of that name: it may be one of the row."""
+    trains = [run.train for run in found if run.train.task.name is TaskName.sentiment]
+    for protocol, cell in product(settings.protocols, settings.cells):
+        names = {train.dropout.name for train in trains if (train.task.protocol, train.model.cell) == (protocol, cell)}
+        own = [name for name in sorted(names - set(settings.dropouts)) if (CONF / "dropout" / f"{name}.yaml").is_file()]
+        if own:
+            yield from rows(replace(settings, protocols=[protocol], cells=[cell], dropouts=own))
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,12 @@ def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
 
 
 def all_lines(settings: Figures, found: Iterable[Finished]) -> list[Line]:
-    """Of every row, in their order; of dropouts that are not chosen, those rows that there are runs of."""
+    """Of every row, in their order, and of what else was run, so that none is lost that was on the page; of overrides the chosen ones."""
     found = list(found)
-    told = [line for row in rows(with_others(settings, found)) for line in lines(row, found)]
-    return [line for line in told if line.runs or line.row.dropout in settings.dropouts]
+    told = [line for row in rows(settings) for line in lines(row, found)]
+    if not settings.overrides:
+        told += [line for row in others(settings, found) for line in lines(row, found) if line.runs]
+    return sorted(told, key=lambda line: (settings.protocols.index(line.row.protocol), settings.cells.index(line.row.cell)))
 
 
 def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:
