@@ -13,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests.processes import environment
 from vdrop_cli import CONF, config, interruption
 
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
@@ -142,12 +143,12 @@ def poisoned() -> Iterator[None]:
 def vdrop(tmp_path: Path) -> Vdrop:
     """Runs the command line as a process, in an empty folder."""
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {key: value for key, value in os.environ.items() if key != "VDROP_DATA"}
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        inherited = {key: value for key, value in environment().items() if key != "VDROP_DATA"}
         return subprocess.run(
             [sys.executable, "-m", "vdrop_cli", *arguments],
             cwd=tmp_path,
-            env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent), **environment},
+            env={**inherited, **changes},
             capture_output=True,
             text=True,
             timeout=300,

@@ -32,9 +32,13 @@ for line in sys.stdin:
 """
 
 
-def environment() -> dict[str, str]:
-    """Of a process that finds this checkout, and leaves the other processor to other tests."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def environment(root: Path = ROOT, **changes: str) -> dict[str, str]:
+    """Of a process that imports the package from `root`, this checkout, and leaves the other processor to other tests.
+
+    The PYTHONPATH of the tests stays behind it: packages may lie there.
+    """
+    python_path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path, **changes}
 
 
 def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:

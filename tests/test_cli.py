@@ -216,8 +216,8 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
         f'eval "$(vdrop completion)"; COMP_LINE="{line}"; COMP_POINT={len(line)}; COMP_WORDS=({line} ""); COMP_CWORD={len(words) - 1}\n'
         '_vdrop; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
-    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment(PATH=path))
     assert set(ran.stdout.split()) == expected, ran.stderr
 
 
@@ -233,13 +233,12 @@ def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(
 ) -> None:
     """Files may not grow beyond a limit: the checkpoint does at once, or the log and TensorBoard's events when they have got long."""
     command = [sys.executable, "-m", "vdrop_cli", "train", *TINY, *text, *more, "log_every=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
 
     def run(limit: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
             cwd=tmp_path,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),

@@ -10,11 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import environment
 from vdrop_cli import files
 from vdrop_cli.config import ConfigError, RunError
 from vdrop_cli.files import Damaged, Lock
 
-ROOT = Path(__file__).parent.parent
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A FIFO would wait for a writer, a device need not end."""
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert files.read(tmp_path / "file", 7) == files.read(tmp_path / "link") == b"content"
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name, reason in (("fifo", "not a regular file"), ("endless", "not a regular file"), (".", "is a folder")):
+        with pytest.raises(Damaged, match=reason):
+            files.read(tmp_path / name)
+    with pytest.raises(Damaged, match="larger than 6 bytes"):
+        files.read(tmp_path / "file", 6)
+    with pytest.raises(FileNotFoundError):
+        files.read(tmp_path / "missing")
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -31,9 +46,7 @@ def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Pat
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "files.replace(Path('a'), b'old'); files.replace(Path('a'), bytes(2000))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert ran.stderr.strip().splitlines()[-1].endswith("RunError: a cannot be written (File too large); make room, or mend the disk")
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
     with pytest.raises(RunError, match=r"/dev/full/a cannot be written \(Not a directory\); make its folder$"):
@@ -89,8 +102,7 @@ def test_a_lock_holds_where_the_disk_is_too_full_to_say_whose_it_is(tmp_path: Pa
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "with Lock(Path('lock'), 'x'):\n    Lock(Path('lock'), 'x').__enter__()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert "ConfigError: x is in use by another process; wait for it" in ran.stderr and os.listdir(tmp_path) == []
 
 
@@ -105,10 +117,9 @@ with Lock(Path('lock'), 'x'):
 
 
 def test_the_second_process_is_told_who_holds_a_lock_and_one_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for end in ("killed", "ended"):
-        holder = subprocess.Popen([sys.executable, "-c", HOLD], cwd=tmp_path, env=environment, **pipes)  # type: ignore[call-overload]
+        holder = subprocess.Popen([sys.executable, "-c", HOLD], cwd=tmp_path, env=environment(), **pipes)  # type: ignore[call-overload]
         assert holder.stdout.readline() == b"held\n"
         host = os.uname().nodename
         with (

@@ -1,6 +1,5 @@
 """Signals, sent to real processes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import environment
 from vdrop_cli import interruption
 from vdrop_cli.interruption import Interrupted
 
@@ -30,13 +30,12 @@ except interruption.Interrupted as stop:
 
 def start(prepare: str = "", step: float = 0.01) -> "subprocess.Popen[str]":
     code = LOOP.replace("PREPARE", prepare).replace("STEP", str(step))
-    root = str(Path(__file__).parent.parent)
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": root},
+        env=environment(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a runner in the background ignores it
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -114,9 +113,8 @@ print(interruption.asked(), flush=True)
 @pytest.mark.parametrize("how", ["signal", "file", "not"])
 def test_a_process_of_a_pool_outlives_signals_and_looks_for_the_file(how: str, tmp_path: Path) -> None:
     """A signal to it alone stops the job that it is at, the file all."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", BETWEEN_JOBS, str(tmp_path / "stop")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for number in (signal.SIGTERM, signal.SIGUSR1) if how == "signal" else ():
         process.send_signal(number)

@@ -1,12 +1,13 @@
 """The built package, away from the checkout."""
 
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,9 +31,8 @@ def test_it_carries_conf_and_nothing_of_the_tests(unpacked: Path) -> None:
 
 def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, "-m", "vdrop_cli", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "vdrop_cli", *arguments], cwd=tmp_path, env=environment(unpacked), capture_output=True, text=True
         )
 
     ran = run("train", "experiment=demo", "model.hidden_size=4", "task.batch_size=100", "schedule.epochs=1")
@@ -40,7 +40,5 @@ def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
     (result,) = tmp_path.rglob("result.json")
     assert result.is_relative_to(tmp_path / "outputs" / "demo")
     code = "import vdrop_cli.cli; print(vdrop_cli.cli.CONF)"
-    where = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(unpacked)}, capture_output=True, text=True
-    )
+    where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(unpacked), capture_output=True, text=True)
     assert where.stdout.strip() == str(unpacked / "vdrop_cli" / "conf")

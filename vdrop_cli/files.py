@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import socket
+import stat
 import sys
 from contextlib import suppress
 from io import BytesIO
@@ -29,6 +30,27 @@ def lacks_memory(error: BaseException) -> bool:
 
 class Damaged(Exception):
     """What is in a file is not what was written into it, or it never was one of this kind."""
+
+
+def read(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file, or of one that a link leads to; at most `limit` bytes.
+
+    A FIFO or a device is never opened: the one waits for a writer, the other may have no end.
+    Raises: FileNotFoundError; Damaged where it is not a regular file or is larger than `limit`; OSError where it cannot be read now.
+    """
+    require_regular(os.stat(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        require_regular(os.fstat(handle))  # it may have been replaced in between
+        content = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(content) > limit:
+        raise Damaged(f"it is larger than {limit:,} bytes")
+    return content
+
+
+def require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:

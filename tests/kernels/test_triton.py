@@ -2,7 +2,6 @@
 
 import builtins
 import math
-import os
 import re
 import subprocess
 import sys
@@ -150,4 +149,4 @@ def test_where_the_self_check_passes_auto_is_triton(monkeypatch: pytest.MonkeyPa
 def test_importing_the_package_does_not_import_triton() -> None:
     """It takes a second, and is not everywhere."""
     code = "import sys, vdrop_cli.layers; assert 'vdrop_cli.kernels.triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
