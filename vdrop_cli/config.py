@@ -330,7 +330,7 @@ class Train:
     backend: Backend = Backend.auto
     precision: Precision = Precision.auto  # in which matrix products are multiplied
     outputs: str = "outputs"  # folder under which the run folder is made
-    log_every: int = 20  # steps between two step records in log.jsonl; TensorBoard gets every step
+    log_every: int = 20  # steps between two step records in log.jsonl and in TensorBoard
     force: bool = False  # start over, even where a finished or interrupted run of the same settings lies
 
     def __post_init__(self) -> None:

@@ -164,13 +164,13 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars of every step and epoch, and the settings beside the final metrics, in the run's own folder.
+    """Scalars of one step in `every` and of every epoch, and the settings beside the final metrics, in the run's own folder.
 
     `measures` gives what a loss is as metrics.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], step: int, measures: Measures) -> None:
-        self.folder, self.config, self.step, self.measures = folder, config, step, measures
+    def __init__(self, folder: Path, config: dict[str, Any], every: int, step: int, measures: Measures) -> None:
+        self.folder, self.config, self.every, self.step, self.measures = folder, config, every, step, measures
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
@@ -203,6 +203,8 @@ class TensorBoard:
             raise files.failed(self.folder, error) from None
 
     def write(self, record: Record) -> None:
+        if isinstance(record, Step) and record.step % self.every != 0:
+            return
         if isinstance(record, Step | Epoch):
             values = flattened(record) | (self.measures(record.loss) if isinstance(record, Step) else {})
             for name, value in values.items():

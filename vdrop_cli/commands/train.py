@@ -276,7 +276,7 @@ def listen(training: Run) -> None:
     steps, measures = settings.schedule.epochs * training.task.batches_an_epoch, training.task.train_metrics
     listeners: list[Sink] = [
         JsonLines(folder, settings.log_every, training.epoch, first),
-        TensorBoard(folder, plain(settings), first, measures),
+        TensorBoard(folder, plain(settings), settings.log_every, first, measures),
         Progress(steps, settings.schedule.epochs, first, measures),
     ]
     with ExitStack() as stack:
