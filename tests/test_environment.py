@@ -31,6 +31,13 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch
         assert environment.precision(Precision.bf16, cpu) is Precision.bf16
 
 
+def test_a_gpu_has_500_passes_run_together_the_cpu_50() -> None:
+    """The paper's 1,000 are two batches there."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
+    assert [environment.mc_batch(None, on) for on in (cpu, gpu)] == [50, 500]
+    assert [environment.mc_batch(3, on) for on in (cpu, gpu)] == [3, 3]
+
+
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
 def test_the_library_for_fp32_goes_by_the_processor_and_its_error(vendor: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +104,35 @@ def test_what_is_written_down() -> None:
     if (root / ".git").exists():
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         assert told["commit"] == head and isinstance(told["dirty"], bool)
+
+
+def test_without_a_checkout_the_commit_is_the_stated_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the code differs from it is then unknown. A folder named .git that git cannot read is no checkout."""
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "vdrop_cli" / "environment.py"))
+    monkeypatch.delenv("VDROP_COMMIT", raising=False)
+    assert environment.commit() == {}
+    for stated in ("0123abc", "ABCDEF" * 6 + "abcd", "f" * 64):
+        monkeypatch.setenv("VDROP_COMMIT", stated)
+        told = environment.describe(torch.device("cpu"), "fused", "fp32")
+        assert (told["commit"], told["dirty"]) == (stated.lower(), None) and "code" not in told
+    (tmp_path / ".git").mkdir()
+    assert environment.commit()["commit"] == "f" * 64
+
+
+def test_a_checkout_knows_its_commit_better_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VDROP_COMMIT", raising=False)
+    before = environment.commit()
+    if not before:
+        pytest.skip("these tests are not in a git checkout")
+    monkeypatch.setenv("VDROP_COMMIT", "0123abc")
+    assert environment.commit() == before
+
+
+@pytest.mark.parametrize("stated", ["HEAD", "123456", "f" * 65, "0123abc\n", "0123abg", " "])
+def test_a_stated_commit_that_is_none_is_an_error_before_any_work(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDROP_COMMIT", stated)
+    with pytest.raises(ConfigError, match=r"^VDROP_COMMIT must be a git commit"):
+        environment.make_ready(torch.device("cpu"))
 
 
 def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,3 +77,11 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_left_out_of_many(
     assert runs.below(Path("outputs")) == []
     told = capsys.readouterr().err
     assert str(folder) in told and told.endswith("; left out\n") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("dirty", "mark", "any_did"), [([True, None], "*", True), ([None, False], "?", None), ([False, False], "", False)])
+def test_unknown_code_is_marked_and_never_taken_for_that_of_the_commit(dirty: list[bool | None], mark: str, any_did: bool | None) -> None:
+    environments = [{"precision": "fp32", "device": "a", "commit": "0123456789", "dirty": each} for each in dirty]
+    assert runs.made_in(environments[0])[-1] == f"0123456{mark}"
+    assert runs.code_differed(environments) is any_did
+    assert runs.made_in({"precision": "fp32", "device": "a"})[-1] == "–"

@@ -383,7 +383,7 @@ class Eval:
     checkpoint: str | None = None  # a checkpoint file or a run folder
     data: Place = field(default_factory=Place)
     mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
-    mc_batch: int = 50  # passes of a language model that run together, as one batch
+    mc_batch: int | None = None  # passes of a language model that run together, as one batch; null: 50 on the CPU, 500 on a GPU
     save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
     members: list[str] = field(
         default_factory=list
@@ -401,7 +401,7 @@ class Eval:
             self.mc_samples > 0 or self.word_dropout is None, "word_dropout", "null without mc_samples, which it is for", self.word_dropout
         )
         require(self.mc_samples == 0 or not self.members, "members", "empty with mc_samples, which is of one model", len(self.members))
-        require(self.mc_batch >= 1, "mc_batch", "at least 1", self.mc_batch)
+        require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
         require(self.save_minutes > 0, "save_minutes", "above 0 (inf: at a signal only)", self.save_minutes)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
@@ -524,6 +524,7 @@ class Reproduce:
     seeds: int = 1  # of each row: 1, 2, …
     overrides: str = ""  # settings to change in all rows, which then are no longer the published ones
     precision: Precision = Precision.auto
+    mc_batch: int | None = None  # as of vdrop eval
     launcher: str | None = None  # of the runs, with its settings: "joblib hydra.launcher.n_jobs=4"; null: one after the other
     outputs: str = "outputs"
     file: str = "RESULTS.md"  # to write when all is done
@@ -532,6 +533,7 @@ class Reproduce:
     def __post_init__(self) -> None:
         require_rows(self.sizes, self.rows)
         require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
+        require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 import ctypes
 import importlib.metadata
+import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
@@ -45,6 +47,14 @@ def precision(wanted: Precision, on: torch.device) -> Precision:
     return Precision.bf16 if {"avx512_bf16", "amx_bf16", "bf16"} & set(processor_flags()) else Precision.fp32
 
 
+MC_BATCH = {"cpu": 50, "cuda": 500}
+
+
+def mc_batch(wanted: int | None, on: torch.device) -> int:
+    """Passes of MC evaluation that run together: a GPU is idle with few, and waits for each step of the text once a batch of them."""
+    return MC_BATCH[on.type] if wanted is None else wanted
+
+
 def backend(wanted: Backend, on: torch.device) -> Backend:
     """What `auto` comes to on a device; says so where that is not what was to be expected there."""
     try:
@@ -60,6 +70,7 @@ def backend(wanted: Backend, on: torch.device) -> Backend:
 
 def make_ready(on: torch.device) -> None:
     """Settings of this process that a step is faster with on the CPU; the commands make them, an import changes nothing."""
+    stated_commit()  # a mistake in it is an error before any work
     keep_memory()
     # "medium" is oneDNN instead of MKL, which is slow on these processors; on CUDA it would be less than fp32.
     quick = on.type == "cpu" and processor_vendor() == "AuthenticAMD" and products_are_exact("medium")
@@ -159,10 +170,14 @@ def told_of_processor(name: str) -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The git commit, git's number for the code in it, and whether that differs; nothing where the code is not a checkout."""
-    root = Path(__file__).parent.parent
+    """The git commit, git's number for the code in it, and whether that differs.
+
+    Where the code is not a checkout, or git cannot read it, the commit is that of VDROP_COMMIT, and `dirty` is None, unknown; nothing
+    where that is not set.
+    """
+    root, stated = Path(__file__).parent.parent, stated_commit()
     if not (root / ".git").exists():
-        return {}
+        return stated
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
@@ -171,4 +186,12 @@ def commit() -> dict[str, Any]:
         commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
         return {"commit": commit, "code": code, "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE))}
     except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
-        return {}
+        return stated
+
+
+def stated_commit() -> dict[str, Any]:
+    """What the environment variable VDROP_COMMIT says of the code. Raises ConfigError unless that is a commit in hexadecimal digits."""
+    stated = os.environ.get("VDROP_COMMIT", "")
+    if stated and not re.fullmatch("[0-9a-fA-F]{7,64}", stated):
+        raise ConfigError(f"VDROP_COMMIT must be a git commit, 7 to 64 hexadecimal digits, got {stated!r}; correct or unset it")
+    return {"commit": stated.lower(), "dirty": None} if stated else {}

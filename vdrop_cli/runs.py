@@ -70,11 +70,18 @@ def made(environments: Iterable[dict[str, Any]]) -> list[str]:
     return ["; ".join(dict.fromkeys(told)) for told in zip(*map(made_in, environments), strict=True)]
 
 
+def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
+    """Whether any was made with code that differed from its commit; None: unknown."""
+    dirty = [environment.get("dirty") for environment in environments]
+    return True if True in dirty else None if None in dirty else False
+
+
 def made_in(environment: dict[str, Any]) -> list[str]:
-    """The device with its threads, the commit with a star where the code differed from it."""
+    """The device with its threads, the commit with a star where the code differed from it, a question mark where that is unknown."""
     threads = environment.get("threads")
     device = str(environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
-    commit = str(environment.get("commit", "–"))[:7] + ("*" if environment.get("dirty") else "")
+    mark = {True: "*", None: "?" if "commit" in environment else ""}.get(environment.get("dirty"), "")
+    commit = str(environment.get("commit", "–"))[:7] + mark
     return [str(environment["precision"]), device, str(environment.get("date", "–")), commit]
 
 

@@ -1,6 +1,7 @@
 """Many runs as one piece of work: what is finished, what the rest takes. Whole campaigns are in test_reproduce and test_figures."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
 from vdrop_cli.commands.campaign import Cost, Evaluation, Maker, Training, announce, require_all
 from vdrop_cli.config import Precision, Published, RunError
+from vdrop_cli.model import LanguageModel
 from vdrop_cli.tasks import LanguageModelling, Sentiment
 
 
@@ -44,6 +46,9 @@ def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
     with pytest.raises(RunError, match=r"^by passes seed 3 is not finished; "):
         require_all([training], [passes])
     assert [argument.split("=")[0] for argument in passes.arguments] == ["checkpoint", "mc_samples", "device", "precision"]
+    assert settings(*replace(passes, mc_batch=7).arguments, command="eval").mc_batch == 7
+    together = replace(passes, trainings=[training] * 2, mc_batch=7)
+    assert settings(*together.arguments, command="eval").mc_batch is None, "an ensemble has no passes"
 
 
 def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:
@@ -63,4 +68,17 @@ def test_reading_costs_in_proportion_to_words(tmp_path: Path, monkeypatch: pytes
     assert isinstance(task, Sentiment)
     words = sum(task.parts["train"].lengths) + sum(task.parts["test"].lengths)
     assert cost.reading(task.parts.values()) == pytest.approx(cost.a_word * words)
-    assert cost.mc(10) == pytest.approx(10 * cost.mc(1)) and cost.epoch > 0
+    assert cost.mc(10, None) == pytest.approx(10 * cost.mc(1, None)) and cost.epoch > 0
+
+
+def test_the_time_of_passes_is_measured_with_as_many_as_run_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cost = Cost(Maker(Precision.fp32, "outputs").training("it", settings(*TINY, *text), 1))
+    batches: list[int] = []
+    zero_state = LanguageModel.zero_state
+    monkeypatch.setattr(LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch))
+    for samples, mc_batch in ((1000, None), (1000, 7), (5, 7)):
+        cost.mc(samples, mc_batch)
+    assert batches == [50, 7, 5]

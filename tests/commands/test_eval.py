@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_checkpoint import at_epoch
-from vdrop_cli import checkpoint, corpora, files, interruption
+from vdrop_cli import checkpoint, corpora, environment, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, plain
@@ -77,6 +77,35 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
     again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     assert again["metrics"] == pytest.approx(base["metrics"], rel=1e-5)
     assert again["environment"]["backend"] == "reference"
+
+
+def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mc_batch=null is what it comes to on the device; the file of the result is named the same."""
+    for first, second, told in (("null", "50", "going on after"), ("50", "null", "going on after"), ("null", "3", "starting over")):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
+            patch.setattr(interruption, "received", [])
+            patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            run(folder, "mc_samples=4", f"mc_batch={first}")
+        run(folder, "mc_samples=4", f"mc_batch={second}")
+        assert told in capsys.readouterr().err
+    assert [path.name for path in folder.glob("eval-*")] == ["eval-0001-mc4-s1.json"]
+
+
+def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "nowhere" / "environment.py"))
+    for first, second, told in (("0123abc", "0123abc", "going on after"), ("0123abc", "4567def", "starting over")):
+        monkeypatch.setenv("VDROP_COMMIT", first)
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
+            patch.setattr(interruption, "received", [])
+            patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            run(folder, "mc_samples=4")
+        monkeypatch.setenv("VDROP_COMMIT", second)
+        run(folder, "mc_samples=4")
+        assert told in capsys.readouterr().err
 
 
 def test_word_dropout_is_of_models_that_were_trained_with_it(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,5 +134,18 @@ def test_what_cannot_be_written_is_told_before_hours_of_work(changes: str, vdrop
 def test_the_settings_are_those_of_the_command_line() -> None:
     parsed = settings("sizes=[small]", "launcher='joblib hydra.launcher.n_jobs=4'", "precision=bf16", "seeds=3", command="reproduce")
     assert parsed == Reproduce([Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16)
+    assert settings("mc_batch=200", command="reproduce") == Reproduce(mc_batch=200)
     with pytest.raises(ConfigError, match=r"seeds must be in \[1, 1000\], got 0"):
         Reproduce(seeds=0)
+    with pytest.raises(ConfigError, match=r"^mc_batch must be at least 1, or null, got 0"):
+        Reproduce(mc_batch=0)
+
+
+@pytest.mark.usefixtures("composing")
+def test_passes_run_together_as_it_was_asked_for(changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = changes.removeprefix("overrides='")[:-1]
+    rows = experiments.rows([Size.small], ["variational_mc"], overrides)
+    for mc_batch in (None, 200):
+        _, (evaluation,) = reproduce.needed(rows, Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch))
+        assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (["mc_batch=200"] if mc_batch else [])

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from vdrop_cli import checkpoint, environment, evaluate, experiments, interruption, runs, tasks
 from vdrop_cli.commands.train import Run, resolved
-from vdrop_cli.config import ConfigError, Eval, Precision, Published, RunError, Train
+from vdrop_cli.config import ConfigError, Precision, Published, RunError, Train
 from vdrop_cli.dropout import Stream
 from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.sinks import duration
@@ -58,6 +58,7 @@ class Evaluation:
     name: str
     published: Published  # how it is evaluated
     trainings: list[Training]  # one, or the members of an ensemble
+    mc_batch: int | None = None  # as of vdrop eval
 
     @property
     def told(self) -> str:
@@ -68,6 +69,7 @@ class Evaluation:
         first, *others = (str(training.folder) for training in self.trainings)
         settings = self.trainings[0].settings
         how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.published.mc_samples}"]
+        how += [f"mc_batch={self.mc_batch}"] if self.mc_batch is not None and not others else []
         return [f"checkpoint={first}", *how, f"device={settings.device}", f"precision={settings.precision}"]
 
     @property
@@ -119,7 +121,7 @@ def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -
             print(f"  {evaluation.told}: finished", file=sys.stderr)
             continue
         samples = evaluation.published.mc_samples
-        left = cost(first).mc(samples) if samples else cost(first).result * len(evaluation.trainings)
+        left = cost(first).mc(samples, evaluation.mc_batch) if samples else cost(first).result * len(evaluation.trainings)
         print(f"  {evaluation.told}: {duration(left)}", file=sys.stderr)
         total += left
     print(f"  together: {duration(total)}", file=sys.stderr, flush=True)
@@ -163,11 +165,11 @@ class Cost:
     def reading(self, parts: Iterable[Part]) -> float:
         return self.a_word * sum(sum(part.lengths) for part in parts)
 
-    def mc(self, samples: int) -> float:
+    def mc(self, samples: int, mc_batch: int | None) -> float:
         if isinstance(self.task, Sentiment):
             return samples * self.reading(self.task.sample(name) for name in (self.task.noise_part, "test"))
         assert isinstance(self.task, LanguageModelling)
-        together, stream_N = min(samples, Eval.mc_batch), self.task.streams["test"]
+        together, stream_N = min(samples, environment.mc_batch(mc_batch, self.task.device)), self.task.streams["test"]
         passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
         words: list[int] = []
         seconds = self.timed(lambda: words.extend(islice(passes, self.STEPS)))

@@ -64,5 +64,6 @@ def needed(rows: list[Row], settings: Reproduce) -> tuple[list[Training], list[E
         made = [maker.training(row.experiment, row.settings, seed) for seed in range(1, settings.seeds + 1)]
         of_row = [trainings.setdefault(training.folder, training) for training in made]
         for evaluated in [of_row[:members]] if members > 1 else [[training] for training in of_row if samples]:
-            evaluations.setdefault((evaluated[0].folder, members, samples), Evaluation(row.experiment, row.published, evaluated))
+            evaluation = Evaluation(row.experiment, row.published, evaluated, settings.mc_batch)
+            evaluations.setdefault((evaluated[0].folder, members, samples), evaluation)
     return list(trainings.values()), list(evaluations.values())

@@ -220,6 +220,7 @@ LEGEND = """Written by `vdrop table` from run folders and the records in `output
   published column.
 - *valid, exact* and *test*: every token but the first, in one pass over the text. ±: deviation over seeds; of published numbers, theirs.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see the file of the experiment. *: the code differed from the commit.
+- ?: it is unknown whether the code differed from the commit.
   Published words/s: on a GPU of 2015.
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs), with which it is published
   nowhere."""
@@ -339,7 +340,7 @@ def as_csv(lines: list[Line]) -> str:
             published, environments = line.row.published, evaluated.environments
             how = [evaluated.seeds, published.mc_samples, published.members]
             of_run = [*how, *(environments[-1].get(name) for name in ("precision", "device", "date", "commit"))]
-            of_run.append(any(environment.get("dirty") for environment in environments))
+            of_run.append(runs.code_differed(environments))
             writer.writerow([*told, *of_run, evaluated.valid, evaluated.exact, evaluated.test, evaluated.speed])
         if not line.runs:
             writer.writerow([*told, *[""] * len(measured)])
