@@ -18,6 +18,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "files": {"config"},
     "kernels": {"kernels"},
     "dropout": {"config", "kernels"},
+    "prefetch": {"config", "dropout"},
     "layers": {"config", "kernels", "dropout"},
     "model": {"config", "kernels", "dropout", "layers"},
     "corpora": {"config", "corpora", "files"},

@@ -17,7 +17,8 @@ from torch import Tensor
 from tests.conftest import CELLS_AND_POLICIES, TINY, Vdrop, settings
 from tests.kernels.test_fused import relative_errors
 from tests.processes import ROOT, environment
-from vdrop_cli import kernels
+from vdrop_cli import kernels, prefetch
+from vdrop_cli.commands import train
 from vdrop_cli.config import Dropout, Policy
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
 from vdrop_cli.evaluate import MonteCarlo
@@ -92,6 +93,19 @@ def test_masks_are_those_of_the_cpu() -> None:
         for a, b in zip(here.layers[0], there.layers[0], strict=True):
             assert (a is None and b is None) or (b.is_cuda and torch.equal(a, b.cpu()))
         assert there.to(CUDA).layers[0].x is there.layers[0].x, "what is there already stays"
+
+
+def test_masks_drawn_ahead_are_those_that_are_drawn_in_time(tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pinned memory, by another thread, while graphs are captured and replayed."""
+    losses = []
+    for ahead in (True, False):
+        monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device, ahead=ahead: ahead)
+        config = settings(*ON_CUDA, *text, "dropout=naive_word", "model.hidden_size=64", "log_every=1", f"outputs={tmp_path}/{ahead}")
+        train.run(config)
+        losses.append([r["loss"] for r in log_of(next((tmp_path / str(ahead)).rglob("log.jsonl")).parent) if r["kind"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) > 10
+    model = LanguageModel(config.model, config.dropout, 10).to(CUDA)
+    assert all(m is None or m.is_pinned() for m in model.host_masks(3, 2, Stream((1,))).layers[0])
 
 
 def peak(run: Callable[[], object]) -> int:

@@ -89,6 +89,16 @@ class ModelMasks(NamedTuple):
         word = self.word and WordMasks(self.word.p, sent(self.word.by_type_B, device), sent(self.word.by_token_TB, device, dtype))
         return ModelMasks(layers, word, sent(self.out, device, dtype))
 
+    def pinned(self) -> "ModelMasks":
+        """In memory that a GPU reads by itself."""
+        layers = [Masks(*(pinned(mask) for mask in layer)) for layer in self.layers]
+        word = self.word and WordMasks(self.word.p, pinned(self.word.by_type_B), pinned(self.word.by_token_TB))
+        return ModelMasks(layers, word, pinned(self.out))
+
+
+def pinned(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.pin_memory()
+
 
 def sent(mask: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None:
     """To its device; from memory that a GPU reads by itself, so that nothing waits for what is still to be done there."""

@@ -114,6 +114,7 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         "vdrop": __version__,
         "python": platform.python_version(),
         **{package: version for package in PACKAGES if (version := installed(package)) is not None},
+        "torch": str(torch.__version__),  # with the CUDA version that it was built for, which the package's metadata may lack
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),
         "device_type": on.type,
         **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on.type == "cuda" else {}),  # type: ignore[no-untyped-call]

@@ -54,8 +54,13 @@ class Reader(nn.Module):
 
     def masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
         """New masks for `time` steps of `batch` sequences, as a function of the stream."""
+        return self.host_masks(time, batch, stream).to(self.embedding.device)
+
+    def host_masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
+        """The same masks on the CPU, pinned where the model is on a GPU."""
         shape = self.layers.mask_shape(time, batch)
-        return draw(self.layers.dropout, shape, stream, outputs=self.outputs).to(self.embedding.device, self.embedding.dtype)
+        masks = draw(self.layers.dropout, shape, stream, outputs=self.outputs).to("cpu", self.embedding.dtype)
+        return masks.pinned() if self.embedding.is_cuda else masks
 
     def mean_masks(self) -> ModelMasks:
         """For evaluation by the standard approximation."""

@@ -8,9 +8,10 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,11 +23,11 @@ from typing import Any, Self
 import torch
 from hydra import compose
 
-from vdrop_cli import environment, evaluate, kernels, rivals
+from vdrop_cli import environment, evaluate, kernels, prefetch, rivals
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, Size, Train, parse, plain
 from vdrop_cli.corpora import Corpus
-from vdrop_cli.dropout import Stream, draw
+from vdrop_cli.dropout import ModelMasks, Stream, draw
 from vdrop_cli.kernels.products import Weights
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.schedule import Optimiser
@@ -130,16 +131,21 @@ def ratio(one: Measured, other: Measured) -> float:
     return median(theirs / ours for ours, theirs in zip(one.seconds, other.seconds, strict=True))
 
 
+def drawn(draw: Callable[[int], ModelMasks], train: Train) -> Iterator[ModelMasks]:
+    """The masks of one step after another, as `vdrop train` draws them."""
+    return (masks for _, masks in prefetch.with_masks(count(1), draw, train.dropout, torch.device(train.device)))
+
+
 def our_step(train: Train, precision: Precision) -> Callable[[], object]:
     """A training step as `vdrop train` makes it."""
     time_steps, batch = train.task.steps, train.task.batch_size
     model = language_model(train, precision)
-    optimiser, ids, state, number = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch), 0
+    optimiser, ids, state = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch)
+    masks_of_steps = drawn(lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train)
 
     def step() -> float:
-        nonlocal state, number
-        number += 1
-        masks = model.masks(time_steps, batch, Stream(("bench", number)))
+        nonlocal state
+        masks = next(masks_of_steps)
         nll_TB, last = model.nll(ids[:-1], ids[1:], state, masks)
         state = tuple(part.detach() for part in last)
         loss = nll_TB.sum() / batch
@@ -153,12 +159,11 @@ def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
     model = Regressor(train.model, train.dropout, RATINGS_VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
     model.initialise(train.model.init, Stream(("bench",)), train.model.forget_bias)
     model.to(train.device)
-    optimiser, (ids_TB, lengths_B, targets_B), number = Optimiser(model, train.schedule), random_ratings(train), 0
+    optimiser, (ids_TB, lengths_B, targets_B) = Optimiser(model, train.schedule), random_ratings(train)
+    masks_of_steps = drawn(lambda number: model.host_masks(len(ids_TB), len(lengths_B), Stream(("bench", number))), train)
 
     def step() -> float:
-        nonlocal number
-        number += 1
-        masks = model.masks(len(ids_TB), len(lengths_B), Stream(("bench", number)))
+        masks = next(masks_of_steps)
         loss = torch.nn.functional.mse_loss(model(ids_TB, lengths_B, masks), targets_B)
         return optimiser.step(loss, 1)[0]
 

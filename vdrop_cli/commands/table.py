@@ -220,8 +220,8 @@ LEGEND = """Written by `vdrop table` from run folders and the records in `output
   published column.
 - *valid, exact* and *test*: every token but the first, in one pass over the text. ±: deviation over seeds; of published numbers, theirs.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see the file of the experiment. *: the code differed from the commit.
-- ?: it is unknown whether the code differed from the commit.
   Published words/s: on a GPU of 2015.
+- ?: it is unknown whether the code differed from the commit.
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs), with which it is published
   nowhere."""
 

@@ -16,10 +16,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, environment, files, interruption, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, prefetch, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain
-from vdrop_cli.dropout import Stream
+from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
@@ -106,8 +106,12 @@ class Run:
         epoch = self.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
         lr = learning_rate(self.settings.schedule, epoch)
-        for batch in islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None):
-            masks = self.task.masks(self.model, batch, stream.at(batch.number))
+
+        def draw(batch: Any) -> ModelMasks:
+            return self.task.masks(self.model, batch, stream.at(batch.number))
+
+        batches = islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None)
+        for batch, masks in prefetch.with_masks(batches, draw, self.settings.dropout, self.task.device):
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
             total, norm = self.optimiser.step(loss, epoch)
             told, words = self.task.told(total), self.task.words(batch)

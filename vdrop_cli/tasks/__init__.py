@@ -72,7 +72,8 @@ class Task(Protocol):
     def zero_state(self, model: TaskModel) -> State:
         """With which an epoch begins; nothing where no state is carried from batch to batch."""
 
-    def masks(self, model: TaskModel, batch: Batch, stream: Stream) -> ModelMasks: ...
+    def masks(self, model: TaskModel, batch: Batch, stream: Stream) -> ModelMasks:
+        """Of a batch, on the CPU, as a function of the stream."""
 
     def loss(self, model: TaskModel, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """What is descended, and the state for the next batch."""

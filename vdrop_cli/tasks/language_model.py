@@ -90,7 +90,7 @@ class LanguageModelling:
         return model.zero_state(self.batch_size)
 
     def masks(self, model: LanguageModel, chunk: Chunk, stream: Stream) -> ModelMasks:
-        return model.masks(self.bptt, self.batch_size, stream)
+        return model.host_masks(self.bptt, self.batch_size, stream)
 
     def loss(self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """Nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip are on their published scale."""

@@ -172,7 +172,7 @@ class Sentiment:
 
     def masks(self, model: Regressor, batch: Batch, stream: Stream) -> ModelMasks:
         time, sequences = batch.ids_TB.shape
-        return model.masks(time, sequences, stream)
+        return model.host_masks(time, sequences, stream)
 
     def loss(self, model: Regressor, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """Mean squared error of standardised ratings."""

@@ -1,0 +1,136 @@
+"""Masks drawn ahead: the same numbers, one batch ahead, and a thread that ends whatever happens."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY, TINY_SENTIMENT, settings
+from vdrop_cli import checkpoint, interruption, prefetch, tasks
+from vdrop_cli.commands import train
+from vdrop_cli.config import Policy
+from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.interruption import Interrupted
+from vdrop_cli.kernels import Masks
+from vdrop_cli.sinks import Start, Step
+
+CPU = torch.device("cpu")
+
+
+def numbered(number: int) -> ModelMasks:
+    return ModelMasks([Masks(x=torch.full((1,), float(number)))])
+
+
+def drawing_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("masks")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    until = time.monotonic() + 10
+    while drawing_threads() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not drawing_threads()
+
+
+def test_it_is_worthwhile_on_a_gpu_where_masks_are_new_at_every_step() -> None:
+    dropouts = {policy: settings(f"dropout={policy}").dropout for policy in Policy}
+    ahead = {policy for policy, dropout in dropouts.items() if prefetch.is_worthwhile(dropout, torch.device("cuda:1"))}
+    assert ahead == {Policy.zaremba, Policy.naive}
+    assert not any(prefetch.is_worthwhile(dropout, CPU) for dropout in dropouts.values()), "the thread would take a core"
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 5])
+def test_every_batch_comes_once_with_its_own_masks(batches: int) -> None:
+    pairs = list(prefetch.drawn_ahead(range(batches), numbered, CPU))
+    assert [(batch, float(masks.layers[0].x)) for batch, masks in pairs] == [(n, float(n)) for n in range(batches)]
+
+
+def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
+    """That of batch 1 while batch 0 is worked on; batch 2 waits."""
+    drawn, threads = {number: threading.Event() for number in range(4)}, set()
+
+    def draw(number: int) -> ModelMasks:
+        threads.add(threading.current_thread())
+        drawn[number].set()
+        return numbered(number)
+
+    pairs = prefetch.drawn_ahead(range(4), draw, CPU)
+    assert next(pairs)[0] == 0
+    assert drawn[1].wait(10) and not drawn[2].is_set()
+    assert next(pairs)[0] == 1 and drawn[2].wait(10) and not drawn[3].is_set()
+    assert len(threads) == 1 and threading.current_thread() not in threads
+    pairs.close()
+    assert not drawn[3].is_set()
+
+
+def test_what_drawing_raises_comes_with_its_batch() -> None:
+    def draw(number: int) -> ModelMasks:
+        if number == 1:
+            raise MemoryError("no room for the masks of batch 1")
+        return numbered(number)
+
+    pairs = prefetch.drawn_ahead(range(3), draw, CPU)
+    assert next(pairs)[0] == 0
+    with pytest.raises(MemoryError, match="batch 1"):
+        next(pairs)
+    assert list(pairs) == []
+
+
+def test_what_the_batches_raise_is_passed_on() -> None:
+    def batches() -> Iterator[int]:
+        yield 0
+        raise OSError("the text is gone")
+
+    with pytest.raises(OSError, match="the text is gone"):
+        list(prefetch.drawn_ahead(batches(), numbered, CPU))
+
+
+def start(*overrides: str) -> train.Run:
+    config = settings(*overrides)
+    task = tasks.load(config, CPU)
+    folder = checkpoint.run_folder(config, task.fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    return train.Run(config, task, folder)
+
+
+def told(run: train.Run) -> Iterator[dict[str, Any]]:
+    for record in train.records(run):
+        if not isinstance(record, Start):
+            yield {name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second")}
+
+
+@pytest.mark.parametrize(("task", "policy"), [("language_model", "naive_word"), ("sentiment", "zaremba")])
+def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
+    task: str, policy: str, text: list[str], rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the thread; with it; and with it, stopped in the middle of an epoch and resumed."""
+    monkeypatch.chdir(tmp_path)
+    of_task = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
+    overrides = [*of_task, f"dropout={policy}", "schedule.epochs=2"]
+    alone = list(told(start(*overrides)))
+    monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
+    assert list(told(start(*overrides, "outputs=ahead"))) == alone
+    parts, stop = [], 3 * sum("loss" in record for record in alone) // 4
+    with pytest.raises(Interrupted):
+        for record in train.records(start(*overrides, "outputs=stopped")):
+            if isinstance(record, Step):
+                parts.append(record.loss)
+                if record.step == stop:
+                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
+    monkeypatch.setattr(interruption, "received", [])
+    parts += [record["loss"] for record in told(start(*overrides, "outputs=stopped")) if "loss" in record]
+    assert parts == [record["loss"] for record in alone if "loss" in record]
+
+
+def test_a_training_that_fails_leaves_no_thread(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
+    with pytest.raises(train.Diverged):
+        list(train.records(start(*TINY, *text, "dropout=naive", "schedule.lr=1e30", "schedule.clip=null")))
