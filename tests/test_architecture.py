@@ -16,6 +16,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "launchers": {"interruption"},
     "sweeps": {"config", "explain", "files", "interruption", "launchers"},
     "files": {"config"},
+    "ownership": {"config", "files"},
     "kernels": {"kernels"},
     "dropout": {"config", "kernels"},
     "prefetch": {"config", "dropout"},

@@ -39,6 +39,27 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert path.read_bytes() == b"two three" and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+def test_only_a_file_is_replaced(kind: str, tmp_path: Path) -> None:
+    """As root a device, or the link `/dev/stdout`, would be gone."""
+    path = tmp_path / "a"
+    {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "device": lambda: path.symlink_to("/dev/null")}[kind]()
+    before = os.lstat(path)
+    with pytest.raises(RunError, match=r"/a cannot be written \(it is (a folder|not a regular file)\); move it away"):
+        files.replace(path, b"content")
+    assert os.path.samestat(os.lstat(path), before) and os.listdir(tmp_path) == ["a"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("mine")
+    for name in ("a", f"a.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(theirs)
+    files.replace(tmp_path / "a", b"content")
+    assert theirs.read_text() == "mine" and (tmp_path / "a").read_bytes() == b"content"
+    assert sorted(os.listdir(tmp_path)) == ["a", "theirs"]
+
+
 def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Path) -> None:
     """A process that may write files of 1000 bytes, and no larger."""
     code = (
@@ -86,8 +107,9 @@ def test_unfinished_files_are_taken_away_by_name(tmp_path: Path) -> None:
     others = ["a-2.json.12.tmp", "a.json", "a.json.tmp", "b.json.12.tmp", "ba.json.12.tmp"]
     for name in ["a.json.12.tmp", "a.partial.345.tmp", *others]:
         (tmp_path / name).touch()
+    (tmp_path / "a.json.13.tmp").mkdir()
     files.remove_unfinished(tmp_path, r"a\.(json|partial)")
-    assert sorted(os.listdir(tmp_path)) == others
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a.json.13.tmp"]), "a folder is not removed, and no reason to stop"
 
 
 def test_the_advice_fits_the_reason() -> None:

@@ -90,7 +90,10 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
     now = there.index(path)  # later ones could not be used, else the run would have gone on from them
     for old in there[:now] + there[now + KEPT :]:
         if old not in best:
-            old.unlink(missing_ok=True)
+            try:
+                old.unlink(missing_ok=True)
+            except OSError as error:  # no reason to end the training
+                print(f"vdrop: {old} is no longer needed, and cannot be removed ({error.strerror})", file=sys.stderr)
 
 
 def load(path: Path) -> Checkpoint:

@@ -48,16 +48,31 @@ def read(path: Path, limit: int | None = None) -> bytes:
     return content
 
 
+def read_start(path: Path, size: int) -> bytes:
+    """The first `size` bytes, with the errors of `read`."""
+    require_regular(os.stat(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        require_regular(os.fstat(handle))
+        return file.read(size)
+
+
 def require_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise Damaged("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file so that at every moment either the old one or the new one is there, whole, whatever happens."""
+    """Writes a file so that at every moment either the old one or the new one is there, whole, whatever happens.
+
+    A link to a file is replaced, and its target stays. Raises RunError where it cannot be written, or where a folder, a FIFO or a
+    device is in its place.
+    """
+    require_replaceable(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)  # of a killed process that had this id
+        with beside.open("xb") as file:  # never through a link
             for part in parts:
                 file.write(part)
             file.flush()
@@ -70,11 +85,22 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
         raise failed(path, error) from None
 
 
+def require_replaceable(path: Path) -> None:
+    """Raises RunError where something other than a regular file, or a link to one, is in the place of a file."""
+    try:
+        require_regular(os.stat(path))
+    except Damaged as reason:
+        raise RunError(f"{path} cannot be written ({reason}); move it away") from None
+    except OSError:  # not there, or writing says why not
+        pass
+
+
 def remove_unfinished(folder: Path, names: str) -> None:
-    """Takes away what processes left that were killed while they wrote, of files whose whole names fit the regular expression."""
+    """Removes what killed processes left half-written, of files whose whole names fit the regular expression."""
     for left in folder.glob("*.tmp"):
         if re.fullmatch(rf"(?:{names})\.\d+\.tmp", left.name):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # it does no harm where it is
+                left.unlink()
 
 
 def failed(path: Path, error: OSError) -> RunError:
@@ -142,9 +168,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
 class Lock:
     """A file that one process at a time can hold, with its host and process id in it for people to read.
 
-    The system lets go of it when the process ends, however it ends: one that was left behind by a process that is gone holds
-    nobody up. Raises ConfigError where another process holds it.
+    The system releases it when the process ends, however it ends, so one that a killed process left behind blocks nobody.
+    Raises ConfigError where another process holds it, or where something is in its place that is not such a file.
     """
+
+    HOLDER = b"process "  # how its content starts
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.what = path, what
@@ -152,16 +180,31 @@ class Lock:
     def __enter__(self) -> Self:
         while True:
             try:
-                self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                with suppress(FileNotFoundError):
+                    require_regular(os.lstat(self.path))  # before it is opened: opening a device may have an effect
+                self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            except Damaged:
+                raise self.foreign() from None
             except OSError as error:
-                raise failed(self.path, error) from None
+                raise (self.foreign() if error.errno == errno.ELOOP else failed(self.path, error)) from None
+            if not self.is_own():
+                os.close(self.handle)
+                raise self.foreign()
             if self.taken() and self.is_in_place():
                 break
-            os.close(self.handle)  # its holder took it away in between
-        with suppress(OSError):  # who holds it is only for people to read; a full disk tells at the next file
+            os.close(self.handle)  # its holder removed it in between
+        with suppress(OSError):  # who holds it is only for people to read; a full disk shows at the next file
             os.ftruncate(self.handle, 0)
-            os.pwrite(self.handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.pwrite(self.handle, self.HOLDER + f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return self
+
+    def is_own(self) -> bool:
+        """Whether it is a regular file with what a lock holds, or with nothing."""
+        start = os.pread(self.handle, len(self.HOLDER), 0)
+        return stat.S_ISREG(os.fstat(self.handle).st_mode) and self.HOLDER.startswith(start)
+
+    def foreign(self) -> ConfigError:
+        return ConfigError(f"{self.path} is not a lock file of vdrop; move it away")
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
@@ -180,6 +223,6 @@ class Lock:
 
     def is_in_place(self) -> bool:
         try:
-            return os.path.samestat(self.path.stat(), os.fstat(self.handle))
+            return os.path.samestat(self.path.lstat(), os.fstat(self.handle))
         except FileNotFoundError:
             return False

@@ -16,6 +16,7 @@ from vdrop_cli.commands.train import Run
 from vdrop_cli.config import ConfigError, RunError, Train
 from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.ownership import LOCK
 from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 
@@ -141,7 +142,7 @@ def test_force_has_had_its_effect_when_the_earlier_run_is_gone(text: list[str]) 
     folder = next(Path().rglob("result.json")).parent
 
     def killed() -> None:
-        assert [path.name for path in folder.iterdir()] == [train.LOCK]
+        assert [path.name for path in folder.iterdir()] == [LOCK]
         raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, environment, files, interruption, prefetch, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, ownership, prefetch, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import ModelMasks, Stream
@@ -40,9 +39,6 @@ from vdrop_cli.sinks import (
     read_result,
 )
 from vdrop_cli.tasks import Task
-
-LOCK = "lock"  # in the run folder, while a process is at work there
-OURS = r"config\.yaml|log\.jsonl|result\.json|checkpoint-[\d-]+\.pt"  # what training writes into it, TensorBoard's events aside
 
 
 class Diverged(RunError):
@@ -230,16 +226,6 @@ def prepare(folder: Path, settings: Train) -> None:
         raise ConfigError(f"outputs={settings.outputs}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
-def clear(folder: Path) -> None:
-    """Takes an earlier run out of its folder. Raises ConfigError while it is evaluated."""
-    for held in folder.glob("*.lock"):
-        with Lock(held, str(held.with_suffix(".json"))):
-            pass
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
-
-
 def resolved(settings: Train, device: torch.device) -> Train:
     """With what `auto` comes to on a device."""
     backend, precision = environment.backend(settings.backend, device), environment.precision(settings.precision, device)
@@ -253,16 +239,19 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
     settings = resolved(settings, device)
     task = tasks.load(settings, device)
     folder = checkpoint.run_folder(settings, task.fingerprint)
+    if not settings.force:
+        ownership.require_regular_files(folder)
     if (folder / "result.json").exists() and not settings.force:
         print(f"{folder} is finished; force=true starts over")
         tell(read_result(folder))
         return "was done"
     prepare(folder, settings)
-    with Lock(folder / LOCK, str(folder)):
+    with Lock(folder / ownership.LOCK, str(folder)):
         if settings.force:
-            clear(folder)
+            ownership.clear(folder)
             started_over()
-        files.remove_unfinished(folder, OURS)
+        ownership.require_regular_files(folder, before_writing=True)
+        files.remove_unfinished(folder, ownership.TRAINING)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"

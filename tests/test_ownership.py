@@ -1,0 +1,305 @@
+"""What `force=true` and the commands that write remove and overwrite: vdrop's own files, and nothing of a user's."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, settings
+from tests.test_survival import of_training
+from vdrop_cli import checkpoint, ownership
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands import train
+from vdrop_cli.config import ConfigError, RunError, Train
+from vdrop_cli.files import Lock
+from vdrop_cli.ownership import clear, is_of_run, removal_order
+
+SHORT = ("task.batch_size=20", "task.bptt=10", "schedule.epochs=3", "log_every=1")
+NAMES = ("config.yaml", "log.jsonl", "result.json", "checkpoint-0002.pt", "eval-0001-standard.json", "eval-0001-mc5-s1.partial")
+
+
+@pytest.fixture(scope="module")
+def config(text: list[str]) -> Train:
+    """Of a short run."""
+    run: Train = settings(*TINY, *text, "dropout=variational", *SHORT)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(config: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder, with two evaluations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("made"))
+        train.run(config)
+        (folder,) = (path.parent.absolute() for path in Path().rglob("result.json"))
+        for samples in (0, 3):
+            evaluation.run(settings(f"checkpoint={folder}", f"mc_samples={samples}", "device=cpu", command="eval"))
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy that the same command finds."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(made, Path(*made.parts[-4:])))
+
+
+@contextmanager
+def in_seconds(seconds: int) -> Iterator[None]:
+    """Fails instead of waiting for the other end of a FIFO."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def content(folder: Path) -> dict[str, bytes | str]:
+    """Of every file in it, however deep; of a link where it leads."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else "other"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def forced(config: Train, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a run that starts over says; the others of a sweep go on."""
+    capsys.readouterr()
+    settings = Train(**{**vars(config), "force": True})
+    with in_seconds(60):
+        assert train.run(settings) == "done"
+    return capsys.readouterr().err
+
+
+def test_all_that_a_run_and_its_evaluations_write_is_its_own(made: Path) -> None:
+    names = [path.name for path in made.iterdir()]
+    assert {"config.yaml", "log.jsonl", "result.json"} < set(names) and any(name.startswith("events.out") for name in names)
+    assert {"eval-0003-standard.json", "eval-0003-mc3-s1.json"} < set(names)
+    assert [name for name in names if not is_of_run(Path(name))] == []
+    for name in ("eval-0001-00012-mc3-no_word-s7-bf16.json", "eval-0001-ensemble10-0123abcd.lock", "checkpoint-0001-00812.pt.99.tmp"):
+        assert is_of_run(Path(name)), name
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "my.lock", "eval-0001-notes.json", "result.json.bak", "a.tmp", "checkpoint-best.pt", "lock.txt", "1.json", "x\n"]
+)
+def test_what_a_user_may_have_there_is_not_the_runs(name: str) -> None:
+    assert not is_of_run(Path(name))
+
+
+def test_force_leaves_what_is_not_the_runs_and_names_it(config: Train, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = {"notes.txt": b"mine", "my.lock": b"mine", "plots/a.png": b"mine", "checkpoint-0001.safetensors": b"mine"}
+    for name, held in theirs.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(held)
+    elsewhere = folder.parents[3] / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "result.json").write_text("mine")
+    (folder / "linked").symlink_to(elsewhere)
+    os.mkfifo(folder / "fifo")
+    told = forced(config, capsys)
+    assert {name: (folder / name).read_bytes() for name in theirs} == theirs
+    assert (elsewhere / "result.json").read_text() == "mine" and (folder / "linked").is_symlink() and (folder / "fifo").is_fifo()
+    (line,) = [line for line in told.splitlines() if "notes.txt" in line]
+    assert "my.lock" in line and line.endswith("and 1 more")
+    assert not list(folder.glob("eval-*")), "evaluations are of the run that is gone"
+
+
+def test_a_run_folder_that_is_a_link_loses_only_files_of_the_run(config: Train, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = folder.parents[3] / "mine"
+    folder.rename(target)
+    folder.symlink_to(target.absolute())
+    (target / "thesis.tex").write_text("mine")
+    (target / "chapters").mkdir()
+    (target / "chapters" / "config.yaml").write_text("mine")
+    assert "thesis.tex" in forced(config, capsys)
+    assert (target / "thesis.tex").read_text() == (target / "chapters" / "config.yaml").read_text() == "mine" and folder.is_symlink()
+    assert (target / "result.json").exists()
+
+
+def test_links_and_special_files_of_the_runs_names_are_removed_and_never_followed(
+    config: Train, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = folder.parents[3] / "theirs"
+    theirs.mkdir()
+    for name in NAMES:
+        (folder / name).unlink(missing_ok=True)
+    for name in NAMES[:2]:
+        (theirs / name).write_text("mine")
+        (folder / name).symlink_to(theirs / name)
+    (folder / NAMES[2]).symlink_to(theirs)
+    os.mkfifo(folder / NAMES[3])
+    (folder / NAMES[4]).symlink_to("/dev/zero")
+    (folder / NAMES[5]).symlink_to("nowhere")
+    forced(config, capsys)
+    assert content(theirs) == {name: b"mine" for name in NAMES[:2]}
+    assert all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+
+
+@contextmanager
+def in_the_way(kind: str, path: Path) -> Iterator[None]:
+    """Something that cannot be removed."""
+    undo: list[str] = []
+    if kind == "folder":
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    elif kind == "immutable":
+        if subprocess.run(["chattr", "+i", path], capture_output=True).returncode:
+            pytest.skip("no file can be made immutable here")
+        undo = ["chattr", "-i"]
+    else:
+        other = path.parents[4] / "other"
+        other.touch()
+        if subprocess.run(["mount", "--bind", other, path], capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+        undo = ["umount"]
+    try:
+        yield
+    finally:
+        if undo:
+            subprocess.run([*undo, path], check=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "immutable", "mounted"])
+@pytest.mark.parametrize("name", ["result.json", "checkpoint-0002.pt", "config.yaml"])
+def test_nothing_is_removed_where_something_cannot_be(name: str, kind: str, config: Train, folder: Path) -> None:
+    with in_the_way(kind, folder / name):
+        before = content(folder)
+        with pytest.raises(ConfigError, match=rf"{name} is (a folder|immutable|mounted), so nothing was removed"):
+            train.run(Train(**{**vars(config), "force": True}))
+        assert content(folder) == before
+
+
+def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run(
+    config: Train, made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that becomes immutable after all have been looked at."""
+    path = folder / "checkpoint-0002.pt"
+    monkeypatch.setattr(ownership, "obstacle", lambda *_: "")
+    with in_the_way("immutable", path), pytest.raises(RunError, match=r"checkpoint-0002\.pt cannot be removed \(Operation not permitted\)"):
+        clear(folder)
+    assert not (folder / "result.json").exists() and path.exists()
+    train.run(config)
+    assert of_training(folder)[:3] == of_training(made)[:3]
+
+
+def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_same_or_none(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run whose best epoch is an early one, after which the rate makes it worse, so that it keeps that checkpoint and the newest."""
+    monkeypatch.chdir(tmp_path)
+    worse = ["dropout=none", "schedule.lr=8", "schedule.clip=inf", "schedule.epochs=4", "schedule.patience=9"]
+    config = settings(*TINY, *text, *SHORT, *worse)
+    train.run(config)
+    (folder,) = (path.parent for path in Path().rglob("result.json"))
+    (folder / "eval-0001-standard.json").write_text("{}")
+    assert json.loads((folder / "result.json").read_text())["epoch"] < 3 and len(checkpoint.all_in(folder)) == 3
+    whole, expected = Path(shutil.copytree(folder, "whole")), of_training(folder)
+    names = [path.name for path in removal_order(folder)]
+    assert names[0] == "result.json"
+    for removed, name in enumerate(names, 1):
+        if name.startswith(("result", "checkpoint")) or removed == len(names):  # what is in between changes nothing for training
+            shutil.rmtree(folder)
+            shutil.copytree(whole, folder)
+            for path in removal_order(folder)[:removed]:
+                path.unlink()
+            assert not (folder / "result.json").exists()
+            train.run(config)
+            assert of_training(folder)[:3] == expected[:3], f"after {removed} removals"
+    assert not list(folder.glob("eval-*")), "of all files the last is gone, too"
+
+
+def test_a_clearing_that_is_killed_leaves_no_finished_run(folder: Path) -> None:
+    """SIGKILL to a real process in the middle of it; with many events, so that there is a middle."""
+    for events in (1000, 2000, 4000, 8000, 16000):
+        for name in ("result.json", "log.jsonl", *(f"events.out.tfevents.{number}.here" for number in range(events))):
+            (folder / name).touch()
+        pid = os.fork()
+        if pid == 0:
+            clear(folder)
+            os._exit(0)
+        while (folder / "events.out.tfevents.0.here").exists():
+            pass
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1] == signal.SIGKILL:
+            break
+    assert (folder / "log.jsonl").exists(), "it was killed in between"
+    assert not (folder / "result.json").exists() and not checkpoint.all_in(folder)
+
+
+def test_a_run_that_is_evaluated_is_not_cleared_whoever_has_made_the_lock(folder: Path) -> None:
+    before = content(folder)
+    with Lock(folder / "eval-0003-standard.lock", "it"), pytest.raises(ConfigError, match=r"eval-0003-standard\.json is in use"):
+        clear(folder)
+    assert content(folder) == before
+    os.mkfifo(folder / "eval-0003-standard.lock")
+    with in_seconds(20):
+        clear(folder)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_file_in_place_of_one_is_an_error_and_is_not_opened(name: str, finished: bool, config: Train, folder: Path) -> None:
+    if not finished:
+        (folder / "result.json").unlink()
+    path = folder / name
+    for kind in ("fifo", "endless", "nowhere", "folder"):
+        path.unlink(missing_ok=True)
+        {
+            "fifo": lambda: os.mkfifo(path),
+            "endless": lambda: path.symlink_to("/dev/zero"),
+            "nowhere": lambda: path.symlink_to("nowhere"),
+            "folder": path.mkdir,
+        }[kind]()
+        before = content(folder)
+        with in_seconds(20), pytest.raises(ConfigError, match=rf"{name} is in the way: .*; move it away"):
+            train.run(config)
+        assert content(folder) == before
+
+
+def test_a_log_that_is_a_link_is_not_written_through(config: Train, folder: Path) -> None:
+    (folder / "result.json").unlink()
+    theirs = folder.parents[3] / "theirs"
+    shutil.move(folder / "log.jsonl", theirs)
+    before = theirs.read_bytes()
+    (folder / "log.jsonl").symlink_to(theirs)
+    with pytest.raises(ConfigError, match=r"log\.jsonl is in the way"):
+        train.run(config)
+    assert theirs.read_bytes() == before
+
+
+def test_a_lock_is_never_a_link_a_fifo_or_a_file_of_somebody_else(config: Train, folder: Path) -> None:
+    (folder / "result.json").unlink()
+    theirs, lock = folder.parents[3] / "theirs", folder / "lock"
+    theirs.write_text("mine")
+    for kind in ("link", "nowhere", "fifo", "endless", "folder", "text", "hard link"):
+        {
+            "link": lambda: lock.symlink_to(theirs),
+            "nowhere": lambda: lock.symlink_to("nowhere"),
+            "fifo": lambda: os.mkfifo(lock),
+            "endless": lambda: lock.symlink_to("/dev/zero"),
+            "folder": lock.mkdir,
+            "text": lambda: lock.write_text("mine"),
+            "hard link": lambda: lock.hardlink_to(theirs),
+        }[kind]()
+        for force in (False, True):
+            with in_seconds(20), pytest.raises(ConfigError, match=r"lock is (in the way|not a lock file)"):
+                train.run(Train(**{**vars(config), "force": force}))
+        assert theirs.read_text() == "mine" and not Path("nowhere").exists() and os.path.lexists(lock)
+        lock.rmdir() if kind == "folder" else lock.unlink()
+    lock.write_text("process 1 on another host\n")
+    assert train.run(config) == "resumed", "one that a killed process has left does no harm"
+    assert not lock.exists()
