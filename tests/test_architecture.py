@@ -9,12 +9,13 @@ import vdrop_cli
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
-    "cli": {"config", "commands", "explain", "interruption", "sweeps", "CONF", "__version__"},
+    "cli": {"config", "commands", "explain", "interruption", "output", "sweeps", "CONF", "__version__"},
     "config": set(),
     "explain": {"config"},
     "interruption": set(),
+    "output": set(),
     "launchers": {"interruption"},
-    "sweeps": {"config", "explain", "files", "interruption", "launchers"},
+    "sweeps": {"config", "explain", "files", "interruption", "launchers", "output"},
     "files": {"config"},
     "ownership": {"config", "files"},
     "kernels": {"kernels"},
@@ -33,8 +34,9 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "checkpoint": {"config", "files"},
     "rivals": {"config"},
     "environment": {"config", "kernels", "__version__"},
-    "sinks": {"config", "files"},
-    "runs": {"config", "explain", "sinks"},
+    "stored": {"files"},
+    "sinks": {"config", "files", "stored"},
+    "runs": {"config", "explain", "files", "sinks", "stored"},
     "pictures": {"config", "runs"},
     "experiments": {"config", "explain"},
     "markdown": set(),

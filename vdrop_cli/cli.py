@@ -6,7 +6,7 @@ import re
 import sys
 from typing import NoReturn
 
-from vdrop_cli import CONF
+from vdrop_cli import CONF, output
 
 COMMANDS = {
     "train": "train a model; the same command again goes on, or says that it is done",
@@ -124,19 +124,29 @@ def fail(message: str) -> NoReturn:
 
 
 def main() -> None:
+    output.prepare()
+    try:
+        code = guarded()
+    except SystemExit as stop:
+        if stop.code:
+            output.finish()
+            raise
+        code = 0
+    if code := output.finish() or code:
+        sys.exit(code)
+
+
+def guarded() -> int:
+    """The exit code."""
     try:
         dispatch()
-        if sys.stdout is not None:
-            sys.stdout.flush()
     except KeyboardInterrupt:
         print("vdrop: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        from vdrop_cli.interruption import is_unread, say_no_more
-
-        if not is_unread():
+        return INTERRUPTED
+    except OSError as error:
+        if not output.is_lost(error):
             raise
-        sys.exit(say_no_more())
+    return 0
 
 
 def dispatch() -> None:
@@ -190,7 +200,7 @@ def run(command: str, arguments: list[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:
-        if job.composed or wants_traceback or isinstance(error, BrokenPipeError):  # not a fault of what was typed
+        if job.composed or wants_traceback or output.is_lost(error):  # not a fault of what was typed
             raise
         fail(explain(error, command))
     if job.outcome.code:

@@ -98,12 +98,19 @@ class Precision(Choice):
     bf16 = "bf16"  # all matrix products but the forward logits; states, gates, losses and weights stay fp32
 
 
+INTEGER_LIMIT = 2**31 - 1  # of every whole number but the seeds
+LIMITS = {"layers": 1000, "mc_samples": 10**6, "mc_batch": 10**6}  # of some, which would take for ever
+SEEDS = ("seed", "split_seed")  # which have limits of their own
+NAME_LIMIT = 100  # bytes of a name that becomes part of a folder's name
+PATH_LIMIT, PART_LIMIT = 3000, 255  # bytes of a path, to which names are added; and of a name in it
+PATHS = ("checkpoint", "members", "outputs", "file", "csv", "latex", "dir", "train", "valid", "test", "cache", "name")
 FLOAT32_LIMIT = 3e38  # what is larger is infinite in the arithmetic
 
 
 def require_name(key: str, name: str) -> None:
     """It becomes part of a folder's name."""
     require(re.fullmatch(r"\w[\w.-]*", name) is not None, key, "letters, digits, _ . and -", repr(name))
+    require(len(name.encode()) <= NAME_LIMIT, key, f"at most {NAME_LIMIT} bytes long", f"{len(name.encode())}")
 
 
 def require(holds: bool, key: str, wanted: str, got: object) -> None:
@@ -602,6 +609,7 @@ def parse(config: DictConfig, root: type[Root]) -> Root:
     parsed = OmegaConf.to_object(config)
     assert isinstance(parsed, root)
     refuse_unknown(parsed, "")
+    require_within_limits(parsed, "")
     return parsed
 
 
@@ -613,6 +621,33 @@ def refuse_unknown(node: Any, prefix: str) -> None:
             raise ConfigError(f"{prefix}{key} is not a setting{nearest(prefix + key, [prefix + name for name in sorted(known)])}")
         if dataclasses.is_dataclass(value):
             refuse_unknown(value, f"{prefix}{key}.")
+
+
+def require_within_limits(node: Any, prefix: str) -> None:
+    """That numbers and paths are of a size that the machine can hold."""
+    for f in dataclasses.fields(node):
+        value, key = getattr(node, f.name), prefix + f.name
+        if dataclasses.is_dataclass(value):
+            require_within_limits(value, f"{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool) and f.name not in SEEDS:
+            limit = LIMITS.get(f.name, INTEGER_LIMIT)
+            require(value <= limit, key, f"at most {limit:,}", value if value < 10**30 else "a larger number")
+        elif f.name in PATHS:
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, str):
+                    require_path(key, path)
+
+
+def require_path(key: str, path: str) -> None:
+    content = path.encode(errors="surrogatepass")
+    longest = max(map(len, content.split(b"/")))
+    require("\0" not in path, key, "a path", "one with a NUL in it")
+    require(
+        len(content) <= PATH_LIMIT and longest <= PART_LIMIT,
+        key,
+        f"a path of at most {PATH_LIMIT:,} bytes, and {PART_LIMIT} in each name",
+        f"{len(content):,} and {longest:,}",
+    )
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Literal, Self
 
 from vdrop_cli.config import ConfigError, RunError
 
@@ -35,13 +35,9 @@ class Damaged(Exception):
 def read(path: Path, limit: int | None = None) -> bytes:
     """The content of a regular file, or of one that a link leads to; at most `limit` bytes.
 
-    A FIFO or a device is never opened: the one waits for a writer, the other may have no end.
     Raises: FileNotFoundError; Damaged where it is not a regular file or is larger than `limit`; OSError where it cannot be read now.
     """
-    require_regular(os.stat(path))
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        require_regular(os.fstat(handle))  # it may have been replaced in between
+    with open_regular(path) as file:
         content = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(content) > limit:
         raise Damaged(f"it is larger than {limit:,} bytes")
@@ -50,11 +46,24 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
 def read_start(path: Path, size: int) -> bytes:
     """The first `size` bytes, with the errors of `read`."""
-    require_regular(os.stat(path))
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        require_regular(os.fstat(handle))
+    with open_regular(path) as file:
         return file.read(size)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: Literal["rb", "ab+"] = "rb") -> IO[bytes]:
+    """A regular file, opened. A FIFO or a device is never opened: the one waits for a writer, the other may have no end.
+
+    Raises: FileNotFoundError; Damaged; OSError.
+    """
+    if not flags & os.O_CREAT or path.exists():
+        require_regular(os.stat(path))
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        require_regular(os.fstat(handle))  # it may have been replaced in between
+    except Damaged:
+        os.close(handle)
+        raise
+    return open(handle, mode)
 
 
 def require_regular(status: os.stat_result) -> None:

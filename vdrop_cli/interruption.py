@@ -1,12 +1,11 @@
 """Signals that ask a run to stop set a flag, at which its loops look after every step; then it saves what it has, and stops."""
 
 import os
-import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -40,7 +39,8 @@ def note(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     if not received:
-        os.write(2, b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not saved\n")
+        with suppress(OSError):
+            os.write(2, b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not saved\n")
     if number not in received:
         received.append(signal.Signals(number))
     interrupted = interrupted or number == signal.SIGINT
@@ -106,16 +106,3 @@ def listening(then: Callable[[], object] = lambda: None) -> Iterator[None]:
         listens = False
         for number, theirs in before.items():
             signal.signal(number, theirs if theirs is not None else signal.SIG_DFL)
-
-
-def is_unread() -> bool:
-    """Whether nobody reads the output any more, as after `head`."""
-    poll = select.poll()
-    poll.register(1, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def say_no_more() -> int:
-    """Nothing more is written to it; returns the exit code that tells so."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 128 + signal.SIGPIPE

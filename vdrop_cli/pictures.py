@@ -1,5 +1,6 @@
 """Pictures of runs, to be read in black and white too: axes named, units given."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle
@@ -53,7 +54,8 @@ def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple
     figure, axes = canvas()
     from matplotlib.ticker import MaxNLocator
 
-    for number, ((name, run), marker) in enumerate(zip(runs.items(), cycle(MARKERS), strict=False)):
+    whole = {name: run for name, run in runs.items() if has_curve(run, solid[0], *(dotted or ())[:1])}
+    for number, ((name, run), marker) in enumerate(zip(whole.items(), cycle(MARKERS), strict=False)):
         epochs = [record["epoch"] for record in run.epochs]
         style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // MARKS)}
         metric, told = solid
@@ -63,8 +65,18 @@ def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple
             axes.plot(epochs, [record[metric] for record in run.epochs], ":", label=f"{name}: {told}", fillstyle="none", **style)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize="small")
+    if whole:
+        axes.legend(fontsize="small")
     return figure, axes
+
+
+def has_curve(run: Finished, *metrics: str) -> bool:
+    """Whether its log holds them from the first epoch on; says so where it does not."""
+    if run.has_whole_log and all(metric in record for record in run.epochs for metric in metrics):
+        return True
+    lacks = ", ".join(metrics) if run.has_whole_log else f"the epochs before {run.epochs[0]['epoch']}"
+    print(f"vdrop: {run.folder / 'log.jsonl'} lacks {lacks}; the run is left out of the picture", file=sys.stderr)
+    return False
 
 
 def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":

@@ -1,6 +1,6 @@
 """Runs that are finished, as they lie on disk: what they were set to, how they went, how they ended."""
 
-import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # of omegaconf
 
+from vdrop_cli import stored
 from vdrop_cli.config import ConfigError, Published, Train, plain, restore
 from vdrop_cli.explain import explain
+from vdrop_cli.files import Damaged
 from vdrop_cli.sinks import flat, read_log, read_result
 
 
@@ -40,6 +40,11 @@ class Finished:
     @property
     def epochs(self) -> list[dict[str, Any]]:
         return [record for record in self.log if record["kind"] == "epoch"]
+
+    @property
+    def has_whole_log(self) -> bool:
+        """Whether it begins at the first step; one that was lost begins where the run resumed after that."""
+        return bool(self.epochs[0]["epoch"] == 1)
 
     @property
     def environments(self) -> list[dict[str, Any]]:
@@ -79,28 +84,37 @@ def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
 def made_in(environment: dict[str, Any]) -> list[str]:
     """The device with its threads, the commit with a star where the code differed from it, a question mark where that is unknown."""
     threads = environment.get("threads")
-    device = str(environment["device"]) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+    device = str(environment.get("device", "–")) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
     mark = {True: "*", None: "?" if "commit" in environment else ""}.get(environment.get("dirty"), "")
     commit = str(environment.get("commit", "–"))[:7] + mark
-    return [str(environment["precision"]), device, str(environment.get("date", "–")), commit]
+    return [str(environment.get("precision", "–")), device, str(environment.get("date", "–")), commit]
 
 
 def read(folder: Path) -> Finished | None:
     """A run that has a result; one that has none yet is passed over, and said so."""
-    if not (folder / "config.yaml").is_file():
+    if not os.path.lexists(folder / "config.yaml"):
         raise ConfigError(f"{folder} is not a run folder, it has no config.yaml; name folders below outputs/train")
-    if not (folder / "result.json").is_file():
+    if not os.path.lexists(folder / "result.json"):
         print(f"vdrop: {folder} is not finished, left out", file=sys.stderr)
         return None
     log, result = read_log(folder / "log.jsonl"), read_result(folder)
-    if not {"start", "epoch"} <= {record["kind"] for record in log}:
+    if not {"start", "epoch"} <= {record["kind"] for record in log} or log[0]["kind"] != "start":
         raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its start or its epochs are not there; train again with force=true")
+    path = folder / "config.yaml"
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        found = Finished(folder, config, log, result)
+        found = Finished(folder, stored.read_yaml(path), log, result)
         _ = found.train  # which it keeps
-    except (ConfigError, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{folder / 'config.yaml'} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+    except (Damaged, ConfigError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+    if found.epochs[-1]["epoch"] != result["epochs"]:
+        trained = f"its last epoch is {found.epochs[-1]['epoch']}, of {result['epochs']} that were trained"
+        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, {trained}; put it back as it was, or train again with force=true")
+    if not all(isinstance(environment.get("device"), str) for environment in found.environments):
+        raise ConfigError(
+            f"{folder / 'log.jsonl'} is damaged, a start names no device; put it back as it was, or train again with force=true"
+        )
     return found
 
 
@@ -120,8 +134,25 @@ def read_if_possible(folder: Path) -> Finished | None:
 def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
     """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet."""
     kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else rf"ensemble{published.members}-[0-9a-f]+"
-    found = (evaluation(path) for path in run.evaluations if re.fullmatch(rf"eval-\d+-{kind}\.json", path.name))
-    return next((told for told in found if published.mc_samples or are_one_row(told["members"])), None)
+    for path in run.evaluations:
+        if not re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
+            continue
+        found = evaluation(path)
+        if not published.mc_samples:
+            require_parts(found, path, "members")
+            if not are_one_row(found["members"]):
+                continue
+        else:
+            require_parts(found, path, "mc")
+        return found
+    return None
+
+
+def require_parts(found: dict[str, Any], path: Path, *names: str) -> None:
+    """Raises ConfigError where a result or an evaluation lacks one of these."""
+    for name in names:
+        if name not in found:
+            raise ConfigError(f"{path} is damaged ({name} is missing); delete it and give the same command again")
 
 
 def are_one_row(members: list[str]) -> bool:
@@ -133,12 +164,25 @@ def are_one_row(members: list[str]) -> bool:
     return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in range(1, len(folders) + 1))
 
 
+EVALUATION: dict[str, type] = {"mc": list, "members": list, "environment": dict}  # of an evaluation, where it is there
+
+
 def evaluation(path: Path) -> dict[str, Any]:
-    """What `vdrop eval` wrote."""
+    """What `vdrop eval` wrote. Raises ConfigError."""
     try:
-        told = json.loads(path.read_text(errors="replace"))
-        if isinstance(told, dict) and isinstance(told.get("metrics"), dict):
-            return told
-    except ValueError:
-        pass
-    raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
+        found = stored.read_json(path)
+        stored.require(found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found})
+        stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
+        for row in found.get("mc", ()):
+            if not isinstance(row, dict):
+                raise Damaged("mc must be a list of objects")
+            stored.require(row, {"samples": int})
+            if not all(value is None or stored.is_finite(value) for value in row.values()):
+                raise Damaged("mc must hold numbers")
+        if not all(isinstance(member, str) for member in found.get("members", ())):
+            raise Damaged("members must be a list of texts")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+    except Damaged as damage:
+        raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again") from None
+    return found

@@ -1,7 +1,9 @@
 """Log records, and who listens to them: a JSON log, TensorBoard, and the person at the terminal."""
 
+import hashlib
 import json
 import math
+import mmap
 import os
 import sys
 import threading
@@ -9,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import IO, Any, ClassVar, Protocol, Self, get_origin
 
 from tqdm import tqdm
 
-from vdrop_cli import files
-from vdrop_cli.config import ConfigError
+from vdrop_cli import files, stored
+from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.files import Damaged
 
 
 @dataclass(frozen=True)
@@ -103,48 +107,231 @@ class Sink(Protocol):
     def __call__(self, record: Record) -> None: ...
 
 
+FIELDS: dict[str, dict[str, Any]] = {  # of a record as it is written down, its metrics excepted
+    kind.kind: {f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name != "metrics"}
+    for kind in (Start, Step, Epoch, Result, Failure)
+}
+LINE_LIMIT = 2**20  # bytes of a record; the largest, a start, has some kilobytes
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """A line of a log. Raises Damaged where it is not a record."""
+    record = stored.parse_json(line, infinite=True)
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise Damaged("it has no kind")
+    older = {"step"} - record.keys() if kind == "start" else set()  # starts had no step once
+    stored.require(record, {name: of for name, of in FIELDS[kind].items() if name not in older})
+    if kind in ("epoch", "result"):
+        for name in record.keys() - FIELDS[kind].keys() - {"kind", "chain"}:
+            if record[name] not in (None, math.inf) and not stored.is_finite(record[name]):
+                raise Damaged(f"{name} must be a number")
+    return record
+
+
+def chain(record: dict[str, Any], before: str) -> str:
+    """Sixteen hex digits of an epoch's record and of all before it, so that none can be changed unnoticed; `before` are the last one's."""
+    content = json.dumps({name: value for name, value in record.items() if name != "chain"}, sort_keys=True)
+    return hashlib.sha256(f"{before}{content}".encode()).hexdigest()[:16]
+
+
+class Order:
+    """Checks that records follow each other as a run writes them: epochs and steps in order, none missing, none changed."""
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None  # the last one; None before the first record
+        self.chain = ""  # of the last epoch
+        self.step = 0  # the last one
+        self.every: int | None = None  # steps between two records, where it is known
+        self.is_second = False  # whether a step was seen from which `every` can be told by the next one
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Raises Damaged."""
+        getattr(self, f"on_{record['kind']}", lambda record: None)(record)
+
+    def on_start(self, record: dict[str, Any]) -> None:
+        step = record.get("step", self.step)
+        if self.epoch is None:
+            self.step = step
+        elif record["epoch"] != self.epoch:
+            raise Damaged(f"it resumes after epoch {record['epoch']}, but follows epoch {self.epoch}")
+        self.reach(step)
+        self.epoch, self.step, self.is_second = record["epoch"], step, False
+        every = record["config"].get("log_every")
+        self.every = every if isinstance(every, int) and every >= 1 else None
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        step = record["step"]
+        if self.every is None and self.is_second:
+            self.every = max(1, step - self.step)
+        if self.every is not None and step != (self.step // self.every + 1) * self.every:
+            raise Damaged(f"step {step} follows step {self.step}")
+        if step <= self.step:
+            raise Damaged(f"step {step} follows step {self.step}")
+        self.step, self.is_second = step, True
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        epoch = record["epoch"]
+        if epoch != (self.epoch or 0) + 1:
+            raise Damaged(f"epoch {epoch} follows epoch {self.epoch or 0}")
+        self.reach(record["step"])
+        written = record.get("chain")
+        if written != chain(record, self.chain) and (written is not None or self.chain):
+            raise Damaged(f"epoch {epoch}, or one before it, is not as it was written")
+        self.epoch, self.chain = epoch, written or ""
+
+    def reach(self, step: int) -> None:
+        """All steps up to this one are there."""
+        if step < self.step:
+            raise Damaged(f"step {step} follows step {self.step}")
+        if self.every is not None and step // self.every > self.step // self.every:
+            raise Damaged(f"steps after step {self.step} are missing")
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that was cut off is left out."""
-    whole = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
-    records = []
-    for number, line in enumerate(whole, 1):
+    """The records of a log, none where it is not there; a last line that was cut off is left out. Raises ConfigError."""
+    try:
+        with files.open_regular(path) as file:
+            return list(records_of(path, file))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+    except Damaged as damage:
+        raise ConfigError(f"{path} is damaged ({damage}); put it back as it was, or start over with force=true") from None
+
+
+def records_of(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    order = Order()
+    for number, line in enumerate(whole_lines(file), 1):
         try:
-            record = json.loads(line)
-            record["kind"]
-        except (ValueError, TypeError, KeyError):
-            raise ConfigError(f"{path}: line {number} is not a log record; take the line out, or start over with force=true") from None
-        records.append(record)
-    return records
+            record = parse_record(line)
+        except Damaged as damage:
+            told = f"{path}: line {number} is not a log record ({damage}); put the log back as it was, or start over with force=true"
+            raise ConfigError(told) from None
+        order(record)
+        yield record
+
+
+def whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines from where the file stands on; one that was cut off is left out. Raises Damaged where one is too long."""
+    while (line := file.readline(LINE_LIMIT)).endswith(b"\n"):
+        yield line
+    if len(line) == LINE_LIMIT:
+        raise Damaged(f"it has a line of more than {LINE_LIMIT:,} bytes")
+
+
+def lines_from_end(file: IO[bytes], block: int = 2**16) -> Iterator[tuple[int, bytes]]:
+    """The lines with the places where they begin, the last one first; it reads no more than is asked for."""
+    place, rest = file.seek(0, os.SEEK_END), b""
+    while place > 0:
+        size = min(block, place)
+        place -= size
+        file.seek(place)
+        rest = file.read(size) + rest
+        if len(rest) > LINE_LIMIT + block:
+            raise Damaged(f"it has a line of more than {LINE_LIMIT:,} bytes")
+        first = 0 if place == 0 else rest.find(b"\n") + 1  # what is before it may be the end of a line
+        if place > 0 and first == 0:
+            continue
+        end = len(rest)
+        while end > first:
+            begin = max(rest.rfind(b"\n", first, end - 1) + 1, first)
+            yield place + begin, rest[begin:end]
+            end = begin
+        rest = rest[:first]
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What a finished run came to."""
+    """What a finished run came to. Raises ConfigError."""
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text(errors="replace"))
-        if {f.name for f in fields(Result)} - {"metrics"} <= result.keys():
-            return dict(result)
-    except (ValueError, AttributeError):
-        pass
-    raise ConfigError(f"{path} is damaged; delete it and give the same vdrop train command again to have it made anew")
+        result = stored.read_json(path)
+        stored.require(result, dict.fromkeys(result, float) | FIELDS["result"])
+        if not 1 <= result["epoch"] <= result["epochs"]:
+            raise Damaged(f"epoch {result['epoch']} of {result['epochs']}")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+    except Damaged as damage:
+        again = "delete it and give the same vdrop train command again to have it made anew"
+        raise ConfigError(f"{path} is damaged ({damage}); {again}") from None
+    return result
+
+
+EPOCH_MARK = b'{"kind": "epoch"'
+
+
+def end_of(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
+    """The place in a log up to which it belongs to a run that resumes after `epochs` and `step`, and the chain there.
+
+    It reads the lines since the epoch before the last one. Raises Damaged where the log is not what the run has written until then.
+    """
+    order, place, last = Order(), 0, None
+    for begin, line in lines_from_end(file):
+        if line.startswith(EPOCH_MARK) and line.endswith(b"\n"):
+            record = parse_record(line)
+            if last is not None:
+                order.epoch, order.step, order.chain, place = record["epoch"], record["step"], record.get("chain", ""), begin + len(line)
+                break
+            if record["epoch"] <= epochs:
+                last = record["epoch"]
+    file.seek(place)
+    end, is_first = place, place == 0
+    for line in whole_lines(file):
+        record = parse_record(line)
+        if is_first and record["kind"] != "start":
+            raise Damaged("its beginning is missing")
+        is_first = False
+        limit = {"start": step - 1, "step": step, "epoch": epochs}.get(record["kind"], -1)
+        if record.get("epoch" if record["kind"] == "epoch" else "step", 0) > limit:
+            break
+        order(record)
+        end += len(line)
+    if order.epoch != epochs:
+        raise Damaged("it is empty" if order.epoch is None else f"its last epoch is {order.epoch}, that of the checkpoint is {epochs}")
+    order.reach(step)
+    return end, order.chain
 
 
 class JsonLines:
-    """`log.jsonl`: every record a line, of the steps one in `every`. After an interruption it goes on after `epochs` and `step`."""
+    """`log.jsonl`: every record a line, of the steps one in `every`. A run that resumes after `epochs` and `step` appends to it."""
 
     def __init__(self, folder: Path, every: int, epochs: int, step: int) -> None:
-        self.path, self.every = folder / "log.jsonl", every
-        done = {"start": ("step", step - 1), "step": ("step", step), "epoch": ("epoch", epochs)}  # what is made again is taken out
-        lines = [line for line in read_log(self.path) if line["kind"] in done]
-        kept = [line for line in lines if line.get(done[line["kind"]][0], 0) <= done[line["kind"]][1]] if step > 0 else []
-        files.replace(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.path, self.every, self.chain = folder / "log.jsonl", every, ""
+        if step > 0:
+            self.resume(epochs, step)
+        else:
+            files.replace(self.path, b"")
 
-    def __enter__(self) -> Self:
+    def resume(self, epochs: int, step: int) -> None:
+        """Takes out what is made again: the records after the checkpoint. Raises ConfigError where the log is damaged."""
         try:
-            self.file = self.path.open("a")
+            with files.open_regular(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_APPEND, "ab+") as file:
+                end, self.chain = end_of(file, epochs, step)
+                file.truncate(end)
+        except FileNotFoundError:
+            print(f"vdrop: {self.path} is not there; a new log begins after epoch {epochs}, step {step}", file=sys.stderr)
+            files.replace(self.path, b"")
         except OSError as error:
             raise files.failed(self.path, error) from None
+        except Damaged as damage:
+            raise ConfigError(
+                f"{self.path} is not the log of this run up to its checkpoint ({damage}); put it back as it was, or move it away: "
+                "the run then resumes with a new log"
+            ) from None
+
+    def __enter__(self) -> Self:
+        self.open()
         return self
+
+    def open(self) -> None:
+        try:
+            self.file = files.open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND, "ab+")
+        except OSError as error:
+            raise files.failed(self.path, error) from None
+        except Damaged as damage:
+            raise RunError(f"{self.path} cannot be written ({damage}); move it away") from None
+        self.size = self.file.seek(0, os.SEEK_END)
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # told before, when it was written
@@ -154,13 +341,52 @@ class JsonLines:
         if isinstance(record, Step) and record.step % self.every != 0:
             return
         try:
+            if isinstance(record, Saving | Result):
+                self.put_back()
             if isinstance(record, Saving):
                 os.fsync(self.file.fileno())
             else:
-                self.file.write(json.dumps({"kind": record.kind, **flattened(record)}) + "\n")
+                line = json.dumps(self.as_written(record)).encode() + b"\n"
+                self.file.write(line)
                 self.file.flush()
+                self.size += len(line)
         except OSError as error:
             raise files.failed(self.path, error) from None
+
+    def as_written(self, record: Record) -> dict[str, Any]:
+        """A metric that is infinite is null, as JSON has no such number; an epoch has a chain."""
+        metrics = record.metrics if isinstance(record, Epoch | Result) else {}
+        written = {"kind": record.kind, **flattened(record)}
+        written |= {name: None for name, value in metrics.items() if not math.isfinite(value)}
+        if isinstance(record, Epoch):
+            self.chain = written["chain"] = chain(written, self.chain)
+        return written
+
+    def put_back(self) -> None:
+        """A log that somebody removed or replaced while the run wrote to it is there again, whole: its file is still open."""
+        size = os.fstat(self.file.fileno()).st_size
+        if self.is_in_place():
+            if size != self.size:
+                print(f"vdrop: {self.path} was changed while the run wrote to it; what was taken out is lost", file=sys.stderr)
+                self.size = size
+            return
+        what = "removed"
+        if os.path.lexists(self.path):
+            names = (self.path.with_name(f"{self.path.name}.replaced-{number}") for number in count(1))
+            aside = next(name for name in names if not os.path.lexists(name))
+            self.path.rename(aside)
+            what = f"replaced (by what is now {aside.name})"
+        content = mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        files.replace(self.path, memoryview(content))
+        print(f"vdrop: {self.path} was {what} while the run wrote to it; it is put back", file=sys.stderr)
+        self.file.close()
+        self.open()
+
+    def is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 class TensorBoard:

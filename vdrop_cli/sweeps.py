@@ -20,7 +20,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, interruption, launchers
+from vdrop_cli import files, interruption, launchers, output
 from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
 from vdrop_cli.explain import explain
 from vdrop_cli.files import lacks_memory
@@ -65,6 +65,7 @@ class Job:
     pool_of: int | None = None  # the process in whose pool it is called
 
     def __call__(self, config: DictConfig) -> None:
+        output.prepare()  # of a worker, too
         hydra_config = HydraConfig.get()
         self.composed, self.outcome = True, Outcome(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # type: ignore[arg-type]
         if hydra_config.mode is RunMode.MULTIRUN:
@@ -112,8 +113,8 @@ class Job:
             outcome.status, outcome.code, outcome.reason = "failed", 1, str(error)
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
-            if isinstance(error, BrokenPipeError) and interruption.is_unread():
-                outcome.status, outcome.code = "failed", interruption.say_no_more()
+            if output.is_lost(error):
+                outcome.status, outcome.code = "failed", output.finish()
             elif outcome.status == "interrupted":  # and saved; it is who was told of the signal that is at a loss
                 outcome.reason += f" ({told})"
             else:
@@ -200,7 +201,8 @@ class Sweeper:
             (self.folder / STOP).touch()
         except OSError as error:
             told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs go on; stop the processes themselves\n"
-            os.write(2, told.encode())
+            with suppress(OSError):
+                os.write(2, told.encode())
 
     def outcome_paths(self) -> list[Path]:
         return [path for path in self.folder.glob("*.json") if path.stem.isdecimal()]

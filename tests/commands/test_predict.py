@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, evaluate
+from vdrop_cli import checkpoint, evaluate, output
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
 from vdrop_cli.config import ConfigError
@@ -119,6 +119,7 @@ def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(critic: 
     for more, escaped in ([], "good1 bad1 \\u201chm\\u201d"), (["json=true"], r"good1\nbad1 \u201chm\u201d"):
         held = io.BytesIO()
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
+        output.prepare()
         predict.run(settings(f"checkpoint={critic}", "text='good1\nbad1 “hm”'", "mc_samples=2", "device=cpu", *more, command="predict"))
         *_, last = held.getvalue().decode().splitlines()
         assert escaped in last

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, environment, files, interruption, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, output, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, RunError, Source
 from vdrop_cli.files import Damaged, Lock
@@ -101,7 +102,6 @@ def run(settings: Eval) -> str:
         else:
             told["metrics"] = task.standard(model)
         told["environment"] = described
-        tell(told)
         write(target, told)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
@@ -210,8 +210,21 @@ def tell(told: dict[str, Any]) -> None:
 
 
 def write(path: Path, told: dict[str, Any]) -> None:
+    """The file first, then the table, so that nothing is lost where the latter cannot be shown."""
+    require_finite(told)
     try:
         files.replace(path, (json.dumps(told, indent=2) + "\n").encode())
     except RunError as error:
+        tell(told)
         raise RunError(f"{error}; the results are above") from None
+    with output.unshown():
+        tell(told)
     print(f"\nwritten to {path}", file=sys.stderr)
+
+
+def require_finite(told: dict[str, Any]) -> None:
+    """Raises RunError: JSON has no other numbers, and no result is one."""
+    for values in (told["metrics"], *told.get("mc", ())):
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RunError(f"checkpoint={told['checkpoint']}: {name} is {value}; nothing is written. Take another checkpoint")

@@ -1,7 +1,6 @@
 """`vdrop predict`: what a model makes of a text: its rating, how surprising its words are, or how it might go on."""
 
 import codecs
-import io
 import json
 import re
 import sys
@@ -25,8 +24,6 @@ SHOWN = 60  # characters of a text in the table
 
 
 def run(settings: Predict) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show ends no command
     device = environment.device(settings.device)
     environment.make_ready(device)
     assert settings.checkpoint is not None

@@ -32,7 +32,7 @@ class Evaluated(NamedTuple):
     @property
     def environments(self) -> list[dict[str, Any]]:
         """In which it came to that, one after the other."""
-        return [self.told["environment"]] if self.told else self.run.environments
+        return [self.told.get("environment", {})] if self.told else self.run.environments
 
     @property
     def seeds(self) -> str:
@@ -131,13 +131,16 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
     """What a run came to in the row's way; None where that has not been evaluated."""
     published, result = row.published, finished.result
     if not (published.mc_samples or published.members > 1):
+        runs.require_parts(result, finished.folder / "result.json", "valid_ppl", "valid_ppl_as_published", "test_ppl")
         exact, as_published = result["valid_ppl"], result["valid_ppl_as_published"]
         return Evaluated(finished, as_published, exact, result["test_ppl"], finished.words_per_second, {})
     told = runs.evaluation_of(finished, published)
     if told is None:
         return None
     metrics = told["metrics"]
-    test = metrics[f"test_ppl_mc{published.mc_samples}" if published.mc_samples else "test_ppl"]
+    name = f"test_ppl_mc{published.mc_samples}" if published.mc_samples else "test_ppl"
+    runs.require_parts(metrics, finished.folder, name, *(() if published.mc_samples else ("valid_ppl",)))
+    test = metrics[name]
     return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
 
 
@@ -253,7 +256,7 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
     ]
     findings = Path(settings.outputs) / "record" / "findings.md"
     if findings.exists():
-        parts += ["## Findings", findings.read_text().strip()]
+        parts += ["## Findings", findings.read_text(encoding="utf-8").strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -270,7 +273,7 @@ def command(row: Row, overrides: str) -> str:
 def unpublished() -> str:
     """What the files of settings say of where their numbers come from, where that is not a publication."""
     paths = [path for group in ("dropout", "schedule") for path in sorted((CONF / group).glob("*.yaml"))]
-    sources = ((path, path.read_text().splitlines()[0].removeprefix("# ")) for path in paths)
+    sources = ((path, path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")) for path in paths)
     theirs = re.compile("not published|project's", re.IGNORECASE)
     return "\n".join(f"- `conf/{path.relative_to(CONF)}`: {source}" for path, source in sources if theirs.search(source))
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, environment, files, interruption, ownership, prefetch, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, prefetch, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import ModelMasks, Stream
@@ -186,7 +186,11 @@ class Run:
         epoch = self.best_epoch if self.settings.reports_best else self.epoch
         if epoch != self.epoch:
             self.model.load_state_dict(self.best_weights(epoch))
-        return Result(epoch, self.epoch, self.task.result(self.model, self.best_epoch, self.best), self.seconds)
+        metrics = self.task.result(self.model, self.best_epoch, self.best)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after epoch {epoch}")
+        return Result(epoch, self.epoch, metrics, self.seconds)
 
 
 def records(run: Run) -> Iterator[Record]:
@@ -242,8 +246,9 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
     if not settings.force:
         ownership.require_regular_files(folder)
     if (folder / "result.json").exists() and not settings.force:
+        result = read_result(folder)
         print(f"{folder} is finished; force=true starts over")
-        tell(read_result(folder))
+        tell(result)
         return "was done"
     prepare(folder, settings)
     with Lock(folder / ownership.LOCK, str(folder)):
@@ -296,6 +301,7 @@ def listen(training: Run) -> None:
 
 
 def tell(result: dict[str, float]) -> None:
-    """The result for a person."""
-    for name, value in result.items():
-        print(f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{name:<28}{value}")
+    """The result for a person; it is on disk, so that nothing is lost where it cannot be shown."""
+    with output.unshown():
+        for name, value in result.items():
+            print(f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{name:<28}{value}")

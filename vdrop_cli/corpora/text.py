@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,14 +82,29 @@ def encoded(raw: Raw, data: Data) -> Corpus:
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
         try:
-            held = files.read_tensors(cached)
-            return Corpus(held["vocabulary"], held["train"], held["valid"], held["test"], raw.origin, fingerprint)
-        except (OSError, Damaged, KeyError) as error:
+            return cached_corpus(files.read_tensors(cached), raw.origin, fingerprint)
+        except (OSError, Damaged) as error:
             print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
     corpus = encode(raw, data.min_count, fingerprint)
     if cached is not None:
         keep(corpus, cached)
     return corpus
+
+
+def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus:
+    """Raises Damaged where it is not a vocabulary and three streams of its ids."""
+    vocabulary = held.get("vocabulary")
+    if not (isinstance(vocabulary, list) and all(isinstance(word, str) for word in vocabulary) and len(set(vocabulary)) == len(vocabulary)):
+        raise Damaged("its vocabulary is not a list of different words")
+    for part in PARTS:
+        ids_N = held.get(part)
+        if not (isinstance(ids_N, Tensor) and ids_N.dtype is torch.int64 and ids_N.layout is torch.strided and ids_N.dim() == 1):
+            raise Damaged(f"its {part} part is not a stream of ids")
+        if not (ids_N.is_contiguous() and len(ids_N) > 0):
+            raise Damaged(f"its {part} part is empty, or is not as it was written")
+        if not 0 <= int(ids_N.min()) <= int(ids_N.max()) < len(vocabulary):
+            raise Damaged(f"its {part} part holds an id that is not of its vocabulary")
+    return Corpus(vocabulary, held["train"], held["valid"], held["test"], origin, fingerprint)
 
 
 def encode(raw: Raw, min_count: int, fingerprint: str) -> Corpus:

@@ -1,0 +1,129 @@
+"""What is read back from disk as plain data: parsed strictly, bounded, of the types that are asked for; or `Damaged` with the reason."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+
+from vdrop_cli import files
+from vdrop_cli.files import Damaged
+
+DEPTH = 20  # of lists and dicts in each other
+JSON_LIMIT = 2**26  # bytes of a result or an evaluation; the largest of ours has some hundred kilobytes
+YAML_LIMIT = 2**20  # bytes of a configuration; ours have some kilobytes
+NUMBER = (int, float)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises: FileNotFoundError; Damaged; OSError where it cannot be read now."""
+    return parse_json(files.read(path, JSON_LIMIT))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Raises: FileNotFoundError; Damaged; OSError where it cannot be read now."""
+    return parse_yaml(files.read(path, YAML_LIMIT))
+
+
+def parse_json(content: bytes, infinite: bool = False) -> dict[str, Any]:
+    """An object in strict JSON, in UTF-8, no key twice; `infinite` allows Infinity, which is a value of some settings.
+
+    Raises Damaged.
+    """
+
+    def constant(name: str) -> float:
+        if infinite and name != "NaN":
+            return float(name)
+        raise Damaged(f"{name} is not a number")
+
+    try:
+        value = json.loads(content.decode(), parse_constant=constant, object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError) as error:  # of these, UnicodeDecodeError and JSONDecodeError
+        raise Damaged("it is not JSON" if not isinstance(error, RecursionError) else "it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise Damaged("it is not a JSON object")
+    require_shallow(value)
+    return value
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Damaged("it names a key twice")
+    return found
+
+
+def require_shallow(value: object) -> None:
+    level = [value]
+    for _ in range(DEPTH):
+        containers = [one for one in level if isinstance(one, dict | list)]
+        if not containers:
+            return
+        level = [inner for one in containers for inner in (one.values() if isinstance(one, dict) else one)]
+    raise Damaged("it is nested too deeply")
+
+
+class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Plain data only: an anchor, an alias or a tag ends it before anything is expanded. Dates stay strings, as in OmegaConf."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            self.refuse("it has an anchor or an alias")
+        if getattr(event, "tag", None) not in (None, "!"):
+            self.refuse("it has a tag")
+        self.depth += 1
+        if self.depth > DEPTH:
+            self.refuse("it is nested too deeply")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
+        pairs = [(self.construct_object(key), self.construct_object(value, deep=True)) for key, value in node.value]
+        if not all(isinstance(key, str) for key, _ in pairs):
+            self.refuse("it has a key that is not text")
+        return without_repeats(pairs)
+
+    def refuse(self, why: str) -> NoReturn:
+        raise Damaged(why)
+
+
+def parse_yaml(content: bytes) -> dict[str, Any]:
+    """A mapping of plain data. Raises Damaged."""
+    try:
+        value = yaml.load(content.decode(), Loader=PlainLoader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise Damaged("it is not YAML") from None
+    if not isinstance(value, dict):
+        raise Damaged("it is not a mapping")
+    return value
+
+
+def require(values: Mapping[str, Any], fields: Mapping[str, type]) -> None:
+    """That each field is there, of its type; a float is finite, and may be written as an integer. Raises Damaged."""
+    for name, kind in fields.items():
+        if name not in values:
+            raise Damaged(f"{name} is missing")
+        value = values[name]
+        is_of_kind = is_finite(value) if kind is float else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        if not is_of_kind:
+            raise Damaged(f"{name} must be {KINDS[kind]}")
+
+
+KINDS = {int: "an integer", float: "a finite number", str: "text", dict: "an object", list: "a list"}
+
+
+def is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
