@@ -117,12 +117,14 @@ MISTAKES = {  # what is typed: what the one line must say
     ("data", "data.dir=x"): "needs a corpus to belong to; choose it too",
     ("train", "published.row=x"): "published.… belongs to an experiment; choose one",
     ("eval", "checkpoint=file", "word_dropout=true"): "word_dropout must be null without mc_samples",
+    ("train", f"model.hidden_size={'9' * 5000}"): "model.hidden_size must be a number with fewer digits",
+    ("train", f"schedule.lr={'9' * 350}"): "schedule.lr must be a number with fewer digits",
     ("compare",): "the following arguments are required: RUN",
     ("compare", "nowhere"): "nowhere is not a run folder",
 }
 
 
-@pytest.mark.parametrize("typed", MISTAKES, ids=" ".join)
+@pytest.mark.parametrize("typed", MISTAKES, ids=lambda typed: " ".join(typed)[:100])
 def test_a_mistake_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, typed: tuple[str, ...]) -> None:
     (tmp_path / "file").write_text("in the way\n")
     ran = vdrop(*typed)

@@ -2,16 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import CONF
+from vdrop_cli import CONF, config
 from vdrop_cli.commands import train
 from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore, without_defaults
 from vdrop_cli.sinks import read_log
@@ -360,3 +360,53 @@ def test_no_setting_is_left_out_of_that() -> None:
 def test_every_policy_can_be_chosen() -> None:
     chosen = {settings("model=lstm_small", f"dropout={path.stem}").dropout.policy for path in (CONF / "dropout").glob("*.yaml")}
     assert chosen == set(Policy)
+
+
+HUGE = 10**26
+
+
+def nodes(node: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+    yield node, prefix
+    for f in fields(node):
+        if is_dataclass(getattr(node, f.name)):
+            yield from nodes(getattr(node, f.name), f"{prefix}{f.name}.")
+
+
+@pytest.mark.parametrize("command", sorted(ROOTS))
+def test_every_whole_number_and_every_path_has_a_limit(command: str) -> None:
+    made = settings(*NEEDS.get(f"{command}.yaml", []), command=command)
+    for node, prefix in nodes(made):
+        for f in fields(node):
+            is_number = f.type is int or int in get_args(f.type)
+            is_path = (f.type is str or str in get_args(f.type)) and f.name in config.PATHS
+            too_much: list[object] = [HUGE] if is_number and f.name not in config.SEEDS else []
+            too_much += ["x" * 5000, "x/" * 2500, "é" * 128, "a\0b"] if is_path else []
+            before = getattr(node, f.name)
+            for value in too_much:
+                setattr(node, f.name, value)
+                with pytest.raises(ConfigError, match=rf"^{re.escape(prefix + f.name)} must be "):
+                    config.require_within_limits(made, "")
+            setattr(node, f.name, before)
+    config.require_within_limits(made, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        ("train", "model.hidden_size", str(HUGE)),
+        ("train", "schedule.max_epoch", "9" * 30),
+        ("train", "data.min_count", "9" * 30),
+        ("train", "outputs", "x" * 5000),
+        ("train", "model.layers", "1001"),
+        ("train", "model.name", "x" * 101),
+        ("train", "seed", str(2**63)),
+        ("eval", "mc_samples", str(10**30)),
+        ("eval", "checkpoint", "x" * 5000),
+        ("predict", "mc_samples", str(10**30)),
+        ("figures", "mc_samples", str(10**30)),
+    ],
+)
+def test_what_no_machine_can_hold_is_named(command: str, key: str, value: str) -> None:
+    more = ["data=pydoc"] if key == "data.min_count" else []
+    with pytest.raises(ConfigError, match=rf"^{key} must be "):
+        settings(*NEEDS.get(f"{command}.yaml", []), *more, f"{key}={value}", command=command)

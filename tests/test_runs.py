@@ -1,12 +1,17 @@
 """Runs that are finished, read from disk."""
 
 import json
+import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import TINY, settings
-from vdrop_cli import runs
+from vdrop_cli import pictures, runs
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, Published, plain
 
@@ -24,6 +29,107 @@ def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     assert found.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in found.epochs] == [1, 2, 3]
     assert found.environment["precision"] == "fp32"
     assert found.words_per_second == sorted(epoch["words_per_second"] for epoch in found.epochs)[1]
+
+
+@pytest.fixture(scope="module")
+def trained(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("outputs")
+    train.run(settings(*TINY, *text, "schedule.epochs=3", f"outputs={outputs}"))
+    return next(outputs.rglob("result.json")).parent
+
+
+RESULTS: dict[str, Any] = {"test_ppl": "9.0", "valid_ppl": None, "epochs": 3.5, "epoch": 0, "seconds": [1], "train_ppl": {"a": 1}}
+DAMAGES: list[tuple[str, Callable[[str], str]]] = [
+    *(("result.json", lambda text, name=name: json.dumps(json.loads(text) | {name: RESULTS[name]})) for name in RESULTS),  # type: ignore[misc]
+    ("result.json", lambda text: text.replace('"test_ppl": ', '"test_ppl": NaN, "a": ')),
+    ("result.json", lambda text: text.replace('"test_ppl": ', '"test_ppl": 1.0, "test_ppl": ')),
+    ("result.json", lambda text: "[" * 100_000),
+    ("result.json", lambda text: ""),
+    ("log.jsonl", lambda text: ""),
+    ("log.jsonl", lambda text: text[: text.index('"epoch": 3')]),
+    ("log.jsonl", lambda text: "".join(text.splitlines(keepends=True)[1:])),
+    ("log.jsonl", lambda text: "".join(text.splitlines(keepends=True)[::-1])),
+    ("log.jsonl", lambda text: re.sub(r'("kind": "epoch".*"train_loss": )', r"\g<1>1", text)),
+    ("log.jsonl", lambda text: text.replace('"environment": {', '"environment": 3, "a": {', 1)),
+    ("log.jsonl", lambda text: text.replace('"device": "', '"no_device": "')),
+    ("log.jsonl", lambda text: f"{text}{'[' * 100_000}\n"),
+    ("config.yaml", lambda text: "a: &a [*a]"),
+    ("config.yaml", lambda text: "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{'*a%d, ' % n * 9}]\n" for n in range(20))),  # noqa: UP031
+    ("config.yaml", lambda text: text.replace("hidden_size: 8", f"hidden_size: 1{'0' * 26}")),
+    ("config.yaml", lambda text: text.replace("seed: 1", "seed: [1]")),
+    ("config.yaml", lambda text: "[" * 100_000),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_damage_is_named_in_one_line_and_never_read(
+    name: str, damage: Callable[[str], str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    content = (folder / name).read_text()
+    (folder / name).write_text(damage(content))
+    assert (folder / name).read_text() != content
+    assert runs.below(tmp_path) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder / name) in line and line.endswith("; left out") and len(line) < 500
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "result.json"])
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device", "loop"])
+def test_what_stands_in_place_of_a_file_is_named_in_one_line(
+    kind: str, name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    path = folder / name
+    path.unlink()
+    made: dict[str, Callable[[], None]] = {
+        "folder": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "loop": lambda: path.symlink_to(name),
+    }
+    made[kind]()
+    assert runs.below(tmp_path) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and line.endswith("; left out")
+
+
+def test_a_run_whose_log_begins_late_is_read_but_has_no_curve(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a run that resumed after its log was lost."""
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    start, *others = (folder / "log.jsonl").read_text().splitlines()
+    first = next(n for n, line in enumerate(others) if '"kind": "epoch"' in line)
+    begin = json.loads(start) | {"epoch": 1, "step": json.loads(others[first])["step"]}
+    late = [record for line in others[first + 1 :] if (record := json.loads(line)).pop("chain", "") is not None]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (begin, *late)))
+    (found,) = runs.below(tmp_path)
+    assert not found.has_whole_log and found.words_per_second > 0
+    capsys.readouterr()
+    figure = pictures.learning_curves({"whole": runs.below(trained)[0], "late": found}, training=True)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["whole: validation", "whole: training, dropout on"]
+    assert "lacks the epochs before 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "[]",
+        '{"metrics": 3}',
+        '{"metrics": {"test_ppl": "9"}}',
+        '{"metrics": {"test_ppl": NaN}}',
+        '{"metrics": {}, "mc": [3]}',
+        '{"metrics": {}, "mc": [{"samples": "1"}]}',
+        '{"metrics": {}, "mc": [{"samples": 1, "ppl": "9"}]}',
+        '{"metrics": {}, "members": [3]}',
+        '{"metrics": {}, "environment": 3}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "eval-0003-mc10-s1.json"
+    path.write_text(damage)
+    with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged .*; delete it"):
+        runs.evaluation(path)
 
 
 def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> None:

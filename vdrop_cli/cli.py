@@ -186,6 +186,8 @@ def run(command: str, arguments: list[str]) -> None:
     unknown = [a for a in arguments if a.startswith("-") and a.split("=")[0] not in {*HYDRA_OPTIONS, COMPLETE}]
     if unknown:
         fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
+    if found := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", a) for a in arguments if not a.startswith("text="))), None):
+        fail(f"{found[1]} must be a number with fewer digits than {len(found[0]) - len(found[1]) - 1:,}")
     if any(a.split("=")[0] in ("--cfg", "-c") for a in arguments) and "--resolve" not in arguments:
         arguments = [*arguments, "--resolve"]
     sys.argv = ["vdrop", *map(quoted, arguments)]

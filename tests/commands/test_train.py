@@ -264,16 +264,20 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(text: list[str]) -> 
         train.run(other)
 
 
-def test_a_log_with_a_line_that_is_none_is_named(text: list[str]) -> None:
+def test_a_log_that_is_damaged_is_named_before_the_run_resumes(text: list[str]) -> None:
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent
+    log = folder / "log.jsonl"
+    whole = log.read_bytes()
     (folder / "result.json").unlink()
-    for damage in ("not json\n", "[1]\n"):
-        whole = (folder / "log.jsonl").read_text()
-        (folder / "log.jsonl").write_text(damage + whole)
-        with pytest.raises(ConfigError, match=r"log\.jsonl: line 1 is not a log record"):
+    for damage in (b"not json\n" + whole, b"[1]\n" + whole, b"", whole[: len(whole) // 2]):
+        log.write_bytes(damage)
+        with pytest.raises(ConfigError, match=r"log\.jsonl is not the log of this run up to its checkpoint .*move it away"):
             train.run(settings(*TINY, *text))
-        (folder / "log.jsonl").write_text(whole)
+        assert log.read_bytes() == damage, "it is left as it is"
+    log.rename("log.jsonl")
+    train.run(settings(*TINY, *text))
+    assert read_log(log)[0]["epoch"] == 1, "the new one says where it begins"
 
 
 def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:

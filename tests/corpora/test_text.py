@@ -1,5 +1,6 @@
 """Text → ids, and its cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,33 @@ def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
 def test_a_line_of_ten_million_words_is_a_text_too(tmp_path: Path) -> None:
     corpus = corpora.load(files(tmp_path, b"one two " * 5_000_000))
     assert len(corpus.train_N) == 10_000_000 and corpus.vocabulary == ["one", "two", "a", "<eos>"]
+
+
+CACHES: dict[str, dict[str, object]] = {
+    "a vocabulary of another type": {"vocabulary": "the cat"},
+    "words of another type": {"vocabulary": ["the", "cat", 3, "a"]},
+    "a word twice": {"vocabulary": ["the", "cat", "the", "a"]},
+    "no stream": {"valid": [0, 1]},
+    "ids of another type": {"valid": torch.tensor([0.0, 1.0])},
+    "ids of another shape": {"train": torch.tensor([[0, 1]])},
+    "an id beyond the vocabulary": {"test": torch.tensor([4])},
+    "a negative id": {"test": torch.tensor([-1])},
+    "an empty stream": {"train": torch.tensor([], dtype=torch.int64)},
+    "a stream of one id, again and again": {"train": torch.tensor([0]).expand(10**12)},
+}
+
+
+@pytest.mark.parametrize("damage", CACHES)
+def test_a_cache_that_holds_something_else_is_made_anew(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = replace(files(tmp_path, b"the cat\n"), cache=str(tmp_path / "cache"))
+    first = corpora.load(data)
+    (cached,) = (tmp_path / "cache").iterdir()
+    write_tensors(cached, {"vocabulary": first.vocabulary, **first.parts} | CACHES[damage])
+    again = corpora.load(data)
+    assert again.vocabulary == first.vocabulary and all(torch.equal(again.parts[part], first.parts[part]) for part in first.parts)
+    assert "cannot be used" in capsys.readouterr().err
+    corpora.load(data)
+    assert capsys.readouterr().err == ""
 
 
 BAD = [
