@@ -126,14 +126,12 @@ def fail(message: str) -> NoReturn:
 def main() -> None:
     output.prepare()
     try:
-        code = guarded()
+        code: object = guarded()
     except SystemExit as stop:
-        if stop.code:
-            output.finish()
-            raise
-        code = 0
-    if code := output.finish() or code:
-        sys.exit(code)
+        code = stop.code
+    lost = output.finish()
+    if code or lost:
+        sys.exit(code or lost)  # type: ignore[arg-type]
 
 
 def guarded() -> int:
