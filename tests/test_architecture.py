@@ -9,7 +9,9 @@ import vdrop_cli
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
-    "cli": {"config", "commands", "explain", "interruption", "output", "sweeps", "CONF", "__version__"},
+    "cli": {"arguments", "completion", "config", "commands", "explain", "interruption", "output", "sweeps", "CONF", "__version__"},
+    "arguments": {"config", "CONF"},
+    "completion": {"arguments", "config"},
     "config": set(),
     "explain": {"config"},
     "interruption": set(),
@@ -38,7 +40,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "sinks": {"config", "files", "stored"},
     "runs": {"config", "explain", "files", "sinks", "stored"},
     "pictures": {"config", "runs"},
-    "experiments": {"config", "explain"},
+    "experiments": {"arguments", "config", "explain"},
     "markdown": set(),
     "ratings": {"config", "experiments", "markdown", "pictures", "runs", "CONF"},
 }

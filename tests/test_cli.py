@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY, Vdrop, composed
+from tests.conftest import TINY, Vdrop
 from tests.processes import environment
 from vdrop_cli import cli
 from vdrop_cli.sinks import read_log
@@ -39,35 +39,6 @@ def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(vdro
             "dropout: moon, moon_word, naive, naive_word, none, variational, variational_no_word, variational_untied, zaremba" in ran.stdout
         )
         assert "hidden_size: 650" in ran.stdout
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "A fine, moving film.",
-            "It's great",
-            "café {x} [y] (z)",
-            "a=b",
-            "1e3",
-            "null",
-            "true",
-            "back\\slash",
-            "ends\\",
-            "q\\'q",
-            'say "hi"',
-        ),
-        *("${x} costs $5", "\\${x}", "a;b#c&d", "tab\there", "\\\\'x", "'it", "'good' is not 'bad'", "an end'"),
-    ],
-)
-def test_a_text_is_read_as_it_was_typed(text: str) -> None:
-    assert composed("checkpoint=a", cli.quoted(f"text={text}"), command="predict").text == text
-
-
-def test_a_text_in_hydras_quotes_and_other_settings_are_left_alone() -> None:
-    for argument in ("text='a, b'", 'text="it\'s"', "checkpoint=a,b", "text", "file=a b"):
-        assert cli.quoted(argument) == argument
-    assert composed("checkpoint=a", "text='a, b'", command="predict").text == "a, b"
 
 
 def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from typing import NoReturn
 
@@ -36,8 +35,13 @@ examples:
 """
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
-HYDRA_OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-h", "--help", "--hydra-help", "-i", "--info"}
-COMPLETE = "--shell-completion"
+CONFIGS = ("job", "hydra", "all")
+INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+HYDRA_OPTIONS: dict[str, tuple[str, ...]] = {  # and the values that can follow as words of their own
+    **dict.fromkeys(("-m", "--multirun", "--resolve", "-h", "--help", "--hydra-help"), ()),
+    **dict.fromkeys(("-c", "--cfg"), CONFIGS),
+    **dict.fromkeys(("-i", "--info"), INFOS),
+}
 
 EXAMPLES = {
     "train": """vdrop train: train a model; the same command again goes on, or says that it is done
@@ -110,7 +114,7 @@ examples:
 }
 
 COMPLETION = """_vdrop() {
-    COMPREPLY=($(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" vdrop completion query 2>/dev/null))
+    mapfile -t COMPREPLY < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" vdrop completion query 2>/dev/null)
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F _vdrop vdrop
@@ -148,15 +152,21 @@ def guarded() -> int:
 
 
 def dispatch() -> None:
-    command, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if command in ("-h", "--help", "help"):
-        print(HELP, end="")
-    elif command == "--version":
+    command, arguments = command_of(sys.argv[1:])
+    if command is None and arguments and arguments[0] not in ("-h", "--help", "--version"):
+        fail(f"{arguments[0]} has no command; vdrop --help lists the commands")
+    elif command is None and "--version" in arguments:
         from vdrop_cli import __version__
 
         print(f"vdrop {__version__}")
+    elif command in (None, "help"):
+        print(HELP, end="")
+    elif command == "completion" and arguments == ["query"]:
+        from vdrop_cli import completion
+
+        completion.answer(COMMANDS, list(HYDRA_OPTIONS))
     elif command == "completion":
-        complete() if arguments == ["query"] else print(COMPLETION, end="")
+        print(COMPLETION, end="")
     elif command == "compare":
         from vdrop_cli.commands import compare
 
@@ -169,26 +179,56 @@ def dispatch() -> None:
         fail(f"{command} is not a command{nearest(command, list(COMMANDS))}")
 
 
+def help_of(command: str, groups: dict[str, list[str]]) -> str:
+    """The command's examples, and the groups of which it takes a choice."""
+    lines = [f"{name}: {', '.join(choices)}" for name, choices in sorted(groups.items())]
+    return "\n".join([EXAMPLES[command], *(["Groups, as group=choice:", "", *lines, ""] if lines else [])])
+
+
+def command_of(line: list[str]) -> tuple[str | None, list[str]]:
+    """The command, which options can stand before, and the rest of the line."""
+    for place, word in enumerate(line):
+        is_value = place > 0 and word in HYDRA_OPTIONS.get(line[place - 1], ())
+        if not word.startswith("-") and not is_value:
+            return word, line[:place] + line[place + 1 :]
+    return None, line
+
+
+def options_of(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and all other words, as Hydra's parser takes them one after the other only."""
+    options, words = list[str](), list[str]()
+    for place, word in enumerate(arguments):
+        is_value = place > 0 and word in HYDRA_OPTIONS.get(arguments[place - 1], ())
+        (options if word.startswith("-") or is_value else words).append(word)
+    return options, words
+
+
 def run(command: str, arguments: list[str]) -> None:
     """Composes the command's configuration with Hydra and runs it, once or as a sweep."""
     import hydra
     from omegaconf import OmegaConf
 
-    from vdrop_cli.config import register
+    from vdrop_cli.arguments import choices, groups, prepared
+    from vdrop_cli.config import ConfigError, register
     from vdrop_cli.explain import explain
     from vdrop_cli.sweeps import Job, take_over
 
     register()
     take_over()
-    OmegaConf.register_new_resolver("help_of", EXAMPLES.__getitem__, replace=True)
-    unknown = [a for a in arguments if a.startswith("-") and a.split("=")[0] not in {*HYDRA_OPTIONS, COMPLETE}]
+    OmegaConf.register_new_resolver("help_of", lambda name: help_of(name, {group: choices(group) for group in groups(name)}), replace=True)
+    options, words = options_of(arguments)
+    unknown = [option for option in options if option.startswith("-") and option.split("=")[0] not in HYDRA_OPTIONS]
     if unknown:
         fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
-    if found := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", a) for a in arguments if not a.startswith("text="))), None):
+    if any(option.split("=")[0] in ("--cfg", "-c") for option in options) and "--resolve" not in options:
+        options = [*options, "--resolve"]
+    try:
+        words = prepared(command, words, sweep="-m" in options or "--multirun" in options)
+    except ConfigError as error:
+        fail(str(error))
+    if found := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", word) for word in words)), None):
         fail(f"{found[1]} must be a number with fewer digits than {len(found[0]) - len(found[1]) - 1:,}")
-    if any(a.split("=")[0] in ("--cfg", "-c") for a in arguments) and "--resolve" not in arguments:
-        arguments = [*arguments, "--resolve"]
-    sys.argv = ["vdrop", *map(quoted, arguments)]
+    sys.argv = ["vdrop", *options, "--", *words]
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
     job = Job(command)
@@ -205,24 +245,3 @@ def run(command: str, arguments: list[str]) -> None:
         fail(explain(error, command))
     if job.outcome.code:
         sys.exit(job.outcome.code)
-
-
-def quoted(argument: str) -> str:
-    """A text as it was typed, in quotes that Hydra takes off again: it would read commas, brackets and quotes in its own way."""
-    key, is_there, text = argument.partition("=")
-    in_quotes = re.fullmatch(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", text)
-    if key != "text" or not is_there or in_quotes:
-        return argument
-    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda found: found[1] * 2 + ("\\" + found[2] if found[2] else ""), text)
-    return f"text='{escaped}'"
-
-
-def complete() -> None:
-    """Answers bash: the command itself, or what Hydra knows of the rest of the line."""
-    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 1_000_000)]
-    words = line.split(" ")
-    if len(words) <= 2:
-        print(" ".join(f"{name} " for name in COMMANDS if name.startswith(words[-1])))
-    elif words[1] in EXAMPLES:
-        os.environ["COMP_LINE"] = " ".join(["vdrop", *words[2:]])
-        run(words[1], [COMPLETE, "query=bash"])

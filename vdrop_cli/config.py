@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar, get_args
@@ -539,6 +540,7 @@ class Reproduce:
 
     def __post_init__(self) -> None:
         require_rows(self.sizes, self.rows)
+        require_command_words("launcher", self.launcher or "")
         require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
         require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
 
@@ -563,9 +565,18 @@ class Figures:
             values = [str(value) for value in getattr(self, name)]
             require(len(values) > 0, name, "a list with something in it", "[]")
             require(len(set(values)) == len(values), name, "a list that names nothing twice", values)
+        require_command_words("launcher", self.launcher or "")
         require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
         for name in ("epochs", "mc_samples"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
+
+def require_command_words(key: str, text: str) -> None:
+    """It is read as a shell reads a line of words."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{key} must be words as in a shell, got {text} ({error})") from None
 
 
 def require_rows(sizes: list[Size], rows: list[str] | None) -> None:
@@ -658,13 +669,18 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
 
 
-def keys(root: type, prefix: str = "") -> list[str]:
-    """The full name of every setting below a typed root, as written on the command line."""
-    found = []
+def types(root: type, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting below a typed root, by its full name as written on the command line."""
+    found: dict[str, Any] = {}
     for f in dataclasses.fields(root):
         inner = [t for t in (f.type, *get_args(f.type)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
-        found += keys(inner[0], f"{prefix}{f.name}.") if inner else [prefix + f.name]
+        found |= types(inner[0], f"{prefix}{f.name}.") if inner else {prefix + f.name: f.type}
     return found
+
+
+def keys(root: type, prefix: str = "") -> list[str]:
+    """The full name of every setting below a typed root."""
+    return list(types(root, prefix))
 
 
 def plain(config: Any) -> dict[str, Any]:

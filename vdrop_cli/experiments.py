@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from vdrop_cli.arguments import prepared
 from vdrop_cli.config import TABLE_1, ConfigError, Published, Size, Train, nearest, parse
 from vdrop_cli.explain import explain
 
@@ -50,7 +51,7 @@ def key(settings: Train) -> str:
 def settings_of(choices: list[str], overrides: str) -> Train:
     """Of `vdrop train` with these choices, and `overrides` after them."""
     try:
-        return parse(compose("train", [*choices, *shlex.split(overrides)]), Train)
+        return parse(compose("train", [*choices, *prepared("train", shlex.split(overrides))]), Train)
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last where a quotation is not closed

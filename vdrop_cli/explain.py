@@ -23,6 +23,8 @@ def explain(error: BaseException, command: str) -> str:
         return "published.… belongs to an experiment; choose one: vdrop train experiment=…"
     if message.startswith("Unexpected type for root"):
         return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
+    if found := re.match(r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires", message, re.DOTALL):
+        return f"{found[1] or found[2]}: several values are a sweep; add -m to run each of them"
     if found := re.match(r"Could not override '([^']+)'", message):
         return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
     if found := re.match(r"Error merging override (\S+)", message):

@@ -12,6 +12,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from vdrop_cli import checkpoint, environment, evaluate, experiments, interruption, runs, tasks
+from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, resolved
 from vdrop_cli.config import ConfigError, Precision, Published, RunError, Train
 from vdrop_cli.dropout import Stream
@@ -66,7 +67,7 @@ class Evaluation:
 
     @property
     def arguments(self) -> list[str]:
-        first, *others = (str(training.folder) for training in self.trainings)
+        first, *others = (literal(str(training.folder)) for training in self.trainings)
         settings = self.trainings[0].settings
         how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.published.mc_samples}"]
         how += [f"mc_batch={self.mc_batch}"] if self.mc_batch is not None and not others else []
@@ -187,8 +188,12 @@ class Cost:
 def sweep(choices: list[str], seeds: Iterable[int], launcher: str | None, precision: Precision, outputs: str, overrides: str) -> list[str]:
     """The rest of a `vdrop train` that trains all of these; of runs that are finished it says so."""
     how = shlex.split(f"hydra/launcher={launcher}") if launcher else []
-    of_each = [f"precision={precision}", f"outputs={outputs}"]
-    return ["-m", *choices, f"seed={','.join(map(str, seeds))}", *how, *of_each, *shlex.split(overrides)]
+    of_each = [
+        f"precision={precision}",
+        f"outputs={literal(outputs)}",
+        *prepared("train", shlex.split(overrides)),
+    ]  # no comma is a sweep there
+    return ["-m", *choices, f"seed={','.join(map(str, seeds))}", *how, *of_each]
 
 
 def evaluate_all(evaluations: Iterable[Evaluation]) -> None:

@@ -1,0 +1,156 @@
+"""What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar: a setting of free text holds what is typed.
+
+- Free text and paths: every character counts, none of it is grammar. Exceptions: `null` unsets, `${…}` is an interpolation, and a value
+  that stands in quotes as a whole is read by Hydra's rules. In a path, `~` is the home folder.
+- Lists: `rows=a` and `rows=a,b` mean `rows=[a,b]`. An element that holds a comma is put in quotes.
+- In a sweep (-m) a comma separates the values of runs.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from vdrop_cli import CONF
+from vdrop_cli.config import ROOTS, ConfigError, types
+
+NAMES = ("device", "model.name", "dropout.name")  # strings without commas: a comma is a sweep that lacks its -m
+VERBATIM = "text"  # what is to be read: not even null or ${…} is anything but text
+SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
+PATHS = {
+    *("checkpoint", "members", "outputs", "file", "csv", "latex", SWEEP_FOLDER),
+    *(f"data.{name}" for name in ("dir", "train", "valid", "test", "csv", "name", "cache")),
+}
+QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*|\.{1,2}/[A-Za-z0-9_./-]*"  # what Hydra reads as it stands, but for its keywords
+KEYWORDS = ("null", "true", "false", "inf", "nan")
+SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
+
+
+def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[str]:
+    """Overrides for Hydra that mean what the words say. Raises ConfigError."""
+    known = types(ROOTS[command]) | {SWEEP_FOLDER: str}
+    words = checkpoint_named(known, list(words))
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):  # bytes that are no text; they could not be written down
+            raise ConfigError(f"{word!r} is not UTF-8; convert it, or rename the file")
+    refuse_groups_of_settings(command, words)
+    return [override(known, word, sweep or "hydra.mode=MULTIRUN" in words) for word in words]
+
+
+def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:
+    """A path alone is `checkpoint=PATH`, in commands that have this setting."""
+    if "checkpoint" not in known:
+        return words
+    named = [f"checkpoint={word}" if is_path(word) else word for word in words]
+    given = [word for word in named if re.match(r"\+{0,2}checkpoint=", word)]
+    if named != words and len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} are two checkpoints; name one, and write other paths as setting=path")
+    return named
+
+
+def is_path(word: str) -> bool:
+    """Whether it is no setting: it has no `=`, or a folder's name before it."""
+    if "=" not in word:
+        return bool(word) and not re.fullmatch(r"\+.*|~[\w.@]+", word, re.DOTALL)
+    return re.match(r"(?!\+{0,2}hydra/)[^=]*/[^=]*=", word) is not None
+
+
+def groups(command: str) -> list[str]:
+    """The groups of which a command takes a choice."""
+    defaults = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return [name for entry in defaults if isinstance(entry, dict) for name in entry]
+
+
+def choices(group: str) -> list[str]:
+    """The names that can be chosen in a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def refuse_groups_of_settings(command: str, words: list[str]) -> None:
+    """`checkpoint=PATH` where `checkpoint` has settings below it, and is not chosen by name."""
+    by_group: dict[str, list[str]] = {}
+    for key in types(ROOTS[command]):
+        if "." in key:
+            by_group.setdefault(key.partition(".")[0], []).append(key)
+    for word in words:
+        found = SETTING.fullmatch(word)
+        if not found or found[2] not in by_group or found[2] in groups(command) or found[3].startswith(("{", "null")):
+            continue
+        hint = "it says how often checkpoints are written; the same vdrop train command resumes by itself, vdrop eval reads checkpoints"
+        about = f"; {hint}" if (command, found[2]) == ("train", "checkpoint") else ""
+        raise ConfigError(f"{word}: {found[2]} is a group of settings ({', '.join(by_group[found[2]])}){about}")
+
+
+def override(known: dict[str, Any], word: str, sweep: bool) -> str:
+    """One setting in Hydra's grammar."""
+    found = SETTING.fullmatch(word)
+    if not found or found[2] not in known:
+        return word
+    prefix, key, value = found.groups()
+    kind, path = known[key], key in PATHS
+    if key == VERBATIM:
+        value = value if re.fullmatch(QUOTED, value, re.DOTALL) else in_quotes(value)
+    elif is_list(kind):
+        value = ",".join(as_list(word, part, path) for part in (split(word, value, brackets=True) if sweep else [value]))
+    elif is_text(kind):
+        if not sweep and key in NAMES and "," in value:
+            raise ConfigError(f"{word}: several values are a sweep; add -m to run each of them")
+        parts = split(word, value) if sweep and key != SWEEP_FOLDER else [value]
+        value = ",".join(element(part, path) for part in parts)
+    return f"{prefix}{key}={value}"
+
+
+def is_list(kind: Any) -> bool:
+    return any(get_origin(one) is list for one in (kind, *get_args(kind)))
+
+
+def is_text(kind: Any) -> bool:
+    return str in (kind, *get_args(kind))
+
+
+def as_list(word: str, value: str, path: bool) -> str:
+    """A list setting's value, of which brackets can be left out."""
+    if value in ("", "null") or re.fullmatch(r"\$\{[^{}]*\}", value):
+        return value
+    inner = found[1] if (found := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)) else value
+    return f"[{','.join(element(part, path) for part in split(word, inner))}]" if inner.strip() else "[]"
+
+
+def split(word: str, value: str, brackets: bool = False) -> list[str]:
+    """What commas separate, but for those in quotes and, where they are lists, in brackets. `choice(a,b)` is `a,b`."""
+    value = found[1] if (found := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
+    kinds = f"{QUOTED}|\\[.*?\\]" if brackets else QUOTED
+    part = re.compile(rf"\s*((?:{kinds})(?=\s*(?:,|\Z))|[^,]*)\s*(,|\Z)", re.DOTALL)
+    found_parts, place = [], 0
+    while match := part.match(value, place):
+        found_parts.append(match[1].strip())
+        place = match.end()
+        if not match[2]:
+            break
+    if len(found_parts) > 1 and "" in found_parts:
+        raise ConfigError(f"{word}: there is nothing between two commas; leave one out, or put the value in quotes")
+    return found_parts if len(found_parts) > 1 else [value]
+
+
+def element(text: str, path: bool) -> str:
+    """One text or path."""
+    if text == "null" or re.fullmatch(QUOTED, text, re.DOTALL):
+        return text
+    if path and text.startswith("~"):
+        text = os.path.expanduser(text)
+    return in_quotes(text, interpolates=True) if re.search(r"\$\{.*\}", text, re.DOTALL) else literal(text)
+
+
+def literal(text: str) -> str:
+    """A value that is exactly this text, whatever it holds."""
+    return text if re.fullmatch(PLAIN, text) and text.lower() not in KEYWORDS else in_quotes(text)
+
+
+def in_quotes(text: str, interpolates: bool = False) -> str:
+    """In quotes that Hydra takes off again; what it would read as grammar is escaped."""
+    special = r"(\\*)('|\Z)" if interpolates else r"(\\*)(\$\{|'|\Z)"
+    escaped = re.sub(special, lambda found: found[1] * 2 + ("\\" + found[2] if found[2] else ""), text)
+    return f"'{escaped}'"

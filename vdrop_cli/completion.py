@@ -1,0 +1,87 @@
+"""Answers bash: commands, options, settings, choices, lists and paths that the last word of a line can become."""
+
+import os
+import re
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+from vdrop_cli.arguments import PATHS, choices, groups, is_list
+from vdrop_cli.config import ROOTS, types
+
+LAUNCHER = "hydra/launcher"
+LAUNCHERS = ["basic", "joblib", "submitit_local", "submitit_slurm"]
+SPECIAL = re.compile(r"([\s\\'\"`$&|;<>()*?#!{}])")  # characters that bash reads in its own way
+
+
+def answer(commands: Iterable[str], options: list[str]) -> None:
+    """Prints a line for each completion of what stands before the cursor."""
+    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 1_000_000)]
+    _, *words = (re.sub(r"\\(.)", r"\1", word) for word in re.split(r"(?<!\\) ", line))
+    for found in completions(words or [""], commands, options):
+        print(SPECIAL.sub(r"\\\1", found) + (" " if found in commands else ""))
+
+
+def command_in(words: list[str], commands: Iterable[str]) -> str | None:
+    return next((word for word in words if word in commands), None)
+
+
+def completions(words: list[str], commands: Iterable[str], options: list[str]) -> list[str]:
+    """What the last of the words can become."""
+    last, command = words[-1], command_in(words[:-1], commands)
+    if last.startswith("-"):
+        return [option for option in options if option.startswith(last)]
+    if command is None:
+        return [name for name in commands if name.startswith(last)]
+    if command not in ROOTS:
+        return []  # bash then takes file names
+    known = types(ROOTS[command])
+    named = re.match(r"(\+{0,2}([\w./]+)=\[?(?:.*,)?\s*)(.*)", last, re.DOTALL)
+    if named is None or ("/" in named[2] and named[2] != LAUNCHER):
+        paths = files(last) if "checkpoint" in known and last else []
+        return [*next_names(last, [*known, *groups(command), LAUNCHER]), *paths]
+    start, key, stem = named.groups()
+    taken = re.split(r"[\[,=]\s*", start)
+    if key in PATHS:
+        return [start + path for path in files(stem)]
+    return [start + value for value in values(command, key, known.get(key)) if value.startswith(stem) and value not in taken]
+
+
+def next_names(stem: str, keys: list[str]) -> list[str]:
+    """Keys up to their next dot: `schedule.` for `sche`; a group is a key, too."""
+    found: dict[str, None] = {}
+    for key in keys:
+        if key.startswith(stem):
+            head, dot, _ = key[len(stem) :].partition(".")
+            found[f"{stem}{head}{dot or '='}"] = None
+    return list(found)
+
+
+def values(command: str, key: str, kind: Any) -> list[str]:
+    """What a setting or a group can be, where that is a choice."""
+    if key == LAUNCHER:
+        return LAUNCHERS
+    if key in groups(command):
+        return choices(key)
+    if key == "device":
+        return ["auto", "cpu", "cuda"]
+    if key == "dropouts":
+        return choices("dropout")
+    if key == "rows":
+        return sorted({name.split("_", 2)[2] for name in choices("experiment") if name.startswith("table1_")})
+    inner = [one for t in (kind, *get_args(kind)) for one in (t, *get_args(t))]
+    found = [value.name for t in inner if isinstance(t, type) and issubclass(t, Enum) for value in t]
+    found += ["true", "false"] if bool in inner else []
+    return [*dict.fromkeys(found)] + (["null"] if type(None) in get_args(kind) and not is_list(kind) else [])
+
+
+def files(stem: str) -> list[str]:
+    """Files and folders, the latter with a slash at their end, whose path begins so."""
+    folder, slash, name = stem.rpartition("/")
+    try:
+        there = sorted(Path(os.path.expanduser(folder + slash) or ".").iterdir())
+    except OSError:
+        return []
+    shown = (path for path in there if path.name.startswith(name) and (name.startswith(".") or not path.name.startswith(".")))
+    return [f"{folder}{slash}{path.name}{'/' if path.is_dir() else ''}" for path in shown]
