@@ -28,7 +28,7 @@ sizes = $(if $(filter all,$(SIZE)),small$(comma)medium$(comma)large,$(SIZE))
 
 reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… LAUNCHER=… PRECISION=…
 	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) precision=$(PRECISION) $(if $(ROWS),'rows=[$(ROWS)]') \
-	  $(if $(LAUNCHER),"launcher='$(LAUNCHER)'")
+	  $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 EPOCHS ?= 60
 PROTOCOLS ?= paper,clean
@@ -36,7 +36,7 @@ CELLS ?= lstm,gru
 
 reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=paper,clean CELLS=lstm,gru EPOCHS=60 SEEDS=1 LAUNCHER=… PRECISION=…
 	$(BIN)/vdrop figures 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) precision=$(PRECISION) \
-	  $(if $(LAUNCHER),"launcher='$(LAUNCHER)'")
+	  $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
 	$(BIN)/python -m pytest -n auto

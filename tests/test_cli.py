@@ -120,7 +120,7 @@ def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> 
     (folder,) = (tmp_path / "outputs" / "train").glob("*/*")
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     assert names == {"config.yaml", "log.jsonl", "result.json", "checkpoint-0001.pt"}
-    assert "test_ppl" in ran.stdout and "epoch 1/1: train_ppl" in ran.stderr and "back end fused" in ran.stderr
+    assert "test_ppl" in ran.stdout and "epoch 1/1: valid_ppl_batched" in ran.stderr and "back end fused" in ran.stderr
     again = vdrop("train", *TINY, *text)
     assert again.returncode == 0 and "is finished; force=true starts over" in again.stdout and "epoch 1/1" not in again.stderr
     trained = [line for line in ran.stdout.splitlines() if line.startswith(("valid_ppl", "test_ppl"))]

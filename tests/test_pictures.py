@@ -12,7 +12,8 @@ from vdrop_cli.runs import Finished
 
 def finished(*perplexities: float) -> Finished:
     epochs: list[dict[str, Any]] = [
-        {"kind": "epoch", "epoch": number, "valid_ppl_batched": ppl, "train_ppl": ppl - 1} for number, ppl in enumerate(perplexities, 1)
+        {"kind": "epoch", "epoch": number, "valid_ppl_batched": ppl, "train_ppl_dropout": ppl - 1}
+        for number, ppl in enumerate(perplexities, 1)
     ]
     return Finished(Path(), {}, epochs, {})
 

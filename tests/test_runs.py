@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY, settings
+from tests.processes import ROOT
 from vdrop_cli import pictures, runs
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, Published, plain
@@ -130,6 +131,29 @@ def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
     path.write_text(damage)
     with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged .*; delete it"):
         runs.evaluation(path)
+
+
+def test_what_older_versions_logged_is_read_by_its_present_name(folder: Path) -> None:
+    """`train_ppl` of an epoch was with dropout on; `valid_ppl_as_published` was there of every text."""
+    new = runs.read(folder)
+    log, result = (folder / name for name in ("log.jsonl", "result.json"))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "epoch":
+            record["train_ppl"] = record.pop("train_ppl_dropout")
+        if record["kind"] in ("epoch", "result"):
+            record["valid_ppl_as_published"] = 1.0
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"valid_ppl_as_published": 1.0}))
+    old = runs.read(folder)
+    assert old is not None and new is not None and (old.log, old.result) == (new.log, new.result)
+    assert "train_ppl" in new.result and all("train_ppl" not in epoch for epoch in new.epochs)
+    record = runs.read(ROOT / "outputs/record/language_model/lstm_small-none")
+    assert (
+        record is not None
+        and {"valid_ppl_as_published", "train_ppl_dropout"} <= set(record.epochs[0])
+        and "valid_ppl_as_published" in record.result
+    )
 
 
 def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> None:

@@ -35,10 +35,10 @@ def step(number: int) -> Step:
 
 
 def measures(loss: float) -> dict[str, float]:
-    return {"train_ppl": ppl(loss)}
+    return {"train_ppl_dropout": ppl(loss)}
 
 
-EPOCH = Epoch(1, 6, 2.0, {"train_ppl": 7.4, "valid_ppl_batched": 99.0}, 1.0, 1000.0, 61.0)
+EPOCH = Epoch(1, 6, 2.0, {"valid_ppl_batched": 99.0, "train_ppl_dropout": 7.4}, 1.0, 1000.0, 61.0)
 RESULT = Result(1, 1, {"train_ppl": 5.0, "test_ppl": 9.0}, 61.0)
 
 
@@ -81,8 +81,8 @@ def test_tensorboard_gets_the_steps_of_the_log_the_epochs_and_the_settings_with_
     assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {f"step/{name}" for name in ("loss", "train_ppl", "grad_norm", "lr", "words_per_second")} <= tags
-    assert {f"epoch/{name}" for name in ("train_loss", "train_ppl", "valid_ppl_batched", "words_per_second")} <= tags
+    assert {f"step/{name}" for name in ("loss", "train_ppl_dropout", "grad_norm", "lr", "words_per_second")} <= tags
+    assert {f"epoch/{name}" for name in ("train_loss", "train_ppl_dropout", "valid_ppl_batched", "words_per_second")} <= tags
     assert [scalar.step for scalar in events.Scalars("step/loss")] == [3, 6]
     assert events.Scalars("result/test_ppl")[0].value == pytest.approx(9.0)
     assert "_hparams_/session_start_info" in events.summary_metadata
@@ -321,8 +321,8 @@ def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixtur
         for record in (step(1), EPOCH):
             sink(record)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("epoch 1 step 1/6: train_ppl 7.3891, 1,000 words/s, 0:0") and first.endswith(" left")
-    assert second == "epoch 1/1: train_ppl 7.4, valid_ppl_batched 99, lr 1, 1,000 words/s, 1:01"
+    assert first.startswith("epoch 1 step 1/6: train_ppl_dropout 7.3891, 1,000 words/s, 0:0") and first.endswith(" left")
+    assert second == "epoch 1/1: valid_ppl_batched 99, train_ppl_dropout 7.4, lr 1, 1,000 words/s, 1:01"
 
 
 def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +332,7 @@ def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
             sink(record)
         sink.bar.refresh()
     shown = capsys.readouterr().err
-    assert "2/2" in shown and "train_ppl 7.3891, 1,000 words/s" in shown and "valid_ppl_batched 99" in shown
+    assert "2/2" in shown and "train_ppl_dropout 7.3891, 1,000 words/s" in shown and "valid_ppl_batched 99" in shown
 
 
 def test_what_is_only_counted_is_told_in_plain_lines_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

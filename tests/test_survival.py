@@ -102,7 +102,7 @@ def test_a_training_killed_at_30_moments_comes_to_the_same(
     starts = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"]
     assert starts == sorted(starts)
     told = (tmp_path / "out").read_text()
-    assert len(set(re.findall(r"going on after epoch \d+, step (\d+)", told))) > 5, "it went on from many places"
+    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 5, "it went on from many places"
     if number is signal.SIGTERM:
         assert set(codes) <= {143, -15} and codes.count(143) > 10, "asked to stop before it listens, a process just ends"
         assert "go on with: vdrop train" in told
@@ -131,5 +131,5 @@ def test_an_evaluation_killed_at_30_moments_comes_to_the_same(
     disturb(processes, tmp_path, arguments, number, ended)
     assert timeless(json.loads(target.read_text())) == timeless(expected)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [trained.name, target.name]
-    assert (tmp_path / "out").read_text().count("going on after") > 10
+    assert (tmp_path / "out").read_text().count("resuming after") > 10
     assert torch.isfinite(torch.tensor([row["ppl"] for row in expected["mc"]])).all()

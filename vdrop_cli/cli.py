@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from typing import NoReturn
 

@@ -81,7 +81,7 @@ def has_curve(run: Finished, *metrics: str) -> bool:
 
 def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
     """Validation perplexity by epoch; and that of training, with dropout on."""
-    figure, axes = by_epoch(runs, ("valid_ppl_batched", "validation"), ("train_ppl", "training, dropout on") if training else None)
+    figure, axes = by_epoch(runs, ("valid_ppl_batched", "validation"), ("train_ppl_dropout", "training, dropout on") if training else None)
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log")

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import stored
-from vdrop_cli.config import ConfigError, Published, Train, plain, restore
+from vdrop_cli.config import ConfigError, Published, Source, Train, plain, restore
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
 from vdrop_cli.sinks import flat, read_log, read_result
@@ -115,6 +115,9 @@ def read(folder: Path) -> Finished | None:
         raise ConfigError(
             f"{folder / 'log.jsonl'} is damaged, a start names no device; put it back as it was, or train again with force=true"
         )
+    if found.train.data.source is not Source.ptb:  # versions until November 2026 wrote it for every text
+        for record in (*log, result):
+            record.pop("valid_ppl_as_published", None)
     return found
 
 

@@ -210,6 +210,8 @@ def records_of(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
             told = f"{path}: line {number} is not a log record ({damage}); put the log back as it was, or start over with force=true"
             raise ConfigError(told) from None
         order(record)
+        if record["kind"] == "epoch" and "train_ppl" in record:  # as versions until November 2026 named it
+            record["train_ppl_dropout"] = record.pop("train_ppl")
         yield record
 
 

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
+from tests.processes import ROOT
 from vdrop_cli.commands import compare, train
 from vdrop_cli.commands import eval as evaluation
 
@@ -46,9 +47,7 @@ def test_what_an_older_version_left_at_its_default_and_what_was_published_do_not
     assert rows["outputs"] == [older.outputs, "outputs"]
 
 
-def test_mc_dropout_speed_and_the_validation_that_compares_with_the_paper_are_told(
-    folders: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mc_dropout_and_speed_are_told(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (variational,) = (folder for folder in folders if "-variational" in folder)
     evaluation.run(settings(f"checkpoint={variational}", "mc_samples=3", command="eval"))
     capsys.readouterr()
@@ -56,6 +55,12 @@ def test_mc_dropout_speed_and_the_validation_that_compares_with_the_paper_are_to
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
     assert rows["test_ppl_mc3"][0] == "–" and 1 < float(rows["test_ppl_mc3"][1]) < 100
     assert all(int(value) > 0 for value in rows["words_per_second"])
+    assert "valid_ppl_as_published" not in rows
+
+
+def test_the_validation_that_compares_with_the_paper_is_told_of_penn_treebank(capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main([str(path.parent) for path in sorted((ROOT / "outputs/record/language_model").glob("*/result.json"))])
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
     pairs = zip(rows["valid_ppl_as_published"], rows["valid_ppl"], strict=True)
     assert all(float(as_published) < float(exact) for as_published, exact in pairs)
 

@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_runs(outputs: Path, changes: list[str], tm
 
     found = dict(zip(table.HEADINGS[1:], rows["Variational (tied weights)"], strict=True))
     assert found["valid, exact"] == spread([result["valid_ppl"] for result in tied])
-    assert found["valid, as published"] == spread([result["valid_ppl_as_published"] for result in tied])
+    assert found["valid, as published"] == "–", "another text than Penn Treebank has nothing to compare with"
     assert found["seeds"] == "1 2" and found["precision"] == "fp32" and found["valid, published"] == "–"
     told = [json.loads(path.read_text())["metrics"]["test_ppl_mc100"] for path in outputs.rglob("eval-*-mc100-s1.json")]
     mc = rows["Variational (tied weights, MC)"]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[st
     assert len({chunk for _, chunk in saved["5"]}) > 3, "in the middle of epochs"
 
 
-def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
+    text: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = settings(*TINY, *text, "schedule.epochs=3", "log_every=1")
 
     class Interruption(train.Progress):
@@ -99,13 +102,16 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
             if isinstance(record, Step) and record.epoch == 3 and record.step % 5 == 0:
                 signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"saved after step \d+ of epoch 3") as stopped:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"saved after (step \d+ of epoch 3) in") as stopped:
         patch.setattr(train, "Progress", Interruption)
         with interruption.listening():
             train.run(config)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     monkeypatch.setattr(interruption, "received", [])
+    capsys.readouterr()
     assert train.run(config) == "resumed"
+    (place,) = re.findall(r"step \d+ of epoch 3", str(stopped.value))
+    assert f"resuming after {place}\n" in capsys.readouterr().err, "as it was said when it was saved"
     log = read_log(next(Path().rglob("log.jsonl")))
     steps = [record["step"] for record in log if record["kind"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
@@ -287,3 +293,19 @@ def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:
         path.write_text(damage)
         with pytest.raises(ConfigError, match=r"result\.json is damaged .*; delete it"):
             train.run(settings(*TINY, *text))
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+def test_a_place_is_named_the_same_between_epochs_and_within_one(batches: int, text: list[str]) -> None:
+    """After the last step of epoch 1 the place is in epoch 1; the next step is of epoch 2."""
+    config = settings(*TINY, *text, "schedule.epochs=3")
+    run = start(config)
+    for _ in run.train_epoch():
+        pass
+    run.finish_epoch()
+    first = run.step
+    for _ in itertools.islice(run.train_epoch(), batches):
+        pass
+    assert run.place == f"step {first + batches} of epoch {2 if batches else 1}"
+    run.save()
+    assert start(config).place == run.place

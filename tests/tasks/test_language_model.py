@@ -1,11 +1,13 @@
 """Columns, chunks and the loss, by hand on small streams."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import settings
+from tests.conftest import TINY, settings
+from vdrop_cli import tasks
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import Stream
@@ -78,7 +80,10 @@ def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt
 def test_both_validation_perplexities_by_hand() -> None:
     """203 tokens in 4 columns of 50: 9 chunks of 5, by the authors' count (50 - 1) / 5 = 9.8."""
     config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5")
-    model, task = LanguageModel(config.model, config.dropout, 7), LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"))
+    model, task = (
+        LanguageModel(config.model, config.dropout, 7),
+        LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"), as_published=True),
+    )
     model.initialise(1.0, Stream((3,)))
     total = 0.0
     state = model.zero_state(4)
@@ -99,3 +104,22 @@ def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -
     task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
     assert len(task.valid_columns) == 3_688 and sum(1 for _ in task.valid_chunks()) == 105
     assert len(task.streams["test"]) - 1 == 82_429
+
+
+def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(text: list[str], real_data: Path) -> None:
+    for overrides, wanted in ((text, False), (["data=ptb", f"data.dir={real_data}/ptb"], True)):
+        task = tasks.load(settings(*TINY, *overrides), torch.device("cpu"))
+        assert isinstance(task, LanguageModelling) and task.as_published is wanted
+
+
+def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() -> None:
+    config = settings(*TINY, "data=pydoc")
+    task = LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"))
+    model = task.model(config.model, config.dropout, "fused", None)
+    model.initialise(0.1, Stream((3,)))
+    measured = task.validate(model)
+    assert list(measured) == ["valid_ppl_batched"]
+    told = task.epoch_metrics(1.0, measured)
+    assert list(told) == [task.chosen_by, "train_ppl_dropout"] and told["train_ppl_dropout"] == pytest.approx(math.e)
+    result = set(task.result(model, 1, 1.0))
+    assert {"train_ppl", "test_ppl", "valid_ppl"} <= result and "train_ppl_dropout" not in result

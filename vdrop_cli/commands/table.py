@@ -131,8 +131,8 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
     """What a run came to in the row's way; None where that has not been evaluated."""
     published, result = row.published, finished.result
     if not (published.mc_samples or published.members > 1):
-        runs.require_parts(result, finished.folder / "result.json", "valid_ppl", "valid_ppl_as_published", "test_ppl")
-        exact, as_published = result["valid_ppl"], result["valid_ppl_as_published"]
+        runs.require_parts(result, finished.folder / "result.json", "valid_ppl", "test_ppl")
+        exact, as_published = result["valid_ppl"], result.get("valid_ppl_as_published")  # of Penn Treebank alone
         return Evaluated(finished, as_published, exact, result["test_ppl"], finished.words_per_second, {})
     told = runs.evaluation_of(finished, published)
     if told is None:

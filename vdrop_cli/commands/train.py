@@ -81,6 +81,11 @@ class Run:
         return self.epoch * self.task.batches_an_epoch + self.batch
 
     @property
+    def place(self) -> str:
+        """Of the last update, for a person; the epoch is that which the step belongs to."""
+        return f"step {self.step} of epoch {self.epoch + (self.batch > 0)}"
+
+    @property
     def goes_on(self) -> bool:
         """Whether there is an epoch left to train, and patience for it."""
         patience = self.settings.schedule.patience
@@ -134,7 +139,7 @@ class Run:
         if chosen_by < self.best:
             self.best_epoch, self.best = self.epoch, chosen_by
         lr = learning_rate(self.settings.schedule, self.epoch)
-        return Epoch(self.epoch, self.step, loss, self.task.train_metrics(loss) | measured, lr, speed, seconds)
+        return Epoch(self.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds)
 
     @property
     def is_to_be_saved(self) -> bool:
@@ -219,7 +224,7 @@ def records(run: Run) -> Iterator[Record]:
         if run.step > saved_at:
             yield Saving()
             run.save()
-        raise Interrupted(stop.number, f"saved after step {run.step} of epoch {run.epoch + (run.batch > 0)} in {run.folder}") from None
+        raise Interrupted(stop.number, f"saved after {run.place} in {run.folder}") from None
 
 
 def prepare(folder: Path, settings: Train) -> None:
@@ -261,7 +266,7 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
         training = Run(settings, task, folder)
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"
         speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {made_with}"
-        before = f", going on after epoch {training.epoch}, step {training.step}" if training.step else ""
+        before = f", resuming after {training.place}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
         listen(training)
         return "resumed" if before else "done"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import config, corpora
-from vdrop_cli.config import Dropout, Model, TaskName
+from vdrop_cli.config import Dropout, Model, Source, TaskName
 from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.layers import State
 from vdrop_cli.tasks.language_model import LanguageModelling
@@ -87,6 +87,9 @@ class Task(Protocol):
     def validate(self, model: TaskModel) -> dict[str, float]:
         """After every epoch."""
 
+    def epoch_metrics(self, loss: float, measured: dict[str, float]) -> dict[str, float]:
+        """Those of an epoch's training and validation, in the order in which they are shown."""
+
     def result(self, model: TaskModel, best_epoch: int, best: float) -> dict[str, float]:
         """Of the epoch that is reported, which need not be the best, whose metric `chosen_by` is `best`."""
 
@@ -104,4 +107,4 @@ def load(settings: config.Train, device: torch.device) -> Task:
     """The task of a training run, with its text."""
     if settings.task.name is TaskName.sentiment:
         return Sentiment(settings.task, settings.data, corpora.rated(settings.data), device)
-    return LanguageModelling(settings.task, corpora.load(settings.data), device)
+    return LanguageModelling(settings.task, corpora.load(settings.data), device, settings.data.source is Source.ptb)

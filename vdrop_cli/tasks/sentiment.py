@@ -185,6 +185,9 @@ class Sentiment:
         """In rating units; with dropout."""
         return {"train_rmse_dropout": loss**0.5 * self.deviation}
 
+    def epoch_metrics(self, loss: float, measured: dict[str, float]) -> dict[str, float]:
+        return self.train_metrics(loss) | measured
+
     def by_length(self, part: Part) -> Iterator[tuple[list[int], Batch]]:
         """All sequences of a part and their numbers, those of like length together, which saves padding and changes nothing."""
         order = sorted(range(len(part.sequences)), key=part.lengths.__getitem__, reverse=True)

@@ -1,0 +1,188 @@
+"""Every example of the help texts and of the pages: composed and validated as printed; what is cheap is run on a tiny model."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.conftest import TINY, TINY_SENTIMENT, settings
+from tests.processes import ROOT
+from vdrop_cli import cli, sweeps
+from vdrop_cli.commands import bench, campaign, data, export, figures, predict, reproduce, table, train
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.config import ROOTS, Figures, Reproduce, Train, parse
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+STARTS = ("vdrop ", "make ")
+RUN = ("predict", "export", "eval", "table", "compare", "completion", "help", "--help")  # in seconds; the others are composed and checked
+
+
+def in_help(text: str) -> list[str]:
+    """Lines of an example, without the column that says what they do."""
+    return [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines() if line.startswith("  vdrop ")]
+
+
+def in_blocks(page: str) -> list[str]:
+    """Lines of code blocks, without their comments."""
+    lines, fenced = [], False
+    for line in page.splitlines():
+        fenced ^= line.startswith("```")
+        if (fenced or line.startswith("    ")) and line.strip().startswith(STARTS):
+            lines.append(re.sub(r"\s+#.*", "", line.strip()))
+    return lines
+
+
+def in_sentences(page: str) -> list[str]:
+    """Commands in backticks, which can go over the end of a line."""
+    return [" ".join(found.split()) for found in re.findall(r"`((?:vdrop|make) [^`]+)`", page)]
+
+
+def examples() -> list[str]:
+    texts = [cli.HELP, *cli.EXAMPLES.values()]
+    pages = [path.read_text() for path in PAGES]
+    found = [line for text in texts for line in in_help(text)]
+    found += [line for page in pages for line in (*in_blocks(page), *in_sentences(page))]
+    return list(dict.fromkeys(line.rstrip(".,;") for line in found))
+
+
+@pytest.fixture(scope="module")
+def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A finished run of each task, and the files that examples name, in one folder."""
+    folder = tmp_path_factory.mktemp("examples")
+    outputs = f"outputs={folder}/outputs"
+    for seed in (1, 2):
+        train.run(settings(*TINY, *text, "data.min_count=30", f"seed={seed}", outputs))
+    train.run(settings(*TINY_SENTIMENT, *rated, outputs))
+    for name, setting in zip("abc", text[1:], strict=True):
+        shutil.copy(setting.partition("=")[2], folder / f"{name}.txt")
+    shutil.copy(rated[1].partition("=")[2], folder / "a.csv")
+    (folder / "reviews.txt").write_text("good1 bad2\ngood3\n")
+    lm, other = (str(next(folder.rglob(f"language_model-*/*-s{seed}"))) for seed in (1, 2))
+    return {"folder": str(folder), "language_model": lm, "another": other, "sentiment": str(next(folder.rglob("sentiment-*/*-s1")))}
+
+
+def filled(line: str, made: dict[str, str]) -> list[str]:
+    """The words of an example, with real things in place of what it leaves open."""
+    words = shlex.split(line.replace("[key=value …]", "").replace("key=value", "").replace("COMMAND", "train"))
+    words = [word for word in words if word != "…"]
+    run = made["sentiment" if "sentiment" in line else "language_model"]
+    words = [made["another"] if word == "RUN" and "RUN" in words[:place] else word for place, word in enumerate(words)]
+    words = [run if word == "RUN" else word for word in words]
+    words = [re.sub(r"^checkpoint=(…|RUN|outputs/.*)$", f"checkpoint={run}", word) for word in words]
+    words = [run if word.startswith("outputs/") else word for word in words]
+    words = [word.replace("text=…", "text=w1 w2").replace("=…", "=1") for word in words if word not in ("LAUNCHER=…", "ROWS=…")]
+    named = any(word.startswith("checkpoint=") or word == run for word in words)
+    if words[0] == "vdrop" and len(words) > 1 and words[1] in ("eval", "predict", "export") and not {"--help"} & set(words) and not named:
+        words.append(f"checkpoint={run}")
+    if words[:2] == ["vdrop", "predict"] and not any(word.startswith(("text=", "file=", "sample=")) for word in words):
+        words.append("text=w1")  # it would wait for standard input
+    return words[1:]
+
+
+Line = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def validate(monkeypatch: pytest.MonkeyPatch) -> Line:
+    """Composes and validates a line through the real dispatch; gives the settings of its jobs. Of a sweep the first and the last."""
+    seen: list[Any] = []
+
+    def record(settings: Any, *_: Any, **__: Any) -> None:
+        seen.append(settings)
+
+    def sweep(sweeper: sweeps.Sweeper, arguments: list[str]) -> None:
+        (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
+        for overrides in (batch[0], batch[-1]):
+            record(parse(compose(sweeper.command, list(overrides)), ROOTS[sweeper.command]))
+
+    def run(*line: str) -> list[Any]:
+        seen.clear()
+        with monkeypatch.context() as patch:
+            for command in (bench, data, evaluation, export, figures, predict, reproduce, table, train):
+                patch.setattr(command, "run", record)
+            patch.setattr(sweeps.Sweeper, "sweep", sweep)
+            dispatch(monkeypatch, *line)
+        return list(seen)
+
+    return run
+
+
+def dispatch(monkeypatch: pytest.MonkeyPatch, *line: str) -> None:
+    """Raises AssertionError where the command fails."""
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["vdrop", *line])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code, line
+
+
+def check_rest(found: list[Any], validate: Line) -> None:
+    """What a command of many runs hands on to `vdrop train`."""
+    for one in found:
+        if isinstance(one, Reproduce | Figures):
+            first = "experiment=table1_small_none" if isinstance(one, Reproduce) else "task=sentiment"
+            trained = validate("train", *campaign.sweep([first], [1], one.launcher, one.precision, one.outputs, one.overrides))
+            assert trained and all(isinstance(settings, Train) for settings in trained)
+
+
+@pytest.mark.parametrize("line", examples())
+def test_an_example_works_as_printed(
+    line: str, made: dict[str, str], validate: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made["folder"])
+    words = filled(line, made)
+    if line.startswith("make "):
+        validate_make(words, validate)
+        return
+    command, options = words[0], set(words)
+    if command in ROOTS:
+        found = validate(*words)
+        assert found or options & {"--help", "--cfg"}
+        check_rest(found, validate)
+    slow = command == "table" and not any(word.startswith("sizes=") for word in words)
+    if command in RUN and not slow and not any(word.startswith("data.dir=") for word in words):
+        dispatch(monkeypatch, *(re.sub("mc_samples=.*", "mc_samples=2", word) for word in words))
+        assert capsys.readouterr().out
+
+
+def validate_make(words: list[str], validate: Line) -> None:
+    """Of a target the commands of ours that it runs."""
+    made = subprocess.run(["make", "--dry-run", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = made.stdout.replace("\\\n", " ").splitlines()
+    for line in lines:
+        if line.startswith(".venv/bin/vdrop") and " compare " not in line:
+            found = validate(*shlex.split(line)[1:])
+            assert found
+            check_rest(found, validate)
+
+
+def test_no_line_of_a_page_is_left_out() -> None:
+    every = examples()
+    lines = [
+        re.sub(r"\s+#.*", "", line.strip()) for path in PAGES for line in path.read_text().splitlines() if line.strip().startswith(STARTS)
+    ]
+    assert len(lines) >= 10 and [line for line in lines if line.rstrip(".,;") not in every] == []
+    assert {words[1] for line in every if len(words := line.split()) > 1} >= {*cli.EXAMPLES, "compare"}
+
+
+def python_blocks() -> Iterator[str]:
+    for path in PAGES:
+        yield from re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", python_blocks())
+def test_an_example_in_python_runs(block: str) -> None:
+    time, batch = 5, 3
+    exec(block, {"x": torch.randn(batch, time, 128), "time": time, "batch": batch, "lengths": torch.tensor([5, 2, 4])})
