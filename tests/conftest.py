@@ -34,6 +34,7 @@ TINY = (
 
 TINY_SENTIMENT = (
     "task=sentiment",
+    "task.protocol=paper",  # the default for the Cornell reviews alone
     "model.hidden_size=8",
     "task.batch_size=8",
     "task.chunk_words=6",

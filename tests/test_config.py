@@ -231,6 +231,29 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["model=gru_small", "model.forget_bias=1"], r"model\.forget_bias must be 0 for a GRU"),
         (["data.vocabulary_size=9"], r"data\.vocabulary_size must be unset with data=ptb"),
         (["data=cornell", "data.vocabulary_size=0"], r"data\.vocabulary_size must be at least 1, or null, got 0"),
+        (["data=ptb", "data.delimiter=tab"], r"data\.delimiter must be unset with data=ptb, got tab"),
+        (
+            ["task=sentiment", "data=text_regression", "data.name=a", "data.column=b", "data.rating_column=c", "data.delimiter=tab"],
+            r"data\.delimiter must be null without data\.csv, got tab",
+        ),
+        *(
+            (
+                [
+                    "task=sentiment",
+                    "data=text_regression",
+                    "data.csv=a",
+                    "data.column=b",
+                    "data.rating_column=c",
+                    f"data.delimiter='{sign}'",
+                ],
+                r"data\.delimiter must be one character that is no quotation mark",
+            )
+            for sign in ('"', "", "::", "\n")
+        ),
+        (
+            ["task=sentiment", "data=text_regression", "data.csv=a", "data.column=b", "data.rating_column=b"],
+            r"data\.rating_column must be another column than data\.column, got b",
+        ),
         (["data=text_regression", "data.csv=a", "data.column=b"], r"data\.rating_column must be set with data=text_regression"),
         (
             ["data=text_regression", "data.csv=a", "data.name=b", "data.column=b", "data.rating_column=c"],
@@ -243,6 +266,25 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
 def test_values_out_of_bounds_are_refused_by_name(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         settings(*overrides)
+
+
+OF_ONES_OWN = ["data=text_regression", "data.csv=a", "data.column=b", "data.rating_column=c"]
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol"), [([], "paper"), (["data=cornell"], "paper"), (["data=vader"], "clean"), (OF_ONES_OWN, "clean")]
+)
+def test_the_authors_protocol_is_that_of_their_data_alone(data: list[str], protocol: str) -> None:
+    """It has no validation part; on other data it has to be asked for."""
+    assert str(settings("task=sentiment", *data).task.protocol) == protocol
+    assert str(settings("task=sentiment", *data, "task.protocol=paper").task.protocol) == "paper"
+    assert str(settings("task=sentiment", *data, "task.protocol=clean").task.protocol) == "clean"
+
+
+def test_the_identity_of_runs_on_film_reviews_is_what_it_was() -> None:
+    """Folders of runs are named by it."""
+    assert settings("task=sentiment").identity("f") == "d63c1b23"
+    assert settings("task=sentiment", "task.protocol=clean").identity("f") == "f8232d65"
 
 
 def test_the_set_of_settings_is_frozen() -> None:
@@ -305,6 +347,7 @@ SHOWN_ELSEWHERE = {
     "data.revision": "tests/corpora/test_hub.py",
     "data.column": "tests/corpora/test_hub.py",
     "data.csv": "tests/corpora/test_text_regression.py",
+    "data.delimiter": "tests/corpora/test_text_regression.py",
     "data.rating_column": "tests/corpora/test_text_regression.py",
     "task.name": "tests/tasks",
     "device": "tests/test_environment.py",

@@ -188,6 +188,7 @@ class Data:
     valid: str | None = None  # text: a file
     test: str | None = None  # text: a file
     csv: str | None = None  # text_regression: a file, its columns named in the first line; or `name`
+    delimiter: str | None = None  # with csv: the sign between two columns, or tab; null: a comma, or in a file .tsv a tab
     name: str | None = None  # hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load
     config: str | None = None  # hub, text_regression: one of its configurations
     revision: str | None = None  # hub, text_regression: branch, tag or commit
@@ -200,7 +201,7 @@ class Data:
     def __post_init__(self) -> None:
         belongs = {"dir": (Source.ptb, Source.cornell, Source.vader), **dict.fromkeys(("train", "valid", "test"), (Source.text,))}
         belongs |= dict.fromkeys(("name", "config", "revision", "column"), (Source.hub, Source.text_regression))
-        belongs |= dict.fromkeys(("csv", "rating_column"), (Source.text_regression,)) | {"vocabulary_size": RATED}
+        belongs |= dict.fromkeys(("csv", "delimiter", "rating_column"), (Source.text_regression,)) | {"vocabulary_size": RATED}
         for key, sources in belongs.items():
             value = getattr(self, key)
             require(value is None or self.source in sources, f"data.{key}", f"unset with data={self.source}", value)
@@ -218,6 +219,11 @@ class Data:
                 "set with data=text_regression, or data.name",
                 "both" if self.csv else "neither",
             )
+            require(self.column != self.rating_column, "data.rating_column", "another column than data.column", self.rating_column)
+            require(self.delimiter is None or self.csv is not None, "data.delimiter", "null without data.csv", self.delimiter)
+            self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+            fits = self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
+            require(fits, "data.delimiter", "one character that is no quotation mark or line end, or tab", repr(self.delimiter))
             for key in ("config", "revision"):
                 value = getattr(self, key)
                 require(value is None or self.csv is None, f"data.{key}", "null with data.csv, it is of the Hub", value)
@@ -599,10 +605,11 @@ Root = TypeVar("Root")
 
 
 def register() -> None:
-    """Makes the typed roots and the resolver `by_size` known to Hydra."""
+    """Makes the typed roots and the resolvers `by_size` and `by_source` known to Hydra."""
     for command, root in ROOTS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=root)
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    OmegaConf.register_new_resolver("by_source", by_source, replace=True)
 
 
 def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
@@ -613,6 +620,11 @@ def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
             f"nothing is published for model.size={size} there, only for {', '.join(map(str, table))}; set it, or choose another model"
         )
     return table[size]
+
+
+def by_source(table: dict[str, Any], *, _root_: DictConfig) -> Any:
+    """`${by_source:{cornell:…,other:…}}` in a YAML file: the value for the source of the chosen data, or for all others."""
+    return table.get(str(_root_.data.source), table["other"])
 
 
 def parse(config: DictConfig, root: type[Root]) -> Root:

@@ -15,7 +15,18 @@ from vdrop_cli.config import TABLE_1, ConfigError, Published, Size, Train, neare
 from vdrop_cli.explain import explain
 
 TABLE = "table1"
-OF_TEXT = ("source", "csv", "name", "config", "revision", "column", "rating_column", "min_count", "vocabulary_size")  # what tells it
+OF_TEXT = (
+    "source",
+    "csv",
+    "delimiter",
+    "name",
+    "config",
+    "revision",
+    "column",
+    "rating_column",
+    "min_count",
+    "vocabulary_size",
+)  # what tells it
 ORDER = ("none", "moon", "moon_word", "zaremba", "variational", "variational_mc", "untied", "untied_mc")  # as in the paper; then others
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,7 @@ class Result:
     epochs: int  # trained
     metrics: dict[str, float]  # dropout off; written down beside the rest
     seconds: float  # all epochs
+    warnings: list[str] = field(default_factory=list)  # of the task; not written down where there are none
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def flattened(record: Record) -> dict[str, Any]:
     """As it is written down."""
     told = asdict(record)
     metrics: dict[str, Any] = told.pop("metrics", {})
+    if isinstance(record, Result) and not record.warnings:
+        del told["warnings"]
     return told | metrics
 
 
@@ -107,8 +110,8 @@ class Sink(Protocol):
     def __call__(self, record: Record) -> None: ...
 
 
-FIELDS: dict[str, dict[str, Any]] = {  # of a record as it is written down, its metrics excepted
-    kind.kind: {f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name != "metrics"}
+FIELDS: dict[str, dict[str, Any]] = {  # of a record as it is written down, but for its metrics and warnings
+    kind.kind: {f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name not in ("metrics", "warnings")}
     for kind in (Start, Step, Epoch, Result, Failure)
 }
 LINE_LIMIT = 2**20  # bytes of a record; the largest, a start, has some kilobytes
@@ -123,10 +126,17 @@ def parse_record(line: bytes) -> dict[str, Any]:
     older = {"step"} - record.keys() if kind == "start" else set()  # starts had no step once
     stored.require(record, {name: of for name, of in FIELDS[kind].items() if name not in older})
     if kind in ("epoch", "result"):
-        for name in record.keys() - FIELDS[kind].keys() - {"kind", "chain"}:
+        require_texts(record.get("warnings", []))
+        for name in record.keys() - FIELDS[kind].keys() - {"kind", "chain", "warnings"}:
             if record[name] not in (None, math.inf) and not stored.is_finite(record[name]):
                 raise Damaged(f"{name} must be a number")
     return record
+
+
+def require_texts(warnings: object) -> None:
+    """Raises Damaged."""
+    if not (isinstance(warnings, list) and all(isinstance(warning, str) for warning in warnings)):
+        raise Damaged("its warnings must be a list of texts")
 
 
 def chain(record: dict[str, Any], before: str) -> str:
@@ -249,7 +259,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     try:
         result = stored.read_json(path)
-        stored.require(result, dict.fromkeys(result, float) | FIELDS["result"])
+        require_texts(result.get("warnings", []))
+        stored.require(result, dict.fromkeys(result.keys() - {"warnings"}, float) | FIELDS["result"])
         if not 1 <= result["epoch"] <= result["epochs"]:
             raise Damaged(f"epoch {result['epoch']} of {result['epochs']}")
     except OSError as error:

@@ -46,5 +46,5 @@ def test_a_text_of_ones_own(text: list[str], tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     data.run(settings(*text, command="data"))
     told = capsys.readouterr().out
-    assert "types          41" in told and "none known for this corpus" in told
+    assert "types          42" in told and told.count("0.00 % <unk>") == 3 and "none known for this corpus" in told
     assert list((tmp_path / "data" / "cache").iterdir())

@@ -1,14 +1,19 @@
 """Text → ids, and its cache."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.conftest import settings
 from vdrop_cli import corpora
 from vdrop_cli.config import ConfigError, Data, Source
-from vdrop_cli.corpora import Corpus
+from vdrop_cli.corpora import Corpus, Raw
+from vdrop_cli.corpora.text import PARTS, encoded, from_rows
 from vdrop_cli.files import write_tensors
 
 
@@ -21,14 +26,97 @@ def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n
 
 
 def test_ids_follow_first_appearance_and_line_ends_are_words(tmp_path: Path) -> None:
-    corpus = corpora.load(files(tmp_path, b"the cat\nthe dog\n", b" the bird \n", b"a cat"))
-    assert corpus.vocabulary == ["the", "cat", "<eos>", "dog", "bird", "a"]
-    assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2, 0, 3, 2], [0, 4, 2], [5, 1]]
+    corpus = corpora.load(files(tmp_path, b"the cat\nthe dog\n", b" the dog \n", b"the cat"))
+    assert corpus.vocabulary == ["the", "cat", "<eos>", "dog", "<unk>"]
+    assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2, 0, 3, 2], [0, 3, 2], [0, 1, 2]]
+
+
+def test_words_are_those_of_the_training_part_alone(tmp_path: Path) -> None:
+    """What it has not is <unk>, which is always in the vocabulary, also as the user's own word."""
+    corpus = corpora.load(files(tmp_path / "a", b"the cat\n", b"the bird\n", b"<unk> a cat\n"))
+    assert corpus.vocabulary == ["the", "cat", "<eos>", "<unk>"]
+    assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2], [0, 3, 2], [3, 3, 1, 2]]
+    corpus = corpora.load(files(tmp_path / "b", b"the <unk> cat\n", b"the bird\n"))
+    assert corpus.vocabulary == ["the", "<unk>", "cat", "<eos>"] and corpus.valid_N.tolist() == [0, 1, 3]
+
+
+def test_words_seen_once_are_unknown_by_default(text: list[str], tmp_path: Path) -> None:
+    """So that <unk> is trained."""
+    (tmp_path / "train").write_text("a a b\na c\n")
+    for data in (settings(*text, f"data.train={tmp_path}/train").data, settings("data=hub", "data.name=a", "data.column=b").data):
+        assert data.min_count == 2
+    corpus = corpora.load(settings(*text, f"data.train={tmp_path}/train", "data.cache=null").data)
+    assert corpus.vocabulary == ["a", "<unk>", "<eos>"] and corpus.train_N.tolist() == [0, 0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("train", "min_count"), [(b"a b c\n", 2), (b"a a b b", 3), (b"<unk> <unk>\n\n", 1)])
+def test_a_text_that_would_be_all_unknown_is_refused(train: bytes, min_count: int, tmp_path: Path) -> None:
+    data = files(tmp_path, train)
+    data.min_count = min_count
+    with pytest.raises(ConfigError, match=rf"^data\.min_count={min_count}: the training part of .* all would be <unk>"):
+        corpora.load(data)
+
+
+def test_the_end_of_the_only_line_is_no_rare_word(tmp_path: Path) -> None:
+    data = files(tmp_path, b"a a b b")
+    data.min_count = 2
+    assert corpora.load(data).vocabulary == ["a", "b", "<eos>", "<unk>"]
+
+
+SPACES = [" ", "\t", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\xa0"]
+LINES = st.lists(st.lists(st.sampled_from(["a", "b", "é", *SPACES]), max_size=5).map("".join), min_size=1, max_size=6)
+ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+
+
+@given(lines=LINES, data=st.data())
+def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_they_are_from(lines: list[str], data: st.DataObject) -> None:
+    """As a file, as rows without and with line ends, several lines to a row; as the definition says: its words and one <eos> a line."""
+    lines = [*lines, "a"]  # a part needs a word
+    expected = [word for line in lines for word in [*line.split(), "<eos>"]]
+    ends = [data.draw(ENDS) for _ in lines]
+    for n in reversed(range(len(ends) - 1)):
+        if ends[n] == "\r" and lines[n + 1] + ends[n + 1] == "\n":
+            ends[n] = "\n"  # else the two would be one line end
+    rows = [line + end for line, end in zip(lines, ends, strict=True)]
+    place = data.draw(st.integers(0, len(rows)))
+    contents = {
+        "file": "".join(rows).encode(),
+        "file without the last line's end": "".join([*rows[:-1], lines[-1]]).encode(),
+        "a row a line": from_rows(lines),
+        "rows with line ends": from_rows(rows),
+        "some with": from_rows([data.draw(st.sampled_from(pair)) for pair in zip(lines, rows, strict=True)]),
+        "several lines a row": from_rows(part for part in ("".join(rows[:place]), "".join(rows[place:])) if part),
+    }
+    found = {}
+    for name, content in contents.items():
+        corpus = encoded(Raw(dict.fromkeys(PARTS, content), "here"), Data(Source.hub, name="a", column="b", cache=None))
+        assert [corpus.vocabulary[number] for number in corpus.test_N] == expected, name
+        found[name] = corpus.fingerprint
+    assert len(set(found.values())) == 1, found
+
+
+def test_rows_that_end_in_a_newline_have_one_end_each() -> None:
+    """WikiText's rows."""
+    assert from_rows(["", " = A = \n", " b c \n"]) == b"\n = A = \n b c \n"
+
+
+def test_a_text_of_a_checkpoint_is_encoded_as_it_was_then(tmp_path: Path) -> None:
+    """When a \\r was no line end, a last line could have no <eos>, and words came from all parts."""
+    data = files(tmp_path, b"a\rb\n\na", b"c\n", b"d")
+    old = hashlib.sha256(b"1 1")
+    for content in (b"a\rb\n\na", b"c\n", b"d"):
+        old.update(len(content).to_bytes(8, "little") + content)
+    corpus = corpora.load(data, old.hexdigest())
+    assert corpus.fingerprint == old.hexdigest() and corpus.vocabulary == ["a", "b", "<eos>", "c", "d"]
+    assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2, 2, 0], [3, 2], [4]]
+    now = corpora.load(data)
+    assert now.train_N.tolist() == [0, 1, 2, 1, 1, 0, 1] and now.fingerprint != corpus.fingerprint
 
 
 def test_windows_line_ends_make_the_same_words(tmp_path: Path) -> None:
-    one, other = (corpora.load(files(tmp_path / name, b"the cat\nsat" + end)) for name, end in (("a", b"\n"), ("b", b"\r\n")))
+    one, other = (corpora.load(files(tmp_path / name, b"the cat" + end + b"sat" + end)) for name, end in (("a", b"\n"), ("b", b"\r\n")))
     assert one.vocabulary == other.vocabulary and one.train_N.tolist() == other.train_N.tolist()
+    assert one.fingerprint == other.fingerprint
 
 
 def test_rare_words_of_the_training_part_become_unknown_in_all(tmp_path: Path) -> None:
@@ -46,7 +134,7 @@ def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
 
 def test_a_line_of_ten_million_words_is_a_text_too(tmp_path: Path) -> None:
     corpus = corpora.load(files(tmp_path, b"one two " * 5_000_000))
-    assert len(corpus.train_N) == 10_000_000 and corpus.vocabulary == ["one", "two", "a", "<eos>"]
+    assert len(corpus.train_N) == 10_000_001 and corpus.vocabulary == ["one", "two", "<eos>", "<unk>"]
 
 
 CACHES: dict[str, dict[str, object]] = {
@@ -115,7 +203,7 @@ def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
     write_tensors(entry, {**held, "vocabulary": ["seen", "in", "the", "cache"]})
     assert load("b", b"one two\n").vocabulary == ["seen", "in", "the", "cache"]
     second = load("a", b"three\n")
-    assert second.vocabulary == ["three", "<eos>", "a"]
+    assert second.vocabulary == ["three", "<eos>", "<unk>"]
     assert second.fingerprint != first.fingerprint and len(list(cache.iterdir())) == 2
 
 
@@ -123,7 +211,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_obstacle(tmp_path: Path, 
     data = files(tmp_path, b"a b\n")
     (tmp_path / "file").write_text("in the way")
     data.cache = str(tmp_path / "file" / "cache")
-    assert corpora.load(data).vocabulary == ["a", "b", "<eos>"]
+    assert corpora.load(data).vocabulary == ["a", "b", "<eos>", "<unk>"]
     assert "data.cache=" in capsys.readouterr().err
 
 

@@ -8,9 +8,9 @@ from vdrop_cli import corpora
 from vdrop_cli.config import ConfigError, Data, Source
 
 
-def from_csv(path: Path, content: str | bytes, column: str = "text", rating: str = "stars") -> corpora.Rated:
+def from_csv(path: Path, content: str | bytes, delimiter: str | None = None) -> corpora.Rated:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return corpora.rated(Data(Source.text_regression, csv=str(path), column=column, rating_column=rating))
+    return corpora.rated(Data(Source.text_regression, csv=str(path), delimiter=delimiter, column="text", rating_column="stars"))
 
 
 ROWS = [(f"Film {n}, {'good' if n % 2 else 'bad'}", n / 2) for n in range(12)]
@@ -18,7 +18,8 @@ ROWS = [(f"Film {n}, {'good' if n % 2 else 'bad'}", n / 2) for n in range(12)]
 
 @pytest.mark.parametrize(("name", "separator", "mark"), [("a.csv", ",", ""), ("a.tsv", "\t", ""), ("a.csv", ",", "\ufeff")])
 def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str) -> None:
-    lines = ["stars,other,text".replace(",", separator), *(separator.join((str(stars), "x", f'"{text}"')) for text, stars in ROWS)]
+    quote = "" if name.endswith(".tsv") else '"'
+    lines = ["stars,other,text".replace(",", separator), *(separator.join((str(s), "x", f"{quote}{text}{quote}")) for text, s in ROWS)]
     rated = from_csv(tmp_path / name, mark + "\n".join(lines))
     assert rated.ratings == [n / 2 for n in range(12)] and not rated.parts
     assert rated.texts[3] == ["film", "3", ",", "good"] and rated.origin == str(tmp_path / name)
@@ -28,17 +29,41 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
     ("content", "message"),
     [
         ("text,stars\n" + "a,1\n" * 5 + "b,many\n" + "c,2\n" * 9, r"^data\.csv=.*: line 7 holds 'many', which is no rating"),
-        ("text,stars\n" + "a,1\n" * 5 + "b\n" + "c,2\n" * 9, r"^data\.csv=.*: line 7 holds 'None', which is no rating"),
+        ("text,stars\n" + "a,1\n" * 5 + "b\n" + "c,2\n" * 9, r"^data\.csv=.*: line 7 has 1 field, its header 2"),
+        ("text,stars\n" + '"a\nb",1\n' * 5 + "b,1_0\n" + "c,2\n" * 9, r"^data\.csv=.*: line 12 holds '1_0', which is no rating"),
+        ("text,stars,stars\na,1,2\n", r"^data\.csv=.*: line 1 names more than one column 'stars'"),
+        ("text;stars\na;1\n", r"^data\.csv=.* has a semicolon between its columns, .*data\.delimiter"),
+        ("text, stars\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, ' stars'"),
+        ("text,stars\n" + "".join(f'" ",{n}\n' for n in range(12)), r"^.*a\.csv has no word in any of its 12 texts"),
         ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; there are words, stars"),
         ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, points"),
         ("", r"^data\.column=text is not a column of .*; there are none"),
         (b"text,stars\n\xff,1\n", r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert the file"),
-        ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line \d is not as in a CSV file .*; quotes within quotes are doubled"),
+        ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line 2 begins a quoted field after which ' b,1"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_csv(tmp_path / "a.csv", content)
+
+
+def test_quotation_marks_in_tsv_are_text(tmp_path: Path) -> None:
+    content = 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n' + "".join(f"{n}\tx\n" for n in range(8))
+    rated = from_csv(tmp_path / "a.tsv", content)
+    assert rated.texts[:4] == [['"', "good", "w1"], ["bad", "w2"], ["w3", "w4"], ["said", "good", '"']]
+    assert rated.ratings == [3, 4, 5, 2, *range(8)] and rated.places[0] == "line 2"
+
+
+@pytest.mark.parametrize(("delimiter", "separator"), [(";", ";"), ("|", "|"), ("tab", "\t"), ("\\t", "\t"), ("]", "]")])
+def test_another_separator_can_be_given(delimiter: str, separator: str, tmp_path: Path) -> None:
+    lines = [f"text{separator}stars", *(f"a, b{separator}{n}.5" for n in range(10))]
+    rated = from_csv(tmp_path / "a.csv", "\n".join(lines), delimiter)
+    assert rated.texts[0] == ["a", ",", "b"] and rated.ratings == [n + 0.5 for n in range(10)]
+
+
+def test_texts_without_words_are_counted(tmp_path: Path) -> None:
+    rated = from_csv(tmp_path / "a.csv", "text,stars\n" + "".join(f"{'a' if n % 5 else ' '},{n}\n" for n in range(12)))
+    assert rated.without_words == [0, 5, 10] and rated.places[5] == "line 7"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -70,6 +70,20 @@ def test_one_training_step_by_hand() -> None:
     torch.testing.assert_close(model.head_bias.detach(), expected)
 
 
+def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
+    """Where <unk> is among the words of training it is trained, and no warning is due."""
+    config, (train_N, valid_N) = settings("task.batch_size=4", "task.bptt=5"), (torch.arange(100) % 3, torch.arange(100) % 4)
+
+    def warnings(train_N: torch.Tensor, valid_N: torch.Tensor) -> list[str]:
+        made = Corpus(["a", "b", "<eos>", "<unk>"], train_N, valid_N, train_N, "here", "f")
+        return LanguageModelling(config.task, made, torch.device("cpu")).warnings
+
+    (warning,) = warnings(train_N, valid_N)
+    assert warning.startswith("25 % of the valid part and 0 % of the test part of here are words that the training part does not have")
+    assert "data.min_count" in warning
+    assert warnings(train_N, train_N) == warnings(valid_N, valid_N) == []
+
+
 @pytest.mark.parametrize(("batch", "bptt"), [(20, 5), (4, 25), (200, 1)])
 def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt: int) -> None:
     config = settings(f"task.batch_size={batch}", f"task.bptt={bptt}")

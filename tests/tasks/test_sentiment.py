@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from tests.conftest import TINY_SENTIMENT, settings
 from vdrop_cli import baselines, checkpoint, corpora, tasks
-from vdrop_cli.commands import train
+from vdrop_cli.commands import compare, train
+from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, Stream
@@ -104,6 +106,110 @@ def test_ratings_are_exact_whatever_their_size() -> None:
     task = Sentiment(config.task, config.data, rated, torch.device("cpu"))
     targets = torch.cat([batch.targets_B for batch in task.batches(Stream((1,)))])
     assert len(targets.unique()) == len(targets) and targets.std(correction=0).item() == pytest.approx(1, rel=1e-5)
+
+
+PARTS = ["train"] * 24 + ["valid"] * 6 + ["test"] * 10
+
+
+def of_ratings(valid: list[float], test: list[float], *overrides: str, own: bool = True) -> Sentiment:
+    """24 texts to train on, rated 0 to 23, and those."""
+    config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean", *overrides)
+    words = [[f"w{n % 5}"] * (n % 7 + 1) for n in range(24 + len(valid) + len(test))]
+    ratings, parts = [*map(float, range(24)), *valid, *test], [*PARTS[:24], *["valid"] * len(valid), *["test"] * len(test)]
+    return Sentiment(config.task, config.data, Rated(words, ratings, "here", parts if own else []), torch.device("cpu"))
+
+
+METRICS = {"train_rmse", "valid_rmse", "test_rmse", "test_rmse_of_mean", "noise"}  # beside the baseline that takes scikit-learn
+KNOWN = {"test_log_likelihood", "test_coverage_50", "test_coverage_80", "test_coverage_95"}
+FINE = [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("valid", "test", "told"),
+    [
+        (
+            FINE,
+            [-1.0] * 9,
+            r"^all ratings of the test part of here are outside the range of the training part, 0 to 23 \(the first is -1\)",
+        ),
+        (FINE, [-1.0, 99.0], r"^all ratings of the test part of here are outside the range"),
+        (FINE, [-1.0], r"^all ratings of the test part of here are outside the range"),
+        (FINE, [3.0] * 9, r"^all ratings of the test part of here are 3, as where labels are hidden"),
+        ([3.0] * 3, FINE, r"^all ratings of the valid part of here are 3, as where labels are hidden"),
+    ],
+)
+def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(valid: list[float], test: list[float], told: str) -> None:
+    task, config = of_ratings(valid, test), settings(*TINY_SENTIMENT)
+    (warning,) = task.warnings
+    assert re.search(told, warning) and "log-likelihood and coverage are left out" in warning
+    model = task.model(config.model, config.dropout, "fused", None)
+    model.initialise(0.5, Stream((0,)))
+    measured = task.result(model, 1, 0.0)
+    assert measured.keys() >= METRICS and not KNOWN & measured.keys()
+    passes = task.passes(model, 3, 50, 1, word_dropout=True)
+    list(passes.run())
+    assert set(passes.results()[0]) == {"test_rmse_mc3", "noise_mc3"}
+
+
+def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
+    """As where one text is outside the range, or chance has dealt the parts; everything is measured."""
+    task, config = of_ratings(FINE, [*FINE, -1.0]), settings(*TINY_SENTIMENT)
+    model = task.model(config.model, config.dropout, "fused", None)
+    model.initialise(0.5, Stream((0,)))
+    assert task.warnings == [] and task.result(model, 1, 0.0).keys() >= METRICS | KNOWN
+    assert [made(texts, "task.protocol=clean", f"task.split_seed={seed}").warnings for texts in (10, 12) for seed in range(8)] == [[]] * 16
+    assert of_ratings(FINE, [3.0]).warnings == []
+
+
+def test_no_epoch_is_chosen_by_ratings_that_are_hidden() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^data: all ratings of the valid part of here are outside .*, so the best epoch cannot be chosen"
+    ):
+        of_ratings([-1.0] * 4, FINE)
+
+
+def test_texts_without_words_are_warned_of_and_a_part_of_them_is_refused() -> None:
+    config, numbers = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), [float(n) for n in range(40)]
+    texts: list[list[str]] = [[] if n in (3, 30) else ["a"] for n in range(40)]
+    task = Sentiment(
+        config.task, config.data, Rated(texts, numbers, "here", places=[f"line {n + 2}" for n in range(40)]), torch.device("cpu")
+    )
+    (warning,) = task.warnings
+    assert warning.startswith("2 of 40 texts of here have no words, first line 5;")
+    texts = [["a"] if part == "train" else [] for part in PARTS]
+    with pytest.raises(ConfigError, match=r"^data: no text of the valid part of here has words"):
+        Sentiment(config.task, config.data, Rated(texts, numbers, "here", PARTS), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"^here has no word in any of its 40 texts"):
+        Rated([[]] * 40, numbers, "here")
+
+
+def test_a_warning_is_in_the_output_and_in_every_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a data set whose test labels are hidden, as an evaluation and a comparison of its run have it, too."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, texts in (("train", 24), ("validation", 6), ("test", 6)):
+        rows = {"text": ["w " * (n % 5 + 1) for n in range(texts)], "stars": [-1.0 if name == "test" else n % 5 for n in range(texts)]}
+        (tmp_path / "set").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "set" / f"{name}.parquet"))
+    mine = ("data=text_regression", f"data.name={tmp_path}/set", "data.column=text", "data.rating_column=stars")
+    train.run(settings(*TINY_SENTIMENT, *mine, "task.protocol=clean"))
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    said = capsys.readouterr().err
+    result = json.loads((folder / "result.json").read_text())
+    (warning,) = result["warnings"]
+    assert said.count(f"vdrop: {warning}\n") == 1 and said.index(warning) < said.index("epoch 1/1"), "before training"
+    assert "test_rmse" in result and not KNOWN & result.keys() and read_log(folder / "log.jsonl")[-1]["warnings"] == [warning]
+    evaluation.run(settings(f"checkpoint={folder}", "device=cpu", "mc_samples=2", command="eval"))
+    (path,) = folder.glob("eval-*.json")
+    assert json.loads(path.read_text())["warnings"] == [warning] and f"vdrop: {warning}\n" in capsys.readouterr().err
+    train.run(settings(*TINY_SENTIMENT, *mine, "task.protocol=clean"))
+    assert f"vdrop: {warning}\n" in capsys.readouterr().err, "of a finished run, too"
+    compare.main([str(folder)])
+    assert warning in capsys.readouterr().err
 
 
 def test_a_part_without_texts_is_an_error() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")  # of the metrics that there are; then others
-LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched")
+LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched", "warnings")
 
 
 class OneLine(argparse.ArgumentParser):
@@ -69,6 +69,9 @@ def tell(runs: list[Finished]) -> list[str]:
     if len(set(names)) < len(runs) or not all(names):
         names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
     measured = [metrics_of(run) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        for warning in run.result.get("warnings", []):
+            print(f"vdrop: {name}: {warning}", file=sys.stderr)
     every = dict.fromkeys([*FIRST, *(name for of_run in measured for name in of_run)])
     metrics = [name for name in every if name not in LEFT_OUT and any(name in of_run for of_run in measured)]
     settings = [[key, *(str(run.settings.get(key, "–")) for run in runs)] for key in keys]

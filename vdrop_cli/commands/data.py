@@ -42,7 +42,10 @@ def tell(data: Data) -> None:
 def streams(data: Data) -> list[str]:
     """Of a language modelling corpus."""
     corpus = corpora.load(data)
-    counts = [f"{part:<8}{len(stream_N):>9,} tokens" for part, stream_N in corpus.parts.items()]
+    counts = [
+        f"{part:<8}{len(stream_N):>9,} tokens, {100 * corpora.unknown_share(stream_N, corpus):.2f} % <unk>"
+        for part, stream_N in corpus.parts.items()
+    ]
     return [f"from    {corpus.origin}", *counts, f"types   {len(corpus.vocabulary):>9,}", f"content {corpus.fingerprint[:16]}"]
 
 

@@ -47,12 +47,14 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
             moved.setdefault(other, None)
     if moved.get("csv"):
         moved |= {"config": None, "revision": None}
+    elif moved.get("name"):
+        moved |= {"delimiter": None}
     trained.data = replace(trained.data, **moved)
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
     if settings.word_dropout and trained.dropout.p_word == 0:
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
-    task = tasks.load(trained, device)
+    task = tasks.load(trained, device, found.corpus)
     if task.fingerprint != found.corpus:
         raise ConfigError(f"checkpoint={path} was trained on another corpus than {task.origin}; give it the text that it was trained on")
     model = task.model(trained.model, trained.dropout, backend.name, environment.COMPUTE_DTYPES[precision])
@@ -72,6 +74,7 @@ def run(settings: Eval) -> str:
     assert settings.checkpoint is not None
     path, found, task, model, precision, _ = load(settings.checkpoint, settings, device)
     print(f"{path}: epoch {found.epoch}, {task.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
+    tasks.warn(task)
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     paths = members(path, settings)
@@ -101,6 +104,8 @@ def run(settings: Eval) -> str:
             told["members"] = [str(member) for member in paths]
         else:
             told["metrics"] = task.standard(model)
+        if task.warnings:
+            told["warnings"] = task.warnings
         told["environment"] = described
         write(target, told)
         target.with_suffix(".partial").unlink(missing_ok=True)

@@ -195,7 +195,7 @@ class Run:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {epoch}")
-        return Result(epoch, self.epoch, metrics, self.seconds)
+        return Result(epoch, self.epoch, metrics, self.seconds, self.task.warnings)
 
 
 def records(run: Run) -> Iterator[Record]:
@@ -253,9 +253,11 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
     if (folder / "result.json").exists() and not settings.force:
         result = read_result(folder)
         print(f"{folder} is finished; force=true starts over")
+        tasks.warn(task)
         tell(result)
         return "was done"
     prepare(folder, settings)
+    tasks.warn(task)
     with Lock(folder / ownership.LOCK, str(folder)):
         if settings.force:
             ownership.clear(folder)
@@ -305,8 +307,9 @@ def listen(training: Run) -> None:
     tell(flattened(record))
 
 
-def tell(result: dict[str, float]) -> None:
+def tell(result: dict[str, Any]) -> None:
     """The result for a person; it is on disk, so that nothing is lost where it cannot be shown."""
     with output.unshown():
         for name, value in result.items():
-            print(f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{name:<28}{value}")
+            if name != "warnings":
+                print(f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{name:<28}{value}")

@@ -4,9 +4,9 @@ from vdrop_cli.config import Data, Source
 from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
 from vdrop_cli.corpora import rated as of_ratings
 from vdrop_cli.corpora.rated import Rated
-from vdrop_cli.corpora.text import Corpus, Raw
+from vdrop_cli.corpora.text import Corpus, Raw, unknown_share
 
-__all__ = ["Corpus", "Rated", "load", "rated", "read", "words"]
+__all__ = ["Corpus", "Rated", "Raw", "load", "rated", "read", "unknown_share", "words"]
 
 
 def read(data: Data) -> Raw:
@@ -15,10 +15,9 @@ def read(data: Data) -> Raw:
     return readers[data.source](data)
 
 
-def load(data: Data) -> Corpus:
-    """The corpus as ids."""
-    raw = read(data)
-    corpus = text.encoded(raw, data)
+def load(data: Data, fingerprint: str | None = None) -> Corpus:
+    """The corpus as ids; with the fingerprint that a checkpoint has of it, as it was encoded then."""
+    corpus = text.encoded(read(data), data, fingerprint)
     if data.source is Source.ptb:
         ptb.check_counts(corpus)
     return corpus

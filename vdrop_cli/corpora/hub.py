@@ -3,7 +3,8 @@
 from typing import Any
 
 from vdrop_cli.config import ConfigError, Data
-from vdrop_cli.corpora.text import PARTS, Raw
+from vdrop_cli.corpora.tables import shown
+from vdrop_cli.corpora.text import PARTS, Raw, from_rows
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
@@ -26,7 +27,7 @@ def load(data: Data) -> Any:
 def column(data: Data, split: Any, setting: str, name: str | None) -> list[Any]:
     """Of one split; `setting` is what chose the column."""
     if name not in split.column_names:
-        raise ConfigError(f"{setting}={name} is not a column of {data.name}; there are {', '.join(split.column_names)}")
+        raise ConfigError(f"{setting}={shown(name)} is not a column of {data.name}; there are {', '.join(map(shown, split.column_names))}")
     return list(split[name])
 
 
@@ -43,17 +44,17 @@ def read_as_text(value: object, where: str) -> str:
     raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no text; choose another column")
 
 
-def sentences(data: Data) -> dict[str, list[str]]:
-    """The lines of each part."""
+def rows(data: Data) -> dict[str, list[str]]:
+    """The texts of each part."""
     found = load(data)
-    lines = {}
+    of_parts = {}
     for part in PARTS:
         if SPLITS[part] not in found:
             raise ConfigError(
                 f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(map(str, found))}; use data=text with files"
             )
-        lines[part] = texts(data, found, SPLITS[part])
-    return lines
+        of_parts[part] = texts(data, found, SPLITS[part])
+    return of_parts
 
 
 def origin(data: Data) -> str:
@@ -62,4 +63,4 @@ def origin(data: Data) -> str:
 
 
 def read(data: Data) -> Raw:
-    return Raw({part: "".join(f"{line}\n" for line in lines).encode() for part, lines in sentences(data).items()}, origin(data))
+    return Raw({part: from_rows(of_part) for part, of_part in rows(data).items()}, origin(data))

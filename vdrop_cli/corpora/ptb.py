@@ -61,7 +61,7 @@ def fetch() -> Raw:
 
 def from_hub() -> dict[str, bytes]:
     """The Hub's copy has lost the blanks at both ends of each line; with them it is the original, to the byte."""
-    sentences = hub.sentences(HUB)
+    sentences = hub.rows(HUB)
     return {part: "".join(f" {line} \n" for line in sentences[part]).encode() for part in PARTS}
 
 

@@ -4,7 +4,7 @@ import platform
 import re
 
 from vdrop_cli.config import Data
-from vdrop_cli.corpora.text import Raw
+from vdrop_cli.corpora.text import Raw, from_rows
 
 WORD = re.compile(r"\w+|([^\w\s])\1*")  # a row of the same sign, such as a ruled line, is one word
 BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of ten goes to
@@ -20,5 +20,4 @@ def read(data: Data) -> Raw:
     paragraphs = dict.fromkeys(lines)  # many stand under several topics
     for number, paragraph in enumerate(paragraph for paragraph in paragraphs if paragraph):
         parts[BLOCKS_OF_TEN[number % 10]].append(paragraph)
-    contents = {part: "".join(f"{line}\n" for line in lines).encode() for part, lines in parts.items()}
-    return Raw(contents, f"pydoc_data.topics of Python {platform.python_version()}")
+    return Raw({part: from_rows(of_part) for part, of_part in parts.items()}, f"pydoc_data.topics of Python {platform.python_version()}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from vdrop_cli.config import FLOAT32_LIMIT, ConfigError
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # where it is text
 SIGNS = re.compile(r"(.)\1*")  # a row of the same one is a word
 FEWEST = 10  # texts, so that each part of a split has one
 
@@ -20,12 +21,20 @@ class Rated:
     ratings: list[float] = field(repr=False)
     origin: str  # for a person: where they came from
     parts: list[str] = field(default_factory=list, repr=False)  # train, valid or test of each text, where the source says so
+    places: list[str] = field(default_factory=list, repr=False)  # for a person: where in the source each text is, such as "line 3"
 
     def __post_init__(self) -> None:
         if len(self.texts) < FEWEST:
             raise ConfigError(f"{self.origin} has {len(self.texts)} texts; it needs {FEWEST} at least")
+        if not any(self.texts):
+            raise ConfigError(f"{self.origin} has no word in any of its {len(self.texts):,} texts; choose another data.column")
         if min(self.ratings) == max(self.ratings):
             raise ConfigError(f"{self.origin} gives every text the same rating, {self.ratings[0]:g}; there is nothing to predict")
+
+    @property
+    def without_words(self) -> list[int]:
+        """Numbers of the texts that have none."""
+        return [number for number, text in enumerate(self.texts) if not text]
 
     @property
     def fingerprint(self) -> str:
@@ -55,9 +64,10 @@ def signs(row: str) -> list[str]:
 def number(value: object, where: str) -> float:
     """A rating from what stands in its place; `where` is for the message."""
     try:
-        rating = float(value)  # type: ignore[arg-type]
-        if abs(rating) < FLOAT32_LIMIT:
-            return rating
-    except (TypeError, ValueError):
+        if not isinstance(value, str) or NUMBER.fullmatch(value.strip(" ")):
+            rating = float(value)  # type: ignore[arg-type]
+            if abs(rating) < FLOAT32_LIMIT:
+                return rating
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no rating; it needs a finite number")
+    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no rating; it needs a finite number, such as 3.5 or 1e-2")

@@ -1,11 +1,16 @@
 """Text → ids, for any three texts; and a cache of that, found by content.
 
+A text is a sequence of lines, whatever source it is from. A line ends with \\n, \\r\\n or a lone \\r; a line end at the end of the text is
+optional and adds no line; a blank line is a line. Each line gives its words, which white space separates, and one <eos>.
+
 N tokens of a part
 """
 
 import hashlib
+import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +19,14 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import files
-from vdrop_cli.config import ConfigError, Data, RunError
+from vdrop_cli.config import ConfigError, Data, RunError, Source
 from vdrop_cli.files import Damaged
 
 PARTS = ("train", "valid", "test")
-ENCODING = "1"  # goes into the fingerprint; to be raised when the same text would give other ids
+EOS, UNK = "<eos>", "<unk>"
+LINE_END = re.compile(r"\r\n?|\n")  # other separators of Unicode, such as \u2028, are white space between words
+ENCODING = "2"  # goes into the fingerprint; to be raised when the same text would give other ids
+FIRST_ENCODING = "1"  # that of Penn Treebank, and of checkpoints made before lines were read alike from all sources
 
 
 class Raw(NamedTuple):
@@ -30,7 +38,7 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Streams of word ids; `vocabulary[id]` is the word. Ids are given in order of first appearance in train, valid, test."""
+    """Streams of word ids; `vocabulary[id]` is the word. Ids are in order of first appearance; <eos> and <unk> have one each."""
 
     vocabulary: list[str]
     train_N: Tensor
@@ -44,6 +52,11 @@ class Corpus:
         return dict(zip(PARTS, (self.train_N, self.valid_N, self.test_N), strict=True))
 
 
+def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
+    """What part of the tokens is <unk>."""
+    return (stream_N == corpus.vocabulary.index(UNK)).float().mean().item() if UNK in corpus.vocabulary else 0.0
+
+
 def read(data: Data) -> Raw:
     """Three local files."""
     paths = {part: Path(path) for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True) if path is not None}
@@ -53,39 +66,71 @@ def read(data: Data) -> Raw:
 def read_file(path: Path, setting: str) -> bytes:
     """Its content, without the byte order mark that some editors put first."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return files.read(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise ConfigError(f"{setting}={path} cannot be read ({error.strerror}); name a text file") from None
+    except Damaged as reason:
+        raise ConfigError(f"{setting}={path} cannot be read ({reason}); name a text file") from None
 
 
-def words(content: bytes, part: str, origin: str) -> list[str]:
-    """Words are what white space separates, the \\r of Windows too; the end of a line is the word <eos>."""
+def from_rows(rows: Iterable[str]) -> bytes:
+    """A text whose rows are texts themselves, each of one line or more; an empty row is a blank line."""
+    return "".join(with_line_ends(row) or "\n" for row in rows).encode()
+
+
+def with_line_ends(text: str) -> str:
+    """The same lines, each ending with \\n."""
+    text = LINE_END.sub("\n", text)
+    return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+def decoded(content: bytes, part: str, origin: str) -> str:
+    """Raises ConfigError where a part is no text."""
     try:
-        found = content.decode("utf-8").replace("\n", " <eos> ").split()
+        found = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data.{part}: byte {error.start} of the {part} part of {origin} is not UTF-8; convert the file to UTF-8"
         ) from None
     if (place := content.find(b"\0")) >= 0:
         raise ConfigError(f"data.{part}: byte {place} of the {part} part of {origin} is NUL, as in no text; convert the file to UTF-8")
-    if set(found) <= {"<eos>"}:
+    if not found.strip():
         raise ConfigError(f"data.{part}: the {part} part of {origin} is empty; it needs words")
     return found
 
 
-def encoded(raw: Raw, data: Data) -> Corpus:
-    """The ids, from the cache where the same content was encoded before."""
-    digest = hashlib.sha256(f"{ENCODING} {data.min_count}".encode())
-    for content in raw.parts.values():
+def fingerprint_of(contents: Iterable[bytes], encoding: str, min_count: int) -> str:
+    digest = hashlib.sha256(f"{encoding} {min_count}".encode())
+    for content in contents:
         digest.update(len(content).to_bytes(8, "little") + content)
-    fingerprint = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
+    """The ids, from the cache where the same content was encoded before.
+
+    `wanted` is the fingerprint that a checkpoint has of its corpus: a text of the first encoding is encoded as it was then.
+    """
+    fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, data.min_count), True
+    texts = [decoded(content, part, raw.origin) for part, content in raw.parts.items()]
+    if data.source is not Source.ptb and fingerprint != wanted:
+        texts, first = [with_line_ends(text) for text in texts], False
+        fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, data.min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
         try:
             return cached_corpus(files.read_tensors(cached), raw.origin, fingerprint)
         except (OSError, Damaged) as error:
             print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
-    corpus = encode(raw, data.min_count, fingerprint)
+    words_of_parts = [text.replace("\n", f" {EOS} ").split() for text in texts]
+    if first:
+        vocabulary, words_of_parts = in_first_encoding(words_of_parts, data.min_count)
+    else:
+        vocabulary = words_of(words_of_parts[0], data.min_count, raw.origin)
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    unknown = ids.get(UNK, -1)  # in the first encoding there may be none, and no word that is not in the vocabulary
+    train_N, valid_N, test_N = (torch.tensor([ids.get(word, unknown) for word in words]) for words in words_of_parts)
+    corpus = Corpus(vocabulary, train_N, valid_N, test_N, raw.origin, fingerprint)
     if cached is not None:
         keep(corpus, cached)
     return corpus
@@ -107,15 +152,25 @@ def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus
     return Corpus(vocabulary, held["train"], held["valid"], held["test"], origin, fingerprint)
 
 
-def encode(raw: Raw, min_count: int, fingerprint: str) -> Corpus:
-    """Words seen less than `min_count` times in the training part become <unk>, in all parts."""
-    texts = [words(content, part, raw.origin) for part, content in raw.parts.items()]
+def words_of(train: list[str], min_count: int, origin: str) -> list[str]:
+    """The vocabulary: the words of the training part that it has `min_count` times, by first appearance; all others are <unk>."""
+    counts = Counter(train)
+    named = [word if count >= min_count or word == EOS else UNK for word, count in counts.items()]
+    found = list(dict.fromkeys([*named, UNK]))
+    if set(found) == {EOS, UNK}:
+        raise ConfigError(
+            f"data.min_count={min_count}: the training part of {origin} has no word so often, all would be {UNK}; "
+            f"{'make data.min_count smaller' if min_count > 1 else 'take another text'}"
+        )
+    return found
+
+
+def in_first_encoding(parts: list[list[str]], min_count: int) -> tuple[list[str], list[list[str]]]:
+    """The vocabulary, of the words of all parts, and the parts, whose words are in it."""
     if min_count > 1:
-        counts = Counter(texts[0])
-        texts = [[word if counts[word] >= min_count else "<unk>" for word in text] for text in texts]
-    ids: dict[str, int] = {}
-    train_N, valid_N, test_N = (torch.tensor([ids.setdefault(word, len(ids)) for word in text]) for text in texts)
-    return Corpus(list(ids), train_N, valid_N, test_N, raw.origin, fingerprint)
+        counts = Counter(parts[0])
+        parts = [[word if counts[word] >= min_count else UNK for word in words] for words in parts]
+    return list(dict.fromkeys(word for words in parts for word in words)), parts
 
 
 def keep(corpus: Corpus, path: Path) -> None:

@@ -1,13 +1,11 @@
 """Any texts with a number each: two columns of a CSV file, or of a data set of the Hugging Face Hub."""
 
-import csv
 from pathlib import Path
 
 from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora import hub
 from vdrop_cli.corpora.rated import Rated, number, words
-
-LONGEST = 2**31 - 1  # characters of a field
+from vdrop_cli.corpora.tables import Table
 
 
 def read(data: Data) -> Rated:
@@ -15,28 +13,15 @@ def read(data: Data) -> Rated:
 
 
 def from_csv(data: Data, path: Path) -> Rated:
-    """The first line names the columns; they are separated by commas, in a file `.tsv` by tabs."""
-    csv.field_size_limit(LONGEST)
-    texts, ratings = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-            names = rows.fieldnames or []
-            for setting, name in (("data.column", data.column), ("data.rating_column", data.rating_column)):
-                if name not in names:
-                    raise ConfigError(f"{setting}={name} is not a column of {path}; there are {', '.join(names) or 'none'}")
-            for row in rows:
-                ratings.append(number(row[str(data.rating_column)], f"data.csv={path}: line {rows.line_num}"))
-                texts.append(words(row[str(data.column)] or ""))
-    except OSError as error:
-        raise ConfigError(f"data.csv={path} cannot be read ({error.strerror}); name a CSV file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"data.csv={path} is not UTF-8 ({error.reason} at byte {error.start}); convert the file to UTF-8") from None
-    except csv.Error as error:
-        raise ConfigError(
-            f"data.csv={path}: line {rows.line_num} is not as in a CSV file ({error}); quotes within quotes are doubled"
-        ) from None
-    return Rated(texts, ratings, str(path))
+    """Of the two columns that are named; the others are left out, but they must fit the header, too."""
+    table = Table(path, data.delimiter, "data.csv")
+    text, rating = (table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column"))
+    texts, ratings, places = [], [], []
+    for line, fields in table.rows():
+        ratings.append(number(fields[rating], f"data.csv={path}: line {line}"))
+        texts.append(words(fields[text]))
+        places.append(f"line {line}")
+    return Rated(texts, ratings, str(path), places=places)
 
 
 def from_hub(data: Data) -> Rated:
@@ -52,10 +37,11 @@ def from_hub(data: Data) -> Rated:
             f"data.name={data.name} has no split test beside {' and '.join(splits)}; make it one, or a CSV file to be split here"
         )
     texts: list[list[str]] = []
-    ratings, parts = [], []
+    ratings, parts, places = [], [], []
     for split in splits:
         numbers = hub.column(data, found[split], "data.rating_column", data.rating_column)
         texts += map(words, hub.texts(data, found, split))
         ratings += [number(value, f"data.rating_column={data.rating_column}: row {row} of {split}") for row, value in enumerate(numbers)]
         parts += [part_of.get(split, "train")] * len(numbers)
-    return Rated(texts, ratings, hub.origin(data), parts if len(splits) > 1 else [])
+        places += [f"row {row} of {split}" for row in range(len(numbers))]
+    return Rated(texts, ratings, hub.origin(data), parts if len(splits) > 1 else [], places)

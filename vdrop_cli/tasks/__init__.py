@@ -1,5 +1,6 @@
 """Tasks by name: what a batch, a loss and a metric are. Training and its commands know of a task what `Task` says."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from vdrop_cli.layers import State
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.sentiment import Sentiment
 
-__all__ = ["LanguageModelling", "Sentiment", "Task", "load"]
+__all__ = ["LanguageModelling", "Sentiment", "Task", "load", "warn"]
 
 Batch = Any  # a task's own; its field `number` counts the batches of an epoch from 0
 TaskModel = Any  # likewise, a `torch.nn.Module` with `layers`
@@ -57,6 +58,10 @@ class Task(Protocol):
     @property
     def origin(self) -> str:
         """Of the text, for a person."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the text, a line each, that changes what its metrics mean; every result has them."""
 
     @property
     def batches_an_epoch(self) -> int: ...
@@ -103,8 +108,15 @@ class Task(Protocol):
         """Of several models together."""
 
 
-def load(settings: config.Train, device: torch.device) -> Task:
-    """The task of a training run, with its text."""
+def warn(task: Task) -> None:
+    """Prints what is wrong with its text."""
+    for warning in task.warnings:
+        print(f"vdrop: {warning}", file=sys.stderr)
+
+
+def load(settings: config.Train, device: torch.device, fingerprint: str | None = None) -> Task:
+    """The task of a training run, with its text; `fingerprint` is the one that a checkpoint has of it."""
     if settings.task.name is TaskName.sentiment:
         return Sentiment(settings.task, settings.data, corpora.rated(settings.data), device)
-    return LanguageModelling(settings.task, corpora.load(settings.data), device, settings.data.source is Source.ptb)
+    corpus = corpora.load(settings.data, fingerprint)
+    return LanguageModelling(settings.task, corpus, device, settings.data.source is Source.ptb)

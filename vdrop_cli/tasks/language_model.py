@@ -4,6 +4,7 @@ T time steps of a chunk  B columns of the batch  N tokens of the stream
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from vdrop_cli import config
 from vdrop_cli.config import ConfigError, Dropout, Model
-from vdrop_cli.corpora import Corpus
+from vdrop_cli.corpora import Corpus, unknown_share
+from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.evaluate import MonteCarlo, batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.layers import State
@@ -70,6 +72,18 @@ class LanguageModelling:
     @property
     def origin(self) -> str:
         return self.corpus.origin
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Of unknown words, where training has none, so that <unk> is not trained."""
+        unknown = {part: unknown_share(stream_N, self.corpus) for part, stream_N in self.corpus.parts.items()}
+        if unknown["train"] > 0 or not (unknown["valid"] or unknown["test"]):
+            return []
+        shares = " and ".join(f"{100 * unknown[part]:.2g} % of the {part} part" for part in ("valid", "test"))
+        return [
+            f"{shares} of {self.origin} are words that the training part does not have; they are read as {UNK}, which is not trained: "
+            f"no word of training is {UNK}; data.min_count=2 or more makes it of those that are rare there"
+        ]
 
     @property
     def batches_an_epoch(self) -> int:

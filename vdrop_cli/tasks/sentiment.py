@@ -22,7 +22,7 @@ from vdrop_cli.dropout import ModelMasks, Stream, draw
 from vdrop_cli.evaluate import ladder, spread
 from vdrop_cli.layers import State
 from vdrop_cli.model import Regressor
-from vdrop_cli.uncertainty import fit_noise, predictive, rmse
+from vdrop_cli.uncertainty import Predictive, fit_noise, predictive, rmse
 
 START, UNKNOWN = 0, 1  # ids; those of words follow, the most frequent first
 TEST, VALID = 0.2, 0.1  # of the texts
@@ -107,10 +107,40 @@ class Sentiment:
         for part, held in self.parts.items():
             if not held.sequences:
                 raise ConfigError(f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give it more")
+            if all(sequence.tolist() == [START] for sequence in held.sequences):
+                raise ConfigError(f"data: no text of the {part} part of {rated.origin} has words; choose another data.column")
         ratings_R = self.parts["train"].ratings_R
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
         if ratings_R.min() == ratings_R.max():
             raise ConfigError(f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is nothing to learn")
+        doubts = {part: self.doubt(part, bool(rated.parts)) for part in self.parts if part != "train"}
+        self.doubtful = {part: doubt for part, doubt in doubts.items() if doubt}
+        self.warnings = [*without_words(rated), *self.doubtful.values()]
+
+    def doubt(self, part: str, own: bool) -> str | None:
+        """Why the ratings of a part cannot be meant, as where labels are hidden. `own`: the source says which texts it has.
+
+        Raises ConfigError where the best epoch would be chosen by such ratings.
+        """
+        train_R, ratings_R = self.parts["train"].ratings_R, self.parts[part].ratings_R
+        low, high, first = train_R.min().item(), train_R.max().item(), ratings_R[0].item()
+        named = f"ratings of the {part} part of {self.origin}"
+        if own and ((ratings_R < low) | (ratings_R > high)).all():  # where the parts are dealt here, it is chance
+            told = f"all {named} are outside the range of the training part, {low:g} to {high:g} (the first is {first:g})"
+            if part == "valid":
+                raise ConfigError(
+                    f"data: {told}, so the best epoch cannot be chosen by them; give data.csv a file of rated texts, to be split here"
+                )
+        elif (ratings_R == first).all() and len(ratings_R) > 1:
+            told = f"all {named} are {first:g}"
+        else:
+            return None
+        return f"{told}, as where labels are hidden: an error on them says little, and log-likelihood and coverage are left out"
+
+    def measures(self, predicted: Predictive, of: str) -> dict[str, float]:
+        """On the test part; without what loses its meaning where its ratings are in doubt, or those that the noise is fitted to."""
+        found = predicted.measures(self.parts["test"].ratings_R, of)
+        return {name: value for name, value in found.items() if name == f"noise{of}"} if self.doubtful else found
 
     def cut(self, words: list[str]) -> list[Tensor]:
         """A text as sequences of `chunk_words` ids, the last one shorter; the text's first is <start>."""
@@ -242,7 +272,7 @@ class Sentiment:
         errors = {f"{name}_rmse": rmse(predicted[name], part.ratings_R) for name, part in self.parts.items()}
         sample = self.sample(self.noise_part)
         noise = fit_noise(predicted[self.noise_part][None, : len(sample.ratings_R)], sample.ratings_R)
-        known = predictive(predicted["test"][None], noise).measures(self.parts["test"].ratings_R, "")
+        known = self.measures(predictive(predicted["test"][None], noise), "")
         return errors | self.baselines | known
 
     def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
@@ -321,8 +351,19 @@ class Passes:
         for number in ladder(self.samples):
             groups = [rmse(group_SR.mean(0), test_R) for group_SR in torch.split(test_SR, number) if len(group_SR) == number]
             rows.append({"samples": number, "rmse": sum(groups) / len(groups), "deviation": spread(groups), "groups": len(groups)})
-        metrics = {f"test_rmse{of}": rmse(test_SR.mean(0), test_R)} | predictive(test_SR, noise).measures(test_R, of)
+        metrics = {f"test_rmse{of}": rmse(test_SR.mean(0), test_R)} | self.task.measures(predictive(test_SR, noise), of)
         return metrics, rows
+
+
+def without_words(rated: Rated) -> list[str]:
+    """A warning where there are such texts."""
+    found = rated.without_words
+    if not found:
+        return []
+    first = rated.places[found[0]] if rated.places else f"text {found[0] + 1}"
+    return [
+        f"{len(found):,} of {len(rated.texts):,} texts of {rated.origin} have no words, first {first}; all are predicted the same rating"
+    ]
 
 
 def texts_of(part: Part) -> list[list[int]]:
