@@ -194,7 +194,7 @@ class Data:
     revision: str | None = None  # hub, text_regression: branch, tag or commit
     column: str | None = None  # hub, text_regression: the column with the text
     rating_column: str | None = None  # text_regression: the column with the number to be predicted
-    min_count: int = 1  # words seen less often in the training part (task.protocol=paper: in all) become <unk>; 1 keeps all
+    min_count: int = 1  # words that the training part (task.protocol=paper: all) has less often are <unk>; text, hub, pydoc: 2
     vocabulary_size: int | None = None  # texts with ratings: so many words, the most frequent ones, are kept; null: all
     cache: str | None = "data/cache"  # folder of encoded corpora, found by content; null: none. Texts with ratings are not kept there
 
@@ -624,7 +624,7 @@ def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
 
 def by_source(table: dict[str, Any], *, _root_: DictConfig) -> Any:
     """`${by_source:{cornell:…,other:…}}` in a YAML file: the value for the source of the chosen data, or for all others."""
-    return table.get(str(_root_.data.source), table["other"])
+    return table.get(str(OmegaConf.select(_root_, "data.source")), table["other"])
 
 
 def parse(config: DictConfig, root: type[Root]) -> Root:

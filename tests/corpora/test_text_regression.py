@@ -89,6 +89,17 @@ def test_a_data_sets_own_parts_are_kept(tmp_path: Path) -> None:
     assert rated.ratings[:2] == [0, 0.5]
 
 
+def test_quotation_marks_in_the_tsv_files_of_a_folder_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    content = 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n' + "".join(f"{n}\tx\n" for n in range(8))
+    (tmp_path / "set" / "train.tsv").write_text(content)
+    rated = corpora.rated(Data(Source.text_regression, name=str(tmp_path / "set"), column="text", rating_column="stars"))
+    assert rated.texts[:4] == [['"', "good", "w1"], ["bad", "w2"], ["w3", "w4"], ["said", "good", '"']] and len(rated.texts) == 12
+
+
 def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:
     rated = on_hub(tmp_path / "set", "train")
     assert len(rated.texts) == 12 and rated.parts == []

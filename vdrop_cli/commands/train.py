@@ -257,7 +257,6 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
         tell(result)
         return "was done"
     prepare(folder, settings)
-    tasks.warn(task)
     with Lock(folder / ownership.LOCK, str(folder)):
         if settings.force:
             ownership.clear(folder)
@@ -270,6 +269,7 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
         speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {made_with}"
         before = f", resuming after {training.place}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
+        tasks.warn(task)
         listen(training)
         return "resumed" if before else "done"
 

@@ -1,5 +1,7 @@
 """Any data set of the Hugging Face Hub that has a text column and splits train, validation and test."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
 from vdrop_cli.config import ConfigError, Data
@@ -18,10 +20,16 @@ def load(data: Data) -> Any:
     datasets.disable_progress_bars()
     assert data.name is not None
     try:
-        return datasets.load_dataset(data.name, data.config, revision=data.revision)
+        return datasets.load_dataset(data.name, data.config, revision=data.revision, **options(Path(data.name)))
     except Exception as error:  # the library raises what its many parts raise; the reason is in the message
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"data.name={data.name} cannot be loaded from the Hub ({reason[:300]})") from None
+
+
+def options(folder: Path) -> dict[str, Any]:
+    """For the library's reader of a local folder: in TSV files quotation marks are text, as in `data.csv`."""
+    endings = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else set()
+    return {"quoting": csv.QUOTE_NONE} if endings == {".tsv"} else {}
 
 
 def column(data: Data, split: Any, setting: str, name: str | None) -> list[Any]:

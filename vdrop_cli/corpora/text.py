@@ -122,15 +122,7 @@ def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
             return cached_corpus(files.read_tensors(cached), raw.origin, fingerprint)
         except (OSError, Damaged) as error:
             print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
-    words_of_parts = [text.replace("\n", f" {EOS} ").split() for text in texts]
-    if first:
-        vocabulary, words_of_parts = in_first_encoding(words_of_parts, data.min_count)
-    else:
-        vocabulary = words_of(words_of_parts[0], data.min_count, raw.origin)
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    unknown = ids.get(UNK, -1)  # in the first encoding there may be none, and no word that is not in the vocabulary
-    train_N, valid_N, test_N = (torch.tensor([ids.get(word, unknown) for word in words]) for words in words_of_parts)
-    corpus = Corpus(vocabulary, train_N, valid_N, test_N, raw.origin, fingerprint)
+    corpus = encode(texts, data.min_count, raw.origin, fingerprint, first)
     if cached is not None:
         keep(corpus, cached)
     return corpus
@@ -150,6 +142,19 @@ def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus
         if not 0 <= int(ids_N.min()) <= int(ids_N.max()) < len(vocabulary):
             raise Damaged(f"its {part} part holds an id that is not of its vocabulary")
     return Corpus(vocabulary, held["train"], held["valid"], held["test"], origin, fingerprint)
+
+
+def encode(texts: list[str], min_count: int, origin: str, fingerprint: str, first: bool) -> Corpus:
+    """The ids of three texts whose lines end with \\n; `first`: in the first encoding."""
+    parts = [text.replace("\n", f" {EOS} ").split() for text in texts]
+    if first:
+        vocabulary, parts = in_first_encoding(parts, min_count)
+    else:
+        vocabulary = words_of(parts[0], min_count, origin)
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    unknown = ids.get(UNK, -1)  # in the first encoding it may be missing, and all words are in the vocabulary
+    train_N, valid_N, test_N = (torch.tensor([ids.get(word, unknown) for word in words]) for words in parts)
+    return Corpus(vocabulary, train_N, valid_N, test_N, origin, fingerprint)
 
 
 def words_of(train: list[str], min_count: int, origin: str) -> list[str]:
