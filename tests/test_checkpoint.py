@@ -7,7 +7,6 @@ import pickle
 import random
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,28 +14,32 @@ import pytest
 import torch
 
 from tests.conftest import settings
-from vdrop_cli import checkpoint, files
+from vdrop_cli import checkpoint, files, learned
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.learned import Words
+
+LEARNED = learned.plain(Words.of(["a", "<eos>", "<unk>"]))
 
 
-def at_epoch(epoch: int, best: int = 1, *overrides: str) -> Checkpoint:
+def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Checkpoint:
     model = {"w": torch.full((300,), float(epoch))}
     return Checkpoint(
         config=plain(settings(*overrides)),
         corpus="fingerprint",
         environment={"torch": "2"},
         epoch=epoch,
-        batch=0,
+        batch=batch,
         epoch_words=0,
         seconds=1.5,
         epoch_seconds=0.0,
         best_epoch=best,
         best=99.0,
-        losses=[],
+        losses=[1.0] * batch,
         state=[],
         model=model,
-        optimiser={"state": {}},
+        optimiser={"state": {}, "param_groups": []},
+        learned=LEARNED,
     )
 
 
@@ -58,10 +61,10 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_the_best_that_the_one_before_the_newest_names_is_kept_with_it(tmp_path: Path) -> None:
     checkpoint.save(at_epoch(2, 2), tmp_path)
     for chunk in (5, 10):
-        checkpoint.save(replace(at_epoch(4, 2), batch=chunk), tmp_path, 2)
+        checkpoint.save(at_epoch(4, 2, batch=chunk), tmp_path, 2)
     checkpoint.save(at_epoch(5, 5), tmp_path, 2)
     assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005.pt", "checkpoint-0004-00010.pt", "checkpoint-0002.pt"]
-    checkpoint.save(replace(at_epoch(5, 5), batch=5), tmp_path, 5)
+    checkpoint.save(at_epoch(5, 5, batch=5), tmp_path, 5)
     assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005-00005.pt", "checkpoint-0005.pt"]
 
 
@@ -80,7 +83,7 @@ def test_what_is_written_stays_and_unusable_later_ones_go(tmp_path: Path) -> Non
         checkpoint.save(at_epoch(epoch, 2), tmp_path)
     for epoch in (4, 5):
         checkpoint.path_of(tmp_path, epoch).write_bytes(b"damaged")
-    checkpoint.save(replace(at_epoch(2, 2), batch=7), tmp_path)
+    checkpoint.save(at_epoch(2, 2, batch=7), tmp_path)
     assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0002-00007.pt", "checkpoint-0002.pt"]
 
 
@@ -140,7 +143,7 @@ def test_what_can_perhaps_be_read_later_is_not_passed_over(tmp_path: Path, monke
 
 def test_checkpoints_within_an_epoch_lie_between_those_of_its_ends(tmp_path: Path) -> None:
     for epoch, chunk in ((1, 0), (1, 7), (1, 10), (2, 0), (2, 100_000)):
-        checkpoint.save(replace(at_epoch(epoch), batch=chunk), tmp_path)
+        checkpoint.save(at_epoch(epoch, batch=chunk), tmp_path)
     assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0002-100000.pt", "checkpoint-0002.pt", "checkpoint-0001.pt"]
     newest = checkpoint.newest(tmp_path)
     assert newest is not None and (newest.epoch, newest.batch) == (2, 100_000)

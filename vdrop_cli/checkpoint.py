@@ -1,19 +1,23 @@
-"""A run on disk: its folder, and everything it needs to go on as one file. Tensors and plain values only."""
+"""A run on disk: its folder, and all that resuming, evaluation and prediction need, as one file. Tensors and plain values only."""
 
+import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
+from torch import Tensor, float32, nn
 
-from vdrop_cli import files
-from vdrop_cli.config import ConfigError, Train, restore
+from vdrop_cli import files, learned
+from vdrop_cli.config import ConfigError, Model, TaskName, Train, restore
 from vdrop_cli.files import Damaged
+from vdrop_cli.learned import Learned
 
-FORMAT = "vdrop checkpoint 3"
+FORMAT = "vdrop checkpoint 4"
+OLDER_FORMAT = "vdrop checkpoint 3"  # without `learned`: the training text is needed for what lies there now
 KEPT = 2  # newest checkpoints, beside the best one
 
 
@@ -39,31 +43,74 @@ class Checkpoint:
     state: list[Tensor] = field(repr=False)  # carried from batch to batch; nothing at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
+    learned: dict[str, Any] = field(default_factory=dict, repr=False)  # as `learned.plain` writes it; empty in the older format
 
     @property
     def train(self) -> Train:
         return restore(self.config)
 
     @property
-    def holds_what_it_should(self) -> bool:
-        plain = {
-            "config": dict,
-            "corpus": str,
-            "environment": dict,
-            "epoch": int,
-            "batch": int,
-            "epoch_words": int,
-            "seconds": float,
-            "epoch_seconds": float,
-        }
-        plain |= {"best_epoch": int, "best": float, "losses": list, "state": list, "model": dict, "optimiser": dict}
-        tensors = [*self.state, *self.model.values()] if isinstance(self.state, list) and isinstance(self.model, dict) else [None]
-        return (
-            all(isinstance(getattr(self, name), kind) for name, kind in plain.items())
-            and all(isinstance(tensor, Tensor) for tensor in tensors)
-            and all(isinstance(loss, float) for loss in self.losses)
-            and bool(self.train)
-        )
+    def knowledge(self) -> Learned | None:
+        """What the model knows of its training text; None in the older format."""
+        return learned.read(self.learned, self.train.task.name is TaskName.sentiment) if self.learned else None
+
+
+COUNTS = ("epoch", "batch", "epoch_words", "best_epoch")
+DURATIONS = ("seconds", "epoch_seconds")
+TYPES: dict[str, type] = {**dict.fromkeys(COUNTS, int), **dict.fromkeys((*DURATIONS, "best"), float), "corpus": str}
+TYPES |= {**dict.fromkeys(("config", "environment", "model", "optimiser", "learned"), dict), "losses": list, "state": list}
+
+
+def require_valid(found: Checkpoint) -> None:
+    """The one place where the content of a checkpoint is checked. Raises ValueError, with a reason that quotes nothing from the file."""
+    for name, kind in TYPES.items():
+        require(type(getattr(found, name)) is kind, f"its {name} is no {kind.__name__}")
+    for name in COUNTS:
+        require(0 <= getattr(found, name) < 2**63, f"its {name} is not a number that can be")
+    for name in DURATIONS:
+        require(0 <= getattr(found, name) < math.inf, f"its {name} is not a number that can be")
+    has_epochs = found.epoch > 0
+    require(found.best_epoch <= found.epoch and (found.best_epoch > 0) == has_epochs, "its best epoch is none of its epochs")
+    require(math.isfinite(found.best) if has_epochs else found.best == math.inf, "the metric of its best epoch is not a finite number")
+    require(all(type(loss) is float and math.isfinite(loss) for loss in found.losses), "a loss is not a finite number")
+    require(len(found.losses) == found.batch, "it has another number of losses than of batches")
+    for what, tensors in (("a carried state", found.state), ("a weight", list(found.model.values()))):
+        require(all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors), f"{what} is no tensor of float32")
+        require(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
+    require(all(type(name) is str for name in found.model), "the name of a weight is no text")
+    for name, value in found.environment.items():
+        require(type(name) is str and isinstance(value, str | int | float | None), "its environment is not of texts and numbers")
+    require_readable("its settings are not those of a training run", lambda: found.train)
+    require_readable("what it has learned of its text is not as vdrop writes it", lambda: found.knowledge)
+
+
+def require_readable(otherwise: str, read: Callable[[], object]) -> None:
+    try:
+        read()
+    except (ConfigError, OmegaConfBaseException, TypeError, ValueError, AttributeError, AssertionError):
+        raise ValueError(otherwise) from None
+
+
+def require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -> None:
+    """Raises ValueError where settings describe a larger model than there are weights, before memory is taken for it."""
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()}
+    least = words * model.hidden_size + 6 * model.layers * model.hidden_size**2  # of a GRU
+    require(least <= sum(memory.values()) // float32.itemsize, "it has fewer weights than its settings describe")
+
+
+def require_fitting(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Raises ValueError unless these are the weights of the model, by name and shape."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    require({name: tensor.shape for name, tensor in weights.items()} == wanted, "it does not hold the weights that its settings describe")
+
+
+def unusable(path: Path, reason: object) -> Unusable:
+    return Unusable(f"checkpoint={path} cannot be used: {reason}; take another one of the run")
 
 
 def path_of(folder: Path, epoch: int, batch: int = 0) -> Path:
@@ -101,34 +148,42 @@ def load(path: Path) -> Checkpoint:
     try:
         held = files.read_tensors(path)
     except FileNotFoundError:
-        what = "is not a file" if path.exists() else "is not there"
-        raise Unusable(f"checkpoint={path} {what}; name a checkpoint file or a run folder below outputs/train") from None
+        raise Unusable(f"checkpoint={path} is not there; name a checkpoint file or a run folder below outputs/train") from None
     except OSError as error:
         raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
     except Damaged as damage:
         raise Unusable(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
-    if held.pop("format", None) != FORMAT:
-        raise Unusable(f"checkpoint={path} was not written by this version of vdrop (no «{FORMAT}» in it); train again")
+    form = held.pop("format", None)
+    if form not in (FORMAT, OLDER_FORMAT):
+        raise Unusable(f"checkpoint={path} was not written by this version of vdrop (there is no “{FORMAT}” in it); train again")
     try:
         found = Checkpoint(**held)
-        if found.holds_what_it_should:
-            return found
-    except (TypeError, ValueError, ConfigError, OmegaConfBaseException):
-        pass
-    raise Unusable(f"checkpoint={path} lacks a part, or holds something else in its place; take another one of the run")
+        require(bool(found.learned) == (form == FORMAT), "it does not hold what its format says")
+        require_valid(found)
+    except TypeError:
+        raise unusable(path, "it lacks a part, or has one too many") from None
+    except ValueError as reason:
+        raise unusable(path, reason) from None
+    return found
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest one of a run that can be used, None where there is none yet; damaged ones are reported and passed over.
+def newest(folder: Path, require_usable: Callable[[Checkpoint], object] = lambda found: None) -> Checkpoint | None:
+    """The newest one of a run that can be used, None where there is none yet; unusable ones are reported and passed over.
 
-    Raises ConfigError where all are damaged, or one cannot be read now.
+    `require_usable` raises ValueError where a checkpoint does not fit its purpose.
+    Raises ConfigError where none can be used, or one cannot be read now.
     """
     there = all_in(folder)
     for path in there:
         try:
-            return load(path)
+            found = load(path)
+            require(path_of(folder, found.epoch, found.batch) == path, "it is of another epoch than its name says")
+            require_usable(found)
+            return found
         except Unusable as error:
             print(f"vdrop: {error}", file=sys.stderr)
+        except ValueError as reason:
+            print(f"vdrop: {unusable(path, reason)}", file=sys.stderr)
     if there:
         raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
     return None

@@ -319,6 +319,7 @@ class Published:
 
 
 SEED_LIMIT = 2**63
+DEPTH = 4  # of groups of settings within each other, at most
 NO_NUMBERS = (
     "checkpoint",
     "published",
@@ -382,7 +383,7 @@ class Train:
 
 @dataclass
 class Place:
-    """Where the corpus of a checkpoint lies now; null: as in training."""
+    """Where the corpus of a checkpoint lies. Places that the checkpoint names are used only with `stored_data`."""
 
     dir: str | None = None  # ptb, cornell, vader
     train: str | None = None  # text
@@ -396,6 +397,7 @@ class Place:
 class Eval:
     checkpoint: str | None = None  # a checkpoint file or a run folder
     data: Place = field(default_factory=Place)
+    stored_data: bool = False  # read the data from the files, folders or data sets that the checkpoint itself names
     mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
     mc_batch: int | None = None  # passes of a language model that run together, as one batch; null: 50 on the CPU, 500 on a GPU
     save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
@@ -425,7 +427,7 @@ class Predict:
     checkpoint: str | None = None  # a checkpoint file or a run folder
     text: str | None = None  # to predict from
     file: str | None = None  # with one text a line; null, and no text: standard input
-    data: Place = field(default_factory=Place)
+    data: Place = field(default_factory=Place)  # of checkpoints of older versions, which do not hold what is needed of it
     mc_samples: int | None = None  # passes of MC dropout behind a rating; null: 50, 0 of a model without dropout
     level: float | None = None  # per cent of ratings that the interval is to hold; null: 95
     surprises: int | None = None  # a language model: so many words of a text, those that it expects least; null: 5
@@ -697,8 +699,27 @@ def keys(root: type, prefix: str = "") -> list[str]:
 
 def plain(config: Any) -> dict[str, Any]:
     """The configuration as dicts, strings and numbers, to be written down."""
-    told: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
-    return told
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
+    require_plain(values)
+    return values
+
+
+def require_plain(values: Any) -> None:
+    """Raises ConfigError unless these are groups of texts, numbers and nulls, and nothing in them that OmegaConf would resolve."""
+    groups, seen = [("", values)], set[int]()
+    for prefix, group in groups:  # which grows
+        where = prefix.removesuffix(".") or "the configuration"
+        require(isinstance(group, dict) and id(group) not in seen, where, "a group of settings of its own", type(group).__name__)
+        require(prefix.count(".") <= DEPTH, where, f"at most {DEPTH} groups deep", "more")
+        seen.add(id(group))
+        for key, value in group.items():
+            require(isinstance(key, str) and re.fullmatch(r"\w+", key) is not None, where, "of settings with names", ascii(key)[:80])
+            if isinstance(value, dict):
+                groups.append((f"{prefix}{key}.", value))
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                require(isinstance(one, str | int | float | None), f"{prefix}{key}", "a text, a number or null", type(one).__name__)
+                require(not isinstance(one, str) or "${" not in one, f"{prefix}{key}", "a text without ${", ascii(one)[:80])
 
 
 def without_defaults(settings: Any) -> dict[str, Any]:
@@ -713,6 +734,37 @@ def without_defaults(settings: Any) -> dict[str, Any]:
     return told
 
 
-def restore(told: dict[str, Any]) -> Train:
-    """The configuration of a training run from what `plain` wrote down."""
-    return parse(OmegaConf.merge(OmegaConf.structured(Train), told), Train)  # type: ignore[arg-type]
+def restore(values: dict[str, Any]) -> Train:
+    """The configuration of a training run from what `plain` wrote down. It is data: nothing in it is resolved.
+
+    Raises ConfigError, or what OmegaConf raises, where it is something else.
+    """
+    require_plain(values)
+    return parse(OmegaConf.merge(OmegaConf.structured(Train), values), Train)  # type: ignore[arg-type]
+
+
+def stored_places(data: Data) -> dict[str, str]:
+    """Of a training run's data, the settings that say where it lies: files, folders and data sets, by their names."""
+    values = {name: getattr(data, name) for name in (f.name for f in dataclasses.fields(Place))}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def data_for(trained: Data, given: Place, stored_data: bool, where: str, otherwise: str) -> Data:
+    """The data of a checkpoint as it is to be read now. Places that a checkpoint names are used only where `stored_data` allows that.
+
+    `where` and `otherwise` are for the message: the checkpoint, and the alternative to giving the places again.
+    """
+    moved = {name: value for name, value in vars(given).items() if value is not None}
+    for one, other in (("csv", "name"), ("name", "csv")):
+        if one in moved and trained.source is Source.text_regression:
+            moved.setdefault(other, None)
+    if moved.get("csv"):
+        moved |= {"config": None, "revision": None}
+    elif moved.get("name"):
+        moved |= {"delimiter": None}
+    used = {name: value for name, value in stored_places(trained).items() if name not in moved}
+    if used and not stored_data:
+        names = " ".join(f"data.{name}=…" for name in used)
+        held = ", ".join(f"data.{name}={value!r}" for name, value in used.items())
+        raise ConfigError(f"{where} names its own data, {held}, which is not used unasked; give {names}, or {otherwise}")
+    return replace(trained, **moved, cache=None if trained.cache is None else Data.cache)

@@ -4,7 +4,7 @@ T time  B batch  N predicted tokens  S passes that run together
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -61,11 +61,19 @@ def ensemble_perplexities(models: Iterable[LanguageModel], streams: dict[str, Te
 
 @torch.no_grad()
 def written(model: LanguageModel, begin_N: Tensor, count: int, generator: torch.Generator) -> Iterator[int]:
-    """So many words after `begin_N`, each drawn from what the model expects after those before it."""
+    """So many words after `begin_N`, each drawn from what the model expects after those before it; after none, from its zero state.
+
+    Raises ValueError where the probabilities are not finite.
+    """
     state, ids_TB = model.zero_state(1), begin_N[:, None]
     for _ in range(count):
-        y_TBH, state = model(ids_TB, state, model.mean_masks())
-        p_V = torch.softmax(y_TBH[-1, 0] @ model.head_weight.T + model.head_bias, 0)
+        logits_V = model.head_bias
+        if len(ids_TB):
+            y_TBH, state = model(ids_TB, state, model.mean_masks())
+            logits_V = y_TBH[-1, 0] @ model.head_weight.T + logits_V
+        p_V = torch.softmax(logits_V, 0)
+        if not bool(p_V.isfinite().all()):
+            raise ValueError("the probabilities of the next word are not finite")
         ids_TB = torch.multinomial(p_V, 1, generator=generator)[None]
         yield int(ids_TB)
 
@@ -128,6 +136,21 @@ class RunningAverages:
     def load_state_dict(self, held: dict[str, Any]) -> None:
         self.seen, self.sums, self.perplexities = held["seen"], held["sums"], held["perplexities"]
 
+    def require_fitting(self, held: Any, tokens: int) -> None:
+        """Raises ValueError unless `held` is a state of these averages, over so many tokens."""
+        if not isinstance(held, dict) or type(held.get("seen")) is not int or not 0 <= held["seen"] < self.steps[-1]:
+            raise ValueError("its passes are not counted")
+        sums, perplexities = held.get("sums"), held.get("perplexities")
+        if not isinstance(sums, dict) or not isinstance(perplexities, dict) or not set(sums) == set(perplexities) == set(self.steps):
+            raise ValueError("its averages are of other numbers of passes")
+        for step in self.steps:
+            groups, rest = divmod(held["seen"], step)
+            found = perplexities[step]
+            if not isinstance(found, list) or len(found) != groups or not all(type(value) is float and value > 0 for value in found):
+                raise ValueError("its perplexities are not as many as its passes give, or not numbers")
+            if (sums[step] is None) != (rest == 0) or not (sums[step] is None or is_number(sums[step], (tokens,), torch.float64)):
+                raise ValueError("its averages are not those of the text")
+
     def results(self) -> list[Averages]:
         return [Averages(step, sum(v) / len(v), spread(v), len(v)) for step, v in self.perplexities.items()]
 
@@ -178,11 +201,29 @@ class MonteCarlo:
         return {"averages": self.averages.state_dict(), **here}
 
     def load_state_dict(self, held: dict[str, Any]) -> None:
+        """Raises ValueError, and changes nothing, where it is not a state of such passes."""
+        self.require_fitting(held)
         device = self.stream_N.device
         self.averages.load_state_dict(held["averages"])
         self.start_batch()
         self.number, self.state = held["number"], tuple(part.to(device) for part in held["state"])
         self.log_p_SN[:, : held["log_p"].shape[1]] = held["log_p"].to(device)
+
+    def require_fitting(self, held: dict[str, Any]) -> None:
+        tokens = len(self.stream_N) - 1
+        averages, number, state, log_p = (held.get(name) for name in ("averages", "number", "state", "log_p"))
+        self.averages.require_fitting(averages, tokens)
+        assert isinstance(averages, dict)
+        passes = min(self.together, self.samples - averages["seen"])
+        if type(number) is not int or not 0 <= number <= -(-tokens // MC_STEPS_AT_ONCE):
+            raise ValueError("its place in the text is none")
+        if not is_number(log_p, (passes, min(number * MC_STEPS_AT_ONCE, tokens)), self.log_p_SN.dtype):
+            raise ValueError("its probabilities are not those of the text")
+        wanted = self.model.zero_state(passes)
+        if not isinstance(state, list) or len(state) != len(wanted):
+            raise ValueError("its state is of another model")
+        if not all(is_number(part, zero.shape, zero.dtype) for part, zero in zip(state, wanted, strict=True)):
+            raise ValueError("its state is of another model")
 
     def draw_masks(self, time: int) -> ModelMasks:
         shape, number = self.model.layers.mask_shape(time, 1), 0 if self.held else self.number
@@ -205,6 +246,11 @@ class MonteCarlo:
             if self.averages.seen == self.samples:
                 return
             self.start_batch()
+
+
+def is_number(value: Any, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether it is a tensor of that shape and type, without NaN."""
+    return isinstance(value, Tensor) and value.shape == torch.Size(shape) and value.dtype == dtype and not bool(value.isnan().any())
 
 
 def mc_perplexity(model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> list[Averages]:

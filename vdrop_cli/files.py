@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
+from vdrop_cli import archives
 from vdrop_cli.config import ConfigError, RunError
 
 MARK = b"sha256:"
@@ -142,36 +143,36 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def checksum(path: Path) -> str:
     """The one that stands at the end of a file of tensors."""
-    if not path.is_file():
-        raise FileNotFoundError(path)
+    require_regular(os.stat(path))
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         tail = file.read()
     if len(tail) < TAIL or not tail.startswith(MARK):
         raise Damaged("there is no checksum at its end")
-    return tail[len(MARK) :].decode("ascii", "replace")
+    return printable(tail[len(MARK) :].decode("ascii", "replace"))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it.
+    """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it, and it takes no more memory than the file is large.
 
     Raises: FileNotFoundError; Damaged; OSError, MemoryError, where it may well be whole.
     """
-    import torch
-
     wanted = checksum(path)
-    content = path.read_bytes()
+    content = read(path)
     if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != wanted:
         raise Damaged("its content does not fit its checksum")
     try:
-        held = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the reader of a crafted file stumbles over
-        if lacks_memory(error):
-            raise
-        raise Damaged(next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]) from None
+        held = archives.unpack(content)
+    except archives.Malformed as reason:
+        raise Damaged(str(reason)) from None
     if not isinstance(held, dict):
         raise Damaged("it holds something else")
     return held
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere for a terminal: characters that would move its cursor or change its colours are escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class Lock:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vdrop_cli import files
 from vdrop_cli.config import ConfigError, RunError
-from vdrop_cli.files import Damaged, Lock
+from vdrop_cli.files import Damaged, Lock, printable
 
 LOCK = "lock"  # in the run folder, while a process trains there
 CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"
@@ -33,11 +33,6 @@ def fits(names: str, path: Path) -> bool:
 def is_of_run(path: Path) -> bool:
     """Whether it has a name that training or evaluation gives its files."""
     return fits(RUN, path)
-
-
-def printable(text: object) -> str:
-    """Without what would control a terminal."""
-    return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
 
 
 def entries(folder: Path) -> list[Path]:
@@ -123,7 +118,7 @@ def clear(folder: Path) -> None:
     if others:
         more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
         listed = ", ".join(map(printable, others[:LISTED]))
-        print(f"vdrop: force=true leaves what is not the run's in {printable(folder)}: {listed}{more}", file=sys.stderr)
+        print(f"vdrop: force=true leaves what is not the run's in {printable(str(folder))}: {listed}{more}", file=sys.stderr)
 
 
 def obstacle(path: Path, mounts: set[str]) -> str:
@@ -161,8 +156,8 @@ def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size:
     except FileNotFoundError:
         return
     except Damaged as damage:
-        raise ConfigError(f"{printable(path)} would be overwritten, and {damage}; {way_out}") from None
+        raise ConfigError(f"{printable(str(path))} would be overwritten, and {damage}; {way_out}") from None
     except OSError as error:
-        raise ConfigError(f"{printable(path)} would be overwritten, and cannot be read ({error.strerror}); {way_out}") from None
+        raise ConfigError(f"{printable(str(path))} would be overwritten, and cannot be read ({error.strerror}); {way_out}") from None
     if not is_own(content):
-        raise ConfigError(f"{printable(path)} was not written by vdrop, and would be overwritten; {way_out}")
+        raise ConfigError(f"{printable(str(path))} was not written by vdrop, and would be overwritten; {way_out}")

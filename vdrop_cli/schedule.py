@@ -36,8 +36,24 @@ class Optimiser:
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
 
-    def load_state_dict(self, held: dict[str, Any]) -> None:
-        self.inner.load_state_dict(held)
+    def load_state_dict(self, held: dict[str, Any], steps: int) -> None:
+        """The moments after so many steps; how a step is made is a matter of the settings. Raises ValueError where they do not fit."""
+        self.require_fitting(held, steps)
+        self.inner.load_state_dict({"state": held["state"], "param_groups": self.inner.state_dict()["param_groups"]})
+
+    def require_fitting(self, held: dict[str, Any], steps: int) -> None:
+        """Raises ValueError unless `held` is a state of this optimiser, for these parameters."""
+        numbers = list(range(len(self.parameters)))
+        groups, state = held.get("param_groups"), held.get("state")
+        if not (isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict) and groups[0].get("params") == numbers):
+            raise ValueError("its optimiser is of other parameters")
+        if not isinstance(state, dict) or not all(isinstance(moments, dict) for moments in state.values()):
+            raise ValueError("its optimiser has no state")
+        if self.schedule.optimiser is not Descent.adam:
+            if any(moment is not None for moments in state.values() for moment in moments.values()):
+                raise ValueError("its optimiser has a state, and plain SGD has none")
+        elif (steps > 0 or state) and (list(state) != numbers or not all(map(are_moments, state.values(), self.parameters))):
+            raise ValueError("its optimiser does not hold the moments of all weights")
 
     def step(self, loss: torch.Tensor, epoch: int) -> tuple[float, float]:
         """One step down the gradient of `loss`; returns the loss, and the gradient's norm before clipping.
@@ -67,6 +83,15 @@ class Optimiser:
     def set(self, lr: float, weight_decay: float) -> None:
         for group in self.inner.param_groups:
             group["lr"], group["weight_decay"] = lr, weight_decay
+
+
+def are_moments(held: dict[str, Any], parameter: torch.Tensor) -> bool:
+    """Whether this is what Adam remembers of a parameter."""
+    if set(held) != {"step", "exp_avg", "exp_avg_sq"} or not all(isinstance(moment, torch.Tensor) for moment in held.values()):
+        return False
+    step, mean, square = held["step"], held["exp_avg"], held["exp_avg_sq"]
+    fits = mean.shape == square.shape == parameter.shape and mean.dtype == square.dtype == parameter.dtype and step.numel() == 1
+    return fits and bool(step.isfinite() & (step >= 1)) and bool(mean.isfinite().all()) and bool((square.isfinite() & (square >= 0)).all())
 
 
 def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

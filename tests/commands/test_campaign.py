@@ -45,7 +45,7 @@ def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
     assert training.is_finished
     with pytest.raises(RunError, match=r"^by passes seed 3 is not finished; "):
         require_all([training], [passes])
-    assert [argument.split("=")[0] for argument in passes.arguments] == ["checkpoint", "mc_samples", "device", "precision"]
+    assert [argument.split("=")[0] for argument in passes.arguments] == ["checkpoint", "stored_data", "mc_samples", "device", "precision"]
     assert settings(*replace(passes, mc_batch=7).arguments, command="eval").mc_batch == 7
     together = replace(passes, trainings=[training] * 2, mc_batch=7)
     assert settings(*together.arguments, command="eval").mc_batch is None, "an ensemble has no passes"

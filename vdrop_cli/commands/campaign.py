@@ -71,7 +71,8 @@ class Evaluation:
         settings = self.trainings[0].settings
         how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.published.mc_samples}"]
         how += [f"mc_batch={self.mc_batch}"] if self.mc_batch is not None and not others else []
-        return [f"checkpoint={first}", *how, f"device={settings.device}", f"precision={settings.precision}"]
+        # the runs are of this command's own settings, so the data that they name is, too
+        return [f"checkpoint={first}", "stored_data=true", *how, f"device={settings.device}", f"precision={settings.precision}"]
 
     @property
     def is_finished(self) -> bool:

@@ -15,56 +15,69 @@ import torch
 
 from vdrop_cli import checkpoint, environment, files, interruption, output, tasks
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, RunError, Source
+from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, Lock
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.sinks import counting
-from vdrop_cli.tasks import Passes, Task, TaskModel
+from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
+
+
+class Built(NamedTuple):
+    """A checkpoint's model, with its weights."""
+
+    path: Path
+    checkpoint: Checkpoint
+    predictor: Predictor
+    model: TaskModel
+    precision: Precision
 
 
 class Loaded(NamedTuple):
-    """A checkpoint's model, with its weights, and the task it was trained on."""
+    """The same, and the task it was trained on."""
 
     path: Path
     checkpoint: Checkpoint
     task: Task
     model: TaskModel
     precision: Precision
-    data: Data  # where its text lies now
 
 
 def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     path = checkpoint.find(named)
     found = checkpoint.load(path)
     trained = found.train
-    backend, precision = (
-        environment.backend(settings.backend, device),
-        environment.precision(settings.precision or trained.precision, device),
-    )
-    moved = {key: value for key, value in vars(settings.data).items() if value is not None}
-    for one, other in (("csv", "name"), ("name", "csv")):
-        if one in moved and trained.data.source is Source.text_regression:
-            moved.setdefault(other, None)
-    if moved.get("csv"):
-        moved |= {"config": None, "revision": None}
-    elif moved.get("name"):
-        moved |= {"delimiter": None}
-    trained.data = replace(trained.data, **moved)
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
     if settings.word_dropout and trained.dropout.p_word == 0:
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
-    task = tasks.load(trained, device, found.corpus)
+    allowed = "stored_data=true, if the checkpoint is from a source that you trust"
+    task = task_of(path, found, data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed), device)
+    built = build(path, found, task.predictor, settings, device)
+    return Loaded(path, found, task, built.model, built.precision)
+
+
+def task_of(path: Path, found: Checkpoint, data: Data, device: torch.device) -> Task:
+    """What a checkpoint was trained on, its text as it lies now."""
+    task = tasks.load(replace(found.train, data=data), device, found.corpus)
     if task.fingerprint != found.corpus:
-        raise ConfigError(f"checkpoint={path} was trained on another corpus than {task.origin}; give it the text that it was trained on")
-    model = task.model(trained.model, trained.dropout, backend.name, environment.COMPUTE_DTYPES[precision])
+        origin = files.printable(task.origin)
+        raise ConfigError(f"checkpoint={path} was trained on another corpus than {origin}; give it the text that it was trained on")
+    return task
+
+
+def build(path: Path, found: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device) -> Built:
+    """The model of a checkpoint. Raises ConfigError where its weights are not those of its settings."""
+    trained = found.train
+    backend = environment.backend(settings.backend, device).name
+    precision = environment.precision(settings.precision or trained.precision, device)
     try:
-        model.load_state_dict(found.model)
-    except RuntimeError:
-        raise ConfigError(
-            f"checkpoint={path} does not hold the weights that its own settings describe; take another one of the run"
-        ) from None
-    return Loaded(path, found, task, model.to(device), precision, trained.data)
+        checkpoint.require_large_enough(found.model, trained.model, predictor.vocabulary_size)
+        model = predictor.model(trained.model, trained.dropout, backend, environment.COMPUTE_DTYPES[precision])
+        checkpoint.require_fitting(found.model, model)
+    except ValueError as reason:
+        raise checkpoint.unusable(path, reason) from None
+    model.load_state_dict(found.model)
+    return Built(path, found, predictor, model.to(device), precision)
 
 
 def run(settings: Eval) -> str:
@@ -72,8 +85,11 @@ def run(settings: Eval) -> str:
     device = environment.device(settings.device)
     environment.make_ready(device)
     assert settings.checkpoint is not None
-    path, found, task, model, precision, _ = load(settings.checkpoint, settings, device)
-    print(f"{path}: epoch {found.epoch}, {task.origin}, {device}, back end {model.layers.backend}, {precision}", file=sys.stderr)
+    path, found, task, model, precision = load(settings.checkpoint, settings, device)
+    print(
+        f"{path}: epoch {found.epoch}, {files.printable(task.origin)}, {device}, back end {model.layers.backend}, {precision}",
+        file=sys.stderr,
+    )
     tasks.warn(task)
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
@@ -156,9 +172,15 @@ class Partial:
         """Has the passes go on from it; not where it is not there, or of something else."""
         try:
             held = files.read_tensors(self.path)
-            if held["of"] == self.of:
+            if held.get("of") == self.of:
+                metrics, seconds = held.get("metrics"), held.get("seconds")
+                numbers = [*metrics.values(), seconds] if isinstance(metrics, dict) else [None]
+                if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):  # type: ignore[arg-type]
+                    raise Damaged("its metrics are not numbers")
+                if not isinstance(held.get("passes"), dict):
+                    raise Damaged("it holds no passes")
                 passes.load_state_dict(held["passes"])
-                self.metrics, self.seconds = dict(held["metrics"]), held["seconds"]
+                self.metrics, self.seconds = metrics or {}, float(seconds)  # type: ignore[arg-type]
                 print(f"going on after {passes.words:,} words of MC passes", file=sys.stderr)
                 return True
             print(f"vdrop: {self.path} is of other settings or code; starting over", file=sys.stderr)
@@ -166,7 +188,7 @@ class Partial:
             pass
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
-        except (Damaged, KeyError) as damage:
+        except (Damaged, ValueError) as damage:
             print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)
         return False
 
@@ -201,6 +223,14 @@ def go_through(passes: Passes, partial: Partial) -> None:
                 raise Interrupted(stop.number, told) from None
 
 
+def require_finite(results: dict[str, Any], path: Path) -> None:
+    """Raises RunError where a result is no number: weights that are finite can still overflow."""
+    numbers = [*results["metrics"].items(), *(pair for row in results.get("mc", []) for pair in row.items() if pair[1] is not None)]
+    broken = [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]
+    if broken:
+        raise RunError(f"{path}: {broken[0]}; its weights are not those of a model that works, take another checkpoint of the run")
+
+
 def tell(told: dict[str, Any]) -> None:
     """The results as a table."""
     for metric, value in told["metrics"].items():
@@ -216,20 +246,11 @@ def tell(told: dict[str, Any]) -> None:
 
 def write(path: Path, told: dict[str, Any]) -> None:
     """The file first, then the table, so that nothing is lost where the latter cannot be shown."""
-    require_finite(told)
     try:
-        files.replace(path, (json.dumps(told, indent=2) + "\n").encode())
+        files.replace(path, (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
     except RunError as error:
         tell(told)
         raise RunError(f"{error}; the results are above") from None
     with output.unshown():
         tell(told)
     print(f"\nwritten to {path}", file=sys.stderr)
-
-
-def require_finite(told: dict[str, Any]) -> None:
-    """Raises RunError: JSON has no other numbers, and no result is one."""
-    for values in (told["metrics"], *told.get("mc", ())):
-        for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise RunError(f"checkpoint={told['checkpoint']}: {name} is {value}; nothing is written. Take another checkpoint")

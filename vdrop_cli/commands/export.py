@@ -1,10 +1,15 @@
-"""`vdrop export`: the weights of a checkpoint as a safetensors file, for other programs."""
+"""`vdrop export`: a checkpoint's weights, and what prediction needs beside them, as a safetensors file for other programs."""
 
 import json
 from pathlib import Path
 
+import torch
+
 from vdrop_cli import checkpoint, files
-from vdrop_cli.config import ConfigError, Export
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.config import ConfigError, Export, TaskName
+from vdrop_cli.model import LanguageModel, Regressor
+from vdrop_cli.tasks import predictor_of
 
 
 def run(settings: Export) -> None:
@@ -20,6 +25,28 @@ def run(settings: Export) -> None:
         raise ConfigError(f"file must name a file in a folder that is there, got {settings.file!r}")
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {settings.file}")
-    told = {"config": json.dumps(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "batch": str(found.batch)}
-    files.replace(target, save(found.model, told))
-    print(f"{target}: {sum(tensor.numel() for tensor in found.model.values()):,} weights after epoch {found.epoch}")
+    require_whole(path, found)
+    # each weight with memory of its own, in order: safetensors takes no others
+    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.model.items()}
+    files.replace(target, save(weights, metadata(found)))
+    print(f"{target}: {sum(tensor.numel() for tensor in weights.values()):,} weights after epoch {found.epoch}")
+
+
+def require_whole(path: Path, found: Checkpoint) -> None:
+    """Raises ConfigError unless the weights are those that the settings, and the vocabulary where it is there, describe."""
+    trained, knowledge, embedding = found.train, found.knowledge, found.model.get("embedding")
+    try:
+        checkpoint.require(embedding is not None and embedding.dim() == 2, "it has no embedding")
+        assert embedding is not None
+        words = predictor_of(knowledge, torch.device("cpu")).vocabulary_size if knowledge is not None else len(embedding)
+        checkpoint.require_large_enough(found.model, trained.model, words)
+        kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
+        checkpoint.require_fitting(found.model, kind(trained.model, trained.dropout, words, "fused"))
+    except ValueError as reason:
+        raise checkpoint.unusable(path, reason) from None
+
+
+def metadata(found: Checkpoint) -> dict[str, str]:
+    """JSON of the settings, and of each field of what the model has learned of its text (`vdrop_cli.learned`)."""
+    learned = {name: json.dumps(value) for name, value in found.learned.items()}
+    return learned | {"config": json.dumps(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "batch": str(found.batch)}

@@ -2,19 +2,22 @@
 
 import codecs
 import json
+import math
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vdrop_cli import corpora, environment, evaluate, runs
-from vdrop_cli.commands.eval import Loaded, load
-from vdrop_cli.config import ConfigError, Eval, Policy, Predict
-from vdrop_cli.tasks import LanguageModelling, Sentiment
+from vdrop_cli import checkpoint, environment, evaluate, files, runs
+from vdrop_cli.commands.eval import Built, build, task_of
+from vdrop_cli.config import ConfigError, Policy, Predict, RunError, data_for
+from vdrop_cli.files import Damaged, printable
+from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.uncertainty import fit_noise, predictive
 
 PASSES = 50  # of MC dropout, where the settings leave it open
@@ -26,106 +29,194 @@ SHOWN = 60  # characters of a text in the table
 def run(settings: Predict) -> None:
     device = environment.device(settings.device)
     environment.make_ready(device)
-    assert settings.checkpoint is not None
-    as_in_eval = Eval(settings.checkpoint, settings.data, device=settings.device, backend=settings.backend, precision=settings.precision)
-    loaded = load(settings.checkpoint, as_in_eval, device)
-    if isinstance(loaded.task, Sentiment):
+    built = load(settings, device)
+    if isinstance(built.predictor, RatingPredictor):
         for name, value in (("sample", settings.sample or None), ("surprises", settings.surprises)):
             if value is not None:
-                raise ConfigError(f"{name} is for language models, {loaded.path} predicts ratings; leave it out")
-        rate(loaded, loaded.task, settings)
+                raise ConfigError(f"{name} is for language models, {built.path} predicts ratings; leave it out")
+        rate(built, built.predictor, settings)
         return
-    assert isinstance(loaded.task, LanguageModelling)
     if settings.mc_samples:
         raise ConfigError(
             "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop eval has MC perplexity"
         )
     if settings.level is not None:
-        raise ConfigError(f"level is for ratings, {loaded.path} is a language model; leave it out")
+        raise ConfigError(f"level is for ratings, {built.path} is a language model; leave it out")
     if settings.sample > 0:
-        write(loaded, loaded.task, settings)
+        write(built, built.predictor, settings)
     else:
-        surprise(loaded, loaded.task, settings)
+        surprise(built, built.predictor, settings)
 
 
-def texts(settings: Predict) -> list[str]:
-    """From the command line, a file, or standard input: one a line, empty ones left out."""
+def load(settings: Predict, device: torch.device) -> Built:
+    """The model, with all that prediction needs; of a checkpoint of an older format its training text is read for that."""
+    assert settings.checkpoint is not None
+    path = checkpoint.find(settings.checkpoint)
+    found = checkpoint.load(path)
+    if found.knowledge is not None:
+        predictor = predictor_of(found.knowledge, device)
+    else:
+        otherwise = "train again: newer checkpoints hold what is needed of it"
+        predictor = task_of(
+            path, found, data_for(found.train.data, settings.data, False, f"checkpoint={path}", otherwise), device
+        ).predictor
+    return build(path, found, predictor, settings, device)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One text to predict from. `number` counts the lines of the input from 1."""
+
+    number: int
+    text: str | None  # None: it could not be decoded
+    problem: str | None = None  # why nothing can be predicted from it
+
+    @property
+    def is_blank(self) -> bool:
+        return self.text is not None and not self.text.strip()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The start of its row in the output."""
+        return {"line": self.number, "text": "" if self.is_blank else self.text} | ({"error": self.problem} if self.problem else {})
+
+    @property
+    def shown(self) -> str:
+        """For a table."""
+        return "(blank line)" if self.is_blank else shortened(self.text or "") + (f" ({self.problem})" if self.problem else "")
+
+
+def origin(settings: Predict) -> str:
+    """Of the lines, for a message."""
+    return "text" if settings.text is not None else f"file={settings.file}" if settings.file is not None else "standard input"
+
+
+def lines(settings: Predict) -> list[Line]:
+    """From the command line, which is line 1 whatever it holds, a file, or standard input. A newline at the end begins no line."""
     if settings.text is not None:
         if any("\ud800" <= character <= "\udfff" for character in settings.text):
             raise ConfigError(f"text={settings.text!r} is not UTF-8; convert it")
-        return [settings.text]
+        return [Line(1, settings.text)]
     try:
         if settings.file is None and sys.stdin is None:
             raise ConfigError("there is no standard input; give text=… or file=…")
-        content = Path(settings.file).read_bytes() if settings.file is not None else sys.stdin.buffer.read()
-        lines = content.decode("utf-8-sig")
+        content = files.read(Path(settings.file)) if settings.file is not None else sys.stdin.buffer.read()
     except OSError as error:
         raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"file={settings.file or 'standard input'} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
-        ) from None
-    found = [line.removesuffix("\r") for line in lines.split("\n") if line.strip()]
+    except Damaged as reason:
+        raise ConfigError(f"file={settings.file} cannot be read ({reason}); name a text file, or give text=…") from None
+    found = [line_of(number, line) for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)]
+    if content.endswith(b"\n") or not content:
+        found.pop()
     if not found:
-        raise ConfigError(
-            f"{f'file={settings.file}' if settings.file else 'standard input'} holds no text; give text=…, or one text a line"
-        )
+        raise ConfigError(f"{origin(settings)} holds no text; give text=…, or one text a line")
     return found
+
+
+def line_of(number: int, content: bytes) -> Line:
+    try:
+        return Line(number, content.decode().removesuffix("\r"))
+    except UnicodeDecodeError as error:
+        return Line(number, None, f"not UTF-8, {error.reason} at byte {error.start} of the line; convert it")
+
+
+class Problems:
+    """Lines that nothing could be predicted from: reported as they come, and an error when all others are done."""
+
+    def __init__(self, settings: Predict) -> None:
+        self.settings, self.count = settings, 0
+
+    def report(self, line: Line) -> None:
+        assert line.problem is not None
+        if self.settings.text is not None:
+            raise ConfigError(f"text: {line.problem}")
+        print(f"vdrop: {origin(self.settings)}, line {line.number}: {line.problem}", file=sys.stderr)
+        self.count += 1
+
+    def end(self, lines: int) -> None:
+        """Raises ConfigError where there were some, once all output is on its way."""
+        if self.count:
+            sys.stdout.flush()
+            raise ConfigError(f"{origin(self.settings)}: nothing is predicted from {self.count} of {lines} lines; see above")
+
+
+def finite(value: float, what: str, built: Built, line: Line) -> float:
+    if not math.isfinite(value):
+        raise RunError(f"{built.path}: the {what} of line {line.number} is {value}; its weights are not those of a model that works")
+    return value
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The deviation of observations about what the model means, and where it is from."""
+    """The standard deviation of observations about what the model means, and where it is from."""
 
     deviation: float
-    told: str
+    origin: str
 
 
-def noise_of(loaded: Loaded, task: Sentiment, samples: int) -> Noise:
-    """As `vdrop eval mc_samples=…` fitted it for this checkpoint and precision, else fitted to the errors of the standard approximation.
+def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, samples: int) -> Noise:
+    """As `vdrop eval mc_samples=…` fitted it for this checkpoint and precision, else as the standard approximation's errors give it.
 
-    These hold the model's error, too, so that with the deviation over passes beside it an interval comes out a little too wide.
+    These hold the model's error, too, so that with the deviation over passes beside it an interval comes out a little too wide. They
+    are in the checkpoint where the validation had just been made, else the training text is read for them.
     """
-    stem, name = loaded.path.stem.replace("checkpoint", "eval"), f"noise_mc{samples}"
-    in_another = "" if loaded.precision is loaded.checkpoint.train.precision else f"-{loaded.precision}"
-    learnt = " (which the model has learnt: intervals are too narrow where it over-fits)" if task.noise_part == "train" else ""
-    for path in sorted(loaded.path.parent.glob(f"{stem}-mc{samples}-s*.json")):
-        its_name = re.fullmatch(rf"{stem}-mc{samples}-s\d+{in_another}", path.stem)
-        if its_name and name in (metrics := runs.evaluation(path)["metrics"]):
-            return Noise(metrics[name], f"fitted to the {task.noise_part} part{learnt} in {path}")
-    part = task.sample(task.noise_part)
-    predicted_R = task.predict(loaded.model, part)
-    wide = f", by the standard approximation, which makes intervals a little too wide; vdrop eval mc_samples={samples} fits it to passes"
-    advice = wide if samples > 0 else ""
-    return Noise(fit_noise(predicted_R[None], part.ratings_R), f"fitted to the {task.noise_part} part{learnt}{advice}")
+    stem = re.escape(built.path.stem.replace("checkpoint", "eval"))
+    name, kind = (f"noise_mc{samples}", rf"mc{samples}-s\d+") if samples else ("noise", "standard")
+    in_another = "" if built.precision is built.checkpoint.train.precision else f"-{built.precision}"
+    part = predictor.learned.noise_part
+    fitted = f"fitted to the {part} part"
+    if part == "train":
+        fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
+    for path in sorted(built.path.parent.glob("eval-*.json")):
+        if re.fullmatch(rf"{stem}-{kind}{in_another}", path.stem) and name in (metrics := runs.evaluation(path)["metrics"]):
+            noise = metrics[name]
+            if type(noise) is not float or not 0 < noise < math.inf:
+                raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
+            return Noise(noise, f"{fitted} in {path}")
+    wide = ", by the standard approximation, which makes intervals a little too wide; vdrop eval mc_samples={} fits it to passes"
+    fitted += wide.format(samples) if samples else ""
+    if predictor.learned.noise is not None:
+        fitted += f" (in {built.checkpoint.train.precision}, as the model was trained)" if in_another else ""
+        return Noise(predictor.learned.noise, fitted)
+    first = f"run vdrop eval checkpoint={built.path}{f' mc_samples={samples}' if samples else ''} first, which fits the observation noise"
+    trained = built.checkpoint.train.data
+    task = task_of(
+        built.path, built.checkpoint, data_for(trained, settings.data, False, f"checkpoint={built.path}", first), predictor.device
+    )
+    assert isinstance(task, Sentiment)
+    sample = task.sample(part)
+    return Noise(fit_noise(task.predict(built.model, sample)[None], sample.ratings_R), fitted)
 
 
-def rate(loaded: Loaded, task: Sentiment, settings: Predict) -> None:
-    """Each text's rating with its deviation over MC passes, and the interval that holds `level` per cent of such ratings."""
-    given = texts(settings)
-    without = loaded.checkpoint.train.dropout.policy is Policy.none
+def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
+    """Each text's rating with its standard deviation over MC passes, and the interval that holds `level` per cent of such ratings."""
+    given, problems = lines(settings), Problems(settings)
+    without = built.checkpoint.train.dropout.policy is Policy.none
     if without and settings.mc_samples:
-        raise ConfigError(f"mc_samples must be 0 or null, {loaded.path} was trained without dropout, got {settings.mc_samples}")
+        raise ConfigError(f"mc_samples must be 0 or null, {built.path} was trained without dropout, got {settings.mc_samples}")
     samples = (0 if without else PASSES) if settings.mc_samples is None else settings.mc_samples
-    passes = [task.passes_of(loaded.model, corpora.words(loaded.data, text), samples, settings.seed) for text in given]
-    noise = noise_of(loaded, task, samples)
-    found = predictive(torch.stack(passes, 1), noise.deviation)
+    noise = noise_of(built, predictor, settings, samples)
     level = LEVEL if settings.level is None else settings.level
-    half_R = found.half_width(level)
     how = f"{samples} passes of MC dropout" if samples else "standard approximation"
-    print(f"{loaded.path}: {how}; observation noise {noise.deviation:.4g}, {noise.told}", file=sys.stderr)
-    rows = [
-        {"text": text, "rating": mean, "deviation": deviation, "noise": noise.deviation}
-        | {"low": mean - half, "high": mean + half, "level": level}
-        for text, mean, deviation, half in zip(
-            given, found.mean_R.tolist(), found.model_variance_R.sqrt().tolist(), half_R.tolist(), strict=True
-        )
-    ]
+    print(f"{built.path}: {how}; observation noise {noise.deviation:.4g}, {noise.origin}", file=sys.stderr)
     if not settings.json:
-        print(f"{'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")
-    for row in rows:
-        told = f"{row['rating']:8.3f} {row['deviation']:10.3f}   {row['low']:8.3f} to {row['high']:<8.3f}    {shortened(str(row['text']))}"
-        print(as_json(row) if settings.json else told)
+        print(f"{'line':>6} {'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")
+    for line in given:
+        values: dict[str, Any] = dict.fromkeys(("rating", "deviation", "noise", "low", "high", "level"))
+        shown = f"{'–':>8} {'–':>10}   {'–':>8}    {'':<8}"
+        if line.problem is None and not line.is_blank:
+            assert line.text is not None
+            passes = predictor.passes_of(built.model, predictor.words(line.text), samples, settings.seed)
+            found = predictive(passes[:, None], noise.deviation)
+            mean, half = found.mean_R.item(), found.half_width(level).item()
+            finite(mean + half, "rating", built, line)
+            values = {"rating": mean, "deviation": found.model_variance_R.sqrt().item(), "noise": noise.deviation}
+            values |= {"low": mean - half, "high": mean + half, "level": level}
+            shown = f"{mean:8.3f} {values['deviation']:10.3f}   {mean - half:8.3f} to {mean + half:<8.3f}"
+        print(as_json(line.row | values) if settings.json else f"{line.number:6} {shown}    {line.shown}")
+        if line.problem is not None:
+            problems.report(line)
+    problems.end(len(given))
 
 
 def as_json(told: dict[str, Any]) -> str:
@@ -134,57 +225,70 @@ def as_json(told: dict[str, Any]) -> str:
 
 
 def shortened(text: str) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
-def words_of(text: str) -> list[str]:
-    """What white space separates; a line's end is <eos>."""
-    return text.strip().replace("\n", " <eos> ").split()
-
-
-def ids_of(words: list[str], task: LanguageModelling, ids: dict[str, int]) -> list[int]:
-    """As they are written, else in lower case, else <unk>."""
-    found = []
-    for word in words:
-        known = next((form for form in (word, word.lower(), "<unk>") if form in ids), None)
-        if known is None:
-            raise ConfigError(f"text: {word!r} is not a word of {task.origin}, nor is <unk>; leave it out")
-        found.append(ids[known])
-    return found
-
-
-def surprise(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None:
-    """Each text's perplexity, as one that begins a sentence, and its words that surprise the model most, in bits."""
-    vocabulary = task.corpus.vocabulary
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    for text in texts(settings):
-        words = [*words_of(text), "<eos>"]
-        stream_N = torch.tensor(ids_of(["<eos>", *words], task, ids), device=task.device)
-        nll_N = evaluate.stream_nll(loaded.model, stream_N)
-        bits = (nll_N.double() / log(2)).tolist()
-        most = sorted(range(len(words)), key=lambda n: -bits[n])[: SURPRISES if settings.surprises is None else settings.surprises]
-        told: dict[str, Any] = {"text": text, "ppl": evaluate.perplexity(nll_N), "words": len(words)}
-        told["surprises"] = [{"word": words[n], "read_as": vocabulary[stream_N[n + 1]], "place": n + 1, "bits": bits[n]} for n in most]
-        if settings.json:
-            print(as_json(told))
+def read_lines(settings: Predict, predictor: WordPredictor) -> Iterator[tuple[Line, list[str], torch.Tensor | None]]:
+    """Each line with its words, ends of lines among them, and their ids after that of a line's end; None where there are none."""
+    for line in lines(settings):
+        if line.problem is not None or line.is_blank:
+            yield line, [], None
             continue
-        print(f"perplexity {told['ppl']:.1f} over {len(words)} words: {shortened(text)}")
-        for one in told["surprises"]:
-            read_as = "" if one["read_as"] == one["word"] else f" (read as {one['read_as']})"
-            print(f"{one['bits']:8.1f} bits  word {one['place']:<4} {one['word']}{read_as}")
+        assert line.text is not None
+        words = [*predictor.words(line.text), *predictor.line_end]
+        try:
+            yield line, words, predictor.encode([*predictor.line_end, *words])
+        except UnknownWord as reason:
+            yield replace(line, problem=str(reason)), [], None
 
 
-def write(loaded: Loaded, task: LanguageModelling, settings: Predict) -> None:
+def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
+    """Each text's perplexity, as one that begins a sentence, and its words that surprise the model most, in bits.
+
+    Where the training text had one line, and so no word for a line's end, a text's first word is not predicted.
+    """
+    problems, count, most = Problems(settings), 0, SURPRISES if settings.surprises is None else settings.surprises
+    for line, words, stream_N in read_lines(settings, predictor):
+        count += 1
+        values: dict[str, Any] = dict.fromkeys(("ppl", "words", "surprises"))
+        if stream_N is not None and len(stream_N) > 1:
+            nll_N = evaluate.stream_nll(built.model, stream_N)
+            ppl = finite(evaluate.perplexity(nll_N), "perplexity", built, line)
+            values = {"ppl": ppl, "words": len(nll_N), "surprises": surprises(nll_N, words, stream_N, predictor)[:most]}
+        shown = f"perplexity {values['ppl']:.1f} over {values['words']} words" if values["ppl"] is not None else "no perplexity"
+        print(as_json(line.row | values) if settings.json else f"line {line.number}: {shown}: {line.shown}")
+        for one in [] if settings.json else values["surprises"] or []:
+            read_as = "" if one["read_as"] == one["word"] else f" (read as {printable(one['read_as'])})"
+            print(f"{one['bits']:8.1f} bits  word {one['place']:<4} {printable(one['word'])}{read_as}")
+        if line.problem is not None:
+            problems.report(line)
+    problems.end(count)
+
+
+def surprises(nll_N: torch.Tensor, words: list[str], stream_N: torch.Tensor, predictor: WordPredictor) -> list[dict[str, Any]]:
+    """The words that were predicted, those that surprise most first; `place` counts the words of the text from 1."""
+    bits = (nll_N.double() / log(2)).tolist()
+    first = len(words) - len(bits)  # 1 where the first word is not predicted, else 0
+    read_as = [predictor.vocabulary[number] for number in stream_N[1:].tolist()]
+    order = sorted(range(len(bits)), key=lambda n: -bits[n])
+    return [{"word": words[first + n], "read_as": read_as[n], "place": first + n + 1, "bits": bits[n]} for n in order]
+
+
+def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     """Words that the model draws one after the other, after the text, or at the beginning of a sentence."""
-    vocabulary = task.corpus.vocabulary
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    begun = words_of(settings.text or "")
-    begin = ids_of(["<eos>", *begun], task, ids)
-    generator = torch.Generator(device=task.device).manual_seed(settings.seed)
-    numbers = evaluate.written(loaded.model, torch.tensor(begin, device=task.device), settings.sample, generator)
-    drawn = [vocabulary[number] for number in numbers]
+    begun = predictor.words(settings.text or "")
+    try:
+        begin_N = predictor.encode([*predictor.line_end, *begun])
+    except UnknownWord as reason:
+        raise ConfigError(f"text: {reason}") from None
+    generator = torch.Generator(device=predictor.device).manual_seed(settings.seed)
+    try:
+        drawn = [predictor.vocabulary[number] for number in evaluate.written(built.model, begin_N, settings.sample, generator)]
+    except ValueError as reason:
+        raise RunError(f"{built.path}: {reason}; its weights are not those of a model that works") from None
     if settings.json:
         print(as_json({"text": settings.text or "", "sample": drawn}))
     else:
-        print(" ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", ""))
+        told = " ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", "")
+        print("\n".join(map(printable, told.split("\n"))))

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, prefetch, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, learned, output, ownership, prefetch, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import ModelMasks, Stream
@@ -55,25 +55,35 @@ class Run:
         self.epoch, self.batch, self.losses = 0, 0, list[float]()  # epochs finished, batches of the next one, and their losses
         self.seconds, self.epoch_seconds, self.epoch_words = 0.0, 0.0, 0
         self.best_epoch, self.best = 0, math.inf
-        found = checkpoint.newest(folder)
+        self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
+        self.model.to(task.device)
+        self.optimiser = Optimiser(self.model, settings.schedule)
+        found = checkpoint.newest(folder, self.require_resumable)
         if found is not None:
-            theirs = (found.train.identity(found.corpus), found.train.seed)
-            if theirs != (settings.identity(task.fingerprint), settings.seed):
-                raise ConfigError(f"{folder} holds a checkpoint of other settings; start over with force=true")
             if settings.reports_best and found.best_epoch > 0:
                 self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
             self.model.load_state_dict(found.model)
             self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
             self.seconds, self.epoch_seconds, self.epoch_words = found.seconds, found.epoch_seconds, found.epoch_words
             self.best_epoch, self.best = found.best_epoch, found.best
-        self.model.to(task.device)
         self.state = task.zero_state(self.model)
-        self.optimiser = Optimiser(self.model, settings.schedule)
         if found is not None:
-            self.optimiser.load_state_dict(found.optimiser)
+            self.optimiser.load_state_dict(found.optimiser, self.step)
             self.state = tuple(part.to(task.device) for part in found.state) if found.state else self.state
         self.best_saved = self.best_epoch  # as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
+
+    def require_resumable(self, found: Checkpoint) -> None:
+        """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another one."""
+        theirs = (found.train.identity(found.corpus), found.train.seed)
+        if theirs != (self.settings.identity(self.task.fingerprint), self.settings.seed):
+            raise ConfigError(f"{self.folder} holds a checkpoint of other settings; start over with force=true")
+        checkpoint.require_fitting(found.model, self.model)
+        steps = found.epoch * self.task.batches_an_epoch + found.batch
+        self.optimiser.require_fitting(found.optimiser, steps)
+        wanted = [part.shape for part in self.task.zero_state(self.model)] if found.batch else []
+        checkpoint.require([part.shape for part in found.state] == wanted, "its carried state is of another model, or at another place")
+        checkpoint.require(found.batch <= self.task.batches_an_epoch, "it has more batches than an epoch")
 
     @property
     def step(self) -> int:
@@ -114,6 +124,7 @@ class Run:
         batches = islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None)
         for batch, masks in prefetch.with_masks(batches, draw, self.settings.dropout, self.task.device):
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
+            self.measured = None
             total, norm = self.optimiser.step(loss, epoch)
             told, words = self.task.told(total), self.task.words(batch)
             if not (math.isfinite(told) and math.isfinite(norm)):
@@ -131,6 +142,7 @@ class Run:
         for name, value in measured.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {self.epoch + 1}, step {self.step}")
+        self.measured = measured
         self.tick()
         loss, seconds, speed = sum(self.losses) / len(self.losses), self.epoch_seconds, self.epoch_words / trained
         self.epoch += 1
@@ -169,6 +181,7 @@ class Run:
                 state=[part.cpu() for part in self.state] if self.batch else [],
                 model=model,
                 optimiser=self.optimiser.state_dict(),
+                learned=learned.plain(self.task.learned(self.measured)),
             ),
             self.folder,
             self.best_saved,
@@ -182,9 +195,12 @@ class Run:
         """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or cannot be read now."""
         path = checkpoint.path_of(self.folder, epoch)
         try:
-            return checkpoint.load(path).model
-        except Unusable:
+            found = checkpoint.load(path)
+            checkpoint.require((found.epoch, found.batch) == (epoch, 0), "it is of another epoch than its name says")
+            checkpoint.require_fitting(found.model, self.model)
+        except (Unusable, ValueError):
             raise ConfigError(f"{path} holds the best epoch so far, and cannot be used; start over with force=true") from None
+        return found.model
 
     def result(self) -> Result:
         """The metrics of the epoch that is reported."""
@@ -297,14 +313,23 @@ def listen(training: Run) -> None:
                 for sink in sinks:
                     sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, training.step))
             if isinstance(error, RunError):
-                kept = checkpoint.all_in(folder)
                 advice = ". Try a smaller schedule.lr or schedule.clip, or another seed" if isinstance(error, Diverged) else ""
-                where = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
-                raise RunError(f"{error}; {where}{advice}") from None
+                raise RunError(f"{error}; {last_good(training)}{advice}") from None
             raise
     assert isinstance(record, Result)
     files.replace(folder / "result.json", (json.dumps(flattened(record), indent=2) + "\n").encode())
     tell(flattened(record))
+
+
+def last_good(training: Run) -> str:
+    """Where a run that failed would resume."""
+    try:
+        found = checkpoint.newest(training.folder, training.require_resumable)
+    except ConfigError as error:
+        return str(error)
+    if found is None:
+        return "no checkpoint was written yet"
+    return f"the last good checkpoint is {checkpoint.path_of(training.folder, found.epoch, found.batch)}"
 
 
 def tell(result: dict[str, Any]) -> None:

@@ -29,6 +29,6 @@ def rated(data: Data) -> Rated:
     return readers[data.source](data)
 
 
-def words(data: Data, text: str) -> list[str]:
-    """Those of a text from elsewhere, as the source's own texts were read."""
-    return cornell.words(text) if data.source is Source.cornell else of_ratings.words(text)
+def words(splitting: str, text: str) -> list[str]:
+    """Those of a text from elsewhere, as texts with ratings are split: as those of "cornell", or as all others."""
+    return cornell.words(text) if splitting == "cornell" else of_ratings.words(text)

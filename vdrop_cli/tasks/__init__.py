@@ -11,10 +11,23 @@ from vdrop_cli import config, corpora
 from vdrop_cli.config import Dropout, Model, Source, TaskName
 from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.layers import State
+from vdrop_cli.learned import Learned
 from vdrop_cli.tasks.language_model import LanguageModelling
+from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment
 
-__all__ = ["LanguageModelling", "Sentiment", "Task", "load", "warn"]
+__all__ = [
+    "LanguageModelling",
+    "Predictor",
+    "RatingPredictor",
+    "Sentiment",
+    "Task",
+    "UnknownWord",
+    "WordPredictor",
+    "load",
+    "predictor_of",
+    "warn",
+]
 
 Batch = Any  # a task's own; its field `number` counts the batches of an epoch from 0
 TaskModel = Any  # likewise, a `torch.nn.Module` with `layers`
@@ -38,7 +51,8 @@ class Passes(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, held: dict[str, Any]) -> None: ...
+    def load_state_dict(self, held: dict[str, Any]) -> None:
+        """Raises ValueError, and changes nothing, where it is not a state of such passes."""
 
     def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics, and the first of them by number of passes: `samples`, the measure, `deviation`, `groups`."""
@@ -50,6 +64,10 @@ class Task(Protocol):
     chosen_by: str
     word_dropout: bool  # whether the authors keep it on in MC passes
     device: torch.device
+
+    @property
+    def predictor(self) -> Predictor:
+        """For texts from elsewhere."""
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +91,9 @@ class Task(Protocol):
 
     def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> TaskModel:
         """One that is yet to be initialised."""
+
+    def learned(self, measured: dict[str, float] | None) -> Learned:
+        """What prediction needs beside the weights; `measured` is what `validate` gave of them, None where it has not."""
 
     def zero_state(self, model: TaskModel) -> State:
         """With which an epoch begins; nothing where no state is carried from batch to batch."""

@@ -17,8 +17,10 @@ from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.evaluate import MonteCarlo, batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.layers import State
+from vdrop_cli.learned import Words
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import ppl
+from vdrop_cli.tasks.predictors import WordPredictor
 
 
 class Chunk(NamedTuple):
@@ -63,6 +65,7 @@ class LanguageModelling:
                 )
         if len(self.streams["test"]) < 2:
             raise ConfigError(f"data.test: the test part of {corpus.origin} has no second word to predict; take a longer text")
+        self.predictor = WordPredictor(Words.of(corpus.vocabulary), device)
         self.train_columns, self.valid_columns = (columns(self.streams[part], task.batch_size) for part in ("train", "valid"))
 
     @property
@@ -100,7 +103,10 @@ class LanguageModelling:
         return chunk.ids_TB.numel()
 
     def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> LanguageModel:
-        return LanguageModel(model, dropout, len(self.corpus.vocabulary), backend, compute_dtype)
+        return self.predictor.model(model, dropout, backend, compute_dtype)
+
+    def learned(self, measured: dict[str, float] | None) -> Words:
+        return self.predictor.learned
 
     def zero_state(self, model: LanguageModel) -> State:
         return model.zero_state(self.batch_size)

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import baselines, config, interruption
-from vdrop_cli.config import ConfigError, Data, Dropout, Model, Protocol, WordMask
+from vdrop_cli.config import ConfigError, Data, Dropout, Model, Protocol, Source, WordMask
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, Stream, draw
 from vdrop_cli.evaluate import ladder, spread
 from vdrop_cli.layers import State
+from vdrop_cli.learned import Ratings
 from vdrop_cli.model import Regressor
-from vdrop_cli.uncertainty import Predictive, fit_noise, predictive, rmse
+from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
+from vdrop_cli.uncertainty import SMALLEST, Predictive, fit_noise, predictive, rmse
 
-START, UNKNOWN = 0, 1  # ids; those of words follow, the most frequent first
 TEST, VALID = 0.2, 0.1  # of the texts
 READ_AT_ONCE = 256  # sequences, without gradients
-PASSES_AT_ONCE = 50  # of one text
 
 
 class Batch(NamedTuple):
@@ -116,6 +116,9 @@ class Sentiment:
         doubts = {part: self.doubt(part, bool(rated.parts)) for part in self.parts if part != "train"}
         self.doubtful = {part: doubt for part, doubt in doubts.items() if doubt}
         self.warnings = [*without_words(rated), *self.doubtful.values()]
+        splitting = "cornell" if data.source is Source.cornell else "plain"
+        learned = Ratings(list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part)
+        self.predictor = RatingPredictor(learned, device)
 
     def doubt(self, part: str, own: bool) -> str | None:
         """Why the ratings of a part cannot be meant, as where labels are hidden. `own`: the source says which texts it has.
@@ -143,24 +146,12 @@ class Sentiment:
         return {name: value for name, value in found.items() if name == f"noise{of}"} if self.doubtful else found
 
     def cut(self, words: list[str]) -> list[Tensor]:
-        """A text as sequences of `chunk_words` ids, the last one shorter; the text's first is <start>."""
-        ids_N = torch.tensor([START, *(self.ids.get(word, UNKNOWN) for word in words)])
-        return list(torch.split(ids_N, self.chunk_words or len(ids_N)))
+        return cut(words, self.ids, self.chunk_words)
 
-    @torch.no_grad()
-    def passes_of(self, model: Regressor, words: list[str], samples: int, seed: int) -> Tensor:
-        """Ratings of a text from elsewhere [S], which ride side by side; without samples that by the standard approximation [1]."""
-        of_groups = []
-        for first in range(0, max(samples, 1), PASSES_AT_ONCE):
-            side_by_side, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
-            for number, ids_T in enumerate(self.cut(words)):
-                interruption.check()
-                stream = Stream((seed, "predict", first, number))
-                masks = model.masks(len(ids_T), side_by_side, stream) if samples else model.mean_masks()
-                ids_TS = ids_T[:, None].expand(-1, side_by_side).to(self.device)
-                values.append(model(ids_TS, torch.full((side_by_side,), len(ids_T), device=self.device), masks).double().cpu())
-            of_groups.append(torch.stack(values).mean(0))
-        return self.mean + self.deviation * torch.cat(of_groups)
+    def learned(self, measured: dict[str, float] | None) -> Ratings:
+        """The error of the standard approximation on the part for it is what `fit_noise` makes of that alone."""
+        noise = max(measured[f"{self.noise_part}_rmse"], SMALLEST) if measured is not None else None
+        return replace(self.predictor.learned, noise=noise)
 
     @property
     def batches_an_epoch(self) -> int:
@@ -195,7 +186,7 @@ class Sentiment:
         return int(batch.lengths_B.sum())
 
     def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
-        return Regressor(model, dropout, UNKNOWN + 1 + len(self.ids), backend, compute_dtype)
+        return self.predictor.model(model, dropout, backend, compute_dtype)
 
     def zero_state(self, model: Regressor) -> State:
         return ()
@@ -324,7 +315,18 @@ class Passes:
         return {"done": self.done, "values": self.values_SN}
 
     def load_state_dict(self, held: dict[str, Any]) -> None:
-        self.done, self.values_SN = held["done"], held["values"]
+        """Raises ValueError, and changes nothing, where it is not a state of such passes."""
+        done, values = held.get("done"), held.get("values")
+        if type(done) is not int or not 0 <= done <= self.samples * len(self.work) or not isinstance(values, dict):
+            raise ValueError("its passes are not counted")
+        if set(values) != set(self.values_SN):
+            raise ValueError("its passes are of other parts")
+        for name, value_SN in self.values_SN.items():
+            held_SN = values[name]
+            fits = isinstance(held_SN, Tensor) and held_SN.shape == value_SN.shape and held_SN.dtype == value_SN.dtype
+            if not (fits and bool(held_SN.isfinite().all())):
+                raise ValueError("its passes are of other texts, or not finite")
+        self.done, self.values_SN = done, values
 
     @torch.no_grad()
     def run(self) -> Iterator[int]:

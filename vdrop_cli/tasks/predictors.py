@@ -1,0 +1,107 @@
+"""Predicting from texts of elsewhere, with a model and what it has learned of its training text; no corpus is needed.
+
+T time steps  S passes of MC dropout
+"""
+
+import torch
+from torch import Tensor
+
+from vdrop_cli import corpora, interruption
+from vdrop_cli.config import Dropout, Model
+from vdrop_cli.dropout import Stream
+from vdrop_cli.learned import Learned, Ratings, Words
+from vdrop_cli.model import LanguageModel, Regressor
+
+START, UNKNOWN = 0, 1  # ids in texts with ratings; those of words follow, the most frequent first
+PASSES_AT_ONCE = 50  # of one text
+
+
+class UnknownWord(ValueError):
+    """A word that is not in the vocabulary of a model without a word for all others."""
+
+
+class WordPredictor:
+    """Texts as a language model reads them."""
+
+    def __init__(self, learned: Words, device: torch.device) -> None:
+        self.learned, self.device = learned, device
+        self.vocabulary = learned.vocabulary
+        self.ids = {word: number for number, word in enumerate(learned.vocabulary)}
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.vocabulary)
+
+    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> LanguageModel:
+        """One that is yet to be initialised."""
+        return LanguageModel(model, dropout, self.vocabulary_size, backend, compute_dtype)
+
+    @property
+    def line_end(self) -> list[str]:
+        """The word after every line, as a list; empty where the training text had one line."""
+        return [self.learned.line_end] if self.learned.line_end is not None else []
+
+    def words(self, text: str) -> list[str]:
+        """What white space separates; the end of a line is a word of its own where the model knows one."""
+        return text.strip().replace("\n", f" {' '.join(self.line_end)} ").split()
+
+    def encode(self, words: list[str]) -> Tensor:
+        """The ids of words as they are written, else in lower case, else of the unknown word. Raises UnknownWord."""
+        found = []
+        for word in words:
+            known = next((form for form in (word, word.lower(), self.learned.unknown) if form in self.ids), None)
+            if known is None:
+                raise UnknownWord(f"{word!r} is not a word of the training text, and the model has no <unk>; leave it out")
+            found.append(self.ids[known])
+        return torch.tensor(found, dtype=torch.int64, device=self.device)
+
+
+class RatingPredictor:
+    """Texts as a model of ratings reads them, and the scale of its ratings."""
+
+    def __init__(self, learned: Ratings, device: torch.device) -> None:
+        self.learned, self.device = learned, device
+        self.ids = {word: number for number, word in enumerate(learned.vocabulary, UNKNOWN + 1)}
+
+    @property
+    def vocabulary_size(self) -> int:
+        """With <start> and <unknown>."""
+        return UNKNOWN + 1 + len(self.ids)
+
+    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
+        """One that is yet to be initialised."""
+        return Regressor(model, dropout, self.vocabulary_size, backend, compute_dtype)
+
+    def words(self, text: str) -> list[str]:
+        return corpora.words(self.learned.splitting, text)
+
+    def cut(self, words: list[str]) -> list[Tensor]:
+        return cut(words, self.ids, self.learned.chunk_words)
+
+    @torch.no_grad()
+    def passes_of(self, model: Regressor, words: list[str], samples: int, seed: int) -> Tensor:
+        """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard approximation [1]."""
+        of_groups = []
+        for first in range(0, max(samples, 1), PASSES_AT_ONCE):
+            passes, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
+            for number, ids_T in enumerate(self.cut(words)):
+                interruption.check()
+                stream = Stream((seed, "predict", first, number))
+                masks = model.masks(len(ids_T), passes, stream) if samples else model.mean_masks()
+                ids_TS = ids_T[:, None].expand(-1, passes).to(self.device)
+                values.append(model(ids_TS, torch.full((passes,), len(ids_T), device=self.device), masks).double().cpu())
+            of_groups.append(torch.stack(values).mean(0))
+        return self.learned.mean + self.learned.deviation * torch.cat(of_groups)
+
+
+Predictor = WordPredictor | RatingPredictor
+
+
+def predictor_of(learned: Learned, device: torch.device) -> Predictor:
+    return RatingPredictor(learned, device) if isinstance(learned, Ratings) else WordPredictor(learned, device)
+
+
+def cut(words: list[str], ids: dict[str, int], chunk_words: int | None) -> list[Tensor]:
+    """A text as sequences of `chunk_words` ids, the last one shorter; the text's first is <start>."""
+    ids_N = torch.tensor([START, *(ids.get(word, UNKNOWN) for word in words)])
+    return list(torch.split(ids_N, chunk_words or len(ids_N)))
