@@ -2,13 +2,18 @@
 
 import errno
 import gzip
+import math
 import os
 import pickle
 import random
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +27,15 @@ from vdrop_cli.learned import Words
 LEARNED = learned.plain(Words.of(["a", "<eos>", "<unk>"]))
 
 
+@cache
+def configured(*overrides: str) -> dict[str, Any]:
+    return plain(settings(*overrides))
+
+
 def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Checkpoint:
     model = {"w": torch.full((300,), float(epoch))}
     return Checkpoint(
-        config=plain(settings(*overrides)),
+        config=deepcopy(configured(*overrides)),
         corpus="fingerprint",
         environment={"torch": "2"},
         epoch=epoch,
@@ -118,26 +128,23 @@ def test_what_can_perhaps_be_read_later_is_not_passed_over(tmp_path: Path, monke
     """Else the run would go on from an older one, and remove it."""
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
-    path, read_bytes = checkpoint.path_of(tmp_path, 2), Path.read_bytes
+    path, read = checkpoint.path_of(tmp_path, 2), files.read
 
-    def failing(error: Exception) -> Callable[[Path], bytes]:
-        def read(self: Path) -> bytes:
-            if self == path:
-                raise error
-            return read_bytes(self)
+    def failing(asked: Path, limit: int | None = None) -> bytes:
+        if asked == path:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(asked, limit)
 
-        return read
-
-    monkeypatch.setattr(Path, "read_bytes", failing(OSError(errno.ESTALE, "Stale file handle")))
+    monkeypatch.setattr(files, "read", failing)
     with pytest.raises(ConfigError, match=r"checkpoint-0002\.pt cannot be read \(Stale file handle\)"):
         checkpoint.newest(tmp_path)
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "read", read)
 
     def too_large(*_: object, **__: object) -> object:
-        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+        raise MemoryError
 
-    monkeypatch.setattr(torch, "load", too_large)
-    with pytest.raises(RuntimeError, match="not enough memory"):
+    monkeypatch.setattr(torch, "frombuffer", too_large)
+    with pytest.raises(MemoryError):
         checkpoint.newest(tmp_path)
 
 
@@ -169,15 +176,83 @@ def test_what_is_not_a_checkpoint_is_refused_and_never_run(tmp_path: Path, monke
     with pytest.raises(ConfigError, match="was not written by this version of vdrop"):
         checkpoint.load(part)
     files.write_tensors(part, {"format": checkpoint.FORMAT, "model": {}})
-    with pytest.raises(ConfigError, match="lacks a part"):
+    with pytest.raises(ConfigError, match="cannot be used: it lacks a part"):
         checkpoint.load(part)
-    wrong: list[dict[str, object]] = [{"config": "abc"}, {"config": {"model": 3}}, {"model": 3}, {"model": {"w": 1}}, {"epoch": None}]
-    for change in [*wrong, {"state": [1]}, {"losses": ["x"]}, {"optimiser": []}]:
-        files.write_tensors(part, {"format": checkpoint.FORMAT, **vars(at_epoch(1)), **change})
-        with pytest.raises(ConfigError, match="holds something else"):
-            checkpoint.load(part)
     with pytest.raises(ConfigError, match="is not there"):
         checkpoint.load(tmp_path / "nowhere")
+
+
+NAN = torch.tensor([1.0, math.nan])
+WRONG: dict[str, list[object]] = {
+    "config": ["abc", {"model": 3}, {}, {"model": [[]]}],
+    "corpus": [None, 3],
+    "environment": [[], {"torch": {}}, {3: "x"}],
+    "epoch": [None, -1, True, 1.0, 2**63, 10**80],
+    "batch": [-1, 1, "0"],
+    "seconds": [-1.0, math.nan, math.inf, 1],
+    "epoch_seconds": [math.nan],
+    "epoch_words": [-1],
+    "best_epoch": [0, 2, -1],
+    "best": [math.nan, math.inf, "x"],
+    "losses": [["x"], [math.nan], [1.0], None],
+    "state": [[1], [NAN], [torch.zeros(2, dtype=torch.float64)], {}],
+    "model": [3, {"w": 1}, {"w": NAN}, {"w": torch.tensor([math.inf])}, {"w": torch.zeros(2, dtype=torch.int64)}, {3: torch.zeros(2)}],
+    "optimiser": [[], None],
+    "learned": [
+        *([], {}, {"vocabulary": ["a", "a"], "line_end": None, "unknown": None}, {"vocabulary": [3], "line_end": None, "unknown": None}),
+        *(LEARNED | {"line_end": None}, LEARNED | {"unknown": "a"}, LEARNED | {"mean": 1.0}, {"vocabulary": ["a"]}),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_in_a_checkpoint_is_refused_in_one_line_that_quotes_nothing_of_it(name: str, tmp_path: Path) -> None:
+    """With a checksum that fits, as of somebody who edits it, or of a program that went wrong."""
+    for value in WRONG[name]:
+        files.write_tensors(tmp_path / "part", {"format": checkpoint.FORMAT, **vars(at_epoch(1)), name: value})
+        with pytest.raises(ConfigError, match=r"^checkpoint=\S+part cannot be used: ") as refused:
+            checkpoint.load(tmp_path / "part")
+        assert str(refused.value).isprintable() and "weights_only" not in str(refused.value)
+
+
+def test_a_metric_is_infinite_only_before_the_first_epoch_ends(tmp_path: Path) -> None:
+    checkpoint.save(replace(at_epoch(0, 0, batch=2), best=math.inf), tmp_path)
+    assert checkpoint.load(checkpoint.path_of(tmp_path, 0, 2)).best == math.inf
+
+
+def test_stored_settings_are_never_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would send a secret to whatever address they name."""
+    monkeypatch.setenv("SECRET", "hunter2")
+    for data in (
+        {"source": "hub", "name": "attacker/${oc.env:SECRET}", "column": "text"},
+        {"source": "hub", "name": "attacker/name", "column": "${oc.env:SECRET}"},
+        {"source": "hub", "${oc.env:SECRET}": "attacker/name", "column": "text"},
+    ):
+        checkpoint.save(replace(at_epoch(1), config=deepcopy(configured()) | {"data": data}), tmp_path)
+        with pytest.raises(ConfigError, match="its settings are not those of a training run") as refused:
+            checkpoint.load(checkpoint.path_of(tmp_path, 1))
+        assert "hunter2" not in str(refused.value)
+
+
+def test_a_checkpoint_under_the_name_of_another_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for epoch in (1, 2):
+        checkpoint.save(at_epoch(epoch, epoch), tmp_path)
+    checkpoint.path_of(tmp_path, 2).rename(checkpoint.path_of(tmp_path, 3))
+    checkpoint.path_of(tmp_path, 4).mkdir()
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.epoch == 1
+    said = capsys.readouterr().err
+    assert "checkpoint-0003.pt cannot be used: it is of another epoch" in said and "checkpoint-0004.pt is damaged" in said
+
+
+def test_a_checkpoint_of_the_format_before_this_one_is_read_without_what_it_had_not(tmp_path: Path) -> None:
+    held = {name: value for name, value in vars(at_epoch(1)).items() if name != "learned"}
+    files.write_tensors(tmp_path / "old", {"format": checkpoint.OLDER_FORMAT, **held})
+    assert checkpoint.load(tmp_path / "old").knowledge is None
+    for wrong in ({"format": checkpoint.FORMAT, **held}, {"format": checkpoint.OLDER_FORMAT, **held, "learned": LEARNED}):
+        files.write_tensors(tmp_path / "old", wrong)
+        with pytest.raises(ConfigError, match="does not hold what its format says"):
+            checkpoint.load(tmp_path / "old")
 
 
 def damages(content: bytes) -> Iterator[bytes]:
@@ -226,7 +301,7 @@ def test_500_damaged_checkpoints_are_refused_by_name_or_survived_through_the_one
 def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ConfigError, match="is not a file"):
+        with pytest.raises(ConfigError, match="is not a regular file"):
             checkpoint.load(path)
 
 

@@ -129,18 +129,18 @@ def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> 
     assert again.returncode == 0 and "is finished; force=true starts over" in again.stdout and "epoch 1/1" not in again.stderr
     trained = [line for line in ran.stdout.splitlines() if line.startswith(("valid_ppl", "test_ppl"))]
     for name in (folder, folder / "checkpoint-0001.pt"):
-        evaluated = vdrop("eval", f"checkpoint={name}", "mc_samples=3")
+        evaluated = vdrop("eval", f"checkpoint={name}", "mc_samples=3", "stored_data=true")
         assert evaluated.returncode == 0, evaluated.stderr
         assert [line.split() for line in evaluated.stdout.splitlines()[:4]] == [line.split() for line in trained]
         assert "test_ppl_mc3" in evaluated.stdout
     assert (folder / "eval-0001-mc3-s1.json").exists()
-    wrong = vdrop("eval", f"checkpoint={folder}", "data.dir=.")
+    wrong = vdrop("eval", f"checkpoint={folder}", "data.dir=.", "stored_data=true")
     assert wrong.returncode == 2 and "data.dir must be unset with data=text" in wrong.stderr
     changed = Path(text[-1].split("=")[1])
     original = changed.read_text()
     try:
         changed.write_text(original + "w1 w2\n")
-        other = vdrop("eval", f"checkpoint={folder}")
+        other = vdrop("eval", f"checkpoint={folder}", "stored_data=true")
     finally:
         changed.write_text(original)
     assert other.returncode == 2 and "was trained on another corpus" in other.stderr and len(other.stderr.splitlines()) == 1

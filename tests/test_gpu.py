@@ -232,7 +232,7 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
     found = []
     for folder in (here, there):
         for device in ("cpu", "cuda"):
-            ran = vdrop("eval", f"checkpoint={folder}", "mc_samples=3", f"device={device}", "precision=fp32")
+            ran = vdrop("eval", f"checkpoint={folder}", "stored_data=true", "mc_samples=3", f"device={device}", "precision=fp32")
             assert ran.returncode == 0, ran.stderr
             found.append(json.loads(max(folder.glob("eval*.json"), key=os.path.getmtime).read_text())["metrics"])
     for metrics in found[1:]:

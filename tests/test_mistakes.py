@@ -17,7 +17,7 @@ from vdrop_cli import cli
 from vdrop_cli.commands import bench, campaign, predict, train
 from vdrop_cli.config import ROOTS, keys
 from vdrop_cli.corpora import cornell, vader
-from vdrop_cli.tasks import LanguageModelling, Sentiment
+from vdrop_cli.tasks import LanguageModelling, RatingPredictor
 
 EXAMPLES = {"train": 500, "eval": 500, "data": 500, "bench": 500, "table": 100, "reproduce": 100, "predict": 200, "figures": 60}
 numbers = st.one_of(
@@ -142,9 +142,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(campaign, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=float))
     monkeypatch.setattr(campaign, "vdrop", lambda *arguments: None)
     monkeypatch.setattr(predict, "PASSES", 3)
-    passes_of = Sentiment.passes_of
+    passes_of = RatingPredictor.passes_of
     monkeypatch.setattr(
-        Sentiment, "passes_of", lambda task, model, words, samples, seed: passes_of(task, model, words, min(samples, 3), seed)
+        RatingPredictor, "passes_of", lambda task, model, words, samples, seed: passes_of(task, model, words, min(samples, 3), seed)
     )
     monkeypatch.setattr(cornell, "URL", "http://127.0.0.1:1/")
     monkeypatch.setattr(vader, "PACKAGE", "no such package")
@@ -176,7 +176,7 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
         return [f"overrides='{' '.join([*changed, *rated])}'", "cells=[lstm]", "dropouts=[none]"]
     if command == "eval":
         assert run(["train", *TINY, *text])[0] == 0
-        return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu"]
+        return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "stored_data=true", "device=cpu"]
     if command in ("table", "reproduce"):
         return [f"overrides='{' '.join([*text, 'task.batch_size=4', 'task.bptt=5'])}'", "sizes=[small]"]
     return [*TINY, *text] if command == "train" else []

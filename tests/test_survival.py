@@ -118,7 +118,15 @@ def test_an_evaluation_killed_at_30_moments_comes_to_the_same(
     (trained,) = undisturbed.rglob("checkpoint-0040.pt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / trained.name).write_bytes(trained.read_bytes())
-    arguments = ["eval", f"checkpoint=run/{trained.name}", "mc_samples=1500", "mc_batch=20", "save_minutes=0.0005", "device=cpu"]
+    arguments = [
+        "eval",
+        f"checkpoint=run/{trained.name}",
+        "stored_data=true",
+        "mc_samples=1500",
+        "mc_batch=20",
+        "save_minutes=0.0005",
+        "device=cpu",
+    ]
     target = tmp_path / "run" / "eval-0040-mc1500-s1.json"
     assert processes.run(tmp_path, *arguments) == 0
     expected = json.loads(target.read_text())

@@ -143,7 +143,7 @@ def test_what_starts_over_is_not_to_be_given_again(override: str, does: bool) ->
 def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
     assert vdrop("train", *TINY, *text).returncode == 0
     (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
-    ran = vdrop("eval", "-m", f"checkpoint={folder}", "device=cpu", "mc_samples=0,-1")
+    ran = vdrop("eval", "-m", f"checkpoint={folder}", "stored_data=true", "device=cpu", "mc_samples=0,-1")
     assert ran.returncode == 2 and ran.stderr.splitlines()[-1] == "  the same command again goes on with the rest"
 
 

@@ -49,7 +49,7 @@ def test_what_an_older_version_left_at_its_default_and_what_was_published_do_not
 
 def test_mc_dropout_and_speed_are_told(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (variational,) = (folder for folder in folders if "-variational" in folder)
-    evaluation.run(settings(f"checkpoint={variational}", "mc_samples=3", command="eval"))
+    evaluation.run(settings(f"checkpoint={variational}", "stored_data=true", "mc_samples=3", command="eval"))
     capsys.readouterr()
     compare.main(sorted(folders))
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}

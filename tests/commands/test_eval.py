@@ -16,6 +16,7 @@ from vdrop_cli import checkpoint, corpora, environment, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.dropout import Stream
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.tasks import LanguageModelling
@@ -30,7 +31,8 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(folder: Path, *overrides: str) -> None:
-    evaluation.run(settings(f"checkpoint={folder}", "device=cpu", *overrides, command="eval"))
+    stored = [] if any(override.startswith(("data.", "stored_data")) for override in overrides) else ["stored_data=true"]
+    evaluation.run(settings(f"checkpoint={folder}", "device=cpu", *stored, *overrides, command="eval"))
 
 
 def test_reloading_gives_the_same_numbers(folder: Path) -> None:
@@ -190,10 +192,13 @@ def test_the_corpus_may_lie_elsewhere_now(
     monkeypatch.chdir(tmp_path)
     config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
     fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
-    weights = LanguageModel(config.model, config.dropout, 10_000).state_dict()
-    told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=weights)
+    model = LanguageModel(config.model, config.dropout, 10_000)
+    model.initialise(0.1, Stream((1,)))
+    told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict()))
     checkpoint.save(told, tmp_path)
     monkeypatch.setattr(LanguageModelling, "standard", lambda task, model: {"test_ppl": float(len(task.streams["test"]))})
+    with pytest.raises(ConfigError, match=r"data\.dir='gone'.* give data\.dir=…, or stored_data=true"):
+        run(tmp_path, "stored_data=false")
     with pytest.raises(ConfigError, match=r"data\.dir=gone has no ptb\.train\.txt"):
         run(tmp_path)
     run(tmp_path, f"data.dir={real_data}/ptb")

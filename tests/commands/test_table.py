@@ -32,7 +32,7 @@ def outputs(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
         changed = [*changes, "precision=fp32", f"outputs={folder}", f"seed={seed}"]
         train.run(composed(f"experiment=table1_small_{row}", *changed))
     for run in folder.glob("train/*-variational/*"):
-        evaluation.run(composed(f"checkpoint={run}", "mc_samples=100", command="eval"))
+        evaluation.run(composed(f"checkpoint={run}", "stored_data=true", "mc_samples=100", command="eval"))
     return folder
 
 

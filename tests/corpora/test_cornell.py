@@ -35,7 +35,7 @@ def test_a_text_from_elsewhere_is_read_as_the_reviews_are(reviews: Path) -> None
     rated = corpora.rated(Data(Source.cornell, dir=str(reviews)))
     for text in rated.texts:
         assert cornell.words(" ".join(text[:-1])) == text
-    typed = corpora.words(Data(Source.cornell), 'A fine, "moving" film (of the kids\' own)... $100!')
+    typed = corpora.words("cornell", 'A fine, "moving" film (of the kids\' own)... $100!')
     assert " ".join(typed) == 'a fine , " moving " film ( of the kids\' own ) . . . $100 ! <end>'
 
 

@@ -213,9 +213,9 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
             values = {"rating": mean, "deviation": found.model_variance_R.sqrt().item(), "noise": noise.deviation}
             values |= {"low": mean - half, "high": mean + half, "level": level}
             shown = f"{mean:8.3f} {values['deviation']:10.3f}   {mean - half:8.3f} to {mean + half:<8.3f}"
-        print(as_json(line.row | values) if settings.json else f"{line.number:6} {shown}    {line.shown}")
         if line.problem is not None:
             problems.report(line)
+        print(as_json(line.row | values) if settings.json else f"{line.number:6} {shown}    {line.shown}")
     problems.end(len(given))
 
 
@@ -256,13 +256,13 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
             nll_N = evaluate.stream_nll(built.model, stream_N)
             ppl = finite(evaluate.perplexity(nll_N), "perplexity", built, line)
             values = {"ppl": ppl, "words": len(nll_N), "surprises": surprises(nll_N, words, stream_N, predictor)[:most]}
+        if line.problem is not None:
+            problems.report(line)
         shown = f"perplexity {values['ppl']:.1f} over {values['words']} words" if values["ppl"] is not None else "no perplexity"
         print(as_json(line.row | values) if settings.json else f"line {line.number}: {shown}: {line.shown}")
         for one in [] if settings.json else values["surprises"] or []:
             read_as = "" if one["read_as"] == one["word"] else f" (read as {printable(one['read_as'])})"
             print(f"{one['bits']:8.1f} bits  word {one['place']:<4} {printable(one['word'])}{read_as}")
-        if line.problem is not None:
-            problems.report(line)
     problems.end(count)
 
 

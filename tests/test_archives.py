@@ -1,0 +1,110 @@
+"""Archives that nobody but `torch.save` would write are refused at once, and nothing in them takes time or memory."""
+
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import pytest
+import torch
+
+from vdrop_cli import archives
+from vdrop_cli.archives import Malformed
+
+
+def saved(content: Any) -> bytes:
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def remade(content: bytes, compression: int = zipfile.ZIP_STORED, pickled: Callable[[bytes], bytes] = lambda held: held) -> bytes:
+    """The same archive with another compression, or another pickle."""
+    buffer = BytesIO()
+    with zipfile.ZipFile(BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        for name in old.namelist():
+            held = old.read(name)
+            new.writestr(name, pickled(held) if name.endswith("data.pkl") else held)
+    return buffer.getvalue()
+
+
+def test_plain_values_and_dense_tensors_come_back() -> None:
+    shared = torch.randn(4, 3)
+    types = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+    content = {"a": [1, -(2**40), 2.5, None, True, "é", (1, ("x",)), {}], 3: {"t": shared.t(), "same": shared, "none": torch.empty(0, 3)}}
+    content["types"] = [torch.ones(2, 2).to(dtype) for dtype in types]
+    found = archives.unpack(saved(content))
+    assert found["a"] == content["a"] and torch.equal(found[3]["t"], shared.t()) and found[3]["none"].shape == (0, 3)
+    assert found[3]["t"].data_ptr() == found[3]["same"].data_ptr(), "what shares memory still does"
+    assert all(torch.equal(one, other) for one, other in zip(found["types"], content["types"], strict=True))
+
+
+def tree(depth: int, join: Callable[[Any], Any]) -> Any:
+    value: Any = ["leaf"]
+    for _ in range(depth):
+        value = join(value)
+    return value
+
+
+def itself() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("ran",)
+
+
+BOMBS: dict[str, Any] = {
+    "a tree of lists": tree(60, lambda value: [value, value]),
+    "a tree of dicts": tree(60, lambda value: {"a": value, "b": value}),
+    "a tree of tuples": tree(60, lambda value: (value, value)),
+    "a list in itself": itself(),
+    "nesting": tree(300, lambda value: [value]),
+    "an expanded tensor": torch.zeros(1).expand(10**12),
+    "a sparse tensor": torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,)),
+    "a tensor without memory": torch.empty(10**12, device="meta"),
+    "a parameter": torch.nn.Parameter(torch.zeros(1)),
+    "an object": Payload(),
+    "bytes": bytearray(10),
+    "a set": {1, 2},
+    "a function": print,
+    "a type": torch.float32,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_would_grow_is_refused_at_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content, begun = saved({"config": BOMBS[name]}), time.perf_counter()
+    with pytest.raises(Malformed) as refused:
+        archives.unpack(content)
+    assert time.perf_counter() - begun < 2 and "weights_only" not in str(refused.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_sizes_are_checked_before_anything_is_unpacked() -> None:
+    held = saved({"w": torch.zeros(1000)})
+    with pytest.raises(Malformed, match="compressed"):
+        archives.unpack(remade(held, zipfile.ZIP_DEFLATED))
+    with pytest.raises(Malformed, match="another size than it says"):
+        archives.unpack(remade(held, pickled=lambda content: content.replace(b"M\xe8\x03", b"M\xe9\x03")))
+    name = b"archive/data/0"
+    entry = held.rindex(name) - 46  # in the directory at the end: 46 bytes, and the name
+    sizes = (10**9).to_bytes(4, "little") * 2
+    with pytest.raises(Malformed, match="larger than the file"):
+        archives.unpack(held[: entry + 20] + sizes + held[entry + 28 :])
+    with pytest.raises(Malformed):
+        archives.unpack(remade(held, pickled=lambda _: pickle.dumps({"w": 1}, 4)))
+    with pytest.raises(Malformed, match=r"no data\.pkl"):
+        archives.unpack(remade(held).replace(b"data.pkl", b"data.pkx"))
+    assert archives.unpack(remade(held))["w"].shape == (1000,)
+
+
+def test_a_place_in_the_memo_beyond_all_memory_is_no_place() -> None:
+    """`LONG_BINPUT` of 2^31: the C unpickler makes an array of that length."""
+    content = remade(saved({"a": 1}), pickled=lambda _: b"\x80\x02}r\xff\xff\xff\x7f.")
+    assert archives.unpack(content) == {}
