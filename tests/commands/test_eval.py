@@ -15,7 +15,7 @@ from tests.test_checkpoint import at_epoch
 from vdrop_cli import checkpoint, corpora, environment, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.config import ConfigError, RunError, plain
 from vdrop_cli.dropout import Stream
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
@@ -176,6 +176,88 @@ def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
     with pytest.raises(ConfigError, match=r"mc4-s1\.partial cannot be read \(Stale file handle\)"):
         evaluation.Partial(partial, {}, 5).load(None)
     assert partial.exists()
+
+
+def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+        run(folder, "mc_samples=4")
+    monkeypatch.setattr(interruption, "received", [])
+    (path,) = folder.glob("*.partial")
+    good = files.read_tensors(path)
+    loaded = evaluation.load(str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu"))
+
+    def is_resumed(held: dict[str, Any]) -> bool:
+        files.write_tensors(path, held)
+        partial = evaluation.Partial(path, good["of"], 5)
+        passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
+        resumed = partial.load(passes)
+        assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), "nothing of it is taken over"
+        return resumed
+
+    assert is_resumed(good)
+    averages = good["passes"]["averages"]
+    wrong: list[dict[str, Any]] = [{"metrics": []}, {"metrics": {"test_ppl": float("nan")}}, {"seconds": None}, {"seconds": float("inf")}]
+    wrong += [{"passes": []}, {"passes": {}}]
+    for change in (
+        {"number": -1},
+        {"number": 10**9},
+        {"number": "1"},
+        {"state": []},
+        {"state": [torch.zeros(3)]},
+        {"log_p": torch.zeros(2)},
+    ):
+        wrong.append({"passes": good["passes"] | change})
+    wrong.append({"passes": good["passes"] | {"log_p": good["passes"]["log_p"] * float("nan")}})
+    for change in ({"seen": 4}, {"seen": 1}, {"seen": True}, {"sums": {}}, {"perplexities": {1: [float("nan")], 2: [], 4: []}}):
+        wrong.append({"passes": good["passes"] | {"averages": averages | change}})
+    capsys.readouterr()
+    for change in wrong:
+        assert not is_resumed(good | change), change
+        assert "is damaged (" in capsys.readouterr().err
+    path.unlink()
+    path.mkdir()
+    assert not evaluation.Partial(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
+    assert "is damaged (it is a folder)" in capsys.readouterr().err
+
+
+def test_what_a_checkpoint_says_of_files_and_folders_is_used_only_where_that_is_allowed(
+    folder: Path, text: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train='\S+', .*give data\.train=… data\.valid=… data\.test=…, or stored_data=true"):
+        run(folder, "stored_data=false")
+    with pytest.raises(ConfigError, match=r"give data\.test=…, or"):
+        run(folder, *text[1:3])
+    run(folder, *text[1:])
+    assert (folder / "eval-0001-standard.json").exists()
+    path = checkpoint.find(str(folder))
+    found = checkpoint.load(path)
+    config = found.config | {"data": found.config["data"] | {"cache": "chosen", "train": "a\x1b[31mb"}}
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, config=config))})
+    with pytest.raises(ConfigError) as refused:
+        run(folder, "stored_data=false")
+    assert str(refused.value).isprintable() and r"\x1b" in str(refused.value)
+    run(folder, *text[1:])
+    assert not Path("chosen").exists() and Path("data/cache").exists()
+
+
+def test_what_does_not_fit_or_overflows_is_one_line_and_writes_nothing(folder: Path) -> None:
+    path = checkpoint.find(str(folder))
+    found = checkpoint.load(path)
+    larger = found.config | {"model": found.config["model"] | {"hidden_size": 10**9}}
+    deeper = found.config | {"model": found.config["model"] | {"layers": 10**12}}
+    renamed = {f"{name}_": weight for name, weight in found.model.items()}
+    for change in ({"model": renamed}, {"config": larger}, {"config": deeper}):
+        files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, **change))})
+        with pytest.raises(ConfigError, match=r"checkpoint-0001\.pt cannot be used: "):
+            run(folder)
+    huge = {name: torch.full_like(weight, 3e38) for name, weight in found.model.items()}
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model=huge))})
+    with pytest.raises(RunError, match="are not those of a model that works"):
+        run(folder)
+    assert not list(folder.glob("eval-*.json"))
 
 
 def test_members_must_know_the_same_words(folder: Path, text: list[str]) -> None:

@@ -1,6 +1,7 @@
 """`vdrop export`: what another program reads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import TINY, settings
-from vdrop_cli import checkpoint
+from vdrop_cli import checkpoint, files
 from vdrop_cli.commands import export, train
 from vdrop_cli.config import ConfigError, restore
 
@@ -29,6 +30,32 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
         with safe_open(target, "pt") as file:
             told = file.metadata()
         assert restore(json.loads(told["config"])) == held.train and told["epoch"] == "1"
+
+
+def test_it_is_whole_whatever_the_weights_memory_is_like(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that share memory or are not in order; a vocabulary beside them; names that are not the model's are refused."""
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text))
+    (path,) = Path().rglob("checkpoint-0001.pt")
+    found = checkpoint.load(path)
+    changed = found.model | {
+        "head_weight": found.model["embedding"],
+        "layers.weight_hh_l0": found.model["layers.weight_hh_l0"].t().clone().t(),
+    }
+    assert not changed["layers.weight_hh_l0"].is_contiguous()
+    files.write_tensors(Path("shared.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=changed))})
+    export.run(settings("checkpoint=shared.pt", command="export"))
+    weights = load_file("shared.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in changed.items())
+    with safe_open("shared.safetensors", "pt") as file:
+        held = file.metadata()
+    assert json.loads(held["vocabulary"]) == found.learned["vocabulary"] and len(found.learned["vocabulary"]) == len(weights["embedding"])
+    assert json.loads(held["line_end"]) == "<eos>" and all(isinstance(value, str) for value in held.values())
+    for wrong in ({f"{name}_": weight for name, weight in found.model.items()}, found.model | {"embedding": found.model["embedding"][1:]}):
+        files.write_tensors(Path("wrong.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=wrong))})
+        with pytest.raises(ConfigError, match=r"^checkpoint=wrong\.pt cannot be used: "):
+            export.run(settings("checkpoint=wrong.pt", command="export"))
+        assert not Path("wrong.safetensors").exists()
 
 
 def test_what_cannot_be_its_file_is_told_before_anything_is_written(

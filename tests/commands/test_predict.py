@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, evaluate, output
+from vdrop_cli import checkpoint, evaluate, files, learned, output
+from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
-from vdrop_cli.config import ConfigError
-from vdrop_cli.learned import Ratings
+from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.learned import Ratings, Words
 from vdrop_cli.tasks import WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
@@ -243,3 +245,141 @@ def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.Capture
     for wrong in ("sample=3", "surprises=3"):
         with pytest.raises(ConfigError, match=rf"^{wrong[:-2]} is for language models, .* predicts ratings; leave it out"):
             told(capsys, critic, wrong)
+
+
+def moved_without_data(run: Path, elsewhere: Path) -> Path:
+    """A run folder on a machine that has not got the text, with nothing beside it but the checkpoint."""
+    elsewhere.mkdir()
+    path = checkpoint.find(str(run))
+    (elsewhere / path.name).write_bytes(path.read_bytes())
+    return elsewhere
+
+
+@pytest.fixture
+def own_text(here: Path, text_folder: Path) -> list[str]:
+    """The overrides that choose a copy of the text, which can be taken away."""
+    shutil.copytree(text_folder, here / "corpus")
+    return ["data=text", *(f"data.{part}=corpus/{part}.txt" for part in ("train", "valid", "test"))]
+
+
+def test_a_checkpoint_predicts_where_its_text_is_not(here: Path, own_text: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(settings(*TINY, *own_text))
+    run = next(here.rglob("result.json")).parent
+    (before,) = told(capsys, run, "text=w3 w10")
+    shutil.rmtree("corpus")
+    folder = moved_without_data(run, here / "elsewhere")
+    assert told(capsys, folder, "text=w3 w10") == [before]
+    assert len(told(capsys, folder, "sample=4")[0]["sample"]) == 4
+
+
+def test_ratings_are_predicted_where_their_texts_are_not(critic: Path, rated: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (before,) = told(capsys, critic, "text=good1 bad2")
+    csv = Path(rated[1].removeprefix("data.csv="))
+    csv.rename(csv.with_suffix(".away"))
+    try:
+        assert told(capsys, moved_without_data(critic, Path("elsewhere")), "text=good1 bad2") == [before], "with the same interval"
+    finally:
+        csv.with_suffix(".away").rename(csv)
+
+
+def test_an_older_checkpoint_needs_its_text_and_is_told_where_it_is_by_the_user_alone(
+    here: Path, own_text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(settings(*TINY, *own_text))
+    run = next(here.rglob("result.json")).parent
+    expected = told(capsys, run, "text=w3 w10")
+    held = {name: value for name, value in vars(checkpoint.load(checkpoint.find(str(run)))).items() if name != "learned"}
+    files.write_tensors(here / "old.pt", {"format": checkpoint.OLDER_FORMAT, **held})
+    with pytest.raises(
+        ConfigError, match=r"data\.train='corpus/train\.txt'.* give data\.train=… data\.valid=… data\.test=…, or train again"
+    ):
+        told(capsys, here / "old.pt", "text=w3 w10")
+    assert told(capsys, here / "old.pt", "text=w3 w10", *own_text[1:]) == expected
+
+
+def test_in_the_middle_of_an_epoch_the_noise_is_not_known_and_is_said_to_be_had(
+    critic: Path, capsys: pytest.CaptureFixture[str], rated: list[str]
+) -> None:
+    found = checkpoint.load(checkpoint.find(str(critic)))
+    (end,) = told(capsys, critic, "text=good1", "mc_samples=5")
+    Path("middle").mkdir()
+    path = Path("middle") / checkpoint.find(str(critic)).name
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))})
+    with pytest.raises(ConfigError, match=r"data\.csv=.* give data\.csv=…, or run vdrop eval checkpoint=\S+ mc_samples=5 first"):
+        told(capsys, path, "text=good1", "mc_samples=5")
+    (fitted,) = told(capsys, path, "text=good1", "mc_samples=5", rated[1])
+    assert fitted["noise"] == pytest.approx(end["noise"], rel=1e-6)
+
+
+def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lines").write_bytes(b"w3 w10\r\n\n  \nw3 unheard\ncaf\xe9\nw10 w31")
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"^file=lines: nothing is predicted from 2 of 6 lines"):
+        predict.run(settings(f"checkpoint={writer}", "device=cpu", "json=true", "file=lines", command="predict"))
+    held = capsys.readouterr()
+    rows = [json.loads(line) for line in held.out.splitlines()]
+    assert [row["line"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["ppl"] is None for row in rows] == [False, True, True, True, True, False]
+    assert [row["text"] for row in rows] == ["w3 w10", "", "", "w3 unheard", None, "w10 w31"]
+    assert [row["line"] for row in rows if "error" in row] == [4, 5]
+    assert "file=lines, line 4: 'unheard'" in held.err and "file=lines, line 5: not UTF-8" in held.err
+    with pytest.raises(ConfigError):
+        predict.run(settings(f"checkpoint={writer}", "device=cpu", "file=lines", command="predict"))
+    assert "line 2: no perplexity: (blank line)" in capsys.readouterr().out
+
+
+def test_ratings_have_a_row_for_every_line_too(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lines").write_bytes(b"good1\n\nca\xe9\nbad1\x1b[31m\n")
+    with pytest.raises(ConfigError, match=r"^file=lines: nothing is predicted from 1 of 4 lines"):
+        predict.run(settings(f"checkpoint={critic}", "device=cpu", "file=lines", "mc_samples=2", command="predict"))
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["line", "rating"] and [int(row.split()[0]) for row in rows] == [1, 2, 3, 4]
+    assert "(blank line)" in rows[1] and r"bad1\x1b[31m" in rows[3]
+
+
+def test_a_corpus_of_one_line_has_no_line_ends_and_texts_are_predicted_and_written(
+    here: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its vocabulary is without <eos>, as that of older versions was."""
+    train.run(settings(*TINY, *one_line(here, text_folder)))
+    path = checkpoint.find(str(next(here.rglob("result.json")).parent))
+    words = [word for word in checkpoint.load(path).learned["vocabulary"] if word.startswith("w")]
+    found = without_line_ends(checkpoint.load(path))
+    files.write_tensors(here / "one.pt", {"format": checkpoint.FORMAT, **vars(found)})
+    (row,) = told(capsys, here / "one.pt", f"text='{words[0]} {words[1]}\n{words[2]}'")
+    assert row["words"] == 2 and [one["place"] for one in row["surprises"]] in ([2, 3], [3, 2]), "the first word is not predicted"
+    (alone,) = told(capsys, here / "one.pt", f"text={words[0]}")
+    assert (alone["ppl"], alone["surprises"]) == (None, None)
+    drawn = told(capsys, here / "one.pt", "sample=5")[0]["sample"]
+    assert len(drawn) == 5 and set(drawn) <= set(found.learned["vocabulary"])
+    assert len(told(capsys, here / "one.pt", "sample=5", f"text={words[0]}")[0]["sample"]) == 5
+
+
+def one_line(here: Path, text_folder: Path) -> list[str]:
+    for part in ("train", "valid", "test"):
+        (here / f"{part}.one").write_text(" ".join((text_folder / f"{part}.txt").read_text().split()))
+    return ["data=text", *(f"data.{part}={part}.one" for part in ("train", "valid", "test"))]
+
+
+def without_line_ends(found: Checkpoint) -> Checkpoint:
+    """The same model without the words <eos> and <unk>, where it has them."""
+    vocabulary = found.learned["vocabulary"]
+    kept = [number for number, word in enumerate(vocabulary) if word not in ("<eos>", "<unk>")]
+    by_word = {name: found.model[name][kept] for name in ("embedding", "head_weight", "head_bias")}
+    known = learned.plain(Words.of([vocabulary[number] for number in kept]))
+    return replace(found, model=found.model | by_word, learned=known)
+
+
+def test_a_prediction_that_is_no_number_is_an_error(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights can be finite and still overflow."""
+    path = checkpoint.find(str(writer))
+    found = checkpoint.load(path)
+    huge = {name: torch.full_like(weight, 3e38) for name, weight in found.model.items()}
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model=huge))})
+    for what in ("text=w3 w10", "sample=3"):
+        with pytest.raises(RunError, match="are not those of a model that works"):
+            told(capsys, path, what)
+        assert "nan" not in capsys.readouterr().out.lower()
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model={f"{n}_": w for n, w in found.model.items()}))})
+    with pytest.raises(ConfigError, match="cannot be used: it does not hold the weights that its settings describe"):
+        told(capsys, path, "text=w3")

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import CELLS_AND_POLICIES, TINY, settings
-from vdrop_cli import checkpoint, corpora, interruption
+from vdrop_cli import checkpoint, corpora, files, interruption
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import ConfigError, RunError, Train
@@ -171,6 +172,40 @@ def test_a_newest_checkpoint_that_is_damaged_costs_no_best_epoch(text: list[str]
     checkpoint.path_of(run.folder, 3).write_bytes(b"damaged")
     again = start(config)
     assert (again.epoch, again.batch, again.best_epoch) == (2, 10, 1)
+
+
+def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_it_used(
+    text: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights, an optimiser without its moments, a state of another model: with them training would go wrong without a word."""
+    config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.optimiser=adam", "schedule.lr=0.01")
+    run = start(config)
+    for _ in range(2):
+        list(run.train_epoch())
+        run.finish_epoch()
+        run.save()
+    path = checkpoint.path_of(run.folder, 2)
+    good = checkpoint.load(path)
+    moments = good.optimiser["state"]
+    wrong: dict[str, list[Any]] = {
+        "model": [{f"{name}_": weight for name, weight in good.model.items()}, good.model | {"head_bias": torch.zeros(3)}],
+        "optimiser": [
+            *({}, {"state": {}, "param_groups": good.optimiser["param_groups"]}, {"state": moments, "param_groups": []}),
+            good.optimiser | {"state": moments | {0: {"step": torch.tensor(1.0)}}},
+            good.optimiser | {"state": moments | {0: moments[0] | {"exp_avg": torch.full_like(moments[0]["exp_avg"], float("nan"))}}},
+            good.optimiser | {"state": moments | {0: moments[1]}},
+        ],
+        "state": [[torch.zeros(2, 4, 8), torch.zeros(2, 4, 8)]],
+    }
+    for name, values in wrong.items():
+        for value in values:
+            files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(good, **{name: value}))})
+            again = start(config)
+            assert (again.epoch, again.step) == (1, run.task.batches_an_epoch)
+            assert "checkpoint-0002.pt cannot be used: " in capsys.readouterr().err
+    monkeypatch.setattr("vdrop_cli.schedule.learning_rate", lambda schedule, epoch: 1e38)
+    with pytest.raises(RunError, match=r"the last good checkpoint is \S+checkpoint-0001\.pt"):
+        train.run(config)
 
 
 def test_a_best_checkpoint_that_is_damaged_is_told_before_more_epochs_are_trained(text: list[str]) -> None:
