@@ -158,6 +158,34 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
     assert restore(json.loads(json.dumps(plain(config)))) == config
 
 
+def test_what_was_written_down_is_data_and_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither OmegaConf's interpolations, nor groups within each other without an end, nor the same group again and again."""
+    monkeypatch.setenv("SECRET", "hunter2")
+    good = plain(settings())
+    shared: dict[str, Any] = {"a": 1}
+    for _ in range(60):
+        shared = {"a": shared, "b": shared}
+    endless: dict[str, Any] = {}
+    endless["a"] = endless
+    data = good["data"]
+    for wrong in (
+        *({"outputs": "${oc.env:SECRET}"}, {"data": data | {"dir": "${seed}"}}, {"data": shared}, {"data": endless}, {"x": [[1]]}),
+        *(
+            {"data": data | {"${oc.env:SECRET}": 1}},
+            {"data": {3: 4}},
+            {"data": data | {"dir": b"x"}},
+            {"a": {"b": {"c": {"d": {"e": {}}}}}},
+        ),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            restore(good | wrong)
+        assert "hunter2" not in str(refused.value)
+    with pytest.raises(ConfigError):
+        restore([good])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^data\.train must be a text without \$\{"):
+        plain(settings("data=text", r"data.train='a\${b}'", "data.valid=b", "data.test=c"))
+
+
 def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     """So a setting can be added without older runs being made again."""
     kept = without_defaults(settings("model=lstm_small", "dropout=none"))

@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": "perplexity or error of a checkpoint: standard approximation, and MC dropout",
     "predict": "what a checkpoint makes of a text: its rating, or its surprises; or words of its own",
     "data": "the corpora: where they lie, what they hold, whether they are right",
-    "export": "the weights of a checkpoint as a safetensors file",
+    "export": "a checkpoint as a safetensors file: its weights, vocabulary and settings",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
     "table": "what was measured beside what was published: RESULTS.md, pictures",
     "reproduce": "run or resume the rows of the paper's Table 1, evaluate them, and write the table",
@@ -61,12 +61,13 @@ examples:
   vdrop eval checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop eval checkpoint=… mc_samples=100               and MC dropout, by number of samples
   vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus lies elsewhere now
+  vdrop eval checkpoint=… stored_data=true             read the files or the data set that the checkpoint itself names
 """,
     "predict": """vdrop predict: what a model makes of a text: its rating with an interval, or its perplexity and most surprising words
 
 examples:
   vdrop predict checkpoint=… text="A film to remember ."
-  vdrop predict checkpoint=… file=reviews.txt json=true  one text a line; without file, from standard input
+  vdrop predict checkpoint=… file=reviews.txt json=true  one text a line, one row each; or standard input
   vdrop predict checkpoint=… sample=50                   fifty words that a language model writes
 """,
     "data": """vdrop data: where the corpora lie, what they hold, whether they are right
@@ -78,7 +79,7 @@ examples:
   vdrop data data=hub data.name=owner/name data.column=text
   vdrop data data=text_regression data.csv=a.csv data.column=text data.rating_column=stars
 """,
-    "export": """vdrop export: the weights of a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
+    "export": """vdrop export: weights, vocabulary and settings of a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
 
 examples:
   vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1

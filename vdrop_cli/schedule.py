@@ -52,7 +52,7 @@ class Optimiser:
         if self.schedule.optimiser is not Descent.adam:
             if any(moment is not None for moments in state.values() for moment in moments.values()):
                 raise ValueError("its optimiser has a state, and plain SGD has none")
-        elif (steps > 0 or state) and (list(state) != numbers or not all(map(are_moments, state.values(), self.parameters))):
+        elif (steps > 0 or state) and (set(state) != set(numbers) or not all(are_moments(state[n], self.parameters[n]) for n in numbers)):
             raise ValueError("its optimiser does not hold the moments of all weights")
 
     def step(self, loss: torch.Tensor, epoch: int) -> tuple[float, float]:
