@@ -66,7 +66,7 @@ BOMBS: dict[str, Any] = {
     "a list in itself": itself(),
     "nesting": tree(300, lambda value: [value]),
     "an expanded tensor": torch.zeros(1).expand(10**12),
-    "a sparse tensor": torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,)),
+    "a sparse tensor": torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,), check_invariants=True),
     "a tensor without memory": torch.empty(10**12, device="meta"),
     "a parameter": torch.nn.Parameter(torch.zeros(1)),
     "an object": Payload(),
