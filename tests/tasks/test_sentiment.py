@@ -22,7 +22,8 @@ from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.model import Regressor
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
-from vdrop_cli.tasks.sentiment import START, UNKNOWN, dealt, head, mean_of_texts, split, texts_of
+from vdrop_cli.tasks.predictors import START, UNKNOWN
+from vdrop_cli.tasks.sentiment import dealt, head, mean_of_texts, split, texts_of
 
 
 def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Sentiment:
@@ -449,3 +450,30 @@ def test_the_baselines_are_told_beside() -> None:
     assert 40 < found["test_rmse_of_mean"] < 80
     if baselines.is_there():
         assert found["test_rmse_of_ridge"] == pytest.approx(found["test_rmse_of_mean"], rel=0.1)
+
+
+def test_a_state_that_is_not_of_these_passes_is_refused_and_changes_nothing() -> None:
+    task, model = scattered("task.protocol=clean")
+    first, second = (task.passes(model, 3, 50, 1, word_dropout=False) for _ in range(2))
+    next(first.run())
+    good = first.state_dict()
+    values = good["values"]["test"]
+    wrong: list[dict[str, Any]] = [{}, good | {"done": -1}, good | {"done": 10**9}, good | {"done": True}, good | {"values": [values]}]
+    for other in (values[1:], values.double(), values * math.nan, values.tolist()):
+        wrong.append(good | {"values": good["values"] | {"test": other}})
+    wrong.append(good | {"values": {"test": values}})
+    for held in wrong:
+        with pytest.raises(ValueError, match="its passes are"):
+            second.load_state_dict(held)
+        assert second.done == 0
+    second.load_state_dict(good)
+    assert second.done == 1
+
+
+def test_what_prediction_needs_is_what_the_texts_were_read_with() -> None:
+    task = made(40, "task.protocol=clean", "task.chunk_words=3")
+    known = task.learned({"valid_rmse": 0.5, "test_rmse": 0.7})
+    assert (known.mean, known.deviation, known.chunk_words, known.noise_part, known.noise) == (task.mean, task.deviation, 3, "valid", 0.5)
+    assert task.learned(None).noise is None and known.vocabulary == list(task.ids)
+    sequences = task.predictor.cut(["w1", "w2", "unheard"])
+    assert [s.tolist() for s in sequences] == [[START, task.ids["w1"], task.ids["w2"]], [UNKNOWN]]
