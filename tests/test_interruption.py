@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import environment
+from tests.processes import environment, is_alive
 from vdrop_cli import interruption
 from vdrop_cli.interruption import Interrupted
 
@@ -97,15 +97,15 @@ def test_of_two_signals_both_who_listened_are_told() -> None:
 
 
 BETWEEN_JOBS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from vdrop_cli import interruption
-interruption.join_pool(Path(sys.argv[1]))
+interruption.join_pool(Path(sys.argv[1]), os.getppid(), True)
 print("ready", flush=True)
 sys.stdin.readline()
 with interruption.listening():
     print(interruption.asked(), flush=True)
-interruption.join_pool(Path(sys.argv[1]))
+interruption.join_pool(Path(sys.argv[1]), os.getppid(), True)
 print(interruption.asked(), flush=True)
 """
 
@@ -122,6 +122,43 @@ def test_a_process_of_a_pool_outlives_signals_and_looks_for_the_file(how: str, t
         (tmp_path / "stop").touch()
     time.sleep(0.2)
     assert process.communicate("\n", timeout=60)[0] == f"{how != 'not'}\n{how == 'file'}\n" and process.returncode == 0
+
+
+OF_A_POOL = """
+import os, sys, time
+from pathlib import Path
+from vdrop_cli import interruption
+parent = os.getpid()
+if os.fork() == 0:
+    interruption.join_pool(Path("stop"), parent, sys.argv[1] == "saves")
+    print(os.getpid(), flush=True)
+    if sys.argv[1] == "idle":
+        interruption.leave_job()
+        time.sleep(60)
+    while not interruption.asked():
+        time.sleep(0.01)
+    print("asked to stop", flush=True)
+    time.sleep(2 * interruption.PARENT_SECONDS)
+    print("saved", flush=True)
+    interruption.leave_job()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("job", ["saves", "does not save", "idle"])
+def test_a_process_of_a_pool_ends_after_its_parent_and_saves_before_it_does(job: str) -> None:
+    command = [sys.executable, "-c", OF_A_POOL, job]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+        parent.kill()
+        said = parent.stdout.read()  # until the last process that can write there has ended
+    until = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+    assert said == "asked to stop\nsaved\n" if job == "saves" else "saved" not in said
 
 
 def test_a_process_that_was_asked_to_stop_begins_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from tests.conftest import TINY
-from tests.processes import spawn
-from vdrop_cli import interruption
+from tests.processes import is_alive, spawn
+from vdrop_cli import checkpoint, interruption
 from vdrop_cli.launchers import outliving
 from vdrop_cli.sinks import read_log
 
@@ -60,6 +60,24 @@ def test_a_killed_process_of_a_pool_takes_no_run_along(text: list[str], tmp_path
     for seed, parts in ((1, 2), (2, 2), (3, 1)):
         assert len(starts(tmp_path, seed)) == parts
     assert starts(tmp_path, 1)[1] > 50, "nothing that was saved was lost"
+
+
+def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(text: list[str], tmp_path: Path) -> None:
+    """Nothing that they had done is lost, though no checkpoint was due."""
+    sweep = start(tmp_path, *text, *JOBLIB, "schedule.epochs=10000", "checkpoint.minutes=inf", "seed=1,2")
+    workers = wait_for_steps(sweep, tmp_path, 10, 1, 2)
+    sweep.kill()
+    until = time.monotonic() + 20
+    while any(map(is_alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(is_alive, workers))
+    for log in tmp_path.rglob("log.jsonl"):
+        records = read_log(log)
+        held = checkpoint.load(checkpoint.all_in(log.parent)[0])
+        (before,) = [told["step"] for told in records if told["kind"] == "epoch" and told["epoch"] == held.epoch] or [0]
+        assert before + held.batch == [told["step"] for told in records if told["kind"] == "step"][-1]
+        assert not (log.parent / "lock").exists()
+    sweep.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])

@@ -1,6 +1,7 @@
 """Sweeps: what becomes of each job, with the launchers that are here; the one through SLURM is in test_slurm."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 
 from tests.conftest import TINY, Vdrop, composed
 from tests.processes import environment, spawn
+from tests.test_ownership import in_seconds
 from tests.test_survival import of_training
 from vdrop_cli import interruption, sweeps
 from vdrop_cli.commands import train
-from vdrop_cli.config import Train
+from vdrop_cli.config import ConfigError, Train
 from vdrop_cli.sinks import read_log
 from vdrop_cli.sweeps import Job, Outcome, starts_over, summary
 
@@ -131,6 +133,73 @@ def test_what_lies_in_a_folder_that_was_there_is_left_alone(vdrop: Vdrop, text: 
         assert vdrop("train", "-m", *TINY, *text, "hydra.sweep.dir=.", override).returncode == code
         assert (tmp_path / "mine.json").read_text() == "{}"
     assert vdrop("train", "-m", "hydra.sweep.dir=new", "model=nope").returncode == 2 and not (tmp_path / "new").exists()
+
+
+THEIRS = {
+    "7.json": '{"mine": 1}',
+    "2026.json": "[]",
+    "0.json": "not json",
+    "3.json": "",
+    "1.json": '{"overrides": [], "status": "done", "code": 0, "reason": "", "started_over": false, "mine": 1}',
+    "summary.json": '[{"mine": 1}]',
+    "stop": "mine",
+    "multirun.yaml": "mine: 1\n",
+}
+
+
+def sweep_into(folder: Path) -> None:
+    """With a sweeper of Hydra's that begins nothing."""
+
+    def sweep(arguments: list[str]) -> None:
+        raise AssertionError("it has begun")
+
+    sweeps.Sweeper(SimpleNamespace(overrides=[[["seed=1"]]], sweep=sweep), folder, "BasicLauncher", "train").sweep([])
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_folder_with_a_file_that_no_sweep_has_written_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+    (tmp_path / "4.json").write_text(json.dumps(vars(Outcome(["seed=1"], "done"))))
+    (tmp_path / name).write_text(THEIRS[name])
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=rf"/{name} was not written by vdrop, .*; choose another hydra\.sweep\.dir"):
+        sweep_into(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_folder_with_something_else_than_a_file_is_refused_and_nothing_hangs(name: str, tmp_path: Path) -> None:
+    for make in (os.mkfifo, os.mkdir):
+        make(tmp_path / name)
+        with in_seconds(20), pytest.raises(ConfigError, match=rf"/{name} would be overwritten, and it is .*; choose another"):
+            sweep_into(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).rmdir() if make is os.mkdir else (tmp_path / name).unlink()
+
+
+def test_the_command_line_refuses_the_folder_in_one_line(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "2026.json").write_text("{}")
+    ran = vdrop("train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=mine")
+    assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1 and "hydra.sweep.dir" in ran.stderr
+    assert os.listdir(tmp_path) == ["mine"] and os.listdir(tmp_path / "mine") == ["2026.json"]
+
+
+def test_a_sweep_that_cannot_begin_removes_only_the_folders_that_it_has_made(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "empty" / "a" / "b"
+
+    def sweep(arguments: list[str]) -> None:
+        folder.mkdir(parents=True)
+        (folder / "multirun.yaml").touch()
+        if with_file:
+            (folder / "notes.txt").touch()
+        raise ConfigError("no such choice")
+
+    for with_file in (False, True):
+        sweeper = sweeps.Sweeper(SimpleNamespace(overrides=None, sweep=sweep), folder, "BasicLauncher", "train")
+        with pytest.raises(ConfigError, match="no such choice"):
+            sweeper.sweep([])
+        assert (tmp_path / "empty").is_dir() and (folder / "notes.txt").exists() == folder.parent.exists() == with_file
 
 
 @pytest.mark.parametrize(("override", "does"), [("force=true", True), ("++force=1", True), ("+force=x", True), ("enforce=1", False)])

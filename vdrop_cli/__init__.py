@@ -3,4 +3,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 PACKAGE = Path(__file__).parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
+IS_CHECKOUT = not (PACKAGE / "conf").is_dir()  # as there is in a wheel
+ROOT = PACKAGE.parent.resolve()  # of the checkout, if it is one
+CONF = ROOT / "conf" if IS_CHECKOUT else PACKAGE / "conf"
+RECORDS = ROOT / "outputs" / "record" if IS_CHECKOUT and (ROOT / "outputs" / "record").is_dir() else None  # that come with a checkout

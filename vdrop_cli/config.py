@@ -523,7 +523,7 @@ class Table:
     rows: list[str] | None = None  # none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all
     overrides: str = ""  # settings that the runs of all rows were changed in: "schedule.epochs=1 task.bptt=20"
     outputs: str = "outputs"  # folder of the runs and records that are read, and of pictures and records that are written
-    file: str = "RESULTS.md"  # to write
+    file: str | None = None  # to write; null: RESULTS.md of the checkout, for other outputs in their folder
     csv: str | None = None  # a file to write the same numbers to, in full
     latex: str | None = None  # a file to write the tables to, as tabular environments
     pictures: Pictures = Pictures.png
@@ -543,7 +543,7 @@ class Reproduce:
     mc_batch: int | None = None  # as of vdrop eval
     launcher: str | None = None  # of the runs, with its settings: "joblib hydra.launcher.n_jobs=4"; null: one after the other
     outputs: str = "outputs"
-    file: str = "RESULTS.md"  # to write when all is done
+    file: str | None = None  # to write when all is done; null: as of vdrop table
     plan: bool = False  # only tell what there is to do, and how long it takes
 
     def __post_init__(self) -> None:
@@ -565,7 +565,7 @@ class Figures:
     precision: Precision = Precision.auto
     launcher: str | None = None  # as of vdrop reproduce
     outputs: str = "outputs"
-    file: str = "RESULTS.md"  # to write when all is done
+    file: str | None = None  # to write when all is done; null: as of vdrop table
     plan: bool = False  # only tell what there is to do, and how long it takes
 
     def __post_init__(self) -> None:

@@ -170,9 +170,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return held
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """A text from elsewhere for a terminal: characters that would move its cursor or change its colours are escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
 class Lock:

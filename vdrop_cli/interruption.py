@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,8 @@ received: list[signal.Signals] = []  # each once; a process that was asked to st
 interrupted = False  # by Ctrl-C
 listens = False
 stop_file: Path | None = None  # of a pool of processes: where it lies, they are asked to stop
+pool_parent: int | None = None  # of a pool of processes: the one whose pool it is
+saves = False  # whether a process of a pool is at a job that saves what it has when it is asked to stop
 
 
 def note(number: int, frame: FrameType | None) -> None:
@@ -46,13 +49,41 @@ def note(number: int, frame: FrameType | None) -> None:
     interrupted = interrupted or number == signal.SIGINT
 
 
-def join_pool(stop: Path) -> None:
+def join_pool(stop: Path, parent: int, job_saves: bool) -> None:
     """For a process of a pool, at the start of each of its jobs. No signal is to kill it, as the whole pool would die with it: it
-    listens from now on, and looks whether the file `stop` is there. A signal to this process alone stopped the job it was at."""
-    global listens, stop_file, interrupted
-    listens, stop_file, interrupted = True, stop, False
+    listens from now on, and looks whether the file `stop` is there. A signal to this process alone stopped the job it was at.
+
+    It ends soon after the process `parent`, in whose pool it is, however that has ended: after it has stopped and saved, where the job
+    does that.
+    """
+    global listens, stop_file, interrupted, pool_parent, saves
+    listens, stop_file, interrupted, saves = True, stop, False, job_saves
     received.clear()
     hear(note)
+    if pool_parent is None:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    pool_parent = parent
+
+
+def leave_job() -> None:
+    """For a process of a pool, at the end of each of its jobs."""
+    global saves
+    saves = False
+
+
+PARENT_SECONDS = 0.5  # between two looks whether the parent is there
+
+
+def end_with_parent() -> None:
+    """A process of a pool waits for the next job where its parent was killed; so it looks for itself, in a thread of its own."""
+    while not is_orphan() or saves:
+        time.sleep(PARENT_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+def is_orphan() -> bool:
+    """Whether this is a process of a pool whose parent has ended."""
+    return pool_parent is not None and os.getppid() != pool_parent
 
 
 def hear(handler: Callable[[int, FrameType | None], None]) -> None:
@@ -62,7 +93,7 @@ def hear(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def asked() -> bool:
-    if not received and stop_file is not None and stop_file.exists():
+    if not received and stop_file is not None and (is_orphan() or stop_file.exists()):
         received.append(signal.SIGTERM)
     return bool(received)
 

@@ -118,7 +118,7 @@ def clear(folder: Path) -> None:
     if others:
         more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
         listed = ", ".join(map(printable, others[:LISTED]))
-        print(f"vdrop: force=true leaves what is not the run's in {printable(str(folder))}: {listed}{more}", file=sys.stderr)
+        print(f"vdrop: force=true leaves what is not the run's in {printable(folder)}: {listed}{more}", file=sys.stderr)
 
 
 def obstacle(path: Path, mounts: set[str]) -> str:
@@ -156,8 +156,18 @@ def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size:
     except FileNotFoundError:
         return
     except Damaged as damage:
-        raise ConfigError(f"{printable(str(path))} would be overwritten, and {damage}; {way_out}") from None
+        raise ConfigError(f"{printable(path)} would be overwritten, and {damage}; {way_out}") from None
     except OSError as error:
-        raise ConfigError(f"{printable(str(path))} would be overwritten, and cannot be read ({error.strerror}); {way_out}") from None
+        raise ConfigError(f"{printable(path)} would be overwritten, and cannot be read ({error.strerror}); {way_out}") from None
     if not is_own(content):
-        raise ConfigError(f"{printable(str(path))} was not written by vdrop, and would be overwritten; {way_out}")
+        raise ConfigError(f"{printable(path)} was not written by vdrop, and would be overwritten; {way_out}")
+
+
+def require_record(folder: Path) -> None:
+    """Raises ConfigError where a record would take the place of files that are none: a folder of them has only names of a run."""
+    for path in entries(folder):
+        if is_of_run(path):
+            try:
+                files.require_regular(path.lstat())
+            except Damaged as damage:
+                raise ConfigError(f"{path} would be overwritten, and {damage}; move it away") from None

@@ -174,8 +174,8 @@ OF_PROTOCOL = {
 }
 
 
-def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures) -> list[str]:
-    """Of RESULTS.md; pictures are drawn into `folder`."""
+def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures, page: Path) -> list[str]:
+    """Of the page that is at `page`; pictures are drawn into `folder`."""
     changed = f" All runs with `{settings.overrides}`." if settings.overrides else ""
     parts = ["## Ratings of film reviews", LEGEND + changed]
     for protocol in settings.protocols:
@@ -192,7 +192,7 @@ def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures) -
                 path = folder / f"ratings_{protocol}_{cell}.{kind}"
                 pictures.save(pictures.error_curves(dict(zip(labels, first, strict=True))), path)
                 title = f"{cell.name.upper()}, {protocol} protocol: error by epoch, first seed"
-                parts.append(markdown.picture(title, path, Path(settings.file)))
+                parts.append(markdown.picture(title, path, page))
     return parts
 
 

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,10 +20,10 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, interruption, launchers, output
+from vdrop_cli import files, interruption, launchers, output, ownership
 from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
 from vdrop_cli.explain import explain
-from vdrop_cli.files import lacks_memory
+from vdrop_cli.files import Damaged, lacks_memory
 
 
 @dataclass
@@ -42,6 +42,9 @@ GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
 GOES_ON = "it is no longer waited for, and goes on where it runs"
 TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
+SUMMARY = "summary.json"  # in the folder of a sweep
+SETTINGS = "multirun.yaml"  # there, by Hydra
+OUTCOME_SIZE = 10_000_000  # bytes, at most
 STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
 TIMEOUTS = 1000  # after so many time limits a job of SLURM's is not requeued any more, as something must be wrong with it
 
@@ -71,8 +74,11 @@ class Job:
         if hydra_config.mode is RunMode.MULTIRUN:
             assert self.folder is not None
             if self.pool_of not in (None, os.getpid()):
-                interruption.join_pool(self.folder / STOP)
-            self.perform(config, outcome_path(self.folder, hydra_config.job.num))
+                interruption.join_pool(self.folder / STOP, self.pool_of, job_saves=self.command in RESUMES)
+            try:
+                self.perform(config, outcome_path(self.folder, hydra_config.job.num))
+            finally:
+                interruption.leave_job()
         else:
             self.perform(config, None)
 
@@ -140,9 +146,63 @@ def outcome_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.json"
 
 
+def is_outcome(held: object) -> bool:
+    """Whether a value of JSON has the fields of an outcome, and no others."""
+    kinds = {"overrides": list, "status": str, "code": int, "reason": str, "started_over": bool}
+    return (
+        isinstance(held, dict)
+        and held.keys() == kinds.keys()
+        and all(type(held[name]) is kind for name, kind in kinds.items())
+        and all(isinstance(override, str) for override in held["overrides"])
+    )
+
+
+def parsed(content: bytes) -> object:
+    """JSON as a value; None where it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
 def read(path: Path) -> Outcome:
     """One that was written, or of a job that has not begun."""
-    return Outcome(**json.loads(path.read_text())) if path.exists() else Outcome([], "not begun")
+    try:
+        held = parsed(files.read(path, OUTCOME_SIZE))
+    except (OSError, Damaged):
+        held = None
+    return Outcome(**held) if is_outcome(held) else Outcome([], "not begun")  # type: ignore[arg-type]
+
+
+def outcome_paths(folder: Path) -> list[Path]:
+    """Of names that outcomes have."""
+    return [path for path in folder.glob("*.json") if re.fullmatch("0|[1-9][0-9]*", path.stem)]
+
+
+def require_own_folder(folder: Path) -> None:
+    """Raises ConfigError where a sweep would overwrite or remove a file that none has written."""
+
+    def summary(content: bytes) -> bool:
+        held = parsed(content)
+        return isinstance(held, list) and all(map(is_outcome, held))
+
+    settings = folder / SETTINGS
+    kinds: list[tuple[Path, Callable[[bytes], bool]]] = [
+        *((path, lambda content: is_outcome(parsed(content))) for path in sorted(outcome_paths(folder))),
+        (folder / SUMMARY, summary),
+        (folder / STOP, lambda content: not content),
+    ]
+    if not settings.is_char_device():  # such as /dev/null: it holds nothing
+        kinds.append((settings, lambda content: content.startswith(b"hydra:")))
+    for path, is_own in kinds:
+        ownership.require_own(path, is_own, "choose another hydra.sweep.dir")
+
+
+def remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be removed ({error.strerror}); choose another hydra.sweep.dir") from None
 
 
 def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
@@ -165,9 +225,11 @@ class Sweeper:
     command: str
 
     def sweep(self, arguments: list[str]) -> None:
-        broke, lost, is_new = "", list[str](), not self.folder.exists()
-        for old in (*self.outcome_paths(), self.folder / STOP):  # where hydra.sweep.dir names the folder of an earlier one
-            old.unlink(missing_ok=True)
+        broke, lost = "", list[str]()
+        new = [folder for folder in (self.folder, *self.folder.parents) if not os.path.lexists(folder)]
+        require_own_folder(self.folder)
+        for old in (*outcome_paths(self.folder), self.folder / STOP):  # where hydra.sweep.dir names the folder of an earlier one
+            remove(old)
         try:
             with ExitStack() as stack:
                 if "joblib" in self.launcher:
@@ -177,11 +239,11 @@ class Sweeper:
                     lost = stack.enter_context(launchers.waiting_for_all())
                 self.hydra.sweep(arguments)
         except Exception as error:
-            if not self.hydra.overrides or not (self.outcome_paths() or (self.folder / ".submitit").exists()):  # nothing begun
-                if is_new:  # nothing left behind
-                    shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.hydra.overrides or not (outcome_paths(self.folder) or (self.folder / ".submitit").exists()):  # nothing begun
+                if self.folder in new:  # nothing left behind
                     with suppress(OSError):
-                        for folder in (self.folder.parent, self.folder.parent.parent):
+                        (self.folder / SETTINGS).unlink(missing_ok=True)
+                        for folder in new:
                             folder.rmdir()  # where it is empty
                 raise
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -204,9 +266,6 @@ class Sweeper:
             with suppress(OSError):
                 os.write(2, told.encode())
 
-    def outcome_paths(self) -> list[Path]:
-        return [path for path in self.folder.glob("*.json") if path.stem.isdecimal()]
-
     def outcome(self, number: int) -> Outcome:
         return read(outcome_path(self.folder, number))
 
@@ -226,7 +285,7 @@ class Sweeper:
                 is_news = True
         if outcomes and (len(outcomes) > 1 or is_news):
             print(summary(outcomes, skips=self.command == "train"), file=sys.stderr)
-        write(outcomes, self.folder / "summary.json")
+        write(outcomes, self.folder / SUMMARY)
         return max((outcome.code for outcome in outcomes), default=0)
 
 

@@ -11,7 +11,7 @@ from vdrop_cli.ratings import Line, Row
 
 def run(settings: Figures) -> None:
     page = Table(outputs=settings.outputs, file=settings.file)
-    table.require_that_it_can_be_written(page)
+    table.require_that_it_can_be_written(page, on_page(settings))
     maker, seeds = Maker(settings.precision, settings.outputs), range(1, settings.seeds + 1)
     rows = ratings.rows(settings)
     trainings, evaluations = [], []

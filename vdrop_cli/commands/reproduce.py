@@ -16,7 +16,7 @@ def run(settings: Reproduce) -> None:
     if not rows:
         raise ConfigError("sizes and rows leave nothing to run; vdrop reproduce plan=true sizes=[small] shows what there is")
     page = page_of(settings)
-    table.require_that_it_can_be_written(page)
+    table.require_that_it_can_be_written(page, Figures(outputs=page.outputs, file=page.file))
     trainings, evaluations = needed(rows, settings)
     if not trainings:
         raise ConfigError(f"seeds must be more for any of these rows, got {settings.seeds}")

@@ -2,16 +2,16 @@
 
 import csv
 import io
+import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from vdrop_cli import CONF, experiments, files, markdown, pictures, ratings, runs
+from vdrop_cli import CONF, RECORDS, experiments, files, markdown, ownership, pictures, ratings, results_page, runs
 from vdrop_cli.config import ConfigError, Figures, Pictures, Size, Table
 from vdrop_cli.experiments import Row
 from vdrop_cli.runs import Finished
@@ -51,40 +51,74 @@ class Line:
         return [value for value in map(of, self.runs) if value is not None]
 
 
-def require_that_it_can_be_written(settings: Table) -> None:
-    """Raises ConfigError where it cannot, before hours of work that it is to be of."""
+def require_that_it_can_be_written(settings: Table, figures: Figures | None = None) -> None:
+    """Raises ConfigError where it cannot, before hours of work whose results it is to hold.
+
+    `figures` are those that it will have; where they are given it is also looked whether rows of the page that is there would be lost.
+    """
     if settings.pictures is not Pictures.none:
         pictures.require_matplotlib()
     for name in ("file", "csv", "latex"):
         path = getattr(settings, name)
         if path is not None and not Path(path).parent.is_dir():
             raise ConfigError(f"{name}={path} is in a folder that is not there; make it, or choose another one")
+    for name, is_own in (("csv", is_csv), ("latex", is_latex)):
+        path = getattr(settings, name)
+        if path is not None:
+            ownership.require_own(Path(path), is_own, f"choose another {name}=", 1000)
+    results_page.require_own(results_page.path_of(settings.file, settings.outputs))
+    if figures is not None:
+        compose(settings, figures, planned=True)
 
 
 def run(settings: Table) -> None:
     write(settings, Figures(outputs=settings.outputs, file=settings.file))
 
 
-def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.Line]]:
-    """Returns what the page holds of Table 1, and of the runs on film reviews, which `figures` chooses."""
-    require_that_it_can_be_written(settings)
+@dataclass(frozen=True)
+class Composed:
+    """What a page is made of."""
+
+    rows: list[Row]
+    found: dict[str, list[Finished]]
+    lines: list[Line]
+    on_reviews: list[ratings.Line]
+
+
+def compose(settings: Table, figures: Figures, planned: bool = False) -> Composed:
+    """Reads the runs; writes nothing. Raises ConfigError where the page would lose numbers of the one that is there."""
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
-    outputs = Path(settings.outputs)
-    found = collect(outputs)
-    if settings.record:
-        found = record({row.key: f"{experiments.TABLE}/{row.size}_{row.name}" for row in reversed(rows)}, found, outputs / "record")
-        found = record(ratings.record_names(figures, every(found)), found, outputs / "record")
+    found = collect(Path(settings.outputs))
     lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
-    drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
     on_reviews = ratings.all_lines(figures, every(found))
-    section = ratings.section(figures, on_reviews, outputs / "record" / "pictures", settings.pictures)
-    path = Path(settings.file)
-    files.replace(path, page(lines, settings, drawn, section).encode())
+    path = results_page.path_of(settings.file, settings.outputs)
+    without_pictures = ratings.section(figures, on_reviews, Path(), Pictures.none, path)
+    results_page.require_nothing_lost(path, page(lines, settings, {}, without_pictures), planned)
+    return Composed(rows, found, lines, on_reviews)
+
+
+def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.Line]]:
+    """Returns what the page holds of Table 1, and of the runs on film reviews, which `figures` chooses."""
+    require_that_it_can_be_written(settings)
+    composed = compose(settings, figures)
+    lines, on_reviews = composed.lines, composed.on_reviews
+    outputs, path = Path(settings.outputs), results_page.path_of(settings.file, settings.outputs)
+    if settings.record:
+        names = {row.key: f"{experiments.TABLE}/{row.size}_{row.name}" for row in reversed(composed.rows)}
+        names |= ratings.record_names(figures, every(composed.found))
+        found = record(names, composed.found, outputs / "record")
+        lines = [line for row in composed.rows for line in of_row(row, found.get(row.key, []))]
+        on_reviews = ratings.all_lines(figures, every(found))
+    drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
+    section = ratings.section(figures, on_reviews, outputs / "record" / "pictures", settings.pictures, path)
+    if settings.file is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(Path(os.path.realpath(path)), page(lines, settings, drawn, section).encode())
     for name, made in ((settings.csv, as_csv), (settings.latex, as_latex)):
         if name is not None:
-            files.replace(Path(name), made(lines).encode())
+            files.replace(Path(os.path.realpath(name)), made(lines).encode())
     print(plain_table(lines))
     print(f"\nwritten to {path}", file=sys.stderr)
     return lines, on_reviews
@@ -96,12 +130,13 @@ Same = tuple[str, int, str, str]  # settings, seed, precision and device
 def collect(outputs: Path) -> dict[str, list[Finished]]:
     """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with more evaluations.
 
-    A run stands in place of its record, and of one that was made before it with the same settings.
+    A run stands in place of its record, and of one that was made before it with the same settings. Records that come with a checkout
+    count for other outputs, too.
     """
     found: dict[Same, Finished] = {}
-    for part in ("record", "train"):
+    for folder in (*results_page.record_folders(outputs), outputs / "train"):
         of_part: dict[Same, Finished] = {}
-        for finished in runs.below(outputs / part):
+        for finished in runs.below(folder):
             train = finished.train
             same = (experiments.key(train), train.seed, str(train.precision), finished.environment["device"])
             if same not in of_part or len(finished.evaluations) > len(of_part[same].evaluations):
@@ -145,23 +180,42 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
 
 
 def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path) -> dict[str, list[Finished]]:
-    """Copies what is small of the runs of rows, whose names are given by their keys; returns all runs, those now as records."""
-    kept = dict(found)
+    """Copies what is small of the runs of rows, whose names are given by their keys; returns all runs, those now as records.
+
+    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record.
+    """
+    kept, targets = dict(found), dict[Path, Finished]()
     for key, name in names.items():
         kept[key] = []
         for finished in found.get(key, []):
             device = re.sub(r"\W+", "_", str(finished.environment["device"])).lower()
             there = folder / f"{name}-{finished.train.precision}-{device}" / f"s{finished.train.seed}"
-            if there.resolve() != finished.folder.resolve():
-                there.mkdir(parents=True, exist_ok=True)
-                for old in there.glob("eval-*.json"):
-                    old.unlink()
-                for path in (*(finished.folder / name for name in ("config.yaml", "log.jsonl", "result.json")), *finished.evaluations):
-                    shutil.copy(path, there)
-            copied = runs.read(there)
-            assert copied is not None
-            kept[key].append(copied)
+            if there.resolve() == finished.folder.resolve() or is_shipped(finished, folder):
+                kept[key].append(finished)
+            else:
+                ownership.require_record(there)
+                targets[there] = finished
+    for there, finished in targets.items():
+        copy_record(finished, there)
+        copied = runs.read(there)
+        assert copied is not None
+        kept[experiments.key(finished.train)].append(copied)
     return kept
+
+
+def is_shipped(finished: Finished, folder: Path) -> bool:
+    """Whether it is a record that comes with a checkout, and `folder` is that of other outputs."""
+    return RECORDS is not None and folder.resolve() != RECORDS and finished.folder.resolve().is_relative_to(RECORDS)
+
+
+def copy_record(finished: Finished, there: Path) -> None:
+    """In place of an older one. What is cut off half-way is no finished run: the result goes first, and comes last."""
+    there.mkdir(parents=True, exist_ok=True)
+    for old in ownership.removal_order(there):
+        if old.name == "result.json" or ownership.fits(rf"{ownership.EVALUATION}\.json", old):
+            old.unlink()
+    for path in (finished.folder / "config.yaml", finished.folder / "log.jsonl", *finished.evaluations, finished.folder / "result.json"):
+        files.replace(there / path.name, files.read(path))
 
 
 def as_published(value: float | None, deviation: float | None, mark: str) -> str:
@@ -217,7 +271,7 @@ def by_size(lines: list[Line]) -> Iterator[tuple[Size, list[Line]]]:
         yield size, [line for line in lines if line.row.size is size]
 
 
-LEGEND = """Written by `vdrop table` from run folders and the records in `outputs/record/`.
+LEGEND = f"""{results_page.MARK} from run folders and the records in `outputs/record/`.
 
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it compares with the
   published column.
@@ -235,13 +289,14 @@ HOW = """`make reproduce-table` makes those of the medium size, goes on with wha
 def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, Path]]], on_reviews: list[str]) -> str:
     """RESULTS.md."""
     changed = f" All runs with `{settings.overrides}`, which is not what was published." if settings.overrides else ""
+    path = results_page.path_of(settings.file, settings.outputs)
     parts = [
         "# Results",
         f"Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside published.{changed} {LEGEND}",
     ]
     for size, of_size in by_size(lines):
         parts += [f"## {SIZES[size].capitalize()}", markdown.table(HEADINGS, map(cells, of_size))]
-        parts += [markdown.picture(title, path, Path(settings.file)) for title, path in drawn.get(size, [])]
+        parts += [markdown.picture(title, picture, path) for title, picture in drawn.get(size, [])]
     made = dict.fromkeys((line.row.experiment, command(line.row, settings.overrides)) for line in lines)
     parts += [
         "## How each row is made",
@@ -252,11 +307,11 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
         *on_reviews,
         "## Deviations and settings that were not published",
         "In README.md, «Deviations». Of the settings, by the files that hold them:\n" + unpublished(),
-        *choices(Path(settings.outputs) / "record" / "choices"),
+        *choices([folder / "choices" for folder in results_page.record_folders(Path(settings.outputs))]),
     ]
-    findings = Path(settings.outputs) / "record" / "findings.md"
-    if findings.exists():
-        parts += ["## Findings", findings.read_text(encoding="utf-8").strip()]
+    findings = [folder / "findings.md" for folder in results_page.record_folders(Path(settings.outputs))]
+    if there := [path for path in findings if path.exists()]:
+        parts += [results_page.FINDINGS, files.read(there[-1]).decode().strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -278,11 +333,12 @@ def unpublished() -> str:
     return "\n".join(f"- `conf/{path.relative_to(CONF)}`: {source}" for path, source in sources if theirs.search(source))
 
 
-def choices(folder: Path) -> list[str]:
+def choices(folders: Iterable[Path]) -> list[str]:
     """How settings were chosen: the validation perplexity by value, from records in `<what it is of>/<setting>/<value>/`."""
     by_setting: dict[Path, list[Finished]] = {}
-    for run in runs.below(folder):
-        by_setting.setdefault(run.folder.parent, []).append(run)
+    for folder in folders:
+        for run in runs.below(folder):
+            by_setting.setdefault(run.folder.parent.relative_to(folder), []).append(run)
     told = []
     for setting, of_setting in by_setting.items():
         found = {run.settings[setting.name]: run for run in of_setting}
@@ -348,6 +404,16 @@ def as_csv(lines: list[Line]) -> str:
         if not line.runs:
             writer.writerow([*told, *[""] * len(measured)])
     return held.getvalue()
+
+
+def is_csv(content: bytes) -> bool:
+    """Whether a file starts as those that `as_csv` makes, or is empty."""
+    return not content or content.startswith(b"experiment,published_row,")
+
+
+def is_latex(content: bytes) -> bool:
+    """Whether a file starts as those that `as_latex` makes, or is empty."""
+    return not content or re.match(rb"% [^\n]+\n\\begin\{tabular\}", content) is not None
 
 
 def as_latex(lines: list[Line]) -> str:
