@@ -27,7 +27,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "prefetch": {"config", "dropout"},
     "layers": {"config", "kernels", "dropout"},
     "model": {"config", "kernels", "dropout", "layers"},
-    "corpora": {"config", "corpora", "files"},
+    "corpora": {"config", "corpora", "files", "ownership"},
     "evaluate": {"config", "dropout", "interruption", "layers", "model", "sinks"},
     "baselines": set(),
     "uncertainty": set(),
@@ -42,9 +42,10 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "stored": {"files"},
     "sinks": {"config", "files", "stored"},
     "runs": {"config", "explain", "files", "sinks", "stored"},
-    "pictures": {"config", "runs"},
+    "pictures": {"config", "files", "ownership", "runs"},
     "experiments": {"arguments", "config", "explain"},
     "markdown": set(),
+    "results_page": {"config", "files", "ownership", "runs", "RECORDS", "ROOT"},
     "ratings": {"config", "experiments", "markdown", "pictures", "runs", "CONF"},
 }
 

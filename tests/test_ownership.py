@@ -303,3 +303,15 @@ def test_a_lock_is_never_a_link_a_fifo_or_a_file_of_somebody_else(config: Train,
     lock.write_text("process 1 on another host\n")
     assert train.run(config) == "resumed", "one that a killed process has left does no harm"
     assert not lock.exists()
+
+
+def test_an_evaluation_of_a_renamed_checkpoint_overwrites_only_an_evaluation(folder: Path) -> None:
+    (folder / "checkpoint-0003.pt").rename("mine.pt")
+    Path("mine-standard.json").write_text('{"mine": 1}')
+    asked = settings("checkpoint=mine.pt", "device=cpu", command="eval")
+    with pytest.raises(ConfigError, match=r"mine-standard\.json was not written by vdrop"):
+        evaluation.run(asked)
+    assert Path("mine-standard.json").read_text() == '{"mine": 1}'
+    Path("mine-standard.json").unlink()
+    for _ in range(2):
+        assert evaluation.run(asked) == "done"

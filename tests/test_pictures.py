@@ -77,6 +77,17 @@ def test_they_are_written_where_there_is_no_folder_yet(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_only_drawings_are_overwritten(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    for _ in range(2):
+        pictures.save(pictures.speeds({"a": 1.0}, {}, ["x"]), path)
+    path.write_bytes(b"%PDF mine")
+    with pytest.raises(ConfigError, match=rf"a\.{ending} was not written by vdrop, .*; choose another file"):
+        pictures.save(pictures.speeds({"a": 1.0}, {}, ["x"]), path)
+    assert path.read_bytes() == b"%PDF mine"
+
+
 def test_names_that_are_there_twice_are_told_apart() -> None:
     assert pictures.labels(["a", "b", "a"], ["bf16", "bf16", "fp32"]) == ["a (bf16)", "b", "a (fp32)"]
 

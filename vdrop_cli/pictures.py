@@ -1,13 +1,16 @@
 """Pictures of runs, to be read in black and white too: axes named, units given."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdrop_cli.config import ConfigError
+from vdrop_cli import files, ownership
+from vdrop_cli.config import ConfigError, RunError
 from vdrop_cli.runs import Finished
 
 if TYPE_CHECKING:
@@ -41,12 +44,20 @@ def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Raises ConfigError where it cannot be written, or its ending is none that can be drawn."""
+    """Raises ConfigError where it cannot be written, its ending is none that can be drawn, or a file is there that is no drawing."""
+    ownership.require_own(path, is_drawing, "choose another file")
+    drawn = BytesIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, format=path.suffix.removeprefix(".") or None, dpi=150)
+        files.replace(Path(os.path.realpath(path)), drawn.getbuffer())
+    except (OSError, ValueError, RunError) as error:
         raise ConfigError(f"the picture {path} cannot be written ({error}); choose another file") from None
+
+
+def is_drawing(content: bytes) -> bool:
+    """Whether Matplotlib made a file, going by what it writes into PNG, SVG and PDF; or it is empty."""
+    return not content or b"matplotlib" in content.lower()
 
 
 def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple[str, str] | None) -> "tuple[Figure, Axes]":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import TINY, settings
 from vdrop_cli import checkpoint, files
@@ -71,6 +71,25 @@ def test_what_cannot_be_its_file_is_told_before_anything_is_written(
     with pytest.raises(ConfigError, match="another one than the checkpoint"):
         export.run(settings(f"checkpoint={path.parent}", f"file={path}", command="export"))
     assert path.read_bytes() == before
+
+
+def test_only_what_it_has_written_is_overwritten(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text))
+    (path,) = Path().rglob("checkpoint-0001.pt")
+    save_file({"w": torch.zeros(2)}, "theirs.safetensors")
+    for name, held in (("mine.txt", b"mine"), ("short", b"\x05"), ("list", (2).to_bytes(8, "little") + b"[]")):
+        Path(name).write_bytes(held)
+    for name in ("mine.txt", "short", "list", "theirs.safetensors"):
+        before = Path(name).read_bytes()
+        with pytest.raises(ConfigError, match=rf"{name} was not written by vdrop, .*; choose another file="):
+            export.run(settings(f"checkpoint={path}", f"file={name}", command="export"))
+        assert Path(name).read_bytes() == before
+    Path("empty").touch()
+    Path("link").symlink_to("empty")
+    for name in ("empty", "empty", "link"):
+        export.run(settings(f"checkpoint={path}", f"file={name}", command="export"))
+    assert Path("link").is_symlink() and load_file("empty").keys() == checkpoint.load(path).model.keys()
 
 
 def test_without_a_checkpoint_it_says_so() -> None:

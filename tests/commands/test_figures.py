@@ -30,11 +30,11 @@ def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path:
 
     ran = vdrop("figures", *FEW, changes)
     assert ran.returncode == 0, ran.stderr
-    page = (tmp_path / "RESULTS.md").read_text()
+    page = (tmp_path / "outputs" / "RESULTS.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| LSTM | ")]
     assert len(rows) == 4 and not any("not yet run" in row for row in rows)
     for name in ("paper", "clean"):
-        assert f"outputs/record/pictures/ratings_{name}_lstm.png" in page
+        assert f"(record/pictures/ratings_{name}_lstm.png)" in page
         assert (tmp_path / f"outputs/record/pictures/ratings_{name}_lstm.png").exists()
     again = vdrop("figures", *FEW, changes)
     assert again.returncode == 0 and again.stderr.count(": finished") == 4 + 2 and "vdrop train" not in again.stderr
@@ -49,7 +49,7 @@ def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path
     with Lock(result.parent / "lock", "it"):
         ran = vdrop("figures", *one)
     assert ran.returncode == 1 and "is not finished; the same command goes on" in ran.stderr.splitlines()[-1], ran.stderr
-    assert "not yet run" in (tmp_path / "RESULTS.md").read_text()
+    assert "not yet run" in (tmp_path / "outputs" / "RESULTS.md").read_text()
 
 
 def test_a_page_of_few_runs_has_the_others_too_unless_they_are_of_other_settings() -> None:

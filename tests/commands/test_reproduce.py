@@ -41,7 +41,7 @@ def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, 
         told = process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, told
     assert re.search(r"table1_small_none seed 1: \d+:\d\d.* \(0 of 20 epochs are done\)", told) and "4 runs: 4 interrupted" in told
-    assert not (tmp_path / "RESULTS.md").exists()
+    assert not (tmp_path / "outputs" / "RESULTS.md").exists()
 
     planned = vdrop("reproduce", *ROWS, changes, "plan=true")
     (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 20 epochs are done\)", planned.stderr)
@@ -49,7 +49,7 @@ def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, 
 
     ran = vdrop("reproduce", *ROWS, changes)
     assert ran.returncode == 0, ran.stderr
-    rows = rows_of((tmp_path / "RESULTS.md").read_text())
+    rows = rows_of((tmp_path / "outputs" / "RESULTS.md").read_text())
     assert all("1 2" in rows[name] for name in rows if name not in ("row", "---")) and len(rows) == 2 + 3
     starts = [record["step"] for record in read_log(next(tmp_path.rglob("*-none/*-s1/log.jsonl"))) if record["kind"] == "start"]
     assert len(starts) == 2 and starts[1] > 0, "what was done before the stop was not done again"
@@ -63,7 +63,7 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes:
     assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
     assert "is not finished, nor are 1 others; the same command goes on" in ran.stderr.splitlines()[-1]
-    assert (tmp_path / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
+    assert (tmp_path / "outputs" / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
 
 
 @pytest.mark.usefixtures("composing")

@@ -11,12 +11,21 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, Vdrop
 from tests.conftest import settings as composed
-from vdrop_cli import environment, experiments, runs
+from vdrop_cli import RECORDS, environment, experiments, results_page, runs
 from vdrop_cli.commands import eval as evaluation
-from vdrop_cli.commands import table, train
-from vdrop_cli.config import ConfigError, Pictures, Size, Table
+from vdrop_cli.commands import reproduce, table, train
+from vdrop_cli.config import ConfigError, Figures, Pictures, Reproduce, Size, Table
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a wheel: reading those of the checkout takes seconds. Tests of them set it."""
+    for module in (table, results_page):
+        monkeypatch.setattr(module, "RECORDS", None)
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +263,141 @@ def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, 
         lines = (there / "config.yaml").read_text().replace("policy: variational", "policy: moon").splitlines()
         kept = [line for line in lines if not line.strip().startswith(("p_x", "p_h", "p_out"))]
         (there / "config.yaml").write_text("\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in kept))
-    (told,) = table.choices(tmp_path / "choices")
+    (told,) = table.choices([tmp_path / "choices"])
     assert "- `dropout.p_c` (moon, lstm_small, 2 epochs): 0.25: 118.25, 0.5: 120.50; the lowest at 0.25" in told
-    assert table.choices(tmp_path / "none") == []
+    assert table.choices([tmp_path / "none"]) == []
+
+
+@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
+def test_shipped_records_count_wherever_the_outputs_are(vdrop: Vdrop, tmp_path: Path) -> None:
+    """From another working folder: the page is written beside the outputs, and is that of the checkout but for its pictures."""
+    ran = vdrop("table", "outputs=elsewhere", "pictures=none")
+    assert ran.returncode == 0, ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    page = (tmp_path / "elsewhere" / "RESULTS.md").read_text()
+    assert results_page.measured(page) == results_page.measured((ROOT / "RESULTS.md").read_text())
+    assert len(results_page.measured(page)[0]) > 10 and results_page.chosen(page)
+    assert page.partition(results_page.FINDINGS)[2].strip() == (ROOT / "outputs" / "record" / "findings.md").read_text().strip()
+
+
+def test_the_page_is_that_of_the_checkout_only_for_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_page, "RECORDS", ROOT / "outputs" / "record")
+    monkeypatch.chdir(ROOT)
+    assert results_page.path_of(None, "outputs") == Path("RESULTS.md") and results_page.path_of("a.md", "outputs") == Path("a.md")
+    assert results_page.path_of(None, str(tmp_path)) == tmp_path / "RESULTS.md"
+    monkeypatch.chdir(tmp_path)
+    assert results_page.path_of(None, "outputs") == Path("outputs/RESULTS.md")
+    assert results_page.path_of(None, str(ROOT / "outputs")).resolve() == ROOT / "RESULTS.md"
+
+
+@pytest.mark.usefixtures("composing")
+def test_shipped_records_are_not_copied_to_other_outputs(
+    outputs: Path, changes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "checkout" / "outputs"
+    shutil.copytree(outputs / "train", shipped / "train")
+    run(shipped, changes, tmp_path, sizes=[Size.small], record=True)
+    for module in (table, results_page):
+        monkeypatch.setattr(module, "RECORDS", shipped / "record")
+    page = run(tmp_path / "elsewhere", changes, tmp_path / "checkout", sizes=[Size.small], record=True)
+    assert results_page.measured(page)[0] and not list((tmp_path / "elsewhere").rglob("result.json"))
+
+
+def lost(old: str, new: str, planned: bool = False) -> list[str]:
+    return results_page.lost_numbers(old, new, planned)
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    copy, page = tmp_path / "outputs", tmp_path / "R.md"
+    shutil.copytree(outputs / "train", copy / "train")
+    (copy / "record").mkdir()
+    (copy / "record" / "findings.md").write_text("What was found.\n")
+    whole = run(copy, changes, tmp_path, sizes=[Size.small])
+    assert run(copy, changes, tmp_path, sizes=[Size.small, Size.large]).startswith(whole[:100]), "more rows lose nothing"
+    run(copy, changes, tmp_path, sizes=[Size.small])
+
+    def refused(told: str, **more: Any) -> None:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match=rf"R\.md would lose numbers of .*{told}.*; give file= another name"):
+            run(copy, more.pop("changes", changes), tmp_path, record=True, csv=str(tmp_path / "t.csv"), **more)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    refused(r"Variational \(tied weights\)", sizes=[Size.large])
+    refused(r"Variational \(untied weights\)", sizes=[Size.small], rows=["variational", "variational_mc"])
+    refused("runs with", sizes=[Size.small], changes=[*changes, "schedule.epochs=3"])
+    (copy / "record" / "findings.md").unlink()
+    refused("the section Findings", sizes=[Size.small])
+    (copy / "record" / "findings.md").write_text("What was found.\n")
+    (one,) = copy.glob("train/*-variational/*-s2")
+    one.rename(tmp_path / "away")
+    refused(r"Variational \(tied weights\) \(seed 2\)", sizes=[Size.small])
+    (tmp_path / "away").rename(one)
+    evaluated = next(one.glob("eval-*"))
+    evaluated.rename(tmp_path / "away")
+    refused(r"Variational \(tied weights, MC\) \(seed 2\)", sizes=[Size.small])
+    (tmp_path / "away").rename(evaluated)
+    assert run(copy, changes, tmp_path, sizes=[Size.small]) == whole == page.read_text()
+
+
+@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
+def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
+    whole = (ROOT / "RESULTS.md").read_text()
+    assert lost(whole, whole) == []
+    rows = results_page.measured(whole)[0]
+    assert any("Ratings of film reviews" in name for name in rows) and any("Variational (tied weights)" in name for name in rows)
+    lines = [line for line in whole.split(f"\n{results_page.FINDINGS}")[0].splitlines(keepends=True) if line.startswith("| ")]
+    of_runs = [line for line in lines if any(name[-1] in line and not re.search("not yet run", line) for name in rows) and "`" not in line]
+    assert len(of_runs) > len(rows)
+    for line in of_runs:
+        if not line.startswith(("| row |", "| cell |", "| Row |")):
+            assert lost(whole, whole.replace(line, "", 1)), line
+    assert lost(whole, "") and lost("", whole) == []
+    assert lost(whole, re.sub("^- `dropout.p_c` .*\n", "", whole, flags=re.MULTILINE))
+
+
+@pytest.mark.usefixtures("composing")
+def test_somebody_elses_files_are_not_overwritten(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    for name, file in (("file", "R.md"), ("csv", "t.csv"), ("latex", "t.tex")):
+        (tmp_path / file).write_text("# Mine\n")
+        more = {} if name == "file" else {name: str(tmp_path / file)}
+        with pytest.raises(ConfigError, match=rf"/{re.escape(file)} was not written by vdrop, .*{name}= ?"):
+            run(outputs, changes, tmp_path, sizes=[Size.small], **more)
+        assert (tmp_path / file).read_text() == "# Mine\n"
+        (tmp_path / file).write_text("")
+        for _ in range(2):
+            run(outputs, changes, tmp_path, sizes=[Size.small], **more)
+        assert "Variational" in (tmp_path / file).read_text()
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    (tmp_path / "R.md").write_text("# Mine\n")
+    asked = Reproduce([Size.small], ["untied"], overrides=overrides(changes), outputs=str(outputs), file=str(tmp_path / "R.md"))
+    with pytest.raises(ConfigError, match="was not written by vdrop"):
+        reproduce.run(asked)
+    (tmp_path / "R.md").unlink()
+    run(outputs, changes, tmp_path, sizes=[Size.small])
+    with pytest.raises(ConfigError, match=r"would lose numbers of .*Variational \(tied weights\)"):
+        reproduce.run(asked)
+    page = Table([Size.small], outputs=str(tmp_path / "none"), overrides=overrides(changes), file=str(tmp_path / "R.md"))
+    table.require_that_it_can_be_written(page, Figures())  # rows that will be made again are not lost
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_record_takes_the_place_of_no_link(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "train", copy / "train")
+    run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
+    (there,) = (copy / "record" / "table1").glob("*/s1")
+    (there / "notes.txt").write_text("mine")
+    (there / "eval-notes.json").write_text("mine")
+    shutil.move(there / "log.jsonl", tmp_path / "theirs")
+    (there / "log.jsonl").symlink_to(tmp_path / "theirs")
+    held = (tmp_path / "theirs").read_bytes()
+    with pytest.raises(ConfigError, match=r"s1/log\.jsonl would be overwritten"):
+        run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
+    (there / "log.jsonl").unlink()
+    run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
+    assert (tmp_path / "theirs").read_bytes() == (there / "log.jsonl").read_bytes() == held
+    assert (there / "notes.txt").read_text() == (there / "eval-notes.json").read_text() == "mine"

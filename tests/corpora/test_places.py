@@ -38,3 +38,15 @@ def test_a_folder_that_cannot_be_written_is_named() -> None:
     Path("data").write_text("a file")
     with pytest.raises(ConfigError, match=r"^data/name cannot be written"):
         places.keep("name", {"a.txt": b""})
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_a_user_has_there_is_not_overwritten() -> None:
+    """As one part of a corpus of one's own, of which the other parts lack."""
+    (folder := Path("data/name/sub")).mkdir(parents=True)
+    (folder / "b.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"data/name/sub/b\.txt was not written by vdrop, .*; move it away"):
+        places.keep("name", {file: b"mine, and more" for file in FILES})
+    assert (folder / "b.txt").read_text() == "mine" and not Path("data/name/a.txt").exists()
+    places.keep("name", {"a.txt": b"1", "sub/b.txt": b"mine"})
+    assert Path("data/name/a.txt").read_bytes() == b"1"

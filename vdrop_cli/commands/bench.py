@@ -511,7 +511,8 @@ def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
     path = Path(settings.outputs) / "bench" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told, indent=1) + "\n")
+        with path.open("x") as file:  # never over one of the same second
+            file.write(json.dumps(told, indent=1) + "\n")
     except OSError as error:
         tell(measured, rates, device)
         raise ConfigError(f"outputs={settings.outputs}: {path} cannot be written ({error.strerror}); the table is above") from None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, environment, files, interruption, output, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, Lock
@@ -96,6 +96,8 @@ def run(settings: Eval) -> str:
     paths = members(path, settings)
     in_another = "" if precision is found.train.precision else f"-{precision}"
     target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths, task)}{in_another}.json")
+    if not ownership.is_of_run(target):  # of a checkpoint with a name of its own
+        ownership.require_own(target, is_evaluation, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
@@ -126,6 +128,14 @@ def run(settings: Eval) -> str:
         write(target, told)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
+
+
+def is_evaluation(content: bytes) -> bool:
+    """Whether a file is one that this command has written."""
+    try:
+        return isinstance(json.loads(content)["metrics"], dict)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def members(first: Path, settings: Eval) -> list[Path]:

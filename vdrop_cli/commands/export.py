@@ -1,15 +1,28 @@
 """`vdrop export`: a checkpoint's weights, and what prediction needs beside them, as a safetensors file for other programs."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 
-from vdrop_cli import checkpoint, files
+from vdrop_cli import checkpoint, files, ownership
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Export, TaskName
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.tasks import predictor_of
+
+HEADER = 10_000_000  # bytes, at most, of names, shapes and settings
+
+
+def is_export(start: bytes) -> bool:
+    """Whether a file starts as those that this command makes, or is empty."""
+    size = int.from_bytes(start[:8], "little")
+    try:
+        held = json.loads(start[8 : 8 + size])
+        return not start or {"config", "epoch"} <= held["__metadata__"].keys()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return not start
 
 
 def run(settings: Export) -> None:
@@ -26,9 +39,10 @@ def run(settings: Export) -> None:
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {settings.file}")
     require_whole(path, found)
+    ownership.require_own(target, is_export, "choose another file=", HEADER)
     # each weight with memory of its own, in order: safetensors takes no others
     weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.model.items()}
-    files.replace(target, save(weights, metadata(found)))
+    files.replace(Path(os.path.realpath(target)), save(weights, metadata(found)))
     print(f"{target}: {sum(tensor.numel() for tensor in weights.values()):,} weights after epoch {found.epoch}")
 
 

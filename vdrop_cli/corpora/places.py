@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vdrop_cli.config import ConfigError, Data
+from vdrop_cli import files as disk
+from vdrop_cli import ownership
+from vdrop_cli.config import ConfigError, Data, RunError
 
 DOWNLOADS = Path("data")  # below the working directory; a folder a corpus
 
@@ -44,15 +46,17 @@ def check_md5(contents: dict[str, bytes], sums: dict[str, str], where: str, what
 
 
 def keep(name: str, contents: dict[str, bytes]) -> Path:
-    """Written beside and renamed, so that a file that is there is whole."""
+    """Below `data/`. Raises ConfigError, with nothing written, where files of these names and other content are there."""
     folder = DOWNLOADS / name
+    for file, content in contents.items():
+        ownership.require_own(folder / file, lambda held, content=content: held in (content, b""), "move it away", len(content) + 1)  # type: ignore[misc]
     try:
         for file, content in contents.items():
             path = folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f"{path.name}.tmp")
-            beside.write_bytes(content)
-            beside.replace(path)
+            disk.replace(path, content)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); run from a folder where data/ can be made") from None
+    except RunError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from None
     return folder
