@@ -89,7 +89,7 @@ examples:
 
 examples:
   vdrop table                                          every size, with pictures
-  vdrop table sizes=[small] csv=small.csv latex=small.tex pictures=svg
+  vdrop table sizes=[small] file=small.md csv=small.csv latex=small.tex
   vdrop table record=true                              and keep what is small of the runs in outputs/record
 """,
     "reproduce": """vdrop reproduce: the rows of the paper's Table 1: run, resumed, evaluated, written down

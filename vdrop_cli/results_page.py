@@ -12,7 +12,7 @@ MARK = "Written by `vdrop table`"  # on every page, near its start
 PAGE = "RESULTS.md"
 FINDINGS = "## Findings"
 OTHERS = "give file= another name, or move this one away"
-LABELS = ("row", "cell", "dropout", "epochs")  # columns that name a row, as far as a table has them
+LABELS = ("row", "cell", "dropout")  # columns that name a row, as far as a table has them
 UNMEASURED = ("–", "not yet run")
 
 
