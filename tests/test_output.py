@@ -119,6 +119,8 @@ def test_streams_are_prepared_once_and_closed_ones_lead_nowhere(monkeypatch: pyt
     print("x")
     print("x", file=sys.stderr, flush=True)
     assert output.finish() == 0
+    for stream in first:
+        stream.close()
 
 
 def test_what_is_no_fault_of_the_output_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,8 @@ def read(folder: Path) -> Finished | None:
 
 def below(folder: Path) -> list[Finished]:
     """All that are finished, however deep; what this version cannot read is left out, and said so."""
-    return [run for path in sorted(folder.rglob("result.json")) if (run := read_if_possible(path.parent)) is not None]
+    results = (path for path in folder.rglob("*.json") if path.name == "result.json")  # links that lead nowhere, too
+    return [run for path in sorted(results) if (run := read_if_possible(path.parent)) is not None]
 
 
 def read_if_possible(folder: Path) -> Finished | None:
