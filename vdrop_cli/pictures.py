@@ -85,7 +85,7 @@ def has_curve(run: Finished, *metrics: str) -> bool:
     """Whether its log holds them from the first epoch on; says so where it does not."""
     if run.has_whole_log and all(metric in record for record in run.epochs for metric in metrics):
         return True
-    lacks = ", ".join(metrics) if run.has_whole_log else f"the epochs before {run.epochs[0]['epoch']}"
+    lacks = ", ".join(metrics) if run.has_whole_log else f"the epochs before {run.epochs[0]['epoch']}" if run.epochs else "all epochs"
     print(f"vdrop: {run.folder / 'log.jsonl'} lacks {lacks}; the run is left out of the picture", file=sys.stderr)
     return False
 

@@ -92,6 +92,10 @@ class Line:
         """Of the evaluations by passes."""
         return max((row["samples"] for told in self.passes for row in told["mc"]), default=None)
 
+    @property
+    def speeds(self) -> list[float]:
+        return [speed for run in self.runs if (speed := run.words_per_second) is not None]
+
     def of_passes(self, name: str) -> list[float]:
         return self.of(f"{name}_mc{self.samples}")
 
@@ -158,7 +162,7 @@ def columns(protocol: Protocol) -> list[Column]:
         ("log-likelihood", metric("test_log_likelihood", 3)),
         ("log-likelihood, MC", of_passes("test_log_likelihood", 3)),
         *((f"in {level} %, MC", of_passes(f"test_coverage_{level}", 3)) for level in (50, 80, 95)),
-        ("words/s", lambda line: f"{fmean(run.words_per_second for run in line.runs):,.0f}" if line.runs else "–"),
+        ("words/s", lambda line: f"{fmean(speeds):,.0f}" if (speeds := line.speeds) else "–"),
         ("seeds", lambda line: " ".join(str(run.train.seed) for run in line.runs) or "not yet run"),
         *((heading, of_making(place)) for place, heading in enumerate(runs.MADE)),
     ]

@@ -16,7 +16,7 @@ from vdrop_cli import stored
 from vdrop_cli.config import ConfigError, Published, Source, Train, plain, restore
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
-from vdrop_cli.sinks import flat, read_log, read_result
+from vdrop_cli.sinks import ADVICE, flat, read_log, read_result
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Finished:
     @property
     def has_whole_log(self) -> bool:
         """Whether it begins at the first step; one that was lost begins where the run resumed after that."""
-        return bool(self.epochs[0]["epoch"] == 1)
+        return bool(self.epochs) and self.epochs[0]["epoch"] == 1
 
     @property
     def environments(self) -> list[dict[str, Any]]:
@@ -57,9 +57,9 @@ class Finished:
         return self.environments[-1]
 
     @property
-    def words_per_second(self) -> float:
-        """Of training, the median over its epochs."""
-        return float(median(epoch["words_per_second"] for epoch in self.epochs))
+    def words_per_second(self) -> float | None:
+        """Of training, the median over its epochs; None where its log was lost with all of them."""
+        return float(median(epoch["words_per_second"] for epoch in self.epochs)) if self.epochs else None
 
     @property
     def evaluations(self) -> list[Path]:
@@ -98,8 +98,9 @@ def read(folder: Path) -> Finished | None:
         print(f"vdrop: {folder} is not finished, left out", file=sys.stderr)
         return None
     log, result = read_log(folder / "log.jsonl"), read_result(folder)
-    if not {"start", "epoch"} <= {record["kind"] for record in log} or log[0]["kind"] != "start":
-        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its start or its epochs are not there; train again with force=true")
+    kinds = [record["kind"] for record in log]
+    if kinds[:1] != ["start"] or ("epoch" not in kinds and not log[0].get("step")):
+        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its start or its epochs are not there; {ADVICE}")
     path = folder / "config.yaml"
     try:
         found = Finished(folder, stored.read_yaml(path), log, result)
@@ -108,9 +109,9 @@ def read(folder: Path) -> Finished | None:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
     except (Damaged, ConfigError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
-    if found.epochs[-1]["epoch"] != result["epochs"]:
-        trained = f"its last epoch is {found.epochs[-1]['epoch']}, of {result['epochs']} that were trained"
-        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, {trained}; put it back as it was, or train again with force=true")
+    last = found.epochs[-1]["epoch"] if found.epochs else log[0]["epoch"]
+    if last != result["epochs"]:
+        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were trained; {ADVICE}")
     if not all(isinstance(environment.get("device"), str) for environment in found.environments):
         raise ConfigError(
             f"{folder / 'log.jsonl'} is damaged, a start names no device; put it back as it was, or train again with force=true"

@@ -198,6 +198,11 @@ class Order:
             raise Damaged(f"steps after step {self.step} are missing")
 
 
+ADVICE = (  # for a log that is damaged; the checkpoints and the result are not
+    "put it back as it was; or move it away, delete result.json, and give the same vdrop train command again, which begins a new log"
+)
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log, none where it is not there; a last line that was cut off is left out. Raises ConfigError."""
     try:
@@ -208,7 +213,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
     except Damaged as damage:
-        raise ConfigError(f"{path} is damaged ({damage}); put it back as it was, or start over with force=true") from None
+        raise ConfigError(f"{path} is damaged ({damage}); {ADVICE}") from None
 
 
 def records_of(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
@@ -217,8 +222,7 @@ def records_of(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
         try:
             record = parse_record(line)
         except Damaged as damage:
-            told = f"{path}: line {number} is not a log record ({damage}); put the log back as it was, or start over with force=true"
-            raise ConfigError(told) from None
+            raise ConfigError(f"{path}: line {number} is not a log record ({damage}); {ADVICE}") from None
         order(record)
         if record["kind"] == "epoch" and "train_ppl" in record:  # as versions until November 2026 named it
             record["train_ppl_dropout"] = record.pop("train_ppl")

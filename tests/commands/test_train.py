@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import CELLS_AND_POLICIES, TINY, settings
-from vdrop_cli import checkpoint, corpora, files, interruption
+from vdrop_cli import checkpoint, corpora, files, interruption, runs
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import ConfigError, RunError, Train
@@ -319,6 +319,8 @@ def test_a_log_that_is_damaged_is_named_before_the_run_resumes(text: list[str]) 
     log.rename("log.jsonl")
     train.run(settings(*TINY, *text))
     assert read_log(log)[0]["epoch"] == 1, "the new one says where it begins"
+    found = runs.read(folder)
+    assert found is not None and found.result["test_ppl"] > 0 and found.words_per_second is None
 
 
 def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:

@@ -58,7 +58,8 @@ def differing(runs: list[Finished]) -> list[str]:
 def metrics_of(run: Finished) -> dict[str, Any]:
     """Its result, what MC dropout made of it, and its speed."""
     evaluated = {name: value for path in run.evaluations for name, value in evaluation(path)["metrics"].items() if "_mc" in name}
-    return run.result | evaluated | {"words_per_second": round(run.words_per_second)}
+    speed = run.words_per_second
+    return run.result | evaluated | ({"words_per_second": round(speed)} if speed is not None else {})
 
 
 def tell(runs: list[Finished]) -> list[str]:
