@@ -69,7 +69,8 @@ def disturb(processes: Processes, folder: Path, arguments: list[str], number: si
 
 
 def timeless(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("seconds", "words_per_second", "mc_seconds")}
+    """The chain is of the times, too."""
+    return {name: value for name, value in record.items() if name not in ("seconds", "words_per_second", "mc_seconds", "chain")}
 
 
 def of_training(folder: Path) -> tuple[Any, ...]:
