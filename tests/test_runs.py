@@ -148,7 +148,7 @@ def test_what_older_versions_logged_is_read_by_its_present_name(folder: Path) ->
     old = runs.read(folder)
     assert old is not None and new is not None and (old.log, old.result) == (new.log, new.result)
     assert "train_ppl" in new.result and all("train_ppl" not in epoch for epoch in new.epochs)
-    record = runs.read(ROOT / "outputs/record/language_model/lstm_small-none")
+    record = runs.read(ROOT / "outputs/record/language_model/lstm_small-none/s1")
     assert (
         record is not None
         and {"valid_ppl_as_published", "train_ppl_dropout"} <= set(record.epochs[0])

@@ -59,7 +59,7 @@ def test_mc_dropout_and_speed_are_told(folders: list[str], capsys: pytest.Captur
 
 
 def test_the_validation_that_compares_with_the_paper_is_told_of_penn_treebank(capsys: pytest.CaptureFixture[str]) -> None:
-    compare.main([str(path.parent) for path in sorted((ROOT / "outputs/record/language_model").glob("*/result.json"))])
+    compare.main([str(path.parent) for path in sorted((ROOT / "outputs/record/language_model").glob("*/s1/result.json"))])
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
     pairs = zip(rows["valid_ppl_as_published"], rows["valid_ppl"], strict=True)
     assert all(float(as_published) < float(exact) for as_published, exact in pairs)
