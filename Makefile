@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-slurm test-gpu check format golden clean
+.PHONY: help setup demo reproduce-table reproduce-figures test test-oldest test-slurm test-gpu bench-gpu check format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -44,8 +44,22 @@ test: setup  ## run the tests; those on real data need VDROP_DATA
 test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
 	$(BIN)/python -m pytest -n 0 -m slurm
 
-test-gpu: setup  ## the cells on a GPU: against the definition, and how fast they are
-	$(BIN)/python -m pytest -n 0 -m gpu
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,plot]'
+	@touch $@
+
+test-oldest: .venv-oldest/.ready  ## run the tests with the oldest versions that pyproject.toml allows; PYTHON=python3.11
+	.venv-oldest/bin/python -m pytest -n auto
+
+GPU_TESTS ?= 8
+
+test-gpu: setup  ## minutes on a GPU: the cells against the definition, and a step of the published sizes; GPU_TESTS=8 tests at once
+	$(BIN)/python -m pytest -n $(GPU_TESTS) -m gpu
+	$(BIN)/vdrop bench device=cuda 'sizes=[medium,large]' 'parts=[step]' 'precisions=[bf16]' starts=1 \
+	  'cells=[variational,variational_untied,none,torch_lstm,cell_loop]'
+
+bench-gpu: setup  ## most of an hour on a GPU: every cell, size, part and precision
 	$(BIN)/vdrop bench device=cuda 'sizes=[small,medium,large]' 'parts=[step,layer,mc]'
 
 check: setup  ## format, lint, types, tests
@@ -61,5 +75,5 @@ format: setup  ## put the code into shape
 golden: setup  ## renew the recorded losses of tests/golden.json; say in the commit why they changed
 	$(BIN)/python -m tests.test_golden
 
-clean:  ## remove .venv and what the tools leave; data and outputs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
+clean:  ## remove .venv, .venv-oldest and what the tools leave; data and outputs stay
+	rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache dist

@@ -45,6 +45,15 @@ TINY_SENTIMENT = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Warnings are errors during tests, unless a test's own mark says otherwise.
+
+    They are not while pytest starts: plugins that are merely installed may warn then.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+
+
 def composed(*overrides: str, command: str = "train") -> DictConfig:
     """What Hydra makes of a command line."""
     config.register()

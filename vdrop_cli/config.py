@@ -463,7 +463,7 @@ class Export:
 class BenchPart(Choice):
     step = "step"  # a whole training step of the language model
     layer = "layer"  # forward and backward of one layer
-    mc = "mc"  # MC evaluation; only cells with dropout
+    mc = "mc"  # MC evaluation; only cells with dropout. On a GPU latency bounds it, and not the products' rate
     checkpoint = "checkpoint"  # writing one, to the disk of `outputs`; only variational
     ratings = "ratings"  # a whole training step of the model of ratings, which has the size `sentiment` and no other part
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Vdrop, settings
+from vdrop_cli import environment
 from vdrop_cli.commands.bench import (
     MC_WORDS,
     Case,
@@ -19,6 +20,7 @@ from vdrop_cli.commands.bench import (
     cases,
     limit,
     limit_of,
+    measured,
     our_mc,
     our_ratings,
     products,
@@ -27,7 +29,8 @@ from vdrop_cli.commands.bench import (
     rows_of_steps,
     tell,
 )
-from vdrop_cli.config import BenchCell, BenchPart, ConfigError, Precision, Size
+from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, ConfigError, Precision, Size
+from vdrop_cli.evaluate import MC_STEPS_AT_ONCE
 
 RATES = Rates(fp32=200e9, bf16=400e9)
 
@@ -81,6 +84,22 @@ def test_the_table_sets_each_cell_beside_the_rivals_of_the_same_kind(capsys: pyt
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[2] == ["medium", "step", "variational", "fp32", "2,800", "250.0", "0.80", "2.00", "3.00", "1"]
     assert rows[5][-3:-1] == ["–", "–"], "there are no rivals in bf16 here"
+
+
+@pytest.mark.usefixtures("composing")
+def test_on_a_gpu_mc_evaluation_reads_more_and_is_said_to_be_bound_by_latency(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Long enough for graphs to be captured, when shapes are met again, and then replayed many times."""
+    monkeypatch.setattr(environment, "backend", lambda wanted, on: Backend.fused)
+    words = {}
+    for device in ("cpu", "cuda:0"):
+        case = Case(Size.small, BenchPart.mc, BenchCell.variational, Precision.fp32)
+        words[device] = measured(case, Bench(device=device, mc_passes=3), [1.0], 1.0).words / 3
+        for part in ("step", "mc"):
+            tell([made_up("variational", [1.0], part=part)], RATES, torch.device(device))
+            assert ("latency" in capsys.readouterr().out) == (device != "cpu" and part == "mc")
+    assert words == {"cpu": 70, "cuda:0": 700} and words["cuda:0"] >= 20 * MC_STEPS_AT_ONCE
 
 
 def test_products_alone_are_all_the_products_that_the_limit_counts() -> None:
@@ -144,7 +163,7 @@ def test_mc_evaluation_reads_the_text_with_all_passes() -> None:
     train = settings("device=cpu", "model=lstm_small", "model.hidden_size=24", "dropout=variational")
     with FlopCounterMode(display=False) as counter:
         our_mc(train, Precision.fp32, passes=7)()
-    assert counter.get_total_flops() == 2 * MC_WORDS * 7 * (2 * 4 * 24**2 + 10_000 * 24)
+    assert counter.get_total_flops() == 2 * MC_WORDS["cpu"] * 7 * (2 * 4 * 24**2 + 10_000 * 24)
 
 
 def test_settings_that_leave_nothing_to_measure(vdrop: Vdrop) -> None:

@@ -36,7 +36,8 @@ from vdrop_cli.tasks import LanguageModelling
 VOCABULARY = 10_000  # that of Penn Treebank
 RATINGS_VOCABULARY = 20_002  # that of the Cornell reviews
 SECONDS_A_TURN = 0.3
-MC_WORDS = 70  # of the text that the passes of MC evaluation read
+MC_WORDS = {"cpu": 70, "cuda": 700}  # of the text that the passes of MC evaluation read: on a GPU long enough for graphs to be replayed
+LATENCY = "mc: of limit says little here: latency bounds it, as each word waits for the one before it and the products are small"
 WARM_UP = 3  # steps, and as many more as take so long:
 WARM_UP_SECONDS = 2.0
 
@@ -202,7 +203,8 @@ def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
 def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], object]:
     """MC evaluation of a short text, all passes together."""
     model = language_model(train, precision)
-    stream_N = torch.randint(VOCABULARY, (MC_WORDS + 1,)).to(train.device)
+    device = torch.device(train.device)
+    stream_N = torch.randint(VOCABULARY, (MC_WORDS[device.type] + 1,)).to(device)
     return lambda: evaluate.mc_perplexity(model, stream_N, passes, passes, 1, word_dropout=False)
 
 
@@ -461,7 +463,7 @@ def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> 
     if case.part is BenchPart.ratings:
         head = 0
     if case.part is BenchPart.mc:
-        words = MC_WORDS * settings.mc_passes
+        words = MC_WORDS[torch.device(settings.device).type] * settings.mc_passes
     if case.part is BenchPart.layer:
         layers, head = 1, 0
     if case.part is BenchPart.checkpoint:
@@ -492,6 +494,8 @@ def tell(measured: list[Measured], rates: Rates, device: torch.device) -> None:
             f"{m.size:<10}{m.part:<9}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
             f"{m.fraction:>10.2f}{beside(m, BenchCell.torch_lstm):>14}{beside(m, BenchCell.cell_loop):>13}{m.peak_megabytes:>9,.0f}"
         )
+    if device.type == "cuda" and any(m.part == BenchPart.mc.name for m in measured):
+        print(LATENCY)
     for m in [m for m in measured if m.part == BenchPart.checkpoint.name]:
         print(
             f"{m.size}: writing a checkpoint takes {m.step_seconds * 1e3:.0f} ms, every {Checkpoints().minutes:g} minutes "
