@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     """Whether Triton can be used is tried once in a process."""
-    caches = (kernels.auto, kernels.obstacle_to_triton)
+    caches = (kernels.auto, kernels.import_error_of_triton, kernels.self_check_of_triton)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -79,13 +80,18 @@ def asked_anew() -> Iterator[None]:
 
 
 @pytest.fixture
-def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it is not installed."""
+def import_error() -> Exception:
+    """As where Triton is not installed."""
+    return ImportError("No module named 'triton'")
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch, import_error: Exception) -> None:
     original = builtins.__import__
 
     def importing(name: str, *arguments: Any) -> Any:
         if name == "vdrop_cli.kernels" and arguments[2:] and "triton" in (arguments[2] or ()):
-            raise ImportError("No module named 'triton'")
+            raise import_error
         return original(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", importing)
@@ -103,7 +109,7 @@ def test_on_the_cpu_it_is_an_error_that_says_why() -> None:
 
 @pytest.mark.usefixtures("asked_anew", "without_triton")
 def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.warns(UserWarning, match=r"backend=auto is fused on cuda, which is slower than triton: Triton cannot be imported"):
+    with pytest.warns(UserWarning, match=r"backend=auto is fused on cuda:0, which is slower than triton: Triton cannot be imported"):
         assert kernels.choose("auto", CUDA) == "fused"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -114,6 +120,39 @@ def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFix
     assert backend(Backend.auto, CUDA) is Backend.fused
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("vdrop: backend=auto is fused on cuda")
+
+
+@pytest.mark.usefixtures("asked_anew", "without_triton")
+@pytest.mark.parametrize("import_error", [TypeError("'Tag' object is not iterable"), RuntimeError("operator is registered\nalready")])
+def test_whatever_importing_triton_raises_auto_is_fused(import_error: Exception) -> None:
+    """Torch and Triton of other versions raise by many names."""
+    why = rf"{type(import_error).__name__}: {str(import_error).splitlines()[0]}"
+    with pytest.warns(UserWarning, match=why):
+        assert kernels.choose("auto", CUDA) == "fused"
+    with pytest.raises(ValueError, match=why):
+        kernels.choose("triton", CUDA)
+
+
+def test_tags_of_operators_are_a_sequence() -> None:
+    """torch 2.11 takes no single one; 2.6 takes none."""
+    from vdrop_cli.kernels import triton as module
+
+    tags = list(module.operator.keywords.get("tags", ()))
+    assert all(tag in getattr(torch.ops.vdrop, name).default.tags for tag in tags for name in ("lstm", "lstm_backward", "gru"))
+    assert tags or "tags" not in signature(torch.library.custom_op).parameters
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_device_is_checked_once_by_whatever_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vdrop_cli.kernels import triton as module
+
+    checked: list[torch.device] = []
+    monkeypatch.setattr(module, "obstacle", lambda device: checked.append(device) or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name in ("cuda", "cuda:1", "cuda", "cuda:0"):
+        assert kernels.choose("auto", torch.device(name)) == kernels.choose("triton", torch.device(name)) == "triton"
+    assert checked == [torch.device("cuda:1"), torch.device("cuda:0")]
 
 
 @pytest.mark.usefixtures("asked_anew")

@@ -29,14 +29,38 @@ MODULES: dict[str, ModuleType] = {"reference": reference, "fused": fused}  # tri
 
 
 @lru_cache
-def obstacle_to_triton(device: torch.device) -> str:
-    """Why Triton's programs cannot be used on a device; empty where they can. It is tried once in a process."""
+def import_error_of_triton() -> str:
+    """Why the back end cannot be imported; empty where it can. It is tried once in a process."""
     try:
         from vdrop_cli.kernels import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
+    except Exception as error:  # of another version of Triton or torch, by many names
+        return f"the Triton back end cannot be loaded ({type(error).__name__}: {first_line(error)})"
     MODULES["triton"] = triton
-    return triton.obstacle(device)
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def obstacle_to_triton(device: torch.device) -> str:
+    """Why Triton's programs cannot be used on a device; empty where they can. Each device is tried once in a process."""
+    return import_error_of_triton() or self_check_of_triton(with_index(device))
+
+
+@lru_cache
+def self_check_of_triton(device: torch.device) -> str:
+    obstacle: str = MODULES["triton"].obstacle(device)
+    return obstacle
+
+
+def with_index(device: torch.device) -> torch.device:
+    """`cuda` is the current one of the devices `cuda:0`, `cuda:1`, …"""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
 def known(backend: str) -> str:
@@ -54,7 +78,7 @@ def choose(backend: str, device: torch.device) -> str:
     One that was asked for and cannot run is a ValueError that says why.
     """
     if known(backend) == "auto":
-        return auto(device)
+        return auto(with_index(device))
     if backend == "triton" and (why := obstacle_to_triton(device)):
         raise ValueError(f"backend=triton cannot run on {device}: {why}; choose backend=fused")
     return backend

@@ -86,7 +86,7 @@ class Layer(NamedTuple):
 operator = partial(
     torch.library.custom_op,
     mutates_args=(),
-    **({"tags": torch.Tag.cudagraph_unsafe} if "tags" in signature(torch.library.custom_op).parameters else {}),
+    **({"tags": (torch.Tag.cudagraph_unsafe,)} if "tags" in signature(torch.library.custom_op).parameters else {}),
 )
 LAYER = (
     "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? mask_c, Tensor? lengths, "
