@@ -29,7 +29,7 @@ def one_step(*overrides: str, start: list[float], gradient: list[float], epoch: 
     model.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     loss = (model.w * torch.tensor(gradient, dtype=torch.float64)).sum()
     before = loss.item()
-    total, norm = Optimiser(model, schedule).step(loss, epoch)
+    total, norm = Optimiser(model, schedule).step(loss, epoch).read()
     assert total == before or not math.isfinite(before)
     return model.w.tolist(), norm
 
@@ -75,6 +75,33 @@ def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_
     assert found == pytest.approx([-1e-4 - 0.01], rel=1e-3), "clipped to 1e-3, above the decay's 5e-5"
     found, _ = one_step(*adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0])
     assert found == pytest.approx([-1e-4 + 0.01], rel=1e-3), "clipped to 1e-5, below it"
+
+
+def trained(*overrides: str, delayed: bool, bad: float | None = None, steps: int = 6) -> tuple[list[float], list[tuple[float, float]]]:
+    """Weights and what was read of each step, with gradients of all sizes; that of the third step is `bad`."""
+    schedule = settings("model=lstm_small", "dropout=none", *overrides).schedule
+    model = nn.Module()
+    model.w, model.b = (nn.Parameter(torch.linspace(-1, 1, size, dtype=torch.float64)) for size in (53, 3))
+    optimiser, numbers = Optimiser(model, schedule, delayed=delayed), []
+    for step in range(steps):
+        size = bad if bad is not None and step == 2 else 3.0 ** (step - 2)
+        loss = size * (model.w.sin().sum() + (model.b**2).sum())
+        numbers.append(optimiser.step(loss, epoch=4 + step).read())
+    return [*model.w.tolist(), *model.b.tolist()], numbers
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("descent", ["sgd", "adam"])
+@pytest.mark.parametrize("clip", ["5", "1e-2", "inf"])
+def test_a_delayed_update_is_that_of_the_immediate_one(descent: str, clip: str, bad: float | None) -> None:
+    """Clipped or not, with weight decay and a falling rate; after a gradient that is not finite, too."""
+    overrides = [f"schedule.optimiser={descent}", "schedule.lr=0.05", "schedule.weight_decay=0.01", f"schedule.clip={clip}"]
+    (found, numbers), (expected, exact) = (trained(*overrides, delayed=delayed, bad=bad) for delayed in (True, False))
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert all(a == pytest.approx(b, rel=1e-6, nan_ok=True) for a, b in zip(numbers, exact, strict=True))
+    assert [step for step, (_, norm) in enumerate(numbers) if not math.isfinite(norm)] == ([] if bad is None else [2])
+    shorter, _ = trained(*overrides, delayed=True, steps=2)
+    assert (trained(*overrides, delayed=True, bad=bad, steps=3)[0] == shorter) is (bad is not None)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

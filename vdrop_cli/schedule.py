@@ -22,11 +22,14 @@ class Optimiser:
 
     Weight decay is on every parameter. SGD: after the step, in the same two passes over the weights; Adam: in the gradient, as the
     authors' penalty of weight_decay/2 on the squared weights.
+
+    `delayed` (by default on a GPU alone): the update is made without a wait for the gradient's norm, which is read later.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, *, delayed: bool | None = None) -> None:
         self.schedule = schedule
         self.parameters: list[torch.Tensor] = list(model.parameters())
+        self.delayed = self.parameters[0].is_cuda if delayed is None else delayed
         self.inner: torch.optim.Optimizer
         if schedule.optimiser is Descent.adam:
             self.inner = torch.optim.Adam(self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
@@ -55,32 +58,48 @@ class Optimiser:
         elif (steps > 0 or state) and (set(state) != set(numbers) or not all(are_moments(state[n], self.parameters[n]) for n in numbers)):
             raise ValueError("its optimiser does not hold the moments of all weights")
 
-    def step(self, loss: torch.Tensor, epoch: int) -> tuple[float, float]:
+    def step(self, loss: torch.Tensor, epoch: int) -> "LossAndNorm":
         """One step down the gradient of `loss`; returns the loss, and the gradient's norm before clipping.
 
-        A norm that is not finite changes nothing. Both numbers are waited for once, before the update, which a GPU makes while the
-        processor goes on.
+        A norm that is not finite changes nothing.
         """
         self.inner.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        total, norm = torch.stack([loss.detach().double(), global_norm(gradients).double()]).tolist()
-        if not math.isfinite(norm):
-            return total, norm
-        clipped, lr = min(1.0, self.schedule.clipped_at / (norm + 1e-6)), learning_rate(self.schedule, epoch)
-        if self.schedule.optimiser is Descent.adam:
-            if clipped < 1:
-                for gradient in gradients:
-                    gradient.mul_(clipped)
-            self.set(lr, self.schedule.weight_decay)
+        norm = global_norm(gradients)
+        numbers = LossAndNorm(torch.stack([loss.detach().double(), norm.double()]))
+        if self.delayed:
+            self.update_by_tensors(norm, epoch)
         else:
-            # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales lr instead of g.
-            lr = max((1 - self.schedule.weight_decay) * lr * clipped, SMALLEST_RATE)
-            self.set(lr, self.schedule.weight_decay / lr)
-        self.inner.step()
-        return total, norm
+            self.update_by_numbers(numbers.read()[1], gradients, epoch)
+        return numbers
 
-    def set(self, lr: float, weight_decay: float) -> None:
+    def update_by_numbers(self, norm: float, gradients: list[torch.Tensor], epoch: int) -> None:
+        """The update where the norm is known."""
+        if not math.isfinite(norm):
+            return
+        clipped = min(1.0, self.schedule.clipped_at / (norm + 1e-6))
+        if clipped < 1 and self.schedule.optimiser is Descent.adam:
+            for gradient in gradients:
+                gradient.mul_(clipped)
+            clipped = 1.0
+        self.set_rates(epoch, clipped)
+        self.inner.step()
+
+    def update_by_tensors(self, norm: torch.Tensor, epoch: int) -> None:
+        """The same update, clipped and decided on by the fused optimiser, which divides gradients by `grad_scale`."""
+        inner: Any = self.inner
+        inner.grad_scale = ((norm + 1e-6) / self.schedule.clipped_at).clamp(min=1).float()
+        inner.found_inf = (~norm.isfinite()).float()
+        self.set_rates(epoch)
+        inner.step()
+
+    def set_rates(self, epoch: int, clipped: float = 1.0) -> None:
+        lr, weight_decay = learning_rate(self.schedule, epoch), self.schedule.weight_decay
+        if self.schedule.optimiser is Descent.sgd:
+            # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales lr or g.
+            lr = max((1 - weight_decay) * lr * clipped, SMALLEST_RATE)
+            weight_decay = weight_decay / lr
         for group in self.inner.param_groups:
             group["lr"], group["weight_decay"] = lr, weight_decay
 
@@ -92,6 +111,23 @@ def are_moments(held: dict[str, Any], parameter: torch.Tensor) -> bool:
     step, mean, square = held["step"], held["exp_avg"], held["exp_avg_sq"]
     fits = mean.shape == square.shape == parameter.shape and mean.dtype == square.dtype == parameter.dtype and step.numel() == 1
     return fits and bool(step.isfinite() & (step >= 1)) and bool(mean.isfinite().all()) and bool((square.isfinite() & (square >= 0)).all())
+
+
+class LossAndNorm:
+    """The loss of a step and its gradient's norm: on a GPU they are copied in the background, and read when the copy is there."""
+
+    def __init__(self, numbers_2: torch.Tensor) -> None:
+        self.numbers_2 = numbers_2.to("cpu", non_blocking=True)
+        self.copied: torch.cuda.Event | None = None
+        if numbers_2.is_cuda:
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(torch.cuda.current_stream(numbers_2.device))
+
+    def read(self) -> tuple[float, float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        loss, norm = self.numbers_2.tolist()
+        return loss, norm
 
 
 def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

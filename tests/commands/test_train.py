@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,64 @@ def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str
     mean = sum(step.loss for step in steps[: len(steps) // 2]) / (len(steps) // 2)
     assert epochs[0].train_loss == pytest.approx(mean)
     assert epochs[1].metrics["valid_ppl_batched"] < epochs[0].metrics["valid_ppl_batched"] < 40 * 1.1, "it learns"
+
+
+@pytest.fixture
+def delayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates are launched before the loss is read, as on a GPU."""
+    monkeypatch.setattr(train, "Optimiser", partial(train.Optimiser, delayed=True))
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize("minutes", [30, 1e-9])
+def test_losses_that_are_read_a_step_later_are_the_same(minutes: float, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped and resumed, too; and no checkpoint holds a step that was not reported before it."""
+    overrides = [*TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=2"]
+    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start | Saving)]
+    with monkeypatch.context() as immediate:
+        immediate.setattr(train, "Optimiser", train.Optimiser.func)  # type: ignore[attr-defined]
+        expected = [timeless(record) for record in train.records(start(settings(*overrides, "outputs=immediate"))) if vars(record)]
+    losses = [[r["loss"] for r in records if "loss" in r] for records in (whole, expected)]
+    assert len(losses[0]) > 10 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    steps = len(losses[0]) // 2
+    for stop in (steps // 2, steps - 1, steps, steps + 1):
+        parts: list[Any] = []
+        there = settings(*overrides, f"outputs=stopped-at-{stop}", f"checkpoint.minutes={minutes}")
+        run = start(there)
+        with pytest.raises(Interrupted):
+            for record in train.records(run):
+                parts.append(record)
+                if isinstance(record, Saving):
+                    assert not run.in_flight and parts[-2].step == run.step
+                if getattr(record, "step", 0) == stop:
+                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
+        monkeypatch.setattr(interruption, "received", [])
+        again = start(there)
+        assert (again.epoch, again.batch) == (run.epoch, run.batch)
+        parts += train.records(again)
+        assert [timeless(record) for record in parts if not isinstance(record, Start | Saving)] == whole
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize("bad", [0, 3, -1])
+def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(bad: int, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, one in the middle, and the last of an epoch; its update and that of a later one are in no checkpoint."""
+    config = settings(*TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=1", "checkpoint.minutes=1e-9")
+    run = start(config)
+    bad %= run.task.batches_an_epoch
+    loss, calls = run.task.loss, itertools.count()
+
+    def broken(*arguments: Any) -> Any:
+        value, state = loss(*arguments)
+        return value * (torch.nan if next(calls) == bad else 1), state
+
+    monkeypatch.setattr(run.task, "loss", broken)
+    found: list[Any] = []
+    with pytest.raises(train.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
+        for record in train.records(run):
+            found.append(record)
+    assert [record.step for record in found if isinstance(record, Step)] == list(range(1, bad + 1)) and run.step == bad
+    assert bad == 0 or start(config).step < bad
 
 
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)

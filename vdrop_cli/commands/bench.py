@@ -144,13 +144,13 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
     optimiser, ids, state = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch)
     masks_of_steps = drawn(lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train)
 
-    def step() -> float:
+    def step() -> object:
         nonlocal state
         masks = next(masks_of_steps)
         nll_TB, last = model.nll(ids[:-1], ids[1:], state, masks)
         state = tuple(part.detach() for part in last)
         loss = nll_TB.sum() / batch
-        return optimiser.step(loss, 1)[0]
+        return optimiser.step(loss, 1)
 
     return step
 
@@ -163,10 +163,10 @@ def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
     optimiser, (ids_TB, lengths_B, targets_B) = Optimiser(model, train.schedule), random_ratings(train)
     masks_of_steps = drawn(lambda number: model.host_masks(len(ids_TB), len(lengths_B), Stream(("bench", number))), train)
 
-    def step() -> float:
+    def step() -> object:
         masks = next(masks_of_steps)
         loss = torch.nn.functional.mse_loss(model(ids_TB, lengths_B, masks), targets_B)
-        return optimiser.step(loss, 1)[0]
+        return optimiser.step(loss, 1)
 
     return step
 
@@ -219,6 +219,7 @@ def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
         replace(train, precision=precision), LanguageModelling(train.task, corpus, torch.device(train.device)), Path(folder.name)
     )
     next(training.train_epoch())
+    list(training.finish_steps())
 
     def step() -> None:
         assert Path(folder.name).exists()  # it lasts as long as this function

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
-from vdrop_cli.schedule import Optimiser, learning_rate
+from vdrop_cli.schedule import LossAndNorm, Optimiser, learning_rate
 from vdrop_cli.sinks import (
     Epoch,
     Failure,
@@ -70,6 +71,7 @@ class Run:
         if found is not None:
             self.optimiser.load_state_dict(found.optimiser, self.step)
             self.state = tuple(part.to(task.device) for part in found.state) if found.state else self.state
+        self.in_flight = deque[tuple[LossAndNorm, int]]()  # steps whose update is launched and whose loss was not read, and their words
         self.best_saved = self.best_epoch  # as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
 
@@ -116,7 +118,6 @@ class Run:
         """
         epoch = self.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
-        lr = learning_rate(self.settings.schedule, epoch)
 
         def draw(batch: Any) -> ModelMasks:
             return self.task.masks(self.model, batch, stream.at(batch.number))
@@ -125,14 +126,26 @@ class Run:
         for batch, masks in prefetch.with_masks(batches, draw, self.settings.dropout, self.task.device):
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
             self.measured = None
-            total, norm = self.optimiser.step(loss, epoch)
-            told, words = self.task.told(total), self.task.words(batch)
+            self.in_flight.append((self.optimiser.step(loss, epoch), self.task.words(batch)))
+            yield from self.finish_steps(1 if self.optimiser.delayed else 0)
+        yield from self.finish_steps()
+
+    def finish_steps(self, in_flight: int = 0) -> Iterator[Step]:
+        """Reads the losses of steps that were launched until so many are left. Raises Diverged where one is not finite.
+
+        A step counts once its loss was read, so nothing may be saved while another is in flight.
+        """
+        epoch = self.epoch + 1
+        while len(self.in_flight) > in_flight:
+            numbers, words = self.in_flight.popleft()
+            total, norm = numbers.read()
+            told = self.task.told(total)
             if not (math.isfinite(told) and math.isfinite(norm)):
                 raise Diverged(f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step {self.step + 1}")
             self.batch += 1
             self.losses.append(told)
             self.epoch_words += words
-            yield Step(epoch, self.step, told, norm, lr, words / self.tick())
+            yield Step(epoch, self.step, told, norm, learning_rate(self.settings.schedule, epoch), words / self.tick())
 
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
@@ -156,10 +169,12 @@ class Run:
     @property
     def is_to_be_saved(self) -> bool:
         """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
-        return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and self.batch < self.task.batches_an_epoch
+        launched = self.batch + len(self.in_flight)
+        return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and launched < self.task.batches_an_epoch
 
     def save(self) -> None:
         """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of good ones."""
+        assert not self.in_flight, "the weights are those of a step whose loss was not read"
         model = {name: t.cpu() for name, t in self.model.state_dict().items()}
         broken = [name for name, tensor in model.items() if not tensor.isfinite().all()]
         if broken:
@@ -227,6 +242,7 @@ def records(run: Run) -> Iterator[Record]:
                 yield step
                 interruption.check()
                 if run.is_to_be_saved:
+                    yield from run.finish_steps()
                     yield Saving()
                     run.save()
                     saved_at = run.step
@@ -237,6 +253,7 @@ def records(run: Run) -> Iterator[Record]:
             interruption.check()
         yield run.result()
     except Interrupted as stop:
+        yield from run.finish_steps()
         if run.step > saved_at:
             yield Saving()
             run.save()
