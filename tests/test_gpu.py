@@ -22,7 +22,7 @@ from vdrop_cli.commands import train
 from vdrop_cli.config import Dropout, Policy
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
 from vdrop_cli.evaluate import MonteCarlo
-from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels import Masks, fused
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
 
@@ -136,7 +136,8 @@ def test_recomputing_takes_less_memory_and_gives_the_same() -> None:
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_the_logits_are_never_all_in_memory(compute_dtype: torch.dtype | None) -> None:
+def test_the_logits_of_many_words_are_never_all_in_memory(compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LOGITS_AT_ONCE_ON_GPU", 2**22)
     rows, words, hidden = 20_000, 10_000, 64
     x = torch.randn(rows, hidden, device=CUDA, requires_grad=True)
     w, b = torch.randn(words, hidden, device=CUDA, requires_grad=True), torch.zeros(words, device=CUDA, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,6 +210,34 @@ def test_cross_entropy_in_chunks_is_that_of_the_whole(
         results.append([nll, *first, *second])
     errors = relative_errors(results[1], results[0])
     assert errors[0] < 1e-5 and max(errors) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "words", "bound"), [(80, 10_000, 2**25), (80, 300_000, 2**25), (4, 10_000, 2**24), (80, 2**26, 2**26)]
+)
+def test_a_gpu_works_through_a_steps_logits_at_once(gigabytes: int, words: int, bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35 steps of 20 sequences with PTB's words; of more words as many rows as fit, but one; the CPU's chunks stay in its cache."""
+    of_cuda = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of_cuda)
+    rows, rounded_rows = fused.rows_at_once(torch.device("cuda", 0), words)
+    assert rows == rounded_rows == max(1, bound // words)
+    assert rows >= 35 * 20 or words > 10_000
+    assert fused.rows_at_once(torch.device("cpu"), 10_000) == (400, 1600)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_cross_entropy_in_one_chunk_is_that_of_the_whole(compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = fused.loss_and_probabilities
+    calls: list[int] = []
+    monkeypatch.setattr(fused, "rows_at_once", lambda device, words: (101, 101))
+    monkeypatch.setattr(fused, "loss_and_probabilities", lambda x, *rest: (calls.append(len(x)), chunk(x, *rest))[1])
+    results = []
+    for backend, dtype in (("reference", torch.float64), ("fused", torch.float32)):
+        tensors, targets = head(101, 13, dtype)
+        nll = linear_cross_entropy(*tensors, targets, backend=backend, compute_dtype=compute_dtype)
+        results.append([nll, *torch.autograd.grad(nll.sum(), tensors)])
+    errors = relative_errors(results[1], results[0])
+    assert errors[0] < 1e-5 and max(errors) < (1e-5 if compute_dtype is None else 2e-2) and calls == [101]
 
 
 @pytest.mark.parametrize("way", ["by_probabilities", "by_logarithms"])

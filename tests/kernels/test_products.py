@@ -1,10 +1,19 @@
 """Weights in the order that is read fastest give the products that they give otherwise."""
 
+from collections.abc import Iterator
+from threading import Barrier, Thread
+from typing import Any
+
 import pytest
 import torch
 
-from vdrop_cli.kernels import products
-from vdrop_cli.kernels.products import Weights, WeightsByGate, mm_into
+from tests.kernels.test_fused import inputs_of, masks_of
+from vdrop_cli import kernels
+from vdrop_cli.kernels import fused, products
+from vdrop_cli.kernels.products import Weights, WeightsByGate, exact_sums, full_precision_sums, mm_into
+
+CELLS: dict[str, Any] = {"lstm": kernels.lstm, "gru": kernels.gru}
+MATMUL = torch.backends.cuda.matmul
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -56,3 +65,72 @@ def test_mm_into_writes_or_adds(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out, (a @ b).float())
     mm_into(out, a, b, add=True)
     torch.testing.assert_close(out, 2 * (a @ b).float())
+
+
+def reduced() -> list[bool]:
+    """Whether sums may be rounded to bf16 and to fp16."""
+    return [MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction]
+
+
+@pytest.fixture(params=[(True, True), (False, True), (False, False)])
+def users_settings(request: pytest.FixtureRequest) -> Iterator[list[bool]]:
+    before = reduced()
+    MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction = request.param
+    yield list(request.param)
+    MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction = before
+
+
+def test_sums_on_a_gpu_are_of_full_precision_and_the_users_settings_are_restored(users_settings: list[bool]) -> None:
+    with exact_sums("cuda"), exact_sums("cuda"):
+        assert reduced() == [False, False]
+    assert reduced() == users_settings
+    with pytest.raises(ZeroDivisionError), exact_sums("cuda"):
+        _ = 1 / 0
+    assert reduced() == users_settings
+    with exact_sums("cpu"):
+        assert reduced() == users_settings
+
+
+def test_threads_that_overlap_restore_the_users_settings(users_settings: list[bool]) -> None:
+    """The first one in is the first one out."""
+    one_is_in, both_are_in, one_is_out, inside = Barrier(2), Barrier(2), Barrier(2), list[list[bool]]()
+
+    def first() -> None:
+        with exact_sums("cuda"):
+            one_is_in.wait()
+            both_are_in.wait()
+        one_is_out.wait()
+
+    thread = Thread(target=first)
+    thread.start()
+    one_is_in.wait()
+    with exact_sums("cuda"):
+        both_are_in.wait()
+        one_is_out.wait()
+        inside.append(reduced())
+    thread.join()
+    assert inside == [[False, False]] and reduced() == users_settings
+
+
+@pytest.mark.parametrize("users_settings", [(True, True)], indirect=True)
+def test_all_products_of_cells_and_head_are_summed_in_full_precision(users_settings: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, as they are on a GPU."""
+    seen: list[list[bool]] = []
+
+    def multiply(*operands: Any, **options: Any) -> None:
+        seen.append(reduced())
+        mm_into(*operands, **options)
+
+    monkeypatch.setattr(fused, "exact_sums", lambda device_type: full_precision_sums())
+    monkeypatch.setattr(fused, "mm_into", multiply)
+    monkeypatch.setattr("vdrop_cli.kernels.gates.mm_into", multiply)
+    x, w, b = (torch.randn(shape, requires_grad=True) for shape in ((6, 5), (9, 5), (9,)))
+    outputs = [
+        *(f(*inputs_of(cell, 3, torch.float32), masks_of(cell, "variational", 3), backend="fused")[0].sum() for cell, f in CELLS.items()),
+        kernels.linear_cross_entropy(x, w, b, torch.arange(6), backend="fused").sum(),
+    ]
+    for output in outputs:
+        before = len(seen)
+        output.backward()
+        assert len(seen) > before or output is outputs[-1], "the head makes its gradients in the forward pass"
+    assert len(seen) > 6 and not any(map(any, seen)) and reduced() == users_settings

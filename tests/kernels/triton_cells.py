@@ -21,7 +21,8 @@ from vdrop_cli import kernels
 from vdrop_cli.dropout import Stream, draw
 from vdrop_cli.kernels import Masks, graphs, loops, programs
 from vdrop_cli.kernels import triton as ours
-from vdrop_cli.kernels.graphs import Graphs
+from vdrop_cli.kernels.graphs import Graph, Graphs
+from vdrop_cli.kernels.products import full_precision_sums
 from vdrop_cli.layers import GRU, LSTM
 
 DEVICE = torch.device("cpu" if programs.INTERPRETED else "cuda")
@@ -42,15 +43,15 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A graph for every shape from its second call on; in the interpreter the loop itself stands for it. Counts captures and replays."""
     counts = [0, 0]
 
-    def capture(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def capture(run: Callable[[], None], device: torch.device) -> Graph:
         counts[0] += 1
-        replay = run if programs.INTERPRETED else graphs.capture(run, device)
+        graph = Graph(run, 0) if programs.INTERPRETED else graphs.capture(run, device)
 
         def counted() -> None:
             counts[1] += 1
-            replay()
+            graph.replay()
 
-        return counted
+        return graph._replace(replay=counted)
 
     monkeypatch.setattr(ours, "GRAPHS", Graphs(capture, possible=lambda device: True))
     return counts
@@ -151,6 +152,25 @@ def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) 
     assert ours.self_check(DEVICE, "lstm") < 1e-5
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replaying: list[int]) -> None:
+    """Forward and back, captured in the second of three passes; none of them is held after it."""
+    graphs = ours.GRAPHS
+    assert ours.self_check(DEVICE, cell) < 1e-5
+    assert replaying == [2, 4]
+    assert ours.GRAPHS is graphs and not graphs.held and not graphs.met
+
+
+def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was captured empty; and a capture that fails is an error."""
+    empty = Graphs(lambda run, device: Graph(lambda: None, 0), possible=lambda device: True)
+    monkeypatch.setattr(ours, "GRAPHS", empty)
+    assert not ours.self_check(DEVICE, "lstm") < ours.CHECKED_TO
+    monkeypatch.setattr(empty, "capture", lambda run, device: 1 / 0)
+    assert "ZeroDivisionError" in ours.obstacle(DEVICE)
+    assert ours.GRAPHS is empty
+
+
 @pytest.mark.parametrize("how", ["no_grad", "inference_mode", "autocast", "default device"])
 def test_the_self_check_passes_wherever_the_first_call_is(how: str) -> None:
     modes = {
@@ -211,6 +231,22 @@ def test_compile_takes_a_model_whole() -> None:
         losses = [f(x_TBD) for f in (model, compiled)]
         gradients = [torch.autograd.grad(loss, list(layers.parameters())) for loss in losses]
         assert torch.allclose(*losses) and max(relative_errors(list(gradients[1]), list(gradients[0]))) < 1e-5
+
+
+def test_loops_are_captured_with_sums_of_full_precision(replaying: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the user's setting, which stays."""
+    matmul, capture, seen = torch.backends.cuda.matmul, ours.GRAPHS.capture, list[bool]()
+
+    def noted(*arguments: Any) -> Graph:
+        seen.append(matmul.allow_bf16_reduced_precision_reduction)
+        return capture(*arguments)
+
+    monkeypatch.setattr(ours.GRAPHS, "capture", noted)
+    monkeypatch.setattr(ours, "exact_sums", lambda device_type: full_precision_sums())
+    assert matmul.allow_bf16_reduced_precision_reduction
+    for _ in range(2):
+        agreement("lstm", masks_of("lstm", "variational", TIME), False)
+    assert seen == [False, False] and matmul.allow_bf16_reduced_precision_reduction
 
 
 def test_an_autocast_around_it_changes_nothing() -> None:

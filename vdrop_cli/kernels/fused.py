@@ -27,12 +27,13 @@ from vdrop_cli.kernels.gates import (
 )
 from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.products import Weights, mm_into
+from vdrop_cli.kernels.products import Weights, exact_sums, mm_into
 
 SLOPES_AT_ONCE = 2**18  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
+LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
-ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large
+ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large; on a GPU a chunk is large by itself
 
 
 class Recurrence:
@@ -108,7 +109,7 @@ def without_autocast(way: Way) -> Way:
     def on_its_own(ctx: Any, *tensors: Any) -> Any:
         if way.__name__ == "forward":
             ctx.device_type = tensors[0].device.type
-        with torch.autocast(ctx.device_type, enabled=False):
+        with torch.autocast(ctx.device_type, enabled=False), exact_sums(ctx.device_type):
             return way(ctx, *tensors)
 
     return cast(Way, on_its_own)
@@ -365,6 +366,16 @@ def chunks(rows: int, at_once: int) -> list[slice]:
     return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
 
 
+def rows_at_once(logits_of: torch.device, vocabulary: int) -> tuple[int, int]:
+    """Rows of a chunk of logits, and rows whose gradient is held in bf16. On a GPU no more than 1/64 of its memory is used."""
+    if logits_of.type != "cuda":
+        rows = max(1, LOGITS_AT_ONCE // vocabulary)
+        return rows, ROUNDED_CHUNKS * rows
+    memory = torch.cuda.get_device_properties(logits_of).total_memory
+    rows = max(1, min(LOGITS_AT_ONCE_ON_GPU, memory // 64 // 4) // vocabulary)
+    return rows, rows
+
+
 def loss_and_probabilities(x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
     logits_MV = (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
@@ -389,7 +400,7 @@ def by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tens
 
 
 def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
-    parts = chunks(len(x_ND), max(1, LOGITS_AT_ONCE // len(b_V)))
+    parts = chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0])
     return torch.cat([loss_and_probabilities(x_ND[part], w_VD, b_V, targets_N[part])[0] for part in parts])
 
 
@@ -399,8 +410,8 @@ def loss_and_gradients(
     """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
     nll_N, dx_ND, dw_VD, db_V = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND), torch.empty_like(w_VD), torch.zeros_like(b_V)
     w_low_VD, x_low_ND, rounds = w_VD.to(compute_dtype), x_ND.to(compute_dtype), compute_dtype != x_ND.dtype
-    rows = max(1, LOGITS_AT_ONCE // len(b_V))
-    for block in chunks(len(x_ND), rows * ROUNDED_CHUNKS if rounds else rows):
+    rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
+    for block in chunks(len(x_ND), rounded_rows if rounds else rows):
         block_ND, targets_M = x_ND[block], targets_N[block]
         d_low_MV = w_low_VD.new_empty(len(block_ND), len(b_V)) if rounds else w_low_VD
         for part in chunks(len(block_ND), rows):

@@ -5,33 +5,60 @@ every call copies all it reads into it, masks and weights too, replays, and copi
 result is overwritten by a later call. Nothing random happens inside.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Loop = Callable[..., None]  # takes tensors by name; writes into some of them
-Capture = Callable[[Callable[[], None], torch.device], Callable[[], object]]
 Tensors = Mapping[str, Tensor | None]
 
 
-def capture(run: Callable[[], None], device: torch.device) -> Callable[[], object]:
-    """`run` as a graph: what is returned does again, on the same memory, whatever `run` did on the device.
+class Graph(NamedTuple):
+    """A captured loop: `replay` does again, on the same memory, whatever the loop did on the device."""
+
+    replay: Callable[[], object]
+    bytes: int  # of its own memory pool: cuBLAS's workspaces, and what the loop allocates
+
+
+Capture = Callable[[Callable[[], None], torch.device], Graph]
+
+
+@lru_cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream of the device for all captures: torch's default one belongs to the device that captured first."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def capture(run: Callable[[], None], device: torch.device) -> Graph:
+    """`run` as a graph.
 
     cuBLAS takes its workspace inside the graph, where it stays as long as the graph does, and gives it back there: one that it has
     from elsewhere could be freed under the graph.
     """
     run()  # makes libraries and programs ready
     graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize(device)
-    torch._C._cuda_clearCublasWorkspaces()
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
-    torch._C._cuda_clearCublasWorkspaces()
-    return graph.replay
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):  # the stream is restored if a capture fails
+        torch.cuda.synchronize(device)
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.cuda.graph(graph, stream=capture_stream(device), capture_error_mode="thread_local"):
+                run()
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
+    return Graph(graph.replay, pool_bytes(graph.pool()))
+
+
+def pool_bytes(pool: tuple[int, int]) -> int:
+    """Memory that the device has set apart for a pool."""
+    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
 
 
 def is_possible(device: torch.device) -> bool:
@@ -41,14 +68,14 @@ def is_possible(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph and its memory."""
+    """A graph, and the tensors that it reads and writes."""
 
-    replay: Callable[[], object]
+    graph: Graph
     tensors: dict[str, Tensor | None]
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tensors.values() if t is not None)
+        return self.graph.bytes + sum(t.numel() * t.element_size() for t in self.tensors.values() if t is not None)
 
 
 @dataclass
@@ -64,7 +91,8 @@ class Graphs:
 
     A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no captures. Of the graphs
     those that were used last are held, so many and so much memory. Shapes that lost theirs must be met eight times as often before they
-    get another: more shapes than can be held end up without.
+    get another: more shapes than can be held end up without. Shapes whose capture fails run without a graph from then on, with a
+    warning; where `strict`, the error is raised.
     """
 
     def __init__(
@@ -75,10 +103,12 @@ class Graphs:
         kept: int = 16,
         kept_bytes: int = 2**31,
         remembered: int = 1000,
+        strict: bool = False,
     ) -> None:
         self.capture, self.possible = capture, possible
-        self.kept, self.kept_bytes, self.remembered = kept, kept_bytes, remembered
+        self.kept, self.kept_bytes, self.remembered, self.strict = kept, kept_bytes, remembered, strict
         self.met: dict[Hashable, Sightings] = {}
+        self.failed: set[Hashable] = set()
         self.held: OrderedDict[Hashable, Captured] = OrderedDict()
         self.lock = Lock()
 
@@ -90,28 +120,39 @@ class Graphs:
             return
         key = key_of(loop, tensors, device)
         with self.lock:
-            if key in self.held or self.is_due(key):
-                captured = self.held.get(key) or self.captured(key, loop, tensors, device)
+            captured = self.held.get(key) or (self.captured(key, loop, tensors, device) if self.is_due(key) else None)
+            if captured is not None:
                 self.held.move_to_end(key)
                 copy(tensors, captured.tensors, (*changed, *read))
-                captured.replay()
+                captured.graph.replay()
                 copy(captured.tensors, tensors, (*changed, *filled))
                 return
         loop(**tensors)
 
     def is_due(self, key: Hashable) -> bool:
         """Whether these shapes, met once more, are to have a graph."""
+        if key in self.failed or len(self.failed) >= self.remembered:
+            return False
         if key not in self.met and len(self.met) >= self.remembered:
             self.met.clear()
         sightings = self.met.setdefault(key, Sightings())
         sightings.seen += 1
         return sightings.seen >= sightings.wanted
 
-    def captured(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured:
-        with torch.inference_mode(False), torch.no_grad():  # or later calls could not write into its memory
-            own = {n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in tensors.items()}
-            copy(tensors, own, tensors)  # the loop runs on them while it is captured
-            made = Captured(self.capture(lambda: loop(**own), device), own)
+    def captured(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured | None:
+        """The new graph; None where it cannot be captured, before anything was written to `tensors`."""
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # or later calls could not write into its memory
+                own = {n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in tensors.items()}
+                copy(tensors, own, tensors)  # the loop runs on them while it is captured
+                made = Captured(self.capture(lambda: loop(**own), device), own)
+        except Exception as error:  # of CUDA, its libraries or the allocator, by many names
+            if self.strict:
+                raise
+            self.failed.add(key)
+            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            warnings.warn(f"a loop over time runs without a CUDA graph, which is slower: the capture failed with {why}", stacklevel=2)
+            return None
         self.held[key] = made
         while len(self.held) > 1 and (len(self.held) > self.kept or sum(c.bytes for c in self.held.values()) > self.kept_bytes):
             lost, _ = self.held.popitem(last=False)
@@ -121,10 +162,16 @@ class Graphs:
 
 
 def copy(source: Tensors, target: Tensors, names: Iterable[str]) -> None:
+    """All tensors of a type and layout by one call, which is one launch on a GPU."""
+    groups: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
     for name in names:
         into, of = target[name], source[name]
         if into is not None and of is not None:
-            into.copy_(of)
+            targets, sources = groups.setdefault((of.dtype, into.is_contiguous() and of.is_contiguous()), ([], []))
+            targets.append(into)
+            sources.append(of)
+    for targets, sources in groups.values():
+        torch._foreach_copy_(targets, sources)
 
 
 def key_of(loop: Loop, tensors: Tensors, device: torch.device) -> Hashable:

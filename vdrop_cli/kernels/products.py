@@ -3,7 +3,11 @@
 G gates  M rows  K inputs  N outputs
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,3 +95,43 @@ def mm_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
         out.addmm_(a, b)
     else:
         torch.mm(a, b, out=out)
+
+
+class FullPrecisionSums:
+    """While any thread is in it, cuBLAS sums products of bf16 and fp16 in fp32 only; then the user's settings are restored.
+
+    The settings are of the process: the first thread in changes them, the last one out restores them.
+    """
+
+    SETTINGS = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, list[Any]()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        matmul = torch.backends.cuda.matmul
+        with self.lock:
+            if self.inside == 0:
+                self.before = [getattr(matmul, name) for name in self.SETTINGS]
+                for name, before in zip(self.SETTINGS, self.before, strict=True):
+                    if before:  # where it is off, a user may have forbidden to split sums, too
+                        setattr(matmul, name, False)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    for name, before in zip(self.SETTINGS, self.before, strict=True):
+                        if before:
+                            setattr(matmul, name, before)
+
+
+full_precision_sums = FullPrecisionSums()
+
+
+def exact_sums(device_type: str) -> AbstractContextManager[None]:
+    """For products on a device: on a GPU `full_precision_sums`; torch.compile cannot trace it."""
+    return full_precision_sums() if device_type == "cuda" and not torch.compiler.is_compiling() else nullcontext()
