@@ -183,11 +183,16 @@ def test_a_language_model_names_the_words_it_expects_least(writer: Path, capsys:
     assert "perplexity" in shown and " bits  word 3    w30\n" in shown and "W5 (read as w5)" in shown
 
 
+def test_a_word_that_training_does_not_have_is_unknown(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = told(capsys, writer, "text=w3 unheard", "surprises=9")
+    assert {(one["word"], one["read_as"]) for one in row["surprises"]} == {("w3", "w3"), ("unheard", "<unk>"), ("<eos>", "<eos>")}
+
+
 def test_a_language_model_writes_what_it_has_learned(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = told(capsys, writer, "sample=300", "text=w3")
     words = ["w3", *row["sample"]]
     assert len(row["sample"]) == 300 and row["text"] == "w3"
-    followed = [(int(a[1:]), int(b[1:])) for a, b in itertools.pairwise(words) if "<eos>" not in (a, b)]
+    followed = [(int(a[1:]), int(b[1:])) for a, b in itertools.pairwise(words) if not {"<eos>", "<unk>"} & {a, b}]
     right = [b in {(3 * a + step) % 40 for step in (1, 2, 7, 11)} for a, b in followed]
     assert sum(right) / len(right) > 0.6, "by chance it would be a tenth"
     assert told(capsys, writer, "sample=300", "text=w3") == [row] != told(capsys, writer, "sample=300", "text=w3", "seed=2")
@@ -230,8 +235,6 @@ def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.Captur
         told(capsys, writer, "text=w3", "mc_samples=3")
     with pytest.raises(ConfigError, match=r"^level is for ratings, .* is a language model; leave it out"):
         told(capsys, writer, "text=w3", "level=50")
-    with pytest.raises(ConfigError, match=r"^text: 'unheard' is not a word of the training text, and the model has no <unk>; leave it out"):
-        told(capsys, writer, "text=w3 unheard")
     with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
         told(capsys, writer, "file=nowhere")
     with pytest.raises(ConfigError, match=r"^text='w3\\udcff' is not UTF-8"):
