@@ -162,3 +162,49 @@ def test_without_dropout_torchs_random_state_stays_as_it_is() -> None:
         torch.manual_seed(1)
         layer(torch.zeros(4, 3, 5))
         assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("ours", "theirs"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
+def test_from_torch_takes_weights_and_variant(ours: type[LSTM | GRU], theirs: type[nn.LSTM | nn.GRU], dtype: torch.dtype) -> None:
+    module = theirs(5, 7, 2, batch_first=True, dropout=0.5, dtype=dtype).eval()
+    module.weight_hh_l1.requires_grad_(False)
+    before = torch.get_rng_state()
+    layers = ours.from_torch(module, dropout=Dropout("mine", Policy.variational, p_h=0.3), backend="fused")
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.randn(3, 4, 5, dtype=dtype)
+    expected = module(x)
+    torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
+    assert layers.dropout.p_h == 0.3 and not layers.training and layers.backend == "fused" and layers.batch_first
+    assert not layers.weight_hh_l1.requires_grad and layers.weight_hh_l0.requires_grad
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+    torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
+    assert {p.device.type for p in ours.from_torch(theirs(5, 7, device="meta")).parameters()} == {"meta"}
+
+
+def test_a_gru_with_the_weights_of_torchs_computes_something_else_unless_it_resets_after() -> None:
+    theirs, x = nn.GRU(5, 7), torch.randn(4, 3, 5)
+    loaded = GRU(5, 7)
+    loaded.load_state_dict(theirs.state_dict())
+    assert (loaded(x)[0] - theirs(x)[0]).abs().max() > 1e-3
+    assert "reset_after=False" in repr(loaded) and "reset_after=True" in repr(GRU.from_torch(theirs))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"bidirectional": True}, "bidirectional"), ({"proj_size": 2}, "proj_size"), ({"bias": False}, "bias")],
+)
+def test_what_cannot_be_taken_over_from_torch_is_named(options: dict[str, bool | int], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"{named}={next(iter(options.values()))} cannot be taken over"):
+        LSTM.from_torch(nn.LSTM(5, 7, **options))
+    with pytest.raises(ValueError, match=r"dropout=0\.5: give dropout=Dropout"):
+        LSTM.from_torch(nn.LSTM(5, 7, 2, dropout=0.5))
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.LSTM, got GRU"):
+        LSTM.from_torch(nn.GRU(5, 7))
+
+
+def test_repr_names_what_is_computed() -> None:
+    said = repr(LSTM(5, 7, 2, batch_first=True, dropout=VARIATIONAL))
+    assert all(part in said for part in ("num_layers=2", "batch_first=True", "variational(p_x=0.3, p_h=0.3, p_out=0.3)"))
+    assert "dropout=none, reset_after=False" in repr(GRU(5, 7)) and "moon(p_c=0.25)" in repr(LSTM(5, 7, dropout=MOON))

@@ -3,7 +3,7 @@
 T time  B batch  D input size  H hidden size  L layers
 """
 
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
 
 
 class Recurrent(nn.Module):
-    """Stacked layers of one kind of cell. Weights have the names and shapes of `torch.nn.LSTM` and `torch.nn.GRU`.
+    """Stacked layers of one kind of cell. Weights have the names and shapes of `torch.nn.LSTM` and `torch.nn.GRU` (`from_torch`).
 
     In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
     mode their means take their place, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
@@ -29,6 +29,8 @@ class Recurrent(nn.Module):
     """
 
     cell: Cell
+    torch_module: type[nn.RNNBase]  # the module of `torch.nn` whose weights it takes
+    torch_variant: ClassVar[dict[str, Any]] = {}  # the options with which it computes what that one does
 
     def __init__(
         self,
@@ -66,6 +68,44 @@ class Recurrent(nn.Module):
         """Uniform in ±1/√H, as `torch.nn.LSTM`."""
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    @classmethod
+    def from_torch(
+        cls,
+        module: nn.RNNBase,
+        *,
+        dropout: Dropout | None = None,
+        backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
+        recompute: bool = False,
+    ) -> Self:
+        """One that computes what `module` does, with a copy of its weights: their sizes, dtype, device and mode, and `batch_first`.
+
+        A module with dropout of its own needs `dropout` to say what takes its place. What these layers lack is a ValueError.
+        """
+        name = cls.torch_module.__name__
+        if not isinstance(module, cls.torch_module):
+            raise TypeError(f"module must be a torch.nn.{name}, got {type(module).__name__}")
+        for option, value, supported in (
+            ("bidirectional", module.bidirectional, False),
+            ("proj_size", module.proj_size, 0),
+            ("bias", module.bias, True),
+        ):
+            if value != supported:
+                raise ValueError(f"a torch.nn.{name} with {option}={value} cannot be taken over: only {option}={supported} is supported")
+        if module.dropout and dropout is None:
+            raise ValueError(
+                f"the torch.nn.{name} has dropout={module.dropout}: give dropout=Dropout(…) to take its place, Policy.none for no dropout"
+            )
+        options: dict[str, Any] = {"backend": backend, "compute_dtype": compute_dtype, "recompute": recompute, **cls.torch_variant}
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+            sizes = (module.input_size, module.hidden_size, module.num_layers)
+            layers = cls(*sizes, batch_first=module.batch_first, dropout=dropout, **options)
+        for parameter in list(layers._parameters):
+            weight = getattr(module, parameter)
+            copied = weight.detach().clone(memory_format=torch.contiguous_format)
+            setattr(layers, parameter, nn.Parameter(copied, requires_grad=weight.requires_grad))
+        return layers.train(module.training)
 
     def weights(self, layer: int) -> Weights:
         """As they are now: parameters, or what was put in their place."""
@@ -140,13 +180,17 @@ class Recurrent(nn.Module):
         return (y_TBH.transpose(0, 1) if self.batch_first else y_TBH), (stacked if self.cell is Cell.lstm else stacked[0])
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, dropout={self.dropout.policy}"
+        dropout, sizes = self.dropout, f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        set_here = [f"{key}={getattr(dropout, key)}" for key in ("untied", "p_x", "p_h", "p_c", "p_out") if getattr(dropout, key)]
+        policy = f"{dropout.policy}({', '.join(set_here)})" if set_here else str(dropout.policy)
+        return f"{sizes}, batch_first={self.batch_first}, dropout={policy}"
 
 
 class LSTM(Recurrent):
     """Stacked LSTM; the state is (h, c), each [L, B, H]."""
 
     cell = Cell.lstm
+    torch_module = nn.LSTM
 
     def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         h_BH, c_BH = state
@@ -155,9 +199,16 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """Stacked GRU; the state is h, [L, B, H]. `reset_after` is torch's and cuDNN's variant, without it the paper's."""
+    """Stacked GRU; the state is h, [L, B, H].
+
+    The reset gate acts before the recurrent product of the candidate, as in the paper. With the same weights `torch.nn.GRU` computes
+    something else: there, as in cuDNN, it acts after that product, which is `reset_after=True`. `from_torch` sets it;
+    `load_state_dict` cannot notice that it is missing, as both variants have weights of the same names and shapes.
+    """
 
     cell = Cell.gru
+    torch_module = nn.GRU
+    torch_variant: ClassVar = {"reset_after": True}
 
     def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -167,3 +218,6 @@ class GRU(Recurrent):
         (h_BH,) = state
         y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, lengths=lengths, reset_after=self.reset_after, **self.options)
         return y_TBH, (h_BH,)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reset_after={self.reset_after}"

@@ -250,6 +250,20 @@ def test_loops_are_captured_with_sums_of_full_precision(replaying: list[int], mo
     assert seen == [False, False] and matmul.allow_bf16_reduced_precision_reduction
 
 
+@pytest.mark.parametrize(("cell", "option"), [("lstm", {}), ("gru", {"reset_after": False}), ("gru", {"reset_after": True})])
+def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[str, bool]) -> None:
+    """Of inputs and incoming gradients, with padding and masks."""
+    masks, lengths = to(double(masks_of(cell, "variational_untied", TIME)), DEVICE), torch.tensor([1, TIME, 2], device=DEVICE)
+    found = []
+    for backend in ("triton", "reference"):
+        inputs = on_device(inputs_of(cell, TIME, torch.float64))
+        scale = torch.tensor(0.7, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        outputs = FUNCTIONS[cell](*inputs, masks, lengths=lengths, backend=backend, **option)
+        first = torch.autograd.grad([scale * y.square().sum() for y in outputs], inputs, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [*inputs, scale])])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
 def test_an_autocast_around_it_changes_nothing() -> None:
     """It would round products that are to be exact."""
     inputs, masks = on_device(inputs_of("lstm", TIME, torch.float32)), to(masks_of("lstm", "variational", TIME), DEVICE)

@@ -8,8 +8,10 @@ with `lengths [B]` keep their state after their last word, and their output is z
 
 `compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given, the forward logits of
 `linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input, which is that of states, weights and masks,
-too. A user's autocast changes nothing but in `reference`. `recompute` has the back end `triton` keep
-no gates for the way back but work them out again: less memory, two products more; the others take no notice of it.
+too. A user's autocast changes nothing but in `reference`. `recompute` has the back end `triton` compute the gates again in the backward
+pass instead of saving them: less memory, two products more; the other back ends ignore it.
+
+With `create_graph=True` the gradients of every back end are computed by `reference`, so that second derivatives are right.
 """
 
 import warnings
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import fused, reference
+from vdrop_cli.kernels.derivatives import in_transform
+from vdrop_cli.kernels.layout import zero_padding
 from vdrop_cli.kernels.masks import Masks
 
 __all__ = ["BACKENDS", "Masks", "choose", "gru", "linear_cross_entropy", "lstm"]
@@ -94,6 +98,16 @@ def auto(device: torch.device) -> str:
     return "triton"
 
 
+def choose_for_call(backend: str, device: torch.device) -> str:
+    """The back end for one call; a ValueError inside a transform of `torch.func`, which only `reference` supports."""
+    if known(backend) != "reference" and in_transform():
+        raise ValueError(
+            f'backend={backend} does not support the transforms of torch.func (grad, vmap, jacrev, …); use backend="reference"'
+        )
+    name: str = choose(backend, device)
+    return name
+
+
 def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, ...], masks: Masks, lengths: Tensor | None) -> None:
     """Refuses shapes that do not fit, by name, before any arithmetic."""
     if x_TBD.dim() != 3 or len(x_TBD) == 0:
@@ -148,8 +162,7 @@ def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, T
     lengths = lengths.long()
     if name == "fused":
         return x_TBD, lengths
-    padding_TB = torch.arange(len(x_TBD), device=x_TBD.device)[:, None] >= lengths
-    return x_TBD.masked_fill(padding_TB[..., None], 0), lengths
+    return zero_padding(x_TBD, lengths), lengths
 
 
 def lstm(
@@ -173,7 +186,7 @@ def lstm(
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
-    name = choose(backend, x_TBD.device)
+    name = choose_for_call(backend, x_TBD.device)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
     outputs: tuple[Tensor, Tensor, Tensor] = MODULES[name].lstm(
@@ -207,7 +220,7 @@ def gru(
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
-    name = choose(backend, x_TBD.device)
+    name = choose_for_call(backend, x_TBD.device)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
     outputs: tuple[Tensor, Tensor] = MODULES[name].gru(
@@ -231,5 +244,5 @@ def linear_cross_entropy(
     """
     if x_ND.dim() != 2 or targets_N.shape != x_ND.shape[:1] or len(targets_N) == 0:
         raise ValueError(f"x must be [N, D] and targets [N] with N ≥ 1, got {list(x_ND.shape)} and {list(targets_N.shape)}")
-    nll_N: Tensor = MODULES[choose(backend, x_ND.device)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
+    nll_N: Tensor = MODULES[choose_for_call(backend, x_ND.device)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
     return nll_N

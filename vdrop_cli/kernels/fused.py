@@ -15,8 +15,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from vdrop_cli.kernels import reference
+from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
 from vdrop_cli.kernels.gates import (
     Gates,
     input_gradient,
@@ -134,6 +135,7 @@ class LSTM(torch.autograd.Function):
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         every, hidden, layout = slice(0, 4), w_hh.shape[1], Layout.of(x_TBD, lengths)
+        inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
         gates = Gates.of(x_TBD, hidden, 4, Masks(mask_x, mask_h))
@@ -156,17 +158,22 @@ class LSTM(torch.autograd.Function):
                 c_new.mul_(masks_c[t])
             torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
             h, c = h_new, c_new
-        ctx.layout = layout
+        ctx.layout, ctx.compute_dtype = layout, compute_dtype
         ctx.set_materialize_grads(False)
         kept = (hs, None) if recurrence.kept_KTBH is None else (None, recurrence.kept_KTBH)
-        ctx.save_for_backward(w_ih, w_hh, mask_x, mask_h, mask_c, *kept, cs, g_TBH, tanh_c_TBH, gates.memory, *inputs_ND)
+        saved = (mask_x, mask_h, mask_c, lengths, w_ih, w_hh, *kept, cs, g_TBH, tanh_c_TBH, gates.memory)
+        ctx.save_for_backward(*inputs, *saved, *inputs_ND)
         return layout.outputs(hs), layout.last(hs), layout.last(cs)
 
     @staticmethod
-    @once_differentiable
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        w_ih, w_hh, mask_x, mask_h, mask_c, hs, kept_KTBH, cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        mask_x, mask_h, mask_c, lengths, w_ih, w_hh, hs, kept_KTBH, cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = saved[7:]
+        if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH)):
+            options = {"masks": Masks(mask_x, mask_h, mask_c), "compute_dtype": ctx.compute_dtype}
+            gradients = cell_gradients(reference.lstm, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options)
+            return *gradients, None, None, None, None, None
         gates, every, layout = Gates(memory, 4), slice(0, 4), ctx.layout
         da = gates.another()
         low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
@@ -230,6 +237,7 @@ class GRU(torch.autograd.Function):
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         hidden, layout = w_hh.shape[1], Layout.of(x_TBD, lengths)
+        inputs = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
         r_and_z, only_n = slice(0, 2), slice(2, 3)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
@@ -261,16 +269,21 @@ class GRU(torch.autograd.Function):
                 w_n.add_product(n, n_input)
             n.tanh_()
             h = torch.lerp(n, h, z, out=h_new)
-        ctx.layout = layout
+        ctx.layout, ctx.options = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(w_ih, w_hh, mask_x, mask_h, hs, recurrence.kept_KTBH, n_inputs_TBH, inner_TBH, gates.memory, *inputs_ND)
+        saved = (mask_x, mask_h, lengths, w_ih, w_hh, hs, recurrence.kept_KTBH, n_inputs_TBH, inner_TBH, gates.memory)
+        ctx.save_for_backward(*inputs, *saved, *inputs_ND)
         return layout.outputs(hs), layout.last(hs)
 
     @staticmethod
-    @once_differentiable
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        w_ih, w_hh, mask_x, mask_h, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        mask_x, mask_h, lengths, w_ih, w_hh, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = saved[6:]
+        if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
+            options = {"masks": Masks(mask_x, mask_h), **ctx.options}
+            gradients = cell_gradients(reference.gru, saved[:6], ctx.needs_input_grad[:6], grad_outputs, lengths, **options)
+            return *gradients, None, None, None, None, None
         gates, layout = Gates(memory, 3), ctx.layout
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
         da = gates.another()
@@ -345,10 +358,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return nll_N
 
     @staticmethod
-    @once_differentiable
     @without_autocast
     def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
+        if needs_reference((dnll_N,)):
+
+            def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
+                return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
+
+            return *reference_gradients(definition, (x_ND, w_VD, b_V), ctx.needs_input_grad[:3], (dnll_N,)), None, None
         if ctx.gradients is not None and is_even(dnll_N):
             dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
             ctx.gradients = None
@@ -429,6 +447,13 @@ def loss_and_gradients(
     return nll_N, [dx_ND, dw_VD, db_V]
 
 
+# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks of the backward pass.
+apply_lstm, apply_gru, apply_head = (
+    torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
+    for function in (LSTM, GRU, LinearCrossEntropy)
+)
+
+
 def lstm(
     x_TBD: Tensor,
     h_BH: Tensor,
@@ -441,7 +466,7 @@ def lstm(
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = LSTM.apply(  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, Tensor, Tensor] = apply_lstm(
         x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype
     )
     return outputs
@@ -459,7 +484,7 @@ def gru(
     reset_after: bool = False,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor] = GRU.apply(  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, Tensor] = apply_gru(
         x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks.x, masks.h, lengths, reset_after, compute_dtype or x_TBD.dtype
     )
     return outputs
@@ -470,5 +495,5 @@ def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Ten
         x_ND = x_ND.to(w_VD.dtype)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
             return loss(x_ND, w_VD, b_V, targets_N)
-        nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)  # type: ignore[no-untyped-call]
+        nll_N: Tensor = apply_head(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)
         return nll_N

@@ -14,6 +14,14 @@ def each_step(mask: Tensor, time: int) -> list[Tensor]:
     return [mask[0]] * time if len(mask) == 1 else list(mask.unbind(0))
 
 
+def zero_padding(x_TBD: Tensor, lengths: Tensor | None) -> Tensor:
+    """The input with zeros beyond the end of each sequence, where it may hold NaN."""
+    if lengths is None:
+        return x_TBD
+    padding_TB = torch.arange(len(x_TBD), device=x_TBD.device)[:, None] >= lengths
+    return x_TBD.masked_fill(padding_TB[..., None], 0)
+
+
 class Layout:
     """Every sequence has every step: tensors are [T, B, X], as they come."""
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import programs, reference
+from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
     Gates,
@@ -62,6 +63,16 @@ class Layer(NamedTuple):
     lengths: Tensor | None
     compute_dtype: torch.dtype
     recompute: bool
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        return self[1:5]
+
+    @property
+    def for_reference(self) -> dict[str, Any]:
+        """What the functions of `reference` take besides input, states and weights."""
+        masks = Masks(self.mask_x, self.mask_h, self.mask_c)
+        return {"masks": masks, "lengths": self.lengths, "compute_dtype": self.compute_dtype}
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -197,13 +208,26 @@ def lstm_backward_fake(
 
 def keep_for_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     layer = Layer(*inputs[2:])
-    ctx.save_for_backward(*output[3:], *layer.tensors)
+    ctx.save_for_backward(*inputs[:2], *output[3:], *layer.tensors)
     ctx.options = layer[len(layer.tensors) :]
     ctx.set_materialize_grads(False)
 
 
 def lstm_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    gradients = lstm_backward_operator(dy, dh, dc, *ctx.saved_tensors, *ctx.options)
+    h, c, *saved = ctx.saved_tensors
+    if needs_reference((dy, dh, dc)):
+        layer, needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
+        with on_its_own(h):
+            dx, dh, dc, *dw = cell_gradients(
+                reference.lstm,
+                (layer.x, h, c, *layer.weights),
+                (needed[2], *needed[:2], *needed[3:7]),
+                (dy, dh, dc),
+                **layer.for_reference,
+            )
+        gradients = (dh, dc, dx, *dw)
+    else:
+        gradients = lstm_backward_operator(dy, dh, dc, *saved, *ctx.options)
     return *gradients, *[None] * (len(Layer._fields) - 5)
 
 
@@ -316,13 +340,28 @@ def gru_backward_fake(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tenso
 
 def keep_for_gru(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     layer = Layer(*inputs[1:-1])
-    ctx.save_for_backward(*output[2:], *layer.tensors)
+    ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
     ctx.options = (*layer[len(layer.tensors) :], inputs[-1])
     ctx.set_materialize_grads(False)
 
 
 def gru_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    gradients = gru_backward_operator(dy, dh, *ctx.saved_tensors, *ctx.options)
+    h, *saved = ctx.saved_tensors
+    if needs_reference((dy, dh)):
+        *options, reset_after = ctx.options
+        layer, needed = Layer(*saved[3:], *options), ctx.needs_input_grad
+        with on_its_own(h):
+            dx, dh, *dw = cell_gradients(
+                reference.gru,
+                (layer.x, h, *layer.weights),
+                (needed[1], needed[0], *needed[2:6]),
+                (dy, dh),
+                **layer.for_reference,
+                reset_after=reset_after,
+            )
+        gradients = (dh, dx, *dw)
+    else:
+        gradients = gru_backward_operator(dy, dh, *saved, *ctx.options)
     return *gradients, *[None] * (len(Layer._fields) - 5 + 1)
 
 
