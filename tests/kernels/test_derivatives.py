@@ -185,6 +185,7 @@ def test_the_head_has_the_second_derivatives_of_cross_entropy(even: bool, plain_
     assert torch.autograd.gradgradcheck(lambda *a: linear_cross_entropy(*a, targets, backend="fused"), tensors)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own
 def test_a_compiled_layer_keeps_the_penalty() -> None:
     _, ours = pair("lstm")
     found = []
