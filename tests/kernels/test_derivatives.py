@@ -197,6 +197,7 @@ def test_a_compiled_layer_keeps_the_penalty() -> None:
     same(*found)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in its forward mode
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev", "hessian"])
 def test_transforms_of_torch_func_need_the_reference(transform: str) -> None:
     theirs, ours = pair("lstm")
