@@ -332,6 +332,7 @@ def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(w
 
 
 def test_ratings_have_a_row_for_every_line_too(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
     Path("lines").write_bytes(b"good1\n\nca\xe9\nbad1\x1b[31m\n")
     with pytest.raises(ConfigError, match=r"^file=lines: nothing is predicted from 1 of 4 lines"):
         predict.run(settings(f"checkpoint={critic}", "device=cpu", "file=lines", "mc_samples=2", command="predict"))
