@@ -115,7 +115,9 @@ def remove_unfinished(folder: Path, names: str) -> None:
 
 def failed(path: Path, error: OSError) -> RunError:
     advice = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "work in a folder that you may write to")
-    advice |= dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder")
+    advice |= dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder") | {
+        errno.ELOOP: "it is a link, which is not followed; remove it"
+    }
     return RunError(f"{path} cannot be written ({error.strerror}); {advice.get(error.errno or 0, 'make room, or mend the disk')}")
 
 
