@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from the checkout, unpacked as an installer would."""
+    for package in ("build", "hatchling"):
+        pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

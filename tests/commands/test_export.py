@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from tests.conftest import TINY, settings
 from vdrop_cli import checkpoint, files
 from vdrop_cli.commands import export, train
 from vdrop_cli.config import ConfigError, restore
+
+safe_open = pytest.importorskip("safetensors").safe_open
+load_file = pytest.importorskip("safetensors.torch").load_file
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 
 def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(

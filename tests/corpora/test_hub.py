@@ -12,7 +12,7 @@ from vdrop_cli.corpora import hub
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two configurations as folders of parquet files; the library's cache goes to the test's own folder."""
-    import datasets
+    datasets = pytest.importorskip("datasets")
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name, first in (("one", "first line"), ("two", "another line")):
@@ -68,7 +68,7 @@ def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
 
 
 def test_what_is_not_there_is_a_line_without_words_and_what_is_no_text_is_told(folder: Path) -> None:
-    import datasets
+    datasets = pytest.importorskip("datasets")
 
     for split in ("train", "validation", "test"):
         rows = {"line": ["a", None], "number": [1, 2]}
@@ -87,7 +87,7 @@ def test_a_missing_split_is_an_error_that_lists_those_there_are(folder: Path) ->
 
 def test_name_configuration_and_revision_go_to_the_library_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the Hub can be reached in a test; what it would be asked can be seen."""
-    import datasets
+    datasets = pytest.importorskip("datasets")
 
     asked = []
 
