@@ -32,8 +32,7 @@ def with_masks(
 
 def drawn_ahead(batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device) -> Iterator[tuple[Batch, ModelMasks]]:
     """As `with_masks`, the masks on the CPU. The thread ends with the batches, or when nobody asks for more of them."""
-    on_its_device = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}
-    pool = ThreadPoolExecutor(1, "masks", **on_its_device)  # type: ignore[arg-type]
+    pool = ThreadPoolExecutor(1, "masks", lambda: torch.cuda.set_device(device) if device.type == "cuda" else None)
     current: tuple[Batch, Future[ModelMasks]] | None = None
     try:
         for batch in batches:
