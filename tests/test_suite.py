@@ -30,6 +30,9 @@ def pytest_sessionfinish(session):
 """
 TESTS = """
 import warnings
+
+import pytest
+
 def test_quiet():
     pass
 

@@ -32,7 +32,12 @@ def with_masks(
 
 def drawn_ahead(batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device) -> Iterator[tuple[Batch, ModelMasks]]:
     """As `with_masks`, the masks on the CPU. The thread ends with the batches, or when nobody asks for more of them."""
-    pool = ThreadPoolExecutor(1, "masks", lambda: torch.cuda.set_device(device) if device.type == "cuda" else None)
+
+    def prepare() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread, or pinning would open the first GPU
+
+    pool = ThreadPoolExecutor(1, "masks", prepare)
     current: tuple[Batch, Future[ModelMasks]] | None = None
     try:
         for batch in batches:

@@ -105,9 +105,9 @@ def run(settings: Eval) -> str:
             # all that the numbers depend on, to the last bit on one machine with as many threads
             mc_batch = environment.mc_batch(settings.mc_batch, device)
             of = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": mc_batch}
-            decisive = {"vdrop", "code", "dirty", "torch", "device_type", "backend", "precision"}
-            decisive |= set() if "code" in described else {"commit"}
-            of |= {name: described[name] for name in sorted(decisive) if name in described}
+            version = "code" if "code" in described else "commit"
+            decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
+            of |= {name: described[name] for name in decisive if name in described}
             partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
             passes = task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
