@@ -84,6 +84,8 @@ def filled(line: str, made: dict[str, str]) -> list[str]:
     named = any(word.startswith("checkpoint=") or word == run for word in words)
     if words[0] == "vdrop" and len(words) > 1 and words[1] in ("eval", "predict", "export") and not {"--help"} & set(words) and not named:
         words.append(f"checkpoint={run}")
+    if words[:2] == ["vdrop", "eval"] and "--help" not in words:
+        words.append("stored_data=true")  # these runs are of a text of one's own
     if words[:2] == ["vdrop", "predict"] and not any(word.startswith(("text=", "file=", "sample=")) for word in words):
         words.append("text=w1")  # it would wait for standard input
     return words[1:]

@@ -139,7 +139,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
     monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
-    monkeypatch.setattr(campaign, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=float))
+    monkeypatch.setattr(campaign, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0))
     monkeypatch.setattr(campaign, "vdrop", lambda *arguments: None)
     monkeypatch.setattr(predict, "PASSES", 3)
     passes_of = RatingPredictor.passes_of
@@ -172,7 +172,7 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
         assert run(["train", *TINY_SENTIMENT, *rated])[0] == 0
         return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu", "text=good1 bad2"]
     if command == "figures":
-        changed = [change for change in TINY_SENTIMENT if not change.startswith(("task=", "schedule.epochs"))]
+        changed = [change for change in TINY_SENTIMENT if not change.startswith(("task=", "task.protocol", "schedule.epochs"))]
         return [f"overrides='{' '.join([*changed, *rated])}'", "cells=[lstm]", "dropouts=[none]"]
     if command == "eval":
         assert run(["train", *TINY, *text])[0] == 0

@@ -61,7 +61,9 @@ def test_training_and_evaluation_end_well_whoever_reads(
     for command in ("train", "eval"):
         with monkeypatch.context() as patch:
             patch.setattr(sys, channel, broken(number))
-            arguments = [*TINY, *text] if command == "train" else [f"checkpoint={next(here.rglob('*.pt'))}", "device=cpu"]
+            arguments = (
+                [*TINY, *text] if command == "train" else [f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu"]
+            )
             assert run(command, *arguments) == (code if channel == "stdout" else 0)
         said = capsys.readouterr()
         assert "Traceback" not in said.err
@@ -101,7 +103,7 @@ def test_no_encoding_of_a_terminal_is_an_error(
             patch.setattr(sys, name, stream)
         assert run("--help") == 0
         assert run("train", *TINY, *text) == 0
-        assert run("eval", f"checkpoint={next(here.rglob('*.pt'))}", "device=cpu", "mc_samples=2") == 0
+        assert run("eval", f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu", "mc_samples=2") == 0
         assert run("train", "data.train=…") == 2
     for stream in streams.values():
         stream.close()

@@ -39,7 +39,7 @@ def made(config: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train.run(config)
         (folder,) = (path.parent.absolute() for path in Path().rglob("result.json"))
         for samples in (0, 3):
-            evaluation.run(settings(f"checkpoint={folder}", f"mc_samples={samples}", "device=cpu", command="eval"))
+            evaluation.run(settings(f"checkpoint={folder}", f"mc_samples={samples}", "stored_data=true", "device=cpu", command="eval"))
     return folder
 
 
@@ -308,7 +308,7 @@ def test_a_lock_is_never_a_link_a_fifo_or_a_file_of_somebody_else(config: Train,
 def test_an_evaluation_of_a_renamed_checkpoint_overwrites_only_an_evaluation(folder: Path) -> None:
     (folder / "checkpoint-0003.pt").rename("mine.pt")
     Path("mine-standard.json").write_text('{"mine": 1}')
-    asked = settings("checkpoint=mine.pt", "device=cpu", command="eval")
+    asked = settings("checkpoint=mine.pt", "stored_data=true", "device=cpu", command="eval")
     with pytest.raises(ConfigError, match=r"mine-standard\.json was not written by vdrop"):
         evaluation.run(asked)
     assert Path("mine-standard.json").read_text() == '{"mine": 1}'

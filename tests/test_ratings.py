@@ -77,7 +77,7 @@ def test_the_section_holds_what_the_runs_came_to(tmp_path: Path) -> None:
     clean = [row for row in ratings.rows(FEW) if row.protocol is Protocol.clean]
     found = {row.key: [finished(tmp_path, row, seed, 0.14 + seed / 100) for seed in (1, 2)] for row in clean}
     every = [run for of_row in found.values() for run in of_row]
-    parts = ratings.section(FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.png)
+    parts = ratings.section(FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.png, tmp_path / "RESULTS.md")
     whole = "\n\n".join(parts)
     lines = [line for line in whole.splitlines() if " | 7 ± 0 | 0.1" in line]
     none, variational = (next(line for line in lines if line.startswith(f"| LSTM | {name} ")) for name in ("none", "variational"))
@@ -88,7 +88,7 @@ def test_the_section_holds_what_the_runs_came_to(tmp_path: Path) -> None:
     assert whole.count("not yet run") == 2, "the paper's protocol"
     every[0].log.append({"kind": "start", "environment": every[0].environment | {"commit": "9876543210", "dirty": False}})
     assert "| 2026-01-02 | 0123456*; 9876543 |" in "".join(
-        ratings.section(FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.none)
+        ratings.section(FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.none, tmp_path / "RESULTS.md")
     )
     assert (tmp_path / "pictures" / "ratings_clean_lstm.png").exists()
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["ratings_clean_lstm.png"]

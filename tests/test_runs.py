@@ -141,12 +141,14 @@ def test_what_older_versions_logged_is_read_by_its_present_name(folder: Path) ->
     for record in records:
         if record["kind"] == "epoch":
             record["train_ppl"] = record.pop("train_ppl_dropout")
+            del record["chain"]
         if record["kind"] in ("epoch", "result"):
             record["valid_ppl_as_published"] = 1.0
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     result.write_text(json.dumps(json.loads(result.read_text()) | {"valid_ppl_as_published": 1.0}))
     old = runs.read(folder)
-    assert old is not None and new is not None and (old.log, old.result) == (new.log, new.result)
+    assert old is not None and new is not None and old.result == new.result
+    assert old.log == [{name: value for name, value in record.items() if name != "chain"} for record in new.log]
     assert "train_ppl" in new.result and all("train_ppl" not in epoch for epoch in new.epochs)
     record = runs.read(ROOT / "outputs/record/language_model/lstm_small-none/s1")
     assert (

@@ -301,10 +301,10 @@ def test_a_log_that_is_emptied_while_it_is_written_is_noticed(tmp_path: Path, ca
 
 def test_an_infinite_metric_is_null_in_the_log(tmp_path: Path) -> None:
     with JsonLines(tmp_path, 1, 0, 0) as sink:
-        sink(replace(EPOCH, metrics={"train_ppl": float("inf"), "valid_ppl_batched": 9.0}))
+        sink(replace(EPOCH, metrics={"train_ppl_dropout": float("inf"), "valid_ppl_batched": 9.0}))
     assert "Infinity" not in sink.path.read_text()
     (epoch,) = read_log(sink.path)
-    assert (epoch["train_ppl"], epoch["valid_ppl_batched"]) == (None, 9.0)
+    assert (epoch["train_ppl_dropout"], epoch["valid_ppl_batched"]) == (None, 9.0)
 
 
 def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:

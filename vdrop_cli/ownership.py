@@ -39,7 +39,7 @@ def entries(folder: Path) -> list[Path]:
     """What is in a run folder; nothing where there is none yet. Raises ConfigError where it cannot be listed."""
     try:
         return sorted(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # who makes the folder says what is in its way
         return []
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read ({error.strerror}); move it away, or choose another outputs=") from None
@@ -153,7 +153,7 @@ def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size:
     """Raises ConfigError where a file is there that vdrop did not write, going by its content, or by its first `size` bytes."""
     try:
         content = files.read(path) if size is None else files.read_start(path, size)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # writing it says what is in the way
         return
     except Damaged as damage:
         raise ConfigError(f"{printable(path)} would be overwritten, and {damage}; {way_out}") from None

@@ -151,10 +151,10 @@ def test_a_step_of_ratings_is_of_texts_like_the_reviews_and_learns() -> None:
     ids_TB, lengths_B, targets_B = random_ratings(train)
     assert ids_TB.shape == (9, 8) and lengths_B.tolist()[:5] == [9] * 5 and all(1 <= length < 9 for length in lengths_B[5:])
     assert int(ids_TB.max()) + 1 == 20_002 and targets_B.shape == (8,)
-    (before, after) = (our_ratings(train, Precision.fp32)() for _ in range(2))
+    (before, after) = (our_ratings(train, Precision.fp32)().read() for _ in range(2))  # type: ignore[attr-defined]
     assert before == after, "the same start"
     step = our_ratings(train, Precision.fp32)
-    losses = [step() for _ in range(30)]
+    losses = [step().read()[0] for _ in range(30)]  # type: ignore[attr-defined]
     assert losses[-1] < losses[0], "it learns"
 
 

@@ -85,7 +85,7 @@ def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """mc_batch=null is what it comes to on the device; the file of the result is named the same."""
-    for first, second, told in (("null", "50", "going on after"), ("50", "null", "going on after"), ("null", "3", "starting over")):
+    for first, second, told in (("null", "50", "resuming after"), ("50", "null", "resuming after"), ("null", "3", "starting over")):
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
             patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
@@ -99,7 +99,7 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "nowhere" / "environment.py"))
-    for first, second, told in (("0123abc", "0123abc", "going on after"), ("0123abc", "4567def", "starting over")):
+    for first, second, told in (("0123abc", "0123abc", "resuming after"), ("0123abc", "4567def", "starting over")):
         monkeypatch.setenv("VDROP_COMMIT", first)
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
@@ -161,7 +161,7 @@ def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
     monkeypatch.setattr(interruption, "received", [])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     run(folder, "mc_samples=4")
-    assert "going on after" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     (target,) = folder.glob("eval-*.json")
     partial = target.with_suffix(".partial")
     files.write_tensors(partial, {"of": {"torch": "another"}, "passes": {}, "metrics": {}, "seconds": 0.0})
@@ -252,7 +252,7 @@ def test_what_does_not_fit_or_overflows_is_one_line_and_writes_nothing(folder: P
     for change in ({"model": renamed}, {"config": larger}, {"config": deeper}):
         files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, **change))})
         with pytest.raises(ConfigError, match=r"checkpoint-0001\.pt cannot be used: "):
-            run(folder)
+            run(path)
     bias_V = found.model["head_bias"]
     huge = found.model | {"head_bias": torch.where(torch.arange(len(bias_V)) % 2 == 0, 3e38, -3e38)}
     files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model=huge))})

@@ -15,6 +15,7 @@ from tests.commands.test_table import RATINGS, rows_of
 from tests.conftest import TINY, Vdrop, settings
 from tests.processes import spawn
 from vdrop_cli import experiments
+from vdrop_cli.arguments import prepared
 from vdrop_cli.commands import reproduce
 from vdrop_cli.commands.reproduce import page_of, require_on_page
 from vdrop_cli.commands.table import Evaluated, Line
@@ -110,7 +111,7 @@ def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> N
     command = ["make", "--dry-run", "--no-print-directory", "reproduce-table", *given]
     told = subprocess.run(command, cwd=root, env=outside, capture_output=True, text=True, check=True).stdout
     _, name, *arguments = shlex.split(told[told.index(".venv/bin/vdrop") :].replace("\\\n", " "))
-    assert name == "reproduce" and settings(*arguments, command="reproduce") == meant
+    assert name == "reproduce" and settings(*prepared("reproduce", arguments), command="reproduce") == meant
 
 
 def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, changes: str) -> None:

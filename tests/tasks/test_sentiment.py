@@ -204,7 +204,7 @@ def test_a_warning_is_in_the_output_and_in_every_result(
     (warning,) = result["warnings"]
     assert said.count(f"vdrop: {warning}\n") == 1 and said.index(warning) < said.index("epoch 1/1"), "before training"
     assert "test_rmse" in result and not KNOWN & result.keys() and read_log(folder / "log.jsonl")[-1]["warnings"] == [warning]
-    evaluation.run(settings(f"checkpoint={folder}", "device=cpu", "mc_samples=2", command="eval"))
+    evaluation.run(settings(f"checkpoint={folder}", "stored_data=true", "device=cpu", "mc_samples=2", command="eval"))
     (path,) = folder.glob("eval-*.json")
     assert json.loads(path.read_text())["warnings"] == [warning] and f"vdrop: {warning}\n" in capsys.readouterr().err
     train.run(settings(*TINY_SENTIMENT, *mine, "task.protocol=clean"))

@@ -125,6 +125,7 @@ def run(settings: Eval) -> str:
         if task.warnings:
             told["warnings"] = task.warnings
         told["environment"] = described
+        require_finite(told, path)
         write(target, told)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
@@ -191,7 +192,7 @@ class Partial:
                     raise Damaged("it holds no passes")
                 passes.load_state_dict(held["passes"])
                 self.metrics, self.seconds = metrics or {}, float(seconds)  # type: ignore[arg-type]
-                print(f"going on after {passes.words:,} words of MC passes", file=sys.stderr)
+                print(f"resuming after {passes.words:,} words of MC passes", file=sys.stderr)
                 return True
             print(f"vdrop: {self.path} is of other settings or code; starting over", file=sys.stderr)
         except FileNotFoundError:
