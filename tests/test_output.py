@@ -1,4 +1,4 @@
-"""Standard output and error: nothing that they cannot show ends a command, and what is lost is told by the exit code."""
+"""Standard output and error: what cannot be shown there ends no command, and the exit code says that it was lost."""
 
 import errno
 import io

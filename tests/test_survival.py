@@ -103,7 +103,7 @@ def test_a_training_killed_at_30_moments_comes_to_the_same(
     starts = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"]
     assert starts == sorted(starts)
     told = (tmp_path / "out").read_text()
-    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 5, "it went on from many places"
+    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 5, "it resumed at many places"
     if number is signal.SIGTERM:
         assert set(codes) <= {143, -15} and codes.count(143) > 10, "asked to stop before it listens, a process just ends"
         assert "go on with: vdrop train" in told
