@@ -214,7 +214,7 @@ def operands(cell: str, **options: Any) -> tuple[Any, ...]:
 def test_the_operators_keep_torchs_rules(cell: str) -> None:
     """Schema, no aliases, what is told of shapes without running, the way back, and both under `torch.compile`'s tracing."""
     for option in VARIANTS[cell]:
-        torch.library.opcheck({"lstm": ours.lstm_operator, "gru": ours.gru_operator}[cell], operands(cell, **option))
+        torch.library.opcheck({"lstm": ours.apply_lstm, "gru": ours.apply_gru}[cell], operands(cell, **option))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own

@@ -8,17 +8,13 @@ T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n) 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from inspect import signature
+from contextlib import contextmanager
 from threading import Lock
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import programs, reference
-from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
     Gates,
@@ -31,7 +27,8 @@ from vdrop_cli.kernels.gates import (
 from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.kernels.loops import FOUR, ONLY_N, R_AND_Z, THREE, gru_loop, gru_loop_back, lstm_loop, lstm_loop_back
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.products import exact_sums, mm_into
+from vdrop_cli.kernels.operators import Layer, empty_states, gru_operator, lstm_operator, writable
+from vdrop_cli.kernels.products import mm_into
 
 __all__ = ["gru", "linear_cross_entropy", "lstm", "obstacle"]
 
@@ -40,88 +37,9 @@ GRAPHS = Graphs()
 SELF_CHECK = Lock()  # one at a time
 
 
-def on_its_own(tensor: Tensor) -> ExitStack:
-    """On the device of the tensor, without a user's autocast, which would round what is not to be rounded, and with sums in fp32."""
-    stack = ExitStack()
-    stack.enter_context(exact_sums(tensor.device.type))
-    stack.enter_context(torch.cuda.device_of(tensor))  # type: ignore[no-untyped-call]
-    stack.enter_context(torch.autocast(tensor.device.type, enabled=False))
-    return stack
-
-
-class Layer(NamedTuple):
-    """What an operator is given besides the first states: the tensors first, which are kept for the way back."""
-
-    x: Tensor
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor
-    b_hh: Tensor
-    mask_x: Tensor | None
-    mask_h: Tensor | None
-    mask_c: Tensor | None
-    lengths: Tensor | None
-    compute_dtype: torch.dtype
-    recompute: bool
-
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        return self[1:5]
-
-    @property
-    def for_reference(self) -> dict[str, Any]:
-        """What the functions of `reference` take besides input, states and weights."""
-        masks = Masks(self.mask_x, self.mask_h, self.mask_c)
-        return {"masks": masks, "lengths": self.lengths, "compute_dtype": self.compute_dtype}
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self[:9]
-
-    def low(self, weights: Tensor) -> Tensor:
-        """In the type that is multiplied in."""
-        return weights.to(self.compute_dtype)
-
-    def gates(self) -> Gates:
-        """Memory for the gates of all steps."""
-        hidden = self.w_hh.shape[1]
-        return Gates.of(self.x, hidden, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
-
-    def read_by_loop(self) -> dict[str, Tensor | None]:
-        """What a loop over time reads, forward and back."""
-
-        def whole(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
-
-        lengths = None if self.lengths is None else self.lengths.contiguous()
-        return {"w_hh": self.low(self.w_hh), "mask_h": whole(self.mask_h), "mask_c": whole(self.mask_c), "lengths": lengths}
-
-
-# The graphs that torch.compile makes are not to hold ours.
-operator = partial(
-    torch.library.custom_op,
-    mutates_args=(),
-    **({"tags": (torch.Tag.cudagraph_unsafe,)} if "tags" in signature(torch.library.custom_op).parameters else {}),
-)
-LAYER = (
-    "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? mask_c, Tensor? lengths, "
-    "ScalarType compute_dtype, bool recompute"
-)
-
-
 def zeros_or(gradient: Tensor | None, like: Tensor) -> Tensor:
     """The gradient that came from upstream, if one came."""
     return torch.zeros_like(like) if gradient is None else gradient.contiguous()
-
-
-def own(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """Likewise, in memory that may be written to."""
-    return torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
-
-
-def states_of_all_steps(first_BH: Tensor, time: int) -> Tensor:
-    """Memory for them, [T + 1, B, H]: the first ones before the first step."""
-    return first_BH.new_empty(time + 1, *first_BH.shape)
 
 
 def outputs(hs: Tensor, lengths: Tensor | None) -> Tensor:
@@ -132,37 +50,18 @@ def outputs(hs: Tensor, lengths: Tensor | None) -> Tensor:
     return hs[1:] * alive_TB[..., None]
 
 
-def like_new(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
 def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor]) -> None:
     """Adds the recurrent products of all steps at once, as can be done when all states are known."""
     for group, input_ND in zip(gates.groups(part), inputs_ND, strict=True):
         mm_into(gates.matrix(group), input_ND, w_hh[gates.rows(group)].T, add=True)
 
 
-@operator(
-    "vdrop::lstm",
-    schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor a, Tensor hs, Tensor cs)",
-)
-def lstm_operator(h: Tensor, c: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    """The outputs, the last states, and what is kept for the way back: the gates (none with `recompute`), states of all steps."""
-    layer = Layer(*given)
-    with on_its_own(h):
-        gates, (hs, cs) = layer.gates(), (states_of_all_steps(state, layer.x.shape[0]) for state in (h, c))
-        project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
-        GRAPHS.run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
-        kept = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
-        return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), *kept
-
-
-@lstm_operator.register_fake
-def lstm_fake(h: Tensor, c: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    layer = Layer(*given)
-    hs, cs = (states_of_all_steps(state, layer.x.shape[0]) for state in (h, c))
-    a = layer.gates().memory
-    return torch.empty_like(hs[1:]), *map(like_new, (h, c)), a.new_empty(0) if layer.recompute else a, hs, cs
+def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
+    gates, (hs, cs) = layer.gates(), (empty_states(state, layer.x.shape[0]) for state in (h, c))
+    project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
+    GRAPHS.run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
+    saved = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
+    return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), *saved
 
 
 def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
@@ -176,62 +75,21 @@ def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
     return gates
 
 
-GRADIENTS = "Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh"
-
-
-@operator(
-    "vdrop::lstm_backward",
-    schema=f"(Tensor? dy, Tensor? dh, Tensor? dc, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, {GRADIENTS})",
-)
-def lstm_backward_operator(
-    dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *given: Any
+def lstm_backward(
+    dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, layer: Layer
 ) -> tuple[Tensor, ...]:
-    layer = Layer(*given)
-    with on_its_own(hs):
-        gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
-        da, dh, dc = gates.another(layer.compute_dtype), own(dh, hs[0]), own(dc, cs[0])
-        read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
-        GRAPHS.run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
-        dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
-        weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
-        weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
-        db = sum_over_steps(da, layer.b_ih.dtype)
-        return dh, dc, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db, db.clone()
+    gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
+    da, dh, dc = gates.another(layer.compute_dtype), writable(dh, hs[0]), writable(dc, cs[0])
+    read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
+    GRAPHS.run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
+    dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
+    weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
+    weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
+    db = sum_over_steps(da, layer.b_ih.dtype)
+    return dh, dc, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db, db.clone()
 
 
-@lstm_backward_operator.register_fake
-def lstm_backward_fake(
-    dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *given: Any
-) -> tuple[Tensor, ...]:
-    return tuple(map(like_new, (hs[0], cs[0], *given[:5])))
-
-
-def keep_for_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    layer = Layer(*inputs[2:])
-    ctx.save_for_backward(*inputs[:2], *output[3:], *layer.tensors)
-    ctx.options = layer[len(layer.tensors) :]
-    ctx.set_materialize_grads(False)
-
-
-def lstm_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    h, c, *saved = ctx.saved_tensors
-    if needs_reference((dy, dh, dc)):
-        layer, needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
-        with on_its_own(h):
-            dx, dh, dc, *dw = cell_gradients(
-                reference.lstm,
-                (layer.x, h, c, *layer.weights),
-                (needed[2], *needed[:2], *needed[3:7]),
-                (dy, dh, dc),
-                **layer.for_reference,
-            )
-        gradients = (dh, dc, dx, *dw)
-    else:
-        gradients = lstm_backward_operator(dy, dh, dc, *saved, *ctx.options)
-    return *gradients, *[None] * (len(Layer._fields) - 5)
-
-
-lstm_operator.register_autograd(lstm_gradients, setup_context=keep_for_lstm)
+apply_lstm = lstm_operator("lstm", lstm_forward, lstm_backward)
 
 
 def lstm(
@@ -247,9 +105,7 @@ def lstm(
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y_TBH, h_BH, c_BH, *_ = lstm_operator(
-        h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute
-    )
+    y_TBH, h_BH, c_BH, *_ = apply_lstm(h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute)
     return y_TBH, h_BH, c_BH
 
 
@@ -267,31 +123,16 @@ def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) 
     return masked_inputs(gates, ONLY_N, h_TBH, layer.compute_dtype, layer.mask_h)
 
 
-@operator(
-    "vdrop::gru",
-    schema=f"(Tensor h, {LAYER}, bool reset_after) -> (Tensor y, Tensor h_last, Tensor a, Tensor hs, Tensor inner)",
-)
-def gru_operator(h: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    """The outputs, the last state, and what is kept for the way back: the gates (none with `recompute`), states, `inner`."""
-    layer, reset_after = Layer(*given[:-1]), given[-1]
-    with on_its_own(h):
-        gates, hs = layer.gates(), states_of_all_steps(h, layer.x.shape[0])
-        project_gru(layer, gates, reset_after)
-        inner, filled, read = h.new_empty(0), {"h": hs}, {"h_BH": h} | layer.read_by_loop()
-        if reset_after:
-            filled["inner"] = inner = torch.empty_like(hs[1:])
-            read["b_n"] = layer.b_hh[2 * gates.hidden :]
-        GRAPHS.run(gru_loop, {"a": gates.memory}, filled, read)
-        kept = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
-        return outputs(hs, layer.lengths), hs[-1].clone(), *kept
-
-
-@gru_operator.register_fake
-def gru_fake(h: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    layer, reset_after = Layer(*given[:-1]), given[-1]
-    hs, a, nothing = states_of_all_steps(h, layer.x.shape[0]), layer.gates().memory, h.new_empty(0)
-    kept = (nothing, hs, nothing) if layer.recompute else (a, hs, torch.empty_like(hs[1:]) if reset_after else nothing)
-    return torch.empty_like(hs[1:]), like_new(h), *kept
+def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...]:
+    gates, hs = layer.gates(), empty_states(h, layer.x.shape[0])
+    project_gru(layer, gates, reset_after)
+    inner, filled, read = h.new_empty(0), {"h": hs}, {"h_BH": h} | layer.read_by_loop()
+    if reset_after:
+        filled["inner"] = inner = torch.empty_like(hs[1:])
+        read["b_n"] = layer.b_hh[2 * gates.hidden :]
+    GRAPHS.run(gru_loop, {"a": gates.memory}, filled, read)
+    saved = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
+    return outputs(hs, layer.lengths), hs[-1].clone(), *saved
 
 
 def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tensor]:
@@ -310,62 +151,26 @@ def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tenso
     return gates, inner_TBH
 
 
-@operator(
-    "vdrop::gru_backward",
-    schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after) -> (Tensor dh, {GRADIENTS})",
-)
-def gru_backward_operator(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    layer, reset_after = Layer(*given[:-1]), given[-1]
-    with on_its_own(hs):
-        gates, inner = gru_gates(layer, hs, reset_after) if layer.recompute else (Gates(a, 3), inner)
-        da, dh = gates.another(layer.compute_dtype), own(dh, hs[0])
-        dp, filled = da, {"da": da.memory}
-        read = {"a": gates.memory, "h": hs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
-        if reset_after:
-            dp, read["inner"] = da.another(), inner
-            filled["dp"] = dp.memory
-        GRAPHS.run(gru_loop_back, {"dh": dh}, filled, read)
-        dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
-        weight_gradient(da, THREE, masked_inputs(da, THREE, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
-        weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
-        weight_gradient(dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after), dw_hh)
-        db_ih, db_hh = (sum_over_steps(of, layer.b_ih.dtype) for of in (da, dp))
-        return dh, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db_ih, db_hh
+def gru_backward(
+    dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, layer: Layer, reset_after: bool
+) -> tuple[Tensor, ...]:
+    gates, inner = gru_gates(layer, hs, reset_after) if layer.recompute else (Gates(a, 3), inner)
+    da, dh = gates.another(layer.compute_dtype), writable(dh, hs[0])
+    dp, filled = da, {"da": da.memory}
+    read = {"a": gates.memory, "h": hs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
+    if reset_after:
+        dp, read["inner"] = da.another(), inner
+        filled["dp"] = dp.memory
+    GRAPHS.run(gru_loop_back, {"dh": dh}, filled, read)
+    dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
+    weight_gradient(da, THREE, masked_inputs(da, THREE, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
+    weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
+    weight_gradient(dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after), dw_hh)
+    db_ih, db_hh = (sum_over_steps(of, layer.b_ih.dtype) for of in (da, dp))
+    return dh, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db_ih, db_hh
 
 
-@gru_backward_operator.register_fake
-def gru_backward_fake(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    return tuple(map(like_new, (hs[0], *given[:5])))
-
-
-def keep_for_gru(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    layer = Layer(*inputs[1:-1])
-    ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
-    ctx.options = (*layer[len(layer.tensors) :], inputs[-1])
-    ctx.set_materialize_grads(False)
-
-
-def gru_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    h, *saved = ctx.saved_tensors
-    if needs_reference((dy, dh)):
-        *options, reset_after = ctx.options
-        layer, needed = Layer(*saved[3:], *options), ctx.needs_input_grad
-        with on_its_own(h):
-            dx, dh, *dw = cell_gradients(
-                reference.gru,
-                (layer.x, h, *layer.weights),
-                (needed[1], needed[0], *needed[2:6]),
-                (dy, dh),
-                **layer.for_reference,
-                reset_after=reset_after,
-            )
-        gradients = (dh, dx, *dw)
-    else:
-        gradients = gru_backward_operator(dy, dh, *saved, *ctx.options)
-    return *gradients, *[None] * (len(Layer._fields) - 5 + 1)
-
-
-gru_operator.register_autograd(gru_gradients, setup_context=keep_for_gru)
+apply_gru = gru_operator("gru", gru_forward, gru_backward)
 
 
 def gru(
@@ -381,9 +186,7 @@ def gru(
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    y_TBH, h_BH, *_ = gru_operator(
-        h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute, reset_after
-    )
+    y_TBH, h_BH, *_ = apply_gru(h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute, reset_after)
     return y_TBH, h_BH
 
 

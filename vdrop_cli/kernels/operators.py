@@ -1,0 +1,232 @@
+"""The cells as operators of torch, so that `torch.compile` takes them whole: what the back ends `native` and `triton` have in common.
+
+An operator gives its outputs and what its backward pass needs: the gates (none with `recompute`) and the states of all steps.
+
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.kernels import reference
+from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
+from vdrop_cli.kernels.gates import Gates
+from vdrop_cli.kernels.masks import Masks
+from vdrop_cli.kernels.products import exact_sums
+
+
+def exact_on_device(tensor: Tensor) -> ExitStack:
+    """On the device of the tensor, without a user's autocast, which would round what is not to be rounded, and with sums in fp32."""
+    stack = ExitStack()
+    stack.enter_context(exact_sums(tensor.device.type))
+    stack.enter_context(torch.cuda.device_of(tensor))  # type: ignore[no-untyped-call]
+    stack.enter_context(torch.autocast(tensor.device.type, enabled=False))
+    return stack
+
+
+class Layer(NamedTuple):
+    """The arguments of an operator besides the first states: the tensors first, which are saved for the backward pass."""
+
+    x: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    mask_x: Tensor | None
+    mask_h: Tensor | None
+    mask_c: Tensor | None
+    lengths: Tensor | None
+    compute_dtype: torch.dtype
+    recompute: bool
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        return self[1:5]
+
+    @property
+    def for_reference(self) -> dict[str, Any]:
+        """What the functions of `reference` take besides input, states and weights."""
+        masks = Masks(self.mask_x, self.mask_h, self.mask_c)
+        return {"masks": masks, "lengths": self.lengths, "compute_dtype": self.compute_dtype}
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:9]
+
+    def low(self, weights: Tensor) -> Tensor:
+        """In the type that is multiplied in."""
+        return weights.to(self.compute_dtype)
+
+    def gates(self) -> Gates:
+        """Memory for the gates of all steps."""
+        hidden = self.w_hh.shape[1]
+        return Gates.of(self.x, hidden, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
+
+    def read_by_loop(self) -> dict[str, Tensor | None]:
+        """What a loop over time reads, forward and back."""
+
+        def whole(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
+
+        lengths = None if self.lengths is None else self.lengths.contiguous()
+        return {"w_hh": self.low(self.w_hh), "mask_h": whole(self.mask_h), "mask_c": whole(self.mask_c), "lengths": lengths}
+
+
+# The graphs that torch.compile makes are not to hold ours.
+operator = partial(
+    torch.library.custom_op,
+    mutates_args=(),
+    **({"tags": (torch.Tag.cudagraph_unsafe,)} if "tags" in signature(torch.library.custom_op).parameters else {}),
+)
+LAYER = (
+    "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? mask_c, Tensor? lengths, "
+    "ScalarType compute_dtype, bool recompute"
+)
+GRADIENTS = "Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh"
+Tensors = tuple[Tensor, ...]
+
+
+def empty_contiguous(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def empty_states(first_BH: Tensor, time: int) -> Tensor:
+    """Memory for the states of all steps, [T + 1, B, H]: the first ones before the first step."""
+    return first_BH.new_empty(time + 1, *first_BH.shape)
+
+
+def writable(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient, or zeros where there is none, in memory that may be written to."""
+    return torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
+
+
+def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors], backward: Callable[..., Tensors]) -> Any:
+    """`vdrop::<name>`, an LSTM.
+
+    `forward(h, c, layer)` gives y, the last h and c, the gates, and the states h and c of all steps;
+    `backward(dy, dh, dc, gates, hs, cs, layer)` the gradients of h, c, x and the weights, upstream gradients may be None.
+    """
+
+    @operator(
+        f"vdrop::{name}",
+        schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor a, Tensor hs, Tensor cs)",
+    )
+    def lstm(h: Tensor, c: Tensor, *arguments: Any) -> Tensors:
+        with exact_on_device(h):
+            return forward(h, c, Layer(*arguments))
+
+    @lstm.register_fake
+    def lstm_fake(h: Tensor, c: Tensor, *arguments: Any) -> Tensors:
+        layer = Layer(*arguments)
+        hs, cs = (empty_states(state, layer.x.shape[0]) for state in (h, c))
+        a = layer.gates().memory
+        return torch.empty_like(hs[1:]), *map(empty_contiguous, (h, c)), a.new_empty(0) if layer.recompute else a, hs, cs
+
+    @operator(
+        f"vdrop::{name}_backward",
+        schema=f"(Tensor? dy, Tensor? dh, Tensor? dc, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, {GRADIENTS})",
+    )
+    def lstm_backward(dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *given: Any) -> Tensors:
+        with exact_on_device(hs):
+            return backward(dy, dh, dc, a, hs, cs, Layer(*given))
+
+    @lstm_backward.register_fake
+    def lstm_backward_fake(
+        dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *arguments: Any
+    ) -> Tensors:
+        return tuple(map(empty_contiguous, (hs[0], cs[0], *arguments[:5])))
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        layer = Layer(*inputs[2:])
+        ctx.save_for_backward(*inputs[:2], *output[3:], *layer.tensors)
+        ctx.options = layer[len(layer.tensors) :]
+        ctx.set_materialize_grads(False)
+
+    def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        h, c, *saved = ctx.saved_tensors
+        if needs_reference((dy, dh, dc)):
+            layer, needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
+            with exact_on_device(h):
+                dx, dh, dc, *dw = cell_gradients(
+                    reference.lstm,
+                    (layer.x, h, c, *layer.weights),
+                    (needed[2], *needed[:2], *needed[3:7]),
+                    (dy, dh, dc),
+                    **layer.for_reference,
+                )
+            found = (dh, dc, dx, *dw)
+        else:
+            found = lstm_backward(dy, dh, dc, *saved, *ctx.options)
+        return *found, *[None] * (len(Layer._fields) - 5)
+
+    lstm.register_autograd(gradients, setup_context=save)
+    return lstm
+
+
+def gru_operator(name: str, forward: Callable[[Tensor, Layer, bool], Tensors], backward: Callable[..., Tensors]) -> Any:
+    """`vdrop::<name>`, a GRU.
+
+    `forward(h, layer, reset_after)` gives y, the last h, the gates, the states of all steps, and where the reset gate acts after the
+    product U_n (m ∘ h) + b of all steps; `backward(dy, dh, gates, hs, inner, layer, reset_after)` the gradients of h, x and the weights.
+    """
+
+    @operator(
+        f"vdrop::{name}",
+        schema=f"(Tensor h, {LAYER}, bool reset_after) -> (Tensor y, Tensor h_last, Tensor a, Tensor hs, Tensor inner)",
+    )
+    def gru(h: Tensor, *arguments: Any) -> Tensors:
+        with exact_on_device(h):
+            return forward(h, Layer(*arguments[:-1]), arguments[-1])
+
+    @gru.register_fake
+    def gru_fake(h: Tensor, *arguments: Any) -> Tensors:
+        layer, reset_after = Layer(*arguments[:-1]), arguments[-1]
+        hs, a, nothing = empty_states(h, layer.x.shape[0]), layer.gates().memory, h.new_empty(0)
+        saved = (nothing, hs, nothing) if layer.recompute else (a, hs, torch.empty_like(hs[1:]) if reset_after else nothing)
+        return torch.empty_like(hs[1:]), empty_contiguous(h), *saved
+
+    @operator(
+        f"vdrop::{name}_backward",
+        schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after) -> (Tensor dh, {GRADIENTS})",
+    )
+    def gru_backward(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any) -> Tensors:
+        with exact_on_device(hs):
+            return backward(dy, dh, a, hs, inner, Layer(*arguments[:-1]), arguments[-1])
+
+    @gru_backward.register_fake
+    def gru_backward_fake(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any) -> Tensors:
+        return tuple(map(empty_contiguous, (hs[0], *arguments[:5])))
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        layer = Layer(*inputs[1:-1])
+        ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
+        ctx.options = (*layer[len(layer.tensors) :], inputs[-1])
+        ctx.set_materialize_grads(False)
+
+    def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        h, *saved = ctx.saved_tensors
+        if needs_reference((dy, dh)):
+            *options, reset_after = ctx.options
+            layer, needed = Layer(*saved[3:], *options), ctx.needs_input_grad
+            with exact_on_device(h):
+                dx, dh, *dw = cell_gradients(
+                    reference.gru,
+                    (layer.x, h, *layer.weights),
+                    (needed[1], needed[0], *needed[2:6]),
+                    (dy, dh),
+                    **layer.for_reference,
+                    reset_after=reset_after,
+                )
+            found = (dh, dx, *dw)
+        else:
+            found = gru_backward(dy, dh, *saved, *ctx.options)
+        return *found, *[None] * (len(Layer._fields) - 5 + 1)
+
+    gru.register_autograd(gradients, setup_context=save)
+    return gru
