@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from tests.processes import environment
 from vdrop_cli import CONF, config, interruption
+from vdrop_cli.kernels import native
 
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
 
@@ -48,9 +50,15 @@ TINY_SENTIMENT = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings are errors during tests, unless a test's own mark says otherwise.
 
-    They are not while pytest starts: plugins that are merely installed may warn then.
+    They are not while pytest starts: plugins that are merely installed may warn then. Where there is no C compiler, tests of the back end
+    `native` are skipped, and `auto` may say that it is `fused`.
     """
+    why = native.unavailable_reason()
     for item in items:
+        if why:
+            item.add_marker(pytest.mark.filterwarnings("ignore:backend=auto is fused on cpu"), append=False)
+            if item.path.stem == "test_native" or "native" in getattr(item, "callspec", SimpleNamespace(params={})).params.values():
+                item.add_marker(pytest.mark.skip(f"backend=native: {why}"))
         item.add_marker(pytest.mark.filterwarnings("error"), append=False)
 
 

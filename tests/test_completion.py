@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train seed=1 sche", ["schedule.", "schedule="]),
         ("train checkpoint", ["checkpoint."]),
         ("train device=c", ["device=cpu", "device=cuda"]),
-        ("train backend=", ["backend=auto", "backend=reference", "backend=fused", "backend=triton"]),
+        ("train backend=", ["backend=auto", "backend=reference", "backend=fused", "backend=native", "backend=triton"]),
         ("train force=t", ["force=true"]),
         ("train +task.protocol=p", ["+task.protocol=paper"]),
         ("train data=h", ["data=hub"]),

@@ -224,10 +224,10 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
         overrides = [o for o in TINY if not o.startswith("device")]
         ran = vdrop("train", *overrides, *text, "dropout=variational", "log_every=1", f"device={device}", f"outputs={device}")
         assert ran.returncode == 0, ran.stderr
-        assert f"{device}, back end {'triton' if device == 'cuda' else 'fused'}, fp32" in ran.stderr
+        assert f"{device}, back end {'triton' if device == 'cuda' else 'native'}, fp32" in ran.stderr
     here, there = (next((tmp_path / device / "train").glob("*/*")) for device in ("cpu", "cuda"))
     environments = [log_of(folder)[0]["environment"] for folder in (here, there)]
-    assert [e["backend"] for e in environments] == ["fused", "triton"] and environments[1]["device"] == torch.cuda.get_device_name()
+    assert [e["backend"] for e in environments] == ["native", "triton"] and environments[1]["device"] == torch.cuda.get_device_name()
     losses = [[r["loss"] for r in log_of(folder) if r["kind"] == "step"] for folder in (here, there)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     found = []

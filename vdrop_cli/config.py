@@ -90,6 +90,7 @@ class Backend(Choice):
     auto = "auto"
     reference = "reference"
     fused = "fused"
+    native = "native"
     triton = "triton"
 
 
@@ -474,6 +475,7 @@ class BenchCell(Choice):
     naive = "naive"
     variational = "variational"
     variational_untied = "variational_untied"
+    fused = "fused"  # variational with backend=fused
     products = "products"  # nothing but the matrix products of a step, at their own shapes: what the rest costs is the difference
     torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
     cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with masks on inputs and recurrence as those of variational

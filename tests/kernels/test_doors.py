@@ -9,12 +9,14 @@ CPU = torch.device("cpu")
 SHAPES = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}  # of a GRU
 
 
-def test_auto_is_fused_on_the_cpu() -> None:
-    assert kernels.choose("auto", CPU) == "fused"
+def test_auto_is_native_on_the_cpu() -> None:
+    """And `fused` where neither `native` nor `triton` is for a device."""
+    assert kernels.choose("auto", CPU) == "native"
+    assert kernels.choose("auto", torch.device("meta")) == "fused"
 
 
 def test_a_back_end_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
-    with pytest.raises(ValueError, match="choose auto, reference, fused or triton"):
+    with pytest.raises(ValueError, match="choose auto, reference, fused, native or triton"):
         kernels.choose("cudnn", CPU)
 
 
@@ -49,7 +51,7 @@ def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
         kernels.gru(*zeros, kernels.Masks(), lengths=lengths)
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
 def test_lengths_may_be_of_any_type_that_holds_them(dtype: torch.dtype, backend: str) -> None:
     """Of three hundred steps, a number that the smaller types do not hold."""

@@ -1,4 +1,4 @@
-"""The hand-written cells against the definition: every policy's masks, all outputs and all gradients."""
+"""The hand-written cells, `fused` and `native`, against the definition: every policy's masks, all outputs and all gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, settings
 from vdrop_cli.dropout import MaskShape, Stream, draw
-from vdrop_cli.kernels import Masks, fused, gru, linear_cross_entropy, lstm
+from vdrop_cli.kernels import Masks, fused, gru, linear_cross_entropy, lstm, native
 from vdrop_cli.kernels.products import Weights, WeightsByGate
 
 BATCH, INPUT, HIDDEN = 3, 5, 7
 Function = Callable[..., tuple[Tensor, ...]]
+both_back_ends = pytest.mark.parametrize("backend", ["fused", "native"])
 
 
 def inputs_of(cell: str, time: int, dtype: torch.dtype) -> list[Tensor]:
@@ -49,11 +50,12 @@ def double(masks: Masks) -> Masks:
     return Masks(*(None if m is None else m.double() for m in masks))
 
 
+@both_back_ends
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("time", [1, 2, 35])
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("padded", [False, True])
-def test_fp32_agrees_with_the_definition_in_float64(cell: str, policy: str, time: int, padded: bool) -> None:
+def test_fp32_agrees_with_the_definition_in_float64(backend: str, cell: str, policy: str, time: int, padded: bool) -> None:
     masks = masks_of(cell, policy, time)
     lengths = torch.tensor([1, time, (time + 1) // 2]) if padded else None
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
@@ -63,15 +65,16 @@ def test_fp32_agrees_with_the_definition_in_float64(cell: str, policy: str, time
             inputs_of(cell, time, torch.float64),
         )
         found = outputs_and_gradients(
-            lambda *a, f=function, o=option: f(*a, masks, lengths=lengths, backend="fused", **o), inputs_of(cell, time, torch.float32)
+            lambda *a, f=function, o=option: f(*a, masks, lengths=lengths, backend=backend, **o), inputs_of(cell, time, torch.float32)
         )
         assert max(relative_errors(found, expected)) < 1e-5
 
 
+@both_back_ends
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("lengths", [[4, 0, 6], [6, 4, 0], [2, 5, 1], [3, 3, 3], [0, 0, 0]], ids=str)
-def test_padding_is_never_read(cell: str, policy: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_is_never_read(backend: str, cell: str, policy: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state; slopes of a few steps at once.
 
     `triton_cells.py` pads with what is no number, too.
@@ -81,10 +84,10 @@ def test_padding_is_never_read(cell: str, policy: str, lengths: list[int], monke
     padding_TB = torch.arange(6)[:, None] >= lengths_B
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
         found = []
-        for backend, padding in (("reference", 0.0), ("reference", torch.nan), ("fused", torch.nan)):
+        for name, padding in (("reference", 0.0), ("reference", torch.nan), (backend, torch.nan)):
             x, *others = inputs_of(cell, 6, torch.float64)
             x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
-            function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=backend, **option)
+            function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=name, **option)
             found.append(outputs_and_gradients(function, [x, *others]))
             assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
         for exact, *others in zip(*found, strict=True):
@@ -92,47 +95,52 @@ def test_padding_is_never_read(cell: str, policy: str, lengths: list[int], monke
                 torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
 
+@both_back_ends
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2, 6, 3], dtype=torch.uint8)], ids=["even", "padded"])
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, None)], ids=["outputs", "last state"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_what_is_not_used_gives_no_gradient(cell: str, used: slice, lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_used_gives_no_gradient(
+    backend: str, cell: str, used: slice, lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused, "SLOPES_AT_ONCE", 4 * HIDDEN)
     masks = double(masks_of(cell, "variational", 6))
     expected, found = (
         outputs_and_gradients(
-            partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths, backend=backend),
+            partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths, backend=name),
             inputs_of(cell, 6, torch.float64),
             used,
         )
-        for backend in ("reference", "fused")
+        for name in ("reference", backend)
     )
     assert max(relative_errors(found, expected)) < 1e-12
 
 
+@both_back_ends
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_batch_of_nothing(cell: str) -> None:
+def test_a_batch_of_nothing(backend: str, cell: str) -> None:
     x, *others = inputs_of(cell, 3, torch.float32)
     states, weights = others[:-4], others[-4:]
     inputs = [x[:, :0], *(state[:0] for state in states), *weights]
-    outputs = {"lstm": lstm, "gru": gru}[cell](*inputs, Masks(), backend="fused")
+    outputs = {"lstm": lstm, "gru": gru}[cell](*inputs, Masks(), backend=backend)
     assert outputs[0].shape == (3, 0, HIDDEN)
     assert not any(gradient.any() for gradient in torch.autograd.grad(outputs[0].sum(), weights))
 
 
+@both_back_ends
 @pytest.mark.parametrize("x_gates", [0, 1, 4])
 @pytest.mark.parametrize("h_gates", [0, 1, 4])
-def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
+def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> None:
     """The contract lets the masks of input and recurrence be tied or not, fixed or not, each for itself."""
     generator = torch.Generator().manual_seed(4)
     mask_x = torch.rand(6, x_gates, 1, INPUT, generator=generator, dtype=torch.float64) if x_gates else None
     mask_h = torch.rand(1, h_gates, BATCH, HIDDEN, generator=generator, dtype=torch.float64) if h_gates else None
     expected, found = (
         outputs_and_gradients(
-            lambda *a, b=backend: lstm(*a, Masks(mask_x, mask_h), backend=b),
+            lambda *a, b=name: lstm(*a, Masks(mask_x, mask_h), backend=b),
             inputs_of("lstm", 6, torch.float64),
         )
-        for backend in ("reference", "fused")
+        for name in ("reference", backend)
     )
     assert max(relative_errors(found, expected)) < 1e-12
 
@@ -161,7 +169,7 @@ def test_bf16_products_stay_close_to_the_definition(
         inputs = inputs_of(cell, 12, torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             usual = outputs_and_gradients(lambda *a, f=function: f(*a, masks, backend="reference"), inputs)
-        for backend in ("reference", "fused"):
+        for backend in ("reference", "fused", "native"):
             found = outputs_and_gradients(
                 lambda *a, b=backend, f=function: f(*a, masks, backend=b, compute_dtype=torch.bfloat16),
                 inputs_of(cell, 12, torch.float32),
@@ -173,12 +181,13 @@ def test_bf16_products_stay_close_to_the_definition(
             assert all(tensor.dtype == torch.float32 for tensor in found)
 
 
+@both_back_ends
 @pytest.mark.parametrize(("cell", "option"), [("lstm", {}), ("gru", {}), ("gru", {"reset_after": True})])
 @pytest.mark.parametrize("policy", ["none", "variational_untied"])
-def test_an_autocast_around_it_changes_nothing(cell: str, option: dict[str, bool], policy: str) -> None:
+def test_an_autocast_around_it_changes_nothing(backend: str, cell: str, option: dict[str, bool], policy: str) -> None:
     """Forward and back, to the bit."""
     masks = masks_of(cell, policy, 6)
-    function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, backend="fused", **option)
+    function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, backend=backend, **option)
     expected = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
@@ -192,19 +201,21 @@ def head(rows: int, words: int, dtype: torch.dtype = torch.float32, scale: float
     return tensors, torch.randint(words, (rows,), generator=generator)
 
 
+@both_back_ends
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("even", [True, False], ids=["even upstream", "uneven upstream"])
 @pytest.mark.parametrize(("compute_dtype", "tolerance"), [(None, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize(("rows", "words"), [(1, 2), (7, 11), (9, 11), (10, 11), (101, 13)])
 def test_cross_entropy_in_chunks_is_that_of_the_whole(
-    rows: int, words: int, compute_dtype: torch.dtype | None, tolerance: float, even: bool, monkeypatch: pytest.MonkeyPatch
+    backend: str, rows: int, words: int, compute_dtype: torch.dtype | None, tolerance: float, even: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine rows of eleven words fill a chunk here: one chunk, a full one, one row over, many. The losses are never rounded."""
     monkeypatch.setattr(fused, "LOGITS_AT_ONCE", 99)
+    monkeypatch.setattr(native, "LOGITS_AT_ONCE", 99)
     results = []
-    for backend, dtype in (("reference", torch.float64), ("fused", torch.float32)):
+    for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
         tensors, targets = head(rows, words, dtype)
-        nll = linear_cross_entropy(*tensors, targets, backend=backend, compute_dtype=compute_dtype)
+        nll = linear_cross_entropy(*tensors, targets, backend=name, compute_dtype=compute_dtype)
         upstream = torch.full((rows,), 0.3) if even else torch.linspace(-1, 2, rows)
         first, second = (torch.autograd.grad(nll, tensors, upstream.to(dtype), retain_graph=True) for _ in range(2))
         results.append([nll, *first, *second])
@@ -266,13 +277,14 @@ def test_the_gradient_of_a_sum_is_even_without_a_look_at_it() -> None:
     assert not fused.is_even(torch.tensor([1.0, 2.0])) and fused.is_even(torch.tensor([2.0, 2.0]))
 
 
-def test_the_logits_stay_exact_where_torch_would_round_them() -> None:
+@both_back_ends
+def test_the_logits_stay_exact_where_torch_would_round_them(backend: str) -> None:
     """Under a user's autocast, which rounds what it multiplies, hidden states included."""
     tensors, targets = head(50, 11)
-    expected = linear_cross_entropy(*tensors, targets, backend="fused")
+    expected = linear_cross_entropy(*tensors, targets, backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(linear_cross_entropy(*tensors, targets, backend="fused"), expected)
-        rounded = linear_cross_entropy(tensors[0].bfloat16(), *tensors[1:], targets, backend="fused")
+        assert torch.equal(linear_cross_entropy(*tensors, targets, backend=backend), expected)
+        rounded = linear_cross_entropy(tensors[0].bfloat16(), *tensors[1:], targets, backend=backend)
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, expected)
 
 
@@ -285,14 +297,17 @@ def test_the_forward_logits_are_never_rounded() -> None:
     assert 1e-4 < max(relative_errors(list(rounded), list(exact))) < 2e-2
 
 
+@both_back_ends
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2, 4, 1]), torch.tensor([4, 2, 1])], ids=["even", "padded", "sorted"])
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
-def test_gradients_can_be_asked_for_twice(cell: str, policy: str, lengths: Tensor | None, compute_dtype: torch.dtype | None) -> None:
+def test_gradients_can_be_asked_for_twice(
+    backend: str, cell: str, policy: str, lengths: Tensor | None, compute_dtype: torch.dtype | None
+) -> None:
     """Backward reads what forward saved and leaves it as it was; no two results share memory, so that each can be changed in place."""
     inputs = inputs_of(cell, 4, torch.float32)
     function = {"lstm": lstm, "gru": gru}[cell]
-    outputs = function(*inputs, masks_of(cell, policy, 4), lengths=lengths, backend="fused", compute_dtype=compute_dtype)
+    outputs = function(*inputs, masks_of(cell, policy, 4), lengths=lengths, backend=backend, compute_dtype=compute_dtype)
     first, second = (torch.autograd.grad(outputs[0].sum(), inputs, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     tensors = [*outputs, *first]

@@ -94,7 +94,7 @@ def test_the_carried_state_is_never_masked() -> None:
     assert torch.autograd.grad(y[-1].sum(), x)[0][0].abs().min() > 0
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
 def test_a_padded_sequence_is_the_sequence_alone(backend: str) -> None:
     """The state is that after the last word, whatever stands in the padding; beyond it the output is zero."""
     x, h, c, w_ih, w_hh, b_ih, b_hh = random_tensors((5, 2, 3), (2, 4), (2, 4), (16, 3), (16, 4), (16,), (16,))

@@ -104,7 +104,7 @@ def test_on_the_cpu_it_is_an_error_that_says_why() -> None:
         kernels.gru(*zeros, Masks(), backend="triton")
     with pytest.raises(ConfigError, match="backend=triton cannot run on cpu"):
         backend(Backend.triton, CPU)
-    assert backend(Backend.auto, CPU) is Backend.fused
+    assert backend(Backend.auto, CPU) is Backend.native
 
 
 @pytest.mark.usefixtures("asked_anew", "without_triton")

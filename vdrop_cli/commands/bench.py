@@ -28,6 +28,7 @@ from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, Size, Train, parse, plain
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import ModelMasks, Stream, draw
+from vdrop_cli.kernels import native
 from vdrop_cli.kernels.products import Weights
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.schedule import Optimiser
@@ -237,7 +238,12 @@ def rows_of_steps(train: Train, part: BenchPart) -> list[int]:
 
 
 def products(train: Train, precision: Precision, rows: list[int], vocabulary: int) -> Callable[[], object]:
-    """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in."""
+    """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in, by torch.
+
+    Where bf16 products have results in fp32 (AMX), the forward logits, too, are multiplied in bf16, which is as fast as it gets.
+    """
+    if precision is Precision.bf16 and kernels.choose("auto", torch.device("cpu")) == "native" and native.has_amx():
+        torch.set_float32_matmul_precision("medium")  # of this process, which measures nothing else
     words, hidden = sum(rows), train.model.hidden_size
     dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
 
@@ -402,8 +408,9 @@ def cases(settings: Bench) -> list[list[Case]]:
 def train_settings(case: Case, settings: Bench) -> Train:
     """The published settings of the size, with the dropout that a case is named after, on the device that is measured."""
     task = ["task=sentiment"] if case.part is BenchPart.ratings else []
-    overrides = [*task, f"model=lstm_{case.size}", f"dropout={'variational' if case.cell in NO_POLICY else case.cell}"]
-    backend = environment.backend(Backend.auto, torch.device(settings.device))
+    dropout = "variational" if case.cell in (BenchCell.fused, *NO_POLICY) else case.cell
+    overrides = [*task, f"model=lstm_{case.size}", f"dropout={dropout}"]
+    backend = Backend.fused if case.cell is BenchCell.fused else environment.backend(Backend.auto, torch.device(settings.device))
     return replace(parse(compose("train", overrides), Train), outputs=settings.outputs, device=settings.device, backend=backend)
 
 

@@ -21,15 +21,19 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import fused, reference
+from vdrop_cli.kernels import fused, native, reference
 from vdrop_cli.kernels.derivatives import in_transform
 from vdrop_cli.kernels.layout import zero_padding
 from vdrop_cli.kernels.masks import Masks
 
 __all__ = ["BACKENDS", "Masks", "choose", "gru", "linear_cross_entropy", "lstm"]
 
-BACKENDS = ("reference", "fused", "triton")
-MODULES: dict[str, ModuleType] = {"reference": reference, "fused": fused}  # triton when it is asked for: Triton is not everywhere
+BACKENDS = ("reference", "fused", "native", "triton")
+MODULES: dict[str, ModuleType] = {
+    "reference": reference,
+    "fused": fused,
+    "native": native,
+}  # triton when it is asked for: Triton is not everywhere
 
 
 @lru_cache
@@ -78,34 +82,52 @@ def known(backend: str) -> str:
 def choose(backend: str, device: torch.device) -> str:
     """The back end that `backend` stands for on a device.
 
-    `auto` is `fused` on the CPU, and on CUDA `triton`, once its self-check has passed there; otherwise `fused`, with a warning.
+    `auto` is `native` on the CPU and `triton` on CUDA, once their self-checks have passed there; otherwise `fused`, with a warning.
     One that was asked for and cannot run is a ValueError that says why.
     """
     if known(backend) == "auto":
         return auto(with_index(device))
-    if backend == "triton" and (why := obstacle_to_triton(device)):
-        raise ValueError(f"backend=triton cannot run on {device}: {why}; choose backend=fused")
+    if why := unavailable_reason(backend, device):
+        raise ValueError(f"backend={backend} cannot run on {device}: {why}; choose backend=fused")
     return backend
+
+
+def unavailable_reason(backend: str, device: torch.device) -> str:
+    """Why a back end cannot run on a device; empty where it can."""
+    if backend == "native":
+        return native.unavailable_reason() if device.type == "cpu" else "it is for the CPU"
+    return obstacle_to_triton(device) if backend == "triton" else ""
 
 
 @lru_cache
 def auto(device: torch.device) -> str:
-    if device.type != "cuda":
+    fastest = {"cpu": "native", "cuda": "triton"}.get(device.type)
+    if fastest is None:
         return "fused"
-    if why := obstacle_to_triton(device):
-        warnings.warn(f"backend=auto is fused on {device}, which is slower than triton: {why}", stacklevel=2)
+    if why := unavailable_reason(fastest, device):
+        warnings.warn(f"backend=auto is fused on {device}, which is slower than {fastest}: {why}", stacklevel=2)
         return "fused"
-    return "triton"
+    return fastest
 
 
-def choose_for_call(backend: str, device: torch.device) -> str:
-    """The back end for one call; a ValueError inside a transform of `torch.func`, which only `reference` supports."""
+def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) -> str:
+    """The back end for one call. `auto` is `fused` for types that `native` has no kernels for.
+
+    Raises ValueError inside a transform of `torch.func`, which only `reference` supports, and where `native` lacks the type.
+    """
     if known(backend) != "reference" and in_transform():
         raise ValueError(
             f'backend={backend} does not support the transforms of torch.func (grad, vmap, jacrev, …); use backend="reference"'
         )
-    name: str = choose(backend, device)
-    return name
+    name: str = choose(backend, x.device)
+    if name != "native" or native.supports(x.dtype, compute_dtype):
+        return name
+    if backend == "native":
+        types = f"{x.dtype} with products in {compute_dtype or x.dtype}"
+        raise ValueError(
+            f"backend=native has no kernels for {types}; use float32 (products in float32 or bfloat16), float64, or backend=fused"
+        )
+    return "fused"
 
 
 def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, ...], masks: Masks, lengths: Tensor | None) -> None:
@@ -155,12 +177,12 @@ def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
 def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
     """Input and lengths as every back end can take them: zeros for padding, where what stands there may be no number, and int64.
 
-    `fused` never reads padding. Smaller types than int64 cannot hold the number of every step that lengths are compared with.
+    `fused` and `native` never read padding. Smaller types than int64 cannot hold the number of every step that lengths are compared with.
     """
     if lengths is None:
         return x_TBD, None
     lengths = lengths.long()
-    if name == "fused":
+    if name in ("fused", "native"):
         return x_TBD, lengths
     return zero_padding(x_TBD, lengths), lengths
 
@@ -186,7 +208,7 @@ def lstm(
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
-    name = choose_for_call(backend, x_TBD.device)
+    name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
     outputs: tuple[Tensor, Tensor, Tensor] = MODULES[name].lstm(
@@ -220,7 +242,7 @@ def gru(
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
-    name = choose_for_call(backend, x_TBD.device)
+    name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
     outputs: tuple[Tensor, Tensor] = MODULES[name].gru(
@@ -244,5 +266,5 @@ def linear_cross_entropy(
     """
     if x_ND.dim() != 2 or targets_N.shape != x_ND.shape[:1] or len(targets_N) == 0:
         raise ValueError(f"x must be [N, D] and targets [N] with N ≥ 1, got {list(x_ND.shape)} and {list(targets_N.shape)}")
-    nll_N: Tensor = MODULES[choose_for_call(backend, x_ND.device)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
+    nll_N: Tensor = MODULES[choose_for_call(backend, w_VD, compute_dtype)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
     return nll_N

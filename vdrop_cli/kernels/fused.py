@@ -341,6 +341,32 @@ class GRU(torch.autograd.Function):
         return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
 
 
+HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradients`, or another back end's
+
+
+def head_forward(ctx: Any, compute: HeadGradients, *inputs: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    nll_N, ctx.gradients = compute(*inputs, None, compute_dtype)
+    ctx.save_for_backward(*inputs)
+    ctx.compute_dtype = compute_dtype
+    return nll_N
+
+
+def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
+    x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
+    if needs_reference((dnll_N,)):
+
+        def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
+            return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
+
+        return *reference_gradients(definition, (x_ND, w_VD, b_V), ctx.needs_input_grad[:3], (dnll_N,)), None, None
+    if ctx.gradients is not None and is_even(dnll_N):
+        dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
+        ctx.gradients = None
+    else:
+        _, (dx_ND, dw_VD, db_V) = compute(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
+    return dx_ND, dw_VD, db_V, None, None
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Works through the logits chunk by chunk, and makes the gradients of a chunk while its logits are there.
 
@@ -352,27 +378,12 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        nll_N, ctx.gradients = loss_and_gradients(x_ND, w_VD, b_V, targets_N, None, compute_dtype)
-        ctx.save_for_backward(x_ND, w_VD, b_V, targets_N)
-        ctx.compute_dtype = compute_dtype
-        return nll_N
+        return head_forward(ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
-        if needs_reference((dnll_N,)):
-
-            def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
-                return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
-
-            return *reference_gradients(definition, (x_ND, w_VD, b_V), ctx.needs_input_grad[:3], (dnll_N,)), None, None
-        if ctx.gradients is not None and is_even(dnll_N):
-            dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
-            ctx.gradients = None
-        else:
-            _, (dx_ND, dw_VD, db_V) = loss_and_gradients(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
-        return dx_ND, dw_VD, db_V, None, None
+        return head_backward(ctx, loss_and_gradients, dnll_N)
 
 
 def is_even(dnll_N: Tensor) -> bool:

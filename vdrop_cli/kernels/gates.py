@@ -77,13 +77,14 @@ def masked_inputs(gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, 
     return [lower(x_TBD, None if m is None else m[:, 0], dtype).flatten(0, 1) for m in masks_TKBD]
 
 
-def project_inputs(gates: Gates, x_TBD: Tensor, w_ih: Tensor, bias: Tensor, mask_x: Tensor | None) -> list[Tensor]:
+def project_inputs(gates: Gates, x_TBD: Tensor, w_ih: Tensor, bias: Tensor | None, mask_x: Tensor | None) -> list[Tensor]:
     """Fills the gates with `W (m_x ∘ x) + b` for all steps at once; returns the masked inputs of each group, [T·B, D]."""
     every = slice(0, gates.gates)
     inputs_ND = masked_inputs(gates, every, x_TBD, w_ih.dtype, mask_x)
     for group, input_ND in zip(gates.groups(every), inputs_ND, strict=True):
         mm_into(gates.matrix(group), input_ND, w_ih[gates.rows(group)].T)
-    gates.view_GTBH.add_(bias.view(gates.gates, 1, 1, -1))
+    if bias is not None:
+        gates.view_GTBH.add_(bias.view(gates.gates, 1, 1, -1))
     return inputs_ND
 
 

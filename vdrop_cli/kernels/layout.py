@@ -35,6 +35,20 @@ class Layout:
         time, batch, _ = x_TBD.shape
         return Layout(time, batch) if lengths is None or bool((lengths >= time).all()) else Packed(time, lengths)
 
+    @property
+    def is_packed(self) -> bool:
+        return False
+
+    @property
+    def row_starts(self) -> list[int]:
+        """The row where each step begins, and behind the last one how many rows there are."""
+        return [step * self.batch for step in range(self.time + 1)]
+
+    @property
+    def row_places(self) -> Tensor | None:
+        """Where each row lies in [T·B], where that is not its number."""
+        return None
+
     def blocks(self, at_once: int) -> list[range]:
         """The steps in groups that hold about so many of all sequences together."""
         steps = max(1, at_once // max(1, self.most))
@@ -59,6 +73,14 @@ class Layout:
     def masks(self, mask: Tensor | None) -> list[Tensor] | None:
         """Of each step, likewise; the mask is [T|1, ..., B|1, X]."""
         return None if mask is None else each_step(mask, self.time)
+
+    def mask_of_steps(self, mask: Tensor | None) -> Tensor | None:
+        """The mask [T|1, ..., B|1, X] with sequences in the order that they are worked in."""
+        return mask
+
+    def within(self, memory: Tensor, dim: int, *, start: bool = False) -> Tensor:
+        """The rows that `pack` gives, within memory [..., T, B, X] of full length (with `start` of T + 1 states); `dim` is that of B."""
+        return memory
 
     def mask_of_all(self, mask_TKBD: Tensor | None) -> Tensor | None:
         """One for what `pack` gives: [T|1, K, B|1, D], or [N|1, K, 1, D]."""
@@ -124,19 +146,27 @@ class Packed(Layout):
         self.most, self.padded_time = max(self.sizes, default=1), time
         self.step_N, row_N = there_TB.nonzero(as_tuple=True)
         self.sequence_N = self.order_B[row_N]
-        self.first = list(accumulate(self.sizes, initial=0))  # where each step begins
+        self.first = list(accumulate(self.sizes, initial=0))
+        self.place_N = self.step_N * batch + self.sequence_N
         # States are those of the start, [B], then those after each step.
         first_T = torch.tensor([0, *(batch + first for first in self.first)], device=device)
         self.before_N = first_T[self.step_N] + row_N
         self.last_B = self.unsort(first_T[sorted_B] + row_B)
 
-    def part(self, steps: range) -> slice:
-        return slice(self.first[steps.start], self.first[steps.stop])
+    @property
+    def is_packed(self) -> bool:
+        return True
 
     @property
-    def place_N(self) -> Tensor:
-        """Where what is there lies in [T·B]."""
-        return self.step_N * self.batch + self.sequence_N
+    def row_starts(self) -> list[int]:
+        return self.first
+
+    @property
+    def row_places(self) -> Tensor | None:
+        return self.place_N
+
+    def part(self, steps: range) -> slice:
+        return slice(self.first[steps.start], self.first[steps.stop])
 
     def pack(self, x_TBX: Tensor) -> Tensor:
         return x_TBX.flatten(0, 1).index_select(0, self.place_N)[:, None]
@@ -150,11 +180,17 @@ class Packed(Layout):
         return list(torch.split(packed.squeeze(dim + 1), self.sizes, dim))
 
     def masks(self, mask: Tensor | None) -> list[Tensor] | None:
+        mask = self.mask_of_steps(mask)
         if mask is None:
             return None
-        if mask.shape[-2] > 1 and not self.is_sorted:
-            mask = mask.index_select(-2, self.order_B)
         return [step[..., :size, :] for step, size in zip(each_step(mask, self.time), self.sizes, strict=False)]
+
+    def mask_of_steps(self, mask: Tensor | None) -> Tensor | None:
+        return mask if mask is None or mask.shape[-2] == 1 or self.is_sorted else mask.index_select(-2, self.order_B)
+
+    def within(self, memory: Tensor, dim: int, *, start: bool = False) -> Tensor:
+        rows = len(self.step_N) + (self.batch if start else 0)
+        return memory.flatten(dim - 1, dim).narrow(dim, 0, rows).unsqueeze(dim)
 
     def mask_of_all(self, mask_TKBD: Tensor | None) -> Tensor | None:
         if mask_TKBD is None or (len(mask_TKBD) == 1 and mask_TKBD.shape[2] == 1):

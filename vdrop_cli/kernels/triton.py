@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import programs, reference
+from vdrop_cli.kernels import programs
 from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
     Gates,
@@ -29,6 +29,7 @@ from vdrop_cli.kernels.loops import FOUR, ONLY_N, R_AND_Z, THREE, gru_loop, gru_
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import Layer, empty_states, gru_operator, lstm_operator, writable
 from vdrop_cli.kernels.products import mm_into
+from vdrop_cli.kernels.self_check import largest_error
 
 __all__ = ["gru", "linear_cross_entropy", "lstm", "obstacle"]
 
@@ -221,29 +222,7 @@ def graphs_of_self_check() -> Iterator[None]:
 
 
 def self_check(device: torch.device, cell: str) -> float:
-    """The largest relative error of an output or a gradient; not a number where one of them is not.
-
-    Three passes: one as it is, one whose loops are captured, and one that only replays.
-    """
-    time, batch, inputs, hidden = 3, 2, 5, 7
-    rows, states = {"lstm": (4 * hidden, 2), "gru": (3 * hidden, 1)}[cell]
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.empty(shape, device="cpu", dtype=torch.float32).uniform_(-1, 1, generator=generator).to(device)
-
-    shapes = [(time, batch, inputs), *[(batch, hidden)] * states, (rows, inputs), (rows, hidden), (rows,), (rows,)]
-    tensors = [random(*shape).requires_grad_() for shape in shapes]
-    masks = Masks(random(1, 1, batch, inputs), random(1, rows // hidden, batch, hidden))
-    functions: dict[str, tuple[Callable[..., tuple[Tensor, ...]], ...]] = {"lstm": (lstm, reference.lstm), "gru": (gru, reference.gru)}
-    ours, exact = functions[cell]
-
-    def results(function: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
-        y_TBH, *_ = function(*tensors, masks)
-        return [y_TBH.detach(), *torch.autograd.grad(y_TBH.square().sum(), tensors)]
-
-    expected = results(exact)
+    """The largest relative error of three passes: one as it is, one whose loops are captured, and one that only replays."""
+    functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": lstm, "gru": gru}
     with graphs_of_self_check():
-        found = [results(ours) for _ in range(3)]
-    errors = [(f - e).norm() / e.norm() for each in found for f, e in zip(each, expected, strict=True)]
-    return torch.stack(errors).max().item()
+        return largest_error(cell, functions[cell], device, passes=3)

@@ -1,0 +1,198 @@
+"""The library is compiled once, for this processor, and what stands in the way of that is said in one line."""
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.processes import environment
+from vdrop_cli import kernels
+from vdrop_cli.kernels import compiler, native
+from vdrop_cli.kernels.compiler import CompilerError
+
+CPU = torch.device("cpu")
+TINY = """#include <omp.h>
+int answer(void) {
+    int threads = 0;
+#pragma omp parallel num_threads(2)
+#pragma omp single
+    threads = omp_get_num_threads();
+    return 40 + threads;
+}
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of one function, and a cache folder that does not yet exist; a compiler's calls are counted in `calls`."""
+    source, wrapper = tmp_path / "tiny.c", tmp_path / "counting-cc"
+    source.write_text(TINY)
+    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *-shared*) echo link >> {tmp_path}/calls;; esac\nexec cc "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(compiler, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(wrapper))
+    compiler.library.cache_clear()
+    yield tmp_path
+    compiler.library.cache_clear()
+
+
+@pytest.fixture
+def start(tiny: Path) -> Start:
+    """A process that calls the function of the library and prints its answer."""
+    code = (
+        "import sys; from pathlib import Path; from vdrop_cli.kernels import compiler; "
+        f"compiler.SOURCE = Path({str(tiny / 'tiny.c')!r}); sys.stdout.write(str(compiler.library().answer()))"
+    )
+
+    def process(**variables: str) -> "subprocess.Popen[str]":
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", code], env={**environment(), **variables}, **pipes)
+
+    return process
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted((folder / "cache" / "vdrop").glob("*.so"))
+
+
+def linked(folder: Path) -> int:
+    """How often a library was made."""
+    return len((folder / "calls").read_text().splitlines())
+
+
+def test_a_library_is_compiled_once_and_loaded_again(tiny: Path) -> None:
+    for _ in range(2):
+        assert compiler.library().answer() == 42
+        compiler.library.cache_clear()
+    assert len(libraries(tiny)) == 1 and linked(tiny) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda c: c[:99] + b"?" + c[100:]])
+def test_a_damaged_library_is_built_again(tiny: Path, damage: Callable[[bytes], bytes]) -> None:
+    compiler.built(compiler.compiler(), compiler.cache_folder())
+    (path,) = libraries(tiny)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert compiler.library().answer() == 42
+    assert compiler.is_whole(path) and linked(tiny) == 2
+
+
+def test_processes_that_start_at_once_build_one_library(tiny: Path, start: Start) -> None:
+    processes = [start() for _ in range(4)]
+    assert [process.communicate()[0] for process in processes] == ["42"] * 4
+    assert len(libraries(tiny)) == 1 and linked(tiny) == 1
+
+
+def test_a_library_is_of_one_source_compiler_and_processor(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder may be shared by machines with different processors."""
+    command = compiler.compiler()
+    names = [compiler.name_of_library(command)]
+    monkeypatch.setattr(compiler, "processor", lambda: "another")
+    names.append(compiler.name_of_library(command))
+    names.append(compiler.name_of_library([*command, "-O1"]))
+    (tiny / "tiny.c").write_text(f"{TINY}\n")
+    names.append(compiler.name_of_library(command))
+    assert len(set(names)) == 4
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_a_compilation_and_a_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tiny / "cache").write_text("a file\n")
+    assert compiler.library().answer() == 42
+    told = capsys.readouterr().err
+    assert told.startswith(f"vdrop: the compiled kernels cannot be stored in {tiny}/cache/vdrop (") and told.count("\n") == 1
+
+
+def test_a_full_disk_costs_a_line(tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(command: list[str], path: Path) -> None:
+        if path.is_relative_to(tiny):
+            raise CompilerError("cc failed: No space left on device")
+        original(command, path)
+
+    original = compiler.build
+    monkeypatch.setattr(compiler, "build", full)
+    assert compiler.library().answer() == 42
+    assert "No space left on device" in capsys.readouterr().err and libraries(tiny) == []
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_left_behind(tiny: Path) -> None:
+    """The size of files is limited below that of the library, as a disk that is full would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = compiler.cache_folder()
+    name = compiler.name_of_library(compiler.compiler())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        with pytest.raises(CompilerError, match="failed"):
+            compiler.built(compiler.compiler(), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name.removesuffix('.so')}.lock"]
+
+
+@pytest.fixture
+def asked_anew() -> None:
+    """Whether the library can be had is found out once in a process."""
+    for function in (native.unavailable_reason, kernels.auto):
+        function.cache_clear()
+    yield
+    for function in (native.unavailable_reason, kernels.auto):
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("tiny", "asked_anew")
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"CC": "", "PATH": ""}, r"no C compiler \(cc, gcc or clang\) can be found; install one, or set CC"),
+        ({"CC": "no-such-compiler"}, "the C compiler of the environment variable CC, no-such-compiler, cannot be found"),
+        ({"CC": "false"}, "the C compiler false failed: exit code 1"),
+    ],
+)
+def test_without_a_compiler_auto_is_fused_with_a_line_and_native_an_error(
+    variables: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(native, "feature_bits", compiler.library)
+    with pytest.warns(UserWarning, match=f"^backend=auto is fused on cpu, which is slower than native: {why}$"):
+        assert kernels.choose("auto", CPU) == "fused"
+    with pytest.raises(ValueError, match=f"^backend=native cannot run on cpu: {why}; choose backend=fused$"):
+        kernels.choose("native", CPU)
+
+
+def test_the_compilers_first_error_is_named(tiny: Path) -> None:
+    (tiny / "tiny.c").write_text("int answer(void) { return unknown; }\n")
+    with pytest.raises(CompilerError, match=r"counting-cc failed: .*tiny\.c:1:.*error: .unknown. undeclared"):
+        compiler.library()
+
+
+def test_there_is_one_openmp_runtime_whose_threads_are_torchs() -> None:
+    kernels.choose("native", CPU)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in maps if Path(line.split()[-1]).name.startswith(("libgomp", "libomp", "libiomp5"))}
+    assert len(runtimes) == 1
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            assert compiler.library().vdrop_threads(ctypes.c_int(native.threads())) == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_name_of_a_library_says_nothing_of_the_machine() -> None:
+    name = compiler.name_of_library(compiler.compiler())
+    assert name.startswith("native-") and len(name) == len("native-.so") + 24
+
+
+@pytest.mark.parametrize(("stated", "folder"), [("/x", "/x/vdrop"), ("relative", "~/.cache/vdrop"), ("", "~/.cache/vdrop")])
+def test_the_cache_is_the_users(stated: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", stated)
+    assert str(compiler.cache_folder()) == os.path.expanduser(folder)

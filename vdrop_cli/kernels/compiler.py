@@ -1,0 +1,154 @@
+"""The library of `native.c`: compiled on first use by the system's C compiler, and stored in the user's cache folder.
+
+The file's name is made from the source, the compiler's version, its flags and the processor, so that nothing built for another is
+loaded. A library ends in its own digest: one that is damaged is built again. It has no OpenMP runtime of its own but uses that of torch.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-std=gnu11", "-O3", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi")
+DIGEST = 32  # bytes, at the end of a library
+SECONDS = 300  # that a compiler may take
+
+
+class CompilerError(Exception):
+    """Why there is no library, in one line."""
+
+
+def compiler() -> list[str]:
+    """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang. Raises CompilerError without one."""
+    stated = shlex.split(os.environ.get("CC", ""))
+    if stated:
+        if shutil.which(stated[0]) is None:
+            raise CompilerError(f"the C compiler of the environment variable CC, {stated[0]}, cannot be found")
+        return stated
+    found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if found is None:
+        raise CompilerError("no C compiler (cc, gcc or clang) can be found; install one, or set CC")
+    return [found]
+
+
+def run(*command: str) -> str:
+    """What a command printed. Raises CompilerError where it fails."""
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompilerError(f"the C compiler {command[0]} cannot run: {error}") from None
+    if finished.returncode:
+        lines = finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"]
+        line = next((line for line in lines if "error:" in line.lower()), lines[0])
+        raise CompilerError(f"the C compiler {command[0]} failed: {line.strip()}")
+    return finished.stdout
+
+
+def for_this_processor() -> str:
+    return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
+
+
+def processor() -> str:
+    """Name and extensions of the processor, as far as the system tells them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+    found = {line.split(":")[0].strip(): line for line in reversed(lines) if line.split(":")[0].strip() in wanted}
+    return "\n".join([platform.machine(), platform.system(), platform.processor(), *(found[name] for name in sorted(found))])
+
+
+def name_of_library(command: list[str]) -> str:
+    parts = (SOURCE.read_bytes(), run(*command, "--version").encode(), " ".join((*command, *flags())).encode(), processor().encode())
+    return f"native-{hashlib.sha256(b'|'.join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:24]}.so"
+
+
+def flags() -> tuple[str, ...]:
+    return (*FLAGS, for_this_processor())
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/vdrop, by default ~/.cache/vdrop."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(stated) if os.path.isabs(stated) else Path("~/.cache").expanduser()) / "vdrop"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a library is as it was built."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return len(content) > DIGEST and hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
+
+
+def build(command: list[str], path: Path) -> None:
+    """Compiles the source beside `path` and renames the library into place. Raises CompilerError, or OSError of the folder."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
+        run(*command, *flags(), "-c", str(SOURCE), "-o", compiled)
+        # Linked without -fopenmp: a second OpenMP runtime in the process would have threads of its own.
+        undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+        run(*command, "-shared", *undefined, compiled, "-lm", "-o", linked)
+        content = Path(linked).read_bytes()
+        with open(linked, "ab") as file:
+            file.write(hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(linked, path)
+
+
+def built(command: list[str], folder: Path) -> Path:
+    """The library in a folder, built where it is not there or damaged; one process builds, others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name_of_library(command)
+    if is_whole(path):
+        return path
+    with open(folder / f"{path.stem}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_whole(path):
+            build(command, path)
+    return path
+
+
+def openmp_of_torch() -> str:
+    """The file of the OpenMP runtime that torch has loaded. Raises CompilerError where there is none."""
+    maps = Path("/proc/self/maps")
+    mapped = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line} if maps.exists() else set()
+    in_torch = {str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*")}
+    runtimes = sorted(path for path in mapped or in_torch if Path(path).name.startswith(("libgomp", "libomp", "libiomp5")))
+    if not runtimes:
+        raise CompilerError("torch has loaded no OpenMP runtime (libgomp, libomp or libiomp5)")
+    return next((path for path in runtimes if path in in_torch), runtimes[0])
+
+
+def load(path: Path) -> ctypes.CDLL:
+    try:
+        ctypes.CDLL(openmp_of_torch(), mode=ctypes.RTLD_GLOBAL)  # it is loaded already: its names are made known to the library
+        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    except OSError as error:
+        raise CompilerError(f"the compiled library cannot be loaded: {error}") from None
+
+
+@lru_cache(1)
+def library() -> ctypes.CDLL:
+    """The library, compiled if need be. Raises CompilerError where it cannot be had."""
+    command = compiler()
+    try:
+        return load(built(command, cache_folder()))
+    except (OSError, CompilerError) as error:
+        why = error
+    with tempfile.TemporaryDirectory(prefix="vdrop-") as folder:  # what is loaded stays when its file is gone
+        found = load(built(command, Path(folder)))
+    print(f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}), each process compiles them anew", file=sys.stderr)
+    return found

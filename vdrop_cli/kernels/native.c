@@ -1,0 +1,998 @@
+/* The masked cells and the softmax of the head for the CPU: whole recurrences, forward and backward, with what lies between their products.
+
+   T time  B batch  N rows: the steps of all sequences, step after step  H hidden size  G gates (LSTM i f g o; GRU r z n)  V vocabulary
+
+   A recurrence is one call. Its threads share the hidden units in blocks of 16: a thread multiplies the weights of its units, applies
+   the gates while the products are still in its first cache, and waits for the others once a step. `kernels/native.py` calls this file
+   through ctypes, `kernels/compiler.py` compiles it. It includes itself once for each pair of types: REAL, of states and sums, and LOW,
+   that products are multiplied in. */
+
+#ifndef REAL
+
+#include <math.h>
+#include <omp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#define HAS_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define BLOCK 16     /* units, or columns of a product, that are worked on together */
+#define MAX_ROWS 32  /* rows, likewise */
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+#define WIDTH 64
+#elif defined(__AVX__)
+#define WIDTH 32
+#else
+#define WIDTH 16
+#endif
+
+typedef ptrdiff_t size;
+typedef uint16_t bf16;
+
+/* A mask of [T|1, G|1, B|1, H] by its strides, in elements; no mask where `data` is NULL. */
+struct mask {
+    const void *data;
+    size t, g, b;
+};
+
+struct recurrence {
+    size steps, batch, hidden, depth;          /* depth: columns of `inputs` and of each gate of `da`, H and zeros up to what LOW needs */
+    size groups;                               /* of recurrent inputs: 1, or one a gate where the mask of h differs by gate */
+    size gate_row, gate_stride;                /* of `gates`: elements from row to row, and from gate to gate */
+    size da_row, da_stride;                    /* of `da` */
+    size threads, reset_after;
+    const int64_t *first;                      /* [T + 1] the row where each step begins */
+    const int64_t *places;                     /* [N] the row of `y` and `dy` that each row is; NULL: the same */
+    void *gates;                               /* REAL, the input products; after the forward pass the gates themselves */
+    const void *bias, *bias_n;                 /* REAL [G·H]; GRU with reset_after: [H], inside the reset gate */
+    struct mask mask_h, mask_c;
+    const void *weights;                       /* LOW, packed */
+    void *inputs;                              /* LOW [2, groups, B, depth], zeros: what enters the recurrent products of a step */
+    void *inputs_n;                            /* LOW [B, depth], zeros: r ∘ m ∘ h of a GRU */
+    void *h, *c;                               /* REAL [B + N, H] states: at the start, then after each step */
+    void *y;                                   /* REAL outputs */
+    void *inner;                               /* REAL [N, H] of a GRU with reset_after: U_n (m ∘ h) + b */
+    const void *dy;                            /* REAL, or NULL */
+    void *dh, *dc;                             /* REAL [B, H] gradients of the last states; at the end of the first */
+    void *da;                                  /* LOW: gradients of the gates */
+    void *da_inner;                            /* LOW [N, depth] of a GRU with reset_after: the gradient of `inner` */
+    void *bias_sums;                           /* REAL [threads, G + 1, H], zeros: gradients of the biases; the last of `inner` */
+};
+
+/* Where a thread's share of `items` begins. */
+INLINE size share(size items, size thread, size threads) { return items * thread / threads; }
+INLINE size at_most(size a, size b) { return a < b ? a : b; }
+INLINE size place_of(const struct recurrence *p, size row) { return p->places ? p->places[row] : row; }
+
+/* The 32 bits of x rounded to bf16, the lower half of which is to be ignored. NaN stays NaN. */
+INLINE uint32_t rounded_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : bits + 0x7fff + ((bits >> 16) & 1);
+}
+
+INLINE bf16 round_to_bf16(float x) { return (bf16)(rounded_bits(x) >> 16); }
+
+INLINE float from_high_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* x, or what rounding it loses. */
+INLINE float rest_of(float x, int rest) { return rest ? x - from_high_bits(rounded_bits(x) & 0xffff0000u) : x; }
+
+/* Two numbers of bf16, the first in the lower half. */
+INLINE uint32_t pair_of(float first, float second) { return rounded_bits(first) >> 16 | (rounded_bits(second) & 0xffff0000u); }
+
+/* Tiles of AMX: 16 rows of 64 bytes. Sums are tiles 0 to 3, for two blocks of rows and two of columns. */
+
+struct worker {
+    int tile_rows; /* that the tiles of this thread are configured for; 0: none */
+};
+
+static int amx_is_ready = 0;
+
+#if HAS_AMX
+struct __attribute__((packed, aligned(64))) tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+static void configure_tiles(struct worker *worker, int rows) {
+    if (worker->tile_rows == rows) return;
+    int first = rows < 16 ? rows : 16, second = rows - first;
+    struct tile_config config = {.palette = 1};
+    const int tile_rows[8] = {first, first, second, second, first, second, 16, 16};
+    for (int tile = 0; tile < 8; tile++) {
+        config.rows[tile] = (uint8_t)tile_rows[tile];
+        config.bytes[tile] = tile_rows[tile] ? 64 : 0;
+    }
+    _tile_loadconfig(&config);
+    worker->tile_rows = rows;
+}
+
+INLINE void release_tiles(struct worker *worker) {
+    if (worker->tile_rows) _tile_release();
+    worker->tile_rows = 0;
+}
+
+/* A matrix [rows, depth] of bf16 where it lies: bytes from row to row, from 32 columns to the next 32, and where row 16 begins. */
+struct left {
+    const char *data;
+    size row, tile, second;
+};
+
+/* Sums of up to 32 rows and one or two blocks of 16 columns into `out`, whose rows are `out_row` bytes apart, or onto what is there. */
+INLINE void multiply_tiles_of(const int tall, const int wide, size tiles, struct left a, const char *w0, const char *w1, char *out0, char *out1,
+                              size out_row, int add) {
+    const char *a0 = a.data, *a1 = a.data + a.second;
+    _tile_zero(0);
+    if (wide) _tile_zero(1);
+    if (tall) _tile_zero(2);
+    if (tall && wide) _tile_zero(3);
+    if (add) {
+        _tile_loadd(0, out0, out_row);
+        if (wide) _tile_loadd(1, out1, out_row);
+        if (tall) _tile_loadd(2, out0 + 16 * out_row, out_row);
+        if (tall && wide) _tile_loadd(3, out1 + 16 * out_row, out_row);
+    }
+    for (size k = 0; k < tiles; k++) {
+        _tile_loadd(4, a0 + k * a.tile, a.row);
+        _tile_loadd(6, w0 + k * 1024, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (wide) {
+            _tile_loadd(7, w1 + k * 1024, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (tall) {
+            _tile_loadd(5, a1 + k * a.tile, a.row);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if (tall && wide) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out0, out_row);
+    if (wide) _tile_stored(1, out1, out_row);
+    if (tall) _tile_stored(2, out0 + 16 * out_row, out_row);
+    if (tall && wide) _tile_stored(3, out1 + 16 * out_row, out_row);
+}
+
+static void multiply_tiles(struct worker *worker, int rows, size tiles, struct left a, const char *w0, const char *w1, char *out0, char *out1,
+                           size out_row, int add) {
+    configure_tiles(worker, rows);
+    if (rows > 16 && w1)
+        multiply_tiles_of(1, 1, tiles, a, w0, w1, out0, out1, out_row, add);
+    else if (rows > 16)
+        multiply_tiles_of(1, 0, tiles, a, w0, w1, out0, out1, out_row, add);
+    else if (w1)
+        multiply_tiles_of(0, 1, tiles, a, w0, w1, out0, out1, out_row, add);
+    else
+        multiply_tiles_of(0, 0, tiles, a, w0, w1, out0, out1, out_row, add);
+}
+#else
+INLINE void release_tiles(struct worker *worker) { worker->tile_rows = 0; }
+#endif
+
+/* What the library uses, by bits: 1 products of bf16 in hardware, 2 AMX, whose use the kernel of the system has to allow first,
+   4 AVX-512, 8 AVX2, 16 NEON. */
+int vdrop_features(void) {
+    int features = 0;
+#if defined(__AVX512BF16__)
+    features |= 1;
+#endif
+#if HAS_AMX
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0) {
+        amx_is_ready = 1;
+        features |= 3;
+    }
+#endif
+#if defined(__AVX512F__)
+    features |= 4;
+#elif defined(__AVX2__)
+    features |= 8;
+#elif defined(__ARM_NEON)
+    features |= 16;
+#endif
+    return features;
+}
+
+int vdrop_threads(int threads) {
+    int found = 0;
+#pragma omp parallel num_threads(threads)
+#pragma omp single
+    found = omp_get_num_threads();
+    return found;
+}
+
+/* 16 × 16 numbers of 32 bits, rows `from_row` apart, transposed. */
+INLINE void transpose(const uint32_t *from, size from_row, uint32_t *to) {
+#if defined(__AVX512F__)
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * from_row);
+    for (int i = 0; i < 8; i++) {
+        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+        a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i low0 = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), high0 = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        __m512i low1 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), high1 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+        _mm512_storeu_si512(to + 16 * i, _mm512_shuffle_i32x4(low0, low1, 0x88));
+        _mm512_storeu_si512(to + 16 * (i + 4), _mm512_shuffle_i32x4(high0, high1, 0x88));
+        _mm512_storeu_si512(to + 16 * (i + 8), _mm512_shuffle_i32x4(low0, low1, 0xdd));
+        _mm512_storeu_si512(to + 16 * (i + 12), _mm512_shuffle_i32x4(high0, high1, 0xdd));
+    }
+#else
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) to[16 * j + i] = from[i * from_row + j];
+#endif
+}
+
+/* `to` [rows, depth] = from [rows, columns] ∘ mask, rounded, with zeros up to `depth`. Row n is sequence n % batch of step n / batch. */
+void vdrop_round_rows(const float *from, size rows, size columns, const float *mask, size mask_t, size mask_b, size batch, bf16 *to, size depth,
+                      int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size n = 0; n < rows; n++) {
+        const float *x = from + n * columns;
+        bf16 *out = to + n * depth;
+        if (mask) {
+            const float *m = mask + n / batch * mask_t + n % batch * mask_b;
+            for (size j = 0; j < columns; j++) out[j] = round_to_bf16(x[j] * m[j]);
+        } else {
+            for (size j = 0; j < columns; j++) out[j] = round_to_bf16(x[j]);
+        }
+        for (size j = columns; j < depth; j++) out[j] = 0;
+    }
+}
+
+/* What rounding to bf16 lost of each number, rounded in turn. */
+void vdrop_rest_rows(const float *from, size rows, size columns, bf16 *to, size depth, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size n = 0; n < rows; n++) {
+        for (size j = 0; j < columns; j++) {
+            float x = from[n * columns + j];
+            to[n * depth + j] = round_to_bf16(x - from_high_bits((uint32_t)round_to_bf16(x) << 16));
+        }
+        for (size j = columns; j < depth; j++) to[n * depth + j] = 0;
+    }
+}
+
+/* Of 32 rows of bf16, from row 32 · `tile` on, 16 columns: out [16 pairs of rows][16 columns], zeros beyond the ends. */
+INLINE void pairs_of_rows(const bf16 *from, size from_row, size tile, size depth, size wide, uint32_t *out) {
+    for (size pair = 0; pair < 16; pair++, out += 16) {
+        size k = tile * 32 + 2 * pair;
+        const bf16 *first = from + k * from_row, *second = first + from_row;
+        if (k + 1 < depth && wide == BLOCK) {
+            for (int j = 0; j < BLOCK; j++) out[j] = first[j] | (uint32_t)second[j] << 16;
+        } else {
+            for (int j = 0; j < BLOCK; j++)
+                out[j] = (k < depth && j < wide ? first[j] : 0) | (uint32_t)(k + 1 < depth && j < wide ? second[j] : 0) << 16;
+        }
+    }
+}
+
+/* Rows of bf16 [depth, columns] as the right side of a product: [columns / 16][depth / 32][16 pairs of rows][16 columns][2]. */
+void vdrop_pack_rows(const bf16 *from, size from_row, size depth, size columns, bf16 *to, int threads) {
+    size blocks = (columns + BLOCK - 1) / BLOCK, tiles = (depth + 31) / 32;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size tile = 0; tile < tiles; tile++)
+        for (size block = 0; block < blocks; block++)
+            pairs_of_rows(from + block * BLOCK, from_row, tile, depth, at_most(columns - block * BLOCK, BLOCK),
+                          (uint32_t *)(to + (block * tiles + tile) * 512));
+}
+
+/* Rows of bf16 [depth, columns], transposed, as the left side of a product: [columns / 16][depth / 32][16 columns][32 rows]. */
+void vdrop_pack_transposed(const bf16 *from, size from_row, size depth, size columns, bf16 *to, int threads) {
+    size blocks = (columns + BLOCK - 1) / BLOCK, tiles = (depth + 31) / 32;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size tile = 0; tile < tiles; tile++)
+        for (size block = 0; block < blocks; block++) {
+            uint32_t pairs[16 * 16] __attribute__((aligned(64)));
+            pairs_of_rows(from + block * BLOCK, from_row, tile, depth, at_most(columns - block * BLOCK, BLOCK), pairs);
+            transpose(pairs, 16, (uint32_t *)(to + (block * tiles + tile) * 512));
+        }
+}
+
+/* Weights of `gates` matrices as the right side of products, rounded; element (k, n) of a matrix lies at k · from_k + n · from_n, one of
+   the two is 1. [columns / 16][gates][depth / 2][16 columns][2], zeros beyond the ends; `depth` is a multiple of 32. */
+void vdrop_pack_bf16(const float *from, size from_gate, size from_k, size from_n, size gates, size inputs, size columns, size depth, int rest,
+                     bf16 *to, int threads) {
+    size blocks = (columns + BLOCK - 1) / BLOCK, tiles = depth / 32;
+    if (from_k == 1) { /* rows of weights are columns of the product: a block of 16 rows after the other */
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+        for (size block = 0; block < blocks; block++)
+            for (size gate = 0; gate < gates; gate++)
+                for (size tile = 0; tile < tiles; tile++) {
+                    const float *in = from + gate * from_gate + tile * 32 + block * BLOCK * from_n;
+                    size deep = at_most(inputs - tile * 32, 32), wide = at_most(columns - block * BLOCK, BLOCK);
+                    uint32_t pairs[16][16] __attribute__((aligned(64)));
+                    for (size n = 0; n < BLOCK; n++) {
+                        float x[32] __attribute__((aligned(64))) = {0};
+                        if (n < wide && deep == 32)
+                            memcpy(x, in + n * from_n, sizeof x);
+                        else if (n < wide && deep > 0)
+                            memcpy(x, in + n * from_n, (size_t)deep * 4);
+                        for (int k = 0; k < 16; k++) pairs[n][k] = pair_of(rest_of(x[2 * k], rest), rest_of(x[2 * k + 1], rest));
+                    }
+                    transpose(pairs[0], 16, (uint32_t *)(to + ((block * gates + gate) * tiles + tile) * 512));
+                }
+    } else { /* 32 rows of weights after the other, from end to end */
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+        for (size gate = 0; gate < gates; gate++)
+            for (size tile = 0; tile < tiles; tile++)
+                for (size block = 0; block < blocks; block++) {
+                    const float *in = from + gate * from_gate + tile * 32 * from_k + block * BLOCK;
+                    size deep = at_most(inputs - tile * 32, 32), wide = at_most(columns - block * BLOCK, BLOCK);
+                    uint32_t *out = (uint32_t *)(to + ((block * gates + gate) * tiles + tile) * 512);
+                    for (size pair = 0; pair < 16; pair++, out += 16) {
+                        float first[16] __attribute__((aligned(64))) = {0}, second[16] __attribute__((aligned(64))) = {0};
+                        const float *row = in + 2 * pair * from_k;
+                        if (2 * pair + 1 < deep && wide == BLOCK) {
+                            memcpy(first, row, sizeof first);
+                            memcpy(second, row + from_k, sizeof second);
+                        } else {
+                            if (2 * pair < deep) memcpy(first, row, (size_t)wide * 4);
+                            if (2 * pair + 1 < deep) memcpy(second, row + from_k, (size_t)wide * 4);
+                        }
+                        for (int j = 0; j < BLOCK; j++) out[j] = pair_of(rest_of(first[j], rest), rest_of(second[j], rest));
+                    }
+                }
+    }
+}
+
+#if HAS_AMX
+/* A product c [rows, columns] (+)= Σ a_s · w_s of up to three pairs, by bytes: `a` by its rows, its tiles of 32 columns and blocks of 16
+   rows, `w` packed, by its blocks of 16 columns. */
+struct gemm {
+    size rows, columns, tiles, threads, add, pairs;
+    const char *a[3], *w[3];
+    size a_row, a_tile, a_block, w_block;
+    float *c;
+    size c_row; /* elements */
+};
+
+/* The smaller of the two matrices stays in the second cache. */
+void vdrop_gemm(const struct gemm *p) {
+    size row_blocks = (p->rows + 31) / 32, column_blocks = (p->columns + 31) / 32;
+    int rows_outside = p->rows > p->columns;
+    size outer = rows_outside ? row_blocks : column_blocks, inner = rows_outside ? column_blocks : row_blocks;
+    size at_once = 24; /* tiles of depth, so that the inner matrix stays in the second cache */
+    size rounds = (p->tiles + at_once - 1) / at_once;
+    at_once = (p->tiles + rounds - 1) / rounds;
+#pragma omp parallel num_threads(p->threads)
+    {
+        struct worker worker = {0};
+        size thread = omp_get_thread_num(), all = omp_get_num_threads();
+        size begin = share(outer * inner, thread, all), end = share(outer * inner, thread + 1, all);
+        float edge[32][32] __attribute__((aligned(64)));
+        for (size k = 0; k < p->tiles; k += at_once)
+            for (size item = begin; item < end; item++) {
+                size row = 32 * (rows_outside ? item / inner : item % inner), column = 32 * (rows_outside ? item % inner : item / inner);
+                size tall = at_most(p->rows - row, 32), wide = at_most(p->columns - column, 32);
+                int add = p->add || k > 0, whole = wide == 32;
+                float *c = p->c + row * p->c_row + column, *out = whole ? c : edge[0];
+                size out_row = whole ? p->c_row : 32;
+                if (!whole && add)
+                    for (size i = 0; i < tall; i++) memcpy(edge[i], c + i * p->c_row, (size_t)wide * 4);
+                for (size pair = 0; pair < p->pairs; pair++) {
+                    struct left left = {p->a[pair] + row / 16 * p->a_block + k * p->a_tile, p->a_row, p->a_tile, p->a_block};
+                    const char *w = p->w[pair] + column / 16 * p->w_block + k * 1024;
+                    multiply_tiles(&worker, (int)tall, at_most(at_once, p->tiles - k), left, w, wide > 16 ? w + p->w_block : NULL, (char *)out,
+                                   (char *)(out + 16), out_row * 4, add || pair > 0);
+                }
+                if (!whole)
+                    for (size i = 0; i < tall; i++) memcpy(c + i * p->c_row, edge[i], (size_t)wide * 4);
+            }
+        release_tiles(&worker);
+    }
+}
+#endif
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define NAME(name) PASTE(name, VARIANT)
+
+#define REAL float
+#define LOW float
+#define VARIANT f32
+#include "native.c"
+#undef LOW
+#undef VARIANT
+
+#define LOW bf16
+#define LOW_IS_BF16
+#define VARIANT bf16
+#include "native.c"
+#undef LOW_IS_BF16
+#undef LOW
+#undef VARIANT
+#undef REAL
+
+#define REAL double
+#define LOW double
+#define REAL_IS_DOUBLE
+#define VARIANT f64
+#include "native.c"
+
+#else /* for each pair of types */
+
+#ifdef REAL_IS_DOUBLE
+typedef int64_t NAME(bits);
+#define ROUNDING 6755399441055744.0 /* 1.5 · 2^52: a sum with it has no fraction */
+#define MANTISSA 52
+#define BIAS 1023
+#define LIMIT 1000.0
+#define LN2_HIGH 0.693147180369123816490
+#define LN2_LOW 1.90821492927058770002e-10
+#else
+typedef int32_t NAME(bits);
+#define ROUNDING 12582912.0f /* 1.5 · 2^23 */
+#define MANTISSA 23
+#define BIAS 127
+#define LIMIT 120.0f
+#define LN2_HIGH 0.693359375f
+#define LN2_LOW -2.12194440e-4f
+#endif
+
+typedef REAL NAME(vec) __attribute__((vector_size(WIDTH), aligned(sizeof(REAL)), may_alias));
+typedef uint32_t NAME(words) __attribute__((vector_size(WIDTH), aligned(4), may_alias));
+
+INLINE REAL NAME(power_of_two)(NAME(bits) n) {
+    NAME(bits) bits = (n + BIAS) << MANTISSA;
+    REAL x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* exp(r) - 1 for |r| ≤ ln 2 / 2, by its Taylor series: the rest is below half of the last place. */
+INLINE REAL NAME(small_expm1)(REAL r) {
+#ifdef REAL_IS_DOUBLE
+    REAL p = (REAL)(1 / 87178291200.0);
+    p = p * r + (REAL)(1 / 6227020800.0);
+    p = p * r + (REAL)(1 / 479001600.0);
+    p = p * r + (REAL)(1 / 39916800.0);
+    p = p * r + (REAL)(1 / 3628800.0);
+    p = p * r + (REAL)(1 / 362880.0);
+    p = p * r + (REAL)(1 / 40320.0);
+    p = p * r + (REAL)(1 / 5040.0);
+#else
+    REAL p = (REAL)(1 / 5040.0);
+#endif
+    p = p * r + (REAL)(1 / 720.0);
+    p = p * r + (REAL)(1 / 120.0);
+    p = p * r + (REAL)(1 / 24.0);
+    p = p * r + (REAL)(1 / 6.0);
+    p = p * r + (REAL)0.5;
+    return p * r * r + r;
+}
+
+/* x = n ln 2 + r. NaN stays NaN. */
+INLINE REAL NAME(reduce)(REAL x, NAME(bits) * n) {
+    REAL shifted = x * (REAL)1.44269504088896340736 + ROUNDING, magic = ROUNDING;
+    NAME(bits) bits, zero;
+    memcpy(&bits, &shifted, sizeof bits);
+    memcpy(&zero, &magic, sizeof zero);
+    *n = bits - zero;
+    shifted -= ROUNDING;
+    return x - shifted * (REAL)LN2_HIGH - shifted * (REAL)LN2_LOW;
+}
+
+INLINE REAL NAME(clamp)(REAL x, REAL limit) {
+    x = x > limit ? limit : x;
+    return x < -limit ? -limit : x;
+}
+
+INLINE REAL NAME(exponential)(REAL x) {
+    NAME(bits) n;
+    REAL r = NAME(reduce)(NAME(clamp)(x, LIMIT), &n), p = NAME(small_expm1)(r) + 1;
+    NAME(bits) half = n >> 1; /* in two steps, which reach infinity and the smallest numbers */
+    return p * NAME(power_of_two)(half) * NAME(power_of_two)(n - half);
+}
+
+INLINE REAL NAME(sigmoid)(REAL x) { return 1 / (1 + NAME(exponential)(-x)); }
+
+/* (exp(2x) - 1) / (exp(2x) + 1), exact to the last places near zero, too. */
+INLINE REAL NAME(hyperbolic)(REAL x) {
+    NAME(bits) n;
+    REAL r = NAME(reduce)(NAME(clamp)(2 * x, 40), &n), scale = NAME(power_of_two)(n);
+    REAL e = scale * NAME(small_expm1)(r) + (scale - 1);
+    return e / (e + 2);
+}
+
+INLINE LOW NAME(lower)(REAL x) {
+#ifdef LOW_IS_BF16
+    return round_to_bf16(x);
+#else
+    return x;
+#endif
+}
+
+/* Products of few rows with packed weights */
+
+#define LANES ((int)(WIDTH / sizeof(REAL)))
+#define VECTORS (BLOCK / LANES)
+
+/* out [rows, 16] (+)= a [rows, depth] · w, where `rows` is known to the compiler: all sums stay in registers. */
+INLINE void NAME(multiply_rows)(const int rows, size depth, const LOW *a, size a_row, const LOW *w, REAL *out, int add) {
+    NAME(vec) sums[24][VECTORS];
+#pragma GCC unroll 24
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = add ? *(NAME(vec) *)(out + r * BLOCK + v * LANES) : (NAME(vec)){0};
+#ifdef LOW_IS_BF16
+    for (size k = 0; k < depth; k += 2) {
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            NAME(words) pair = *(const NAME(words) *)(w + k * BLOCK + v * 2 * LANES);
+#if !defined(__AVX512BF16__)
+            NAME(vec) low = (NAME(vec))(pair << 16), high = (NAME(vec))(pair & 0xffff0000u);
+#endif
+#pragma GCC unroll 24
+            for (int r = 0; r < rows; r++) {
+                uint32_t both;
+                memcpy(&both, a + r * a_row + k, 4);
+#if defined(__AVX512BF16__)
+                sums[r][v] = (NAME(vec))_mm512_dpbf16_ps((__m512)sums[r][v], (__m512bh)_mm512_set1_epi32((int)both), (__m512bh)pair);
+#else
+                sums[r][v] += from_high_bits(both << 16) * low + from_high_bits(both & 0xffff0000u) * high;
+#endif
+            }
+        }
+    }
+#else
+    for (size k = 0; k < depth; k++) {
+        NAME(vec) column[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) column[v] = *(const NAME(vec) *)(w + k * BLOCK + v * LANES);
+#pragma GCC unroll 24
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += a[r * a_row + k] * column[v];
+    }
+#endif
+#pragma GCC unroll 24
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) *(NAME(vec) *)(out + r * BLOCK + v * LANES) = sums[r][v];
+}
+
+#define IN_REGISTERS ((WIDTH == 32 ? 12 : 24) / VECTORS) /* rows whose sums are */
+
+#define ROWS(number)                                                                                             \
+    if (number <= IN_REGISTERS)                                                                                  \
+        while (rows >= number) {                                                                                 \
+            NAME(multiply_rows)(number <= IN_REGISTERS ? number : 1, depth, a, a_row, w, out, add);              \
+            rows -= number, a += number * a_row, out += number * BLOCK;                                          \
+        }
+
+/* out [rows, 16] (+)= a · w for up to 32 rows; with `w1` and `out1` a second block of columns, likewise. */
+static void NAME(multiply)(struct worker *worker, int rows, size depth, const LOW *a, size a_row, const LOW *w, const LOW *w1, REAL *out,
+                           REAL *out1, int add) {
+#if defined(LOW_IS_BF16) && HAS_AMX
+    if (amx_is_ready) {
+        struct left left = {(const char *)a, a_row * 2, 64, 32 * a_row};
+        multiply_tiles(worker, rows, depth / 32, left, (const char *)w, (const char *)w1, (char *)out, (char *)out1, 4 * BLOCK, add);
+        return;
+    }
+#endif
+    if (w1) {
+        NAME(multiply)(worker, rows, depth, a, a_row, w1, NULL, out1, NULL, add);
+    }
+    ROWS(24)
+    ROWS(20)
+    ROWS(16)
+    ROWS(12)
+    ROWS(8)
+    ROWS(6)
+    ROWS(4)
+    ROWS(3)
+    ROWS(2)
+    ROWS(1)
+}
+
+/* Weights of `gates` matrices, packed; see vdrop_pack_bf16. [columns / 16][gates][depth][16 columns] */
+#ifndef LOW_IS_BF16
+void NAME(vdrop_pack)(const REAL *from, size from_gate, size from_k, size from_n, size gates, size inputs, size columns, REAL *to, int threads) {
+    size blocks = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (size block = 0; block < blocks; block++)
+        for (size gate = 0; gate < gates; gate++) {
+            REAL *out = to + (block * gates + gate) * inputs * BLOCK;
+            const REAL *in = from + gate * from_gate + block * BLOCK * from_n;
+            size wide = at_most(columns - block * BLOCK, BLOCK);
+            for (size k = 0; k < inputs; k++)
+                for (size n = 0; n < BLOCK; n++) out[k * BLOCK + n] = n < wide ? in[k * from_k + n * from_n] : 0;
+        }
+}
+#endif
+
+/* Steps of a recurrence */
+
+static const REAL NAME(ones)[BLOCK] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+INLINE const REAL *NAME(mask_at)(const struct mask *mask, size t, size g, size b, size unit) {
+    return mask->data ? (const REAL *)mask->data + t * mask->t + g * mask->g + b * mask->b + unit : NAME(ones);
+}
+
+struct NAME(step) {
+    size t, rows, row, before; /* sequences that have it; the row of the first; the row of its state before, of [B + N] */
+};
+
+INLINE struct NAME(step) NAME(step_at)(const struct recurrence *p, size t) {
+    struct NAME(step) step = {t, p->first[t + 1] - p->first[t], p->first[t], t ? p->batch + p->first[t - 1] : 0};
+    return step;
+}
+
+INLINE LOW *NAME(inputs_at)(const struct recurrence *p, size t, size group, size row) {
+    return (LOW *)p->inputs + (((t & 1) * p->groups + group) * p->batch + row) * p->depth;
+}
+
+/* What enters the products of step `t`: m ∘ h, for up to 16 units of a row. */
+INLINE void NAME(write_inputs)(const struct recurrence *p, size t, size row, size unit, size units, const REAL *h) {
+    for (size group = 0; group < p->groups; group++) {
+        const REAL *m = NAME(mask_at)(&p->mask_h, t, group, row, unit);
+        LOW *out = NAME(inputs_at)(p, t, group, row) + unit;
+        for (size j = 0; j < units; j++) out[j] = NAME(lower)(h[j] * m[j]);
+    }
+}
+
+/* A thread's part of a step: blocks of units, and of rows within them. */
+struct NAME(part) {
+    size item, end, row_blocks;
+};
+
+INLINE struct NAME(part) NAME(part_of)(const struct recurrence *p, size rows) {
+    size row_blocks = (rows + MAX_ROWS - 1) / MAX_ROWS, items = (p->hidden + BLOCK - 1) / BLOCK * row_blocks;
+    size thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    struct NAME(part) part = {share(items, thread, threads), share(items, thread + 1, threads), row_blocks};
+    return part;
+}
+
+#define FOR_BLOCKS_OF(p, all_rows)                                                                                                 \
+    for (struct NAME(part) part = NAME(part_of)(p, all_rows); part.item < part.end; part.item++)                                   \
+        for (size unit = part.item / part.row_blocks * BLOCK, units = at_most((p)->hidden - unit, BLOCK),                          \
+                  first_row = part.item % part.row_blocks * MAX_ROWS, rows = at_most((all_rows) - first_row, MAX_ROWS), once = 1;  \
+             once; once = 0)
+
+static void NAME(first_inputs)(const struct recurrence *p) {
+    FOR_BLOCKS_OF(p, p->first[1]) {
+        for (size r = first_row; r < first_row + rows; r++) NAME(write_inputs)(p, 0, r, unit, units, (const REAL *)p->h + r * p->hidden + unit);
+    }
+}
+
+/* Recurrent products of `count` gates from `gate` on, of those that a block of units has: out [count][32][16]. */
+static void NAME(gate_products)(const struct recurrence *p, struct worker *worker, size t, size first_row, size rows, size unit, size gate, size count,
+                                size all_gates, REAL out[][MAX_ROWS * BLOCK]) {
+    const LOW *w = (const LOW *)p->weights + (unit / BLOCK * all_gates + gate) * p->depth * BLOCK;
+    for (size g = 0; g < count; g++, w += p->depth * BLOCK) {
+        const LOW *a = NAME(inputs_at)(p, t, p->groups > 1 ? gate + g : 0, first_row);
+        int two = p->groups == 1 && g + 1 < count;
+        NAME(multiply)(worker, (int)rows, p->depth, a, p->depth, w, two ? w + p->depth * BLOCK : NULL, out[g], two ? out[g + 1] : NULL, 0);
+        if (two) g++, w += p->depth * BLOCK;
+    }
+}
+
+INLINE REAL *NAME(gate_at)(const struct recurrence *p, size row, size gate, size unit) {
+    return (REAL *)p->gates + row * p->gate_row + gate * p->gate_stride + unit;
+}
+
+INLINE LOW *NAME(da_at)(const struct recurrence *p, size row, size gate, size unit) {
+    return (LOW *)p->da + row * p->da_row + gate * p->da_stride + unit;
+}
+
+INLINE REAL *NAME(bias_sum)(const struct recurrence *p, size gates, size gate, size unit) {
+    return (REAL *)p->bias_sums + (omp_get_thread_num() * (gates + 1) + gate) * p->hidden + unit;
+}
+
+/* Loops over up to 16 units, with the full number known to the compiler. */
+#define FOR_UNITS(units, ...)                                                   \
+    if ((units) == BLOCK) {                                                     \
+        _Pragma("omp simd") for (int j = 0; j < BLOCK; j++) { __VA_ARGS__ }     \
+    } else {                                                                    \
+        for (int j = 0; j < (int)(units); j++) { __VA_ARGS__ }                  \
+    }
+
+void NAME(vdrop_lstm_forward)(const struct recurrence *p) {
+#pragma omp parallel num_threads(p->threads)
+    {
+        struct worker worker = {0};
+        REAL products[4][MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+        NAME(first_inputs)(p);
+#pragma omp barrier
+        for (size t = 0; t < p->steps; t++) {
+            struct NAME(step) step = NAME(step_at)(p, t);
+            FOR_BLOCKS_OF(p, step.rows) {
+                NAME(gate_products)(p, &worker, t, first_row, rows, unit, 0, 4, 4, products);
+                const REAL *bias = (const REAL *)p->bias + unit;
+                for (size r = 0; r < rows; r++) {
+                    size row = step.row + first_row + r, hidden = p->hidden;
+                    REAL *restrict ai = NAME(gate_at)(p, row, 0, unit), *restrict af = NAME(gate_at)(p, row, 1, unit);
+                    REAL *restrict ag = NAME(gate_at)(p, row, 2, unit), *restrict ao = NAME(gate_at)(p, row, 3, unit);
+                    const REAL *restrict c_before = (const REAL *)p->c + (step.before + first_row + r) * hidden + unit;
+                    REAL *restrict c = (REAL *)p->c + (p->batch + row) * hidden + unit, *restrict h = (REAL *)p->h + (p->batch + row) * hidden + unit;
+                    REAL *restrict y = (REAL *)p->y + place_of(p, row) * hidden + unit;
+                    const REAL *restrict m = NAME(mask_at)(&p->mask_c, t, 0, first_row + r, unit), *restrict s = products[0] + r * BLOCK;
+                    enum { NEXT = MAX_ROWS * BLOCK };
+                    FOR_UNITS(units, REAL i = NAME(sigmoid)(ai[j] + s[j] + bias[j]);
+                              REAL f = NAME(sigmoid)(af[j] + s[NEXT + j] + bias[hidden + j]);
+                              REAL g = NAME(hyperbolic)(ag[j] + s[2 * NEXT + j] + bias[2 * hidden + j]);
+                              REAL o = NAME(sigmoid)(ao[j] + s[3 * NEXT + j] + bias[3 * hidden + j]);
+                              REAL cell = (f * c_before[j] + i * g) * m[j], state = o * NAME(hyperbolic)(cell);
+                              ai[j] = i; af[j] = f; ag[j] = g; ao[j] = o; c[j] = cell; h[j] = state; y[j] = state;)
+                    if (t + 1 < p->steps) NAME(write_inputs)(p, t + 1, first_row + r, unit, units, h);
+                }
+            }
+#pragma omp barrier
+        }
+        release_tiles(&worker);
+    }
+}
+
+/* Gradient of what entered the products of step `t`: out [32][16] = Σ over gates of m_g ∘ (da_g · U_g), for gates 0 … count - 1. */
+static void NAME(recurrent_gradient)(const struct recurrence *p, struct worker *worker, size t, size first_row, size rows, size unit, size units,
+                                     size count, size all_gates, REAL *out) {
+    const LOW *w = (const LOW *)p->weights + unit / BLOCK * all_gates * p->depth * BLOCK;
+    REAL product[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+    size row = p->first[t] + first_row;
+    for (size gate = 0; gate < count; gate++) {
+        int inner = gate == 2 && p->reset_after;
+        const LOW *a = inner ? (const LOW *)p->da_inner + row * p->depth : NAME(da_at)(p, row, gate, 0);
+        REAL *to = p->groups > 1 ? product : out;
+        NAME(multiply)(worker, (int)rows, p->depth, a, inner ? p->depth : p->da_row, w + gate * p->depth * BLOCK, NULL, to, NULL, to == out && gate > 0);
+        if (p->groups > 1)
+            for (size r = 0; r < rows; r++) {
+                const REAL *m = NAME(mask_at)(&p->mask_h, t, gate, first_row + r, unit);
+                for (size j = 0; j < units; j++) out[r * BLOCK + j] = (gate ? out[r * BLOCK + j] : 0) + product[r * BLOCK + j] * m[j];
+            }
+    }
+    if (p->groups == 1 && p->mask_h.data)
+        for (size r = 0; r < rows; r++) {
+            const REAL *m = NAME(mask_at)(&p->mask_h, t, 0, first_row + r, unit);
+            for (size j = 0; j < units; j++) out[r * BLOCK + j] *= m[j];
+        }
+}
+
+void NAME(vdrop_lstm_backward)(const struct recurrence *p) {
+#pragma omp parallel num_threads(p->threads)
+    {
+        struct worker worker = {0};
+        REAL product[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+        for (size t = p->steps - 1; t >= -1; t--) {
+            struct NAME(step) step = {t, p->batch, 0, 0};
+            if (t >= 0) step = NAME(step_at)(p, t);
+            size later = t + 1 < p->steps ? p->first[t + 2] - p->first[t + 1] : 0; /* sequences that have the step after this one */
+            FOR_BLOCKS_OF(p, step.rows) {
+                size have = later - first_row < 0 ? 0 : at_most(later - first_row, rows), hidden = p->hidden;
+                if (have) NAME(recurrent_gradient)(p, &worker, t + 1, first_row, have, unit, units, 4, 4, product);
+                REAL *bi = NAME(bias_sum)(p, 4, 0, unit), *bf = bi + hidden, *bg = bf + hidden, *bo = bg + hidden;
+                for (size r = 0; r < rows; r++) {
+                    REAL *restrict dh_end = (REAL *)p->dh + (first_row + r) * hidden + unit;
+                    const REAL *restrict dh = r < have ? product + r * BLOCK : dh_end;
+                    if (t < 0) {
+                        if (r < have) memcpy(dh_end, dh, (size_t)units * sizeof(REAL));
+                        continue;
+                    }
+                    size row = step.row + first_row + r;
+                    const REAL *restrict yi = NAME(gate_at)(p, row, 0, unit), *restrict yf = NAME(gate_at)(p, row, 1, unit);
+                    const REAL *restrict yg = NAME(gate_at)(p, row, 2, unit), *restrict yo = NAME(gate_at)(p, row, 3, unit);
+                    const REAL *restrict c_before = (const REAL *)p->c + (step.before + first_row + r) * hidden + unit;
+                    const REAL *restrict c = (const REAL *)p->c + (p->batch + row) * hidden + unit;
+                    const REAL *restrict m = NAME(mask_at)(&p->mask_c, t, 0, first_row + r, unit);
+                    const REAL *restrict dy = p->dy ? (const REAL *)p->dy + place_of(p, row) * hidden + unit : NULL;
+                    REAL *restrict dc = (REAL *)p->dc + (first_row + r) * hidden + unit;
+                    LOW *restrict di = NAME(da_at)(p, row, 0, unit), *restrict df = NAME(da_at)(p, row, 1, unit);
+                    LOW *restrict dg = NAME(da_at)(p, row, 2, unit), *restrict d_o = NAME(da_at)(p, row, 3, unit);
+                    REAL upstream[BLOCK];
+                    for (size j = 0; j < units; j++) upstream[j] = dh[j];
+                    if (dy)
+                        for (size j = 0; j < units; j++) upstream[j] += dy[j];
+                    FOR_UNITS(units, REAL i = yi[j]; REAL f = yf[j]; REAL g = yg[j]; REAL o = yo[j]; REAL tanh_c = NAME(hyperbolic)(c[j]);
+                              REAL d_state = upstream[j]; REAL d_cell = (dc[j] + d_state * o * (1 - tanh_c * tanh_c)) * m[j];
+                              REAL ai = d_cell * g * i * (1 - i); REAL af = d_cell * c_before[j] * f * (1 - f);
+                              REAL ag = d_cell * i * (1 - g * g); REAL ao = d_state * tanh_c * o * (1 - o); dc[j] = d_cell * f;
+                              di[j] = NAME(lower)(ai); df[j] = NAME(lower)(af); dg[j] = NAME(lower)(ag); d_o[j] = NAME(lower)(ao);
+                              bi[j] += ai; bf[j] += af; bg[j] += ag; bo[j] += ao;)
+                }
+            }
+#pragma omp barrier
+        }
+        release_tiles(&worker);
+    }
+}
+
+void NAME(vdrop_gru_forward)(const struct recurrence *p) {
+#pragma omp parallel num_threads(p->threads)
+    {
+        struct worker worker = {0};
+        REAL products[3][MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+        NAME(first_inputs)(p);
+#pragma omp barrier
+        for (size t = 0; t < p->steps; t++) {
+            struct NAME(step) step = NAME(step_at)(p, t);
+            size hidden = p->hidden;
+            FOR_BLOCKS_OF(p, step.rows) {
+                NAME(gate_products)(p, &worker, t, first_row, rows, unit, 0, p->reset_after ? 3 : 2, 3, products);
+                const REAL *bias = (const REAL *)p->bias + unit;
+                for (size r = 0; r < rows; r++) {
+                    size row = step.row + first_row + r;
+                    REAL *restrict ar = NAME(gate_at)(p, row, 0, unit), *restrict az = NAME(gate_at)(p, row, 1, unit);
+                    REAL *restrict an = NAME(gate_at)(p, row, 2, unit);
+                    const REAL *restrict s = products[0] + r * BLOCK;
+                    const REAL *restrict before = (const REAL *)p->h + (step.before + first_row + r) * hidden + unit;
+                    enum { NEXT = MAX_ROWS * BLOCK };
+                    FOR_UNITS(units, ar[j] = NAME(sigmoid)(ar[j] + s[j] + bias[j]); az[j] = NAME(sigmoid)(az[j] + s[NEXT + j] + bias[hidden + j]);)
+                    if (!p->reset_after) {
+                        const REAL *restrict m = NAME(mask_at)(&p->mask_h, t, p->groups > 1 ? 2 : 0, first_row + r, unit);
+                        LOW *restrict out = (LOW *)p->inputs_n + (first_row + r) * p->depth + unit;
+                        for (size j = 0; j < units; j++) out[j] = NAME(lower)(ar[j] * (before[j] * m[j]));
+                        continue;
+                    }
+                    REAL *restrict inner = (REAL *)p->inner + row * hidden + unit, *restrict h = (REAL *)p->h + (p->batch + row) * hidden + unit;
+                    REAL *restrict y = (REAL *)p->y + place_of(p, row) * hidden + unit;
+                    const REAL *restrict bias_n = (const REAL *)p->bias_n + unit;
+                    FOR_UNITS(units, REAL recurrent = s[2 * NEXT + j] + bias_n[j]; inner[j] = recurrent;
+                              REAL n = NAME(hyperbolic)(an[j] + bias[2 * hidden + j] + ar[j] * recurrent);
+                              REAL state = n + az[j] * (before[j] - n); an[j] = n; h[j] = state; y[j] = state;)
+                    if (t + 1 < p->steps) NAME(write_inputs)(p, t + 1, first_row + r, unit, units, h);
+                }
+            }
+#pragma omp barrier
+            if (p->reset_after) continue;
+            FOR_BLOCKS_OF(p, step.rows) {
+                const LOW *w = (const LOW *)p->weights + (unit / BLOCK * 3 + 2) * p->depth * BLOCK;
+                NAME(multiply)(&worker, (int)rows, p->depth, (const LOW *)p->inputs_n + first_row * p->depth, p->depth, w, NULL, products[0], NULL, 0);
+                const REAL *restrict bias = (const REAL *)p->bias + 2 * hidden + unit;
+                for (size r = 0; r < rows; r++) {
+                    size row = step.row + first_row + r;
+                    const REAL *restrict z = NAME(gate_at)(p, row, 1, unit), *restrict s = products[0] + r * BLOCK;
+                    const REAL *restrict before = (const REAL *)p->h + (step.before + first_row + r) * hidden + unit;
+                    REAL *restrict an = NAME(gate_at)(p, row, 2, unit), *restrict h = (REAL *)p->h + (p->batch + row) * hidden + unit;
+                    REAL *restrict y = (REAL *)p->y + place_of(p, row) * hidden + unit;
+                    FOR_UNITS(units, REAL n = NAME(hyperbolic)(an[j] + s[j] + bias[j]); REAL state = n + z[j] * (before[j] - n);
+                              an[j] = n; h[j] = state; y[j] = state;)
+                    if (t + 1 < p->steps) NAME(write_inputs)(p, t + 1, first_row + r, unit, units, h);
+                }
+            }
+#pragma omp barrier
+        }
+        release_tiles(&worker);
+    }
+}
+
+void NAME(vdrop_gru_backward)(const struct recurrence *p) {
+#pragma omp parallel num_threads(p->threads)
+    {
+        struct worker worker = {0};
+        REAL product[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+        for (size t = p->steps - 1; t >= -1; t--) {
+            struct NAME(step) step = {t, p->batch, 0, 0};
+            if (t >= 0) step = NAME(step_at)(p, t);
+            size later = t + 1 < p->steps ? p->first[t + 2] - p->first[t + 1] : 0, hidden = p->hidden;
+            FOR_BLOCKS_OF(p, step.rows) {
+                size have = later - first_row < 0 ? 0 : at_most(later - first_row, rows);
+                if (have) NAME(recurrent_gradient)(p, &worker, t + 1, first_row, have, unit, units, p->reset_after ? 3 : 2, 3, product);
+                REAL *br = NAME(bias_sum)(p, 3, 0, unit), *bz = br + hidden, *bn = bz + hidden, *b_inner = bn + hidden;
+                for (size r = 0; r < rows; r++) {
+                    REAL *restrict carried = (REAL *)p->dh + (first_row + r) * hidden + unit;
+                    if (r < have)
+                        for (size j = 0; j < units; j++) carried[j] += product[r * BLOCK + j];
+                    if (t < 0) continue;
+                    size row = step.row + first_row + r;
+                    const REAL *restrict yr = NAME(gate_at)(p, row, 0, unit), *restrict yz = NAME(gate_at)(p, row, 1, unit);
+                    const REAL *restrict yn = NAME(gate_at)(p, row, 2, unit);
+                    const REAL *restrict before = (const REAL *)p->h + (step.before + first_row + r) * hidden + unit;
+                    LOW *restrict dr = NAME(da_at)(p, row, 0, unit), *restrict dz = NAME(da_at)(p, row, 1, unit);
+                    LOW *restrict dn = NAME(da_at)(p, row, 2, unit);
+                    if (p->dy) {
+                        const REAL *restrict dy = (const REAL *)p->dy + place_of(p, row) * hidden + unit;
+                        for (size j = 0; j < units; j++) carried[j] += dy[j];
+                    }
+                    if (p->reset_after) {
+                        const REAL *restrict inner = (const REAL *)p->inner + row * hidden + unit;
+                        LOW *restrict d_inner = (LOW *)p->da_inner + row * p->depth + unit;
+                        FOR_UNITS(units, REAL d = carried[j]; REAL z = yz[j]; REAL n = yn[j]; REAL reset = yr[j];
+                                  REAL an = d * (1 - z) * (1 - n * n); REAL az = d * (before[j] - n) * z * (1 - z);
+                                  REAL ar = an * inner[j] * reset * (1 - reset); REAL a_inner = an * reset; carried[j] = d * z;
+                                  dr[j] = NAME(lower)(ar); dz[j] = NAME(lower)(az); dn[j] = NAME(lower)(an); d_inner[j] = NAME(lower)(a_inner);
+                                  br[j] += ar; bz[j] += az; bn[j] += an; b_inner[j] += a_inner;)
+                    } else {
+                        FOR_UNITS(units, REAL d = carried[j]; REAL z = yz[j]; REAL n = yn[j]; REAL an = d * (1 - z) * (1 - n * n);
+                                  REAL az = d * (before[j] - n) * z * (1 - z); carried[j] = d * z;
+                                  dz[j] = NAME(lower)(az); dn[j] = NAME(lower)(an); bz[j] += az; bn[j] += an;)
+                    }
+                }
+            }
+#pragma omp barrier
+            if (p->reset_after || t < 0) continue;
+            FOR_BLOCKS_OF(p, step.rows) {
+                const LOW *w = (const LOW *)p->weights + (unit / BLOCK * 3 + 2) * p->depth * BLOCK;
+                NAME(multiply)(&worker, (int)rows, p->depth, NAME(da_at)(p, step.row + first_row, 2, 0), p->da_row, w, NULL, product, NULL, 0);
+                REAL *restrict br = NAME(bias_sum)(p, 3, 0, unit);
+                for (size r = 0; r < rows; r++) {
+                    size row = step.row + first_row + r;
+                    const REAL *restrict yr = NAME(gate_at)(p, row, 0, unit), *restrict s = product + r * BLOCK;
+                    const REAL *restrict before = (const REAL *)p->h + (step.before + first_row + r) * hidden + unit;
+                    const REAL *restrict m = NAME(mask_at)(&p->mask_h, t, p->groups > 1 ? 2 : 0, first_row + r, unit);
+                    REAL *restrict carried = (REAL *)p->dh + (first_row + r) * hidden + unit;
+                    LOW *restrict dr = NAME(da_at)(p, row, 0, unit);
+                    FOR_UNITS(units, REAL d = s[j] * m[j]; REAL reset = yr[j]; REAL ar = d * before[j] * reset * (1 - reset);
+                              carried[j] += d * reset; dr[j] = NAME(lower)(ar); br[j] += ar;)
+                }
+            }
+#pragma omp barrier
+        }
+        release_tiles(&worker);
+    }
+}
+
+/* The head: of each row of logits [rows, V] (bias not yet added) the negative log-likelihood of its target; with `d` the gradient of
+   the logits, times that of the row where `upstream` is not NULL, rounded to LOW, and its sum over the rows in sums [threads, V], zeros.
+   `logits` is overwritten; `d` may be the same memory where LOW is REAL. */
+void NAME(vdrop_softmax)(REAL *logits, size rows, size words, const REAL *bias, const int64_t *targets, const REAL *upstream, REAL *nll, LOW *d,
+                         size d_row, REAL *sums, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        size thread = omp_get_thread_num(), all = omp_get_num_threads();
+        REAL *restrict my_sums = sums + thread * words;
+        for (size n = share(rows, thread, all); n < share(rows, thread + 1, all); n++) {
+            REAL *x = logits + n * words, largest = -INFINITY, total = 0;
+#pragma omp simd reduction(max : largest)
+            for (size v = 0; v < words; v++) {
+                x[v] += bias[v];
+                largest = x[v] > largest ? x[v] : largest;
+            }
+            REAL target = x[targets[n]];
+#pragma omp simd reduction(+ : total)
+            for (size v = 0; v < words; v++) {
+                x[v] = NAME(exponential)(x[v] - largest);
+                total += x[v];
+            }
+            nll[n] = (REAL)log(total) - (target - largest);
+            if (!d) continue;
+            REAL scale = upstream ? upstream[n] : 1, factor = scale / total;
+            LOW *out = d + n * d_row; /* may be `x` */
+            REAL at_target = x[targets[n]] * factor - scale;
+#pragma omp simd
+            for (size v = 0; v < words; v++) {
+                REAL gradient = x[v] * factor;
+                out[v] = NAME(lower)(gradient);
+                my_sums[v] += gradient;
+            }
+            out[targets[n]] = NAME(lower)(at_target);
+            my_sums[targets[n]] -= scale;
+            for (size v = words; v < d_row; v++) out[v] = 0;
+        }
+    }
+}
+
+#undef ROUNDING
+#undef MANTISSA
+#undef BIAS
+#undef LIMIT
+#undef LN2_HIGH
+#undef LN2_LOW
+#undef LANES
+#undef VECTORS
+#undef IN_REGISTERS
+#undef ROWS
+#undef FOR_BLOCKS_OF
+#undef FOR_UNITS
+
+#endif
