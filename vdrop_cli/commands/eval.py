@@ -94,8 +94,7 @@ def run(settings: Eval) -> str:
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     paths = members(path, settings)
-    in_another = "" if precision is found.train.precision else f"-{precision}"
-    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths, task)}{in_another}.json")
+    target = path.with_name(f"{result_stem(path.stem, kind(settings, paths, task), precision, found.train.precision)}.json")
     if not ownership.is_of_run(target):  # of a checkpoint with a name of its own
         ownership.require_own(target, is_evaluation, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
@@ -137,6 +136,12 @@ def is_evaluation(content: bytes) -> bool:
         return isinstance(json.loads(content)["metrics"], dict)
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
+
+
+def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) -> str:
+    """The name of an evaluation's file without its suffix; `stem` is that of the checkpoint's. Both it and `kind` can be patterns."""
+    in_another = "" if precision is trained else f"-{precision}"
+    return f"{stem.replace('checkpoint', 'eval')}-{kind}{in_another}"
 
 
 def members(first: Path, settings: Eval) -> list[Path]:
