@@ -140,10 +140,11 @@ THEIRS = {
     "2026.json": "[]",
     "0.json": "not json",
     "3.json": "",
+    "5.json": '{"overrides": [], "status": "done", "code": true, "reason": "", "started_over": false}',
     "1.json": '{"overrides": [], "status": "done", "code": 0, "reason": "", "started_over": false, "mine": 1}',
     "summary.json": '[{"mine": 1}]',
     "stop": "mine",
-    "multirun.yaml": "mine: 1\n",
+    "multirun.yaml": "hydra:\n  job:\n    name: mine\n  help:\n    app_name: mine\n",  # of another application
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import stored
+from vdrop_cli import files, stored
 from vdrop_cli.config import ConfigError, Published, Source, Train, plain, restore
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
@@ -175,19 +175,24 @@ EVALUATION: dict[str, type] = {"mc": list, "members": list, "environment": dict}
 def evaluation(path: Path) -> dict[str, Any]:
     """What `vdrop eval` wrote. Raises ConfigError."""
     try:
-        found = stored.read_json(path)
-        stored.require(found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found})
-        stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
-        for row in found.get("mc", ()):
-            if not isinstance(row, dict):
-                raise Damaged("mc must be a list of objects")
-            stored.require(row, {"samples": int})
-            if not all(value is None or stored.is_finite(value) for value in row.values()):
-                raise Damaged("mc must hold numbers")
-        if not all(isinstance(member, str) for member in found.get("members", ())):
-            raise Damaged("members must be a list of texts")
+        return parse_evaluation(files.read(path, stored.JSON_LIMIT))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
     except Damaged as damage:
         raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again") from None
+
+
+def parse_evaluation(content: bytes) -> dict[str, Any]:
+    """Raises Damaged."""
+    found = stored.parse_json(content)
+    stored.require(found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found})
+    stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
+    for row in found.get("mc", ()):
+        if not isinstance(row, dict):
+            raise Damaged("mc must be a list of objects")
+        stored.require(row, {"samples": int})
+        if not all(value is None or stored.is_finite(value) for value in row.values()):
+            raise Damaged("mc must hold numbers")
+    if not all(isinstance(member, str) for member in found.get("members", ())):
+        raise Damaged("members must be a list of texts")
     return found

@@ -9,10 +9,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -20,7 +20,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, interruption, launchers, output, ownership
+from vdrop_cli import files, interruption, launchers, output, ownership, stored
 from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged, lacks_memory
@@ -37,6 +37,7 @@ class Outcome:
     started_over: bool = False  # force=true has had its effect, and is not to have it again
 
 
+FIELDS: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Outcome)}
 RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
 GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
@@ -146,32 +147,46 @@ def outcome_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.json"
 
 
-def is_outcome(held: object) -> bool:
-    """Whether a value of JSON has the fields of an outcome, and no others."""
-    kinds = {"overrides": list, "status": str, "code": int, "reason": str, "started_over": bool}
-    return (
-        isinstance(held, dict)
-        and held.keys() == kinds.keys()
-        and all(type(held[name]) is kind for name, kind in kinds.items())
-        and all(isinstance(override, str) for override in held["overrides"])
-    )
+def outcome_of(held: object) -> Outcome:
+    """From a value of JSON, which has its fields and no others. Raises Damaged."""
+    if not isinstance(held, dict) or held.keys() != FIELDS.keys():
+        raise Damaged("it is not an outcome")
+    stored.require(held, FIELDS)
+    if not all(isinstance(override, str) for override in held["overrides"]):
+        raise Damaged("overrides must be a list of texts")
+    return Outcome(**held)
 
 
-def parsed(content: bytes) -> object:
-    """JSON as a value; None where it is none."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+def parse_outcome(content: bytes) -> Outcome:
+    """Raises Damaged."""
+    return outcome_of(stored.parse_value(content))
+
+
+def parse_summary(content: bytes) -> list[Outcome]:
+    """Raises Damaged."""
+    held = stored.parse_value(content)
+    if not isinstance(held, list):
+        raise Damaged("it is not a list")
+    return [outcome_of(one) for one in held]
+
+
+def parse_settings(content: bytes) -> dict[str, Any]:
+    """Those of a sweep of ours, going by the name of the application in its help, which nobody sets. Raises Damaged."""
+    held = stored.parse_yaml(content)
+    name: Any = held
+    for key in ("hydra", "help", "app_name"):
+        name = name.get(key) if isinstance(name, dict) else None
+    if name != "vdrop":
+        raise Damaged("it is not of a sweep of vdrop")
+    return held
 
 
 def read(path: Path) -> Outcome:
     """One that was written, or of a job that has not begun."""
     try:
-        held = parsed(files.read(path, OUTCOME_SIZE))
+        return parse_outcome(files.read(path, OUTCOME_SIZE))
     except (OSError, Damaged):
-        held = None
-    return Outcome(**held) if is_outcome(held) else Outcome([], "not begun")  # type: ignore[arg-type]
+        return Outcome([], "not begun")
 
 
 def outcome_paths(folder: Path) -> list[Path]:
@@ -181,19 +196,14 @@ def outcome_paths(folder: Path) -> list[Path]:
 
 def require_own_folder(folder: Path) -> None:
     """Raises ConfigError where a sweep would overwrite or remove a file that none has written."""
-
-    def summary(content: bytes) -> bool:
-        held = parsed(content)
-        return isinstance(held, list) and all(map(is_outcome, held))
-
     settings = folder / SETTINGS
     kinds: list[tuple[Path, Callable[[bytes], bool]]] = [
-        *((path, lambda content: is_outcome(parsed(content))) for path in sorted(outcome_paths(folder))),
-        (folder / SUMMARY, summary),
+        *((path, stored.readable_by(parse_outcome)) for path in sorted(outcome_paths(folder))),
+        (folder / SUMMARY, stored.readable_by(parse_summary)),
         (folder / STOP, lambda content: not content),
     ]
     if not settings.is_char_device():  # such as /dev/null: it holds nothing
-        kinds.append((settings, lambda content: content.startswith(b"hydra:")))
+        kinds.append((settings, stored.readable_by(parse_settings)))
     for path, is_own in kinds:
         ownership.require_own(path, is_own, "choose another hydra.sweep.dir")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, runs, stored, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, Lock
@@ -96,7 +96,8 @@ def run(settings: Eval) -> str:
     paths = members(path, settings)
     target = path.with_name(f"{result_stem(path.stem, kind(settings, paths, task), precision, found.train.precision)}.json")
     if not ownership.is_of_run(target):  # of a checkpoint with a name of its own
-        ownership.require_own(target, is_evaluation, "give the checkpoint another name, or move that file away")
+        is_own = stored.readable_by(runs.parse_evaluation)
+        ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
@@ -128,14 +129,6 @@ def run(settings: Eval) -> str:
         write(target, told)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
-
-
-def is_evaluation(content: bytes) -> bool:
-    """Whether a file is one that this command has written."""
-    try:
-        return isinstance(json.loads(content)["metrics"], dict)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return False
 
 
 def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) -> str:
