@@ -258,8 +258,9 @@ def write(path: Path, told: dict[str, Any]) -> None:
     try:
         files.replace(path, (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
     except RunError as error:
-        tell(told)
-        raise RunError(f"{error}; the results are above") from None
+        if output.is_shown(lambda: tell(told)):
+            raise RunError(f"{error}; the results are above") from None
+        raise
     with output.unshown():
         tell(told)
     print(f"\nwritten to {path}", file=sys.stderr)
