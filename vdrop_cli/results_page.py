@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from vdrop_cli import RECORDS, ROOT, files, ownership, runs
+from vdrop_cli import IS_CHECKOUT, RECORDS, ROOT, files, ownership, runs
 from vdrop_cli.config import ConfigError
 
 MARK = "Written by `vdrop table`"  # on every page, near its start
@@ -20,7 +20,7 @@ def path_of(file: str | None, outputs: str) -> Path:
     """Where a page goes: `file`, or beside the outputs; for those of a checkout that is the page at its root."""
     if file is not None:
         return Path(file)
-    if RECORDS is not None and Path(outputs).resolve() == RECORDS.parent:
+    if IS_CHECKOUT and Path(outputs).resolve() == (ROOT / "outputs").resolve():
         return Path(os.path.relpath(ROOT / PAGE))
     return Path(outputs) / PAGE
 

@@ -281,13 +281,15 @@ def test_shipped_records_count_wherever_the_outputs_are(vdrop: Vdrop, tmp_path: 
 
 
 def test_the_page_is_that_of_the_checkout_only_for_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results_page, "RECORDS", ROOT / "outputs" / "record")
+    """Whether it holds records or not."""
     monkeypatch.chdir(ROOT)
     assert results_page.path_of(None, "outputs") == Path("RESULTS.md") and results_page.path_of("a.md", "outputs") == Path("a.md")
     assert results_page.path_of(None, str(tmp_path)) == tmp_path / "RESULTS.md"
     monkeypatch.chdir(tmp_path)
     assert results_page.path_of(None, "outputs") == Path("outputs/RESULTS.md")
     assert results_page.path_of(None, str(ROOT / "outputs")).resolve() == ROOT / "RESULTS.md"
+    monkeypatch.setattr(results_page, "IS_CHECKOUT", False)
+    assert results_page.path_of(None, str(ROOT / "outputs")) == ROOT / "outputs" / "RESULTS.md"
 
 
 @pytest.mark.usefixtures("composing")
