@@ -106,7 +106,7 @@ def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other
     assert [[run.train.seed for run in line.runs] for line in found] == [[1], [2], [4]]
     names = ratings.record_names(FEW, runs)
     assert sorted(names.values()) == ["ratings/paper_lstm_none-7", "ratings/paper_lstm_none-9"]
-    assert experiments.key(runs[0].train) in names
+    assert experiments.key(runs[0].numbers) in names
 
 
 def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -26,18 +27,18 @@ class Row:
     def name(self) -> str:
         return f"{self.protocol} {self.cell} {self.dropout}"
 
-    @property
+    @cached_property
     def key(self) -> str:
-        return key(self.settings)
+        return key(self.settings.numbers())
 
     def evaluation(self, samples: int) -> Published | None:
         """How its runs are evaluated beyond the standard approximation."""
         return None if self.settings.dropout.policy is Policy.none else Published(self.name, mc_samples=samples)
 
 
-def key(settings: Train) -> str:
-    """What a run must share with a row to be one of it: the number of epochs need not be the same."""
-    return experiments.key(replace(settings, schedule=replace(settings.schedule, epochs=1)))
+def key(numbers: dict[str, Any]) -> str:
+    """What a run must share with a row to be one of it, from `Train.numbers`: the number of epochs need not be the same."""
+    return experiments.key(numbers | {"schedule": numbers["schedule"] | {"epochs": None}})
 
 
 def choices(protocol: Protocol, cells: Iterable[Cell], dropouts: Iterable[str], epochs: int) -> list[str]:
@@ -104,7 +105,7 @@ def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
     """One for each number of epochs, precision and device, or one that says that there is no run."""
     groups: dict[tuple[object, ...], list[Finished]] = {}
     for run in found:
-        if run.train.task.name is TaskName.sentiment and key(run.train) == row.key:
+        if run.train.task.name is TaskName.sentiment and key(run.numbers) == row.key:
             of = (run.train.schedule.epochs, str(run.train.precision), run.environment["device"])
             groups.setdefault(of, []).append(run)
     return [Line(row, of_group, by_passes(of_group)) for of_group in groups.values()] or [Line(row, [], [])]
@@ -203,7 +204,7 @@ def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures, p
 def record_names(settings: Figures, found: Iterable[Finished]) -> dict[str, str]:
     """Below outputs/record, by the key of the runs."""
     return {
-        experiments.key(run.train): f"ratings/{line.row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
+        experiments.key(run.numbers): f"ratings/{line.row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
         for line in all_lines(settings, found)
         for run in line.runs
     }

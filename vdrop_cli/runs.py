@@ -33,6 +33,11 @@ class Finished:
         return restore(self.config)
 
     @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """The settings that change them, by which it is one of a row."""
+        return self.train.numbers()
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """By their full names, those that it was made without as they are by default; of what was published nothing."""
         return flat({name: value for name, value in plain(self.train).items() if name != "published"})

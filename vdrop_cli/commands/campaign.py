@@ -101,7 +101,7 @@ def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -
     costs: dict[str, Cost] = {}
 
     def cost(training: Training) -> Cost:
-        kind = experiments.key(training.settings)
+        kind = experiments.key(training.settings.numbers())
         if kind not in costs:
             costs[kind] = Cost(training)
         return costs[kind]

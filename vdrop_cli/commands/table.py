@@ -138,7 +138,7 @@ def collect(outputs: Path) -> dict[str, list[Finished]]:
         of_part: dict[Same, Finished] = {}
         for finished in runs.below(folder):
             train = finished.train
-            same = (experiments.key(train), train.seed, str(train.precision), finished.environment["device"])
+            same = (experiments.key(finished.numbers), train.seed, str(train.precision), finished.environment["device"])
             if same not in of_part or len(finished.evaluations) > len(of_part[same].evaluations):
                 of_part[same] = finished
         found |= of_part
@@ -199,7 +199,7 @@ def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path
         copy_record(finished, there)
         copied = runs.read(there)
         assert copied is not None
-        kept[experiments.key(finished.train)].append(copied)
+        kept[experiments.key(finished.numbers)].append(copied)
     return kept
 
 
