@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ class Finished:
     config: dict[str, Any]
     log: list[dict[str, Any]]
     result: dict[str, Any]
+    record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
 
     @cached_property
     def train(self) -> Train:
@@ -70,6 +71,19 @@ class Finished:
     def evaluations(self) -> list[Path]:
         """Files that `vdrop eval` wrote of the epoch that is reported."""
         return sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
+
+    @property
+    def lineage(self) -> Iterator["Finished"]:
+        """Itself, then the records in whose place it stands."""
+        one: Finished | None = self
+        while one is not None:
+            yield one
+            one = one.record
+
+    @property
+    def passes(self) -> set[int]:
+        """By how many passes of MC dropout it has been evaluated."""
+        return {int(found[1]) for path in self.evaluations if (found := re.fullmatch(r"eval-\d+-mc(\d+)-s\d+\.json", path.name))}
 
 
 MADE = ("precision", "device", "date", "commit")
@@ -142,9 +156,12 @@ def read_if_possible(folder: Path) -> Finished | None:
 
 
 def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
-    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet."""
+    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet.
+
+    Until it has, that of the record in whose place the run stands counts.
+    """
     kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else rf"ensemble{published.members}-[0-9a-f]+"
-    for path in run.evaluations:
+    for path in (path for one in run.lineage for path in one.evaluations):
         if not re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
             continue
         found = evaluation(path)
@@ -156,6 +173,11 @@ def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
             require_parts(found, path, "mc")
         return found
     return None
+
+
+def kind(evaluation: Path) -> str:
+    """What of a run was evaluated, by the file's name: that without its epoch."""
+    return re.sub(r"^eval-\d+(?:-\d+)?-", "", evaluation.stem)
 
 
 def require_parts(found: dict[str, Any], path: Path, *names: str) -> None:

@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -212,6 +212,13 @@ def vdrop(command: str, *arguments: str) -> None:
     with interruption.listening(process.terminate):
         process.wait()
         interruption.check()
+
+
+def require_on_page(wanted: Iterable[tuple[str, int]], told: Collection[tuple[str, int]]) -> None:
+    """Raises RunError where a run, by the name of its row and its seed, is not in the table though all is finished."""
+    for name, seed in wanted:
+        if (name, seed) not in told:
+            raise RunError(f"{name} seed {seed} is finished, but not in the table; what was left out is told above")
 
 
 def require_all(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:
