@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(O
 RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
 GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
-GOES_ON = "it is no longer waited for, and goes on where it runs"
+CONTINUES = "it is no longer waited for, and continues where it runs"
 TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
 SUMMARY = "summary.json"  # in the folder of a sweep
 SETTINGS = "multirun.yaml"  # there, by Hydra
@@ -108,7 +108,7 @@ class Job:
                     outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
                     if stop.told:
                         again = shlex.join(override for override in outcome.overrides if not starts_over(override))
-                        outcome.reason += f"; go on with: vdrop {self.command} {again}"
+                        outcome.reason += f"; resume with: vdrop {self.command} {again}"
                     tell(outcome)
                     write(outcome, path)  # now, as this process may end before the next line
                     raise
@@ -258,7 +258,7 @@ class Sweeper:
                 raise
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         except BaseException:
-            self.summarise(GOES_ON if is_slurm(self.launcher) else STOPPED, lost)
+            self.summarise(CONTINUES if is_slurm(self.launcher) else STOPPED, lost)
             raise
         code = self.summarise(broke, lost)
         if interruption.received:
@@ -272,7 +272,7 @@ class Sweeper:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / STOP).touch()
         except OSError as error:
-            told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs go on; stop the processes themselves\n"
+            told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs continue; stop the processes themselves\n"
             with suppress(OSError):
                 os.write(2, told.encode())
 
@@ -310,11 +310,11 @@ def summary(outcomes: list[Outcome], skips: bool) -> str:
         if outcome.status not in GOOD:
             name = " ".join(override for override in outcome.overrides if override not in apart)
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
-    if any(outcome.reason == GOES_ON for outcome in outcomes):
+    if any(outcome.reason == CONTINUES for outcome in outcomes):
         lines.append("  wait for these (squeue), or cancel them (scancel), before you give the same command again")
     elif len(lines) > 1:
         without = " without force=…" if any(starts_over(override) for override in shared) else ""
-        lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}goes on with the rest")
+        lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}continues with the rest")
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path
     (tmp_path / "outputs" / "RESULTS.md").unlink()  # a page with its numbers would not be replaced by one without
     with Lock(result.parent / "lock", "it"):
         ran = vdrop("figures", *one)
-    assert ran.returncode == 1 and "is not finished; the same command goes on" in ran.stderr.splitlines()[-1], ran.stderr
+    assert ran.returncode == 1 and "is not finished; the same command resumes" in ran.stderr.splitlines()[-1], ran.stderr
     assert "not yet run" in (tmp_path / "outputs" / "RESULTS.md").read_text()
 
 

@@ -64,7 +64,7 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes:
     ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", launcher, changes[:-1] + " schedule.lr=1e30'")
     assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
-    assert "is not finished, nor are 1 others; the same command goes on" in ran.stderr.splitlines()[-1]
+    assert "is not finished, nor are 1 others; the same command resumes" in ran.stderr.splitlines()[-1]
     assert (tmp_path / "outputs" / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
 
 

@@ -226,4 +226,4 @@ def require_all(trainings: Iterable[Training], evaluations: Iterable[Evaluation]
     lacking = [str(t.folder) for t in trainings if not t.is_finished] + [e.told for e in evaluations if not e.is_finished]
     if lacking:
         others = f", nor are {len(lacking) - 1} others" if len(lacking) > 1 else ""
-        raise RunError(f"{lacking[0]} is not finished{others}; the same command goes on")
+        raise RunError(f"{lacking[0]} is not finished{others}; the same command resumes")

@@ -306,7 +306,7 @@ LEGEND = f"""{results_page.MARK} from run folders and the records in `outputs/re
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs), with which it is published
   nowhere."""
 
-HOW = """`make reproduce-table` makes those of the medium size, goes on with what was stopped, and writes this page; `SIZE`, `SEEDS`,
+HOW = """`make reproduce-table` makes those of the medium size, resumes what was stopped, and writes this page; `SIZE`, `SEEDS`,
 `ROWS`, `LAUNCHER` and `PRECISION` choose. The ten averaged models take `SIZE=large SEEDS=10`."""
 
 
