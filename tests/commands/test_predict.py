@@ -122,6 +122,9 @@ def test_the_noise_is_found_whatever_the_checkpoint_is_called(critic: Path, caps
         (critic / made).write_text(json.dumps(held | {"metrics": held["metrics"] | {metric: 0.25}}))
         (row,) = told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
         assert row["noise"] == 0.25
+        (critic / made).write_text(json.dumps(held | {"epoch": held["epoch"] + 1}))
+        with pytest.raises(ConfigError, match="first, which fits the observation noise"):
+            told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
 
 
 def test_the_noise_of_another_precision_is_not_taken(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,8 +169,9 @@ def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, sample
     if part == "train":
         fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
     for path in sorted(built.path.parent.glob("*.json")):
-        if re.fullmatch(wanted, path.stem) and metric in (metrics := runs.evaluation(path)["metrics"]):
-            noise = metrics[metric]
+        told = runs.evaluation(path) if re.fullmatch(wanted, path.stem) else {"metrics": {}}
+        if metric in told["metrics"] and told.get("epoch") == built.checkpoint.epoch:  # a name of one's own may have been given anew
+            noise = told["metrics"][metric]
             if type(noise) is not float or not 0 < noise < math.inf:
                 raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
             return Noise(noise, f"{fitted} in {path}")
