@@ -17,7 +17,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "interruption": set(),
     "output": set(),
     "launchers": {"interruption"},
-    "sweeps": {"config", "explain", "files", "interruption", "launchers", "output", "ownership"},
+    "sweeps": {"config", "explain", "files", "interruption", "launchers", "output", "ownership", "stored"},
     "archives": set(),
     "files": {"archives", "config"},
     "ownership": {"config", "files"},
@@ -45,7 +45,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "pictures": {"config", "files", "ownership", "runs"},
     "experiments": {"arguments", "config", "explain"},
     "markdown": set(),
-    "results_page": {"config", "files", "ownership", "runs", "RECORDS", "ROOT"},
+    "results_page": {"config", "files", "ownership", "runs", "IS_CHECKOUT", "RECORDS", "ROOT"},
     "ratings": {"config", "experiments", "markdown", "pictures", "runs", "CONF"},
 }
 

@@ -91,7 +91,7 @@ def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
         os.kill(pid, number)
     told = ended(sweep)
     assert sweep.returncode == 128 + number and "vdrop: 3 runs: " in told, told
-    assert "3 interrupted" in told and "force=true" not in told.partition("go on with: vdrop train")[2].splitlines()[0]
+    assert "3 interrupted" in told and "force=true" not in told.partition("resume with: vdrop train")[2].splitlines()[0]
     assert "the same command again without force=… skips what is done" in told
 
 

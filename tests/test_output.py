@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.conftest import TINY
-from vdrop_cli import cli, output
+from vdrop_cli import cli, files, output
 from vdrop_cli.sinks import read_log
 
 
@@ -72,6 +72,22 @@ def test_training_and_evaluation_end_well_whoever_reads(
     (result,) = here.rglob("result.json")
     assert [record["kind"] for record in read_log(result.with_name("log.jsonl"))][-2:] == ["epoch", "result"]
     assert result.with_name("eval-0001-standard.json").is_file()
+
+
+def test_an_evaluation_that_can_neither_be_written_nor_shown_says_why(
+    text: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *TINY, *text) == 0
+    monkeypatch.setattr(files, "flush_folder", lambda folder: broken(errno.EIO).write("\n"))
+    for shown in (True, False):
+        if not shown:
+            monkeypatch.setattr(sys, "stdout", broken(errno.ENOSPC))
+        capsys.readouterr()
+        assert run("eval", f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu") == 1
+        said = capsys.readouterr()
+        assert "eval-0001-standard.json cannot be written (no); make room, or mend the disk" in said.err
+        assert ("test_ppl" in said.out) == ("the results are above" in said.err) == shown
+        assert said.err.count("standard output cannot be written") == (not shown)
 
 
 @pytest.mark.parametrize(

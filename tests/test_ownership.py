@@ -250,6 +250,22 @@ def test_a_run_that_is_evaluated_is_not_cleared_whoever_has_made_the_lock(folder
     assert not list(folder.iterdir())
 
 
+def test_what_is_removed_by_somebody_else_meanwhile_is_no_longer_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an evaluation that ends removes its lock, or a second `force=true` everything."""
+    (folder / "eval-0003-standard.lock").touch()
+    listed = ownership.entries(folder)
+    shutil.copytree(folder, "whole")
+    for gone in ("eval-0003-standard.lock", "result.json", "config.yaml"):
+        shutil.rmtree(folder)
+        shutil.copytree("whole", folder)
+        (folder / gone).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(ownership, "entries", lambda _: listed)
+            ownership.require_record(folder)
+            clear(folder)
+        assert not list(folder.iterdir())
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_file_in_place_of_one_is_an_error_and_is_not_opened(name: str, finished: bool, config: Train, folder: Path) -> None:

@@ -104,9 +104,9 @@ def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other
     runs[3].config["precision"] = "fp32"
     found = ratings.lines(row, runs)
     assert [[run.train.seed for run in line.runs] for line in found] == [[1], [2], [4]]
-    names = ratings.record_names(FEW, runs)
+    names = ratings.record_names(ratings.all_lines(FEW, runs))
     assert sorted(names.values()) == ["ratings/paper_lstm_none-7", "ratings/paper_lstm_none-9"]
-    assert experiments.key(runs[0].train) in names
+    assert experiments.key(runs[0].numbers) in names
 
 
 def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> None:
@@ -139,3 +139,22 @@ def test_evaluations_that_are_set_side_by_side_have_as_many_passes(tmp_path: Pat
     assert (both.samples, alone.samples) == (2, 9) and alone.of_passes("test_rmse") == [0.05]
     (second.folder / "eval-0007-mc2-s1.json").unlink()
     assert ratings.lines(row, [first, second])[0].samples is None
+
+
+def test_a_run_is_evaluated_as_its_record_until_it_is_itself_and_it_is_told_how_that_was_made(tmp_path: Path) -> None:
+    row = ratings.rows(FEW)[1]
+    made = []
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        made.append(finished(tmp_path / name, row, 1, 0.1))
+    old, new = made
+    path = old.folder / "eval-0007-mc2-s1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"environment": {"date": "2025-01-01"}}))
+    stands = replace(new, record=old)
+    (line,) = ratings.lines(row, [stands])
+    assert [one.get("date") for one in line.environments] == ["2026-01-02"] and line.samples == 2
+    (new.folder / path.name).unlink()
+    (line,) = ratings.lines(row, [stands])
+    assert [one.get("date") for one in line.environments] == ["2026-01-02", "2025-01-01"] and line.of_passes("test_rmse") == [0.1 - 0.01]
+    (new.folder / "eval-0007-mc3-s1.json").write_text(json.dumps({"metrics": {"test_rmse_mc3": 0.05}, "mc": [{"samples": 3}]}))
+    assert ratings.lines(row, [stands])[0].of_passes("test_rmse") == [0.05], "its own come first"

@@ -30,6 +30,12 @@ def test_json_is_strict(content: bytes, reason: str) -> None:
         stored.parse_json(content)
 
 
+def test_a_value_need_not_be_an_object_and_is_as_strict() -> None:
+    assert stored.parse_value(b'[1, {"a": null}]') == [1, {"a": None}]
+    is_json = stored.readable_by(stored.parse_value)
+    assert [is_json(content) for content in (b"[]", b"[NaN]", b'[{"a": 1, "a": 2}]', b"[" * 30 + b"]" * 30, b"")] == [True, *[False] * 4]
+
+
 def test_infinity_is_read_where_it_is_allowed_and_nan_never() -> None:
     assert stored.parse_json(b'{"a": [1, -Infinity]}', infinite=True) == {"a": [1, float("-inf")]}
     with pytest.raises(Damaged):

@@ -106,7 +106,7 @@ def test_a_training_killed_at_30_moments_comes_to_the_same(
     assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 5, "it resumed at many places"
     if number is signal.SIGTERM:
         assert set(codes) <= {143, -15} and codes.count(143) > 10, "asked to stop before it listens, a process just ends"
-        assert "go on with: vdrop train" in told
+        assert "resume with: vdrop train" in told
     else:
         assert set(codes) == {-9}
     assert "Traceback" not in told and "is damaged" not in told

@@ -35,7 +35,7 @@ def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(vdrop: Vd
     last = again.stderr.splitlines()[-5:]
     assert last[0] == "vdrop: 6 runs: 1 done, 2 was done, 3 failed"
     assert last[1:4] == [f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0, got 0.0" for seed in (1, 2, 3)]
-    assert last[4] == "  the same command again skips what is done and goes on with the rest"
+    assert last[4] == "  the same command again skips what is done and continues with the rest"
     newest = max((tmp_path / "outputs" / "sweeps").iterdir())
     outcomes = [Outcome(**told) for told in json.loads((newest / "summary.json").read_text())]
     assert [o.status for o in outcomes] == ["was done", "failed", "was done", "failed", "done", "failed"]
@@ -68,7 +68,7 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: 
         assert sweep.stderr is not None
         told = sweep.stderr.read()
     assert sweep.returncode == 128 + signal.SIGTERM and "vdrop: 3 runs: 3 interrupted" in told, told
-    assert told.count("go on with: vdrop train") == 4, "two runs, each when it stopped and in the summary"
+    assert told.count("resume with: vdrop train") == 4, "two runs, each when it stopped and in the summary"
     before = {log: steps(log) for log in tmp_path.rglob("log.jsonl")}
     assert len(before) == 2
     ran = vdrop("train", "-m", *long, "schedule.epochs=60")
@@ -140,10 +140,11 @@ THEIRS = {
     "2026.json": "[]",
     "0.json": "not json",
     "3.json": "",
+    "5.json": '{"overrides": [], "status": "done", "code": true, "reason": "", "started_over": false}',
     "1.json": '{"overrides": [], "status": "done", "code": 0, "reason": "", "started_over": false, "mine": 1}',
     "summary.json": '[{"mine": 1}]',
     "stop": "mine",
-    "multirun.yaml": "mine: 1\n",
+    "multirun.yaml": "hydra:\n  job:\n    name: mine\n  help:\n    app_name: mine\n",  # of another application
 }
 
 
@@ -213,7 +214,7 @@ def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Pat
     assert vdrop("train", *TINY, *text).returncode == 0
     (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
     ran = vdrop("eval", "-m", f"checkpoint={folder}", "stored_data=true", "device=cpu", "mc_samples=0,-1")
-    assert ran.returncode == 2 and ran.stderr.splitlines()[-1] == "  the same command again goes on with the rest"
+    assert ran.returncode == 2 and ran.stderr.splitlines()[-1] == "  the same command again continues with the rest"
 
 
 def of_one(launcher: str, folder: Path, outcome: Outcome) -> int:
@@ -239,8 +240,8 @@ def test_what_cannot_be_swept_is_told_where_a_folder_of_submitit_lies_too(vdrop:
 
 
 def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
-    told = summary([Outcome(["seed=1"], "not begun", 1, sweeps.GOES_ON)], skips=True)
-    assert "scancel" in told and "goes on with the rest" not in told
+    told = summary([Outcome(["seed=1"], "not begun", 1, sweeps.CONTINUES)], skips=True)
+    assert "scancel" in told and "continues with the rest" not in told
 
 
 def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,5 +281,5 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
         signal.signal(signal.SIGUSR2, before)
     outcome = sweeps.read(tmp_path / "0.json")
     assert (outcome.status, outcome.code) == ("interrupted", 128 + signal.SIGUSR2)
-    assert outcome.reason.startswith("stopped by SIGUSR2, saved; go on with: vdrop train")
+    assert outcome.reason.startswith("stopped by SIGUSR2, saved; resume with: vdrop train")
     assert outcome.reason.endswith("(RuntimeError: not requeued)") and "Traceback" not in capsys.readouterr().err

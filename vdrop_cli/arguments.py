@@ -1,7 +1,7 @@
 """What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar: a setting of free text holds what is typed.
 
 - Free text and paths: every character counts, none of it is grammar. Exceptions: `null` unsets, `${…}` is an interpolation, and a value
-  that stands in quotes as a whole is read by Hydra's rules. In a path, `~` is the home folder.
+  that stands in quotes as a whole is read by Hydra's rules. In a path, `~` is the home folder. `text=…` has none of these exceptions.
 - Lists: `rows=a` and `rows=a,b` mean `rows=[a,b]`. An element that holds a comma is put in quotes.
 - In a sweep (-m) a comma separates the values of runs.
 """
@@ -17,7 +17,7 @@ from vdrop_cli import CONF
 from vdrop_cli.config import ROOTS, ConfigError, types
 
 NAMES = ("device", "model.name", "dropout.name")  # strings without commas: a comma is a sweep that lacks its -m
-VERBATIM = "text"  # what is to be read: not even null or ${…} is anything but text
+VERBATIM = "text"  # what is to be read: not even null, ${…} or quotes are anything but text
 SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
 PATHS = {
     *("checkpoint", "members", "outputs", "file", "csv", "latex", SWEEP_FOLDER),
@@ -92,7 +92,7 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
     prefix, key, value = found.groups()
     kind, path = known[key], key in PATHS
     if key == VERBATIM:
-        value = value if re.fullmatch(QUOTED, value, re.DOTALL) else in_quotes(value)
+        value = in_quotes(value)
     elif is_list(kind):
         value = ",".join(as_list(word, part, path) for part in (split(word, value, brackets=True) if sweep else [value]))
     elif is_text(kind):

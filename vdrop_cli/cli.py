@@ -9,7 +9,7 @@ from typing import NoReturn
 from vdrop_cli import CONF, output
 
 COMMANDS = {
-    "train": "train a model; the same command again goes on, or says that it is done",
+    "train": "train a model; the same command again resumes, or says that it is done",
     "eval": "perplexity or error of a checkpoint: standard approximation, and MC dropout",
     "predict": "what a checkpoint makes of a text: its rating, or its surprises; or words of its own",
     "data": "the corpora: where they lie, what they hold, whether they are right",
@@ -45,7 +45,7 @@ HYDRA_OPTIONS: dict[str, tuple[str, ...]] = {  # and the values that can follow 
 }
 
 EXAMPLES = {
-    "train": """vdrop train: train a model; the same command again goes on, or says that it is done
+    "train": """vdrop train: train a model; the same command again resumes, or says that it is done
 
 examples:
   vdrop train                                          the medium variational row on Penn Treebank

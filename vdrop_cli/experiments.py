@@ -4,6 +4,8 @@ import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -45,16 +47,17 @@ class Row:
         assert self.settings.published is not None
         return self.settings.published
 
-    @property
+    @cached_property
     def key(self) -> str:
-        return key(self.settings)
+        return key(self.settings.numbers())
 
 
-def key(settings: Train) -> str:
-    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and where things lie."""
-    told = settings.numbers()
-    for name in ("device", "backend", "precision"):
-        del told[name]
+def key(numbers: dict[str, Any]) -> str:
+    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and where things lie.
+
+    `numbers` are those of `Train.numbers`, which take milliseconds.
+    """
+    told = {name: value for name, value in numbers.items() if name not in ("device", "backend", "precision")}
     told["data"] = {name: told["data"][name] for name in OF_TEXT}
     return json.dumps(told, sort_keys=True)
 

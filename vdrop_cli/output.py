@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -67,6 +67,15 @@ def unshown() -> Iterator[None]:
     except OSError as error:
         if not is_lost(error):
             raise
+
+
+def is_shown(tell: Callable[[], object]) -> bool:
+    """Whether what it prints, and is nowhere else, has been written out."""
+    with unshown():
+        tell()
+        sys.stdout.flush()
+        return True
+    return False
 
 
 def finish() -> int:

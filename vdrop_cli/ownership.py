@@ -88,7 +88,15 @@ def removal_order(folder: Path) -> list[Path]:
 
 def is_lock(path: Path) -> bool:
     """Of an evaluation. A link or FIFO of that name locks nothing, and is removed like any other file."""
-    return fits(rf"{EVALUATION}\.lock", path) and stat.S_ISREG(path.lstat().st_mode)
+    return fits(rf"{EVALUATION}\.lock", path) and (status := status_of(path)) is not None and stat.S_ISREG(status.st_mode)
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """Of a file or a link; None where it is no longer there, as another process may remove it at any time."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
 
 
 def clear(folder: Path) -> None:
@@ -122,8 +130,10 @@ def clear(folder: Path) -> None:
 
 
 def obstacle(path: Path, mounts: set[str]) -> str:
-    """Why a file could not be removed, as far as that can be seen; nothing where it can."""
-    status = path.lstat()
+    """Why a file could not be removed, as far as that can be seen; nothing where it can, or where it is gone."""
+    status = status_of(path)
+    if status is None:
+        return ""
     if os.path.join(os.path.realpath(path.parent), path.name) in mounts:
         return "is mounted"
     if stat.S_ISDIR(status.st_mode):
@@ -166,8 +176,8 @@ def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size:
 def require_record(folder: Path) -> None:
     """Raises ConfigError where a record would take the place of files that are none: a folder of them has only names of a run."""
     for path in entries(folder):
-        if is_of_run(path):
+        if is_of_run(path) and (status := status_of(path)) is not None:
             try:
-                files.require_regular(path.lstat())
+                files.require_regular(status)
             except Damaged as damage:
                 raise ConfigError(f"{path} would be overwritten, and {damage}; move it away") from None

@@ -1,8 +1,8 @@
 """The paper's experiments on film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3), and what runs of them came to."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -26,18 +26,18 @@ class Row:
     def name(self) -> str:
         return f"{self.protocol} {self.cell} {self.dropout}"
 
-    @property
+    @cached_property
     def key(self) -> str:
-        return key(self.settings)
+        return key(self.settings.numbers())
 
     def evaluation(self, samples: int) -> Published | None:
         """How its runs are evaluated beyond the standard approximation."""
         return None if self.settings.dropout.policy is Policy.none else Published(self.name, mc_samples=samples)
 
 
-def key(settings: Train) -> str:
-    """What a run must share with a row to be one of it: the number of epochs need not be the same."""
-    return experiments.key(replace(settings, schedule=replace(settings.schedule, epochs=1)))
+def key(numbers: dict[str, Any]) -> str:
+    """What a run must share with a row to be one of it, from `Train.numbers`: the number of epochs need not be the same."""
+    return experiments.key(numbers | {"schedule": numbers["schedule"] | {"epochs": None}})
 
 
 def choices(protocol: Protocol, cells: Iterable[Cell], dropouts: Iterable[str], epochs: int) -> list[str]:
@@ -99,12 +99,18 @@ class Line:
     def of_passes(self, name: str) -> list[float]:
         return self.of(f"{name}_mc{self.samples}")
 
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """In which its runs were made, and evaluations that are those of records in whose place runs stand."""
+        older = [told.get("environment", {}) for run, told in zip(self.runs, self.passes, strict=False) if self.samples not in run.passes]
+        return [environment for run in self.runs for environment in run.environments] + older
+
 
 def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
     """One for each number of epochs, precision and device, or one that says that there is no run."""
     groups: dict[tuple[object, ...], list[Finished]] = {}
     for run in found:
-        if run.train.task.name is TaskName.sentiment and key(run.train) == row.key:
+        if run.train.task.name is TaskName.sentiment and key(run.numbers) == row.key:
             of = (run.train.schedule.epochs, str(run.train.precision), run.environment["device"])
             groups.setdefault(of, []).append(run)
     return [Line(row, of_group, by_passes(of_group)) for of_group in groups.values()] or [Line(row, [], [])]
@@ -120,9 +126,13 @@ def all_lines(settings: Figures, found: Iterable[Finished]) -> list[Line]:
 
 
 def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:
-    """The evaluations with as many passes as all runs have been evaluated with, the most there are; none where there are no such."""
-    counts = [{int(found[1]) for path in run.evaluations if (found := re.search(r"-mc(\d+)-s\d+\.json$", path.name))} for run in of_group]
-    common = set.intersection(*counts) if counts else set()
+    """The evaluations with as many passes as all runs have been evaluated with, the most there are; none where there are no such.
+
+    Where there are no such of the runs themselves, also those of records in whose place they stand.
+    """
+    own = [run.passes for run in of_group]
+    older = [set[int]().union(*(one.passes for one in run.lineage)) for run in of_group]
+    common = (set.intersection(*own) or set.intersection(*older)) if of_group else set()
     if not common:
         return []
     told = [runs.evaluation_of(run, Published("its row", mc_samples=max(common))) for run in of_group]
@@ -142,7 +152,7 @@ def of_passes(name: str, digits: int = 4) -> Callable[[Line], str]:
 
 def of_making(place: int) -> Callable[[Line], str]:
     """How the runs were made."""
-    return lambda line: runs.made(environment for run in line.runs for environment in run.environments)[place] if line.runs else "–"
+    return lambda line: runs.made(line.environments)[place] if line.runs else "–"
 
 
 def columns(protocol: Protocol) -> list[Column]:
@@ -200,11 +210,11 @@ def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures, p
     return parts
 
 
-def record_names(settings: Figures, found: Iterable[Finished]) -> dict[str, str]:
+def record_names(lines: Iterable[Line]) -> dict[str, str]:
     """Below outputs/record, by the key of the runs."""
     return {
-        experiments.key(run.train): f"ratings/{line.row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
-        for line in all_lines(settings, found)
+        experiments.key(run.numbers): f"ratings/{line.row.name.replace(' ', '_')}-{run.train.schedule.epochs}"
+        for line in lines
         for run in line.runs
     }
 

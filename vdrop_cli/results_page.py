@@ -3,9 +3,10 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
-from vdrop_cli import RECORDS, ROOT, files, ownership, runs
+from vdrop_cli import IS_CHECKOUT, RECORDS, ROOT, files, ownership, runs
 from vdrop_cli.config import ConfigError
 
 MARK = "Written by `vdrop table`"  # on every page, near its start
@@ -14,13 +15,14 @@ FINDINGS = "## Findings"
 OTHERS = "give file= another name, or move this one away"
 LABELS = ("row", "cell", "dropout")  # columns that name a row, as far as a table has them
 UNMEASURED = ("–", "not yet run")
+Name = tuple[str, ...]  # of a row: the headings that it stands below, and its labels
 
 
 def path_of(file: str | None, outputs: str) -> Path:
     """Where a page goes: `file`, or beside the outputs; for those of a checkout that is the page at its root."""
     if file is not None:
         return Path(file)
-    if RECORDS is not None and Path(outputs).resolve() == RECORDS.parent:
+    if IS_CHECKOUT and Path(outputs).resolve() == (ROOT / "outputs").resolve():
         return Path(os.path.relpath(ROOT / PAGE))
     return Path(outputs) / PAGE
 
@@ -41,11 +43,8 @@ def require_own(path: Path) -> None:
     ownership.require_own(path, is_page, OTHERS)
 
 
-def require_nothing_lost(path: Path, new: str, planned: bool = False) -> None:
-    """Raises ConfigError where the page at `path` holds numbers that the new one has not.
-
-    Of a page that is only `planned`, rows may still get their numbers; those that it does not have at all are lost.
-    """
+def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -> None:
+    """Raises ConfigError where the page at `path` holds numbers that the new one has not, but for rows that are still to get theirs."""
     require_own(path)
     try:
         old = files.read(path).decode(errors="replace")
@@ -57,26 +56,24 @@ def require_nothing_lost(path: Path, new: str, planned: bool = False) -> None:
         raise ConfigError(f"{path} would lose numbers of {'; '.join(lost[: ownership.LISTED])}{more}; {OTHERS}")
 
 
-def lost_numbers(old: str, new: str, planned: bool) -> list[str]:
-    """Names of what has numbers on the old page, and fewer on the new one."""
+def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str]:
+    """Names of what has numbers on the old page, and fewer on the new one; not of rows that are `planned`."""
     lost = []
     (before, settings), (after, others) = measured(old), measured(new)
     if before and settings != others:
         lost.append(f"runs with {settings or 'the published settings'}")
-    of_new = rows(new)
-    there, columns = {name for name, _ in of_new}, {heading for _, row in of_new for heading in row}
+    columns = {heading for _, row in rows(new) for heading in row}
     for name, numbers in before.items():
-        if name not in there or (not planned and name not in after):
+        if name in planned:
+            continue
+        if name not in after:
             lost.append(" ".join(name))
-        elif not planned and (fewer := [of for of in numbers - after[name] if of in columns or of.startswith("seed ")]):
+        elif fewer := [of for of in numbers - after[name] if of in columns or of.startswith("seed ")]:
             lost.append(f"{' '.join(name)} ({', '.join(fewer)})")
     lost += [f"the choice of {setting}" for setting in chosen(old) if setting not in chosen(new)]
     if FINDINGS in old and FINDINGS not in new:
         lost.append("the section Findings")
     return lost
-
-
-Name = tuple[str, ...]
 
 
 def rows(page: str) -> list[tuple[Name, dict[str, str]]]:

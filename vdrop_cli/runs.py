@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import stored
+from vdrop_cli import files, stored
 from vdrop_cli.config import ConfigError, Published, Source, Train, plain, restore
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
@@ -27,10 +27,16 @@ class Finished:
     config: dict[str, Any]
     log: list[dict[str, Any]]
     result: dict[str, Any]
+    record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
 
     @cached_property
     def train(self) -> Train:
         return restore(self.config)
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """The settings that change them, by which it is one of a row."""
+        return self.train.numbers()
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -65,6 +71,19 @@ class Finished:
     def evaluations(self) -> list[Path]:
         """Files that `vdrop eval` wrote of the epoch that is reported."""
         return sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
+
+    @property
+    def lineage(self) -> Iterator["Finished"]:
+        """Itself, then the records in whose place it stands."""
+        one: Finished | None = self
+        while one is not None:
+            yield one
+            one = one.record
+
+    @property
+    def passes(self) -> set[int]:
+        """By how many passes of MC dropout it has been evaluated."""
+        return {int(found[1]) for path in self.evaluations if (found := re.fullmatch(r"eval-\d+-mc(\d+)-s\d+\.json", path.name))}
 
 
 MADE = ("precision", "device", "date", "commit")
@@ -137,9 +156,12 @@ def read_if_possible(folder: Path) -> Finished | None:
 
 
 def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
-    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet."""
+    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet.
+
+    Until it has, that of the record in whose place the run stands counts.
+    """
     kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else rf"ensemble{published.members}-[0-9a-f]+"
-    for path in run.evaluations:
+    for path in (path for one in run.lineage for path in one.evaluations):
         if not re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
             continue
         found = evaluation(path)
@@ -151,6 +173,11 @@ def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
             require_parts(found, path, "mc")
         return found
     return None
+
+
+def kind(evaluation: Path) -> str:
+    """What of a run was evaluated, by the file's name: that without its epoch."""
+    return re.sub(r"^eval-\d+(?:-\d+)?-", "", evaluation.stem)
 
 
 def require_parts(found: dict[str, Any], path: Path, *names: str) -> None:
@@ -175,19 +202,24 @@ EVALUATION: dict[str, type] = {"mc": list, "members": list, "environment": dict}
 def evaluation(path: Path) -> dict[str, Any]:
     """What `vdrop eval` wrote. Raises ConfigError."""
     try:
-        found = stored.read_json(path)
-        stored.require(found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found})
-        stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
-        for row in found.get("mc", ()):
-            if not isinstance(row, dict):
-                raise Damaged("mc must be a list of objects")
-            stored.require(row, {"samples": int})
-            if not all(value is None or stored.is_finite(value) for value in row.values()):
-                raise Damaged("mc must hold numbers")
-        if not all(isinstance(member, str) for member in found.get("members", ())):
-            raise Damaged("members must be a list of texts")
+        return parse_evaluation(files.read(path, stored.JSON_LIMIT))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
     except Damaged as damage:
         raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again") from None
+
+
+def parse_evaluation(content: bytes) -> dict[str, Any]:
+    """Raises Damaged."""
+    found = stored.parse_json(content)
+    stored.require(found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found})
+    stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
+    for row in found.get("mc", ()):
+        if not isinstance(row, dict):
+            raise Damaged("mc must be a list of objects")
+        stored.require(row, {"samples": int})
+        if not all(value is None or stored.is_finite(value) for value in row.values()):
+            raise Damaged("mc must hold numbers")
+    if not all(isinstance(member, str) for member in found.get("members", ())):
+        raise Damaged("members must be a list of texts")
     return found

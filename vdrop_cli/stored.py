@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -28,10 +28,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, infinite: bool = False) -> dict[str, Any]:
-    """An object in strict JSON, in UTF-8, no key twice; `infinite` allows Infinity, which is a value of some settings.
+    """An object, as `parse_value` reads it. Raises Damaged."""
+    value = parse_value(content, infinite)
+    if not isinstance(value, dict):
+        raise Damaged("it is not a JSON object")
+    return value
 
-    Raises Damaged.
-    """
+
+def parse_value(content: bytes, infinite: bool = False) -> Any:
+    """Strict JSON in UTF-8, no key twice; `infinite` allows Infinity, which is a value of some settings. Raises Damaged."""
 
     def constant(name: str) -> float:
         if infinite and name != "NaN":
@@ -42,10 +47,21 @@ def parse_json(content: bytes, infinite: bool = False) -> dict[str, Any]:
         value = json.loads(content.decode(), parse_constant=constant, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:  # of these, UnicodeDecodeError and JSONDecodeError
         raise Damaged("it is not JSON" if not isinstance(error, RecursionError) else "it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise Damaged("it is not a JSON object")
     require_shallow(value)
     return value
+
+
+def readable_by(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+    """Whether `parse`, which raises Damaged, takes a content."""
+
+    def is_readable(content: bytes) -> bool:
+        try:
+            parse(content)
+        except Damaged:
+            return False
+        return True
+
+    return is_readable
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,7 +135,7 @@ def require(values: Mapping[str, Any], fields: Mapping[str, type]) -> None:
             raise Damaged(f"{name} must be {KINDS[kind]}")
 
 
-KINDS = {int: "an integer", float: "a finite number", str: "text", dict: "an object", list: "a list"}
+KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", dict: "an object", list: "a list"}
 
 
 def is_finite(value: object) -> bool:

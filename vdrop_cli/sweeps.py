@@ -9,10 +9,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -20,7 +20,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, interruption, launchers, output, ownership
+from vdrop_cli import files, interruption, launchers, output, ownership, stored
 from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged, lacks_memory
@@ -37,10 +37,11 @@ class Outcome:
     started_over: bool = False  # force=true has had its effect, and is not to have it again
 
 
+FIELDS: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Outcome)}
 RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
 GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
-GOES_ON = "it is no longer waited for, and goes on where it runs"
+CONTINUES = "it is no longer waited for, and continues where it runs"
 TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
 SUMMARY = "summary.json"  # in the folder of a sweep
 SETTINGS = "multirun.yaml"  # there, by Hydra
@@ -107,7 +108,7 @@ class Job:
                     outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
                     if stop.told:
                         again = shlex.join(override for override in outcome.overrides if not starts_over(override))
-                        outcome.reason += f"; go on with: vdrop {self.command} {again}"
+                        outcome.reason += f"; resume with: vdrop {self.command} {again}"
                     tell(outcome)
                     write(outcome, path)  # now, as this process may end before the next line
                     raise
@@ -146,32 +147,46 @@ def outcome_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.json"
 
 
-def is_outcome(held: object) -> bool:
-    """Whether a value of JSON has the fields of an outcome, and no others."""
-    kinds = {"overrides": list, "status": str, "code": int, "reason": str, "started_over": bool}
-    return (
-        isinstance(held, dict)
-        and held.keys() == kinds.keys()
-        and all(type(held[name]) is kind for name, kind in kinds.items())
-        and all(isinstance(override, str) for override in held["overrides"])
-    )
+def outcome_of(held: object) -> Outcome:
+    """From a value of JSON, which has its fields and no others. Raises Damaged."""
+    if not isinstance(held, dict) or held.keys() != FIELDS.keys():
+        raise Damaged("it is not an outcome")
+    stored.require(held, FIELDS)
+    if not all(isinstance(override, str) for override in held["overrides"]):
+        raise Damaged("overrides must be a list of texts")
+    return Outcome(**held)
 
 
-def parsed(content: bytes) -> object:
-    """JSON as a value; None where it is none."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+def parse_outcome(content: bytes) -> Outcome:
+    """Raises Damaged."""
+    return outcome_of(stored.parse_value(content))
+
+
+def parse_summary(content: bytes) -> list[Outcome]:
+    """Raises Damaged."""
+    held = stored.parse_value(content)
+    if not isinstance(held, list):
+        raise Damaged("it is not a list")
+    return [outcome_of(one) for one in held]
+
+
+def parse_settings(content: bytes) -> dict[str, Any]:
+    """Those of a sweep of ours, going by the name of the application in its help, which nobody sets. Raises Damaged."""
+    held = stored.parse_yaml(content)
+    name: Any = held
+    for key in ("hydra", "help", "app_name"):
+        name = name.get(key) if isinstance(name, dict) else None
+    if name != "vdrop":
+        raise Damaged("it is not of a sweep of vdrop")
+    return held
 
 
 def read(path: Path) -> Outcome:
     """One that was written, or of a job that has not begun."""
     try:
-        held = parsed(files.read(path, OUTCOME_SIZE))
+        return parse_outcome(files.read(path, OUTCOME_SIZE))
     except (OSError, Damaged):
-        held = None
-    return Outcome(**held) if is_outcome(held) else Outcome([], "not begun")  # type: ignore[arg-type]
+        return Outcome([], "not begun")
 
 
 def outcome_paths(folder: Path) -> list[Path]:
@@ -181,19 +196,14 @@ def outcome_paths(folder: Path) -> list[Path]:
 
 def require_own_folder(folder: Path) -> None:
     """Raises ConfigError where a sweep would overwrite or remove a file that none has written."""
-
-    def summary(content: bytes) -> bool:
-        held = parsed(content)
-        return isinstance(held, list) and all(map(is_outcome, held))
-
     settings = folder / SETTINGS
     kinds: list[tuple[Path, Callable[[bytes], bool]]] = [
-        *((path, lambda content: is_outcome(parsed(content))) for path in sorted(outcome_paths(folder))),
-        (folder / SUMMARY, summary),
+        *((path, stored.readable_by(parse_outcome)) for path in sorted(outcome_paths(folder))),
+        (folder / SUMMARY, stored.readable_by(parse_summary)),
         (folder / STOP, lambda content: not content),
     ]
     if not settings.is_char_device():  # such as /dev/null: it holds nothing
-        kinds.append((settings, lambda content: content.startswith(b"hydra:")))
+        kinds.append((settings, stored.readable_by(parse_settings)))
     for path, is_own in kinds:
         ownership.require_own(path, is_own, "choose another hydra.sweep.dir")
 
@@ -248,7 +258,7 @@ class Sweeper:
                 raise
             broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         except BaseException:
-            self.summarise(GOES_ON if is_slurm(self.launcher) else STOPPED, lost)
+            self.summarise(CONTINUES if is_slurm(self.launcher) else STOPPED, lost)
             raise
         code = self.summarise(broke, lost)
         if interruption.received:
@@ -262,7 +272,7 @@ class Sweeper:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / STOP).touch()
         except OSError as error:
-            told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs go on; stop the processes themselves\n"
+            told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs continue; stop the processes themselves\n"
             with suppress(OSError):
                 os.write(2, told.encode())
 
@@ -300,11 +310,11 @@ def summary(outcomes: list[Outcome], skips: bool) -> str:
         if outcome.status not in GOOD:
             name = " ".join(override for override in outcome.overrides if override not in apart)
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
-    if any(outcome.reason == GOES_ON for outcome in outcomes):
+    if any(outcome.reason == CONTINUES for outcome in outcomes):
         lines.append("  wait for these (squeue), or cancel them (scancel), before you give the same command again")
     elif len(lines) > 1:
         without = " without force=…" if any(starts_over(override) for override in shared) else ""
-        lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}goes on with the rest")
+        lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}continues with the rest")
     return "\n".join(lines)
 
 

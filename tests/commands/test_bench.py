@@ -1,6 +1,9 @@
 """The benchmark's own arithmetic on made-up timings, and one short run of it. No test asserts a time."""
 
+import errno
 import json
+import sys
+import time
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Vdrop, settings
-from vdrop_cli import environment
+from tests.test_output import broken
+from vdrop_cli import environment, output
 from vdrop_cli.commands.bench import (
     MC_WORDS,
     Case,
@@ -28,6 +32,7 @@ from vdrop_cli.commands.bench import (
     ratio,
     rows_of_steps,
     tell,
+    write,
 )
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, ConfigError, Precision, Size
 from vdrop_cli.evaluate import MC_STEPS_AT_ONCE
@@ -226,3 +231,25 @@ def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
         assert known.limit_seconds == pytest.approx(limit_of(known, Rates(**told["rates"])))
     assert {"torch", "device", "threads"} <= told["environment"].keys() and told["rates"]["bf16"] > 0
     assert "× torch_lstm" in ran.stdout and "small: writing a checkpoint takes" in ran.stdout
+
+
+def test_benches_that_end_in_the_same_second_keep_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda *_: "now")
+    asked = Bench(outputs=str(tmp_path), device="cpu")
+    paths = [write(asked, [made_up("variational", [seconds])], RATES) for seconds in (1.0, 2.0, 3.0)]
+    assert [path.name for path in paths] == ["now.json", "now-2.json", "now-3.json"]
+    assert [json.loads(path.read_text())["measured"][0]["seconds"] for path in paths] == [[1.0], [2.0], [3.0]]
+
+
+def test_a_result_that_cannot_be_written_is_shown_and_where_that_is_lost_too_it_is_said_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bench").touch()
+    asked = Bench(outputs=str(tmp_path), device="cpu")
+    with pytest.raises(ConfigError, match=r"/bench cannot be written \(File exists\); the table is above"):
+        write(asked, [made_up("variational", [1.0])], RATES)
+    assert "variational" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdout", broken(errno.ENOSPC))
+    output.prepare()
+    with pytest.raises(ConfigError, match=r"/bench cannot be written \(File exists\)$"):
+        write(asked, [made_up("variational", [1.0])], RATES)

@@ -39,7 +39,7 @@ def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
     announce([training], [passes])
     told = capsys.readouterr().err
     assert re.search(r"it seed 3: \d+:\d\d \(0 of 1 epochs are done\)\n  by passes seed 3: \d+:\d\d\n  together: \d+:\d\d\n", told)
-    with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command goes on"):
+    with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command resumes"):
         require_all([training], [passes])
     train.run(training.settings)
     assert training.is_finished

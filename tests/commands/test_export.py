@@ -94,6 +94,25 @@ def test_only_what_it_has_written_is_overwritten(text: list[str], tmp_path: Path
     assert Path("link").is_symlink() and load_file("empty").keys() == checkpoint.load(path).model.keys()
 
 
+@pytest.mark.parametrize("word", ["é" * 6_000_000, "half \ud800"])
+def test_what_it_has_written_is_its_own_whatever_the_vocabulary(
+    word: str, text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long: words are written as they are, but for what is no character."""
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text))
+    found = checkpoint.load(next(Path().rglob("checkpoint-0001.pt")))
+    vocabulary = [word, *found.learned["vocabulary"][1:]]
+    files.write_tensors(
+        Path("a.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"vocabulary": vocabulary}))}
+    )
+    for _ in range(2):
+        export.run(settings("checkpoint=a.pt", command="export"))
+    with safe_open("a.safetensors", "pt") as file:
+        held = file.metadata()["vocabulary"]
+    assert json.loads(held) == vocabulary and len(held) < 1.1 * len(word) + 1000
+
+
 def test_without_a_checkpoint_it_says_so() -> None:
     with pytest.raises(ConfigError, match="checkpoint must be"):
         settings(command="export")

@@ -7,7 +7,8 @@ import pytest
 
 from tests.conftest import TINY_SENTIMENT, Vdrop, settings
 from vdrop_cli import ratings
-from vdrop_cli.commands.figures import on_page, require_on_page
+from vdrop_cli.commands import campaign
+from vdrop_cli.commands.figures import on_page, told
 from vdrop_cli.config import Cell, ConfigError, Figures, Protocol, RunError, plain
 from vdrop_cli.files import Lock
 from vdrop_cli.ratings import Line
@@ -24,7 +25,7 @@ def changes(rated: list[str]) -> str:
 
 
 def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
-    planned = vdrop("figures", *FEW, changes, "plan=true")
+    planned = vdrop("figures", *FEW, changes, "plan=true", "file=nowhere/R.md")
     assert planned.returncode == 0, planned.stderr
     assert "clean lstm variational seed 1: " in planned.stderr and planned.stderr.count("(0 of 2 epochs are done)") == 4
     assert not list(tmp_path.rglob("result.json"))
@@ -50,7 +51,7 @@ def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path
     (tmp_path / "outputs" / "RESULTS.md").unlink()  # a page with its numbers would not be replaced by one without
     with Lock(result.parent / "lock", "it"):
         ran = vdrop("figures", *one)
-    assert ran.returncode == 1 and "is not finished; the same command goes on" in ran.stderr.splitlines()[-1], ran.stderr
+    assert ran.returncode == 1 and "is not finished; the same command resumes" in ran.stderr.splitlines()[-1], ran.stderr
     assert "not yet run" in (tmp_path / "outputs" / "RESULTS.md").read_text()
 
 
@@ -72,14 +73,15 @@ def test_a_run_that_is_finished_and_not_in_its_table_is_an_error() -> None:
         made = [plain(replace(row.settings, seed=seed, schedule=schedule)) for seed in seeds]
         return Line(row, [Finished(Path(), config, [], {}) for config in made], [])
 
-    require_on_page([none, naive], [line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)], 2)
+    wanted = [(row.name, seed) for row in (none, naive) for seed in (1, 2)]
+    campaign.require_on_page(wanted, told([line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)], 9))
     for lines, lacking in (
         ([line(none, 1, 2), line(naive, 1)], "clean gru naive seed 2"),
         ([line(none, 1, 2, epochs=60), line(naive, 1, 2)], "clean gru none seed 1"),
         ([line(none), line(naive, 1, 2)], "clean gru none seed 1"),
     ):
         with pytest.raises(RunError, match=f"{lacking} is finished, but not in the table"):
-            require_on_page([none, naive], lines, 2)
+            campaign.require_on_page(wanted, told(lines, 9))
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:

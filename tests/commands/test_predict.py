@@ -108,6 +108,25 @@ def test_the_noise_is_that_of_the_evaluation_where_there_is_one(critic: Path, ca
     assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
 
 
+def test_the_noise_is_found_whatever_the_checkpoint_is_called(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it is known from nothing but the evaluation."""
+    found = checkpoint.load(checkpoint.find(str(critic)))
+    for name, samples, made, metric in (
+        ("best [1].pt", 5, "best [1]-mc5-s1.json", "noise_mc5"),
+        ("my-checkpoint.pt", 0, "my-eval-standard.json", "noise"),
+    ):
+        path = critic / name
+        files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))})
+        evaluation.run(settings(f"checkpoint='{path}'", f"mc_samples={samples}", "stored_data=true", "device=cpu", command="eval"))
+        held = json.loads((critic / made).read_text())
+        (critic / made).write_text(json.dumps(held | {"metrics": held["metrics"] | {metric: 0.25}}))
+        (row,) = told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
+        assert row["noise"] == 0.25
+        (critic / made).write_text(json.dumps(held | {"epoch": held["epoch"] + 1}))
+        with pytest.raises(ConfigError, match="first, which fits the observation noise"):
+            told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
+
+
 def test_the_noise_of_another_precision_is_not_taken(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation.run(settings(f"checkpoint={critic}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval"))
     own = next(critic.glob("eval-*-mc5-s1.json"))

@@ -17,7 +17,8 @@ from tests.processes import spawn
 from vdrop_cli import experiments
 from vdrop_cli.arguments import prepared
 from vdrop_cli.commands import reproduce
-from vdrop_cli.commands.reproduce import page_of, require_on_page
+from vdrop_cli.commands.campaign import require_on_page
+from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.commands.table import Evaluated, Line
 from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, RunError, Size, plain
 from vdrop_cli.runs import Finished
@@ -63,7 +64,7 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes:
     ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", launcher, changes[:-1] + " schedule.lr=1e30'")
     assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
-    assert "is not finished, nor are 1 others; the same command goes on" in ran.stderr.splitlines()[-1]
+    assert "is not finished, nor are 1 others; the same command resumes" in ran.stderr.splitlines()[-1]
     assert (tmp_path / "outputs" / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
 
 
@@ -75,15 +76,15 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error() -> No
         made = [Finished(Path(), plain(replace(row.settings, seed=seed)), [], {}) for seed in seeds]
         return Line(row, [Evaluated(run, None, None, 1.0, None, {}) for run in made])
 
-    require_on_page([*few, *ensemble], [line(row, 1, 2) for row in few], 2)
-    require_on_page(ensemble, [line(ensemble[0], 1)], 10)
+    require_on_page(reproduce.wanted([*few, *ensemble], 2), reproduce.told([line(row, 1, 2) for row in few]))
+    require_on_page(reproduce.wanted(ensemble, 10), reproduce.told([line(ensemble[0], 1)]))
     for rows, lines, message in (
         (few, [line(few[0], 1, 2), line(few[1])], "table1_small_variational_mc seed 1 is finished, but not in the table"),
         (few, [line(few[0], 1), line(few[1], 1, 2)], "table1_small_none seed 2 is finished, but not in the table"),
         (ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
     ):
         with pytest.raises(RunError, match=message):
-            require_on_page(rows, lines, 10 if rows is ensemble else 2)
+            require_on_page(reproduce.wanted(rows, 10 if rows is ensemble else 2), reproduce.told(lines))
 
 
 @pytest.mark.usefixtures("composing")
@@ -126,10 +127,11 @@ def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings
     assert (own.sizes, own.rows, own.overrides) == ([Size.small], ["none"], "schedule.epochs=1")
 
 
-def test_what_cannot_be_written_is_told_before_hours_of_work(changes: str, vdrop: Vdrop) -> None:
-    ran = vdrop("reproduce", *ROWS, changes, "file=nowhere/R.md")
-    assert ran.returncode == 2 and "file=nowhere/R.md is in a folder that is not there; make it" in ran.stderr
-    assert "what is needed" not in ran.stderr
+@pytest.mark.parametrize("plan", [False, True])
+def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_nothing(plan: bool, changes: str, vdrop: Vdrop) -> None:
+    ran = vdrop("reproduce", "sizes=[small]", "rows=[none]", "precision=fp32", changes, "file=nowhere/R.md", f"plan={plan}")
+    told = "file=nowhere/R.md is in a folder that is not there; make it" in ran.stderr
+    assert (ran.returncode, told, "what is needed" in ran.stderr) == ((0, False, True) if plan else (2, True, False))
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:

@@ -45,6 +45,15 @@ def outputs(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture
+def copy(outputs: Path, tmp_path: Path) -> Path:
+    """Outputs with the same runs, to be changed; findings are told of them."""
+    shutil.copytree(outputs / "train", tmp_path / "outputs" / "train")
+    (tmp_path / "outputs" / "record").mkdir()
+    (tmp_path / "outputs" / "record" / "findings.md").write_text("What was found.\n")
+    return tmp_path / "outputs"
+
+
 def overrides(changes: list[str]) -> str:
     return " ".join(change for change in changes if not change.startswith(("device", "precision")))
 
@@ -117,11 +126,7 @@ def test_runs_of_other_settings_are_none_of_the_row(outputs: Path, changes: list
 
 
 @pytest.mark.usefixtures("composing")
-def test_records_give_the_same_page_as_the_runs(outputs: Path, changes: list[str], tmp_path: Path) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
-    (copy / "record").mkdir()
-    (copy / "record" / "findings.md").write_text("What was found.\n")
+def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], tmp_path: Path) -> None:
     first = run(copy, changes, tmp_path, sizes=[Size.small], record=True)
     kept = sorted(path.relative_to(copy / "record" / "table1").as_posix() for path in (copy / "record" / "table1").rglob("*.json"))
     device = re.sub(r"\W+", "_", environment.processor()).lower()
@@ -130,6 +135,8 @@ def test_records_give_the_same_page_as_the_runs(outputs: Path, changes: list[str
         *(f"small_variational-fp32-{device}/s{seed}/{name}" for seed in (1, 2) for name in ("eval-0002-mc100-s1.json", "result.json")),
     ]
     assert not list((copy / "record").rglob("*.pt"))
+    shutil.rmtree(next(copy.glob("train/*-variational/*-s2")))
+    assert run(copy, changes, tmp_path, sizes=[Size.small], record=True) == first, "seeds are in order wherever they lie"
     shutil.rmtree(copy / "train")
     assert run(copy, changes, tmp_path, sizes=[Size.small]) == first
     assert "## Findings\n\nWhat was found." in first
@@ -145,19 +152,15 @@ def changed(folder: Path, name: str, **values: Any) -> None:
 
 @pytest.mark.usefixtures("composing")
 def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_beside_it(
-    outputs: Path, changes: list[str], tmp_path: Path
+    copy: Path, changes: list[str], tmp_path: Path
 ) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     (own,), (kept,) = copy.glob("train/*-variational_untied/*"), (copy / "record" / "table1").glob("*/s1")
-    (kept / "eval-0002-mc9-s1.json").write_text("{}")
     changed(own, "result.json", test_ppl=77.77)
     page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"])
     assert "77.77" in rows_of(page)["Variational (untied weights)"]
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     assert json.loads((kept / "result.json").read_text())["test_ppl"] == 77.77
-    assert not list(kept.glob("eval-*")), "what is of another run"
     changed(own, "log.jsonl", device="another")
     page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True, pictures=Pictures.svg)
     assert page.count("| Variational (untied weights) |") == 2
@@ -166,10 +169,62 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
     assert "Variational (untied weights) (fp32, another" in drawn
 
 
+def record(outputs: Path, row: experiments.Row) -> None:
+    table.record({row.key: "table1/row"}, table.collect(outputs), outputs / "record")
+
+
 @pytest.mark.usefixtures("composing")
-def test_an_evaluation_tells_with_what_it_was_made_itself(outputs: Path, changes: list[str], tmp_path: Path) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
+def test_a_run_is_evaluated_as_its_record_until_it_is_itself(copy: Path, changes: list[str], tmp_path: Path) -> None:
+    """As one that has been made anew."""
+    tied, mc = experiments.rows([Size.small], ["variational", "variational_mc"], overrides(changes))
+
+    def tests(row: experiments.Row) -> list[float]:
+        (line,) = table.of_row(row, table.collect(copy)[row.key])
+        return line.values(lambda evaluated: evaluated.test)
+
+    record(copy, tied)
+    before = tests(mc)
+    ((own, evaluated),) = ((path.parent, path) for path in copy.glob("train/*-variational/*-s1/eval-*.json"))
+    changed(own, "result.json", test_ppl=77.77)
+    evaluated.rename(tmp_path / "aside")
+    assert tests(tied)[0] == 77.77 and tests(mc) == before
+    told = json.loads((tmp_path / "aside").read_text())
+    evaluated.write_text(json.dumps(told | {"metrics": told["metrics"] | {"test_ppl_mc100": 66.66}}))
+    assert tests(mc) == [66.66, before[1]]
+
+
+@pytest.mark.usefixtures("composing")
+def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes: list[str]) -> None:
+    """Of the same training it stays, in place of that of another nothing is copied."""
+    (tied,) = experiments.rows([Size.small], ["variational"], overrides(changes))
+
+    def kept() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (copy / "record").rglob("*") if path.is_file()}
+
+    record(copy, tied)
+    (own,), (there,) = copy.glob("train/*-variational/*-s1"), copy.glob("record/table1/row-*/s1")
+    (there / "eval-0002-mc9-s1.json").write_bytes((there / "eval-0002-mc100-s1.json").read_bytes())
+    (own / "eval-0002-mc100-s1.json").unlink()
+    before = kept()
+    record(copy, tied)
+    assert kept() == before
+    (there / "result.json").unlink()  # as by a copying that was cut off
+    record(copy, tied)
+    assert kept() == before
+    changed(own, "result.json", test_ppl=77.77)
+    with pytest.raises(
+        ConfigError, match=r"/s1 would lose eval-0002-mc100-s1\.json, eval-0002-mc9-s1\.json, which .*-s1 lacks; evaluate it"
+    ):
+        record(copy, tied)
+    assert kept() == before
+    for samples in (100, 9):
+        (own / f"eval-0002-mc{samples}-s1.json").write_text("{}")
+    record(copy, tied)
+    assert [path.read_text() for path in there.glob("eval-*")] == ["{}"] * 2 and "77.77" in (there / "result.json").read_text()
+
+
+@pytest.mark.usefixtures("composing")
+def test_an_evaluation_tells_with_what_it_was_made_itself(copy: Path, changes: list[str], tmp_path: Path) -> None:
     for path in copy.rglob("eval-*.json"):
         changed(path.parent, path.name, commit="fedcba9876", dirty=False)
     rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
@@ -180,9 +235,7 @@ def test_an_evaluation_tells_with_what_it_was_made_itself(outputs: Path, changes
 
 
 @pytest.mark.usefixtures("composing")
-def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(outputs: Path, changes: list[str], tmp_path: Path) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
+def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(copy: Path, changes: list[str], tmp_path: Path) -> None:
     for seed, made in (
         (1, {"commit": "1111111111", "dirty": True, "threads": 1}),
         (2, {"commit": "2222222222", "dirty": False, "threads": 2}),
@@ -220,9 +273,7 @@ def test_what_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("composing")
-def test_the_same_numbers_as_csv_latex_and_pictures(outputs: Path, changes: list[str], tmp_path: Path) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
+def test_the_same_numbers_as_csv_latex_and_pictures(copy: Path, changes: list[str], tmp_path: Path) -> None:
     more = {"csv": str(tmp_path / "t.csv"), "latex": str(tmp_path / "t.tex"), "pictures": Pictures.svg}
     page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["variational", "variational_mc", "none"], **more)
     records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
@@ -230,7 +281,7 @@ def test_the_same_numbers_as_csv_latex_and_pictures(outputs: Path, changes: list
         ("table1_small_none", ""),
         *((f"table1_small_{row}", seed) for row in ("variational", "variational_mc") for seed in ("1", "2")),
     ]
-    assert [float(r["test_ppl"]) for r in records[1:3]] == [result["test_ppl"] for result in results(outputs, "variational")]
+    assert [float(r["test_ppl"]) for r in records[1:3]] == [result["test_ppl"] for result in results(copy, "variational")]
     latex = (tmp_path / "t.tex").read_text()
     assert latex.count(r" \\") == 4 and r"$\pm$" in latex and "±" not in latex
     drawn = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
@@ -281,13 +332,15 @@ def test_shipped_records_count_wherever_the_outputs_are(vdrop: Vdrop, tmp_path: 
 
 
 def test_the_page_is_that_of_the_checkout_only_for_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results_page, "RECORDS", ROOT / "outputs" / "record")
+    """Whether it holds records or not."""
     monkeypatch.chdir(ROOT)
     assert results_page.path_of(None, "outputs") == Path("RESULTS.md") and results_page.path_of("a.md", "outputs") == Path("a.md")
     assert results_page.path_of(None, str(tmp_path)) == tmp_path / "RESULTS.md"
     monkeypatch.chdir(tmp_path)
     assert results_page.path_of(None, "outputs") == Path("outputs/RESULTS.md")
     assert results_page.path_of(None, str(ROOT / "outputs")).resolve() == ROOT / "RESULTS.md"
+    monkeypatch.setattr(results_page, "IS_CHECKOUT", False)
+    assert results_page.path_of(None, str(ROOT / "outputs")) == ROOT / "outputs" / "RESULTS.md"
 
 
 @pytest.mark.usefixtures("composing")
@@ -303,16 +356,8 @@ def test_shipped_records_are_not_copied_to_other_outputs(
     assert results_page.measured(page)[0] and not list((tmp_path / "elsewhere").rglob("result.json"))
 
 
-def lost(old: str, new: str, planned: bool = False) -> list[str]:
-    return results_page.lost_numbers(old, new, planned)
-
-
 @pytest.mark.usefixtures("composing")
-def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(outputs: Path, changes: list[str], tmp_path: Path) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
-    (copy / "record").mkdir()
-    (copy / "record" / "findings.md").write_text("What was found.\n")
+def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(copy: Path, changes: list[str], tmp_path: Path) -> None:
     whole = run(copy, changes, tmp_path, sizes=[Size.small])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"R\.md would lose numbers of .*Variational \(tied weights\).*; give file= another name"):
@@ -327,7 +372,7 @@ def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(output
         (whole.replace(tied, f"{tied}\n{tied.replace('| 1 2 |', '| 3 |')}"), ""),
         (whole.replace("## Large", "## More"), ""),
     ):
-        found = lost(whole, new)
+        found = results_page.lost_numbers(whole, new)
         assert [told in one for one in found] == ([True] if told else []), found
         assert not told or new != whole
 
@@ -335,7 +380,7 @@ def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(output
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
     whole = (ROOT / "RESULTS.md").read_text()
-    assert lost(whole, whole) == []
+    assert results_page.lost_numbers(whole, whole) == []
     rows = results_page.measured(whole)[0]
     assert any("Ratings of film reviews" in name for name in rows) and any("Variational (tied weights)" in name for name in rows)
     lines = [line for line in whole.split(f"\n{results_page.FINDINGS}")[0].splitlines(keepends=True) if line.startswith("| ")]
@@ -343,11 +388,11 @@ def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
     assert len(of_runs) > len(rows)
     for line in of_runs:
         if not line.startswith(("| row |", "| cell |", "| Row |")):
-            assert lost(whole, whole.replace(line, "", 1)), line
-    assert lost(whole, "") and lost("", whole) == []
+            assert results_page.lost_numbers(whole, whole.replace(line, "", 1)), line
+    assert results_page.lost_numbers(whole, "") and results_page.lost_numbers("", whole) == []
     more_seeds = whole.replace("| naive | 24 ± 0 |", "| naive | 25 ± 2 |")
-    assert more_seeds != whole and lost(whole, more_seeds) == [], "the mean of the epochs may change"
-    assert lost(whole, re.sub("^- `dropout.p_c` .*\n", "", whole, flags=re.MULTILINE))
+    assert more_seeds != whole and results_page.lost_numbers(whole, more_seeds) == [], "the mean of the epochs may change"
+    assert results_page.lost_numbers(whole, re.sub("^- `dropout.p_c` .*\n", "", whole, flags=re.MULTILINE))
 
 
 @pytest.mark.usefixtures("composing")
@@ -376,13 +421,14 @@ def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], 
     with pytest.raises(ConfigError, match=r"would lose numbers of .*Variational \(tied weights\)"):
         reproduce.run(asked)
     page = Table([Size.small], outputs=str(tmp_path / "none"), overrides=overrides(changes), file=str(tmp_path / "R.md"))
-    table.require_that_it_can_be_written(page, Figures())  # rows that will be made again are not lost
+    rows = experiments.rows([Size.small], ["variational", "variational_mc", "untied"], "")
+    table.require_that_it_can_be_written(page, table.Work(Figures(), rows, []))  # rows that will be made again are not lost
+    with pytest.raises(ConfigError, match=r"would lose numbers of Small \(200 units\) Variational \(tied weights, MC\); give"):
+        table.require_that_it_can_be_written(page, table.Work(Figures(), [rows[0], rows[2]], []))
 
 
 @pytest.mark.usefixtures("composing")
-def test_a_record_takes_the_place_of_no_link(outputs: Path, changes: list[str], tmp_path: Path) -> None:
-    copy = tmp_path / "outputs"
-    shutil.copytree(outputs / "train", copy / "train")
+def test_a_record_takes_the_place_of_no_link(copy: Path, changes: list[str], tmp_path: Path) -> None:
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     (there,) = (copy / "record" / "table1").glob("*/s1")
     (there / "notes.txt").write_text("mine")

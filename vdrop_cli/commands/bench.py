@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from multiprocessing import get_context
@@ -23,9 +23,9 @@ from typing import Any, Self
 import torch
 from hydra import compose
 
-from vdrop_cli import environment, evaluate, kernels, prefetch, rivals
+from vdrop_cli import environment, evaluate, files, kernels, output, prefetch, rivals
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, Size, Train, parse, plain
+from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, RunError, Size, Train, parse, plain
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import ModelMasks, Stream, draw
 from vdrop_cli.kernels import native
@@ -520,12 +520,27 @@ def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
         | ({"share": m.share} if m.part == BenchPart.checkpoint.name else {"words_per_second": m.words_per_second, "fraction": m.fraction})
         for m in measured
     ]
-    path = Path(settings.outputs) / "bench" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    folder = Path(settings.outputs) / "bench"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:  # never over one of the same second
-            file.write(json.dumps(told, indent=1) + "\n")
-    except OSError as error:
-        tell(measured, rates, device)
-        raise ConfigError(f"outputs={settings.outputs}: {path} cannot be written ({error.strerror}); the table is above") from None
+        path = reserved(folder, time.strftime("%Y%m%d-%H%M%S"))
+        try:
+            files.replace(path, (json.dumps(told, indent=1) + "\n").encode())
+        except RunError:
+            path.unlink(missing_ok=True)
+            raise
+    except (OSError, RunError) as error:
+        reason = error if isinstance(error, RunError) else f"{folder} cannot be written ({error.strerror})"
+        above = "; the table is above" if output.is_shown(lambda: tell(measured, rates, device)) else ""
+        raise ConfigError(f"outputs={settings.outputs}: {reason}{above}") from None
+    return path
+
+
+def reserved(folder: Path, stamp: str) -> Path:
+    """A new file, named by the time and counted where several benches end in the same second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = folder / f"{stamp}{f'-{number}' if number > 1 else ''}.json"
+        with suppress(FileExistsError):
+            path.open("x").close()
+            break
     return path

@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -101,7 +101,7 @@ def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -
     costs: dict[str, Cost] = {}
 
     def cost(training: Training) -> Cost:
-        kind = experiments.key(training.settings)
+        kind = experiments.key(training.settings.numbers())
         if kind not in costs:
             costs[kind] = Cost(training)
         return costs[kind]
@@ -214,9 +214,16 @@ def vdrop(command: str, *arguments: str) -> None:
         interruption.check()
 
 
+def require_on_page(wanted: Iterable[tuple[str, int]], told: Collection[tuple[str, int]]) -> None:
+    """Raises RunError where a run, by the name of its row and its seed, is not in the table though all is finished."""
+    for name, seed in wanted:
+        if (name, seed) not in told:
+            raise RunError(f"{name} seed {seed} is finished, but not in the table; what was left out is told above")
+
+
 def require_all(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:
     """Raises RunError where something is not finished."""
     lacking = [str(t.folder) for t in trainings if not t.is_finished] + [e.told for e in evaluations if not e.is_finished]
     if lacking:
         others = f", nor are {len(lacking) - 1} others" if len(lacking) > 1 else ""
-        raise RunError(f"{lacking[0]} is not finished{others}; the same command goes on")
+        raise RunError(f"{lacking[0]} is not finished{others}; the same command resumes")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, runs, stored, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, Lock
@@ -94,10 +94,10 @@ def run(settings: Eval) -> str:
     described = environment.describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
     paths = members(path, settings)
-    in_another = "" if precision is found.train.precision else f"-{precision}"
-    target = path.with_name(f"{path.stem.replace('checkpoint', 'eval')}-{kind(settings, paths, task)}{in_another}.json")
+    target = path.with_name(f"{result_stem(path.stem, kind(settings, paths, task), precision, found.train.precision)}.json")
     if not ownership.is_of_run(target):  # of a checkpoint with a name of its own
-        ownership.require_own(target, is_evaluation, "give the checkpoint another name, or move that file away")
+        is_own = stored.readable_by(runs.parse_evaluation)
+        ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
@@ -131,12 +131,10 @@ def run(settings: Eval) -> str:
     return "resumed" if resumed else "done"
 
 
-def is_evaluation(content: bytes) -> bool:
-    """Whether a file is one that this command has written."""
-    try:
-        return isinstance(json.loads(content)["metrics"], dict)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return False
+def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) -> str:
+    """The name of an evaluation's file without its suffix; `stem` is that of the checkpoint's. Both it and `kind` can be patterns."""
+    in_another = "" if precision is trained else f"-{precision}"
+    return f"{stem.replace('checkpoint', 'eval')}-{kind}{in_another}"
 
 
 def members(first: Path, settings: Eval) -> list[Path]:
@@ -260,8 +258,9 @@ def write(path: Path, told: dict[str, Any]) -> None:
     try:
         files.replace(path, (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
     except RunError as error:
-        tell(told)
-        raise RunError(f"{error}; the results are above") from None
+        if output.is_shown(lambda: tell(told)):
+            raise RunError(f"{error}; the results are above") from None
+        raise
     with output.unshown():
         tell(told)
     print(f"\nwritten to {path}", file=sys.stderr)

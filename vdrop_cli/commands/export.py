@@ -2,27 +2,44 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vdrop_cli import checkpoint, files, ownership
+from vdrop_cli import checkpoint, files, ownership, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Export, TaskName
+from vdrop_cli.files import Damaged
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.tasks import predictor_of
 
-HEADER = 10_000_000  # bytes, at most, of names, shapes and settings
+LENGTH = 8  # bytes that say how long the header is, which comes next: names, shapes and settings as JSON
+HEADER_LIMIT = 100_000_000  # bytes of it; safetensors reads no longer ones
+
+
+def start_size(path: Path) -> int:
+    """How many bytes of a safetensors file hold its header; of any other, or where none can be read, so many as to tell that."""
+    try:
+        size = int.from_bytes(files.read_start(path, LENGTH), "little")
+    except (OSError, Damaged):
+        size = 0
+    return LENGTH + (size if size <= HEADER_LIMIT else 0)
+
+
+def parse_start(start: bytes) -> dict[str, Any]:
+    """The settings, and what else this command writes, from the start of a file that it has made. Raises Damaged."""
+    header = stored.parse_json(start[LENGTH : LENGTH + int.from_bytes(start[:LENGTH], "little")])
+    stored.require(header, {"__metadata__": dict})
+    held: dict[str, Any] = header["__metadata__"]
+    stored.require(held, {"config": str, "epoch": str})
+    return held
 
 
 def is_export(start: bytes) -> bool:
     """Whether a file starts as those that this command makes, or is empty."""
-    size = int.from_bytes(start[:8], "little")
-    try:
-        held = json.loads(start[8 : 8 + size])
-        return not start or {"config", "epoch"} <= held["__metadata__"].keys()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return not start
+    return not start or stored.readable_by(parse_start)(start)
 
 
 def run(settings: Export) -> None:
@@ -39,7 +56,7 @@ def run(settings: Export) -> None:
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {settings.file}")
     require_whole(path, found)
-    ownership.require_own(target, is_export, "choose another file=", HEADER)
+    ownership.require_own(target, is_export, "choose another file=", start_size(target))
     # each weight with memory of its own, in order: safetensors takes no others
     weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.model.items()}
     files.replace(Path(os.path.realpath(target)), save(weights, metadata(found)))
@@ -62,5 +79,10 @@ def require_whole(path: Path, found: Checkpoint) -> None:
 
 def metadata(found: Checkpoint) -> dict[str, str]:
     """JSON of the settings, and of each field of what the model has learned of its text (`vdrop_cli.learned`)."""
-    learned = {name: json.dumps(value) for name, value in found.learned.items()}
-    return learned | {"config": json.dumps(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "batch": str(found.batch)}
+    learned = {name: as_json(value) for name, value in found.learned.items()}
+    return learned | {"config": as_json(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "batch": str(found.batch)}
+
+
+def as_json(value: object) -> str:
+    """Characters as they are, but for halves of some, which UTF-8 has not."""
+    return re.sub(r"[\ud800-\udfff]", lambda half: rf"\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -5,15 +5,17 @@ from dataclasses import replace
 from vdrop_cli import ratings
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Evaluation, Maker
-from vdrop_cli.config import Figures, RunError, Table
-from vdrop_cli.ratings import Line, Row
+from vdrop_cli.commands.table import Work
+from vdrop_cli.config import Figures, Table
+from vdrop_cli.ratings import Line
 
 
 def run(settings: Figures) -> None:
     page = Table(outputs=settings.outputs, file=settings.file)
-    table.require_that_it_can_be_written(page, on_page(settings))
-    maker, seeds = Maker(settings.precision, settings.outputs), range(1, settings.seeds + 1)
     rows = ratings.rows(settings)
+    if not settings.plan:
+        table.require_that_it_can_be_written(page, Work(on_page(settings), [], rows))
+    maker, seeds = Maker(settings.precision, settings.outputs), range(1, settings.seeds + 1)
     trainings, evaluations = [], []
     for row in rows:
         of_row = [maker.training(row.name, row.settings, seed) for seed in seeds]
@@ -34,16 +36,12 @@ def run(settings: Figures) -> None:
     campaign.evaluate_all(evaluations)
     _, lines = table.write(page, on_page(settings))
     campaign.require_all(trainings, evaluations)
-    require_on_page(rows, lines, settings.seeds)
+    campaign.require_on_page([(row.name, seed) for row in rows for seed in seeds], told(lines, settings.epochs))
 
 
-def require_on_page(rows: list[Row], lines: list[Line], seeds: int) -> None:
-    """Raises RunError where a row, or a seed of it, is not in its table though all is finished."""
-    told = {(line.row.name, run.train.schedule.epochs, run.train.seed) for line in lines for run in line.runs}
-    for row in rows:
-        lacking = [seed for seed in range(1, seeds + 1) if (row.name, row.settings.schedule.epochs, seed) not in told]
-        if lacking:
-            raise RunError(f"{row.name} seed {lacking[0]} is finished, but not in the table; what was left out is told above")
+def told(lines: list[Line], epochs: int) -> set[tuple[str, int]]:
+    """Names and seeds of runs of so many epochs that the tables have."""
+    return {(line.row.name, run.train.seed) for line in lines for run in line.runs if run.train.schedule.epochs == epochs}
 
 
 def on_page(settings: Figures) -> Figures:

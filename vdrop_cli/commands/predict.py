@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from vdrop_cli import checkpoint, environment, evaluate, files, runs
-from vdrop_cli.commands.eval import Built, build, task_of
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands.eval import Built
 from vdrop_cli.config import ConfigError, Policy, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
@@ -57,10 +58,10 @@ def load(settings: Predict, device: torch.device) -> Built:
         predictor = predictor_of(found.knowledge, device)
     else:
         otherwise = "train again: newer checkpoints hold what is needed of it"
-        predictor = task_of(
+        predictor = evaluation.task_of(
             path, found, data_for(found.train.data, settings.data, False, f"checkpoint={path}", otherwise), device
         ).predictor
-    return build(path, found, predictor, settings, device)
+    return evaluation.build(path, found, predictor, settings, device)
 
 
 @dataclass(frozen=True)
@@ -160,29 +161,28 @@ def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, sample
     These hold the model's error, too, so that with the deviation over passes beside it an interval comes out a little too wide. They
     are in the checkpoint where the validation had just been made, else the training text is read for them.
     """
-    stem = re.escape(built.path.stem.replace("checkpoint", "eval"))
-    name, kind = (f"noise_mc{samples}", rf"mc{samples}-s\d+") if samples else ("noise", "standard")
-    in_another = "" if built.precision is built.checkpoint.train.precision else f"-{built.precision}"
+    metric, kind = (f"noise_mc{samples}", rf"mc{samples}-s\d+") if samples else ("noise", "standard")
+    trained = built.checkpoint.train
+    wanted = evaluation.result_stem(re.escape(built.path.stem), kind, built.precision, trained.precision)
     part = predictor.learned.noise_part
     fitted = f"fitted to the {part} part"
     if part == "train":
         fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
-    for path in sorted(built.path.parent.glob("eval-*.json")):
-        if re.fullmatch(rf"{stem}-{kind}{in_another}", path.stem) and name in (metrics := runs.evaluation(path)["metrics"]):
-            noise = metrics[name]
+    for path in sorted(built.path.parent.glob("*.json")):
+        told = runs.evaluation(path) if re.fullmatch(wanted, path.stem) else {"metrics": {}}
+        if metric in told["metrics"] and told.get("epoch") == built.checkpoint.epoch:  # a name of one's own may have been given anew
+            noise = told["metrics"][metric]
             if type(noise) is not float or not 0 < noise < math.inf:
                 raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
             return Noise(noise, f"{fitted} in {path}")
     wide = ", by the standard approximation, which makes intervals a little too wide; vdrop eval mc_samples={} fits it to passes"
     fitted += wide.format(samples) if samples else ""
     if predictor.learned.noise is not None:
-        fitted += f" (in {built.checkpoint.train.precision}, as the model was trained)" if in_another else ""
+        fitted += f" (in {trained.precision}, as the model was trained)" if built.precision is not trained.precision else ""
         return Noise(predictor.learned.noise, fitted)
     first = f"run vdrop eval checkpoint={built.path}{f' mc_samples={samples}' if samples else ''} first, which fits the observation noise"
-    trained = built.checkpoint.train.data
-    task = task_of(
-        built.path, built.checkpoint, data_for(trained, settings.data, False, f"checkpoint={built.path}", first), predictor.device
-    )
+    data = data_for(trained.data, settings.data, False, f"checkpoint={built.path}", first)
+    task = evaluation.task_of(built.path, built.checkpoint, data, predictor.device)
     assert isinstance(task, Sentiment)
     sample = task.sample(part)
     return Noise(fit_noise(task.predict(built.model, sample)[None], sample.ratings_R), fitted)

@@ -6,8 +6,8 @@ from pathlib import Path
 from vdrop_cli import experiments
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Evaluation, Maker, Training
-from vdrop_cli.commands.table import Line
-from vdrop_cli.config import TABLE_1, ConfigError, Figures, Reproduce, RunError, Table
+from vdrop_cli.commands.table import Line, Work
+from vdrop_cli.config import TABLE_1, ConfigError, Figures, Reproduce, Table
 from vdrop_cli.experiments import Row
 
 
@@ -16,7 +16,9 @@ def run(settings: Reproduce) -> None:
     if not rows:
         raise ConfigError("sizes and rows leave nothing to run; vdrop reproduce plan=true sizes=[small] shows what there is")
     page = page_of(settings)
-    table.require_that_it_can_be_written(page, Figures(outputs=page.outputs, file=page.file))
+    figures = Figures(outputs=page.outputs, file=page.file)
+    if not settings.plan:
+        table.require_that_it_can_be_written(page, Work(figures, rows, []))
     trainings, evaluations = needed(rows, settings)
     if not trainings:
         raise ConfigError(f"seeds must be more for any of these rows, got {settings.seeds}")
@@ -29,20 +31,24 @@ def run(settings: Reproduce) -> None:
         seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
         campaign.vdrop("train", *campaign.sweep(choices, seeds, settings.launcher, precision, settings.outputs, settings.overrides))
     campaign.evaluate_all(evaluations)
-    lines, _ = table.write(page, Figures(outputs=page.outputs, file=page.file))
+    lines, _ = table.write(page, figures)
     campaign.require_all(trainings, evaluations)
-    require_on_page(rows, lines, settings.seeds)
+    campaign.require_on_page(wanted(rows, settings.seeds), told(lines))
 
 
-def require_on_page(rows: list[Row], lines: list[Line], seeds: int) -> None:
-    """Raises RunError where a row, or a seed of it, is not in the table though all is finished."""
-    told = {(line.row.experiment, evaluated.run.train.seed) for line in lines for evaluated in line.runs}
+def wanted(rows: list[Row], seeds: int) -> list[tuple[str, int]]:
+    """Names and seeds that the table is to have; of averaged models the seed of the first."""
+    found = []
     for row in rows:
         members = row.published.members
-        wanted = range(1, seeds + 1) if members <= 1 else [1] if members <= seeds else []
-        lacking = [seed for seed in wanted if (row.experiment, seed) not in told]
-        if lacking:
-            raise RunError(f"{row.experiment} seed {lacking[0]} is finished, but not in the table; what was left out is told above")
+        of_row = range(1, seeds + 1) if members <= 1 else [1] if members <= seeds else []
+        found += [(row.experiment, seed) for seed in of_row]
+    return found
+
+
+def told(lines: list[Line]) -> set[tuple[str, int]]:
+    """Names and seeds that it has."""
+    return {(line.row.experiment, evaluated.run.train.seed) for line in lines for evaluated in line.runs}
 
 
 def page_of(settings: Reproduce) -> Table:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -51,11 +51,17 @@ class Line:
         return [value for value in map(of, self.runs) if value is not None]
 
 
-def require_that_it_can_be_written(settings: Table, figures: Figures | None = None) -> None:
-    """Raises ConfigError where it cannot, before hours of work whose results it is to hold.
+@dataclass(frozen=True)
+class Work:
+    """What is to be done before a page is written: the rows that get their numbers by it."""
 
-    `figures` are those that it will have; where they are given it is also looked whether rows of the page that is there would be lost.
-    """
+    figures: Figures  # that the page will have
+    rows: list[Row]
+    on_reviews: list[ratings.Row]
+
+
+def require_that_it_can_be_written(settings: Table, work: Work | None = None) -> None:
+    """Raises ConfigError where it cannot; before hours of `work` also where the page that is there would lose numbers by it."""
     if settings.pictures is not Pictures.none:
         pictures.require_matplotlib()
     for name in ("file", "csv", "latex"):
@@ -67,8 +73,8 @@ def require_that_it_can_be_written(settings: Table, figures: Figures | None = No
         if path is not None:
             ownership.require_own(Path(path), is_own, f"choose another {name}=", 1000)
     results_page.require_own(results_page.path_of(settings.file, settings.outputs))
-    if figures is not None:
-        compose(settings, figures, planned=True)
+    if work is not None:
+        compose(settings, work.figures, work)
 
 
 def run(settings: Table) -> None:
@@ -79,14 +85,13 @@ def run(settings: Table) -> None:
 class Composed:
     """What a page is made of."""
 
-    rows: list[Row]
     found: dict[str, list[Finished]]
     lines: list[Line]
     on_reviews: list[ratings.Line]
 
 
-def compose(settings: Table, figures: Figures, planned: bool = False) -> Composed:
-    """Reads the runs; writes nothing. Raises ConfigError where the page would lose numbers of the one that is there."""
+def compose(settings: Table, figures: Figures, work: Work | None = None) -> Composed:
+    """Reads the runs; writes nothing. Raises ConfigError where the page, after `work`, would lose numbers of the one that is there."""
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
@@ -94,9 +99,16 @@ def compose(settings: Table, figures: Figures, planned: bool = False) -> Compose
     lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
     on_reviews = ratings.all_lines(figures, every(found))
     path = results_page.path_of(settings.file, settings.outputs)
-    without_pictures = ratings.section(figures, on_reviews, Path(), Pictures.none, path)
-    results_page.require_nothing_lost(path, page(lines, settings, {}, without_pictures), planned)
-    return Composed(rows, found, lines, on_reviews)
+
+    def without_pictures(lines: list[Line], on_reviews: list[ratings.Line]) -> str:
+        return page(lines, settings, {}, ratings.section(figures, on_reviews, Path(), Pictures.none, path))
+
+    planned = list[results_page.Name]()
+    if work is not None:
+        of_work = without_pictures([Line(row, []) for row in work.rows], [ratings.Line(row, [], []) for row in work.on_reviews])
+        planned = [name for name, _ in results_page.rows(of_work)]
+    results_page.require_nothing_lost(path, without_pictures(lines, on_reviews), planned)
+    return Composed(found, lines, on_reviews)
 
 
 def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.Line]]:
@@ -106,11 +118,8 @@ def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.L
     lines, on_reviews = composed.lines, composed.on_reviews
     outputs, path = Path(settings.outputs), results_page.path_of(settings.file, settings.outputs)
     if settings.record:
-        names = {row.key: f"{experiments.TABLE}/{row.size}_{row.name}" for row in reversed(composed.rows)}
-        names |= ratings.record_names(figures, every(composed.found))
-        found = record(names, composed.found, outputs / "record")
-        lines = [line for row in composed.rows for line in of_row(row, found.get(row.key, []))]
-        on_reviews = ratings.all_lines(figures, every(found))
+        names = {line.row.key: f"{experiments.TABLE}/{line.row.size}_{line.row.name}" for line in reversed(lines)}
+        record(names | ratings.record_names(on_reviews), composed.found, outputs / "record")
     drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
     section = ratings.section(figures, on_reviews, outputs / "record" / "pictures", settings.pictures, path)
     if settings.file is None:
@@ -130,18 +139,18 @@ Same = tuple[str, int, str, str]  # settings, seed, precision and device
 def collect(outputs: Path) -> dict[str, list[Finished]]:
     """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with more evaluations.
 
-    A run stands in place of its record, and of one that was made before it with the same settings. Records that come with a checkout
-    count for other outputs, too.
+    A run stands in place of its record, and of one that was made before it with the same settings; it is evaluated as these were until
+    it is itself. Records that come with a checkout count for other outputs, too.
     """
     found: dict[Same, Finished] = {}
     for folder in (*results_page.record_folders(outputs), outputs / "train"):
         of_part: dict[Same, Finished] = {}
         for finished in runs.below(folder):
             train = finished.train
-            same = (experiments.key(train), train.seed, str(train.precision), finished.environment["device"])
+            same = (experiments.key(finished.numbers), train.seed, str(train.precision), finished.environment["device"])
             if same not in of_part or len(finished.evaluations) > len(of_part[same].evaluations):
                 of_part[same] = finished
-        found |= of_part
+        found |= {same: replace(finished, record=found.get(same)) for same, finished in of_part.items()}
     by_key: dict[str, list[Finished]] = {}
     for (key, *_), finished in sorted(found.items(), key=lambda item: item[0][1]):
         by_key.setdefault(key, []).append(finished)
@@ -179,28 +188,22 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
     return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
 
 
-def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path) -> dict[str, list[Finished]]:
-    """Copies what is small of the runs of rows, whose names are given by their keys; returns all runs, those now as records.
+def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path) -> None:
+    """Copies what is small of the runs of rows, whose names are given by their keys.
 
-    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record.
+    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record, or evaluations would be lost.
     """
-    kept, targets = dict(found), dict[Path, Finished]()
+    targets: dict[Path, Finished] = {}
     for key, name in names.items():
-        kept[key] = []
         for finished in found.get(key, []):
             device = re.sub(r"\W+", "_", str(finished.environment["device"])).lower()
             there = folder / f"{name}-{finished.train.precision}-{device}" / f"s{finished.train.seed}"
-            if there.resolve() == finished.folder.resolve() or is_shipped(finished, folder):
-                kept[key].append(finished)
-            else:
+            if there.resolve() != finished.folder.resolve() and not is_shipped(finished, folder):
                 ownership.require_record(there)
+                require_evaluations_kept(finished, there)
                 targets[there] = finished
     for there, finished in targets.items():
         copy_record(finished, there)
-        copied = runs.read(there)
-        assert copied is not None
-        kept[experiments.key(finished.train)].append(copied)
-    return kept
 
 
 def is_shipped(finished: Finished, folder: Path) -> bool:
@@ -208,11 +211,32 @@ def is_shipped(finished: Finished, folder: Path) -> bool:
     return RECORDS is not None and folder.resolve() != RECORDS and finished.folder.resolve().is_relative_to(RECORDS)
 
 
+def require_evaluations_kept(finished: Finished, there: Path) -> None:
+    """Raises ConfigError where a record holds evaluations that the run in its place lacks, and is not of the same training."""
+    parts = [(there / name, finished.folder / name) for name in ("log.jsonl", "result.json")]
+    if all(files.read(old) == files.read(new) for old, new in parts if old.exists()):
+        return
+    own = set(map(runs.kind, finished.evaluations))
+    if lacking := [path.name for path in evaluations_in(there) if runs.kind(path) not in own]:
+        how = f"evaluate it in the same way (vdrop eval checkpoint={finished.folder} …), or move them away"
+        raise ConfigError(f"{there} would lose {', '.join(lacking)}, which {finished.folder} lacks; {how}")
+
+
+def evaluations_in(record: Path) -> list[Path]:
+    """Of any epoch."""
+    return [path for path in ownership.entries(record) if ownership.fits(rf"{ownership.EVALUATION}\.json", path)]
+
+
 def copy_record(finished: Finished, there: Path) -> None:
-    """In place of an older one. What is cut off half-way is no finished run: the result goes first, and comes last."""
+    """In place of an older one, of which evaluations stay that the run lacks.
+
+    What is cut off half-way is no finished run: the result goes first, and comes last.
+    """
     there.mkdir(parents=True, exist_ok=True)
-    for old in ownership.removal_order(there):
-        if old.name == "result.json" or ownership.fits(rf"{ownership.EVALUATION}\.json", old):
+    (there / "result.json").unlink(missing_ok=True)
+    own = set(map(runs.kind, finished.evaluations))
+    for old in evaluations_in(there):
+        if runs.kind(old) in own:
             old.unlink()
     for path in (finished.folder / "config.yaml", finished.folder / "log.jsonl", *finished.evaluations, finished.folder / "result.json"):
         files.replace(there / path.name, files.read(path))
@@ -282,7 +306,7 @@ LEGEND = f"""{results_page.MARK} from run folders and the records in `outputs/re
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs), with which it is published
   nowhere."""
 
-HOW = """`make reproduce-table` makes those of the medium size, goes on with what was stopped, and writes this page; `SIZE`, `SEEDS`,
+HOW = """`make reproduce-table` makes those of the medium size, resumes what was stopped, and writes this page; `SIZE`, `SEEDS`,
 `ROWS`, `LAUNCHER` and `PRECISION` choose. The ten averaged models take `SIZE=large SEEDS=10`."""
 
 

@@ -179,9 +179,9 @@ def in_first_encoding(parts: list[list[str]], min_count: int) -> tuple[list[str]
 
 
 def keep(corpus: Corpus, path: Path) -> None:
-    """Writes the cache; where that is not possible the run goes on without, and says so."""
+    """Writes the cache; where that is not possible the run continues without, and says so."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_tensors(path, {"vocabulary": corpus.vocabulary, **corpus.parts})
     except (OSError, RunError) as error:
-        print(f"vdrop: data.cache={path.parent} cannot be written ({error}); going on without a cache", file=sys.stderr)
+        print(f"vdrop: data.cache={path.parent} cannot be written ({error}); continuing without a cache", file=sys.stderr)
