@@ -24,7 +24,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "learned": set(),
     "kernels": {"kernels"},
     "dropout": {"config", "kernels"},
-    "prefetch": {"config", "dropout"},
+    "prefetch": {"config", "dropout", "kernels"},
     "layers": {"config", "kernels", "dropout"},
     "model": {"config", "kernels", "dropout", "layers"},
     "corpora": {"config", "corpora", "files", "ownership"},
