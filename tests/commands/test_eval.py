@@ -200,6 +200,7 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     assert is_resumed(good)
     averages = good["passes"]["averages"]
     wrong: list[dict[str, Any]] = [{"metrics": []}, {"metrics": {"test_ppl": float("nan")}}, {"seconds": None}, {"seconds": float("inf")}]
+    wrong += [{"metrics": {"test_ppl": 10**400}}, {"metrics": {"test_ppl": torch.zeros(2)}}, {"seconds": 10**400}, {"seconds": True}]
     wrong += [{"passes": []}, {"passes": {}}]
     for change in (
         {"number": -1},

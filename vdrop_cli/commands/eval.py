@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, tasks
+from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, stored, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, Lock
@@ -186,7 +186,7 @@ class Partial:
             if held.get("of") == self.of:
                 metrics, seconds = held.get("metrics"), held.get("seconds")
                 numbers = [*metrics.values(), seconds] if isinstance(metrics, dict) else [None]
-                if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):  # type: ignore[arg-type]
+                if not all(map(stored.is_finite, numbers)):
                     raise Damaged("its metrics are not numbers")
                 if not isinstance(held.get("passes"), dict):
                     raise Damaged("it holds no passes")
