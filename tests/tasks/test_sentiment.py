@@ -297,6 +297,28 @@ def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(pool: int) -> N
     assert padding[1] < padding[0]
 
 
+def test_a_batch_goes_to_a_gpu_without_a_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pinned memory, and nothing of it is read back: its words are counted where it was made."""
+    task, expected = made(), sum(made().parts["train"].lengths)
+    task.device, pinned, sent = torch.device("cuda"), set[int](), list[bool]()
+    stays = Tensor.to
+
+    def to(tensor: Tensor, where: Any, *, non_blocking: bool = False) -> Tensor:
+        if where != task.device:
+            return stays(tensor, where)
+        sent.append(non_blocking and id(tensor) in pinned)
+        return torch.empty_like(tensor, device="meta")  # which cannot be read
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.add(id(tensor))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    batches = list(task.batches(Stream((1,))))
+    assert sum(map(task.words, batches)) == expected and sent == [True] * 3 * len(batches)
+
+
 def test_targets_are_standardised_with_the_training_part() -> None:
     task = made()
     targets = torch.cat([batch.targets_B for batch in task.batches(Stream((1,)))])

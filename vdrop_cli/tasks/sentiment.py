@@ -18,7 +18,7 @@ from torch import Tensor
 from vdrop_cli import baselines, config, interruption
 from vdrop_cli.config import ConfigError, Data, Dropout, Model, Protocol, Source, WordMask
 from vdrop_cli.corpora import Rated
-from vdrop_cli.dropout import ModelMasks, Stream, draw
+from vdrop_cli.dropout import ModelMasks, Stream, draw, sent
 from vdrop_cli.evaluate import ladder, spread
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
@@ -31,12 +31,16 @@ READ_AT_ONCE = 256  # sequences, without gradients
 
 
 class Batch(NamedTuple):
-    """Sequences side by side, each as long as its length says; targets are standardised ratings."""
+    """Sequences side by side, each as long as its length says; targets are standardised ratings.
+
+    `words` is the sum of the lengths, which cannot be read from a GPU without a wait for it.
+    """
 
     number: int
     ids_TB: Tensor
     lengths_B: Tensor
     targets_B: Tensor
+    words: int
 
 
 class Part(NamedTuple):
@@ -185,16 +189,18 @@ class Sentiment:
 
     def batch(self, part: Part, group: list[int], number: int) -> Batch:
         chosen = [part.sequences[n] for n in group]
+        lengths = [len(sequence) for sequence in chosen]
         ratings_B = part.ratings_R[part.text_N[group]]
         return Batch(
             number,
-            torch.nn.utils.rnn.pad_sequence(chosen).to(self.device),
-            torch.tensor([len(sequence) for sequence in chosen]).to(self.device),
-            ((ratings_B - self.mean) / self.deviation).float().to(self.device),
+            sent(torch.nn.utils.rnn.pad_sequence(chosen), self.device),
+            sent(torch.tensor(lengths), self.device),
+            sent(((ratings_B - self.mean) / self.deviation).float(), self.device),
+            sum(lengths),
         )
 
     def words(self, batch: Batch) -> int:
-        return int(batch.lengths_B.sum())
+        return batch.words
 
     def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
         return self.predictor.model(model, dropout, backend, compute_dtype)
