@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels.graphs import Graph, Graphs, capture, capture_stream, copy, is_possible, precision_of_products
+from vdrop_cli.kernels.graphs import CAPTURING, Graph, Graphs, capture, capture_stream, copy, is_possible, precision_of_products
 
 CPU = torch.device("cpu")
 
@@ -334,6 +334,13 @@ def test_every_device_captures_on_a_stream_of_its_own(cuda: FakeCuda) -> None:
         capture(lambda: None, torch.device("cuda", index))
     assert [stream.device.index for stream in cuda.captured_on] == [0, 1, 1, 0]
     assert len(set(cuda.captured_on)) == 2 and not set(cuda.captured_on) & set(cuda.streams)
+
+
+def test_one_capture_is_made_at_a_time(cuda: FakeCuda) -> None:
+    """Of whatever graphs: they share streams, and cuBLAS's workspaces."""
+    capturing = list[bool]()
+    capture(lambda: capturing.append(CAPTURING.locked()), torch.device("cuda", 0))
+    assert capturing == [False, True] and not CAPTURING.locked(), "the first makes the loop ready"
 
 
 def test_the_memory_of_a_graph_is_that_of_its_pool(cuda: FakeCuda) -> None:

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,33 @@ def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replay
     assert ours.self_check(DEVICE, cell) < 1e-5
     assert replaying == [2, 4]
     assert ours.GRAPHS is graphs and not graphs.held and not graphs.met
+
+
+def in_another_thread(run: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(cell: str, replaying: list[int]) -> None:
+    """On a GPU it is one of torch's. A cell in another thread keeps the graphs of all others meanwhile."""
+    inputs, masks, own = on_device(inputs_of(cell, TIME, torch.float32)), to(masks_of(cell, "variational", TIME), DEVICE), Graphs()
+    own.possible = lambda device: True
+    loops_of = {f"{cell}_loop", f"{cell}_loop_back"}
+
+    def passes(back: Callable[[Callable[[], object]], object]) -> None:
+        y_TBH, *_ = FUNCTIONS[cell](*inputs, masks, backend="triton")
+        back(lambda: torch.autograd.grad(y_TBH.sum(), inputs))
+
+    with ours.run_by(own):
+        passes(in_another_thread)
+        assert {key[1] for key in own.met} == loops_of and not ours.GRAPHS.met
+        own.met.clear()
+        in_another_thread(lambda: passes(lambda run: run()))
+    assert {key[1] for key in ours.GRAPHS.met} == loops_of and not own.met
+    own.met.clear()
+    passes(in_another_thread)
+    assert not own.met
 
 
 def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ class Graph(NamedTuple):
     bytes: int  # of its own memory pool: cuBLAS's workspaces, and what the loop allocates
 
 
+CAPTURING = Lock()  # one at a time: captures share streams, and cuBLAS's workspaces are cleared for all
 Capture = Callable[[Callable[[], None], torch.device], Graph]
 
 
@@ -44,7 +45,8 @@ def capture(run: Callable[[], None], device: torch.device) -> Graph:
     """
     run()  # makes libraries and programs ready
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):  # the stream is restored if a capture fails
+    # the stream is restored if a capture fails
+    with CAPTURING, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         torch.cuda.synchronize(device)
         torch._C._cuda_clearCublasWorkspaces()
         try:

@@ -9,9 +9,9 @@ T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n) 
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from inspect import signature
-from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,22 @@ __all__ = ["gru", "linear_cross_entropy", "lstm", "obstacle"]
 
 CHECKED_TO = 5e-3  # relative error of the self-check, under which tf32 products stay
 GRAPHS = Graphs()
-SELF_CHECK = Lock()  # one at a time
+OF_SELF_CHECK: ContextVar[Graphs | None] = ContextVar("graphs of the self-check that runs here", default=None)
+
+
+def graphs() -> Graphs:
+    """Those that a loop is run by here."""
+    return OF_SELF_CHECK.get() or GRAPHS
+
+
+@contextmanager
+def run_by(of_self_check: Graphs | None) -> Iterator[None]:
+    """Has loops here run by the graphs of a self-check, or without them by those of all others."""
+    before = OF_SELF_CHECK.set(of_self_check)
+    try:
+        yield
+    finally:
+        OF_SELF_CHECK.reset(before)
 
 
 def on_its_own(tensor: Tensor) -> ExitStack:
@@ -152,7 +167,7 @@ def lstm_operator(h: Tensor, c: Tensor, *given: Any) -> tuple[Tensor, ...]:
     with on_its_own(h):
         gates, (hs, cs) = layer.gates(), (states_of_all_steps(state, layer.x.shape[0]) for state in (h, c))
         project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
-        GRAPHS.run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
+        graphs().run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
         kept = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
         return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), *kept
 
@@ -191,7 +206,7 @@ def lstm_backward_operator(
         gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
         da, dh, dc = gates.another(layer.compute_dtype), own(dh, hs[0]), own(dc, cs[0])
         read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
-        GRAPHS.run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
+        graphs().run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
         dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
         weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
         weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
@@ -209,7 +224,7 @@ def lstm_backward_fake(
 def keep_for_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     layer = Layer(*inputs[2:])
     ctx.save_for_backward(*inputs[:2], *output[3:], *layer.tensors)
-    ctx.options = layer[len(layer.tensors) :]
+    ctx.options, ctx.graphs = layer[len(layer.tensors) :], OF_SELF_CHECK.get()
     ctx.set_materialize_grads(False)
 
 
@@ -227,7 +242,8 @@ def lstm_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | 
             )
         gradients = (dh, dc, dx, *dw)
     else:
-        gradients = lstm_backward_operator(dy, dh, dc, *saved, *ctx.options)
+        with run_by(ctx.graphs):  # torch may have another thread go back
+            gradients = lstm_backward_operator(dy, dh, dc, *saved, *ctx.options)
     return *gradients, *[None] * (len(Layer._fields) - 5)
 
 
@@ -281,7 +297,7 @@ def gru_operator(h: Tensor, *given: Any) -> tuple[Tensor, ...]:
         if reset_after:
             filled["inner"] = inner = torch.empty_like(hs[1:])
             read["b_n"] = layer.b_hh[2 * gates.hidden :]
-        GRAPHS.run(gru_loop, {"a": gates.memory}, filled, read)
+        graphs().run(gru_loop, {"a": gates.memory}, filled, read)
         kept = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
         return outputs(hs, layer.lengths), hs[-1].clone(), *kept
 
@@ -324,7 +340,7 @@ def gru_backward_operator(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: T
         if reset_after:
             dp, read["inner"] = da.another(), inner
             filled["dp"] = dp.memory
-        GRAPHS.run(gru_loop_back, {"dh": dh}, filled, read)
+        graphs().run(gru_loop_back, {"dh": dh}, filled, read)
         dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
         weight_gradient(da, THREE, masked_inputs(da, THREE, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
         weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
@@ -341,7 +357,7 @@ def gru_backward_fake(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tenso
 def keep_for_gru(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     layer = Layer(*inputs[1:-1])
     ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
-    ctx.options = (*layer[len(layer.tensors) :], inputs[-1])
+    ctx.options, ctx.graphs = (*layer[len(layer.tensors) :], inputs[-1]), OF_SELF_CHECK.get()
     ctx.set_materialize_grads(False)
 
 
@@ -361,7 +377,8 @@ def gru_gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> t
             )
         gradients = (dh, dx, *dw)
     else:
-        gradients = gru_backward_operator(dy, dh, *saved, *ctx.options)
+        with run_by(ctx.graphs):
+            gradients = gru_backward_operator(dy, dh, *saved, *ctx.options)
     return *gradients, *[None] * (len(Layer._fields) - 5 + 1)
 
 
@@ -405,22 +422,11 @@ def obstacle(device: torch.device) -> str:
     return f"the self-check is off by {too_large[0]:.1g}" if too_large else ""
 
 
-@contextmanager
-def graphs_of_self_check() -> Iterator[None]:
-    """Graphs for the self-check alone, whose memory is given back after it. A capture that fails is an error."""
-    global GRAPHS
-    with SELF_CHECK:
-        before, GRAPHS = GRAPHS, Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)
-        try:
-            yield
-        finally:
-            GRAPHS = before
-
-
 def self_check(device: torch.device, cell: str) -> float:
     """The largest relative error of an output or a gradient; not a number where one of them is not.
 
-    Three passes: one as it is, one whose loops are captured, and one that only replays.
+    Three passes: one as it is, one whose loops are captured, and one that only replays. A capture that fails is an error. Loops of other
+    threads keep their graphs meanwhile.
     """
     time, batch, inputs, hidden = 3, 2, 5, 7
     rows, states = {"lstm": (4 * hidden, 2), "gru": (3 * hidden, 1)}[cell]
@@ -440,7 +446,7 @@ def self_check(device: torch.device, cell: str) -> float:
         return [y_TBH.detach(), *torch.autograd.grad(y_TBH.square().sum(), tensors)]
 
     expected = results(exact)
-    with graphs_of_self_check():
+    with run_by(Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)):  # whose memory is given back after it
         found = [results(ours) for _ in range(3)]
     errors = [(f - e).norm() / e.norm() for each in found for f, e in zip(each, expected, strict=True)]
     return torch.stack(errors).max().item()
