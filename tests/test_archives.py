@@ -82,6 +82,13 @@ BOMBS: dict[str, Any] = {
     "a set": {1, 2},
     "a function": print,
     "a type": torch.float32,
+    "one tuple in many places": [(1,) * 1000] * 1000,
+    "one tensor in many places": [torch.zeros(1000)] * 100_000,
+    "views of one tensor": list(torch.zeros(1000).expand(3, 1000).unbind()) * 10,
+    "keys of one hash": {number * (2**61 - 1): 0 for number in range(1000)},
+    "a key that is a tuple": {(1, 2): 0},
+    "a key that is a tensor": {torch.zeros(1): 0},
+    "a key that is nothing": {None: 0},
 }
 
 
@@ -110,6 +117,14 @@ def test_sizes_are_checked_before_anything_is_unpacked() -> None:
     with pytest.raises(Malformed, match=r"no data\.pkl"):
         archives.unpack(remade(held).replace(b"data.pkl", b"data.pkx"))
     assert archives.unpack(remade(held))["w"].shape == (1000,)
+
+
+@pytest.mark.parametrize("more", [b"K\x00K\x01s", b"(K\x00K\x01u", b"(K\x00K\x01K\x02u", b"K\x00a", b"(K\x00e"])
+def test_nothing_is_written_into_a_tensor(more: bytes) -> None:
+    """One item of an expanded tensor is as many as the tensor has."""
+    content = saved({"w": torch.zeros(1000)})
+    with pytest.raises(Malformed, match=r"it sets items of what is no dict|it appends to what is no list"):
+        archives.unpack(remade(content, pickled=lambda held: held[:-2] + more + held[-2:]))
 
 
 def test_a_place_in_the_memo_beyond_all_memory_is_no_place() -> None:

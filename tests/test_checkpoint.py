@@ -184,7 +184,11 @@ def test_what_is_not_a_checkpoint_is_refused_and_never_run(tmp_path: Path, monke
 
 NAN = torch.tensor([1.0, math.nan])
 WRONG: dict[str, list[object]] = {
-    "config": ["abc", {"model": 3}, {}, {"model": [[]]}],
+    "config": [
+        *("abc", {"model": 3}, {}, {"model": [[]]}, torch.zeros(2), {"seed": torch.zeros(2)}),
+        *(plain(settings()) | {name: value} for name, value in (("schedule", {"lr": 10**400}), ("schedule", {"clip": -(10**400)}))),
+        plain(settings()) | {"seed": 10**400},
+    ],
     "corpus": [None, 3],
     "environment": [[], {"torch": {}}, {3: "x"}],
     "epoch": [None, -1, True, 1.0, 2**63, 10**80],
@@ -199,6 +203,7 @@ WRONG: dict[str, list[object]] = {
     "model": [3, {"w": 1}, {"w": NAN}, {"w": torch.tensor([math.inf])}, {"w": torch.zeros(2, dtype=torch.int64)}, {3: torch.zeros(2)}],
     "optimiser": [[], None],
     "learned": [
+        *(torch.zeros(2), torch.zeros(1), LEARNED | {"line_end": torch.zeros(2)}, LEARNED | {"vocabulary": [torch.zeros(2)] * 2}),
         *([], {}, {"vocabulary": ["a", "a"], "line_end": None, "unknown": None}, {"vocabulary": [3], "line_end": None, "unknown": None}),
         *(LEARNED | {"line_end": None}, LEARNED | {"unknown": "a"}, LEARNED | {"mean": 1.0}, {"vocabulary": ["a"]}),
     ],

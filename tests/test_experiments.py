@@ -26,7 +26,7 @@ def test_rows_can_be_chosen_and_changed_and_a_wrong_name_is_told() -> None:
     assert (row.settings.schedule.epochs, row.settings.model.name, row.settings.dropout.name) == (3, "a_b", "moon")
     with pytest.raises(ConfigError, match="rows: mon is not a row; did you mean moon"):
         experiments.rows([Size.small], ["mon"], "")
-    for wrong in ("0", "nope=1", "model=nope", "seed=x", "'"):
+    for wrong in ("0", "nope=1", "model=nope", "seed=x", "'", f"schedule.lr=1{'0' * 400}"):
         with pytest.raises(ConfigError, match=f"^overrides={wrong}: "):
             experiments.rows([Size.small], ["moon"], wrong)
     with pytest.raises(ConfigError, match=r"^seed must be in"):

@@ -70,6 +70,28 @@ def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
     assert not drawn[3].is_set()
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda", 1), ("cuda:0", 0)])
+def test_the_thread_draws_for_the_device_of_the_one_that_asks(device: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it, the current device is a thread's own, the first in a new one, and is set by index alone."""
+    current, chosen = threading.local(), set()
+
+    def set_device(device: torch.device) -> None:
+        if device.index is None:
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+        current.index = device.index
+
+    def draw(number: int) -> ModelMasks:
+        chosen.add(getattr(current, "index", 0))
+        return numbered(number)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    current.index = 1
+    assert len(list(prefetch.drawn_ahead(range(3), draw, torch.device(device)))) == 3
+    assert chosen == {expected}
+
+
 def test_what_drawing_raises_comes_with_its_batch() -> None:
     def draw(number: int) -> ModelMasks:
         if number == 1:

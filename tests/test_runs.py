@@ -58,6 +58,7 @@ DAMAGES: list[tuple[str, Callable[[str], str]]] = [
     ("config.yaml", lambda text: "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{'*a%d, ' % n * 9}]\n" for n in range(20))),  # noqa: UP031
     ("config.yaml", lambda text: text.replace("hidden_size: 8", f"hidden_size: 1{'0' * 26}")),
     ("config.yaml", lambda text: text.replace("seed: 1", "seed: [1]")),
+    ("config.yaml", lambda text: re.sub(r"\blr: .*", f"lr: 1{'0' * 400}", text)),
     ("config.yaml", lambda text: "[" * 100_000),
 ]
 

@@ -6,10 +6,13 @@ the end of a tensor's memory. Here every size is checked against the bytes that 
 
 import pickle
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, ClassVar
 
 MOST_NESTED = 12  # lists and dicts within each other; what vdrop writes has five
+MOST_AGAIN = 10  # elements of a tuple that stands in two places, such as the shape of a tensor
+LARGEST_KEY = 2**63  # with larger ones a dict could be made that is slow
 PLAIN = (str, int, float, bool, type(None))
 
 # of pickle protocol 2, what lists, dicts, numbers, strings and tensors are written with
@@ -49,7 +52,7 @@ def unpack(content: bytes) -> Any:
         raise
     except Exception as error:  # whatever the reader of a crafted file stumbles over
         raise Malformed(f"it is not an archive of tensors and plain values ({type(error).__name__})") from None
-    require_shallow(found)
+    require_small(found, len(content))
     return found
 
 
@@ -69,15 +72,26 @@ def require_plain(archive: zipfile.ZipFile, size: int) -> str:
     return folder
 
 
-def require_shallow(found: Any) -> None:
-    """No value is nested deeper than MOST_NESTED. Every list and dict is in one place, as the unpickler saw to."""
-    level: list[Any] = [found]
-    for _ in range(MOST_NESTED):
-        containers = [value for value in level if isinstance(value, list | tuple | dict)]
-        level = [inner for value in containers for inner in (value.values() if isinstance(value, dict) else value)]
-        if not level:
-            return
-    raise Malformed("its values are nested too deep")
+def require_small(found: Any, size: int) -> None:
+    """No value is nested deeper than MOST_NESTED, and tensors that share memory are not so many that to read them all takes long."""
+    import torch
+
+    elements = 0
+    for depth, level in enumerate(levels(found)):
+        if depth >= MOST_NESTED:
+            raise Malformed("its values are nested too deep")
+        elements += sum(value.numel() for value in level if isinstance(value, torch.Tensor))
+    if elements > size:
+        raise Malformed("its tensors have more elements than the file has bytes")
+
+
+def levels(value: Any) -> Iterator[list[Any]]:
+    """A value, then all that it holds, then all that these hold: in lists, tuples and dicts, each of which is in one place."""
+    level = [value]
+    while level:
+        yield level
+        containers = [inner for inner in level if isinstance(inner, list | tuple | dict)]
+        level = [inner for held in containers for inner in (held.values() if isinstance(held, dict) else held)]
 
 
 class Unpickler(pickle._Unpickler):
@@ -85,6 +99,7 @@ class Unpickler(pickle._Unpickler):
 
     dispatch: ClassVar[dict[int, Any]] = {operation[0]: pickle._Unpickler.dispatch[operation[0]] for operation in OPERATIONS}
     memo: dict[int, Any]
+    stack: list[Any]
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(BytesIO(archive.read(f"{folder}/data.pkl")))
@@ -121,7 +136,10 @@ class Unpickler(pickle._Unpickler):
     def load_get(self, key: int) -> None:
         """A value that stands in two places. Of lists and dicts that would be a tree that grows with every level of it."""
         value = self.memo[key]
-        if isinstance(value, list | dict) or (isinstance(value, tuple) and not all(isinstance(inner, PLAIN) for inner in value)):
+        again = not isinstance(value, list | dict | tuple)
+        if isinstance(value, tuple):
+            again = len(value) <= MOST_AGAIN and all(isinstance(inner, PLAIN) for inner in value)
+        if not again:
             raise Malformed("its lists refer to each other")
         self.append(value)  # type: ignore[attr-defined]
 
@@ -131,8 +149,42 @@ class Unpickler(pickle._Unpickler):
     def load_long_binget(self) -> None:
         self.load_get(int.from_bytes(self.read(4), "little"))  # type: ignore[attr-defined]
 
+    def set_items(self, items: list[Any]) -> None:
+        """Keys and values by turns, into the dict on the stack."""
+        into = self.stack[-1]
+        if type(into) is not dict:
+            raise Malformed("it sets items of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not (type(key) is str or (type(key) is int and abs(key) < LARGEST_KEY)):
+                raise Malformed("it holds a key that is neither a text nor a number")
+            into[key] = value
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self.set_items(self.pop_mark())  # type: ignore[attr-defined]
+
+    def add_items(self, items: list[Any]) -> None:
+        """Into the list on the stack."""
+        into = self.stack[-1]
+        if type(into) is not list:
+            raise Malformed("it appends to what is no list")
+        into.extend(items)
+
+    def load_append(self) -> None:
+        self.add_items([self.stack.pop()])
+
+    def load_appends(self) -> None:
+        self.add_items(self.pop_mark())  # type: ignore[attr-defined]
+
     dispatch[pickle.BINGET[0]] = load_binget
     dispatch[pickle.LONG_BINGET[0]] = load_long_binget
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.APPEND[0]] = load_append
+    dispatch[pickle.APPENDS[0]] = load_appends
 
 
 class StorageType:

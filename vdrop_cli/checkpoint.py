@@ -87,7 +87,7 @@ def require_valid(found: Checkpoint) -> None:
 def require_readable(otherwise: str, read: Callable[[], object]) -> None:
     try:
         read()
-    except (ConfigError, OmegaConfBaseException, TypeError, ValueError, AttributeError, AssertionError):
+    except (ConfigError, OmegaConfBaseException, TypeError, ValueError, OverflowError, AttributeError, AssertionError):
         raise ValueError(otherwise) from None
 
 
@@ -158,8 +158,8 @@ def load(path: Path) -> Checkpoint:
         raise Unusable(f"checkpoint={path} was not written by this version of vdrop (there is no “{FORMAT}” in it); train again")
     try:
         found = Checkpoint(**held)
-        require(bool(found.learned) == (form == FORMAT), "it does not hold what its format says")
         require_valid(found)
+        require(bool(found.learned) == (form == FORMAT), "it does not hold what its format says")
     except TypeError:
         raise unusable(path, "it lacks a part, or has one too many") from None
     except ValueError as reason:

@@ -6,7 +6,7 @@ T time  B batch  D input size  H hidden size  G gates
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -100,13 +100,17 @@ def pinned(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.pin_memory()
 
 
-def sent(mask: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None:
+@overload
+def sent(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor: ...
+@overload
+def sent(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None: ...
+def sent(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None:
     """To its device; from memory that a GPU reads by itself, so that nothing waits for what is still to be done there."""
-    if mask is None:
+    if tensor is None:
         return None
-    mask = mask.to(dtype or mask.dtype)
-    leaves = mask.device.type == "cpu" and torch.device(device).type == "cuda"
-    return (mask.pin_memory() if leaves else mask).to(device, non_blocking=leaves)
+    tensor = tensor.to(dtype or tensor.dtype)
+    leaves = tensor.device.type == "cpu" and torch.device(device).type == "cuda"
+    return (tensor.pin_memory() if leaves else tensor).to(device, non_blocking=leaves)
 
 
 def threshold_of(p: float, bits: int) -> int:

@@ -68,7 +68,12 @@ def settings_of(choices: list[str], overrides: str) -> Train:
         return parse(compose("train", [*choices, *prepared("train", shlex.split(overrides))]), Train)
     except ConfigError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last where a quotation is not closed
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        OverflowError,
+    ) as error:  # a quotation not closed; a number beyond all floats
         raise ConfigError(f"{f'overrides={overrides}: ' if overrides else ''}{explain(error, 'train')}") from None
 
 

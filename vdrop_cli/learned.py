@@ -1,9 +1,10 @@
 """What a model knows of its training text beside its weights: all that prediction needs of it, as plain values in the checkpoint."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
+
+from vdrop_cli.stored import is_finite
 
 LINE_END, UNKNOWN_WORD = "<eos>", "<unk>"  # as they stand in a language model's vocabulary
 
@@ -42,13 +43,13 @@ class Ratings:
 
     def __post_init__(self) -> None:
         require_vocabulary(self.vocabulary)
-        require(is_finite(self.mean), "mean", "a finite number")
-        require(is_finite(self.deviation) and self.deviation > 0, "deviation", "above 0")
+        require(is_number(self.mean), "mean", "a finite number")
+        require(is_number(self.deviation) and self.deviation > 0, "deviation", "above 0")
         chunk = self.chunk_words
         require(chunk is None or (type(chunk) is int and 2 <= chunk < 2**31), "chunk_words", "at least 2, or null")
         require(self.splitting in ("cornell", "plain"), "splitting", "cornell or plain")
         require(self.noise_part in ("valid", "train"), "noise_part", "valid or train")
-        require(self.noise is None or (is_finite(self.noise) and self.noise > 0), "noise", "above 0, or null")
+        require(self.noise is None or (is_number(self.noise) and self.noise > 0), "noise", "above 0, or null")
 
 
 Learned = Words | Ratings
@@ -59,8 +60,9 @@ def require(holds: bool, name: str, wanted: str) -> None:
         raise ValueError(f"learned.{name} must be {wanted}")
 
 
-def is_finite(value: object) -> bool:
-    return type(value) is float and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """A finite float: torch does not reckon with all integers."""
+    return type(value) is float and is_finite(value)
 
 
 def require_vocabulary(vocabulary: object) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from vdrop_cli.config import Dropout
 from vdrop_cli.dropout import NEW_EVERY_STEP, ModelMasks
+from vdrop_cli.kernels import with_index
 
 Batch = TypeVar("Batch")
 
@@ -32,10 +33,11 @@ def with_masks(
 
 def drawn_ahead(batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device) -> Iterator[tuple[Batch, ModelMasks]]:
     """As `with_masks`, the masks on the CPU. The thread ends with the batches, or when nobody asks for more of them."""
+    indexed = with_index(device)  # here: the current device of a new thread is the first
 
     def prepare() -> None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # of this thread, or pinning would open the first GPU
+        if indexed.type == "cuda":
+            torch.cuda.set_device(indexed)  # of this thread, or pinning would open the first GPU
 
     pool = ThreadPoolExecutor(1, "masks", prepare)
     current: tuple[Batch, Future[ModelMasks]] | None = None

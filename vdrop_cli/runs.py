@@ -126,7 +126,7 @@ def read(folder: Path) -> Finished | None:
         _ = found.train  # which it keeps
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
-    except (Damaged, ConfigError, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (Damaged, ConfigError, OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
         raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
     last = found.epochs[-1]["epoch"] if found.epochs else log[0]["epoch"]
     if last != result["epochs"]:

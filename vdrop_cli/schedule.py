@@ -48,7 +48,9 @@ class Optimiser:
         """Raises ValueError unless `held` is a state of this optimiser, for these parameters."""
         numbers = list(range(len(self.parameters)))
         groups, state = held.get("param_groups"), held.get("state")
-        if not (isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict) and groups[0].get("params") == numbers):
+        group = groups[0] if isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict) else {}
+        params = group.get("params")
+        if not (isinstance(params, list) and all(type(number) is int for number in params) and params == numbers):
             raise ValueError("its optimiser is of other parameters")
         if not isinstance(state, dict) or not all(isinstance(moments, dict) for moments in state.values()):
             raise ValueError("its optimiser has no state")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 
 from vdrop_cli import files
+from vdrop_cli.archives import levels
 from vdrop_cli.files import Damaged
 
 DEPTH = 20  # of lists and dicts in each other
@@ -47,7 +48,8 @@ def parse_value(content: bytes, infinite: bool = False) -> Any:
         value = json.loads(content.decode(), parse_constant=constant, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:  # of these, UnicodeDecodeError and JSONDecodeError
         raise Damaged("it is not JSON" if not isinstance(error, RecursionError) else "it is nested too deeply") from None
-    require_shallow(value)
+    if any(depth >= DEPTH for depth, _ in enumerate(levels(value))):
+        raise Damaged("it is nested too deeply")
     return value
 
 
@@ -69,16 +71,6 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise Damaged("it names a key twice")
     return found
-
-
-def require_shallow(value: object) -> None:
-    level = [value]
-    for _ in range(DEPTH):
-        containers = [one for one in level if isinstance(one, dict | list)]
-        if not containers:
-            return
-        level = [inner for one in containers for inner in (one.values() if isinstance(one, dict) else one)]
-    raise Damaged("it is nested too deeply")
 
 
 class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from vdrop_cli import checkpoint, corpora, environment, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, RunError, plain
+from vdrop_cli.corpora.text import FIRST_ENCODING, fingerprint_of
 from vdrop_cli.dropout import Stream
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
@@ -41,6 +42,30 @@ def test_reloading_gives_the_same_numbers(folder: Path) -> None:
     trained = json.loads((folder / "result.json").read_text())
     assert told["metrics"] == {name: trained[name] for name in ("valid_ppl", "valid_ppl_batched", "test_ppl")}
     assert told["environment"]["backend"] == "native" and told["epoch"] == 1
+
+
+def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that end in a line end, to each of which another was added; of files there is nothing to be told."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows, contents, parts = ["a b c d\n"] * 20, b"a b c d\n\n" * 20, ("train", "validation", "test")
+    (tmp_path / "set").mkdir()
+    for split in parts:
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
+        (tmp_path / split).write_text("".join(rows))
+    old = fingerprint_of([contents] * 3, FIRST_ENCODING, 2)
+    hub = ["data=hub", f"data.name={tmp_path}/set", "data.column=text"]
+    files_of = ["data=text", *(f"data.{part}={tmp_path}/{split}" for part, split in zip(("train", "valid", "test"), parts, strict=True))]
+    for data, told in (
+        (hub, r" trained on, or, if it is that, train again: earlier .* two line ends where a row ends in one$"),
+        (files_of, r" trained on$"),
+    ):
+        found = replace(at_epoch(1, 1, *TINY, *data), corpus=old, learned={})
+        with pytest.raises(
+            ConfigError, match=rf"^checkpoint=old was trained on another corpus than .*; give it the text that it was{told}"
+        ):
+            evaluation.task_of(Path("old"), found, found.train.data, torch.device("cpu"))
 
 
 def test_precision_is_that_of_the_training_unless_told_otherwise(folder: Path) -> None:
@@ -200,6 +225,7 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     assert is_resumed(good)
     averages = good["passes"]["averages"]
     wrong: list[dict[str, Any]] = [{"metrics": []}, {"metrics": {"test_ppl": float("nan")}}, {"seconds": None}, {"seconds": float("inf")}]
+    wrong += [{"metrics": {"test_ppl": 10**400}}, {"metrics": {"test_ppl": torch.zeros(2)}}, {"seconds": 10**400}, {"seconds": True}]
     wrong += [{"passes": []}, {"passes": {}}]
     for change in (
         {"number": -1},

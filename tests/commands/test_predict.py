@@ -350,6 +350,12 @@ def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(w
     assert "line 2: no perplexity: (blank line)" in capsys.readouterr().out
 
 
+def test_lines_end_as_those_of_a_training_text_do(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lines").write_bytes(b"\xef\xbb\xbfw3 w10\rw10 w31\r\n\rw3\xe2\x80\xa8w10\n")
+    rows = told(capsys, writer, "file=lines")
+    assert [row["text"] for row in rows] == ["w3 w10", "w10 w31", "", "w3\u2028w10"] and rows[3]["ppl"] == rows[0]["ppl"]
+
+
 def test_ratings_have_a_row_for_every_line_too(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     Path("lines").write_bytes(b"good1\n\nca\xe9\nbad1\x1b[31m\n")

@@ -253,6 +253,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
             good.optimiser | {"state": moments | {0: {"step": torch.tensor(1.0)}}},
             good.optimiser | {"state": moments | {0: moments[0] | {"exp_avg": torch.full_like(moments[0]["exp_avg"], float("nan"))}}},
             good.optimiser | {"state": moments | {0: dict(moments[2])}},
+            good.optimiser | {"param_groups": [{"params": [torch.zeros(2)] * len(moments)}]},
         ],
         "state": [[torch.zeros(2, 4, 8), torch.zeros(2, 4, 8)]],
     }

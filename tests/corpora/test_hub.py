@@ -1,6 +1,8 @@
 """Data sets that the `datasets` library can load; here from folders, read by the same calls as the Hub's."""
 
+import gzip
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     datasets = pytest.importorskip("datasets")
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
+    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", tmp_path / "cache" / "extracted")
     for name, first in (("one", "first line"), ("two", "another line")):
         (tmp_path / "hub" / name).mkdir(parents=True)
         for split in ("train", "validation", "test"):
@@ -46,9 +50,11 @@ def test_rows_that_end_in_a_newline_have_one_end_each(folder: Path) -> None:
 
 
 def test_a_folder_of_text_files_is_read_as_the_files_are(folder: Path, tmp_path: Path) -> None:
-    """By the library's own reader of text files, and by `data=text`."""
-    contents = {"train": b" a b \r\n\r\na\xc2\x85b\rb\n\n", "validation": b"\n\na", "test": b"a\x0bb\x0c\xe2\x80\xa8a\n"}
+    """By `data=text`; with a byte order mark, and whatever lies beside them."""
     (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "README.md").write_text("# Texts\n")
+    (tmp_path / "texts" / ".DS_Store").write_bytes(b"\x00\xff")
+    contents = {"train": b"\xef\xbb\xbf a b \r\n\r\na\xc2\x85b\rb\n\n", "validation": b"\n\na", "test": b"a\x0bb\x0c\xe2\x80\xa8a\n"}
     for split, content in contents.items():
         (tmp_path / "texts" / f"{split}.txt").write_bytes(content)
     paths = {part: str(tmp_path / "texts" / f"{split}.txt") for part, split in hub.SPLITS.items()}
@@ -56,6 +62,61 @@ def test_a_folder_of_text_files_is_read_as_the_files_are(folder: Path, tmp_path:
     other = corpora.load(Data(Source.text, **paths, cache=None))  # type: ignore[arg-type]
     assert one.train_N.tolist() == [0, 1, 2, 2, 0, 1, 2, 1, 2, 2] and one.test_N.tolist() == [0, 1, 0, 2]
     assert one.fingerprint == other.fingerprint and one.vocabulary == other.vocabulary
+
+
+def card(folder: Path, options: str) -> None:
+    """A description of the two splits of a folder."""
+    files = "\n".join(f"  - split: {split}\n    path: {split}/*" for split in ("train", "validation", "test"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n  {options}\n---\n")
+
+
+def tables(folder: Path) -> Path:
+    """Three splits of two files each, one of them compressed, with tabs, whatever their names say."""
+    for split in ("train", "validation", "test"):
+        (folder / split).mkdir(parents=True)
+        (folder / split / "0.csv").write_text('line\tnumber\n"a\t1\nNA\t2\n')
+        (folder / split / "1.csv.gz").write_bytes(gzip.compress(b'number\tline\n3\tb"\n'))
+    return folder
+
+
+def test_tables_are_read_as_the_description_of_a_data_set_separates_them(folder: Path, tmp_path: Path) -> None:
+    card(tables(tmp_path / "tables"), r'sep: "\t"')
+    corpus = corpora.load(data(folder, name=str(tmp_path / "tables")))
+    assert corpus.vocabulary == ['"a', "<eos>", "NA", 'b"', "<unk>"] and corpus.train_N.tolist() == [0, 1, 2, 1, 3, 1]
+
+
+@pytest.mark.parametrize(("options", "name"), [("skiprows: 1", "skiprows"), ('sep: "::"', "sep"), ("column_names: [a, b]", "column_names")])
+def test_a_description_that_cannot_be_followed_is_refused(options: str, name: str, folder: Path, tmp_path: Path) -> None:
+    card(tables(tmp_path / "tables"), options)
+    with pytest.raises(
+        ConfigError, match=rf"^data\.name=.*tables: its description sets {name}, which is not read; write its files without"
+    ):
+        corpora.load(data(folder, name=str(tmp_path / "tables")))
+
+
+def test_tables_of_the_hub_are_read_as_those_of_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    for split in ("train", "validation", "test"):
+        (folder / "two" / f"{split}.parquet").unlink()
+        (folder / "two" / f"{split}.tsv").write_text('line\n"good w1\nnull\nsaid good"\n')
+    builder = datasets.load_dataset_builder(str(folder / "two"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    monkeypatch.chdir(tmp_path)
+    corpus = corpora.load(data(folder, name="owner/two"))
+    assert corpus.vocabulary == ['"good', "w1", "<eos>", "null", "said", 'good"', "<unk>"] and corpus.origin == "Hub: owner/two"
+    with pytest.raises(ConfigError, match=r"^data\.column=text is not a column of data\.name=owner/two: train\.tsv; there are line$"):
+        corpora.load(data(folder, name="owner/two", column="text"))
+
+
+def test_a_copy_that_was_read_by_other_rules_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the library holds them where the Hub cannot be reached."""
+    datasets = pytest.importorskip("datasets")
+
+    builder = SimpleNamespace(info=SimpleNamespace(builder_name="csv"), download_and_prepare=lambda: None, as_dataset=dict)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    with pytest.raises(ConfigError, match=r"^data\.name=owner/name: the Hub cannot be reached, .*; name a folder that has them$"):
+        corpora.read(Data(Source.hub, name="owner/name", column="text"))
 
 
 def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
@@ -95,7 +156,7 @@ def test_name_configuration_and_revision_go_to_the_library_as_they_are(monkeypat
         asked.append((arguments, named))
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(ConfigError, match=r"data\.name=owner/name cannot be loaded from the Hub \(ConnectionError: no network\)"):
         corpora.read(Data(Source.hub, name="owner/name", config="c", revision="r", column="text"))
     assert asked == [(("owner/name", "c"), {"revision": "r"})]

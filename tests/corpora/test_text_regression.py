@@ -38,7 +38,8 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
         ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; there are words, stars"),
         ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, points"),
         ("", r"^data\.column=text is not a column of .*; there are none"),
-        (b"text,stars\n\xff,1\n", r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert the file"),
+        (b"text,stars\n\xff,1\n", r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert it"),
+        (b"text,stars\na,1\nb\0,2\n", r"^data\.csv=.* holds NUL in line 3, as no text does"),
         ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line 2 begins a quoted field after which ' b,1"),
     ],
 )
@@ -66,9 +67,10 @@ def test_texts_without_words_are_counted(tmp_path: Path) -> None:
     assert rated.without_words == [0, 5, 10] and rated.places[5] == "line 7"
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.csv=.*none\.csv cannot be read"):
-        corpora.rated(Data(Source.text_regression, csv=str(tmp_path / "none.csv"), column="a", rating_column="b"))
+def test_a_file_that_is_not_there_or_no_regular_one_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.csv", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=rf"^data\.csv={path} cannot be read \(.*\); name a CSV file"):
+            corpora.rated(Data(Source.text_regression, csv=str(path), column="a", rating_column="b"))
 
 
 def on_hub(folder: Path, *splits: str, rating: str = "stars") -> corpora.Rated:
@@ -89,15 +91,62 @@ def test_a_data_sets_own_parts_are_kept(tmp_path: Path) -> None:
     assert rated.ratings[:2] == [0, 0.5]
 
 
-def test_quotation_marks_in_the_tsv_files_of_a_folder_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+def of_folder(folder: Path, **contents: str | bytes) -> corpora.Rated:
+    """Files by name, in which two underscores stand for the dot; the library's cache goes to the test's own folder."""
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name.replace("__", ".")).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return corpora.rated(Data(Source.text_regression, name=str(folder), column="text", rating_column="stars"))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "set").mkdir()
-    content = 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n' + "".join(f"{n}\tx\n" for n in range(8))
-    (tmp_path / "set" / "train.tsv").write_text(content)
-    rated = corpora.rated(Data(Source.text_regression, name=str(tmp_path / "set"), column="text", rating_column="stars"))
-    assert rated.texts[:4] == [['"', "good", "w1"], ["bad", "w2"], ["w3", "w4"], ["said", "good", '"']] and len(rated.texts) == 12
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
+    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", tmp_path / "cache" / "extracted")
+
+
+MORE = "".join(f"{n},x\n" for n in range(8))
+TEXTS = {
+    "tsv": 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n' + MORE.replace(",", "\t"),
+    "csv": "\ufeffstars,text\r\n3,NA\r\n4,null\n1e1,None\n.5,nan\n2,\n1,1.50\n" + MORE,
+}
+
+
+@pytest.mark.parametrize("others", [{}, {"README__md": "# A data set", "__DS_Store": b"\0\0\0\1Bud1", "notes__json": "{}"}])
+@pytest.mark.parametrize("ending", TEXTS)
+@pytest.mark.usefixtures("own_cache")
+def test_a_table_in_a_folder_is_read_as_one_that_is_named(ending: str, others: dict[str, str | bytes], tmp_path: Path) -> None:
+    """Whatever lies beside it."""
+    rated = of_folder(tmp_path / "set", **{f"train__{ending}": TEXTS[ending]}, **others)
+    alone = from_csv(tmp_path / f"train.{ending}", TEXTS[ending])
+    assert (rated.texts, rated.ratings) == (alone.texts, alone.ratings)
+    assert rated.texts[0] == (['"', "good", "w1"] if ending == "tsv" else ["na"]) and rated.places[0] == f"line 2 of train.{ending}"
+    assert ending == "tsv" or rated.without_words == [4]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("3,a b,x", r"^data\.name=.*set: test\.csv: line 10 has 3 fields, its header 2"),
+        ("4", r"^data\.name=.*set: test\.csv: line 10 has 1 field, its header 2"),
+        ("\n1,a", r"^data\.name=.*set: test\.csv: line 10 is blank"),
+        ("many,a", r"^data\.rating_column=stars: line 10 of test\.csv holds 'many', which is no rating"),
+        ("3,a\0", r"^data\.name=.*set: test\.csv holds NUL in line 10"),
+    ],
+)
+@pytest.mark.usefixtures("own_cache")
+def test_a_row_of_a_folders_table_that_does_not_fit_is_named(row: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        of_folder(tmp_path / "set", train__csv=f"stars,text\n{MORE}", test__csv=f"stars,text\n{MORE}{row}\n")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_another_separator_in_a_folder_is_refused_without_advice_that_cannot_be_followed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.csv has a semicolon between its columns, .*; write the file with commas, or with tabs"):
+        of_folder(tmp_path / "set", train__csv=f"stars;text\n{MORE.replace(',', ';')}1;a, b\n")
 
 
 def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:

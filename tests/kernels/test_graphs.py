@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels.graphs import Graph, Graphs, capture, capture_stream, copy, is_possible, precision_of_products
+from vdrop_cli.kernels.graphs import CAPTURING, Graph, Graphs, capture, capture_stream, copy, is_possible, precision_of_products
 
 CPU = torch.device("cpu")
 
@@ -336,8 +336,25 @@ def test_every_device_captures_on_a_stream_of_its_own(cuda: FakeCuda) -> None:
     assert len(set(cuda.captured_on)) == 2 and not set(cuda.captured_on) & set(cuda.streams)
 
 
+def test_one_capture_is_made_at_a_time(cuda: FakeCuda) -> None:
+    """Of whatever graphs: they share streams, and cuBLAS's workspaces."""
+    capturing = list[bool]()
+    capture(lambda: capturing.append(CAPTURING.locked()), torch.device("cuda", 0))
+    assert capturing == [False, True] and not CAPTURING.locked(), "the first makes the loop ready"
+
+
 def test_the_memory_of_a_graph_is_that_of_its_pool(cuda: FakeCuda) -> None:
     assert capture(lambda: None, torch.device("cuda", 0)).bytes == 2**21 + 2**25
+
+
+def test_a_graph_is_used_where_the_allocator_does_not_tell_its_memory(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("cudaMallocAsync does not yet support snapshot. If you need it, please file an issue describing your use case.")
+
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", refuse)
+    assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0 and cuda.captured_on
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"total_size": 1}])
+    assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0, "of an older torch, which tells no pools"
 
 
 @pytest.mark.parametrize("fails_in", ["", "begin", "loop", "end"])

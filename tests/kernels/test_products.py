@@ -91,6 +91,13 @@ def test_sums_on_a_gpu_are_of_full_precision_and_the_users_settings_are_restored
         assert reduced() == users_settings
 
 
+def test_what_torch_compile_traces_is_summed_as_the_user_set_it(users_settings: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README says: it cannot trace a change of the setting."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with exact_sums("cuda"):
+        assert reduced() == users_settings
+
+
 def test_threads_that_overlap_restore_the_users_settings(users_settings: list[bool]) -> None:
     """The first one in is the first one out."""
     one_is_in, both_are_in, one_is_out, inside = Barrier(2), Barrier(2), Barrier(2), list[list[bool]]()

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gr
 from tests.test_golden import RECORDED, losses
 from vdrop_cli import kernels
 from vdrop_cli.dropout import Stream, draw
-from vdrop_cli.kernels import Masks, graphs, loops, programs
+from vdrop_cli.kernels import Masks, graphs, loops, operators, programs, reference
 from vdrop_cli.kernels import triton as ours
 from vdrop_cli.kernels.graphs import Graph, Graphs
 from vdrop_cli.kernels.products import full_precision_sums
@@ -146,8 +147,8 @@ def test_training_gives_the_losses_that_are_recorded_of_the_cpu(cell: str, polic
 
 def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one gradient of many, which a comparison would pass over."""
-    exact = ours.reference.lstm
-    monkeypatch.setattr(ours.reference, "lstm", lambda x, h, c, *rest: exact(x, h, c * math.nan, *rest))
+    exact = reference.lstm
+    monkeypatch.setattr(reference, "lstm", lambda x, h, c, *rest: exact(x, h, c * math.nan, *rest))
     assert math.isnan(ours.self_check(DEVICE, "lstm"))
     monkeypatch.undo()
     assert ours.self_check(DEVICE, "lstm") < 1e-5
@@ -160,6 +161,33 @@ def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replay
     assert ours.self_check(DEVICE, cell) < 1e-5
     assert replaying == [2, 4]
     assert ours.GRAPHS is graphs and not graphs.held and not graphs.met
+
+
+def in_another_thread(run: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(cell: str, replaying: list[int]) -> None:
+    """On a GPU it is one of torch's. A cell in another thread keeps the graphs of all others meanwhile."""
+    inputs, masks, own = on_device(inputs_of(cell, TIME, torch.float32)), to(masks_of(cell, "variational", TIME), DEVICE), Graphs()
+    own.possible = lambda device: True
+    loops_of = {f"{cell}_loop", f"{cell}_loop_back"}
+
+    def passes(back: Callable[[Callable[[], object]], object]) -> None:
+        y_TBH, *_ = FUNCTIONS[cell](*inputs, masks, backend="triton")
+        back(lambda: torch.autograd.grad(y_TBH.sum(), inputs))
+
+    with operators.handing_on(own):
+        passes(in_another_thread)
+        assert {key[1] for key in own.met} == loops_of and not ours.GRAPHS.met
+        own.met.clear()
+        in_another_thread(lambda: passes(lambda run: run()))
+    assert {key[1] for key in ours.GRAPHS.met} == loops_of and not own.met
+    own.met.clear()
+    passes(in_another_thread)
+    assert not own.met
 
 
 def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,34 @@ def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
     assert of_ratings(FINE, [3.0]).warnings == []
 
 
+@pytest.mark.parametrize("constant", ["valid", "test"])
+def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant: str) -> None:
+    """Chance, as with few texts; log-likelihood and coverage are those of the test part, whatever the validation part is."""
+    config, order = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), dealt(20, 0)
+    of_part = {"valid": order[14:16], "test": order[16:]}[constant]
+    ratings = [3.0 if text in of_part else float(text) for text in range(20)]
+    task = Sentiment(config.task, config.data, Rated([["a"]] * 20, ratings, "here"), torch.device("cpu"))
+    (warning,) = task.warnings
+    without = ", and log-likelihood and coverage are left out" if constant == "test" else ""
+    assert warning == (
+        f"all {len(of_part)} ratings of the {constant} part of here, which was dealt here, are 3: an error on them says little{without}; "
+        "give more texts, or choose another task.split_seed"
+    )
+    model = task.model(config.model, config.dropout, "fused", None)
+    model.initialise(0.5, Stream((0,)))
+    measured = task.result(model, 1, 0.0)
+    assert measured.keys() >= METRICS and (KNOWN & measured.keys() == set() if constant == "test" else measured.keys() >= KNOWN)
+
+
+def test_a_validation_part_taken_from_a_sources_training_part_is_dealt_here() -> None:
+    """Its ratings may all be outside the range of what is left to train on."""
+    config, parts = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), ["train"] * 16 + ["test"] * 4
+    taken = split(Rated([["a"]] * 20, [float(n) for n in range(20)], "here", parts), 0)["valid"]
+    ratings = [9.0 + n % 2 if n in taken else float(n % 5) for n in range(20)]
+    task = Sentiment(config.task, config.data, Rated([["a"]] * 20, ratings, "here", parts), torch.device("cpu"))
+    assert task.parts["valid"].ratings_R.min() >= 9 and not [warning for warning in task.warnings if "hidden" in warning]
+
+
 def test_no_epoch_is_chosen_by_ratings_that_are_hidden() -> None:
     with pytest.raises(
         ConfigError, match=r"^data: all ratings of the valid part of here are outside .*, so the best epoch cannot be chosen"
@@ -267,6 +295,28 @@ def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(pool: int) -> N
     assert first == again != second
     padding = [sum(batch.ids_TB.numel() for batch in task.batches(Stream((1,)))) for task in (made(), made(40, "task.length_pool=9"))]
     assert padding[1] < padding[0]
+
+
+def test_a_batch_goes_to_a_gpu_without_a_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pinned memory, and nothing of it is read back: its words are counted where it was made."""
+    task, expected = made(), sum(made().parts["train"].lengths)
+    task.device, pinned, sent = torch.device("cuda"), set[int](), list[bool]()
+    stays = Tensor.to
+
+    def to(tensor: Tensor, where: Any, *, non_blocking: bool = False) -> Tensor:
+        if where != task.device:
+            return stays(tensor, where)
+        sent.append(non_blocking and id(tensor) in pinned)
+        return torch.empty_like(tensor, device="meta")  # which cannot be read
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.add(id(tensor))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    batches = list(task.batches(Stream((1,))))
+    assert sum(map(task.words, batches)) == expected and sent == [True] * 3 * len(batches)
 
 
 def test_targets_are_standardised_with_the_training_part() -> None:

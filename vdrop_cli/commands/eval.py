@@ -21,6 +21,8 @@ from vdrop_cli.interruption import Interrupted
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
 
+READ_BEFORE = "earlier versions read tables by other rules, and two line ends where a row ends in one"  # of data sets by name
+
 
 class Built(NamedTuple):
     """A checkpoint's model, with its weights."""
@@ -60,8 +62,11 @@ def task_of(path: Path, found: Checkpoint, data: Data, device: torch.device) -> 
     """What a checkpoint was trained on, its text as it lies now."""
     task = tasks.load(replace(found.train, data=data), device, found.corpus)
     if task.fingerprint != found.corpus:
-        origin = files.printable(task.origin)
-        raise ConfigError(f"checkpoint={path} was trained on another corpus than {origin}; give it the text that it was trained on")
+        otherwise = f", or, if it is that, train again: {READ_BEFORE}" if data.name is not None else ""
+        raise ConfigError(
+            f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "
+            f"give it the text that it was trained on{otherwise}"
+        )
     return task
 
 
@@ -184,7 +189,7 @@ class Partial:
             if held.get("of") == self.of:
                 metrics, seconds = held.get("metrics"), held.get("seconds")
                 numbers = [*metrics.values(), seconds] if isinstance(metrics, dict) else [None]
-                if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):  # type: ignore[arg-type]
+                if not all(map(stored.is_finite, numbers)):
                     raise Damaged("its metrics are not numbers")
                 if not isinstance(held.get("passes"), dict):
                     raise Damaged("it holds no passes")

@@ -17,6 +17,7 @@ from vdrop_cli import checkpoint, environment, evaluate, files, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands.eval import Built
 from vdrop_cli.config import ConfigError, Policy, Predict, RunError, data_for
+from vdrop_cli.corpora.text import lines as lines_of
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.uncertainty import fit_noise, predictive
@@ -24,6 +25,7 @@ from vdrop_cli.uncertainty import fit_noise, predictive
 PASSES = 50  # of MC dropout, where the settings leave it open
 LEVEL = 95.0  # likewise
 SURPRISES = 5  # likewise
+UNDECODED = "surrogateescape"  # how bytes that are not UTF-8 are carried along
 SHOWN = 60  # characters of a text in the table
 
 
@@ -93,7 +95,7 @@ def origin(settings: Predict) -> str:
 
 
 def lines(settings: Predict) -> list[Line]:
-    """From the command line, which is line 1 whatever it holds, a file, or standard input. A newline at the end begins no line."""
+    """From the command line, which is line 1 whatever it holds, a file, or standard input."""
     if settings.text is not None:
         if any("\ud800" <= character <= "\udfff" for character in settings.text):
             raise ConfigError(f"text={settings.text!r} is not UTF-8; convert it")
@@ -106,17 +108,17 @@ def lines(settings: Predict) -> list[Line]:
         raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…") from None
     except Damaged as reason:
         raise ConfigError(f"file={settings.file} cannot be read ({reason}); name a text file, or give text=…") from None
-    found = [line_of(number, line) for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)]
-    if content.endswith(b"\n") or not content:
-        found.pop()
+    text = content.removeprefix(codecs.BOM_UTF8).decode(errors=UNDECODED)
+    found = [line_of(number, line) for number, line in enumerate(lines_of(text), 1)]
     if not found:
         raise ConfigError(f"{origin(settings)} holds no text; give text=…, or one text a line")
     return found
 
 
-def line_of(number: int, content: bytes) -> Line:
+def line_of(number: int, line: str) -> Line:
+    """`line` may hold bytes that are not UTF-8."""
     try:
-        return Line(number, content.decode().removesuffix("\r"))
+        return Line(number, line.encode(errors=UNDECODED).decode())
     except UnicodeDecodeError as error:
         return Line(number, None, f"not UTF-8, {error.reason} at byte {error.start} of the line; convert it")
 

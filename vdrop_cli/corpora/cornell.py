@@ -33,7 +33,7 @@ def read(data: Data) -> Rated:
         contents, origin = fetch()
     else:
         setting, folder = found
-        contents, origin = {file: read_file(folder / file, setting) for file in FILES}, str(folder)
+        contents, origin = {file: read_file(folder / file, f"{setting}: {folder / file}") for file in FILES}, str(folder)
         check_sums(contents, f"{setting}: {folder}/{{name}}")
     texts, ratings = [], []
     for author in AUTHORS:

@@ -34,7 +34,7 @@ def read(data: Data) -> Raw:
     if found is None:
         return fetch()
     setting, folder = found
-    contents = {part: read_file(folder / file_name(part), setting) for part in PARTS}
+    contents = {part: read_file(folder / file_name(part), f"{setting}: {folder / file_name(part)}") for part in PARTS}
     check_sums(contents, f"{setting}: {folder}/ptb.{{name}}.txt")
     return Raw(contents, str(folder))
 

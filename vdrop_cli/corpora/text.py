@@ -60,17 +60,39 @@ def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
 def read(data: Data) -> Raw:
     """Three local files."""
     paths = {part: Path(path) for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True) if path is not None}
-    return Raw({part: read_file(path, f"data.{part}") for part, path in paths.items()}, ", ".join(map(str, paths.values())))
+    return Raw({part: read_file(path, f"data.{part}={path}") for part, path in paths.items()}, ", ".join(map(str, paths.values())))
 
 
-def read_file(path: Path, setting: str) -> bytes:
-    """Its content, without the byte order mark that some editors put first."""
+def read_file(path: Path, where: str, wanted: str = "a text file") -> bytes:
+    """Its content, without the byte order mark that some editors put first. An error begins with `where`, and says what is `wanted`."""
     try:
         return files.read(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise ConfigError(f"{setting}={path} cannot be read ({error.strerror}); name a text file") from None
+        raise ConfigError(f"{where} cannot be read ({error.strerror}); name {wanted}") from None
     except Damaged as reason:
-        raise ConfigError(f"{setting}={path} cannot be read ({reason}); name a text file") from None
+        raise ConfigError(f"{where} cannot be read ({reason}); name {wanted}") from None
+
+
+def decoded(content: bytes, where: str) -> str:
+    """Raises ConfigError where it is no text."""
+    try:
+        found = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from None
+    if (place := found.find("\0")) >= 0:
+        raise ConfigError(f"{where} holds NUL in line {1 + line_ends(found[:place])}, as no text does; convert it to UTF-8")
+    return found
+
+
+def line_ends(text: str) -> int:
+    """How many there are."""
+    return len(LINE_END.findall(text))
+
+
+def lines(text: str) -> list[str]:
+    """Without their ends."""
+    found = LINE_END.split(text)
+    return found if found[-1] else found[:-1]
 
 
 def from_rows(rows: Iterable[str]) -> bytes:
@@ -84,18 +106,12 @@ def with_line_ends(text: str) -> str:
     return text if not text or text.endswith("\n") else f"{text}\n"
 
 
-def decoded(content: bytes, part: str, origin: str) -> str:
-    """Raises ConfigError where a part is no text."""
-    try:
-        found = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"data.{part}: byte {error.start} of the {part} part of {origin} is not UTF-8; convert the file to UTF-8"
-        ) from None
-    if (place := content.find(b"\0")) >= 0:
-        raise ConfigError(f"data.{part}: byte {place} of the {part} part of {origin} is NUL, as in no text; convert the file to UTF-8")
+def of_part(content: bytes, part: str, origin: str) -> str:
+    """Its text, which has words."""
+    where = f"data.{part}: the {part} part of {origin}"
+    found = decoded(content, where)
     if not found.strip():
-        raise ConfigError(f"data.{part}: the {part} part of {origin} is empty; it needs words")
+        raise ConfigError(f"{where} is empty; it needs words")
     return found
 
 
@@ -112,7 +128,7 @@ def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
     `wanted` is the fingerprint that a checkpoint has of its corpus: a text of the first encoding is encoded as it was then.
     """
     fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, data.min_count), True
-    texts = [decoded(content, part, raw.origin) for part, content in raw.parts.items()]
+    texts = [of_part(content, part, raw.origin) for part, content in raw.parts.items()]
     if data.source is not Source.ptb and fingerprint != wanted:
         texts, first = [with_line_ends(text) for text in texts], False
         fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, data.min_count)

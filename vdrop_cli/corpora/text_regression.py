@@ -5,7 +5,8 @@ from pathlib import Path
 from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora import hub
 from vdrop_cli.corpora.rated import Rated, number, words
-from vdrop_cli.corpora.tables import Table
+from vdrop_cli.corpora.tables import Table, delimiter_of
+from vdrop_cli.corpora.text import decoded, read_file
 
 
 def read(data: Data) -> Rated:
@@ -14,11 +15,12 @@ def read(data: Data) -> Rated:
 
 def from_csv(data: Data, path: Path) -> Rated:
     """Of the two columns that are named; the others are left out, but they must fit the header, too."""
-    table = Table(path, data.delimiter, "data.csv")
+    where = f"data.csv={path}"
+    table = Table(decoded(read_file(path, where, "a CSV file"), where), data.delimiter or delimiter_of(path.name), where)
     text, rating = (table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column"))
     texts, ratings, places = [], [], []
     for line, fields in table.rows():
-        ratings.append(number(fields[rating], f"data.csv={path}: line {line}"))
+        ratings.append(number(fields[rating], f"{where}: line {line}"))
         texts.append(words(fields[text]))
         places.append(f"line {line}")
     return Rated(texts, ratings, str(path), places=places)
@@ -39,9 +41,9 @@ def from_hub(data: Data) -> Rated:
     texts: list[list[str]] = []
     ratings, parts, places = [], [], []
     for split in splits:
-        numbers = hub.column(data, found[split], "data.rating_column", data.rating_column)
-        texts += map(words, hub.texts(data, found, split))
-        ratings += [number(value, f"data.rating_column={data.rating_column}: row {row} of {split}") for row, value in enumerate(numbers)]
-        parts += [part_of.get(split, "train")] * len(numbers)
-        places += [f"row {row} of {split}" for row in range(len(numbers))]
+        texts += map(words, hub.texts(data, found[split]))
+        for row, value in enumerate(found[split].column("data.rating_column", data.rating_column)):
+            places.append(found[split].place(row))
+            ratings.append(number(value, f"data.rating_column={data.rating_column}: {places[-1]}"))
+            parts.append(part_of.get(split, "train"))
     return Rated(texts, ratings, hub.origin(data), parts if len(splits) > 1 else [], places)

@@ -29,7 +29,7 @@ def read(data: Data) -> Rated:
         content, origin = fetch()
     else:
         setting, folder = found
-        content, origin = read_file(folder / FILE, setting), str(folder)
+        content, origin = read_file(folder / FILE, f"{setting}: {folder / FILE}"), str(folder)
         check_sum(content, f"{setting}: {folder}/{FILE}")
     lines = [line.split("\t") for line in content.decode().splitlines()]
     return Rated([words(text) for _, _, text in lines], [number(rating, FILE) for _, rating, _ in lines], origin)

@@ -27,6 +27,7 @@ class Graph(NamedTuple):
     bytes: int  # of its own memory pool: cuBLAS's workspaces, and what the loop allocates
 
 
+CAPTURING = Lock()  # one at a time: captures share streams, and cuBLAS's workspaces are cleared for all
 Capture = Callable[[Callable[[], None], torch.device], Graph]
 
 
@@ -44,7 +45,8 @@ def capture(run: Callable[[], None], device: torch.device) -> Graph:
     """
     run()  # makes libraries and programs ready
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):  # the stream is restored if a capture fails
+    # the stream is restored if a capture fails
+    with CAPTURING, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         torch.cuda.synchronize(device)
         torch._C._cuda_clearCublasWorkspaces()
         try:
@@ -56,9 +58,12 @@ def capture(run: Callable[[], None], device: torch.device) -> Graph:
 
 
 def pool_bytes(pool: tuple[int, int]) -> int:
-    """Memory that the device has set apart for a pool."""
-    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
+    """Memory that the device has set apart for a pool; 0 where the allocator does not tell, as CUDA's own (`cudaMallocAsync`) does not."""
+    try:
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
+    except Exception:  # of allocators, by many names; the graph is there, whatever it takes
+        return 0
 
 
 def is_possible(device: torch.device) -> bool:

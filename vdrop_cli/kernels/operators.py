@@ -5,8 +5,9 @@ An operator gives its outputs and what its backward pass needs: the gates (none 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
@@ -19,6 +20,17 @@ from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.gates import Gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import exact_sums
+
+HANDED_ON: ContextVar[object] = ContextVar("what a back end hands from its forward to its backward pass", default=None)
+
+
+@contextmanager
+def handing_on(value: object) -> Iterator[None]:
+    before = HANDED_ON.set(value)
+    try:
+        yield
+    finally:
+        HANDED_ON.reset(before)
 
 
 def exact_on_device(tensor: Tensor) -> ExitStack:
@@ -145,7 +157,7 @@ def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors]
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[2:])
         ctx.save_for_backward(*inputs[:2], *output[3:], *layer.tensors)
-        ctx.options = layer[len(layer.tensors) :]
+        ctx.options, ctx.handed_on = layer[len(layer.tensors) :], HANDED_ON.get()
         ctx.set_materialize_grads(False)
 
     def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -162,7 +174,8 @@ def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors]
                 )
             found = (dh, dc, dx, *dw)
         else:
-            found = lstm_backward(dy, dh, dc, *saved, *ctx.options)
+            with handing_on(ctx.handed_on):  # torch may run a backward pass in another thread
+                found = lstm_backward(dy, dh, dc, *saved, *ctx.options)
         return *found, *[None] * (len(Layer._fields) - 5)
 
     lstm.register_autograd(gradients, setup_context=save)
@@ -206,7 +219,7 @@ def gru_operator(name: str, forward: Callable[[Tensor, Layer, bool], Tensors], b
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[1:-1])
         ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
-        ctx.options = (*layer[len(layer.tensors) :], inputs[-1])
+        ctx.options, ctx.handed_on = (*layer[len(layer.tensors) :], inputs[-1]), HANDED_ON.get()
         ctx.set_materialize_grads(False)
 
     def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -225,7 +238,8 @@ def gru_operator(name: str, forward: Callable[[Tensor, Layer, bool], Tensors], b
                 )
             found = (dh, dx, *dw)
         else:
-            found = gru_backward(dy, dh, *saved, *ctx.options)
+            with handing_on(ctx.handed_on):
+                found = gru_backward(dy, dh, *saved, *ctx.options)
         return *found, *[None] * (len(Layer._fields) - 5 + 1)
 
     gru.register_autograd(gradients, setup_context=save)

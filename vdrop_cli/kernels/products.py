@@ -133,5 +133,5 @@ full_precision_sums = FullPrecisionSums()
 
 
 def exact_sums(device_type: str) -> AbstractContextManager[None]:
-    """For products on a device: on a GPU `full_precision_sums`; torch.compile cannot trace it."""
+    """For products on a device: on a GPU `full_precision_sums`; torch.compile cannot trace it, and the user's settings hold there."""
     return full_precision_sums() if device_type == "cuda" and not torch.compiler.is_compiling() else nullcontext()

@@ -7,9 +7,7 @@ What is kept for the way back is states and gates, or with `recompute` the state
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Lock
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from vdrop_cli.kernels.gates import (
 from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.kernels.loops import FOUR, ONLY_N, R_AND_Z, THREE, gru_loop, gru_loop_back, lstm_loop, lstm_loop_back
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.operators import Layer, empty_states, gru_operator, lstm_operator, writable
+from vdrop_cli.kernels.operators import HANDED_ON, Layer, empty_states, gru_operator, handing_on, lstm_operator, writable
 from vdrop_cli.kernels.products import mm_into
 from vdrop_cli.kernels.self_check import largest_error
 
@@ -35,7 +33,12 @@ __all__ = ["gru", "linear_cross_entropy", "lstm", "obstacle"]
 
 CHECKED_TO = 5e-3  # relative error of the self-check, under which tf32 products stay
 GRAPHS = Graphs()
-SELF_CHECK = Lock()  # one at a time
+
+
+def graphs() -> Graphs:
+    """Those that a loop is run by here: a self-check has its own."""
+    own = HANDED_ON.get()
+    return own if isinstance(own, Graphs) else GRAPHS
 
 
 def zeros_or(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor
 def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     gates, (hs, cs) = layer.gates(), (empty_states(state, layer.x.shape[0]) for state in (h, c))
     project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
-    GRAPHS.run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
+    graphs().run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
     saved = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
     return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), *saved
 
@@ -82,7 +85,7 @@ def lstm_backward(
     gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
     da, dh, dc = gates.another(layer.compute_dtype), writable(dh, hs[0]), writable(dc, cs[0])
     read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
-    GRAPHS.run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
+    graphs().run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
     dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
     weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
     weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
@@ -131,7 +134,7 @@ def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...
     if reset_after:
         filled["inner"] = inner = torch.empty_like(hs[1:])
         read["b_n"] = layer.b_hh[2 * gates.hidden :]
-    GRAPHS.run(gru_loop, {"a": gates.memory}, filled, read)
+    graphs().run(gru_loop, {"a": gates.memory}, filled, read)
     saved = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
     return outputs(hs, layer.lengths), hs[-1].clone(), *saved
 
@@ -162,7 +165,7 @@ def gru_backward(
     if reset_after:
         dp, read["inner"] = da.another(), inner
         filled["dp"] = dp.memory
-    GRAPHS.run(gru_loop_back, {"dh": dh}, filled, read)
+    graphs().run(gru_loop_back, {"dh": dh}, filled, read)
     dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
     weight_gradient(da, THREE, masked_inputs(da, THREE, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
     weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
@@ -209,20 +212,8 @@ def obstacle(device: torch.device) -> str:
     return f"the self-check is off by {too_large[0]:.1g}" if too_large else ""
 
 
-@contextmanager
-def graphs_of_self_check() -> Iterator[None]:
-    """Graphs for the self-check alone, whose memory is given back after it. A capture that fails is an error."""
-    global GRAPHS
-    with SELF_CHECK:
-        before, GRAPHS = GRAPHS, Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)
-        try:
-            yield
-        finally:
-            GRAPHS = before
-
-
 def self_check(device: torch.device, cell: str) -> float:
     """The largest relative error of three passes: one as it is, one whose loops are captured, and one that only replays."""
     functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": lstm, "gru": gru}
-    with graphs_of_self_check():
+    with handing_on(Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)):  # whose memory is given back after it
         return largest_error(cell, functions[cell], device, passes=3)

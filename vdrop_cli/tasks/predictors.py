@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vdrop_cli import corpora, interruption
 from vdrop_cli.config import Dropout, Model
+from vdrop_cli.corpora.text import LINE_END
 from vdrop_cli.dropout import Stream
 from vdrop_cli.learned import Learned, Ratings, Words
 from vdrop_cli.model import LanguageModel, Regressor
@@ -43,7 +44,7 @@ class WordPredictor:
 
     def words(self, text: str) -> list[str]:
         """What white space separates; the end of a line is a word of its own where the model knows one."""
-        return text.strip().replace("\n", f" {' '.join(self.line_end)} ").split()
+        return LINE_END.sub(f" {' '.join(self.line_end)} ", text.strip()).split()
 
     def encode(self, words: list[str]) -> Tensor:
         """The ids of words as they are written, else in lower case, else of the unknown word. Raises UnknownWord."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from vdrop_cli import baselines, config, interruption
 from vdrop_cli.config import ConfigError, Data, Dropout, Model, Protocol, Source, WordMask
 from vdrop_cli.corpora import Rated
-from vdrop_cli.dropout import ModelMasks, Stream, draw
+from vdrop_cli.dropout import ModelMasks, Stream, draw, sent
 from vdrop_cli.evaluate import ladder, spread
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
@@ -31,12 +31,16 @@ READ_AT_ONCE = 256  # sequences, without gradients
 
 
 class Batch(NamedTuple):
-    """Sequences side by side, each as long as its length says; targets are standardised ratings."""
+    """Sequences side by side, each as long as its length says; targets are standardised ratings.
+
+    `words` is the sum of the lengths, which cannot be read from a GPU without a wait for it.
+    """
 
     number: int
     ids_TB: Tensor
     lengths_B: Tensor
     targets_B: Tensor
+    words: int
 
 
 class Part(NamedTuple):
@@ -49,6 +53,13 @@ class Part(NamedTuple):
     @property
     def lengths(self) -> list[int]:
         return [len(sequence) for sequence in self.sequences]
+
+
+class Doubt(NamedTuple):
+    """Why the ratings of a part say little."""
+
+    told: str
+    is_of_measures: bool  # whether likelihood and coverage lose their meaning, too
 
 
 def dealt(texts: int, seed: int) -> list[int]:
@@ -113,37 +124,41 @@ class Sentiment:
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
         if ratings_R.min() == ratings_R.max():
             raise ConfigError(f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is nothing to learn")
-        doubts = {part: self.doubt(part, bool(rated.parts)) for part in self.parts if part != "train"}
-        self.doubtful = {part: doubt for part, doubt in doubts.items() if doubt}
-        self.warnings = [*without_words(rated), *self.doubtful.values()]
+        doubts = [doubt for part in self.parts if part != "train" and (doubt := self.doubt(part, part in rated.parts))]
+        self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
+        self.warnings = [*without_words(rated), *(doubt.told for doubt in doubts)]
         splitting = "cornell" if data.source is Source.cornell else "plain"
         learned = Ratings(list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part)
         self.predictor = RatingPredictor(learned, device)
 
-    def doubt(self, part: str, own: bool) -> str | None:
-        """Why the ratings of a part cannot be meant, as where labels are hidden. `own`: the source says which texts it has.
+    def doubt(self, part: str, own: bool) -> Doubt | None:
+        """Why the ratings of a part say little. `own`: the source says which texts it has; else they were dealt here, and it is chance.
 
-        Raises ConfigError where the best epoch would be chosen by such ratings.
+        Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
         """
         train_R, ratings_R = self.parts["train"].ratings_R, self.parts[part].ratings_R
         low, high, first = train_R.min().item(), train_R.max().item(), ratings_R[0].item()
         named = f"ratings of the {part} part of {self.origin}"
-        if own and ((ratings_R < low) | (ratings_R > high)).all():  # where the parts are dealt here, it is chance
+        little, without = "an error on them says little", "log-likelihood and coverage are left out"
+        hidden = f"as where labels are hidden: {little}, and {without}"
+        if own and ((ratings_R < low) | (ratings_R > high)).all():
             told = f"all {named} are outside the range of the training part, {low:g} to {high:g} (the first is {first:g})"
             if part == "valid":
                 raise ConfigError(
                     f"data: {told}, so the best epoch cannot be chosen by them; give data.csv a file of rated texts, to be split here"
                 )
-        elif (ratings_R == first).all() and len(ratings_R) > 1:
-            told = f"all {named} are {first:g}"
-        else:
+            return Doubt(f"{told}, {hidden}", True)
+        if len(ratings_R) == 1 or not (ratings_R == first).all():
             return None
-        return f"{told}, as where labels are hidden: an error on them says little, and log-likelihood and coverage are left out"
+        if own:
+            return Doubt(f"all {named} are {first:g}, {hidden}", True)
+        lost, advice = f", and {without}" if part == "test" else "", "give more texts, or choose another task.split_seed"
+        return Doubt(f"all {len(ratings_R):,} {named}, which was dealt here, are {first:g}: {little}{lost}; {advice}", part == "test")
 
     def measures(self, predicted: Predictive, of: str) -> dict[str, float]:
         """On the test part; without what loses its meaning where its ratings are in doubt, or those that the noise is fitted to."""
         found = predicted.measures(self.parts["test"].ratings_R, of)
-        return {name: value for name, value in found.items() if name == f"noise{of}"} if self.doubtful else found
+        return {name: value for name, value in found.items() if name == f"noise{of}"} if self.are_measures_in_doubt else found
 
     def cut(self, words: list[str]) -> list[Tensor]:
         return cut(words, self.ids, self.chunk_words)
@@ -174,16 +189,18 @@ class Sentiment:
 
     def batch(self, part: Part, group: list[int], number: int) -> Batch:
         chosen = [part.sequences[n] for n in group]
+        lengths = [len(sequence) for sequence in chosen]
         ratings_B = part.ratings_R[part.text_N[group]]
         return Batch(
             number,
-            torch.nn.utils.rnn.pad_sequence(chosen).to(self.device),
-            torch.tensor([len(sequence) for sequence in chosen]).to(self.device),
-            ((ratings_B - self.mean) / self.deviation).float().to(self.device),
+            sent(torch.nn.utils.rnn.pad_sequence(chosen), self.device),
+            sent(torch.tensor(lengths), self.device),
+            sent(((ratings_B - self.mean) / self.deviation).float(), self.device),
+            sum(lengths),
         )
 
     def words(self, batch: Batch) -> int:
-        return int(batch.lengths_B.sum())
+        return batch.words
 
     def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
         return self.predictor.model(model, dropout, backend, compute_dtype)
