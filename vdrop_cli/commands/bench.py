@@ -240,9 +240,10 @@ def rows_of_steps(train: Train, part: BenchPart) -> list[int]:
 def products(train: Train, precision: Precision, rows: list[int], vocabulary: int) -> Callable[[], object]:
     """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in, by torch.
 
-    Where bf16 products have results in fp32 (AMX), the forward logits, too, are multiplied in bf16, which is as fast as it gets.
+    Where bf16 products have results in fp32 (AMX), the forward logits are three of them, as in the cells.
     """
-    if precision is Precision.bf16 and kernels.choose("auto", torch.device("cpu")) == "native" and native.has_amx():
+    in_halves = precision is Precision.bf16 and kernels.choose("auto", torch.device("cpu")) == "native" and native.has_amx()
+    if in_halves:
         torch.set_float32_matmul_precision("medium")  # of this process, which measures nothing else
     words, hidden = sum(rows), train.model.hidden_size
     dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
@@ -265,7 +266,8 @@ def products(train: Train, precision: Precision, rows: list[int], vocabulary: in
             torch.mm(gates_NG.T, x_NH, out=dw_GH)  # and of the recurrent ones
             torch.mm(gates_NG, w_GH, out=dx_NH)
         if vocabulary:
-            torch.mm(exact_x_NH, exact_head_VH.T, out=logits_NV)
+            for _ in range(3 if in_halves else 1):
+                torch.mm(exact_x_NH, exact_head_VH.T, out=logits_NV)
             torch.mm(d_logits_NV, head_VH, out=dx_NH)
             torch.mm(d_logits_NV.T, x_NH, out=d_head_VH)
 

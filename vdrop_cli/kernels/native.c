@@ -89,12 +89,6 @@ INLINE float from_high_bits(uint32_t bits) {
     return x;
 }
 
-/* x, or what rounding it loses. */
-INLINE float rest_of(float x, int rest) { return rest ? x - from_high_bits(rounded_bits(x) & 0xffff0000u) : x; }
-
-/* Two numbers of bf16, the first in the lower half. */
-INLINE uint32_t pair_of(float first, float second) { return rounded_bits(first) >> 16 | (rounded_bits(second) & 0xffff0000u); }
-
 /* Tiles of AMX: 16 rows of 64 bytes. Sums are tiles 0 to 3, for two blocks of rows and two of columns. */
 
 struct worker {
@@ -245,32 +239,31 @@ INLINE void transpose(const uint32_t *from, size from_row, uint32_t *to) {
 #endif
 }
 
-/* `to` [rows, depth] = from [rows, columns] ∘ mask, rounded, with zeros up to `depth`. Row n is sequence n % batch of step n / batch. */
-void vdrop_round_rows(const float *from, size rows, size columns, const float *mask, size mask_t, size mask_b, size batch, bf16 *to, size depth,
-                      int threads) {
+/* A row of up to `depth` numbers, rounded, with zeros behind them; and what rounding lost of them, unless `rest` is NULL. */
+INLINE void round_row(const float *from, size columns, size depth, bf16 *to, bf16 *rest) {
+    for (size j = 0; j < columns; j++) to[j] = round_to_bf16(from[j]);
+    if (rest)
+        for (size j = 0; j < columns; j++) rest[j] = round_to_bf16(from[j] - from_high_bits(rounded_bits(from[j]) & 0xffff0000u));
+    for (size j = columns; j < depth; j++) to[j] = 0;
+    if (rest)
+        for (size j = columns; j < depth; j++) rest[j] = 0;
+}
+
+/* `to` [rows, depth] = from [rows, columns] ∘ mask, rounded, with zeros up to `depth`; into `rest`, unless it is NULL, what that loses.
+   Row n is sequence n % batch of step n / batch. */
+void vdrop_round_rows(const float *from, size rows, size columns, const float *mask, size mask_t, size mask_b, size batch, bf16 *to, bf16 *rest,
+                      size depth, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (size n = 0; n < rows; n++) {
         const float *x = from + n * columns;
         bf16 *out = to + n * depth;
-        if (mask) {
-            const float *m = mask + n / batch * mask_t + n % batch * mask_b;
-            for (size j = 0; j < columns; j++) out[j] = round_to_bf16(x[j] * m[j]);
-        } else {
-            for (size j = 0; j < columns; j++) out[j] = round_to_bf16(x[j]);
+        if (!mask) {
+            round_row(x, columns, depth, out, rest ? rest + n * depth : NULL);
+            continue;
         }
+        const float *m = mask + n / batch * mask_t + n % batch * mask_b;
+        for (size j = 0; j < columns; j++) out[j] = round_to_bf16(x[j] * m[j]);
         for (size j = columns; j < depth; j++) out[j] = 0;
-    }
-}
-
-/* What rounding to bf16 lost of each number, rounded in turn. */
-void vdrop_rest_rows(const float *from, size rows, size columns, bf16 *to, size depth, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (size n = 0; n < rows; n++) {
-        for (size j = 0; j < columns; j++) {
-            float x = from[n * columns + j];
-            to[n * depth + j] = round_to_bf16(x - from_high_bits((uint32_t)round_to_bf16(x) << 16));
-        }
-        for (size j = columns; j < depth; j++) to[n * depth + j] = 0;
     }
 }
 
@@ -310,51 +303,32 @@ void vdrop_pack_transposed(const bf16 *from, size from_row, size depth, size col
         }
 }
 
-/* Weights of `gates` matrices as the right side of products, rounded; element (k, n) of a matrix lies at k · from_k + n · from_n, one of
-   the two is 1. [columns / 16][gates][depth / 2][16 columns][2], zeros beyond the ends; `depth` is a multiple of 32. */
-void vdrop_pack_bf16(const float *from, size from_gate, size from_k, size from_n, size gates, size inputs, size columns, size depth, int rest,
-                     bf16 *to, int threads) {
+/* Weights of `gates` matrices as the right side of products, rounded, and into `rest`, unless it is NULL, what that loses of them.
+   [columns / 16][gates][depth / 2][16 columns][2], zeros beyond the ends; `depth` is a multiple of 32. `across`: the rows of weights are
+   columns of the product. Rows are read from end to end, into `scratch`: [threads, 64, the longer side of a matrix]. */
+void vdrop_pack_bf16(const float *from, size from_gate, size from_row, int across, size gates, size inputs, size columns, size depth, bf16 *to,
+                     bf16 *rest, bf16 *scratch, int threads) {
     size blocks = (columns + BLOCK - 1) / BLOCK, tiles = depth / 32;
-    if (from_k == 1) { /* rows of weights are columns of the product: a block of 16 rows after the other */
+    size high = across ? BLOCK : 32, outer = across ? blocks : tiles, wide = across ? depth : blocks * BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
-        for (size block = 0; block < blocks; block++)
-            for (size gate = 0; gate < gates; gate++)
-                for (size tile = 0; tile < tiles; tile++) {
-                    const float *in = from + gate * from_gate + tile * 32 + block * BLOCK * from_n;
-                    size deep = at_most(inputs - tile * 32, 32), wide = at_most(columns - block * BLOCK, BLOCK);
-                    uint32_t pairs[16][16] __attribute__((aligned(64)));
-                    for (size n = 0; n < BLOCK; n++) {
-                        float x[32] __attribute__((aligned(64))) = {0};
-                        if (n < wide && deep == 32)
-                            memcpy(x, in + n * from_n, sizeof x);
-                        else if (n < wide && deep > 0)
-                            memcpy(x, in + n * from_n, (size_t)deep * 4);
-                        for (int k = 0; k < 16; k++) pairs[n][k] = pair_of(rest_of(x[2 * k], rest), rest_of(x[2 * k + 1], rest));
-                    }
-                    transpose(pairs[0], 16, (uint32_t *)(to + ((block * gates + gate) * tiles + tile) * 512));
-                }
-    } else { /* 32 rows of weights after the other, from end to end */
-#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
-        for (size gate = 0; gate < gates; gate++)
-            for (size tile = 0; tile < tiles; tile++)
-                for (size block = 0; block < blocks; block++) {
-                    const float *in = from + gate * from_gate + tile * 32 * from_k + block * BLOCK;
-                    size deep = at_most(inputs - tile * 32, 32), wide = at_most(columns - block * BLOCK, BLOCK);
-                    uint32_t *out = (uint32_t *)(to + ((block * gates + gate) * tiles + tile) * 512);
-                    for (size pair = 0; pair < 16; pair++, out += 16) {
-                        float first[16] __attribute__((aligned(64))) = {0}, second[16] __attribute__((aligned(64))) = {0};
-                        const float *row = in + 2 * pair * from_k;
-                        if (2 * pair + 1 < deep && wide == BLOCK) {
-                            memcpy(first, row, sizeof first);
-                            memcpy(second, row + from_k, sizeof second);
-                        } else {
-                            if (2 * pair < deep) memcpy(first, row, (size_t)wide * 4);
-                            if (2 * pair + 1 < deep) memcpy(second, row + from_k, (size_t)wide * 4);
-                        }
-                        for (int j = 0; j < BLOCK; j++) out[j] = pair_of(rest_of(first[j], rest), rest_of(second[j], rest));
-                    }
-                }
-    }
+    for (size gate = 0; gate < gates; gate++)
+        for (size part = 0; part < outer; part++) {
+            bf16 *rows = scratch + omp_get_thread_num() * 64 * wide, *rests = rest ? rows + 32 * wide : NULL;
+            size there = at_most((across ? columns : inputs) - part * high, high);
+            for (size row = 0; row < high; row++)
+                round_row(from + gate * from_gate + (part * high + row) * from_row, row < there ? (across ? inputs : columns) : 0, wide,
+                          rows + row * wide, rests ? rests + row * wide : NULL);
+            for (int second = 0; second <= (rest != NULL); second++) {
+                const bf16 *in = second ? rests : rows;
+                bf16 *out = second ? rest : to;
+                if (across)
+                    for (size tile = 0; tile < tiles; tile++)
+                        transpose((const uint32_t *)(in + tile * 32), wide / 2, (uint32_t *)(out + ((part * gates + gate) * tiles + tile) * 512));
+                else
+                    for (size block = 0; block < blocks; block++)
+                        pairs_of_rows(in + block * BLOCK, wide, 0, 32, BLOCK, (uint32_t *)(out + ((block * gates + gate) * tiles + part) * 512));
+            }
+        }
 }
 
 #if HAS_AMX

@@ -116,39 +116,55 @@ def padded(columns: int, dtype: torch.dtype) -> int:
     return -(-columns // TILE) * TILE if dtype == torch.bfloat16 else columns
 
 
-def pack(w: Tensor, dtype: torch.dtype, gates: int, *, transposed: bool = False, rest: bool = False) -> Tensor:
+def pack(w: Tensor, dtype: torch.dtype, gates: int, *, transposed: bool = False) -> Tensor:
     """Weights [gates·R, C] as the right side of products, in the order that `native.c` reads them.
 
-    Of `x_g @ w_g.T`, or transposed of `x_g @ w_g`; with `rest` what rounding to bf16 loses of them.
+    Of `x_g @ w_g.T`, or transposed of `x_g @ w_g`.
     """
+    if dtype == torch.bfloat16:
+        return pack_bf16(w, gates, transposed=transposed)[0]
     w = w.contiguous()
     rows, columns = w.shape[0] // gates, w.shape[1]
     inputs, outputs = (rows, columns) if transposed else (columns, rows)
-    from_k, from_n = (columns, 1) if transposed else (1, columns)
-    depth = padded(inputs, dtype)
-    to = w.new_empty(-(-outputs // BLOCK), gates, depth, BLOCK, dtype=dtype)
-    given = (w, rows * columns, from_k, from_n, gates, inputs, outputs)
-    if dtype == torch.bfloat16:
-        call("vdrop_pack_bf16", *given, depth, ctypes.c_int(rest), to, ctypes.c_int(threads()))
-    else:
-        call(f"vdrop_pack_{SUFFIXES[dtype, dtype]}", *given, to, ctypes.c_int(threads()))
+    strides = (columns, 1) if transposed else (1, columns)
+    to = w.new_empty(-(-outputs // BLOCK), gates, inputs, BLOCK)
+    call(f"vdrop_pack_{SUFFIXES[dtype, dtype]}", w, rows * columns, *strides, gates, inputs, outputs, to, ctypes.c_int(threads()))
     return to
 
 
-def rounded_rows(x_TBD: Tensor, mask: Tensor | None, *, rest: bool = False) -> Tensor:
-    """The left side of a product, [T·B, D and zeros]: `x ∘ mask` in bf16, the mask [T|1, B|1, D]; with `rest` what rounding loses of x."""
+def pack_bf16(w: Tensor, gates: int, *, transposed: bool = False, rest: bool = False) -> list[Tensor]:
+    """Likewise in bf16; with `rest` what rounding loses of the weights, too."""
+    w = w.contiguous()
+    rows, columns = w.shape[0] // gates, w.shape[1]
+    inputs, outputs = (rows, columns) if transposed else (columns, rows)
+    depth, blocks = padded(inputs, torch.bfloat16), -(-outputs // BLOCK)
+    packed = [w.new_empty(blocks, gates, depth, BLOCK, dtype=torch.bfloat16) for _ in range(1 + rest)]
+    scratch = w.new_empty(threads(), 64, BLOCK * blocks if transposed else depth, dtype=torch.bfloat16)
+    given = (w, rows * columns, columns, ctypes.c_int(not transposed), gates, inputs, outputs, depth)
+    call("vdrop_pack_bf16", *given, packed[0], packed[1] if rest else None, scratch, ctypes.c_int(threads()))
+    return packed
+
+
+def rounded_rows(x_TBD: Tensor, mask: Tensor | None) -> Tensor:
+    """The left side of a product, [T·B, D and zeros]: `x ∘ mask` in bf16, the mask [T|1, B|1, D]."""
     x_TBD = x_TBD.contiguous()
     time, batch, columns = x_TBD.shape
     to = x_TBD.new_empty(time * batch, padded(columns, torch.bfloat16), dtype=torch.bfloat16)
-    if rest:
-        call("vdrop_rest_rows", x_TBD, time * batch, columns, to, to.shape[1], ctypes.c_int(threads()))
-        return to
     pointer, mask_t, mask_b = None, 0, 0
     if mask is not None:
         mask = mask.expand(-1, -1, columns).contiguous()
         pointer, mask_t, mask_b = mask, *(mask.stride(d) if mask.shape[d] > 1 else 0 for d in (0, 1))
-    call("vdrop_round_rows", x_TBD, time * batch, columns, pointer, mask_t, mask_b, batch, to, to.shape[1], ctypes.c_int(threads()))
+    given = (x_TBD, time * batch, columns, pointer, mask_t, mask_b, batch)
+    call("vdrop_round_rows", *given, to, None, to.shape[1], ctypes.c_int(threads()))
     return to
+
+
+def halves(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows rounded to bf16, and what that loses of them, likewise."""
+    high, low = (x_ND.new_empty(len(x_ND), padded(x_ND.shape[1], torch.bfloat16), dtype=torch.bfloat16) for _ in range(2))
+    given = (x_ND.contiguous(), len(x_ND), x_ND.shape[1], None, 0, 0, 1)
+    call("vdrop_round_rows", *given, high, low, high.shape[1], ctypes.c_int(threads()))
+    return high, low
 
 
 def packed_rows(x_ND: Tensor, columns: int) -> Tensor:
@@ -513,7 +529,7 @@ def logits_into(out_MV: Tensor, x_MD: Tensor, w_VD: Tensor, packed: Sequence[Ten
     if not packed:
         torch.mm(x_MD, w_VD.T, out=out_MV)
         return
-    high, low = rounded_rows(x_MD[:, None], None), rounded_rows(x_MD[:, None], None, rest=True)
+    high, low = halves(x_MD)
     gemm(out_MV, [(high, packed[0]), (low, packed[0]), (high, packed[1])])
 
 
@@ -538,7 +554,7 @@ def head(
     bf16 = compute_dtype == torch.bfloat16
     amx = bf16 and has_amx()
     nll_N, sums = x_ND.new_empty(tokens), x_ND.new_zeros(threads(), words)
-    packed = [pack(w_VD, torch.bfloat16, 1, rest=rest).flatten(1, 2) for rest in (False, True)] if amx else []
+    packed = [weights.flatten(1, 2) for weights in pack_bf16(w_VD, 1, rest=True)] if amx else []
     gradients = [torch.empty_like(x_ND), torch.empty_like(w_VD)] if needs_gradients else []
     w_low_VD = w_VD if amx else w_VD.to(compute_dtype)
     w_back = pack(w_VD, torch.bfloat16, 1, transposed=True).flatten(1, 2) if amx and needs_gradients else w_low_VD
