@@ -9,6 +9,7 @@ import torch
 
 from vdrop_cli import environment
 from vdrop_cli.config import ConfigError, Precision
+from vdrop_cli.kernels import compiler, native
 
 
 def test_auto_takes_cuda_where_there_is_one() -> None:
@@ -104,6 +105,13 @@ def test_what_is_written_down() -> None:
     if (root / ".git").exists():
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         assert told["commit"] == head and isinstance(told["dirty"], bool)
+
+
+@pytest.mark.parametrize("backend", ["native"])
+def test_of_a_compiled_back_end_compiler_and_extensions_are_written_down(backend: str) -> None:
+    told = environment.describe(torch.device("cpu"), backend, "bf16")
+    assert told["processor_features"] == native.features() and told["compiler"] == compiler.version() != ""
+    assert "compiler" not in environment.describe(torch.device("cpu"), "fused", "bf16")
 
 
 def test_without_a_checkout_the_commit_is_the_stated_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from vdrop_cli import __version__, kernels
 from vdrop_cli.config import Backend, ConfigError, Precision
+from vdrop_cli.kernels import compiler, native
 
 CODE = ("vdrop_cli", "conf", "pyproject.toml")  # what results depend on; pages and records are none of it
 PACKAGES = ("torch", "triton", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard", "numpy", "scikit-learn")
@@ -120,10 +121,16 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on.type == "cuda" else {}),  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
         "backend": backend,
+        **(compiled() if backend == "native" else {}),
         "precision": precision,
         "fp32_products": f"torch.set_float32_matmul_precision({torch.get_float32_matmul_precision()!r})",
         **commit(),
     }
+
+
+def compiled() -> dict[str, Any]:
+    """What the library of the back end `native` was compiled with, and which of the processor's extensions it uses."""
+    return {"compiler": compiler.version(), "processor_features": native.features()}
 
 
 def installed(package: str) -> str | None:

@@ -242,7 +242,7 @@ def products(train: Train, precision: Precision, rows: list[int], vocabulary: in
 
     Where bf16 products have results in fp32 (AMX), the forward logits are three of them, as in the cells.
     """
-    in_halves = precision is Precision.bf16 and kernels.choose("auto", torch.device("cpu")) == "native" and native.has_amx()
+    in_halves = precision is Precision.bf16 and is_native(torch.device("cpu")) and native.has_amx()
     if in_halves:
         torch.set_float32_matmul_precision("medium")  # of this process, which measures nothing else
     words, hidden = sum(rows), train.model.hidden_size
@@ -487,10 +487,15 @@ def limit_of(m: Measured, rates: Rates) -> float:
     return limit(m.recurrent, m.head, 1 if m.part == BenchPart.mc.name else 3, m.words, Precision[m.precision], rates)
 
 
+def is_native(device: torch.device) -> bool:
+    return environment.backend(Backend.auto, device) is Backend.native
+
+
 def tell(measured: list[Measured], rates: Rates, device: torch.device) -> None:
     """A table for a person."""
     products = f"{side(device)}³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s"
-    print(f"{device}, {torch.get_num_threads()} threads; {products}")
+    uses = f"; native uses {', '.join(native.features()) or 'no extension'}" if is_native(device) else ""
+    print(f"{device}, {torch.get_num_threads()} threads; {products}{uses}")
     columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'× cell_loop':>13}{'peak MB':>9}"
     print(f"{'size':<10}{'part':<9}{'cell':<20}{'':<6}{columns}")
     usual = {(m.cell, m.size, m.part, m.precision): m for m in measured}

@@ -55,6 +55,12 @@ def run(*command: str) -> str:
     return finished.stdout
 
 
+@lru_cache(1)
+def version() -> str:
+    """The first line that the compiler says of itself."""
+    return run(*compiler(), "--version").strip().partition("\n")[0]
+
+
 def for_this_processor() -> str:
     return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
 
