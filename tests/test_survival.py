@@ -19,7 +19,7 @@ from tests.processes import Processes, is_alive, send
 from vdrop_cli import checkpoint
 from vdrop_cli.sinks import read_log
 
-KILLS = 30
+KILLS = 12
 LONG = [*TINY, "model.hidden_size=64", "dropout=variational_untied", "schedule.epochs=40", "log_every=1"]
 
 
@@ -91,7 +91,7 @@ def undisturbed(processes: Processes, text: list[str], tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_training_killed_at_30_moments_comes_to_the_same(
+def test_a_training_killed_at_many_moments_comes_to_the_same(
     number: signal.Signals, processes: Processes, undisturbed: Path, text: list[str], tmp_path: Path
 ) -> None:
     def ended() -> None:
@@ -103,9 +103,9 @@ def test_a_training_killed_at_30_moments_comes_to_the_same(
     starts = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"]
     assert starts == sorted(starts)
     told = (tmp_path / "out").read_text()
-    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 5, "it resumed at many places"
+    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 3, "it resumed at many places"
     if number is signal.SIGTERM:
-        assert set(codes) <= {143, -15} and codes.count(143) > 10, "asked to stop before it listens, a process just ends"
+        assert set(codes) <= {143, -15} and codes.count(143) > 4, "asked to stop before it listens, a process just ends"
         assert "resume with: vdrop train" in told
     else:
         assert set(codes) == {-9}
@@ -113,7 +113,7 @@ def test_a_training_killed_at_30_moments_comes_to_the_same(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_evaluation_killed_at_30_moments_comes_to_the_same(
+def test_an_evaluation_killed_at_many_moments_comes_to_the_same(
     number: signal.Signals, processes: Processes, undisturbed: Path, text: list[str], tmp_path: Path
 ) -> None:
     (trained,) = undisturbed.rglob("checkpoint-0040.pt")
@@ -140,5 +140,5 @@ def test_an_evaluation_killed_at_30_moments_comes_to_the_same(
     disturb(processes, tmp_path, arguments, number, ended)
     assert timeless(json.loads(target.read_text())) == timeless(expected)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [trained.name, target.name]
-    assert (tmp_path / "out").read_text().count("resuming after") > 10
+    assert (tmp_path / "out").read_text().count("resuming after") > 4
     assert torch.isfinite(torch.tensor([row["ppl"] for row in expected["mc"]])).all()

@@ -31,6 +31,14 @@ def test_it_carries_conf_and_nothing_of_the_tests(unpacked: Path) -> None:
     assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"vdrop_cli", "vdrop"}
 
 
+def test_it_is_pure_python_and_carries_the_source_that_is_compiled_on_first_use(unpacked: Path) -> None:
+    """A run from it says so, too: the library is built from the source in the wheel."""
+    assert (unpacked / "vdrop_cli" / "kernels" / "native.c").read_bytes() == (ROOT / "vdrop_cli" / "kernels" / "native.c").read_bytes()
+    assert not [path for suffix in ("so", "o", "pyd") for path in unpacked.rglob(f"*.{suffix}")]
+    (tags,) = unpacked.glob("vdrop-*.dist-info/WHEEL")
+    assert "Root-Is-Purelib: true" in tags.read_text() and "Tag: py3-none-any" in tags.read_text()
+
+
 def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

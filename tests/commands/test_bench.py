@@ -203,8 +203,8 @@ def test_a_short_run(vdrop: Vdrop, tmp_path: Path) -> None:
         "sizes=[small,sentiment]",
         "cells=[variational,torch_lstm,cell_loop]",
         "precisions=[bf16]",
-        "starts=2",
-        "turns=1",
+        "starts=1",
+        "turns=2",
         "mc_passes=2",
         "outputs=o",
     ]

@@ -29,7 +29,7 @@ ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "p
 
 @pytest.fixture
 def changes(text: list[str]) -> str:
-    changed = [*(change for change in TINY if not change.startswith(("model=", "precision", "device"))), *text, "schedule.epochs=20"]
+    changed = [*(change for change in TINY if not change.startswith(("model=", "precision", "device"))), *text, "schedule.epochs=12"]
     return f"overrides='{' '.join(changed)}'"
 
 
@@ -42,12 +42,12 @@ def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, 
         assert process.stderr is not None
         told = process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, told
-    assert re.search(r"table1_small_none seed 1: \d+:\d\d.* \(0 of 20 epochs are done\)", told) and "4 runs: 4 interrupted" in told
+    assert re.search(r"table1_small_none seed 1: \d+:\d\d.* \(0 of 12 epochs are done\)", told) and "4 runs: 4 interrupted" in told
     assert not (tmp_path / "outputs" / "RESULTS.md").exists()
 
     planned = vdrop("reproduce", *ROWS, changes, "plan=true")
-    (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 20 epochs are done\)", planned.stderr)
-    assert 1 <= float(done) < 20 and planned.returncode == 0
+    (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 12 epochs are done\)", planned.stderr)
+    assert 1 <= float(done) < 12 and planned.returncode == 0
 
     ran = vdrop("reproduce", *ROWS, changes)
     assert ran.returncode == 0, ran.stderr

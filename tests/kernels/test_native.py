@@ -1,6 +1,7 @@
 """What the compiled cells owe besides agreeing with the definition (`test_fused.py`): numbers at the edges, threads, forks, types."""
 
 import os
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gradients, relative_errors
-from tests.processes import environment
+from tests.processes import ROOT, environment
 from vdrop_cli import kernels
+from vdrop_cli.environment import processor_flags
 from vdrop_cli.kernels import Masks, gru, linear_cross_entropy, lstm, native
 
 CPU = torch.device("cpu")
@@ -202,6 +204,33 @@ def test_compile_takes_the_cells_whole(compute_dtype: torch.dtype | None) -> Non
         y = function(*inputs)
         results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
     assert all(map(torch.equal, *results))
+
+
+OTHER_PROCESSORS = {"x86-64": set(), "haswell": {"avx2", "fma"}, "skylake-avx512": {"avx512f", "avx512bw"}, "cooperlake": {"avx512_bf16"}}
+AS_ANOTHER = """
+import sys
+import pytest
+from vdrop_cli.kernels import compiler, native
+compiler.for_this_processor = lambda: f"-march={sys.argv[1]}"
+print(*native.features(), sep=",")
+chosen = "sizes or (tied and native) or numbers_that_are_none or logits_that_are_none"
+files = ["tests/kernels/test_native.py", "tests/kernels/test_fused.py"]
+sys.exit(pytest.main(["-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k", chosen, *files]))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="it compiles for x86-64")
+@pytest.mark.parametrize("processor", OTHER_PROCESSORS)
+def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
+    """With vectors of other widths, with and without bf16 in hardware, without AMX; tests of this file and of `test_fused.py`."""
+    lacking = OTHER_PROCESSORS[processor] - set(processor_flags())
+    if lacking:
+        pytest.skip(f"this processor lacks {', '.join(sorted(lacking))}")
+    command = [sys.executable, "-c", AS_ANOTHER, processor]
+    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stdout
+    used = set(told.stdout.splitlines()[0].split(","))
+    assert "AMX" not in used and ("AVX-512" in used) == ("avx512f" in OTHER_PROCESSORS[processor] or processor == "cooperlake")
 
 
 def test_the_library_says_what_it_uses() -> None:

@@ -95,9 +95,9 @@ struct worker {
     int tile_rows; /* that the tiles of this thread are configured for; 0: none */
 };
 
+#if HAS_AMX
 static int amx_is_ready = 0;
 
-#if HAS_AMX
 struct __attribute__((packed, aligned(64))) tile_config {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes[16];
