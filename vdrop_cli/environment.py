@@ -130,7 +130,7 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
 
 def compiled() -> dict[str, Any]:
     """What the library of the back end `native` was compiled with, and which of the processor's extensions it uses."""
-    return {"compiler": compiler.version(), "processor_features": native.features()}
+    return {"compiler": compiler.version(), "processor_features": ", ".join(native.features())}
 
 
 def installed(package: str) -> str | None:

@@ -5,7 +5,6 @@ loaded. A library ends in its own digest: one that is damaged is built again. It
 """
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import platform
@@ -31,6 +30,8 @@ class CompilerError(Exception):
 
 def compiler() -> list[str]:
     """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang. Raises CompilerError without one."""
+    if os.name != "posix":
+        raise CompilerError(f"it is compiled on POSIX systems only, not on {platform.system()}")
     stated = shlex.split(os.environ.get("CC", ""))
     if stated:
         if shutil.which(stated[0]) is None:
@@ -44,8 +45,11 @@ def compiler() -> list[str]:
 
 def run(*command: str) -> str:
     """What a command printed. Raises CompilerError where it fails."""
+    env = {**os.environ, "LC_ALL": "C"}  # its messages are looked through
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL)
+        finished = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL, env=env
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompilerError(f"the C compiler {command[0]} cannot run: {error}") from None
     if finished.returncode:
@@ -116,6 +120,8 @@ def build(command: list[str], path: Path) -> None:
 
 def built(command: list[str], folder: Path) -> Path:
     """The library in a folder, built where it is not there or damaged; one process builds, others wait for it."""
+    import fcntl  # which Windows has not
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name_of_library(command)
     if is_whole(path):
