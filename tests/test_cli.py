@@ -73,7 +73,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("train", "experiment=typo"): "experiment=typo is not there",
     ("train", "dropout.p_h=1.5"): "dropout.p_h must be in [0, 1), got 1.5",
     ("train", "dropout=moon", "model=gru_small"): "dropout must be another policy than moon with a GRU",
-    ("train", "backend=cudnn"): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused, triton]",
+    ("train", "backend=cudnn"): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused, native, triton]",
     ("train", "device=cuda:99", "data=pydoc"): "device=cuda:99 is not on this machine",
     ("train", "data.dir=nowhere"): "data.dir=nowhere has no ptb.train.txt; point data.dir at",
     ("train", "data=text", "data.train=no", "data.valid=no", "data.test=no"): "data.train=no cannot be read (No such file or directory)",
@@ -110,7 +110,10 @@ def test_a_mistake_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, t
     assert not (tmp_path / "outputs").exists(), "nothing is left behind"
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "the train part of t, t, t is empty"), (b"ab\xff", "byte 2 of the train part")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "the train part of t, t, t is empty"), (b"ab\xff", "the train part of t, t, t is not UTF-8 (invalid start byte at byte 2)")],
+)
 def test_a_bad_text_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "t").write_bytes(content)
     ran = vdrop("train", *TINY, *SMALL_TEXT)
@@ -124,7 +127,7 @@ def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> 
     (folder,) = (tmp_path / "outputs" / "train").glob("*/*")
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     assert names == {"config.yaml", "log.jsonl", "result.json", "checkpoint-0001.pt"}
-    assert "test_ppl" in ran.stdout and "epoch 1/1: valid_ppl_batched" in ran.stderr and "back end fused" in ran.stderr
+    assert "test_ppl" in ran.stdout and "epoch 1/1: valid_ppl_batched" in ran.stderr and "back end native" in ran.stderr
     again = vdrop("train", *TINY, *text)
     assert again.returncode == 0 and "is finished; force=true starts over" in again.stdout and "epoch 1/1" not in again.stderr
     trained = [line for line in ran.stdout.splitlines() if line.startswith(("valid_ppl", "test_ppl"))]
