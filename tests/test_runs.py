@@ -26,7 +26,7 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     (found,) = runs.below(Path("outputs"))
-    assert found.folder == folder and plain(found.train) == plain(settings(*TINY, *text, "schedule.epochs=3", "backend=fused"))
+    assert found.folder == folder and plain(found.train) == plain(settings(*TINY, *text, "schedule.epochs=3", "backend=native"))
     assert found.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in found.epochs] == [1, 2, 3]
     assert found.environment["precision"] == "fp32"
     assert found.words_per_second == sorted(epoch["words_per_second"] for epoch in found.epochs)[1]
