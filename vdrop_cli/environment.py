@@ -130,7 +130,7 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
 
 def compiled() -> dict[str, Any]:
     """What the library of the back end `native` was compiled with, and which of the processor's extensions it uses."""
-    return {"compiler": compiler.version(), "processor_features": ", ".join(native.features())}
+    return {"compiler": compiler.version(*compiler.compiler()).partition("\n")[0], "processor_features": ", ".join(native.features())}
 
 
 def installed(package: str) -> str | None:
@@ -143,7 +143,7 @@ def installed(package: str) -> str | None:
 
 def processor() -> str:
     """The processor's name where the system tells it."""
-    return told_of_processor("model name") or platform.processor() or platform.machine()
+    return compiler.cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def wait_for(device: torch.device) -> None:
@@ -162,19 +162,12 @@ def peak_megabytes(device: torch.device) -> float:
 
 
 def processor_vendor() -> str:
-    return told_of_processor("vendor_id")
+    return compiler.cpuinfo("vendor_id")
 
 
 def processor_flags() -> list[str]:
     """Its extensions, by the names of the Linux kernel; none where the system does not tell."""
-    return (told_of_processor("flags") or told_of_processor("Features")).split()
-
-
-def told_of_processor(name: str) -> str:
-    """A line of /proc/cpuinfo; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")
+    return (compiler.cpuinfo("flags") or compiler.cpuinfo("Features")).split()
 
 
 def commit() -> dict[str, Any]:

@@ -47,7 +47,7 @@ def outputs(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def copy(outputs: Path, tmp_path: Path) -> Path:
-    """Outputs with the same runs, to be changed; findings are told of them."""
+    """Outputs with the same runs, to be changed; their findings are known."""
     shutil.copytree(outputs / "train", tmp_path / "outputs" / "train")
     (tmp_path / "outputs" / "record").mkdir()
     (tmp_path / "outputs" / "record" / "findings.md").write_text("What was found.\n")

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,13 @@ def test_a_full_disk_costs_a_line(tiny: Path, capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr(compiler, "build", full)
     assert compiler.library().answer() == 42
     assert "No space left on device" in capsys.readouterr().err and libraries(tiny) == []
+
+
+def test_without_any_folder_to_write_to_there_is_no_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiny / "cache").write_text("a file\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(tiny / "nowhere"))
+    with pytest.raises(CompilerError, match=r"^the compiled kernels can be stored neither in .*/cache/vdrop \(.*nor in a temporary folder"):
+        compiler.library()
 
 
 def test_a_file_that_cannot_be_written_whole_is_not_left_behind(tiny: Path) -> None:

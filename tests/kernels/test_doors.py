@@ -44,6 +44,26 @@ def test_what_is_of_another_type_is_named(where: str) -> None:
         kernels.gru(*tensors.values(), masks)
 
 
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"w": torch.zeros(5, 4)}, r"w must be \[5, 3\], got \[5, 4\]"),
+        ({"w": torch.zeros(6, 3)}, r"w must be \[5, 3\], got \[6, 3\]"),
+        ({"b": torch.zeros(5, 1)}, r"b must be \[5\], got \[5, 1\]"),
+        ({"b": torch.zeros(5, dtype=torch.float64)}, r"b must be torch\.float32 like w, got torch\.float64"),
+        ({"b": torch.zeros(5, device="meta")}, "b must be on cpu like x, got one on meta"),
+        ({"targets": torch.zeros(2, dtype=torch.int32)}, r"targets must be torch\.int64, got torch\.int32"),
+        ({"targets": torch.zeros(2, dtype=torch.int64, device="meta")}, "targets must be on cpu like x, got one on meta"),
+    ],
+)
+def test_what_does_not_fit_the_head_is_named(change: dict[str, torch.Tensor], said: str, backend: str) -> None:
+    """Compiled code would read beyond the end of what it is given, or numbers of another type."""
+    fitting = {"x": torch.zeros(2, 3), "w": torch.zeros(5, 3), "b": torch.zeros(5), "targets": torch.zeros(2, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        kernels.linear_cross_entropy(*(fitting | change).values(), backend=backend)
+
+
 @pytest.mark.parametrize("lengths", [torch.tensor([2.0]), torch.tensor([True])])
 def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
     zeros = map(torch.zeros, SHAPES.values())

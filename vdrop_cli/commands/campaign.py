@@ -218,7 +218,7 @@ def require_on_page(wanted: Iterable[tuple[str, int]], told: Collection[tuple[st
     """Raises RunError where a run, by the name of its row and its seed, is not in the table though all is finished."""
     for name, seed in wanted:
         if (name, seed) not in told:
-            raise RunError(f"{name} seed {seed} is finished, but not in the table; what was left out is told above")
+            raise RunError(f"{name} seed {seed} is finished, but not in the table; what was left out is reported above")
 
 
 def require_all(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:

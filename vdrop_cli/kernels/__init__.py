@@ -6,10 +6,11 @@ Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`,
 what enters a matrix product, never on the carried state (the cell mask `c` excepted, which is part of its policy). Sequences
 with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
 
-`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given, the forward logits of
-`linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input, which is that of states, weights and masks,
-too. A user's autocast changes nothing but in `reference`. `recompute` has the back end `triton` compute the gates again in the backward
-pass instead of saving them: less memory, two products more; the other back ends ignore it.
+`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given (by AMX in `native` they are
+given in float32), the forward logits of `linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input,
+which is that of states, weights and masks, too. A user's autocast changes nothing but in `reference`. `recompute` has the back end
+`triton` compute the gates again in the backward pass instead of saving them: less memory, two products more; the other back ends
+ignore it.
 
 With `create_graph=True` the gradients of every back end are computed by `reference`, so that second derivatives are right.
 """
@@ -266,5 +267,15 @@ def linear_cross_entropy(
     """
     if x_ND.dim() != 2 or targets_N.shape != x_ND.shape[:1] or len(targets_N) == 0:
         raise ValueError(f"x must be [N, D] and targets [N] with N ≥ 1, got {list(x_ND.shape)} and {list(targets_N.shape)}")
+    words, size = len(b_V), x_ND.shape[1]
+    for name, tensor, shape in (("w", w_VD, (words, size)), ("b", b_V, (words,))):
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        check_device(name, tensor, x_ND)
+    if b_V.dtype != w_VD.dtype:
+        raise ValueError(f"b must be {w_VD.dtype} like w, got {b_V.dtype}")
+    if targets_N.dtype != torch.int64:
+        raise ValueError(f"targets must be torch.int64, got {targets_N.dtype}")
+    check_device("targets", targets_N, x_ND)
     nll_N: Tensor = MODULES[choose_for_call(backend, w_VD, compute_dtype)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
     return nll_N

@@ -59,10 +59,17 @@ def run(*command: str) -> str:
     return finished.stdout
 
 
-@lru_cache(1)
-def version() -> str:
-    """The first line that the compiler says of itself."""
-    return run(*compiler(), "--version").strip().partition("\n")[0]
+@lru_cache
+def version(*command: str) -> str:
+    """What a compiler says of itself."""
+    return run(*command, "--version")
+
+
+def cpuinfo(name: str) -> str:
+    """A line of /proc/cpuinfo, of the first processor; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")
 
 
 def for_this_processor() -> str:
@@ -71,15 +78,12 @@ def for_this_processor() -> str:
 
 def processor() -> str:
     """Name and extensions of the processor, as far as the system tells them."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
-    found = {line.split(":")[0].strip(): line for line in reversed(lines) if line.split(":")[0].strip() in wanted}
-    return "\n".join([platform.machine(), platform.system(), platform.processor(), *(found[name] for name in sorted(found))])
+    told = map(cpuinfo, ("model name", "flags", "Features", "CPU part", "CPU implementer"))
+    return "\n".join([platform.machine(), platform.system(), platform.processor(), *told])
 
 
 def name_of_library(command: list[str]) -> str:
-    parts = (SOURCE.read_bytes(), run(*command, "--version").encode(), " ".join((*command, *flags())).encode(), processor().encode())
+    parts = (SOURCE.read_bytes(), version(*command).encode(), " ".join((*command, *flags())).encode(), processor().encode())
     return f"native-{hashlib.sha256(b'|'.join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:24]}.so"
 
 
@@ -160,7 +164,12 @@ def library() -> ctypes.CDLL:
         return load(built(command, cache_folder()))
     except (OSError, CompilerError) as error:
         why = error
-    with tempfile.TemporaryDirectory(prefix="vdrop-") as folder:  # what is loaded stays when its file is gone
-        found = load(built(command, Path(folder)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="vdrop-") as folder:  # what is loaded stays when its file is gone
+            found = load(built(command, Path(folder)))
+    except OSError as error:
+        raise CompilerError(
+            f"the compiled kernels can be stored neither in {cache_folder()} ({why}) nor in a temporary folder ({error})"
+        ) from None
     print(f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}), each process compiles them anew", file=sys.stderr)
     return found

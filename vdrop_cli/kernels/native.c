@@ -202,6 +202,7 @@ int vdrop_features(void) {
     return features;
 }
 
+/* How many threads there are where so many are asked for. */
 int vdrop_threads(int threads) {
     int found = 0;
 #pragma omp parallel num_threads(threads)

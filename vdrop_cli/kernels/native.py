@@ -305,9 +305,6 @@ class Work:
         self.data.inputs = self.pointer(zeros(2, self.data.groups, batch, self.depth, dtype=self.compute_dtype))
         self.data.inputs_n = self.pointer(zeros(batch, self.depth, dtype=self.compute_dtype))
 
-    def gradient_memory(self) -> "Gradients":
-        return Gradients(self)
-
 
 class Gradients:
     """The gradients of the gates of all rows, in the type that is multiplied in, and the products with them.
@@ -357,9 +354,10 @@ class Gradients:
         """Writes `daᵀ x` of the gates of `part`, by AMX; the inputs are those of groups of gates."""
         if self.transposed is None:
             self.transposed = transposed_rows(self.memory.flatten(1))
-        packed: dict[int, Tensor] = {}
+        last_NX, right = None, out
         for group, rows_NX in inputs:
-            right = packed.setdefault(rows_NX.data_ptr(), packed_rows(rows_NX, out.shape[1]))
+            if rows_NX is not last_NX:  # gates without masks of their own share their inputs
+                last_NX, right = rows_NX, packed_rows(rows_NX, out.shape[1])
             for gate in range(group.start, group.stop):
                 rows = slice((gate - part.start) * self.work.hidden, (gate - part.start + 1) * self.work.hidden)
                 gemm(out[rows], [(self.transposed, right)], first=gate * self.work.depth, transposed=True)
@@ -524,13 +522,9 @@ def gru(
     return y_TBH, h_BH
 
 
-def logits_into(out_MV: Tensor, x_MD: Tensor, w_VD: Tensor, packed: Sequence[Tensor]) -> None:
-    """`x Wᵀ`; from packed weights and their rests by AMX, as three products of bf16 that err no more than numbers of 16 bits."""
-    if not packed:
-        torch.mm(x_MD, w_VD.T, out=out_MV)
-        return
-    high, low = halves(x_MD)
-    gemm(out_MV, [(high, packed[0]), (low, packed[0]), (high, packed[1])])
+def logits_by_halves(out_MV: Tensor, x_high: Tensor, x_low: Tensor, w_high: Tensor, w_low: Tensor) -> None:
+    """`x Wᵀ` by AMX: three products of bf16 that together err no more than numbers of 16 bits."""
+    gemm(out_MV, [(x_high, w_high), (x_low, w_high), (x_high, w_low)])
 
 
 def softmax(
@@ -564,7 +558,11 @@ def head(
     for part in fused.chunks(tokens, rows_at_once):
         x_MD = x_ND[part]
         logits, d_MV = logits_MV[: len(x_MD)], low_MV[: len(x_MD)]
-        logits_into(logits, x_MD, w_VD, packed)
+        if amx:
+            x_high, x_low = halves(x_MD)
+            logits_by_halves(logits, x_high, x_low, *packed)
+        else:
+            torch.mm(x_MD, w_VD.T, out=logits)
         dnll_M = None if dnll_N is None else dnll_N[part].contiguous()
         softmax(logits, b_V, targets_N[part], dnll_M, nll_N[part], d_MV if needs_gradients else None, sums)
         if not needs_gradients:
@@ -572,8 +570,7 @@ def head(
         dx_ND, dw_VD = gradients
         if amx:
             gemm(dx_ND[part], [(d_MV, w_back)])
-            x_low_MD = rounded_rows(x_MD[:, None], None)
-            gemm(dw_VD, [(transposed_rows(d_MV), packed_rows(x_low_MD, x_MD.shape[1]))], add=part.start > 0, transposed=True)
+            gemm(dw_VD, [(transposed_rows(d_MV), packed_rows(x_high, x_MD.shape[1]))], add=part.start > 0, transposed=True)
         else:
             mm_into(dx_ND[part], d_MV, w_low_VD)
             mm_into(dw_VD, d_MV.T, x_MD.to(compute_dtype), add=part.start > 0)
