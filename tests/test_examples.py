@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -179,9 +179,8 @@ def test_no_line_of_a_page_is_left_out() -> None:
     assert {words[1] for line in every if len(words := line.split()) > 1} >= {*cli.EXAMPLES, "compare"}
 
 
-def python_blocks() -> Iterator[str]:
-    for path in PAGES:
-        yield from re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+def python_blocks() -> list[str]:
+    return [block for path in PAGES for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
 
 
 @pytest.mark.parametrize("block", python_blocks())

@@ -271,7 +271,7 @@ def test_loops_are_captured_with_sums_of_full_precision(replaying: list[int], mo
         return capture(*arguments)
 
     monkeypatch.setattr(ours.GRAPHS, "capture", noted)
-    monkeypatch.setattr(ours, "exact_sums", lambda device_type: full_precision_sums())
+    monkeypatch.setattr(operators, "exact_sums", lambda device_type: full_precision_sums())
     assert matmul.allow_bf16_reduced_precision_reduction
     for _ in range(2):
         agreement("lstm", masks_of("lstm", "variational", TIME), False)
