@@ -22,21 +22,24 @@ SIZE ?= medium
 SEEDS ?= 1
 ROWS ?=
 LAUNCHER ?=
+JOBS ?= 1
+UNTIL ?=
+MC_BATCH ?=
 PRECISION ?= auto
 comma := ,
 sizes = $(if $(filter all,$(SIZE)),small$(comma)medium$(comma)large,$(SIZE))
 
-reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… LAUNCHER=… PRECISION=…
-	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) precision=$(PRECISION) $(if $(ROWS),'rows=[$(ROWS)]') \
-	  $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
+reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… JOBS=1 UNTIL=8h PRECISION=…
+	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) $(if $(ROWS),'rows=[$(ROWS)]') \
+	  $(if $(UNTIL),until=$(UNTIL)) $(if $(MC_BATCH),mc_batch=$(MC_BATCH)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 EPOCHS ?= 60
 PROTOCOLS ?= paper,clean
 CELLS ?= lstm,gru
 
-reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=paper,clean CELLS=lstm,gru EPOCHS=60 SEEDS=1 LAUNCHER=… PRECISION=…
-	$(BIN)/vdrop figures 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) precision=$(PRECISION) \
-	  $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
+reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=paper,clean CELLS=lstm,gru EPOCHS=60 SEEDS=1 JOBS=1 UNTIL=8h PRECISION=…
+	$(BIN)/vdrop figures 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) \
+	  $(if $(UNTIL),until=$(UNTIL)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
 	$(BIN)/python -m pytest -n auto

@@ -22,7 +22,7 @@ from vdrop_cli import cli, config, experiments
 from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, is_list, is_text, literal, prepared
 from vdrop_cli.commands import campaign, figures, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
-from vdrop_cli.config import ROOTS, ConfigError, Precision, Protocol, Size, types
+from vdrop_cli.config import ROOTS, ConfigError, Figures, Precision, Protocol, Reproduce, Size, types
 
 Dispatch = Callable[..., list[Any]]
 
@@ -257,17 +257,20 @@ def test_overrides_of_rows_are_read_as_typed_on_the_command_line(dispatch: Dispa
     overrides = "data=text \"data.train=in (1).txt\" data.valid=josé/b=1 data.test='a, b'"
     (row,) = experiments.rows([Size.small], ["none"], overrides)
     assert (row.settings.data.train, row.settings.data.valid, row.settings.data.test) == ("in (1).txt", "josé/b=1", "a, b")
-    line = campaign.sweep(["experiment=table1_small_none"], [1, 2], "basic", Precision.fp32, "my, runs", overrides)
+    line = campaign.sweep(["experiment=table1_small_none"], [1, 2], Precision.fp32, Reproduce(outputs="my, runs", overrides=overrides))
     found = dispatch("train", *line)
     assert [job.seed for job in found] == [1, 2] and {job.outputs for job in found} == {"my, runs"}
     assert all(job.data == row.settings.data for job in found)
 
 
 @pytest.mark.usefixtures("composing")
-def test_a_launcher_is_read_as_printed_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = campaign.sweep(["experiment=table1_small_none"], [1], "joblib hydra.launcher.n_jobs=4", Precision.fp32, "o", "")
-    words = prepared("train", [word for word in line if word != "-m"], sweep=True)
-    assert "hydra/launcher=joblib" in words and "hydra.launcher.n_jobs=4" in words
+def test_a_launcher_is_read_as_printed_in_the_help_and_jobs_are_one() -> None:
+    for of_many in (Reproduce(launcher="joblib hydra.launcher.n_jobs=4"), Reproduce(jobs=4), Figures(jobs=4)):
+        line = campaign.sweep(["experiment=table1_small_none"], [1], Precision.fp32, of_many)
+        words = prepared("train", [word for word in line if word != "-m"], sweep=True)
+        assert "hydra/launcher=joblib" in words and "hydra.launcher.n_jobs=4" in words
+    one = campaign.sweep(["experiment=table1_small_none"], [1], Precision.fp32, Reproduce())
+    assert not any("launcher" in word for word in one)
 
 
 def test_an_evaluation_names_its_checkpoints_whatever_their_folder_is_called(

@@ -135,7 +135,7 @@ def check_rest(found: list[Any], validate: Line) -> None:
     for one in found:
         if isinstance(one, Reproduce | Figures):
             first = "experiment=table1_small_none" if isinstance(one, Reproduce) else "task=sentiment"
-            trained = validate("train", *campaign.sweep([first], [1], one.launcher, one.precision, one.outputs, one.overrides))
+            trained = validate("train", *campaign.sweep([first], [1], one.precision, one))
             assert trained and all(isinstance(settings, Train) for settings in trained)
 
 

@@ -97,14 +97,15 @@ examples:
 examples:
   vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
   vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
-  vdrop reproduce 'launcher=joblib hydra.launcher.n_jobs=4'
+  vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes after 25 minutes
+  vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
 """,
     "figures": """vdrop figures: the paper's experiments on film reviews: run, resumed, evaluated, drawn, written down
 
 examples:
   vdrop figures plan=true                              what there is to do, and how long it takes here
   vdrop figures protocols=[clean] cells=[lstm] seeds=3
-  vdrop figures epochs=250 'launcher=joblib hydra.launcher.n_jobs=2'
+  vdrop figures epochs=250 jobs=2 until=8h
 """,
     "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
 

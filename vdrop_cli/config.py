@@ -329,7 +329,8 @@ NO_NUMBERS = (
     "log_every",
     "force",
 )  # in no identity
-MOST_SEEDS = 1000  # runs of one row that are made at once
+MOST_SEEDS = 1000  # of one row
+MOST_JOBS = 1000
 
 
 @dataclass
@@ -543,14 +544,16 @@ class Reproduce:
     overrides: str = ""  # settings to change in all rows, which then are no longer the published ones
     precision: Precision = Precision.auto
     mc_batch: int | None = None  # as of vdrop eval
-    launcher: str | None = None  # of the runs, with its settings: "joblib hydra.launcher.n_jobs=4"; null: one after the other
+    launcher: str | None = None  # of the runs, with its settings: "submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs
+    jobs: int = 1  # runs at once, side by side on the one device; 1: one after the other
+    until: str | None = None  # time after which everything is stopped and saved, as 25min, 2h or 1h30min; null: to the end
     outputs: str = "outputs"
     file: str | None = None  # to write when all is done; null: as of vdrop table
     plan: bool = False  # only tell what there is to do, and how long it takes
 
     def __post_init__(self) -> None:
         require_rows(self.sizes, self.rows)
-        require_command_words("launcher", self.launcher or "")
+        require_launching(self)
         require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
         require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
 
@@ -566,6 +569,8 @@ class Figures:
     overrides: str = ""  # settings to change in all runs
     precision: Precision = Precision.auto
     launcher: str | None = None  # as of vdrop reproduce
+    jobs: int = 1  # as of vdrop reproduce
+    until: str | None = None  # as of vdrop reproduce
     outputs: str = "outputs"
     file: str | None = None  # to write when all is done; null: as of vdrop table
     plan: bool = False  # only tell what there is to do, and how long it takes
@@ -575,10 +580,27 @@ class Figures:
             values = [str(value) for value in getattr(self, name)]
             require(len(values) > 0, name, "a list with something in it", "[]")
             require(len(set(values)) == len(values), name, "a list that names nothing twice", values)
-        require_command_words("launcher", self.launcher or "")
+        require_launching(self)
         require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
         for name in ("epochs", "mc_samples"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
+
+def require_launching(settings: Reproduce | Figures) -> None:
+    require_command_words("launcher", settings.launcher or "")
+    require(1 <= settings.jobs <= MOST_JOBS, "jobs", f"in [1, {MOST_JOBS}]", settings.jobs)
+    require(settings.jobs == 1 or not settings.launcher, "jobs", "1 where launcher is set, which has a number of its own", settings.jobs)
+    if settings.until is not None:
+        seconds(settings.until)
+
+
+def seconds(until: str) -> int:
+    """Of a time such as 25min, 2h or 1h30min. Raises ConfigError."""
+    parts = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})min)?(?:(\d{1,6})s)?", until, re.ASCII)
+    hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    found = 3600 * hours + 60 * minutes + rest
+    require(found > 0, "until", "a time such as 25min, 2h or 1h30min, or null", repr(until))
+    return found
 
 
 def require_command_words(key: str, text: str) -> None:

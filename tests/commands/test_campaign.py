@@ -10,9 +10,10 @@ import torch
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
-from vdrop_cli.commands.campaign import Cost, Evaluation, Maker, Training, announce, require_all
+from vdrop_cli.commands.campaign import Commands, Cost, Evaluation, Maker, Training, announce, require_all
 from vdrop_cli.config import Precision, Published, RunError
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import LanguageModelling, Sentiment
 
 
@@ -49,6 +50,22 @@ def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
     assert settings(*replace(passes, mc_batch=7).arguments, command="eval").mc_batch == 7
     together = replace(passes, trainings=[training] * 2, mc_batch=7)
     assert settings(*together.arguments, command="eval").mc_batch is None, "an ensemble has no passes"
+
+
+def test_when_the_time_is_up_what_runs_is_stopped_and_saved_and_nothing_else_begins(
+    tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real process, which has minutes of training before it."""
+    config = settings(*TINY, *text, f"outputs={tmp_path}", "schedule.epochs=100000")
+    arguments = [change for change in (*TINY, *text) if not change.startswith("schedule.epochs")]
+    commands = Commands("12s")
+    commands.vdrop("train", *arguments, f"outputs={tmp_path}", "schedule.epochs=100000")
+    assert commands.time_is_up and "until=12s has passed; stopping what runs" in capsys.readouterr().err
+    training = Maker(Precision.fp32, str(tmp_path)).training("it", config, config.seed)
+    last = [record["epoch"] for record in read_log(training.folder / "log.jsonl") if record["kind"] == "epoch"][-1]
+    assert last <= training.epochs_done < last + 1 and training.epochs_done > 0 and not training.is_finished
+    commands.vdrop("train", *arguments, "outputs=nothing-begins")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:

@@ -20,7 +20,7 @@ from vdrop_cli.commands import reproduce
 from vdrop_cli.commands.campaign import require_on_page
 from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.commands.table import Evaluated, Line
-from vdrop_cli.config import TABLE_1, ConfigError, Precision, Reproduce, RunError, Size, plain
+from vdrop_cli.config import TABLE_1, ConfigError, Figures, Precision, Reproduce, RunError, Size, plain, seconds
 from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
 
@@ -60,8 +60,7 @@ def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, 
 
 
 def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
-    launcher = "launcher='joblib hydra.launcher.n_jobs=2'"
-    ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", launcher, changes[:-1] + " schedule.lr=1e30'")
+    ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", "jobs=2", changes[:-1] + " schedule.lr=1e30'")
     assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
     assert "is not finished, nor are 1 others; the same command resumes" in ran.stderr.splitlines()[-1]
@@ -104,6 +103,7 @@ def test_nothing_to_run_is_an_error() -> None:
             ["SIZE=small", "ROWS=none,untied_mc", "LAUNCHER=joblib hydra.launcher.n_jobs=4", "PRECISION=bf16"],
             Reproduce([Size.small], ["none", "untied_mc"], launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16),
         ),
+        (["JOBS=3", "UNTIL=25min", "MC_BATCH=500"], Reproduce(jobs=3, until="25min", mc_batch=500)),
     ],
 )
 def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> None:
@@ -152,3 +152,16 @@ def test_passes_run_together_as_it_was_asked_for(changes: str, tmp_path: Path, m
     for mc_batch in (None, 200):
         _, (evaluation,) = reproduce.needed(rows, Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch))
         assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (["mc_batch=200"] if mc_batch else [])
+
+
+@pytest.mark.parametrize("kind", [Reproduce, Figures])
+def test_times_and_numbers_of_jobs_that_cannot_be_meant_are_refused(kind: type[Reproduce | Figures]) -> None:
+    for text, expected in (("90s", 90), ("25min", 1500), ("2h", 7200), ("1h30min", 5400), ("1h1min1s", 3661)):
+        assert seconds(text) == expected and kind(until=text).until == text
+    for text in ("", "25", "25m", "0min", "1.5h", "-1h", "30min1h", "1h 30min", "٢h", "9999999h"):
+        with pytest.raises(ConfigError, match=r"^until must be a time such as 25min, 2h or 1h30min, or null, got "):
+            kind(until=text)
+    with pytest.raises(ConfigError, match=r"^jobs must be in \[1, 1000\], got 0"):
+        kind(jobs=0)
+    with pytest.raises(ConfigError, match=r"^jobs must be 1 where launcher is set, which has a number of its own, got 3"):
+        kind(jobs=3, launcher="joblib")

@@ -1,5 +1,6 @@
 """Many runs and evaluations as one piece of work: what of it is finished, how long the rest takes, and doing it. No command of its own."""
 
+import math
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 from vdrop_cli import checkpoint, environment, evaluate, experiments, interruption, runs, tasks
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, resolved
-from vdrop_cli.config import ConfigError, Precision, Published, RunError, Train
+from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
 from vdrop_cli.dropout import Stream
 from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.sinks import duration
@@ -186,32 +187,49 @@ class Cost:
         return time.perf_counter() - begun
 
 
-def sweep(choices: list[str], seeds: Iterable[int], launcher: str | None, precision: Precision, outputs: str, overrides: str) -> list[str]:
+def sweep(choices: list[str], seeds: Iterable[int], precision: Precision, settings: Reproduce | Figures) -> list[str]:
     """The rest of a `vdrop train` that trains all of these; of runs that are finished it says so."""
+    launcher = settings.launcher or (f"joblib hydra.launcher.n_jobs={settings.jobs}" if settings.jobs > 1 else "")
     how = shlex.split(f"hydra/launcher={launcher}") if launcher else []
     of_each = [
         f"precision={precision}",
-        f"outputs={literal(outputs)}",
-        *prepared("train", shlex.split(overrides)),
+        f"outputs={literal(settings.outputs)}",
+        *prepared("train", shlex.split(settings.overrides)),
     ]  # no comma is a sweep there
     return ["-m", *choices, f"seed={','.join(map(str, seeds))}", *how, *of_each]
 
 
-def evaluate_all(evaluations: Iterable[Evaluation]) -> None:
-    """Those that can be and are not yet."""
-    for evaluation in evaluations:
-        if all(training.is_finished for training in evaluation.trainings) and not evaluation.is_finished:
-            vdrop("eval", *evaluation.arguments)
+class Commands:
+    """Other commands of vdrop, each run as a process of its own; where `until` is set, only until that time has passed."""
 
+    def __init__(self, until: str | None) -> None:
+        self.until, self.ends = until, math.inf if until is None else time.monotonic() + seconds(until)
 
-def vdrop(command: str, *arguments: str) -> None:
-    """Runs a command as a process of its own, which is asked to stop when this one is; how it ends shows in what it leaves."""
-    line = ["vdrop", command, *arguments]
-    print(f"\n{shlex.join(line)}", file=sys.stderr, flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]])
-    with interruption.listening(process.terminate):
-        process.wait()
-        interruption.check()
+    @property
+    def time_is_up(self) -> bool:
+        return time.monotonic() >= self.ends
+
+    def vdrop(self, command: str, *arguments: str) -> None:
+        """Runs a command, which is asked to stop when this one is, or the time is up; how it ends shows in what it leaves."""
+        if self.time_is_up:
+            return
+        line = ["vdrop", command, *arguments]
+        print(f"\n{shlex.join(line)}", file=sys.stderr, flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]])
+        with interruption.listening(process.terminate):
+            try:
+                process.wait(None if self.until is None else max(0.0, self.ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                print(f"vdrop: until={self.until} has passed; stopping what runs", file=sys.stderr, flush=True)
+                process.terminate()
+                process.wait()
+            interruption.check()
+
+    def evaluate_all(self, evaluations: Iterable[Evaluation]) -> None:
+        """Those that can be and are not yet."""
+        for evaluation in evaluations:
+            if all(training.is_finished for training in evaluation.trainings) and not evaluation.is_finished:
+                self.vdrop("eval", *evaluation.arguments)
 
 
 def require_on_page(wanted: Iterable[tuple[str, int]], told: Collection[tuple[str, int]]) -> None:

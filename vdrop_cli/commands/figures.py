@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from vdrop_cli import ratings
 from vdrop_cli.commands import campaign, table
-from vdrop_cli.commands.campaign import Evaluation, Maker
+from vdrop_cli.commands.campaign import Commands, Evaluation, Maker
 from vdrop_cli.commands.table import Work
 from vdrop_cli.config import Figures, Table
 from vdrop_cli.ratings import Line
 
 
 def run(settings: Figures) -> None:
-    page = Table(outputs=settings.outputs, file=settings.file)
+    page, commands = Table(outputs=settings.outputs, file=settings.file), Commands(settings.until)
     rows = ratings.rows(settings)
     if not settings.plan:
         table.require_that_it_can_be_written(page, Work(on_page(settings), [], rows))
@@ -32,8 +32,8 @@ def run(settings: Figures) -> None:
             dropouts = dict.fromkeys(training.settings.dropout.name for training in todo)
             chosen = ratings.choices(protocol, cells, dropouts, settings.epochs)
             of_todo, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
-            campaign.vdrop("train", *campaign.sweep(chosen, of_todo, settings.launcher, precision, settings.outputs, settings.overrides))
-    campaign.evaluate_all(evaluations)
+            commands.vdrop("train", *campaign.sweep(chosen, of_todo, precision, settings))
+    commands.evaluate_all(evaluations)
     _, lines = table.write(page, on_page(settings))
     campaign.require_all(trainings, evaluations)
     campaign.require_on_page([(row.name, seed) for row in rows for seed in seeds], told(lines, settings.epochs))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vdrop_cli import experiments
 from vdrop_cli.commands import campaign, table
-from vdrop_cli.commands.campaign import Evaluation, Maker, Training
+from vdrop_cli.commands.campaign import Commands, Evaluation, Maker, Training
 from vdrop_cli.commands.table import Line, Work
 from vdrop_cli.config import TABLE_1, ConfigError, Figures, Reproduce, Table
 from vdrop_cli.experiments import Row
@@ -15,7 +15,7 @@ def run(settings: Reproduce) -> None:
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing to run; vdrop reproduce plan=true sizes=[small] shows what there is")
-    page = page_of(settings)
+    page, commands = page_of(settings), Commands(settings.until)
     figures = Figures(outputs=page.outputs, file=page.file)
     if not settings.plan:
         table.require_that_it_can_be_written(page, Work(figures, rows, []))
@@ -29,8 +29,8 @@ def run(settings: Reproduce) -> None:
     if todo:
         choices = [f"experiment={','.join(dict.fromkeys(training.name for training in todo))}"]
         seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
-        campaign.vdrop("train", *campaign.sweep(choices, seeds, settings.launcher, precision, settings.outputs, settings.overrides))
-    campaign.evaluate_all(evaluations)
+        commands.vdrop("train", *campaign.sweep(choices, seeds, precision, settings))
+    commands.evaluate_all(evaluations)
     lines, _ = table.write(page, figures)
     campaign.require_all(trainings, evaluations)
     campaign.require_on_page(wanted(rows, settings.seeds), told(lines))
