@@ -60,6 +60,25 @@ def test_sizes_at_the_edges_of_blocks(
     assert max(relative_errors(found, expected)) < (1e-5 if compute_dtype is None else 3e-2)
 
 
+@pytest.mark.skipif("not native.has_amx()")
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 5, 17), (900, 650, 1000), (1000, 650, 900), (40, 1700, 70), (450, 800, 33)])
+def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: int, columns: int) -> None:
+    """Of matrices that are worked on in several parts, in their depth and across, and of some with incomplete blocks."""
+    x, w = random(rows, depth).detach(), random(columns, depth).detach()
+    x_high, x_low = native.halves(x)
+    w_high, w_low = (packed.flatten(1, 2) for packed in native.pack_bf16(w, 1, rest=True))
+    rounded = x.bfloat16().double() @ w.bfloat16().double().T
+    found = torch.full((rows, columns), torch.nan)
+    native.gemm(found, [(x_high, w_high)])
+    native.gemm(found, [(x_high, w_high)], add=True)
+    assert max(relative_errors([found], [2 * rounded])) < 1e-6
+    native.logits_by_halves(found, x_high, x_low, w_high, w_low)
+    assert max(relative_errors([found], [x.double() @ w.double().T])) < 1e-5
+    summed, upstream = torch.full((columns, depth), torch.nan), random(rows, columns).detach().bfloat16()
+    native.gemm(summed, [(native.transposed_rows(upstream), native.packed_rows(x_high, depth))], transposed=True)
+    assert max(relative_errors([summed], [upstream.double().T @ x.bfloat16().double()])) < 1e-6
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-7), (torch.float64, 1e-15)])
 def test_gates_are_exact_over_the_whole_range(dtype: torch.dtype, tolerance: float) -> None:
     """σ and tanh alone, by an LSTM of one step: relative errors, near zero and at saturation, too."""

@@ -343,37 +343,56 @@ struct gemm {
     size c_row; /* elements */
 };
 
-/* The smaller of the two matrices stays in the second cache. */
+/* How many are worked on at once, of `all` at most `most`, so that each time it is about as many. */
+INLINE size even_part(size all, size most) {
+    size parts = (all + most - 1) / most;
+    return parts ? (all + parts - 1) / parts : 1;
+}
+
+/* A block of up to 32 rows and 32 columns. */
+INLINE void multiply_block(const struct gemm *p, struct worker *worker, size row, size column, size k, size tiles) {
+    float edge[32][32] __attribute__((aligned(64)));
+    size tall = at_most(p->rows - row, 32), wide = at_most(p->columns - column, 32);
+    int add = p->add || k > 0, whole = wide == 32;
+    float *c = p->c + row * p->c_row + column, *out = whole ? c : edge[0];
+    size out_row = whole ? p->c_row : 32;
+    if (!whole && add)
+        for (size i = 0; i < tall; i++) memcpy(edge[i], c + i * p->c_row, (size_t)wide * 4);
+    for (size i = 0; i < tall; i++) { /* on the way from memory while tiles are multiplied */
+        __builtin_prefetch(c + i * p->c_row, 1);
+        __builtin_prefetch(c + i * p->c_row + wide - 1, 1);
+    }
+    for (size pair = 0; pair < p->pairs; pair++) {
+        struct left left = {p->a[pair] + row / 16 * p->a_block + k * p->a_tile, p->a_row, p->a_tile, p->a_block};
+        const char *w = p->w[pair] + column / 16 * p->w_block + k * 1024;
+        multiply_tiles(worker, (int)tall, tiles, left, w, wide > 16 ? w + p->w_block : NULL, (char *)out, (char *)(out + 16), out_row * 4,
+                       add || pair > 0);
+    }
+    if (!whole)
+        for (size i = 0; i < tall; i++) memcpy(c + i * p->c_row, edge[i], (size_t)wide * 4);
+}
+
+#define DEEP 24            /* tiles of depth that are multiplied at once, at most */
+#define PANEL (600 * 1024) /* bytes of the inner matrix, which stay in the second cache */
+
+/* The smaller of the two matrices is the inner one: a part of it is multiplied with each block of the outer one. */
 void vdrop_gemm(const struct gemm *p) {
     size row_blocks = (p->rows + 31) / 32, column_blocks = (p->columns + 31) / 32;
     int rows_outside = p->rows > p->columns;
     size outer = rows_outside ? row_blocks : column_blocks, inner = rows_outside ? column_blocks : row_blocks;
-    size at_once = 24; /* tiles of depth, so that the inner matrix stays in the second cache */
-    size rounds = (p->tiles + at_once - 1) / at_once;
-    at_once = (p->tiles + rounds - 1) / rounds;
+    size deep = even_part(p->tiles, DEEP), matrices = p->pairs > 1 ? 2 : 1;
+    size panel = even_part(inner, PANEL / (deep * 2048 * matrices));
 #pragma omp parallel num_threads(p->threads)
     {
         struct worker worker = {0};
         size thread = omp_get_thread_num(), all = omp_get_num_threads();
-        size begin = share(outer * inner, thread, all), end = share(outer * inner, thread + 1, all);
-        float edge[32][32] __attribute__((aligned(64)));
-        for (size k = 0; k < p->tiles; k += at_once)
-            for (size item = begin; item < end; item++) {
-                size row = 32 * (rows_outside ? item / inner : item % inner), column = 32 * (rows_outside ? item % inner : item / inner);
-                size tall = at_most(p->rows - row, 32), wide = at_most(p->columns - column, 32);
-                int add = p->add || k > 0, whole = wide == 32;
-                float *c = p->c + row * p->c_row + column, *out = whole ? c : edge[0];
-                size out_row = whole ? p->c_row : 32;
-                if (!whole && add)
-                    for (size i = 0; i < tall; i++) memcpy(edge[i], c + i * p->c_row, (size_t)wide * 4);
-                for (size pair = 0; pair < p->pairs; pair++) {
-                    struct left left = {p->a[pair] + row / 16 * p->a_block + k * p->a_tile, p->a_row, p->a_tile, p->a_block};
-                    const char *w = p->w[pair] + column / 16 * p->w_block + k * 1024;
-                    multiply_tiles(&worker, (int)tall, at_most(at_once, p->tiles - k), left, w, wide > 16 ? w + p->w_block : NULL, (char *)out,
-                                   (char *)(out + 16), out_row * 4, add || pair > 0);
+        for (size k = 0; k < p->tiles; k += deep)
+            for (size first = 0; first < inner; first += panel) {
+                size wide = at_most(panel, inner - first), end = share(outer * wide, thread + 1, all);
+                for (size item = share(outer * wide, thread, all); item < end; item++) {
+                    size out = 32 * (item / wide), in = 32 * (first + item % wide);
+                    multiply_block(p, &worker, rows_outside ? out : in, rows_outside ? in : out, k, at_most(deep, p->tiles - k));
                 }
-                if (!whole)
-                    for (size i = 0; i < tall; i++) memcpy(c + i * p->c_row, edge[i], (size_t)wide * 4);
             }
         release_tiles(&worker);
     }
@@ -501,6 +520,7 @@ INLINE LOW NAME(lower)(REAL x) {
 
 /* Products of few rows with packed weights */
 
+#define AHEAD 32 /* rows of packed weights that are on the way to the first cache while one is used */
 #define LANES ((int)(WIDTH / sizeof(REAL)))
 #define VECTORS (BLOCK / LANES)
 
@@ -534,6 +554,7 @@ INLINE void NAME(multiply_rows)(const int rows, size depth, const LOW *a, size a
 #else
     for (size k = 0; k < depth; k++) {
         NAME(vec) column[VECTORS];
+        __builtin_prefetch(w + (k + AHEAD) * BLOCK); /* weights lie beyond the second cache */
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) column[v] = *(const NAME(vec) *)(w + k * BLOCK + v * LANES);
 #pragma GCC unroll 24
