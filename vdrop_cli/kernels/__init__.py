@@ -142,7 +142,7 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
         "w_hh": (weights[1], (gates * hidden, hidden)),
         "b_ih": (weights[2], (gates * hidden,)),
         "b_hh": (weights[3], (gates * hidden,)),
-        **{name: (state, (batch, hidden)) for name, state in zip(("h", "c"), states, strict=False)},
+        **{name: (state, (batch, hidden)) for name, state in zip(("h", "c")[: len(states)], states, strict=True)},
     }
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
