@@ -145,7 +145,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
     monkeypatch.setattr(campaign, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0))
-    monkeypatch.setattr(campaign, "vdrop", lambda *arguments: None)
+    monkeypatch.setattr(campaign.Commands, "vdrop", lambda *arguments: None)
     monkeypatch.setattr(predict, "PASSES", 3)
     passes_of = RatingPredictor.passes_of
     monkeypatch.setattr(
