@@ -319,7 +319,15 @@ def test_run_folders_are_named_by_what_changes_the_numbers() -> None:
     base = checkpoint.run_folder(settings(), "f")
     assert base.parts[:3] == ("outputs", "train", "language_model-lstm_medium-variational")
     assert base.name.endswith("-s1") and len(base.name) == len("01234567-s1")
-    for same in ("log_every=7", "outputs=elsewhere", "checkpoint.minutes=1", "force=true", "data.cache=null", "data.dir=/corpora"):
+    for same in (
+        "log_every=7",
+        "outputs=elsewhere",
+        "checkpoint.minutes=1",
+        "checkpoint.epochs=3",
+        "force=true",
+        "data.cache=null",
+        "data.dir=/corpora",
+    ):
         assert checkpoint.run_folder(settings(same), "f").name == base.name
     for other in ("model.init=0.06", "dropout.p_h=0.1", "schedule.lr=2", "task.bptt=7", "backend=reference", "schedule.epochs=1"):
         assert checkpoint.run_folder(settings(other), "f").name != base.name

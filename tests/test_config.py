@@ -230,6 +230,7 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["schedule.patience=0"], r"schedule\.patience"),
         (["seed=-1"], "seed must be"),
         (["checkpoint.minutes=0"], r"checkpoint\.minutes must be above 0"),
+        (["checkpoint.epochs=0"], r"checkpoint\.epochs must be at least 1, got 0"),
         (["log_every=0"], "log_every must be"),
         (["experiment=table1_small_none", "published.row=''"], r"published\.row must be a name"),
         (["experiment=table1_small_none", "published.mc_samples=-1"], r"published\.mc_samples must be at least 0"),
@@ -381,6 +382,7 @@ SHOWN_ELSEWHERE = {
     "device": "tests/test_environment.py",
     "force": "tests/commands/test_train.py",
     "checkpoint.minutes": "tests/commands/test_train.py",
+    "checkpoint.epochs": "tests/commands/test_train.py",
     **{key: "tests/commands/test_table.py" for key in keys(Published, "published.")},
 }
 

@@ -291,10 +291,12 @@ class Schedule:
 
 @dataclass
 class Checkpoints:
-    minutes: float = 5.0  # of training between two of them; there is one at the end of every epoch and at a signal besides
+    minutes: float = 5.0  # of training between two of them; there are those at the end of epochs and at a signal besides
+    epochs: int = 1  # one at the end of every so many epochs, of the last, and of the best so far where that is the one that is reported
 
     def __post_init__(self) -> None:
         require(self.minutes > 0, "checkpoint.minutes", "above 0 (inf: at the end of epochs and at a signal only)", self.minutes)
+        require(self.epochs >= 1, "checkpoint.epochs", "at least 1", self.epochs)
 
 
 @dataclass

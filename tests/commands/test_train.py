@@ -150,6 +150,70 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[st
     assert len({chunk for _, chunk in saved["5"]}) > 3, "in the middle of epochs"
 
 
+def places_saved(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[tuple[int, int]]:
+    """Epochs and batches of every checkpoint that a run writes."""
+    places: list[tuple[int, int]] = []
+    save = checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda c, *to: places.append((c.epoch, c.batch)) or save(c, *to))
+        list(train.records(start(settings(*TINY, *overrides))))
+    return places
+
+
+def test_a_checkpoint_is_at_the_end_of_every_so_many_epochs_and_of_the_last(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    every_third = places_saved(monkeypatch, *text, "schedule.epochs=7", "checkpoint.epochs=3")
+    assert every_third == [(3, 0), (6, 0), (7, 0)]
+    assert places_saved(monkeypatch, *text, "schedule.epochs=2", "outputs=every") == [(1, 0), (2, 0)]
+    assert places_saved(monkeypatch, *text, "schedule.epochs=2", "checkpoint.epochs=9", "outputs=few") == [(2, 0)]
+
+
+@pytest.mark.parametrize(("patience", "expected"), [(5, [1, 3, 4, 6, 7]), (2, [1, 3, 5])])
+def test_the_best_epoch_has_a_checkpoint_where_it_is_reported(
+    patience: int, expected: list[int], text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And at the end of epochs 3 and 6, and of the last, which is the fifth where patience ends the run."""
+    measured = iter([5.0, 6.0, 4.0, 7.0, 8.0] if patience == 2 else [5.0, 6.0, 4.5, 4.0, 8.0, 9.0, 9.0])
+    monkeypatch.setattr(LanguageModelling, "validate", lambda task, model: {task.chosen_by: next(measured)})
+    monkeypatch.setattr(LanguageModelling, "result", lambda task, model, *best: {})
+    overrides = [*text, "dropout=none", "schedule.epochs=7", f"schedule.patience={patience}", "checkpoint.epochs=3"]
+    assert places_saved(monkeypatch, *overrides) == [(epoch, 0) for epoch in expected]
+
+
+@pytest.mark.parametrize("policy", ["none", "variational"])
+def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_ends(
+    policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after epoch 4 or in epoch 5, where it saves at once; or lost after epoch 4, where it resumes from its last checkpoint."""
+    overrides = [*TINY, *text, "task.batch_size=20", f"dropout={policy}", "schedule.epochs=7"]
+    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start | Saving)]
+    epochs = [record for record in whole if "train_loss" in record]
+    best_of_4 = min(epochs[:4], key=lambda record: record["metrics"]["valid_ppl_batched"])["epoch"]
+    steps = epochs[0]["step"]
+    weights = checkpoint.load(next(Path("outputs").rglob("checkpoint-0007.pt"))).model
+    for how, kind, last_step, resumed_step in (
+        ("stopped after epoch 4", Epoch, 4 * steps, 4 * steps),
+        ("stopped in epoch 5", Step, 4 * steps + 2, 4 * steps + 2),
+        ("lost after epoch 4", Epoch, 4 * steps, (4 if policy == "none" and best_of_4 == 4 else 3) * steps),
+    ):
+        there = settings(*overrides, f"outputs={how}", "checkpoint.epochs=3", "checkpoint.minutes=inf")
+        first: list[Any] = []
+        with pytest.raises(KeyError if "lost" in how else Interrupted):
+            for record in train.records(start(there)):
+                first.append(record)
+                if isinstance(record, kind) and getattr(record, "step", 0) == last_step:
+                    if "lost" in how:
+                        raise KeyError
+                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
+        monkeypatch.setattr(interruption, "received", [])
+        run = start(there)
+        assert run.step == resumed_step
+        records = [record for record in first if getattr(record, "step", 0) <= run.step]
+        records = [timeless(record) for record in (*records, *train.records(run)) if not isinstance(record, Start | Saving)]
+        assert records == whole
+        found = checkpoint.load(next(Path(how).rglob("checkpoint-0007.pt")))
+        assert all(torch.equal(tensor, found.model[name]) for name, tensor in weights.items())
+
+
 def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
     text: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,12 @@ class Run:
         return Epoch(self.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds)
 
     @property
+    def is_epoch_to_be_saved(self) -> bool:
+        """Whether there is to be a checkpoint at the end of the epoch that is finished now."""
+        is_best = self.settings.reports_best and self.best_epoch == self.epoch
+        return self.epoch % self.settings.checkpoint.epochs == 0 or is_best or not self.goes_on
+
+    @property
     def is_to_be_saved(self) -> bool:
         """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
         launched = self.batch + len(self.in_flight)
@@ -247,9 +253,10 @@ def records(run: Run) -> Iterator[Record]:
                     run.save()
                     saved_at = run.step
             yield run.finish_epoch()
-            yield Saving()
-            run.save()
-            saved_at = run.step
+            if run.is_epoch_to_be_saved:
+                yield Saving()
+                run.save()
+                saved_at = run.step
             interruption.check()
         yield run.result()
     except Interrupted as stop:
