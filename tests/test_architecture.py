@@ -37,6 +37,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     },
     "schedule": {"config"},
     "checkpoint": {"config", "files", "learned"},
+    "continuation": {"checkpoint", "config", "files", "ownership", "sinks", "stored", "tasks"},
     "rivals": {"config"},
     "environment": {"config", "kernels", "__version__"},
     "stored": {"archives", "files"},

@@ -12,6 +12,7 @@ import pytest
 
 from vdrop_cli import sinks
 from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.files import Damaged
 from vdrop_cli.sinks import (
     Epoch,
     JsonLines,
@@ -23,8 +24,10 @@ from vdrop_cli.sinks import (
     Step,
     TensorBoard,
     duration,
+    events_until,
     flat,
     flattened,
+    log_until,
     ppl,
     read_log,
 )
@@ -89,6 +92,27 @@ def test_tensorboard_gets_the_steps_of_the_log_the_epochs_and_the_settings_with_
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_events_until_a_step_are_whole_and_without_the_result(tmp_path: Path) -> None:
+    """Of a file that is damaged, those before the damage."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(tmp_path, {"seed": 1}, 1, 0, measures) as sink:
+        for record in (*map(step, range(1, 7)), EPOCH, *map(step, range(7, 10)), RESULT):
+            sink(record)
+    (path,) = tmp_path.glob("events.*")
+    whole = path.read_bytes()
+    for until, steps, kinds in ((6, 6, {"step", "epoch"}), (5, 5, {"step"}), (99, 9, {"step", "epoch"})):
+        path.write_bytes(events_until(whole, until))
+        events = EventAccumulator(str(tmp_path)).Reload()
+        assert len(events.Scalars("step/loss")) == steps
+        assert {tag.partition("/")[0] for tag in (*events.Tags()["scalars"], *events.summary_metadata)} == kinds
+    assert events_until(path.read_bytes(), 99) == path.read_bytes() != whole
+    assert events_until(b"", 6) == events_until(b"\xff" * 999, 6) == b""
+    for size in range(0, len(whole), 97):
+        assert events_until(whole, 6).startswith(events_until(whole[:size], 6))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
 def test_what_was_told_before_a_checkpoint_is_on_disk_by_then(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -148,7 +172,24 @@ def test_a_damaged_log_is_refused_on_resuming_and_left_as_it_is(damage: str, tmp
     path.write_text(changed)
     with pytest.raises(ConfigError, match=r"log\.jsonl .*move it away"):
         JsonLines(tmp_path, 1, 3, 18)
+    with pytest.raises(Damaged):
+        log_until(path, 3, 18)
     assert path.read_text() == changed
+
+
+def test_a_log_until_the_end_of_an_epoch_is_what_stood_there_then(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    for epochs, last in ((1, '"epoch": 1, "step": 6'), (2, '"epoch": 2, "step": 12'), (3, '"epoch": 3, "step": 18')):
+        content = log_until(path, epochs, 6 * epochs)
+        assert content is not None and whole.startswith(content)
+        assert content.splitlines()[-1].decode().startswith('{"kind": "epoch", ' + last)
+    assert content == whole
+    first, *others = whole.split(b'"valid_ppl_batched": 99.0', 1)
+    path.write_bytes(b'"valid_ppl_batched": 9.0'.join([first, *others]))
+    with pytest.raises(Damaged, match="epoch 1, or one before it, is not as it was written"):
+        log_until(path, 3, 18)
+    assert log_until(tmp_path / "nowhere", 1, 6) is None
 
 
 def test_a_log_that_is_cut_within_an_epoch_is_refused_on_resuming(tmp_path: Path) -> None:

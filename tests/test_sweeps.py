@@ -247,11 +247,11 @@ def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
 
 
 def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is requeued before its folder is cleared starts over, after that it goes on."""
-    forced, told = list[bool](), iter([False, True, True])
+    """A job that is requeued before its folder is cleared starts over, after that it goes on; it never continues a shorter run."""
+    forced, told = list[tuple[bool, bool]](), iter([False, True, True])
 
-    def run(settings: Train, started_over: Callable[[], None]) -> str:
-        forced.append(settings.force)
+    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool) -> str:
+        forced.append((settings.force, from_nothing))
         if next(told):
             started_over()
         raise SystemExit(1)  # as by a signal
@@ -260,7 +260,7 @@ def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, m
     for _ in range(3):
         with pytest.raises(SystemExit):
             Job("train").perform(composed(*TINY, *text, "force=true"), tmp_path / "0.json")
-    assert forced == [True, True, False]
+    assert forced == [(True, True), (True, True), (False, True)]
 
 
 def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
@@ -268,7 +268,7 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
 ) -> None:
     """As who requeues jobs may not want to any more."""
 
-    def run(settings: Train, started_over: Callable[[], None]) -> str:
+    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool) -> str:
         signal.raise_signal(signal.SIGUSR2)
         raise interruption.Interrupted(signal.SIGUSR2, "saved")
 

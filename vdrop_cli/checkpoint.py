@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, float32, nn
@@ -19,6 +19,7 @@ from vdrop_cli.learned import Learned
 FORMAT = "vdrop checkpoint 4"
 OLDER_FORMAT = "vdrop checkpoint 3"  # without `learned`: the training text is needed for what lies there now
 KEPT = 2  # newest checkpoints, beside the best one
+Found = TypeVar("Found")
 
 
 class Unusable(ConfigError):
@@ -167,26 +168,48 @@ def load(path: Path) -> Checkpoint:
     return found
 
 
+def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
+    """What `use` makes of a checkpoint. Where that cannot be used, or `use` raises Unusable or ValueError, it is reported, and None.
+
+    Raises ConfigError where it cannot be read now.
+    """
+    try:
+        found = load(path)
+        require(path_of(path.parent, found.epoch, found.batch) == path, "it is of another epoch than its name says")
+        return use(found)
+    except Unusable as error:
+        print(f"vdrop: {error}", file=sys.stderr)
+    except ValueError as reason:
+        print(f"vdrop: {unusable(path, reason)}", file=sys.stderr)
+    return None
+
+
 def newest(folder: Path, require_usable: Callable[[Checkpoint], object] = lambda found: None) -> Checkpoint | None:
     """The newest one of a run that can be used, None where there is none yet; unusable ones are reported and passed over.
 
     `require_usable` raises ValueError where a checkpoint does not fit its purpose.
     Raises ConfigError where none can be used, or one cannot be read now.
     """
+
+    def use(found: Checkpoint) -> Checkpoint:
+        require_usable(found)
+        return found
+
     there = all_in(folder)
     for path in there:
-        try:
-            found = load(path)
-            require(path_of(folder, found.epoch, found.batch) == path, "it is of another epoch than its name says")
-            require_usable(found)
+        if (found := attempt(path, use)) is not None:
             return found
-        except Unusable as error:
-            print(f"vdrop: {error}", file=sys.stderr)
-        except ValueError as reason:
-            print(f"vdrop: {unusable(path, reason)}", file=sys.stderr)
     if there:
         raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
     return None
+
+
+def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
+    """The one at the end of an epoch. Raises Unusable, or ValueError where it is another one, or its weights are not those of the model."""
+    found = load(path_of(folder, epoch))
+    require((found.epoch, found.batch) == (epoch, 0), "it is of another epoch than its name says")
+    require_fitting(found.model, model)
+    return found
 
 
 def find(named: str) -> Path:

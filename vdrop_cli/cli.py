@@ -54,6 +54,7 @@ examples:
   vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
   vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
   vdrop train task=sentiment dropout=naive             ratings of film reviews
+  vdrop train schedule.epochs=60                       continues where the same run of fewer epochs has ended
   vdrop train checkpoint.minutes=inf checkpoint.epochs=5   few checkpoints, for a slow disk; a signal still saves at once
 """,
     "eval": """vdrop eval: perplexity or error of a checkpoint; model, dropout and corpus are those it was trained with

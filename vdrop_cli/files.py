@@ -121,6 +121,10 @@ def failed(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror}); {advice.get(error.errno or 0, 'make room, or mend the disk')}")
 
 
+def unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can")
+
+
 def flush_folder(folder: Path) -> None:
     """A renamed file is on disk for certain only when its folder is."""
     handle = os.open(folder, os.O_RDONLY)

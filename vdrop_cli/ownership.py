@@ -45,6 +45,11 @@ def entries(folder: Path) -> list[Path]:
         raise ConfigError(f"{folder} cannot be read ({error.strerror}); move it away, or choose another outputs=") from None
 
 
+def events_in(folder: Path) -> list[Path]:
+    """TensorBoard's files of a run."""
+    return [path for path in entries(folder) if fits(EVENTS, path)]
+
+
 def require_regular_files(folder: Path, before_writing: bool = False) -> None:
     """Raises ConfigError where a file of a run is something else: a FIFO, a device, a folder, or a link that leads to none.
 

@@ -125,7 +125,7 @@ def read(folder: Path) -> Finished | None:
         found = Finished(folder, stored.read_yaml(path), log, result)
         _ = found.train  # which it keeps
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+        raise files.unreadable(path, error) from None
     except (Damaged, ConfigError, OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
         raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
     last = found.epochs[-1]["epoch"] if found.epochs else log[0]["epoch"]
@@ -204,7 +204,7 @@ def evaluation(path: Path) -> dict[str, Any]:
     try:
         return parse_evaluation(files.read(path, stored.JSON_LIMIT))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+        raise files.unreadable(path, error) from None
     except Damaged as damage:
         raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again") from None
 

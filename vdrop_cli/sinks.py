@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -207,22 +208,23 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log, none where it is not there; a last line that was cut off is left out. Raises ConfigError."""
     try:
         with files.open_regular(path) as file:
-            return list(records_of(path, file))
+            return list(records_of(file))
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+        raise files.unreadable(path, error) from None
     except Damaged as damage:
         raise ConfigError(f"{path} is damaged ({damage}); {ADVICE}") from None
 
 
-def records_of(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
+def records_of(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """The records of a log that is open. Raises Damaged."""
     order = Order()
     for number, line in enumerate(whole_lines(file), 1):
         try:
             record = parse_record(line)
         except Damaged as damage:
-            raise ConfigError(f"{path}: line {number} is not a log record ({damage}); {ADVICE}") from None
+            raise Damaged(f"line {number} is not a log record: {damage}") from None
         order(record)
         if record["kind"] == "epoch" and "train_ppl" in record:  # as versions until November 2026 named it
             record["train_ppl_dropout"] = record.pop("train_ppl")
@@ -268,7 +270,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         if not 1 <= result["epoch"] <= result["epochs"]:
             raise Damaged(f"epoch {result['epoch']} of {result['epochs']}")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can") from None
+        raise files.unreadable(path, error) from None
     except Damaged as damage:
         again = "delete it and give the same vdrop train command again to have it made anew"
         raise ConfigError(f"{path} is damaged ({damage}); {again}") from None
@@ -308,6 +310,25 @@ def end_of(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
         raise Damaged("it is empty" if order.epoch is None else f"its last epoch is {order.epoch}, that of the checkpoint is {epochs}")
     order.reach(step)
     return end, order.chain
+
+
+def log_until(path: Path, epochs: int, step: int) -> bytes | None:
+    """A log up to the place where a run resumes after `epochs` and `step`; None where it is not there.
+
+    Raises Damaged where it is not what the run has written until then; ConfigError where it cannot be read now.
+    """
+    try:
+        with files.open_regular(path) as file:
+            end, _ = end_of(file, epochs, step)
+            file.seek(0)
+            content = file.read(end)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise files.unreadable(path, error) from None
+    for _ in records_of(BytesIO(content)):
+        pass
+    return content
 
 
 class JsonLines:
@@ -463,6 +484,26 @@ class TensorBoard:
                 self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, record.epoch)
+
+
+def events_until(content: bytes, step: int) -> bytes:
+    """Of TensorBoard's events those of steps and epochs up to this step, without the result and the settings beside it.
+
+    A record is the event's length in 8 bytes, a checksum in 4, the event, and a checksum in 4. All from a damaged one on is left out.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    records, begin = list[bytes](), 0
+    while (end := begin + 16 + int.from_bytes(content[begin : begin + 8], "little")) <= len(content):
+        try:
+            event = Event.FromString(content[begin + 12 : end - 4])
+        except DecodeError:
+            break
+        if event.step <= step and all(value.tag.startswith((f"{Step.kind}/", f"{Epoch.kind}/")) for value in event.summary.value):
+            records.append(content[begin:end])
+        begin = end
+    return b"".join(records)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -98,8 +98,8 @@ class Job:
             settings: object = parse(config, ROOTS[self.command])
             run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
             if isinstance(settings, Train):
+                run = partial(run, started_over=started_over, from_nothing=settings.force)
                 settings = replace(settings, force=settings.force and not outcome.started_over)
-                run = partial(run, started_over=started_over)
             with interruption.listening() if self.command in RESUMES else nullcontext():
                 try:
                     interruption.check()

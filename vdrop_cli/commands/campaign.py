@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from vdrop_cli import checkpoint, environment, evaluate, experiments, interruption, runs, tasks
+from vdrop_cli import checkpoint, continuation, environment, evaluate, experiments, interruption, runs, tasks
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, resolved
 from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
@@ -45,12 +45,16 @@ class Training:
 
     @property
     def epochs_done(self) -> float:
+        """Until its newest checkpoint, or until that of the shorter run that it continues."""
         try:
             held = checkpoint.newest(self.folder)
         except ConfigError as error:  # which training will say, too, and leave the run alone
             print(f"vdrop: {error}", file=sys.stderr)
-            held = None
-        return held.epoch + held.batch / self.task.batches_an_epoch if held else 0.0
+            return 0.0
+        if held is None:
+            ends = continuation.ends_of_epochs(self.folder, self.settings, self.task.fingerprint)
+            return float(ends[0][0]) if ends else 0.0
+        return held.epoch + held.batch / self.task.batches_an_epoch
 
 
 @dataclass(frozen=True)

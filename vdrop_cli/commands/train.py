@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, environment, files, interruption, learned, output, ownership, prefetch, tasks
+from vdrop_cli import checkpoint, continuation, environment, files, interruption, learned, output, ownership, prefetch, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain
 from vdrop_cli.dropout import ModelMasks, Stream
@@ -59,21 +59,36 @@ class Run:
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
         self.optimiser = Optimiser(self.model, settings.schedule)
-        found = checkpoint.newest(folder, self.require_resumable)
-        if found is not None:
-            if settings.reports_best and found.best_epoch > 0:
-                self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
-            self.model.load_state_dict(found.model)
-            self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
-            self.seconds, self.epoch_seconds, self.epoch_words = found.seconds, found.epoch_seconds, found.epoch_words
-            self.best_epoch, self.best = found.best_epoch, found.best
         self.state = task.zero_state(self.model)
-        if found is not None:
-            self.optimiser.load_state_dict(found.optimiser, self.step)
-            self.state = tuple(part.to(task.device) for part in found.state) if found.state else self.state
         self.in_flight = deque[tuple[LossAndNorm, int]]()  # steps whose update is launched and whose loss was not read, and their words
-        self.best_saved = self.best_epoch  # as the checkpoint that was written last has it
+        self.best_saved = 0  # the best epoch as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
+        if (found := checkpoint.newest(folder, self.require_resumable)) is not None:
+            self.restore(found)
+
+    def restore(self, found: Checkpoint) -> None:
+        """Takes the place of a run that has come to a checkpoint of its folder."""
+        if self.settings.reports_best and found.best_epoch > 0:
+            self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
+        self.model.load_state_dict(found.model)
+        self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
+        self.seconds, self.epoch_seconds, self.epoch_words = found.seconds, found.epoch_seconds, found.epoch_words
+        self.best_epoch, self.best = found.best_epoch, found.best
+        self.best_saved = self.best_epoch
+        self.optimiser.load_state_dict(found.optimiser, self.step)
+        self.state = tuple(part.to(self.task.device) for part in found.state) if found.state else self.state
+        self.clock = self.saved = time.perf_counter()
+
+    def continue_shorter(self) -> Path | None:
+        """Begins where a shorter run is, and returns its folder; None where there is none beside this one, or a checkpoint here."""
+        if checkpoint.all_in(self.folder):
+            return None
+        found = continuation.find(self.folder, self.settings, self.task, self.model, self.require_resumable)
+        if found is None:
+            return None
+        continuation.copy(found, self.folder)
+        self.restore(found.newest)
+        return found.folder
 
     def require_resumable(self, found: Checkpoint) -> None:
         """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another one."""
@@ -214,12 +229,10 @@ class Run:
 
     def best_weights(self, epoch: int) -> dict[str, Tensor]:
         """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or cannot be read now."""
-        path = checkpoint.path_of(self.folder, epoch)
         try:
-            found = checkpoint.load(path)
-            checkpoint.require((found.epoch, found.batch) == (epoch, 0), "it is of another epoch than its name says")
-            checkpoint.require_fitting(found.model, self.model)
+            found = checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
         except (Unusable, ValueError):
+            path = checkpoint.path_of(self.folder, epoch)
             raise ConfigError(f"{path} holds the best epoch so far, and cannot be used; start over with force=true") from None
         return found.model
 
@@ -281,8 +294,11 @@ def resolved(settings: Train, device: torch.device) -> Train:
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
-def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> str:
-    """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when `force` has had its effect."""
+def run(settings: Train, started_over: Callable[[], object] = lambda: None, from_nothing: bool = False) -> str:
+    """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when `force` has had its effect.
+
+    `from_nothing`: no shorter run is continued, as with `force`.
+    """
     device = environment.device(settings.device)
     environment.make_ready(device)
     settings = resolved(settings, device)
@@ -305,9 +321,11 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None) -> s
         files.remove_unfinished(folder, ownership.TRAINING)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
+        shorter = None if settings.force or from_nothing else training.continue_shorter()
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"
         speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {made_with}"
-        before = f", resuming after {training.place}" if training.step else ""
+        how = f"continuing {shorter}" if shorter else "resuming"
+        before = f", {how} after {training.place}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
         tasks.warn(task)
         listen(training)

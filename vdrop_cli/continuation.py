@@ -1,0 +1,125 @@
+"""A run that continues a shorter one: a run of the same settings but for fewer epochs, in a folder beside its own."""
+
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from vdrop_cli import checkpoint, files, ownership, sinks, stored
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.config import Train, plain
+from vdrop_cli.files import Damaged
+from vdrop_cli.tasks import Task
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A shorter run until the end of one of its epochs; its checkpoints are as the longer run would have written them."""
+
+    folder: Path
+    newest: Checkpoint
+    best: Checkpoint | None  # of the best epoch until then, where that is reported and is another one
+    log: bytes | None  # None: it was lost
+    events: dict[str, bytes]  # TensorBoard's files, by name
+
+
+def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tuple[int, Path]]:
+    """Checkpoints at the end of epochs, with the number of the epoch, of all shorter runs beside a run folder; the last comes first."""
+    shorter = [other for other in folder.parent.glob(f"*-s{settings.seed}") if is_shorter(other, settings, fingerprint)]
+    ends = [
+        (int(found[1]), path)
+        for other in shorter
+        for path in checkpoint.all_in(other)
+        if (found := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
+    ]
+    return sorted(ends, reverse=True)
+
+
+def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
+    """Whether the run in a folder differs from one of these settings in having fewer epochs; its name is of all settings that count."""
+    try:
+        epochs = stored.read_yaml(folder / "config.yaml")["schedule"]["epochs"]
+    except (OSError, Damaged, KeyError, TypeError):  # no run folder, or one that cannot be told from those of other settings
+        return False
+    if not (isinstance(epochs, int) and 1 <= epochs < settings.schedule.epochs):
+        return False
+    return folder.name == checkpoint.run_folder(with_epochs(settings, epochs), fingerprint).name
+
+
+def with_epochs(settings: Train, epochs: int) -> Train:
+    return replace(settings, schedule=replace(settings.schedule, epochs=epochs))
+
+
+def find(folder: Path, settings: Train, task: Task, model: nn.Module, require_usable: Callable[[Checkpoint], object]) -> Beginning | None:
+    """The last end of an epoch of a shorter run that can be used, None where there is none; those that cannot be used are reported.
+
+    `require_usable` raises ValueError where a checkpoint does not fit the longer run.
+    Raises ConfigError where a file cannot be read now.
+    """
+
+    def use(found: Checkpoint, shorter: Path) -> Beginning:
+        newest, best = lengthened(found, settings, task.fingerprint), None
+        require_usable(newest)
+        if settings.reports_best and found.best_epoch < found.epoch:
+            best = lengthened(checkpoint.at_end_of_epoch(shorter, found.best_epoch, model), settings, task.fingerprint)
+        step = found.epoch * task.batches_an_epoch
+        return Beginning(shorter, newest, best, log_until(shorter, found.epoch, step), events_until(shorter, step))
+
+    ends = ends_of_epochs(folder, settings, task.fingerprint)
+    for _, path in ends:
+        if (beginning := checkpoint.attempt(path, partial(use, shorter=path.parent))) is not None:
+            return beginning
+    if ends:
+        print(f"vdrop: {folder} begins from nothing: no checkpoint of a shorter run beside it can be used", file=sys.stderr)
+    return None
+
+
+def lengthened(found: Checkpoint, settings: Train, fingerprint: str) -> Checkpoint:
+    """A checkpoint of a shorter run as the longer one would have written it. Raises ValueError where it is of other settings."""
+    longer = with_epochs(found.train, settings.schedule.epochs)
+    same = (longer.identity(found.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
+    is_reached = found.epoch <= found.train.schedule.epochs < settings.schedule.epochs
+    checkpoint.require(same and is_reached, "it is of other settings than those that its folder is named by")
+    return replace(found, config=plain(longer))
+
+
+def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
+    """Of a run; None where it is not there. Raises ValueError where it is damaged, ConfigError where it cannot be read now."""
+    path = folder / "log.jsonl"
+    try:
+        return sinks.log_until(path, epochs, step)
+    except Damaged as damage:
+        raise ValueError(f"{path} is not the log of its run ({damage})") from None
+
+
+def events_until(folder: Path, step: int) -> dict[str, bytes]:
+    """What TensorBoard shows of a run; a file that cannot be read is left out."""
+    found = {}
+    for path in ownership.events_in(folder):
+        with suppress(OSError, Damaged):
+            found[path.name] = sinks.events_until(files.read(path), step)
+    return found
+
+
+def copy(beginning: Beginning, folder: Path) -> None:
+    """Into the folder of the longer run, which has no checkpoint yet. Wherever that is cut off, it resumes from what there is to the same.
+
+    Raises RunError where something cannot be written.
+    """
+    for path in ownership.events_in(folder):  # of a run that was killed before its first checkpoint
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise files.failed(path, error) from None
+    for name, content in beginning.events.items():
+        files.replace(folder / name, content)
+    if beginning.log is not None:
+        files.replace(folder / "log.jsonl", beginning.log)
+    for found in (beginning.best, beginning.newest):
+        if found is not None:
+            checkpoint.save(found, folder)
