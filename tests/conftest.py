@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.processes import environment
-from vdrop_cli import CONF, config, interruption
+from vdrop_cli import CONF, config, interruption, results_page
+from vdrop_cli.commands import table
 from vdrop_cli.kernels import native
 
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
@@ -124,6 +125,13 @@ def real_data() -> Path:
     if not told or not (Path(told) / "ptb").is_dir():
         pytest.skip("needs the real corpora: set VDROP_DATA to a folder with ptb/ in it")
     return Path(told)
+
+
+@pytest.fixture
+def no_shipped_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a wheel: reading those of the checkout takes seconds."""
+    for module in (table, results_page):
+        monkeypatch.setattr(module, "RECORDS", None)
 
 
 @pytest.fixture(autouse=True)

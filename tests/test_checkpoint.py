@@ -324,6 +324,8 @@ def test_run_folders_are_named_by_what_changes_the_numbers() -> None:
         "outputs=elsewhere",
         "checkpoint.minutes=1",
         "checkpoint.epochs=3",
+        "stuck.steps=9",
+        "stuck.loss=3",
         "force=true",
         "data.cache=null",
         "data.dir=/corpora",

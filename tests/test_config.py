@@ -100,7 +100,9 @@ BASE = {"untied": "variational_untied", "variational_mc": "variational", "untied
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_an_experiment_of_table_1_is_the_row_and_its_published_numbers(size: str, row: str) -> None:
     c = settings(f"experiment=table1_{size}_{row}")
-    base = settings(f"model=lstm_{size}", f"dropout={BASE.get(row, row)}", "log_every=100")
+    base = settings(
+        f"model=lstm_{size}", f"dropout={BASE.get(row, row)}", "log_every=100", *(["stuck.steps=200"] if size == "large" else [])
+    )
     assert c.published is not None and (c.published.mc_samples > 0) == row.endswith("_mc")
     if size == "small":
         medium = settings(f"experiment=table1_medium_{row}")
@@ -231,6 +233,10 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["seed=-1"], "seed must be"),
         (["checkpoint.minutes=0"], r"checkpoint\.minutes must be above 0"),
         (["checkpoint.epochs=0"], r"checkpoint\.epochs must be at least 1, got 0"),
+        (["stuck.steps=0"], r"stuck\.steps must be at least 1, or null, got 0"),
+        (["stuck.loss=0"], r"stuck\.loss must be above 0, got 0\.0"),
+        (["stuck.loss=nan"], r"stuck\.loss must be above 0, got nan"),
+        (["task=sentiment", "stuck.steps=3"], r"stuck\.steps must be null with task=sentiment, got 3"),
         (["log_every=0"], "log_every must be"),
         (["experiment=table1_small_none", "published.row=''"], r"published\.row must be a name"),
         (["experiment=table1_small_none", "published.mc_samples=-1"], r"published\.mc_samples must be at least 0"),
@@ -383,6 +389,8 @@ SHOWN_ELSEWHERE = {
     "force": "tests/commands/test_train.py",
     "checkpoint.minutes": "tests/commands/test_train.py",
     "checkpoint.epochs": "tests/commands/test_train.py",
+    "stuck.steps": "tests/test_stuck_starts.py",
+    "stuck.loss": "tests/test_stuck_starts.py",
     **{key: "tests/commands/test_table.py" for key in keys(Published, "published.")},
 }
 

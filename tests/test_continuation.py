@@ -62,8 +62,8 @@ def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
         shorter = content(Path("outputs"))
         capsys.readouterr()
         train.run(run(epochs, *overrides))
-        told = capsys.readouterr().err
-        assert (f", continuing {folder_of({5: 3, 6: 5}[epochs])} after step " in told) if epochs > 3 else ("continuing" not in told)
+        message = capsys.readouterr().err
+        assert (f", continuing {folder_of({5: 3, 6: 5}[epochs])} after step " in message) if epochs > 3 else ("continuing" not in message)
         assert content(Path("outputs")).items() >= shorter.items(), "the shorter ones stay as they are"
         assert starts(folder_of(epochs)) == {3: [0], 5: [0, 3], 6: [0, 3, 5]}[epochs]
     for epochs in (5, 6):
@@ -213,9 +213,7 @@ def with_validations(finish_epoch: Callable[[train.Run], Any], validations: dict
     return finish
 
 
-def test_a_log_that_is_gone_is_begun_anew_as_that_of_the_shorter_run_would_be(
-    run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_log_of_the_shorter_run_a_new_one_begins(run: Callable[..., Train], capsys: pytest.CaptureFixture[str]) -> None:
     train.run(run(2))
     (folder_of(2) / "log.jsonl").unlink()
     train.run(run(3))
@@ -241,9 +239,9 @@ def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(run: Callab
             (first.parent / name / "config.yaml").write_text(held)
     (first.parent / "file-s1").touch()
     train.run(run(3))
-    told = capsys.readouterr().err
-    assert "checkpoint-0002.pt cannot be used: it is of other settings than those that its folder is named by" in told
-    assert starts(folder_of(3)) == [0] and "begins from nothing" in told
+    message = capsys.readouterr().err
+    assert "checkpoint-0002.pt cannot be used: it is of other settings than those that its folder is named by" in message
+    assert starts(folder_of(3)) == [0] and "begins from nothing" in message
 
 
 def test_what_can_perhaps_be_read_later_is_an_error_and_nothing_is_trained(

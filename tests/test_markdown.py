@@ -16,3 +16,7 @@ def test_a_picture_is_found_from_where_the_page_lies() -> None:
 
 def test_a_mean_has_a_deviation_where_there_are_several_values() -> None:
     assert [markdown.mean(values, 2) for values in ([], [1.0], [1.0, 3.0])] == ["–", "1.00", "2.00 ± 1.41"]
+
+
+def test_numbers_that_follow_each_other_are_a_range() -> None:
+    assert [markdown.ranges(numbers) for numbers in ([], [3], [3, 1, 2], [1, 2, 4, 6, 7, 8])] == ["", "3", "1–3", "1–2 4 6–8"]

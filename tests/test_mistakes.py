@@ -204,7 +204,9 @@ def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list
         if code == 2 and not {"-m", "--multirun"} & set(arguments):
             assert len(lines) == 1 and len(said.strip().splitlines()) == 1, said
         elif code == 1:
-            assert any(reason in line for line in lines for reason in ("memory", "not finite", " is inf", " is nan", "not finished")), said
+            assert any(
+                reason in line for line in lines for reason in ("memory", "not finite", " is inf", " is nan", "not finished", "is stuck")
+            ), said
 
     check()
     assert {1 if command in ("reproduce", "figures") else 0, 2} <= codes, "some are valid, some are not"

@@ -21,7 +21,15 @@ from vdrop_cli.files import Lock
 from vdrop_cli.ownership import clear, is_of_run, removal_order
 
 SHORT = ("task.batch_size=20", "task.bptt=10", "schedule.epochs=3", "log_every=1")
-NAMES = ("config.yaml", "log.jsonl", "result.json", "checkpoint-0002.pt", "eval-0001-standard.json", "eval-0001-mc5-s1.partial")
+NAMES = (
+    "config.yaml",
+    "log.jsonl",
+    "result.json",
+    "stuck.json",
+    "checkpoint-0002.pt",
+    "eval-0001-standard.json",
+    "eval-0001-mc5-s1.partial",
+)
 
 
 @pytest.fixture(scope="module")

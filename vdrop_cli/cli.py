@@ -54,6 +54,7 @@ examples:
   vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
   vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
   vdrop train task=sentiment dropout=naive             ratings of film reviews
+  vdrop train model=lstm_large stuck.steps=200         stops where the loss stays as high as at first; take another seed then
   vdrop train schedule.epochs=60                       continues where the same run of fewer epochs has ended
   vdrop train checkpoint.minutes=inf checkpoint.epochs=5   few checkpoints, for a slow disk; a signal still saves at once
 """,
@@ -99,6 +100,7 @@ examples:
 examples:
   vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
   vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
+  vdrop reproduce sizes=[large] seeds=3                the first three seeds whose start is not stuck
   vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes after 25 minutes
   vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
 """,

@@ -300,6 +300,18 @@ class Checkpoints:
 
 
 @dataclass
+class StartCheck:
+    """Language models: a run whose start is stuck ends, as it will not recover."""
+
+    steps: int | None = None  # after which the start is judged, at most those of an epoch; null: never
+    loss: float = 7.0  # nats a word; the start is stuck where the mean of the last quarter of these steps is above it
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, "stuck.steps", "at least 1, or null", self.steps)
+        require(0 < self.loss < math.inf, "stuck.loss", "above 0", self.loss)
+
+
+@dataclass
 class Published:
     """The row of a published table that runs of an experiment are set beside."""
 
@@ -308,7 +320,7 @@ class Published:
     confirmed: bool = False  # whether from a copy of the paper itself
     same_settings: bool = True  # whether its settings are those of the experiment, so that a difference says something
     mc_samples: int = 0  # passes of MC dropout that it is evaluated with; 0: the standard approximation
-    members: int = 1  # runs, of seeds 1, 2, …, whose probabilities are averaged
+    members: int = 1  # runs, of seeds 1, 2, … without stuck ones, whose probabilities are averaged
     valid: float | None = None  # perplexity as the authors' code computes it: compares with valid_ppl_as_published
     valid_deviation: float | None = None
     test: float | None = None  # perplexity
@@ -325,6 +337,7 @@ SEED_LIMIT = 2**63
 DEPTH = 4  # of groups of settings within each other, at most
 NO_NUMBERS = (
     "checkpoint",
+    "stuck",
     "published",
     "seed",
     "outputs",
@@ -343,6 +356,7 @@ class Train:
     task: Task = MISSING
     schedule: Schedule = MISSING
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    stuck: StartCheck = field(default_factory=StartCheck)
     published: Published | None = None  # of an experiment: what vdrop table prints beside it
     seed: int = 1  # of the parameters' start and of every mask
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
@@ -362,6 +376,8 @@ class Train:
         others = [other.name for other in Source if (other in RATED) != rated]
         require(suits, "data", f"one of {', '.join(others)} with task={self.task.name}", source)
         unchosen = self.task.protocol is Protocol.paper and self.schedule.patience is not None
+        judged = self.task.name is TaskName.language_model or self.stuck.steps is None
+        require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
         require(not unchosen, "schedule.patience", "null with task.protocol=paper, which has no validation part", self.schedule.patience)
 
     @property

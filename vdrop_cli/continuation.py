@@ -44,7 +44,7 @@ def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
     """Whether the run in a folder differs from one of these settings in having fewer epochs; its name is of all settings that count."""
     try:
         epochs = stored.read_yaml(folder / "config.yaml")["schedule"]["epochs"]
-    except (OSError, Damaged, KeyError, TypeError):  # no run folder, or one that cannot be told from those of other settings
+    except (OSError, Damaged, KeyError, TypeError):  # no run folder, or one whose settings cannot be read
         return False
     if not (isinstance(epochs, int) and 1 <= epochs < settings.schedule.epochs):
         return False

@@ -116,7 +116,7 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version for package in PACKAGES if (version := installed(package)) is not None},
         "torch": str(torch.__version__),  # with the CUDA version that it was built for, which the package's metadata may lack
-        "device": torch.cuda.get_device_name(on) if on.type == "cuda" else processor(),
+        "device": device_name(on),
         "device_type": on.type,
         **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on.type == "cuda" else {}),  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
@@ -139,6 +139,10 @@ def installed(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:

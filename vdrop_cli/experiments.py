@@ -1,10 +1,12 @@
 """The experiments that stand for rows of a published table, conf/experiment/table1_<size>_<row>.yaml, and the runs that belong to them."""
 
+import itertools
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from hydra import compose
@@ -88,6 +90,11 @@ def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list
             hint = f" of these sizes, it is of {', '.join(others)}" if others else nearest(name, known)
             raise ConfigError(f"rows: {name} is not a row{hint}")
     return [Row(name, size, settings_of([f"experiment={TABLE}_{size}_{name}"], overrides)) for size, name in chosen]
+
+
+def seeds(count: int, stuck: Collection[int]) -> list[int]:
+    """Of so many runs of a row: 1, 2, … without those that are stuck."""
+    return list(islice((seed for seed in itertools.count(1) if seed not in stuck), count))
 
 
 def names_of(size: Size) -> list[str]:

@@ -17,9 +17,10 @@ from vdrop_cli.files import Damaged, Lock, printable
 LOCK = "lock"  # in the run folder, while a process trains there
 CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"
 EVALUATION = r"eval-\d{4,}(?:-\d{5,})?-(?:standard|mc\d+(?:-word|-no_word)?-s\d+|ensemble\d+-[0-9a-f]{8})(?:-(?:fp32|bf16))?"
-TRAINING = rf"config\.yaml|log\.jsonl|result\.json|{CHECKPOINT}"  # what training writes, TensorBoard's events aside
+TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"  # what training writes, TensorBoard's events aside
 EVENTS = r"events\.out\.tfevents\.\d+\..+"
 RUN = rf"(?:{TRAINING}|{EVALUATION}\.(?:json|partial))(?:\.\d+\.tmp)?|{EVALUATION}\.lock|{EVENTS}|{LOCK}"
+OUTCOMES = ("result.json", "stuck.json")  # how a run has ended, so that it is not trained again
 APPENDED = ("log.jsonl",)  # written in place: a link there leads to a file that is not the run's
 READ_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # Linux: FS_IOC_GETFLAGS
 UNREMOVABLE = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
@@ -72,13 +73,13 @@ def require_regular_files(folder: Path, before_writing: bool = False) -> None:
 def removal_order(folder: Path) -> list[Path]:
     """Files of a run as `clear` removes them.
 
-    Its result comes first, so that what is left is never taken for a finished run; then its evaluations; then its checkpoints from the
-    newest to the oldest, each of which finds all that it needs in the older ones and in the log. So after every removal the folder
-    holds a run that resumes to the same result, or none.
+    Its result, or that it is stuck, comes first, so that what is left is never taken for a run that has ended; then its evaluations;
+    then its checkpoints from the newest to the oldest, each of which finds all that it needs in the older ones and in the log. So after
+    every removal the folder holds a run that resumes to the same result, or none.
     """
 
     def place(path: Path) -> tuple[int, int, int]:
-        if path.name == "result.json":
+        if path.name in OUTCOMES:
             return 0, 0, 0
         if fits(rf"{EVALUATION}\.(?:json|partial)", path):
             return 1, 0, 0
@@ -122,7 +123,7 @@ def clear(folder: Path) -> None:
         for path in own:
             try:
                 path.unlink(missing_ok=True)
-                if path.name == "result.json":
+                if path.name in OUTCOMES:
                     files.flush_folder(folder)  # on the disk, too, before anything else goes
             except OSError as error:
                 raise RunError(

@@ -1,33 +1,32 @@
-"""Runs that are finished, as they lie on disk: what they were set to, how they went, how they ended."""
+"""Runs that have ended, as they lie on disk: what they were set to, how they went, how they ended."""
 
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, stored
+from vdrop_cli import files, stored, stuck_starts
 from vdrop_cli.config import ConfigError, Published, Source, Train, plain, restore
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
 from vdrop_cli.sinks import ADVICE, flat, read_log, read_result
+from vdrop_cli.stuck_starts import StuckStart
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run folder, or a record of one."""
+class Logged:
+    """A run folder, or a record of one: what it was set to, and what it wrote down."""
 
     folder: Path
     config: dict[str, Any]
     log: list[dict[str, Any]]
-    result: dict[str, Any]
-    record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
 
     @cached_property
     def train(self) -> Train:
@@ -37,6 +36,24 @@ class Finished:
     def numbers(self) -> dict[str, Any]:
         """The settings that change them, by which it is one of a row."""
         return self.train.numbers()
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """In which it was started, and then gone on with."""
+        return [record["environment"] for record in self.log if record["kind"] == "start"]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The last of them."""
+        return self.environments[-1]
+
+
+@dataclass(frozen=True)
+class Finished(Logged):
+    """One that has a result."""
+
+    result: dict[str, Any]
+    record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -51,16 +68,6 @@ class Finished:
     def has_whole_log(self) -> bool:
         """Whether it begins at the first step; one that was lost begins where the run resumed after that."""
         return bool(self.epochs) and self.epochs[0]["epoch"] == 1
-
-    @property
-    def environments(self) -> list[dict[str, Any]]:
-        """In which it was started, and then gone on with."""
-        return [record["environment"] for record in self.log if record["kind"] == "start"]
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """The last of them."""
-        return self.environments[-1]
 
     @property
     def words_per_second(self) -> float | None:
@@ -86,6 +93,19 @@ class Finished:
         return {int(found[1]) for path in self.evaluations if (found := re.fullmatch(r"eval-\d+-mc(\d+)-s\d+\.json", path.name))}
 
 
+@dataclass(frozen=True)
+class Stuck(Logged):
+    """One that has ended after its first steps, as its start is stuck."""
+
+    start: StuckStart
+
+    @property
+    def corpus(self) -> str:
+        """Its fingerprint."""
+        return str(self.log[0]["corpus"])
+
+
+Read = TypeVar("Read", bound=Logged)
 MADE = ("precision", "device", "date", "commit")
 
 
@@ -114,51 +134,82 @@ def read(folder: Path) -> Finished | None:
     if not os.path.lexists(folder / "config.yaml"):
         raise ConfigError(f"{folder} is not a run folder, it has no config.yaml; name folders below outputs/train")
     if not os.path.lexists(folder / "result.json"):
-        print(f"vdrop: {folder} is not finished, left out", file=sys.stderr)
+        state = "stuck" if os.path.lexists(folder / stuck_starts.FILE) else "not finished"
+        print(f"vdrop: {folder} is {state}, left out", file=sys.stderr)
         return None
     log, result = read_log(folder / "log.jsonl"), read_result(folder)
-    kinds = [record["kind"] for record in log]
-    if kinds[:1] != ["start"] or ("epoch" not in kinds and not log[0].get("step")):
-        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its start or its epochs are not there; {ADVICE}")
-    path = folder / "config.yaml"
-    try:
-        found = Finished(folder, stored.read_yaml(path), log, result)
-        _ = found.train  # which it keeps
-    except OSError as error:
-        raise files.unreadable(path, error) from None
-    except (Damaged, ConfigError, OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
-        raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+    require_start(folder, log)
+    if not log[0].get("step") and all(record["kind"] != "epoch" for record in log):
+        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its epochs are not there; {ADVICE}")
+    found = with_settings(folder, lambda config: Finished(folder, config, log, result))
     last = found.epochs[-1]["epoch"] if found.epochs else log[0]["epoch"]
     if last != result["epochs"]:
         raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were trained; {ADVICE}")
-    if not all(isinstance(environment.get("device"), str) for environment in found.environments):
-        raise ConfigError(
-            f"{folder / 'log.jsonl'} is damaged, a start names no device; put it back as it was, or train again with force=true"
-        )
     if found.train.data.source is not Source.ptb:  # versions until November 2026 wrote it for every text
         for record in (*log, result):
             record.pop("valid_ppl_as_published", None)
     return found
 
 
+def read_stuck(folder: Path) -> Stuck | None:
+    """A run whose start is stuck; None where it is not."""
+    start = stuck_starts.read(folder)
+    if start is None:
+        return None
+    log = read_log(folder / "log.jsonl")
+    require_start(folder, log)
+    return with_settings(folder, lambda config: Stuck(folder, config, log, start))
+
+
+def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
+    """Raises ConfigError unless a log begins with a start, and all of these name a device."""
+    path, kinds = folder / "log.jsonl", [record["kind"] for record in log]
+    if kinds[:1] != ["start"]:
+        raise ConfigError(f"{path} is damaged, its start is not there; {ADVICE}")
+    if not all(isinstance(record["environment"].get("device"), str) for record in log if record["kind"] == "start"):
+        raise ConfigError(f"{path} is damaged, a start names no device; put it back as it was, or train again with force=true")
+
+
+def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
+    """What `make` makes of a run's configuration. Raises ConfigError where that is none."""
+    path = folder / "config.yaml"
+    try:
+        made = make(stored.read_yaml(path))
+        _ = made.train  # which it keeps
+        return made
+    except OSError as error:
+        raise files.unreadable(path, error) from None
+    except (Damaged, ConfigError, OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
+        raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+
+
 def below(folder: Path) -> list[Finished]:
     """All that are finished, however deep; what this version cannot read is left out, and said so."""
-    results = (path for path in folder.rglob("*.json") if path.name == "result.json")  # links that lead nowhere, too
-    return [run for path in sorted(results) if (run := read_if_possible(path.parent)) is not None]
+    return read_all(folder, "result.json", read)
 
 
-def read_if_possible(folder: Path) -> Finished | None:
-    try:
-        return read(folder)
-    except ConfigError as error:
-        print(f"vdrop: {error}; left out", file=sys.stderr)
-        return None
+def stuck_below(folder: Path) -> list[Stuck]:
+    """All that are stuck, in the same way."""
+    return read_all(folder, stuck_starts.FILE, read_stuck)
 
 
-def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
+def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> list[Read]:
+    """Of the folders that have a file of this name."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*.json") if path.name == name):  # links that lead nowhere, too
+        try:
+            run = read(path.parent)
+        except ConfigError as error:
+            print(f"vdrop: {error}; left out", file=sys.stderr)
+        else:
+            found += [run] if run is not None else []
+    return found
+
+
+def evaluation_of(run: Finished, published: Published, members: Collection[int] = ()) -> dict[str, Any] | None:
     """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet.
 
-    Until it has, that of the record in whose place the run stands counts.
+    Until it has, that of the record in whose place the run stands counts. `members` are the seeds of averaged runs.
     """
     kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else rf"ensemble{published.members}-[0-9a-f]+"
     for path in (path for one in run.lineage for path in one.evaluations):
@@ -167,7 +218,7 @@ def evaluation_of(run: Finished, published: Published) -> dict[str, Any] | None:
         found = evaluation(path)
         if not published.mc_samples:
             require_parts(found, path, "members")
-            if not are_one_row(found["members"]):
+            if not are_one_row(found["members"], members):
                 continue
         else:
             require_parts(found, path, "mc")
@@ -187,13 +238,13 @@ def require_parts(found: dict[str, Any], path: Path, *names: str) -> None:
             raise ConfigError(f"{path} is damaged ({name} is missing); delete it and give the same command again")
 
 
-def are_one_row(members: list[str]) -> bool:
-    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by their seeds alone, and these are 1, 2, …"""
+def are_one_row(members: list[str], seeds: Collection[int]) -> bool:
+    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by their seeds alone, and these are `seeds`."""
     if not all(re.fullmatch(r"checkpoint-\d+\.pt", Path(member).name) for member in members):
         return False
     folders = [Path(member).parent.name for member in members]
     settings = folders[0].rpartition("-s")[0]
-    return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in range(1, len(folders) + 1))
+    return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in seeds)
 
 
 EVALUATION: dict[str, type] = {"mc": list, "members": list, "environment": dict}  # of an evaluation, where it is there

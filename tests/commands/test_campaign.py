@@ -37,7 +37,7 @@ def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
     training = Maker(Precision.fp32, "outputs").training("it", config, 3)
     passes = Evaluation("by passes", Published("a row", mc_samples=2), [training])
     assert training.settings.seed == 3 and not passes.is_finished
-    announce([training], [passes])
+    announce([training], [passes], [])
     told = capsys.readouterr().err
     assert re.search(r"it seed 3: \d+:\d\d \(0 of 1 epochs are done\)\n  by passes seed 3: \d+:\d\d\n  together: \d+:\d\d\n", told)
     with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command resumes"):

@@ -1,11 +1,14 @@
 """`vdrop reproduce`: a real process that is stopped, goes on, and comes to the table."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +19,14 @@ from tests.conftest import TINY, Vdrop, settings
 from tests.processes import spawn
 from vdrop_cli import experiments
 from vdrop_cli.arguments import prepared
-from vdrop_cli.commands import reproduce
-from vdrop_cli.commands.campaign import require_on_page
+from vdrop_cli.commands import reproduce, table, train
+from vdrop_cli.commands.campaign import Maker, require_on_page
 from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.commands.table import Evaluated, Line
-from vdrop_cli.config import TABLE_1, ConfigError, Figures, Precision, Reproduce, RunError, Size, plain, seconds
+from vdrop_cli.config import TABLE_1, ConfigError, Figures, Pictures, Precision, Reproduce, RunError, Size, Table, plain, seconds
 from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
+from vdrop_cli.stuck_starts import StuckError
 
 ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
 
@@ -67,23 +71,154 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes:
     assert (tmp_path / "outputs" / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
 
 
+def planned(rows: list[experiments.Row], overrides: str, seeds: int) -> reproduce.Plan:
+    settled = Reproduce([Size.small], overrides=overrides, seeds=seeds, precision=Precision.fp32)
+    return reproduce.plan_of(rows, settled, Maker(Precision.fp32, "outputs"))
+
+
+def overrides_of(changes: str) -> str:
+    return changes.removeprefix("overrides='")[:-1]
+
+
 @pytest.mark.usefixtures("composing")
-def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error() -> None:
-    few, ensemble = experiments.rows([Size.small], ["none", "variational_mc"], ""), experiments.rows([Size.large], ["ensemble"], "")
+def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
+    changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = f"{overrides_of(changes)} stuck.steps=null"
+    few = experiments.rows([Size.small], ["none", "variational_mc"], overrides)
+    ensemble = experiments.rows([Size.large], ["ensemble"], overrides)
 
     def line(row: experiments.Row, *seeds: int) -> Line:
         made = [Finished(Path(), plain(replace(row.settings, seed=seed)), [], {}) for seed in seeds]
         return Line(row, [Evaluated(run, None, None, 1.0, None, {}) for run in made])
 
-    require_on_page(reproduce.wanted([*few, *ensemble], 2), reproduce.told([line(row, 1, 2) for row in few]))
-    require_on_page(reproduce.wanted(ensemble, 10), reproduce.told([line(ensemble[0], 1)]))
-    for rows, lines, message in (
-        (few, [line(few[0], 1, 2), line(few[1])], "table1_small_variational_mc seed 1 is finished, but not in the table"),
-        (few, [line(few[0], 1), line(few[1], 1, 2)], "table1_small_none seed 2 is finished, but not in the table"),
-        (ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
+    of_both, of_few, of_ensemble = (
+        planned(rows, overrides, seeds).on_page for rows, seeds in (([*few, *ensemble], 10), (few, 2), (ensemble, 10))
+    )
+    assert len(of_both) == 2 * 10 + 1 and len(of_few) == 2 * 2 and len(of_ensemble) == 1
+    require_on_page(of_few, reproduce.told([line(row, 1, 2) for row in few]))
+    require_on_page(of_ensemble, reproduce.told([line(ensemble[0], 1)]))
+    for wanted, lines, message in (
+        (of_few, [line(few[0], 1, 2), line(few[1])], "table1_small_variational_mc seed 1 is finished, but not in the table"),
+        (of_few, [line(few[0], 1), line(few[1], 1, 2)], "table1_small_none seed 2 is finished, but not in the table"),
+        (of_ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
     ):
         with pytest.raises(RunError, match=message):
-            require_on_page(reproduce.wanted(rows, 10 if rows is ensemble else 2), reproduce.told(lines))
+            require_on_page(wanted, reproduce.told(lines))
+
+
+CHECKED = "stuck.steps=10 stuck.loss=0.001"  # a limit that is always exceeded
+
+
+@pytest.mark.usefixtures("composing", "no_shipped_records")
+def test_a_row_of_which_every_seed_is_stuck_ends_with_an_error_that_names_them(
+    changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes: two seeds, then one in place of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "MORE_SEEDS", 1)
+    asked = Reproduce([Size.small], ["none"], seeds=2, overrides=f"{overrides_of(changes)} {CHECKED}", precision=Precision.fp32)
+    with pytest.raises(RunError, match=r"^table1_small_none: seeds 1, 2, 3 are stuck, and no more are tried"):
+        reproduce.run(asked)
+    shown = capfd.readouterr()
+    assert "vdrop: table1_small_none seed 1, table1_small_none seed 2: stuck; other seeds replace them" in shown.err
+    assert re.findall(r"vdrop train -m .* seed=([\d,]+) ", shown.err) == ["1,2", "3"]
+    assert not list(Path().rglob("result.json")) and len(list(Path().rglob("stuck.json"))) == 3
+    for where in ("outputs/RESULTS.md", "the terminal"):
+        content = Path(where).read_text() if where.endswith(".md") else shown.out
+        assert re.search(
+            r"\n- Non-regularized \(early stopping\) \(fp32, .*\): seed 1 \(\d\.\d\d after 10 steps\), seed 2 \(.*, seed 3 \(", content
+        )
+    reproduce.run(replace(asked, plan=True))
+    shown = capfd.readouterr()
+    assert shown.err.count(": stuck, the mean training loss of steps 9 to 10 is ") == 3 and "together: 0:00" in shown.err
+
+
+def make(row: experiments.Row, seed: int, is_stuck: bool) -> Path:
+    """A run of a row as a process would have made it, which its limit makes stuck or not."""
+    limit = 0.001 if is_stuck else 99.0
+    settled = replace(row.settings, seed=seed, precision=Precision.fp32, stuck=replace(row.settings.stuck, loss=limit))
+    with pytest.raises(StuckError) if is_stuck else nullcontext():
+        train.run(settled)
+    made: Path = next(Path("outputs/train").rglob(f"*-s{seed}"))
+    return made
+
+
+@pytest.mark.usefixtures("composing", "no_shipped_records")
+def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_table(
+    changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three seeds the second is stuck, by its run folder, and then by its record alone."""
+    monkeypatch.chdir(tmp_path)
+    overrides = f"{overrides_of(changes).replace('schedule.epochs=12', 'schedule.epochs=1')} stuck.steps=10"
+    rows = experiments.rows([Size.small], ["variational", "variational_mc"], overrides)
+    ensemble = replace(rows[0], name="ensemble", settings=replace(rows[0].settings, published=replace(rows[0].published, members=2)))
+    lower = [replace(row, settings=replace(row.settings, stuck=replace(row.settings.stuck, loss=0.001))) for row in (*rows, ensemble)]
+    folders = {seed: make(rows[0], seed, is_stuck=seed == 2) for seed in (1, 2, 3)}
+
+    def require_planned() -> None:
+        plan = planned(lower, overrides, 2)
+        assert [training.settings.seed for training in plan.trainings.values()] == [1, 3] and not list(plan.sweeps())
+        assert [name for name, _ in plan.stuck.values()] == ["table1_small_variational seed 2"] and not plan.without_seeds
+        averaged = [[t.settings.seed for t in e.trainings] for e in plan.evaluations.values() if len(e.trainings) > 1]
+        assert averaged == [[1, 3]]
+        assert plan.on_page == [
+            *((f"table1_small_{name}", seed) for name in ("variational", "variational_mc") for seed in (1, 3)),
+            ("table1_small_ensemble", 1),
+        ]
+
+    require_planned()
+    settled = Table([Size.small], ["variational", "variational_mc"], overrides, file="R.md", pictures=Pictures.none, record=True)
+    of_members = {"metrics": {"test_ppl": 5.0, "valid_ppl": 6.0}, "environment": {}}
+    for seeds in ((1, 2), (1, 3)):
+        members = [str(folders[seed] / "checkpoint-0001.pt") for seed in seeds]
+        path = folders[1] / f"eval-0001-ensemble2-{seeds[1]:08}.json"
+        path.write_text(json.dumps(of_members | {"members": members}))
+        found = table.collect(Path("outputs"))
+        (line,) = table.of_row(ensemble, found[ensemble.key], table.collect_stuck(Path("outputs"), found)[ensemble.key])
+        assert [evaluated.seeds for evaluated in line.runs] == ([] if 2 in seeds else ["1 3"])
+    table.write(settled, Figures())
+    page, shown = Path("R.md").read_text(), capsys.readouterr().out
+    loss = json.loads((folders[2] / "stuck.json").read_text())["loss"]
+    item = rf"- Variational \(tied weights\) \(fp32, .*\): seed 2 \({loss:.2f} after 10 steps\)"
+    assert "| 1 3 |" in page and len(re.findall(item, page)) == len(re.findall(item, shown)) == 1
+    (record,) = Path("outputs/record").rglob("s2")
+    assert sorted(path.name for path in record.iterdir()) == ["config.yaml", "log.jsonl", "stuck.json"]
+    assert all((record / name).read_bytes() == (folders[2] / name).read_bytes() for name in ("config.yaml", "log.jsonl", "stuck.json"))
+    (record / "result.json").write_text("damaged")
+    with pytest.raises(ConfigError, match=r"/s2 holds a result, and would be overwritten by a run that is stuck; move it away"):
+        table.write(settled, Figures())
+    (record / "result.json").unlink()
+    for folder in folders.values():
+        (folder / "eval-0001-ensemble2-00000003.json").unlink(missing_ok=True)
+    shutil.rmtree(folders[2])
+    require_planned()
+    table.write(settled, Figures())
+    assert Path("R.md").read_text() == page, "read from records it is the same"
+    make(rows[0], 2, is_stuck=False)
+    table.write(settled, Figures())
+    assert "| 1 2 3 |" in (page := Path("R.md").read_text()) and not re.search(item, page)
+    assert not (record / "stuck.json").exists() and (record / "result.json").exists(), "a finished run replaces the record of a stuck one"
+
+
+@pytest.mark.usefixtures("composing")
+def test_rows_with_the_same_seeds_are_one_sweep_and_those_with_others_another(
+    changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no run is made that no row needs."""
+    monkeypatch.chdir(tmp_path)
+    overrides = f"{overrides_of(changes)} {CHECKED}"
+    rows = experiments.rows([Size.small], ["none", "zaremba", "variational", "variational_mc"], overrides)
+
+    def sweeps() -> list[list[tuple[str, int]]]:
+        found = planned(rows, overrides, 2).sweeps()
+        return [[(training.name.removeprefix("table1_small_"), training.settings.seed) for training in sweep] for sweep in found]
+
+    every = [(name, seed) for name in ("none", "zaremba", "variational") for seed in (1, 2)]
+    assert sweeps() == [every]
+    make(rows[1], 1, is_stuck=True)
+    assert sweeps() == [[run for run in every if run[0] != "zaremba"], [("zaremba", 2), ("zaremba", 3)]]
 
 
 @pytest.mark.usefixtures("composing")
@@ -147,10 +282,11 @@ def test_the_settings_are_those_of_the_command_line() -> None:
 @pytest.mark.usefixtures("composing")
 def test_passes_run_together_as_it_was_asked_for(changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    overrides = changes.removeprefix("overrides='")[:-1]
+    overrides = overrides_of(changes)
     rows = experiments.rows([Size.small], ["variational_mc"], overrides)
     for mc_batch in (None, 200):
-        _, (evaluation,) = reproduce.needed(rows, Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch))
+        plan = reproduce.plan_of(rows, Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch), Maker(Precision.auto, "outputs"))
+        (evaluation,) = plan.evaluations.values()
         assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (["mc_batch=200"] if mc_batch else [])
 
 

@@ -19,13 +19,7 @@ from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.config import ConfigError, Figures, Pictures, Reproduce, Size, Table
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def no_shipped_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a wheel: reading those of the checkout takes seconds. Tests of them set it."""
-    for module in (table, results_page):
-        monkeypatch.setattr(module, "RECORDS", None)
+pytestmark = pytest.mark.usefixtures("no_shipped_records")  # tests of them set it
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +164,7 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
 
 
 def record(outputs: Path, row: experiments.Row) -> None:
-    table.record({row.key: "table1/row"}, table.collect(outputs), outputs / "record")
+    table.record({row.key: "table1/row"}, table.collect(outputs), outputs / "record", {})
 
 
 @pytest.mark.usefixtures("composing")

@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from vdrop_cli import checkpoint, continuation, environment, evaluate, experiments, interruption, runs, tasks
+from vdrop_cli import checkpoint, continuation, environment, evaluate, experiments, interruption, results_page, runs, stuck_starts, tasks
 from vdrop_cli.arguments import literal, prepared
-from vdrop_cli.commands.train import Run, resolved
+from vdrop_cli.commands.train import Run, require_judged_in_first_epoch, resolved
 from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
 from vdrop_cli.dropout import Stream
 from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.sinks import duration
+from vdrop_cli.stuck_starts import StuckStart
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
 from vdrop_cli.tasks.sentiment import Part, head
 
@@ -82,7 +84,8 @@ class Evaluation:
     @property
     def is_finished(self) -> bool:
         finished = runs.read(self.trainings[0].folder) if self.trainings[0].is_finished else None
-        return finished is not None and runs.evaluation_of(finished, self.published) is not None
+        seeds = [training.settings.seed for training in self.trainings]
+        return finished is not None and runs.evaluation_of(finished, self.published, seeds) is not None
 
 
 class Maker:
@@ -98,11 +101,31 @@ class Maker:
         made = resolved(replace(settings, seed=seed, outputs=self.outputs, precision=self.precision), self.device)
         of = str((made.task, made.data))
         self.tasks[of] = self.tasks.get(of) or tasks.load(made, self.device)
+        require_judged_in_first_epoch(made, self.tasks[of])
         return Training(name, made, self.tasks[of])
 
+    @cached_property
+    def stuck_records(self) -> dict[Path, StuckStart]:
+        """Starts of stuck runs that were made on such a device, of which there are records, by the folders of the runs."""
+        device = environment.device_name(self.device)
+        found = [run for folder in results_page.record_folders(Path(self.outputs)) for run in runs.stuck_below(folder)]
+        here = [run for run in found if run.environment["device"] == device]
+        return {checkpoint.run_folder(replace(run.train, outputs=self.outputs), run.corpus): run.start for run in here}
 
-def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:
-    """What there is to do, and how long it takes, measured on this machine by a few steps of each kind of run."""
+    def stuck_start(self, training: Training) -> StuckStart | None:
+        """That of a training which is known to be stuck: from its run folder, or from its record where it has not begun here."""
+        if training.is_finished:
+            return None
+        check, folder = training.settings.stuck, training.folder
+        record = None if checkpoint.all_in(folder) else self.stuck_records.get(folder)
+        return stuck_starts.remembered(folder, check) or (record if record is not None and record.is_stuck(check) else None)
+
+
+def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation], stuck: Iterable[tuple[str, StuckStart]]) -> None:
+    """What there is to do, and how long it takes, measured on this machine by a few steps of each kind of run.
+
+    `stuck`: trainings that others replace, by name, and their starts.
+    """
     costs: dict[str, Cost] = {}
 
     def cost(training: Training) -> Cost:
@@ -122,6 +145,8 @@ def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -
         early = ", or less, as it stops early" if schedule.patience is not None else ""
         print(f"  {training.told}: {duration(left)}{early} ({done:.3g} of {schedule.epochs} epochs are done)", file=sys.stderr)
         total += left
+    for name, start in stuck:
+        print(f"  {name}: stuck, {start}; another seed replaces it", file=sys.stderr)
     for evaluation in evaluations:
         first = evaluation.trainings[0]
         if evaluation.is_finished:

@@ -22,7 +22,7 @@ def run(settings: Figures) -> None:
         trainings += of_row
         published = row.evaluation(settings.mc_samples)
         evaluations += [Evaluation(row.name, published, [training]) for training in of_row if published is not None]
-    campaign.announce(trainings, evaluations)
+    campaign.announce(trainings, evaluations, stuck=())
     if settings.plan:
         return
     for protocol in settings.protocols:

@@ -5,17 +5,18 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vdrop_cli import CONF, RECORDS, experiments, files, markdown, ownership, pictures, ratings, results_page, runs
 from vdrop_cli.config import ConfigError, Figures, Pictures, Size, Table
 from vdrop_cli.experiments import Row
-from vdrop_cli.runs import Finished
+from vdrop_cli.runs import Finished, Logged, Stuck
 
+Run = TypeVar("Run", bound=Logged)
 SIZES = {Size.small: "small (200 units)", Size.medium: "medium (650 units)", Size.large: "large (1500 units)"}
 
 
@@ -36,8 +37,8 @@ class Evaluated(NamedTuple):
 
     @property
     def seeds(self) -> str:
-        members = self.told.get("members", ())
-        return f"1–{len(members)}" if members else str(self.run.train.seed)
+        members = [int(Path(member).parent.name.rpartition("-s")[2]) for member in self.told.get("members", ())]
+        return markdown.ranges(members) if members else str(self.run.train.seed)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Composed:
     """What a page is made of."""
 
     found: dict[str, list[Finished]]
+    stuck: dict[str, list[Stuck]]
     lines: list[Line]
     on_reviews: list[ratings.Line]
 
@@ -96,19 +98,20 @@ def compose(settings: Table, figures: Figures, work: Work | None = None) -> Comp
     if not rows:
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
     found = collect(Path(settings.outputs))
-    lines = [line for row in rows for line in of_row(row, found.get(row.key, []))]
+    stuck = collect_stuck(Path(settings.outputs), found)
+    lines = [line for row in rows for line in of_row(row, found.get(row.key, []), stuck.get(row.key, []))]
     on_reviews = ratings.all_lines(figures, every(found))
     path = results_page.path_of(settings.file, settings.outputs)
 
     def without_pictures(lines: list[Line], on_reviews: list[ratings.Line]) -> str:
-        return page(lines, settings, {}, ratings.section(figures, on_reviews, Path(), Pictures.none, path))
+        return page(lines, settings, {}, ratings.section(figures, on_reviews, Path(), Pictures.none, path), stuck)
 
     planned = list[results_page.Name]()
     if work is not None:
         of_work = without_pictures([Line(row, []) for row in work.rows], [ratings.Line(row, [], []) for row in work.on_reviews])
         planned = [name for name, _ in results_page.rows(of_work)]
     results_page.require_nothing_lost(path, without_pictures(lines, on_reviews), planned)
-    return Composed(found, lines, on_reviews)
+    return Composed(found, stuck, lines, on_reviews)
 
 
 def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.Line]]:
@@ -119,21 +122,25 @@ def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.L
     outputs, path = Path(settings.outputs), results_page.path_of(settings.file, settings.outputs)
     if settings.record:
         names = {line.row.key: f"{experiments.TABLE}/{line.row.size}_{line.row.name}" for line in reversed(lines)}
-        record(names | ratings.record_names(on_reviews), composed.found, outputs / "record")
+        record(names | ratings.record_names(on_reviews), composed.found, outputs / "record", composed.stuck)
     drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
     section = ratings.section(figures, on_reviews, outputs / "record" / "pictures", settings.pictures, path)
     if settings.file is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(Path(os.path.realpath(path)), page(lines, settings, drawn, section).encode())
+    files.replace(Path(os.path.realpath(path)), page(lines, settings, drawn, section, composed.stuck).encode())
     for name, made in ((settings.csv, as_csv), (settings.latex, as_latex)):
         if name is not None:
             files.replace(Path(os.path.realpath(name)), made(lines).encode())
-    print(plain_table(lines))
+    print("\n\n".join([plain_table(lines), *(["\n".join(of_stuck)] if (of_stuck := stuck_starts(lines, composed.stuck)) else [])]))
     print(f"\nwritten to {path}", file=sys.stderr)
     return lines, on_reviews
 
 
 Same = tuple[str, int, str, str]  # settings, seed, precision and device
+
+
+def same(run: Logged) -> Same:
+    return experiments.key(run.numbers), run.train.seed, str(run.train.precision), run.environment["device"]
 
 
 def collect(outputs: Path) -> dict[str, list[Finished]]:
@@ -146,14 +153,25 @@ def collect(outputs: Path) -> dict[str, list[Finished]]:
     for folder in (*results_page.record_folders(outputs), outputs / "train"):
         of_part: dict[Same, Finished] = {}
         for finished in runs.below(folder):
-            train = finished.train
-            same = (experiments.key(finished.numbers), train.seed, str(train.precision), finished.environment["device"])
-            if same not in of_part or len(finished.evaluations) > len(of_part[same].evaluations):
-                of_part[same] = finished
-        found |= {same: replace(finished, record=found.get(same)) for same, finished in of_part.items()}
-    by_key: dict[str, list[Finished]] = {}
-    for (key, *_), finished in sorted(found.items(), key=lambda item: item[0][1]):
-        by_key.setdefault(key, []).append(finished)
+            known = of_part.get(same(finished))
+            if known is None or len(finished.evaluations) > len(known.evaluations):
+                of_part[same(finished)] = finished
+        found |= {of: replace(finished, record=found.get(of)) for of, finished in of_part.items()}
+    return by_key(found)
+
+
+def collect_stuck(outputs: Path, found: dict[str, list[Finished]]) -> dict[str, list[Stuck]]:
+    """The stuck runs and records in the same way, but for those of which there is a finished run: it was not judged, or otherwise."""
+    finished = {same(run) for run in every(found)}
+    stuck = {same(run): run for folder in (*results_page.record_folders(outputs), outputs / "train") for run in runs.stuck_below(folder)}
+    return by_key({of: run for of, run in stuck.items() if of not in finished})
+
+
+def by_key(found: dict[Same, Run]) -> dict[str, list[Run]]:
+    """In order of seeds."""
+    by_key: dict[str, list[Run]] = {}
+    for (key, *_), run in sorted(found.items(), key=lambda item: item[0][1]):
+        by_key.setdefault(key, []).append(run)
     return by_key
 
 
@@ -161,24 +179,30 @@ def every(found: dict[str, list[Finished]]) -> Iterator[Finished]:
     return (finished for of_key in found.values() for finished in of_key)
 
 
-def of_row(row: Row, found: list[Finished]) -> list[Line]:
+def made_with(run: Logged) -> tuple[str, str]:
+    """Precision and device."""
+    return str(run.train.precision), run.environment["device"]
+
+
+def of_row(row: Row, found: list[Finished], stuck: Iterable[Stuck] = ()) -> list[Line]:
     """A line for each precision and device that runs of it were made with, or one that says that none were."""
     groups: dict[tuple[str, str], list[Evaluated]] = {}
     for finished in found:
-        evaluated = evaluate(row, finished)
+        seeds = experiments.seeds(row.published.members, [run.train.seed for run in stuck if made_with(run) == made_with(finished)])
+        evaluated = evaluate(row, finished, seeds)
         if evaluated is not None:
-            groups.setdefault((str(finished.train.precision), finished.environment["device"]), []).append(evaluated)
+            groups.setdefault(made_with(finished), []).append(evaluated)
     return [Line(row, group) for group in groups.values()] or [Line(row, [])]
 
 
-def evaluate(row: Row, finished: Finished) -> Evaluated | None:
-    """What a run came to in the row's way; None where that has not been evaluated."""
+def evaluate(row: Row, finished: Finished, members: Collection[int]) -> Evaluated | None:
+    """What a run came to in the row's way; None where that has not been evaluated. `members` are the seeds of averaged runs."""
     published, result = row.published, finished.result
     if not (published.mc_samples or published.members > 1):
         runs.require_parts(result, finished.folder / "result.json", "valid_ppl", "test_ppl")
         exact, as_published = result["valid_ppl"], result.get("valid_ppl_as_published")  # of Penn Treebank alone
         return Evaluated(finished, as_published, exact, result["test_ppl"], finished.words_per_second, {})
-    told = runs.evaluation_of(finished, published)
+    told = runs.evaluation_of(finished, published, members)
     if told is None:
         return None
     metrics = told["metrics"]
@@ -188,27 +212,31 @@ def evaluate(row: Row, finished: Finished) -> Evaluated | None:
     return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
 
 
-def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path) -> None:
+def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path, stuck: dict[str, list[Stuck]]) -> None:
     """Copies what is small of the runs of rows, whose names are given by their keys.
 
     Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record, or evaluations would be lost.
     """
-    targets: dict[Path, Finished] = {}
+    targets: dict[Path, Finished | Stuck] = {}
     for key, name in names.items():
-        for finished in found.get(key, []):
-            device = re.sub(r"\W+", "_", str(finished.environment["device"])).lower()
-            there = folder / f"{name}-{finished.train.precision}-{device}" / f"s{finished.train.seed}"
-            if there.resolve() != finished.folder.resolve() and not is_shipped(finished, folder):
+        ended: list[Finished | Stuck] = [*found.get(key, []), *stuck.get(key, [])]
+        for run in ended:
+            device = re.sub(r"\W+", "_", str(run.environment["device"])).lower()
+            there = folder / f"{name}-{run.train.precision}-{device}" / f"s{run.train.seed}"
+            if there.resolve() != run.folder.resolve() and not is_shipped(run, folder):
                 ownership.require_record(there)
-                require_evaluations_kept(finished, there)
-                targets[there] = finished
-    for there, finished in targets.items():
-        copy_record(finished, there)
+                if isinstance(run, Finished):
+                    require_evaluations_kept(run, there)
+                elif (there / "result.json").exists():  # which could not be read
+                    raise ConfigError(f"{there} holds a result, and would be overwritten by a run that is stuck; move it away")
+                targets[there] = run
+    for there, run in targets.items():
+        copy_record(run, there)
 
 
-def is_shipped(finished: Finished, folder: Path) -> bool:
+def is_shipped(run: Logged, folder: Path) -> bool:
     """Whether it is a record that comes with a checkout, and `folder` is that of other outputs."""
-    return RECORDS is not None and folder.resolve() != RECORDS and finished.folder.resolve().is_relative_to(RECORDS)
+    return RECORDS is not None and folder.resolve() != RECORDS and run.folder.resolve().is_relative_to(RECORDS)
 
 
 def require_evaluations_kept(finished: Finished, there: Path) -> None:
@@ -227,18 +255,20 @@ def evaluations_in(record: Path) -> list[Path]:
     return [path for path in ownership.entries(record) if ownership.fits(rf"{ownership.EVALUATION}\.json", path)]
 
 
-def copy_record(finished: Finished, there: Path) -> None:
+def copy_record(run: Finished | Stuck, there: Path) -> None:
     """In place of an older one, of which evaluations stay that the run lacks.
 
-    What is cut off half-way is no finished run: the result goes first, and comes last.
+    What is cut off half-way is no run that has ended: how it did goes first, and comes last.
     """
     there.mkdir(parents=True, exist_ok=True)
-    (there / "result.json").unlink(missing_ok=True)
-    own = set(map(runs.kind, finished.evaluations))
+    for name in ownership.OUTCOMES:
+        (there / name).unlink(missing_ok=True)
+    evaluations, outcome = (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
+    own = set(map(runs.kind, evaluations))
     for old in evaluations_in(there):
         if runs.kind(old) in own:
             old.unlink()
-    for path in (finished.folder / "config.yaml", finished.folder / "log.jsonl", *finished.evaluations, finished.folder / "result.json"):
+    for path in (run.folder / "config.yaml", run.folder / "log.jsonl", *evaluations, run.folder / outcome):
         files.replace(there / path.name, files.read(path))
 
 
@@ -310,7 +340,33 @@ HOW = """`make reproduce-table` makes those of the medium size, resumes what was
 `ROWS`, `LAUNCHER` and `PRECISION` choose. The ten averaged models take `SIZE=large SEEDS=10`."""
 
 
-def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, Path]]], on_reviews: list[str]) -> str:
+STUCK = "Stuck starts, which other seeds replace, with their mean training loss in nats a word (`stuck.steps`, `stuck.loss`):"
+
+
+def stuck_starts(lines: list[Line], stuck: dict[str, list[Stuck]]) -> list[str]:
+    """Of the rows of these lines: a heading, and a line of text for each precision and device; nothing where there are none."""
+    names: dict[str, str] = {}
+    for line in lines:
+        names.setdefault(line.row.key, line.row.published.row)
+    groups: dict[str, list[Stuck]] = {}
+    for key, name in names.items():
+        for run in stuck.get(key, []):
+            groups.setdefault(f"{name} ({', '.join(made_with(run))})", []).append(run)
+    items = [f"- {of}: {', '.join(map(stuck_seed, group))}" for of, group in groups.items()]
+    return [STUCK, *items] if items else []
+
+
+def stuck_seed(run: Stuck) -> str:
+    return f"seed {run.train.seed} ({run.start.loss:.2f} after {run.start.step} steps)"
+
+
+def page(
+    lines: list[Line],
+    settings: Table,
+    drawn: dict[Size, list[tuple[str, Path]]],
+    on_reviews: list[str],
+    stuck: dict[str, list[Stuck]],
+) -> str:
     """RESULTS.md."""
     changed = f" All runs with `{settings.overrides}`, which is not what was published." if settings.overrides else ""
     path = results_page.path_of(settings.file, settings.outputs)
@@ -320,6 +376,7 @@ def page(lines: list[Line], settings: Table, drawn: dict[Size, list[tuple[str, P
     ]
     for size, of_size in by_size(lines):
         parts += [f"## {SIZES[size].capitalize()}", markdown.table(HEADINGS, map(cells, of_size))]
+        parts += ["\n".join(of_stuck)] if (of_stuck := stuck_starts(of_size, stuck)) else []
         parts += [markdown.picture(title, picture, path) for title, picture in drawn.get(size, [])]
     made = dict.fromkeys((line.row.experiment, command(line.row, settings.overrides)) for line in lines)
     parts += [

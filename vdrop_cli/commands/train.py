@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, continuation, environment, files, interruption, learned, output, ownership, prefetch, tasks
+from vdrop_cli import checkpoint, continuation, environment, files, interruption, learned, output, ownership, prefetch, stuck_starts, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
-from vdrop_cli.config import ConfigError, RunError, Train, plain
+from vdrop_cli.config import ConfigError, RunError, Train, plain, require
 from vdrop_cli.dropout import ModelMasks, Stream
 from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.files import Lock
@@ -39,6 +39,7 @@ from vdrop_cli.sinks import (
     flattened,
     read_result,
 )
+from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.tasks import Task
 
 
@@ -193,6 +194,12 @@ class Run:
         launched = self.batch + len(self.in_flight)
         return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and launched < self.task.batches_an_epoch
 
+    def require_good_start(self) -> None:
+        """Raises StuckError where the first steps were made and say that the start is stuck; what they were is known in the first epoch."""
+        start = stuck_starts.judge(self.losses, self.settings.stuck) if self.epoch == 0 else None
+        if start is not None:
+            raise StuckError(self.folder, start)
+
     def save(self) -> None:
         """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of good ones."""
         assert not self.in_flight, "the weights are those of a step whose loss was not read"
@@ -251,17 +258,26 @@ class Run:
 def records(run: Run) -> Iterator[Record]:
     """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one before a checkpoint is written.
 
-    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; RunError where the disk fails.
+    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; StuckError; RunError where the disk
+    fails.
     """
+
+    def judged(steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            yield step
+            if step.step == run.settings.stuck.steps:
+                run.require_good_start()
+
     yield Start(plain(run.settings), run.task.fingerprint, run.epoch, run.step, run.described())
     saved_at = run.step
+    run.require_good_start()  # by steps that were made before it was to be judged
     try:
         while run.goes_on:
-            for step in run.train_epoch():
+            for step in judged(run.train_epoch()):
                 yield step
                 interruption.check()
                 if run.is_to_be_saved:
-                    yield from run.finish_steps()
+                    yield from judged(run.finish_steps())
                     yield Saving()
                     run.save()
                     saved_at = run.step
@@ -294,6 +310,12 @@ def resolved(settings: Train, device: torch.device) -> Train:
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
+def require_judged_in_first_epoch(settings: Train, task: Task) -> None:
+    """Raises ConfigError where a start is to be judged after more steps than an epoch has: a checkpoint holds the losses of one."""
+    steps, limit = settings.stuck.steps, task.batches_an_epoch
+    require(steps is None or steps <= limit, "stuck.steps", f"at most {limit:,}, the batches of an epoch of {task.origin}, or null", steps)
+
+
 def run(settings: Train, started_over: Callable[[], object] = lambda: None, from_nothing: bool = False) -> str:
     """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when `force` has had its effect.
 
@@ -303,6 +325,7 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None, from
     environment.make_ready(device)
     settings = resolved(settings, device)
     task = tasks.load(settings, device)
+    require_judged_in_first_epoch(settings, task)
     folder = checkpoint.run_folder(settings, task.fingerprint)
     if not settings.force:
         ownership.require_regular_files(folder)
@@ -312,6 +335,8 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None, from
         tasks.warn(task)
         tell(result)
         return "was done"
+    if not settings.force and (start := stuck_starts.remembered(folder, settings.stuck)) is not None:
+        raise StuckError(folder, start)
     prepare(folder, settings)
     with Lock(folder / ownership.LOCK, str(folder)):
         if settings.force:
@@ -319,6 +344,7 @@ def run(settings: Train, started_over: Callable[[], object] = lambda: None, from
             started_over()
         ownership.require_regular_files(folder, before_writing=True)
         files.remove_unfinished(folder, ownership.TRAINING)
+        stuck_starts.forget(folder)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
         shorter = None if settings.force or from_nothing else training.continue_shorter()
@@ -354,6 +380,9 @@ def listen(training: Run) -> None:
             with suppress(RunError):  # the disk that the error is about
                 for sink in sinks:
                     sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, training.step))
+            if isinstance(error, StuckError):
+                stuck_starts.remember(error.start, folder)
+                raise
             if isinstance(error, RunError):
                 advice = ". Try a smaller schedule.lr or schedule.clip, or another seed" if isinstance(error, Diverged) else ""
                 raise RunError(f"{error}; {last_good(training)}{advice}") from None

@@ -1,0 +1,89 @@
+"""Starts that training does not recover from: at a high learning rate with a loose clip the loss of some stays as high as at first."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from vdrop_cli import files, stored
+from vdrop_cli.config import ConfigError, RunError, StartCheck
+from vdrop_cli.files import Damaged
+
+FILE = "stuck.json"  # in the run folder
+
+
+@dataclass(frozen=True)
+class StuckStart:
+    """What a start was judged by; losses are in nats a word, dropout on."""
+
+    step: int  # after which it was judged
+    loss: float  # mean of the last quarter of the steps until then
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not (self.step >= 1 and self.loss > self.limit):
+            raise Damaged(f"a loss of {self.loss} after step {self.step}, with a limit of {self.limit}, is none of a stuck start")
+
+    def __str__(self) -> str:
+        first = self.step - judged_steps(self.step) + 1
+        steps = f"steps {first} to {self.step}" if first < self.step else f"step {self.step}"
+        return f"the mean training loss of {steps} is {self.loss:.4g} nats a word, above stuck.loss={self.limit:g}"
+
+    def is_stuck(self, check: StartCheck) -> bool:
+        """Whether it is by these settings, too; with another number of steps that is not known."""
+        return check.steps == self.step and self.loss > check.loss
+
+
+class StuckError(RunError):
+    """A run is not trained further, as its start is stuck."""
+
+    def __init__(self, folder: Path, start: StuckStart) -> None:
+        super().__init__(f"{folder}: {start}: this start is stuck; take another seed")
+        self.start = start
+
+
+def judged_steps(steps: int) -> int:
+    """The last of so many steps, by whose losses a start is judged."""
+    return max(1, steps // 4)
+
+
+def judge(losses: list[float], check: StartCheck) -> StuckStart | None:
+    """The start of a run, from the losses of its first steps; None where it is not stuck, or not to be judged yet."""
+    if check.steps is None or len(losses) < check.steps:
+        return None
+    loss = fmean(losses[: check.steps][-judged_steps(check.steps) :])
+    return StuckStart(check.steps, loss, check.loss) if loss > check.loss else None
+
+
+def read(folder: Path) -> StuckStart | None:
+    """That of a stuck run or of its record; None of another. Raises ConfigError."""
+    path = folder / FILE
+    try:
+        held = stored.read_json(path)
+        stored.require(held, {"step": int, "loss": float, "limit": float})
+        return StuckStart(held["step"], held["loss"], held["limit"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise files.unreadable(path, error) from None
+    except Damaged as damage:
+        raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop train command again") from None
+
+
+def remembered(folder: Path, check: StartCheck) -> StuckStart | None:
+    """That of a run which is stuck by these settings."""
+    start = None if check.steps is None else read(folder)
+    return start if start is not None and start.is_stuck(check) else None
+
+
+def remember(start: StuckStart, folder: Path) -> None:
+    """Raises RunError where it cannot be written."""
+    files.replace(folder / FILE, (json.dumps(asdict(start), indent=2) + "\n").encode())
+
+
+def forget(folder: Path) -> None:
+    """Of a run that is trained on, as by its settings it is not stuck. Raises RunError where the file cannot be removed."""
+    try:
+        (folder / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise files.failed(folder / FILE, error) from None
