@@ -234,7 +234,7 @@ MISTAKES = {
     ("train", "dropout=none,variational"): "dropout=none,variational: .* add -m",
     ("train", "seed=range(1,3)"): "seed=range.* add -m",
     ("train", "device=cpu,cuda"): "device=cpu,cuda: .* add -m",
-    ("train", "checkpoint=outputs/train/a"): r"checkpoint is a group of settings \(checkpoint\.minutes\).*resumes",
+    ("train", "checkpoint=outputs/train/a"): r"checkpoint is a group of settings \(checkpoint\.minutes, checkpoint\.epochs\).*resumes",
     ("eval", "checkpoint=a", "data=ptb"): r"data is a group of settings \(data\.dir, ",
     ("eval", "a", "checkpoint=b"): "checkpoint=a and checkpoint=b are two checkpoints",
     ("predict", "a", "b.txt"): "two checkpoints; name one, and write other paths as setting=path",
