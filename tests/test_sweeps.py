@@ -247,7 +247,7 @@ def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
 
 
 def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is requeued before its folder is cleared starts over, after that it goes on; it never continues a shorter run."""
+    """A job that is requeued before its folder is cleared starts over, after that it resumes; it never continues a shorter run."""
     forced, told = list[tuple[bool, bool]](), iter([False, True, True])
 
     def run(settings: Train, started_over: Callable[[], None], from_nothing: bool) -> str:

@@ -101,7 +101,7 @@ examples:
   vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
   vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
   vdrop reproduce sizes=[large] seeds=3                the first three seeds whose start is not stuck
-  vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes after 25 minutes
+  vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once, saved after 25 minutes; the same command resumes
   vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
 """,
     "figures": """vdrop figures: the paper's experiments on film reviews: run, resumed, evaluated, drawn, written down

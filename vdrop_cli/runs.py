@@ -39,7 +39,7 @@ class Logged:
 
     @property
     def environments(self) -> list[dict[str, Any]]:
-        """In which it was started, and then gone on with."""
+        """In which it was started, and then resumed."""
         return [record["environment"] for record in self.log if record["kind"] == "start"]
 
     @property

@@ -37,9 +37,7 @@ from vdrop_cli.tasks import LanguageModelling
 VOCABULARY = 10_000  # that of Penn Treebank
 RATINGS_VOCABULARY = 20_002  # that of the Cornell reviews
 SECONDS_A_TURN = 0.4
-UNTIMED_SECONDS = (
-    0.4  # of steps before each turn: after others had theirs, the processor's clock and caches take that long, as in no training
-)
+UNTIMED_SECONDS = 0.4  # of steps before each turn, until clock and caches are as in a training: others had the processor before
 MC_WORDS = {"cpu": 70, "cuda": 700}  # of the text that the passes of MC evaluation read: on a GPU long enough for graphs to be replayed
 LATENCY = "mc: of limit says little here: latency bounds it, as each word waits for the one before it and the products are small"
 WARM_UP = 3  # steps, and as many more as take so long:
