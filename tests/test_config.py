@@ -13,7 +13,8 @@ import yaml
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import CONF, config
 from vdrop_cli.commands import train
-from vdrop_cli.config import ROOTS, Cell, ConfigError, Policy, Published, Train, keys, plain, restore, without_defaults
+from vdrop_cli.config import ROOTS, ConfigError, Published, Train, keys, plain, restore, without_defaults
+from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.sinks import read_log
 
 YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

@@ -7,16 +7,24 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
-from vdrop_cli.config import Dropout, Policy, WordMask
-from vdrop_cli.dropout import MaskShape, ModelMasks, Stream, WordMasks, draw, mean_masks, side_by_side, threshold_of
+from vdrop_cli.dropout import MaskShape, ModelMasks, WordMasks, concat_batch, draw, mean_masks, threshold_of
+from vdrop_cli.kernels import Masks
+from vdrop_cli.policies import Dropout, Policy, WordMask
+from vdrop_cli.random_streams import Stream
 
 TIME, BATCH, INPUT, HIDDEN = 6, 5, 30, 40
 GATES = {"lstm": 4, "gru": 3}
 
 
 def drawn(cell: str, policy: str, step: int = 0) -> ModelMasks:
-    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout
+    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.for_layers()
     return draw(dropout, MaskShape(TIME, BATCH, (INPUT, HIDDEN), HIDDEN, GATES[cell]), Stream((1, "test", step)))
+
+
+def tensors(masks: ModelMasks) -> list[Tensor]:
+    """All that there are."""
+    word = [] if masks.word is None else [masks.word.by_type_B, masks.word.by_token_TB]
+    return [t for t in (*(mask for layer in masks.layers for mask in layer), masks.out, *word) if t is not None]
 
 
 def varies(mask: Tensor, dim: int) -> bool:
@@ -57,7 +65,9 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
 
 def test_words_can_be_dropped_beside_naive_masks() -> None:
     """By type, held for the sequence, as in the authors' scripts."""
-    masks = draw(settings("dropout=naive_word", "dropout.p_word=0.5").dropout, MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4), Stream((0,)))
+    masks = draw(
+        settings("dropout=naive_word", "dropout.p_word=0.5").dropout.for_layers(), MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4), Stream((0,))
+    )
     assert masks.word is not None and varies(masks.layers[0].x, 0)
     kept = masks.word.keep(torch.tensor([*range(50), 3])[:, None].expand(-1, BATCH))
     assert torch.equal(kept[3], kept[50]) and varies(kept, 0) and varies(kept, 1)
@@ -84,7 +94,7 @@ def test_masks_and_word_dropout_can_be_told_apart(of: str, changed: str, other: 
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
 def test_the_standard_approximation_takes_the_mean_of_each_mask(policy: str) -> None:
     """Of many that are drawn; one, where it is None."""
-    dropout = settings(f"dropout={policy}").dropout
+    dropout = settings(f"dropout={policy}").dropout.for_layers()
     drawn_masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,))).layers[0]
     for mask, mean in zip(drawn_masks, mean_masks(dropout, 1, torch.zeros(1)).layers[0], strict=True):
         expected = 1.0 if mask is None else mask.mean().item()
@@ -93,7 +103,7 @@ def test_the_standard_approximation_takes_the_mean_of_each_mask(policy: str) -> 
 
 @pytest.mark.parametrize("p", [0.1, 0.35, 0.65])
 def test_masks_are_one_on_average_and_drop_as_often_as_they_should(p: float) -> None:
-    dropout = Dropout("d", Policy.variational, p_x=p, p_h=p, p_out=p, p_word=p)
+    dropout = Dropout(Policy.variational, p_x=p, p_h=p, p_out=p, p_word=p)
     masks = draw(dropout, MaskShape(1, 400, (100,), 100, 4), Stream((0,)))
     ids = torch.arange(200)[:, None].expand(-1, 400)
     assert masks.word is not None and masks.out is not None
@@ -105,7 +115,7 @@ def test_masks_are_one_on_average_and_drop_as_often_as_they_should(p: float) -> 
 
 
 def test_elements_are_dropped_independently_of_their_neighbours() -> None:
-    mask = draw(Dropout("d", Policy.variational, p_x=0.5), MaskShape(1, 400, (1000,), 100, 4), Stream((0,))).layers[0].x
+    mask = draw(Dropout(Policy.variational, p_x=0.5), MaskShape(1, 400, (1000,), 100, 4), Stream((0,))).layers[0].x
     assert mask is not None
     kept = (mask.flatten() > 0).double() - 0.5
     for distance in range(1, 9):
@@ -118,19 +128,20 @@ def test_the_smallest_probabilities_drop_something() -> None:
 
 
 def test_probability_zero_is_no_mask() -> None:
-    dropout = Dropout("d", Policy.variational)
-    assert draw(dropout, MaskShape(2, 3, (4,), 5, 4), Stream((0,))) == ModelMasks([(None, None, None)])  # type: ignore[list-item]
+    dropout = Dropout(Policy.variational)
+    masks = draw(dropout, MaskShape(2, 3, (4,), 5, 4), Stream((0,)))
+    assert (masks.layers, masks.word, masks.out) == ([Masks()], None, None)
 
 
 @pytest.mark.parametrize("policy", ["variational_untied", "moon_word"])
 def test_masks_are_drawn_on_the_cpu_whatever_torchs_default_device_is(policy: str) -> None:
     """On a GPU the same random numbers would be others; the device "meta" has none at all."""
-    dropout, shape = settings(f"dropout={policy}").dropout, MaskShape(3, 2, (5,), 7, 4)
+    dropout, shape = settings(f"dropout={policy}").dropout.for_layers(), MaskShape(3, 2, (5,), 7, 4)
     expected = draw(dropout, shape, Stream((1,)))
     with torch.device("meta"):
         found = draw(dropout, shape, Stream((1,)))
-    for a, b in zip([*found.layers[0], *(found.word or ())], [*expected.layers[0], *(expected.word or ())], strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    for a, b in zip(tensors(found), tensors(expected), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_word_meets_the_same_fate_wherever_it_stands() -> None:
@@ -152,7 +163,7 @@ def test_the_fates_of_neighbouring_words_and_keys_are_independent() -> None:
 
 
 def test_word_masks_by_token_decide_place_by_place() -> None:
-    dropout = Dropout("d", Policy.variational, p_word=0.5, word_mask=WordMask.token)
+    dropout = Dropout(Policy.variational, p_word=0.5, word_mask=WordMask.token)
     masks = draw(dropout, MaskShape(50, 4, (3,), 3, 4), Stream((0,)))
     assert masks.word is not None
     assert varies(masks.word.keep(torch.zeros(50, 4, dtype=torch.long)), 0)
@@ -175,7 +186,7 @@ def test_a_stream_is_a_function_of_its_path() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_masks_side_by_side_are_the_masks_of_each(policy: str) -> None:
     parts = [drawn("lstm", policy, step) for step in range(3)]
-    joined = side_by_side(parts)
+    joined = concat_batch(parts)
     for number, part in enumerate(parts):
         here = slice(number * BATCH, (number + 1) * BATCH)
         for layer, wanted in zip(joined.layers, part.layers, strict=True):

@@ -9,15 +9,15 @@ from torch import Tensor
 from tests.conftest import settings
 from tests.tasks.test_language_model import corpus
 from vdrop_cli import evaluate
-from vdrop_cli.dropout import Stream
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks import LanguageModelling
 
 
 def trained(*overrides: str, words: int = 7) -> tuple[LanguageModel, LanguageModelling]:
     """Not trained, but with weights large enough for dropout to matter."""
     config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5", *overrides)
-    model = LanguageModel(config.model, config.dropout, words)
+    model = LanguageModel(config.model, config.dropout.for_layers(), words)
     model.initialise(1.0, Stream((3,)))
     return model, LanguageModelling(config.task, corpus(203, words), torch.device("cpu"))
 
@@ -70,7 +70,7 @@ def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
 
     model, task = trained("dropout=variational_untied")
     stream = task.streams["test"]
-    dropout = settings("model=lstm_small", "dropout=variational_untied", "dropout.p_word=0").dropout
+    dropout = settings("model=lstm_small", "dropout=variational_untied", "dropout.p_word=0").dropout.for_layers()
     masks = draw(dropout, model.layers.mask_shape(35, 1), Stream((1, "mc", 0, 0)))
     nll, _ = model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), masks)
     assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)

@@ -19,12 +19,13 @@ from tests.kernels.test_fused import relative_errors
 from tests.processes import ROOT, environment
 from vdrop_cli import kernels, prefetch
 from vdrop_cli.commands import train
-from vdrop_cli.config import Dropout, Policy
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
 from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.kernels import Masks, fused
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.policies import Dropout, Policy
+from vdrop_cli.random_streams import Stream
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -47,7 +48,7 @@ def test_small_cells_agree_with_the_definition_and_replay_as_graphs() -> None:
 def layers_of(cell: str, policy: str, hidden: int, **options: Any) -> tuple[Recurrent, ModelMasks, Tensor]:
     """Two layers, masks for 35 steps of 20 sequences, and inputs, from a fixed seed."""
     torch.manual_seed(0)
-    dropout: Dropout = settings("model=lstm_medium", f"dropout={policy}").dropout
+    dropout: Dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.for_layers()
     layers = {"lstm": LSTM, "gru": GRU}[cell](hidden, hidden, 2, dropout=dropout, **options)
     masks = draw(dropout, MaskShape(35, 20, (hidden, hidden), hidden, GATES[layers.cell]), Stream((1, policy)))
     return layers, masks, torch.randn(35, 20, hidden)
@@ -88,7 +89,7 @@ def test_cells_of_published_sizes_agree_with_the_definition(cell: str, policy: s
 
 def test_masks_are_those_of_the_cpu() -> None:
     for policy in ("naive", "variational_untied", "moon_word"):
-        dropout = settings("model=lstm_medium", f"dropout={policy}").dropout
+        dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.for_layers()
         here, there = (draw(dropout, MaskShape(3, 2, (5,), 7, 4), Stream((1,)), device) for device in ("cpu", CUDA))
         for a, b in zip(here.layers[0], there.layers[0], strict=True):
             assert (a is None and b is None) or (b.is_cuda and torch.equal(a, b.cpu()))
@@ -104,7 +105,7 @@ def test_masks_drawn_ahead_are_those_that_are_drawn_in_time(tmp_path: Path, text
         train.run(config)
         losses.append([r["loss"] for r in log_of(next((tmp_path / str(ahead)).rglob("log.jsonl")).parent) if r["kind"] == "step"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) > 10
-    model = LanguageModel(config.model, config.dropout, 10).to(CUDA)
+    model = LanguageModel(config.model, config.dropout.for_layers(), 10).to(CUDA)
     assert all(m is None or m.is_pinned() for m in model.host_masks(3, 2, Stream((1,))).layers[0])
 
 
@@ -243,7 +244,7 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
 def test_mc_evaluation_on_a_gpu_goes_on_where_it_was_stopped() -> None:
     """From what is held on the CPU, in the middle of a pass and after some."""
     train = settings("model=lstm_small", "model.hidden_size=16", "dropout=variational")
-    model = LanguageModel(train.model, train.dropout, 50)
+    model = LanguageModel(train.model, train.dropout.for_layers(), 50)
     model.initialise(0.5, Stream((1,)))
     model.to(CUDA)
     stream_N = (torch.arange(400) * 7 % 50).to(CUDA)

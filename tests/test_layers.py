@@ -2,18 +2,21 @@
 
 import copy
 import re
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from vdrop_cli.config import ConfigError, Dropout, Policy
-from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks
-from vdrop_cli.layers import GRU, LSTM
+from vdrop_cli.layers import GRU, LSTM, describe
+from vdrop_cli.policies import Dropout, Policy, Tie
 
-VARIATIONAL = Dropout("variational", Policy.variational, p_x=0.3, p_h=0.3, p_out=0.3)
-MOON = Dropout("moon", Policy.moon, p_c=0.25)
+VARIATIONAL = Dropout(Policy.variational, p_x=0.3, p_h=0.3, p_out=0.3)
+MOON = Dropout(Policy.moon, p_c=0.25)
 
 
 @pytest.fixture(autouse=True)
@@ -21,18 +24,240 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_they_take_torchs_weights_and_give_torchs_outputs(cell: str, batch_first: bool) -> None:
-    options = {"num_layers": 2, "batch_first": batch_first}
-    theirs = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](5, 7, **options)
-    ours = LSTM(5, 7, **options) if cell == "lstm" else GRU(5, 7, reset_after=True, **options)
-    ours.load_state_dict(theirs.state_dict())
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2},
+    {"bias": False},
+    {"batch_first": True},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False},
+    {"proj_size": 3},
+    {"num_layers": 2, "proj_size": 3, "bidirectional": True, "bias": False},
+]
+BOTH = [(LSTM, nn.LSTM, {}), (GRU, nn.GRU, {"reset_after": True})]
+
+
+def same(found: Any, expected: Any, error: float = 1e-6) -> None:
+    torch.testing.assert_close(found, expected, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize(("ours", "theirs", "variant"), BOTH)
+def test_they_take_the_place_of_torchs_by_another_import(ours: Any, theirs: Any, variant: Any, options: dict[str, Any]) -> None:
+    """Outputs, states and all gradients, with every argument of the constructor; weights both ways; packed sequences, and no batch."""
+    if "proj_size" in options and ours is GRU:
+        pytest.skip("a GRU has no projections")
+    torch.manual_seed(1)
+    module = theirs(5, 7, **options, dtype=torch.float64)
+    torch.manual_seed(1)
+    layer = ours(5, 7, **options, dtype=torch.float64, device="cpu", **variant)
+    assert list(layer.state_dict()) == list(module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), module.parameters(), strict=True)), "the same start"
+    again = theirs(5, 7, **options, dtype=torch.float64)
+    again.load_state_dict(layer.state_dict())
+    layer.load_state_dict(again.state_dict())
+    copied = ours.from_torch(module)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    batch = 4 if module.batch_first else 3
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    h, c = torch.randn(rows, batch, module.proj_size or 7, dtype=torch.float64), torch.randn(rows, batch, 7, dtype=torch.float64)
+    start = (h, c) if theirs is nn.LSTM else h
+    packed = nn.utils.rnn.pack_padded_sequence(x, [1, 3, 2, 3][:batch], module.batch_first, enforce_sorted=False)
+    alone = tuple(part[:, 0] for part in start) if isinstance(start, tuple) else start[:, 0]
+    for arguments in ((x,), (x, start), (packed, start), (packed,), (x[0],), (x[0], alone)):
+        expected = module(*arguments)
+        upstream = [torch.randn_like(t) for t in flat(expected)]
+        wanted = torch.autograd.grad(flat(expected), list(module.parameters()), upstream)
+        for one in (layer, copied):
+            found = one(*arguments)
+            same(flat(found), flat(expected))
+            assert type(found[0]) is type(expected[0])
+            same(torch.autograd.grad(flat(found), list(one.parameters()), upstream), wanted)
+    found, expected = layer(packed)[0], module(packed)[0]
+    for ours_part, theirs_part in zip(found[1:], expected[1:], strict=True):
+        assert torch.equal(ours_part, theirs_part)
+
+
+def flat(results: Any) -> list[torch.Tensor]:
+    """The tensors of an output, packed or not, and of the states."""
+    y, states = results
+    return [y.data if isinstance(y, nn.utils.rnn.PackedSequence) else y, *(states if isinstance(states, tuple) else (states,))]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "variant"), BOTH)
+def test_arguments_have_torchs_order(ours: Any, theirs: Any, variant: Any) -> None:
+    arguments = (5, 7, 2, False, True, 0.0, True)
+    layer, module = ours(*arguments, **variant), theirs(*arguments)
+    layer.load_state_dict(module.state_dict())
+    x = torch.randn(3, 4, 5)
+    same(flat(layer(x)), flat(module(x)))
+    same(flat(layer(x, hx=None)), flat(module(x, hx=None)))
+
+
+def test_a_probability_means_what_it_means_in_torch() -> None:
+    """Between layers, new at every step; nothing on the input and the output."""
+    layer = LSTM(50, 60, 3, dropout=0.25)
+    masks = layer.masks(20, 30)
+    assert masks.out is None and masks.layers[0] == Masks()
+    for part in masks.layers[1:]:
+        assert part.h is None and part.c is None and part.x is not None
+        assert part.x.shape == (20, 1, 30, 60) and (part.x == 0).float().mean().item() == pytest.approx(0.25, abs=0.015)
+    with pytest.warns(UserWarning, match="no effect with num_layers=1"):
+        LSTM(5, 7, dropout=0.25)
+    held = GRU(5, 7, 2, variational=0.3).dropout
+    assert (held.p_x, held.p_h, held.p_out, held.tie) == (0.3, 0.3, 0.3, Tie.all)
+    assert LSTM(5, 7, recurrent_dropout=0.3).dropout == Dropout("variational", p_h=0.3)
+
+
+def test_layers_may_have_probabilities_of_their_own() -> None:
+    layer = LSTM(400, 500, 2, dropout=Dropout("variational", p_x=(0.5, 0.0), p_h=[0.1, 0.4]))
+    first, second = layer.masks(1, 20).layers
+    assert second.x is None and first.x is not None and first.h is not None and second.h is not None
+    for mask, p in ((first.x, 0.5), (first.h, 0.1), (second.h, 0.4)):
+        assert (mask == 0).float().mean().item() == pytest.approx(p, abs=0.03)
+
+
+POLICIES = [
+    Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3),
+    Dropout("variational", p_x=0.3, p_h=0.3, tie="none"),
+    Dropout("naive", p_x=0.3, p_h=0.3, p_out=0.3),
+    Dropout("zaremba", p_x=0.3, p_out=0.3),
+    Dropout("moon", p_c=0.3),
+]
+
+
+def reversed_part(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    return mask if mask is None or len(mask) == 1 else mask[:length].flip(0)
+
+
+@pytest.mark.parametrize("dropout", POLICIES, ids=describe)
+@pytest.mark.parametrize("ours", [LSTM, GRU])
+def test_a_backward_layer_is_a_forward_one_on_the_reversed_text(ours: Any, dropout: Dropout) -> None:
+    """Its masks belong to places in the text, so they are reversed with it; of each sequence by its own length."""
+    if dropout.policy is Policy.moon and ours is GRU:
+        pytest.skip("a GRU has no cell state")
+    backward, forward = ours(5, 7, dropout=dropout, reverse=True), ours(5, 7, dropout=dropout)
+    forward.load_state_dict(backward.state_dict())
+    x, lengths = torch.randn(6, 3, 5), [6, 2, 4]
+    masks = backward.masks(6, 3)
+    y, last = backward(x, lengths=lengths, masks=masks)
+    for b, length in enumerate(lengths):
+        own = masks.rows([b])
+        own = ModelMasks([Masks(*(reversed_part(mask, length) for mask in own.layers[0]))], None, reversed_part(own.out, length), 1)
+        y_alone, last_alone = forward(x[:length, b : b + 1].flip(0), masks=own)
+        same(y[:length, b : b + 1], y_alone.flip(0))
+        same(flat((y, last))[1][:, b : b + 1], flat((y_alone, last_alone))[1])
+    assert not y[2:, 1].any()
+    whole = backward(x, masks=masks)
+    same(whole[0], backward(x, masks=masks, lengths=[6, 6, 6])[0])
+
+
+@pytest.mark.parametrize("dropout", POLICIES[:3], ids=describe)
+def test_both_directions_are_a_forward_and_a_backward_layer_with_masks_of_their_own(dropout: Dropout) -> None:
+    both = LSTM(5, 7, bidirectional=True, dropout=dropout)
+    masks, x = both.masks(6, 3), torch.randn(6, 3, 5)
+    one_x, other_x = masks.layers[0].x, masks.layers[1].x
+    assert one_x is not None and other_x is not None and not torch.equal(one_x, other_x)
+    y, (h, c) = both(x, masks=masks)
+    out = torch.ones(6, 3, 14) if masks.out is None else masks.out.expand(6, -1, -1)
+    for direction, suffix in enumerate(("_l0", "_l0_reverse")):
+        alone = LSTM(5, 7, dropout=dropout, reverse=direction == 1)
+        alone.load_state_dict({name.replace(suffix, "_l0"): w for name, w in both.state_dict().items() if name.endswith(suffix)})
+        part = slice(7 * direction, 7 * direction + 7)
+        y_alone, (h_alone, c_alone) = alone(x, masks=ModelMasks([masks.layers[direction]], None, None, 3, masks.time))
+        same(y[..., part], y_alone * out[..., part])
+        same((h[direction], c[direction]), (h_alone[0], c_alone[0]))
+
+
+@pytest.mark.parametrize("ours", [LSTM, GRU])
+def test_rows_of_masks_belong_to_sequences(ours: Any) -> None:
+    """A beam of three has its sentence's masks; sentences that leave the batch take theirs with them."""
+    layer, x = ours(5, 7, 2, bidirectional=True, variational=0.4), torch.randn(4, 3, 5)
+    masks = layer.masks(4, 3)
+    y, _ = layer(x, masks=masks)
+    beam, _ = layer(x.repeat_interleave(3, 1), masks=masks.repeat(3))
+    same(beam, y.repeat_interleave(3, 1))
+    some, _ = layer(x[:, [2, 0]], masks=masks.rows([2, 0]))
+    same(some, y[:, [2, 0]])
+    with pytest.raises(TypeError, match=r"use masks\.rows"):
+        masks[:2]
+    with pytest.raises(ValueError, match="masks must be of 3 sequences like x, got masks of 2"):
+        layer(x, masks=masks.rows([0, 1]))
+    same(layer(x, masks=layer.mean_masks().repeat(3))[0], layer.eval()(x)[0])
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    x, naive = torch.randn(4, 3, 5), LSTM(5, 7, dropout=Dropout("naive", p_h=0.3))
+    with pytest.raises(ValueError, match="masks that are new at every step must be of 4 steps like x, got masks of 1"):
+        naive(x, masks=naive.masks(1, 3))
+    layer = LSTM(5, 7, dropout=Dropout("variational", p_out=0.3))
+    with pytest.raises(ValueError, match="masks must be of 1 sequences like x, got masks of 6"):
+        layer(x[:, :1], masks=layer.masks(4, 6))
+    with pytest.raises(ValueError, match=r"masks\.out must be broadcastable to \[4, 3, 7\], got \[1, 3, 6\]"):
+        layer(x, masks=ModelMasks([Masks()], None, torch.ones(1, 3, 6)))
+    with pytest.raises(ValueError, match=r"masks\.word must be None"):
+        layer(x, masks=ModelMasks([Masks()], WordMasks(0.5, by_type_B=torch.arange(3))))
+
+
+def test_tools_for_mc_dropout_find_the_switch() -> None:
+    """A child that is an `nn.Dropout`, without parameters, which decides whether masks are drawn."""
+    layer, x = GRU(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=[0.0, 0.4])).eval(), torch.randn(4, 3, 5)
+    plain = layer(x)[0]
+    found = [module for module in layer.modules() if isinstance(module, nn.Dropout)]
+    assert len(found) == 1 and found[0].p == 0.4 and not list(found[0].parameters())
+    found[0].train()
+    assert not torch.equal(layer(x)[0], plain) and not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    assert torch.equal(layer(x)[0], plain)
+    layer.dropout = Dropout("variational", p_h=0.6)
+    assert found[0].p == 0.6
+    with pytest.raises(ValueError, match="moon"):
+        layer.dropout = Dropout("moon", p_c=0.3)
+    with pytest.raises(AttributeError):
+        found[0].p = 0.1
+
+
+@pytest.mark.parametrize("backend", ["native", "fused"])
+def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str) -> None:
+    layer, x = LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend), torch.randn(4, 3, 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    first, second = compiled(x)[0], compiled(x)[0]
+    assert not torch.equal(first, second)
+    first.sum().backward()
+    assert layer.weight_hh_l0.grad is not None and layer.weight_hh_l0.grad.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_transforms_traces_and_exports_need_the_reference() -> None:
     x = torch.randn(4, 3, 5)
-    batch = 4 if batch_first else 3
-    state = (torch.randn(2, batch, 7), torch.randn(2, batch, 7))
-    for start in (None, state if cell == "lstm" else state[0]):
-        torch.testing.assert_close(ours(x, start), theirs(x, start), rtol=1e-5, atol=1e-6)
+    layer = LSTM(5, 7, backend="reference")
+    expected = layer(x)[0]
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    same(traced(x)[0], expected)
+    program = torch.export.export(layer, (x,))
+    same(program.module()(x)[0], expected)
+    per_sample = torch.func.vmap(lambda one: layer(one[:, None])[0], 1, 1)(x)
+    same(per_sample[:, :, 0], expected)
+    tangent = torch.randn_like(x)
+    _, slope = torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,))
+    step = 1e-2
+    same(slope, (layer(x + step * tangent)[0] - layer(x - step * tangent)[0]) / (2 * step), 1e-3)
+    for backend in ("auto", "native", "fused"):
+        other = LSTM(5, 7, backend=backend)
+        with pytest.raises(ValueError, match=rf"backend={backend} does not support torch\.jit\.trace; use backend=.reference"):
+            torch.jit.trace(other, (x,), check_trace=False)
+        with pytest.raises(ValueError, match=rf"backend={backend} does not support the transforms of torch\.func"):
+            torch.func.vmap(lambda one, layer=other: layer(one[:, None])[0], 1, 1)(x)
+
+
+def test_importing_them_needs_neither_hydra_nor_omegaconf() -> None:
+    program = (
+        "import sys; sys.modules.update(hydra=None, omegaconf=None)\n"
+        "import torch; from vdrop_cli.layers import LSTM, Dropout\n"
+        "LSTM(5, 7, dropout=Dropout('variational', p_h=0.3))(torch.zeros(4, 3, 5))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_training_mode_draws_new_masks_each_call_from_torchs_random_state() -> None:
@@ -46,7 +271,7 @@ def test_training_mode_draws_new_masks_each_call_from_torchs_random_state() -> N
 
 def test_the_carried_state_of_moon_is_multiplied_by_the_keep_probability_in_evaluation() -> None:
     """At every step: with open forget gates and shut input gates, what is carried is 0.75^T of the start."""
-    layer = LSTM(5, 7, dropout=Dropout("moon", Policy.moon, p_c=0.25)).eval()
+    layer = LSTM(5, 7, dropout=Dropout(Policy.moon, p_c=0.25)).eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
@@ -79,13 +304,23 @@ def test_the_masks_act_where_the_policy_says() -> None:
 
 def test_what_does_not_go_together_is_an_error() -> None:
     with pytest.raises(ValueError, match="moon"):
-        GRU(5, 7, dropout=Dropout("moon", Policy.moon, p_c=0.5))
+        GRU(5, 7, dropout=Dropout(Policy.moon, p_c=0.5))
     with pytest.raises(ValueError, match="2 layers"):
         LSTM(5, 7, num_layers=2)(torch.randn(4, 3, 5), masks=ModelMasks([Masks()]))
-    with pytest.raises(TypeError, match=r"dropout must be a vdrop_cli\.config\.Dropout, got 0\.3; Policy\.zaremba"):
-        LSTM(5, 7, dropout=0.3)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"dropout\.policy must be a Policy: none, .*, got 'variational'"):
-        Dropout("mine", "variational", p_x=0.3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"dropout must be a Dropout or a probability, got 'variational'"):
+        LSTM(5, 7, dropout="variational")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1"):
+        LSTM(5, 7, 2, dropout=1.0)
+    with pytest.raises(ValueError, match="give one of dropout and variational"):
+        LSTM(5, 7, 2, dropout=0.2, variational=0.3)
+    with pytest.raises(ValueError, match=r"p_word must be 0 in a layer, .* use WordDropout"):
+        LSTM(5, 7, dropout=Dropout("variational", p_word=0.3))
+    with pytest.raises(ValueError, match="p_h must be one probability or 2, one for each layer, got 3"):
+        LSTM(5, 7, 2, dropout=Dropout("variational", p_h=[0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="proj_size must be 0 for a GRU"):
+        GRU(5, 7, proj_size=3)
+    with pytest.raises(ValueError, match="reverse must be False with bidirectional=True"):
+        GRU(5, 7, bidirectional=True, reverse=True)
     for name, sizes in (("input_size", (0, 7, 1)), ("hidden_size", (5, 0, 1)), ("num_layers", (5, 7, 0))):
         with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
             LSTM(*sizes)
@@ -94,11 +329,20 @@ def test_what_does_not_go_together_is_an_error() -> None:
 def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None:
     x, state = torch.randn(4, 3, 5), torch.randn(2, 3, 7)
     lstm, gru = LSTM(5, 7, num_layers=2), GRU(5, 7, num_layers=2)
-    for wrong in (x[..., :4], x[0]):
-        with pytest.raises(ValueError, match=rf"^x must be \[T, B, 5\], got {re.escape(str(list(wrong.shape)))}$"):
+    for wrong in (x[..., :4], x[0, :, :4], x[None]):
+        with pytest.raises(ValueError, match=rf"^x must be \[T, B, 5\], or \[T, 5\], got {re.escape(str(list(wrong.shape)))}$"):
             lstm(wrong)
-    with pytest.raises(ValueError, match=r"^x must be \[B, T, 5\], got \[3, 5\]$"):
-        LSTM(5, 7, batch_first=True)(x[0])
+    with pytest.raises(ValueError, match=r"^x must be \[B, T, 5\], or \[T, 5\], got \[3, 4\]$"):
+        LSTM(5, 7, batch_first=True)(x[0, :, :4])
+    with pytest.raises(ValueError, match=r"^x must be torch.float32 like the weights, got torch.float16$"):
+        lstm(x.half(), (state.half(), state.half()))
+    with pytest.raises(ValueError, match=r"^lengths must be at least 0, got -1"):
+        lstm(x, lengths=[4, -1, 2])
+    with pytest.raises(ValueError, match=r"^lengths must be None with an input without a batch"):
+        lstm(x[:, 0], lengths=[4])
+    packed = nn.utils.rnn.pack_padded_sequence(x, [4, 4, 4])
+    with pytest.raises(ValueError, match=r"^lengths must be None with a PackedSequence"):
+        lstm(packed, lengths=[4, 4, 4])
     deeper = torch.randn(4, 3, 7)
     for states in (state, (state,), (deeper, deeper), (state[:1], state), (state, state, state)):
         with pytest.raises(ValueError, match=r"^the state must be \(h, c\), each \[2, 3, 7\], got \["):
@@ -157,7 +401,7 @@ def test_weights_may_be_put_in_place_of_the_parameters() -> None:
 def test_without_dropout_torchs_random_state_stays_as_it_is() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
-    for dropout in (None, Dropout("idle", Policy.variational)):
+    for dropout in (None, Dropout(Policy.variational)):
         layer = LSTM(5, 7, dropout=dropout)
         torch.manual_seed(1)
         layer(torch.zeros(4, 3, 5))
@@ -170,7 +414,7 @@ def test_from_torch_takes_weights_and_variant(ours: type[LSTM | GRU], theirs: ty
     module = theirs(5, 7, 2, batch_first=True, dropout=0.5, dtype=dtype).eval()
     module.weight_hh_l1.requires_grad_(False)
     before = torch.get_rng_state()
-    layers = ours.from_torch(module, dropout=Dropout("mine", Policy.variational, p_h=0.3), backend="fused")
+    layers = ours.from_torch(module, dropout=Dropout(Policy.variational, p_h=0.3), backend="fused")
     assert torch.equal(torch.get_rng_state(), before)
     x = torch.randn(3, 4, 5, dtype=dtype)
     expected = module(x)
@@ -191,15 +435,7 @@ def test_a_gru_with_the_weights_of_torchs_computes_something_else_unless_it_rese
     assert "reset_after=False" in repr(loaded) and "reset_after=True" in repr(GRU.from_torch(theirs))
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"bidirectional": True}, "bidirectional"), ({"proj_size": 2}, "proj_size"), ({"bias": False}, "bias")],
-)
-def test_what_cannot_be_taken_over_from_torch_is_named(options: dict[str, bool | int], named: str) -> None:
-    with pytest.raises(ValueError, match=rf"{named}={next(iter(options.values()))} cannot be taken over"):
-        LSTM.from_torch(nn.LSTM(5, 7, **options))
-    with pytest.raises(ValueError, match=r"dropout=0\.5: give dropout=Dropout"):
-        LSTM.from_torch(nn.LSTM(5, 7, 2, dropout=0.5))
+def test_another_module_than_torchs_is_refused() -> None:
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.LSTM, got GRU"):
         LSTM.from_torch(nn.GRU(5, 7))
 

@@ -1,17 +1,20 @@
 """The models: what enters them, where their masks act, how they start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.conftest import settings
-from vdrop_cli.dropout import ModelMasks, Stream, WordMasks
+from vdrop_cli.dropout import WordMasks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.model import LanguageModel, Regressor
+from vdrop_cli.random_streams import Stream
 
 
 def small(*overrides: str, cell: str = "lstm") -> LanguageModel:
     config = settings(f"model={cell}_small", "model.hidden_size=6", *overrides)
-    model = LanguageModel(config.model, config.dropout, 11)
+    model = LanguageModel(config.model, config.dropout.for_layers(), 11)
     model.initialise(0.5, Stream((0,)))
     return model
 
@@ -19,7 +22,7 @@ def small(*overrides: str, cell: str = "lstm") -> LanguageModel:
 def test_the_medium_model_has_the_published_number_of_parameters() -> None:
     """Embedding 6.5 M, two layers of 4·(2·650²) + 8·650, head 6.51 M: 19.8 M (Zaremba et al. 2014: «20M»)."""
     config = settings()
-    model = LanguageModel(config.model, config.dropout, 10_000)
+    model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
     assert sum(p.numel() for p in model.parameters()) == 10_000 * 650 + 2 * (4 * 2 * 650**2 + 8 * 650) + 10_000 * 651
 
 
@@ -54,7 +57,7 @@ def test_a_dropped_word_has_no_embedding_and_gets_no_gradient() -> None:
     model = small()
     ids = torch.arange(11)[:, None].expand(-1, 2)
     word = WordMasks(0.5, by_type_B=torch.tensor([5, 6]))
-    masks = model.mean_masks()._replace(word=word)
+    masks = replace(model.mean_masks(), word=word)
     loss = model.nll(ids, ids, model.zero_state(2), masks)[0].sum()
     touched = torch.autograd.grad(loss, model.embedding)[0].abs().sum(1) > 0
     kept = (word.keep(ids) > 0).any(1)
@@ -64,7 +67,7 @@ def test_a_dropped_word_has_no_embedding_and_gets_no_gradient() -> None:
 def test_the_output_mask_acts_before_the_head() -> None:
     model = small()
     ids = torch.randint(11, (3, 2))
-    masks = model.mean_masks()._replace(out=torch.zeros(1, 2, 6))
+    masks = replace(model.mean_masks(), out=torch.zeros(1, 2, 6))
     nll, _ = model.nll(ids, ids, model.zero_state(2), masks)
     torch.testing.assert_close(nll, -model.head_bias.log_softmax(0)[ids])
     assert masks.layers == [Masks()] * 2
@@ -83,7 +86,7 @@ def test_the_forget_gates_bias_is_raised_and_no_other() -> None:
 
 def regressor(cell: str = "lstm", policy: str = "variational") -> Regressor:
     config = settings(f"model={cell}_small", "model.hidden_size=6", f"dropout={policy}")
-    model = Regressor(config.model, config.dropout, 11)
+    model = Regressor(config.model, config.dropout.for_layers(), 11)
     model.initialise(0.5, Stream((0,)))
     return model
 
@@ -101,13 +104,10 @@ def test_a_text_is_read_the_same_beside_longer_ones(cell: str, policy: str) -> N
     together_B.sum().backward()
     assert model.embedding.grad is not None and model.embedding.grad[0].abs().max() == 0 < model.embedding.grad[1:].abs().max()
     for b, length in enumerate(lengths_B.tolist()):
-        own = [Masks(*(m if m is None else m[..., b : b + 1, :] for m in layer)) for layer in masks.layers]
-        assert masks.out is not None
-        out = masks.out[:, b : b + 1]
-        word = masks.word if masks.word is None else masks.word._replace(by_type_B=masks.word.by_type_B[b : b + 1])  # type: ignore[index]
+        own = masks.rows([b])
         if policy == "naive":
-            own = [Masks(*(m if m is None else m[:length] for m in layer)) for layer in own]
-        alone_B = model(ids_TB[:length, b : b + 1], torch.tensor([length]), ModelMasks(own, word, out))
+            own = replace(own, layers=[Masks(*(m if m is None else m[:length] for m in layer)) for layer in own.layers], time=length)
+        alone_B = model(ids_TB[:length, b : b + 1], torch.tensor([length]), own)
         assert torch.allclose(alone_B, together_B[b : b + 1], atol=1e-6)
 
 
@@ -117,4 +117,4 @@ def test_the_number_is_linear_in_the_masked_state_after_the_last_word() -> None:
     _, (h, _) = model.layers(model.embedding[ids_TB], lengths=lengths_B, masks=model.mean_masks())
     mask = torch.tensor([0.0, 2, 0, 2, 2, 0]).expand(1, 2, 6)
     expected = (h[-1] * mask[0]) @ model.head_weight[0] + model.head_bias
-    assert torch.allclose(model(ids_TB, lengths_B, model.mean_masks()._replace(out=mask)), expected, atol=1e-6)
+    assert torch.allclose(model(ids_TB, lengths_B, replace(model.mean_masks(), out=mask)), expected, atol=1e-6)

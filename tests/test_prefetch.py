@@ -13,17 +13,17 @@ import torch
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, interruption, prefetch, tasks
 from vdrop_cli.commands import train
-from vdrop_cli.config import Policy
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.kernels import Masks
+from vdrop_cli.policies import Policy
 from vdrop_cli.sinks import Start, Step
 
 CPU = torch.device("cpu")
 
 
 def numbered(number: int) -> ModelMasks:
-    return ModelMasks([Masks(x=torch.full((1,), float(number)))])
+    return ModelMasks([Masks(x=torch.full((1, 1, 1, 1), float(number)))])
 
 
 def drawing_threads() -> list[threading.Thread]:
@@ -40,7 +40,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def test_it_is_worthwhile_on_a_gpu_where_masks_are_new_at_every_step() -> None:
-    dropouts = {policy: settings(f"dropout={policy}").dropout for policy in Policy}
+    dropouts = {policy: settings(f"dropout={policy}").dropout.for_layers() for policy in Policy}
     ahead = {policy for policy, dropout in dropouts.items() if prefetch.is_worthwhile(dropout, torch.device("cuda:1"))}
     assert ahead == {Policy.zaremba, Policy.naive}
     assert not any(prefetch.is_worthwhile(dropout, CPU) for dropout in dropouts.values()), "the thread would take a core"

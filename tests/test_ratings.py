@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vdrop_cli import experiments, ratings
-from vdrop_cli.config import Cell, ConfigError, Figures, Pictures, Protocol, plain
+from vdrop_cli.config import ConfigError, Figures, Pictures, Protocol, plain
+from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
 
 FEW = Figures(protocols=[Protocol.paper, Protocol.clean], cells=[Cell.lstm], dropouts=["none", "variational"], epochs=7, mc_samples=2)

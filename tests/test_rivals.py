@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tests.conftest import settings
-from vdrop_cli.config import Dropout, Policy, Precision
+from vdrop_cli.config import Precision
+from vdrop_cli.policies import Dropout, Policy
 from vdrop_cli.rivals import CellLoop, TorchLayers, layer_step, rating_step, training_step, zero_state
 
-NONE = Dropout("none", Policy.none)
+NONE = Dropout(Policy.none)
 
 
 def test_the_loop_without_dropout_is_torch_lstm() -> None:
@@ -26,7 +27,7 @@ def test_the_loop_without_dropout_is_torch_lstm() -> None:
 def test_what_the_loop_drops_does_not_reach_the_cell(p: dict[str, float], weight: str) -> None:
     """As if its weights were zero."""
     loop, x, state = CellLoop(5, 1), torch.randn(4, 3, 5), zero_state(1, 3, 5)
-    found = loop(x, state, Dropout("all", Policy.variational, **p))[0]
+    found = loop(x, state, Dropout(Policy.variational, **p))[0]
     whole = loop(x, state, NONE)[0]
     with torch.no_grad():
         loop.cells[0].get_parameter(weight).zero_()
@@ -40,7 +41,7 @@ def test_the_loop_draws_a_mask_a_sequence() -> None:
     with torch.no_grad():
         loop.cells[0].weight_hh.zero_()
         loop.cells[0].bias_ih[50:100] = -100  # the forget gate is shut
-    first, second = (loop(x, state, Dropout("half", Policy.variational, p_x=0.5))[0] for _ in range(2))
+    first, second = (loop(x, state, Dropout(Policy.variational, p_x=0.5))[0] for _ in range(2))
     assert torch.equal(first, first[:1].expand(4, -1, -1))
     assert not torch.equal(first[0, 0], first[0, 1]), "a mask for each sequence"
     assert not torch.equal(first, second), "drawn anew each time"

@@ -7,12 +7,13 @@ import math
 import re
 import shlex
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any, TypeVar, get_args
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from vdrop_cli.policies import PLACES, Cell, Choice, Dropout, Policy, Tie, WordMask
 
 
 class ConfigError(CompactHydraException):
@@ -23,13 +24,6 @@ class RunError(CompactHydraException):
     """What stops a run through no mistake in its settings: one line. Exit code 1."""
 
 
-class Choice(Enum):
-    """A setting with a few values, written by name."""
-
-    def __str__(self) -> str:
-        return self.name
-
-
 class Size(Choice):
     small = "small"
     medium = "medium"
@@ -38,24 +32,6 @@ class Size(Choice):
 
 
 TABLE_1 = [Size.small, Size.medium, Size.large]  # the sizes of language models
-
-
-class Cell(Choice):
-    lstm = "lstm"
-    gru = "gru"
-
-
-class Policy(Choice):
-    none = "none"
-    zaremba = "zaremba"  # new masks every step, on layer inputs and the output (Zaremba et al. 2014)
-    naive = "naive"  # new masks every step and gate, on layer inputs and the recurrence
-    moon = "moon"  # one mask over time on the cell state (Moon et al. 2015, rnnDrop)
-    variational = "variational"  # one mask over time on layer inputs, the recurrence, word types and the output
-
-
-class WordMask(Choice):
-    type = "type"  # a word that is dropped is dropped wherever it stands in the sequence
-    token = "token"  # each occurrence for itself, as in the authors' code until 2017-01
 
 
 class TaskName(Choice):
@@ -143,17 +119,8 @@ class Model:
         require(not self.reset_after or self.cell is Cell.gru, "model.reset_after", "false for an LSTM, which has no reset gate", "true")
 
 
-ALLOWED = {  # the probabilities that each policy uses
-    Policy.none: (),
-    Policy.zaremba: ("p_x", "p_out"),
-    Policy.naive: ("p_word", "p_x", "p_h", "p_out"),
-    Policy.moon: ("p_word", "p_c"),
-    Policy.variational: ("p_word", "p_x", "p_h", "p_out"),
-}
-
-
 @dataclass
-class Dropout:
+class DropoutSettings:
     """Probabilities are of dropping, in [0, 1)."""
 
     name: str = MISSING  # names the run folder
@@ -168,17 +135,18 @@ class Dropout:
 
     def __post_init__(self) -> None:
         require_name("dropout.name", self.name)
-        require(isinstance(self.policy, Policy), "dropout.policy", f"a Policy: {', '.join(map(str, Policy))}", repr(self.policy))
-        for key in ("p_word", "p_x", "p_h", "p_c", "p_out"):
-            p = getattr(self, key)
-            require(0 <= p < 1, f"dropout.{key}", "in [0, 1)", p)
-            require(
-                p == 0 or key in ALLOWED[self.policy], f"dropout.{key}", f"0 with dropout.policy={self.policy}, which does not use it", p
-            )
         tied = self.policy is not Policy.variational
         require(not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true")
-        by_token = self.word_mask is WordMask.token
-        require(not by_token or self.p_word > 0, "dropout.word_mask", "type where dropout.p_word=0, there is nothing to mask", "token")
+        self.for_layers()
+
+    def for_layers(self) -> Dropout:
+        """As the layers take it."""
+        probabilities = {name: getattr(self, name) for name in PLACES}
+        try:
+            return Dropout(self.policy, tie=Tie.none if self.untied else None, word_mask=self.word_mask, **probabilities)
+        except ValueError as error:
+            message = re.sub(r"\b(policy|p_word)=", r"dropout.\1=", str(error))
+            raise ConfigError(f"dropout.{message}") from None
 
 
 @dataclass
@@ -351,7 +319,7 @@ MOST_JOBS = 1000
 @dataclass
 class Train:
     model: Model = MISSING
-    dropout: Dropout = MISSING
+    dropout: DropoutSettings = MISSING
     data: Data = MISSING
     task: Task = MISSING
     schedule: Schedule = MISSING
@@ -772,7 +740,7 @@ def without_defaults(settings: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             told[f.name] = without_defaults(value)
         elif value != f.default:
-            told[f.name] = value.name if isinstance(value, Enum) else value
+            told[f.name] = value.name if isinstance(value, Choice) else value
     return told
 
 

@@ -3,53 +3,58 @@
 T time  B batch  D input size  H hidden size  G gates
 """
 
-import hashlib
 import math
-from dataclasses import dataclass
-from typing import NamedTuple, overload
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from vdrop_cli.config import Cell, Dropout, Policy, WordMask
 from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels.masks import BATCH_DIM
+from vdrop_cli.policies import Cell, Dropout, Tie, WordMask
+from vdrop_cli.random_streams import Stream
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
-NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
+CANDIDATE = {4: 2, 3: 2}  # the gate without a sigmoid, by the number of gates: g of i f g o, n of r z n
 KEEP_BITS = 16  # a mask's elements are as many random bits, compared with the drop probability
-HASH_BITS = 24  # a word's fate is one of 2^24 equally likely values, compared with the drop probability
+HASH_BITS = 24  # whether a word is dropped is one of 2^24 equally likely values, compared with the drop probability
 
-
-@dataclass(frozen=True)
-class Stream:
-    """Random numbers as a function of (seed, path): the same whatever was drawn before, so that a run resumes without replay."""
-
-    path: tuple[str | int, ...]
-
-    def at(self, *more: str | int) -> "Stream":
-        return Stream((*self.path, *more))
-
-    def generator(self) -> torch.Generator:
-        """A fresh generator on the CPU, so that every device sees the same numbers."""
-        digest = hashlib.blake2b(repr(self.path).encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+Index = Tensor | Sequence[int]
 
 
 @dataclass(frozen=True)
 class MaskShape:
-    """What the masks are for: `input_sizes` holds D of each layer."""
+    """What the masks are for. `input_sizes` holds D of each layer; `directions` is 2 for bidirectional layers."""
 
     time: int
     batch: int
     input_sizes: tuple[int, ...]
     hidden_size: int
     gates: int
+    directions: int = 1
+    projected_size: int = 0  # of the hidden state of an LSTM with projections; 0: that is H
+
+    @property
+    def state_size(self) -> int:
+        """Of the hidden state h."""
+        return self.projected_size or self.hidden_size
 
 
-class WordMasks(NamedTuple):
-    """Which words are dropped: never a table of [B, V], but a rule worked out where a word stands, so it costs O(T·B).
+def select_rows(tensor: Tensor | None, dim: int, index: Tensor, batch: int | None) -> Tensor | None:
+    """Rows of the batch; a dimension of 1 that stands for every sequence remains."""
+    if tensor is None or (tensor.shape[dim] == 1 and batch != 1):
+        return tensor
+    return tensor.index_select(dim, index.to(tensor.device))
 
-    `by_type` holds a key for each sequence, and a word's fate is a hash of key and word; `by_token` a mask for each place.
+
+@dataclass(frozen=True, eq=False)
+class WordMasks:
+    """Which words are dropped: a rule that is worked out where a word stands, at a cost of O(T·B), and no table of [B, V].
+
+    `by_type_B` holds a key for each sequence, and a hash of key and word decides whether the word is dropped; `by_token_TB` is a
+    mask for each place.
     Deviation: by type is the default, as in the paper; the authors' code had it by token until 2017-01.
     """
 
@@ -57,15 +62,50 @@ class WordMasks(NamedTuple):
     by_type_B: Tensor | None = None
     by_token_TB: Tensor | None = None
 
-    def keep(self, ids_TB: Tensor) -> Tensor:
-        """The factor on the embedding of each word, [T, B]: 0 or 1 / (1 - p)."""
+    def keep(self, ids: Tensor, *, batch_first: bool = False) -> Tensor:
+        """The factor on the embedding of each word, 0 or 1 / (1 - p), in the shape of `ids`: [T, B], or [B, T] with `batch_first`.
+
+        Raises ValueError where the words are not of as many sequences, or steps, as the masks.
+        """
+        if ids.dim() != 2:
+            raise ValueError(f"ids must be [T, B], or [B, T] with batch_first, got {list(ids.shape)}")
+        ids_TB = ids.T if batch_first else ids
         if self.by_type_B is None:
             assert self.by_token_TB is not None
-            return self.by_token_TB
-        threshold = threshold_of(self.p, HASH_BITS)
-        fate_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
-        kept_TB: Tensor = (fate_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
-        return kept_TB
+            if ids_TB.shape != self.by_token_TB.shape:
+                raise ValueError(f"ids must be [T, B] = {list(self.by_token_TB.shape)} like the masks, got {list(ids_TB.shape)}")
+            keep_TB = self.by_token_TB
+        else:
+            if ids_TB.shape[1] != len(self.by_type_B):
+                raise ValueError(f"ids must be of {len(self.by_type_B)} sequences like the masks, got {ids_TB.shape[1]}")
+            threshold = threshold_of(self.p, HASH_BITS)
+            hash_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
+            keep_TB = (hash_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
+        return keep_TB.T if batch_first else keep_TB
+
+    @property
+    def batch(self) -> int:
+        if self.by_type_B is not None:
+            return len(self.by_type_B)
+        assert self.by_token_TB is not None
+        return self.by_token_TB.shape[1]
+
+    def rows(self, index: Index) -> "WordMasks":
+        """Those of some sequences, in the order of `index`."""
+        index = torch.as_tensor(index)
+        return replace(
+            self,
+            by_type_B=select_rows(self.by_type_B, 0, index, self.batch),
+            by_token_TB=select_rows(self.by_token_TB, 1, index, self.batch),
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "WordMasks":
+        """On a device, and where a type is given, factors by token in that."""
+        return WordMasks(self.p, to_device(self.by_type_B, device), to_device(self.by_token_TB, device, dtype))
+
+    def repeat(self, n: int) -> "WordMasks":
+        """Those of each sequence n times, one after the other."""
+        return self.rows(torch.arange(self.batch).repeat_interleave(n))
 
 
 def mix(x: Tensor) -> Tensor:
@@ -76,24 +116,64 @@ def mix(x: Tensor) -> Tensor:
     return x
 
 
-class ModelMasks(NamedTuple):
-    """All masks of one forward pass; None stands for all ones."""
+@dataclass(frozen=True, eq=False)
+class ModelMasks:
+    """All masks of one forward pass; None stands for all ones.
 
-    layers: list[Masks]
+    Masks belong to sequences, not to places in a batch. In beam search they are repeated for the beam (`repeat`) and stay where they
+    are when hypotheses are reordered, as those are of the same sentence; `rows` selects them when sentences leave the batch.
+    Raises ValueError where the masks are of batches of different sizes.
+    """
+
+    layers: list[Masks]  # of bidirectional layers two for each, forward and backward
     word: WordMasks | None = None
     out: Tensor | None = None  # broadcastable to [T, B, H]
+    batch: int | None = None  # sequences; None: any number, as of masks that are the same for all
+    time: int | None = None  # steps that the masks are for; None: any number, as of masks that are held over the sequence
+
+    def __post_init__(self) -> None:
+        sizes = {mask.shape[BATCH_DIM[name]] for layer in self.layers for name, mask in layer._asdict().items() if mask is not None}
+        sizes |= set() if self.out is None else {self.out.shape[-2]}
+        if self.word is not None:
+            sizes.add(self.word.batch)
+        sizes -= {1}
+        if self.batch is not None and sizes:
+            sizes.add(self.batch)
+        if len(sizes) > 1:
+            raise ValueError(f"masks must be of one batch, got masks of {' and '.join(map(str, sorted(sizes)))} sequences")
+        if self.batch is None and sizes:
+            object.__setattr__(self, "batch", sizes.pop())
+
+    def __getitem__(self, index: object) -> "ModelMasks":
+        raise TypeError("masks have no items; use masks.rows(index) for those of some sequences")
+
+    def map(self, function: Callable[[Tensor | None, int], Tensor | None], word: WordMasks | None, batch: int | None) -> "ModelMasks":
+        """With `function(mask, dimension of the batch)` of every mask of layers and output."""
+        layers = [Masks(*(function(mask, BATCH_DIM[name]) for name, mask in layer._asdict().items())) for layer in self.layers]
+        return ModelMasks(layers, word, function(self.out, 1), batch, self.time)
+
+    def rows(self, index: Index) -> "ModelMasks":
+        """Those of some sequences, in the order of `index`, whole numbers below the batch size."""
+        index = torch.as_tensor(index)
+        if index.dim() != 1 or index.dtype.is_floating_point or index.dtype == torch.bool:
+            raise ValueError(f"index must be a list of whole numbers, got {index.dtype} {list(index.shape)}")
+        word = None if self.word is None else self.word.rows(index)
+        batch = None if self.batch is None else len(index)
+        return self.map(lambda mask, dim: select_rows(mask, dim, index, self.batch), word, batch)
+
+    def repeat(self, n: int) -> "ModelMasks":
+        """Those of each sequence n times, one after the other, as `torch.repeat_interleave`: for the n hypotheses of a beam."""
+        return self if self.batch is None else self.rows(torch.arange(self.batch).repeat_interleave(n))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelMasks":
         """On a device, and where a type is given, in that."""
-        layers = [Masks(*(sent(mask, device, dtype) for mask in layer)) for layer in self.layers]
-        word = self.word and WordMasks(self.word.p, sent(self.word.by_type_B, device), sent(self.word.by_token_TB, device, dtype))
-        return ModelMasks(layers, word, sent(self.out, device, dtype))
+        word = None if self.word is None else self.word.to(device, dtype)
+        return self.map(lambda mask, _: to_device(mask, device, dtype), word, self.batch)
 
     def pinned(self) -> "ModelMasks":
         """In memory that a GPU reads by itself."""
-        layers = [Masks(*(pinned(mask) for mask in layer)) for layer in self.layers]
-        word = self.word and WordMasks(self.word.p, pinned(self.word.by_type_B), pinned(self.word.by_token_TB))
-        return ModelMasks(layers, word, pinned(self.out))
+        word = None if self.word is None else WordMasks(self.word.p, pinned(self.word.by_type_B), pinned(self.word.by_token_TB))
+        return self.map(lambda mask, _: pinned(mask), word, self.batch)
 
 
 def pinned(mask: Tensor | None) -> Tensor | None:
@@ -101,11 +181,11 @@ def pinned(mask: Tensor | None) -> Tensor | None:
 
 
 @overload
-def sent(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor: ...
+def to_device(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor: ...
 @overload
-def sent(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None: ...
-def sent(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None:
-    """To its device; from memory that a GPU reads by itself, so that nothing waits for what is still to be done there."""
+def to_device(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None: ...
+def to_device(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor | None:
+    """From memory that a GPU reads by itself, so that the copy does not wait for the work that is queued there."""
     if tensor is None:
         return None
     tensor = tensor.to(dtype or tensor.dtype)
@@ -114,7 +194,7 @@ def sent(tensor: Tensor | None, device: torch.device | str, dtype: torch.dtype |
 
 
 def threshold_of(p: float, bits: int) -> int:
-    """The whole numbers below it, of those with so many bits, stand for «dropped»."""
+    """Of the whole numbers with so many bits, those below it stand for "dropped"."""
     numbers = 1 << bits
     return min(max(round(p * numbers), 1), numbers - 1)
 
@@ -129,62 +209,136 @@ def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator, *, d
         .random_(-(2**63), None, generator=generator)
         .view(torch.int16)[:count]
     )
-    kept = torch.ge(bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count, device="cpu"))
-    return (kept.mul_(1 / (1 - threshold / 2**KEEP_BITS)) if divided else kept).view(shape)
+    keep = torch.ge(bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count, device="cpu"))
+    return (keep.mul_(1 / (1 - threshold / 2**KEEP_BITS)) if divided else keep).view(shape)
+
+
+def traceable_keep_mask(p: float, shape: tuple[int, ...], device: torch.device, *, divided: bool = True) -> Tensor | None:
+    """The same in operations that `torch.compile` traces, from torch's global random state on the device."""
+    if p == 0:
+        return None
+    threshold = threshold_of(p, KEEP_BITS) / 2**KEEP_BITS
+    keep: Tensor = (torch.rand(shape, device=device) >= threshold).to(torch.float32)
+    return keep.div(1 - threshold) if divided else keep
+
+
+Keep = Callable[..., Tensor | None]  # of (p, shape, *, divided)
+
+
+def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> list[Masks]:
+    """The masks of all layers and directions.
+
+    The mask on the cell state is not divided by the keep probability: it is on the carried state itself, so that the quotient would
+    come in anew at every step, and states and gradients would grow without bound (with p_c = 0.25 they are not numbers any more
+    within an epoch of Penn Treebank).
+    """
+    tie = dropout.tie
+    drawn_gates = {Tie.all: 1, Tie.none: shape.gates, Tie.gates: 2}[tie] if isinstance(tie, Tie) else 1
+
+    def by_gate(p: float, size: int) -> Tensor | None:
+        mask = keep(p, (time, drawn_gates, shape.batch, size))
+        if mask is None or tie is not Tie.gates:
+            return mask
+        candidate = CANDIDATE[shape.gates]
+        return torch.cat([mask[:, 1:] if gate == candidate else mask[:, :1] for gate in range(shape.gates)], 1)
+
+    layers = len(shape.input_sizes)
+    p_x, p_h, p_c = (dropout.of_layers(name, layers) for name in ("p_x", "p_h", "p_c"))
+    return [
+        Masks(
+            x=by_gate(p_x[layer], shape.input_sizes[layer]),
+            h=by_gate(p_h[layer], shape.state_size),
+            c=keep(p_c[layer], (time, shape.batch, shape.hidden_size), divided=False),
+        )
+        for layer in range(layers)
+        for _ in range(shape.directions)
+    ]
 
 
 def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu", outputs: int | None = None) -> ModelMasks:
-    """The masks of one chunk of text, by the policies of `config.Policy`: every sequence has its own (Gal & Ghahramani 2016, section 4).
+    """The masks of one chunk of text: every sequence has its own (Gal & Ghahramani 2016, section 4).
 
-    `outputs` is of how many steps the output is used; None: of all. The mask on the cell state is not divided by the keep probability:
-    it is on the carried state itself, so that the quotient would come in anew at every step, and states and gradients would grow
-    without bound (with p_c = 0.25 they are not numbers any more within an epoch of Penn Treebank).
+    `outputs` is the number of steps whose output is used; None: all.
     """
     generator = stream.generator()
-    time = shape.time if dropout.policy in NEW_EVERY_STEP else 1
-    gates = shape.gates if dropout.untied or dropout.policy is Policy.naive else 1
-    by_type = dropout.word_mask is WordMask.type
+    time = shape.time if dropout.new_every_step else 1
 
-    def keep(p: float, *sizes: int, divided: bool = True) -> Tensor | None:
-        return keep_mask(p, (time, *sizes), generator, divided=divided)
+    def keep(p: float, sizes: tuple[int, ...], *, divided: bool = True) -> Tensor | None:
+        return keep_mask(p, sizes, generator, divided=divided)
 
-    layers = [
-        Masks(
-            x=keep(dropout.p_x, gates, shape.batch, size),
-            h=keep(dropout.p_h, gates, shape.batch, shape.hidden_size),
-            c=keep(dropout.p_c, shape.batch, shape.hidden_size, divided=False),
-        )
-        for size in shape.input_sizes
-    ]
-    out = keep_mask(dropout.p_out, (min(time, outputs or time), shape.batch, shape.hidden_size), generator)
-    word = None
-    if dropout.p_word > 0 and by_type:
-        keys_B = torch.randint(-(2**63), 2**63 - 1, (shape.batch,), generator=generator, device="cpu")
-        word = WordMasks(dropout.p_word, by_type_B=keys_B)
-    elif dropout.p_word > 0:
-        word = WordMasks(dropout.p_word, by_token_TB=keep_mask(dropout.p_word, (shape.time, shape.batch), generator))
-    return ModelMasks(layers, word, out).to(device)
+    layers = layer_masks(dropout, shape, time, keep)
+    out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.directions * shape.state_size))
+    word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
+    return ModelMasks(layers, word, out, shape.batch, steps_of(dropout, shape)).to(device)
 
 
-def mean_masks(dropout: Dropout, layers: int, like: Tensor) -> ModelMasks:
+def steps_of(dropout: Dropout, shape: MaskShape) -> int | None:
+    """The steps that masks are for; None where they are held over a sequence of any length."""
+    return shape.time if dropout.new_every_step and dropout.drops else None
+
+
+def draw_word_masks(p: float, word_mask: object, time: int, batch: int, generator: torch.Generator) -> WordMasks | None:
+    if p == 0:
+        return None
+    if word_mask is WordMask.type:
+        return WordMasks(p, by_type_B=torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator, device="cpu"))
+    return WordMasks(p, by_token_TB=keep_mask(p, (time, batch), generator))
+
+
+def draw_traceable(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: torch.dtype) -> ModelMasks:
+    """As `draw`, without word masks, in operations that `torch.compile` traces, from torch's global random state."""
+    time = shape.time if dropout.new_every_step else 1
+
+    def keep(p: float, sizes: tuple[int, ...], *, divided: bool = True) -> Tensor | None:
+        mask = traceable_keep_mask(p, sizes, device, divided=divided)
+        return mask if mask is None else mask.to(dtype)
+
+    out = keep(dropout.p_out, (time, shape.batch, shape.directions * shape.state_size))
+    return ModelMasks(layer_masks(dropout, shape, time, keep), None, out, shape.batch, steps_of(dropout, shape))
+
+
+def mean_masks(dropout: Dropout, layers: int, like: Tensor, directions: int = 1) -> ModelMasks:
     """The standard approximation: every mask replaced by its mean, which is one but for that on the cell state (Moon et al. 2015)."""
-    kept = 1 - threshold_of(dropout.p_c, KEEP_BITS) / 2**KEEP_BITS
-    return ModelMasks([Masks(c=like.new_full((1, 1, 1), kept) if dropout.p_c > 0 else None)] * layers)
+    means = [1 - threshold_of(p, KEEP_BITS) / 2**KEEP_BITS if p > 0 else None for p in dropout.of_layers("p_c", layers)]
+    return ModelMasks([Masks(c=None if mean is None else like.new_full((1, 1, 1), mean)) for mean in means for _ in range(directions)])
 
 
-def side_by_side(masks: list[ModelMasks]) -> ModelMasks:
-    """The masks of several batches as those of one, joined along the batch dimension."""
+def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
+    """The masks of several batches as those of one. Raises ValueError where they are of different steps, layers or word masks."""
+    if len({(m.time, len(m.layers)) for m in masks}) > 1:
+        raise ValueError("masks to be joined must be of as many steps and layers each")
+    batches = [m.batch for m in masks]
 
-    def join(tensors: list[Tensor | None], dim: int) -> Tensor | None:
-        return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None], dim)
+    def join(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
+        """Ones take the place of masks that are not there."""
+        like = next((t for t in tensors if t is not None), None)
+        if like is None:
+            return None
+        whole = []
+        for tensor, batch in zip(tensors, batches, strict=True):
+            if batch is None:
+                raise ValueError("masks to be joined must say of how many sequences they are: ModelMasks(…, batch=…)")
+            shape = list(like.shape)
+            shape[dim] = batch
+            whole.append(like.new_ones(shape) if tensor is None else tensor.expand([*tensor.shape[:dim], batch, *tensor.shape[dim + 1 :]]))
+        return torch.cat(whole, dim)
 
     layers = [
-        Masks(join([m.x for m in layer], 2), join([m.h for m in layer], 2), join([m.c for m in layer], 1))
+        Masks(*(join([getattr(m, name) for m in layer], dim) for name, dim in BATCH_DIM.items()))
         for layer in zip(*(m.layers for m in masks), strict=True)
     ]
-    words = [m.word for m in masks if m.word is not None]
-    word = None
-    if words:
-        by_type, by_token = join([w.by_type_B for w in words], 0), join([w.by_token_TB for w in words], 1)
-        word = WordMasks(words[0].p, by_type, by_token)
-    return ModelMasks(layers, word, join([m.out for m in masks], 1))
+    total = None if None in batches else sum(batch for batch in batches if batch is not None)
+    word = concat_words([m.word for m in masks])
+    return ModelMasks(layers, word, join([m.out for m in masks], 1), total, masks[0].time)
+
+
+def concat_words(words: Sequence[WordMasks | None]) -> WordMasks | None:
+    there = [word for word in words if word is not None]
+    if not there:
+        return None
+    kinds = {(word.p, word.by_type_B is None) for word in there}
+    if len(there) < len(words) or len(kinds) > 1:
+        raise ValueError("word masks to be joined must be there for every batch, with one probability, all by type or all by token")
+    if there[0].by_type_B is not None:
+        return WordMasks(there[0].p, by_type_B=torch.cat([word.by_type_B for word in there if word.by_type_B is not None]))
+    return WordMasks(there[0].p, by_token_TB=torch.cat([word.by_token_TB for word in there if word.by_token_TB is not None], 1))

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import interruption
-from vdrop_cli.config import WordMask
-from vdrop_cli.dropout import NEW_EVERY_STEP, ModelMasks, Stream, draw, side_by_side
+from vdrop_cli.dropout import ModelMasks, concat_batch, draw
 from vdrop_cli.layers import State
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.policies import WordMask
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import ppl
 
 STEPS_AT_ONCE = 1000  # of a text that is read word by word, without masks
@@ -164,10 +165,10 @@ class MonteCarlo:
     """
 
     def __init__(self, model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> None:
-        dropout = model.layers.dropout
+        dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
         # one set of masks for the whole text, or new ones as it goes on
-        self.held = dropout.policy not in NEW_EVERY_STEP and self.dropout.word_mask is WordMask.type
+        self.held = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
         self.model, self.stream_N, self.samples, self.together, self.masks_stream = model, stream_N, samples, together, Stream((seed, "mc"))
         self.averages = RunningAverages(samples)
         self.start_batch()
@@ -227,7 +228,7 @@ class MonteCarlo:
 
     def draw_masks(self, time: int) -> ModelMasks:
         shape, number = self.model.layers.mask_shape(time, 1), 0 if self.held else self.number
-        return side_by_side([draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]).to(self.stream_N.device)
+        return concat_batch([draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]).to(self.stream_N.device)
 
     @torch.no_grad()
     def run(self) -> Iterator[int]:

@@ -1,35 +1,119 @@
-"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: the weights, states and outputs of `torch.nn`'s modules.
+"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: constructors, weights, states and outputs of `torch.nn`'s modules.
 
-T time  B batch  D input size  H hidden size  L layers
+T time  B batch  D input size  H hidden size  P size of the hidden state (H, or that of a projection)  L layers
 """
 
-from typing import Any, ClassVar, Self
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from vdrop_cli import kernels
-from vdrop_cli.config import Cell, Dropout, Policy
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, Stream, draw, mean_masks
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, draw, draw_traceable, mean_masks
 from vdrop_cli.kernels import Masks
+from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.random_streams import Stream
 
+__all__ = ["GRU", "LSTM", "Dropout", "Masks", "ModelMasks", "Policy", "Tie", "WordMask", "WordMasks"]
+
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
 State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
 STATES = {Cell.lstm: 2, Cell.gru: 1}
-Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
+
+
+class MaskSampling(nn.Dropout):
+    """The switch of a layer's masks, where tools for MC dropout look for it: new masks are drawn while `training` is true.
+
+    It has no parameters and is never called. `p` is the largest probability of the layer, to be read only.
+    """
+
+    def __init__(self, dropout: Dropout) -> None:
+        nn.Module.__init__(self)
+        self.dropout, self.inplace = dropout, False
+
+    @property
+    def p(self) -> float:  # type: ignore[override]
+        return self.dropout.largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("the switch of a layer's masks is not to be called; call the layer")
+
+    def extra_repr(self) -> str:
+        return describe(self.dropout)
+
+
+def describe(dropout: Dropout) -> str:
+    """The policy with what is not as it is by default, as `variational(p_x=0.3, p_h=0.3)`."""
+    usual = Dropout(dropout.policy)
+    given = [(f.name, getattr(dropout, f.name)) for f in fields(dropout) if f.name != "policy"]
+    changed = [f"{name}={value}" for name, value in given if value != getattr(usual, name)]
+    return f"{dropout.policy}({', '.join(changed)})" if changed else str(dropout.policy)
+
+
+def chosen_dropout(dropout: Dropout | float | None, variational: float | None, recurrent_dropout: float | None, layers: int) -> Dropout:
+    """The policy that the arguments of a layer stand for; a ValueError where more than one is given."""
+    given = {
+        "dropout": dropout or None,
+        "variational": variational,
+        "recurrent_dropout": recurrent_dropout,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ValueError(f"give one of {' and '.join(names)}; dropout=Dropout(…) combines probabilities")
+    if isinstance(dropout, Dropout):
+        return dropout
+    if variational is not None:
+        return Dropout(Policy.variational, p_x=variational, p_h=variational, p_out=variational)
+    if recurrent_dropout is not None:
+        return Dropout(Policy.variational, p_h=recurrent_dropout)
+    if not dropout:
+        return NO_DROPOUT
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise TypeError(f"dropout must be a Dropout or a probability, got {dropout!r}")
+    if layers == 1:
+        warnings.warn("dropout between layers has no effect with num_layers=1", stacklevel=4)
+    try:
+        return Dropout(Policy.zaremba, p_x=(0.0, *[float(dropout)] * (layers - 1)))
+    except ValueError:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}") from None
+
+
+def check_policy(dropout: object, cell: Cell, layers: int) -> None:
+    """Refuses what a layer cannot do."""
+    if not isinstance(dropout, Dropout):
+        raise TypeError(f"dropout must be a Dropout or a probability, got {dropout!r}")
+    if dropout.policy is Policy.moon and cell is not Cell.lstm:
+        raise ValueError("policy must be another than moon for a GRU, which has no cell state")
+    if dropout.p_word > 0:
+        raise ValueError(f"p_word must be 0 in a layer, which knows no words, got {dropout.p_word}; use WordDropout(p)")
+    for name in BY_LAYER:
+        dropout.of_layers(name, layers)
 
 
 class Recurrent(nn.Module):
-    """Stacked layers of one kind of cell. Weights have the names and shapes of `torch.nn.LSTM` and `torch.nn.GRU` (`from_torch`).
+    """Stacked layers of one kind of cell. Arguments, weights and results are those of `torch.nn.LSTM` and `torch.nn.GRU`.
 
-    In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation
-    mode their means take their place, unless given. The policy's word mask is not used here, it belongs to an embedding; its output mask
-    multiplies the output. `compute_dtype` is the type in which matrix products are multiplied (None: that of the weights); under
-    autocast it is no other, and inputs and states are taken in the type of the weights. `backend` is one of `kernels.BACKENDS`, or
-    `auto`, which depends on the device of the input. `recompute` has `triton` keep less in memory.
+    Dropout is one of
+    - `dropout=Dropout(policy, …)`, with a probability for each place;
+    - `dropout=p`: as in torch, between layers and new at every step;
+    - `variational=p`: held over the sequence, on the inputs of all layers, the recurrence and the output;
+    - `recurrent_dropout=p`: held over the sequence, on the recurrence alone, one mask for all gates (as in Keras).
+
+    In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation mode
+    their means take their place, unless given. Whether masks are drawn is decided by `sampling.training`, which follows `train()`
+    and `eval()`. `reverse` makes layers that read backward in time. `compute_dtype` is the type in which matrix products are
+    multiplied (None: that of the weights); under autocast it is no other, and inputs and states are taken in the type of the
+    weights. `backend` is one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` makes `triton`
+    keep less in memory. Projections (`proj_size`, LSTM) are computed by `reference`, a plain loop.
     """
 
-    cell: Cell
-    torch_module: type[nn.RNNBase]  # the module of `torch.nn` whose weights it takes
+    cell: ClassVar[Cell]
+    torch_module: ClassVar[type[nn.RNNBase]]  # the module of `torch.nn` whose weights it takes
     torch_variant: ClassVar[dict[str, Any]] = {}  # the options with which it computes what that one does
 
     def __init__(
@@ -37,9 +121,17 @@ class Recurrent(nn.Module):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        *,
+        bias: bool = True,
         batch_first: bool = False,
-        dropout: Dropout | None = None,
+        dropout: Dropout | float | None = None,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        variational: float | None = None,
+        recurrent_dropout: float | None = None,
+        reverse: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
         recompute: bool = False,
@@ -48,69 +140,113 @@ class Recurrent(nn.Module):
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        if not isinstance(dropout, Dropout | None):
-            raise TypeError(f"dropout must be a vdrop_cli.config.Dropout, got {dropout!r}; Policy.zaremba with p_x is between layers")
+        if not 0 <= proj_size < hidden_size:
+            raise ValueError(f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}")
+        if proj_size and self.cell is not Cell.lstm:
+            raise ValueError(f"proj_size must be 0 for a {type(self).__name__}: only an LSTM has projections")
+        if bidirectional and reverse:
+            raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.batch_first = batch_first
-        self.dropout = dropout or Dropout(name="none", policy=Policy.none)
-        self.backend, self.compute_dtype, self.recompute = kernels.known(backend), compute_dtype, recompute
-        if self.dropout.policy is Policy.moon and self.cell is not Cell.lstm:
-            raise ValueError("the policy moon masks the cell state, which a GRU does not have")
-        rows = GATES[self.cell] * hidden_size
+        self.bias, self.batch_first, self.bidirectional, self.proj_size = bias, batch_first, bidirectional, proj_size
+        self.reverse, self.recompute = reverse, recompute
+        self.backend, self.compute_dtype = kernels.known(backend), compute_dtype
+        self.sampling = MaskSampling(NO_DROPOUT)
+        self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
         for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size
-            shapes = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
-            for name, shape in shapes.items():
-                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
+            for suffix in self.suffixes(layer):
+                for name, shape in self.weight_shapes(layer).items():
+                    self.register_parameter(f"{name}{suffix}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
+    @property
+    def dropout(self) -> Dropout:
+        """What is dropped; it may be set to another policy at any time."""
+        return self.sampling.dropout
+
+    @dropout.setter
+    def dropout(self, dropout: Dropout) -> None:
+        check_policy(dropout, self.cell, self.num_layers)
+        self.sampling.dropout = dropout
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def state_size(self) -> int:
+        """Of the hidden state h."""
+        return self.proj_size or self.hidden_size
+
+    def suffixes(self, layer: int) -> list[str]:
+        """Of the names of the weights of a layer, one for each direction."""
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
+
+    def weight_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Of one layer and direction, in torch's order."""
+        rows = GATES[self.cell] * self.hidden_size
+        width = self.input_size if layer == 0 else self.directions * self.state_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, self.state_size)}
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        return shapes
+
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√H, as `torch.nn.LSTM`."""
+        """Uniform in ±1/√H, as `torch.nn.LSTM`, and with the same random numbers."""
+        limit = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+            nn.init.uniform_(parameter, -limit, limit)
 
     @classmethod
     def from_torch(
         cls,
         module: nn.RNNBase,
         *,
-        dropout: Dropout | None = None,
+        dropout: Dropout | float | None = None,
+        variational: float | None = None,
+        recurrent_dropout: float | None = None,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
         recompute: bool = False,
     ) -> Self:
-        """One that computes what `module` does, with a copy of its weights: their sizes, dtype, device and mode, and `batch_first`.
+        """A layer that computes what `module` does, with a copy of its weights: their sizes, dtype, device and mode.
 
-        A module with dropout of its own needs `dropout` to say what takes its place. What these layers lack is a ValueError.
+        Its dropout between layers is replaced by that which is given here, if any.
         """
         name = cls.torch_module.__name__
         if not isinstance(module, cls.torch_module):
             raise TypeError(f"module must be a torch.nn.{name}, got {type(module).__name__}")
-        for option, value, supported in (
-            ("bidirectional", module.bidirectional, False),
-            ("proj_size", module.proj_size, 0),
-            ("bias", module.bias, True),
-        ):
-            if value != supported:
-                raise ValueError(f"a torch.nn.{name} with {option}={value} cannot be taken over: only {option}={supported} is supported")
-        if module.dropout and dropout is None:
-            raise ValueError(
-                f"the torch.nn.{name} has dropout={module.dropout}: give dropout=Dropout(…) to take its place, Policy.none for no dropout"
-            )
+        given = (dropout, variational, recurrent_dropout)
         options: dict[str, Any] = {"backend": backend, "compute_dtype": compute_dtype, "recompute": recompute, **cls.torch_variant}
+        options |= {"variational": variational, "recurrent_dropout": recurrent_dropout}
+        options["dropout"] = module.dropout if given == (None, None, None) else dropout
+        for option in ("bias", "batch_first", "bidirectional", "proj_size"):
+            options[option] = getattr(module, option)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            sizes = (module.input_size, module.hidden_size, module.num_layers)
-            layers = cls(*sizes, batch_first=module.batch_first, dropout=dropout, **options)
+            layers = cls(module.input_size, module.hidden_size, module.num_layers, **options)
         for parameter in list(layers._parameters):
             weight = getattr(module, parameter)
             copied = weight.detach().clone(memory_format=torch.contiguous_format)
             setattr(layers, parameter, nn.Parameter(copied, requires_grad=weight.requires_grad))
         return layers.train(module.training)
 
-    def weights(self, layer: int) -> Weights:
-        """As they are now: parameters, or what was put in their place."""
-        w_ih, w_hh, b_ih, b_hh = (getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        return w_ih, w_hh, b_ih, b_hh
+    def weights(self, layer: int, direction: int = 0) -> Weights:
+        """As they are now: parameters, or what was put in their place. Biases that the layer lacks are zeros."""
+        suffix = self.suffixes(layer)[direction]
+        w_ih, w_hh = getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")
+        if self.bias:
+            return w_ih, w_hh, getattr(self, f"bias_ih{suffix}"), getattr(self, f"bias_hh{suffix}")
+        zeros = w_ih.new_zeros(len(w_ih))
+        return w_ih, w_hh, zeros, zeros
+
+    def projection(self, layer: int, direction: int = 0) -> Tensor | None:
+        """The weights [P, H] that make the hidden state smaller, if any."""
+        return getattr(self, f"weight_hr{self.suffixes(layer)[direction]}") if self.proj_size else None
+
+    def parameter_like(self) -> Tensor:
+        """A weight, of the type and device of all."""
+        return cast(Tensor, self.weight_ih_l0)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -118,88 +254,213 @@ class Recurrent(nn.Module):
         return {"backend": self.backend, "compute_dtype": self.compute_dtype, "recompute": self.recompute}
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
-        widths = (self.input_size, *[self.hidden_size] * (self.num_layers - 1))
-        return MaskShape(time, batch, widths, self.hidden_size, GATES[self.cell])
+        widths = (self.input_size, *[self.directions * self.state_size] * (self.num_layers - 1))
+        return MaskShape(time, batch, widths, self.hidden_size, GATES[self.cell], self.directions, self.proj_size)
 
     def zero_state(self, batch: int) -> State:
-        like = self.weights(0)[0]
-        return tuple(like.new_zeros(self.num_layers, batch, self.hidden_size) for _ in range(STATES[self.cell]))
+        """The state that a sequence begins with where none is given, [L · directions, B, P] and, for an LSTM, [L · directions, B, H]."""
+        sizes = (self.state_size, self.hidden_size)[: STATES[self.cell]]
+        like = self.parameter_like()
+        return tuple(like.new_zeros(self.num_layers * self.directions, batch, size) for size in sizes)
 
-    def masks(self, time: int, batch: int, device: torch.device) -> ModelMasks:
-        """New ones, from torch's global random state, which stays as it is where nothing is ever dropped."""
-        dropout = self.dropout
-        if not any((dropout.p_word, dropout.p_x, dropout.p_h, dropout.p_c, dropout.p_out)):
-            return ModelMasks([Masks()] * self.num_layers)
+    def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
+        """New masks on the device (None: that of the weights), from torch's global random state.
+
+        That state stays as it is where nothing is ever dropped.
+        """
+        like = self.parameter_like()
+        if not self.dropout.drops:
+            return ModelMasks([Masks()] * (self.num_layers * self.directions))
+        shape = self.mask_shape(time, batch)
+        if torch.compiler.is_compiling():
+            return draw_traceable(self.dropout, shape, torch.device(device or like.device), like.dtype)
         seed = int(torch.randint(2**62, (), device="cpu"))
-        return draw(dropout, self.mask_shape(time, batch), Stream((seed,))).to(device, self.weights(0)[0].dtype)
+        return draw(self.dropout, shape, Stream((seed,))).to(device or like.device, like.dtype)
 
     def mean_masks(self) -> ModelMasks:
-        """What stands for the masks where none are drawn: the standard approximation."""
-        return mean_masks(self.dropout, self.num_layers, self.weights(0)[0])
+        """The means of all masks, used where none are drawn: the standard approximation."""
+        return mean_masks(self.dropout, self.num_layers, self.parameter_like(), self.directions)
 
-    def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """One layer; `state` and the state returned are [B, H] each."""
+    def run_cell(self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """The layer and direction `place`; `state` and the state returned are [B, P] and, for an LSTM, [B, H]."""
         raise NotImplementedError
 
-    def entry(self, x: Tensor, state: Any) -> tuple[Tensor, State]:
-        """What the first layer reads, [T, B, D], and the states to begin with, all in the type of the weights under autocast."""
-        if x.dim() != 3 or x.shape[2] != self.input_size:
-            wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
-            raise ValueError(f"x must be {wanted.format(self.input_size)}, got {list(x.shape)}")
-        x_TBD = x.transpose(0, 1) if self.batch_first else x
-        batch, dtype = x_TBD.shape[1], self.weights(0)[0].dtype
-        parts: State = self.zero_state(batch) if state is None else tuple(state) if isinstance(state, tuple | list) else (state,)
-        shapes = [list(part.shape) for part in parts]
-        if shapes != [[self.num_layers, batch, self.hidden_size]] * STATES[self.cell]:
-            names = "(h, c), each" if self.cell is Cell.lstm else "h,"
-            raise ValueError(f"the state must be {names} {[self.num_layers, batch, self.hidden_size]}, got {', '.join(map(str, shapes))}")
-        if torch.is_autocast_enabled(x.device.type):
-            return x_TBD.to(dtype), tuple(part.to(dtype) for part in parts)
-        return x_TBD, parts
+    def run_layer(self, layer: int, x_TBD: Tensor, states: State, masks: list[Masks], lengths: Tensor | None) -> tuple[Tensor, list[State]]:
+        """One layer in all its directions; states are [directions, B, …]."""
+        outputs, last = [], []
+        for direction in range(self.directions):
+            layer_masks, x = masks[direction], x_TBD
+            backward = self.reverse or direction == 1
+            if backward:
+                order = reversed_order(len(x_TBD), lengths)
+                x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
+            y, new = self.run_cell((layer, direction), x, tuple(part[direction] for part in states), layer_masks, lengths)
+            outputs.append(reverse_time(y, order) if backward else y)
+            last.append(new)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)), last
+
+    def checked_state(self, hx: Any, batch: int, batched: bool) -> State:
+        """The states to begin with, each [L · directions, B, …]."""
+        if hx is None:
+            return self.zero_state(batch)
+        parts: State = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        if not batched:
+            parts = tuple(part.unsqueeze(1) if part.dim() == 2 else part for part in parts)
+        rows, sizes = self.num_layers * self.directions, (self.state_size, self.hidden_size)[: STATES[self.cell]]
+        wanted, shapes = [[rows, batch, size] for size in sizes], [list(part.shape) for part in parts]
+        if shapes != wanted:
+            if self.cell is not Cell.lstm:
+                names = f"h, {wanted[0]}"
+            else:
+                names = f"(h, c), each {wanted[0]}" if wanted[0] == wanted[1] else f"(h, c), {wanted[0]} and {wanted[1]}"
+            raise ValueError(f"the state must be {names}, got {', '.join(map(str, shapes))}")
+        return parts
+
+    def check_masks(self, masks: ModelMasks, time: int, batch: int) -> None:
+        if len(masks.layers) != self.num_layers * self.directions:
+            raise ValueError(f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}")
+        if masks.batch not in (None, batch):
+            raise ValueError(f"masks must be of {batch} sequences like x, got masks of {masks.batch}")
+        if masks.time not in (None, time):
+            raise ValueError(f"masks that are new at every step must be of {time} steps like x, got masks of {masks.time}")
+        if masks.word is not None:
+            raise ValueError("masks.word must be None: a layer knows no words; multiply the embedding by masks.word.keep(ids)")
+        if masks.out is not None:
+            shape = (time, batch, self.directions * self.state_size)
+            fits = masks.out.dim() == 3 and all(have in (1, want) for have, want in zip(masks.out.shape, shape, strict=True))
+            if not fits:
+                raise ValueError(f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}")
 
     def forward(
-        self, x: Tensor, state: Any = None, *, lengths: Tensor | list[int] | None = None, masks: ModelMasks | None = None
-    ) -> tuple[Tensor, Any]:
-        """`x` [T, B, D], or [B, T, D] with `batch_first`; returns the output alike and the last state, as `torch.nn`'s modules.
+        self,
+        x: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | list[int] | None = None,
+        masks: ModelMasks | None = None,
+    ) -> tuple[Any, Any]:
+        """The output and the last state, as `torch.nn`'s modules give them.
 
-        With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond it; those above T are T.
+        `x` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence. With `lengths` [B] the
+        state is that after each sequence's last step, and the output is zero beyond it; lengths above T are T. Masks are of all
+        sequences in the order that they came in, and those of backward layers are of places in the text.
         """
-        x_TBD, parts = self.entry(x, state)
-        if lengths is not None:
-            lengths = torch.as_tensor(lengths, device=x.device)
+        if isinstance(x, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths must be None with a PackedSequence, which has its own")
+            padded_TBD, own_lengths = pad_packed_sequence(x)
+            y_TBP, last = self.run(padded_TBD, hx, own_lengths.to(padded_TBD.device), masks, batched=True)
+            return pack_like(y_TBP, own_lengths, x), last
+        batched = x.dim() != 2
+        if not batched and lengths is not None:
+            raise ValueError("lengths must be None with an input without a batch")
+        x_TBD = x.unsqueeze(1) if not batched else x.transpose(0, 1) if self.batch_first and x.dim() == 3 else x
+        if x_TBD.dim() != 3 or x_TBD.shape[2] != self.input_size:
+            wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+            raise ValueError(f"x must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got {list(x.shape)}")
+        y_TBP, last = self.run(x_TBD, hx, checked_lengths(lengths, x.device), masks, batched)
+        if not batched:
+            return y_TBP.squeeze(1), map_state(last, lambda part: part.squeeze(1))
+        return (y_TBP.transpose(0, 1) if self.batch_first else y_TBP), last
+
+    def run(self, x_TBD: Tensor, hx: Any, lengths: Tensor | None, masks: ModelMasks | None, batched: bool) -> tuple[Tensor, Any]:
+        """All layers: the output [T, B, directions · P] and the last state."""
+        time, batch, _ = x_TBD.shape
+        states, like = self.checked_state(hx, batch, batched), self.parameter_like()
+        if torch.is_autocast_enabled(x_TBD.device.type):
+            x_TBD, states = x_TBD.to(like.dtype), tuple(part.to(like.dtype) for part in states)
         if masks is None:
-            masks = self.masks(x_TBD.shape[0], x_TBD.shape[1], x.device) if self.training else self.mean_masks()
-        if len(masks.layers) != self.num_layers:
-            raise ValueError(f"masks must be for {self.num_layers} layers, got {len(masks.layers)}")
-        last = []
-        for layer, layer_masks in enumerate(masks.layers):
-            x_TBD, new = self.step(x_TBD, tuple(part[layer] for part in parts), self.weights(layer), layer_masks, lengths)
-            last.append(new)
-        y_TBH = x_TBD if masks.out is None else x_TBD * masks.out
+            masks = self.masks(time, batch, x_TBD.device) if self.sampling.training else self.mean_masks()
+        else:
+            self.check_masks(masks, time, batch)
+        last: list[State] = []
+        for layer in range(self.num_layers):
+            here = slice(layer * self.directions, (layer + 1) * self.directions)
+            x_TBD, new = self.run_layer(layer, x_TBD, tuple(part[here] for part in states), masks.layers[here], lengths)
+            last += new
+        y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
         stacked = tuple(torch.stack(part) for part in zip(*last, strict=True))
-        return (y_TBH.transpose(0, 1) if self.batch_first else y_TBH), (stacked if self.cell is Cell.lstm else stacked[0])
+        return y_TBP, stacked if self.cell is Cell.lstm else stacked[0]
+
+    def repr_arguments(self) -> Iterator[str]:
+        """Those that are not as by default, but for dropout, which the child module `sampling` shows."""
+        yield f"{self.input_size}, {self.hidden_size}"
+        usual: dict[str, Any] = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0, "reverse": False}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                yield f"{name}={getattr(self, name)}"
+        yield f"batch_first={self.batch_first}"
+        yield f"dropout={describe(self.dropout)}"
 
     def extra_repr(self) -> str:
-        dropout, sizes = self.dropout, f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
-        set_here = [f"{key}={getattr(dropout, key)}" for key in ("untied", "p_x", "p_h", "p_c", "p_out") if getattr(dropout, key)]
-        policy = f"{dropout.policy}({', '.join(set_here)})" if set_here else str(dropout.policy)
-        return f"{sizes}, batch_first={self.batch_first}, dropout={policy}"
+        return ", ".join(self.repr_arguments())
+
+
+def map_state(state: Any, function: Any) -> Any:
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+
+
+def checked_lengths(lengths: Tensor | list[int] | None, device: torch.device) -> Tensor | None:
+    """As a tensor on the device."""
+    return None if lengths is None else torch.as_tensor(lengths, device=device)
+
+
+def pack_like(y_TBP: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
+    """The output in the order of a packed input."""
+    if packed.sorted_indices is not None:
+        order = packed.sorted_indices
+        y_TBP, lengths = y_TBP.index_select(1, order), lengths[order.cpu()]
+    data = pack_padded_sequence(y_TBP, lengths).data
+    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+def reversed_order(time: int, lengths: Tensor | None) -> Tensor | None:
+    """Which step [T, B] comes at each step of a backward layer: the last of each sequence first; padding stays where it is."""
+    if lengths is None:
+        return None
+    step_T1 = torch.arange(time, device=lengths.device)[:, None]
+    lengths = lengths.clamp(max=time)
+    return torch.where(step_T1 < lengths, lengths - 1 - step_T1, step_T1)
+
+
+def reverse_time(x_TBX: Tensor, order_TB: Tensor | None) -> Tensor:
+    """Steps in that order; None: from the last to the first."""
+    if order_TB is None:
+        return x_TBX.flip(0)
+    return x_TBX.gather(0, order_TB[..., None].expand(-1, -1, x_TBX.shape[-1]))
+
+
+def reverse_mask(mask: Tensor | None, order_TB: Tensor | None) -> Tensor | None:
+    """A mask [T|1, …, B|1, X], for its places in the text."""
+    if mask is None or len(mask) == 1:
+        return mask
+    if order_TB is None:
+        return mask.flip(0)
+    time, batch = order_TB.shape
+    mask = mask.expand(*mask.shape[:-2], batch, mask.shape[-1])
+    index = order_TB.view(time, *[1] * (mask.dim() - 3), batch, 1)
+    return mask.gather(0, index.expand(mask.shape))
+
+
+def reverse_masks(masks: Masks, order_TB: Tensor | None) -> Masks:
+    return Masks(*(reverse_mask(mask, order_TB) for mask in masks))
 
 
 class LSTM(Recurrent):
-    """Stacked LSTM; the state is (h, c), each [L, B, H]."""
+    """Stacked LSTM, as `torch.nn.LSTM`; the state is (h, c), [L · directions, B, P] and [L · directions, B, H]."""
 
     cell = Cell.lstm
     torch_module = nn.LSTM
 
-    def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
-        h_BH, c_BH = state
-        y_TBH, h_BH, c_BH = kernels.lstm(x_TBD, h_BH, c_BH, *weights, masks, lengths=lengths, **self.options)
-        return y_TBH, (h_BH, c_BH)
+    def run_cell(self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+        h_BP, c_BH = state
+        w_hr = self.projection(*place)
+        y_TBP, h_BP, c_BH = kernels.lstm(x_TBD, h_BP, c_BH, *self.weights(*place), masks, w_hr=w_hr, lengths=lengths, **self.options)
+        return y_TBP, (h_BP, c_BH)
 
 
 class GRU(Recurrent):
-    """Stacked GRU; the state is h, [L, B, H].
+    """Stacked GRU; the state is h, [L · directions, B, H].
 
     The reset gate acts before the recurrent product of the candidate, as in the paper. With the same weights `torch.nn.GRU` computes
     something else: there, as in cuDNN, it acts after that product, which is `reset_after=True`. `from_torch` sets it;
@@ -208,15 +469,15 @@ class GRU(Recurrent):
 
     cell = Cell.gru
     torch_module = nn.GRU
-    torch_variant: ClassVar = {"reset_after": True}
+    torch_variant: ClassVar[dict[str, Any]] = {"reset_after": True}
 
     def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.reset_after = reset_after
 
-    def step(self, x_TBD: Tensor, state: State, weights: Weights, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def run_cell(self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
         (h_BH,) = state
-        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, lengths=lengths, reset_after=self.reset_after, **self.options)
+        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *self.weights(*place), masks, lengths=lengths, reset_after=self.reset_after, **self.options)
         return y_TBH, (h_BH,)
 
     def extra_repr(self) -> str:

@@ -3,15 +3,18 @@
 T time  B batch  H hidden size  V vocabulary  L layers
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdrop_cli import kernels
-from vdrop_cli.config import Cell, Dropout, Model
-from vdrop_cli.dropout import ModelMasks, Stream, draw
+from vdrop_cli.config import Model
+from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
+from vdrop_cli.policies import Cell, Dropout, WordMask
+from vdrop_cli.random_streams import Stream
 
 
 class Reader(nn.Module):
@@ -30,7 +33,9 @@ class Reader(nn.Module):
     ) -> None:
         super().__init__()
         hidden = model.hidden_size
-        options: dict[str, Any] = {"num_layers": model.layers, "dropout": dropout, "backend": backend, "compute_dtype": compute_dtype}
+        self.dropout = dropout
+        without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # those are on the embedding
+        options: dict[str, Any] = {"num_layers": model.layers, "dropout": without_words, "backend": backend, "compute_dtype": compute_dtype}
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, hidden))
         self.layers: Recurrent = (
             LSTM(hidden, hidden, **options) if model.cell is Cell.lstm else GRU(hidden, hidden, reset_after=model.reset_after, **options)
@@ -59,7 +64,7 @@ class Reader(nn.Module):
     def host_masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
         """The same masks on the CPU, pinned where the model is on a GPU."""
         shape = self.layers.mask_shape(time, batch)
-        masks = draw(self.layers.dropout, shape, stream, outputs=self.outputs).to("cpu", self.embedding.dtype)
+        masks = draw(self.dropout, shape, stream, outputs=self.outputs).to("cpu", self.embedding.dtype)
         return masks.pinned() if self.embedding.is_cuda else masks
 
     def mean_masks(self) -> ModelMasks:
@@ -82,7 +87,7 @@ class LanguageModel(Reader):
 
     def forward(self, ids_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """The masked output of the last layer [T, B, H], and the state to go on from."""
-        y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=masks)
+        y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=replace(masks, word=None))
         return y_TBH, last if isinstance(last, tuple) else (last,)
 
     def nll(self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
@@ -111,7 +116,7 @@ class Regressor(Reader):
 
     def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
         """The numbers [B]; what stands in a column beyond its length is never read."""
-        _, last = self.layers(self.embed(ids_TB, masks), lengths=lengths_B, masks=masks._replace(out=None))
+        _, last = self.layers(self.embed(ids_TB, masks), lengths=lengths_B, masks=replace(masks, word=None, out=None))
         h_BH = (last[0] if isinstance(last, tuple) else last)[-1]
         if masks.out is not None:
             h_BH = h_BH * masks.out[0]

@@ -6,16 +6,16 @@ from typing import TypeVar
 
 import torch
 
-from vdrop_cli.config import Dropout
-from vdrop_cli.dropout import NEW_EVERY_STEP, ModelMasks
+from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.kernels import with_index
+from vdrop_cli.policies import Dropout
 
 Batch = TypeVar("Batch")
 
 
 def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
     """Whether drawing takes long, and the processor is idle meanwhile: on the CPU the thread would take a core from the products."""
-    return device.type == "cuda" and dropout.policy in NEW_EVERY_STEP
+    return device.type == "cuda" and dropout.new_every_step
 
 
 def with_masks(

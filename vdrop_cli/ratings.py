@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from vdrop_cli import CONF, experiments, markdown, pictures, runs
-from vdrop_cli.config import Cell, ConfigError, Figures, Pictures, Policy, Protocol, Published, TaskName, Train
+from vdrop_cli.config import ConfigError, Figures, Pictures, Protocol, Published, TaskName, Train
+from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.runs import Finished
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from vdrop_cli.config import Dropout, Model, Precision, Schedule
+from vdrop_cli.config import DropoutSettings, Model, Precision, Schedule
 
 State = tuple[Tensor, Tensor]
 
@@ -24,7 +24,7 @@ class TorchLayers(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(hidden, hidden, layers)
 
-    def forward(self, x_TBH: Tensor, state: State, dropout: Dropout) -> tuple[Tensor, State]:
+    def forward(self, x_TBH: Tensor, state: State, dropout: DropoutSettings) -> tuple[Tensor, State]:
         y_TBH, state = self.lstm(x_TBH, state)
         return y_TBH, state
 
@@ -39,7 +39,7 @@ class CellLoop(nn.Module):
         super().__init__()
         self.cells = nn.ModuleList(nn.LSTMCell(hidden, hidden) for _ in range(layers))
 
-    def forward(self, x_TBH: Tensor, state: State, dropout: Dropout) -> tuple[Tensor, State]:
+    def forward(self, x_TBH: Tensor, state: State, dropout: DropoutSettings) -> tuple[Tensor, State]:
         def mask(p: float) -> Tensor:
             return torch.empty_like(x_TBH[0]).bernoulli_(1 - p).div_(1 - p)
 
@@ -63,7 +63,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def training_step(
-    name: str, model: Model, dropout: Dropout, schedule: Schedule, precision: Precision, ids_TB: Tensor, targets_TB: Tensor
+    name: str, model: Model, dropout: DropoutSettings, schedule: Schedule, precision: Precision, ids_TB: Tensor, targets_TB: Tensor
 ) -> Callable[[], object]:
     """A whole step as it is usually written: embedding, layers, `nn.Linear`, `cross_entropy`, `clip_grad_norm_`, `optim.SGD`."""
     batch, vocabulary, device = ids_TB.shape[1], int(ids_TB.max()) + 1, ids_TB.device
@@ -92,7 +92,7 @@ def training_step(
 def rating_step(
     name: str,
     model: Model,
-    dropout: Dropout,
+    dropout: DropoutSettings,
     schedule: Schedule,
     precision: Precision,
     ids_TB: Tensor,
@@ -119,7 +119,7 @@ def rating_step(
     return step
 
 
-def layer_step(name: str, model: Model, dropout: Dropout, precision: Precision, x_TBH: Tensor) -> Callable[[], object]:
+def layer_step(name: str, model: Model, dropout: DropoutSettings, precision: Precision, x_TBH: Tensor) -> Callable[[], object]:
     """Forward and backward of one layer, with gradients of its input and weights."""
     layer, state = LAYERS[name](model.hidden_size, 1).to(x_TBH.device), zero_state(1, x_TBH.shape[1], model.hidden_size, x_TBH.device)
     x_TBH = x_TBH.clone().requires_grad_()
@@ -136,7 +136,7 @@ def zero_state(layers: int, batch: int, hidden: int, device: torch.device | str 
     return torch.zeros(layers, batch, hidden, device=device), torch.zeros(layers, batch, hidden, device=device)
 
 
-def keras_step(model: Model, dropout: Dropout, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor) -> Callable[[], object]:
+def keras_step(model: Model, dropout: DropoutSettings, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor) -> Callable[[], object]:
     """Keras's `LSTM(dropout=…, recurrent_dropout=…)`, on its torch back end unless KERAS_BACKEND says otherwise; fp32."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras

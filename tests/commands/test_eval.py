@@ -17,9 +17,9 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, RunError, plain
 from vdrop_cli.corpora.text import FIRST_ENCODING, fingerprint_of
-from vdrop_cli.dropout import Stream
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.tasks.sentiment import Passes
 
@@ -301,7 +301,7 @@ def test_the_corpus_may_lie_elsewhere_now(
     monkeypatch.chdir(tmp_path)
     config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
     fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
-    model = LanguageModel(config.model, config.dropout, 10_000)
+    model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
     model.initialise(0.1, Stream((1,)))
     told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict()))
     checkpoint.save(told, tmp_path)

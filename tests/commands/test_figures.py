@@ -9,8 +9,9 @@ from tests.conftest import TINY_SENTIMENT, Vdrop, settings
 from vdrop_cli import ratings
 from vdrop_cli.commands import campaign
 from vdrop_cli.commands.figures import on_page, told
-from vdrop_cli.config import Cell, ConfigError, Figures, Protocol, RunError, plain
+from vdrop_cli.config import ConfigError, Figures, Protocol, RunError, plain
 from vdrop_cli.files import Lock
+from vdrop_cli.policies import Cell
 from vdrop_cli.ratings import Line
 from vdrop_cli.runs import Finished
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, settings
-from vdrop_cli.dropout import MaskShape, Stream, draw
+from vdrop_cli.dropout import MaskShape, draw
 from vdrop_cli.kernels import Masks, fused, gru, linear_cross_entropy, lstm, native
 from vdrop_cli.kernels.products import Weights, WeightsByGate
+from vdrop_cli.random_streams import Stream
 
 BATCH, INPUT, HIDDEN = 3, 5, 7
 Function = Callable[..., tuple[Tensor, ...]]
@@ -41,7 +42,7 @@ def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
 
 
 def masks_of(cell: str, policy: str, time: int) -> Masks:
-    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout
+    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.for_layers()
     shape = MaskShape(time, BATCH, (INPUT,), HIDDEN, {"lstm": 4, "gru": 3}[cell])
     return draw(dropout, shape, Stream((0, policy))).layers[0]
 

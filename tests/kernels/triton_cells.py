@@ -19,12 +19,13 @@ from tests.conftest import CELLS_AND_POLICIES
 from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gradients, relative_errors
 from tests.test_golden import RECORDED, losses
 from vdrop_cli import kernels
-from vdrop_cli.dropout import Stream, draw
+from vdrop_cli.dropout import draw
 from vdrop_cli.kernels import Masks, graphs, loops, operators, programs, reference
 from vdrop_cli.kernels import triton as ours
 from vdrop_cli.kernels.graphs import Graph, Graphs
 from vdrop_cli.kernels.products import full_precision_sums
 from vdrop_cli.layers import GRU, LSTM
+from vdrop_cli.random_streams import Stream
 
 DEVICE = torch.device("cpu" if programs.INTERPRETED else "cuda")
 TIME = 3

@@ -10,8 +10,8 @@ from tests.conftest import TINY, settings
 from vdrop_cli import tasks
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Corpus
-from vdrop_cli.dropout import Stream
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.schedule import Optimiser
 from vdrop_cli.tasks.language_model import LanguageModelling, chunks, columns
 
@@ -47,7 +47,7 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     """With all weights zero every word costs ln 7: the loss of five steps is 5 ln 7 whatever the batch."""
     config = settings("model=lstm_small", "model.hidden_size=3", "task.batch_size=4", "task.bptt=5")
     task = LanguageModelling(config.task, corpus(100), torch.device("cpu"))
-    model = LanguageModel(config.model, config.dropout, 7)
+    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
     model.initialise(1e-30, Stream((0,)))
     loss, _ = task.loss(model, next(task.batches()), model.zero_state(4), model.mean_masks())
     assert loss.item() == pytest.approx(5 * torch.tensor(7.0).log().item(), rel=1e-6)
@@ -57,7 +57,7 @@ def test_one_training_step_by_hand() -> None:
     """All weights zero but the head's bias: its gradient is the sum over steps of mean(softmax - one-hot)."""
     config = settings("model=lstm_small", "dropout=none", "model.hidden_size=3", "task.batch_size=2", "task.bptt=4", "schedule.lr=0.5")
     task = LanguageModelling(config.task, corpus(40), torch.device("cpu"))
-    model = LanguageModel(config.model, config.dropout, 7)
+    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
     model.initialise(1e-30, Stream((0,)))
     with torch.no_grad():
         model.head_bias.copy_(torch.arange(7) / 10)
@@ -95,7 +95,7 @@ def test_both_validation_perplexities_by_hand() -> None:
     """203 tokens in 4 columns of 50: 9 chunks of 5, by the authors' count (50 - 1) / 5 = 9.8."""
     config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5")
     model, task = (
-        LanguageModel(config.model, config.dropout, 7),
+        LanguageModel(config.model, config.dropout.for_layers(), 7),
         LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"), as_published=True),
     )
     model.initialise(1.0, Stream((3,)))
@@ -129,7 +129,7 @@ def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(t
 def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() -> None:
     config = settings(*TINY, "data=pydoc")
     task = LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"))
-    model = task.model(config.model, config.dropout, "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.1, Stream((3,)))
     measured = task.validate(model)
     assert list(measured) == ["valid_ppl_batched"]

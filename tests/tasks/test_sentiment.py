@@ -18,8 +18,9 @@ from vdrop_cli.commands import compare, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Rated
-from vdrop_cli.dropout import ModelMasks, Stream
+from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.model import Regressor
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
 from vdrop_cli.tasks.predictors import START, UNKNOWN
@@ -68,7 +69,7 @@ def test_the_real_chunks_are_as_many_as_the_authors(real_data: Path) -> None:
     assert isinstance(task, Sentiment)
     assert {name: len(part.sequences) for name, part in task.parts.items()} == {"train": 10_620, "test": 2_655}
     assert max(task.parts["train"].lengths) == 200 and task.batches_an_epoch == 83
-    model = task.model(config.model, config.dropout, "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     assert model.embedding.shape == (20_002, 128)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -143,7 +144,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(valid
     task, config = of_ratings(valid, test), settings(*TINY_SENTIMENT)
     (warning,) = task.warnings
     assert re.search(told, warning) and "log-likelihood and coverage are left out" in warning
-    model = task.model(config.model, config.dropout, "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
     assert measured.keys() >= METRICS and not KNOWN & measured.keys()
@@ -155,7 +156,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(valid
 def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
     """As where one text is outside the range, or chance has dealt the parts; everything is measured."""
     task, config = of_ratings(FINE, [*FINE, -1.0]), settings(*TINY_SENTIMENT)
-    model = task.model(config.model, config.dropout, "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     assert task.warnings == [] and task.result(model, 1, 0.0).keys() >= METRICS | KNOWN
     assert [made(texts, "task.protocol=clean", f"task.split_seed={seed}").warnings for texts in (10, 12) for seed in range(8)] == [[]] * 16
@@ -175,7 +176,7 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
         f"all {len(of_part)} ratings of the {constant} part of here, which was dealt here, are 3: an error on them says little{without}; "
         "give more texts, or choose another task.split_seed"
     )
-    model = task.model(config.model, config.dropout, "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
     assert measured.keys() >= METRICS and (KNOWN & measured.keys() == set() if constant == "test" else measured.keys() >= KNOWN)
@@ -329,7 +330,7 @@ def test_targets_are_standardised_with_the_training_part() -> None:
 def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_with(monkeypatch: pytest.MonkeyPatch) -> None:
     task = made(40, "task.protocol=clean", "task.chunk_words=3")
     config = settings(*TINY_SENTIMENT)
-    model = task.model(config.model, config.dropout, "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     part = task.parts["train"]
 
@@ -414,7 +415,7 @@ class Scattered(Regressor):
 
 def scattered(*overrides: str) -> tuple[Sentiment, Regressor]:
     task, config = made(200, "task.chunk_words=null", *overrides), settings(*TINY_SENTIMENT, *overrides)
-    return task, Scattered(config.model, config.dropout, 9)
+    return task, Scattered(config.model, config.dropout.for_layers(), 9)
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
@@ -480,7 +481,7 @@ def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
 def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
     task = made(40, "task.protocol=clean")
     config = settings(*TINY_SENTIMENT)
-    models = [task.model(config.model, config.dropout, "fused", None) for _ in range(2)]
+    models = [task.model(config.model, config.dropout.for_layers(), "fused", None) for _ in range(2)]
     for number, model in enumerate(models):
         model.initialise(0.5, Stream((number,)))
     for name, part in (("valid", task.parts["valid"]), ("test", task.parts["test"])):

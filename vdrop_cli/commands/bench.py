@@ -27,10 +27,11 @@ from vdrop_cli import environment, evaluate, files, kernels, output, prefetch, r
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, RunError, Size, Train, parse, plain
 from vdrop_cli.corpora import Corpus
-from vdrop_cli.dropout import ModelMasks, Stream, draw
+from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.kernels import native
 from vdrop_cli.kernels.products import Weights
 from vdrop_cli.model import LanguageModel, Regressor
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.schedule import Optimiser
 from vdrop_cli.tasks import LanguageModelling
 
@@ -136,7 +137,7 @@ def ratio(one: Measured, other: Measured) -> float:
 
 def drawn(draw: Callable[[int], ModelMasks], train: Train) -> Iterator[ModelMasks]:
     """The masks of one step after another, as `vdrop train` draws them."""
-    return (masks for _, masks in prefetch.with_masks(count(1), draw, train.dropout, torch.device(train.device)))
+    return (masks for _, masks in prefetch.with_masks(count(1), draw, train.dropout.for_layers(), torch.device(train.device)))
 
 
 def our_step(train: Train, precision: Precision) -> Callable[[], object]:
@@ -159,7 +160,9 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
 
 def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
     """A training step of the model of ratings."""
-    model = Regressor(train.model, train.dropout, RATINGS_VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
+    model = Regressor(
+        train.model, train.dropout.for_layers(), RATINGS_VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision]
+    )
     model.initialise(train.model.init, Stream(("bench",)), train.model.forget_bias)
     model.to(train.device)
     optimiser, (ids_TB, lengths_B, targets_B) = Optimiser(model, train.schedule), random_ratings(train)
@@ -276,7 +279,7 @@ def products(train: Train, precision: Precision, rows: list[int], vocabulary: in
 
 
 def language_model(train: Train, precision: Precision) -> LanguageModel:
-    model = LanguageModel(train.model, train.dropout, VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
+    model = LanguageModel(train.model, train.dropout.for_layers(), VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
     model.initialise(train.model.init, Stream(("bench",)))
     return model.to(train.device)
 

@@ -17,8 +17,8 @@ from vdrop_cli import checkpoint, continuation, environment, evaluate, experimen
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, require_judged_in_first_epoch, resolved
 from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
-from vdrop_cli.dropout import Stream
 from vdrop_cli.evaluate import MonteCarlo
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import duration
 from vdrop_cli.stuck_starts import StuckStart
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task

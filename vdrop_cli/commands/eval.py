@@ -15,9 +15,10 @@ import torch
 
 from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, runs, stored, tasks
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Data, Eval, Policy, Precision, Predict, RunError, data_for
+from vdrop_cli.config import ConfigError, Data, Eval, Precision, Predict, RunError, data_for
 from vdrop_cli.files import Damaged, Lock
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.policies import Policy
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
 
@@ -77,7 +78,7 @@ def build(path: Path, found: Checkpoint, predictor: Predictor, settings: Eval | 
     precision = environment.precision(settings.precision or trained.precision, device)
     try:
         checkpoint.require_large_enough(found.model, trained.model, predictor.vocabulary_size)
-        model = predictor.model(trained.model, trained.dropout, backend, environment.COMPUTE_DTYPES[precision])
+        model = predictor.model(trained.model, trained.dropout.for_layers(), backend, environment.COMPUTE_DTYPES[precision])
         checkpoint.require_fitting(found.model, model)
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None

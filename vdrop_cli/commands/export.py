@@ -72,7 +72,7 @@ def require_whole(path: Path, found: Checkpoint) -> None:
         words = predictor_of(knowledge, torch.device("cpu")).vocabulary_size if knowledge is not None else len(embedding)
         checkpoint.require_large_enough(found.model, trained.model, words)
         kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
-        checkpoint.require_fitting(found.model, kind(trained.model, trained.dropout, words, "fused"))
+        checkpoint.require_fitting(found.model, kind(trained.model, trained.dropout.for_layers(), words, "fused"))
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
 

@@ -16,9 +16,10 @@ import torch
 from vdrop_cli import checkpoint, environment, evaluate, files, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands.eval import Built
-from vdrop_cli.config import ConfigError, Policy, Predict, RunError, data_for
+from vdrop_cli.config import ConfigError, Predict, RunError, data_for
 from vdrop_cli.corpora.text import lines as lines_of
 from vdrop_cli.files import Damaged, printable
+from vdrop_cli.policies import Policy
 from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.uncertainty import fit_noise, predictive
 

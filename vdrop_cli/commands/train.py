@@ -19,10 +19,11 @@ from torch import Tensor
 from vdrop_cli import checkpoint, continuation, environment, files, interruption, learned, output, ownership, prefetch, stuck_starts, tasks
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain, require
-from vdrop_cli.dropout import ModelMasks, Stream
+from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.environment import COMPUTE_DTYPES
 from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.schedule import LossAndNorm, Optimiser, learning_rate
 from vdrop_cli.sinks import (
     Epoch,
@@ -52,7 +53,7 @@ class Run:
 
     def __init__(self, settings: Train, task: Task, folder: Path) -> None:
         self.settings, self.task, self.folder = settings, task, folder
-        self.model = task.model(settings.model, settings.dropout, settings.backend.name, COMPUTE_DTYPES[settings.precision])
+        self.model = task.model(settings.model, settings.dropout.for_layers(), settings.backend.name, COMPUTE_DTYPES[settings.precision])
         self.model.initialise(settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias)
         self.epoch, self.batch, self.losses = 0, 0, list[float]()  # epochs finished, batches of the next one, and their losses
         self.seconds, self.epoch_seconds, self.epoch_words = 0.0, 0.0, 0
@@ -139,7 +140,7 @@ class Run:
             return self.task.masks(self.model, batch, stream.at(batch.number))
 
         batches = islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None)
-        for batch, masks in prefetch.with_masks(batches, draw, self.settings.dropout, self.task.device):
+        for batch, masks in prefetch.with_masks(batches, draw, self.settings.dropout.for_layers(), self.task.device):
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
             self.measured = None
             self.in_flight.append((self.optimiser.step(loss, epoch), self.task.words(batch)))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import fused, native, reference
-from vdrop_cli.kernels.derivatives import in_transform
+from vdrop_cli.kernels.derivatives import unsupported_context
 from vdrop_cli.kernels.layout import zero_padding
 from vdrop_cli.kernels.masks import Masks
 
@@ -116,10 +116,8 @@ def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) 
 
     Raises ValueError inside a transform of `torch.func`, which only `reference` supports, and where `native` lacks the type.
     """
-    if known(backend) != "reference" and in_transform():
-        raise ValueError(
-            f'backend={backend} does not support the transforms of torch.func (grad, vmap, jacrev, …); use backend="reference"'
-        )
+    if known(backend) != "reference" and (where := unsupported_context()):
+        raise ValueError(f'backend={backend} does not support {where}; use backend="reference"')
     name: str = choose(backend, x.device)
     if name != "native" or native.supports(x.dtype, compute_dtype):
         return name
@@ -131,19 +129,31 @@ def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) 
     return "fused"
 
 
-def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, ...], masks: Masks, lengths: Tensor | None) -> None:
+def check(
+    gates: int,
+    x_TBD: Tensor,
+    states: tuple[Tensor, ...],
+    weights: tuple[Tensor, ...],
+    masks: Masks,
+    lengths: Tensor | None,
+    w_hr: Tensor | None = None,
+) -> None:
     """Refuses shapes that do not fit, by name, before any arithmetic."""
     if x_TBD.dim() != 3 or len(x_TBD) == 0:
         raise ValueError(f"x must be [T, B, D] with T ≥ 1, got {list(x_TBD.shape)}")
     time, batch, inputs = x_TBD.shape
-    hidden = weights[1].shape[-1]
+    hidden = weights[0].shape[0] // gates
+    state = w_hr.shape[0] if w_hr is not None else hidden  # of h, which a projection makes smaller
     wanted = {
         "w_ih": (weights[0], (gates * hidden, inputs)),
-        "w_hh": (weights[1], (gates * hidden, hidden)),
+        "w_hh": (weights[1], (gates * hidden, state)),
         "b_ih": (weights[2], (gates * hidden,)),
         "b_hh": (weights[3], (gates * hidden,)),
-        **{name: (state, (batch, hidden)) for name, state in zip(("h", "c")[: len(states)], states, strict=True)},
+        **({} if w_hr is None else {"w_hr": (w_hr, (state, hidden))}),
+        **{name: (tensor, (batch, size)) for (name, size), tensor in zip((("h", state), ("c", hidden)), states, strict=False)},
     }
+    if x_TBD.dtype != weights[0].dtype:
+        raise ValueError(f"x must be {weights[0].dtype} like the weights, got {x_TBD.dtype}")
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
@@ -152,7 +162,7 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
         check_device(name, tensor, x_TBD)
     for name, mask, shape in (
         ("x", masks.x, (time, gates, batch, inputs)),
-        ("h", masks.h, (time, gates, batch, hidden)),
+        ("h", masks.h, (time, gates, batch, state)),
         ("c", masks.c, (time, batch, hidden)),
     ):
         if mask is None:
@@ -168,6 +178,8 @@ def check(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: tuple[
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
         check_device("lengths", lengths, x_TBD)
+        if not lengths.is_cuda and not torch.compiler.is_compiling() and bool((lengths < 0).any()):  # a GPU would be waited for
+            raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
 
 
 def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
@@ -198,6 +210,7 @@ def lstm(
     b_hh: Tensor,
     masks: Masks,
     *,
+    w_hr: Tensor | None = None,
     lengths: Tensor | None = None,
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
@@ -207,8 +220,13 @@ def lstm(
 
     a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
+    With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
     """
-    check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
+    check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
+    if w_hr is not None:
+        if known(backend) not in ("auto", "reference"):
+            raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
+        return reference.lstm(zero_padding(x_TBD, lengths), h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)

@@ -15,6 +15,17 @@ def in_transform() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def unsupported_context() -> str:
+    """What surrounds the call that only `reference` supports; empty where nothing does."""
+    if in_transform():
+        return "the transforms of torch.func (grad, vmap, jacrev, …)"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
+    return "torch.export" if is_exporting() else ""
+
+
 def needs_reference(grad_outputs: Sequence[Tensor | None]) -> bool:
     """Whether the current backward pass must give more than the hand-written one can.
 

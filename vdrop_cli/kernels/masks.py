@@ -1,4 +1,4 @@
-"""What dropout is to a cell: tensors that multiply what enters its matrix products.
+"""Dropout as a cell sees it: tensors that multiply what enters its matrix products.
 
 T time  B batch  D input size  H hidden size  G gates
 """
@@ -17,6 +17,9 @@ class Masks(NamedTuple):
     x: Tensor | None = None  # on the layer's input, broadcastable to [T, G, B, D]
     h: Tensor | None = None  # on the previous hidden state where it enters the product, broadcastable to [T, G, B, H]
     c: Tensor | None = None  # on the new cell state of an LSTM, broadcastable to [T, B, H]
+
+
+BATCH_DIM = {"x": 2, "h": 2, "c": 1}  # of each mask
 
 
 def at(mask: Tensor | None, t: int) -> Tensor | None:

@@ -35,6 +35,7 @@ def lstm(
     masks: Masks,
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (b_ih + b_hh).view(4, 1, -1)
@@ -44,6 +45,8 @@ def lstm(
         i, f, g, o = product(x_GBD, w_GHD.mT, compute_dtype) + product(h_GBH, u_GHH.mT, compute_dtype) + bias_G1H
         c_new_BH = masked(f.sigmoid() * c_BH + i.sigmoid() * g.tanh(), at(masks.c, t))
         h_new_BH = o.sigmoid() * c_new_BH.tanh()
+        if w_hr is not None:
+            h_new_BH = product(h_new_BH, w_hr.T, compute_dtype)
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
         c_BH, h_BH = hold(alive_B1, c_new_BH, c_BH), hold(alive_B1, h_new_BH, h_BH)
         y_TBH.append(hold(alive_B1, h_BH, torch.zeros_like(h_BH)))

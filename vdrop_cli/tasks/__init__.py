@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import config, corpora
-from vdrop_cli.config import Dropout, Model, Source, TaskName
-from vdrop_cli.dropout import ModelMasks, Stream
+from vdrop_cli.config import Model, Source, TaskName
+from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
+from vdrop_cli.policies import Dropout
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment

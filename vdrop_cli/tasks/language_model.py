@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import config
-from vdrop_cli.config import ConfigError, Dropout, Model
+from vdrop_cli.config import ConfigError, Model
 from vdrop_cli.corpora import Corpus, unknown_share
 from vdrop_cli.corpora.text import UNK
-from vdrop_cli.dropout import ModelMasks, Stream
+from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.evaluate import MonteCarlo, batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Words
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.policies import Dropout
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks.predictors import WordPredictor
 

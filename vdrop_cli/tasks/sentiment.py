@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import baselines, config, interruption
-from vdrop_cli.config import ConfigError, Data, Dropout, Model, Protocol, Source, WordMask
+from vdrop_cli.config import ConfigError, Data, Model, Protocol, Source
 from vdrop_cli.corpora import Rated
-from vdrop_cli.dropout import ModelMasks, Stream, draw, sent
+from vdrop_cli.dropout import ModelMasks, draw, to_device
 from vdrop_cli.evaluate import ladder, spread
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
 from vdrop_cli.model import Regressor
+from vdrop_cli.policies import Dropout, WordMask
+from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
 from vdrop_cli.uncertainty import SMALLEST, Predictive, fit_noise, predictive, rmse
 
@@ -193,9 +195,9 @@ class Sentiment:
         ratings_B = part.ratings_R[part.text_N[group]]
         return Batch(
             number,
-            sent(torch.nn.utils.rnn.pad_sequence(chosen), self.device),
-            sent(torch.tensor(lengths), self.device),
-            sent(((ratings_B - self.mean) / self.deviation).float(), self.device),
+            to_device(torch.nn.utils.rnn.pad_sequence(chosen), self.device),
+            to_device(torch.tensor(lengths), self.device),
+            to_device(((ratings_B - self.mean) / self.deviation).float(), self.device),
             sum(lengths),
         )
 
@@ -309,7 +311,7 @@ class Passes:
     """
 
     def __init__(self, task: Sentiment, model: Regressor, samples: int, seed: int, word_dropout: bool) -> None:
-        dropout = model.layers.dropout
+        dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
         self.task, self.model, self.samples, self.stream = task, model, samples, Stream((seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}

@@ -1,0 +1,123 @@
+"""Single steps: those of torch's cells, those of the layers, and masks that belong to the sequence."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vdrop_cli.cells import GRUCell, LSTMCell
+from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.layers import GRU, LSTM, Dropout, describe
+
+BOTH = [(LSTMCell, nn.LSTMCell, LSTM, {}), (GRUCell, nn.GRUCell, GRU, {"reset_after": True}), (GRUCell, None, GRU, {})]
+POLICIES = [
+    Dropout("variational", p_x=0.3, p_h=0.3),
+    Dropout("variational", p_x=0.3, p_h=0.4, tie="none"),
+    Dropout("variational", p_x=0.3, p_h=0.4, tie="gates"),
+    Dropout("moon", p_c=0.3),
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("ours", "theirs", "layer", "variant"), BOTH[:2])
+def test_they_take_the_place_of_torchs(ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], bias: bool) -> None:
+    module = theirs(5, 7, bias, dtype=torch.float64)
+    cell = ours(5, 7, bias, dtype=torch.float64, **variant)
+    cell.load_state_dict(module.state_dict())
+    module.load_state_dict(cell.state_dict())
+    x, h, c = (torch.randn(3, size, dtype=torch.float64) for size in (5, 7, 7))
+    state = (h, c) if theirs is nn.LSTMCell else h
+    alone = (h[0], c[0]) if theirs is nn.LSTMCell else h[0]
+    for arguments in ((x,), (x, state), (x[0],), (x[0], alone)):
+        expected, found = module(*arguments), cell(*arguments)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        wanted = torch.autograd.grad(sum(t.square().sum() for t in parts(expected)), list(module.parameters()))
+        torch.testing.assert_close(torch.autograd.grad(sum(t.square().sum() for t in parts(found)), list(cell.parameters())), wanted)
+
+
+def parts(state: Any) -> tuple[torch.Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("dropout", POLICIES, ids=describe)
+@pytest.mark.parametrize(("ours", "theirs", "layer", "variant"), BOTH)
+def test_steps_with_held_masks_are_the_whole_sequence(
+    ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], dropout: Dropout
+) -> None:
+    """By the layer, with the same weights and masks."""
+    if dropout.p_c and ours is GRUCell:
+        pytest.skip("a GRU has no cell state")
+    cell, whole = ours(5, 7, dropout=dropout, **variant), layer(5, 7, dropout=dropout, **variant)
+    whole.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
+    masks, x, state = cell.masks(3), torch.randn(6, 3, 5), None
+    y, last = whole(x, masks=masks)
+    outputs = []
+    for step in x:
+        state = cell(step, state, masks=masks)
+        outputs.append(parts(state)[0])
+    torch.testing.assert_close(torch.stack(outputs), y, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close([t[None] for t in parts(state)], list(parts(last)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ours", [LSTMCell, GRUCell])
+def test_training_without_masks_is_refused_and_evaluation_takes_their_means(ours: Any) -> None:
+    cell, x = ours(5, 7, variational=0.3), torch.randn(3, 5)
+    with pytest.raises(ValueError, match=r"masks must be given in training mode: masks = cell\.masks\(batch\)"):
+        cell(x)
+    cell.eval()
+    assert torch.equal(parts(cell(x))[0], parts(cell(x, masks=cell.masks(3)))[0])
+    plain = ours(5, 7)
+    plain.load_state_dict(cell.state_dict())
+    assert torch.equal(parts(cell(x))[0], parts(plain(x))[0])
+    cell.sampling.train()
+    drawn = parts(cell(x, masks=cell.masks(3)))[0]
+    assert not torch.equal(drawn, parts(plain(x))[0])
+
+
+def test_rows_of_masks_stay_with_their_sentences() -> None:
+    cell, x = GRUCell(5, 7, variational=0.5), torch.randn(2, 5)
+    masks, h = cell.masks(2), torch.randn(2, 7)
+    beam = cell(x.repeat_interleave(4, 0), h.repeat_interleave(4, 0), masks=masks.repeat(4))
+    torch.testing.assert_close(beam, cell(x, h, masks=masks).repeat_interleave(4, 0))
+    torch.testing.assert_close(cell(x[1:], h[1:], masks=masks.rows([1])), cell(x, h, masks=masks)[1:])
+
+
+def test_moons_evaluation_multiplies_the_cell_state_by_the_keep_probability() -> None:
+    cell = LSTMCell(5, 7, dropout=Dropout("moon", p_c=0.25)).eval()
+    x, c = torch.randn(3, 5), torch.randn(3, 7)
+    plain = LSTMCell(5, 7)
+    plain.load_state_dict(cell.state_dict())
+    h = torch.zeros(3, 7)
+    torch.testing.assert_close(cell(x, (h, c))[1], 0.75 * plain(x, (h, c))[1])
+
+
+def test_what_a_cell_cannot_do_is_refused() -> None:
+    cell, x = LSTMCell(5, 7, recurrent_dropout=0.3), torch.randn(3, 5)
+    for masks in (cell.masks(2), ModelMasks([*cell.masks(3).layers] * 2)):
+        with pytest.raises(ValueError, match="masks must be of one layer and 3 sequences"):
+            cell(x, masks=masks)
+    with pytest.raises(ValueError, match=r"the state must be \(h, c\), each \[3, 7\], got \[3, 7\]"):
+        cell(x, torch.zeros(3, 7), masks=cell.masks(3))
+    with pytest.raises(ValueError, match=r"x must be \[B, 5\] or \[5\], got \[3, 4\]"):
+        cell(x[:, :4])
+    with pytest.raises(ValueError, match="policy must be variational or moon in a cell"):
+        LSTMCell(5, 7, dropout=Dropout("naive", p_h=0.3))
+    with pytest.raises(ValueError, match="p_out must be 0 in a cell"):
+        LSTMCell(5, 7, dropout=Dropout("variational", p_out=0.3))
+    with pytest.raises(ValueError, match="moon"):
+        GRUCell(5, 7, dropout=Dropout("moon", p_c=0.3))
+    with pytest.raises(TypeError, match=r"dropout must be a Dropout"):
+        GRUCell(5, 7, dropout=0.3)
+
+
+def test_transforms_work() -> None:
+    cell, x = LSTMCell(5, 7, variational=0.3), torch.randn(4, 5)
+    masks = cell.masks(1)
+    per_sample = torch.func.vmap(lambda one: cell(one[None], masks=masks)[0][0])(x)
+    torch.testing.assert_close(per_sample, cell(x, masks=masks.repeat(4))[0])

@@ -1,0 +1,112 @@
+"""Dropout on words, on vectors held over time, and on weights: what shares a mask, and what it costs on average."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from vdrop_cli.cells import LSTMCell
+from vdrop_cli.layers import GRU, LSTM
+from vdrop_cli.modules import DroppedWeight, LockedDropout, WeightDrop, WordDropout
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_locked_mask_is_held_over_time_and_new_for_each_sequence(batch_first: bool) -> None:
+    dropout = LockedDropout(0.3, batch_first)
+    y = dropout(torch.ones(60, 50, 40))
+    y_TBD = y.transpose(0, 1) if batch_first else y
+    assert (y_TBD == y_TBD[0]).all() and not torch.equal(y_TBD[0, 0], y_TBD[0, 1])
+    assert sorted(y.unique().tolist()) == pytest.approx([0, 1 / 0.7], rel=1e-4)
+    assert (y_TBD[0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.06)
+    assert not torch.equal(dropout(torch.ones(60, 50, 40)), y)
+    x = torch.randn(6, 5, 4)
+    masks = dropout.masks(6 if batch_first else 5, 4)
+    assert torch.equal(dropout(x, masks), x * masks) and torch.equal(dropout.eval()(x, masks), x * masks)
+    assert dropout(x) is x and isinstance(dropout, nn.Dropout)
+    with pytest.raises(ValueError, match="masks must be"):
+        dropout(x, masks[:, :, :2])
+    with pytest.raises(ValueError, match=r"x must be \[.*, got \[5, 4\]"):
+        dropout(x[0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("by", ["type", "token"])
+def test_words_are_dropped_by_type_or_by_token(by: str, batch_first: bool) -> None:
+    dropout = WordDropout(0.4, by, batch_first)
+    ids_TB = torch.tensor([0, 1, 2, 0, 3, 0, 1])[:, None].expand(-1, 300)
+    ids = ids_TB.T if batch_first else ids_TB
+    y = dropout(torch.ones(*ids.shape, 2), ids)
+    kept_TB = (y.transpose(0, 1) if batch_first else y)[..., 0]
+    assert torch.equal(y[..., 0], y[..., 1]), "whole words"
+    assert torch.equal(kept_TB[0], kept_TB[3]) == torch.equal(kept_TB[1], kept_TB[6]) == (by == "type")
+    assert (kept_TB[0] == 0).float().mean().item() == pytest.approx(0.4, abs=0.12)
+    assert sorted(y.unique().tolist()) == pytest.approx([0, 1 / 0.6], rel=1e-4)
+    masks = dropout.masks(7, 300)
+    assert masks is not None
+    x = torch.randn(*ids.shape, 2)
+    assert torch.equal(dropout(x, ids, masks), dropout.eval()(x, ids, masks)) and dropout(x, ids) is x
+    beam = masks.repeat(2).keep(ids_TB.repeat_interleave(2, 1))
+    assert torch.equal(beam, masks.keep(ids_TB).repeat_interleave(2, 1))
+    assert torch.equal(masks.rows([5, 3]).keep(ids_TB[:, :2]), masks.keep(ids_TB)[:, [5, 3]])
+
+
+def test_words_of_another_batch_are_refused() -> None:
+    masks = WordDropout(0.4).masks(4, 3)
+    assert masks is not None
+    with pytest.raises(ValueError, match="ids must be of 3 sequences like the masks, got 4"):
+        masks.keep(torch.zeros(3, 4, dtype=torch.long))
+    by_token = WordDropout(0.4, by="token").masks(1, 3)
+    assert by_token is not None
+    with pytest.raises(ValueError, match=r"ids must be \[T, B\] = \[1, 3\] like the masks, got \[5, 3\]"):
+        by_token.keep(torch.zeros(5, 3, dtype=torch.long))
+    for module in (LockedDropout, WordDropout, DroppedWeight):
+        with pytest.raises(ValueError):
+            module(1.5)
+    with pytest.raises(ValueError, match="by must be a WordMask: type, token; got 'words'"):
+        WordDropout(0.3, by="words")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: nn.LSTM(5, 40), lambda: nn.GRU(5, 40), lambda: LSTM(5, 40), lambda: GRU(5, 40)],
+    ids=["nn.LSTM", "nn.GRU", "LSTM", "GRU"],
+)
+def test_weights_are_dropped_once_a_pass(build: Any) -> None:
+    """The pass of training is that of a module whose recurrent weights have those elements at zero; one of evaluation has them all."""
+    plain = build()
+    dropped = build()
+    dropped.load_state_dict(plain.state_dict())
+    assert WeightDrop(dropped, 0.4) is dropped
+    x = torch.randn(6, 3, 5)
+    raw = dropped.parametrizations.weight_hh_l0.original
+    with parametrize.cached():
+        y, _ = dropped(x)
+        used = dropped.weight_hh_l0.detach()
+    assert (used == 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    kept = used != 0
+    torch.testing.assert_close(used[kept], raw.detach()[kept] / 0.6, rtol=1e-4, atol=0)
+    with torch.no_grad():
+        plain.weight_hh_l0.copy_(used)
+    torch.testing.assert_close(y, plain(x)[0])
+    (gradient,) = torch.autograd.grad(y.square().sum(), raw)
+    assert torch.equal(gradient != 0, kept)
+    assert not torch.equal(dropped(x)[0], dropped(x)[0]), "new ones every pass"
+    with torch.no_grad():
+        plain.weight_hh_l0.copy_(raw)
+    torch.testing.assert_close(dropped.eval()(x)[0], plain(x)[0])
+
+
+def test_weights_of_a_cell_and_wrong_names() -> None:
+    cell = WeightDrop(LSTMCell(5, 7), 0.5)
+    assert (cell.weight_hh == 0).any() and not (cell.weight_ih == 0).any()
+    with pytest.raises(ValueError, match=r"names must be given: a Linear has no parameters weight_hh"):
+        WeightDrop(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match="which has no weight_xx"):
+        WeightDrop(nn.LSTM(3, 4), 0.5, ["weight_xx"])

@@ -1,0 +1,57 @@
+"""Dropout as data: what may be combined, and what is refused by name."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from vdrop_cli.policies import ALLOWED, PLACES, Dropout, Policy, Tie, WordMask
+
+
+def test_names_stand_for_members() -> None:
+    dropout = Dropout("variational", tie="gates", p_word=0.2, word_mask="token")
+    assert (dropout.policy, dropout.tie, dropout.word_mask) == (Policy.variational, Tie.gates, WordMask.token)
+    assert Dropout("naive").tie is Tie.none and Dropout(Policy.moon).tie is Tie.all
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
+    for place in PLACES:
+        if place in ALLOWED[policy]:
+            assert Dropout(policy, **{place: 0.3}).largest == 0.3
+        else:
+            with pytest.raises(ValueError, match=rf"^{place} must be 0 with policy={policy}, which does not use it, got 0\.3$"):
+                Dropout(policy, **{place: 0.3})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "gal"}, r"^policy must be a Policy: none, zaremba, naive, moon, variational; got 'gal'$"),
+        ({"policy": "variational", "p_h": 1.0}, r"^p_h must be in \[0, 1\), got 1\.0$"),
+        ({"policy": "variational", "p_x": (0.1, -0.1)}, r"^p_x must be in \[0, 1\), got -0\.1$"),
+        ({"policy": "variational", "p_h": float("nan")}, r"^p_h must be in \[0, 1\), got nan$"),
+        ({"policy": "variational", "p_h": "0.3"}, r"^p_h must be in \[0, 1\), got '0\.3'$"),
+        ({"policy": "variational", "p_h": True}, r"^p_h must be in \[0, 1\), got True$"),
+        ({"policy": "zaremba", "tie": "none"}, r"^tie must be all with policy=zaremba, got none$"),
+        ({"policy": "variational", "word_mask": "token"}, r"^word_mask must be type where p_word=0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Dropout(**arguments)
+
+
+def test_probabilities_are_checked_for_good() -> None:
+    """No change afterwards can go around the checks."""
+    dropout = Dropout("variational", p_h=[0.1, 0.2])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        dropout.p_h = 1.0  # type: ignore[misc]
+    assert dropout.p_h == (0.1, 0.2) and dropout.of_layers("p_h", 2) == (0.1, 0.2) and dropout.of_layers("p_x", 3) == (0, 0, 0)
+    with pytest.raises(ValueError, match="p_h must be one probability or 3, one for each layer, got 2"):
+        dropout.of_layers("p_h", 3)
+    assert dropout.drops and dropout.largest == 0.2 and not Dropout("variational").drops
+
+
+def test_masks_are_held_or_new_every_step() -> None:
+    assert {policy for policy in Policy if Dropout(policy).new_every_step} == {Policy.zaremba, Policy.naive}

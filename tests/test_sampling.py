@@ -1,0 +1,110 @@
+"""MC dropout for any model: what is turned on, what is left alone, and the mean and standard deviation of passes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vdrop_cli.layers import GRU, LSTM, Dropout
+from vdrop_cli.modules import LockedDropout, WeightDrop
+from vdrop_cli.sampling import mc_dropout, predict_mc
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+class Classifier(nn.Module):
+    """Reads a text, batch first, by a recurrent layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = layer, nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.norm(self.layer(x)[0][:, -1]))
+        return y
+
+
+DROPPING = {
+    "variational": lambda: LSTM(5, 6, batch_first=True, variational=0.5),
+    "naive": lambda: GRU(5, 6, batch_first=True, dropout=Dropout("naive", p_h=0.5)),
+    "torch": lambda: nn.LSTM(5, 6, 2, batch_first=True, dropout=0.5),
+    "weights": lambda: WeightDrop(nn.LSTM(5, 6, batch_first=True), 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", DROPPING)
+def test_what_drops_is_turned_on_and_everything_is_as_before_afterwards(kind: str) -> None:
+    model, x = Classifier(DROPPING[kind]()).eval(), torch.randn(4, 3, 5)
+    model.head.train()
+    flags = [module.training for module in model.modules()]
+    plain, statistics = model(x), model.norm.running_mean.clone()
+    with pytest.raises(RuntimeError, match="stop"), mc_dropout(model) as same:
+        assert same is model and not torch.allclose(model(x), model(x)) and not model.norm.training
+        raise RuntimeError("stop")
+    assert [module.training for module in model.modules()] == flags
+    assert torch.equal(model(x), plain) and torch.equal(model.norm.running_mean, statistics)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_transformers_drop_in_spite_of_their_fast_path(stacked: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+    model: nn.Module = nn.TransformerEncoder(layer, 2) if stacked else layer
+    model.eval()
+    x = torch.randn(4, 3, 8)
+    with torch.no_grad():
+        plain = model(x)
+        with mc_dropout(model):
+            assert not torch.allclose(model(x), model(x))
+        assert torch.equal(model(x), plain)
+    assert predict_mc(model, x, 5).std.min() > 0
+
+
+def test_dropout_of_attention_alone_is_found() -> None:
+    attention, x = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True).eval(), torch.randn(4, 6, 8)
+    assert predict_mc(lambda_of(attention), x, 5).std.max() > 0
+
+
+def lambda_of(attention: nn.MultiheadAttention) -> nn.Module:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.attention(x, x, x)[0]
+            return y
+
+    return Alone().eval()
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 4), nn.Sequential(nn.Dropout(0.0)), LSTM(3, 4), nn.LSTM(3, 4)])
+def test_a_model_that_drops_nothing_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="model must drop something"), mc_dropout(model):
+        pass
+
+
+def test_mean_and_standard_deviation_are_those_of_the_samples() -> None:
+    model, x = nn.Sequential(LockedDropout(0.5, batch_first=True), nn.Linear(5, 2)).eval(), torch.randn(4, 3, 5)
+    found = predict_mc(model, x, 7, return_samples=True)
+    assert found.samples is not None and found.samples.shape == (7, 4, 3, 2)
+    torch.testing.assert_close(found.mean, found.samples.mean(0))
+    torch.testing.assert_close(found.std, found.samples.std(0))
+    assert predict_mc(model, x, 1).std.max() == 0 and predict_mc(model, x, 3).samples is None
+    with pytest.raises(ValueError, match="samples and batch must be at least 1, got 0"):
+        predict_mc(model, x, 0)
+
+
+def test_passes_at_once_are_alike_in_distribution() -> None:
+    """A dropped input of one: the output is 0 or 2, its mean 1 and standard deviation 1, with another mask for each row."""
+    model, x = nn.Sequential(LockedDropout(0.5, batch_first=True)).eval(), torch.ones(3, 1, 200)
+    for batch in (1, 7, 100):
+        found = predict_mc(model, x, 100, batch=batch, return_samples=True)
+        assert found.samples is not None and found.samples.shape == (100, 3, 1, 200)
+        assert found.mean.mean().item() == pytest.approx(1, abs=0.03) and found.std.mean().item() == pytest.approx(1, abs=0.03)
+    time_first, x = nn.Sequential(LockedDropout(0.5)).eval(), torch.ones(2, 3, 200)
+    samples = predict_mc(time_first, x, 6, batch=4, dim=1, return_samples=True).samples
+    assert samples is not None and torch.equal(samples[:, 0], samples[:, 1]) and not torch.equal(samples[0], samples[1])
+    with pytest.raises(ValueError, match="model must return one tensor with 6 rows in dimension 0, got tuple"):
+        predict_mc(LSTM(5, 7, variational=0.3), torch.ones(6, 2, 5), 1)

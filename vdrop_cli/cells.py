@@ -1,0 +1,185 @@
+"""`LSTMCell` and `GRUCell`: single steps, as `torch.nn`'s, with masks that are held over a sequence.
+
+They are for loops that a layer cannot express: decoders with attention, beam search, streams. Plain operations of torch, so that
+second derivatives, `torch.func`, export and trace work.
+
+B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw, mean_masks
+from vdrop_cli.kernels import Masks
+from vdrop_cli.layers import MaskSampling, check_policy, describe
+from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout
+from vdrop_cli.random_streams import Stream
+
+
+class RecurrentCell(nn.Module):
+    """One step of a recurrent network. Arguments, weights and results are those of `torch.nn.LSTMCell` and `GRUCell`.
+
+    Masks are drawn once for a sequence, by `masks(batch)`, and given at every step: `cell(x, hx, masks=masks)`. They multiply what
+    enters the products, never the state that is carried (but for `p_c`, which is on the new cell state). In training mode, a cell
+    that drops anything refuses a step without masks, since masks drawn at every step would be another method. In evaluation mode
+    the means of the masks are used where none are given. `variational=p` drops from the input and the recurrence,
+    `recurrent_dropout=p` from the recurrence alone; the output of a cell is its state, so that `p_out` is for `LockedDropout`.
+    """
+
+    cell: ClassVar[Cell]
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dropout: Dropout | None = None,
+        variational: float | None = None,
+        recurrent_dropout: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        given = [value for value in (dropout, variational, recurrent_dropout) if value is not None]
+        if len(given) > 1:
+            raise ValueError("give one of dropout, variational and recurrent_dropout; dropout=Dropout(…) combines probabilities")
+        if variational is not None:
+            dropout = Dropout("variational", p_x=variational, p_h=variational)
+        elif recurrent_dropout is not None:
+            dropout = Dropout("variational", p_h=recurrent_dropout)
+        chosen = NO_DROPOUT if dropout is None else dropout
+        check_policy(chosen, self.cell, 1)
+        if chosen.p_out > 0:
+            raise ValueError(f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use LockedDropout on the output")
+        if chosen.new_every_step and chosen.drops:
+            raise ValueError(f"policy must be variational or moon in a cell, whose masks are held over the sequence, got {chosen.policy}")
+        self.sampling = MaskSampling(chosen)
+        rows = GATES[self.cell] * hidden_size
+        shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
+        for name, shape in shapes.items():
+            here = bias or name.startswith("weight")
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if here else None)
+        self.reset_parameters()
+
+    @property
+    def dropout(self) -> Dropout:
+        return self.sampling.dropout
+
+    def reset_parameters(self) -> None:
+        """Uniform in ±1/√H, as torch's."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    def masks(self, batch: int, device: torch.device | str | None = None) -> ModelMasks:
+        """Masks of `batch` sequences: new ones in training mode, their means in evaluation mode. They hold for any number of steps."""
+        if not self.sampling.training:
+            return mean_masks(self.dropout, 1, self.weight_ih)
+        if not self.dropout.drops:
+            return ModelMasks([Masks()])
+        shape = MaskShape(1, batch, (self.input_size,), self.hidden_size, GATES[self.cell])
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        return draw(self.dropout, shape, Stream((seed,))).to(device or self.weight_ih.device, self.weight_ih.dtype)
+
+    def chosen_masks(self, masks: ModelMasks | None, batch: int) -> ModelMasks:
+        """Those that are given, if they fit, or those of evaluation."""
+        if masks is None:
+            if self.sampling.training and self.dropout.drops:
+                raise ValueError("masks must be given in training mode: masks = cell.masks(batch) once for a sequence, then masks=masks")
+            return mean_masks(self.dropout, 1, self.weight_ih)
+        if len(masks.layers) != 1 or masks.batch not in (None, batch) or masks.time not in (None, 1):
+            raise ValueError(f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})")
+        return masks
+
+    def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, list[Tensor], bool]:
+        """Input and states with a batch, and whether they came with one."""
+        batched = x.dim() == 2
+        if not batched:
+            x = x[None]
+        if x.dim() != 2 or x.shape[1] != self.input_size:
+            raise ValueError(f"x must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape if batched else x[0].shape)}")
+        if hx is None:
+            return x, [x.new_zeros(len(x), self.hidden_size, dtype=self.weight_ih.dtype)] * states, batched
+        parts = list(hx) if isinstance(hx, tuple | list) else [hx]
+        parts = parts if batched else [part[None] for part in parts]
+        shape = [len(x), self.hidden_size]
+        if len(parts) != states or any(list(part.shape) != shape for part in parts):
+            names = "(h, c), each" if states == 2 else "h,"
+            raise ValueError(f"the state must be {names} {shape}, got {', '.join(str(list(part.shape)) for part in parts)}")
+        return x, parts, batched
+
+    def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`W (m ∘ value) + b` of all gates, [B, G·H]; the mask is [1, 1 or G, B, D]."""
+        if mask is None:
+            return F.linear(value, weight, bias)
+        if mask.shape[1] == 1:
+            return F.linear(value * mask[0, 0], weight, bias)
+        masked_GBD = value * mask[0]
+        products_GBH = torch.bmm(masked_GBD, weight.view(len(masked_GBD), -1, weight.shape[1]).mT)
+        joined = products_GBH.transpose(0, 1).flatten(1)
+        return joined if bias is None else joined + bias
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        return f"{self.input_size}, {self.hidden_size}{bias}, dropout={describe(self.dropout)}"
+
+
+class LSTMCell(RecurrentCell):
+    """One step of an LSTM: (h, c), each [B, H], from x [B, D] and (h, c)."""
+
+    cell = Cell.lstm
+
+    def forward(self, x: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> tuple[Tensor, Tensor]:
+        x_BD, (h_BH, c_BH), batched = self.prepare(x, hx, 2)
+        mask = self.chosen_masks(masks, len(x_BD)).layers[0]
+        a = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih) + self.product(h_BH, mask.h, self.weight_hh, self.bias_hh)
+        i, f, g, o = a.chunk(4, 1)
+        c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
+        if mask.c is not None:
+            c_BH = c_BH * mask.c[0]
+        h_BH = o.sigmoid() * c_BH.tanh()
+        return (h_BH, c_BH) if batched else (h_BH[0], c_BH[0])
+
+
+class GRUCell(RecurrentCell):
+    """One step of a GRU: h [B, H] from x [B, D] and h. `reset_after=True` computes what `torch.nn.GRUCell` does, see `layers.GRU`."""
+
+    cell = Cell.gru
+
+    def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.reset_after = reset_after
+
+    def forward(self, x: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
+        x_BD, (h_BH,), batched = self.prepare(x, hx, 1)
+        mask, hidden = self.chosen_masks(masks, len(x_BD)).layers[0], self.hidden_size
+        a_r, a_z, a_n = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih).chunk(3, 1)
+        if self.reset_after:
+            u_r, u_z, u_n = self.product(h_BH, mask.h, self.weight_hh, self.bias_hh).chunk(3, 1)
+            r, z = (a_r + u_r).sigmoid(), (a_z + u_z).sigmoid()
+            n = (a_n + r * u_n).tanh()
+        else:
+            w_rz, w_n = self.weight_hh[: 2 * hidden], self.weight_hh[2 * hidden :]
+            b_rz, b_n = (None, None) if self.bias_hh is None else (self.bias_hh[: 2 * hidden], self.bias_hh[2 * hidden :])
+            by_gate = mask.h is not None and mask.h.shape[1] > 1
+            mask_rz = mask.h[:, :2] if mask.h is not None and by_gate else mask.h
+            u_r, u_z = self.product(h_BH, mask_rz, w_rz, b_rz).chunk(2, 1)
+            r, z = (a_r + u_r).sigmoid(), (a_z + u_z).sigmoid()
+            mask_n = mask.h[:, 2:] if mask.h is not None and by_gate else mask.h
+            n = (a_n + self.product(r * h_BH, mask_n, w_n, b_n)).tanh()
+        h_BH = n + z * (h_BH - n)
+        return h_BH if batched else h_BH[0]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reset_after={self.reset_after}"

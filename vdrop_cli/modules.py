@@ -1,0 +1,128 @@
+"""Dropout beside the recurrent layers: with masks held over a sequence, on words, and on weights.
+
+Each is an `nn.Dropout` to whatever looks for those (`mc_dropout`, tools for uncertainty): `training` decides whether it drops.
+
+T time  B batch  D size of a vector
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vdrop_cli.dropout import WordMasks, draw_word_masks, keep_mask
+from vdrop_cli.policies import WordMask, choice
+from vdrop_cli.random_streams import Stream
+
+
+def new_generator() -> torch.Generator:
+    """On the CPU, from torch's global random state."""
+    return Stream((int(torch.randint(2**62, (), device="cpu")),)).generator()
+
+
+def check_p(p: float) -> None:
+    if not 0 <= p < 1:
+        raise ValueError(f"p must be in [0, 1), got {p}")
+
+
+class LockedDropout(nn.Dropout):
+    """One mask for all steps of a sequence, another for each sequence: on [T, B, D], or [B, T, D] with `batch_first`.
+
+    In training mode every call draws a new mask unless it is given one (`masks`); a mask that is given is used in either mode.
+    """
+
+    def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
+        check_p(p)
+        super().__init__(p)
+        self.batch_first = batch_first
+
+    def masks(self, batch: int, size: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p)."""
+        check_p(self.p)
+        shape = (batch, 1, size) if self.batch_first else (1, batch, size)
+        mask = keep_mask(self.p, shape, new_generator()) if self.p > 0 else None
+        return torch.ones(shape, device=device, dtype=dtype) if mask is None else mask.to(device, dtype)
+
+    def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"x must be {'[B, T, D]' if self.batch_first else '[T, B, D]'}, got {list(x.shape)}")
+        if masks is None:
+            if not self.training or self.p == 0:
+                return x
+            masks = self.masks(x.shape[0 if self.batch_first else 1], x.shape[2], x.device, x.dtype)
+        wanted = (x.shape[0], 1, x.shape[2]) if self.batch_first else (1, *x.shape[1:])
+        if masks.shape != wanted:
+            raise ValueError(f"masks must be {list(wanted)}, got {list(masks.shape)}")
+        return x * masks
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, batch_first={self.batch_first}"
+
+
+class WordDropout(nn.Dropout):
+    """Drops words from a text: the vectors of dropped words are zero, those of the others are divided by 1 - p.
+
+    With `by="type"` a word that is dropped is dropped wherever it stands in its sequence (Gal & Ghahramani 2016, section 4.2), with
+    `by="token"` each occurrence is dropped by itself. In training mode every call draws new masks unless it is given some; masks that
+    are given are used in either mode. Vectors are [T, B, D] and words [T, B], or [B, T, D] and [B, T] with `batch_first`.
+    """
+
+    def __init__(self, p: float = 0.5, by: str | WordMask = "type", batch_first: bool = False) -> None:
+        check_p(p)
+        super().__init__(p)
+        self.by, self.batch_first = choice(WordMask, "by", by), batch_first
+
+    def masks(self, time: int, batch: int, device: torch.device | str = "cpu") -> WordMasks | None:
+        """New masks; None where p is 0. Those by type hold for any number of steps."""
+        check_p(self.p)
+        masks = draw_word_masks(self.p, self.by, time, batch, new_generator()) if self.p > 0 else None
+        return None if masks is None else masks.to(device)
+
+    def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
+        if x.dim() != 3 or x.shape[:2] != ids.shape:
+            raise ValueError(f"x must be [*ids.shape, D] with ids {list(ids.shape)}, got {list(x.shape)}")
+        if masks is None:
+            if not self.training or self.p == 0:
+                return x
+            time, batch = reversed(ids.shape) if self.batch_first else ids.shape
+            masks = self.masks(time, batch, x.device)
+            assert masks is not None
+        return x * masks.keep(ids, batch_first=self.batch_first)[..., None].to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, by={self.by}, batch_first={self.batch_first}"
+
+
+class DroppedWeight(nn.Dropout):
+    """A weight with some of its elements dropped while training; new ones whenever it is computed, which is once a forward pass."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return weight
+        check_p(self.p)
+        mask = keep_mask(self.p, tuple(weight.shape), new_generator())
+        assert mask is not None
+        return weight * mask.to(weight.device, weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None) -> nn.Module:
+    """Drops elements of the recurrent weights of `module` in training, the same at every step (Merity et al. 2018, AWD-LSTM).
+
+    `names` are the weights, by default all `weight_hh…` of the module itself: of `nn.LSTM`, `nn.GRU`, the layers and the cells here.
+    The module is changed, by `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` undoes it.
+    """
+    check_p(p)
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    names = [name for name in own if name.startswith("weight_hh")] if names is None else names
+    if not names:
+        raise ValueError(f"names must be given: a {type(module).__name__} has no parameters weight_hh…")
+    if unknown := [name for name in names if name not in own]:
+        raise ValueError(f"names must be parameters of the {type(module).__name__}, which has no {', '.join(unknown)}")
+    for name in names:
+        parametrize.register_parametrization(module, name, DroppedWeight(p))
+    return module
+
+
+__all__ = ["DroppedWeight", "LockedDropout", "WeightDrop", "WordDropout"]

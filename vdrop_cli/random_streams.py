@@ -1,0 +1,21 @@
+"""Random numbers as a function of a path, so that a run resumes without drawing again what it drew before."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Random numbers as a function of (seed, path), whatever was drawn before."""
+
+    path: tuple[str | int, ...]
+
+    def at(self, *more: str | int) -> "Stream":
+        return Stream((*self.path, *more))
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator on the CPU, so that every device sees the same numbers."""
+        digest = hashlib.blake2b(repr(self.path).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,90 @@
+"""MC dropout for any model: passes with dropout on in evaluation mode, their mean and standard deviation.
+
+S passes
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+# Their fast path, taken in evaluation mode, leaves out the dropout of their parts.
+WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether a module by itself drops anything while it is in training mode."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase):
+        return module.num_layers > 1 and module.dropout > 0
+    return isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+
+
+@contextmanager
+def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
+    """Turns on what drops in a model, and nothing else: batch norm stays as it is. Afterwards every flag is as before.
+
+    It finds `nn.Dropout` and its kin, the layers, cells and modules of this library, `nn.MultiheadAttention`, Transformer layers, and
+    the dropout between layers of `nn.LSTM`. It cannot see calls of `torch.nn.functional.dropout`. Raises ValueError where nothing in
+    the model drops.
+    """
+    modules = list(model.modules())
+    dropping = [module for module in modules if drops(module)]
+    if not dropping:
+        raise ValueError(f"model must drop something: no module of the {type(model).__name__} has a dropout probability above 0")
+    flags = [(module, module.training) for module in modules]
+    try:
+        for module in dropping:
+            module.training = True
+        for module in modules:
+            if isinstance(module, WITH_FAST_PATH) and any(drops(part) for part in module.modules()):
+                module.training = True
+        yield model
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+class Prediction(NamedTuple):
+    """Of S passes, in the shape of the model's output."""
+
+    mean: Tensor
+    std: Tensor  # standard deviation over passes, with S - 1; zero for one pass
+    samples: Tensor | None = None  # [S, …], where they were asked for
+
+
+@torch.no_grad()
+def predict_mc(model: Any, x: Tensor, samples: int, *, batch: int = 1, dim: int = 0, return_samples: bool = False) -> Prediction:
+    """Mean and standard deviation of `samples` passes of MC dropout of `model(x)`, which must be one tensor.
+
+    `batch` passes are made at once, by repeating `x` along its dimension of sequences `dim` (which the output must have, too): faster,
+    and the same in distribution where masks are drawn for each sequence. Sums are in float64.
+    """
+    if samples < 1 or batch < 1:
+        raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
+    size = x.shape[dim]
+    total = squares = first = None
+    kept = []
+    with mc_dropout(model):
+        for start in range(0, samples, batch):
+            passes = min(batch, samples - start)
+            y = model(torch.cat([x] * passes, dim))
+            if not isinstance(y, Tensor) or y.shape[dim] != passes * size:
+                got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+                raise ValueError(f"model must return one tensor with {passes * size} rows in dimension {dim}, got {got}")
+            for one in torch.split(y, size, dim):
+                value = one.double()
+                first = value if first is None else first
+                off = value - first  # sums of differences, which lose nothing where the mean is large
+                total = off if total is None else total + off
+                squares = off.square() if squares is None else squares + off.square()
+                if return_samples:
+                    kept.append(one)
+    assert first is not None and total is not None and squares is not None
+    variance = (squares - total.square() / samples).clamp(min=0) / max(1, samples - 1)
+    mean, std = ((first + total / samples).to(y.dtype), variance.sqrt().to(y.dtype))
+    return Prediction(mean, std, torch.stack(kept) if return_samples else None)
