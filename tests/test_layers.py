@@ -186,6 +186,38 @@ def test_rows_of_masks_belong_to_sequences(ours: Any) -> None:
     same(layer(x, masks=layer.mean_masks().repeat(3))[0], layer.eval()(x)[0])
 
 
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=["plain", "both"])
+def test_the_states_of_all_steps_are_those_of_shorter_texts(options: dict[str, Any], backend: str) -> None:
+    """The state after step t is the last one of a text that ends there; h of the top layer is the output before its mask."""
+    layer = LSTM(5, 7, **options, dropout=Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3), backend=backend)
+    batch_first = layer.batch_first
+    x = torch.randn(4, 3, 5)
+    masks = layer.masks(4, 3)
+    given = x.transpose(0, 1) if batch_first else x
+    y, _, states = layer(given, masks=masks, return_states=True)
+    assert len(states) == layer.num_layers * layer.directions
+    states = [[part.transpose(0, 1) if batch_first else part for part in state] for state in states]
+    for t in range(4):
+        _, (h, c) = layer(given, lengths=[t + 1] * 3, masks=masks)
+        for index in range(1 if layer.bidirectional else layer.num_layers):  # the first forward layer sees nothing that comes later
+            same((states[index][0][t], states[index][1][t]), (h[index], c[index]))
+    top = torch.cat([state[0] for state in states[-layer.directions :]], -1) * masks.out
+    same(y.transpose(0, 1) if batch_first else y, top)
+
+
+def test_states_come_in_the_form_of_the_input() -> None:
+    lstm, gru, x = LSTM(5, 7), GRU(5, 7, bidirectional=True), torch.randn(4, 3, 5)
+    y, h, states = gru(x, return_states=True)
+    assert torch.equal(torch.cat([state[0] for state in states], -1), y) and [len(state) for state in states] == [1, 1]
+    y, (h, c), ((h_steps, c_steps),) = lstm(x[:, 0], return_states=True)
+    same((h_steps[-1], c_steps[-1]), (h[0], c[0]))
+    assert h_steps.shape == c_steps.shape == y.shape
+    packed = nn.utils.rnn.pack_padded_sequence(x, [4, 2, 1])
+    y, _, ((h_steps, c_steps),) = lstm(packed, return_states=True)
+    assert torch.equal(h_steps.data, y.data) and c_steps.data.shape == y.data.shape
+
+
 def test_masks_that_do_not_fit_are_refused() -> None:
     x, naive = torch.randn(4, 3, 5), LSTM(5, 7, dropout=Dropout("naive", p_h=0.3))
     with pytest.raises(ValueError, match="masks that are new at every step must be of 4 steps like x, got masks of 1"):

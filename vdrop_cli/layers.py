@@ -5,9 +5,9 @@ T time  B batch  D input size  H hidden size  P size of the hidden state (H, or 
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -281,23 +281,28 @@ class Recurrent(nn.Module):
         """The means of all masks, used where none are drawn: the standard approximation."""
         return mean_masks(self.dropout, self.num_layers, self.parameter_like(), self.directions)
 
-    def run_cell(self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """The layer and direction `place`; `state` and the state returned are [B, P] and, for an LSTM, [B, H]."""
+    def run_cell(
+        self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
+    ) -> tuple[State, State]:
+        """The layer and direction `place`: h of all steps (of an LSTM with `cells` c, too), and the last state, [B, P] and [B, H]."""
         raise NotImplementedError
 
-    def run_layer(self, layer: int, x_TBD: Tensor, states: State, masks: list[Masks], lengths: Tensor | None) -> tuple[Tensor, list[State]]:
-        """One layer in all its directions; states are [directions, B, …]."""
-        outputs, last = [], []
+    def run_layer(
+        self, layer: int, x_TBD: Tensor, states: State, masks: list[Masks], lengths: Tensor | None, cells: bool
+    ) -> tuple[list[State], list[State]]:
+        """One layer: for each direction h of all steps (of an LSTM with `cells` c, too), the last state; `states` [directions, B, …]."""
+        steps, last = [], []
         for direction in range(self.directions):
             layer_masks, x = masks[direction], x_TBD
             backward = self.reverse or direction == 1
             if backward:
                 order = reversed_order(len(x_TBD), lengths)
                 x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
-            y, new = self.run_cell((layer, direction), x, tuple(part[direction] for part in states), layer_masks, lengths)
-            outputs.append(reverse_time(y, order) if backward else y)
+            begin = tuple(part[direction] for part in states)
+            of_steps, new = self.run_cell((layer, direction), x, begin, layer_masks, lengths, cells)
+            steps.append(tuple(reverse_time(part, order) for part in of_steps) if backward else of_steps)
             last.append(new)
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)), last
+        return steps, last
 
     def checked_state(self, hx: Any, batch: int, batched: bool) -> State:
         """The states to begin with, each [L · directions, B, …]."""
@@ -338,19 +343,23 @@ class Recurrent(nn.Module):
         *,
         lengths: Tensor | list[int] | None = None,
         masks: ModelMasks | None = None,
-    ) -> tuple[Any, Any]:
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
         """The output and the last state, as `torch.nn`'s modules give them.
 
         `x` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence. With `lengths` [B] the
         state is that after each sequence's last step, and the output is zero beyond it; lengths above T are T. Masks are of all
         sequences in the order that they came in, and those of backward layers are of places in the text.
+
+        With `return_states` there is a third result: for each layer and direction, in torch's order, the states of all steps as the
+        output has them, (h,) or, for an LSTM, (h, c), before the output mask.
         """
         if isinstance(x, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None with a PackedSequence, which has its own")
             padded_TBD, own_lengths = pad_packed_sequence(x)
-            y_TBP, last = self.run(padded_TBD, hx, own_lengths.to(padded_TBD.device), masks, batched=True)
-            return pack_like(y_TBP, own_lengths, x), last
+            lengths = own_lengths.to(padded_TBD.device)
+            return self.run(padded_TBD, hx, lengths, masks, True, return_states).given(lambda part: pack_like(part, own_lengths, x))
         batched = x.dim() != 2
         if not batched and lengths is not None:
             raise ValueError("lengths must be None with an input without a batch")
@@ -358,13 +367,16 @@ class Recurrent(nn.Module):
         if x_TBD.dim() != 3 or x_TBD.shape[2] != self.input_size:
             wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
             raise ValueError(f"x must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got {list(x.shape)}")
-        y_TBP, last = self.run(x_TBD, hx, checked_lengths(lengths, x.device), masks, batched)
+        results = self.run(x_TBD, hx, checked_lengths(lengths, x.device), masks, batched, return_states)
         if not batched:
-            return y_TBP.squeeze(1), map_state(last, lambda part: part.squeeze(1))
-        return (y_TBP.transpose(0, 1) if self.batch_first else y_TBP), last
+            last = tuple(part.squeeze(1) for part in results.last)
+            return results._replace(last=last).given(lambda part: part.squeeze(1))
+        return results.given(lambda part: part.transpose(0, 1) if self.batch_first else part)
 
-    def run(self, x_TBD: Tensor, hx: Any, lengths: Tensor | None, masks: ModelMasks | None, batched: bool) -> tuple[Tensor, Any]:
-        """All layers: the output [T, B, directions · P] and the last state."""
+    def run(
+        self, x_TBD: Tensor, hx: Any, lengths: Tensor | None, masks: ModelMasks | None, batched: bool, return_states: bool
+    ) -> "Results":
+        """All layers."""
         time, batch, _ = x_TBD.shape
         states, like = self.checked_state(hx, batch, batched), self.parameter_like()
         if torch.is_autocast_enabled(x_TBD.device.type):
@@ -374,13 +386,16 @@ class Recurrent(nn.Module):
         else:
             self.check_masks(masks, time, batch)
         last: list[State] = []
+        steps: list[State] = []
         for layer in range(self.num_layers):
             here = slice(layer * self.directions, (layer + 1) * self.directions)
-            x_TBD, new = self.run_layer(layer, x_TBD, tuple(part[here] for part in states), masks.layers[here], lengths)
+            begin = tuple(part[here] for part in states)
+            of_steps, new = self.run_layer(layer, x_TBD, begin, masks.layers[here], lengths, return_states)
+            x_TBD = of_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in of_steps], -1)
             last += new
+            steps += of_steps
         y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
-        stacked = tuple(torch.stack(part) for part in zip(*last, strict=True))
-        return y_TBP, stacked if self.cell is Cell.lstm else stacked[0]
+        return Results(y_TBP, tuple(torch.stack(part) for part in zip(*last, strict=True)), steps if return_states else None)
 
     def repr_arguments(self) -> Iterator[str]:
         """Those that are not as by default, but for dropout, which the child module `sampling` shows."""
@@ -396,8 +411,17 @@ class Recurrent(nn.Module):
         return ", ".join(self.repr_arguments())
 
 
-def map_state(state: Any, function: Any) -> Any:
-    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+class Results(NamedTuple):
+    """Of all layers, time first."""
+
+    y_TBP: Tensor  # [T, B, directions · P]
+    last: State
+    steps: list[State] | None  # the states of all steps, where they were asked for
+
+    def given(self, like_input: Callable[[Tensor], Any]) -> tuple[Any, ...]:
+        """As a layer gives them; `like_input` brings what is [T, B, …] to the form of the input."""
+        found = (like_input(self.y_TBP), self.last if len(self.last) > 1 else self.last[0])
+        return found if self.steps is None else (*found, [tuple(map(like_input, state)) for state in self.steps])
 
 
 def checked_lengths(lengths: Tensor | list[int] | None, device: torch.device) -> Tensor | None:
@@ -452,11 +476,13 @@ class LSTM(Recurrent):
     cell = Cell.lstm
     torch_module = nn.LSTM
 
-    def run_cell(self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def run_cell(
+        self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
+    ) -> tuple[State, State]:
         h_BP, c_BH = state
-        w_hr = self.projection(*place)
-        y_TBP, h_BP, c_BH = kernels.lstm(x_TBD, h_BP, c_BH, *self.weights(*place), masks, w_hr=w_hr, lengths=lengths, **self.options)
-        return y_TBP, (h_BP, c_BH)
+        options = {"w_hr": self.projection(*place), "cells": cells, "lengths": lengths, **self.options}
+        y_TBP, h_BP, c_BH, *c_TBH = kernels.lstm(x_TBD, h_BP, c_BH, *self.weights(*place), masks, **options)
+        return (y_TBP, *c_TBH), (h_BP, c_BH)
 
 
 class GRU(Recurrent):
@@ -475,10 +501,12 @@ class GRU(Recurrent):
         super().__init__(*args, **options)
         self.reset_after = reset_after
 
-    def run_cell(self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def run_cell(
+        self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
+    ) -> tuple[State, State]:
         (h_BH,) = state
         y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *self.weights(*place), masks, lengths=lengths, reset_after=self.reset_after, **self.options)
-        return y_TBH, (h_BH,)
+        return (y_TBH,), (h_BH,)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reset_after={self.reset_after}"

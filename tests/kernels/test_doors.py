@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from tests.kernels.test_fused import inputs_of, masks_of
 from vdrop_cli import kernels
+from vdrop_cli.kernels import Masks
 
 CPU = torch.device("cpu")
 SHAPES = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}  # of a GRU
@@ -80,3 +82,26 @@ def test_lengths_may_be_of_any_type_that_holds_them(dtype: torch.dtype, backend:
     lengths = torch.tensor([5, 100])
     (expected, found) = (kernels.gru(*tensors, kernels.Masks(), lengths=of, backend=backend)[1] for of in (lengths, lengths.to(dtype)))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=str)
+@pytest.mark.parametrize("policy", ["variational_untied", "moon", "none"])
+@pytest.mark.parametrize("backend", ["fused", "native"])
+def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(backend: str, policy: str, lengths: list[int] | None) -> None:
+    """First and second derivatives, beside those of the outputs and the last states."""
+    masks = Masks(*(m if m is None else m.double() for m in masks_of("lstm", policy, 4)))
+    lengths_B = None if lengths is None else torch.tensor(lengths)
+    for used in (slice(None), slice(3, 4)):
+        found = []
+        for name in (backend, "reference"):
+            inputs = inputs_of("lstm", 4, torch.float64)
+            outputs = kernels.lstm(*inputs, masks, cells=True, lengths=lengths_B, backend=name)
+            assert len(outputs) == 4 and len(kernels.lstm(*inputs, masks, lengths=lengths_B, backend=name)) == 3
+            generator = torch.Generator().manual_seed(5)
+            upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+            loss = sum((y * d).sum() for y, d in zip(outputs[used], upstream[used], strict=True))
+            first = torch.autograd.grad(loss, inputs, retain_graph=True)
+            again = torch.autograd.grad(loss, inputs, create_graph=True)
+            found.append([*outputs, *first, *torch.autograd.grad(sum(g.square().sum() for g in again), inputs)])
+        for ours, expected in zip(*found, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)

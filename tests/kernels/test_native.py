@@ -209,7 +209,16 @@ def test_native_is_for_the_cpu() -> None:
 def test_the_operators_keep_torchs_rules(cell: str, option: dict[str, bool]) -> None:
     for lengths in (None, torch.tensor([2, 0, 3])):
         states, others = inputs_of(cell, 3, torch.float32)[1:-4], inputs_of(cell, 3, torch.float32)
-        layer = (others[0], *others[-4:], *masks_of(cell, "variational_untied", 3), lengths, torch.float32, False, *option.values())
+        layer = (
+            others[0],
+            *others[-4:],
+            *masks_of(cell, "variational_untied", 3),
+            lengths,
+            torch.float32,
+            False,
+            cell == "lstm",
+            *option.values(),
+        )
         if cell == "gru" and not option:
             layer = (*layer, False)
         torch.library.opcheck({"lstm": native.apply_lstm, "gru": native.apply_gru}[cell], (*states, *layer))

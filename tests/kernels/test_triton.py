@@ -61,7 +61,9 @@ def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
             types[parameter] = "constexpr"
         elif parameter.endswith("_ptr"):
             optional = (
-                "mask" in parameter or parameter == "lengths_ptr" or (name == "gru_backward" and parameter in ("inner_ptr", "dp_ptr"))
+                "mask" in parameter
+                or parameter in ("lengths_ptr", "dcells_ptr")
+                or (name == "gru_backward" and parameter in ("inner_ptr", "dp_ptr"))
             )
             types[parameter] = "*i64" if parameter == "lengths_ptr" else f"*{low if parameter in LOW else 'fp32'}"
             if optional and not masked:

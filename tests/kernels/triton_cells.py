@@ -236,7 +236,31 @@ def operands(cell: str, **options: Any) -> tuple[Any, ...]:
     named = dict(zip([n for n in TENSORS if n != "c" or cell == "lstm"], on_device(inputs_of(cell, TIME, torch.float32)), strict=True))
     masks = to(masks_of(cell, "variational_untied", TIME), DEVICE)
     states = [named.pop(n) for n in ("h", "c") if n in named]
-    return *states, *named.values(), *masks, torch.tensor([1, TIME, 2], device=DEVICE), torch.float32, False, *options.values()
+    return (
+        *states,
+        *named.values(),
+        *masks,
+        torch.tensor([1, TIME, 2], device=DEVICE),
+        torch.float32,
+        False,
+        cell == "lstm",
+        *options.values(),
+    )
+
+
+@pytest.mark.parametrize("lengths", [None, [1, TIME, 2]], ids=str)
+def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengths: list[int] | None) -> None:
+    """Alone and beside the other outputs."""
+    masks, lengths_B = to(masks_of("lstm", "moon", TIME), DEVICE), None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    for used in (slice(None), slice(3, 4)):
+        found = []
+        for backend in ("triton", "reference"):
+            inputs = [t.detach().requires_grad_() for t in on_device(inputs_of("lstm", TIME, torch.float32))]
+            outputs = kernels.lstm(*inputs, masks, cells=True, lengths=lengths_B, backend=backend)
+            loss = sum(y.square().sum() for y in outputs[used])
+            found.append([*outputs, *torch.autograd.grad(loss, inputs)])
+        for triton_one, expected in zip(*found, strict=True):
+            torch.testing.assert_close(triton_one, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

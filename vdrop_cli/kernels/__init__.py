@@ -152,7 +152,7 @@ def check(
         **({} if w_hr is None else {"w_hr": (w_hr, (state, hidden))}),
         **{name: (tensor, (batch, size)) for (name, size), tensor in zip((("h", state), ("c", hidden)), states, strict=False)},
     }
-    if x_TBD.dtype != weights[0].dtype:
+    if x_TBD.dtype != weights[0].dtype and len({weight.dtype for weight in weights}) == 1:
         raise ValueError(f"x must be {weights[0].dtype} like the weights, got {x_TBD.dtype}")
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
@@ -211,27 +211,29 @@ def lstm(
     masks: Masks,
     *,
     w_hr: Tensor | None = None,
+    cells: bool = False,
     lengths: Tensor | None = None,
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """One LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7): all hidden states [T, B, H], the last h and c [B, H].
 
     a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
     With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
+    With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a sequence.
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
     if w_hr is not None:
         if known(backend) not in ("auto", "reference"):
             raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
-        return reference.lstm(zero_padding(x_TBD, lengths), h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr)
+        return reference.lstm(zero_padding(x_TBD, lengths), h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr, cells)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
-    outputs: tuple[Tensor, Tensor, Tensor] = MODULES[name].lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, **options
+    outputs: tuple[Tensor, ...] = MODULES[name].lstm(
+        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, cells=cells, **options
     )
     return outputs
 

@@ -133,7 +133,8 @@ class LSTM(torch.autograd.Function):
         mask_c: Tensor | None,
         lengths: Tensor | None,
         compute_dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        cells: bool,
+    ) -> tuple[Tensor, ...]:
         every, hidden, layout = slice(0, 4), w_hh.shape[1], Layout.of(x_TBD, lengths)
         inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
@@ -158,28 +159,32 @@ class LSTM(torch.autograd.Function):
                 c_new.mul_(masks_c[t])
             torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
             h, c = h_new, c_new
-        ctx.layout, ctx.compute_dtype = layout, compute_dtype
+        ctx.layout, ctx.compute_dtype, ctx.cells = layout, compute_dtype, cells
         ctx.set_materialize_grads(False)
         kept = (hs, None) if recurrence.kept_KTBH is None else (None, recurrence.kept_KTBH)
         saved = (mask_x, mask_h, mask_c, lengths, w_ih, w_hh, *kept, cs, g_TBH, tanh_c_TBH, gates.memory)
         ctx.save_for_backward(*inputs, *saved, *inputs_ND)
-        return layout.outputs(hs), layout.last(hs), layout.last(cs)
+        outputs = (layout.outputs(hs), layout.last(hs), layout.last(cs))
+        return (*outputs, layout.outputs(cs)) if cells else outputs
 
     @staticmethod
     @without_autocast
-    def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None, dcells_TBH: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         mask_x, mask_h, mask_c, lengths, w_ih, w_hh, hs, kept_KTBH, cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = saved[7:]
-        if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH)):
-            options = {"masks": Masks(mask_x, mask_h, mask_c), "compute_dtype": ctx.compute_dtype}
+        if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
+            options = {"masks": Masks(mask_x, mask_h, mask_c), "compute_dtype": ctx.compute_dtype, "cells": ctx.cells}
             gradients = cell_gradients(reference.lstm, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options)
-            return *gradients, None, None, None, None, None
+            return *gradients, *[None] * 6
         gates, every, layout = Gates(memory, 4), slice(0, 4), ctx.layout
         da = gates.another()
         low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
         c_before_TBH, c_slope_TBH = layout.before(cs), torch.empty_like(tanh_c_TBH)
         way_back = RecurrenceGradient(da, low, every, layout, w_hh, mask_h)
-        masks_c, dys = layout.masks(mask_c), dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH))
+        masks_c = layout.masks(mask_c)
+        dys, dcells = (d if d is None else layout.each(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
         i_f_g, o, c_slope, f = (
             layout.each(da.view_GTBH[:3], 1),
             *(layout.each(v) for v in (da.view_GTBH[3], c_slope_TBH, gates.view_GTBH[1])),
@@ -202,6 +207,8 @@ class LSTM(torch.autograd.Function):
                     dh.add_(dys[t])
                 o[t].mul_(dh)
                 dc.addcmul_(dh, c_slope[t])
+                if dcells is not None:
+                    dc.add_(dcells[t])
                 if masks_c is not None:
                     dc.mul_(masks_c[t])
                 i_f_g[t].mul_(dc)
@@ -216,7 +223,7 @@ class LSTM(torch.autograd.Function):
         dx_TBD = None
         if ctx.needs_input_grad[0]:
             dx_TBD = layout.unpack(input_gradient(low, w_ih, layout.mask_of_all(mask_x), memory.dtype))
-        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), None, None, None, None, None
+        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), *[None] * 6
 
 
 class GRU(torch.autograd.Function):
@@ -476,9 +483,10 @@ def lstm(
     masks: Masks,
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = apply_lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype
+    cells: bool = False,
+) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = apply_lstm(
+        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, cells
     )
     return outputs
 

@@ -112,11 +112,12 @@ def lstm_loop_back(
     mask_h: Tensor | None,
     mask_c: Tensor | None,
     lengths: Tensor | None,
+    dcells: Tensor | None = None,
 ) -> None:
-    """The gradients of the gates before their activation, and of the first states."""
+    """The gradients of the gates before their activation, and of the first states; `dcells` are those of the cell states of all steps."""
     gates = Gates(a, 4)
     back = RecurrenceGradient(Gates(da, 4), FOUR, w_hh)
-    tensors = (a, c, dy, dh, dc, da, back.through_KBH, mask_h, mask_c, lengths)
+    tensors = (a, c, dy, dcells, dh, dc, da, back.through_KBH, mask_h, mask_c, lengths)
     numbers = (gates.time, gates.batch, gates.hidden, *strides(gates), *mask_strides(mask_h, 2), *mask_strides(mask_c, 1))
     for t in reversed(range(gates.time)):
         launch(programs.lstm_backward, tensors, (t, *numbers), gates, GROUPS=back.groups)

@@ -63,6 +63,7 @@ struct recurrence {
     void *y;                                   /* REAL outputs */
     void *inner;                               /* REAL [N, H] of a GRU with reset_after: U_n (m ∘ h) + b */
     const void *dy;                            /* REAL, or NULL */
+    const void *dcells;                        /* REAL, as dy: gradients of the cell states of all steps, or NULL */
     void *dh, *dc;                             /* REAL [B, H] gradients of the last states; at the end of the first */
     void *da;                                  /* LOW: gradients of the gates */
     void *da_inner;                            /* LOW [N, depth] of a GRU with reset_after: the gradient of `inner` */
@@ -792,6 +793,7 @@ void NAME(vdrop_lstm_backward)(const struct recurrence *p) {
                     const REAL *restrict c = (const REAL *)p->c + (p->batch + row) * hidden + unit;
                     const REAL *restrict m = NAME(mask_at)(&p->mask_c, t, 0, first_row + r, unit);
                     const REAL *restrict dy = p->dy ? (const REAL *)p->dy + place_of(p, row) * hidden + unit : NULL;
+                    const REAL *restrict dcells = p->dcells ? (const REAL *)p->dcells + place_of(p, row) * hidden + unit : NULL;
                     REAL *restrict dc = (REAL *)p->dc + (first_row + r) * hidden + unit;
                     LOW *restrict di = NAME(da_at)(p, row, 0, unit), *restrict df = NAME(da_at)(p, row, 1, unit);
                     LOW *restrict dg = NAME(da_at)(p, row, 2, unit), *restrict d_o = NAME(da_at)(p, row, 3, unit);
@@ -799,6 +801,8 @@ void NAME(vdrop_lstm_backward)(const struct recurrence *p) {
                     for (size j = 0; j < units; j++) upstream[j] = dh[j];
                     if (dy)
                         for (size j = 0; j < units; j++) upstream[j] += dy[j];
+                    if (dcells)
+                        for (size j = 0; j < units; j++) dc[j] += dcells[j];
                     FOR_UNITS(units, REAL i = yi[j]; REAL f = yf[j]; REAL g = yg[j]; REAL o = yo[j]; REAL tanh_c = NAME(hyperbolic)(c[j]);
                               REAL d_state = upstream[j]; REAL d_cell = (dc[j] + d_state * o * (1 - tanh_c * tanh_c)) * m[j];
                               REAL ai = d_cell * g * i * (1 - i); REAL af = d_cell * c_before[j] * f * (1 - f);

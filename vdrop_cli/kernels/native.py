@@ -47,7 +47,10 @@ class CRecurrence(ctypes.Structure):
         *((name, POINTER) for name in ("first", "places", "gates", "bias", "bias_n")),
         ("mask_h", CMask),
         ("mask_c", CMask),
-        *((name, POINTER) for name in ("weights", "inputs", "inputs_n", "h", "c", "y", "inner", "dy", "dh", "dc", "da", "da_inner")),
+        *(
+            (name, POINTER)
+            for name in ("weights", "inputs", "inputs_n", "h", "c", "y", "inner", "dy", "dcells", "dh", "dc", "da", "da_inner")
+        ),
         ("bias_sums", POINTER),
     )
 
@@ -410,16 +413,18 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> Tensors:
     data.h, data.c, data.y = map(work.pointer, (hs, cs, y))
     work.run("lstm_forward")
     last = (work.layout.last(work.states(states)) for states in (hs, cs))
-    return y, *last, work.memory, hs, cs
+    cells = work.layout.outputs(work.states(cs)) if layer.cells else c.new_empty(0)
+    return y, *last, cells, work.memory, hs, cs
 
 
-def lstm_backward(dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, layer: Layer) -> Tensors:
+def lstm_backward(upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer) -> Tensors:
+    dy, dh, dc, dcells = upstream
     work = Work(layer, 4, a)
     gradients, data = Gradients(work), work.data
     dh, dc = (work.layout.sort(writable(d, s[0])).contiguous() for d, s in ((dh, hs), (dc, cs)))
     data.weights = work.pointer(pack(layer.w_hh, layer.compute_dtype, 4, transposed=True))
     data.h, data.c, data.dh, data.dc = map(work.pointer, (hs, cs, dh, dc))
-    data.dy = work.pointer(dy if dy is None else dy.contiguous())
+    data.dy, data.dcells = (work.pointer(d if d is None else d.contiguous()) for d in (dy, dcells))
     work.run("lstm_backward")
     every, dw_ih, dw_hh = slice(0, 4), torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
     gradients.input_weights(dw_ih)
@@ -500,9 +505,11 @@ def lstm(
     masks: Masks,
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y_TBH, h_BH, c_BH, *_ = apply_lstm(h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, False)
-    return y_TBH, h_BH, c_BH
+    cells: bool = False,
+) -> Tensors:
+    options = (compute_dtype or x_TBD.dtype, False, cells)
+    outputs: Tensors = apply_lstm(h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, *options)
+    return outputs[: 4 if cells else 3]
 
 
 def gru(
@@ -518,7 +525,7 @@ def gru(
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype or x_TBD.dtype
-    y_TBH, h_BH, *_ = apply_gru(h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, dtype, False, reset_after)
+    y_TBH, h_BH, *_ = apply_gru(h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, dtype, False, False, reset_after)
     return y_TBH, h_BH
 
 

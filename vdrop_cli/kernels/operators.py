@@ -56,6 +56,7 @@ class Layer(NamedTuple):
     lengths: Tensor | None
     compute_dtype: torch.dtype
     recompute: bool
+    cells: bool  # LSTM: whether the cell states of all steps are among the outputs
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -98,8 +99,9 @@ operator = partial(
 )
 LAYER = (
     "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? mask_c, Tensor? lengths, "
-    "ScalarType compute_dtype, bool recompute"
+    "ScalarType compute_dtype, bool recompute, bool cells"
 )
+UPSTREAM = "Tensor? dy, Tensor? dh, Tensor? dc, Tensor? dcells"
 GRADIENTS = "Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh"
 Tensors = tuple[Tensor, ...]
 
@@ -121,13 +123,14 @@ def writable(gradient: Tensor | None, like: Tensor) -> Tensor:
 def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors], backward: Callable[..., Tensors]) -> Any:
     """`vdrop::<name>`, an LSTM.
 
-    `forward(h, c, layer)` gives y, the last h and c, the gates, and the states h and c of all steps;
-    `backward(dy, dh, dc, gates, hs, cs, layer)` the gradients of h, c, x and the weights, upstream gradients may be None.
+    `forward(h, c, layer)` gives y, the last h and c, the cell states of all steps where they are asked for, the gates, and the states h
+    and c of all steps; `backward((dy, dh, dc, dcells), gates, hs, cs, layer)` the gradients of h, c, x and the weights, upstream
+    gradients may be None.
     """
 
     @operator(
         f"vdrop::{name}",
-        schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor a, Tensor hs, Tensor cs)",
+        schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor cells, Tensor a, Tensor hs, Tensor cs)",
     )
     def lstm(h: Tensor, c: Tensor, *arguments: Any) -> Tensors:
         with exact_on_device(h):
@@ -138,44 +141,47 @@ def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors]
         layer = Layer(*arguments)
         hs, cs = (empty_states(state, layer.x.shape[0]) for state in (h, c))
         a = layer.gates().memory
-        return torch.empty_like(hs[1:]), *map(empty_contiguous, (h, c)), a.new_empty(0) if layer.recompute else a, hs, cs
+        cells = torch.empty_like(cs[1:]) if layer.cells else c.new_empty(0)
+        return torch.empty_like(hs[1:]), *map(empty_contiguous, (h, c)), cells, a.new_empty(0) if layer.recompute else a, hs, cs
 
     @operator(
         f"vdrop::{name}_backward",
-        schema=f"(Tensor? dy, Tensor? dh, Tensor? dc, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, {GRADIENTS})",
+        schema=f"({UPSTREAM}, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, {GRADIENTS})",
     )
-    def lstm_backward(dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *given: Any) -> Tensors:
+    def lstm_backward(*arguments: Any) -> Tensors:
+        upstream, (a, hs, cs, *given) = arguments[:4], arguments[4:]
         with exact_on_device(hs):
-            return backward(dy, dh, dc, a, hs, cs, Layer(*given))
+            return backward(upstream, a, hs, cs, Layer(*given))
 
     @lstm_backward.register_fake
-    def lstm_backward_fake(
-        dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, *arguments: Any
-    ) -> Tensors:
-        return tuple(map(empty_contiguous, (hs[0], cs[0], *arguments[:5])))
+    def lstm_backward_fake(*arguments: Any) -> Tensors:
+        hs, cs, *given = arguments[5:]
+        return tuple(map(empty_contiguous, (hs[0], cs[0], *given[:5])))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[2:])
-        ctx.save_for_backward(*inputs[:2], *output[3:], *layer.tensors)
+        ctx.save_for_backward(*inputs[:2], *output[4:], *layer.tensors)
         ctx.options, ctx.handed_on = layer[len(layer.tensors) :], HANDED_ON.get()
         ctx.set_materialize_grads(False)
 
-    def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         h, c, *saved = ctx.saved_tensors
-        if needs_reference((dy, dh, dc)):
+        upstream = (*grad_outputs[:3], grad_outputs[3] if ctx.options[-1] else None)  # torch.compile has zeros for what is not asked for
+        if needs_reference(upstream):
             layer, needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
             with exact_on_device(h):
                 dx, dh, dc, *dw = cell_gradients(
                     reference.lstm,
                     (layer.x, h, c, *layer.weights),
                     (needed[2], *needed[:2], *needed[3:7]),
-                    (dy, dh, dc),
+                    upstream,
+                    cells=layer.cells,
                     **layer.for_reference,
                 )
             found = (dh, dc, dx, *dw)
         else:
             with handing_on(ctx.handed_on):  # torch may run a backward pass in another thread
-                found = lstm_backward(dy, dh, dc, *saved, *ctx.options)
+                found = lstm_backward(*upstream, *saved, *ctx.options)
         return *found, *[None] * (len(Layer._fields) - 5)
 
     lstm.register_autograd(gradients, setup_context=save)

@@ -113,7 +113,7 @@ def lstm_forward(
 
 @program
 def lstm_backward(
-    a_ptr, c_ptr, dy_ptr, dh_ptr, dc_ptr, da_ptr, through_ptr, mask_h_ptr, mask_c_ptr, lengths_ptr,
+    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, through_ptr, mask_h_ptr, mask_c_ptr, lengths_ptr,
     t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k, mask_c_t,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -126,6 +126,8 @@ def lstm_backward(
     dc = read(dc_ptr, at, there, ACC)
     alive = is_alive(lengths_ptr, b, t)
     dh += tl.where(alive, read(dy_ptr, now, there, ACC), 0.0)
+    if dcells_ptr is not None:
+        dc += tl.where(alive, read(dcells_ptr, now, there, ACC), 0.0)
     i, f = read(a_ptr, a_at, there, ACC), read(a_ptr, a_at + a_g, there, ACC)
     g, o = read(a_ptr, a_at + 2 * a_g, there, ACC), read(a_ptr, a_at + 3 * a_g, there, ACC)
     tanh_c = tanh(read(c_ptr, now + size, there, ACC))

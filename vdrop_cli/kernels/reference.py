@@ -36,10 +36,11 @@ def lstm(
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     w_hr: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    cells: bool = False,
+) -> tuple[Tensor, ...]:
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (b_ih + b_hh).view(4, 1, -1)
-    y_TBH = []
+    y_TBH, c_TBH = [], []
     for t, x_BD in enumerate(x_TBD):
         x_GBD, h_GBH = masked(x_BD[None], at(masks.x, t)), masked(h_BH[None], at(masks.h, t))
         i, f, g, o = product(x_GBD, w_GHD.mT, compute_dtype) + product(h_GBH, u_GHH.mT, compute_dtype) + bias_G1H
@@ -50,7 +51,9 @@ def lstm(
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
         c_BH, h_BH = hold(alive_B1, c_new_BH, c_BH), hold(alive_B1, h_new_BH, h_BH)
         y_TBH.append(hold(alive_B1, h_BH, torch.zeros_like(h_BH)))
-    return torch.stack(y_TBH), h_BH, c_BH
+        c_TBH.append(hold(alive_B1, c_BH, torch.zeros_like(c_BH)))
+    outputs = (torch.stack(y_TBH), h_BH, c_BH)
+    return (*outputs, torch.stack(c_TBH)) if cells else outputs
 
 
 def gru(

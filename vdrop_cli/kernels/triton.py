@@ -7,7 +7,7 @@ What is kept for the way back is states and gates, or with `recompute` the state
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,7 +65,8 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
     graphs().run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
     saved = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
-    return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), *saved
+    cells = outputs(cs, layer.lengths) if layer.cells else cs.new_empty(0)
+    return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), cells, *saved
 
 
 def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
@@ -79,12 +80,12 @@ def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
     return gates
 
 
-def lstm_backward(
-    dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, a: Tensor, hs: Tensor, cs: Tensor, layer: Layer
-) -> tuple[Tensor, ...]:
+def lstm_backward(upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer) -> tuple[Tensor, ...]:
+    dy, dh, dc, dcells = upstream
     gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
     da, dh, dc = gates.another(layer.compute_dtype), writable(dh, hs[0]), writable(dc, cs[0])
     read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.read_by_loop()
+    read["dcells"] = dcells if dcells is None else dcells.contiguous()
     graphs().run(lstm_loop_back, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
     dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
     weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
@@ -107,10 +108,12 @@ def lstm(
     masks: Masks,
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
+    cells: bool = False,
     recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y_TBH, h_BH, c_BH, *_ = apply_lstm(h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute)
-    return y_TBH, h_BH, c_BH
+) -> tuple[Tensor, ...]:
+    options = (compute_dtype or x_TBD.dtype, recompute, cells)
+    given: tuple[Tensor, ...] = apply_lstm(h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, *options)
+    return given[: 4 if cells else 3]
 
 
 def project_gru(layer: Layer, gates: Gates, reset_after: bool) -> None:
@@ -190,7 +193,9 @@ def gru(
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    y_TBH, h_BH, *_ = apply_gru(h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute, reset_after)
+    y_TBH, h_BH, *_ = apply_gru(
+        h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute, False, reset_after
+    )
     return y_TBH, h_BH
 
 
