@@ -218,6 +218,57 @@ def test_states_come_in_the_form_of_the_input() -> None:
     assert torch.equal(h_steps.data, y.data) and c_steps.data.shape == y.data.shape
 
 
+def normalised(a: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Layer norm by its definition."""
+    return (a - a.mean(-1, keepdim=True)) / (a.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * gain
+
+
+def test_layer_norm_is_that_of_the_paper() -> None:
+    """One step of an LSTM by hand (Ba et al. 2016): both products over all gates, and the cell state where it is shown."""
+    layer = LSTM(5, 7, layer_norm=True, dtype=torch.float64)
+    w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c = (p.detach() for p in layer.parameters())
+    with torch.no_grad():
+        for gain in (gain_ih, gain_hh, gain_c, bias_c):
+            gain.uniform_(0.5, 1.5)
+    x, h, c = (torch.randn(1, 3, size, dtype=torch.float64) for size in (5, 7, 7))
+    i, f, g, o = (normalised(x[0] @ w_ih.T, gain_ih) + normalised(h[0] @ w_hh.T, gain_hh) + b_ih + b_hh).chunk(4, 1)
+    c_new = f.sigmoid() * c[0] + i.sigmoid() * g.tanh()
+    h_new = o.sigmoid() * (normalised(c_new, gain_c) + bias_c).tanh()
+    _, (h_found, c_found) = layer(x, (h, c))
+    same((h_found[0], c_found[0]), (h_new, c_new), 1e-10)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_layer_norm_of_a_gru(reset_after: bool) -> None:
+    layer = GRU(5, 7, layer_norm=True, reset_after=reset_after, dtype=torch.float64)
+    w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh = (p.detach() for p in layer.parameters())
+    with torch.no_grad():
+        for gain in (gain_ih, gain_hh):
+            gain.uniform_(0.5, 1.5)
+    x, h = (torch.randn(1, 3, size, dtype=torch.float64) for size in (5, 7))
+    w_x = x[0] @ w_ih.T
+    a_rz, a_n = normalised(w_x[:, :14], gain_ih[:14]) + b_ih[:14], normalised(w_x[:, 14:], gain_ih[14:]) + b_ih[14:]
+    r, z = (a_rz + normalised(h[0] @ w_hh[:14].T, gain_hh[:14]) + b_hh[:14]).sigmoid().chunk(2, 1)
+    u_n = normalised((h[0] if reset_after else r * h[0]) @ w_hh[14:].T, gain_hh[14:]) + b_hh[14:]
+    n = (a_n + (r * u_n if reset_after else u_n)).tanh()
+    same(layer(x, h)[1][0], (1 - z) * n + z * h[0], 1e-10)
+
+
+def test_layer_norm_goes_with_masks_directions_and_lengths_and_no_other_back_end() -> None:
+    layer = LSTM(5, 7, 2, bidirectional=True, layer_norm=True, variational=0.3)
+    x, masks = torch.randn(6, 3, 5), layer.masks(6, 3)
+    y, _ = layer(x, lengths=[6, 2, 4], masks=masks)
+    same(y[:2, 1:2], layer(x[:2, 1:2], masks=masks.rows([1]))[0])
+    y.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+    assert "layer_norm=True" in repr(layer)
+    for ours, options in ((LSTM, {"layer_norm": True}), (GRU, {"layer_norm": True}), (LSTM, {"proj_size": 3})):
+        with pytest.raises(
+            ValueError, match=r"backend=native has no (layer norm|projections \(proj_size\)); use backend=reference or auto"
+        ):
+            ours(5, 7, backend="native", **options)(x)
+
+
 def test_masks_that_do_not_fit_are_refused() -> None:
     x, naive = torch.randn(4, 3, 5), LSTM(5, 7, dropout=Dropout("naive", p_h=0.3))
     with pytest.raises(ValueError, match="masks that are new at every step must be of 4 steps like x, got masks of 1"):

@@ -52,9 +52,24 @@ def test_words_are_dropped_by_type_or_by_token(by: str, batch_first: bool) -> No
     assert masks is not None
     x = torch.randn(*ids.shape, 2)
     assert torch.equal(dropout(x, ids, masks), dropout.eval()(x, ids, masks)) and dropout(x, ids) is x
-    beam = masks.repeat(2).keep(ids_TB.repeat_interleave(2, 1))
-    assert torch.equal(beam, masks.keep(ids_TB).repeat_interleave(2, 1))
-    assert torch.equal(masks.rows([5, 3]).keep(ids_TB[:, :2]), masks.keep(ids_TB)[:, [5, 3]])
+    dim = 0 if batch_first else 1
+    beam = masks.repeat(2).keep(ids.repeat_interleave(2, dim))
+    assert torch.equal(beam, masks.keep(ids).repeat_interleave(2, dim))
+    assert torch.equal(masks.rows([5, 3]).keep(ids.narrow(dim, 0, 2)), masks.keep(ids).index_select(dim, torch.tensor([5, 3])))
+
+
+@pytest.mark.parametrize("by", ["type", "token"])
+def test_batch_first_masks_are_those_of_the_transposed_text(by: str) -> None:
+    """Where there are as many words as sequences, too."""
+    first, second = WordDropout(0.4, by), WordDropout(0.4, by, batch_first=True)
+    ids_TB = torch.randint(9, (30, 30))
+    found = []
+    for dropout, ids in ((first, ids_TB), (second, ids_TB.T)):
+        torch.manual_seed(3)
+        masks = dropout.masks(30, 30)
+        assert masks is not None
+        found.append(masks.keep(ids))
+    assert torch.equal(found[0], found[1].T)
 
 
 def test_words_of_another_batch_are_refused() -> None:

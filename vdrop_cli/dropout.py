@@ -61,15 +61,16 @@ class WordMasks:
     p: float
     by_type_B: Tensor | None = None
     by_token_TB: Tensor | None = None
+    batch_first: bool = False  # how words are given
 
-    def keep(self, ids: Tensor, *, batch_first: bool = False) -> Tensor:
+    def keep(self, ids: Tensor) -> Tensor:
         """The factor on the embedding of each word, 0 or 1 / (1 - p), in the shape of `ids`: [T, B], or [B, T] with `batch_first`.
 
         Raises ValueError where the words are not of as many sequences, or steps, as the masks.
         """
         if ids.dim() != 2:
             raise ValueError(f"ids must be [T, B], or [B, T] with batch_first, got {list(ids.shape)}")
-        ids_TB = ids.T if batch_first else ids
+        ids_TB = ids.T if self.batch_first else ids
         if self.by_type_B is None:
             assert self.by_token_TB is not None
             if ids_TB.shape != self.by_token_TB.shape:
@@ -81,7 +82,7 @@ class WordMasks:
             threshold = threshold_of(self.p, HASH_BITS)
             hash_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
             keep_TB = (hash_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
-        return keep_TB.T if batch_first else keep_TB
+        return keep_TB.T if self.batch_first else keep_TB
 
     @property
     def batch(self) -> int:
@@ -101,7 +102,12 @@ class WordMasks:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "WordMasks":
         """On a device, and where a type is given, factors by token in that."""
-        return WordMasks(self.p, to_device(self.by_type_B, device), to_device(self.by_token_TB, device, dtype))
+        by_type_B, by_token_TB = to_device(self.by_type_B, device), to_device(self.by_token_TB, device, dtype)
+        return replace(self, by_type_B=by_type_B, by_token_TB=by_token_TB)
+
+    def pinned(self) -> "WordMasks":
+        """In memory that a GPU reads by itself."""
+        return replace(self, by_type_B=pinned(self.by_type_B), by_token_TB=pinned(self.by_token_TB))
 
     def repeat(self, n: int) -> "WordMasks":
         """Those of each sequence n times, one after the other."""
@@ -172,7 +178,7 @@ class ModelMasks:
 
     def pinned(self) -> "ModelMasks":
         """In memory that a GPU reads by itself."""
-        word = None if self.word is None else WordMasks(self.word.p, pinned(self.word.by_type_B), pinned(self.word.by_token_TB))
+        word = None if self.word is None else self.word.pinned()
         return self.map(lambda mask, _: pinned(mask), word, self.batch)
 
 
@@ -336,9 +342,11 @@ def concat_words(words: Sequence[WordMasks | None]) -> WordMasks | None:
     there = [word for word in words if word is not None]
     if not there:
         return None
-    kinds = {(word.p, word.by_type_B is None) for word in there}
+    kinds = {(word.p, word.by_type_B is None, word.batch_first) for word in there}
     if len(there) < len(words) or len(kinds) > 1:
-        raise ValueError("word masks to be joined must be there for every batch, with one probability, all by type or all by token")
-    if there[0].by_type_B is not None:
-        return WordMasks(there[0].p, by_type_B=torch.cat([word.by_type_B for word in there if word.by_type_B is not None]))
-    return WordMasks(there[0].p, by_token_TB=torch.cat([word.by_token_TB for word in there if word.by_token_TB is not None], 1))
+        raise ValueError(
+            "word masks to be joined must be there for every batch, with one probability, one kind and one order of dimensions"
+        )
+    by_type = [word.by_type_B for word in there if word.by_type_B is not None]
+    by_token = [word.by_token_TB for word in there if word.by_token_TB is not None]
+    return replace(there[0], by_type_B=torch.cat(by_type) if by_type else None, by_token_TB=torch.cat(by_token, 1) if by_token else None)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, draw, draw_traceable, mean_masks
-from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels import Masks, Norms
 from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.random_streams import Stream
 
@@ -109,7 +109,8 @@ class Recurrent(nn.Module):
     and `eval()`. `reverse` makes layers that read backward in time. `compute_dtype` is the type in which matrix products are
     multiplied (None: that of the weights); under autocast it is no other, and inputs and states are taken in the type of the
     weights. `backend` is one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` makes `triton`
-    keep less in memory. Projections (`proj_size`, LSTM) are computed by `reference`, a plain loop.
+    keep less in memory. `layer_norm` normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters `norm_…` of its own.
+    Layer norm and projections (`proj_size`, LSTM) are computed by `reference`, a plain loop.
     """
 
     cell: ClassVar[Cell]
@@ -132,6 +133,7 @@ class Recurrent(nn.Module):
         variational: float | None = None,
         recurrent_dropout: float | None = None,
         reverse: bool = False,
+        layer_norm: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
         recompute: bool = False,
@@ -148,7 +150,7 @@ class Recurrent(nn.Module):
             raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional, self.proj_size = bias, batch_first, bidirectional, proj_size
-        self.reverse, self.recompute = reverse, recompute
+        self.reverse, self.layer_norm, self.recompute = reverse, layer_norm, recompute
         self.backend, self.compute_dtype = kernels.known(backend), compute_dtype
         self.sampling = MaskSampling(NO_DROPOUT)
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
@@ -190,13 +192,20 @@ class Recurrent(nn.Module):
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
             shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        if self.layer_norm:
+            shapes |= {"norm_ih": (rows,), "norm_hh": (rows,)}
+            if self.cell is Cell.lstm:
+                shapes |= {"norm_c": (self.hidden_size,), "norm_c_bias": (self.hidden_size,)}
         return shapes
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√H, as `torch.nn.LSTM`, and with the same random numbers."""
+        """Uniform in ±1/√H, as `torch.nn.LSTM`, and with the same random numbers; gains of layer norm are 1, its biases 0."""
         limit = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -limit, limit)
+        for name, parameter in self.named_parameters():
+            if name.startswith("norm_"):
+                nn.init.constant_(parameter, 0.0 if "bias" in name else 1.0)
+            else:
+                nn.init.uniform_(parameter, -limit, limit)
 
     @classmethod
     def from_torch(
@@ -243,6 +252,14 @@ class Recurrent(nn.Module):
     def projection(self, layer: int, direction: int = 0) -> Tensor | None:
         """The weights [P, H] that make the hidden state smaller, if any."""
         return getattr(self, f"weight_hr{self.suffixes(layer)[direction]}") if self.proj_size else None
+
+    def norms(self, layer: int, direction: int = 0) -> Norms | None:
+        """The parameters of layer norm, if any."""
+        if not self.layer_norm:
+            return None
+        suffix = self.suffixes(layer)[direction]
+        names = ("norm_ih", "norm_hh", "norm_c", "norm_c_bias")[: 2 * STATES[self.cell]]
+        return Norms(*(getattr(self, name + suffix) for name in names))
 
     def parameter_like(self) -> Tensor:
         """A weight, of the type and device of all."""
@@ -400,7 +417,14 @@ class Recurrent(nn.Module):
     def repr_arguments(self) -> Iterator[str]:
         """Those that are not as by default, but for dropout, which the child module `sampling` shows."""
         yield f"{self.input_size}, {self.hidden_size}"
-        usual: dict[str, Any] = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0, "reverse": False}
+        usual: dict[str, Any] = {
+            "num_layers": 1,
+            "bias": True,
+            "bidirectional": False,
+            "proj_size": 0,
+            "reverse": False,
+            "layer_norm": False,
+        }
         for name, value in usual.items():
             if getattr(self, name) != value:
                 yield f"{name}={getattr(self, name)}"
@@ -480,7 +504,7 @@ class LSTM(Recurrent):
         self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
     ) -> tuple[State, State]:
         h_BP, c_BH = state
-        options = {"w_hr": self.projection(*place), "cells": cells, "lengths": lengths, **self.options}
+        options = {"w_hr": self.projection(*place), "norms": self.norms(*place), "cells": cells, "lengths": lengths, **self.options}
         y_TBP, h_BP, c_BH, *c_TBH = kernels.lstm(x_TBD, h_BP, c_BH, *self.weights(*place), masks, **options)
         return (y_TBP, *c_TBH), (h_BP, c_BH)
 
@@ -505,7 +529,8 @@ class GRU(Recurrent):
         self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
     ) -> tuple[State, State]:
         (h_BH,) = state
-        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *self.weights(*place), masks, lengths=lengths, reset_after=self.reset_after, **self.options)
+        options = {"norms": self.norms(*place), "lengths": lengths, "reset_after": self.reset_after, **self.options}
+        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *self.weights(*place), masks, **options)
         return (y_TBH,), (h_BH,)
 
     def extra_repr(self) -> str:

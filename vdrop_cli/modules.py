@@ -5,6 +5,8 @@ Each is an `nn.Dropout` to whatever looks for those (`mc_dropout`, tools for unc
 T time  B batch  D size of a vector
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -75,7 +77,7 @@ class WordDropout(nn.Dropout):
         """New masks; None where p is 0. Those by type hold for any number of steps."""
         check_p(self.p)
         masks = draw_word_masks(self.p, self.by, time, batch, new_generator()) if self.p > 0 else None
-        return None if masks is None else masks.to(device)
+        return None if masks is None else replace(masks.to(device), batch_first=self.batch_first)
 
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
         if x.dim() != 3 or x.shape[:2] != ids.shape:
@@ -86,7 +88,7 @@ class WordDropout(nn.Dropout):
             time, batch = reversed(ids.shape) if self.batch_first else ids.shape
             masks = self.masks(time, batch, x.device)
             assert masks is not None
-        return x * masks.keep(ids, batch_first=self.batch_first)[..., None].to(x.dtype)
+        return x * masks.keep(ids)[..., None].to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, by={self.by}, batch_first={self.batch_first}"

@@ -19,6 +19,18 @@ class Masks(NamedTuple):
     c: Tensor | None = None  # on the new cell state of an LSTM, broadcastable to [T, B, H]
 
 
+class Norms(NamedTuple):
+    """Layer norm inside a cell (Ba et al. 2016): gains on the normalised products and on the cell state; biases are those of the cell.
+
+    An LSTM's products are normalised over all gates together, a GRU's over r and z together and over n.
+    """
+
+    ih: Tensor  # [G·H] on the input products
+    hh: Tensor  # [G·H] on the recurrent products
+    c: Tensor | None = None  # LSTM: [H] on the cell state where it enters the output
+    c_bias: Tensor | None = None  # LSTM: [H] added there
+
+
 BATCH_DIM = {"x": 2, "h": 2, "c": 1}  # of each mask
 
 

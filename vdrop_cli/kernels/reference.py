@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdrop_cli.kernels.masks import Masks, at
+from vdrop_cli.kernels.masks import Masks, Norms, at
 
 
 def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
@@ -17,6 +17,14 @@ def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
 
 def masked(value: Tensor, mask: Tensor | None) -> Tensor:
     return value if mask is None else value * mask
+
+
+def normed(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
+    """Layer norm of each sequence over some gates together."""
+    if gain_GH is None:
+        return a_GBH
+    a_BGH = a_GBH.transpose(0, 1)
+    return F.layer_norm(a_BGH, a_BGH.shape[1:], gain_GH).transpose(0, 1)
 
 
 def hold(alive_B1: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
@@ -37,15 +45,19 @@ def lstm(
     compute_dtype: torch.dtype | None = None,
     w_hr: Tensor | None = None,
     cells: bool = False,
+    norms: Norms | None = None,
 ) -> tuple[Tensor, ...]:
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (b_ih + b_hh).view(4, 1, -1)
+    gain_ih_GH, gain_hh_GH = (None, None) if norms is None else (norms.ih.view(4, -1), norms.hh.view(4, -1))
     y_TBH, c_TBH = [], []
     for t, x_BD in enumerate(x_TBD):
         x_GBD, h_GBH = masked(x_BD[None], at(masks.x, t)), masked(h_BH[None], at(masks.h, t))
-        i, f, g, o = product(x_GBD, w_GHD.mT, compute_dtype) + product(h_GBH, u_GHH.mT, compute_dtype) + bias_G1H
+        w_x_GBH, u_h_GBH = product(x_GBD, w_GHD.mT, compute_dtype), product(h_GBH, u_GHH.mT, compute_dtype)
+        i, f, g, o = normed(w_x_GBH, gain_ih_GH) + normed(u_h_GBH, gain_hh_GH) + bias_G1H
         c_new_BH = masked(f.sigmoid() * c_BH + i.sigmoid() * g.tanh(), at(masks.c, t))
-        h_new_BH = o.sigmoid() * c_new_BH.tanh()
+        shown_BH = c_new_BH if norms is None else F.layer_norm(c_new_BH, c_new_BH.shape[1:], norms.c, norms.c_bias)
+        h_new_BH = o.sigmoid() * shown_BH.tanh()
         if w_hr is not None:
             h_new_BH = product(h_new_BH, w_hr.T, compute_dtype)
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
@@ -67,20 +79,29 @@ def gru(
     lengths: Tensor | None = None,
     reset_after: bool = False,
     compute_dtype: torch.dtype | None = None,
+    norms: Norms | None = None,
 ) -> tuple[Tensor, Tensor]:
     w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
     b_GH, bu_GH = b_ih.view(3, -1), b_hh.view(3, -1)
+    gain_GH, gain_u_GH = (None, None) if norms is None else (norms.ih.view(3, -1), norms.hh.view(3, -1))
+
+    def over_gates(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
+        """r and z together, n by itself."""
+        if gain_GH is None:
+            return a_GBH
+        return torch.cat([normed(a_GBH[:2], gain_GH[:2]), normed(a_GBH[2:], gain_GH[2:])])
+
     y_TBH = []
     for t, x_BD in enumerate(x_TBD):
         x_GBD = masked(x_BD[None], at(masks.x, t))
         h_GBH = masked(h_BH[None], at(masks.h, t)).expand(3, -1, -1)
-        a_r, a_z, a_n = product(x_GBD, w_GHD.mT, compute_dtype) + b_GH[:, None]
-        r = (a_r + product(h_GBH[0], u_GHH[0].mT, compute_dtype) + bu_GH[0]).sigmoid()
-        z = (a_z + product(h_GBH[1], u_GHH[1].mT, compute_dtype) + bu_GH[1]).sigmoid()
-        if reset_after:
-            n = (a_n + r * (product(h_GBH[2], u_GHH[2].mT, compute_dtype) + bu_GH[2])).tanh()
-        else:
-            n = (a_n + product(r * h_GBH[2], u_GHH[2].mT, compute_dtype) + bu_GH[2]).tanh()
+        a_r, a_z, a_n = over_gates(product(x_GBD, w_GHD.mT, compute_dtype), gain_GH) + b_GH[:, None]
+        u_rz_GBH = normed(product(h_GBH[:2], u_GHH[:2].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[:2])
+        r, z = (a_r + u_rz_GBH[0] + bu_GH[0]).sigmoid(), (a_z + u_rz_GBH[1] + bu_GH[1]).sigmoid()
+        n_input_GBH = h_GBH[2:] if reset_after else r * h_GBH[2:]
+        u_n_GBH = normed(product(n_input_GBH, u_GHH[2:].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[2:])
+        u_n = u_n_GBH[0] + bu_GH[2]
+        n = (a_n + (r * u_n if reset_after else u_n)).tanh()
         h_new_BH = (1 - z) * n + z * h_BH
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
         h_BH = hold(alive_B1, h_new_BH, h_BH)
