@@ -263,9 +263,7 @@ def test_layer_norm_goes_with_masks_directions_and_lengths_and_no_other_back_end
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in layer.parameters())
     assert "layer_norm=True" in repr(layer)
     for ours, options in ((LSTM, {"layer_norm": True}), (GRU, {"layer_norm": True}), (LSTM, {"proj_size": 3})):
-        with pytest.raises(
-            ValueError, match=r"backend=native has no (layer norm|projections \(proj_size\)); use backend=reference or auto"
-        ):
+        with pytest.raises(ValueError, match=r"backend=native has no (layer norm|projections \(proj_size\)); use backend="):
             ours(5, 7, backend="native", **options)(x)
 
 

@@ -22,7 +22,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import fused, native, reference
+from vdrop_cli.kernels import fused, native, normed, reference
 from vdrop_cli.kernels.derivatives import unsupported_context
 from vdrop_cli.kernels.layout import zero_padding
 from vdrop_cli.kernels.masks import Masks, Norms
@@ -200,9 +200,15 @@ def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, T
     return zero_padding(x_TBD, lengths), lengths
 
 
-def check_reference_only(backend: str, what: str) -> None:
-    if known(backend) not in ("auto", "reference"):
-        raise ValueError(f"backend={backend} has no {what}; use backend=reference or auto, which is reference there")
+def normed_by_hand(backend: str) -> bool:
+    """Whether a cell with layer norm is computed by `normed`, which is what `fused` and `auto` are there, or by `reference`."""
+    if known(backend) == "reference":
+        return False
+    if backend not in ("auto", "fused"):
+        raise ValueError(f"backend={backend} has no layer norm; use backend=fused, reference or auto")
+    if where := unsupported_context():
+        raise ValueError(f'backend={backend} does not support {where}; use backend="reference"')
+    return True
 
 
 def lstm(
@@ -227,15 +233,20 @@ def lstm(
 
     a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
-    With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`;
-    so is layer norm with `norms` (Ba et al. 2016), of the input products, the recurrent products and the c_t that enters h_t.
+    With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
+    `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the c_t in h_t; `auto` is `fused` there.
     With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a sequence.
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
     if w_hr is not None or norms is not None:
-        check_reference_only(backend, "projections (proj_size)" if norms is None else "layer norm")
+        tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
+        if w_hr is None and norms is not None and normed_by_hand(backend):
+            lengths = None if lengths is None else lengths.long()
+            return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells)
+        if w_hr is not None and known(backend) not in ("auto", "reference"):
+            raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
         x_TBD = zero_padding(x_TBD, lengths)
-        return reference.lstm(x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr, cells, norms)
+        return reference.lstm(x_TBD, *tensors[1:], masks, lengths, compute_dtype, w_hr, cells, norms)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
@@ -266,15 +277,17 @@ def gru(
     The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in cuDNN and torch:
     n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)).
     h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors' code has a sigmoid for the tanh of n.
-    A GRU has no cell state: `masks.c` must be None. Layer norm with `norms` is computed by `reference`.
+    A GRU has no cell state: `masks.c` must be None. With `norms` (layer norm) `auto` is `fused`.
     """
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
     if norms is not None:
-        check_reference_only(backend, "layer norm")
-        x_TBD = zero_padding(x_TBD, lengths)
-        return reference.gru(x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, norms)
+        tensors = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
+        if normed_by_hand(backend):
+            lengths = None if lengths is None else lengths.long()
+            return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype)
+        return reference.gru(zero_padding(x_TBD, lengths), *tensors[1:], masks, lengths, reset_after, compute_dtype, norms)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
