@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw, mean_masks
 from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels.derivatives import in_transform
 from vdrop_cli.layers import MaskSampling, check_policy, describe
 from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout
 from vdrop_cli.random_streams import Stream
@@ -102,22 +103,22 @@ class RecurrentCell(nn.Module):
             raise ValueError(f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})")
         return masks
 
-    def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, list[Tensor], bool]:
+    def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
         """Input and states with a batch, and whether they came with one."""
         batched = x.dim() == 2
-        if not batched:
-            x = x[None]
-        if x.dim() != 2 or x.shape[1] != self.input_size:
-            raise ValueError(f"x must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape if batched else x[0].shape)}")
+        x_BD = x if batched else x[None]
+        if x_BD.dim() != 2 or x_BD.shape[1] != self.input_size:
+            raise ValueError(f"x must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape)}")
         if hx is None:
-            return x, [x.new_zeros(len(x), self.hidden_size, dtype=self.weight_ih.dtype)] * states, batched
-        parts = list(hx) if isinstance(hx, tuple | list) else [hx]
-        parts = parts if batched else [part[None] for part in parts]
-        shape = [len(x), self.hidden_size]
-        if len(parts) != states or any(list(part.shape) != shape for part in parts):
+            return x_BD, [x.new_zeros(len(x_BD), self.hidden_size, dtype=self.weight_ih.dtype)] * states, batched
+        parts = hx if isinstance(hx, tuple | list) else (hx,)
+        if not batched:
+            parts = tuple(part[None] for part in parts)
+        shape = (len(x_BD), self.hidden_size)
+        if len(parts) != states or any(part.shape != shape for part in parts):
             names = "(h, c), each" if states == 2 else "h,"
-            raise ValueError(f"the state must be {names} {shape}, got {', '.join(str(list(part.shape)) for part in parts)}")
-        return x, parts, batched
+            raise ValueError(f"the state must be {names} {list(shape)}, got {', '.join(str(list(part.shape)) for part in parts)}")
+        return x_BD, parts, batched
 
     def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`W (m ∘ value) + b` of all gates, [B, G·H]; the mask is [1, 1 or G, B, D]."""
@@ -135,6 +136,16 @@ class RecurrentCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}{bias}, dropout={describe(self.dropout)}"
 
 
+def is_tied(mask: Tensor | None) -> bool:
+    """Whether all gates have the same mask, or none."""
+    return mask is None or mask.shape[1] == 1
+
+
+def under(value: Tensor, mask: Tensor | None) -> Tensor:
+    """`m ∘ value` with a mask that all gates have."""
+    return value if mask is None else value * mask[0, 0]
+
+
 class LSTMCell(RecurrentCell):
     """One step of an LSTM: (h, c), each [B, H], from x [B, D] and (h, c)."""
 
@@ -143,12 +154,18 @@ class LSTMCell(RecurrentCell):
     def forward(self, x: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> tuple[Tensor, Tensor]:
         x_BD, (h_BH, c_BH), batched = self.prepare(x, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD)).layers[0]
-        a = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih) + self.product(h_BH, mask.h, self.weight_hh, self.bias_hh)
-        i, f, g, o = a.chunk(4, 1)
-        c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
-        if mask.c is not None:
-            c_BH = c_BH * mask.c[0]
-        h_BH = o.sigmoid() * c_BH.tanh()
+        if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
+            # h enters the step by its products alone, so that torch's cell may have it masked; it has no rules for torch.func.
+            h_BH, c_BH = torch.lstm_cell(
+                under(x_BD, mask.x), (under(h_BH, mask.h), c_BH), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+            )
+        else:
+            a = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih) + self.product(h_BH, mask.h, self.weight_hh, self.bias_hh)
+            i, f, g, o = a.chunk(4, 1)
+            c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
+            if mask.c is not None:
+                c_BH = c_BH * mask.c[0]
+            h_BH = o.sigmoid() * c_BH.tanh()
         return (h_BH, c_BH) if batched else (h_BH[0], c_BH[0])
 
 
@@ -163,22 +180,26 @@ class GRUCell(RecurrentCell):
 
     def forward(self, x: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
         x_BD, (h_BH,), batched = self.prepare(x, hx, 1)
-        mask, hidden = self.chosen_masks(masks, len(x_BD)).layers[0], self.hidden_size
-        a_r, a_z, a_n = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih).chunk(3, 1)
+        mask = self.chosen_masks(masks, len(x_BD)).layers[0]
         if self.reset_after:
+            a_r, a_z, a_n = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih).chunk(3, 1)
             u_r, u_z, u_n = self.product(h_BH, mask.h, self.weight_hh, self.bias_hh).chunk(3, 1)
             r, z = (a_r + u_r).sigmoid(), (a_z + u_z).sigmoid()
-            n = (a_n + r * u_n).tanh()
+            n = torch.addcmul(a_n, r, u_n).tanh()
         else:
-            w_rz, w_n = self.weight_hh[: 2 * hidden], self.weight_hh[2 * hidden :]
-            b_rz, b_n = (None, None) if self.bias_hh is None else (self.bias_hh[: 2 * hidden], self.bias_hh[2 * hidden :])
-            by_gate = mask.h is not None and mask.h.shape[1] > 1
-            mask_rz = mask.h[:, :2] if mask.h is not None and by_gate else mask.h
-            u_r, u_z = self.product(h_BH, mask_rz, w_rz, b_rz).chunk(2, 1)
-            r, z = (a_r + u_r).sigmoid(), (a_z + u_z).sigmoid()
-            mask_n = mask.h[:, 2:] if mask.h is not None and by_gate else mask.h
-            n = (a_n + self.product(r * h_BH, mask_n, w_n, b_n)).tanh()
-        h_BH = n + z * (h_BH - n)
+            bias = self.bias_ih if self.bias_hh is None or self.bias_ih is None else self.bias_ih + self.bias_hh
+            sizes = (2 * self.hidden_size, self.hidden_size)
+            a_rz, a_n = self.product(x_BD, mask.x, self.weight_ih, bias).split_with_sizes(sizes, 1)
+            w_rz, w_n = self.weight_hh.split_with_sizes(sizes)
+            if is_tied(mask.h):
+                masked_h = under(h_BH, mask.h)
+                r, z = torch.addmm(a_rz, masked_h, w_rz.T).sigmoid().chunk(2, 1)
+                n = torch.addmm(a_n, r * masked_h, w_n.T).tanh()
+            else:
+                assert mask.h is not None
+                r, z = (a_rz + self.product(h_BH, mask.h[:, :2], w_rz, None)).sigmoid().chunk(2, 1)
+                n = torch.addmm(a_n, r * h_BH * mask.h[0, 2], w_n.T).tanh()
+        h_BH = torch.lerp(n, h_BH, z)
         return h_BH if batched else h_BH[0]
 
     def extra_repr(self) -> str:
