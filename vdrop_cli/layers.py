@@ -110,7 +110,7 @@ class Recurrent(nn.Module):
     multiplied (None: that of the weights); under autocast it is no other, and inputs and states are taken in the type of the
     weights. `backend` is one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` makes `triton`
     keep less in memory. `layer_norm` normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters `norm_…` of its own.
-    With it `auto` is `fused`. Projections (`proj_size`, LSTM) are computed by `reference`, a plain loop.
+    `triton` has none. Projections (`proj_size`, LSTM) are computed by `reference`, a plain loop.
     """
 
     cell: ClassVar[Cell]

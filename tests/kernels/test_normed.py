@@ -32,7 +32,7 @@ def results(backend: str, cell: str, masks: Masks, lengths: list[int] | None, se
     norms = norms_of(cell, others[0].shape[1], torch.float64)
     lengths_B = None if lengths is None else torch.tensor(lengths)
     if lengths_B is not None:
-        padding = torch.nan if backend == "fused" else 0.0
+        padding = 0.0 if backend == "reference" else torch.nan
         x = x.detach().masked_fill((torch.arange(4)[:, None] >= lengths_B)[..., None], padding).requires_grad_()
     inputs = [x, *others, *norms]
     outputs = CELLS[cell](x, *others, masks, norms=Norms(*norms), lengths=lengths_B, backend=backend, **options)
@@ -47,20 +47,22 @@ def results(backend: str, cell: str, masks: Masks, lengths: list[int] | None, se
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2], [1, 4, 4]], ids=str)
 @pytest.mark.parametrize("policy", ["none", "variational", "variational_untied", "naive", "moon"])
 @pytest.mark.parametrize(("cell", "options"), CASES, ids=str)
+@pytest.mark.parametrize("ours", ["fused", "native"])
 def test_outputs_and_gradients_are_those_of_the_definition(
-    cell: str, options: dict[str, bool], policy: str, lengths: list[int] | None
+    ours: str, cell: str, options: dict[str, bool], policy: str, lengths: list[int] | None
 ) -> None:
     if policy == "moon" and cell == "gru":
         pytest.skip("a GRU has no cell state")
     masks = double(masks_of(cell, policy, 4))
-    found, expected = (results(backend, cell, masks, lengths, False, **options) for backend in ("fused", "reference"))
+    found, expected = (results(backend, cell, masks, lengths, False, **options) for backend in (ours, "reference"))
     assert max(relative_errors(found, expected)) < 1e-9
 
 
 @pytest.mark.parametrize(("cell", "options"), CASES, ids=str)
-def test_second_derivatives_are_those_of_the_definition(cell: str, options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("ours", ["fused", "native"])
+def test_second_derivatives_are_those_of_the_definition(ours: str, cell: str, options: dict[str, bool]) -> None:
     masks = double(masks_of(cell, "variational_untied", 4))
-    found, expected = (results(backend, cell, masks, [4, 0, 2], True, **options) for backend in ("fused", "reference"))
+    found, expected = (results(backend, cell, masks, [4, 0, 2], True, **options) for backend in (ours, "reference"))
     assert max(relative_errors(found, expected)) < 1e-9
 
 
@@ -77,6 +79,27 @@ def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
         found.append([*outputs, *torch.autograd.grad(loss, [*inputs, *norms])])
     errors = relative_errors(*reversed(found))
     assert 0 < statistics.median(errors) < 0.03 and max(errors) < 0.2
+
+
+@pytest.mark.parametrize(("cell", "options"), [CASES[0], *CASES[2:]], ids=str)
+def test_auto_is_native_on_the_cpu_and_other_types_are_fuseds(cell: str, options: dict[str, bool]) -> None:
+    """The mean of a moon mask is one number for all units; float32, of sizes that no vector divides."""
+    masks = Masks(c=torch.full((1, 1, 1), 0.75)) if cell == "lstm" else Masks()
+    found = []
+    for backend in ("auto", "native", "reference"):
+        inputs = inputs_of(cell, 4, torch.float32)
+        norms = norms_of(cell, inputs[1].shape[1], torch.float32)
+        outputs = CELLS[cell](*inputs, masks, norms=Norms(*norms), backend=backend, **options)
+        found.append([*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), [*inputs, *norms])])
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert max(relative_errors(found[1], found[2])) < 1e-5
+    half = inputs_of(cell, 4, torch.bfloat16)
+    half_norms = Norms(*norms_of(cell, half[1].shape[1], torch.bfloat16))
+    fused, auto = (CELLS[cell](*half, Masks(), norms=half_norms, backend=backend, **options)[0] for backend in ("fused", "auto"))
+    assert torch.equal(fused, auto)
+    for backend, said in (("native", "no kernels for torch.bfloat16"), ("triton", "has no layer norm")):
+        with pytest.raises(ValueError, match=said):
+            CELLS[cell](*half, Masks(), norms=half_norms, backend=backend, **options)
 
 
 def test_gains_act_alone_where_weights_are_scaled() -> None:

@@ -200,15 +200,20 @@ def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, T
     return zero_padding(x_TBD, lengths), lengths
 
 
-def normed_by_hand(backend: str) -> bool:
-    """Whether a cell with layer norm is computed by `normed`, which is what `fused` and `auto` are there, or by `reference`."""
+def choose_with_norm(backend: str, x: Tensor) -> str:
+    """The back end of a cell with layer norm. `auto` on a GPU is `fused`."""
     if known(backend) == "reference":
-        return False
-    if backend not in ("auto", "fused"):
-        raise ValueError(f"backend={backend} has no layer norm; use backend=fused, reference or auto")
+        return backend
     if where := unsupported_context():
         raise ValueError(f'backend={backend} does not support {where}; use backend="reference"')
-    return True
+    if backend == "triton":
+        raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
+    name = choose(backend, x.device) if backend == "native" or x.device.type == "cpu" else "fused"
+    native_type = native.supports(x.dtype, None)
+    if backend == "native" and not native_type:
+        raise ValueError(f"backend=native has no kernels for {x.dtype}; use float32, float64, or backend=fused")
+    # torch.compile traces into the loop, which then is one of torch's operations.
+    return "native" if name == "native" and native_type and not torch.compiler.is_compiling() else "fused"
 
 
 def lstm(
@@ -234,15 +239,15 @@ def lstm(
     a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
     With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
-    `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the c_t in h_t; `auto` is `fused` there.
+    `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the c_t in h_t.
     With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a sequence.
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
     if w_hr is not None or norms is not None:
         tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
-        if w_hr is None and norms is not None and normed_by_hand(backend):
+        if w_hr is None and norms is not None and (name := choose_with_norm(backend, x_TBD)) != "reference":
             lengths = None if lengths is None else lengths.long()
-            return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells)
+            return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells, name)
         if w_hr is not None and known(backend) not in ("auto", "reference"):
             raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
         x_TBD = zero_padding(x_TBD, lengths)
@@ -277,16 +282,16 @@ def gru(
     The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in cuDNN and torch:
     n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)).
     h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors' code has a sigmoid for the tanh of n.
-    A GRU has no cell state: `masks.c` must be None. With `norms` (layer norm) `auto` is `fused`.
+    A GRU has no cell state: `masks.c` must be None. `norms` is layer norm.
     """
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
     if norms is not None:
         tensors = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
-        if normed_by_hand(backend):
+        if (name := choose_with_norm(backend, x_TBD)) != "reference":
             lengths = None if lengths is None else lengths.long()
-            return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype)
+            return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype, name)
         return reference.gru(zero_padding(x_TBD, lengths), *tensors[1:], masks, lengths, reset_after, compute_dtype, norms)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}

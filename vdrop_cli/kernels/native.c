@@ -942,6 +942,175 @@ void NAME(vdrop_gru_backward)(const struct recurrence *p) {
     }
 }
 
+/* Steps of the cells with layer norm: all but the products, a row for each sequence. Only in types that are not rounded. */
+#ifndef LOW_IS_BF16
+
+INLINE void NAME(moments)(const REAL *x, size count, REAL *mean, REAL *rstd) {
+    REAL sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size j = 0; j < count; j++) sum += x[j];
+    REAL average = sum / count;
+#pragma omp simd reduction(+ : squares)
+    for (size j = 0; j < count; j++) squares += (x[j] - average) * (x[j] - average);
+    *mean = average;
+    *rstd = 1 / (REAL)sqrt((double)(squares / count) + 1e-5);
+}
+
+/* dx = rstd (dy g - mean(dy g) - x^ mean(dy g x^)), written to, or added to, `dx`. */
+INLINE void NAME(norm_backward)(const REAL *restrict x, const REAL *restrict gain, REAL mean, REAL rstd, const REAL *restrict dy, size count, int add,
+                                REAL *restrict dx) {
+    REAL sum = 0, product = 0;
+#pragma omp simd reduction(+ : sum, product)
+    for (size j = 0; j < count; j++) {
+        REAL d = dy[j] * gain[j];
+        sum += d;
+        product += d * (x[j] - mean) * rstd;
+    }
+    sum /= count;
+    product /= count;
+#pragma omp simd
+    for (size j = 0; j < count; j++) {
+        REAL d = rstd * (dy[j] * gain[j] - sum - (x[j] - mean) * rstd * product);
+        dx[j] = add ? dx[j] + d : d;
+    }
+}
+
+/* gates [B, 4H]: the normalised input products, and afterwards the gates; u [B, 4H] the recurrent products. */
+void NAME(vdrop_norm_lstm)(REAL *gates, const REAL *u, const REAL *gain, const REAL *gain_c, const REAL *bias_c, const REAL *mask, size mask_row,
+                           const REAL *c_before, REAL *c, REAL *h, REAL *tanh_c, REAL *mean_u, REAL *rstd_u, REAL *mean_c, REAL *rstd_c, size rows,
+                           size hidden, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size r = 0; r < rows; r++) {
+        REAL *restrict a = gates + r * 4 * hidden, *restrict cell = c + r * hidden, *restrict state = h + r * hidden, *restrict shown = tanh_c + r * hidden;
+        const REAL *restrict x = u + r * 4 * hidden, *restrict before = c_before + r * hidden;
+        NAME(moments)(x, 4 * hidden, mean_u + r, rstd_u + r);
+        REAL m = mean_u[r], s = rstd_u[r];
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            size jf = hidden + j, jg = 2 * hidden + j, jo = 3 * hidden + j;
+            REAL i = NAME(sigmoid)(a[j] + (x[j] - m) * s * gain[j]), f = NAME(sigmoid)(a[jf] + (x[jf] - m) * s * gain[jf]);
+            REAL g = NAME(hyperbolic)(a[jg] + (x[jg] - m) * s * gain[jg]), o = NAME(sigmoid)(a[jo] + (x[jo] - m) * s * gain[jo]);
+            cell[j] = f * before[j] + i * g;
+            a[j] = i; a[jf] = f; a[jg] = g; a[jo] = o;
+        }
+        if (mask)
+            for (size j = 0; j < hidden; j++) cell[j] *= mask[r * mask_row + j];
+        NAME(moments)(cell, hidden, mean_c + r, rstd_c + r);
+        m = mean_c[r], s = rstd_c[r];
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            shown[j] = NAME(hyperbolic)((cell[j] - m) * s * gain_c[j] + bias_c[j]);
+            state[j] = a[3 * hidden + j] * shown[j];
+        }
+    }
+}
+
+/* dc [B, H]: the gradient of c, and afterwards that of c before; da and du [B, 4H], dn [B, H] that of the normalised c. */
+void NAME(vdrop_norm_lstm_backward)(const REAL *gates, const REAL *u, const REAL *gain, const REAL *gain_c, const REAL *mask, size mask_row,
+                                    const REAL *c_before, const REAL *c, const REAL *tanh_c, const REAL *mean_u, const REAL *rstd_u,
+                                    const REAL *mean_c, const REAL *rstd_c, const REAL *dh, REAL *dc, const REAL *dcells, REAL *da, REAL *du, REAL *dn,
+                                    size rows, size hidden, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size r = 0; r < rows; r++) {
+        const REAL *restrict a = gates + r * 4 * hidden, *restrict shown = tanh_c + r * hidden, *restrict up = dh + r * hidden;
+        const REAL *restrict before = c_before + r * hidden;
+        REAL *restrict d_cell = dc + r * hidden, *restrict d = da + r * 4 * hidden, *restrict d_shown = dn + r * hidden;
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            REAL o = a[3 * hidden + j];
+            d_shown[j] = up[j] * o * (1 - shown[j] * shown[j]);
+            d[3 * hidden + j] = up[j] * shown[j] * o * (1 - o);
+        }
+        NAME(norm_backward)(c + r * hidden, gain_c, mean_c[r], rstd_c[r], d_shown, hidden, 1, d_cell);
+        if (dcells)
+            for (size j = 0; j < hidden; j++) d_cell[j] += dcells[r * hidden + j];
+        if (mask)
+            for (size j = 0; j < hidden; j++) d_cell[j] *= mask[r * mask_row + j];
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            REAL i = a[j], f = a[hidden + j], g = a[2 * hidden + j], w = d_cell[j];
+            d[j] = w * g * i * (1 - i);
+            d[hidden + j] = w * before[j] * f * (1 - f);
+            d[2 * hidden + j] = w * i * (1 - g * g);
+            d_cell[j] = w * f;
+        }
+        NAME(norm_backward)(u + r * 4 * hidden, gain, mean_u[r], rstd_u[r], d, 4 * hidden, 0, du + r * 4 * hidden);
+    }
+}
+
+/* rz [B, 2H]: the normalised input products, and afterwards the gates. */
+void NAME(vdrop_norm_gru_gates)(REAL *rz, const REAL *u, const REAL *gain, REAL *mean, REAL *rstd, size rows, size hidden, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size r = 0; r < rows; r++) {
+        REAL *restrict a = rz + r * 2 * hidden;
+        const REAL *restrict x = u + r * 2 * hidden;
+        NAME(moments)(x, 2 * hidden, mean + r, rstd + r);
+        REAL m = mean[r], s = rstd[r];
+#pragma omp simd
+        for (size j = 0; j < 2 * hidden; j++) a[j] = NAME(sigmoid)(a[j] + (x[j] - m) * s * gain[j]);
+    }
+}
+
+/* n [B, H]: the normalised input products, and afterwards the candidate; v the normalised recurrent ones, inside the reset gate or not. */
+void NAME(vdrop_norm_gru_candidate)(REAL *n, const REAL *u, const REAL *gain, const REAL *bias, const REAL *rz, const REAL *h_before, REAL *v, REAL *h,
+                                    REAL *mean, REAL *rstd, size rows, size hidden, size reset_after, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size r = 0; r < rows; r++) {
+        REAL *restrict a = n + r * hidden, *restrict inner = v + r * hidden, *restrict state = h + r * hidden;
+        const REAL *restrict x = u + r * hidden, *restrict reset = rz + r * 2 * hidden, *restrict before = h_before + r * hidden;
+        NAME(moments)(x, hidden, mean + r, rstd + r);
+        REAL m = mean[r], s = rstd[r];
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            REAL recurrent = (x[j] - m) * s * gain[j] + bias[j];
+            REAL candidate = NAME(hyperbolic)(a[j] + (reset_after ? reset[j] * recurrent : recurrent));
+            inner[j] = recurrent;
+            a[j] = candidate;
+            state[j] = candidate + reset[hidden + j] * (before[j] - candidate);
+        }
+    }
+}
+
+/* dh [B, H]: the gradient of h, and afterwards what comes of it to h before through z alone. */
+void NAME(vdrop_norm_gru_candidate_backward)(const REAL *rz, const REAL *n, const REAL *v, const REAL *u, const REAL *gain, const REAL *mean,
+                                             const REAL *rstd, const REAL *h_before, REAL *dh, REAL *da_n, REAL *dv, REAL *da_rz, REAL *du, size rows,
+                                             size hidden, size reset_after, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size r = 0; r < rows; r++) {
+        const REAL *restrict reset = rz + r * 2 * hidden, *restrict z = reset + hidden, *restrict candidate = n + r * hidden;
+        const REAL *restrict inner = v + r * hidden, *restrict before = h_before + r * hidden;
+        REAL *restrict d = dh + r * hidden, *restrict dn = da_n + r * hidden, *restrict d_inner = dv + r * hidden;
+        REAL *restrict dr = da_rz + r * 2 * hidden, *restrict dz = dr + hidden;
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            REAL an = d[j] * (1 - z[j]) * (1 - candidate[j] * candidate[j]);
+            dz[j] = d[j] * (before[j] - candidate[j]) * z[j] * (1 - z[j]);
+            dr[j] = reset_after ? an * inner[j] * reset[j] * (1 - reset[j]) : 0;
+            d_inner[j] = reset_after ? an * reset[j] : an;
+            dn[j] = an;
+            d[j] = d[j] * z[j];
+        }
+        NAME(norm_backward)(u + r * hidden, gain, mean[r], rstd[r], d_inner, hidden, 0, du + r * hidden);
+    }
+}
+
+/* entered [B, H]: the gradient of m h, or of r m h, times m. */
+void NAME(vdrop_norm_gru_gates_backward)(const REAL *rz, const REAL *u, const REAL *gain, const REAL *mean, const REAL *rstd, const REAL *h_before,
+                                         const REAL *entered, REAL *dh, REAL *da_rz, REAL *du, size rows, size hidden, size reset_after, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size r = 0; r < rows; r++) {
+        const REAL *restrict reset = rz + r * 2 * hidden, *restrict before = h_before + r * hidden, *restrict e = entered + r * hidden;
+        REAL *restrict d = dh + r * hidden, *restrict dr = da_rz + r * 2 * hidden;
+#pragma omp simd
+        for (size j = 0; j < hidden; j++) {
+            d[j] += reset_after ? e[j] : e[j] * reset[j];
+            dr[j] = reset_after ? dr[j] : e[j] * before[j] * reset[j] * (1 - reset[j]);
+        }
+        NAME(norm_backward)(u + r * 2 * hidden, gain, mean[r], rstd[r], dr, 2 * hidden, 0, du + r * 2 * hidden);
+    }
+}
+#endif
+
 /* The head: of each row of logits [rows, V] (bias not yet added) the negative log-likelihood of its target; with `d` the gradient of
    the logits, times that of the row where `upstream` is not NULL, rounded to LOW, and its sum over the rows in sums [threads, V], zeros.
    `logits` is overwritten; `d` may be the same memory where LOW is REAL. */

@@ -106,6 +106,160 @@ def steps_of(layout: Layout, rows_NX: Tensor) -> list[Tensor]:
     return layout.each(rows_NX.view(*shape, *rows_NX.shape[1:]))
 
 
+Moments = tuple[Tensor, ...]  # mean and reciprocal standard deviation of each row, [B, 1] each, of one layer norm or two
+
+
+class Steps:
+    """A step without its products, in torch's operations; what is computed is written to the tensors that are given for it.
+
+    a, u [B, G·H]: normalised input products, which become the gates, and recurrent products  z_…: gates r and z together, [B, 2H]
+    """
+
+    @staticmethod
+    def lstm(
+        a: Tensor,
+        u: Tensor,
+        gain: Tensor,
+        gain_c: Tensor,
+        bias_c: Tensor,
+        mask: Tensor | None,
+        c_before: Tensor,
+        c: Tensor,
+        h: Tensor,
+        tanh_c: Tensor,
+        moments: Moments,
+    ) -> None:
+        norm_u = Normalised(u, gain)
+        i, f, g, o = a.add_(norm_u.y_NX).chunk(4, 1)
+        g.tanh_()
+        for gate in (i, f, o):
+            gate.sigmoid_()
+        torch.mul(f, c_before, out=c).addcmul_(i, g)
+        if mask is not None:
+            c.mul_(mask)
+        norm_c = Normalised(c, gain_c, bias_c)
+        torch.mul(o, torch.tanh(norm_c.y_NX, out=tanh_c), out=h)
+        for place, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N, norm_c.mean_N, norm_c.rstd_N), strict=True):
+            place.copy_(value)
+
+    @staticmethod
+    def lstm_backward(
+        gates: Tensor,
+        u: Tensor,
+        gain: Tensor,
+        gain_c: Tensor,
+        mask: Tensor | None,
+        c_before: Tensor,
+        c: Tensor,
+        tanh_c: Tensor,
+        moments: Moments,
+        dh: Tensor,
+        dc: Tensor,
+        dcell: Tensor | None,
+        da: Tensor,
+        du: Tensor,
+        dn: Tensor,
+    ) -> None:
+        """`dc` becomes the gradient of `c_before`."""
+        (i, f, g, o), (di, df, dg, do) = gates.chunk(4, 1), da.chunk(4, 1)
+        through_tanh(dh * o, tanh_c, out=dn)
+        dc.add_(norm_gradient(dn, (c, *moments[2:]), gain_c))
+        if dcell is not None:
+            dc.add_(dcell)
+        if mask is not None:
+            dc.mul_(mask)
+        for out, d, y in ((di, dc * g, i), (df, dc * c_before, f), (do, dh * tanh_c, o)):
+            out.copy_(through_sigmoid(d, y, torch.empty_like(d)))
+        dg.copy_(through_tanh(dc * i, g, torch.empty_like(dc)))
+        dc.mul_(f)
+        du.copy_(norm_gradient(da, (u, *moments[:2]), gain))
+
+    @staticmethod
+    def gru_gates(rz: Tensor, u: Tensor, gain: Tensor, moments: Moments) -> None:
+        norm_u = Normalised(u, gain)
+        rz.add_(norm_u.y_NX).sigmoid_()
+        for place, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
+            place.copy_(value)
+
+    @staticmethod
+    def gru_candidate(
+        n: Tensor,
+        u: Tensor,
+        gain: Tensor,
+        bias: Tensor,
+        rz: Tensor,
+        h_before: Tensor,
+        v: Tensor,
+        h: Tensor,
+        moments: Moments,
+        reset_after: bool,
+    ) -> None:
+        """`v` is the normalised recurrent product of the candidate."""
+        norm_u, (r, z) = Normalised(u, gain, bias), rz.chunk(2, 1)
+        v.copy_(norm_u.y_NX)
+        n.add_(r * v if reset_after else v).tanh_()
+        torch.lerp(n, h_before, z, out=h)
+        for place, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
+            place.copy_(value)
+
+    @staticmethod
+    def gru_candidate_backward(
+        rz: Tensor,
+        n: Tensor,
+        v: Tensor,
+        u: Tensor,
+        gain: Tensor,
+        moments: Moments,
+        h_before: Tensor,
+        dh: Tensor,
+        da_n: Tensor,
+        dv: Tensor,
+        da_rz: Tensor,
+        du: Tensor,
+        reset_after: bool,
+    ) -> None:
+        """`dh` becomes what z lets through to `h_before`; with `reset_after` the gradient of r is complete."""
+        (r, z), (da_r, da_z) = rz.chunk(2, 1), da_rz.chunk(2, 1)
+        through_tanh(dh * (1 - z), n, out=da_n)
+        dv.copy_(da_n * r if reset_after else da_n)
+        if reset_after:
+            da_r.copy_(through_sigmoid(da_n * v, r, torch.empty_like(da_n)))
+        da_z.copy_(through_sigmoid(dh * (h_before - n), z, torch.empty_like(dh)))
+        dh.mul_(z)
+        du.copy_(norm_gradient(dv, (u, *moments), gain))
+
+    @staticmethod
+    def gru_gates_backward(
+        rz: Tensor,
+        u: Tensor,
+        gain: Tensor,
+        moments: Moments,
+        h_before: Tensor,
+        d_entered: Tensor,
+        dh: Tensor,
+        da_rz: Tensor,
+        du: Tensor,
+        reset_after: bool,
+    ) -> None:
+        """`d_entered` is the gradient of what entered the candidate's product, under its mask: of h, or of r ∘ h."""
+        r, da_r = rz.chunk(2, 1)[0], da_rz.chunk(2, 1)[0]
+        if reset_after:
+            dh.add_(d_entered)
+        else:
+            dh.addcmul_(d_entered, r)
+            da_r.copy_(through_sigmoid(d_entered * h_before, r, torch.empty_like(dh)))
+        du.copy_(norm_gradient(da_rz, (u, *moments), gain))
+
+
+def compiled_or_not(backend: str) -> type[Steps]:
+    """The steps of the back end `native` or `fused`."""
+    if backend == "fused":
+        return Steps
+    from vdrop_cli.kernels.normed_native import NativeSteps
+
+    return NativeSteps
+
+
 class NormedLSTM(torch.autograd.Function):
     @staticmethod
     @without_autocast
@@ -128,8 +282,9 @@ class NormedLSTM(torch.autograd.Function):
         lengths: Tensor | None,
         compute_dtype: torch.dtype,
         cells: bool,
+        backend: str,
     ) -> tuple[Tensor, ...]:
-        inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c)
+        inputs, steps = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c), compiled_or_not(backend)
         layout, hidden = Layout.of(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
@@ -146,21 +301,11 @@ class NormedLSTM(torch.autograd.Function):
         for t, (a, u, tanh_c, mu, ru, mc, rc, h_new, c_new) in enumerate(zip(*by_step, *after, strict=True)):
             h, c = layout.go_on(t, h), layout.go_on(t, c)
             h_KBH = masked_groups(h, None if masks_h is None else masks_h[t], compute_dtype)
-            norm_u = Normalised(u.copy_(gate_products(h_KBH, u_GHH, h)), gain_hh)
-            a.add_(norm_u.y_NX)
-            i, f, g, o = a.chunk(4, 1)
-            g.tanh_()
-            for gate in (i, f, o):
-                gate.sigmoid_()
-            torch.mul(f, c, out=c_new).addcmul_(i, g)
-            if masks_c is not None:
-                c_new.mul_(masks_c[t])
-            norm_c = Normalised(c_new, gain_c, bias_c)
-            torch.mul(o, torch.tanh(norm_c.y_NX, out=tanh_c), out=h_new)
-            for place, value in ((mu, norm_u.mean_N), (ru, norm_u.rstd_N), (mc, norm_c.mean_N), (rc, norm_c.rstd_N)):
-                place.copy_(value)
+            u.copy_(gate_products(h_KBH, u_GHH, h))
+            mask = None if masks_c is None else masks_c[t]
+            steps.lstm(a, u, gain_hh, gain_c, bias_c, mask, c, c_new, h_new, tanh_c, (mu, ru, mc, rc))
             h, c = h_new, c_new
-        ctx.layout, ctx.compute_dtype, ctx.cells = layout, compute_dtype, cells
+        ctx.layout, ctx.compute_dtype, ctx.cells, ctx.steps = layout, compute_dtype, cells, steps
         ctx.set_materialize_grads(False)
         saved = (*norm_x.saved, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND)
         ctx.save_for_backward(*inputs, mask_x, mask_h, mask_c, lengths, *saved)
@@ -177,7 +322,7 @@ class NormedLSTM(torch.autograd.Function):
         if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
             options = {"masks": Masks(mask_x, mask_h, mask_c), "compute_dtype": ctx.compute_dtype, "cells": ctx.cells}
             gradients = cell_gradients(reference_lstm, inputs, ctx.needs_input_grad[:11], upstream, lengths, **options)
-            return *gradients, *[None] * 6
+            return *gradients, *[None] * 7
         _, _, _, w_ih, w_hh, _, _, gain_ih, gain_hh, gain_c, _ = inputs
         *saved_x, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND = saved
         layout, dtype, hidden = ctx.layout, ctx.compute_dtype, len(gain_c)
@@ -194,20 +339,10 @@ class NormedLSTM(torch.autograd.Function):
             gates, tanh_c, u, mu, ru, mc, rc, da, du, dn = by_step[t]
             dh, dc = layout.go_back(t, dh, dh_end), layout.go_back(t, dc, dc_end)
             if dys is not None:
-                dh = dh + dys[t]
-            (i, f, g, o), (di, df, dg, do) = gates.chunk(4, 1), da.chunk(4, 1)
-            through_tanh(dh * o, tanh_c, out=dn)
-            dc = dc + norm_gradient(dn, (after[t], mc, rc), gain_c)
-            if dcells is not None:
-                dc = dc + dcells[t]
-            if masks_c is not None:
-                dc = dc * masks_c[t]
-            for d, through, y, out in ((dc * g, through_sigmoid, i, di), (dc * before[t], through_sigmoid, f, df)):
-                out.copy_(through(d, y, torch.empty_like(d)))
-            dg.copy_(through_tanh(dc * i, g, torch.empty_like(dc)))
-            do.copy_(through_sigmoid(dh * tanh_c, o, torch.empty_like(dh)))
-            dc = dc * f
-            du.copy_(norm_gradient(da, (u, mu, ru), gain_hh))
+                dh.add_(dys[t])
+            mask, dcell = (None if one is None else one[t] for one in (masks_c, dcells))
+            moments = (mu, ru, mc, rc)
+            ctx.steps.lstm_backward(gates, u, gain_hh, gain_c, mask, before[t], after[t], tanh_c, moments, dh, dc, dcell, da, du, dn)
             dh = under_mask(input_gradients(du.to(dtype), u_GHH, groups, dh), None if masks_h is None else masks_h[t])
         dh, dc = layout.go_back(-1, dh, dh_end), layout.go_back(-1, dc, dc_end)
         dx_NGH, db = norm_gradient(da_NGH, tuple(saved_x), gain_ih), da_NGH.sum(0)
@@ -220,7 +355,7 @@ class NormedLSTM(torch.autograd.Function):
             dn_NH.sum(0),
         ]
         dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
-        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), *d_gains, *[None] * 6
+        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), *d_gains, *[None] * 7
 
 
 def inputs_gradient(ctx: Any, d_NGH: Tensor, w_GHD: Tensor, mask_x: Tensor | None, x_TBD: Tensor) -> Tensor | None:
@@ -257,8 +392,9 @@ class NormedGRU(torch.autograd.Function):
         lengths: Tensor | None,
         reset_after: bool,
         compute_dtype: torch.dtype,
+        backend: str,
     ) -> tuple[Tensor, Tensor]:
-        inputs = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh)
+        inputs, steps = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh), compiled_or_not(backend)
         layout, hidden = Layout.of(x_TBD, lengths), h_BH.shape[1]
         two = 2 * hidden  # r and z
         x_TBD = layout.pack(x_TBD)
@@ -281,17 +417,14 @@ class NormedGRU(torch.autograd.Function):
         ):
             h = layout.go_on(t, h)
             h_KBH = masked_groups(h, None if masks_rz is None else masks_rz[t], compute_dtype)
-            norm_u = Normalised(u_rz.copy_(gate_products(h_KBH, u_GHH[R_AND_Z], h)), gain_hh[:two])
-            r, z = rz.add_(norm_u.y_NX).sigmoid_().chunk(2, 1)
+            u_rz.copy_(gate_products(h_KBH, u_GHH[R_AND_Z], h))
+            steps.gru_gates(rz, u_rz, gain_hh[:two], (m_rz, r_rz))
             masked_h = h if masks_n is None else h * masks_n[t][0]
-            n_input.copy_(masked_h if reset_after else r * masked_h)
-            norm_v = Normalised(u_n.copy_(gate_products(n_input[None], u_GHH[ONLY_N], h)), gain_hh[two:], b_hh[two:])
-            v.copy_(norm_v.y_NX)
-            n.add_(r * v if reset_after else v).tanh_()
-            for place, value in ((m_rz, norm_u.mean_N), (r_rz, norm_u.rstd_N), (m_n, norm_v.mean_N), (r_n, norm_v.rstd_N)):
-                place.copy_(value)
-            h = torch.lerp(n, h, z, out=h_new)
-        ctx.layout, ctx.options = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}
+            n_input.copy_(masked_h if reset_after else rz[:, :hidden] * masked_h)
+            u_n.copy_(gate_products(n_input[None], u_GHH[ONLY_N], h))
+            steps.gru_candidate(n, u_n, gain_hh[two:], b_hh[two:], rz, h, v, h_new, (m_n, r_n), reset_after)
+            h = h_new
+        ctx.layout, ctx.options, ctx.steps = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}, steps
         ctx.set_materialize_grads(False)
         saved = (*norm_rz.saved, *norm_n.saved, *all_rows, hs, x_KND)
         ctx.save_for_backward(*inputs, mask_x, mask_h, lengths, *saved)
@@ -305,7 +438,7 @@ class NormedGRU(torch.autograd.Function):
         if needs_reference(upstream := (dy_TBH, dh_BH)):
             options = {"masks": Masks(mask_x, mask_h), **ctx.options}
             gradients = cell_gradients(reference_gru, inputs, ctx.needs_input_grad[:8], upstream, lengths, **options)
-            return *gradients, *[None] * 5
+            return *gradients, *[None] * 6
         _, _, w_ih, w_hh, _, _, gain_ih, gain_hh = inputs
         saved_rz, saved_n, rows, (hs, x_KND) = saved[:3], saved[3:6], saved[6:16], saved[16:]
         rz_N, n_N, u_rz_N, u_n_N, v_N, entered_n, mean_rz, rstd_rz, mean_n, rstd_n = rows
@@ -325,20 +458,14 @@ class NormedGRU(torch.autograd.Function):
             rz, n, u_rz, u_n, v, m_rz, r_rz, m_n, r_n, da_rz, da_n, dv, du_rz, du_n = by_step[t]
             dh, h = layout.go_back(t, dh, dh_end), before[t]
             if dys is not None:
-                dh = dh + dys[t]
-            (r, z), (da_r, da_z) = rz.chunk(2, 1), da_rz.chunk(2, 1)
-            through_tanh(dh * (1 - z), n, out=da_n)
-            torch.mul(da_n, r, out=dv) if reset_after else dv.copy_(da_n)
-            du_n.copy_(norm_gradient(dv, (u_n, m_n, r_n), gain_hh[two:]))
+                dh.add_(dys[t])
+            candidate = (rz, n, v, u_n, gain_hh[two:], (m_n, r_n), h)
+            ctx.steps.gru_candidate_backward(*candidate, dh, da_n, dv, da_rz, du_n, reset_after)
             d_entered = input_gradients(du_n.to(dtype), u_GHH[ONLY_N], 1, dh)[0]
             if masks_n is not None:
                 d_entered = d_entered * masks_n[t][0]
-            dr = da_n * v if reset_after else d_entered * h
-            da_r.copy_(through_sigmoid(dr, r, torch.empty_like(dr)))
-            da_z.copy_(through_sigmoid(dh * (h - n), z, torch.empty_like(dh)))
-            du_rz.copy_(norm_gradient(da_rz, (u_rz, m_rz, r_rz), gain_hh[:two]))
+            ctx.steps.gru_gates_backward(rz, u_rz, gain_hh[:two], (m_rz, r_rz), h, d_entered, dh, da_rz, du_rz, reset_after)
             through_rz = input_gradients(du_rz.to(dtype), u_GHH[R_AND_Z], groups, dh)
-            dh = dh * z + (d_entered if reset_after else d_entered * r)
             dh = dh + under_mask(through_rz, None if masks_rz is None else masks_rz[t])
         dh = layout.go_back(-1, dh, dh_end)
         dx_NGH = torch.cat([norm_gradient(da_rz_N, saved_rz, gain_ih[:two]), norm_gradient(da_n_N, saved_n, gain_ih[two:])], 1)
@@ -357,7 +484,7 @@ class NormedGRU(torch.autograd.Function):
         )
         db_ih, db_hh = torch.cat([db_rz, da_n_N.sum(0)]), torch.cat([db_rz, dv_N.sum(0)])
         dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
-        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh, *[None] * 5
+        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh, *[None] * 6
 
 
 def reference_gru(*tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
@@ -373,16 +500,28 @@ apply_lstm, apply_gru = (
 
 
 def lstm(
-    tensors: tuple[Tensor, ...], norms: Norms, masks: Masks, lengths: Tensor | None, compute_dtype: torch.dtype, cells: bool
+    tensors: tuple[Tensor, ...],
+    norms: Norms,
+    masks: Masks,
+    lengths: Tensor | None,
+    compute_dtype: torch.dtype,
+    cells: bool,
+    backend: str,
 ) -> tuple[Tensor, ...]:
     """As `fused.lstm`, of x, h, c, w_ih, w_hh, b_ih and b_hh."""
-    outputs: tuple[Tensor, ...] = apply_lstm(*tensors, *norms, *masks, lengths, compute_dtype, cells)
+    outputs: tuple[Tensor, ...] = apply_lstm(*tensors, *norms, *masks, lengths, compute_dtype, cells, backend)
     return outputs
 
 
 def gru(
-    tensors: tuple[Tensor, ...], norms: Norms, masks: Masks, lengths: Tensor | None, reset_after: bool, compute_dtype: torch.dtype
+    tensors: tuple[Tensor, ...],
+    norms: Norms,
+    masks: Masks,
+    lengths: Tensor | None,
+    reset_after: bool,
+    compute_dtype: torch.dtype,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """As `fused.gru`, of x, h, w_ih, w_hh, b_ih and b_hh."""
-    outputs: tuple[Tensor, Tensor] = apply_gru(*tensors, norms.ih, norms.hh, masks.x, masks.h, lengths, reset_after, compute_dtype)
+    outputs: tuple[Tensor, Tensor] = apply_gru(*tensors, norms.ih, norms.hh, masks.x, masks.h, lengths, reset_after, compute_dtype, backend)
     return outputs
