@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import Masks
-from vdrop_cli.kernels.masks import BATCH_DIM
+from vdrop_cli.kernels.masks import BATCH_DIMS
 from vdrop_cli.policies import Cell, Dropout, Tie, WordMask
 from vdrop_cli.random_streams import Stream
 
@@ -21,6 +21,7 @@ CANDIDATE = {4: 2, 3: 2}  # the gate without a sigmoid, by the number of gates: 
 KEEP_BITS = 16  # a mask's elements are as many random bits, compared with the drop probability
 HASH_BITS = 24  # whether a word is dropped is one of 2^24 equally likely values, compared with the drop probability
 
+Sizes = tuple[int, ...]  # of a mask
 Index = Tensor | Sequence[int]
 
 
@@ -138,7 +139,7 @@ class ModelMasks:
     time: int | None = None  # steps that the masks are for; None: any number, as of masks that are held over the sequence
 
     def __post_init__(self) -> None:
-        sizes = {mask.shape[BATCH_DIM[name]] for layer in self.layers for name, mask in layer._asdict().items() if mask is not None}
+        sizes = {mask.shape[dim] for layer in self.layers for mask, dim in zip(layer, BATCH_DIMS, strict=True) if mask is not None}
         sizes |= set() if self.out is None else {self.out.shape[-2]}
         if self.word is not None:
             sizes.add(self.word.batch)
@@ -155,7 +156,7 @@ class ModelMasks:
 
     def map(self, function: Callable[[Tensor | None, int], Tensor | None], word: WordMasks | None, batch: int | None) -> "ModelMasks":
         """With `function(mask, dimension of the batch)` of every mask of layers and output."""
-        layers = [Masks(*(function(mask, BATCH_DIM[name]) for name, mask in layer._asdict().items())) for layer in self.layers]
+        layers = [Masks(*map(function, layer, BATCH_DIMS)) for layer in self.layers]
         return ModelMasks(layers, word, function(self.out, 1), batch, self.time)
 
     def rows(self, index: Index) -> "ModelMasks":
@@ -295,7 +296,7 @@ def draw_traceable(dropout: Dropout, shape: MaskShape, device: torch.device, dty
     """As `draw`, without word masks, in operations that `torch.compile` traces, from torch's global random state."""
     time = shape.time if dropout.new_every_step else 1
 
-    def keep(p: float, sizes: tuple[int, ...], *, divided: bool = True) -> Tensor | None:
+    def keep(p: float, sizes: Sizes, *, divided: bool = True) -> Tensor | None:
         mask = traceable_keep_mask(p, sizes, device, divided=divided)
         return mask if mask is None else mask.to(dtype)
 
@@ -329,10 +330,7 @@ def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
             whole.append(like.new_ones(shape) if tensor is None else tensor.expand([*tensor.shape[:dim], batch, *tensor.shape[dim + 1 :]]))
         return torch.cat(whole, dim)
 
-    layers = [
-        Masks(*(join([getattr(m, name) for m in layer], dim) for name, dim in BATCH_DIM.items()))
-        for layer in zip(*(m.layers for m in masks), strict=True)
-    ]
+    layers = [Masks(*map(join, zip(*layer, strict=True), BATCH_DIMS)) for layer in zip(*(m.layers for m in masks), strict=True)]
     total = None if None in batches else sum(batch for batch in batches if batch is not None)
     word = concat_words([m.word for m in masks])
     return ModelMasks(layers, word, join([m.out for m in masks], 1), total, masks[0].time)

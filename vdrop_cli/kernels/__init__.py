@@ -144,13 +144,14 @@ def check(
     time, batch, inputs = x_TBD.shape
     hidden = weights[0].shape[0] // gates
     state = w_hr.shape[0] if w_hr is not None else hidden  # of h, which a projection makes smaller
+    sizes = (("h", state), ("c", hidden))[: len(states)]
     wanted = {
         "w_ih": (weights[0], (gates * hidden, inputs)),
         "w_hh": (weights[1], (gates * hidden, state)),
         "b_ih": (weights[2], (gates * hidden,)),
         "b_hh": (weights[3], (gates * hidden,)),
         **({} if w_hr is None else {"w_hr": (w_hr, (state, hidden))}),
-        **{name: (tensor, (batch, size)) for (name, size), tensor in zip((("h", state), ("c", hidden)), states, strict=False)},
+        **{name: (tensor, (batch, size)) for (name, size), tensor in zip(sizes, states, strict=True)},
     }
     if x_TBD.dtype != weights[0].dtype and len({weight.dtype for weight in weights}) == 1:
         raise ValueError(f"x must be {weights[0].dtype} like the weights, got {x_TBD.dtype}")

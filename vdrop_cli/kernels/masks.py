@@ -31,7 +31,7 @@ class Norms(NamedTuple):
     c_bias: Tensor | None = None  # LSTM: [H] added there
 
 
-BATCH_DIM = {"x": 2, "h": 2, "c": 1}  # of each mask
+BATCH_DIMS = (2, 2, 1)  # that of the batch in each mask of a layer
 
 
 def at(mask: Tensor | None, t: int) -> Tensor | None:
