@@ -8,6 +8,7 @@ from torch import nn
 
 from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.kernels import Masks
 from vdrop_cli.layers import GRU, LSTM, Dropout, describe
 
 BOTH = [(LSTMCell, nn.LSTMCell, LSTM, {}), (GRUCell, nn.GRUCell, GRU, {"reset_after": True}), (GRUCell, None, GRU, {})]
@@ -104,7 +105,7 @@ def test_what_a_cell_cannot_do_is_refused() -> None:
             cell(x, masks=masks)
     with pytest.raises(ValueError, match=r"the state must be \(h, c\), each \[3, 7\], got \[3, 7\]"):
         cell(x, torch.zeros(3, 7), masks=cell.masks(3))
-    with pytest.raises(ValueError, match=r"x must be \[B, 5\] or \[5\], got \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"input must be \[B, 5\] or \[5\], got \[3, 4\]"):
         cell(x[:, :4])
     with pytest.raises(ValueError, match="policy must be variational or moon in a cell"):
         LSTMCell(5, 7, dropout=Dropout("naive", p_h=0.3))
@@ -114,6 +115,38 @@ def test_what_a_cell_cannot_do_is_refused() -> None:
         GRUCell(5, 7, dropout=Dropout("moon", p_c=0.3))
     with pytest.raises(TypeError, match=r"dropout must be a Dropout"):
         GRUCell(5, 7, dropout=0.3)
+
+
+def test_masks_of_another_cell_are_refused() -> None:
+    untied = Dropout("variational", p_x=0.3, p_h=0.3, tie="none")
+    x = torch.randn(3, 5)
+    cases = [
+        (
+            LSTMCell(5, 6, dropout=untied),
+            GRUCell(5, 6, dropout=untied).masks(3),
+            r"masks\.x must be broadcastable to \[1, 4, 3, 5\], got \[1, 3, 3, 5\]",
+        ),
+        (GRUCell(5, 7), LSTM(5, 7, dropout=Dropout("moon", p_c=0.3)).masks(4, 3), r"masks\.c must be None: a GRU has no cell state"),
+        (LSTMCell(5, 7), LSTM(5, 7, variational=0.3).masks(4, 3), r"masks\.word and masks\.out must be None"),
+        (LSTMCell(5, 7), ModelMasks([Masks(x=torch.ones(9, 1, 3, 5))]), r"masks\.x must be broadcastable"),
+    ]
+    for cell, masks, message in cases:
+        with pytest.raises(ValueError, match=message):
+            cell(x, masks=masks)
+    with pytest.raises(TypeError, match=r"masks must be those of cell\.masks\(batch\), got Masks"):
+        LSTMCell(5, 7)(x, masks=Masks())
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(LSTMCell, nn.LSTMCell), (GRUCell, nn.GRUCell)])
+def test_cells_work_under_autocast(ours: Any, theirs: Any) -> None:
+    cell, module, x = ours(5, 7, variational=0.3), theirs(5, 7), torch.randn(3, 5)
+    exact = parts(cell(input=x, masks=cell.masks(3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(1)
+        masks = cell.masks(3)
+        found, types = parts(cell(x, masks=masks)), [t.dtype for t in parts(module(x))]
+    assert [t.dtype for t in found][-1] == types[-1] and len(found) == len(exact)
+    torch.testing.assert_close(found[0].float(), parts(cell(x, masks=masks))[0], rtol=0.05, atol=0.02)
 
 
 def test_transforms_work() -> None:

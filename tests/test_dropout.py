@@ -198,3 +198,27 @@ def test_masks_side_by_side_are_the_masks_of_each(policy: str) -> None:
             ids = torch.arange(TIME)[:, None]
             whole = joined.word.keep(ids.expand(-1, 3 * BATCH))
             assert torch.equal(whole[:, here], part.word.keep(ids.expand(-1, BATCH)))
+
+
+def test_rows_are_whole_numbers() -> None:
+    masks = drawn("lstm", "variational")
+    assert masks.rows([]).batch == 0
+    for index in (torch.tensor([1, 0], dtype=torch.uint8), [1, 0]):
+        chosen = masks.rows(index)
+        assert chosen.word is not None and masks.word is not None
+        assert torch.equal(chosen.word.by_type_B, masks.word.by_type_B[[1, 0]])
+    for wrong in ([0.5], torch.tensor([True, False]), torch.zeros(1, 1, dtype=torch.long)):
+        for part in (masks, masks.word):
+            with pytest.raises(ValueError, match="index must be a list of whole numbers"):
+                part.rows(wrong)
+
+
+def test_masks_of_batches_that_lack_some_are_joined_with_ones() -> None:
+    with_x = ModelMasks([Masks(x=torch.full((1, 1, 2, 3), 2.0))])
+    joined = concat_batch([ModelMasks([Masks()], batch=1), with_x])
+    assert joined.batch == 3 and joined.layers[0].x is not None
+    assert joined.layers[0].x[0, 0, :, 0].tolist() == [1, 2, 2]
+    with pytest.raises(ValueError, match="of how many sequences"):
+        concat_batch([ModelMasks([Masks()]), with_x])
+    with pytest.raises(ValueError, match="masks must be of one batch, got masks of 2 and 3 sequences"):
+        ModelMasks([Masks(x=torch.ones(1, 1, 2, 3), h=torch.ones(1, 1, 3, 3))])

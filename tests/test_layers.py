@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.layers import GRU, LSTM, describe
+from vdrop_cli.modules import WeightDrop
 from vdrop_cli.policies import Dropout, Policy, Tie
 
 VARIATIONAL = Dropout(Policy.variational, p_x=0.3, p_h=0.3, p_out=0.3)
@@ -279,6 +281,80 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         layer(x, masks=ModelMasks([Masks()], WordMasks(0.5, by_type_B=torch.arange(3))))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}, {"layer_norm": True}, {"reverse": True}], ids=str)
+def test_lengths_of_small_types_count_as_far_as_int64(options: dict[str, Any], dtype: torch.dtype) -> None:
+    layer, x = LSTM(3, 4, backend="reference", **options), torch.randn(130, 2, 3)
+    lengths = torch.tensor([120, 90])
+    same(layer(x, lengths=lengths.to(dtype))[0], layer(x, lengths=lengths)[0])
+    with pytest.raises(ValueError, match=r"lengths must be whole numbers, got torch\.float32"):
+        layer(x, lengths=lengths.float())
+    with pytest.raises(ValueError, match=r"lengths must be \[2\], got \[1\]"):
+        layer(x, lengths=lengths[:1])
+
+
+def test_ordinary_dropout_is_of_the_joined_output() -> None:
+    """As in torch: both directions of the next layer read the same."""
+    masks = LSTM(5, 7, 2, bidirectional=True, dropout=0.5).masks(4, 3)
+    assert masks.layers[2].x is masks.layers[3].x is not None
+
+
+def test_arguments_that_cannot_be_meant_are_named() -> None:
+    layer, x = LSTM(5, 7), torch.randn(4, 3, 5)
+    for name in ("variational", "recurrent_dropout"):
+        with pytest.raises(ValueError, match=rf"^{name} must be in \[0, 1\), got 1\.0$"):
+            LSTM(5, 7, **{name: 1.0})
+    with pytest.raises(TypeError, match="dropout must be a Dropout, got the module Dropout"):
+        layer.dropout = nn.Dropout(0.3)  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"dropout must be a Dropout, as Dropout\(.*\), got 0\.3"):
+        layer.dropout = 0.3  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"masks must be those of layer\.masks\(time, batch\), got Masks"):
+        layer(x, masks=Masks())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"the state must be tensors, got \[1, 3, 7\], NoneType"):
+        layer(x, (torch.zeros(1, 3, 7), None))
+    with pytest.raises(ValueError, match=r"input must be packed rows of 5, got \[12, 4\]"):
+        layer(nn.utils.rnn.pack_padded_sequence(x[..., :4], [4, 4, 4]))
+    with pytest.raises(ValueError, match=r"masks\.out must be torch\.float32 on cpu like the input, got torch\.float64"):
+        layer(x, masks=ModelMasks([Masks()], None, torch.ones(1, 3, 7, dtype=torch.float64)))
+    with pytest.raises(ValueError, match="module must have plain weights"):
+        LSTM.from_torch(WeightDrop(nn.LSTM(5, 7), 0.5))
+
+
+def test_scripts_find_what_they_call_of_torchs_layers() -> None:
+    layer, module, x = LSTM(5, 7, 2), nn.LSTM(5, 7, 2), torch.randn(4, 3, 5)
+    layer.flatten_parameters()
+    assert [[w.shape for w in part] for part in layer.all_weights] == [[w.shape for w in part] for part in module.all_weights]
+    assert torch.equal(layer(input=x, hx=None)[0], layer(x)[0])
+    assert LSTM(5, 7, 2, dropout=np.float32(0.5)).dropout.largest == 0.5
+
+
+def test_the_warning_of_one_layer_points_to_the_call() -> None:
+    for ours in (LSTM, GRU):
+        with pytest.warns(UserWarning, match="no effect with num_layers=1") as caught:
+            ours(5, 7, dropout=0.3)
+        assert caught[0].filename == __file__
+
+
+def test_projections_take_no_notice_of_autocast() -> None:
+    layer, x = LSTM(5, 7, 2, proj_size=3), torch.randn(4, 3, 5)
+    expected = layer(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x)[0], expected)
+
+
+def test_per_sample_gradients_work_with_dropout() -> None:
+    """Each sample with masks of its own, through `reference`."""
+    layer, x = LSTM(5, 7, variational=0.5, backend="reference"), torch.randn(4, 3, 5)
+    parameters = {name: weight.detach() for name, weight in layer.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, parameters, (one[:, None],))[0].square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 1), randomness="different")(parameters, x)
+    dropped = gradients["weight_hh_l0"].abs().amax(1) == 0  # [sample, H]: what entered no product has no gradient
+    assert dropped.any(1).all() and not torch.equal(dropped[0], dropped[1])
+
+
 def test_tools_for_mc_dropout_find_the_switch() -> None:
     """A child that is an `nn.Dropout`, without parameters, which decides whether masks are drawn."""
     layer, x = GRU(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=[0.0, 0.4])).eval(), torch.randn(4, 3, 5)
@@ -323,6 +399,10 @@ def test_transforms_traces_and_exports_need_the_reference() -> None:
     _, slope = torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,))
     step = 1e-2
     same(slope, (layer(x + step * tangent)[0] - layer(x - step * tangent)[0]) / (2 * step), 1e-3)
+    dropping = LSTM(5, 7, variational=0.5, backend="reference")
+    with pytest.raises(ValueError, match=r"masks must be given under torch\.jit\.trace"):
+        torch.jit.trace(dropping, (x,), check_trace=False)
+    same(torch.jit.trace(dropping.eval(), (x,), check_trace=False)(x)[0], dropping(x)[0])
     for backend in ("auto", "native", "fused"):
         other = LSTM(5, 7, backend=backend)
         with pytest.raises(ValueError, match=rf"backend={backend} does not support torch\.jit\.trace; use backend=.reference"):
@@ -366,7 +446,10 @@ def test_evaluation_mode_has_no_masks_unless_they_are_given() -> None:
     layer, plain, x = GRU(5, 7, dropout=VARIATIONAL).eval(), GRU(5, 7), torch.randn(4, 3, 5)
     plain.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x)[0], plain(x)[0])
+    assert torch.equal(layer(x, masks=layer.masks(4, 3))[0], plain(x)[0]), "masks of evaluation are means"
+    layer.sampling.train()
     masks = layer.masks(4, 3, x.device)
+    layer.eval()
     assert torch.equal(layer(x, masks=masks)[0], layer(x, masks=masks)[0])
     assert not torch.equal(layer(x, masks=masks)[0], plain(x)[0])
 
@@ -410,9 +493,9 @@ def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None
     x, state = torch.randn(4, 3, 5), torch.randn(2, 3, 7)
     lstm, gru = LSTM(5, 7, num_layers=2), GRU(5, 7, num_layers=2)
     for wrong in (x[..., :4], x[0, :, :4], x[None]):
-        with pytest.raises(ValueError, match=rf"^x must be \[T, B, 5\], or \[T, 5\], got {re.escape(str(list(wrong.shape)))}$"):
+        with pytest.raises(ValueError, match=rf"^input must be \[T, B, 5\], or \[T, 5\], got {re.escape(str(list(wrong.shape)))}$"):
             lstm(wrong)
-    with pytest.raises(ValueError, match=r"^x must be \[B, T, 5\], or \[T, 5\], got \[3, 4\]$"):
+    with pytest.raises(ValueError, match=r"^input must be \[B, T, 5\], or \[T, 5\], got \[3, 4\]$"):
         LSTM(5, 7, batch_first=True)(x[0, :, :4])
     with pytest.raises(ValueError, match=r"^x must be torch.float32 like the weights, got torch.float16$"):
         lstm(x.half(), (state.half(), state.half()))

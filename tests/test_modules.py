@@ -29,6 +29,7 @@ def test_a_locked_mask_is_held_over_time_and_new_for_each_sequence(batch_first: 
     x = torch.randn(6, 5, 4)
     masks = dropout.masks(6 if batch_first else 5, 4)
     assert torch.equal(dropout(x, masks), x * masks) and torch.equal(dropout.eval()(x, masks), x * masks)
+    assert torch.equal(dropout.masks(5, 4), torch.ones_like(dropout.masks(5, 4))), "masks of evaluation are means"
     assert dropout(x) is x and isinstance(dropout, nn.Dropout)
     with pytest.raises(ValueError, match="masks must be"):
         dropout(x, masks[:, :, :2])
@@ -118,10 +119,42 @@ def test_weights_are_dropped_once_a_pass(build: Any) -> None:
     torch.testing.assert_close(dropped.eval()(x)[0], plain(x)[0])
 
 
-def test_weights_of_a_cell_and_wrong_names() -> None:
-    cell = WeightDrop(LSTMCell(5, 7), 0.5)
-    assert (cell.weight_hh == 0).any() and not (cell.weight_ih == 0).any()
+def test_weights_of_cells_and_wrong_names_are_refused() -> None:
+    for cell in (LSTMCell(5, 7), nn.GRUCell(5, 7)):
+        with pytest.raises(ValueError, match="its weights would be dropped anew at every step; use a layer"):
+            WeightDrop(cell, 0.5)
     with pytest.raises(ValueError, match=r"names must be given: a Linear has no parameters weight_hh"):
         WeightDrop(nn.Linear(3, 4))
     with pytest.raises(ValueError, match="which has no weight_xx"):
         WeightDrop(nn.LSTM(3, 4), 0.5, ["weight_xx"])
+
+
+def test_a_weight_is_dropped_once_a_pass_however_often_its_type_is_asked_for() -> None:
+    layer = WeightDrop(LSTM(5, 7, variational=0.3), 0.5, ["weight_ih_l0", "weight_hh_l0"])
+    calls = []
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        layer.parametrizations[name][0].register_forward_hook(lambda *_, name=name: calls.append(name))
+    layer(torch.randn(4, 3, 5))
+    assert sorted(calls) == ["weight_hh_l0", "weight_ih_l0"]
+
+
+def test_words_are_the_same_whatever_the_type_of_their_ids() -> None:
+    masks, ids = WordDropout(0.3).masks(4, 3), torch.randint(0, 1000, (4, 3))
+    assert masks is not None and torch.equal(masks.keep(ids), masks.keep(ids.int()))
+
+
+@pytest.mark.parametrize("by", ["type", "token"])
+def test_a_model_with_all_of_them_compiles_whole(by: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.words, self.locked = nn.Embedding(9, 5), WordDropout(0.3, by), LockedDropout(0.3)
+            self.layer = WeightDrop(LSTM(5, 7, variational=0.3), 0.3)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.locked(self.layer(self.words(self.embedding(ids), ids))[0])
+            return y
+
+    model, ids = Model(), torch.randint(9, (4, 3))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert not torch.equal(compiled(ids), compiled(ids))

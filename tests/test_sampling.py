@@ -100,7 +100,7 @@ def test_passes_at_once_are_alike_in_distribution() -> None:
     """A dropped input of one: the output is 0 or 2, its mean 1 and standard deviation 1, with another mask for each row."""
     model, x = nn.Sequential(LockedDropout(0.5, batch_first=True)).eval(), torch.ones(3, 1, 200)
     for batch in (1, 7, 100):
-        found = predict_mc(model, x, 100, batch=batch, return_samples=True)
+        found = predict_mc(model, x, 100, batch=batch, dim=0, return_samples=True)
         assert found.samples is not None and found.samples.shape == (100, 3, 1, 200)
         assert found.mean.mean().item() == pytest.approx(1, abs=0.03) and found.std.mean().item() == pytest.approx(1, abs=0.03)
     time_first, x = nn.Sequential(LockedDropout(0.5)).eval(), torch.ones(2, 3, 200)
@@ -108,3 +108,46 @@ def test_passes_at_once_are_alike_in_distribution() -> None:
     assert samples is not None and torch.equal(samples[:, 0], samples[:, 1]) and not torch.equal(samples[0], samples[1])
     with pytest.raises(ValueError, match="model must return one tensor with 6 rows in dimension 0, got tuple"):
         predict_mc(LSTM(5, 7, variational=0.3), torch.ones(6, 2, 5), 1)
+
+
+def test_passes_at_once_need_the_dimension_of_sequences_and_masks_of_their_own() -> None:
+    """Time-first layers would read one long text; dropped weights are the same for a whole batch."""
+    layer, x = First(LSTM(5, 7, variational=0.5)), torch.randn(4, 3, 5)
+    with pytest.raises(ValueError, match="dim must be given with batch > 1"):
+        predict_mc(layer, x, 20, batch=10)
+    alone, together = (predict_mc(layer, x, 400, batch=batch, dim=1).std.mean().item() for batch in (1, 50))
+    assert together == pytest.approx(alone, rel=0.1)
+    with pytest.raises(ValueError, match="batch must be 1 for a model with dropped weights"):
+        predict_mc(First(WeightDrop(nn.LSTM(5, 7), 0.5)), x, 20, batch=10, dim=1)
+
+
+class First(nn.Module):
+    """The output of a layer without its state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)[0]
+        return y
+
+
+def test_batch_norm_of_a_model_in_training_is_left_alone() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(5))
+    before = [module.training for module in model.modules()]
+    predict_mc(model, torch.randn(6, 5) + 3, 5)
+    assert model[1].running_mean.abs().max() == 0 and [module.training for module in model.modules()] == before
+
+
+def test_whole_numbers_have_fractions_for_their_mean() -> None:
+    class Positive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.drop(x) > 0
+
+    found = predict_mc(Positive(), torch.ones(200), 50)
+    assert found.mean.dtype is torch.float32 and found.mean.mean().item() == pytest.approx(0.5, abs=0.03)

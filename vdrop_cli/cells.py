@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw, mean_masks
-from vdrop_cli.kernels import Masks
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
 from vdrop_cli.kernels.derivatives import in_transform
-from vdrop_cli.layers import MaskSampling, check_policy, describe
+from vdrop_cli.layers import MaskSampling, check_policy, describe, shape_of, weight_like
 from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout
-from vdrop_cli.random_streams import Stream
 
 
 class RecurrentCell(nn.Module):
@@ -85,22 +83,36 @@ class RecurrentCell(nn.Module):
 
     def masks(self, batch: int, device: torch.device | str | None = None) -> ModelMasks:
         """Masks of `batch` sequences: new ones in training mode, their means in evaluation mode. They hold for any number of steps."""
+        like = weight_like(self, "weight_ih")
         if not self.sampling.training:
-            return mean_masks(self.dropout, 1, self.weight_ih)
-        if not self.dropout.drops:
-            return ModelMasks([Masks()])
+            return mean_masks(self.dropout, 1, like)
         shape = MaskShape(1, batch, (self.input_size,), self.hidden_size, GATES[self.cell])
-        seed = int(torch.randint(2**62, (), device="cpu"))
-        return draw(self.dropout, shape, Stream((seed,))).to(device or self.weight_ih.device, self.weight_ih.dtype)
+        return new_masks(self.dropout, shape, torch.device(device or like.device), like.dtype)
 
     def chosen_masks(self, masks: ModelMasks | None, batch: int) -> ModelMasks:
         """Those that are given, if they fit, or those of evaluation."""
         if masks is None:
             if self.sampling.training and self.dropout.drops:
                 raise ValueError("masks must be given in training mode: masks = cell.masks(batch) once for a sequence, then masks=masks")
-            return mean_masks(self.dropout, 1, self.weight_ih)
+            return mean_masks(self.dropout, 1, weight_like(self, "weight_ih"))
+        if not isinstance(masks, ModelMasks):
+            raise TypeError(f"masks must be those of cell.masks(batch), got {type(masks).__name__}")
         if len(masks.layers) != 1 or masks.batch not in (None, batch) or masks.time not in (None, 1):
             raise ValueError(f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})")
+        if masks.word is not None or masks.out is not None:
+            raise ValueError("masks.word and masks.out must be None: a cell uses neither; use WordDropout and LockedDropout")
+        gates, layer = GATES[self.cell], masks.layers[0]
+        for name, mask, shape in (
+            ("x", layer.x, (1, gates, batch, self.input_size)),
+            ("h", layer.h, (1, gates, batch, self.hidden_size)),
+            ("c", layer.c, (1, batch, self.hidden_size)),
+        ):
+            if mask is None:
+                continue
+            if name == "c" and self.cell is Cell.gru:
+                raise ValueError("masks.c must be None: a GRU has no cell state")
+            if len(mask.shape) != len(shape) or any(have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
+                raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
         return masks
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
@@ -108,16 +120,16 @@ class RecurrentCell(nn.Module):
         batched = x.dim() == 2
         x_BD = x if batched else x[None]
         if x_BD.dim() != 2 or x_BD.shape[1] != self.input_size:
-            raise ValueError(f"x must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape)}")
+            raise ValueError(f"input must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape)}")
         if hx is None:
-            return x_BD, [x.new_zeros(len(x_BD), self.hidden_size, dtype=self.weight_ih.dtype)] * states, batched
+            return x_BD, [x.new_zeros(len(x_BD), self.hidden_size, dtype=weight_like(self, "weight_ih").dtype)] * states, batched
         parts = hx if isinstance(hx, tuple | list) else (hx,)
         if not batched:
-            parts = tuple(part[None] for part in parts)
+            parts = tuple(part[None] if isinstance(part, Tensor) else part for part in parts)
         shape = (len(x_BD), self.hidden_size)
-        if len(parts) != states or any(part.shape != shape for part in parts):
+        if len(parts) != states or any(not isinstance(part, Tensor) or part.shape != shape for part in parts):
             names = "(h, c), each" if states == 2 else "h,"
-            raise ValueError(f"the state must be {names} {list(shape)}, got {', '.join(str(list(part.shape)) for part in parts)}")
+            raise ValueError(f"the state must be {names} {list(shape)}, got {', '.join(map(shape_of, parts))}")
         return x_BD, parts, batched
 
     def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -151,8 +163,8 @@ class LSTMCell(RecurrentCell):
 
     cell = Cell.lstm
 
-    def forward(self, x: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> tuple[Tensor, Tensor]:
-        x_BD, (h_BH, c_BH), batched = self.prepare(x, hx, 2)
+    def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> tuple[Tensor, Tensor]:
+        x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD)).layers[0]
         if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
             # h enters the step by its products alone, so that torch's cell may have it masked; it has no rules for torch.func.
@@ -178,8 +190,8 @@ class GRUCell(RecurrentCell):
         super().__init__(*args, **options)
         self.reset_after = reset_after
 
-    def forward(self, x: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
-        x_BD, (h_BH,), batched = self.prepare(x, hx, 1)
+    def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
+        x_BD, (h_BH,), batched = self.prepare(input, hx, 1)
         mask = self.chosen_masks(masks, len(x_BD)).layers[0]
         if self.reset_after:
             a_r, a_z, a_n = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih).chunk(3, 1)
@@ -199,6 +211,8 @@ class GRUCell(RecurrentCell):
                 assert mask.h is not None
                 r, z = (a_rz + self.product(h_BH, mask.h[:, :2], w_rz, None)).sigmoid().chunk(2, 1)
                 n = torch.addmm(a_n, r * h_BH * mask.h[0, 2], w_n.T).tanh()
+        if n.dtype != h_BH.dtype:  # under autocast, which leaves the state as it is
+            n, z = n.to(h_BH.dtype), z.to(h_BH.dtype)
         h_BH = torch.lerp(n, h_BH, z)
         return h_BH if batched else h_BH[0]
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels.derivatives import in_transform
 from vdrop_cli.kernels.masks import BATCH_DIMS
-from vdrop_cli.policies import Cell, Dropout, Tie, WordMask
-from vdrop_cli.random_streams import Stream
+from vdrop_cli.policies import Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.random_streams import Stream, new_stream
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
 CANDIDATE = {4: 2, 3: 2}  # the gate without a sigmoid, by the number of gates: g of i f g o, n of r z n
@@ -41,6 +42,16 @@ class MaskShape:
     def state_size(self) -> int:
         """Of the hidden state h."""
         return self.projected_size or self.hidden_size
+
+
+def row_index(index: Index) -> Tensor:
+    """Whole numbers, one for each row; a ValueError otherwise."""
+    index = torch.as_tensor(index)
+    if index.numel() == 0:
+        index = index.long()
+    if index.dim() != 1 or index.dtype.is_floating_point or index.dtype == torch.bool:
+        raise ValueError(f"index must be a list of whole numbers, got {index.dtype} {list(index.shape)}")
+    return index.long()
 
 
 def select_rows(tensor: Tensor | None, dim: int, index: Tensor, batch: int | None) -> Tensor | None:
@@ -81,7 +92,7 @@ class WordMasks:
             if ids_TB.shape[1] != len(self.by_type_B):
                 raise ValueError(f"ids must be of {len(self.by_type_B)} sequences like the masks, got {ids_TB.shape[1]}")
             threshold = threshold_of(self.p, HASH_BITS)
-            hash_TB = (mix(self.by_type_B ^ mix(ids_TB)) >> 16) & (2**HASH_BITS - 1)
+            hash_TB = (mix(self.by_type_B ^ mix(ids_TB.long())) >> 16) & (2**HASH_BITS - 1)
             keep_TB = (hash_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
         return keep_TB.T if self.batch_first else keep_TB
 
@@ -94,7 +105,7 @@ class WordMasks:
 
     def rows(self, index: Index) -> "WordMasks":
         """Those of some sequences, in the order of `index`."""
-        index = torch.as_tensor(index)
+        index = row_index(index)
         return replace(
             self,
             by_type_B=select_rows(self.by_type_B, 0, index, self.batch),
@@ -139,8 +150,8 @@ class ModelMasks:
     time: int | None = None  # steps that the masks are for; None: any number, as of masks that are held over the sequence
 
     def __post_init__(self) -> None:
-        sizes = {mask.shape[dim] for layer in self.layers for mask, dim in zip(layer, BATCH_DIMS, strict=True) if mask is not None}
-        sizes |= set() if self.out is None else {self.out.shape[-2]}
+        sizes = {int(mask.shape[dim]) for layer in self.layers for mask, dim in zip(layer, BATCH_DIMS, strict=True) if mask is not None}
+        sizes |= set() if self.out is None else {int(self.out.shape[-2])}
         if self.word is not None:
             sizes.add(self.word.batch)
         sizes -= {1}
@@ -161,9 +172,7 @@ class ModelMasks:
 
     def rows(self, index: Index) -> "ModelMasks":
         """Those of some sequences, in the order of `index`, whole numbers below the batch size."""
-        index = torch.as_tensor(index)
-        if index.dim() != 1 or index.dtype.is_floating_point or index.dtype == torch.bool:
-            raise ValueError(f"index must be a list of whole numbers, got {index.dtype} {list(index.shape)}")
+        index = row_index(index)
         word = None if self.word is None else self.word.rows(index)
         batch = None if self.batch is None else len(index)
         return self.map(lambda mask, dim: select_rows(mask, dim, index, self.batch), word, batch)
@@ -229,6 +238,32 @@ def traceable_keep_mask(p: float, shape: tuple[int, ...], device: torch.device, 
     return keep.div(1 - threshold) if divided else keep
 
 
+def new_mask(p: float, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """From torch's global random state; ones where p is 0."""
+    if p == 0:
+        return torch.ones(shape, device=device, dtype=dtype)
+    if torch.compiler.is_compiling() or in_transform():
+        mask = traceable_keep_mask(p, shape, torch.device(device))
+    else:
+        mask = keep_mask(p, shape, new_stream().generator())
+    assert mask is not None
+    return mask.to(device, dtype)
+
+
+def new_masks(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: torch.dtype) -> ModelMasks:
+    """Those of layers, from torch's global random state, which stays as it is where nothing is dropped.
+
+    Raises ValueError under `torch.jit.trace`, where they would become constants.
+    """
+    if not dropout.drops:
+        return ModelMasks([Masks()] * (len(shape.input_sizes) * shape.directions))
+    if torch._C._get_tracing_state() is not None:
+        raise ValueError("masks must be given under torch.jit.trace, or the layer be in evaluation mode: drawn masks would be constants")
+    if torch.compiler.is_compiling() or in_transform():
+        return draw_traceable(dropout, shape, device, dtype)
+    return draw(dropout, shape, new_stream()).to(device, dtype)
+
+
 Keep = Callable[..., Tensor | None]  # of (p, shape, *, divided)
 
 
@@ -251,15 +286,19 @@ def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> li
 
     layers = len(shape.input_sizes)
     p_x, p_h, p_c = (dropout.of_layers(name, layers) for name in ("p_x", "p_h", "p_c"))
-    return [
-        Masks(
-            x=by_gate(p_x[layer], shape.input_sizes[layer]),
-            h=by_gate(p_h[layer], shape.state_size),
-            c=keep(p_c[layer], (time, shape.batch, shape.hidden_size), divided=False),
-        )
-        for layer in range(layers)
-        for _ in range(shape.directions)
-    ]
+    masks: list[Masks] = []
+    for layer in range(layers):
+        for direction in range(shape.directions):
+            # Ordinary dropout between layers is on the output of a layer, which both directions of the next one read.
+            shared = direction == 1 and dropout.policy is Policy.zaremba
+            masks.append(
+                Masks(
+                    x=masks[-1].x if shared else by_gate(p_x[layer], shape.input_sizes[layer]),
+                    h=by_gate(p_h[layer], shape.state_size),
+                    c=keep(p_c[layer], (time, shape.batch, shape.hidden_size), divided=False),
+                )
+            )
+    return masks
 
 
 def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.device | str = "cpu", outputs: int | None = None) -> ModelMasks:
@@ -282,6 +321,16 @@ def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.devic
 def steps_of(dropout: Dropout, shape: MaskShape) -> int | None:
     """The steps that masks are for; None where they are held over a sequence of any length."""
     return shape.time if dropout.new_every_step and dropout.drops else None
+
+
+def new_word_masks(p: float, word_mask: WordMask, time: int, batch: int, device: torch.device | str) -> WordMasks | None:
+    """From torch's global random state; None where p is 0."""
+    if p == 0 or not (torch.compiler.is_compiling() or in_transform()):
+        masks = draw_word_masks(p, word_mask, time, batch, new_stream().generator()) if p > 0 else None
+        return None if masks is None else masks.to(device)
+    if word_mask is WordMask.type:
+        return WordMasks(p, by_type_B=torch.randint(-(2**62), 2**62, (batch,), device=device))
+    return WordMasks(p, by_token_TB=traceable_keep_mask(p, (time, batch), torch.device(device)))
 
 
 def draw_word_masks(p: float, word_mask: object, time: int, batch: int, generator: torch.Generator) -> WordMasks | None:

@@ -4,6 +4,7 @@ T time  B batch  D input size  H hidden size  P size of the hidden state (H, or 
 """
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -11,19 +12,31 @@ from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from vdrop_cli import kernels
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, draw, draw_traceable, mean_masks
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks, Norms
 from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
-from vdrop_cli.random_streams import Stream
 
 __all__ = ["GRU", "LSTM", "Dropout", "Masks", "ModelMasks", "Policy", "Tie", "WordMask", "WordMasks"]
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
 State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
 STATES = {Cell.lstm: 2, Cell.gru: 1}
+
+
+def weight_like(module: nn.Module, name: str) -> Tensor:
+    """The parameter, or what is in its place: of its type and device, without computing a parametrized weight."""
+    if parametrize.is_parametrized(module, name):
+        return cast(Tensor, module.parametrizations[name].original)  # type: ignore[index, union-attr]
+    return cast(Tensor, getattr(module, name))
+
+
+def shape_of(part: object) -> str:
+    """For messages."""
+    return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
 class MaskSampling(nn.Dropout):
@@ -68,25 +81,27 @@ def chosen_dropout(dropout: Dropout | float | None, variational: float | None, r
     if isinstance(dropout, Dropout):
         return dropout
     if variational is not None:
-        return Dropout(Policy.variational, p_x=variational, p_h=variational, p_out=variational)
+        p = checked_probability("variational", variational)
+        return Dropout(Policy.variational, p_x=p, p_h=p, p_out=p)
     if recurrent_dropout is not None:
-        return Dropout(Policy.variational, p_h=recurrent_dropout)
+        return Dropout(Policy.variational, p_h=checked_probability("recurrent_dropout", recurrent_dropout))
     if not dropout:
         return NO_DROPOUT
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+    if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
         raise TypeError(f"dropout must be a Dropout or a probability, got {dropout!r}")
-    if layers == 1:
-        warnings.warn("dropout between layers has no effect with num_layers=1", stacklevel=4)
-    try:
-        return Dropout(Policy.zaremba, p_x=(0.0, *[float(dropout)] * (layers - 1)))
-    except ValueError:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}") from None
+    return Dropout(Policy.zaremba, p_x=(0.0, *[checked_probability("dropout", dropout)] * (layers - 1)))
+
+
+def checked_probability(name: str, p: object) -> float:
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {p!r}")
+    return float(p)
 
 
 def check_policy(dropout: object, cell: Cell, layers: int) -> None:
     """Refuses what a layer cannot do."""
     if not isinstance(dropout, Dropout):
-        raise TypeError(f"dropout must be a Dropout or a probability, got {dropout!r}")
+        raise TypeError(f'dropout must be a Dropout, as Dropout("variational", p_h=0.3), got {dropout!r}')
     if dropout.policy is Policy.moon and cell is not Cell.lstm:
         raise ValueError("policy must be another than moon for a GRU, which has no cell state")
     if dropout.p_word > 0:
@@ -154,6 +169,9 @@ class Recurrent(nn.Module):
         self.backend, self.compute_dtype = kernels.known(backend), compute_dtype
         self.sampling = MaskSampling(NO_DROPOUT)
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
+        if num_layers == 1 and dropout and not isinstance(dropout, Dropout):
+            level = 2 if type(self).__init__ is Recurrent.__init__ else 3
+            warnings.warn("dropout between layers has no effect with num_layers=1", stacklevel=level)
         for layer in range(num_layers):
             for suffix in self.suffixes(layer):
                 for name, shape in self.weight_shapes(layer).items():
@@ -169,6 +187,11 @@ class Recurrent(nn.Module):
     def dropout(self, dropout: Dropout) -> None:
         check_policy(dropout, self.cell, self.num_layers)
         self.sampling.dropout = dropout
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "dropout" and isinstance(value, nn.Module):  # which would be taken for a child, and change nothing
+            raise TypeError(f"dropout must be a Dropout, got the module {value}")
+        super().__setattr__(name, value)
 
     @property
     def directions(self) -> int:
@@ -226,6 +249,8 @@ class Recurrent(nn.Module):
         name = cls.torch_module.__name__
         if not isinstance(module, cls.torch_module):
             raise TypeError(f"module must be a torch.nn.{name}, got {type(module).__name__}")
+        if parametrize.is_parametrized(module):
+            raise ValueError("module must have plain weights: remove its parametrizations first (torch.nn.utils.parametrize)")
         given = (dropout, variational, recurrent_dropout)
         options: dict[str, Any] = {"backend": backend, "compute_dtype": compute_dtype, "recompute": recompute, **cls.torch_variant}
         options |= {"variational": variational, "recurrent_dropout": recurrent_dropout}
@@ -263,7 +288,16 @@ class Recurrent(nn.Module):
 
     def parameter_like(self) -> Tensor:
         """A weight, of the type and device of all."""
-        return cast(Tensor, self.weight_ih_l0)
+        return weight_like(self, "weight_ih_l0")
+
+    def flatten_parameters(self) -> None:
+        """Nothing, as the weights need no such order; it is here for scripts that call it of torch's modules."""
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, as torch's modules give them."""
+        places = [(layer, suffix) for layer in range(self.num_layers) for suffix in self.suffixes(layer)]
+        return [[getattr(self, name + suffix) for name in self.weight_shapes(layer)] for layer, suffix in places]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -281,18 +315,15 @@ class Recurrent(nn.Module):
         return tuple(like.new_zeros(self.num_layers * self.directions, batch, size) for size in sizes)
 
     def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
-        """New masks on the device (None: that of the weights), from torch's global random state.
+        """Masks on the device (None: that of the weights): new ones in training mode, their means in evaluation mode.
 
-        That state stays as it is where nothing is ever dropped.
+        For held masks in MC dropout draw them with `sampling.train()`, or inside `sampling.mc_dropout(model)`. New ones are from torch's
+        global random state, which stays as it is where nothing is ever dropped.
         """
+        if not self.sampling.training:
+            return self.mean_masks()
         like = self.parameter_like()
-        if not self.dropout.drops:
-            return ModelMasks([Masks()] * (self.num_layers * self.directions))
-        shape = self.mask_shape(time, batch)
-        if torch.compiler.is_compiling():
-            return draw_traceable(self.dropout, shape, torch.device(device or like.device), like.dtype)
-        seed = int(torch.randint(2**62, (), device="cpu"))
-        return draw(self.dropout, shape, Stream((seed,))).to(device or like.device, like.dtype)
+        return new_masks(self.dropout, self.mask_shape(time, batch), torch.device(device or like.device), like.dtype)
 
     def mean_masks(self) -> ModelMasks:
         """The means of all masks, used where none are drawn: the standard approximation."""
@@ -326,6 +357,8 @@ class Recurrent(nn.Module):
         if hx is None:
             return self.zero_state(batch)
         parts: State = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise TypeError(f"the state must be tensors, got {', '.join(map(shape_of, parts))}")
         if not batched:
             parts = tuple(part.unsqueeze(1) if part.dim() == 2 else part for part in parts)
         rows, sizes = self.num_layers * self.directions, (self.state_size, self.hidden_size)[: STATES[self.cell]]
@@ -338,7 +371,11 @@ class Recurrent(nn.Module):
             raise ValueError(f"the state must be {names}, got {', '.join(map(str, shapes))}")
         return parts
 
-    def check_masks(self, masks: ModelMasks, time: int, batch: int) -> None:
+    def check_masks(self, masks: ModelMasks, x_TBD: Tensor) -> None:
+        """Refuses masks that are not for this input; those of layers have their sizes checked by the kernels."""
+        if not isinstance(masks, ModelMasks):
+            raise TypeError(f"masks must be those of layer.masks(time, batch), got {type(masks).__name__}")
+        time, batch, _ = x_TBD.shape
         if len(masks.layers) != self.num_layers * self.directions:
             raise ValueError(f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}")
         if masks.batch not in (None, batch):
@@ -350,12 +387,16 @@ class Recurrent(nn.Module):
         if masks.out is not None:
             shape = (time, batch, self.directions * self.state_size)
             fits = masks.out.dim() == 3 and all(have in (1, want) for have, want in zip(masks.out.shape, shape, strict=True))
+            if masks.out.dtype != x_TBD.dtype or masks.out.device != x_TBD.device:
+                raise ValueError(
+                    f"masks.out must be {x_TBD.dtype} on {x_TBD.device} like the input, got {masks.out.dtype} on {masks.out.device}"
+                )
             if not fits:
                 raise ValueError(f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}")
 
     def forward(
         self,
-        x: Tensor | PackedSequence,
+        input: Tensor | PackedSequence,
         hx: Any = None,
         *,
         lengths: Tensor | list[int] | None = None,
@@ -364,17 +405,20 @@ class Recurrent(nn.Module):
     ) -> tuple[Any, ...]:
         """The output and the last state, as `torch.nn`'s modules give them.
 
-        `x` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence. With `lengths` [B] the
+        `input` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence. With `lengths` [B] the
         state is that after each sequence's last step, and the output is zero beyond it; lengths above T are T. Masks are of all
         sequences in the order that they came in, and those of backward layers are of places in the text.
 
         With `return_states` there is a third result: for each layer and direction, in torch's order, the states of all steps as the
         output has them, (h,) or, for an LSTM, (h, c), before the output mask.
         """
+        x = input
         if isinstance(x, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None with a PackedSequence, which has its own")
             padded_TBD, own_lengths = pad_packed_sequence(x)
+            if padded_TBD.dim() != 3 or padded_TBD.shape[2] != self.input_size:
+                raise ValueError(f"input must be packed rows of {self.input_size}, got {list(x.data.shape)}")
             lengths = own_lengths.to(padded_TBD.device)
             return self.run(padded_TBD, hx, lengths, masks, True, return_states).given(lambda part: pack_like(part, own_lengths, x))
         batched = x.dim() != 2
@@ -383,8 +427,8 @@ class Recurrent(nn.Module):
         x_TBD = x.unsqueeze(1) if not batched else x.transpose(0, 1) if self.batch_first and x.dim() == 3 else x
         if x_TBD.dim() != 3 or x_TBD.shape[2] != self.input_size:
             wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
-            raise ValueError(f"x must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got {list(x.shape)}")
-        results = self.run(x_TBD, hx, checked_lengths(lengths, x.device), masks, batched, return_states)
+            raise ValueError(f"input must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got {list(x.shape)}")
+        results = self.run(x_TBD, hx, checked_lengths(lengths, x_TBD), masks, batched, return_states)
         if not batched:
             last = tuple(part.squeeze(1) for part in results.last)
             return results._replace(last=last).given(lambda part: part.squeeze(1))
@@ -399,9 +443,9 @@ class Recurrent(nn.Module):
         if torch.is_autocast_enabled(x_TBD.device.type):
             x_TBD, states = x_TBD.to(like.dtype), tuple(part.to(like.dtype) for part in states)
         if masks is None:
-            masks = self.masks(time, batch, x_TBD.device) if self.sampling.training else self.mean_masks()
+            masks = self.masks(time, batch, x_TBD.device)
         else:
-            self.check_masks(masks, time, batch)
+            self.check_masks(masks, x_TBD)
         last: list[State] = []
         steps: list[State] = []
         for layer in range(self.num_layers):
@@ -448,9 +492,18 @@ class Results(NamedTuple):
         return found if self.steps is None else (*found, [tuple(map(like_input, state)) for state in self.steps])
 
 
-def checked_lengths(lengths: Tensor | list[int] | None, device: torch.device) -> Tensor | None:
-    """As a tensor on the device."""
-    return None if lengths is None else torch.as_tensor(lengths, device=device)
+def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor | None:
+    """As int64 on the device of the input; what is on a GPU, or compiled, is not looked at."""
+    if lengths is None:
+        return None
+    lengths = torch.as_tensor(lengths)
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
+    if lengths.shape != (x_TBD.shape[1],):
+        raise ValueError(f"lengths must be [{x_TBD.shape[1]}], got {list(lengths.shape)}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and bool((lengths < 0).any()):
+        raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
+    return lengths.to(x_TBD.device, torch.int64)
 
 
 def pack_like(y_TBP: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:

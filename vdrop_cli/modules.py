@@ -11,14 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vdrop_cli.dropout import WordMasks, draw_word_masks, keep_mask
+from vdrop_cli.cells import RecurrentCell
+from vdrop_cli.dropout import WordMasks, new_mask, new_word_masks
 from vdrop_cli.policies import WordMask, choice
-from vdrop_cli.random_streams import Stream
-
-
-def new_generator() -> torch.Generator:
-    """On the CPU, from torch's global random state."""
-    return Stream((int(torch.randint(2**62, (), device="cpu")),)).generator()
 
 
 def check_p(p: float) -> None:
@@ -38,11 +33,10 @@ class LockedDropout(nn.Dropout):
         self.batch_first = batch_first
 
     def masks(self, batch: int, size: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p)."""
+        """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p); ones in evaluation mode."""
         check_p(self.p)
         shape = (batch, 1, size) if self.batch_first else (1, batch, size)
-        mask = keep_mask(self.p, shape, new_generator()) if self.p > 0 else None
-        return torch.ones(shape, device=device, dtype=dtype) if mask is None else mask.to(device, dtype)
+        return new_mask(self.p if self.training else 0.0, shape, device, dtype)
 
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
         if x.dim() != 3:
@@ -52,8 +46,8 @@ class LockedDropout(nn.Dropout):
                 return x
             masks = self.masks(x.shape[0 if self.batch_first else 1], x.shape[2], x.device, x.dtype)
         wanted = (x.shape[0], 1, x.shape[2]) if self.batch_first else (1, *x.shape[1:])
-        if masks.shape != wanted:
-            raise ValueError(f"masks must be {list(wanted)}, got {list(masks.shape)}")
+        if masks.shape != wanted or masks.dtype != x.dtype:
+            raise ValueError(f"masks must be {x.dtype} {list(wanted)} like x, got {masks.dtype} {list(masks.shape)}")
         return x * masks
 
     def extra_repr(self) -> str:
@@ -74,10 +68,10 @@ class WordDropout(nn.Dropout):
         self.by, self.batch_first = choice(WordMask, "by", by), batch_first
 
     def masks(self, time: int, batch: int, device: torch.device | str = "cpu") -> WordMasks | None:
-        """New masks; None where p is 0. Those by type hold for any number of steps."""
+        """New masks; None where p is 0 and in evaluation mode. Those by type hold for any number of steps."""
         check_p(self.p)
-        masks = draw_word_masks(self.p, self.by, time, batch, new_generator()) if self.p > 0 else None
-        return None if masks is None else replace(masks.to(device), batch_first=self.batch_first)
+        masks = new_word_masks(self.p if self.training else 0.0, self.by, time, batch, device)
+        return None if masks is None else replace(masks, batch_first=self.batch_first)
 
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
         if x.dim() != 3 or x.shape[:2] != ids.shape:
@@ -101,9 +95,7 @@ class DroppedWeight(nn.Dropout):
         if not self.training or self.p == 0:
             return weight
         check_p(self.p)
-        mask = keep_mask(self.p, tuple(weight.shape), new_generator())
-        assert mask is not None
-        return weight * mask.to(weight.device, weight.dtype)
+        return weight * new_mask(self.p, tuple(weight.shape), weight.device, weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -112,10 +104,13 @@ class DroppedWeight(nn.Dropout):
 def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None) -> nn.Module:
     """Drops elements of the recurrent weights of `module` in training, the same at every step (Merity et al. 2018, AWD-LSTM).
 
-    `names` are the weights, by default all `weight_hh…` of the module itself: of `nn.LSTM`, `nn.GRU`, the layers and the cells here.
+    `names` are the weights, by default all `weight_hh…` of the module itself: of `nn.LSTM`, `nn.GRU` and the layers here. Cells are
+    refused: they compute their weights at every step, so that elements would be dropped anew at every step.
     The module is changed, by `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` undoes it.
     """
     check_p(p)
+    if isinstance(module, RecurrentCell | nn.RNNCellBase):
+        raise ValueError(f"module must not be a {type(module).__name__}: its weights would be dropped anew at every step; use a layer")
     own = [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name in own if name.startswith("weight_hh")] if names is None else names
     if not names:

@@ -19,3 +19,8 @@ class Stream:
         """A fresh generator on the CPU, so that every device sees the same numbers."""
         digest = hashlib.blake2b(repr(self.path).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def new_stream() -> Stream:
+    """A stream that torch's global random state decides on."""
+    return Stream((int(torch.randint(2**62, (), device="cpu")),))

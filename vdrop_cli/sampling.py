@@ -5,7 +5,7 @@ S passes
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def drops(module: nn.Module) -> bool:
 
 @contextmanager
 def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
-    """Turns on what drops in a model, and nothing else: batch norm stays as it is. Afterwards every flag is as before.
+    """Turns on what drops in a model, and nothing else: the mode of batch norm stays as it is. Afterwards every flag is as before.
 
     It finds `nn.Dropout` and its kin, the layers, cells and modules of this library, `nn.MultiheadAttention`, Transformer layers, and
     the dropout between layers of `nn.LSTM`. It cannot see calls of `torch.nn.functional.dropout`. Raises ValueError where nothing in
@@ -49,6 +49,18 @@ def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """For the time being; afterwards every flag is as before."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
 class Prediction(NamedTuple):
     """Of S passes, in the shape of the model's output."""
 
@@ -58,18 +70,27 @@ class Prediction(NamedTuple):
 
 
 @torch.no_grad()
-def predict_mc(model: Any, x: Tensor, samples: int, *, batch: int = 1, dim: int = 0, return_samples: bool = False) -> Prediction:
+def predict_mc(
+    model: nn.Module, x: Tensor, samples: int, *, batch: int = 1, dim: int | None = None, return_samples: bool = False
+) -> Prediction:
     """Mean and standard deviation of `samples` passes of MC dropout of `model(x)`, which must be one tensor.
 
-    `batch` passes are made at once, by repeating `x` along its dimension of sequences `dim` (which the output must have, too): faster,
-    and the same in distribution where masks are drawn for each sequence. Sums are in float64.
+    `batch` passes are made at once, by repeating `x` along its dimension of sequences `dim`, which the output must have, too: 0 where the
+    batch comes first, 1 where time does. This is faster, and the same in distribution where masks are drawn for each sequence; dropped
+    weights (`WeightDrop`) are not, and are refused. All that does not drop is in evaluation mode meanwhile. Sums are in float64; mean and
+    standard deviation are in the type of the output, or in float32 where that is of whole numbers.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
+    if batch > 1 and dim is None:
+        raise ValueError("dim must be given with batch > 1: the dimension of sequences, 0 where the batch comes first, 1 where time does")
+    if batch > 1 and any("parametrizations" in name and isinstance(module, nn.Dropout) for name, module in model.named_modules()):
+        raise ValueError("batch must be 1 for a model with dropped weights, which all passes of a batch would share")
+    dim = 0 if dim is None else dim
     size = x.shape[dim]
     total = squares = first = None
     kept = []
-    with mc_dropout(model):
+    with evaluation_mode(model), mc_dropout(model):
         for start in range(0, samples, batch):
             passes = min(batch, samples - start)
             y = model(torch.cat([x] * passes, dim))
@@ -86,5 +107,5 @@ def predict_mc(model: Any, x: Tensor, samples: int, *, batch: int = 1, dim: int 
                     kept.append(one)
     assert first is not None and total is not None and squares is not None
     variance = (squares - total.square() / samples).clamp(min=0) / max(1, samples - 1)
-    mean, std = ((first + total / samples).to(y.dtype), variance.sqrt().to(y.dtype))
-    return Prediction(mean, std, torch.stack(kept) if return_samples else None)
+    dtype = y.dtype if y.dtype.is_floating_point else torch.float32
+    return Prediction((first + total / samples).to(dtype), variance.sqrt().to(dtype), torch.stack(kept) if return_samples else None)

@@ -16,6 +16,7 @@ With `create_graph=True` the gradients of every back end are computed by `refere
 """
 
 import warnings
+from contextlib import nullcontext
 from functools import lru_cache
 from types import ModuleType
 
@@ -245,14 +246,15 @@ def lstm(
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
     if w_hr is not None or norms is not None:
+        lengths = None if lengths is None else lengths.long()
         tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
         if w_hr is None and norms is not None and (name := choose_with_norm(backend, x_TBD)) != "reference":
-            lengths = None if lengths is None else lengths.long()
             return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells, name)
         if w_hr is not None and known(backend) not in ("auto", "reference"):
             raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
         x_TBD = zero_padding(x_TBD, lengths)
-        return reference.lstm(x_TBD, *tensors[1:], masks, lengths, compute_dtype, w_hr, cells, norms)
+        with nullcontext() if w_hr is None else torch.autocast(x_TBD.device.type, enabled=False):
+            return reference.lstm(x_TBD, *tensors[1:], masks, lengths, compute_dtype, w_hr, cells, norms)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
@@ -289,9 +291,9 @@ def gru(
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
     if norms is not None:
+        lengths = None if lengths is None else lengths.long()
         tensors = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
         if (name := choose_with_norm(backend, x_TBD)) != "reference":
-            lengths = None if lengths is None else lengths.long()
             return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype, name)
         return reference.gru(zero_padding(x_TBD, lengths), *tensors[1:], masks, lengths, reset_after, compute_dtype, norms)
     name = choose_for_call(backend, x_TBD, compute_dtype)
