@@ -57,7 +57,7 @@ def main(steps: int = 600) -> dict[str, float]:
         none, dropout = trained(0.0, steps), trained(P, steps)
     near, far = (
         predict_mc(dropout, x_BD, samples=100, batch=10, dim=0),
-        predict_mc(dropout, FAR * x_BD, samples=100, batch=10),
+        predict_mc(dropout, FAR * x_BD, samples=100, batch=10, dim=0),
     )
     figures = {
         "floor": NOISE,
