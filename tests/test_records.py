@@ -1,14 +1,16 @@
 """Committed records: the same command still gives their losses. On the real corpus, and the kind of machine they were made on."""
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import pytest
 import torch
 
+from tests.processes import ROOT
 from vdrop_cli import environment, runs, tasks
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Protocol, TaskName, restore
@@ -129,6 +131,37 @@ def test_the_table_of_ratings_is_what_its_records_hold() -> None:
         assert table[name] == [str(best["epoch"]), *told], name
         names.add(name)
     assert names == {name for name in table if name.startswith(("clean ", "paper "))}, "a row without a record, or none"
+
+
+def mean_and_error(values: list[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
+
+
+def test_the_table_of_logits_by_one_product_is_what_its_records_hold() -> None:
+    """In README, beside the runs whose logits are exact."""
+    own = json.loads((RECORDS / "precision" / "one_product.json").read_text())["runs"]
+    authors, small = ([run for run in own if name in run["command"]] for name in ("authors_1250", "lstm_small"))
+    assert len(authors) == len(small) == 3
+    exact = runs.below(RECORDS / "authors_1250")
+    exact_small = runs.below(RECORDS / "precision" / "lstm_small-variational-bf16")
+    assert sorted(run.train.seed for run in exact) == sorted(run.train.seed for run in exact_small) == [1, 2, 3]
+    columns = [
+        ([run.epochs[0]["train_loss"] for run in exact], [run["epochs"][0]["train_loss"] for run in authors], 3),
+        (
+            *(
+                [epochs[0]["valid_ppl_as_published"] for epochs in arm]
+                for arm in ([r.epochs for r in exact], [r["epochs"] for r in authors])
+            ),
+            1,
+        ),
+        *(([run.result[name] for run in exact_small], [run["result"][name] for run in small], 2) for name in ("valid_ppl", "test_ppl")),
+    ]
+    table = re.findall(
+        r"^\| (?:`experiment=authors_1250`|the same|`model=lstm_small)[^|]*\| ([^|]+) \| ([^|]+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert table == [(mean_and_error(one, digits), mean_and_error(two, digits)) for one, two, digits in columns]
 
 
 def test_records_hold_what_they_are_to() -> None:
