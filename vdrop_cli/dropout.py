@@ -6,6 +6,7 @@ T time  B batch  D input size  H hidden size  G gates
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import overload
 
 import torch
@@ -22,7 +23,6 @@ CANDIDATE = {4: 2, 3: 2}  # the gate without a sigmoid, by the number of gates: 
 KEEP_BITS = 16  # a mask's elements are as many random bits, compared with the drop probability
 HASH_BITS = 24  # whether a word is dropped is one of 2^24 equally likely values, compared with the drop probability
 
-Sizes = tuple[int, ...]  # of a mask
 Index = Tensor | Sequence[int]
 
 
@@ -229,12 +229,14 @@ def keep_mask(p: float, shape: tuple[int, ...], generator: torch.Generator, *, d
     return (keep.mul_(1 / (1 - threshold / 2**KEEP_BITS)) if divided else keep).view(shape)
 
 
-def traceable_keep_mask(p: float, shape: tuple[int, ...], device: torch.device, *, divided: bool = True) -> Tensor | None:
+def traceable_keep_mask(
+    p: float, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32, *, divided: bool = True
+) -> Tensor | None:
     """The same in operations that `torch.compile` traces, from torch's global random state on the device."""
     if p == 0:
         return None
     threshold = threshold_of(p, KEEP_BITS) / 2**KEEP_BITS
-    keep: Tensor = (torch.rand(shape, device=device) >= threshold).to(torch.float32)
+    keep: Tensor = (torch.rand(shape, device=device) >= threshold).to(dtype)
     return keep.div(1 - threshold) if divided else keep
 
 
@@ -267,6 +269,16 @@ def new_masks(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: t
 Keep = Callable[..., Tensor | None]  # of (p, shape, *, divided)
 
 
+def by_gate(p: float, size: int, tie: object, shape: MaskShape, time: int, keep: Keep) -> Tensor | None:
+    """A mask [time, gates, B, size], or one for all gates."""
+    gates = 1 if tie is Tie.all else shape.gates if tie is Tie.none else 2
+    mask = keep(p, (time, gates, shape.batch, size))
+    if mask is None or tie is not Tie.gates:
+        return mask
+    candidate = CANDIDATE[shape.gates]
+    return torch.cat([mask[:, 1:] if gate == candidate else mask[:, :1] for gate in range(shape.gates)], 1)
+
+
 def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> list[Masks]:
     """The masks of all layers and directions.
 
@@ -274,16 +286,6 @@ def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> li
     come in anew at every step, and states and gradients would grow without bound (with p_c = 0.25 they are not numbers any more
     within an epoch of Penn Treebank).
     """
-    tie = dropout.tie
-    drawn_gates = {Tie.all: 1, Tie.none: shape.gates, Tie.gates: 2}[tie] if isinstance(tie, Tie) else 1
-
-    def by_gate(p: float, size: int) -> Tensor | None:
-        mask = keep(p, (time, drawn_gates, shape.batch, size))
-        if mask is None or tie is not Tie.gates:
-            return mask
-        candidate = CANDIDATE[shape.gates]
-        return torch.cat([mask[:, 1:] if gate == candidate else mask[:, :1] for gate in range(shape.gates)], 1)
-
     layers = len(shape.input_sizes)
     p_x, p_h, p_c = (dropout.of_layers(name, layers) for name in ("p_x", "p_h", "p_c"))
     masks: list[Masks] = []
@@ -293,8 +295,8 @@ def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> li
             shared = direction == 1 and dropout.policy is Policy.zaremba
             masks.append(
                 Masks(
-                    x=masks[-1].x if shared else by_gate(p_x[layer], shape.input_sizes[layer]),
-                    h=by_gate(p_h[layer], shape.state_size),
+                    x=masks[-1].x if shared else by_gate(p_x[layer], shape.input_sizes[layer], dropout.tie, shape, time, keep),
+                    h=by_gate(p_h[layer], shape.state_size, dropout.tie, shape, time, keep),
                     c=keep(p_c[layer], (time, shape.batch, shape.hidden_size), divided=False),
                 )
             )
@@ -308,10 +310,7 @@ def draw(dropout: Dropout, shape: MaskShape, stream: Stream, device: torch.devic
     """
     generator = stream.generator()
     time = shape.time if dropout.new_every_step else 1
-
-    def keep(p: float, sizes: tuple[int, ...], *, divided: bool = True) -> Tensor | None:
-        return keep_mask(p, sizes, generator, divided=divided)
-
+    keep = partial(keep_mask, generator=generator)
     layers = layer_masks(dropout, shape, time, keep)
     out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.directions * shape.state_size))
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
@@ -323,14 +322,16 @@ def steps_of(dropout: Dropout, shape: MaskShape) -> int | None:
     return shape.time if dropout.new_every_step and dropout.drops else None
 
 
-def new_word_masks(p: float, word_mask: WordMask, time: int, batch: int, device: torch.device | str) -> WordMasks | None:
+def new_word_masks(p: float, word_mask: WordMask, time: int, batch: int, device: torch.device | str, batch_first: bool) -> WordMasks | None:
     """From torch's global random state; None where p is 0."""
-    if p == 0 or not (torch.compiler.is_compiling() or in_transform()):
-        masks = draw_word_masks(p, word_mask, time, batch, new_stream().generator()) if p > 0 else None
-        return None if masks is None else masks.to(device)
+    if p == 0:
+        return None
+    if not (torch.compiler.is_compiling() or in_transform()):
+        masks = draw_word_masks(p, word_mask, time, batch, new_stream().generator())
+        return None if masks is None else replace(masks.to(device), batch_first=batch_first)
     if word_mask is WordMask.type:
-        return WordMasks(p, by_type_B=torch.randint(-(2**62), 2**62, (batch,), device=device))
-    return WordMasks(p, by_token_TB=traceable_keep_mask(p, (time, batch), torch.device(device)))
+        return WordMasks(p, torch.randint(-(2**62), 2**62, (batch,), device=device), None, batch_first)
+    return WordMasks(p, None, traceable_keep_mask(p, (time, batch), torch.device(device)), batch_first)
 
 
 def draw_word_masks(p: float, word_mask: object, time: int, batch: int, generator: torch.Generator) -> WordMasks | None:
@@ -344,11 +345,7 @@ def draw_word_masks(p: float, word_mask: object, time: int, batch: int, generato
 def draw_traceable(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: torch.dtype) -> ModelMasks:
     """As `draw`, without word masks, in operations that `torch.compile` traces, from torch's global random state."""
     time = shape.time if dropout.new_every_step else 1
-
-    def keep(p: float, sizes: Sizes, *, divided: bool = True) -> Tensor | None:
-        mask = traceable_keep_mask(p, sizes, device, divided=divided)
-        return mask if mask is None else mask.to(dtype)
-
+    keep = partial(traceable_keep_mask, device=device, dtype=dtype)
     out = keep(dropout.p_out, (time, shape.batch, shape.directions * shape.state_size))
     return ModelMasks(layer_masks(dropout, shape, time, keep), None, out, shape.batch, steps_of(dropout, shape))
 

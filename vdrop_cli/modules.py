@@ -5,8 +5,6 @@ Each is an `nn.Dropout` to whatever looks for those (`mc_dropout`, tools for unc
 T time  B batch  D size of a vector
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -70,8 +68,7 @@ class WordDropout(nn.Dropout):
     def masks(self, time: int, batch: int, device: torch.device | str = "cpu") -> WordMasks | None:
         """New masks; None where p is 0 and in evaluation mode. Those by type hold for any number of steps."""
         check_p(self.p)
-        masks = new_word_masks(self.p if self.training else 0.0, self.by, time, batch, device)
-        return None if masks is None else replace(masks, batch_first=self.batch_first)
+        return new_word_masks(self.p if self.training else 0.0, self.by, time, batch, device, self.batch_first)
 
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
         if x.dim() != 3 or x.shape[:2] != ids.shape:
