@@ -59,7 +59,7 @@ def trained(p_x: float, p_h: float, steps: int) -> Forecaster:
     return model.eval()
 
 
-def main(steps: int = 150) -> dict[str, float]:
+def main(steps: int = 110) -> dict[str, float]:
     """Errors of forecasts of new sequences; the floor is the noise."""
     x_TBD = sample(500, seed=2)
     models = {"none": trained(0.0, 0.0, steps), "variational": trained(P_X, P_H, steps)}
