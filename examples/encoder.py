@@ -1,5 +1,4 @@
-"""Waino/hnmt: an LSTM encoder for translation that reads forward, then backward over both words and forward
-states.
+"""Waino/hnmt: an LSTM encoder for translation, whose backward layer reads words and forward states.
 
 In hnmt the encoder's mask stays on at test time, and the decoder's masks are never built. Here `eval()`
 turns off all of them, and a cell in training refuses a step without masks. The backward layer is

@@ -15,8 +15,8 @@ from vdrop_cli.cells import GRUCell
 from vdrop_cli.layers import GRU, Dropout, ModelMasks
 
 KEYS, WORDS, STRETCHES, LENGTH, SIZE = 10, 20, 4, 4, 24
-CARELESS, P_X, P_H = 0.1, 0.3, 0.3
-STOP, JOINED = WORDS - 1, 3 * 2 * SIZE
+ERROR, P_X, P_H = 0.1, 0.3, 0.3
+STOP, STATES = WORDS - 1, 3 * 2 * SIZE
 
 
 def sample(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,8 +36,8 @@ def sample(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     passage_BSL[:, :, 0] = keys_BS
     question_BQ = draw(STOP, 3, low=KEYS).scatter(1, draw(3, 1), keys_BS.gather(1, asked_B1))
     right_B2 = LENGTH * asked_B1 + torch.cat([torch.zeros_like(asked_B1), stop_BS.gather(1, asked_B1)], 1)
-    careless_B1 = torch.rand(count, 1, generator=generator) < CARELESS
-    marked_B2 = torch.where(careless_B1, draw(STRETCHES * LENGTH, 2), right_B2)
+    error_B1 = torch.rand(count, 1, generator=generator) < ERROR
+    marked_B2 = torch.where(error_B1, draw(STRETCHES * LENGTH, 2), right_B2)
     return passage_BSL.flatten(1), question_BQ, marked_B2, right_B2
 
 
@@ -47,14 +47,11 @@ class Reader(nn.Module):
         dropout = Dropout("variational", p_x=p_x, p_h=p_h)
         self.embedding = nn.Embedding(WORDS, SIZE)
         self.encoder = GRU(SIZE, SIZE, 3, batch_first=True, bidirectional=True, dropout=dropout)
-        self.matching = GRU(3 * JOINED, SIZE, batch_first=True, bidirectional=True, dropout=dropout)
-        self.match, self.pool = nn.Linear(JOINED, JOINED), nn.Linear(JOINED, 1)
-        self.first, self.pointer = nn.Linear(JOINED, SIZE), GRUCell(2 * SIZE, SIZE, dropout=dropout)
-        self.keys, self.query, self.score = (
-            nn.Linear(2 * SIZE, SIZE),
-            nn.Linear(SIZE, SIZE),
-            nn.Linear(SIZE, 1),
-        )
+        self.matching = GRU(3 * STATES, SIZE, batch_first=True, bidirectional=True, dropout=dropout)
+        self.match, self.pool = nn.Linear(STATES, STATES), nn.Linear(STATES, 1)
+        self.first, self.pointer = nn.Linear(STATES, SIZE), GRUCell(2 * SIZE, SIZE, dropout=dropout)
+        self.keys, self.query = nn.Linear(2 * SIZE, SIZE), nn.Linear(SIZE, SIZE)
+        self.score = nn.Linear(SIZE, 1)
 
     def encode(self, ids_BT: Tensor, masks: ModelMasks | None) -> Tensor:
         """The states of all layers and directions, joined, [B, T, J]."""
@@ -66,14 +63,14 @@ class Reader(nn.Module):
         batch, time = passage_BT.shape
         masks = self.encoder.masks(time, batch) if self.encoder.sampling.training else None
         passage_BTJ, question_BQJ = self.encode(passage_BT, masks), self.encode(question_BQ, masks)
-        weight_BTQ = (self.match(passage_BTJ) @ question_BQJ.mT / JOINED**0.5).softmax(-1)
+        weight_BTQ = (self.match(passage_BTJ) @ question_BQJ.mT / STATES**0.5).softmax(-1)
         found_BTJ = weight_BTQ @ question_BQJ
         y_BTH, _ = self.matching(torch.cat([passage_BTJ, found_BTJ, passage_BTJ * found_BTJ], -1))
         h_BH = self.first((self.pool(question_BQJ).softmax(1) * question_BQJ).sum(1))
-        held, logits = self.pointer.masks(batch), []
+        pointer_masks, logits = self.pointer.masks(batch), []
         for _ in range(2):
             logits.append(self.score((self.keys(y_BTH) + self.query(h_BH)[:, None]).tanh()))
-            h_BH = self.pointer((logits[-1].softmax(1) * y_BTH).sum(1), h_BH, masks=held)
+            h_BH = self.pointer((logits[-1].softmax(1) * y_BTH).sum(1), h_BH, masks=pointer_masks)
         return torch.cat(logits, -1)
 
 
@@ -92,7 +89,7 @@ def trained(p_x: float, p_h: float, steps: int) -> Reader:
 
 @torch.no_grad()
 def main(steps: int = 90) -> dict[str, float]:
-    """The share of new answers that are not found to the word; the floor is that of careless marks."""
+    """The share of new answers that are not found to the word; the floor is that of wrong marks."""
     passage_BT, question_BQ, marked_B2, right_B2 = sample(500, seed=2)
     with torch.enable_grad():
         models = {"none": trained(0.0, 0.0, steps), "variational": trained(P_X, P_H, steps)}
