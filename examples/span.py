@@ -61,7 +61,7 @@ class Reader(nn.Module):
     def forward(self, passage_BT: Tensor, question_BQ: Tensor) -> Tensor:
         """Logits of start and end, [B, T, 2]."""
         batch, time = passage_BT.shape
-        masks = self.encoder.masks(time, batch) if self.encoder.sampling.training else None
+        masks = self.encoder.masks(time, batch)
         passage_BTJ, question_BQJ = self.encode(passage_BT, masks), self.encode(question_BQ, masks)
         weight_BTQ = (self.match(passage_BTJ) @ question_BQJ.mT / STATES**0.5).softmax(-1)
         found_BTJ = weight_BTQ @ question_BQJ

@@ -34,7 +34,7 @@ class Listener(nn.Module):
 
     def forward(self, x_TBD: Tensor, window: int = WINDOW) -> Tensor:
         """Log probabilities [T, B, V], window by window."""
-        masks = self.layers.masks(window, x_TBD.shape[1]) if self.layers.sampling.training else None
+        masks = self.layers.masks(window, x_TBD.shape[1])
         h_LBH, y_TBH = None, []
         for part_TBD in x_TBD.split(window):
             part_TBH, h_LBH = self.layers(part_TBD, h_LBH, masks=masks)

@@ -49,13 +49,13 @@ class Sentences(NamedTuple):
     states_TBJ: Tensor
     keys_TBH: Tensor
     padding_TB: Tensor
-    query_1BH: Tensor | None  # masks, in training mode
-    readout_1BH: Tensor | None
+    query_1BH: Tensor  # a mask, ones in evaluation mode
+    readout_1BH: Tensor
     cells: list[ModelMasks]
 
     def repeat(self, n: int) -> "Sentences":
         *tensors, cells = self
-        repeated = (None if part is None else part.repeat_interleave(n, 1) for part in tensors)
+        repeated = (part.repeat_interleave(n, 1) for part in tensors)
         return Sentences(*repeated, [masks.repeat(n) for masks in cells])
 
 
@@ -76,7 +76,7 @@ class Translator(nn.Module):
         """The sentences, with new masks in training mode, and the decoder's first state [B, H]."""
         states_TBJ, h_2BH = self.encoder(self.embedding(source_TB), lengths=lengths_B)
         padding_TB, batch = torch.arange(len(source_TB))[:, None] >= lengths_B, len(lengths_B)
-        locked = (d.masks(batch, SIZE) if d.training else None for d in (self.drop_query, self.drop_readout))
+        locked = (drop.masks(batch, SIZE) for drop in (self.drop_query, self.drop_readout))
         cells = [cell.masks(batch) for cell in self.cells]
         sentences = Sentences(states_TBJ, self.keys(self.drop_states(states_TBJ)), padding_TB, *locked, cells)
         return sentences, self.start(torch.cat([*h_2BH], -1)).tanh()

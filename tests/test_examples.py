@@ -186,4 +186,8 @@ def python_blocks() -> list[str]:
 @pytest.mark.parametrize("block", python_blocks())
 def test_an_example_in_python_runs(block: str) -> None:
     time, batch = 5, 3
-    exec(block, {"x": torch.randn(batch, time, 128), "time": time, "batch": batch, "lengths": torch.tensor([5, 2, 4])})
+    x, ids = torch.randn(batch, time, 128), torch.randint(9, (time, batch))
+    step = {"x_t": torch.randn(batch, 128), "h": torch.zeros(batch, 256)}
+    model = torch.nn.Sequential(torch.nn.Linear(128, 2), torch.nn.Dropout(0.5))
+    given = {"x": x, "time": time, "batch": batch, "lengths": torch.tensor([5, 2, 4]), "ids": ids, "model": model}
+    exec(block, {"torch": torch, "embedding": torch.nn.Embedding(9, 128), **step, **given})

@@ -33,8 +33,10 @@ def test_a_locked_mask_is_held_over_time_and_new_for_each_sequence(batch_first: 
     assert dropout(x) is x and isinstance(dropout, nn.Dropout)
     with pytest.raises(ValueError, match="masks must be"):
         dropout(x, masks[:, :, :2])
-    with pytest.raises(ValueError, match=r"x must be \[.*, got \[5, 4\]"):
-        dropout(x[0])
+    step = x[:, 2] if batch_first else x[2]
+    assert torch.equal(dropout(step, masks), step * masks[:, 0] if batch_first else step * masks[0]), "a step of a loop"
+    with pytest.raises(ValueError, match=r"x must be \[.*, or \[B, D\], got \[4\]"):
+        dropout(x[0, 0])
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -20,7 +20,7 @@ def check_p(p: float) -> None:
 
 
 class LockedDropout(nn.Dropout):
-    """One mask for all steps of a sequence, another for each sequence: on [T, B, D], or [B, T, D] with `batch_first`.
+    """One mask for all steps of a sequence, another for each sequence: on [T, B, D], or [B, T, D] with `batch_first`, or a step [B, D].
 
     In training mode every call draws a new mask unless it is given one (`masks`); a mask that is given is used in either mode.
     """
@@ -37,8 +37,11 @@ class LockedDropout(nn.Dropout):
         return new_mask(self.p if self.training else 0.0, shape, device, dtype)
 
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
+        if x.dim() == 2:  # one step of a loop
+            time_dim = 1 if self.batch_first else 0
+            return self(x.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
         if x.dim() != 3:
-            raise ValueError(f"x must be {'[B, T, D]' if self.batch_first else '[T, B, D]'}, got {list(x.shape)}")
+            raise ValueError(f"x must be {'[B, T, D]' if self.batch_first else '[T, B, D]'}, or [B, D], got {list(x.shape)}")
         if masks is None:
             if not self.training or self.p == 0:
                 return x
