@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
     def forward(
         self, ids_TB: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Log probabilities [T, B, V] of what comes next, and the state to go on with."""
+        """Log probabilities [T, B, V] of what comes next, and the state after the window."""
         y_TBH, state = self.layers(self.words(self.embedding(ids_TB), ids_TB), state)
         return self.head(y_TBH).log_softmax(-1), state
 

@@ -373,10 +373,12 @@ def test_tools_for_mc_dropout_find_the_switch() -> None:
         found[0].p = 0.1
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["native", "fused"])
-def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str) -> None:
+def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str, dynamic: bool) -> None:
+    """With sizes that the compiler knows, and that it does not."""
     layer, x = LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend), torch.randn(4, 3, 5)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     first, second = compiled(x)[0], compiled(x)[0]
     assert not torch.equal(first, second)
     first.sum().backward()

@@ -46,10 +46,10 @@ def test_words_are_dropped_by_type_or_by_token(by: str, batch_first: bool) -> No
     ids_TB = torch.tensor([0, 1, 2, 0, 3, 0, 1])[:, None].expand(-1, 300)
     ids = ids_TB.T if batch_first else ids_TB
     y = dropout(torch.ones(*ids.shape, 2), ids)
-    kept_TB = (y.transpose(0, 1) if batch_first else y)[..., 0]
+    factors_TB = (y.transpose(0, 1) if batch_first else y)[..., 0]
     assert torch.equal(y[..., 0], y[..., 1]), "whole words"
-    assert torch.equal(kept_TB[0], kept_TB[3]) == torch.equal(kept_TB[1], kept_TB[6]) == (by == "type")
-    assert (kept_TB[0] == 0).float().mean().item() == pytest.approx(0.4, abs=0.12)
+    assert torch.equal(factors_TB[0], factors_TB[3]) == torch.equal(factors_TB[1], factors_TB[6]) == (by == "type")
+    assert (factors_TB[0] == 0).float().mean().item() == pytest.approx(0.4, abs=0.12)
     assert sorted(y.unique().tolist()) == pytest.approx([0, 1 / 0.6], rel=1e-4)
     masks = dropout.masks(7, 300)
     assert masks is not None
@@ -108,13 +108,13 @@ def test_weights_are_dropped_once_a_pass(build: Any) -> None:
         y, _ = dropped(x)
         used = dropped.weight_hh_l0.detach()
     assert (used == 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
-    kept = used != 0
-    torch.testing.assert_close(used[kept], raw.detach()[kept] / 0.6, rtol=1e-4, atol=0)
+    present = used != 0
+    torch.testing.assert_close(used[present], raw.detach()[present] / 0.6, rtol=1e-4, atol=0)
     with torch.no_grad():
         plain.weight_hh_l0.copy_(used)
     torch.testing.assert_close(y, plain(x)[0])
     (gradient,) = torch.autograd.grad(y.square().sum(), raw)
-    assert torch.equal(gradient != 0, kept)
+    assert torch.equal(gradient != 0, present)
     assert not torch.equal(dropped(x)[0], dropped(x)[0]), "new ones every pass"
     with torch.no_grad():
         plain.weight_hh_l0.copy_(raw)

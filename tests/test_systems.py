@@ -78,7 +78,7 @@ def test_held_steps_are_the_whole_sequence() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_windows_of_a_stream_are_the_whole(training: bool) -> None:
-    """State and masks go on from window to window; the next song has masks of its own."""
+    """State and masks are carried from window to window; the next song has masks of its own."""
     model, x_TBD = example("streaming").Listener(0.5).train(training), torch.randn(12, 3, 8)
 
     def heard(window: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
 from vdrop_cli.kernels.derivatives import in_transform
+from vdrop_cli.kernels.masks import is_broadcastable
 from vdrop_cli.layers import MaskSampling, check_policy, describe, shape_of, weight_like
 from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout
 
@@ -111,7 +112,7 @@ class RecurrentCell(nn.Module):
                 continue
             if name == "c" and self.cell is Cell.gru:
                 raise ValueError("masks.c must be None: a GRU has no cell state")
-            if len(mask.shape) != len(shape) or any(have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
+            if not is_broadcastable(mask.shape, shape):
                 raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
         return masks
 

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks, Norms
+from vdrop_cli.kernels.masks import is_broadcastable
 from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
 
 __all__ = ["GRU", "LSTM", "Dropout", "Masks", "ModelMasks", "Policy", "Tie", "WordMask", "WordMasks"]
@@ -347,8 +348,8 @@ class Recurrent(nn.Module):
                 order = reversed_order(len(x_TBD), lengths)
                 x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
             begin = tuple(part[direction] for part in states)
-            of_steps, new = self.run_cell((layer, direction), x, begin, layer_masks, lengths, cells)
-            steps.append(tuple(reverse_time(part, order) for part in of_steps) if backward else of_steps)
+            new_steps, new = self.run_cell((layer, direction), x, begin, layer_masks, lengths, cells)
+            steps.append(tuple(reverse_time(part, order) for part in new_steps) if backward else new_steps)
             last.append(new)
         return steps, last
 
@@ -386,12 +387,11 @@ class Recurrent(nn.Module):
             raise ValueError("masks.word must be None: a layer knows no words; multiply the embedding by masks.word.keep(ids)")
         if masks.out is not None:
             shape = (time, batch, self.directions * self.state_size)
-            fits = masks.out.dim() == 3 and all(have in (1, want) for have, want in zip(masks.out.shape, shape, strict=True))
             if masks.out.dtype != x_TBD.dtype or masks.out.device != x_TBD.device:
                 raise ValueError(
                     f"masks.out must be {x_TBD.dtype} on {x_TBD.device} like the input, got {masks.out.dtype} on {masks.out.device}"
                 )
-            if not fits:
+            if not is_broadcastable(masks.out.shape, shape):
                 raise ValueError(f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}")
 
     def forward(
@@ -451,15 +451,15 @@ class Recurrent(nn.Module):
         for layer in range(self.num_layers):
             here = slice(layer * self.directions, (layer + 1) * self.directions)
             begin = tuple(part[here] for part in states)
-            of_steps, new = self.run_layer(layer, x_TBD, begin, masks.layers[here], lengths, return_states)
-            x_TBD = of_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in of_steps], -1)
+            new_steps, new = self.run_layer(layer, x_TBD, begin, masks.layers[here], lengths, return_states)
+            x_TBD = new_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in new_steps], -1)
             last += new
-            steps += of_steps
+            steps += new_steps
         y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
         return Results(y_TBP, tuple(torch.stack(part) for part in zip(*last, strict=True)), steps if return_states else None)
 
     def repr_arguments(self) -> Iterator[str]:
-        """Those that are not as by default, but for dropout, which the child module `sampling` shows."""
+        """The sizes, what is not as by default, and always `batch_first` and the dropout."""
         yield f"{self.input_size}, {self.hidden_size}"
         usual: dict[str, Any] = {
             "num_layers": 1,

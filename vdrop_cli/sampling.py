@@ -89,7 +89,7 @@ def predict_mc(
     dim = 0 if dim is None else dim
     size = x.shape[dim]
     total = squares = first = None
-    kept = []
+    collected = []
     with evaluation_mode(model), mc_dropout(model):
         for start in range(0, samples, batch):
             passes = min(batch, samples - start)
@@ -104,8 +104,8 @@ def predict_mc(
                 total = off if total is None else total + off
                 squares = off.square() if squares is None else squares + off.square()
                 if return_samples:
-                    kept.append(one)
+                    collected.append(one)
     assert first is not None and total is not None and squares is not None
     variance = (squares - total.square() / samples).clamp(min=0) / max(1, samples - 1)
     dtype = y.dtype if y.dtype.is_floating_point else torch.float32
-    return Prediction((first + total / samples).to(dtype), variance.sqrt().to(dtype), torch.stack(kept) if return_samples else None)
+    return Prediction((first + total / samples).to(dtype), variance.sqrt().to(dtype), torch.stack(collected) if return_samples else None)

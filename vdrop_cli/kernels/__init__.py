@@ -26,7 +26,7 @@ from torch import Tensor
 from vdrop_cli.kernels import fused, native, normed, reference
 from vdrop_cli.kernels.derivatives import unsupported_context
 from vdrop_cli.kernels.layout import zero_padding
-from vdrop_cli.kernels.masks import Masks, Norms
+from vdrop_cli.kernels.masks import Masks, Norms, is_broadcastable
 
 __all__ = ["BACKENDS", "Masks", "Norms", "choose", "gru", "linear_cross_entropy", "lstm"]
 
@@ -171,7 +171,7 @@ def check(
             continue
         if mask.requires_grad or mask.dtype != x_TBD.dtype:
             raise ValueError(f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data")
-        if mask.dim() != len(shape) or any(have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
+        if not is_broadcastable(mask.shape, shape):
             raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
         check_device(f"masks.{name}", mask, x_TBD)
     if lengths is not None:

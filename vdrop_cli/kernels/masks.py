@@ -3,6 +3,7 @@
 T time  B batch  D input size  H hidden size  G gates
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,6 +33,12 @@ class Norms(NamedTuple):
 
 
 BATCH_DIMS = (2, 2, 1)  # that of the batch in each mask of a layer
+
+
+def is_broadcastable(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a mask has the wanted size, or 1, in every dimension."""
+    # Not `have in (1, want)`, which torch.compile gets wrong where `want` is a size that it does not know.
+    return len(shape) == len(wanted) and all(have == 1 or have == want for have, want in zip(shape, wanted, strict=True))
 
 
 def at(mask: Tensor | None, t: int) -> Tensor | None:

@@ -88,7 +88,7 @@ def groups_of(mask: Tensor | None, gates: int) -> int:
     return gates if mask is not None and mask.shape[1] > 1 else 1
 
 
-def of_all_steps(x_TBX: Tensor, mask_TKBX: Tensor | None, dtype: torch.dtype) -> Tensor:
+def entered_inputs(x_TBX: Tensor, mask_TKBX: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What enters the products of each group at all steps, [K, N, X]."""
     x_TKBX = x_TBX[:, None] if mask_TKBX is None else x_TBX[:, None] * mask_TKBX
     return x_TKBX.transpose(0, 1).flatten(1, 2).to(dtype)
@@ -288,7 +288,7 @@ class NormedLSTM(torch.autograd.Function):
         layout, hidden = Layout.of(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
-        x_KND = of_all_steps(x_TBD, layout.mask_of_all(mask_x), compute_dtype)
+        x_KND = entered_inputs(x_TBD, layout.mask_of_all(mask_x), compute_dtype)
         norm_x = Normalised(gate_products(x_KND, w_GHD, h_BH), gain_ih, b_ih + b_hh)
         gates_NGH = norm_x.y_NX
         u_NGH, tanh_NH = torch.empty_like(gates_NGH), h_BH.new_empty(len(gates_NGH), hidden)
@@ -346,7 +346,7 @@ class NormedLSTM(torch.autograd.Function):
             dh = under_mask(input_gradients(du.to(dtype), u_GHH, groups, dh), None if masks_h is None else masks_h[t])
         dh, dc = layout.go_back(-1, dh, dh_end), layout.go_back(-1, dc, dc_end)
         dx_NGH, db = norm_gradient(da_NGH, tuple(saved_x), gain_ih), da_NGH.sum(0)
-        h_KNH = of_all_steps(layout.before(hs), layout.mask_of_all(mask_h), dtype)
+        h_KNH = entered_inputs(layout.before(hs), layout.mask_of_all(mask_h), dtype)
         dw_ih, dw_hh = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih), weight_gradient(du_NGH.to(dtype), h_KNH, w_hh)
         d_gains = [
             gain_gradient(da_NGH, tuple(saved_x), gain_ih),
@@ -399,7 +399,7 @@ class NormedGRU(torch.autograd.Function):
         two = 2 * hidden  # r and z
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
-        x_KND = of_all_steps(x_TBD, layout.mask_of_all(mask_x), compute_dtype)
+        x_KND = entered_inputs(x_TBD, layout.mask_of_all(mask_x), compute_dtype)
         products_NGH = gate_products(x_KND, w_GHD, h_BH)
         norm_rz = Normalised(products_NGH[:, :two].contiguous(), gain_ih[:two], b_ih[:two] + b_hh[:two])
         norm_n = Normalised(products_NGH[:, two:].contiguous(), gain_ih[two:], b_ih[two:])
@@ -469,7 +469,7 @@ class NormedGRU(torch.autograd.Function):
             dh = dh + under_mask(through_rz, None if masks_rz is None else masks_rz[t])
         dh = layout.go_back(-1, dh, dh_end)
         dx_NGH = torch.cat([norm_gradient(da_rz_N, saved_rz, gain_ih[:two]), norm_gradient(da_n_N, saved_n, gain_ih[two:])], 1)
-        h_KNH = of_all_steps(layout.before(hs), layout.mask_of_all(some_gates(mask_h, R_AND_Z)), dtype)
+        h_KNH = entered_inputs(layout.before(hs), layout.mask_of_all(some_gates(mask_h, R_AND_Z)), dtype)
         dw_ih = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih)
         dw_hh = torch.cat([weight_gradient(du_rz_N.to(dtype), h_KNH, w_hh), weight_gradient(du_n_N.to(dtype), entered_n[None], w_hh)])
         db_rz, d_gain_ih, d_gain_hh = (
