@@ -113,6 +113,11 @@ def test_what_a_cell_cannot_do_is_refused() -> None:
         LSTMCell(5, 7, dropout=Dropout("variational", p_out=0.3))
     with pytest.raises(ValueError, match="moon"):
         GRUCell(5, 7, dropout=Dropout("moon", p_c=0.3))
+    for name in ("variational", "recurrent_dropout"):
+        with pytest.raises(ValueError, match=rf"^{name} must be in \[0, 1\), got 1\.0$"):
+            LSTMCell(5, 7, **{name: 1.0})
+    with pytest.raises(ValueError, match="give one of dropout and variational"):
+        LSTMCell(5, 7, dropout=Dropout("moon", p_c=0.3), variational=0.3)
     with pytest.raises(TypeError, match=r"dropout must be a Dropout"):
         GRUCell(5, 7, dropout=0.3)
 
@@ -140,12 +145,10 @@ def test_masks_of_another_cell_are_refused() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(LSTMCell, nn.LSTMCell), (GRUCell, nn.GRUCell)])
 def test_cells_work_under_autocast(ours: Any, theirs: Any) -> None:
     cell, module, x = ours(5, 7, variational=0.3), theirs(5, 7), torch.randn(3, 5)
-    exact = parts(cell(input=x, masks=cell.masks(3)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.manual_seed(1)
         masks = cell.masks(3)
-        found, types = parts(cell(x, masks=masks)), [t.dtype for t in parts(module(x))]
-    assert [t.dtype for t in found][-1] == types[-1] and len(found) == len(exact)
+        found, types = parts(cell(input=x, masks=masks)), [t.dtype for t in parts(module(x))]
+    assert [t.dtype for t in found][-1] == types[-1]
     torch.testing.assert_close(found[0].float(), parts(cell(x, masks=masks))[0], rtol=0.05, atol=0.02)
 
 

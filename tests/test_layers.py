@@ -183,7 +183,7 @@ def test_rows_of_masks_belong_to_sequences(ours: Any) -> None:
     same(some, y[:, [2, 0]])
     with pytest.raises(TypeError, match=r"use masks\.rows"):
         masks[:2]
-    with pytest.raises(ValueError, match="masks must be of 3 sequences like x, got masks of 2"):
+    with pytest.raises(ValueError, match="masks must be of 3 sequences like the input, got masks of 2"):
         layer(x, masks=masks.rows([0, 1]))
     same(layer(x, masks=layer.mean_masks().repeat(3))[0], layer.eval()(x)[0])
 
@@ -270,10 +270,10 @@ def test_layer_norm_goes_with_masks_directions_and_lengths() -> None:
 
 def test_masks_that_do_not_fit_are_refused() -> None:
     x, naive = torch.randn(4, 3, 5), LSTM(5, 7, dropout=Dropout("naive", p_h=0.3))
-    with pytest.raises(ValueError, match="masks that are new at every step must be of 4 steps like x, got masks of 1"):
+    with pytest.raises(ValueError, match="masks that are new at every step must be of 4 steps like the input, got masks of 1"):
         naive(x, masks=naive.masks(1, 3))
     layer = LSTM(5, 7, dropout=Dropout("variational", p_out=0.3))
-    with pytest.raises(ValueError, match="masks must be of 1 sequences like x, got masks of 6"):
+    with pytest.raises(ValueError, match="masks must be of 1 sequences like the input, got masks of 6"):
         layer(x[:, :1], masks=layer.masks(4, 6))
     with pytest.raises(ValueError, match=r"masks\.out must be broadcastable to \[4, 3, 7\], got \[1, 3, 6\]"):
         layer(x, masks=ModelMasks([Masks()], None, torch.ones(1, 3, 6)))

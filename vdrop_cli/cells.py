@@ -6,6 +6,7 @@ second derivatives, `torch.func`, export and trace work.
 B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +15,9 @@ from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
 from vdrop_cli.kernels.derivatives import in_transform
-from vdrop_cli.kernels.masks import is_broadcastable
-from vdrop_cli.layers import MaskSampling, check_policy, describe, shape_of, weight_like
-from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout
+from vdrop_cli.kernels.masks import check_sizes
+from vdrop_cli.layers import MaskSampling, check_policy, chosen_dropout, describe, shape_of, weight_like
+from vdrop_cli.policies import Cell, Dropout
 
 
 class RecurrentCell(nn.Module):
@@ -52,15 +53,9 @@ class RecurrentCell(nn.Module):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        given = [value for value in (dropout, variational, recurrent_dropout) if value is not None]
-        if len(given) > 1:
-            raise ValueError("give one of dropout, variational and recurrent_dropout; dropout=Dropout(…) combines probabilities")
-        if variational is not None:
-            dropout = Dropout("variational", p_x=variational, p_h=variational)
-        elif recurrent_dropout is not None:
-            dropout = Dropout("variational", p_h=recurrent_dropout)
-        chosen = NO_DROPOUT if dropout is None else dropout
-        check_policy(chosen, self.cell, 1)
+        if dropout is not None:
+            check_policy(dropout, self.cell, 1)
+        chosen = chosen_dropout(dropout, variational, recurrent_dropout, 1, output=False)
         if chosen.p_out > 0:
             raise ValueError(f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use LockedDropout on the output")
         if chosen.new_every_step and chosen.drops:
@@ -78,9 +73,10 @@ class RecurrentCell(nn.Module):
         return self.sampling.dropout
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√H, as torch's."""
+        """Uniform in ±1/√H, as torch's, and with the same random numbers."""
+        limit = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+            nn.init.uniform_(parameter, -limit, limit)
 
     def masks(self, batch: int, device: torch.device | str | None = None) -> ModelMasks:
         """Masks of `batch` sequences: new ones in training mode, their means in evaluation mode. They hold for any number of steps."""
@@ -102,18 +98,9 @@ class RecurrentCell(nn.Module):
             raise ValueError(f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})")
         if masks.word is not None or masks.out is not None:
             raise ValueError("masks.word and masks.out must be None: a cell uses neither; use WordDropout and LockedDropout")
-        gates, layer = GATES[self.cell], masks.layers[0]
-        for name, mask, shape in (
-            ("x", layer.x, (1, gates, batch, self.input_size)),
-            ("h", layer.h, (1, gates, batch, self.hidden_size)),
-            ("c", layer.c, (1, batch, self.hidden_size)),
-        ):
-            if mask is None:
-                continue
-            if name == "c" and self.cell is Cell.gru:
-                raise ValueError("masks.c must be None: a GRU has no cell state")
-            if not is_broadcastable(mask.shape, shape):
-                raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
+        if masks.layers[0].c is not None and self.cell is Cell.gru:
+            raise ValueError("masks.c must be None: a GRU has no cell state")
+        check_sizes(masks.layers[0], 1, GATES[self.cell], batch, self.input_size, self.hidden_size, self.hidden_size)
         return masks
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:

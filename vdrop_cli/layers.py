@@ -19,7 +19,7 @@ from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks, Norms
 from vdrop_cli.kernels.masks import is_broadcastable
-from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask, checked_probability
 
 __all__ = ["GRU", "LSTM", "Dropout", "Masks", "ModelMasks", "Policy", "Tie", "WordMask", "WordMasks"]
 
@@ -69,8 +69,10 @@ def describe(dropout: Dropout) -> str:
     return f"{dropout.policy}({', '.join(changed)})" if changed else str(dropout.policy)
 
 
-def chosen_dropout(dropout: Dropout | float | None, variational: float | None, recurrent_dropout: float | None, layers: int) -> Dropout:
-    """The policy that the arguments of a layer stand for; a ValueError where more than one is given."""
+def chosen_dropout(
+    dropout: Dropout | float | None, variational: float | None, recurrent_dropout: float | None, layers: int, *, output: bool = True
+) -> Dropout:
+    """The policy that the arguments stand for; `output`: whether `variational` is on the output, too. A ValueError for more than one."""
     given = {
         "dropout": dropout or None,
         "variational": variational,
@@ -83,7 +85,7 @@ def chosen_dropout(dropout: Dropout | float | None, variational: float | None, r
         return dropout
     if variational is not None:
         p = checked_probability("variational", variational)
-        return Dropout(Policy.variational, p_x=p, p_h=p, p_out=p)
+        return Dropout(Policy.variational, p_x=p, p_h=p, p_out=p if output else 0.0)
     if recurrent_dropout is not None:
         return Dropout(Policy.variational, p_h=checked_probability("recurrent_dropout", recurrent_dropout))
     if not dropout:
@@ -91,12 +93,6 @@ def chosen_dropout(dropout: Dropout | float | None, variational: float | None, r
     if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
         raise TypeError(f"dropout must be a Dropout or a probability, got {dropout!r}")
     return Dropout(Policy.zaremba, p_x=(0.0, *[checked_probability("dropout", dropout)] * (layers - 1)))
-
-
-def checked_probability(name: str, p: object) -> float:
-    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {p!r}")
-    return float(p)
 
 
 def check_policy(dropout: object, cell: Cell, layers: int) -> None:
@@ -380,9 +376,9 @@ class Recurrent(nn.Module):
         if len(masks.layers) != self.num_layers * self.directions:
             raise ValueError(f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}")
         if masks.batch not in (None, batch):
-            raise ValueError(f"masks must be of {batch} sequences like x, got masks of {masks.batch}")
+            raise ValueError(f"masks must be of {batch} sequences like the input, got masks of {masks.batch}")
         if masks.time not in (None, time):
-            raise ValueError(f"masks that are new at every step must be of {time} steps like x, got masks of {masks.time}")
+            raise ValueError(f"masks that are new at every step must be of {time} steps like the input, got masks of {masks.time}")
         if masks.word is not None:
             raise ValueError("masks.word must be None: a layer knows no words; multiply the embedding by masks.word.keep(ids)")
         if masks.out is not None:

@@ -11,12 +11,7 @@ from torch.nn.utils import parametrize
 
 from vdrop_cli.cells import RecurrentCell
 from vdrop_cli.dropout import WordMasks, new_mask, new_word_masks
-from vdrop_cli.policies import WordMask, choice
-
-
-def check_p(p: float) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f"p must be in [0, 1), got {p}")
+from vdrop_cli.policies import WordMask, checked_probability, choice
 
 
 class LockedDropout(nn.Dropout):
@@ -26,13 +21,13 @@ class LockedDropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
-        check_p(p)
+        checked_probability("p", p)
         super().__init__(p)
         self.batch_first = batch_first
 
     def masks(self, batch: int, size: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p); ones in evaluation mode."""
-        check_p(self.p)
+        checked_probability("p", self.p)
         shape = (batch, 1, size) if self.batch_first else (1, batch, size)
         return new_mask(self.p if self.training else 0.0, shape, device, dtype)
 
@@ -64,13 +59,13 @@ class WordDropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5, by: str | WordMask = "type", batch_first: bool = False) -> None:
-        check_p(p)
+        checked_probability("p", p)
         super().__init__(p)
         self.by, self.batch_first = choice(WordMask, "by", by), batch_first
 
     def masks(self, time: int, batch: int, device: torch.device | str = "cpu") -> WordMasks | None:
         """New masks; None where p is 0 and in evaluation mode. Those by type hold for any number of steps."""
-        check_p(self.p)
+        checked_probability("p", self.p)
         return new_word_masks(self.p if self.training else 0.0, self.by, time, batch, device, self.batch_first)
 
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
@@ -94,7 +89,7 @@ class DroppedWeight(nn.Dropout):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return weight
-        check_p(self.p)
+        checked_probability("p", self.p)
         return weight * new_mask(self.p, tuple(weight.shape), weight.device, weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -108,7 +103,7 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
     refused: they compute their weights at every step, so that elements would be dropped anew at every step.
     The module is changed, by `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` undoes it.
     """
-    check_p(p)
+    checked_probability("p", p)
     if isinstance(module, RecurrentCell | nn.RNNCellBase):
         raise ValueError(f"module must not be a {type(module).__name__}: its weights would be dropped anew at every step; use a layer")
     own = [name for name, _ in module.named_parameters(recurse=False)]

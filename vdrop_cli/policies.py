@@ -64,6 +64,13 @@ def choice(kind: type[AnyChoice], name: str, value: object) -> AnyChoice:
     raise ValueError(f"{name} must be a {kind.__name__}: {', '.join(kind.__members__)}; got {value!r}")
 
 
+def checked_probability(name: str, p: object) -> float:
+    """`p`, if it is a probability of dropping; a ValueError that names it otherwise."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {p!r}")
+    return float(p)
+
+
 @dataclass(frozen=True)
 class Dropout:
     """A policy and its probabilities of dropping, each in [0, 1).
@@ -98,9 +105,7 @@ class Dropout:
                 given = tuple(given)
                 object.__setattr__(self, name, given)
             for p in given if isinstance(given, tuple) else (given,):
-                if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) < 1:
-                    raise ValueError(f"{name} must be in [0, 1), got {p!r}")
-                if float(p) > 0 and name not in ALLOWED[policy]:
+                if checked_probability(name, p) > 0 and name not in ALLOWED[policy]:
                     raise ValueError(f"{name} must be 0 with policy={policy}, which does not use it, got {p}")
         if word_mask is WordMask.token and self.p_word == 0:
             raise ValueError("word_mask must be type where p_word=0, there is nothing to mask, got token")

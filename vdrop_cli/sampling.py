@@ -25,6 +25,17 @@ def drops(module: nn.Module) -> bool:
 
 
 @contextmanager
+def restored_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in training or evaluation mode as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
     """Turns on what drops in a model, and nothing else: the mode of batch norm stays as it is. Afterwards every flag is as before.
 
@@ -33,32 +44,14 @@ def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
     the model drops.
     """
     modules = list(model.modules())
-    dropping = [module for module in modules if drops(module)]
-    if not dropping:
+    if not any(map(drops, modules)):
         raise ValueError(f"model must drop something: no module of the {type(model).__name__} has a dropout probability above 0")
-    flags = [(module, module.training) for module in modules]
-    try:
-        for module in dropping:
-            module.training = True
+    with restored_modes(model):
         for module in modules:
-            if isinstance(module, WITH_FAST_PATH) and any(drops(part) for part in module.modules()):
+            skips_dropout = isinstance(module, WITH_FAST_PATH) and any(drops(part) for part in module.modules())
+            if drops(module) or skips_dropout:
                 module.training = True
         yield model
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """For the time being; afterwards every flag is as before."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 class Prediction(NamedTuple):
@@ -90,7 +83,7 @@ def predict_mc(
     size = x.shape[dim]
     total = squares = first = None
     collected = []
-    with evaluation_mode(model), mc_dropout(model):
+    with restored_modes(model), mc_dropout(model.eval()):
         for start in range(0, samples, batch):
             passes = min(batch, samples - start)
             y = model(torch.cat([x] * passes, dim))

@@ -16,7 +16,6 @@ With `create_graph=True` the gradients of every back end are computed by `refere
 """
 
 import warnings
-from contextlib import nullcontext
 from functools import lru_cache
 from types import ModuleType
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from vdrop_cli.kernels import fused, native, normed, reference
 from vdrop_cli.kernels.derivatives import unsupported_context
 from vdrop_cli.kernels.layout import zero_padding
-from vdrop_cli.kernels.masks import Masks, Norms, is_broadcastable
+from vdrop_cli.kernels.masks import Masks, Norms, check_sizes
 
 __all__ = ["BACKENDS", "Masks", "Norms", "choose", "gru", "linear_cross_entropy", "lstm"]
 
@@ -162,18 +161,13 @@ def check(
         if tensor.dtype != x_TBD.dtype:
             raise ValueError(f"{name} must be {x_TBD.dtype} like x, got {tensor.dtype}")
         check_device(name, tensor, x_TBD)
-    for name, mask, shape in (
-        ("x", masks.x, (time, gates, batch, inputs)),
-        ("h", masks.h, (time, gates, batch, state)),
-        ("c", masks.c, (time, batch, hidden)),
-    ):
+    for name, mask in masks._asdict().items():
         if mask is None:
             continue
         if mask.requires_grad or mask.dtype != x_TBD.dtype:
             raise ValueError(f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data")
-        if not is_broadcastable(mask.shape, shape):
-            raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
         check_device(f"masks.{name}", mask, x_TBD)
+    check_sizes(masks, time, gates, batch, inputs, state, hidden)
     if lengths is not None:
         if lengths.shape != (batch,):
             raise ValueError(f"lengths must be [{batch}], got {list(lengths.shape)}")
@@ -203,19 +197,11 @@ def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, T
 
 
 def choose_with_norm(backend: str, x: Tensor) -> str:
-    """The back end of a cell with layer norm. `auto` on a GPU is `fused`."""
-    if known(backend) == "reference":
-        return backend
-    if where := unsupported_context():
-        raise ValueError(f'backend={backend} does not support {where}; use backend="reference"')
+    """The back end for one call of a cell with layer norm. `auto` on a GPU is `fused`; what torch.compile traces into, too."""
     if backend == "triton":
         raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
-    name = choose(backend, x.device) if backend == "native" or x.device.type == "cpu" else "fused"
-    native_type = native.supports(x.dtype, None)
-    if backend == "native" and not native_type:
-        raise ValueError(f"backend=native has no kernels for {x.dtype}; use float32, float64, or backend=fused")
-    # torch.compile traces into the loop, which then is one of torch's operations.
-    return "native" if name == "native" and native_type and not torch.compiler.is_compiling() else "fused"
+    name = choose_for_call("fused" if backend == "auto" and x.is_cuda else backend, x, None)
+    return "fused" if name == "native" and torch.compiler.is_compiling() else name
 
 
 def lstm(
@@ -245,16 +231,19 @@ def lstm(
     With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a sequence.
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
-    if w_hr is not None or norms is not None:
-        lengths = None if lengths is None else lengths.long()
-        tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
-        if w_hr is None and norms is not None and (name := choose_with_norm(backend, x_TBD)) != "reference":
-            return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells, name)
-        if w_hr is not None and known(backend) not in ("auto", "reference"):
+    if w_hr is not None:
+        if known(backend) not in ("auto", "reference"):
             raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
-        x_TBD = zero_padding(x_TBD, lengths)
-        with nullcontext() if w_hr is None else torch.autocast(x_TBD.device.type, enabled=False):
-            return reference.lstm(x_TBD, *tensors[1:], masks, lengths, compute_dtype, w_hr, cells, norms)
+        x_TBD, lengths = settled(x_TBD, lengths, "reference")
+        with torch.autocast(x_TBD.device.type, enabled=False):
+            return reference.lstm(x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr, cells, norms)
+    if norms is not None:
+        name = choose_with_norm(backend, x_TBD)
+        x_TBD, lengths = settled(x_TBD, lengths, name)
+        if name == "reference":
+            return reference.lstm(x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, None, cells, norms)
+        tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
+        return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells, name)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)
@@ -291,11 +280,12 @@ def gru(
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
     if norms is not None:
-        lengths = None if lengths is None else lengths.long()
+        name = choose_with_norm(backend, x_TBD)
+        x_TBD, lengths = settled(x_TBD, lengths, name)
+        if name == "reference":
+            return reference.gru(x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, norms)
         tensors = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
-        if (name := choose_with_norm(backend, x_TBD)) != "reference":
-            return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype, name)
-        return reference.gru(zero_padding(x_TBD, lengths), *tensors[1:], masks, lengths, reset_after, compute_dtype, norms)
+        return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype, name)
     name = choose_for_call(backend, x_TBD, compute_dtype)
     options = {"recompute": recompute} if name == "triton" else {}
     x_TBD, lengths = settled(x_TBD, lengths, name)

@@ -41,6 +41,17 @@ def is_broadcastable(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(shape) == len(wanted) and all(have == 1 or have == want for have, want in zip(shape, wanted, strict=True))
 
 
+def check_sizes(masks: Masks, time: int, gates: int, batch: int, inputs: int, state: int, hidden: int) -> None:
+    """Refuses masks that are not broadcastable to what they multiply, by name."""
+    for name, mask, shape in (
+        ("x", masks.x, (time, gates, batch, inputs)),
+        ("h", masks.h, (time, gates, batch, state)),
+        ("c", masks.c, (time, batch, hidden)),
+    ):
+        if mask is not None and not is_broadcastable(mask.shape, shape):
+            raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
+
+
 def at(mask: Tensor | None, t: int) -> Tensor | None:
     """The mask of step `t`."""
     return None if mask is None else mask[t if mask.shape[0] > 1 else 0]

@@ -27,7 +27,7 @@ class Normalised:
     """Layer norm of rows over their last dimension, with what its backward pass needs."""
 
     def __init__(self, rows_NX: Tensor, gain_X: Tensor, bias_X: Tensor | None = None) -> None:
-        self.rows_NX, self.gain_X = rows_NX, gain_X
+        self.rows_NX = rows_NX
         self.y_NX, self.mean_N, self.rstd_N = torch.native_layer_norm(rows_NX, gain_X.shape, gain_X, bias_X, EPS)
 
     @property
@@ -35,22 +35,23 @@ class Normalised:
         return self.rows_NX, self.mean_N, self.rstd_N
 
 
+def norm_gradients(dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
+    """Those of the rows, the gain and the bias, as far as they are needed."""
+    rows_NX, mean_N, rstd_N = saved
+    gradients: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward(
+        dy_NX, rows_NX, gain_X.shape, mean_N, rstd_N, gain_X, None, needed
+    )
+    return gradients
+
+
 def norm_gradient(dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor) -> Tensor:
     """That of the rows."""
-    rows_NX, mean_N, rstd_N = saved
-    gradient: Tensor = torch.ops.aten.native_layer_norm_backward(
-        dy_NX, rows_NX, gain_X.shape, mean_N, rstd_N, gain_X, None, [True, False, False]
-    )[0]
-    return gradient
+    return norm_gradients(dy_NX, saved, gain_X, [True, False, False])[0]
 
 
 def gain_gradient(dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor) -> Tensor:
     """That of the gain, summed over all rows."""
-    rows_NX, mean_N, rstd_N = saved
-    gradient: Tensor = torch.ops.aten.native_layer_norm_backward(
-        dy_NX, rows_NX, gain_X.shape, mean_N, rstd_N, gain_X, None, [False, True, False]
-    )[1]
-    return gradient
+    return norm_gradients(dy_NX, saved, gain_X, [False, True, False])[1]
 
 
 def masked_groups(x_BX: Tensor, mask_KBX: Tensor | None, dtype: torch.dtype) -> Tensor:
