@@ -161,7 +161,7 @@ def check(
         if tensor.dtype != x_TBD.dtype:
             raise ValueError(f"{name} must be {x_TBD.dtype} like x, got {tensor.dtype}")
         check_device(name, tensor, x_TBD)
-    for name, mask in masks._asdict().items():
+    for name, mask in zip(("x", "h", "c"), masks, strict=True):
         if mask is None:
             continue
         if mask.requires_grad or mask.dtype != x_TBD.dtype:
