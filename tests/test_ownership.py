@@ -229,22 +229,28 @@ def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_sa
     assert not list(folder.glob("eval-*")), "of all files the last is gone, too"
 
 
-def test_a_clearing_that_is_killed_leaves_no_finished_run(folder: Path) -> None:
-    """SIGKILL to a real process in the middle of it; with many events, so that there is a middle."""
-    for events in (1000, 2000, 4000, 8000, 16000):
-        for name in ("result.json", "log.jsonl", *(f"events.out.tfevents.{number}.here" for number in range(events))):
-            (folder / name).touch()
-        pid = os.fork()
-        if pid == 0:
+@pytest.mark.parametrize("removals", [1, 3, 6])
+def test_a_clearing_that_is_killed_leaves_no_finished_run(removals: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL to a real process, which comes after a removal: to its own, so that it never comes too early or too late."""
+    order = [path.name for path in removal_order(folder)]
+    unlink, removed = Path.unlink, list[Path]()
+
+    def unlink_and_die(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        removed.append(path)
+        if len(removed) == removals:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(Path, "unlink", unlink_and_die)
+        try:
             clear(folder)
+        finally:
             os._exit(0)
-        while (folder / "events.out.tfevents.0.here").exists():
-            pass
-        os.kill(pid, signal.SIGKILL)
-        if os.waitpid(pid, 0)[1] == signal.SIGKILL:
-            break
-    assert (folder / "log.jsonl").exists(), "it was killed in between"
-    assert not (folder / "result.json").exists() and not checkpoint.all_in(folder)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert [path.name for path in removal_order(folder)] == order[removals:], "exactly the first ones are removed"
+    assert not (folder / "result.json").exists()
 
 
 def test_a_run_that_is_evaluated_is_not_cleared_whoever_has_made_the_lock(folder: Path) -> None:
