@@ -157,3 +157,20 @@ def test_transforms_work() -> None:
     masks = cell.masks(1)
     per_sample = torch.func.vmap(lambda one: cell(one[None], masks=masks)[0][0])(x)
     torch.testing.assert_close(per_sample, cell(x, masks=masks.repeat(4))[0])
+
+
+@pytest.mark.parametrize("kind", [LSTMCell, GRUCell])
+def test_masks_that_fitted_one_step_are_still_refused_where_they_do_not_fit(kind: type[LSTMCell] | type[GRUCell]) -> None:
+    """They are checked at the first step of a sequence alone, and again where anything that they are for is different."""
+    cell, other = kind(3, 4, variational=0.3), kind(5, 4, variational=0.3)
+    masks, x_BD = cell.masks(2), torch.rand(2, 3)
+    for _ in range(2):
+        cell(x_BD, masks=masks)
+    with pytest.raises(ValueError, match="masks must be"):
+        cell(torch.rand(3, 3), masks=masks)
+    with pytest.raises(ValueError, match=r"masks\.x must be"):
+        other(torch.rand(2, 5), masks=masks)
+    cell(x_BD, masks=masks)
+    masks.layers[0] = Masks(x=torch.ones(1, 1, 2, 7))
+    with pytest.raises(ValueError, match=r"masks\.x must be"):
+        cell(x_BD, masks=masks)

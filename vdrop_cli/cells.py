@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
+from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.derivatives import in_transform
 from vdrop_cli.kernels.masks import check_sizes
 from vdrop_cli.layers import MaskSampling, check_policy, chosen_dropout, describe, shape_of, weight_like
@@ -86,14 +87,28 @@ class RecurrentCell(nn.Module):
         shape = MaskShape(1, batch, (self.input_size,), self.hidden_size, GATES[self.cell])
         return new_masks(self.dropout, shape, torch.device(device or like.device), like.dtype)
 
-    def chosen_masks(self, masks: ModelMasks | None, batch: int) -> ModelMasks:
-        """Those that are given, if they fit, or those of evaluation."""
+    def chosen_masks(self, masks: ModelMasks | None, batch: int) -> Masks:
+        """Those that are given, if they fit, or those of evaluation, as `step_masks` shapes them."""
         if masks is None:
             if self.sampling.training and self.dropout.drops:
                 raise ValueError("masks must be given in training mode: masks = cell.masks(batch) once for a sequence, then masks=masks")
-            return mean_masks(self.dropout, 1, weight_like(self, "weight_ih"))
+            return step_masks(mean_masks(self.dropout, 1, weight_like(self, "weight_ih")).layers[0])
         if not isinstance(masks, ModelMasks):
             raise TypeError(f"masks must be those of cell.masks(batch), got {type(masks).__name__}")
+        if torch.compiler.is_compiling():  # which keeps what it has checked as guards
+            self.check_masks(masks, batch)
+            return step_masks(masks.layers[0])
+        # The masks are the same at every step: they are checked and brought into shape at the first, and remember it.
+        sizes = (self.cell, batch, self.input_size, self.hidden_size)
+        known = masks.checked_masks
+        if known is None or known[0] is not masks.layers[0] or known[1] != sizes:
+            self.check_masks(masks, batch)
+            known = (masks.layers[0], sizes, step_masks(masks.layers[0]))
+            object.__setattr__(masks, "checked_masks", known)
+        return known[2]
+
+    def check_masks(self, masks: ModelMasks, batch: int) -> None:
+        """Raises ValueError where they are not for steps of this cell with so many sequences."""
         if len(masks.layers) != 1 or masks.batch not in (None, batch) or masks.time not in (None, 1):
             raise ValueError(f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})")
         if masks.word is not None or masks.out is not None:
@@ -101,7 +116,6 @@ class RecurrentCell(nn.Module):
         if masks.layers[0].c is not None and self.cell is Cell.gru:
             raise ValueError("masks.c must be None: a GRU has no cell state")
         check_sizes(masks.layers[0], 1, GATES[self.cell], batch, self.input_size, self.hidden_size, self.hidden_size)
-        return masks
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
         """Input and states with a batch, and whether they came with one."""
@@ -121,12 +135,11 @@ class RecurrentCell(nn.Module):
         return x_BD, parts, batched
 
     def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """`W (m ∘ value) + b` of all gates, [B, G·H]; the mask is [1, 1 or G, B, D]."""
-        if mask is None:
-            return F.linear(value, weight, bias)
-        if mask.shape[1] == 1:
-            return F.linear(value * mask[0, 0], weight, bias)
-        masked_GBD = value * mask[0]
+        """`W (m ∘ value) + b` of all gates, [B, G·H]."""
+        if is_tied(mask):
+            return F.linear(under(value, mask), weight, bias)
+        assert mask is not None
+        masked_GBD = value * mask
         products_GBH = torch.bmm(masked_GBD, weight.view(len(masked_GBD), -1, weight.shape[1]).mT)
         joined = products_GBH.transpose(0, 1).flatten(1)
         return joined if bias is None else joined + bias
@@ -136,14 +149,23 @@ class RecurrentCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}{bias}, dropout={describe(self.dropout)}"
 
 
+def step_masks(masks: Masks) -> Masks:
+    """Without the dimension of time, which is 1.
+
+    Those of x and h are [1 or B, size] where all gates share a mask, and [G, 1 or B, size] otherwise.
+    """
+    x, h = (None if mask is None else mask[0, 0] if mask.shape[1] == 1 else mask[0] for mask in (masks.x, masks.h))
+    return Masks(x, h, None if masks.c is None else masks.c[0])
+
+
 def is_tied(mask: Tensor | None) -> bool:
-    """Whether all gates have the same mask, or none."""
-    return mask is None or mask.shape[1] == 1
+    """Whether all gates have the same mask of a step, or none."""
+    return mask is None or mask.dim() == 2
 
 
 def under(value: Tensor, mask: Tensor | None) -> Tensor:
     """`m ∘ value` with a mask that all gates have."""
-    return value if mask is None else value * mask[0, 0]
+    return value if mask is None else value * mask
 
 
 class LSTMCell(RecurrentCell):
@@ -153,7 +175,7 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> tuple[Tensor, Tensor]:
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
-        mask = self.chosen_masks(masks, len(x_BD)).layers[0]
+        mask = self.chosen_masks(masks, len(x_BD))
         if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
             # h enters the step by its products alone, so that torch's cell may have it masked; it has no rules for torch.func.
             h_BH, c_BH = torch.lstm_cell(
@@ -164,7 +186,7 @@ class LSTMCell(RecurrentCell):
             i, f, g, o = a.chunk(4, 1)
             c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
             if mask.c is not None:
-                c_BH = c_BH * mask.c[0]
+                c_BH = c_BH * mask.c
             h_BH = o.sigmoid() * c_BH.tanh()
         return (h_BH, c_BH) if batched else (h_BH[0], c_BH[0])
 
@@ -180,7 +202,7 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
         x_BD, (h_BH,), batched = self.prepare(input, hx, 1)
-        mask = self.chosen_masks(masks, len(x_BD)).layers[0]
+        mask = self.chosen_masks(masks, len(x_BD))
         if self.reset_after:
             a_r, a_z, a_n = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih).chunk(3, 1)
             u_r, u_z, u_n = self.product(h_BH, mask.h, self.weight_hh, self.bias_hh).chunk(3, 1)
@@ -188,17 +210,18 @@ class GRUCell(RecurrentCell):
             n = torch.addcmul(a_n, r, u_n).tanh()
         else:
             bias = self.bias_ih if self.bias_hh is None or self.bias_ih is None else self.bias_ih + self.bias_hh
-            sizes = (2 * self.hidden_size, self.hidden_size)
+            size = self.hidden_size
+            sizes = (2 * size, size)
             a_rz, a_n = self.product(x_BD, mask.x, self.weight_ih, bias).split_with_sizes(sizes, 1)
             w_rz, w_n = self.weight_hh.split_with_sizes(sizes)
             if is_tied(mask.h):
                 masked_h = under(h_BH, mask.h)
-                r, z = torch.addmm(a_rz, masked_h, w_rz.T).sigmoid().chunk(2, 1)
+                r, z = torch.addmm(a_rz, masked_h, w_rz.T).sigmoid().split_with_sizes((size, size), 1)
                 n = torch.addmm(a_n, r * masked_h, w_n.T).tanh()
             else:
                 assert mask.h is not None
-                r, z = (a_rz + self.product(h_BH, mask.h[:, :2], w_rz, None)).sigmoid().chunk(2, 1)
-                n = torch.addmm(a_n, r * h_BH * mask.h[0, 2], w_n.T).tanh()
+                r, z = (a_rz + self.product(h_BH, mask.h[:2], w_rz, None)).sigmoid().chunk(2, 1)
+                n = torch.addmm(a_n, r * h_BH * mask.h[2], w_n.T).tanh()
         if n.dtype != h_BH.dtype:  # under autocast, which leaves the state as it is
             n, z = n.to(h_BH.dtype), z.to(h_BH.dtype)
         h_BH = torch.lerp(n, h_BH, z)

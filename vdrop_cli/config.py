@@ -453,7 +453,9 @@ class BenchPart(Choice):
     layer = "layer"  # forward and backward of one layer
     mc = "mc"  # MC evaluation; only cells with dropout. On a GPU latency bounds it, and not the products' rate
     checkpoint = "checkpoint"  # writing one, to the disk of `outputs`; only variational
-    ratings = "ratings"  # a whole training step of the model of ratings, which has the size `sentiment` and no other part
+    ratings = "ratings"  # a whole training step of the model of ratings, of the size `sentiment`
+    directions = "directions"  # forward and backward of a layer of one direction and of a bidirectional one, LSTM and GRU
+    cell_step = "cell_step"  # one step of a cell at batch 1, forward, without gradients, in fp32; `sentiment` has 128 units
 
 
 class BenchCell(Choice):
@@ -467,6 +469,10 @@ class BenchCell(Choice):
     torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
     cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with masks on inputs and recurrence as those of variational
     keras = "keras"  # its LSTM with dropout and recurrent_dropout, in fp32; where it is installed
+    bidirectional = "bidirectional"  # a variational LSTM of two directions; only in `directions`
+    gru = "gru"  # a variational GRU; only in `directions` and `cell_step`
+    bidirectional_gru = "bidirectional_gru"  # the same of two directions; only in `directions`
+    torch_gru = "torch_gru"  # torch.nn.GRUCell; only in `cell_step`
 
 
 @dataclass

@@ -5,7 +5,7 @@ T time  B batch  D input size  H hidden size  G gates
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import overload
 
@@ -148,6 +148,8 @@ class ModelMasks:
     out: Tensor | None = None  # broadcastable to [T, B, H]
     batch: int | None = None  # sequences; None: any number, as of masks that are the same for all
     time: int | None = None  # steps that the masks are for; None: any number, as of masks that are held over the sequence
+    # What a cell has checked, for which sizes, and how it multiplies with it: once for a sequence.
+    checked_masks: tuple[Masks, tuple[object, ...], Masks] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         sizes = {int(mask.shape[dim]) for layer in self.layers for mask, dim in zip(layer, BATCH_DIMS, strict=True) if mask is not None}

@@ -18,6 +18,7 @@ from tests.test_output import broken
 from vdrop_cli import environment, output
 from vdrop_cli.commands.bench import (
     MC_WORDS,
+    OTHER_CELLS,
     Case,
     Measured,
     Rates,
@@ -135,7 +136,8 @@ def test_which_cases_there_are() -> None:
             for cell in ("none", "variational", "torch_lstm")
             for p in ("fp32", "bf16")
         ),
-        *(f"small {part} variational {p}" for part in ("mc", "checkpoint") for p in ("fp32", "bf16")),
+        *(f"small {part} variational {p}" for part in ("mc", "checkpoint", "directions") for p in ("fp32", "bf16")),
+        *(f"small cell_step {cell} fp32" for cell in ("variational", "torch_lstm")),
         *(f"small step products {p}" for p in ("fp32", "bf16")),
         "small step keras fp32",
     }
@@ -143,8 +145,47 @@ def test_which_cases_there_are() -> None:
     assert not Case(Size.small, BenchPart.mc, BenchCell.none, Precision.fp32).exists
 
 
+def test_directions_are_compared_for_both_cells_and_a_step_with_torchs() -> None:
+    groups = cases(settings("sizes=[sentiment,small]", "parts=[directions,cell_step]", "precisions=[fp32]", command="bench"))
+    assert [[str(case.cell) for case in group] for group in groups] == [
+        ["variational", "torch_lstm", "gru", "torch_gru"],
+        ["variational", "bidirectional", "gru", "bidirectional_gru"],
+        ["variational", "torch_lstm", "gru", "torch_gru"],
+    ]
+
+
+def test_layers_of_two_directions_are_told_beside_those_of_one_and_steps_in_microseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    directions = [made_up(cell, [s], part="directions") for cell, s in (("gru", 0.2), ("bidirectional_gru", 0.5), ("bidirectional", 1.0))]
+    tell([*directions, made_up("gru", [6.15e-5], part="cell_step", size="sentiment")], RATES, torch.device("cpu"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[2:5]] == ["gru", "bidirectional_gru", "bidirectional"], "and no row of a step"
+    assert lines[5:] == [
+        "medium fp32: bidirectional_gru takes 2.50 times as long as gru",
+        "sentiment: one step of a cell, gru, takes 61.5 µs",
+    ]
+
+
+@pytest.mark.usefixtures("composing")
+def test_the_products_of_layers_go_by_gates_and_directions() -> None:
+    """2 · 4 · 650² parameters of an LSTM, 3 for 4 in a GRU, twice as many in two directions; a step of a cell reads one word."""
+    found = {}
+    for part in (BenchPart.directions, BenchPart.cell_step):
+        for cell in OTHER_CELLS[part]:
+            m = measured(Case(Size.medium, part, cell, Precision.fp32), Bench(device="cpu"), [1.0], 1.0)
+            found[part.name, cell.name] = (m.words, m.recurrent / 650**2, m.head)
+    assert {cell: rest for (part, cell), rest in found.items() if part == "directions"} == {
+        "variational": (700, 8, 0),
+        "bidirectional": (700, 16, 0),
+        "gru": (700, 6, 0),
+        "bidirectional_gru": (700, 12, 0),
+    }
+    assert {rest for (part, _), rest in found.items() if part == "cell_step"} == {(1, 8, 0), (1, 6, 0)}
+    assert limit_of(made_up("gru", [1.0], part="cell_step", words=1, head=0), RATES) == pytest.approx(2 * 6_760_000 / 200e9)
+
+
 def test_the_model_of_ratings_has_a_part_of_its_own() -> None:
     groups = cases(settings("sizes=[small,sentiment]", "cells=[none,products,torch_lstm]", "precisions=[fp32]", command="bench"))
+    groups = [group for group in groups if group[0].part is not BenchPart.cell_step]
     told = [str(case) for group in groups for case in group]
     assert [case for case in told if "ratings" in case or "sentiment" in case] == [
         *("sentiment ratings none fp32", "sentiment ratings products fp32", "sentiment ratings torch_lstm fp32"),
@@ -207,10 +248,11 @@ def test_a_short_run(size: str, vdrop: Vdrop, tmp_path: Path) -> None:
     assert sorted(path.suffix for path in (tmp_path / "o" / "bench").iterdir()) == [".json"], "the checkpoints are gone"
     ratings_words = sum(random_ratings(settings("task=sentiment", "device=cpu"))[1].tolist())
     of_small = {"step": (400, 640_000, 2_000_000), "layer": (400, 320_000, 0), "mc": (4480, 640_000, 2_000_000), "checkpoint": (0, 0, 0)}
+    of_small["directions"] = (400, 320_000, 0)
     expected = of_small if size == "small" else {"ratings": (ratings_words, 131_072, 0)}
     assert {m["part"]: (m["words"], m["recurrent"], m["head"]) for m in told["measured"]} == expected
     compared = {(part, cell) for part in {"step", "layer", "ratings"} & expected.keys() for cell in cells}
-    alone = {(part, "variational") for part in {"mc", "checkpoint"} & expected.keys()}
+    alone = {(part, "variational") for part in {"mc", "checkpoint", "directions"} & expected.keys()}
     assert {(m["part"], m["cell"]) for m in told["measured"]} == compared | alone
     for m in told["measured"]:
         known = Measured(**{f.name: m[f.name] for f in fields(Measured)})
@@ -240,3 +282,13 @@ def test_a_result_that_cannot_be_written_is_shown_and_where_that_is_lost_too_it_
     output.prepare()
     with pytest.raises(ConfigError, match=r"/bench cannot be written \(File exists\)$"):
         write(asked, [made_up("variational", [1.0])], RATES)
+
+
+def test_a_short_run_of_steps_of_cells(vdrop: Vdrop, tmp_path: Path) -> None:
+    ran = vdrop(
+        "bench", "sizes=[sentiment]", "parts=[cell_step]", "cells=[gru,torch_gru]", "precisions=[fp32]", "starts=1", "turns=1", "outputs=o"
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(next((tmp_path / "o" / "bench").glob("*.json")).read_text())
+    assert {(m["cell"], m["words"], m["recurrent"]) for m in told["measured"]} == {(cell, 1, 6 * 128**2) for cell in ("gru", "torch_gru")}
+    assert ran.stdout.count("sentiment: one step of a cell, ") == 2

@@ -24,12 +24,14 @@ import torch
 from hydra import compose
 
 from vdrop_cli import environment, evaluate, files, kernels, output, prefetch, rivals
+from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, RunError, Size, Train, parse, plain
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.kernels import native
 from vdrop_cli.kernels.products import Weights
+from vdrop_cli.layers import GRU, LSTM
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.schedule import Optimiser
@@ -41,6 +43,8 @@ SECONDS_A_TURN = 0.4
 UNTIMED_SECONDS = 0.4  # of steps before each turn, until clock and caches are as in a training: others had the processor before
 MC_WORDS = {"cpu": 70, "cuda": 700}  # of the text that the passes of MC evaluation read: on a GPU long enough for graphs to be replayed
 LATENCY = "mc: of limit says little here: latency bounds it, as each word waits for the one before it and the products are small"
+FORWARD_ONLY = (BenchPart.mc.name, BenchPart.cell_step.name)
+LINES = (BenchPart.checkpoint.name, BenchPart.cell_step.name)  # parts that a line tells better than a row of the table
 WARM_UP = 3  # steps, and as many more as take so long:
 WARM_UP_SECONDS = 2.0
 
@@ -66,8 +70,17 @@ def limit(recurrent: int, head: int, products: int, words: int, precision: Preci
     return forward_logits / rates.fp32 + (2 * products * (recurrent + head) * words - forward_logits) / low
 
 
-RIVALS = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras)
-NO_POLICY = (BenchCell.products, *RIVALS)  # measured with the sizes and probabilities of the tied row
+RIVALS = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras, BenchCell.torch_gru)
+OTHER_CELLS = {  # than those of a language model of one direction, by the parts that have nothing else
+    BenchPart.directions: (BenchCell.variational, BenchCell.bidirectional, BenchCell.gru, BenchCell.bidirectional_gru),
+    BenchPart.cell_step: (BenchCell.variational, BenchCell.gru, BenchCell.torch_lstm, BenchCell.torch_gru),
+}
+BIDIRECTIONAL = {
+    BenchCell.bidirectional: BenchCell.variational,
+    BenchCell.bidirectional_gru: BenchCell.gru,
+}  # and the same of one direction
+GRUS = (BenchCell.gru, BenchCell.bidirectional_gru, BenchCell.torch_gru)
+NO_POLICY = (BenchCell.products, *RIVALS, *BIDIRECTIONAL, BenchCell.gru)  # measured with the sizes and probabilities of the tied row
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,13 @@ class Case:
 
     @property
     def exists(self) -> bool:
+        if self.part is BenchPart.cell_step:
+            return self.cell in OTHER_CELLS[self.part] and self.precision is Precision.fp32
         if (self.part is BenchPart.ratings) != (self.size is Size.sentiment):
+            return False
+        if self.part is BenchPart.directions:
+            return self.cell in OTHER_CELLS[self.part]
+        if self.cell in BIDIRECTIONAL or self.cell in GRUS:
             return False
         if self.part is BenchPart.ratings:
             return self.cell is not BenchCell.keras
@@ -205,6 +224,41 @@ def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
     return step
 
 
+def layer_of_directions(cell: BenchCell, train: Train, precision: Precision) -> Callable[[], object]:
+    """Forward and backward of one layer as it is imported, with masks of its own."""
+    kind, size = GRU if cell in GRUS else LSTM, train.model.hidden_size
+    layer = kind(
+        size,
+        size,
+        bidirectional=cell in BIDIRECTIONAL,
+        dropout=replace(train.dropout.for_layers(), p_word=0.0),
+        backend=train.backend.name,
+        compute_dtype=environment.COMPUTE_DTYPES[precision],
+    ).to(train.device)
+    x_TBH, weights = random_input(train).requires_grad_(), list(layer.parameters())
+
+    def step() -> object:
+        y_TBH, _ = layer(x_TBH)
+        return torch.autograd.grad(y_TBH, [x_TBH, *weights], torch.ones_like(y_TBH))
+
+    return step
+
+
+def step_of_cell(cell: BenchCell, train: Train) -> Callable[[], object]:
+    """One step of one sequence, as in a decoder; masks are drawn beforehand, since they are held over the sequence."""
+    torch.set_grad_enabled(False)  # of this process, which measures nothing else
+    size, is_gru = train.model.hidden_size, cell in GRUS
+    x_BD, h_BH = (torch.rand(1, size, device=train.device) for _ in range(2))
+    state = h_BH if is_gru else (h_BH, torch.rand_like(h_BH))
+    if cell in (BenchCell.torch_lstm, BenchCell.torch_gru):
+        theirs = (torch.nn.GRUCell if is_gru else torch.nn.LSTMCell)(size, size, device=train.device)
+        return lambda: theirs(x_BD, state)
+    dropout = replace(train.dropout.for_layers(), p_word=0.0, p_out=0.0)  # a cell has neither
+    ours = (GRUCell if is_gru else LSTMCell)(size, size, dropout=dropout, device=train.device)
+    masks = ours.masks(1)
+    return lambda: ours(x_BD, state, masks=masks)
+
+
 def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], object]:
     """MC evaluation of a short text, all passes together."""
     model = language_model(train, precision)
@@ -235,6 +289,8 @@ def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
 
 def rows_of_steps(train: Train, part: BenchPart) -> list[int]:
     """How many words each time step of a training step reads."""
+    if part is BenchPart.cell_step:
+        return [1]
     if part is not BenchPart.ratings:
         return [train.task.batch_size] * train.task.steps
     ids_TB, lengths_B, _ = random_ratings(train)
@@ -298,6 +354,10 @@ def random_input(train: Train) -> torch.Tensor:
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
     """The step of a case, ready to be called again and again."""
     name, precision = case.cell.name, case.precision
+    if case.part is BenchPart.cell_step:
+        return step_of_cell(case.cell, train)
+    if case.part is BenchPart.directions:
+        return layer_of_directions(case.cell, train, precision)
     if case.cell is BenchCell.products:
         return products(train, precision, rows_of_steps(train, case.part), 0 if case.part is BenchPart.ratings else VOCABULARY)
     if case.part is BenchPart.ratings:
@@ -417,7 +477,7 @@ def cases(settings: Bench) -> list[list[Case]]:
 
 def train_settings(case: Case, settings: Bench) -> Train:
     """The published settings of the size, with the dropout that a case is named after, on the device that is measured."""
-    task = ["task=sentiment"] if case.part is BenchPart.ratings else []
+    task = ["task=sentiment"] if case.size is Size.sentiment else []
     dropout = "variational" if case.cell in (BenchCell.fused, *NO_POLICY) else case.cell
     overrides = [*task, f"model=lstm_{case.size}", f"dropout={dropout}"]
     backend = Backend.fused if case.cell is BenchCell.fused else environment.backend(Backend.auto, torch.device(settings.device))
@@ -482,17 +542,18 @@ def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> 
         head = 0
     if case.part is BenchPart.mc:
         words = MC_WORDS[torch.device(settings.device).type] * settings.mc_passes
-    if case.part is BenchPart.layer:
+    if case.part in (BenchPart.layer, BenchPart.directions, BenchPart.cell_step):
         layers, head = 1, 0
     if case.part is BenchPart.checkpoint:
         words, layers, head = 0, 0, 0
-    recurrent = 8 * train.model.hidden_size**2 * layers
+    gates, directions = 3 if case.cell in GRUS else 4, 2 if case.cell in BIDIRECTIONAL else 1
+    recurrent = 2 * gates * train.model.hidden_size**2 * layers * directions
     names = (str(case.size), str(case.part), str(case.cell), str(case.precision))
     return Measured(*names, words, recurrent, head, seconds, 0.0, peak)
 
 
 def limit_of(m: Measured, rates: Rates) -> float:
-    return limit(m.recurrent, m.head, 1 if m.part == BenchPart.mc.name else 3, m.words, Precision[m.precision], rates)
+    return limit(m.recurrent, m.head, 1 if m.part in FORWARD_ONLY else 3, m.words, Precision[m.precision], rates)
 
 
 def is_native(device: torch.device) -> bool:
@@ -505,20 +566,26 @@ def tell(measured: list[Measured], rates: Rates, device: torch.device) -> None:
     uses = f"; native uses {', '.join(native.features()) or 'no extension'}" if is_native(device) else ""
     print(f"{device}, {torch.get_num_threads()} threads; {products}{uses}")
     columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'× cell_loop':>13}{'peak MB':>9}"
-    print(f"{'size':<10}{'part':<9}{'cell':<20}{'':<6}{columns}")
+    print(f"{'size':<10}{'part':<12}{'cell':<20}{'':<6}{columns}")
     usual = {(m.cell, m.size, m.part, m.precision): m for m in measured}
 
     def beside(m: Measured, cell: BenchCell) -> str:
         other = usual.get((cell.name, m.size, m.part, m.precision))
         return f"{ratio(m, other):.2f}" if other else "–"
 
-    for m in [m for m in measured if m.part != BenchPart.checkpoint.name]:
+    for m in [m for m in measured if m.part not in LINES]:
         print(
-            f"{m.size:<10}{m.part:<9}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
+            f"{m.size:<10}{m.part:<12}{m.cell:<20}{m.precision:<6}{m.words_per_second:>9,.0f}{m.step_seconds * 1e3:>10.1f}"
             f"{m.fraction:>10.2f}{beside(m, BenchCell.torch_lstm):>14}{beside(m, BenchCell.cell_loop):>13}{m.peak_megabytes:>9,.0f}"
         )
     if device.type == "cuda" and any(m.part == BenchPart.mc.name for m in measured):
         print(LATENCY)
+    for m in [m for m in measured if m.part == BenchPart.directions.name]:
+        one = usual.get((BIDIRECTIONAL.get(BenchCell[m.cell], BenchCell.none).name, m.size, m.part, m.precision))
+        if one:
+            print(f"{m.size} {m.precision}: {m.cell} takes {ratio(one, m):.2f} times as long as {one.cell}")
+    for m in [m for m in measured if m.part == BenchPart.cell_step.name]:
+        print(f"{m.size}: one step of a cell, {m.cell}, takes {m.step_seconds * 1e6:.1f} µs")
     for m in [m for m in measured if m.part == BenchPart.checkpoint.name]:
         print(
             f"{m.size}: writing a checkpoint takes {m.step_seconds * 1e3:.0f} ms, every {Checkpoints().minutes:g} minutes "
