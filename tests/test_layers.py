@@ -58,6 +58,8 @@ def test_they_take_the_place_of_torchs_by_another_import(ours: Any, theirs: Any,
     again = theirs(5, 7, **options, dtype=torch.float64)
     again.load_state_dict(layer.state_dict())
     layer.load_state_dict(again.state_dict())
+    for name in ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "proj_size"):
+        assert getattr(layer, name) == getattr(module, name), name
     copied = ours.from_torch(module)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     batch = 4 if module.batch_first else 3
@@ -383,6 +385,15 @@ def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str, dynamic: 
     assert not torch.equal(first, second)
     first.sum().backward()
     assert layer.weight_hh_l0.grad is not None and layer.weight_hh_l0.grad.abs().max() > 0
+
+
+def test_compiled_code_refuses_negative_lengths() -> None:
+    layer, x = LSTM(5, 7).eval(), torch.randn(4, 3, 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    lengths = torch.tensor([4, 1, 2])
+    same(compiled(x, lengths=lengths)[0], layer(x, lengths=lengths)[0])
+    with pytest.raises(RuntimeError, match="lengths must be at least 0"):
+        compiled(x, lengths=-lengths)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

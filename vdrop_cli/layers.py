@@ -471,6 +471,11 @@ class Recurrent(nn.Module):
         yield f"batch_first={self.batch_first}"
         yield f"dropout={describe(self.dropout)}"
 
+    @property
+    def mode(self) -> str:
+        """LSTM or GRU, as torch's layers name themselves."""
+        return self.torch_module.__name__
+
     def extra_repr(self) -> str:
         return ", ".join(self.repr_arguments())
 
@@ -489,7 +494,10 @@ class Results(NamedTuple):
 
 
 def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor | None:
-    """As int64 on the device of the input; what is on a GPU, or compiled, is not looked at."""
+    """As int64 on the device of the input.
+
+    Raises ValueError; negative lengths on a GPU, which is not waited for, or in compiled code are a RuntimeError once they are read.
+    """
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths)
@@ -497,7 +505,9 @@ def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor
         raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
     if lengths.shape != (x_TBD.shape[1],):
         raise ValueError(f"lengths must be [{x_TBD.shape[1]}], got {list(lengths.shape)}")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and bool((lengths < 0).any()):
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async((lengths >= 0).all(), "lengths must be at least 0")
+    elif bool((lengths < 0).any()):
         raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
     return lengths.to(x_TBD.device, torch.int64)
 
