@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-oldest test-slurm test-gpu bench-gpu check format golden clean
+.PHONY: help setup demo reproduce-table reproduce-figures test test-oldest test-slurm test-gpu bench-gpu check docs format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -64,6 +64,14 @@ test-gpu: setup  ## minutes on a GPU: the cells against the definition, and a st
 
 bench-gpu: setup  ## most of an hour on a GPU: every cell, size, part and precision
 	$(BIN)/vdrop bench device=cuda 'sizes=[small,medium,large]' 'parts=[step,layer,mc]'
+
+.venv-docs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/pip install --quiet --constraint constraints.txt mkdocs-material
+	@touch $@
+
+docs: .venv-docs/.ready  ## build the pages into site/
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -178,7 +178,7 @@ def test_what_is_not_a_checkpoint_is_refused_and_never_run(tmp_path: Path, monke
     files.write_tensors(part, {"format": checkpoint.FORMAT, "model": {}})
     with pytest.raises(ConfigError, match="cannot be used: it lacks a part"):
         checkpoint.load(part)
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="does not exist"):
         checkpoint.load(tmp_path / "nowhere")
 
 

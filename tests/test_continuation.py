@@ -217,7 +217,7 @@ def test_without_a_log_of_the_shorter_run_a_new_one_begins(run: Callable[..., Tr
     train.run(run(2))
     (folder_of(2) / "log.jsonl").unlink()
     train.run(run(3))
-    assert starts(folder_of(3)) == [2] and "is not there; a new log begins after epoch 2" in capsys.readouterr().err
+    assert starts(folder_of(3)) == [2] and "is missing; a new log begins after epoch 2" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(run: Callable[..., Train], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def test_every_protocol_cell_and_dropout_is_a_row() -> None:
 
 
 def test_a_dropout_that_is_not_there_is_told() -> None:
-    with pytest.raises(ConfigError, match="dropout=naif is not there; did you mean naive"):
+    with pytest.raises(ConfigError, match="dropout=naif is an unknown choice; did you mean naive"):
         ratings.rows(Figures(dropouts=["naif"]))
 
 

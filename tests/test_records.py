@@ -138,7 +138,7 @@ def mean_and_error(values: list[float], digits: int) -> str:
 
 
 def test_the_table_of_logits_by_one_product_is_what_its_records_hold() -> None:
-    """In README, beside the runs whose logits are exact."""
+    """In docs/speed.md, beside the runs whose logits are exact."""
     own = json.loads((RECORDS / "precision" / "one_product.json").read_text())["runs"]
     authors, small = ([run for run in own if name in run["command"]] for name in ("authors_1250", "lstm_small"))
     assert len(authors) == len(small) == 3
@@ -158,7 +158,7 @@ def test_the_table_of_logits_by_one_product_is_what_its_records_hold() -> None:
     ]
     table = re.findall(
         r"^\| (?:`experiment=authors_1250`|the same|`model=lstm_small)[^|]*\| ([^|]+) \| ([^|]+) \|$",
-        (ROOT / "README.md").read_text(),
+        (ROOT / "docs" / "speed.md").read_text(),
         re.MULTILINE,
     )
     assert table == [(mean_and_error(one, digits), mean_and_error(two, digits)) for one, two, digits in columns]

@@ -195,7 +195,7 @@ def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, fol
         ("config.yaml", None, "is not a run folder"),
         ("config.yaml", "dropout: {strength: 0.5}", r"config\.yaml is of another version of vdrop, or damaged \(.*strength"),
         ("config.yaml", "model: [", r"config\.yaml is of another version of vdrop, or damaged \("),
-        ("log.jsonl", None, r"log\.jsonl is damaged, its start is not there"),
+        ("log.jsonl", None, r"log\.jsonl is damaged: its start is missing"),
         ("result.json", "{}", r"result\.json is damaged"),
     ],
 )

@@ -207,4 +207,4 @@ def test_a_run_that_is_read_says_what_it_was(run: Callable[..., Train], capsys: 
     capsys.readouterr()
     assert runs.read(folder()) is None and "is stuck, left out" in capsys.readouterr().err
     (folder() / "log.jsonl").write_text("")
-    assert runs.stuck_below(Path("outputs")) == [] and "its start is not there" in capsys.readouterr().err
+    assert runs.stuck_below(Path("outputs")) == [] and "its start is missing" in capsys.readouterr().err

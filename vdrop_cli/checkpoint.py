@@ -149,7 +149,7 @@ def load(path: Path) -> Checkpoint:
     try:
         held = files.read_tensors(path)
     except FileNotFoundError:
-        raise Unusable(f"checkpoint={path} is not there; name a checkpoint file or a run folder below outputs/train") from None
+        raise Unusable(f"checkpoint={path} does not exist; name a checkpoint file or a run folder below outputs/train") from None
     except OSError as error:
         raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
     except Damaged as damage:

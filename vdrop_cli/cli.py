@@ -11,7 +11,7 @@ from vdrop_cli import CONF, output
 COMMANDS = {
     "train": "train a model; the same command again resumes, or says that it is done",
     "eval": "perplexity or error of a checkpoint: standard approximation, and MC dropout",
-    "predict": "what a checkpoint makes of a text: its rating, or its surprises; or words of its own",
+    "predict": "predict a rating, or the surprisal of each word, or sample words from a model",
     "data": "the corpora: where they lie, what they hold, whether they are right",
     "export": "a checkpoint as a safetensors file: its weights, vocabulary and settings",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
@@ -66,7 +66,7 @@ examples:
   vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus lies elsewhere now
   vdrop eval checkpoint=… stored_data=true             read the files or the data set that the checkpoint itself names
 """,
-    "predict": """vdrop predict: what a model makes of a text: its rating with an interval, or its perplexity and most surprising words
+    "predict": """vdrop predict: a rating with an interval, or the perplexity of a text and its most surprising words
 
 examples:
   vdrop predict checkpoint=… text="A film to remember ."

@@ -430,7 +430,7 @@ class Predict:
         require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop predict checkpoint=…)", "nothing")
         require(self.text is None or self.file is None, "file", "null with text=…", self.file)
         require(self.text is None or bool(self.text.strip()), "text", "a text with words in it", repr(self.text))
-        require(self.sample == 0 or self.file is None, "file", "null with sample=…, which goes on after text=…", self.file)
+        require(self.sample == 0 or self.file is None, "file", "null with sample=…, which continues text=…", self.file)
         require(self.mc_samples is None or self.mc_samples >= 0, "mc_samples", "at least 0, or null", self.mc_samples)
         require(self.level is None or 0 < self.level < 100, "level", "in (0, 100), or null", self.level)
         require(self.surprises is None or self.surprises >= 1, "surprises", "at least 1, or null", self.surprises)

@@ -160,14 +160,14 @@ class MonteCarlo:
     """MC dropout (Gal & Ghahramani 2016, section 4): the mean of each token's probability over `samples` passes, then its log.
 
     `together` passes share a batch; the result does not depend on it but for rounding. Without `word_dropout` the word mask is
-    left out, as in the authors' evaluation. It can be stopped after any stretch of text and goes on, to the same result bit for
+    left out, as in the authors' evaluation. It can be stopped after any stretch of text and resumes to the same result bit for
     bit, from what `state_dict` gives.
     """
 
     def __init__(self, model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> None:
         dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
-        # one set of masks for the whole text, or new ones as it goes on
+        # one set of masks for the whole text, or new ones at every step
         self.held = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
         self.model, self.stream_N, self.samples, self.together, self.masks_stream = model, stream_N, samples, together, Stream((seed, "mc"))
         self.averages = RunningAverages(samples)

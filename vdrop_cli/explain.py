@@ -16,7 +16,7 @@ def explain(error: BaseException, command: str) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed; pip install 'vdrop[{extra}]'"
-        return f"{group}={choice} is not there{nearest(choice, list(error.options or []))}"
+        return f"{group}={choice} is an unknown choice{nearest(choice, list(error.options or []))}"
     if message.startswith("Config group override must be"):
         return f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists groups and choices"
     if message.startswith("Unexpected type for root") and command == "train":

@@ -1,4 +1,4 @@
-"""What Hydra's launchers do not do of themselves: go on without a job that is lost."""
+"""What Hydra's launchers lack: continuing without a job that is lost."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence

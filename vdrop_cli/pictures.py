@@ -120,7 +120,7 @@ def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figur
         style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "capsize": 3}
         axes.errorbar([row["samples"] for row in rows], [row["ppl"] for row in rows], spread, label=name, **style)
     axes.set_xscale("log")
-    axes.set_xlabel("MC passes averaged (log scale); bars: deviation over groups of so many passes")
+    axes.set_xlabel("MC samples (log scale); bars: standard deviation over groups of so many samples")
     axes.set_ylabel("test perplexity")
     axes.legend(fontsize="small")
     return figure

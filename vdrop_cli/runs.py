@@ -165,7 +165,7 @@ def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
     """Raises ConfigError unless a log begins with a start, and all of these name a device."""
     path, kinds = folder / "log.jsonl", [record["kind"] for record in log]
     if kinds[:1] != ["start"]:
-        raise ConfigError(f"{path} is damaged, its start is not there; {ADVICE}")
+        raise ConfigError(f"{path} is damaged: its start is missing; {ADVICE}")
     if not all(isinstance(record["environment"].get("device"), str) for record in log if record["kind"] == "start"):
         raise ConfigError(f"{path} is damaged, a start names no device; put it back as it was, or train again with force=true")
 

@@ -348,7 +348,7 @@ class JsonLines:
                 end, self.chain = end_of(file, epochs, step)
                 file.truncate(end)
         except FileNotFoundError:
-            print(f"vdrop: {self.path} is not there; a new log begins after epoch {epochs}, step {step}", file=sys.stderr)
+            print(f"vdrop: {self.path} is missing; a new log begins after epoch {epochs}, step {step}", file=sys.stderr)
             files.replace(self.path, b"")
         except OSError as error:
             raise files.failed(self.path, error) from None

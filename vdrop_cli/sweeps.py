@@ -1,4 +1,4 @@
-"""One job after the other, or many at once: what becomes of each, whatever launcher runs it, and the summary at the end."""
+"""Sweeps: records the outcome of each job, under any launcher, and prints the summary at the end."""
 
 import importlib
 import json
@@ -84,7 +84,7 @@ class Job:
             self.perform(config, None)
 
     def perform(self, config: DictConfig, path: Path | None) -> None:
-        """Runs it, and writes what becomes of it."""
+        """Runs it, and writes its outcome."""
         outcome = self.outcome
         outcome.started_over = path is not None and read(path).started_over  # as of a job that SLURM has requeued
         write(outcome, path)

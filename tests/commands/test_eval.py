@@ -83,7 +83,7 @@ def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.Ca
     told = json.loads((folder / "eval-0001-mc5-s1.json").read_text())
     assert [row["samples"] for row in told["mc"]] == [1, 2, 5]
     assert told["metrics"]["test_ppl_mc5"] == told["mc"][-1]["ppl"] and told["mc"][0]["deviation"] > 0
-    assert "passes averaged" in capsys.readouterr().out
+    assert "MC samples" in capsys.readouterr().out
 
 
 def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

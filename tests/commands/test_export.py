@@ -116,5 +116,5 @@ def test_what_it_has_written_is_its_own_whatever_the_vocabulary(
 def test_without_a_checkpoint_it_says_so() -> None:
     with pytest.raises(ConfigError, match="checkpoint must be"):
         settings(command="export")
-    with pytest.raises(ConfigError, match="checkpoint=nowhere is not there"):
+    with pytest.raises(ConfigError, match="checkpoint=nowhere does not exist"):
         export.run(settings("checkpoint=nowhere", command="export"))

@@ -265,7 +265,7 @@ def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings
 @pytest.mark.parametrize("plan", [False, True])
 def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_nothing(plan: bool, changes: str, vdrop: Vdrop) -> None:
     ran = vdrop("reproduce", "sizes=[small]", "rows=[none]", "precision=fp32", changes, "file=nowhere/R.md", f"plan={plan}")
-    told = "file=nowhere/R.md is in a folder that is not there; make it" in ran.stderr
+    told = "file=nowhere/R.md is in a folder that does not exist; make it" in ran.stderr
     assert (ran.returncode, told, "what is needed" in ran.stderr) == ((0, False, True) if plan else (2, True, False))
 
 

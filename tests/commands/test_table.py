@@ -261,7 +261,7 @@ def test_a_number_of_other_settings_is_marked_and_nothing_is_taken_from_it(row: 
 @pytest.mark.usefixtures("composing")
 def test_what_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
     for name in ("file", "csv", "latex"):
-        with pytest.raises(ConfigError, match=f"^{name}=.*/nowhere/a is in a folder that is not there; make it"):
+        with pytest.raises(ConfigError, match=f"^{name}=.*/nowhere/a is in a folder that does not exist; make it"):
             table.run(Table(outputs=str(tmp_path), **{"file": str(tmp_path / "R.md"), name: str(tmp_path / "nowhere" / "a")}))
     assert not list(tmp_path.iterdir())
 

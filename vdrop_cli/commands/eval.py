@@ -144,7 +144,7 @@ def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) 
 
 
 def members(first: Path, settings: Eval) -> list[Path]:
-    """The checkpoints that are evaluated together; the first alone where there are no others."""
+    """The checkpoints that are evaluated together, or the only one."""
     paths = [first, *(checkpoint.find(named) for named in settings.members)]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("members must be other checkpoints, each once, got one twice")
@@ -184,7 +184,7 @@ class Partial:
         self.clock = self.saved = time.perf_counter()
 
     def load(self, passes: Passes) -> bool:
-        """Has the passes go on from it; not where it is not there, or of something else."""
+        """Resumes the passes from it, unless it is missing or belongs to another evaluation."""
         try:
             held = files.read_tensors(self.path)
             if held.get("of") == self.of:
@@ -253,7 +253,7 @@ def tell(told: dict[str, Any]) -> None:
     if "mc" in told:
         measure = next(key for key in told["mc"][0] if key not in ("samples", "deviation", "groups"))
         digits = 2 if measure == "ppl" else 4
-        print(f"\n{'passes averaged':<24}test_{measure}  deviation over groups of passes")
+        print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
         for row in told["mc"]:
             spread = f"{row['deviation']:9.{digits}f} of {row['groups']}" if row["deviation"] is not None else "        –"
             print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")

@@ -1,4 +1,4 @@
-"""`vdrop predict`: what a model makes of a text: its rating, how surprising its words are, or how it might go on."""
+"""`vdrop predict`: a rating, the surprisal of each word of a text, or words that continue it."""
 
 import codecs
 import json

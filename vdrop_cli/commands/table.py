@@ -68,7 +68,7 @@ def require_that_it_can_be_written(settings: Table, work: Work | None = None) ->
     for name in ("file", "csv", "latex"):
         path = getattr(settings, name)
         if path is not None and not Path(path).parent.is_dir():
-            raise ConfigError(f"{name}={path} is in a folder that is not there; make it, or choose another one")
+            raise ConfigError(f"{name}={path} is in a folder that does not exist; make it, or choose another one")
     for name, is_own in (("csv", is_csv), ("latex", is_latex)):
         path = getattr(settings, name)
         if path is not None:
@@ -387,7 +387,7 @@ def page(
         HOW,
         *on_reviews,
         "## Deviations and settings that were not published",
-        "In README.md, «Deviations». Of the settings, by the files that hold them:\n" + unpublished(),
+        "In docs/deviations.md. Settings that were not published, by file:\n" + unpublished(),
         *choices([folder / "choices" for folder in results_page.record_folders(Path(settings.outputs))]),
     ]
     findings = [folder / "findings.md" for folder in results_page.record_folders(Path(settings.outputs))]

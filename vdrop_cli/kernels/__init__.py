@@ -75,7 +75,7 @@ def with_index(device: torch.device) -> torch.device:
 def known(backend: str) -> str:
     """The name, if it is one; a ValueError otherwise."""
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend={backend} is not there; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+        raise ValueError(f"backend={backend} is unknown; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     return backend
 
 

@@ -62,7 +62,7 @@ class Recurrence:
 
 
 class RecurrenceGradient:
-    """The way back through a recurrence: the gradients `da` of its gates, complete at one step, give that of h_{t-1}."""
+    """The backward pass of a recurrence: the gradients `da` of its gates, complete at one step, give that of h_{t-1}."""
 
     def __init__(self, da: Gates, low: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None) -> None:
         self.by_gate, self.full, self.low = da.by_gate, da.steps(part, layout), low.steps(part, layout)

@@ -58,7 +58,7 @@ class Recurrence:
 
 
 class RecurrenceGradient:
-    """The way back through a recurrence: what the gradients of the gates of one step give to h_{t-1}, [K, B, H], before its masks."""
+    """The backward pass of a recurrence: what the gates of one step add to the gradient of h_{t-1}, [K, B, H], before its masks."""
 
     def __init__(self, da: Gates, part: slice, w_hh: Tensor) -> None:
         self.product, count, w = (torch.bmm if da.by_gate else torch.mm), part.stop - part.start, w_hh[da.rows(part)]

@@ -224,7 +224,7 @@ def gru_backward(
     """Back through z and the candidate, and where the reset gate comes after the product (`inner` is not None), through r.
 
     `dp`, like `a`, is then the gradient of the recurrent products: that of `a` but for the candidate's. Where the reset gate comes
-    before the product, `gru_gates_backward` goes on with what the candidate's product gives back.
+    before the product, `gru_gates_backward` continues with the gradient of the candidate's product.
     """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, there, size, at = place(batch, hidden, BLOCK)

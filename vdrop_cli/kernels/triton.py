@@ -2,7 +2,7 @@
 
 The input projections of a layer are one product before the loop over time, the weight gradients one after it, as in `fused`; the loop
 is a CUDA graph (`graphs`). The cells are operators of torch, `vdrop::lstm` and `vdrop::gru`, so that `torch.compile` takes them whole.
-What is kept for the way back is states and gates, or with `recompute` the states alone: two products more give the gates again.
+States and gates are saved for the backward pass, or with `recompute` the states alone: two more products recompute the gates.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
 """

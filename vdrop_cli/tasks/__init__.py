@@ -36,7 +36,7 @@ TaskModel = Any  # likewise, a `torch.nn.Module` with `layers`
 
 
 class Passes(Protocol):
-    """MC dropout that can be stopped, and goes on from what `state_dict` gives."""
+    """MC dropout that can be stopped, and resumes from what `state_dict` returns."""
 
     samples: int
 

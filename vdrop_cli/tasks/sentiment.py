@@ -306,7 +306,7 @@ class Sentiment:
 class Passes:
     """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each sequence.
 
-    `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and goes on, to the same result
+    `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and resumes to the same result
     bit for bit, from what `state_dict` gives.
     """
 

@@ -1,0 +1,76 @@
+"""README and the pages in `docs/`: their links, what they quote, and that README stays two screens."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.processes import ROOT
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+README_LINES = 120
+OLD_WORDS = ("go on", "goes on", "gone on", "is told", "way back", "what becomes of", "«", "proved in")
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as they are in a link."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_what_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert linked.is_relative_to(ROOT / "docs") or page.parent != ROOT / "docs", f"{target} would not be among the built pages"
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_records_that_are_quoted_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:outputs/record|conf|vdrop_cli|tests)/[\w./-]*)`", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = [path for entry in menu for path in entry.values()]
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md"))
+
+
+def test_readme_is_two_screens() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "RESULTS.md"], ids=lambda page: page.name)
+def test_pages_are_in_plain_words(page: Path) -> None:
+    text = page.read_text().lower()
+    assert [words for words in OLD_WORDS if words in text] == []
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """The cells of a page's tables by their first, where it is the first of that name."""
+    found: dict[str, list[str]] = {}
+    for line in page.splitlines():
+        if line.startswith("| "):
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault(name, cells)
+    return found
+
+
+def test_the_table_of_readme_is_that_of_the_results() -> None:
+    """Test perplexities, published and measured; the names of rows are those of RESULTS.md."""
+    results = (ROOT / "RESULTS.md").read_text()
+    small, medium = (rows(results.partition(f"\n## {size} ")[2].partition("\n## ")[0]) for size in ("Small", "Medium"))
+    table = rows((ROOT / "README.md").read_text().partition("\n## Measured beside published\n")[2].partition("\n## ")[0])
+    published, test = small["row"].index("test, published"), small["row"].index("test")
+    names = [name for name in table if name in medium and name != "row"]
+    assert len(names) == 4 and len(table) == 5, "and the heading"
+    for name in names:
+        measured = medium[name][test] if len(medium[name]) > test and medium[name][test] != "–" else "not yet run"
+        assert table[name] == [small[name][test], medium[name][published], measured], name
