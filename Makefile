@@ -86,5 +86,5 @@ format: setup  ## put the code into shape
 golden: setup  ## renew the recorded losses of tests/golden.json; say in the commit why they changed
 	$(BIN)/python -m tests.test_golden
 
-clean:  ## remove .venv, .venv-oldest and what the tools leave; data and outputs stay
-	rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache dist
+clean:  ## remove the environments and what the tools leave; data and outputs stay
+	rm -rf .venv .venv-oldest .venv-docs site .pytest_cache .mypy_cache .ruff_cache dist

@@ -174,3 +174,19 @@ def test_masks_that_fitted_one_step_are_still_refused_where_they_do_not_fit(kind
     masks.layers[0] = Masks(x=torch.ones(1, 1, 2, 7))
     with pytest.raises(ValueError, match=r"masks\.x must be"):
         cell(x_BD, masks=masks)
+
+
+@pytest.mark.parametrize("kind", [LSTMCell, GRUCell])
+def test_a_mask_that_is_learned_has_its_gradient_whatever_step_came_first(kind: type[LSTMCell] | type[GRUCell]) -> None:
+    """And masks that were first met within a transform hold nothing of it."""
+    cell, x_BD, mask = kind(3, 4, variational=0.3), torch.rand(2, 3), torch.full((1, 1, 2, 3), 0.5, requires_grad=True)
+    masks = ModelMasks([Masks(x=mask)])
+    with torch.no_grad():
+        expected = parts(cell(x_BD, masks=masks))[0]
+    found = parts(cell(x_BD, masks=masks))[0]
+    assert torch.equal(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), mask)
+    assert gradient.abs().min() > 0
+    drawn = cell.masks(2)
+    torch.func.grad(lambda x: parts(cell(x, masks=drawn))[0].sum())(x_BD)
+    assert drawn.checked_masks is None

@@ -67,11 +67,14 @@ def of_window(log: list[dict[str, Any]], window: str) -> str:
     return f"{fmean(losses[step] for step in range(first, last + 1)):.2f}" if last in losses else "–"
 
 
-def table_of_findings() -> dict[str, list[str]]:
+def table_rows(page: str) -> dict[str, list[str]]:
     """Every row of every table, by its first cell."""
-    lines = (RECORDS / "findings.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     return {name: values for name, *values in rows}
+
+
+def table_of_findings() -> dict[str, list[str]]:
+    return table_rows((RECORDS / "findings.md").read_text())
 
 
 def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:

@@ -98,13 +98,15 @@ class RecurrentCell(nn.Module):
         if torch.compiler.is_compiling():  # which keeps what it has checked as guards
             self.check_masks(masks, batch)
             return step_masks(masks.layers[0])
-        # The masks are the same at every step: they are checked and brought into shape at the first, and remember it.
+        # The masks are the same at every step, so they store what the first one has checked and shaped. What is computed within a
+        # transform of torch.func, or is part of a graph of gradients, belongs to that step alone.
         sizes = (self.cell, batch, self.input_size, self.hidden_size)
         known = masks.checked_masks
         if known is None or known[0] is not masks.layers[0] or known[1] != sizes:
             self.check_masks(masks, batch)
             known = (masks.layers[0], sizes, step_masks(masks.layers[0]))
-            object.__setattr__(masks, "checked_masks", known)
+            if not in_transform() and not any(mask is not None and mask.requires_grad for mask in masks.layers[0]):
+                object.__setattr__(masks, "checked_masks", known)
         return known[2]
 
     def check_masks(self, masks: ModelMasks, batch: int) -> None:

@@ -148,7 +148,7 @@ class ModelMasks:
     out: Tensor | None = None  # broadcastable to [T, B, H]
     batch: int | None = None  # sequences; None: any number, as of masks that are the same for all
     time: int | None = None  # steps that the masks are for; None: any number, as of masks that are held over the sequence
-    # What a cell has checked, for which sizes, and how it multiplies with it: once for a sequence.
+    # Of a cell: the masks that it has checked, for which sizes, and the same as `cells.step_masks` shapes them.
     checked_masks: tuple[Masks, tuple[object, ...], Masks] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -71,14 +71,14 @@ def limit(recurrent: int, head: int, products: int, words: int, precision: Preci
 
 
 RIVALS = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras, BenchCell.torch_gru)
-OTHER_CELLS = {  # than those of a language model of one direction, by the parts that have nothing else
+OTHER_CELLS = {  # those of the parts that are not of a language model
     BenchPart.directions: (BenchCell.variational, BenchCell.bidirectional, BenchCell.gru, BenchCell.bidirectional_gru),
     BenchPart.cell_step: (BenchCell.variational, BenchCell.gru, BenchCell.torch_lstm, BenchCell.torch_gru),
 }
-BIDIRECTIONAL = {
+BIDIRECTIONAL = {  # each with the same of one direction
     BenchCell.bidirectional: BenchCell.variational,
     BenchCell.bidirectional_gru: BenchCell.gru,
-}  # and the same of one direction
+}
 GRUS = (BenchCell.gru, BenchCell.bidirectional_gru, BenchCell.torch_gru)
 NO_POLICY = (BenchCell.products, *RIVALS, *BIDIRECTIONAL, BenchCell.gru)  # measured with the sizes and probabilities of the tied row
 
@@ -581,8 +581,8 @@ def tell(measured: list[Measured], rates: Rates, device: torch.device) -> None:
     if device.type == "cuda" and any(m.part == BenchPart.mc.name for m in measured):
         print(LATENCY)
     for m in [m for m in measured if m.part == BenchPart.directions.name]:
-        one = usual.get((BIDIRECTIONAL.get(BenchCell[m.cell], BenchCell.none).name, m.size, m.part, m.precision))
-        if one:
+        one_direction = BIDIRECTIONAL.get(BenchCell[m.cell])
+        if one_direction and (one := usual.get((one_direction.name, m.size, m.part, m.precision))):
             print(f"{m.size} {m.precision}: {m.cell} takes {ratio(one, m):.2f} times as long as {one.cell}")
     for m in [m for m in measured if m.part == BenchPart.cell_step.name]:
         print(f"{m.size}: one step of a cell, {m.cell}, takes {m.step_seconds * 1e6:.1f} µs")
