@@ -1,4 +1,6 @@
-"""What many tests need: settings as the command line would make them, a small text, the real corpora if they are here."""
+"""What many tests need: settings as the command line would make them, a small text, the real corpora if they
+are here.
+"""
 
 import os
 import random
@@ -22,7 +24,12 @@ from vdrop_cli.kernels import native
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
 
 POLICIES = ("none", "zaremba", "naive", "moon", "moon_word", "variational", "variational_untied")
-CELLS_AND_POLICIES = [(cell, policy) for cell in ("lstm", "gru") for policy in POLICIES if not (cell == "gru" and "moon" in policy)]
+CELLS_AND_POLICIES = [
+    (cell, policy)
+    for cell in ("lstm", "gru")
+    for policy in POLICIES
+    if not (cell == "gru" and "moon" in policy)
+]
 Vdrop = Callable[..., subprocess.CompletedProcess[str]]
 TINY = (
     "model=lstm_small",
@@ -51,14 +58,17 @@ TINY_SENTIMENT = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings are errors during tests, unless a test's own mark says otherwise.
 
-    They are not while pytest starts: plugins that are merely installed may warn then. Where there is no C compiler, tests of the back end
-    `native` are skipped, and `auto` may say that it is `fused`.
+    They are not while pytest starts: plugins that are merely installed may warn then. Where there is no C
+    compiler, tests of the back end `native` are skipped, and `auto` may say that it is `fused`.
     """
     why = native.unavailable_reason()
     for item in items:
         if why:
             item.add_marker(pytest.mark.filterwarnings("ignore:backend=auto is fused on cpu"), append=False)
-            if item.path.stem == "test_native" or "native" in getattr(item, "callspec", SimpleNamespace(params={})).params.values():
+            if (
+                item.path.stem == "test_native"
+                or "native" in getattr(item, "callspec", SimpleNamespace(params={})).params.values()
+            ):
                 item.add_marker(pytest.mark.skip(f"backend=native: {why}"))
         item.add_marker(pytest.mark.filterwarnings("error"), append=False)
 
@@ -85,7 +95,9 @@ def composing() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few successors."""
+    """train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few
+    successors.
+    """
     folder = tmp_path_factory.mktemp("text")
     source = random.Random(0)
     for part, lines in (("train", 150), ("valid", 40), ("test", 40)):
@@ -108,10 +120,14 @@ def text(text_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def rated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The overrides that choose 60 texts of 1 to 20 words; a rating is the share of good words in its text."""
+    """The overrides that choose 60 texts of 1 to 20 words; a rating is the share of good words in its
+    text.
+    """
     source, lines = random.Random(1), ["text,stars"]
     for _ in range(60):
-        words = [source.choice(("good", "bad")) + str(source.randrange(4)) for _ in range(source.randrange(1, 21))]
+        words = [
+            source.choice(("good", "bad")) + str(source.randrange(4)) for _ in range(source.randrange(1, 21))
+        ]
         lines.append(f"{' '.join(words)},{sum(word.startswith('good') for word in words) / len(words)}")
     path = tmp_path_factory.mktemp("rated") / "rated.csv"
     path.write_text("\n".join(lines))

@@ -1,4 +1,6 @@
-"""Runs of the command line as processes; and many of them, quickly: forked from one that has imported everything."""
+"""Runs of the command line as processes; and many of them, quickly: forked from one that has imported
+everything.
+"""
 
 import json
 import os
@@ -33,7 +35,8 @@ for line in sys.stdin:
 
 
 def environment(root: Path = ROOT, **changes: str) -> dict[str, str]:
-    """Of a process that imports the package from `root`, this checkout, and leaves the other processor to other tests.
+    """Of a process that imports the package from `root`, this checkout, and leaves the other processor to
+    other tests.
 
     The PYTHONPATH of the tests stays behind it: packages may lie there.
     """
@@ -50,7 +53,9 @@ def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner in the background ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a runner in the background ignores it
     )
 
 
@@ -59,7 +64,11 @@ class Processes:
 
     def __init__(self) -> None:
         self.fork = subprocess.Popen(
-            [sys.executable, "-c", FORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+            [sys.executable, "-c", FORK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
         )
 
     def __enter__(self) -> Self:

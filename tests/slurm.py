@@ -1,6 +1,7 @@
 """A SLURM cluster of one node, this machine: munged, slurmctld and slurmd on loopback, in a folder, as root.
 
-Needs Debian's packages slurm-wlm and munge. `python -m tests.slurm FOLDER COMMAND …` runs a command with it, then stops it.
+Needs Debian's packages slurm-wlm and munge. `python -m tests.slurm FOLDER COMMAND …` runs a command with it,
+then stops it.
 """
 
 import os
@@ -76,16 +77,24 @@ class Cluster:
         self.folder.chmod(0o755)  # munged looks at who may write where its socket is
         (self.folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (self.folder / "munge.key").chmod(0o400)
-        told = {"host": socket.gethostname(), "ports": free_ports(2), "folder": self.folder, "cpus": cpus or os.cpu_count()}
+        told = {
+            "host": socket.gethostname(),
+            "ports": free_ports(2),
+            "folder": self.folder,
+            "cpus": cpus or os.cpu_count(),
+        }
         self.configuration = self.folder / "slurm.conf"
         self.configuration.write_text(CONFIGURATION.format(**told))
         os.environ["SLURM_CONF"] = str(self.configuration)
 
     def __enter__(self) -> Self:
         munge = {
-            name: f"--{name}={self.folder}/munge.{name.removesuffix('-file')}" for name in ("key-file", "pid-file", "log-file", "seed-file")
+            name: f"--{name}={self.folder}/munge.{name.removesuffix('-file')}"
+            for name in ("key-file", "pid-file", "log-file", "seed-file")
         }
-        self.start("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *munge.values())
+        self.start(
+            "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *munge.values()
+        )
         self.start("slurmctld", "-D", "-c")
         self.start("slurmd", "-D")
         self.wait_until_ready()
@@ -111,7 +120,10 @@ class Cluster:
             if asked.stdout.strip() == "idle":
                 return
             time.sleep(0.5)
-        told = "".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("*.out")) + sorted(self.folder.glob("*.log")))
+        told = "".join(
+            path.read_text()[-2000:]
+            for path in sorted(self.folder.glob("*.out")) + sorted(self.folder.glob("*.log"))
+        )
         raise RuntimeError(f"the cluster did not get ready: {told}")
 
 

@@ -9,7 +9,18 @@ import vdrop_cli
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
-    "cli": {"arguments", "completion", "config", "commands", "explain", "interruption", "output", "sweeps", "CONF", "__version__"},
+    "cli": {
+        "arguments",
+        "completion",
+        "config",
+        "commands",
+        "explain",
+        "interruption",
+        "output",
+        "sweeps",
+        "CONF",
+        "__version__",
+    },
     "arguments": {"config", "CONF"},
     "completion": {"arguments", "config"},
     "policies": set(),
@@ -37,7 +48,19 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "baselines": set(),
     "uncertainty": set(),
     "tasks": {
-        *("baselines", "config", "corpora", "dropout", "evaluate", "interruption", "layers", "learned", "model", "sinks", "tasks"),
+        *(
+            "baselines",
+            "config",
+            "corpora",
+            "dropout",
+            "evaluate",
+            "interruption",
+            "layers",
+            "learned",
+            "model",
+            "sinks",
+            "tasks",
+        ),
         *("policies", "random_streams", "uncertainty"),
     },
     "schedule": {"config"},
@@ -72,12 +95,16 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_a_part_imports_what_it_may(part: str) -> None:
-    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else list((PACKAGE / part).glob("*.py"))
+    files = (
+        [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else list((PACKAGE / part).glob("*.py"))
+    )
     assert files
     for path in files:
         assert imported(path) <= MAY_IMPORT[part], path
 
 
 def test_every_part_is_in_the_table() -> None:
-    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    parts = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert parts - {"__init__", "__main__", "commands"} == set(MAY_IMPORT)

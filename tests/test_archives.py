@@ -1,4 +1,6 @@
-"""Archives that nobody but `torch.save` would write are refused at once, and nothing in them takes time or memory."""
+"""Archives that nobody but `torch.save` would write are refused at once, and nothing in them takes time or
+memory.
+"""
 
 import pickle
 import time
@@ -21,7 +23,11 @@ def saved(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def remade(content: bytes, compression: int = zipfile.ZIP_STORED, pickled: Callable[[bytes], bytes] = lambda held: held) -> bytes:
+def remade(
+    content: bytes,
+    compression: int = zipfile.ZIP_STORED,
+    pickled: Callable[[bytes], bytes] = lambda held: held,
+) -> bytes:
     """The same archive with another compression, or another pickle."""
     buffer = BytesIO()
     with zipfile.ZipFile(BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
@@ -33,11 +39,28 @@ def remade(content: bytes, compression: int = zipfile.ZIP_STORED, pickled: Calla
 
 def test_plain_values_and_dense_tensors_come_back() -> None:
     shared = torch.randn(4, 3)
-    types = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
-    content = {"a": [1, -(2**40), 2.5, None, True, "é", (1, ("x",)), {}], 3: {"t": shared.t(), "same": shared, "none": torch.empty(0, 3)}}
+    types = [
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    ]
+    content = {
+        "a": [1, -(2**40), 2.5, None, True, "é", (1, ("x",)), {}],
+        3: {"t": shared.t(), "same": shared, "none": torch.empty(0, 3)},
+    }
     content["types"] = [torch.ones(2, 2).to(dtype) for dtype in types]
     found = archives.unpack(saved(content))
-    assert found["a"] == content["a"] and torch.equal(found[3]["t"], shared.t()) and found[3]["none"].shape == (0, 3)
+    assert (
+        found["a"] == content["a"]
+        and torch.equal(found[3]["t"], shared.t())
+        and found[3]["none"].shape == (0, 3)
+    )
     assert found[3]["t"].data_ptr() == found[3]["same"].data_ptr(), "what shares memory still does"
     assert all(torch.equal(one, other) for one, other in zip(found["types"], content["types"], strict=True))
 
@@ -119,7 +142,9 @@ def test_sizes_are_checked_before_anything_is_unpacked() -> None:
     assert archives.unpack(remade(held))["w"].shape == (1000,)
 
 
-@pytest.mark.parametrize("more", [b"K\x00K\x01s", b"(K\x00K\x01u", b"(K\x00K\x01K\x02u", b"K\x00a", b"(K\x00e"])
+@pytest.mark.parametrize(
+    "more", [b"K\x00K\x01s", b"(K\x00K\x01u", b"(K\x00K\x01K\x02u", b"K\x00a", b"(K\x00e"]
+)
 def test_nothing_is_written_into_a_tensor(more: bytes) -> None:
     """One item of an expanded tensor is as many as the tensor has."""
     content = saved({"w": torch.zeros(1000)})

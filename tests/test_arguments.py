@@ -1,4 +1,6 @@
-"""What is typed is what a setting holds: free text, paths, lists, sweeps, options anywhere, through the real dispatch in this process."""
+"""What is typed is what a setting holds: free text, paths, lists, sweeps, options anywhere, through the real
+dispatch in this process.
+"""
 
 import os
 import re
@@ -29,7 +31,9 @@ Dispatch = Callable[..., list[Any]]
 
 @pytest.fixture
 def dispatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dispatch:
-    """Runs a command line up to the point where the command itself begins; gives the settings of each of its jobs."""
+    """Runs a command line up to the point where the command itself begins; gives the settings of each of its
+    jobs.
+    """
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
 
@@ -80,8 +84,16 @@ TYPED = [  # the line, the setting, and what it must hold
     (("train", "outputs=1e3"), "outputs", "1e3"),
     (("train", "outputs=True"), "outputs", "True"),
     (("train", "model.name=1e3"), "model.name", "1e3"),
-    (("train", "data=hub", "data.name=a/b", "data.column=review text (en)"), "data.column", "review text (en)"),
-    (("train", "data=hub", "data.name=a/b", "data.column=c", "data.revision=1234567e8"), "data.revision", "1234567e8"),
+    (
+        ("train", "data=hub", "data.name=a/b", "data.column=review text (en)"),
+        "data.column",
+        "review text (en)",
+    ),
+    (
+        ("train", "data=hub", "data.name=a/b", "data.column=c", "data.revision=1234567e8"),
+        "data.revision",
+        "1234567e8",
+    ),
     (("predict", "checkpoint=a", "file=in (1).txt"), "file", "in (1).txt"),
     (("predict", "checkpoint=a", "text=null"), "text", "null"),
     (("eval", "checkpoint=a", "members=[b c,'d,e',~/f=1]"), "members", ["b c", "d,e", "{home}/f=1"]),
@@ -89,7 +101,11 @@ TYPED = [  # the line, the setting, and what it must hold
     (("eval", "checkpoint=a", "members=[]"), "members", []),
     (("table", "csv=a [1].csv", "latex=~/t.tex"), "csv", "a [1].csv"),
     (("reproduce", "launcher=joblib hydra.launcher.n_jobs=4"), "launcher", "joblib hydra.launcher.n_jobs=4"),
-    (("reproduce", "launcher='joblib hydra.launcher.n_jobs=4'"), "launcher", "joblib hydra.launcher.n_jobs=4"),
+    (
+        ("reproduce", "launcher='joblib hydra.launcher.n_jobs=4'"),
+        "launcher",
+        "joblib hydra.launcher.n_jobs=4",
+    ),
     (("figures", "overrides=seed=1 data.csv='a b.csv'"), "overrides", "seed=1 data.csv='a b.csv'"),
     (("reproduce", "rows=variational"), "rows", ["variational"]),
     (("reproduce", "rows=none,variational"), "rows", ["none", "variational"]),
@@ -103,10 +119,16 @@ TYPED = [  # the line, the setting, and what it must hold
 
 
 @pytest.mark.parametrize(("line", "key", "held"), TYPED, ids=[" ".join(line) for line, _, _ in TYPED])
-def test_a_setting_holds_what_is_typed(line: tuple[str, ...], key: str, held: Any, dispatch: Dispatch) -> None:
+def test_a_setting_holds_what_is_typed(
+    line: tuple[str, ...], key: str, held: Any, dispatch: Dispatch
+) -> None:
     home = os.path.expanduser("~")
     wanted = (
-        [one.replace("{home}", home) for one in held] if key == "members" else held.replace("{home}", home) if held == str(held) else held
+        [one.replace("{home}", home) for one in held]
+        if key == "members"
+        else held.replace("{home}", home)
+        if held == str(held)
+        else held
     )
     (settings,) = dispatch(*line)
     assert holds(settings, key) == wanted
@@ -114,20 +136,38 @@ def test_a_setting_holds_what_is_typed(line: tuple[str, ...], key: str, held: An
 
 def text_settings() -> list[tuple[str, str]]:
     """Every command's settings that hold one text, by type."""
-    return [(command, key) for command, root in ROOTS.items() for key, kind in types(root).items() if is_text(kind) and not is_list(kind)]
+    return [
+        (command, key)
+        for command, root in ROOTS.items()
+        for key, kind in types(root).items()
+        if is_text(kind) and not is_list(kind)
+    ]
 
 
 def test_the_kinds_are_those_of_the_dataclasses() -> None:
     found = set(text_settings())
-    assert {("train", "data.train"), ("eval", "checkpoint"), ("predict", "text"), ("table", "csv"), ("figures", "overrides")} <= found
+    assert {
+        ("train", "data.train"),
+        ("eval", "checkpoint"),
+        ("predict", "text"),
+        ("table", "csv"),
+        ("figures", "overrides"),
+    } <= found
     known = {key for root in ROOTS.values() for key in types(root)}
     assert PATHS - {"hydra.sweep.dir"} <= known and set(NAMES) <= known
 
 
 GRAMMAR = "ab1\\'\"${}[](),=~@ \t.e+-#:|é\n"
 texts = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), st.text(GRAMMAR, max_size=12)
-).filter(lambda text: text != "null" and not re.fullmatch(QUOTED, text, re.DOTALL) and not re.search(r"\$\{.*\}", text, re.DOTALL))
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
+    st.text(GRAMMAR, max_size=12),
+).filter(
+    lambda text: (
+        text != "null"
+        and not re.fullmatch(QUOTED, text, re.DOTALL)
+        and not re.search(r"\$\{.*\}", text, re.DOTALL)
+    )
+)
 
 
 def held_after(override: str) -> Any:
@@ -159,7 +199,11 @@ def test_a_sweep_and_a_list_hold_every_text_that_is_in_quotes(several: list[str]
 
 @given(texts)
 @hypothesis_settings(
-    max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_so_it_is_through_the_whole_dispatch(dispatch: Dispatch, text: str) -> None:
     (settings,) = dispatch("predict", f"checkpoint=x{text}", f"data.name=y{text}", f"text=z{text}")
@@ -207,10 +251,18 @@ def test_in_a_sweep_a_comma_separates_runs_also_of_paths_and_lists(dispatch: Dis
     found = dispatch("eval", "-m", "checkpoint=a (1),'b,c',~/d", "members=[e,f],g")
     home = os.path.expanduser("~")
     assert [(job.checkpoint, job.members) for job in found] == [
-        (checkpoint, members) for checkpoint in ("a (1)", "b,c", f"{home}/d") for members in (["e", "f"], ["g"])
+        (checkpoint, members)
+        for checkpoint in ("a (1)", "b,c", f"{home}/d")
+        for members in (["e", "f"], ["g"])
     ]
-    assert [job.outputs for job in dispatch("train", "outputs=choice(a,b c)", "hydra.mode=MULTIRUN")] == ["a", "b c"]
-    assert [job.sizes for job in dispatch("table", "sizes=small,[medium,large]", "-m")] == [[Size.small], [Size.medium, Size.large]]
+    assert [job.outputs for job in dispatch("train", "outputs=choice(a,b c)", "hydra.mode=MULTIRUN")] == [
+        "a",
+        "b c",
+    ]
+    assert [job.sizes for job in dispatch("table", "sizes=small,[medium,large]", "-m")] == [
+        [Size.small],
+        [Size.medium, Size.large],
+    ]
 
 
 def test_the_folder_of_a_sweep_is_a_path_as_typed(dispatch: Dispatch, tmp_path: Path) -> None:
@@ -219,11 +271,20 @@ def test_the_folder_of_a_sweep_is_a_path_as_typed(dispatch: Dispatch, tmp_path: 
 
 
 def test_options_stand_anywhere_in_the_line(dispatch: Dispatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for line in (["-m", "train", "seed=1,2"], ["train", "seed=1,2", "-m"], ["train", "--multirun", "seed=1,2"]):
+    for line in (
+        ["-m", "train", "seed=1,2"],
+        ["train", "seed=1,2", "-m"],
+        ["train", "--multirun", "seed=1,2"],
+    ):
         assert [job.seed for job in dispatch(*line, "log_every=3")] == [1, 2]
     capsys.readouterr()
     shown = set()
-    for line in (["--cfg", "job", "train"], ["train", "--cfg", "job"], ["-c", "job", "--resolve", "train"], ["train", "--cfg=job"]):
+    for line in (
+        ["--cfg", "job", "train"],
+        ["train", "--cfg", "job"],
+        ["-c", "job", "--resolve", "train"],
+        ["train", "--cfg=job"],
+    ):
         assert dispatch(*line, "seed=7", "dropout=none") == []
         shown.add(capsys.readouterr().out)
     assert len(shown) == 1 and "seed: 7\n" in shown.pop()
@@ -234,7 +295,10 @@ MISTAKES = {
     ("train", "dropout=none,variational"): "dropout=none,variational: .* add -m",
     ("train", "seed=range(1,3)"): "seed=range.* add -m",
     ("train", "device=cpu,cuda"): "device=cpu,cuda: .* add -m",
-    ("train", "checkpoint=outputs/train/a"): r"checkpoint is a group of settings \(checkpoint\.minutes, checkpoint\.epochs\).*resumes",
+    (
+        "train",
+        "checkpoint=outputs/train/a",
+    ): r"checkpoint is a group of settings \(checkpoint\.minutes, checkpoint\.epochs\).*resumes",
     ("eval", "checkpoint=a", "data=ptb"): r"data is a group of settings \(data\.dir, ",
     ("eval", "a", "checkpoint=b"): "checkpoint=a and checkpoint=b are two checkpoints",
     ("predict", "a", "b.txt"): "two checkpoints; name one, and write other paths as setting=path",
@@ -248,7 +312,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("typed", MISTAKES, ids=[ascii(" ".join(line)) for line in MISTAKES])
-def test_a_mistake_is_one_line_that_says_what_to_do(typed: tuple[str, ...], dispatch: Dispatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_that_says_what_to_do(
+    typed: tuple[str, ...], dispatch: Dispatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert re.search(MISTAKES[typed], refused(dispatch, capsys, *typed))
 
 
@@ -256,8 +322,17 @@ def test_a_mistake_is_one_line_that_says_what_to_do(typed: tuple[str, ...], disp
 def test_overrides_of_rows_are_read_as_typed_on_the_command_line(dispatch: Dispatch) -> None:
     overrides = "data=text \"data.train=in (1).txt\" data.valid=josé/b=1 data.test='a, b'"
     (row,) = experiments.rows([Size.small], ["none"], overrides)
-    assert (row.settings.data.train, row.settings.data.valid, row.settings.data.test) == ("in (1).txt", "josé/b=1", "a, b")
-    line = campaign.sweep(["experiment=table1_small_none"], [1, 2], Precision.fp32, Reproduce(outputs="my, runs", overrides=overrides))
+    assert (row.settings.data.train, row.settings.data.valid, row.settings.data.test) == (
+        "in (1).txt",
+        "josé/b=1",
+        "a, b",
+    )
+    line = campaign.sweep(
+        ["experiment=table1_small_none"],
+        [1, 2],
+        Precision.fp32,
+        Reproduce(outputs="my, runs", overrides=overrides),
+    )
     found = dispatch("train", *line)
     assert [job.seed for job in found] == [1, 2] and {job.outputs for job in found} == {"my, runs"}
     assert all(job.data == row.settings.data for job in found)

@@ -27,7 +27,9 @@ def test_it_learns_which_words_count() -> None:
 
 
 def test_the_penalty_is_chosen_on_validation() -> None:
-    """Where ratings are mostly noise, validation asks for a stronger one than 1; where they are none, for a weaker."""
+    """Where ratings are mostly noise, validation asks for a stronger one than 1; where they are none, for a
+    weaker.
+    """
     for noise, stronger in ((10.0, True), (0.0, False)):
         train, valid, test = texts(0, noise), texts(2, noise), texts(1, noise)
         chosen, one = baselines.ridge(train, test, valid), baselines.ridge(train, test)

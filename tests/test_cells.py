@@ -11,7 +11,11 @@ from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.layers import GRU, LSTM, Dropout, describe
 
-BOTH = [(LSTMCell, nn.LSTMCell, LSTM, {}), (GRUCell, nn.GRUCell, GRU, {"reset_after": True}), (GRUCell, None, GRU, {})]
+BOTH = [
+    (LSTMCell, nn.LSTMCell, LSTM, {}),
+    (GRUCell, nn.GRUCell, GRU, {"reset_after": True}),
+    (GRUCell, None, GRU, {}),
+]
 POLICIES = [
     Dropout("variational", p_x=0.3, p_h=0.3),
     Dropout("variational", p_x=0.3, p_h=0.4, tie="none"),
@@ -27,7 +31,9 @@ def seeded() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("ours", "theirs", "layer", "variant"), BOTH[:2])
-def test_they_take_the_place_of_torchs(ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], bias: bool) -> None:
+def test_they_take_the_place_of_torchs(
+    ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], bias: bool
+) -> None:
     module = theirs(5, 7, bias, dtype=torch.float64)
     cell = ours(5, 7, bias, dtype=torch.float64, **variant)
     cell.load_state_dict(module.state_dict())
@@ -38,8 +44,12 @@ def test_they_take_the_place_of_torchs(ours: Any, theirs: Any, layer: Any, varia
     for arguments in ((x,), (x, state), (x[0],), (x[0], alone)):
         expected, found = module(*arguments), cell(*arguments)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        wanted = torch.autograd.grad(sum(t.square().sum() for t in parts(expected)), list(module.parameters()))
-        torch.testing.assert_close(torch.autograd.grad(sum(t.square().sum() for t in parts(found)), list(cell.parameters())), wanted)
+        wanted = torch.autograd.grad(
+            sum(t.square().sum() for t in parts(expected)), list(module.parameters())
+        )
+        torch.testing.assert_close(
+            torch.autograd.grad(sum(t.square().sum() for t in parts(found)), list(cell.parameters())), wanted
+        )
 
 
 def parts(state: Any) -> tuple[torch.Tensor, ...]:
@@ -69,7 +79,9 @@ def test_steps_with_held_masks_are_the_whole_sequence(
 @pytest.mark.parametrize("ours", [LSTMCell, GRUCell])
 def test_training_without_masks_is_refused_and_evaluation_takes_their_means(ours: Any) -> None:
     cell, x = ours(5, 7, variational=0.3), torch.randn(3, 5)
-    with pytest.raises(ValueError, match=r"masks must be given in training mode: masks = cell\.masks\(batch\)"):
+    with pytest.raises(
+        ValueError, match=r"masks must be given in training mode: masks = cell\.masks\(batch\)"
+    ):
         cell(x)
     cell.eval()
     assert torch.equal(parts(cell(x))[0], parts(cell(x, masks=cell.masks(3)))[0])
@@ -131,7 +143,11 @@ def test_masks_of_another_cell_are_refused() -> None:
             GRUCell(5, 6, dropout=untied).masks(3),
             r"masks\.x must be broadcastable to \[1, 4, 3, 5\], got \[1, 3, 3, 5\]",
         ),
-        (GRUCell(5, 7), LSTM(5, 7, dropout=Dropout("moon", p_c=0.3)).masks(4, 3), r"masks\.c must be None: a GRU has no cell state"),
+        (
+            GRUCell(5, 7),
+            LSTM(5, 7, dropout=Dropout("moon", p_c=0.3)).masks(4, 3),
+            r"masks\.c must be None: a GRU has no cell state",
+        ),
         (LSTMCell(5, 7), LSTM(5, 7, variational=0.3).masks(4, 3), r"masks\.word and masks\.out must be None"),
         (LSTMCell(5, 7), ModelMasks([Masks(x=torch.ones(9, 1, 3, 5))]), r"masks\.x must be broadcastable"),
     ]
@@ -160,8 +176,12 @@ def test_transforms_work() -> None:
 
 
 @pytest.mark.parametrize("kind", [LSTMCell, GRUCell])
-def test_masks_that_fitted_one_step_are_still_refused_where_they_do_not_fit(kind: type[LSTMCell] | type[GRUCell]) -> None:
-    """They are checked at the first step of a sequence alone, and again where anything that they are for is different."""
+def test_masks_that_fitted_one_step_are_still_refused_where_they_do_not_fit(
+    kind: type[LSTMCell] | type[GRUCell],
+) -> None:
+    """They are checked at the first step of a sequence alone, and again where anything that they are for is
+    different.
+    """
     cell, other = kind(3, 4, variational=0.3), kind(5, 4, variational=0.3)
     masks, x_BD = cell.masks(2), torch.rand(2, 3)
     for _ in range(2):
@@ -177,9 +197,15 @@ def test_masks_that_fitted_one_step_are_still_refused_where_they_do_not_fit(kind
 
 
 @pytest.mark.parametrize("kind", [LSTMCell, GRUCell])
-def test_a_mask_that_is_learned_has_its_gradient_whatever_step_came_first(kind: type[LSTMCell] | type[GRUCell]) -> None:
+def test_a_mask_that_is_learned_has_its_gradient_whatever_step_came_first(
+    kind: type[LSTMCell] | type[GRUCell],
+) -> None:
     """And masks that were first met within a transform hold nothing of it."""
-    cell, x_BD, mask = kind(3, 4, variational=0.3), torch.rand(2, 3), torch.full((1, 1, 2, 3), 0.5, requires_grad=True)
+    cell, x_BD, mask = (
+        kind(3, 4, variational=0.3),
+        torch.rand(2, 3),
+        torch.full((1, 1, 2, 3), 0.5, requires_grad=True),
+    )
     masks = ModelMasks([Masks(x=mask)])
     with torch.no_grad():
         expected = parts(cell(x_BD, masks=masks))[0]

@@ -64,7 +64,11 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     for epoch, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
         checkpoint.save(at_epoch(epoch, best), tmp_path)
-    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005.pt", "checkpoint-0004.pt", "checkpoint-0002.pt"]
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == [
+        "checkpoint-0005.pt",
+        "checkpoint-0004.pt",
+        "checkpoint-0002.pt",
+    ]
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -73,12 +77,21 @@ def test_the_best_that_the_one_before_the_newest_names_is_kept_with_it(tmp_path:
     for chunk in (5, 10):
         checkpoint.save(at_epoch(4, 2, batch=chunk), tmp_path, 2)
     checkpoint.save(at_epoch(5, 5), tmp_path, 2)
-    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005.pt", "checkpoint-0004-00010.pt", "checkpoint-0002.pt"]
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == [
+        "checkpoint-0005.pt",
+        "checkpoint-0004-00010.pt",
+        "checkpoint-0002.pt",
+    ]
     checkpoint.save(at_epoch(5, 5, batch=5), tmp_path, 5)
-    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0005-00005.pt", "checkpoint-0005.pt"]
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == [
+        "checkpoint-0005-00005.pt",
+        "checkpoint-0005.pt",
+    ]
 
 
-def test_a_damaged_newest_one_is_reported_and_the_one_before_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_newest_one_is_reported_and_the_one_before_it_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
     path = checkpoint.path_of(tmp_path, 2)
@@ -94,7 +107,10 @@ def test_what_is_written_stays_and_unusable_later_ones_go(tmp_path: Path) -> Non
     for epoch in (4, 5):
         checkpoint.path_of(tmp_path, epoch).write_bytes(b"damaged")
     checkpoint.save(at_epoch(2, 2, batch=7), tmp_path)
-    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0002-00007.pt", "checkpoint-0002.pt"]
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == [
+        "checkpoint-0002-00007.pt",
+        "checkpoint-0002.pt",
+    ]
 
 
 def test_a_run_is_reported_from_its_last_epoch_or_with_early_stopping_from_its_best(tmp_path: Path) -> None:
@@ -106,7 +122,9 @@ def test_a_run_is_reported_from_its_last_epoch_or_with_early_stopping_from_its_b
         assert checkpoint.find(str(folder)) == checkpoint.path_of(folder, expected)
 
 
-def test_of_a_run_whose_newest_is_damaged_the_one_before_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_run_whose_newest_is_damaged_the_one_before_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
     checkpoint.path_of(tmp_path, 2).write_bytes(b"damaged")
@@ -119,12 +137,16 @@ def test_where_all_are_damaged_that_is_an_error_and_they_stay(tmp_path: Path) ->
         checkpoint.save(at_epoch(epoch), tmp_path)
         checkpoint.path_of(tmp_path, epoch).write_bytes(b"damaged")
     for read in (checkpoint.newest, lambda folder: checkpoint.find(str(folder))):
-        with pytest.raises(ConfigError, match="holds no checkpoint that can be used; train again with force=true"):
+        with pytest.raises(
+            ConfigError, match="holds no checkpoint that can be used; train again with force=true"
+        ):
             read(tmp_path)
     assert len(checkpoint.all_in(tmp_path)) == 2 and checkpoint.newest(tmp_path / "new") is None
 
 
-def test_what_can_perhaps_be_read_later_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_perhaps_be_read_later_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the run would go on from an older one, and remove it."""
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
@@ -151,7 +173,11 @@ def test_what_can_perhaps_be_read_later_is_not_passed_over(tmp_path: Path, monke
 def test_checkpoints_within_an_epoch_lie_between_those_of_its_ends(tmp_path: Path) -> None:
     for epoch, chunk in ((1, 0), (1, 7), (1, 10), (2, 0), (2, 100_000)):
         checkpoint.save(at_epoch(epoch, batch=chunk), tmp_path)
-    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["checkpoint-0002-100000.pt", "checkpoint-0002.pt", "checkpoint-0001.pt"]
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == [
+        "checkpoint-0002-100000.pt",
+        "checkpoint-0002.pt",
+        "checkpoint-0001.pt",
+    ]
     newest = checkpoint.newest(tmp_path)
     assert newest is not None and (newest.epoch, newest.batch) == (2, 100_000)
     assert checkpoint.find(str(tmp_path)).name == "checkpoint-0002-100000.pt"
@@ -162,7 +188,9 @@ class Payload:
         return Path.touch, (Path("payload-ran"),)
 
 
-def test_what_is_not_a_checkpoint_is_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_a_checkpoint_is_refused_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     part = tmp_path / "part"
     torch.save({"payload": Payload()}, part)
@@ -186,7 +214,10 @@ NAN = torch.tensor([1.0, math.nan])
 WRONG: dict[str, list[object]] = {
     "config": [
         *("abc", {"model": 3}, {}, {"model": [[]]}, torch.zeros(2), {"seed": torch.zeros(2)}),
-        *(plain(settings()) | {name: value} for name, value in (("schedule", {"lr": 10**400}), ("schedule", {"clip": -(10**400)}))),
+        *(
+            plain(settings()) | {name: value}
+            for name, value in (("schedule", {"lr": 10**400}), ("schedule", {"clip": -(10**400)}))
+        ),
         plain(settings()) | {"seed": 10**400},
     ],
     "corpus": [None, 3],
@@ -200,21 +231,47 @@ WRONG: dict[str, list[object]] = {
     "best": [math.nan, math.inf, "x"],
     "losses": [["x"], [math.nan], [1.0], None],
     "state": [[1], [NAN], [torch.zeros(2, dtype=torch.float64)], {}],
-    "model": [3, {"w": 1}, {"w": NAN}, {"w": torch.tensor([math.inf])}, {"w": torch.zeros(2, dtype=torch.int64)}, {3: torch.zeros(2)}],
+    "model": [
+        3,
+        {"w": 1},
+        {"w": NAN},
+        {"w": torch.tensor([math.inf])},
+        {"w": torch.zeros(2, dtype=torch.int64)},
+        {3: torch.zeros(2)},
+    ],
     "optimiser": [[], None],
     "learned": [
-        *(torch.zeros(2), torch.zeros(1), LEARNED | {"line_end": torch.zeros(2)}, LEARNED | {"vocabulary": [torch.zeros(2)] * 2}),
-        *([], {}, {"vocabulary": ["a", "a"], "line_end": None, "unknown": None}, {"vocabulary": [3], "line_end": None, "unknown": None}),
-        *(LEARNED | {"line_end": None}, LEARNED | {"unknown": "a"}, LEARNED | {"mean": 1.0}, {"vocabulary": ["a"]}),
+        *(
+            torch.zeros(2),
+            torch.zeros(1),
+            LEARNED | {"line_end": torch.zeros(2)},
+            LEARNED | {"vocabulary": [torch.zeros(2)] * 2},
+        ),
+        *(
+            [],
+            {},
+            {"vocabulary": ["a", "a"], "line_end": None, "unknown": None},
+            {"vocabulary": [3], "line_end": None, "unknown": None},
+        ),
+        *(
+            LEARNED | {"line_end": None},
+            LEARNED | {"unknown": "a"},
+            LEARNED | {"mean": 1.0},
+            {"vocabulary": ["a"]},
+        ),
     ],
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_in_a_checkpoint_is_refused_in_one_line_that_quotes_nothing_of_it(name: str, tmp_path: Path) -> None:
+def test_what_cannot_be_in_a_checkpoint_is_refused_in_one_line_that_quotes_nothing_of_it(
+    name: str, tmp_path: Path
+) -> None:
     """With a checksum that fits, as of somebody who edits it, or of a program that went wrong."""
     for value in WRONG[name]:
-        files.write_tensors(tmp_path / "part", {"format": checkpoint.FORMAT, **vars(at_epoch(1)), name: value})
+        files.write_tensors(
+            tmp_path / "part", {"format": checkpoint.FORMAT, **vars(at_epoch(1)), name: value}
+        )
         with pytest.raises(ConfigError, match=r"^checkpoint=\S+part cannot be used: ") as refused:
             checkpoint.load(tmp_path / "part")
         assert str(refused.value).isprintable() and "weights_only" not in str(refused.value)
@@ -239,7 +296,9 @@ def test_stored_settings_are_never_resolved(tmp_path: Path, monkeypatch: pytest.
         assert "hunter2" not in str(refused.value)
 
 
-def test_a_checkpoint_under_the_name_of_another_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_under_the_name_of_another_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch, epoch), tmp_path)
     checkpoint.path_of(tmp_path, 2).rename(checkpoint.path_of(tmp_path, 3))
@@ -247,21 +306,29 @@ def test_a_checkpoint_under_the_name_of_another_is_passed_over(tmp_path: Path, c
     found = checkpoint.newest(tmp_path)
     assert found is not None and found.epoch == 1
     said = capsys.readouterr().err
-    assert "checkpoint-0003.pt cannot be used: it is of another epoch" in said and "checkpoint-0004.pt is damaged" in said
+    assert (
+        "checkpoint-0003.pt cannot be used: it is of another epoch" in said
+        and "checkpoint-0004.pt is damaged" in said
+    )
 
 
 def test_a_checkpoint_of_the_format_before_this_one_is_read_without_what_it_had_not(tmp_path: Path) -> None:
     held = {name: value for name, value in vars(at_epoch(1)).items() if name != "learned"}
     files.write_tensors(tmp_path / "old", {"format": checkpoint.OLDER_FORMAT, **held})
     assert checkpoint.load(tmp_path / "old").knowledge is None
-    for wrong in ({"format": checkpoint.FORMAT, **held}, {"format": checkpoint.OLDER_FORMAT, **held, "learned": LEARNED}):
+    for wrong in (
+        {"format": checkpoint.FORMAT, **held},
+        {"format": checkpoint.OLDER_FORMAT, **held, "learned": LEARNED},
+    ):
         files.write_tensors(tmp_path / "old", wrong)
         with pytest.raises(ConfigError, match="does not hold what its format says"):
             checkpoint.load(tmp_path / "old")
 
 
 def damages(content: bytes) -> Iterator[bytes]:
-    """500 ways in which a file can come to harm: bits that flip, an end that is missing, zeros, other kinds of files, a payload."""
+    """500 ways in which a file can come to harm: bits that flip, an end that is missing, zeros, other kinds
+    of files, a payload.
+    """
     source = random.Random(0)
     for _ in range(250):
         flipped = bytearray(content)
@@ -277,8 +344,20 @@ def damages(content: bytes) -> Iterator[bytes]:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a", b"b" * 1000)
     torch.save({"payload": Payload()}, saved)
-    kinds = [b"", b"\x00" * 4096, b"not a checkpoint\n", b"\x89PNG\r\n\x1a\n" + content[:999], gzip.compress(content), archive.getvalue()]
-    kinds += [pickle.dumps(Payload()), pickle.dumps(Payload(), 0), saved.getvalue(), b'{"format": "vdrop checkpoint 2"}']
+    kinds = [
+        b"",
+        b"\x00" * 4096,
+        b"not a checkpoint\n",
+        b"\x89PNG\r\n\x1a\n" + content[:999],
+        gzip.compress(content),
+        archive.getvalue(),
+    ]
+    kinds += [
+        pickle.dumps(Payload()),
+        pickle.dumps(Payload(), 0),
+        saved.getvalue(),
+        b'{"format": "vdrop checkpoint 2"}',
+    ]
     for kind in kinds:
         for tail in (b"", content[-files.TAIL :], files.MARK + b"0" * 64, content, b"\n"):
             yield kind + tail if kind + tail != content else kind
@@ -331,7 +410,14 @@ def test_run_folders_are_named_by_what_changes_the_numbers() -> None:
         "data.dir=/corpora",
     ):
         assert checkpoint.run_folder(settings(same), "f").name == base.name
-    for other in ("model.init=0.06", "dropout.p_h=0.1", "schedule.lr=2", "task.bptt=7", "backend=reference", "schedule.epochs=1"):
+    for other in (
+        "model.init=0.06",
+        "dropout.p_h=0.1",
+        "schedule.lr=2",
+        "task.bptt=7",
+        "backend=reference",
+        "schedule.epochs=1",
+    ):
         assert checkpoint.run_folder(settings(other), "f").name != base.name
     assert checkpoint.run_folder(settings(), "g").name != base.name
     assert checkpoint.run_folder(settings("seed=2"), "f").name == base.name.replace("-s1", "-s2")

@@ -21,13 +21,18 @@ SMALL_TEXT = ["data=text", "data.train=t", "data.valid=t", "data.test=t"]
 def test_help_lists_the_commands_and_does_not_import_torch(vdrop: Vdrop) -> None:
     ran = vdrop("--help")
     assert ran.returncode == 0 and all(command in ran.stdout for command in cli.COMMANDS)
-    code = "import sys; sys.argv[1:] = ['--help']; from vdrop_cli.cli import main; main(); assert not {'torch', 'hydra'} & set(sys.modules)"
+    code = (
+        "import sys; sys.argv[1:] = ['--help']; from vdrop_cli.cli import main; main(); assert not "
+        "{'torch', 'hydra'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     assert vdrop().stdout == ran.stdout
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "data"])
-def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(vdrop: Vdrop, command: str) -> None:
+def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(
+    vdrop: Vdrop, command: str
+) -> None:
     code = (
         f"import sys; sys.argv = ['vdrop', '{command}', '--help']; from vdrop_cli.cli import main\n"
         "try: main()\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
@@ -37,18 +42,25 @@ def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(vdro
     assert f"vdrop {command}" in ran.stdout and "examples:" in ran.stdout and "hydra." not in ran.stdout
     if command == "train":
         assert (
-            "dropout: moon, moon_word, naive, naive_word, none, variational, variational_no_word, variational_untied, zaremba" in ran.stdout
+            "dropout: moon, moon_word, naive, naive_word, none, variational, variational_no_word, "
+            "variational_untied, zaremba" in ran.stdout
         )
         assert "hidden_size: 650" in ran.stdout
     groups = set(re.findall(r"^([a-z/]+): .*,", ran.stdout, re.MULTILINE))
-    taken = {"train": {"model", "dropout", "data", "schedule", "task", "experiment"}, "eval": set(), "data": {"data"}}
+    taken = {
+        "train": {"model", "dropout", "data", "schedule", "task", "experiment"},
+        "eval": set(),
+        "data": {"data"},
+    }
     assert groups == taken[command], "those that it takes, and no others"
 
 
 def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path: Path) -> None:
     """As `head -1`, which closes its end of the pipe."""
     command = [sys.executable, "-m", "vdrop_cli", "data"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         told = process.stderr.read()
@@ -67,19 +79,40 @@ MISTAKES = {  # what is typed: what the one line must say
     ("trian",): "trian is not a command; did you mean train?",
     ("train", "model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
     ("train", "+model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
-    ("train", "model.layers=two"): "model.layers=two: Value 'two' of type 'str' could not be converted to Integer",
+    (
+        "train",
+        "model.layers=two",
+    ): "model.layers=two: Value 'two' of type 'str' could not be converted to Integer",
     ("train", "model=lstm_huge"): "model=lstm_huge is an unknown choice; did you mean lstm_large?",
     ("train", "dropout=variatonal"): "dropout=variatonal is an unknown choice; did you mean variational",
     ("train", "experiment=typo"): "experiment=typo is an unknown choice",
     ("train", "dropout.p_h=1.5"): "dropout.p_h must be in [0, 1), got 1.5",
     ("train", "dropout=moon", "model=gru_small"): "dropout must be another policy than moon with a GRU",
-    ("train", "backend=cudnn"): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused, native, triton]",
+    (
+        "train",
+        "backend=cudnn",
+    ): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused, native, triton]",
     ("train", "device=cuda:99", "data=pydoc"): "device=cuda:99 is not on this machine",
     ("train", "data.dir=nowhere"): "data.dir=nowhere has no ptb.train.txt; point data.dir at",
-    ("train", "data=text", "data.train=no", "data.valid=no", "data.test=no"): "data.train=no cannot be read (No such file or directory)",
+    (
+        "train",
+        "data=text",
+        "data.train=no",
+        "data.valid=no",
+        "data.test=no",
+    ): "data.train=no cannot be read (No such file or directory)",
     ("train", "model.layers"): "Error parsing override 'model.layers'",
-    ("train", "data=pydoc", "task.batch_size=5000"): "task.batch_size=5000 × task.bptt=35 does not fit the train part of pydoc_data.topics",
-    ("train", *TINY, "data=pydoc", "outputs=file"): "outputs=file: file/train/language_model-lstm_small-variational/",
+    (
+        "train",
+        "data=pydoc",
+        "task.batch_size=5000",
+    ): "task.batch_size=5000 × task.bptt=35 does not fit the train part of pydoc_data.topics",
+    (
+        "train",
+        *TINY,
+        "data=pydoc",
+        "outputs=file",
+    ): "outputs=file: file/train/language_model-lstm_small-variational/",
     ("eval",): "checkpoint must be a checkpoint file or a run folder",
     ("eval", "checkpoint=nowhere"): "checkpoint=nowhere does not exist",
     ("eval", "checkpoint=file"): "checkpoint=file is damaged or not a checkpoint",
@@ -100,7 +133,9 @@ MISTAKES = {  # what is typed: what the one line must say
 
 
 @pytest.mark.parametrize("typed", MISTAKES, ids=lambda typed: " ".join(typed)[:100])
-def test_a_mistake_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, typed: tuple[str, ...]) -> None:
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    vdrop: Vdrop, tmp_path: Path, typed: tuple[str, ...]
+) -> None:
     (tmp_path / "file").write_text("in the way\n")
     ran = vdrop(*typed)
     assert ran.returncode == 2
@@ -112,29 +147,46 @@ def test_a_mistake_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, t
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "the train part of t, t, t is empty"), (b"ab\xff", "the train part of t, t, t is not UTF-8 (invalid start byte at byte 2)")],
+    [
+        (b"", "the train part of t, t, t is empty"),
+        (b"ab\xff", "the train part of t, t, t is not UTF-8 (invalid start byte at byte 2)"),
+    ],
 )
-def test_a_bad_text_gets_one_line_and_exit_code_2(vdrop: Vdrop, tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_bad_text_gets_one_line_and_exit_code_2(
+    vdrop: Vdrop, tmp_path: Path, content: bytes, said: str
+) -> None:
     (tmp_path / "t").write_bytes(content)
     ran = vdrop("train", *TINY, *SMALL_TEXT)
     assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1) and said in ran.stderr
 
 
 def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
-    """The whole way a user goes: train, the same again, evaluate the folder and the file, evaluate wrongly."""
+    """The whole way a user goes: train, the same again, evaluate the folder and the file, evaluate
+    wrongly.
+    """
     ran = vdrop("train", *TINY, *text)
     assert ran.returncode == 0, ran.stderr
     (folder,) = (tmp_path / "outputs" / "train").glob("*/*")
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     assert names == {"config.yaml", "log.jsonl", "result.json", "checkpoint-0001.pt"}
-    assert "test_ppl" in ran.stdout and "epoch 1/1: valid_ppl_batched" in ran.stderr and "back end native" in ran.stderr
+    assert (
+        "test_ppl" in ran.stdout
+        and "epoch 1/1: valid_ppl_batched" in ran.stderr
+        and "back end native" in ran.stderr
+    )
     again = vdrop("train", *TINY, *text)
-    assert again.returncode == 0 and "is finished; force=true starts over" in again.stdout and "epoch 1/1" not in again.stderr
+    assert (
+        again.returncode == 0
+        and "is finished; force=true starts over" in again.stdout
+        and "epoch 1/1" not in again.stderr
+    )
     trained = [line for line in ran.stdout.splitlines() if line.startswith(("valid_ppl", "test_ppl"))]
     for name in (folder, folder / "checkpoint-0001.pt"):
         evaluated = vdrop("eval", f"checkpoint={name}", "mc_samples=3", "stored_data=true")
         assert evaluated.returncode == 0, evaluated.stderr
-        assert [line.split() for line in evaluated.stdout.splitlines()[: len(trained)]] == [line.split() for line in trained]
+        assert [line.split() for line in evaluated.stdout.splitlines()[: len(trained)]] == [
+            line.split() for line in trained
+        ]
         assert "test_ppl_mc3" in evaluated.stdout
     assert (folder / "eval-0001-mc3-s1.json").exists()
     wrong = vdrop("eval", f"checkpoint={folder}", "data.dir=.", "stored_data=true")
@@ -146,7 +198,11 @@ def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> 
         other = vdrop("eval", f"checkpoint={folder}", "stored_data=true")
     finally:
         changed.write_text(original)
-    assert other.returncode == 2 and "was trained on another corpus" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert (
+        other.returncode == 2
+        and "was trained on another corpus" in other.stderr
+        and len(other.stderr.splitlines()) == 1
+    )
     assert not torch.load(folder / "checkpoint-0001.pt", weights_only=True)["config"]["force"]
 
 
@@ -154,12 +210,17 @@ def test_a_sweep_runs_every_combination(vdrop: Vdrop, text: list[str], tmp_path:
     ran = vdrop("train", "-m", *TINY, *text, "dropout=none,variational", "seed=1,2")
     assert ran.returncode == 0, ran.stderr
     found = {path.parent.relative_to(tmp_path).parts[2:] for path in tmp_path.rglob("result.json")}
-    assert len(found) == 4 and {row for row, _ in found} == {"language_model-lstm_small-none", "language_model-lstm_small-variational"}
+    assert len(found) == 4 and {row for row, _ in found} == {
+        "language_model-lstm_small-none",
+        "language_model-lstm_small-variational",
+    }
     assert {folder[-3:] for _, folder in found} == {"-s1", "-s2"}
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "nothing lies about"
 
 
-def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     """One diverges, one is impossible, one works: it is run, and the exit code tells of the worst."""
     ran = vdrop("train", "-m", *TINY, *text, "outputs=runs", "schedule.clip=inf", "schedule.lr=2e38,1,-1")
     assert ran.returncode == 2
@@ -178,8 +239,14 @@ def test_cfg_in_one_word_is_resolved_too(vdrop: Vdrop) -> None:
     ("line", "expected"),
     [
         ("vdrop ", set(cli.COMMANDS)),
-        ("vdrop train dropout=var", {"dropout=variational", "dropout=variational_no_word", "dropout=variational_untied"}),
-        ("vdrop train dropout.p_", {"dropout.p_word=", "dropout.p_x=", "dropout.p_h=", "dropout.p_c=", "dropout.p_out="}),
+        (
+            "vdrop train dropout=var",
+            {"dropout=variational", "dropout=variational_no_word", "dropout=variational_untied"},
+        ),
+        (
+            "vdrop train dropout.p_",
+            {"dropout.p_word=", "dropout.p_x=", "dropout.p_h=", "dropout.p_c=", "dropout.p_out="},
+        ),
         ("vdrop eval checkpoint=v", {"checkpoint=vdrop"}),
     ],
 )
@@ -190,11 +257,14 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
     program.chmod(0o755)
     words = line.split(" ")
     script = (
-        f'eval "$(vdrop completion)"; COMP_LINE="{line}"; COMP_POINT={len(line)}; COMP_WORDS=({line} ""); COMP_CWORD={len(words) - 1}\n'
+        f'eval "$(vdrop completion)"; COMP_LINE="{line}"; COMP_POINT={len(line)}; COMP_WORDS=({line} ""); '
+        f"COMP_CWORD={len(words) - 1}\n"
         '_vdrop; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
-    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment(PATH=path), cwd=tmp_path)
+    ran = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=environment(PATH=path), cwd=tmp_path
+    )
     assert set(ran.stdout.split()) == expected, ran.stderr
 
 
@@ -208,7 +278,9 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
 def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(
     limit: int, more: list[str], named: str, text: list[str], tmp_path: Path
 ) -> None:
-    """Files may not grow beyond a limit: the checkpoint does at once, or the log and TensorBoard's events when they have got long."""
+    """Files may not grow beyond a limit: the checkpoint does at once, or the log and TensorBoard's events
+    when they have got long.
+    """
     command = [sys.executable, "-m", "vdrop_cli", "train", *TINY, *text, *more, "log_every=1"]
 
     def run(limit: int) -> subprocess.CompletedProcess[str]:
@@ -224,9 +296,14 @@ def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(
     ran = run(limit)
     (said,) = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
     assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
-    assert f"{named} cannot be written (File too large); make room, or mend the disk" in said and "outputs/train/" in said
+    assert (
+        f"{named} cannot be written (File too large); make room, or mend the disk" in said
+        and "outputs/train/" in said
+    )
     assert read_log(next(tmp_path.rglob("log.jsonl")))
     again = run(resource.RLIM_INFINITY)
     assert again.returncode == 0 and "is damaged" not in again.stderr
-    steps = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "step"]
+    steps = [
+        record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "step"
+    ]
     assert steps == list(range(1, len(steps) + 1))

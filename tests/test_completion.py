@@ -25,14 +25,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("tr", ["train "]),
         ("-m tr", ["train "]),
         ("train --mul", ["--multirun"]),
-        ("train dropout=var", ["dropout=variational", "dropout=variational_no_word", "dropout=variational_untied"]),
+        (
+            "train dropout=var",
+            ["dropout=variational", "dropout=variational_no_word", "dropout=variational_untied"],
+        ),
         ("train dropout=none,nai", ["dropout=none,naive", "dropout=none,naive_word"]),
         ("train dropout=none,naive,none", []),
         ("train -m model=lstm_l", ["model=lstm_large"]),
         ("train seed=1 sche", ["schedule.", "schedule="]),
         ("train checkpoint", ["checkpoint."]),
         ("train device=c", ["device=cpu", "device=cuda"]),
-        ("train backend=", ["backend=auto", "backend=reference", "backend=fused", "backend=native", "backend=triton"]),
+        (
+            "train backend=",
+            ["backend=auto", "backend=reference", "backend=fused", "backend=native", "backend=triton"],
+        ),
         ("train force=t", ["force=true"]),
         ("train +task.protocol=p", ["+task.protocol=paper"]),
         ("train data=h", ["data=hub"]),
@@ -54,7 +60,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("compare out", []),
     ],
 )
-def test_a_line_is_completed(line: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_completed(
+    line: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COMP_LINE", f"vdrop {line}")
     monkeypatch.delenv("COMP_POINT", raising=False)
     monkeypatch.setattr(sys, "argv", ["vdrop", "completion", "query"])
@@ -62,19 +70,33 @@ def test_a_line_is_completed(line: str, expected: list[str], monkeypatch: pytest
     assert capsys.readouterr().out.splitlines() == expected
 
 
-def test_what_stands_after_the_cursor_does_not_count(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_stands_after_the_cursor_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COMP_LINE", "vdrop train dev seed=1")
     monkeypatch.setenv("COMP_POINT", str(len("vdrop train dev")))
     completion.answer(cli.COMMANDS, [])
     assert capsys.readouterr().out == "device=\n"
 
 
-def test_a_home_folder_is_looked_into_and_stays_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_is_looked_into_and_stays_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert completion.completions(["eval", "checkpoint=~/outputs/tr"], cli.COMMANDS, []) == ["checkpoint=~/outputs/train/"]
+    assert completion.completions(["eval", "checkpoint=~/outputs/tr"], cli.COMMANDS, []) == [
+        "checkpoint=~/outputs/train/"
+    ]
 
 
 def test_it_is_quick_torch_is_not_imported() -> None:
-    code = "import sys; sys.argv[1:] = ['completion', 'query']; from vdrop_cli.cli import main; main()\nassert 'torch' not in sys.modules"
-    ran = subprocess.run([sys.executable, "-c", code], env=environment(COMP_LINE="vdrop train dropout=non"), capture_output=True, text=True)
+    code = (
+        "import sys; sys.argv[1:] = ['completion', 'query']; from vdrop_cli.cli import main; "
+        "main()\nassert 'torch' not in sys.modules"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(COMP_LINE="vdrop train dropout=non"),
+        capture_output=True,
+        text=True,
+    )
     assert (ran.returncode, ran.stdout) == (0, "dropout=none\n"), ran.stderr

@@ -50,7 +50,9 @@ def test_every_file_parses_and_says_where_its_numbers_come_from(path: Path) -> N
         settings(*needs, command=name)
 
 
-PUBLISHED = {  # hidden, bptt, batch, init, clip, decay, max_epoch, epochs, p_word, p_h, p_x, p_out, weight decay: the authors' scripts
+# hidden, bptt, batch, init, clip, decay, max_epoch, epochs, p_word, p_h, p_x, p_out, weight decay: the
+# authors' scripts
+PUBLISHED = {
     ("medium", "variational"): (650, 35, 20, 0.05, 5, 1.2, 6, 39, 0.2, 0.2, 0.35, 0.35, 1e-7),
     ("large", "variational"): (1500, 35, 20, 0.04, 10, 1.15, 10, 55, 0.3, 0.3, 0.5, 0.5, 1e-7),
     ("medium", "zaremba"): (650, 35, 20, 0.05, 5, 1.2, 6, 39, 0, 0, 0.5, 0.5, 0),
@@ -102,19 +104,27 @@ BASE = {"untied": "variational_untied", "variational_mc": "variational", "untied
 def test_an_experiment_of_table_1_is_the_row_and_its_published_numbers(size: str, row: str) -> None:
     c = settings(f"experiment=table1_{size}_{row}")
     base = settings(
-        f"model=lstm_{size}", f"dropout={BASE.get(row, row)}", "log_every=100", *(["stuck.steps=200"] if size == "large" else [])
+        f"model=lstm_{size}",
+        f"dropout={BASE.get(row, row)}",
+        "log_every=100",
+        *(["stuck.steps=200"] if size == "large" else []),
     )
     assert c.published is not None and (c.published.mc_samples > 0) == row.endswith("_mc")
     if size == "small":
         medium = settings(f"experiment=table1_medium_{row}")
-        assert (c.task, replace(c.schedule, weight_decay=0)) == (medium.task, replace(medium.schedule, weight_decay=0))
+        assert (c.task, replace(c.schedule, weight_decay=0)) == (
+            medium.task,
+            replace(medium.schedule, weight_decay=0),
+        )
         assert (c.model, c.dropout) == (base.model, base.dropout) and c.published.row == medium.published.row
         assert [c.published.test, c.published.valid] == [114.5 if row == "none" else None, None]
     else:
         assert replace(c, published=None) == base
         found = (c.published.valid, c.published.test, c.published.words_per_second)
         assert found == TABLE_1[row][("medium", "large").index(size)]
-        assert c.published.confirmed == (row in ("zaremba", "variational", "variational_mc", "untied", "untied_mc"))
+        assert c.published.confirmed == (
+            row in ("zaremba", "variational", "variational_mc", "untied", "untied_mc")
+        )
 
 
 def test_what_was_published_beside_table_1_belongs_to_the_same_runs() -> None:
@@ -132,15 +142,33 @@ def test_what_was_published_beside_table_1_belongs_to_the_same_runs() -> None:
 
 
 def test_the_run_of_the_authors_log_has_the_settings_that_it_prints() -> None:
-    c, large = settings("experiment=authors_1250"), settings("model=lstm_large", "dropout=variational_untied", "dropout.word_mask=token")
+    c, large = (
+        settings("experiment=authors_1250"),
+        settings("model=lstm_large", "dropout=variational_untied", "dropout.word_mask=token"),
+    )
     assert c.model == replace(large.model, name="lstm_1250", hidden_size=1250) and c.dropout == large.dropout
-    assert (c.dropout.p_word, c.dropout.p_h, c.dropout.p_x, c.dropout.p_out, c.dropout.untied) == (0.3, 0.3, 0.5, 0.5, True)
-    assert (c.schedule.decay, c.schedule.max_epoch, c.schedule.epochs, c.schedule.clip, c.model.init) == (1.15, 10, 55, 10, 0.04)
+    assert (c.dropout.p_word, c.dropout.p_h, c.dropout.p_x, c.dropout.p_out, c.dropout.untied) == (
+        0.3,
+        0.3,
+        0.5,
+        0.5,
+        True,
+    )
+    assert (c.schedule.decay, c.schedule.max_epoch, c.schedule.epochs, c.schedule.clip, c.model.init) == (
+        1.15,
+        10,
+        55,
+        10,
+        0.04,
+    )
     assert (c.published.valid, c.published.test) == (79.15, 76.5)
 
 
 def test_untied_differs_from_tied_in_its_masks_alone() -> None:
-    tied, untied = (plain(settings("model=lstm_large", f"dropout={name}")) for name in ("variational", "variational_untied"))
+    tied, untied = (
+        plain(settings("model=lstm_large", f"dropout={name}"))
+        for name in ("variational", "variational_untied")
+    )
     assert untied["dropout"]["untied"] and not tied["dropout"]["untied"]
     for told in (tied, untied):
         del told["dropout"]["untied"], told["dropout"]["name"]
@@ -148,7 +176,9 @@ def test_untied_differs_from_tied_in_its_masks_alone() -> None:
 
 
 def test_the_default_is_the_medium_variational_row_on_penn_treebank() -> None:
-    assert settings() == settings("model=lstm_medium", "dropout=variational", "data=ptb", "schedule=variational", "task=language_model")
+    assert settings() == settings(
+        "model=lstm_medium", "dropout=variational", "data=ptb", "schedule=variational", "task=language_model"
+    )
 
 
 def test_published_settings_can_be_overridden_one_by_one() -> None:
@@ -162,7 +192,9 @@ def test_a_run_can_be_told_from_what_was_written_down() -> None:
 
 
 def test_what_was_written_down_is_data_and_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither OmegaConf's interpolations, nor groups within each other without an end, nor the same group again and again."""
+    """Neither OmegaConf's interpolations, nor groups within each other without an end, nor the same group
+    again and again.
+    """
     monkeypatch.setenv("SECRET", "hunter2")
     good = plain(settings())
     shared: dict[str, Any] = {"a": 1}
@@ -172,7 +204,13 @@ def test_what_was_written_down_is_data_and_is_not_resolved(monkeypatch: pytest.M
     endless["a"] = endless
     data = good["data"]
     for wrong in (
-        *({"outputs": "${oc.env:SECRET}"}, {"data": data | {"dir": "${seed}"}}, {"data": shared}, {"data": endless}, {"x": [[1]]}),
+        *(
+            {"outputs": "${oc.env:SECRET}"},
+            {"data": data | {"dir": "${seed}"}},
+            {"data": shared},
+            {"data": endless},
+            {"x": [[1]]},
+        ),
         *(
             {"data": data | {"${oc.env:SECRET}": 1}},
             {"data": {3: 4}},
@@ -192,11 +230,27 @@ def test_what_was_written_down_is_data_and_is_not_resolved(monkeypatch: pytest.M
 def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     """So a setting can be added without older runs being made again."""
     kept = without_defaults(settings("model=lstm_small", "dropout=none"))
-    assert kept["model"] == {"name": "lstm_small", "size": "small", "cell": "lstm", "hidden_size": 200, "layers": 2, "init": 0.1}
+    assert kept["model"] == {
+        "name": "lstm_small",
+        "size": "small",
+        "cell": "lstm",
+        "hidden_size": 200,
+        "layers": 2,
+        "init": 0.1,
+    }
     assert kept["dropout"] == {"name": "none", "policy": "none"} and kept["task"]["bptt"] == 20
-    assert settings("dropout=none").identity("f") == "bf584e53", "folders of runs are named by it: nothing may change it"
-    without, given = settings("dropout=none"), settings("dropout=none", "model.forget_bias=0", "dropout.p_h=0", "seed=5", "log_every=7")
-    assert without.identity("f") == given.identity("f") != settings("dropout=none", "model.forget_bias=1").identity("f")
+    assert settings("dropout=none").identity("f") == "bf584e53", (
+        "folders of runs are named by it: nothing may change it"
+    )
+    without, given = (
+        settings("dropout=none"),
+        settings("dropout=none", "model.forget_bias=0", "dropout.p_h=0", "seed=5", "log_every=7"),
+    )
+    assert (
+        without.identity("f")
+        == given.identity("f")
+        != settings("dropout=none", "model.forget_bias=1").identity("f")
+    )
 
 
 def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
@@ -207,14 +261,23 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=ptb", "data.min_count=2"], r"data\.min_count must be 1 with data=ptb, which has its own <unk>, got 2"),
+        (
+            ["data=ptb", "data.min_count=2"],
+            r"data\.min_count must be 1 with data=ptb, which has its own <unk>, got 2",
+        ),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_c=0.5"], r"dropout\.p_c must be 0 with dropout\.policy=variational"),
         (["dropout=none", "dropout.p_h=0.5"], r"dropout\.p_h must be 0 with dropout\.policy=none"),
-        (["dropout=zaremba", "dropout.p_word=0.5"], r"dropout\.p_word must be 0 with dropout\.policy=zaremba"),
-        (["dropout=naive", "dropout.untied=true"], r"dropout\.untied must be false with dropout\.policy=naive"),
+        (
+            ["dropout=zaremba", "dropout.p_word=0.5"],
+            r"dropout\.p_word must be 0 with dropout\.policy=zaremba",
+        ),
+        (
+            ["dropout=naive", "dropout.untied=true"],
+            r"dropout\.untied must be false with dropout\.policy=naive",
+        ),
         (["dropout=zaremba", "dropout.word_mask=token"], r"dropout\.word_mask must be type"),
         (["dropout=moon", "model=gru_small"], "dropout must be another policy than moon with a GRU"),
         (["model.reset_after=true"], r"model\.reset_after must be false for an LSTM"),
@@ -240,16 +303,25 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["task=sentiment", "stuck.steps=3"], r"stuck\.steps must be null with task=sentiment, got 3"),
         (["log_every=0"], "log_every must be"),
         (["experiment=table1_small_none", "published.row=''"], r"published\.row must be a name"),
-        (["experiment=table1_small_none", "published.mc_samples=-1"], r"published\.mc_samples must be at least 0"),
+        (
+            ["experiment=table1_small_none", "published.mc_samples=-1"],
+            r"published\.mc_samples must be at least 0",
+        ),
         (["experiment=table1_small_none", "published.members=0"], r"published\.members must be at least 1"),
         (["data.min_count=0"], r"data\.min_count"),
         (["data.train=a"], r"data\.train must be unset with data=ptb, got a"),
         (["data=text", "data.train=a", "data.valid=b"], r"data\.test must be set with data=text"),
         (["data=hub", "data.name=a"], r"data\.column must be set with data=hub"),
         (["data=vader"], r"data must be one of ptb, pydoc, text, hub with task=language_model, got vader"),
-        (["task=sentiment", "data=ptb"], r"data must be one of cornell, vader, text_regression with task=sentiment, got ptb"),
+        (
+            ["task=sentiment", "data=ptb"],
+            r"data must be one of cornell, vader, text_regression with task=sentiment, got ptb",
+        ),
         (["task=sentiment", "task.bptt=3"], r"task\.bptt must be null with task=sentiment, got 3"),
-        (["task=sentiment", "task.protocol=null"], r"task\.protocol must be set with task=sentiment, got null"),
+        (
+            ["task=sentiment", "task.protocol=null"],
+            r"task\.protocol must be set with task=sentiment, got null",
+        ),
         (["task=sentiment", "task.chunk_words=1"], r"task\.chunk_words must be at least 2, or null, got 1"),
         (["task=sentiment", "task.split_seed=-1"], r"task\.split_seed must be in"),
         (
@@ -257,7 +329,14 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"schedule\.patience must be null with task\.protocol=paper",
         ),
         (
-            ["task=sentiment", "data=text_regression", "data.csv=a", "data.revision=b", "data.column=c", "data.rating_column=d"],
+            [
+                "task=sentiment",
+                "data=text_regression",
+                "data.csv=a",
+                "data.revision=b",
+                "data.column=c",
+                "data.rating_column=d",
+            ],
             r"data\.revision",
         ),
         (["task=sentiment", "task.length_pool=0"], r"task\.length_pool must be at least 1"),
@@ -266,10 +345,20 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["model.forget_bias=nan"], r"model\.forget_bias must be finite"),
         (["model=gru_small", "model.forget_bias=1"], r"model\.forget_bias must be 0 for a GRU"),
         (["data.vocabulary_size=9"], r"data\.vocabulary_size must be unset with data=ptb"),
-        (["data=cornell", "data.vocabulary_size=0"], r"data\.vocabulary_size must be at least 1, or null, got 0"),
+        (
+            ["data=cornell", "data.vocabulary_size=0"],
+            r"data\.vocabulary_size must be at least 1, or null, got 0",
+        ),
         (["data=ptb", "data.delimiter=tab"], r"data\.delimiter must be unset with data=ptb, got tab"),
         (
-            ["task=sentiment", "data=text_regression", "data.name=a", "data.column=b", "data.rating_column=c", "data.delimiter=tab"],
+            [
+                "task=sentiment",
+                "data=text_regression",
+                "data.name=a",
+                "data.column=b",
+                "data.rating_column=c",
+                "data.delimiter=tab",
+            ],
             r"data\.delimiter must be null without data\.csv, got tab",
         ),
         *(
@@ -290,7 +379,10 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             ["task=sentiment", "data=text_regression", "data.csv=a", "data.column=b", "data.rating_column=b"],
             r"data\.rating_column must be another column than data\.column, got b",
         ),
-        (["data=text_regression", "data.csv=a", "data.column=b"], r"data\.rating_column must be set with data=text_regression"),
+        (
+            ["data=text_regression", "data.csv=a", "data.column=b"],
+            r"data\.rating_column must be set with data=text_regression",
+        ),
         (
             ["data=text_regression", "data.csv=a", "data.name=b", "data.column=b", "data.rating_column=c"],
             r"data\.csv must be set .*got both",
@@ -308,7 +400,8 @@ OF_ONES_OWN = ["data=text_regression", "data.csv=a", "data.column=b", "data.rati
 
 
 @pytest.mark.parametrize(
-    ("data", "protocol"), [([], "paper"), (["data=cornell"], "paper"), (["data=vader"], "clean"), (OF_ONES_OWN, "clean")]
+    ("data", "protocol"),
+    [([], "paper"), (["data=cornell"], "paper"), (["data=vader"], "clean"), (OF_ONES_OWN, "clean")],
 )
 def test_the_authors_protocol_is_that_of_their_data_alone(data: list[str], protocol: str) -> None:
     """It has no validation part; on other data it has to be asked for."""
@@ -324,11 +417,16 @@ def test_the_identity_of_runs_on_film_reviews_is_what_it_was() -> None:
 
 
 def test_the_set_of_settings_is_frozen() -> None:
-    """A setting that comes, goes or is renamed changes what people type: this list, the README and the records go with it."""
-    assert {command: keys(root) for command, root in ROOTS.items()} == json.loads((Path(__file__).parent / "settings.json").read_text())
+    """A setting that comes, goes or is renamed changes what people type: this list, the README and the
+    records go with it.
+    """
+    assert {command: keys(root) for command, root in ROOTS.items()} == json.loads(
+        (Path(__file__).parent / "settings.json").read_text()
+    )
 
 
-# What each setting of `vdrop train` changes: overrides without it, the override itself, and where the difference shows.
+# What each setting of `vdrop train` changes: overrides without it, the override itself, and where the
+# difference shows.
 CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "model.name": ([], ["model.name=other"], "folder"),
     "model.size": ([], ["model.size=large"], "numbers"),
@@ -361,7 +459,11 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "schedule.max_epoch": (["schedule.epochs=3"], ["schedule.max_epoch=0"], "numbers"),
     "schedule.clip": ([], ["schedule.clip=0.1"], "numbers"),
     "schedule.weight_decay": ([], ["schedule.weight_decay=0.1"], "numbers"),
-    "schedule.patience": (["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"], ["schedule.patience=1"], "numbers"),
+    "schedule.patience": (
+        ["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"],
+        ["schedule.patience=1"],
+        "numbers",
+    ),
     "seed": ([], ["seed=2"], "numbers"),
     "backend": ([], ["backend=reference"], "environment"),
     "precision": ([], ["precision=bf16"], "numbers"),
@@ -403,7 +505,11 @@ def observe(overrides: list[str], shown: str) -> Any:
     train.run(settled)
     folder = next(path.parent for path in Path().rglob("result.json") if path not in before)
     log = read_log(folder / "log.jsonl")
-    numbers = {name: value for name, value in json.loads((folder / "result.json").read_text()).items() if name != "seconds"}
+    numbers = {
+        name: value
+        for name, value in json.loads((folder / "result.json").read_text()).items()
+        if name != "seconds"
+    }
     seen: dict[str, Callable[[], Any]] = {
         "numbers": lambda: numbers,
         "folder": lambda: folder.parent,
@@ -424,14 +530,20 @@ def test_every_setting_changes_something(
         folder = tmp_path / name
         folder.mkdir()
         monkeypatch.chdir(folder)
-        outcomes.append(observe([*TINY, *text, *without, *(o.format(folder=text_folder) for o in more)], shown))
+        outcomes.append(
+            observe([*TINY, *text, *without, *(o.format(folder=text_folder) for o in more)], shown)
+        )
     assert outcomes[0] != outcomes[1]
 
 
 @pytest.mark.parametrize("key", SENTIMENT_CHANGES)
-def test_every_setting_of_the_other_task_does(key: str, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_of_the_other_task_does(
+    key: str, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    without, changed = (observe([*TINY_SENTIMENT, *rated, *more], "numbers") for more in ([], [SENTIMENT_CHANGES[key]]))
+    without, changed = (
+        observe([*TINY_SENTIMENT, *rated, *more], "numbers") for more in ([], [SENTIMENT_CHANGES[key]])
+    )
     assert without != changed
 
 
@@ -440,7 +552,10 @@ def test_no_setting_is_left_out_of_that() -> None:
 
 
 def test_every_policy_can_be_chosen() -> None:
-    chosen = {settings("model=lstm_small", f"dropout={path.stem}").dropout.policy for path in (CONF / "dropout").glob("*.yaml")}
+    chosen = {
+        settings("model=lstm_small", f"dropout={path.stem}").dropout.policy
+        for path in (CONF / "dropout").glob("*.yaml")
+    }
     assert chosen == set(Policy)
 
 

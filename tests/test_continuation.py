@@ -1,4 +1,6 @@
-"""Runs that continue shorter ones: to the same, bit for bit, as runs from the start; and what is not continued."""
+"""Runs that continue shorter ones: to the same, bit for bit, as runs from the start; and what is not
+continued.
+"""
 
 import json
 import re
@@ -40,7 +42,11 @@ def run(text: list[str]) -> Callable[..., Train]:
 
 def folder_of(epochs: int, outputs: str = "outputs") -> Path:
     """Of the run of so many epochs, whether it is finished or not."""
-    return next(path.parent for path in Path(outputs).rglob("config.yaml") if f"\n  epochs: {epochs}\n" in path.read_text())
+    return next(
+        path.parent
+        for path in Path(outputs).rglob("config.yaml")
+        if f"\n  epochs: {epochs}\n" in path.read_text()
+    )
 
 
 def starts(folder: Path) -> list[int]:
@@ -53,7 +59,9 @@ def require_same(epochs: int, whole: str = "whole") -> None:
     assert of_training(folder_of(epochs))[:3] == of_training(folder_of(epochs, whole))[:3]
 
 
-@pytest.mark.parametrize("overrides", [(), WORSE, ("dropout=naive", "schedule.optimiser=adam", "schedule.lr=0.01")], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides", [(), WORSE, ("dropout=naive", "schedule.optimiser=adam", "schedule.lr=0.01")], ids=" ".join
+)
 def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
     overrides: tuple[str, ...], run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,14 +71,22 @@ def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
         capsys.readouterr()
         train.run(run(epochs, *overrides))
         message = capsys.readouterr().err
-        assert (f", continuing {folder_of({5: 3, 6: 5}[epochs])} after step " in message) if epochs > 3 else ("continuing" not in message)
+        assert (
+            (f", continuing {folder_of({5: 3, 6: 5}[epochs])} after step " in message)
+            if epochs > 3
+            else ("continuing" not in message)
+        )
         assert content(Path("outputs")).items() >= shorter.items(), "the shorter ones stay as they are"
         assert starts(folder_of(epochs)) == {3: [0], 5: [0, 3], 6: [0, 3, 5]}[epochs]
     for epochs in (5, 6):
         train.run(run(epochs, *overrides, f"outputs=whole-{epochs}"))
         require_same(epochs, f"whole-{epochs}")
         found = runs.read(folder_of(epochs))
-        assert found is not None and found.has_whole_log and [epoch["epoch"] for epoch in found.epochs] == list(range(1, epochs + 1))
+        assert (
+            found is not None
+            and found.has_whole_log
+            and [epoch["epoch"] for epoch in found.epochs] == list(range(1, epochs + 1))
+        )
     result = json.loads((folder_of(6) / "result.json").read_text())
     assert (result["epoch"] < 4) == (overrides == WORSE)
 
@@ -114,7 +130,10 @@ def test_an_interrupted_one_is_continued_from_the_end_of_its_last_whole_epoch(
     run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose(run(4, "checkpoint.minutes=1e-9"), monkeypatch, 2, 1)
-    assert [path.name for path in checkpoint.all_in(folder_of(4))][:2] == ["checkpoint-0002-00001.pt", "checkpoint-0002.pt"]
+    assert [path.name for path in checkpoint.all_in(folder_of(4))][:2] == [
+        "checkpoint-0002-00001.pt",
+        "checkpoint-0002.pt",
+    ]
     for outputs in ("outputs", "whole"):
         train.run(run(5, f"outputs={outputs}"))
     assert starts(folder_of(5)) == [0, 2]
@@ -134,12 +153,22 @@ def test_one_that_would_have_gone_on_after_its_last_epoch_does(run: Callable[...
     patient = [*WORSE, "schedule.patience=4"]
     for epochs, outputs in ((3, "outputs"), (30, "outputs"), (30, "whole")):
         train.run(run(epochs, *patient, f"outputs={outputs}"))
-    assert json.loads((folder_of(30) / "result.json").read_text())["epochs"] > 3 and starts(folder_of(30)) == [0, 3]
+    assert json.loads((folder_of(30) / "result.json").read_text())["epochs"] > 3 and starts(
+        folder_of(30)
+    ) == [0, 3]
     require_same(30)
 
 
 @pytest.mark.parametrize(
-    "other", ["seed=2", "backend=reference", "precision=bf16", "dropout.p_h=0.1", "schedule.decay=3", "data.min_count=9"]
+    "other",
+    [
+        "seed=2",
+        "backend=reference",
+        "precision=bf16",
+        "dropout.p_h=0.1",
+        "schedule.decay=3",
+        "data.min_count=9",
+    ],
 )
 def test_a_run_of_other_settings_is_none_to_continue(other: str, run: Callable[..., Train]) -> None:
     train.run(run(1))
@@ -153,8 +182,13 @@ def test_what_changes_no_number_may_differ(run: Callable[..., Train]) -> None:
     train.run(run(4, "outputs=whole"))
     assert starts(folder_of(4)) == [0, 2]
     steps = [record["step"] for record in read_log(folder_of(4) / "log.jsonl") if record["kind"] == "step"]
-    assert steps == [*range(3, steps[-1] // 2 + 1, 3), *range(steps[-1] // 2 + 1, steps[-1] + 1)], "of each part as it was asked for"
-    found = [timeless(json.loads((folder_of(4, outputs) / "result.json").read_text())) for outputs in ("outputs", "whole")]
+    assert steps == [*range(3, steps[-1] // 2 + 1, 3), *range(steps[-1] // 2 + 1, steps[-1] + 1)], (
+        "of each part as it was asked for"
+    )
+    found = [
+        timeless(json.loads((folder_of(4, outputs) / "result.json").read_text()))
+        for outputs in ("outputs", "whole")
+    ]
     assert found[0] == found[1]
 
 
@@ -173,10 +207,17 @@ def test_force_begins_from_nothing_and_a_folder_with_a_checkpoint_never_looks_el
 
 
 def damaged(folder: Path) -> Iterator[tuple[str, list[Path], int | None, str]]:
-    """What is damaged of a run of three epochs, the best of which is the second; after which epoch it is continued, and what is said."""
+    """What is damaged of a run of three epochs, the best of which is the second; after which epoch it is
+    continued, and what is said.
+    """
     newest, best, log = (folder / name for name in ("checkpoint-0003.pt", "checkpoint-0002.pt", "log.jsonl"))
     yield "newest", [newest], 2, r"checkpoint-0003\.pt is damaged"
-    yield "all", [newest, best], None, "begins from nothing: no checkpoint of a shorter run beside it can be used"
+    yield (
+        "all",
+        [newest, best],
+        None,
+        "begins from nothing: no checkpoint of a shorter run beside it can be used",
+    )
     yield "best", [best], None, r"checkpoint-0002\.pt is damaged"
     yield "log", [log], None, r"checkpoint-0003\.pt cannot be used: \S+log\.jsonl is not the log of its run"
 
@@ -203,7 +244,9 @@ def test_what_is_damaged_is_said_and_the_run_begins_before_it_or_from_nothing(
         shutil.rmtree("outputs")
 
 
-def with_validations(finish_epoch: Callable[[train.Run], Any], validations: dict[int, float]) -> Callable[[train.Run], Any]:
+def with_validations(
+    finish_epoch: Callable[[train.Run], Any], validations: dict[int, float]
+) -> Callable[[train.Run], Any]:
     """The end of an epoch as if its validation had given that; so it is known which epoch is the best."""
 
     def finish(run: train.Run) -> Any:
@@ -213,14 +256,21 @@ def with_validations(finish_epoch: Callable[[train.Run], Any], validations: dict
     return finish
 
 
-def test_without_a_log_of_the_shorter_run_a_new_one_begins(run: Callable[..., Train], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_log_of_the_shorter_run_a_new_one_begins(
+    run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
+) -> None:
     train.run(run(2))
     (folder_of(2) / "log.jsonl").unlink()
     train.run(run(3))
-    assert starts(folder_of(3)) == [2] and "is missing; a new log begins after epoch 2" in capsys.readouterr().err
+    assert (
+        starts(folder_of(3)) == [2]
+        and "is missing; a new log begins after epoch 2" in capsys.readouterr().err
+    )
 
 
-def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(run: Callable[..., Train], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(
+    run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
+) -> None:
     """One of another seed, under the name of this one's; and files that are no run's beside it."""
     for seed in (1, 2):
         train.run(run(2, f"seed={seed}"))
@@ -240,7 +290,10 @@ def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(run: Callab
     (first.parent / "file-s1").touch()
     train.run(run(3))
     message = capsys.readouterr().err
-    assert "checkpoint-0002.pt cannot be used: it is of other settings than those that its folder is named by" in message
+    assert (
+        "checkpoint-0002.pt cannot be used: it is of other settings than those that its folder is named by"
+        in message
+    )
     assert starts(folder_of(3)) == [0] and "begins from nothing" in message
 
 
@@ -248,15 +301,21 @@ def test_what_can_perhaps_be_read_later_is_an_error_and_nothing_is_trained(
     run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train.run(run(1))
-    monkeypatch.setattr(files, "read_tensors", lambda path: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    monkeypatch.setattr(
+        files, "read_tensors", lambda path: (_ for _ in ()).throw(OSError(116, "Stale file handle"))
+    )
     with pytest.raises(ConfigError, match=r"checkpoint-0001\.pt cannot be read \(Stale file handle\)"):
         train.run(run(2))
     assert not (folder_of(2) / "log.jsonl").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
-def test_tensorboard_shows_every_step_once_and_the_result_of_the_longer_run_alone(run: Callable[..., Train]) -> None:
-    """Also where a try to begin was killed before its first checkpoint, and the shorter run has come further than its checkpoint."""
+def test_tensorboard_shows_every_step_once_and_the_result_of_the_longer_run_alone(
+    run: Callable[..., Train],
+) -> None:
+    """Also where a try to begin was killed before its first checkpoint, and the shorter run has come further
+    than its checkpoint.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train.run(run(2))
@@ -274,7 +333,9 @@ def test_tensorboard_shows_every_step_once_and_the_result_of_the_longer_run_alon
     assert [scalar.step for scalar in events.Scalars("result/test_ppl")] == [3]
 
 
-def test_a_copying_that_is_cut_off_anywhere_is_made_up_for(run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copying_that_is_cut_off_anywhere_is_made_up_for(
+    run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a run whose best epoch is an early one: its log, two checkpoints and events are copied."""
     train.run(run(3, *WORSE))
     train.run(run(4, *WORSE, "outputs=whole"))
@@ -299,7 +360,10 @@ def test_a_copying_that_is_cut_off_anywhere_is_made_up_for(run: Callable[..., Tr
 def test_a_plan_counts_the_epochs_of_a_shorter_run(run: Callable[..., Train]) -> None:
     train.run(run(2, "precision=fp32"))
     maker = Maker(Precision.fp32, "outputs")
-    assert [maker.training("it", run(epochs, *more), 1).epochs_done for epochs, more in ((2, ()), (5, ()), (5, ("dropout=none",)))] == [
+    assert [
+        maker.training("it", run(epochs, *more), 1).epochs_done
+        for epochs, more in ((2, ()), (5, ()), (5, ("dropout=none",)))
+    ] == [
         2,
         2,
         0,

@@ -18,13 +18,17 @@ GATES = {"lstm": 4, "gru": 3}
 
 def drawn(cell: str, policy: str, step: int = 0) -> ModelMasks:
     dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.for_layers()
-    return draw(dropout, MaskShape(TIME, BATCH, (INPUT, HIDDEN), HIDDEN, GATES[cell]), Stream((1, "test", step)))
+    return draw(
+        dropout, MaskShape(TIME, BATCH, (INPUT, HIDDEN), HIDDEN, GATES[cell]), Stream((1, "test", step))
+    )
 
 
 def tensors(masks: ModelMasks) -> list[Tensor]:
     """All that there are."""
     word = [] if masks.word is None else [masks.word.by_type_B, masks.word.by_token_TB]
-    return [t for t in (*(mask for layer in masks.layers for mask in layer), masks.out, *word) if t is not None]
+    return [
+        t for t in (*(mask for layer in masks.layers for mask in layer), masks.out, *word) if t is not None
+    ]
 
 
 def varies(mask: Tensor, dim: int) -> bool:
@@ -51,14 +55,21 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
             mask = getattr(layer, name)
             assert (mask is not None) == (name in masked.split())
             if mask is not None:
-                assert mask.shape == (TIME if new_every_step else 1, GATES[cell] if by_gate else 1, BATCH, size)
+                assert mask.shape == (
+                    TIME if new_every_step else 1,
+                    GATES[cell] if by_gate else 1,
+                    BATCH,
+                    size,
+                )
                 assert varies(mask, 0) == new_every_step
                 assert varies(mask, 1) == by_gate
                 assert varies(mask, 2), "every sequence of the batch has its own mask"
         assert (layer.c is not None) == ("c" in masked.split())
         if layer.c is not None:
             assert layer.c.shape == (1, BATCH, HIDDEN) and varies(layer.c, 1)
-            assert set(layer.c.unique().tolist()) == {0.0, 1.0}, "what is divided at every step would grow without bound"
+            assert set(layer.c.unique().tolist()) == {0.0, 1.0}, (
+                "what is divided at every step would grow without bound"
+            )
     if masks.out is not None:
         assert varies(masks.out, 0) == new_every_step and varies(masks.out, 1)
 
@@ -66,7 +77,9 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
 def test_words_can_be_dropped_beside_naive_masks() -> None:
     """By type, held for the sequence, as in the authors' scripts."""
     masks = draw(
-        settings("dropout=naive_word", "dropout.p_word=0.5").dropout.for_layers(), MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4), Stream((0,))
+        settings("dropout=naive_word", "dropout.p_word=0.5").dropout.for_layers(),
+        MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4),
+        Stream((0,)),
     )
     assert masks.word is not None and varies(masks.layers[0].x, 0)
     kept = masks.word.keep(torch.tensor([*range(50), 3])[:, None].expand(-1, BATCH))
@@ -83,7 +96,9 @@ def test_words_can_be_dropped_beside_naive_masks() -> None:
         ("variational_no_word", "naive", {"name", "policy"}),
     ],
 )
-def test_masks_and_word_dropout_can_be_told_apart(of: str, changed: str, other: str, differ: set[str]) -> None:
+def test_masks_and_word_dropout_can_be_told_apart(
+    of: str, changed: str, other: str, differ: set[str]
+) -> None:
     """Of two choices of dropout that are compared, one thing differs, and of the schedules nothing."""
     one, two = (settings(of, f"dropout={name}") for name in (changed, other))
     assert one.schedule == two.schedule
@@ -110,16 +125,26 @@ def test_masks_are_one_on_average_and_drop_as_often_as_they_should(p: float) -> 
     for mask in (masks.layers[0].x, masks.layers[0].h, masks.out, masks.word.keep(ids)):
         assert mask is not None
         assert mask.numel() >= 40_000
-        assert sorted(mask.unique().tolist()) == pytest.approx([0, 1 / (1 - p)], rel=1e-4), "p comes in steps of 2^-16"
-        assert mask.mean().item() == pytest.approx(1, abs=5 * (p / (1 - p) / 40_000) ** 0.5)  # five standard errors
+        assert sorted(mask.unique().tolist()) == pytest.approx([0, 1 / (1 - p)], rel=1e-4), (
+            "p comes in steps of 2^-16"
+        )
+        assert mask.mean().item() == pytest.approx(
+            1, abs=5 * (p / (1 - p) / 40_000) ** 0.5
+        )  # five standard errors
 
 
 def test_elements_are_dropped_independently_of_their_neighbours() -> None:
-    mask = draw(Dropout(Policy.variational, p_x=0.5), MaskShape(1, 400, (1000,), 100, 4), Stream((0,))).layers[0].x
+    mask = (
+        draw(Dropout(Policy.variational, p_x=0.5), MaskShape(1, 400, (1000,), 100, 4), Stream((0,)))
+        .layers[0]
+        .x
+    )
     assert mask is not None
     kept = (mask.flatten() > 0).double() - 0.5
     for distance in range(1, 9):
-        assert abs((kept[distance:] * kept[:-distance]).mean()) < 0.25 * 5 / 400_000**0.5  # five standard errors
+        assert (
+            abs((kept[distance:] * kept[:-distance]).mean()) < 0.25 * 5 / 400_000**0.5
+        )  # five standard errors
 
 
 def test_the_smallest_probabilities_drop_something() -> None:
@@ -145,12 +170,18 @@ def test_masks_are_drawn_on_the_cpu_whatever_torchs_default_device_is(policy: st
 
 
 def test_a_word_meets_the_same_fate_wherever_it_stands() -> None:
-    """«the dog and the cat» becomes «– dog and – cat», never «– dog and the cat»; another sequence decides for itself."""
+    """«the dog and the cat» becomes «– dog and – cat», never «– dog and the cat»; another sequence decides
+    for itself.
+    """
     ids = torch.tensor([0, 1, 2, 0, 3, 0, 1])[:, None].expand(-1, 500)
-    keep = WordMasks(0.5, by_type_B=torch.randint(2**62, (500,), generator=torch.Generator().manual_seed(0))).keep(ids)
+    keep = WordMasks(
+        0.5, by_type_B=torch.randint(2**62, (500,), generator=torch.Generator().manual_seed(0))
+    ).keep(ids)
     assert torch.equal(keep[0], keep[3]) and torch.equal(keep[0], keep[5]) and torch.equal(keep[1], keep[6])
     fates = torch.stack([keep[0], keep[1], keep[2], keep[4]]) > 0
-    assert torch.corrcoef(fates.double()).fill_diagonal_(0).abs().max() < 0.2  # words decide independently: standard error 0.045
+    assert (
+        torch.corrcoef(fates.double()).fill_diagonal_(0).abs().max() < 0.2
+    )  # words decide independently: standard error 0.045
     assert 180 < fates[0].sum() < 320  # sequences too
 
 
@@ -172,7 +203,11 @@ def test_word_masks_by_token_decide_place_by_place() -> None:
 def test_masks_are_a_function_of_their_stream() -> None:
     """The same whatever was drawn before, others at every other step."""
     torch.rand(7)
-    first, again, other = drawn("lstm", "variational"), drawn("lstm", "variational"), drawn("lstm", "variational", step=1)
+    first, again, other = (
+        drawn("lstm", "variational"),
+        drawn("lstm", "variational"),
+        drawn("lstm", "variational", step=1),
+    )
     assert first.layers[0].x is not None and again.layers[0].x is not None and other.layers[0].x is not None
     assert torch.equal(first.layers[0].x, again.layers[0].x)
     assert not torch.equal(first.layers[0].x, other.layers[0].x)

@@ -25,7 +25,11 @@ def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are(name: 
 
 def test_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    for flags, chosen in (("fpu avx512f avx512_bf16", Precision.bf16), ("fpu avx2", Precision.fp32), ("asimd bf16", Precision.bf16)):
+    for flags, chosen in (
+        ("fpu avx512f avx512_bf16", Precision.bf16),
+        ("fpu avx2", Precision.fp32),
+        ("asimd bf16", Precision.bf16),
+    ):
         monkeypatch.setattr(compiler, "cpuinfo", lambda name, flags=flags: flags)
         assert environment.precision(Precision.auto, cpu) is chosen
         assert environment.precision(Precision.fp32, cpu) is Precision.fp32
@@ -41,13 +45,17 @@ def test_a_gpu_has_500_passes_run_together_the_cpu_50() -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
-def test_the_library_for_fp32_goes_by_the_processor_and_its_error(vendor: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_for_fp32_goes_by_the_processor_and_its_error(
+    vendor: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiler, "cpuinfo", lambda name: vendor)
     monkeypatch.setattr(environment, "products_are_exact", lambda setting: exact)
     kept = []
     monkeypatch.setattr(environment, "keep_memory", lambda: kept.append(True))
     environment.make_ready(torch.device("cpu"))
-    assert torch.get_float32_matmul_precision() == ("medium" if exact and vendor == "AuthenticAMD" else "highest")
+    assert torch.get_float32_matmul_precision() == (
+        "medium" if exact and vendor == "AuthenticAMD" else "highest"
+    )
     environment.make_ready(torch.device("cuda"))
     assert torch.get_float32_matmul_precision() == "highest", "on CUDA that setting is tf32"
     assert kept == [True, True]
@@ -73,10 +81,12 @@ from vdrop_cli.commands.bench import our_step
 from vdrop_cli.config import Precision
 
 def held():
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 environment.make_ready(torch.device('cpu'))
-step = our_step(settings("model=lstm_small", "dropout=variational_untied", "model.hidden_size=64", "device=cpu"), Precision.PRECISION)
+overrides = "model=lstm_small", "dropout=variational_untied", "model.hidden_size=64", "device=cpu"
+step = our_step(settings(*overrides), Precision.PRECISION)
 marks = []
 for _ in range(5):
     marks.append(held())
@@ -86,12 +96,21 @@ print(min(after - before for before, after in zip(marks[1:], marks[2:])))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell what memory a process holds")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="this system does not tell what memory a process holds"
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
-    """Over 210 steps; one that kept its logits would take 3 GB. What comes once, when a thread first has to wait, is no growth."""
+    """Over 210 steps; one that kept its logits would take 3 GB. What comes once, when a thread first has to
+    wait, is no growth.
+    """
     root = Path(environment.__file__).parent.parent
-    ran = subprocess.run([sys.executable, "-c", GROWTH.replace("PRECISION", precision)], cwd=root, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", GROWTH.replace("PRECISION", precision)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < 1024, "kilobytes"
 
@@ -103,7 +122,9 @@ def test_what_is_written_down() -> None:
     assert told["device"], "the processor has a name"
     root = Path(environment.__file__).parent.parent
     if (root / ".git").exists():
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         assert told["commit"] == head and isinstance(told["dirty"], bool)
 
 
@@ -118,8 +139,12 @@ def test_of_a_compiled_back_end_compiler_and_extensions_are_written_down(backend
     assert "compiler" not in environment.describe(torch.device("cpu"), "fused", "bf16")
 
 
-def test_without_a_checkout_the_commit_is_the_stated_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the code differs from it is then unknown. A folder named .git that git cannot read is no checkout."""
+def test_without_a_checkout_the_commit_is_the_stated_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the code differs from it is then unknown. A folder named .git that git cannot read is no
+    checkout.
+    """
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "vdrop_cli" / "environment.py"))
     monkeypatch.delenv("VDROP_COMMIT", raising=False)
     assert environment.commit() == {}
@@ -141,7 +166,9 @@ def test_a_checkout_knows_its_commit_better_than_the_environment(monkeypatch: py
 
 
 @pytest.mark.parametrize("stated", ["HEAD", "123456", "f" * 65, "0123abc\n", "0123abg", " "])
-def test_a_stated_commit_that_is_none_is_an_error_before_any_work(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stated_commit_that_is_none_is_an_error_before_any_work(
+    stated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VDROP_COMMIT", stated)
     with pytest.raises(ConfigError, match=r"^VDROP_COMMIT must be a git commit"):
         environment.make_ready(torch.device("cpu"))
@@ -152,7 +179,9 @@ def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.Monke
 
     def git(*arguments: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        return subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     for name in ("vdrop_cli/environment.py", "conf/train.yaml", "pyproject.toml", "RESULTS.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -166,6 +195,8 @@ def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.Monke
     assert environment.commit() == first and not first["dirty"]
     git("commit", "-qam", "b")
     second = environment.commit()
-    assert second["commit"] != first["commit"] and second["code"] == first["code"] == git("rev-parse", "HEAD:vdrop_cli")
+    assert second["commit"] != first["commit"] and second["code"] == first["code"] == git(
+        "rev-parse", "HEAD:vdrop_cli"
+    )
     (tmp_path / "conf" / "train.yaml").write_text("b\n")
     assert environment.commit()["dirty"]

@@ -16,14 +16,18 @@ from vdrop_cli.tasks import LanguageModelling
 
 def trained(*overrides: str, words: int = 7) -> tuple[LanguageModel, LanguageModelling]:
     """Not trained, but with weights large enough for dropout to matter."""
-    config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5", *overrides)
+    config = settings(
+        "model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5", *overrides
+    )
     model = LanguageModel(config.model, config.dropout.for_layers(), words)
     model.initialise(1.0, Stream((3,)))
     return model, LanguageModelling(config.task, corpus(203, words), torch.device("cpu"))
 
 
 def nll_of_each_word(model: LanguageModel, stream: Tensor) -> Tensor:
-    return model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), model.mean_masks())[0][:, 0].detach()
+    return model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), model.mean_masks())[0][
+        :, 0
+    ].detach()
 
 
 def test_the_whole_stream_is_predicted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,20 +47,30 @@ def test_a_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
     assert task.train_perplexity(model) == pytest.approx(7, rel=1e-6)
 
 
-def mc(model: LanguageModel, task: LanguageModelling, samples: int, together: int = 50, word: bool = False, seed: int = 1) -> float:
+def mc(
+    model: LanguageModel,
+    task: LanguageModelling,
+    samples: int,
+    together: int = 50,
+    word: bool = False,
+    seed: int = 1,
+) -> float:
     return evaluate.mc_perplexity(model, task.streams["test"], samples, together, seed, word)[-1].ppl
 
 
 def test_without_dropout_mc_is_the_standard_perplexity() -> None:
     for dropout in ("none", "variational"):
         model, task = trained(
-            f"dropout={dropout}", *[f"dropout.{p}=0" for p in ("p_word", "p_x", "p_h", "p_out") if dropout == "variational"]
+            f"dropout={dropout}",
+            *[f"dropout.{p}=0" for p in ("p_word", "p_x", "p_h", "p_out") if dropout == "variational"],
         )
         expected = evaluate.stream_perplexity(model, task.streams["test"])
         assert mc(model, task, 3) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["zaremba", "naive", "moon", "moon_word", "variational", "variational_untied"])
+@pytest.mark.parametrize(
+    "policy", ["zaremba", "naive", "moon", "moon_word", "variational", "variational_untied"]
+)
 @pytest.mark.parametrize("word", [False, True])
 def test_mc_does_not_depend_on_how_passes_are_batched(policy: str, word: bool) -> None:
     model, task = trained(f"dropout={policy}")
@@ -70,7 +84,9 @@ def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
 
     model, task = trained("dropout=variational_untied")
     stream = task.streams["test"]
-    dropout = settings("model=lstm_small", "dropout=variational_untied", "dropout.p_word=0").dropout.for_layers()
+    dropout = settings(
+        "model=lstm_small", "dropout=variational_untied", "dropout.p_word=0"
+    ).dropout.for_layers()
     masks = draw(dropout, model.layers.mask_shape(35, 1), Stream((1, "mc", 0, 0)))
     nll, _ = model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), masks)
     assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)
@@ -100,7 +116,9 @@ def test_an_ensemble_averages_probabilities_of_its_members() -> None:
     assert both["part"] == pytest.approx(p_N[:8].log().neg().mean().exp().item(), rel=1e-6)
     alone = evaluate.stream_perplexity(models[0], stream_N)
     for members in (models[:1], [models[0]] * 3):
-        assert evaluate.ensemble_perplexities(members, {"whole": stream_N}) == {"whole": pytest.approx(alone, rel=1e-9)}
+        assert evaluate.ensemble_perplexities(members, {"whole": stream_N}) == {
+            "whole": pytest.approx(alone, rel=1e-9)
+        }
 
 
 def test_perplexity_falls_with_the_number_of_passes() -> None:
@@ -122,4 +140,6 @@ def test_word_dropout_is_off_in_mc_unless_asked_for_and_seeds_differ() -> None:
     assert mc(model, task, 2, word=True) != pytest.approx(mc(model, task, 2), rel=1e-4)
     assert mc(model, task, 2, seed=2) != pytest.approx(mc(model, task, 2), rel=1e-4)
     only_words, task = trained("dropout=variational", "dropout.p_x=0", "dropout.p_h=0", "dropout.p_out=0")
-    assert mc(only_words, task, 2) == pytest.approx(evaluate.stream_perplexity(only_words, task.streams["test"]), rel=1e-6)
+    assert mc(only_words, task, 2) == pytest.approx(
+        evaluate.stream_perplexity(only_words, task.streams["test"]), rel=1e-6
+    )

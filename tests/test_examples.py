@@ -1,4 +1,6 @@
-"""Every example of the help texts and of the pages: composed and validated as printed; what is cheap is run on a tiny model."""
+"""Every example of the help texts and of the pages: composed and validated as printed; what is cheap is run
+on a tiny model.
+"""
 
 import re
 import shlex
@@ -24,7 +26,16 @@ from vdrop_cli.config import ROOTS, Figures, Reproduce, Train, parse
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 STARTS = ("vdrop ", "make ")
-RUN = ("predict", "export", "eval", "table", "compare", "completion", "help", "--help")  # in seconds; the others are composed and checked
+RUN = (
+    "predict",
+    "export",
+    "eval",
+    "table",
+    "compare",
+    "completion",
+    "help",
+    "--help",
+)  # in seconds; the others are composed and checked
 
 
 def in_help(text: str) -> list[str]:
@@ -68,25 +79,47 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
     shutil.copy(rated[1].partition("=")[2], folder / "a.csv")
     (folder / "reviews.txt").write_text("good1 bad2\ngood3\n")
     lm, other = (str(next(folder.rglob(f"language_model-*/*-s{seed}"))) for seed in (1, 2))
-    return {"folder": str(folder), "language_model": lm, "another": other, "sentiment": str(next(folder.rglob("sentiment-*/*-s1")))}
+    return {
+        "folder": str(folder),
+        "language_model": lm,
+        "another": other,
+        "sentiment": str(next(folder.rglob("sentiment-*/*-s1"))),
+    }
 
 
 def filled(line: str, made: dict[str, str]) -> list[str]:
     """The words of an example, with real things in place of what it leaves open."""
-    words = shlex.split(line.replace("[key=value …]", "").replace("key=value", "").replace("COMMAND", "train"))
+    words = shlex.split(
+        line.replace("[key=value …]", "").replace("key=value", "").replace("COMMAND", "train")
+    )
     words = [word for word in words if word != "…"]
     run = made["sentiment" if "sentiment" in line else "language_model"]
-    words = [made["another"] if word == "RUN" and "RUN" in words[:place] else word for place, word in enumerate(words)]
+    words = [
+        made["another"] if word == "RUN" and "RUN" in words[:place] else word
+        for place, word in enumerate(words)
+    ]
     words = [run if word == "RUN" else word for word in words]
     words = [re.sub(r"^checkpoint=(…|RUN|outputs/.*)$", f"checkpoint={run}", word) for word in words]
     words = [run if word.startswith("outputs/") else word for word in words]
-    words = [word.replace("text=…", "text=w1 w2").replace("=…", "=1") for word in words if word not in ("LAUNCHER=…", "ROWS=…")]
+    words = [
+        word.replace("text=…", "text=w1 w2").replace("=…", "=1")
+        for word in words
+        if word not in ("LAUNCHER=…", "ROWS=…")
+    ]
     named = any(word.startswith("checkpoint=") or word == run for word in words)
-    if words[0] == "vdrop" and len(words) > 1 and words[1] in ("eval", "predict", "export") and not {"--help"} & set(words) and not named:
+    if (
+        words[0] == "vdrop"
+        and len(words) > 1
+        and words[1] in ("eval", "predict", "export")
+        and not {"--help"} & set(words)
+        and not named
+    ):
         words.append(f"checkpoint={run}")
     if words[:2] == ["vdrop", "eval"] and "--help" not in words:
         words.append("stored_data=true")  # these runs are of a text of one's own
-    if words[:2] == ["vdrop", "predict"] and not any(word.startswith(("text=", "file=", "sample=")) for word in words):
+    if words[:2] == ["vdrop", "predict"] and not any(
+        word.startswith(("text=", "file=", "sample=")) for word in words
+    ):
         words.append("text=w1")  # it would wait for standard input
     return words[1:]
 
@@ -96,7 +129,9 @@ Line = Callable[..., list[Any]]
 
 @pytest.fixture
 def validate(monkeypatch: pytest.MonkeyPatch) -> Line:
-    """Composes and validates a line through the real dispatch; gives the settings of its jobs. Of a sweep the first and the last."""
+    """Composes and validates a line through the real dispatch; gives the settings of its jobs. Of a sweep the
+    first and the last.
+    """
     seen: list[Any] = []
 
     def record(settings: Any, *_: Any, **__: Any) -> None:
@@ -141,7 +176,11 @@ def check_rest(found: list[Any], validate: Line) -> None:
 
 @pytest.mark.parametrize("line", examples())
 def test_an_example_works_as_printed(
-    line: str, made: dict[str, str], validate: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str,
+    made: dict[str, str],
+    validate: Line,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(made["folder"])
     words = filled(line, made)
@@ -161,7 +200,13 @@ def test_an_example_works_as_printed(
 
 def validate_make(words: list[str], validate: Line) -> None:
     """Of a target the commands of ours that it runs."""
-    made = subprocess.run(["make", "--dry-run", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     lines = made.stdout.replace("\\\n", " ").splitlines()
     for line in lines:
         if line.startswith(".venv/bin/vdrop") and " compare " not in line:
@@ -173,14 +218,19 @@ def validate_make(words: list[str], validate: Line) -> None:
 def test_no_line_of_a_page_is_left_out() -> None:
     every = examples()
     lines = [
-        re.sub(r"\s+#.*", "", line.strip()) for path in PAGES for line in path.read_text().splitlines() if line.strip().startswith(STARTS)
+        re.sub(r"\s+#.*", "", line.strip())
+        for path in PAGES
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(STARTS)
     ]
     assert len(lines) >= 10 and [line for line in lines if line.rstrip(".,;") not in every] == []
     assert {words[1] for line in every if len(words := line.split()) > 1} >= {*cli.EXAMPLES, "compare"}
 
 
 def python_blocks() -> list[str]:
-    return [block for path in PAGES for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
+    return [
+        block for path in PAGES for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("block", python_blocks())
@@ -189,5 +239,12 @@ def test_an_example_in_python_runs(block: str) -> None:
     x, ids = torch.randn(batch, time, 128), torch.randint(9, (time, batch))
     step = {"x_t": torch.randn(batch, 128), "h": torch.zeros(batch, 256)}
     model = torch.nn.Sequential(torch.nn.Linear(128, 2), torch.nn.Dropout(0.5))
-    given = {"x": x, "time": time, "batch": batch, "lengths": torch.tensor([5, 2, 4]), "ids": ids, "model": model}
+    given = {
+        "x": x,
+        "time": time,
+        "batch": batch,
+        "lengths": torch.tensor([5, 2, 4]),
+        "ids": ids,
+        "model": model,
+    }
     exec(block, {"torch": torch, "embedding": torch.nn.Embedding(9, 128), **step, **given})

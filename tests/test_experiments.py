@@ -23,7 +23,11 @@ def test_all_rows_are_there_in_the_papers_order() -> None:
 
 def test_rows_can_be_chosen_and_changed_and_a_wrong_name_is_told() -> None:
     (row,) = experiments.rows([Size.small], ["moon"], "schedule.epochs=3 'model.name=a_b'")
-    assert (row.settings.schedule.epochs, row.settings.model.name, row.settings.dropout.name) == (3, "a_b", "moon")
+    assert (row.settings.schedule.epochs, row.settings.model.name, row.settings.dropout.name) == (
+        3,
+        "a_b",
+        "moon",
+    )
     with pytest.raises(ConfigError, match="rows: mon is not a row; did you mean moon"):
         experiments.rows([Size.small], ["mon"], "")
     for wrong in ("0", "nope=1", "model=nope", "seed=x", "'", f"schedule.lr=1{'0' * 400}"):
@@ -38,15 +42,36 @@ def test_rows_can_be_chosen_and_changed_and_a_wrong_name_is_told() -> None:
 def test_an_mc_row_is_of_the_runs_of_the_row_above_and_of_no_other() -> None:
     keys = {row.experiment: row.key for row in experiments.rows(TABLE_1, None, "")}
     for size in TABLE_1:
-        assert keys[f"table1_{size}_variational"] == keys[f"table1_{size}_variational_mc"] != keys[f"table1_{size}_untied"]
+        assert (
+            keys[f"table1_{size}_variational"]
+            == keys[f"table1_{size}_variational_mc"]
+            != keys[f"table1_{size}_untied"]
+        )
     assert len(set(keys.values())) == 18, "six runs a size"
 
 
 def test_what_does_not_make_the_row_is_no_matter_and_what_does_is() -> None:
     def key(*overrides: str) -> str:
-        return experiments.key(parse(compose("train", ["experiment=table1_small_none", *overrides]), Train).numbers())
+        return experiments.key(
+            parse(compose("train", ["experiment=table1_small_none", *overrides]), Train).numbers()
+        )
 
-    for same in ("seed=2", "precision=fp32", "device=cpu", "backend=reference", "outputs=x", "log_every=3", "data.dir=x", "published=null"):
+    for same in (
+        "seed=2",
+        "precision=fp32",
+        "device=cpu",
+        "backend=reference",
+        "outputs=x",
+        "log_every=3",
+        "data.dir=x",
+        "published=null",
+    ):
         assert key(same) == key()
-    for other in ("schedule.epochs=3", "model.hidden_size=3", "data=pydoc", "schedule.patience=4", "task.bptt=3"):
+    for other in (
+        "schedule.epochs=3",
+        "model.hidden_size=3",
+        "data=pydoc",
+        "schedule.patience=4",
+        "task.bptt=3",
+    ):
         assert key(other) != key()

@@ -23,7 +23,11 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     assert files.read(tmp_path / "file", 7) == files.read(tmp_path / "link") == b"content"
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "endless").symlink_to("/dev/zero")
-    for name, reason in (("fifo", "not a regular file"), ("endless", "not a regular file"), (".", "is a folder")):
+    for name, reason in (
+        ("fifo", "not a regular file"),
+        ("endless", "not a regular file"),
+        (".", "is a folder"),
+    ):
         with pytest.raises(Damaged, match=reason):
             files.read(tmp_path / name)
     with pytest.raises(Damaged, match="larger than 6 bytes"):
@@ -43,9 +47,13 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
 def test_only_a_file_is_replaced(kind: str, tmp_path: Path) -> None:
     """As root a device, or the link `/dev/stdout`, would be gone."""
     path = tmp_path / "a"
-    {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "device": lambda: path.symlink_to("/dev/null")}[kind]()
+    {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "device": lambda: path.symlink_to("/dev/null")}[
+        kind
+    ]()
     before = os.lstat(path)
-    with pytest.raises(RunError, match=r"/a cannot be written \(it is (a folder|not a regular file)\); move it away"):
+    with pytest.raises(
+        RunError, match=r"/a cannot be written \(it is (a folder|not a regular file)\); move it away"
+    ):
         files.replace(path, b"content")
     assert os.path.samestat(os.lstat(path), before) and os.listdir(tmp_path) == ["a"]
 
@@ -64,13 +72,22 @@ def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Pat
     """A process that may write files of 1000 bytes, and no larger."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from vdrop_cli import files\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, "
+        "1000))\n"
         "files.replace(Path('a'), b'old'); files.replace(Path('a'), bytes(2000))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert ran.stderr.strip().splitlines()[-1].endswith("RunError: a cannot be written (File too large); make room, or mend the disk")
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (
+        ran.stderr.strip()
+        .splitlines()[-1]
+        .endswith("RunError: a cannot be written (File too large); make room, or mend the disk")
+    )
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
-    with pytest.raises(RunError, match=r"/dev/full/a cannot be written \(Not a directory\); make its folder$"):
+    with pytest.raises(
+        RunError, match=r"/dev/full/a cannot be written \(Not a directory\); make its folder$"
+    ):
         files.replace(Path("/dev/full/a"), b"")
 
 
@@ -83,7 +100,8 @@ def test_tensors_come_back_and_torch_can_read_them_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_one"), [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)]
+    ("error", "is_one"),
+    [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)],
 )
 def test_memory_that_is_not_there(error: Exception, is_one: bool) -> None:
     assert files.lacks_memory(error) == is_one
@@ -93,7 +111,13 @@ def test_what_is_changed_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "t"
     files.write_tensors(path, {"w": torch.zeros(100)})
     content = bytearray(path.read_bytes())
-    for place in (0, len(content) // 2, len(content) - files.TAIL - 1, len(content) - files.TAIL, len(content) - 1):
+    for place in (
+        0,
+        len(content) // 2,
+        len(content) - files.TAIL - 1,
+        len(content) - files.TAIL,
+        len(content) - 1,
+    ):
         changed = bytearray(content)
         changed[place] ^= 1
         path.write_bytes(changed)
@@ -109,11 +133,17 @@ def test_unfinished_files_are_taken_away_by_name(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "a.json.13.tmp").mkdir()
     files.remove_unfinished(tmp_path, r"a\.(json|partial)")
-    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a.json.13.tmp"]), "a folder is not removed, and no reason to stop"
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a.json.13.tmp"]), (
+        "a folder is not removed, and no reason to stop"
+    )
 
 
 def test_the_advice_fits_the_reason() -> None:
-    for number, advice in ((errno.ENOSPC, "make room"), (errno.EIO, "mend the disk"), (errno.EROFS, "that you may write to")):
+    for number, advice in (
+        (errno.ENOSPC, "make room"),
+        (errno.EIO, "mend the disk"),
+        (errno.EROFS, "that you may write to"),
+    ):
         assert advice in str(files.failed(Path("a"), OSError(number, "x")))
     assert "make room" not in str(files.failed(Path("a"), OSError(errno.EACCES, "x")))
 
@@ -124,8 +154,13 @@ def test_a_lock_holds_where_the_disk_is_too_full_to_say_whose_it_is(tmp_path: Pa
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "with Lock(Path('lock'), 'x'):\n    Lock(Path('lock'), 'x').__enter__()"
     )
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert "ConfigError: x is in use by another process; wait for it" in ran.stderr and os.listdir(tmp_path) == []
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (
+        "ConfigError: x is in use by another process; wait for it" in ran.stderr
+        and os.listdir(tmp_path) == []
+    )
 
 
 HOLD = """
@@ -138,14 +173,18 @@ with Lock(Path('lock'), 'x'):
 """
 
 
-def test_the_second_process_is_told_who_holds_a_lock_and_one_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+def test_the_second_process_is_told_who_holds_a_lock_and_one_that_was_killed_holds_nobody_up(
+    tmp_path: Path,
+) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for end in ("killed", "ended"):
         holder = subprocess.Popen([sys.executable, "-c", HOLD], cwd=tmp_path, env=environment(), **pipes)  # type: ignore[call-overload]
         assert holder.stdout.readline() == b"held\n"
         host = os.uname().nodename
         with (
-            pytest.raises(ConfigError, match=f"the run is in use by process {holder.pid} on {host}; wait for it"),
+            pytest.raises(
+                ConfigError, match=f"the run is in use by process {holder.pid} on {host}; wait for it"
+            ),
             Lock(tmp_path / "lock", "the run"),
         ):
             pass

@@ -13,12 +13,14 @@ from vdrop_cli.corpora import Corpus
 from vdrop_cli.tasks import LanguageModelling
 
 RECORDED = Path(__file__).parent / "golden.json"
-WHY = """These losses changed. If the change was meant to alter training, renew them with `make golden` and say why in the commit;
-if not, it is a bug."""
+WHY = """These losses changed. If the change was meant to alter training, renew them with `make golden`
+and say why in the commit; if not, it is a bug."""
 
 
 def losses(cell: str, policy: str, folder: Path, *more: str, steps: int = 20) -> list[float]:
-    """On numbers that no Python version and no way of reading a text changes: ids that count in a few ways. `more` are overrides."""
+    """On numbers that no Python version and no way of reading a text changes: ids that count in a few ways.
+    `more` are overrides.
+    """
     words = [(i * i + i // 7) % 23 for i in range(600)]
     ids = {word: number for number, word in enumerate(dict.fromkeys(words))}
     train_N, short_N = (torch.tensor([ids[word] for word in words[:length]]) for length in (600, 60))
@@ -32,7 +34,9 @@ def losses(cell: str, policy: str, folder: Path, *more: str, steps: int = 20) ->
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 def test_twenty_steps(cell: str, policy: str, tmp_path: Path) -> None:
     """Recorded on x86-64; other processors may draw other masks."""
-    assert losses(cell, policy, tmp_path) == pytest.approx(json.loads(RECORDED.read_text())[f"{cell} {policy}"], rel=1e-4), WHY
+    assert losses(cell, policy, tmp_path) == pytest.approx(
+        json.loads(RECORDED.read_text())[f"{cell} {policy}"], rel=1e-4
+    ), WHY
 
 
 def test_the_recorded_policies_differ() -> None:
@@ -45,5 +49,7 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        found = {f"{cell} {policy}": losses(cell, policy, Path(folder)) for cell, policy in CELLS_AND_POLICIES}
+        found = {
+            f"{cell} {policy}": losses(cell, policy, Path(folder)) for cell, policy in CELLS_AND_POLICIES
+        }
     RECORDED.write_text(json.dumps(found, indent=1) + "\n")

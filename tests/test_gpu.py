@@ -39,7 +39,16 @@ def there_is_one() -> None:
 
 
 def test_small_cells_agree_with_the_definition_and_replay_as_graphs() -> None:
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "tests/kernels/triton_cells.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "tests/kernels/triton_cells.py",
+    ]
     variables = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert ran.returncode == 0 and "skipped" not in ran.stdout, ran.stdout[-4000:]
@@ -50,7 +59,9 @@ def layers_of(cell: str, policy: str, hidden: int, **options: Any) -> tuple[Recu
     torch.manual_seed(0)
     dropout: Dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.for_layers()
     layers = {"lstm": LSTM, "gru": GRU}[cell](hidden, hidden, 2, dropout=dropout, **options)
-    masks = draw(dropout, MaskShape(35, 20, (hidden, hidden), hidden, GATES[layers.cell]), Stream((1, policy)))
+    masks = draw(
+        dropout, MaskShape(35, 20, (hidden, hidden), hidden, GATES[layers.cell]), Stream((1, policy))
+    )
     return layers, masks, torch.randn(35, 20, hidden)
 
 
@@ -72,9 +83,13 @@ def moved(masks: ModelMasks, where: Any) -> ModelMasks:
 @pytest.mark.parametrize("hidden", [650, 1500])
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("how", ["fp32", "tf32", "bf16"])
-def test_cells_of_published_sizes_agree_with_the_definition(cell: str, policy: str, hidden: int, how: str) -> None:
+def test_cells_of_published_sizes_agree_with_the_definition(
+    cell: str, policy: str, hidden: int, how: str
+) -> None:
     """In float64 on the same device; three times, so that graphs are captured and replayed."""
-    compute_dtype, tolerance = {"fp32": (None, 1e-4), "tf32": (None, 5e-3), "bf16": (torch.bfloat16, 3e-2)}[how]
+    compute_dtype, tolerance = {"fp32": (None, 1e-4), "tf32": (None, 5e-3), "bf16": (torch.bfloat16, 3e-2)}[
+        how
+    ]
     layers, masks, x_TBD = layers_of(cell, policy, hidden, backend="triton", compute_dtype=compute_dtype)
     torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
     layers.to(CUDA)
@@ -90,20 +105,37 @@ def test_cells_of_published_sizes_agree_with_the_definition(cell: str, policy: s
 def test_masks_are_those_of_the_cpu() -> None:
     for policy in ("naive", "variational_untied", "moon_word"):
         dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.for_layers()
-        here, there = (draw(dropout, MaskShape(3, 2, (5,), 7, 4), Stream((1,)), device) for device in ("cpu", CUDA))
+        here, there = (
+            draw(dropout, MaskShape(3, 2, (5,), 7, 4), Stream((1,)), device) for device in ("cpu", CUDA)
+        )
         for a, b in zip(here.layers[0], there.layers[0], strict=True):
             assert (a is None and b is None) or (b.is_cuda and torch.equal(a, b.cpu()))
         assert there.to(CUDA).layers[0].x is there.layers[0].x, "what is there already stays"
 
 
-def test_masks_drawn_ahead_are_those_that_are_drawn_in_time(tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_drawn_ahead_are_those_that_are_drawn_in_time(
+    tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From pinned memory, by another thread, while graphs are captured and replayed."""
     losses = []
     for ahead in (True, False):
         monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device, ahead=ahead: ahead)
-        config = settings(*ON_CUDA, *text, "dropout=naive_word", "model.hidden_size=64", "log_every=1", f"outputs={tmp_path}/{ahead}")
+        config = settings(
+            *ON_CUDA,
+            *text,
+            "dropout=naive_word",
+            "model.hidden_size=64",
+            "log_every=1",
+            f"outputs={tmp_path}/{ahead}",
+        )
         train.run(config)
-        losses.append([r["loss"] for r in log_of(next((tmp_path / str(ahead)).rglob("log.jsonl")).parent) if r["kind"] == "step"])
+        losses.append(
+            [
+                r["loss"]
+                for r in log_of(next((tmp_path / str(ahead)).rglob("log.jsonl")).parent)
+                if r["kind"] == "step"
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) > 10
     model = LanguageModel(config.model, config.dropout.for_layers(), 10).to(CUDA)
     assert all(m is None or m.is_pinned() for m in model.host_masks(3, 2, Stream((1,))).layers[0])
@@ -137,11 +169,16 @@ def test_recomputing_takes_less_memory_and_gives_the_same() -> None:
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_the_logits_of_many_words_are_never_all_in_memory(compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_of_many_words_are_never_all_in_memory(
+    compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused, "LOGITS_AT_ONCE_ON_GPU", 2**22)
     rows, words, hidden = 20_000, 10_000, 64
     x = torch.randn(rows, hidden, device=CUDA, requires_grad=True)
-    w, b = torch.randn(words, hidden, device=CUDA, requires_grad=True), torch.zeros(words, device=CUDA, requires_grad=True)
+    w, b = (
+        torch.randn(words, hidden, device=CUDA, requires_grad=True),
+        torch.zeros(words, device=CUDA, requires_grad=True),
+    )
     targets = torch.randint(words, (rows,), device=CUDA)
 
     def step(x: Tensor = x, w: Tensor = w, b: Tensor = b, backend: str = "auto") -> list[Tensor]:
@@ -149,7 +186,9 @@ def test_the_logits_of_many_words_are_never_all_in_memory(compute_dtype: torch.d
         return [nll.detach(), *torch.autograd.grad(nll.sum(), [x, w, b])]
 
     assert peak(step) < 0.25 * rows * words * 4
-    errors = relative_errors(step(), step(*(t.detach().double().requires_grad_() for t in (x, w, b)), backend="reference"))
+    errors = relative_errors(
+        step(), step(*(t.detach().double().requires_grad_() for t in (x, w, b)), backend="reference")
+    )
     assert errors[0] < 1e-5 and max(errors) < (1e-4 if compute_dtype is None else 3e-2)
 
 
@@ -187,7 +226,9 @@ def test_a_compiled_model_gives_what_it_gave() -> None:
 
 
 def test_graphs_outlive_others_and_cublass_memory() -> None:
-    """A graph that stays, through captures of a hundred others and what torch does to cuBLAS's workspaces around its own graphs."""
+    """A graph that stays, through captures of a hundred others and what torch does to cuBLAS's workspaces
+    around its own graphs.
+    """
     layers, masks, x_TBD = layers_of("lstm", "variational", 64, backend="triton")
     layers.to(CUDA)
     masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
@@ -212,7 +253,10 @@ def test_programs_run_where_the_tensors_are() -> None:
     expected = results(layers, masks, x_TBD)
     layers.backend = "triton"
     found = results(layers.to(where), moved(masks, where), x_TBD.to(where))
-    assert all(t.device == where for t in found) and max(relative_errors([t.cpu() for t in found], expected)) < 1e-3
+    assert (
+        all(t.device == where for t in found)
+        and max(relative_errors([t.cpu() for t in found], expected)) < 1e-3
+    )
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -223,20 +267,39 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
     """The same losses as on the CPU, MC evaluation of a run of either on both."""
     for device in ("cpu", "cuda"):
         overrides = [o for o in TINY if not o.startswith("device")]
-        ran = vdrop("train", *overrides, *text, "dropout=variational", "log_every=1", f"device={device}", f"outputs={device}")
+        ran = vdrop(
+            "train",
+            *overrides,
+            *text,
+            "dropout=variational",
+            "log_every=1",
+            f"device={device}",
+            f"outputs={device}",
+        )
         assert ran.returncode == 0, ran.stderr
         assert f"{device}, back end {'triton' if device == 'cuda' else 'native'}, fp32" in ran.stderr
     here, there = (next((tmp_path / device / "train").glob("*/*")) for device in ("cpu", "cuda"))
     environments = [log_of(folder)[0]["environment"] for folder in (here, there)]
-    assert [e["backend"] for e in environments] == ["native", "triton"] and environments[1]["device"] == torch.cuda.get_device_name()
+    assert [e["backend"] for e in environments] == ["native", "triton"] and environments[1][
+        "device"
+    ] == torch.cuda.get_device_name()
     losses = [[r["loss"] for r in log_of(folder) if r["kind"] == "step"] for folder in (here, there)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     found = []
     for folder in (here, there):
         for device in ("cpu", "cuda"):
-            ran = vdrop("eval", f"checkpoint={folder}", "stored_data=true", "mc_samples=3", f"device={device}", "precision=fp32")
+            ran = vdrop(
+                "eval",
+                f"checkpoint={folder}",
+                "stored_data=true",
+                "mc_samples=3",
+                f"device={device}",
+                "precision=fp32",
+            )
             assert ran.returncode == 0, ran.stderr
-            found.append(json.loads(max(folder.glob("eval*.json"), key=os.path.getmtime).read_text())["metrics"])
+            found.append(
+                json.loads(max(folder.glob("eval*.json"), key=os.path.getmtime).read_text())["metrics"]
+            )
     for metrics in found[1:]:
         assert metrics == pytest.approx(found[0], rel=1e-2)
 

@@ -36,7 +36,9 @@ def start(prepare: str = "", step: float = 0.01) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a runner in the background ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a runner in the background ignores it
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -65,7 +67,9 @@ def test_one_that_comes_twice_is_no_second_ctrl_c() -> None:
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), "whichever came first; it was not killed"
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), (
+        "whichever came first; it was not killed"
+    )
 
 
 def test_what_is_ignored_stays_so() -> None:
@@ -89,11 +93,15 @@ def test_who_listened_before_is_told_when_the_run_has_stopped() -> None:
 
 def test_of_two_signals_both_who_listened_are_told() -> None:
     """SLURM sends SIGTERM; the one that requeues may come just after it."""
-    process = start("import signal; signal.signal(signal.SIGUSR2, lambda *_: print('requeued', flush=True))", step=0.5)
+    process = start(
+        "import signal; signal.signal(signal.SIGUSR2, lambda *_: print('requeued', flush=True))", step=0.5
+    )
     for number in (signal.SIGTERM, signal.SIGUSR2):
         process.send_signal(number)
     out, _ = process.communicate(timeout=60)
-    assert (process.returncode, out) in ((128 + number, "requeued\n") for number in (signal.SIGTERM, signal.SIGUSR2))
+    assert (process.returncode, out) in (
+        (128 + number, "requeued\n") for number in (signal.SIGTERM, signal.SIGUSR2)
+    )
 
 
 BETWEEN_JOBS = """
@@ -114,14 +122,19 @@ print(interruption.asked(), flush=True)
 def test_a_process_of_a_pool_outlives_signals_and_looks_for_the_file(how: str, tmp_path: Path) -> None:
     """A signal to it alone stops the job that it is at, the file all."""
     command = [sys.executable, "-c", BETWEEN_JOBS, str(tmp_path / "stop")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for number in (signal.SIGTERM, signal.SIGUSR1) if how == "signal" else ():
         process.send_signal(number)
     if how == "file":
         (tmp_path / "stop").touch()
     time.sleep(0.2)
-    assert process.communicate("\n", timeout=60)[0] == f"{how != 'not'}\n{how == 'file'}\n" and process.returncode == 0
+    assert (
+        process.communicate("\n", timeout=60)[0] == f"{how != 'not'}\n{how == 'file'}\n"
+        and process.returncode == 0
+    )
 
 
 OF_A_POOL = """

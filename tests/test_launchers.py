@@ -1,4 +1,6 @@
-"""Sweeps whose processes are killed or preempted, with the launchers that run several; real processes, each of them."""
+"""Sweeps whose processes are killed or preempted, with the launchers that run several; real processes, each
+of them.
+"""
 
 import os
 import signal
@@ -62,7 +64,9 @@ def test_a_killed_process_of_a_pool_takes_no_run_along(text: list[str], tmp_path
     assert starts(tmp_path, 1)[1] > 50, "nothing that was saved was lost"
 
 
-def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(text: list[str], tmp_path: Path) -> None:
+def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(
+    text: list[str], tmp_path: Path
+) -> None:
     """Nothing that they had done is lost, though no checkpoint was due."""
     sweep = start(tmp_path, *text, *JOBLIB, "schedule.epochs=10000", "checkpoint.minutes=inf", "seed=1,2")
     workers = wait_for_steps(sweep, tmp_path, 10, 1, 2)
@@ -74,7 +78,9 @@ def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(te
     for log in tmp_path.rglob("log.jsonl"):
         records = read_log(log)
         held = checkpoint.load(checkpoint.all_in(log.parent)[0])
-        (before,) = [told["step"] for told in records if told["kind"] == "epoch" and told["epoch"] == held.epoch] or [0]
+        (before,) = [
+            told["step"] for told in records if told["kind"] == "epoch" and told["epoch"] == held.epoch
+        ] or [0]
         assert before + held.batch == [told["step"] for told in records if told["kind"] == "step"][-1]
         assert not (log.parent / "lock").exists()
     sweep.communicate()
@@ -91,11 +97,16 @@ def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
         os.kill(pid, number)
     told = ended(sweep)
     assert sweep.returncode == 128 + number and "vdrop: 3 runs: " in told, told
-    assert "3 interrupted" in told and "force=true" not in told.partition("resume with: vdrop train")[2].splitlines()[0]
+    assert (
+        "3 interrupted" in told
+        and "force=true" not in told.partition("resume with: vdrop train")[2].splitlines()[0]
+    )
     assert "the same command again without force=… skips what is done" in told
 
 
-def test_of_local_jobs_one_that_is_lost_is_told_and_the_others_are_waited_for(text: list[str], tmp_path: Path) -> None:
+def test_of_local_jobs_one_that_is_lost_is_told_and_the_others_are_waited_for(
+    text: list[str], tmp_path: Path
+) -> None:
     sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
     (pid, _) = wait_for_steps(sweep, tmp_path, 50, 1, 2)
     os.kill(pid, signal.SIGKILL)
@@ -104,7 +115,9 @@ def test_of_local_jobs_one_that_is_lost_is_told_and_the_others_are_waited_for(te
     assert "  begun: seed=1: its process was lost; see " in told
 
 
-def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces_only_once(text: list[str], tmp_path: Path) -> None:
+def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces_only_once(
+    text: list[str], tmp_path: Path
+) -> None:
     sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGSTOP)  # so that both are there when it looks
@@ -116,7 +129,9 @@ def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces
     assert len(starts(tmp_path, 1)) == 2 and starts(tmp_path, 1)[1] >= 100
 
 
-def test_only_the_job_that_kills_its_process_every_time_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_job_that_kills_its_process_every_time_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A pool of two, whose second job is killed whenever it has begun."""
     status = dict.fromkeys(range(5), "not begun")
     launched: list[list[str]] = []
@@ -146,4 +161,6 @@ def test_a_pool_that_breaks_before_anything_has_begun_or_while_it_stops_is_not_t
     for job, status in (("a", "not begun"), ("stop", "begun")):
         with pytest.raises(BrokenProcessPool):
             outliving(launch, {0: status}.__getitem__)([[job]], initial_job_idx=0)
-    assert outliving(launch, {0: "begun"}.__getitem__)([["a"]], initial_job_idx=0) == [], "nor is anything begun after that"
+    assert outliving(launch, {0: "begun"}.__getitem__)([["a"]], initial_job_idx=0) == [], (
+        "nor is anything begun after that"
+    )

@@ -45,8 +45,12 @@ def same(found: Any, expected: Any, error: float = 1e-6) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 @pytest.mark.parametrize(("ours", "theirs", "variant"), BOTH)
-def test_they_take_the_place_of_torchs_by_another_import(ours: Any, theirs: Any, variant: Any, options: dict[str, Any]) -> None:
-    """Outputs, states and all gradients, with every argument of the constructor; weights both ways; packed sequences, and no batch."""
+def test_they_take_the_place_of_torchs_by_another_import(
+    ours: Any, theirs: Any, variant: Any, options: dict[str, Any]
+) -> None:
+    """Outputs, states and all gradients, with every argument of the constructor; weights both ways; packed
+    sequences, and no batch.
+    """
     if "proj_size" in options and ours is GRU:
         pytest.skip("a GRU has no projections")
     torch.manual_seed(1)
@@ -54,19 +58,35 @@ def test_they_take_the_place_of_torchs_by_another_import(ours: Any, theirs: Any,
     torch.manual_seed(1)
     layer = ours(5, 7, **options, dtype=torch.float64, device="cpu", **variant)
     assert list(layer.state_dict()) == list(module.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), module.parameters(), strict=True)), "the same start"
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), module.parameters(), strict=True)), (
+        "the same start"
+    )
     again = theirs(5, 7, **options, dtype=torch.float64)
     again.load_state_dict(layer.state_dict())
     layer.load_state_dict(again.state_dict())
-    for name in ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "proj_size"):
+    for name in (
+        "mode",
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "batch_first",
+        "bidirectional",
+        "proj_size",
+    ):
         assert getattr(layer, name) == getattr(module, name), name
     copied = ours.from_torch(module)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     batch = 4 if module.batch_first else 3
     rows = module.num_layers * (2 if module.bidirectional else 1)
-    h, c = torch.randn(rows, batch, module.proj_size or 7, dtype=torch.float64), torch.randn(rows, batch, 7, dtype=torch.float64)
+    h, c = (
+        torch.randn(rows, batch, module.proj_size or 7, dtype=torch.float64),
+        torch.randn(rows, batch, 7, dtype=torch.float64),
+    )
     start = (h, c) if theirs is nn.LSTM else h
-    packed = nn.utils.rnn.pack_padded_sequence(x, [1, 3, 2, 3][:batch], module.batch_first, enforce_sorted=False)
+    packed = nn.utils.rnn.pack_padded_sequence(
+        x, [1, 3, 2, 3][:batch], module.batch_first, enforce_sorted=False
+    )
     alone = tuple(part[:, 0] for part in start) if isinstance(start, tuple) else start[:, 0]
     for arguments in ((x,), (x, start), (packed, start), (packed,), (x[0],), (x[0], alone)):
         expected = module(*arguments)
@@ -85,7 +105,10 @@ def test_they_take_the_place_of_torchs_by_another_import(ours: Any, theirs: Any,
 def flat(results: Any) -> list[torch.Tensor]:
     """The tensors of an output, packed or not, and of the states."""
     y, states = results
-    return [y.data if isinstance(y, nn.utils.rnn.PackedSequence) else y, *(states if isinstance(states, tuple) else (states,))]
+    return [
+        y.data if isinstance(y, nn.utils.rnn.PackedSequence) else y,
+        *(states if isinstance(states, tuple) else (states,)),
+    ]
 
 
 @pytest.mark.parametrize(("ours", "theirs", "variant"), BOTH)
@@ -105,7 +128,9 @@ def test_a_probability_means_what_it_means_in_torch() -> None:
     assert masks.out is None and masks.layers[0] == Masks()
     for part in masks.layers[1:]:
         assert part.h is None and part.c is None and part.x is not None
-        assert part.x.shape == (20, 1, 30, 60) and (part.x == 0).float().mean().item() == pytest.approx(0.25, abs=0.015)
+        assert part.x.shape == (20, 1, 30, 60) and (part.x == 0).float().mean().item() == pytest.approx(
+            0.25, abs=0.015
+        )
     with pytest.warns(UserWarning, match="no effect with num_layers=1"):
         LSTM(5, 7, dropout=0.25)
     held = GRU(5, 7, 2, variational=0.3).dropout
@@ -137,7 +162,9 @@ def reversed_part(mask: torch.Tensor | None, length: int) -> torch.Tensor | None
 @pytest.mark.parametrize("dropout", POLICIES, ids=describe)
 @pytest.mark.parametrize("ours", [LSTM, GRU])
 def test_a_backward_layer_is_a_forward_one_on_the_reversed_text(ours: Any, dropout: Dropout) -> None:
-    """Its masks belong to places in the text, so they are reversed with it; of each sequence by its own length."""
+    """Its masks belong to places in the text, so they are reversed with it; of each sequence by its own
+    length.
+    """
     if dropout.policy is Policy.moon and ours is GRU:
         pytest.skip("a GRU has no cell state")
     backward, forward = ours(5, 7, dropout=dropout, reverse=True), ours(5, 7, dropout=dropout)
@@ -147,7 +174,12 @@ def test_a_backward_layer_is_a_forward_one_on_the_reversed_text(ours: Any, dropo
     y, last = backward(x, lengths=lengths, masks=masks)
     for b, length in enumerate(lengths):
         own = masks.rows([b])
-        own = ModelMasks([Masks(*(reversed_part(mask, length) for mask in own.layers[0]))], None, reversed_part(own.out, length), 1)
+        own = ModelMasks(
+            [Masks(*(reversed_part(mask, length) for mask in own.layers[0]))],
+            None,
+            reversed_part(own.out, length),
+            1,
+        )
         y_alone, last_alone = forward(x[:length, b : b + 1].flip(0), masks=own)
         same(y[:length, b : b + 1], y_alone.flip(0))
         same(flat((y, last))[1][:, b : b + 1], flat((y_alone, last_alone))[1])
@@ -166,9 +198,13 @@ def test_both_directions_are_a_forward_and_a_backward_layer_with_masks_of_their_
     out = torch.ones(6, 3, 14) if masks.out is None else masks.out.expand(6, -1, -1)
     for direction, suffix in enumerate(("_l0", "_l0_reverse")):
         alone = LSTM(5, 7, dropout=dropout, reverse=direction == 1)
-        alone.load_state_dict({name.replace(suffix, "_l0"): w for name, w in both.state_dict().items() if name.endswith(suffix)})
+        alone.load_state_dict(
+            {name.replace(suffix, "_l0"): w for name, w in both.state_dict().items() if name.endswith(suffix)}
+        )
         part = slice(7 * direction, 7 * direction + 7)
-        y_alone, (h_alone, c_alone) = alone(x, masks=ModelMasks([masks.layers[direction]], None, None, 3, masks.time))
+        y_alone, (h_alone, c_alone) = alone(
+            x, masks=ModelMasks([masks.layers[direction]], None, None, 3, masks.time)
+        )
         same(y[..., part], y_alone * out[..., part])
         same((h[direction], c[direction]), (h_alone[0], c_alone[0]))
 
@@ -191,10 +227,16 @@ def test_rows_of_masks_belong_to_sequences(ours: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "fused", "native"])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=["plain", "both"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=["plain", "both"]
+)
 def test_the_states_of_all_steps_are_those_of_shorter_texts(options: dict[str, Any], backend: str) -> None:
-    """The state after step t is the last one of a text that ends there; h of the top layer is the output before its mask."""
-    layer = LSTM(5, 7, **options, dropout=Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3), backend=backend)
+    """The state after step t is the last one of a text that ends there; h of the top layer is the output
+    before its mask.
+    """
+    layer = LSTM(
+        5, 7, **options, dropout=Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3), backend=backend
+    )
     batch_first = layer.batch_first
     x = torch.randn(4, 3, 5)
     masks = layer.masks(4, 3)
@@ -204,7 +246,9 @@ def test_the_states_of_all_steps_are_those_of_shorter_texts(options: dict[str, A
     states = [[part.transpose(0, 1) if batch_first else part for part in state] for state in states]
     for t in range(4):
         _, (h, c) = layer(given, lengths=[t + 1] * 3, masks=masks)
-        for index in range(1 if layer.bidirectional else layer.num_layers):  # the first forward layer sees nothing that comes later
+        for index in range(
+            1 if layer.bidirectional else layer.num_layers
+        ):  # the first forward layer sees nothing that comes later
             same((states[index][0][t], states[index][1][t]), (h[index], c[index]))
     top = torch.cat([state[0] for state in states[-layer.directions :]], -1) * masks.out
     same(y.transpose(0, 1) if batch_first else y, top)
@@ -213,7 +257,9 @@ def test_the_states_of_all_steps_are_those_of_shorter_texts(options: dict[str, A
 def test_states_come_in_the_form_of_the_input() -> None:
     lstm, gru, x = LSTM(5, 7), GRU(5, 7, bidirectional=True), torch.randn(4, 3, 5)
     y, h, states = gru(x, return_states=True)
-    assert torch.equal(torch.cat([state[0] for state in states], -1), y) and [len(state) for state in states] == [1, 1]
+    assert torch.equal(torch.cat([state[0] for state in states], -1), y) and [
+        len(state) for state in states
+    ] == [1, 1]
     y, (h, c), ((h_steps, c_steps),) = lstm(x[:, 0], return_states=True)
     same((h_steps[-1], c_steps[-1]), (h[0], c[0]))
     assert h_steps.shape == c_steps.shape == y.shape
@@ -228,14 +274,18 @@ def normalised(a: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
 
 
 def test_layer_norm_is_that_of_the_paper() -> None:
-    """One step of an LSTM by hand (Ba et al. 2016): both products over all gates, and the cell state where it is shown."""
+    """One step of an LSTM by hand (Ba et al. 2016): both products over all gates, and the cell state where it
+    is shown.
+    """
     layer = LSTM(5, 7, layer_norm=True, dtype=torch.float64)
     w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c = (p.detach() for p in layer.parameters())
     with torch.no_grad():
         for gain in (gain_ih, gain_hh, gain_c, bias_c):
             gain.uniform_(0.5, 1.5)
     x, h, c = (torch.randn(1, 3, size, dtype=torch.float64) for size in (5, 7, 7))
-    i, f, g, o = (normalised(x[0] @ w_ih.T, gain_ih) + normalised(h[0] @ w_hh.T, gain_hh) + b_ih + b_hh).chunk(4, 1)
+    i, f, g, o = (
+        normalised(x[0] @ w_ih.T, gain_ih) + normalised(h[0] @ w_hh.T, gain_hh) + b_ih + b_hh
+    ).chunk(4, 1)
     c_new = f.sigmoid() * c[0] + i.sigmoid() * g.tanh()
     h_new = o.sigmoid() * (normalised(c_new, gain_c) + bias_c).tanh()
     _, (h_found, c_found) = layer(x, (h, c))
@@ -251,7 +301,10 @@ def test_layer_norm_of_a_gru(reset_after: bool) -> None:
             gain.uniform_(0.5, 1.5)
     x, h = (torch.randn(1, 3, size, dtype=torch.float64) for size in (5, 7))
     w_x = x[0] @ w_ih.T
-    a_rz, a_n = normalised(w_x[:, :14], gain_ih[:14]) + b_ih[:14], normalised(w_x[:, 14:], gain_ih[14:]) + b_ih[14:]
+    a_rz, a_n = (
+        normalised(w_x[:, :14], gain_ih[:14]) + b_ih[:14],
+        normalised(w_x[:, 14:], gain_ih[14:]) + b_ih[14:],
+    )
     r, z = (a_rz + normalised(h[0] @ w_hh[:14].T, gain_hh[:14]) + b_hh[:14]).sigmoid().chunk(2, 1)
     u_n = normalised((h[0] if reset_after else r * h[0]) @ w_hh[14:].T, gain_hh[14:]) + b_hh[14:]
     n = (a_n + (r * u_n if reset_after else u_n)).tanh()
@@ -264,15 +317,21 @@ def test_layer_norm_goes_with_masks_directions_and_lengths() -> None:
     y, _ = layer(x, lengths=[6, 2, 4], masks=masks)
     same(y[:2, 1:2], layer(x[:2, 1:2], masks=masks.rows([1]))[0])
     y.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in layer.parameters()
+    )
     assert "layer_norm=True" in repr(layer)
-    with pytest.raises(ValueError, match=r"backend=native has no projections \(proj_size\); use backend=reference or auto"):
+    with pytest.raises(
+        ValueError, match=r"backend=native has no projections \(proj_size\); use backend=reference or auto"
+    ):
         LSTM(5, 7, proj_size=3, backend="native")(x)
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
     x, naive = torch.randn(4, 3, 5), LSTM(5, 7, dropout=Dropout("naive", p_h=0.3))
-    with pytest.raises(ValueError, match="masks that are new at every step must be of 4 steps like the input, got masks of 1"):
+    with pytest.raises(
+        ValueError, match="masks that are new at every step must be of 4 steps like the input, got masks of 1"
+    ):
         naive(x, masks=naive.masks(1, 3))
     layer = LSTM(5, 7, dropout=Dropout("variational", p_out=0.3))
     with pytest.raises(ValueError, match="masks must be of 1 sequences like the input, got masks of 6"):
@@ -316,7 +375,9 @@ def test_arguments_that_cannot_be_meant_are_named() -> None:
         layer(x, (torch.zeros(1, 3, 7), None))
     with pytest.raises(ValueError, match=r"input must be packed rows of 5, got \[12, 4\]"):
         layer(nn.utils.rnn.pack_padded_sequence(x[..., :4], [4, 4, 4]))
-    with pytest.raises(ValueError, match=r"masks\.out must be torch\.float32 on cpu like the input, got torch\.float64"):
+    with pytest.raises(
+        ValueError, match=r"masks\.out must be torch\.float32 on cpu like the input, got torch\.float64"
+    ):
         layer(x, masks=ModelMasks([Masks()], None, torch.ones(1, 3, 7, dtype=torch.float64)))
     with pytest.raises(ValueError, match="module must have plain weights"):
         LSTM.from_torch(WeightDrop(nn.LSTM(5, 7), 0.5))
@@ -325,7 +386,9 @@ def test_arguments_that_cannot_be_meant_are_named() -> None:
 def test_scripts_find_what_they_call_of_torchs_layers() -> None:
     layer, module, x = LSTM(5, 7, 2), nn.LSTM(5, 7, 2), torch.randn(4, 3, 5)
     layer.flatten_parameters()
-    assert [[w.shape for w in part] for part in layer.all_weights] == [[w.shape for w in part] for part in module.all_weights]
+    assert [[w.shape for w in part] for part in layer.all_weights] == [
+        [w.shape for w in part] for part in module.all_weights
+    ]
     assert torch.equal(layer(input=x, hx=None)[0], layer(x)[0])
     assert LSTM(5, 7, 2, dropout=np.float32(0.5)).dropout.largest == 0.5
 
@@ -353,13 +416,18 @@ def test_per_sample_gradients_work_with_dropout() -> None:
         return torch.func.functional_call(layer, parameters, (one[:, None],))[0].square().sum()
 
     gradients = torch.func.vmap(torch.func.grad(loss), (None, 1), randomness="different")(parameters, x)
-    dropped = gradients["weight_hh_l0"].abs().amax(1) == 0  # [sample, H]: what entered no product has no gradient
+    dropped = (
+        gradients["weight_hh_l0"].abs().amax(1) == 0
+    )  # [sample, H]: what entered no product has no gradient
     assert dropped.any(1).all() and not torch.equal(dropped[0], dropped[1])
 
 
 def test_tools_for_mc_dropout_find_the_switch() -> None:
     """A child that is an `nn.Dropout`, without parameters, which decides whether masks are drawn."""
-    layer, x = GRU(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=[0.0, 0.4])).eval(), torch.randn(4, 3, 5)
+    layer, x = (
+        GRU(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=[0.0, 0.4])).eval(),
+        torch.randn(4, 3, 5),
+    )
     plain = layer(x)[0]
     found = [module for module in layer.modules() if isinstance(module, nn.Dropout)]
     assert len(found) == 1 and found[0].p == 0.4 and not list(found[0].parameters())
@@ -379,7 +447,10 @@ def test_tools_for_mc_dropout_find_the_switch() -> None:
 @pytest.mark.parametrize("backend", ["native", "fused"])
 def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str, dynamic: bool) -> None:
     """With sizes that the compiler knows, and that it does not."""
-    layer, x = LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend), torch.randn(4, 3, 5)
+    layer, x = (
+        LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend),
+        torch.randn(4, 3, 5),
+    )
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     first, second = compiled(x)[0], compiled(x)[0]
     assert not torch.equal(first, second)
@@ -418,9 +489,13 @@ def test_transforms_traces_and_exports_need_the_reference() -> None:
     same(torch.jit.trace(dropping.eval(), (x,), check_trace=False)(x)[0], dropping(x)[0])
     for backend in ("auto", "native", "fused"):
         other = LSTM(5, 7, backend=backend)
-        with pytest.raises(ValueError, match=rf"backend={backend} does not support torch\.jit\.trace; use backend=.reference"):
+        with pytest.raises(
+            ValueError, match=rf"backend={backend} does not support torch\.jit\.trace; use backend=.reference"
+        ):
             torch.jit.trace(other, (x,), check_trace=False)
-        with pytest.raises(ValueError, match=rf"backend={backend} does not support the transforms of torch\.func"):
+        with pytest.raises(
+            ValueError, match=rf"backend={backend} does not support the transforms of torch\.func"
+        ):
             torch.func.vmap(lambda one, layer=other: layer(one[:, None])[0], 1, 1)(x)
 
 
@@ -468,7 +543,9 @@ def test_evaluation_mode_has_no_masks_unless_they_are_given() -> None:
 
 
 def test_the_masks_act_where_the_policy_says() -> None:
-    """The output mask is what is zero in the output; the input mask of layer 0 is what gets no gradient in x."""
+    """The output mask is what is zero in the output; the input mask of layer 0 is what gets no gradient in
+    x.
+    """
     layer, x = LSTM(5, 7, num_layers=2, dropout=VARIATIONAL), torch.randn(4, 3, 5, requires_grad=True)
     masks = layer.masks(4, 3, x.device)
     y, _ = layer(x, masks=masks)
@@ -506,7 +583,10 @@ def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None
     x, state = torch.randn(4, 3, 5), torch.randn(2, 3, 7)
     lstm, gru = LSTM(5, 7, num_layers=2), GRU(5, 7, num_layers=2)
     for wrong in (x[..., :4], x[0, :, :4], x[None]):
-        with pytest.raises(ValueError, match=rf"^input must be \[T, B, 5\], or \[T, 5\], got {re.escape(str(list(wrong.shape)))}$"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^input must be \[T, B, 5\], or \[T, 5\], got {re.escape(str(list(wrong.shape)))}$",
+        ):
             lstm(wrong)
     with pytest.raises(ValueError, match=r"^input must be \[B, T, 5\], or \[T, 5\], got \[3, 4\]$"):
         LSTM(5, 7, batch_first=True)(x[0, :, :4])
@@ -530,8 +610,12 @@ def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None
 
 
 @pytest.mark.parametrize(("cell", "dropout"), [(LSTM, VARIATIONAL), (GRU, VARIATIONAL), (LSTM, MOON)])
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03), (torch.float16, 0.003)])
-def test_they_train_and_evaluate_in_other_types(cell: type[LSTM | GRU], dropout: Dropout, dtype: torch.dtype, error: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03), (torch.float16, 0.003)]
+)
+def test_they_train_and_evaluate_in_other_types(
+    cell: type[LSTM | GRU], dropout: Dropout, dtype: torch.dtype, error: float
+) -> None:
     """With the same masks as in fp32, forward and back."""
     layer, x = cell(5, 7, num_layers=2, dropout=dropout), torch.randn(4, 3, 5)
     other = copy.deepcopy(layer).to(dtype)
@@ -550,7 +634,9 @@ def test_they_train_and_evaluate_in_other_types(cell: type[LSTM | GRU], dropout:
 
 @pytest.mark.parametrize("dropout", [VARIATIONAL, MOON])
 @pytest.mark.parametrize("training", [False, True])
-def test_under_autocast_they_take_what_it_rounds_and_work_as_without(dropout: Dropout, training: bool) -> None:
+def test_under_autocast_they_take_what_it_rounds_and_work_as_without(
+    dropout: Dropout, training: bool
+) -> None:
     layer = LSTM(5, 7, dropout=dropout).train(training)
     x, state = torch.randn(4, 3, 5).bfloat16(), torch.randn(1, 3, 7).bfloat16()
     torch.manual_seed(1)
@@ -586,7 +672,9 @@ def test_without_dropout_torchs_random_state_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("ours", "theirs"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
-def test_from_torch_takes_weights_and_variant(ours: type[LSTM | GRU], theirs: type[nn.LSTM | nn.GRU], dtype: torch.dtype) -> None:
+def test_from_torch_takes_weights_and_variant(
+    ours: type[LSTM | GRU], theirs: type[nn.LSTM | nn.GRU], dtype: torch.dtype
+) -> None:
     module = theirs(5, 7, 2, batch_first=True, dropout=0.5, dtype=dtype).eval()
     module.weight_hh_l1.requires_grad_(False)
     before = torch.get_rng_state()
@@ -595,7 +683,9 @@ def test_from_torch_takes_weights_and_variant(ours: type[LSTM | GRU], theirs: ty
     x = torch.randn(3, 4, 5, dtype=dtype)
     expected = module(x)
     torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
-    assert layers.dropout.p_h == 0.3 and not layers.training and layers.backend == "fused" and layers.batch_first
+    assert (
+        layers.dropout.p_h == 0.3 and not layers.training and layers.backend == "fused" and layers.batch_first
+    )
     assert not layers.weight_hh_l1.requires_grad and layers.weight_hh_l0.requires_grad
     with torch.no_grad():
         module.weight_hh_l0.zero_()
@@ -618,5 +708,10 @@ def test_another_module_than_torchs_is_refused() -> None:
 
 def test_repr_names_what_is_computed() -> None:
     said = repr(LSTM(5, 7, 2, batch_first=True, dropout=VARIATIONAL))
-    assert all(part in said for part in ("num_layers=2", "batch_first=True", "variational(p_x=0.3, p_h=0.3, p_out=0.3)"))
-    assert "dropout=none, reset_after=False" in repr(GRU(5, 7)) and "moon(p_c=0.25)" in repr(LSTM(5, 7, dropout=MOON))
+    assert all(
+        part in said
+        for part in ("num_layers=2", "batch_first=True", "variational(p_x=0.3, p_h=0.3, p_out=0.3)")
+    )
+    assert "dropout=none, reset_after=False" in repr(GRU(5, 7)) and "moon(p_c=0.25)" in repr(
+        LSTM(5, 7, dropout=MOON)
+    )

@@ -6,7 +6,10 @@ from vdrop_cli import markdown
 
 
 def test_a_table_has_a_rule_below_its_headings() -> None:
-    assert markdown.table(("a", "b"), [("1", "2"), ("3", "4")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+    assert (
+        markdown.table(("a", "b"), [("1", "2"), ("3", "4")])
+        == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+    )
 
 
 def test_a_picture_is_found_from_where_the_page_lies() -> None:
@@ -19,4 +22,9 @@ def test_a_mean_has_a_deviation_where_there_are_several_values() -> None:
 
 
 def test_numbers_that_follow_each_other_are_a_range() -> None:
-    assert [markdown.ranges(numbers) for numbers in ([], [3], [3, 1, 2], [1, 2, 4, 6, 7, 8])] == ["", "3", "1–3", "1–2 4 6–8"]
+    assert [markdown.ranges(numbers) for numbers in ([], [3], [3, 1, 2], [1, 2, 4, 6, 7, 8])] == [
+        "",
+        "3",
+        "1–3",
+        "1–2 4 6–8",
+    ]

@@ -24,10 +24,21 @@ from vdrop_cli.corpora import cornell, vader
 from vdrop_cli.tasks import LanguageModelling, RatingPredictor
 
 TIMES = int(os.environ.get("VDROP_EXAMPLES", "1"))
-EXAMPLES = {"train": 100, "eval": 100, "data": 100, "bench": 100, "table": 20, "reproduce": 15, "predict": 40, "figures": 12}
+EXAMPLES = {
+    "train": 100,
+    "eval": 100,
+    "data": 100,
+    "bench": 100,
+    "table": 20,
+    "reproduce": 15,
+    "predict": 40,
+    "figures": 12,
+}
 numbers = st.one_of(
     st.integers(-2, 9),
-    st.sampled_from([10**9, 10**12, 2**63, 10**30, -(10**30), 0.5, 1.0, -0.1, 1e-300, 1e300, float("inf"), float("nan")]),
+    st.sampled_from(
+        [10**9, 10**12, 2**63, 10**30, -(10**30), 0.5, 1.0, -0.1, 1e-300, 1e300, float("inf"), float("nan")]
+    ),
 )
 WORDS = [
     "",
@@ -91,9 +102,22 @@ WORDS += [
     "text_regression",
 ]
 values = st.one_of(
-    numbers.map(str), st.sampled_from(WORDS), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
+    numbers.map(str),
+    st.sampled_from(WORDS),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
 )
-GROUPS = ["model", "dropout", "data", "task", "schedule", "experiment", "hydra/launcher", "hydra/sweeper", "hydra/job_logging", "nope"]
+GROUPS = [
+    "model",
+    "dropout",
+    "data",
+    "task",
+    "schedule",
+    "experiment",
+    "hydra/launcher",
+    "hydra/sweeper",
+    "hydra/job_logging",
+    "nope",
+]
 OTHERS = [
     "hydra.run.dir",
     "hydra.sweep.dir",
@@ -124,13 +148,26 @@ OPTIONS = [
     "~model",
 ]
 OPTIONS += ["+seed=1", "~model.layers", "data.train", "--info", "--hydra-help", "-p", ""]
-LEFT_OUT = ("hydra.run.dir", "hydra.sweep.dir", "outputs", "data.cache", "file", "csv", "latex")  # would write wherever they say
+LEFT_OUT = (
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "outputs",
+    "data.cache",
+    "file",
+    "csv",
+    "latex",
+)  # would write wherever they say
 
 
 def command_lines(command: str) -> st.SearchStrategy[list[str]]:
     known = [key for key in keys(ROOTS[command]) if key not in LEFT_OUT]
     names = st.one_of(st.sampled_from(known), st.sampled_from(known), st.sampled_from(GROUPS + OTHERS[2:]))
-    setting = st.builds(lambda prefix, key, value: f"{prefix}{key}={value}", st.sampled_from(["", "", "", "+", "++"]), names, values)
+    setting = st.builds(
+        lambda prefix, key, value: f"{prefix}{key}={value}",
+        st.sampled_from(["", "", "", "+", "++"]),
+        names,
+        values,
+    )
     return st.lists(st.one_of(setting, setting, setting, st.sampled_from(OPTIONS)), min_size=1, max_size=4)
 
 
@@ -144,12 +181,18 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
     monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
-    monkeypatch.setattr(campaign, "Cost", lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0))
+    monkeypatch.setattr(
+        campaign,
+        "Cost",
+        lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0),
+    )
     monkeypatch.setattr(campaign.Commands, "vdrop", lambda *arguments: None)
     monkeypatch.setattr(predict, "PASSES", 3)
     passes_of = RatingPredictor.passes_of
     monkeypatch.setattr(
-        RatingPredictor, "passes_of", lambda task, model, words, samples, seed: passes_of(task, model, words, min(samples, 3), seed)
+        RatingPredictor,
+        "passes_of",
+        lambda task, model, words, samples, seed: passes_of(task, model, words, min(samples, 3), seed),
     )
     monkeypatch.setattr(cornell, "URL", "http://127.0.0.1:1/")
     monkeypatch.setattr(vader, "PACKAGE", "no such package")
@@ -177,7 +220,11 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
         assert run(["train", *TINY_SENTIMENT, *rated])[0] == 0
         return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu", "text=good1 bad2"]
     if command == "figures":
-        changed = [change for change in TINY_SENTIMENT if not change.startswith(("task=", "task.protocol", "schedule.epochs"))]
+        changed = [
+            change
+            for change in TINY_SENTIMENT
+            if not change.startswith(("task=", "task.protocol", "schedule.epochs"))
+        ]
         return [f"overrides='{' '.join([*changed, *rated])}'", "cells=[lstm]", "dropouts=[none]"]
     if command == "eval":
         assert run(["train", *TINY, *text])[0] == 0
@@ -188,12 +235,18 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
-def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list[str], rated: list[str]) -> None:
+def test_a_command_line_is_a_run_or_a_line(
+    command: str, quick: None, text: list[str], rated: list[str]
+) -> None:
     codes, first = set(), base(command, text, rated)
 
     @given(command_lines(command))
     @hypothesis_settings(
-        max_examples=TIMES * EXAMPLES[command], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=TIMES * EXAMPLES[command],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     def check(arguments: list[str]) -> None:
         code, said = run([command, *first, *arguments])
@@ -205,7 +258,9 @@ def test_a_command_line_is_a_run_or_a_line(command: str, quick: None, text: list
             assert len(lines) == 1 and len(said.strip().splitlines()) == 1, said
         elif code == 1:
             assert any(
-                reason in line for line in lines for reason in ("memory", "not finite", " is inf", " is nan", "not finished", "is stuck")
+                reason in line
+                for line in lines
+                for reason in ("memory", "not finite", " is inf", " is nan", "not finished", "is stuck")
             ), said
 
     check()

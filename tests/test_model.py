@@ -23,7 +23,10 @@ def test_the_medium_model_has_the_published_number_of_parameters() -> None:
     """Embedding 6.5 M, two layers of 4·(2·650²) + 8·650, head 6.51 M: 19.8 M (Zaremba et al. 2014: «20M»)."""
     config = settings()
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
-    assert sum(p.numel() for p in model.parameters()) == 10_000 * 650 + 2 * (4 * 2 * 650**2 + 8 * 650) + 10_000 * 651
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == 10_000 * 650 + 2 * (4 * 2 * 650**2 + 8 * 650) + 10_000 * 651
+    )
 
 
 def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -> None:
@@ -31,7 +34,9 @@ def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -
     other.initialise(0.5, Stream((1,)))
     for name, parameter in model.named_parameters():
         assert -0.5 <= parameter.min() < -0.1 and 0.1 < parameter.max() <= 0.5
-        assert torch.equal(parameter, same.get_parameter(name)) and not torch.equal(parameter, other.get_parameter(name))
+        assert torch.equal(parameter, same.get_parameter(name)) and not torch.equal(
+            parameter, other.get_parameter(name)
+        )
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -102,11 +107,18 @@ def test_a_text_is_read_the_same_beside_longer_ones(cell: str, policy: str) -> N
     masks = model.masks(9, 3, Stream((1,)))
     together_B = model(ids_TB, lengths_B, masks)
     together_B.sum().backward()
-    assert model.embedding.grad is not None and model.embedding.grad[0].abs().max() == 0 < model.embedding.grad[1:].abs().max()
+    assert (
+        model.embedding.grad is not None
+        and model.embedding.grad[0].abs().max() == 0 < model.embedding.grad[1:].abs().max()
+    )
     for b, length in enumerate(lengths_B.tolist()):
         own = masks.rows([b])
         if policy == "naive":
-            own = replace(own, layers=[Masks(*(m if m is None else m[:length] for m in layer)) for layer in own.layers], time=length)
+            own = replace(
+                own,
+                layers=[Masks(*(m if m is None else m[:length] for m in layer)) for layer in own.layers],
+                time=length,
+            )
         alone_B = model(ids_TB[:length, b : b + 1], torch.tensor([length]), own)
         assert torch.allclose(alone_B, together_B[b : b + 1], atol=1e-6)
 
@@ -117,4 +129,6 @@ def test_the_number_is_linear_in_the_masked_state_after_the_last_word() -> None:
     _, (h, _) = model.layers(model.embedding[ids_TB], lengths=lengths_B, masks=model.mean_masks())
     mask = torch.tensor([0.0, 2, 0, 2, 2, 0]).expand(1, 2, 6)
     expected = (h[-1] * mask[0]) @ model.head_weight[0] + model.head_bias
-    assert torch.allclose(model(ids_TB, lengths_B, replace(model.mean_masks(), out=mask)), expected, atol=1e-6)
+    assert torch.allclose(
+        model(ids_TB, lengths_B, replace(model.mean_masks(), out=mask)), expected, atol=1e-6
+    )

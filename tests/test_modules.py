@@ -1,4 +1,6 @@
-"""Dropout on words, on vectors held over time, and on weights: what shares a mask, and what it costs on average."""
+"""Dropout on words, on vectors held over time, and on weights: what shares a mask, and what it costs on
+average.
+"""
 
 from typing import Any
 
@@ -29,12 +31,16 @@ def test_a_locked_mask_is_held_over_time_and_new_for_each_sequence(batch_first: 
     x = torch.randn(6, 5, 4)
     masks = dropout.masks(6 if batch_first else 5, 4)
     assert torch.equal(dropout(x, masks), x * masks) and torch.equal(dropout.eval()(x, masks), x * masks)
-    assert torch.equal(dropout.masks(5, 4), torch.ones_like(dropout.masks(5, 4))), "masks of evaluation are means"
+    assert torch.equal(dropout.masks(5, 4), torch.ones_like(dropout.masks(5, 4))), (
+        "masks of evaluation are means"
+    )
     assert dropout(x) is x and isinstance(dropout, nn.Dropout)
     with pytest.raises(ValueError, match="masks must be"):
         dropout(x, masks[:, :, :2])
     step = x[:, 2] if batch_first else x[2]
-    assert torch.equal(dropout(step, masks), step * masks[:, 0] if batch_first else step * masks[0]), "a step of a loop"
+    assert torch.equal(dropout(step, masks), step * masks[:, 0] if batch_first else step * masks[0]), (
+        "a step of a loop"
+    )
     with pytest.raises(ValueError, match=r"x must be \[.*, or \[B, D\], got \[4\]"):
         dropout(x[0, 0])
 
@@ -48,7 +54,11 @@ def test_words_are_dropped_by_type_or_by_token(by: str, batch_first: bool) -> No
     y = dropout(torch.ones(*ids.shape, 2), ids)
     factors_TB = (y.transpose(0, 1) if batch_first else y)[..., 0]
     assert torch.equal(y[..., 0], y[..., 1]), "whole words"
-    assert torch.equal(factors_TB[0], factors_TB[3]) == torch.equal(factors_TB[1], factors_TB[6]) == (by == "type")
+    assert (
+        torch.equal(factors_TB[0], factors_TB[3])
+        == torch.equal(factors_TB[1], factors_TB[6])
+        == (by == "type")
+    )
     assert (factors_TB[0] == 0).float().mean().item() == pytest.approx(0.4, abs=0.12)
     assert sorted(y.unique().tolist()) == pytest.approx([0, 1 / 0.6], rel=1e-4)
     masks = dropout.masks(7, 300)
@@ -58,7 +68,10 @@ def test_words_are_dropped_by_type_or_by_token(by: str, batch_first: bool) -> No
     dim = 0 if batch_first else 1
     beam = masks.repeat(2).keep(ids.repeat_interleave(2, dim))
     assert torch.equal(beam, masks.keep(ids).repeat_interleave(2, dim))
-    assert torch.equal(masks.rows([5, 3]).keep(ids.narrow(dim, 0, 2)), masks.keep(ids).index_select(dim, torch.tensor([5, 3])))
+    assert torch.equal(
+        masks.rows([5, 3]).keep(ids.narrow(dim, 0, 2)),
+        masks.keep(ids).index_select(dim, torch.tensor([5, 3])),
+    )
 
 
 @pytest.mark.parametrize("by", ["type", "token"])
@@ -97,7 +110,9 @@ def test_words_of_another_batch_are_refused() -> None:
     ids=["nn.LSTM", "nn.GRU", "LSTM", "GRU"],
 )
 def test_weights_are_dropped_once_a_pass(build: Any) -> None:
-    """The pass of training is that of a module whose recurrent weights have those elements at zero; one of evaluation has them all."""
+    """The pass of training is that of a module whose recurrent weights have those elements at zero; one of
+    evaluation has them all.
+    """
     plain = build()
     dropped = build()
     dropped.load_state_dict(plain.state_dict())
@@ -150,7 +165,11 @@ def test_a_model_with_all_of_them_compiles_whole(by: str) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding, self.words, self.locked = nn.Embedding(9, 5), WordDropout(0.3, by), LockedDropout(0.3)
+            self.embedding, self.words, self.locked = (
+                nn.Embedding(9, 5),
+                WordDropout(0.3, by),
+                LockedDropout(0.3),
+            )
             self.layer = WeightDrop(LSTM(5, 7, variational=0.3), 0.3)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Standard output and error: what cannot be shown there ends no command, and the exit code says that it was lost."""
+"""Standard output and error: what cannot be shown there ends no command, and the exit code says that it was
+lost.
+"""
 
 import errno
 import io
@@ -55,19 +57,29 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, 141)])
 @pytest.mark.parametrize("channel", ["stdout", "stderr"])
 def test_training_and_evaluation_end_well_whoever_reads(
-    channel: str, number: int, code: int, text: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    channel: str,
+    number: int,
+    code: int,
+    text: list[str],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Results are in their files; the exit code tells where the table on standard output was lost."""
     for command in ("train", "eval"):
         with monkeypatch.context() as patch:
             patch.setattr(sys, channel, broken(number))
             arguments = (
-                [*TINY, *text] if command == "train" else [f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu"]
+                [*TINY, *text]
+                if command == "train"
+                else [f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu"]
             )
             assert run(command, *arguments) == (code if channel == "stdout" else 0)
         said = capsys.readouterr()
         assert "Traceback" not in said.err
-        assert said.err.count("standard output cannot be written") == (channel == "stdout" and number == errno.ENOSPC)
+        assert said.err.count("standard output cannot be written") == (
+            channel == "stdout" and number == errno.ENOSPC
+        )
         assert channel == "stdout" or "test_ppl" in said.out
     (result,) = here.rglob("result.json")
     assert [record["kind"] for record in read_log(result.with_name("log.jsonl"))][-2:] == ["epoch", "result"]
@@ -91,16 +103,30 @@ def test_an_evaluation_that_can_neither_be_written_nor_shown_says_why(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["data", "data=pydoc", "data.cache=null"], ["completion"], ["train", "--cfg", "job"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["data", "data=pydoc", "data.cache=null"],
+        ["completion"],
+        ["train", "--cfg", "job"],
+    ],
 )
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, 141)])
 def test_output_that_is_lost_is_told_by_the_exit_code(
-    number: int, code: int, arguments: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    code: int,
+    arguments: list[str],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "stdout", broken(number))
     assert run(*arguments) == code
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == (1 if number == errno.ENOSPC else 0) and all("standard output cannot be written" in line for line in told)
+    assert len(told) == (1 if number == errno.ENOSPC else 0) and all(
+        "standard output cannot be written" in line for line in told
+    )
 
 
 def test_a_mistake_has_its_exit_code_whoever_reads(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +137,11 @@ def test_a_mistake_has_its_exit_code_whoever_reads(here: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_no_encoding_of_a_terminal_is_an_error(
-    encoding: str, text: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    encoding: str,
+    text: list[str],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     streams = {"stdout": opened("out", encoding), "stderr": opened("err", encoding)}
     with monkeypatch.context() as patch:
@@ -119,11 +149,22 @@ def test_no_encoding_of_a_terminal_is_an_error(
             patch.setattr(sys, name, stream)
         assert run("--help") == 0
         assert run("train", *TINY, *text) == 0
-        assert run("eval", f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu", "mc_samples=2") == 0
+        assert (
+            run(
+                "eval",
+                f"checkpoint={next(here.rglob('*.pt'))}",
+                "stored_data=true",
+                "device=cpu",
+                "mc_samples=2",
+            )
+            == 0
+        )
         assert run("train", "data.train=…") == 2
     for stream in streams.values():
         stream.close()
-    assert "\\u2026" in (here / "out").read_text(encoding) and "test_ppl_mc2" in (here / "out").read_text(encoding)
+    assert "\\u2026" in (here / "out").read_text(encoding) and "test_ppl_mc2" in (here / "out").read_text(
+        encoding
+    )
     assert len(list(here.rglob("eval-*.json"))) == 1
 
 

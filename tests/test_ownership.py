@@ -1,4 +1,6 @@
-"""What `force=true` and the commands that write remove and overwrite: vdrop's own files, and nothing of a user's."""
+"""What `force=true` and the commands that write remove and overwrite: vdrop's own files, and nothing of a
+user's.
+"""
 
 import json
 import os
@@ -47,7 +49,15 @@ def made(config: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train.run(config)
         (folder,) = (path.parent.absolute() for path in Path().rglob("result.json"))
         for samples in (0, 3):
-            evaluation.run(settings(f"checkpoint={folder}", f"mc_samples={samples}", "stored_data=true", "device=cpu", command="eval"))
+            evaluation.run(
+                settings(
+                    f"checkpoint={folder}",
+                    f"mc_samples={samples}",
+                    "stored_data=true",
+                    "device=cpu",
+                    command="eval",
+                )
+            )
     return folder
 
 
@@ -77,7 +87,11 @@ def in_seconds(seconds: int) -> Iterator[None]:
 def content(folder: Path) -> dict[str, bytes | str]:
     """Of every file in it, however deep; of a link where it leads."""
     return {
-        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else "other"
+        str(path.relative_to(folder)): str(path.readlink())
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else "other"
         for path in sorted(folder.rglob("*"))
     }
 
@@ -93,22 +107,46 @@ def forced(config: Train, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_all_that_a_run_and_its_evaluations_write_is_its_own(made: Path) -> None:
     names = [path.name for path in made.iterdir()]
-    assert {"config.yaml", "log.jsonl", "result.json"} < set(names) and any(name.startswith("events.out") for name in names)
+    assert {"config.yaml", "log.jsonl", "result.json"} < set(names) and any(
+        name.startswith("events.out") for name in names
+    )
     assert {"eval-0003-standard.json", "eval-0003-mc3-s1.json"} < set(names)
     assert [name for name in names if not is_of_run(Path(name))] == []
-    for name in ("eval-0001-00012-mc3-no_word-s7-bf16.json", "eval-0001-ensemble10-0123abcd.lock", "checkpoint-0001-00812.pt.99.tmp"):
+    for name in (
+        "eval-0001-00012-mc3-no_word-s7-bf16.json",
+        "eval-0001-ensemble10-0123abcd.lock",
+        "checkpoint-0001-00812.pt.99.tmp",
+    ):
         assert is_of_run(Path(name)), name
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "my.lock", "eval-0001-notes.json", "result.json.bak", "a.tmp", "checkpoint-best.pt", "lock.txt", "1.json", "x\n"]
+    "name",
+    [
+        "notes.txt",
+        "my.lock",
+        "eval-0001-notes.json",
+        "result.json.bak",
+        "a.tmp",
+        "checkpoint-best.pt",
+        "lock.txt",
+        "1.json",
+        "x\n",
+    ],
 )
 def test_what_a_user_may_have_there_is_not_the_runs(name: str) -> None:
     assert not is_of_run(Path(name))
 
 
-def test_force_leaves_what_is_not_the_runs_and_names_it(config: Train, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    theirs = {"notes.txt": b"mine", "my.lock": b"mine", "plots/a.png": b"mine", "checkpoint-0001.safetensors": b"mine"}
+def test_force_leaves_what_is_not_the_runs_and_names_it(
+    config: Train, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {
+        "notes.txt": b"mine",
+        "my.lock": b"mine",
+        "plots/a.png": b"mine",
+        "checkpoint-0001.safetensors": b"mine",
+    }
     for name, held in theirs.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(held)
@@ -119,13 +157,19 @@ def test_force_leaves_what_is_not_the_runs_and_names_it(config: Train, folder: P
     os.mkfifo(folder / "fifo")
     told = forced(config, capsys)
     assert {name: (folder / name).read_bytes() for name in theirs} == theirs
-    assert (elsewhere / "result.json").read_text() == "mine" and (folder / "linked").is_symlink() and (folder / "fifo").is_fifo()
+    assert (
+        (elsewhere / "result.json").read_text() == "mine"
+        and (folder / "linked").is_symlink()
+        and (folder / "fifo").is_fifo()
+    )
     (line,) = [line for line in told.splitlines() if "notes.txt" in line]
     assert "my.lock" in line and line.endswith("and 1 more")
     assert not list(folder.glob("eval-*")), "evaluations are of the run that is gone"
 
 
-def test_a_run_folder_that_is_a_link_loses_only_files_of_the_run(config: Train, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_that_is_a_link_loses_only_files_of_the_run(
+    config: Train, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = folder.parents[3] / "mine"
     folder.rename(target)
     folder.symlink_to(target.absolute())
@@ -133,7 +177,9 @@ def test_a_run_folder_that_is_a_link_loses_only_files_of_the_run(config: Train, 
     (target / "chapters").mkdir()
     (target / "chapters" / "config.yaml").write_text("mine")
     assert "thesis.tex" in forced(config, capsys)
-    assert (target / "thesis.tex").read_text() == (target / "chapters" / "config.yaml").read_text() == "mine" and folder.is_symlink()
+    assert (target / "thesis.tex").read_text() == (
+        target / "chapters" / "config.yaml"
+    ).read_text() == "mine" and folder.is_symlink()
     assert (target / "result.json").exists()
 
 
@@ -182,10 +228,14 @@ def in_the_way(kind: str, path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["folder", "immutable", "mounted"])
 @pytest.mark.parametrize("name", ["result.json", "checkpoint-0002.pt", "config.yaml"])
-def test_nothing_is_removed_where_something_cannot_be(name: str, kind: str, config: Train, folder: Path) -> None:
+def test_nothing_is_removed_where_something_cannot_be(
+    name: str, kind: str, config: Train, folder: Path
+) -> None:
     with in_the_way(kind, folder / name):
         before = content(folder)
-        with pytest.raises(ConfigError, match=rf"{name} is (a folder|immutable|mounted), so nothing was removed"):
+        with pytest.raises(
+            ConfigError, match=rf"{name} is (a folder|immutable|mounted), so nothing was removed"
+        ):
             train.run(Train(**{**vars(config), "force": True}))
         assert content(folder) == before
 
@@ -196,7 +246,10 @@ def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run
     """A file that becomes immutable after all have been looked at."""
     path = folder / "checkpoint-0002.pt"
     monkeypatch.setattr(ownership, "obstacle", lambda *_: "")
-    with in_the_way("immutable", path), pytest.raises(RunError, match=r"checkpoint-0002\.pt cannot be removed \(Operation not permitted\)"):
+    with (
+        in_the_way("immutable", path),
+        pytest.raises(RunError, match=r"checkpoint-0002\.pt cannot be removed \(Operation not permitted\)"),
+    ):
         clear(folder)
     assert not (folder / "result.json").exists() and path.exists()
     train.run(config)
@@ -206,19 +259,25 @@ def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run
 def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_same_or_none(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run whose best epoch is an early one, after which the rate makes it worse, so that it keeps that checkpoint and the newest."""
+    """Of a run whose best epoch is an early one, after which the rate makes it worse, so that it keeps that
+    checkpoint and the newest.
+    """
     monkeypatch.chdir(tmp_path)
     worse = ["dropout=none", "schedule.lr=8", "schedule.clip=inf", "schedule.epochs=4", "schedule.patience=9"]
     config = settings(*TINY, *text, *SHORT, *worse)
     train.run(config)
     (folder,) = (path.parent for path in Path().rglob("result.json"))
     (folder / "eval-0001-standard.json").write_text("{}")
-    assert json.loads((folder / "result.json").read_text())["epoch"] < 3 and len(checkpoint.all_in(folder)) == 3
+    assert (
+        json.loads((folder / "result.json").read_text())["epoch"] < 3 and len(checkpoint.all_in(folder)) == 3
+    )
     whole, expected = Path(shutil.copytree(folder, "whole")), of_training(folder)
     names = [path.name for path in removal_order(folder)]
     assert names[0] == "result.json"
     for removed, name in enumerate(names, 1):
-        if name.startswith(("result", "checkpoint")) or removed == len(names):  # what is in between changes nothing for training
+        if name.startswith(("result", "checkpoint")) or removed == len(
+            names
+        ):  # what is in between changes nothing for training
             shutil.rmtree(folder)
             shutil.copytree(whole, folder)
             for path in removal_order(folder)[:removed]:
@@ -230,8 +289,12 @@ def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_sa
 
 
 @pytest.mark.parametrize("removals", [1, 3, 6])
-def test_a_clearing_that_is_killed_leaves_no_finished_run(removals: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL to a real process, which comes after a removal: to its own, so that it never comes too early or too late."""
+def test_a_clearing_that_is_killed_leaves_no_finished_run(
+    removals: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL to a real process, which comes after a removal: to its own, so that it never comes too early or
+    too late.
+    """
     order = [path.name for path in removal_order(folder)]
     unlink, removed = Path.unlink, list[Path]()
 
@@ -249,13 +312,18 @@ def test_a_clearing_that_is_killed_leaves_no_finished_run(removals: int, folder:
         finally:
             os._exit(0)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-    assert [path.name for path in removal_order(folder)] == order[removals:], "exactly the first ones are removed"
+    assert [path.name for path in removal_order(folder)] == order[removals:], (
+        "exactly the first ones are removed"
+    )
     assert not (folder / "result.json").exists()
 
 
 def test_a_run_that_is_evaluated_is_not_cleared_whoever_has_made_the_lock(folder: Path) -> None:
     before = content(folder)
-    with Lock(folder / "eval-0003-standard.lock", "it"), pytest.raises(ConfigError, match=r"eval-0003-standard\.json is in use"):
+    with (
+        Lock(folder / "eval-0003-standard.lock", "it"),
+        pytest.raises(ConfigError, match=r"eval-0003-standard\.json is in use"),
+    ):
         clear(folder)
     assert content(folder) == before
     os.mkfifo(folder / "eval-0003-standard.lock")
@@ -264,7 +332,9 @@ def test_a_run_that_is_evaluated_is_not_cleared_whoever_has_made_the_lock(folder
     assert not list(folder.iterdir())
 
 
-def test_what_is_removed_by_somebody_else_meanwhile_is_no_longer_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_removed_by_somebody_else_meanwhile_is_no_longer_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As an evaluation that ends removes its lock, or a second `force=true` everything."""
     (folder / "eval-0003-standard.lock").touch()
     listed = ownership.entries(folder)
@@ -282,7 +352,9 @@ def test_what_is_removed_by_somebody_else_meanwhile_is_no_longer_there(folder: P
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_file_in_place_of_one_is_an_error_and_is_not_opened(name: str, finished: bool, config: Train, folder: Path) -> None:
+def test_what_is_no_file_in_place_of_one_is_an_error_and_is_not_opened(
+    name: str, finished: bool, config: Train, folder: Path
+) -> None:
     if not finished:
         (folder / "result.json").unlink()
     path = folder / name

@@ -27,7 +27,9 @@ def test_links_lead_to_what_is_there(page: Path) -> None:
         name, _, anchor = target.partition("#")
         linked = page.parent / name if name else page
         assert linked.exists(), target
-        assert linked.is_relative_to(ROOT / "docs") or page.parent != ROOT / "docs", f"{target} would not be among the built pages"
+        assert linked.is_relative_to(ROOT / "docs") or page.parent != ROOT / "docs", (
+            f"{target} would not be among the built pages"
+        )
         assert not anchor or anchor in anchors(linked), target
 
 
@@ -40,7 +42,9 @@ def test_records_that_are_quoted_are_there(page: Path) -> None:
 def test_every_page_is_in_the_menu() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = [path for entry in menu for path in entry.values()]
-    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md"))
+    assert sorted(listed) == sorted(
+        str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")
+    )
 
 
 def test_readme_is_two_screens() -> None:
@@ -50,8 +54,16 @@ def test_readme_is_two_screens() -> None:
 def test_the_table_of_readme_is_that_of_the_results() -> None:
     """Test perplexities, published and measured; the names of rows are those of RESULTS.md."""
     results = (ROOT / "RESULTS.md").read_text()
-    small, medium = (table_rows(results.partition(f"\n## {size} ")[2].partition("\n## ")[0]) for size in ("Small", "Medium"))
-    table = table_rows((ROOT / "README.md").read_text().partition("\n## Measured beside published\n")[2].partition("\n## ")[0])
+    small, medium = (
+        table_rows(results.partition(f"\n## {size} ")[2].partition("\n## ")[0])
+        for size in ("Small", "Medium")
+    )
+    table = table_rows(
+        (ROOT / "README.md")
+        .read_text()
+        .partition("\n## Measured beside published\n")[2]
+        .partition("\n## ")[0]
+    )
     published, test = small["row"].index("test, published"), small["row"].index("test")
     names = table.keys() - {"row of Table 1", "---"}
     assert len(names) == 4
@@ -60,9 +72,14 @@ def test_the_table_of_readme_is_that_of_the_results() -> None:
 
 
 def test_the_figures_of_the_demo_are_those_of_its_record() -> None:
-    record = dict(re.findall(r"^(\w[\w.]*) {2,}(\S.*)$", (ROOT / "outputs" / "record" / "demo.txt").read_text(), re.MULTILINE))
+    record = dict(
+        re.findall(
+            r"^(\w[\w.]*) {2,}(\S.*)$", (ROOT / "outputs" / "record" / "demo.txt").read_text(), re.MULTILINE
+        )
+    )
     found = dict(zip(record["dropout.name"].split(), record["test_ppl"].split(), strict=True))
     quoted = re.findall(
-        r"(none|variational|naive) (\d+\.\d)", (ROOT / "README.md").read_text().partition("The demo ends with")[2].partition(")")[0]
+        r"(none|variational|naive) (\d+\.\d)",
+        (ROOT / "README.md").read_text().partition("The demo ends with")[2].partition(")")[0],
     )
     assert {name: f"{float(ppl):.1f}" for name, ppl in found.items()} == dict(quoted) and len(quoted) == 3

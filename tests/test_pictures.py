@@ -24,7 +24,10 @@ def test_a_curve_for_each_run_and_one_more_for_its_training() -> None:
     assert [list(line.get_ydata()) for line in axes.lines] == [[9, 8, 7], [6, 5]]
     assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2, 3], [1, 2]]
     assert len({line.get_marker() for line in axes.lines}) == 2
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "validation perplexity, in batches (log scale)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "epoch",
+        "validation perplexity, in batches (log scale)",
+    )
     (axes,) = pictures.learning_curves(runs, training=True).axes
     assert [line.get_label() for line in axes.lines] == [
         "a: validation",
@@ -45,11 +48,17 @@ def test_perplexities_can_be_read_off_the_axis() -> None:
 
 
 def test_errors_on_test_and_training_by_epoch() -> None:
-    epochs = [{"kind": "epoch", "epoch": n, "test_rmse": 0.2 - n / 100, "train_rmse": 0.1 - n / 100} for n in (1, 2, 3)]
+    epochs = [
+        {"kind": "epoch", "epoch": n, "test_rmse": 0.2 - n / 100, "train_rmse": 0.1 - n / 100}
+        for n in (1, 2, 3)
+    ]
     (axes,) = pictures.error_curves({"a": Finished(Path(), {}, epochs, {})}).axes
     assert [line.get_label() for line in axes.lines] == ["a: test", "a: training"]
     assert list(axes.lines[0].get_ydata()) == pytest.approx([0.19, 0.18, 0.17])
-    assert list(axes.lines[1].get_ydata()) == pytest.approx([0.09, 0.08, 0.07]) and axes.lines[1].get_linestyle() == ":"
+    assert (
+        list(axes.lines[1].get_ydata()) == pytest.approx([0.09, 0.08, 0.07])
+        and axes.lines[1].get_linestyle() == ":"
+    )
     assert "rating units" in axes.get_ylabel()
 
 
@@ -94,6 +103,9 @@ def test_names_that_are_there_twice_are_told_apart() -> None:
 
 def test_what_draws_is_an_extra_whose_lack_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    for draw in (lambda: pictures.learning_curves({"a": finished(9, 8)}, training=False), lambda: pictures.by_samples({})):
+    for draw in (
+        lambda: pictures.learning_curves({"a": finished(9, 8)}, training=False),
+        lambda: pictures.by_samples({}),
+    ):
         with pytest.raises(ConfigError, match=r"pictures need matplotlib; pip install 'vdrop\[plot\]'"):
             draw()

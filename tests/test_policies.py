@@ -20,7 +20,10 @@ def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
         if place in ALLOWED[policy]:
             assert Dropout(policy, **{place: 0.3}).largest == 0.3
         else:
-            with pytest.raises(ValueError, match=rf"^{place} must be 0 with policy={policy}, which does not use it, got 0\.3$"):
+            with pytest.raises(
+                ValueError,
+                match=rf"^{place} must be 0 with policy={policy}, which does not use it, got 0\.3$",
+            ):
                 Dropout(policy, **{place: 0.3})
 
 
@@ -47,7 +50,11 @@ def test_probabilities_are_checked_for_good() -> None:
     dropout = Dropout("variational", p_h=[0.1, 0.2])
     with pytest.raises(dataclasses.FrozenInstanceError):
         dropout.p_h = 1.0  # type: ignore[misc]
-    assert dropout.p_h == (0.1, 0.2) and dropout.of_layers("p_h", 2) == (0.1, 0.2) and dropout.of_layers("p_x", 3) == (0, 0, 0)
+    assert (
+        dropout.p_h == (0.1, 0.2)
+        and dropout.of_layers("p_h", 2) == (0.1, 0.2)
+        and dropout.of_layers("p_x", 3) == (0, 0, 0)
+    )
     with pytest.raises(ValueError, match="p_h must be one probability or 3, one for each layer, got 2"):
         dropout.of_layers("p_h", 3)
     assert dropout.drops and dropout.largest == 0.2 and not Dropout("variational").drops

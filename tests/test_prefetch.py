@@ -41,15 +41,23 @@ def no_thread_is_left() -> Iterator[None]:
 
 def test_it_is_worthwhile_on_a_gpu_where_masks_are_new_at_every_step() -> None:
     dropouts = {policy: settings(f"dropout={policy}").dropout.for_layers() for policy in Policy}
-    ahead = {policy for policy, dropout in dropouts.items() if prefetch.is_worthwhile(dropout, torch.device("cuda:1"))}
+    ahead = {
+        policy
+        for policy, dropout in dropouts.items()
+        if prefetch.is_worthwhile(dropout, torch.device("cuda:1"))
+    }
     assert ahead == {Policy.zaremba, Policy.naive}
-    assert not any(prefetch.is_worthwhile(dropout, CPU) for dropout in dropouts.values()), "the thread would take a core"
+    assert not any(prefetch.is_worthwhile(dropout, CPU) for dropout in dropouts.values()), (
+        "the thread would take a core"
+    )
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 5])
 def test_every_batch_comes_once_with_its_own_masks(batches: int) -> None:
     pairs = list(prefetch.drawn_ahead(range(batches), numbered, CPU))
-    assert [(batch, float(masks.layers[0].x)) for batch, masks in pairs] == [(n, float(n)) for n in range(batches)]
+    assert [(batch, float(masks.layers[0].x)) for batch, masks in pairs] == [
+        (n, float(n)) for n in range(batches)
+    ]
 
 
 def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
@@ -71,13 +79,19 @@ def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", 1), ("cuda:0", 0)])
-def test_the_thread_draws_for_the_device_of_the_one_that_asks(device: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch has it, the current device is a thread's own, the first in a new one, and is set by index alone."""
+def test_the_thread_draws_for_the_device_of_the_one_that_asks(
+    device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch has it, the current device is a thread's own, the first in a new one, and is set by index
+    alone.
+    """
     current, chosen = threading.local(), set()
 
     def set_device(device: torch.device) -> None:
         if device.index is None:
-            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+            raise ValueError(
+                f"Expected a torch.device with a specified index or an integer, but got:{device}"
+            )
         current.index = device.index
 
     def draw(number: int) -> ModelMasks:
@@ -125,7 +139,11 @@ def start(*overrides: str) -> train.Run:
 def told(run: train.Run) -> Iterator[dict[str, Any]]:
     for record in train.records(run):
         if not isinstance(record, Start):
-            yield {name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second")}
+            yield {
+                name: value
+                for name, value in vars(record).items()
+                if name not in ("seconds", "words_per_second")
+            }
 
 
 @pytest.mark.parametrize(("task", "policy"), [("language_model", "naive_word"), ("sentiment", "zaremba")])
@@ -151,7 +169,9 @@ def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
     assert parts == [record["loss"] for record in alone if "loss" in record]
 
 
-def test_a_training_that_fails_leaves_no_thread(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fails_leaves_no_thread(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
     with pytest.raises(train.Diverged):

@@ -12,7 +12,13 @@ from vdrop_cli.config import ConfigError, Figures, Pictures, Protocol, plain
 from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
 
-FEW = Figures(protocols=[Protocol.paper, Protocol.clean], cells=[Cell.lstm], dropouts=["none", "variational"], epochs=7, mc_samples=2)
+FEW = Figures(
+    protocols=[Protocol.paper, Protocol.clean],
+    cells=[Cell.lstm],
+    dropouts=["none", "variational"],
+    epochs=7,
+    mc_samples=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +30,14 @@ def test_every_protocol_cell_and_dropout_is_a_row() -> None:
     rows = ratings.rows(Figures())
     assert len({row.key for row in rows}) == len(rows) == 2 * 2 * 3
     for row in rows:
-        assert (row.settings.task.protocol, row.settings.model.cell, row.settings.dropout.name) == (row.protocol, row.cell, row.dropout)
-        assert row.settings.schedule.epochs == 60 and row.settings.reports_best == (row.protocol is Protocol.clean)
+        assert (row.settings.task.protocol, row.settings.model.cell, row.settings.dropout.name) == (
+            row.protocol,
+            row.cell,
+            row.dropout,
+        )
+        assert row.settings.schedule.epochs == 60 and row.settings.reports_best == (
+            row.protocol is Protocol.clean
+        )
         assert (row.evaluation(50) is None) == (row.dropout == "none")
 
 
@@ -64,11 +76,25 @@ def finished(folder: Path, row: ratings.Row, seed: int, test: float) -> Finished
             },
         }
     ]
-    log += [{"kind": "epoch", "epoch": n, "test_rmse": test, "train_rmse": 0.1, "words_per_second": 1000.0} for n in (1, 2)]
-    result = {"epoch": 7, "epochs": 7, "train_rmse": 0.1, "valid_rmse": 0.12, "test_rmse": test, "test_rmse_of_mean": 0.2, "seconds": 1.0}
+    log += [
+        {"kind": "epoch", "epoch": n, "test_rmse": test, "train_rmse": 0.1, "words_per_second": 1000.0}
+        for n in (1, 2)
+    ]
+    result = {
+        "epoch": 7,
+        "epochs": 7,
+        "train_rmse": 0.1,
+        "valid_rmse": 0.12,
+        "test_rmse": test,
+        "test_rmse_of_mean": 0.2,
+        "seconds": 1.0,
+    }
     there = folder / f"{row.dropout}-s{seed}"
     there.mkdir()
-    told = {"metrics": {"test_rmse": 9.0, "test_rmse_mc2": test - 0.01, "test_coverage_80_mc2": 0.79}, "mc": [{"samples": 2}]}
+    told = {
+        "metrics": {"test_rmse": 9.0, "test_rmse_mc2": test - 0.01, "test_coverage_80_mc2": 0.79},
+        "mc": [{"samples": 2}],
+    }
     if row.dropout != "none":
         (there / "eval-0007-mc2-s1.json").write_text(json.dumps(told))
     return Finished(there, config, log, result)
@@ -78,24 +104,35 @@ def test_the_section_holds_what_the_runs_came_to(tmp_path: Path) -> None:
     clean = [row for row in ratings.rows(FEW) if row.protocol is Protocol.clean]
     found = {row.key: [finished(tmp_path, row, seed, 0.14 + seed / 100) for seed in (1, 2)] for row in clean}
     every = [run for of_row in found.values() for run in of_row]
-    parts = ratings.section(FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.png, tmp_path / "RESULTS.md")
+    parts = ratings.section(
+        FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.png, tmp_path / "RESULTS.md"
+    )
     whole = "\n\n".join(parts)
     lines = [line for line in whole.splitlines() if " | 7 ± 0 | 0.1" in line]
-    none, variational = (next(line for line in lines if line.startswith(f"| LSTM | {name} ")) for name in ("none", "variational"))
+    none, variational = (
+        next(line for line in lines if line.startswith(f"| LSTM | {name} "))
+        for name in ("none", "variational")
+    )
     assert "| 0.1000 ± 0.0000 | 7 ± 0 | 0.1200 ± 0.0000 | 0.1550 ± 0.0071 | – | – |" in none
     assert "| 0.1550 ± 0.0071 | 2 | 0.1450 ± 0.0071 |" in variational and "| 0.790 ± 0.000 |" in variational
     assert variational.endswith("| 1,000 | 1 2 | fp32 | a CPU, 2 threads | 2026-01-02 | 0123456* |")
     assert "Baselines, on test: predicting the mean 0.2000." in whole
     assert whole.count("not yet run") == 2, "the paper's protocol"
-    every[0].log.append({"kind": "start", "environment": every[0].environment | {"commit": "9876543210", "dirty": False}})
+    every[0].log.append(
+        {"kind": "start", "environment": every[0].environment | {"commit": "9876543210", "dirty": False}}
+    )
     assert "| 2026-01-02 | 0123456*; 9876543 |" in "".join(
-        ratings.section(FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.none, tmp_path / "RESULTS.md")
+        ratings.section(
+            FEW, ratings.all_lines(FEW, every), tmp_path / "pictures", Pictures.none, tmp_path / "RESULTS.md"
+        )
     )
     assert (tmp_path / "pictures" / "ratings_clean_lstm.png").exists()
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["ratings_clean_lstm.png"]
 
 
-def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other_settings_none(tmp_path: Path) -> None:
+def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other_settings_none(
+    tmp_path: Path,
+) -> None:
     row, longer, wider = (
         ratings.rows(FEW)[0],
         ratings.rows(replace(FEW, epochs=9))[0],
@@ -111,12 +148,16 @@ def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other
 
 
 def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> None:
-    untied, zaremba = ratings.rows(replace(FEW, protocols=[Protocol.clean], dropouts=["variational_untied", "zaremba"], epochs=9))
+    untied, zaremba = ratings.rows(
+        replace(FEW, protocols=[Protocol.clean], dropouts=["variational_untied", "zaremba"], epochs=9)
+    )
     runs = [finished(tmp_path, untied, 1, 0.1), finished(tmp_path, zaremba, 1, 0.1)]
     runs[1].config["schedule"]["lr"] = 0.5
     chosen = [row.name for row in ratings.rows(FEW)]
     told = [line.row.name for line in ratings.all_lines(FEW, runs)]
-    assert sorted(told) == sorted([*chosen, "clean lstm variational_untied"]), "but not where it was not run, nor one of other settings"
+    assert sorted(told) == sorted([*chosen, "clean lstm variational_untied"]), (
+        "but not where it was not run, nor one of other settings"
+    )
     own = replace(FEW, overrides="schedule.lr=0.1")
     assert [line.row.name for line in ratings.all_lines(own, runs)] == chosen
 
@@ -126,7 +167,9 @@ def test_a_dropout_that_one_cell_cannot_have_is_on_the_page_of_the_other(tmp_pat
     (moon,) = ratings.rows(replace(FEW, protocols=[Protocol.clean], dropouts=["moon"]))
     told = [line.row.name for line in ratings.all_lines(both, [finished(tmp_path, moon, 1, 0.1)])]
     clean = [
-        f"clean {cell} {dropout}" for cell, dropouts in (("lstm", (*FEW.dropouts, "moon")), ("gru", FEW.dropouts)) for dropout in dropouts
+        f"clean {cell} {dropout}"
+        for cell, dropouts in (("lstm", (*FEW.dropouts, "moon")), ("gru", FEW.dropouts))
+        for dropout in dropouts
     ]
     assert told[-5:] == clean and len(told) == 9
 
@@ -142,7 +185,9 @@ def test_evaluations_that_are_set_side_by_side_have_as_many_passes(tmp_path: Pat
     assert ratings.lines(row, [first, second])[0].samples is None
 
 
-def test_a_run_is_evaluated_as_its_record_until_it_is_itself_and_it_is_told_how_that_was_made(tmp_path: Path) -> None:
+def test_a_run_is_evaluated_as_its_record_until_it_is_itself_and_it_is_told_how_that_was_made(
+    tmp_path: Path,
+) -> None:
     row = ratings.rows(FEW)[1]
     made = []
     for name in ("old", "new"):
@@ -156,6 +201,10 @@ def test_a_run_is_evaluated_as_its_record_until_it_is_itself_and_it_is_told_how_
     assert [one.get("date") for one in line.environments] == ["2026-01-02"] and line.samples == 2
     (new.folder / path.name).unlink()
     (line,) = ratings.lines(row, [stands])
-    assert [one.get("date") for one in line.environments] == ["2026-01-02", "2025-01-01"] and line.of_passes("test_rmse") == [0.1 - 0.01]
-    (new.folder / "eval-0007-mc3-s1.json").write_text(json.dumps({"metrics": {"test_rmse_mc3": 0.05}, "mc": [{"samples": 3}]}))
+    assert [one.get("date") for one in line.environments] == ["2026-01-02", "2025-01-01"] and line.of_passes(
+        "test_rmse"
+    ) == [0.1 - 0.01]
+    (new.folder / "eval-0007-mc3-s1.json").write_text(
+        json.dumps({"metrics": {"test_rmse_mc3": 0.05}, "mc": [{"samples": 3}]})
+    )
     assert ratings.lines(row, [stands])[0].of_passes("test_rmse") == [0.05], "its own come first"

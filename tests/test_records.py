@@ -1,4 +1,6 @@
-"""Committed records: the same command still gives their losses. On the real corpus, and the kind of machine they were made on."""
+"""Committed records: the same command still gives their losses. On the real corpus, and the kind of machine
+they were made on.
+"""
 
 import json
 import re
@@ -21,7 +23,13 @@ RECORDS = Path(__file__).parent.parent / "outputs" / "record"
 pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
 SMALL = 200  # units
 STEPS, STEPS_OF_RATINGS, STEPS_OF_LARGE = 100, 40, 10  # that are made again
-SAME = ("device", "torch", "precision", "backend", "fp32_products")  # of the environment, for losses to be the same
+SAME = (
+    "device",
+    "torch",
+    "precision",
+    "backend",
+    "fp32_products",
+)  # of the environment, for losses to be the same
 
 
 def steps_of(run: Finished) -> int:
@@ -32,13 +40,21 @@ def steps_of(run: Finished) -> int:
 
 
 def records() -> list[Finished]:
-    """That say what they were made with and hold a loss of these steps; of those that take longer the first seed."""
-    found = [run for run in runs.below(RECORDS) if "precision" in run.environment and run.train.log_every <= steps_of(run)]
+    """That say what they were made with and hold a loss of these steps; of those that take longer the first
+    seed.
+    """
+    found = [
+        run
+        for run in runs.below(RECORDS)
+        if "precision" in run.environment and run.train.log_every <= steps_of(run)
+    ]
     first = {run.folder.parent: run for run in reversed(found)}
     return [run for run in found if steps_of(run) == STEPS or run is first[run.folder.parent]]
 
 
-@pytest.mark.parametrize("record", records(), ids=lambda record: record.folder.relative_to(RECORDS).as_posix())
+@pytest.mark.parametrize(
+    "record", records(), ids=lambda record: record.folder.relative_to(RECORDS).as_posix()
+)
 def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: Path, tmp_path: Path) -> None:
     config = record.train
     device, threads = torch.device("cpu"), torch.get_num_threads()
@@ -52,11 +68,16 @@ def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: P
         losses = {step.step: step.loss for step in islice(run.train_epoch(), steps_of(record))}
     finally:
         torch.set_num_threads(threads)
-    recorded = {told["step"]: told["loss"] for told in record.log if told["kind"] == "step" and told["step"] <= steps_of(record)}
+    recorded = {
+        told["step"]: told["loss"]
+        for told in record.log
+        if told["kind"] == "step" and told["step"] <= steps_of(record)
+    }
     recorded = {step: loss for step, loss in recorded.items() if step in losses}  # an epoch may be shorter
     assert len(recorded) == len(losses) // config.log_every > 0
     assert {step: losses[step] for step in recorded} == pytest.approx(recorded, rel=1e-4), (
-        "This record no longer reproduces. If a change was meant to alter training, make its record anew; if not, it is a bug."
+        "This record no longer reproduces. If a change was meant to alter training, make its record anew; "
+        "if not, it is a bug."
     )
 
 
@@ -69,7 +90,9 @@ def of_window(log: list[dict[str, Any]], window: str) -> str:
 
 def table_rows(page: str) -> dict[str, list[str]]:
     """Every row of every table, by its first cell."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")
+    ]
     return {name: values for name, *values in rows}
 
 
@@ -84,14 +107,26 @@ def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
     table = table_of_findings()
     assert len(found) == 3 and table["seed"] == ["theirs", *(str(run.train.seed) for run in found)]
     for window, loss in theirs["loss"].items():
-        assert table[f"loss, steps {window}"] == [f"{loss:.2f}", *(of_window(run.log, window) for run in found)]
+        assert table[f"loss, steps {window}"] == [
+            f"{loss:.2f}",
+            *(of_window(run.log, window) for run in found),
+        ]
     for epoch, ppl in theirs["valid_ppl_as_published"].items():
-        measured = [[f"{told['valid_ppl_as_published']:.1f}" for told in run.epochs if str(told["epoch"]) == epoch] for run in found]
-        assert table[f"validation, epoch {epoch}"] == [str(ppl), *("".join(value) or "–" for value in measured)]
+        measured = [
+            [f"{told['valid_ppl_as_published']:.1f}" for told in run.epochs if str(told["epoch"]) == epoch]
+            for run in found
+        ]
+        assert table[f"validation, epoch {epoch}"] == [
+            str(ppl),
+            *("".join(value) or "–" for value in measured),
+        ]
 
 
 def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
-    theirs, table = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())["loss"], table_of_findings()
+    theirs, table = (
+        json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())["loss"],
+        table_of_findings(),
+    )
     windows = table["word masks"]
     assert len(windows) == 4 and table["in their log"] == [f"{theirs[window]:.2f}" for window in windows]
     for name, folder in (
@@ -102,7 +137,10 @@ def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
         log = read_log(RECORDS / folder / "log.jsonl")
         assert table[name] == [of_window(log, window) for window in windows]
         masks = restore(log[0]["config"]).dropout
-        assert (masks.word_mask.name, masks.p_word) == (("token" if "token" in name else "type"), 0.0 if "none" in name else 0.3)
+        assert (masks.word_mask.name, masks.p_word) == (
+            ("token" if "token" in name else "type"),
+            0.0 if "none" in name else 0.3,
+        )
 
 
 def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
@@ -114,26 +152,43 @@ def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
         steps = [told for told in run.log if told["kind"] == "step"]
         speed, words = median(told["words_per_second"] for told in steps), run.epochs[0]["step"] * 20 * 35
         hours = 39 * words / speed / 3600
-        assert table[run.train.published.row] == [f"{run.result['valid_ppl']:.1f}", f"{speed:,.0f}", f"{hours:.1f}"]
+        assert table[run.train.published.row] == [
+            f"{run.result['valid_ppl']:.1f}",
+            f"{speed:,.0f}",
+            f"{hours:.1f}",
+        ]
 
 
 def test_the_table_of_ratings_is_what_its_records_hold() -> None:
-    """A row for each run: the epoch that is the best on validation, or on test where there is none, and the last one."""
-    found, of_masks, table = runs.below(RECORDS / "ratings"), runs.below(RECORDS / "ratings_masks"), table_of_findings()
+    """A row for each run: the epoch that is the best on validation, or on test where there is none, and the
+    last one.
+    """
+    found, of_masks, table = (
+        runs.below(RECORDS / "ratings"),
+        runs.below(RECORDS / "ratings_masks"),
+        table_of_findings(),
+    )
     names = set()
     for run in [*found, *of_masks]:
         train, by = run.train, "valid_rmse" if run.train.task.protocol is Protocol.clean else "test_rmse"
         best, last = min(run.epochs, key=lambda epoch: epoch[by]), run.epochs[-1]
-        measured = [epoch.get(f"{part}_rmse") for epoch in (best, last) for part in ("train", "valid", "test")]
+        measured = [
+            epoch.get(f"{part}_rmse") for epoch in (best, last) for part in ("train", "valid", "test")
+        ]
         told = ["–" if value is None else f"{value:.4f}" for value in measured]
         name = (
-            f"{train.task.protocol} {train.model.cell.name.upper()} {train.dropout.name}, {train.schedule.epochs} epochs, seed {train.seed}"
+            f"{train.task.protocol} {train.model.cell.name.upper()} {train.dropout.name}, "
+            f"{train.schedule.epochs} epochs, seed {train.seed}"
         )
         if run in of_masks:
-            name += f", without {' and '.join(p for p in ('p_x', 'p_h', 'p_out') if not vars(train.dropout)[p])}"
+            name += (
+                f", without {' and '.join(p for p in ('p_x', 'p_h', 'p_out') if not vars(train.dropout)[p])}"
+            )
         assert table[name] == [str(best["epoch"]), *told], name
         names.add(name)
-    assert names == {name for name in table if name.startswith(("clean ", "paper "))}, "a row without a record, or none"
+    assert names == {name for name in table if name.startswith(("clean ", "paper "))}, (
+        "a row without a record, or none"
+    )
 
 
 def mean_and_error(values: list[float], digits: int) -> str:
@@ -143,13 +198,21 @@ def mean_and_error(values: list[float], digits: int) -> str:
 def test_the_table_of_logits_by_one_product_is_what_its_records_hold() -> None:
     """In docs/speed.md, beside the runs whose logits are exact."""
     own = json.loads((RECORDS / "precision" / "one_product.json").read_text())["runs"]
-    authors, small = ([run for run in own if name in run["command"]] for name in ("authors_1250", "lstm_small"))
+    authors, small = (
+        [run for run in own if name in run["command"]] for name in ("authors_1250", "lstm_small")
+    )
     assert len(authors) == len(small) == 3
     exact = runs.below(RECORDS / "authors_1250")
     exact_small = runs.below(RECORDS / "precision" / "lstm_small-variational-bf16")
-    assert sorted(run.train.seed for run in exact) == sorted(run.train.seed for run in exact_small) == [1, 2, 3]
+    assert (
+        sorted(run.train.seed for run in exact) == sorted(run.train.seed for run in exact_small) == [1, 2, 3]
+    )
     columns = [
-        ([run.epochs[0]["train_loss"] for run in exact], [run["epochs"][0]["train_loss"] for run in authors], 3),
+        (
+            [run.epochs[0]["train_loss"] for run in exact],
+            [run["epochs"][0]["train_loss"] for run in authors],
+            3,
+        ),
         (
             *(
                 [epochs[0]["valid_ppl_as_published"] for epochs in arm]
@@ -157,14 +220,19 @@ def test_the_table_of_logits_by_one_product_is_what_its_records_hold() -> None:
             ),
             1,
         ),
-        *(([run.result[name] for run in exact_small], [run["result"][name] for run in small], 2) for name in ("valid_ppl", "test_ppl")),
+        *(
+            ([run.result[name] for run in exact_small], [run["result"][name] for run in small], 2)
+            for name in ("valid_ppl", "test_ppl")
+        ),
     ]
     table = re.findall(
         r"^\| (?:`experiment=authors_1250`|the same|`model=lstm_small)[^|]*\| ([^|]+) \| ([^|]+) \|$",
         (ROOT / "docs" / "speed.md").read_text(),
         re.MULTILINE,
     )
-    assert table == [(mean_and_error(one, digits), mean_and_error(two, digits)) for one, two, digits in columns]
+    assert table == [
+        (mean_and_error(one, digits), mean_and_error(two, digits)) for one, two, digits in columns
+    ]
 
 
 def test_records_hold_what_they_are_to() -> None:

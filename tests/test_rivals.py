@@ -23,7 +23,9 @@ def test_the_loop_without_dropout_is_torch_lstm() -> None:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("p", "weight"), [({"p_x": 1 - 1e-9}, "weight_ih"), ({"p_h": 1 - 1e-9}, "weight_hh")])
+@pytest.mark.parametrize(
+    ("p", "weight"), [({"p_x": 1 - 1e-9}, "weight_ih"), ({"p_h": 1 - 1e-9}, "weight_hh")]
+)
 def test_what_the_loop_drops_does_not_reach_the_cell(p: dict[str, float], weight: str) -> None:
     """As if its weights were zero."""
     loop, x, state = CellLoop(5, 1), torch.randn(4, 3, 5), zero_state(1, 3, 5)
@@ -36,7 +38,9 @@ def test_what_the_loop_drops_does_not_reach_the_cell(p: dict[str, float], weight
 
 
 def test_the_loop_draws_a_mask_a_sequence() -> None:
-    """Inputs that are equal at every step, and a cell that remembers nothing, give equal outputs at every step."""
+    """Inputs that are equal at every step, and a cell that remembers nothing, give equal outputs at every
+    step.
+    """
     loop, x, state = CellLoop(50, 1), torch.ones(4, 3, 50), zero_state(1, 3, 50)
     with torch.no_grad():
         loop.cells[0].weight_hh.zero_()
@@ -56,7 +60,9 @@ def test_a_training_step_learns(name: str, precision: Precision) -> None:
     ids[0, 0] = 49
     step = training_step(name, train.model, train.dropout, train.schedule, precision, ids[:-1], ids[1:])
     losses = [step() for _ in range(40)]
-    assert losses[0] == pytest.approx(8 * torch.tensor(50.0).log().item(), rel=0.05), "summed over eight steps"
+    assert losses[0] == pytest.approx(8 * torch.tensor(50.0).log().item(), rel=0.05), (
+        "summed over eight steps"
+    )
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -73,9 +79,13 @@ def test_a_step_of_ratings_learns_from_the_output_at_each_last_word(name: str, p
             ids_TB[length:, b] = padding
         ids_TB[0, 0] = 19
         torch.manual_seed(0)
-        step = rating_step(name, train.model, train.dropout, train.schedule, precision, ids_TB, lengths_B, targets_B)
+        step = rating_step(
+            name, train.model, train.dropout, train.schedule, precision, ids_TB, lengths_B, targets_B
+        )
         losses.append([step() for _ in range(40)])
-    assert losses[0][-1] < 0.5 * losses[0][0] and losses[0][0] == losses[1][0], "padding comes after the last word"
+    assert losses[0][-1] < 0.5 * losses[0][0] and losses[0][0] == losses[1][0], (
+        "padding comes after the last word"
+    )
 
 
 @pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])

@@ -26,7 +26,9 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     (found,) = runs.below(Path("outputs"))
-    assert found.folder == folder and plain(found.train) == plain(settings(*TINY, *text, "schedule.epochs=3", "backend=native"))
+    assert found.folder == folder and plain(found.train) == plain(
+        settings(*TINY, *text, "schedule.epochs=3", "backend=native")
+    )
     assert found.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in found.epochs] == [1, 2, 3]
     assert found.environment["precision"] == "fp32"
     assert found.words_per_second == sorted(epoch["words_per_second"] for epoch in found.epochs)[1]
@@ -39,9 +41,26 @@ def trained(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(outputs.rglob("result.json")).parent
 
 
-RESULTS: dict[str, Any] = {"test_ppl": "9.0", "valid_ppl": None, "epochs": 3.5, "epoch": 0, "seconds": [1], "train_ppl": {"a": 1}}
+RESULTS: dict[str, Any] = {
+    "test_ppl": "9.0",
+    "valid_ppl": None,
+    "epochs": 3.5,
+    "epoch": 0,
+    "seconds": [1],
+    "train_ppl": {"a": 1},
+}
+
+
+def nested_alias(level: int) -> str:
+    """A line of YAML whose value is nine times that of the line before."""
+    return f"a{level + 1}: &a{level + 1} [{f'*a{level}, ' * 9}]\n"
+
+
 DAMAGES: list[tuple[str, Callable[[str], str]]] = [
-    *(("result.json", lambda text, name=name: json.dumps(json.loads(text) | {name: RESULTS[name]})) for name in RESULTS),  # type: ignore[misc]
+    *(
+        ("result.json", lambda text, name=name: json.dumps(json.loads(text) | {name: RESULTS[name]}))
+        for name in RESULTS
+    ),  # type: ignore[misc]
     ("result.json", lambda text: text.replace('"test_ppl": ', '"test_ppl": NaN, "a": ')),
     ("result.json", lambda text: text.replace('"test_ppl": ', '"test_ppl": 1.0, "test_ppl": ')),
     ("result.json", lambda text: "[" * 100_000),
@@ -55,7 +74,7 @@ DAMAGES: list[tuple[str, Callable[[str], str]]] = [
     ("log.jsonl", lambda text: text.replace('"device": "', '"no_device": "')),
     ("log.jsonl", lambda text: f"{text}{'[' * 100_000}\n"),
     ("config.yaml", lambda text: "a: &a [*a]"),
-    ("config.yaml", lambda text: "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{'*a%d, ' % n * 9}]\n" for n in range(20))),  # noqa: UP031
+    ("config.yaml", lambda text: "a0: &a0 [x, x]\n" + "".join(nested_alias(n) for n in range(20))),
     ("config.yaml", lambda text: text.replace("hidden_size: 8", f"hidden_size: 1{'0' * 26}")),
     ("config.yaml", lambda text: text.replace("seed: 1", "seed: [1]")),
     ("config.yaml", lambda text: re.sub(r"\blr: .*", f"lr: 1{'0' * 400}", text)),
@@ -96,19 +115,26 @@ def test_what_stands_in_place_of_a_file_is_named_in_one_line(
     assert str(path) in line and line.endswith("; left out")
 
 
-def test_a_run_whose_log_begins_late_is_read_but_has_no_curve(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_log_begins_late_is_read_but_has_no_curve(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As of a run that resumed after its log was lost."""
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     start, *others = (folder / "log.jsonl").read_text().splitlines()
     first = next(n for n, line in enumerate(others) if '"kind": "epoch"' in line)
     begin = json.loads(start) | {"epoch": 1, "step": json.loads(others[first])["step"]}
-    late = [record for line in others[first + 1 :] if (record := json.loads(line)).pop("chain", "") is not None]
+    late = [
+        record for line in others[first + 1 :] if (record := json.loads(line)).pop("chain", "") is not None
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (begin, *late)))
     (found,) = runs.below(tmp_path)
     assert not found.has_whole_log and found.words_per_second > 0
     capsys.readouterr()
     figure = pictures.learning_curves({"whole": runs.below(trained)[0], "late": found}, training=True)
-    assert [line.get_label() for line in figure.axes[0].lines] == ["whole: validation", "whole: training, dropout on"]
+    assert [line.get_label() for line in figure.axes[0].lines] == [
+        "whole: validation",
+        "whole: training, dropout on",
+    ]
     assert "lacks the epochs before 2" in capsys.readouterr().err
 
 
@@ -149,7 +175,9 @@ def test_what_older_versions_logged_is_read_by_its_present_name(folder: Path) ->
     result.write_text(json.dumps(json.loads(result.read_text()) | {"valid_ppl_as_published": 1.0}))
     old = runs.read(folder)
     assert old is not None and new is not None and old.result == new.result
-    assert old.log == [{name: value for name, value in record.items() if name != "chain"} for record in new.log]
+    assert old.log == [
+        {name: value for name, value in record.items() if name != "chain"} for record in new.log
+    ]
     assert "train_ppl" in new.result and all("train_ppl" not in epoch for epoch in new.epochs)
     record = runs.read(ROOT / "outputs/record/language_model/lstm_small-none/s1")
     assert (
@@ -160,7 +188,12 @@ def test_what_older_versions_logged_is_read_by_its_present_name(folder: Path) ->
 
 
 def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> None:
-    for name in ("eval-0003-standard.json", "eval-0003-mc10-s1.json", "eval-0002-standard.json", "eval-0003-mc10-s1.partial"):
+    for name in (
+        "eval-0003-standard.json",
+        "eval-0003-mc10-s1.json",
+        "eval-0002-standard.json",
+        "eval-0003-mc10-s1.partial",
+    ):
         (folder / name).write_text(json.dumps({"metrics": {}}))
     found = runs.read(folder)
     assert found is not None
@@ -186,14 +219,21 @@ def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, fol
     assert runs.are_one_row(members, [1, 2]) == are and not runs.are_one_row(members, [2, 4])
     (folder / "eval-0003-ensemble2-0123abcd.json").write_text(json.dumps({"metrics": {}, "members": members}))
     found = runs.read(folder)
-    assert found is not None and (runs.evaluation_of(found, Published(row="x", members=2), [1, 2]) is not None) == are
+    assert (
+        found is not None
+        and (runs.evaluation_of(found, Published(row="x", members=2), [1, 2]) is not None) == are
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("config.yaml", None, "is not a run folder"),
-        ("config.yaml", "dropout: {strength: 0.5}", r"config\.yaml is of another version of vdrop, or damaged \(.*strength"),
+        (
+            "config.yaml",
+            "dropout: {strength: 0.5}",
+            r"config\.yaml is of another version of vdrop, or damaged \(.*strength",
+        ),
         ("config.yaml", "model: [", r"config\.yaml is of another version of vdrop, or damaged \("),
         ("log.jsonl", None, r"log\.jsonl is damaged: its start is missing"),
         ("result.json", "{}", r"result\.json is damaged"),
@@ -212,9 +252,16 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_left_out_of_many(
     assert str(folder) in told and told.endswith("; left out\n") and told.count("\n") == 1
 
 
-@pytest.mark.parametrize(("dirty", "mark", "any_did"), [([True, None], "*", True), ([None, False], "?", None), ([False, False], "", False)])
-def test_unknown_code_is_marked_and_never_taken_for_that_of_the_commit(dirty: list[bool | None], mark: str, any_did: bool | None) -> None:
-    environments = [{"precision": "fp32", "device": "a", "commit": "0123456789", "dirty": each} for each in dirty]
+@pytest.mark.parametrize(
+    ("dirty", "mark", "any_did"),
+    [([True, None], "*", True), ([None, False], "?", None), ([False, False], "", False)],
+)
+def test_unknown_code_is_marked_and_never_taken_for_that_of_the_commit(
+    dirty: list[bool | None], mark: str, any_did: bool | None
+) -> None:
+    environments = [
+        {"precision": "fp32", "device": "a", "commit": "0123456789", "dirty": each} for each in dirty
+    ]
     assert runs.made_in(environments[0])[-1] == f"0123456{mark}"
     assert runs.code_differed(environments) is any_did
     assert runs.made_in({"precision": "fp32", "device": "a"})[-1] == "–"

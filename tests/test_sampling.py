@@ -1,4 +1,6 @@
-"""MC dropout for any model: what is turned on, what is left alone, and the mean and standard deviation of passes."""
+"""MC dropout for any model: what is turned on, what is left alone, and the mean and standard deviation of
+passes.
+"""
 
 import pytest
 import torch
@@ -79,14 +81,19 @@ def lambda_of(attention: nn.MultiheadAttention) -> nn.Module:
     return Alone().eval()
 
 
-@pytest.mark.parametrize("model", [nn.Linear(3, 4), nn.Sequential(nn.Dropout(0.0)), LSTM(3, 4), nn.LSTM(3, 4)])
+@pytest.mark.parametrize(
+    "model", [nn.Linear(3, 4), nn.Sequential(nn.Dropout(0.0)), LSTM(3, 4), nn.LSTM(3, 4)]
+)
 def test_a_model_that_drops_nothing_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="model must drop something"), mc_dropout(model):
         pass
 
 
 def test_mean_and_standard_deviation_are_those_of_the_samples() -> None:
-    model, x = nn.Sequential(LockedDropout(0.5, batch_first=True), nn.Linear(5, 2)).eval(), torch.randn(4, 3, 5)
+    model, x = (
+        nn.Sequential(LockedDropout(0.5, batch_first=True), nn.Linear(5, 2)).eval(),
+        torch.randn(4, 3, 5),
+    )
     found = predict_mc(model, x, 7, return_samples=True)
     assert found.samples is not None and found.samples.shape == (7, 4, 3, 2)
     torch.testing.assert_close(found.mean, found.samples.mean(0))
@@ -97,16 +104,26 @@ def test_mean_and_standard_deviation_are_those_of_the_samples() -> None:
 
 
 def test_passes_at_once_are_alike_in_distribution() -> None:
-    """A dropped input of one: the output is 0 or 2, its mean 1 and standard deviation 1, with another mask for each row."""
+    """A dropped input of one: the output is 0 or 2, its mean 1 and standard deviation 1, with another mask
+    for each row.
+    """
     model, x = nn.Sequential(LockedDropout(0.5, batch_first=True)).eval(), torch.ones(3, 1, 200)
     for batch in (1, 7, 100):
         found = predict_mc(model, x, 100, batch=batch, dim=0, return_samples=True)
         assert found.samples is not None and found.samples.shape == (100, 3, 1, 200)
-        assert found.mean.mean().item() == pytest.approx(1, abs=0.03) and found.std.mean().item() == pytest.approx(1, abs=0.03)
+        assert found.mean.mean().item() == pytest.approx(
+            1, abs=0.03
+        ) and found.std.mean().item() == pytest.approx(1, abs=0.03)
     time_first, x = nn.Sequential(LockedDropout(0.5)).eval(), torch.ones(2, 3, 200)
     samples = predict_mc(time_first, x, 6, batch=4, dim=1, return_samples=True).samples
-    assert samples is not None and torch.equal(samples[:, 0], samples[:, 1]) and not torch.equal(samples[0], samples[1])
-    with pytest.raises(ValueError, match="model must return one tensor with 6 rows in dimension 0, got tuple"):
+    assert (
+        samples is not None
+        and torch.equal(samples[:, 0], samples[:, 1])
+        and not torch.equal(samples[0], samples[1])
+    )
+    with pytest.raises(
+        ValueError, match="model must return one tensor with 6 rows in dimension 0, got tuple"
+    ):
         predict_mc(LSTM(5, 7, variational=0.3), torch.ones(6, 2, 5), 1)
 
 
@@ -137,7 +154,9 @@ def test_batch_norm_of_a_model_in_training_is_left_alone() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(5))
     before = [module.training for module in model.modules()]
     predict_mc(model, torch.randn(6, 5) + 3, 5)
-    assert model[1].running_mean.abs().max() == 0 and [module.training for module in model.modules()] == before
+    assert (
+        model[1].running_mean.abs().max() == 0 and [module.training for module in model.modules()] == before
+    )
 
 
 def test_whole_numbers_have_fractions_for_their_mean() -> None:

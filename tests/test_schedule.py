@@ -13,9 +13,21 @@ from vdrop_cli.schedule import Optimiser, global_norm, learning_rate
 
 
 def test_zarembas_decay_epoch_by_epoch() -> None:
-    """Small: decay 2, max_epoch 4. The rate is halved at the end of epochs 5, 6, …: the first drop is seen in epoch 6."""
+    """Small: decay 2, max_epoch 4. The rate is halved at the end of epochs 5, 6, …: the first drop is seen in
+    epoch 6.
+    """
     schedule = settings("model=lstm_small", "dropout=none").schedule
-    assert [learning_rate(schedule, epoch) for epoch in range(1, 10)] == [1, 1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    assert [learning_rate(schedule, epoch) for epoch in range(1, 10)] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        1 / 2,
+        1 / 4,
+        1 / 8,
+        1 / 16,
+    ]
 
 
 def test_the_large_variational_row_decays_earlier_than_zarembas() -> None:
@@ -25,7 +37,9 @@ def test_the_large_variational_row_decays_earlier_than_zarembas() -> None:
         assert learning_rate(schedule, first) == pytest.approx(1 / 1.15)
 
 
-def one_step(*overrides: str, start: list[float], gradient: list[float], epoch: int = 1) -> tuple[list[float], float]:
+def one_step(
+    *overrides: str, start: list[float], gradient: list[float], epoch: int = 1
+) -> tuple[list[float], float]:
     schedule = settings("model=lstm_small", "dropout=none", *overrides).schedule
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
@@ -68,25 +82,41 @@ def test_the_norm_of_many_numbers_is_exact() -> None:
     assert global_norm(gradients).item() == pytest.approx(exact, rel=1e-6)
 
 
-def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_gradient_and_its_decay() -> None:
-    """The penalty is added to the gradient before it: at w = (1, -1) with decay 0.5, (3, 0.1) + (0.5, -0.5) has signs + and -."""
+def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_gradient_and_its_decay() -> (
+    None
+):
+    """The penalty is added to the gradient before it: at w = (1, -1) with decay 0.5, (3, 0.1) + (0.5, -0.5)
+    has signs + and -.
+    """
     adam = ["schedule.optimiser=adam", "schedule.lr=0.01"]
-    found, norm = one_step(*adam, "schedule.clip=inf", "schedule.weight_decay=0.5", start=[1.0, -1.0], gradient=[3.0, 0.1])
+    found, norm = one_step(
+        *adam, "schedule.clip=inf", "schedule.weight_decay=0.5", start=[1.0, -1.0], gradient=[3.0, 0.1]
+    )
     assert norm == pytest.approx(math.hypot(3, 0.1)) and found == pytest.approx([0.99, -0.99], rel=1e-6)
-    found, _ = one_step(*adam, "schedule.clip=1e-3", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0])
+    found, _ = one_step(
+        *adam, "schedule.clip=1e-3", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0]
+    )
     assert found == pytest.approx([-1e-4 - 0.01], rel=1e-3), "clipped to 1e-3, above the decay's 5e-5"
-    found, _ = one_step(*adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0])
+    found, _ = one_step(
+        *adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0]
+    )
     assert found == pytest.approx([-1e-4 + 0.01], rel=1e-3), "clipped to 1e-5, below it"
 
 
 @pytest.fixture(scope="module")
 def schedule() -> Schedule:
     """With weight decay and a rate that falls."""
-    return settings("model=lstm_small", "dropout=none", "schedule.lr=0.05", "schedule.weight_decay=0.01").schedule
+    return settings(
+        "model=lstm_small", "dropout=none", "schedule.lr=0.05", "schedule.weight_decay=0.01"
+    ).schedule
 
 
-def trained(schedule: Schedule, delayed: bool, bad: float | None = None, steps: int = 6) -> tuple[list[float], list[tuple[float, float]]]:
-    """Weights and what was read of each step, with gradients of all sizes; that of the third step is `bad`."""
+def trained(
+    schedule: Schedule, delayed: bool, bad: float | None = None, steps: int = 6
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Weights and what was read of each step, with gradients of all sizes; that of the third step is
+    `bad`.
+    """
     model = nn.Module()
     model.w, model.b = (nn.Parameter(torch.linspace(-1, 1, size, dtype=torch.float64)) for size in (53, 3))
     optimiser, numbers = Optimiser(model, schedule, delayed=delayed), []
@@ -100,13 +130,17 @@ def trained(schedule: Schedule, delayed: bool, bad: float | None = None, steps: 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize("descent", list(Descent))
 @pytest.mark.parametrize("clip", [5.0, 1e-2, None])
-def test_a_delayed_update_is_that_of_the_immediate_one(schedule: Schedule, descent: Descent, clip: float | None, bad: float | None) -> None:
+def test_a_delayed_update_is_that_of_the_immediate_one(
+    schedule: Schedule, descent: Descent, clip: float | None, bad: float | None
+) -> None:
     """Clipped or not; after a gradient that is not finite, too."""
     schedule = replace(schedule, optimiser=descent, clip=clip)
     (found, numbers), (expected, exact) = (trained(schedule, delayed, bad) for delayed in (True, False))
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert all(a == pytest.approx(b, rel=1e-6, nan_ok=True) for a, b in zip(numbers, exact, strict=True))
-    assert [step for step, (_, norm) in enumerate(numbers) if not math.isfinite(norm)] == ([] if bad is None else [2])
+    assert [step for step, (_, norm) in enumerate(numbers) if not math.isfinite(norm)] == (
+        [] if bad is None else [2]
+    )
     shorter, _ = trained(schedule, True, steps=2)
     assert (trained(schedule, True, bad, steps=3)[0] == shorter) is (bad is not None)
 

@@ -17,9 +17,20 @@ from vdrop_cli.sinks import read_log
 pytestmark = pytest.mark.slurm
 
 JOBS = 3
-SWEEP = [*TINY, "model.hidden_size=48", "dropout=variational_untied", "schedule.epochs=150", "log_every=1", "seed=1,2,3"]
+SWEEP = [
+    *TINY,
+    "model.hidden_size=48",
+    "dropout=variational_untied",
+    "schedule.epochs=150",
+    "log_every=1",
+    "seed=1,2,3",
+]
 # with no more than ten minutes submitit takes every SIGUSR2 for the one before the time limit
-LAUNCHER = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10"]
+LAUNCHER = [
+    "hydra/launcher=submitit_slurm",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.timeout_min=10",
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +59,16 @@ def wait_for_steps(folder: Path, seed: int, steps: int) -> None:
 
 def slurm_job(number: int) -> str:
     """The array task that runs the job of that number, of the newest array."""
-    told = subprocess.run(["squeue", "--array", "--noheader", "--states=all", "--format=%F_%K"], capture_output=True, text=True, check=True)
-    return max((job for job in told.stdout.split() if job.endswith(f"_{number}")), key=lambda job: int(job.split("_")[0]))
+    told = subprocess.run(
+        ["squeue", "--array", "--noheader", "--states=all", "--format=%F_%K"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return max(
+        (job for job in told.stdout.split() if job.endswith(f"_{number}")),
+        key=lambda job: int(job.split("_")[0]),
+    )
 
 
 def ended(sweep: subprocess.Popen[str]) -> str:
@@ -67,7 +86,9 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
     disturbed = tmp_path / "disturbed"
     sweep = start(disturbed, text, *LAUNCHER, "force=true")
     wait_for_steps(disturbed, 1, 500)
-    subprocess.run(["scontrol", "requeue", slurm_job(0)], check=True)  # as an administrator does: SIGTERM, then SIGKILL
+    subprocess.run(
+        ["scontrol", "requeue", slurm_job(0)], check=True
+    )  # as an administrator does: SIGTERM, then SIGKILL
     wait_for_steps(disturbed, 2, 1500)
     # as before the time limit, or a preemption: it is to requeue itself
     subprocess.run(["scancel", "--signal=USR2", slurm_job(1)], check=True)
@@ -77,5 +98,7 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
         folders = [next((tmp_path / name).rglob(f"*-s{seed}")) for name in ("undisturbed", "disturbed")]
         assert of_training(folders[0]) == of_training(folders[1])
     assert [len(starts(disturbed, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
-    assert starts(disturbed, 1)[1] >= 500 and starts(disturbed, 2)[1] >= 1500, "nothing was lost, and force=true counts once"
+    assert starts(disturbed, 1)[1] >= 500 and starts(disturbed, 2)[1] >= 1500, (
+        "nothing was lost, and force=true counts once"
+    )
     assert f"vdrop: {JOBS} runs: {JOBS} was done" in ended(start(disturbed, text, *LAUNCHER))

@@ -33,7 +33,9 @@ def test_json_is_strict(content: bytes, reason: str) -> None:
 def test_a_value_need_not_be_an_object_and_is_as_strict() -> None:
     assert stored.parse_value(b'[1, {"a": null}]') == [1, {"a": None}]
     is_json = stored.readable_by(stored.parse_value)
-    assert [is_json(content) for content in (b"[]", b"[NaN]", b'[{"a": 1, "a": 2}]', b"[" * 30 + b"]" * 30, b"")] == [True, *[False] * 4]
+    assert [
+        is_json(content) for content in (b"[]", b"[NaN]", b'[{"a": 1, "a": 2}]', b"[" * 30 + b"]" * 30, b"")
+    ] == [True, *[False] * 4]
 
 
 def test_infinity_is_read_where_it_is_allowed_and_nan_never() -> None:
@@ -42,7 +44,9 @@ def test_infinity_is_read_where_it_is_allowed_and_nan_never() -> None:
         stored.parse_json(b'{"a": NaN}', infinite=True)
 
 
-LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20)
+)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,11 @@ def test_yaml_is_plain_data(content: str, reason: str) -> None:
 def test_yaml_is_read_as_omegaconf_writes_it() -> None:
     from omegaconf import OmegaConf
 
-    plain = {"a": {"b": 1.0e-07, "c": None, "d": [True, "null", "1e3", "2026-01-02", "x: y"]}, "e": float("inf"), "f": "äöü\n"}
+    plain = {
+        "a": {"b": 1.0e-07, "c": None, "d": [True, "null", "1e3", "2026-01-02", "x: y"]},
+        "e": float("inf"),
+        "f": "äöü\n",
+    }
     assert stored.parse_yaml(OmegaConf.to_yaml(OmegaConf.create(plain)).encode()) == plain
 
 
@@ -95,9 +103,18 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
 
 def test_values_have_the_types_that_are_asked_for() -> None:
     stored.require(
-        {"a": 1, "b": 2, "c": 0.5, "d": "x", "e": [], "f": {}}, {"a": int, "b": float, "c": float, "d": str, "e": list, "f": dict}
+        {"a": 1, "b": 2, "c": 0.5, "d": "x", "e": [], "f": {}},
+        {"a": int, "b": float, "c": float, "d": str, "e": list, "f": dict},
     )
-    for value, kind in ((True, int), (1.0, int), ("1", int), (True, float), (float("nan"), float), (float("inf"), float), (10**400, float)):
+    for value, kind in (
+        (True, int),
+        (1.0, int),
+        ("1", int),
+        (True, float),
+        (float("nan"), float),
+        (float("inf"), float),
+        (10**400, float),
+    ):
         with pytest.raises(Damaged, match="a must be"):
             stored.require({"a": value}, {"a": kind})
     with pytest.raises(Damaged, match="a is missing"):

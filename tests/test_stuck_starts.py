@@ -33,7 +33,9 @@ def run(text: list[str]) -> Callable[..., Train]:
     """Settings of a short run of 14 steps an epoch."""
 
     def made(*overrides: str) -> Train:
-        config: Train = settings(*TINY, *text, "task.batch_size=10", "task.bptt=10", "log_every=1", *overrides)
+        config: Train = settings(
+            *TINY, *text, "task.batch_size=10", "task.bptt=10", "log_every=1", *overrides
+        )
         return config
 
     return made
@@ -63,18 +65,29 @@ def test_a_stuck_run_ends_and_says_so_and_the_same_command_says_it_at_once(
     run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        StuckError, match=r"^outputs/train/\S+-s1: .* nats a word, above stuck\.loss=0\.001: .*; take another seed$"
+        StuckError,
+        match=r"^outputs/train/\S+-s1: .* nats a word, above stuck\.loss=0\.001: .*; take another seed$",
     ) as ended:
         train.run(run(*CHECKED))
     log, held = read_log(folder() / "log.jsonl"), json.loads((folder() / "stuck.json").read_text())
-    assert len(losses(folder())) == 10 and log[-1]["kind"] == "error" and "this start is stuck" in log[-1]["error"]
+    assert (
+        len(losses(folder())) == 10
+        and log[-1]["kind"] == "error"
+        and "this start is stuck" in log[-1]["error"]
+    )
     assert held == {"step": 10, "loss": pytest.approx(fmean(losses(folder())[8:])), "limit": 0.001}
-    assert all(ownership.is_of_run(path) for path in folder().iterdir()) and not (folder() / "result.json").exists()
+    assert (
+        all(ownership.is_of_run(path) for path in folder().iterdir())
+        and not (folder() / "result.json").exists()
+    )
     before = {path: path.read_bytes() for path in folder().iterdir()}
     with monkeypatch.context() as patch, pytest.raises(StuckError) as again:
         patch.setattr(train, "Run", None)  # it would be an error to train
         train.run(run(*CHECKED))
-    assert str(again.value) == str(ended.value) and {path: path.read_bytes() for path in folder().iterdir()} == before
+    assert (
+        str(again.value) == str(ended.value)
+        and {path: path.read_bytes() for path in folder().iterdir()} == before
+    )
 
 
 def test_force_starts_over(run: Callable[..., Train]) -> None:
@@ -98,7 +111,9 @@ def test_what_is_remembered_holds_for_the_settings_that_it_was_judged_by(run: Ca
         assert of_training(folder(str(number))) == of_training(folder("whole"))
     with pytest.raises(StuckError):
         train.run(run("stuck.steps=10", "stuck.loss=0.01", "outputs=3"))
-    assert stuck_starts.remembered(folder("3"), StartCheck(10, 0.002)) is not None, "a lower limit is exceeded, too"
+    assert stuck_starts.remembered(folder("3"), StartCheck(10, 0.002)) is not None, (
+        "a lower limit is exceeded, too"
+    )
     assert stuck_starts.remembered(folder("3"), StartCheck(9, 0.002)) is None
 
 
@@ -109,7 +124,9 @@ def test_a_start_that_is_good_changes_nothing_and_is_finished(run: Callable[...,
 
 
 @pytest.mark.parametrize("stop", [3, 9, 10])
-def test_it_is_judged_by_losses_from_before_an_interruption(stop: int, run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_judged_by_losses_from_before_an_interruption(
+    stop: int, run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(StuckError) as expected:
         train.run(run(*CHECKED, "outputs=whole"))
 
@@ -149,7 +166,9 @@ def test_a_run_that_resumes_after_those_steps_is_judged_in_its_first_epoch_alone
     assert train.run(run(*CHECKED, "schedule.epochs=2", "outputs=later")) == "resumed"
 
 
-def test_it_ends_at_the_same_step_where_losses_are_read_a_step_later(run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_at_the_same_step_where_losses_are_read_a_step_later(
+    run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, and with a checkpoint after every step."""
     monkeypatch.setattr(train, "Optimiser", partial(train.Optimiser, delayed=True))
     with pytest.raises(StuckError, match="the mean training loss of steps 9 to 10 "):
@@ -159,7 +178,9 @@ def test_it_ends_at_the_same_step_where_losses_are_read_a_step_later(run: Callab
 
 def test_more_steps_than_an_epoch_has_are_refused_when_the_text_is_loaded(run: Callable[..., Train]) -> None:
     with pytest.raises(
-        ConfigError, match=r"^stuck\.steps must be at most 14, the batches of an epoch of \S+train\.txt, .* or null, got 15$"
+        ConfigError,
+        match=r"^stuck\.steps must be at most 14, the batches of an epoch of \S+train\.txt, .* or null, got "
+        r"15$",
     ):
         train.run(run("stuck.steps=15"))
     assert not Path("outputs").exists()
@@ -169,19 +190,30 @@ def test_more_steps_than_an_epoch_has_are_refused_when_the_text_is_loaded(run: C
 
 @pytest.mark.parametrize(
     "held",
-    ["", "[]", "{}", '{"step": 0, "loss": 9, "limit": 7}', '{"step": 3, "loss": 7, "limit": 7}', '{"step": 3, "loss": NaN, "limit": 7}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"step": 0, "loss": 9, "limit": 7}',
+        '{"step": 3, "loss": 7, "limit": 7}',
+        '{"step": 3, "loss": NaN, "limit": 7}',
+    ],
 )
 def test_what_is_damaged_is_named_and_force_starts_over(held: str, run: Callable[..., Train]) -> None:
     train.run(run())
     (folder() / "result.json").unlink()
     (folder() / "stuck.json").write_text(held)
-    with pytest.raises(ConfigError, match=r"stuck\.json is damaged .*; delete it and give the same vdrop train command again"):
+    with pytest.raises(
+        ConfigError, match=r"stuck\.json is damaged .*; delete it and give the same vdrop train command again"
+    ):
         train.run(run(*CHECKED))
     assert runs.stuck_below(Path("outputs")) == []
     assert train.run(run("stuck.steps=10", "force=true")) == "done"
 
 
-def test_one_stuck_run_does_not_end_the_others_of_a_sweep(run: Callable[..., Train], text: list[str], vdrop: Vdrop) -> None:
+def test_one_stuck_run_does_not_end_the_others_of_a_sweep(
+    run: Callable[..., Train], text: list[str], vdrop: Vdrop
+) -> None:
     """A limit between the losses of seeds, so that one of three is stuck."""
     first = {}
     for seed in (1, 2, 3):
@@ -190,15 +222,27 @@ def test_one_stuck_run_does_not_end_the_others_of_a_sweep(run: Callable[..., Tra
         first[seed] = ended.value.start.loss
     low, high = sorted(first.values())[1:]
     (stuck,) = (seed for seed, loss in first.items() if loss == high)
-    overrides = [*TINY, *text, "task.batch_size=10", "task.bptt=10", "stuck.steps=8", f"stuck.loss={(low + high) / 2!r}"]
+    overrides = [
+        *TINY,
+        *text,
+        "task.batch_size=10",
+        "task.bptt=10",
+        "stuck.steps=8",
+        f"stuck.loss={(low + high) / 2!r}",
+    ]
     ran = vdrop("train", "-m", *overrides, "seed=1,2,3")
     assert ran.returncode == 1 and "vdrop: 3 runs: 2 done, 1 failed" in ran.stderr, ran.stderr
-    assert f"  failed: seed={stuck}: outputs/train/" in ran.stderr and "this start is stuck; take another seed" in ran.stderr
+    assert (
+        f"  failed: seed={stuck}: outputs/train/" in ran.stderr
+        and "this start is stuck; take another seed" in ran.stderr
+    )
     assert [run.train.seed for run in runs.stuck_below(Path("outputs"))] == [stuck]
     assert {run.train.seed for run in runs.below(Path("outputs"))} == {1, 2, 3} - {stuck}
 
 
-def test_a_run_that_is_read_says_what_it_was(run: Callable[..., Train], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_read_says_what_it_was(
+    run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(StuckError) as ended:
         train.run(run(*CHECKED))
     (found,) = runs.stuck_below(Path("outputs"))

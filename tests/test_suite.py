@@ -49,7 +49,18 @@ def test_a_plugin_that_is_merely_installed_may_warn_and_a_test_may_not(tmp_path:
     """With the configuration and conftest of these tests, in a process of its own."""
     (tmp_path / "noisy_plugin.py").write_text(NOISY_PLUGIN)
     (tmp_path / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-n", "0", "-p", "no:cacheprovider", "-rA"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+    ]
     python_path = os.pathsep.join((str(tmp_path), environment()["PYTHONPATH"]))
     ran = subprocess.run(
         [*command, "-p", "noisy_plugin", "-p", "tests.conftest", str(tmp_path / "test_some.py")],
@@ -59,7 +70,9 @@ def test_a_plugin_that_is_merely_installed_may_warn_and_a_test_may_not(tmp_path:
         text=True,
     )
     outcomes = {
-        line.split("::")[1].split()[0]: line.split()[0] for line in ran.stdout.splitlines() if line.startswith(("PASSED", "FAILED"))
+        line.split("::")[1].split()[0]: line.split()[0]
+        for line in ran.stdout.splitlines()
+        if line.startswith(("PASSED", "FAILED"))
     }
     expected = {"test_quiet": "PASSED", "test_that_may_warn": "PASSED", "test_that_warns": "FAILED"}
     assert outcomes == expected and ran.returncode == 1, ran.stdout + ran.stderr
@@ -68,7 +81,9 @@ def test_a_plugin_that_is_merely_installed_may_warn_and_a_test_may_not(tmp_path:
 def recipe(target: str, *given: str) -> list[list[str]]:
     """The commands of a target, as make would run them, as words."""
     command = ["make", "--dry-run", "--always-make", "--no-print-directory", target, *given]
-    told = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+    ).stdout
     return [shlex.split(line) for line in told.replace("\\\n", " ").splitlines()]
 
 
@@ -78,29 +93,50 @@ def test_the_short_look_at_a_gpu_measures_five_cells_once() -> None:
     assert tests[tests.index("-m", 2) + 1] == "gpu" and tests[tests.index("-n") + 1] == "8"
     (bench,) = [words for words in commands if words[0].endswith("vdrop")]
     chosen = settings(*bench[2:], command="bench")
-    assert chosen.sizes == [Size.medium, Size.large] and chosen.parts == [BenchPart.step] and chosen.precisions == [Precision.bf16]
+    assert (
+        chosen.sizes == [Size.medium, Size.large]
+        and chosen.parts == [BenchPart.step]
+        and chosen.precisions == [Precision.bf16]
+    )
     ours = [BenchCell.variational, BenchCell.variational_untied, BenchCell.none]
-    assert chosen.cells == [*ours, BenchCell.torch_lstm, BenchCell.cell_loop] and chosen.starts == 1 and chosen.device == "cuda"
+    assert (
+        chosen.cells == [*ours, BenchCell.torch_lstm, BenchCell.cell_loop]
+        and chosen.starts == 1
+        and chosen.device == "cuda"
+    )
 
 
 def test_the_long_one_is_apart_and_measures_everything() -> None:
     (bench,) = [words for words in recipe("bench-gpu") if words[0].endswith("vdrop")]
     chosen = settings(*bench[2:], command="bench")
-    assert chosen.cells is None and chosen.starts > 1 and set(chosen.parts) == {BenchPart.step, BenchPart.layer, BenchPart.mc}
+    assert (
+        chosen.cells is None
+        and chosen.starts > 1
+        and set(chosen.parts) == {BenchPart.step, BenchPart.layer, BenchPart.mc}
+    )
     assert not any("pytest" in words for words in recipe("bench-gpu"))
 
 
 def minimums() -> dict[str, str]:
-    """The oldest version that pyproject.toml allows of each package, of those that a user installs and of pytest."""
+    """The oldest version that pyproject.toml allows of each package, of those that a user installs and of
+    pytest.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = ("plot", "parallel", "slurm", "export", "baselines", "triton", "dev")
-    declared = [*project["dependencies"], *(name for extra in extras for name in project["optional-dependencies"][extra])]
+    declared = [
+        *project["dependencies"],
+        *(name for extra in extras for name in project["optional-dependencies"][extra]),
+    ]
     bounds = [name.partition(";")[0].split(",")[0].split(">=") for name in declared if ">=" in name]
     return {name.strip(): bound.strip() for name, bound in bounds}
 
 
 def test_the_oldest_versions_are_tested_and_are_the_declared_ones() -> None:
-    lines = [line for line in (ROOT / "constraints-oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints-oldest.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     constrained = dict(line.split("==") for line in lines)
     assert lines == sorted(lines)
 

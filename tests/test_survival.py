@@ -43,11 +43,20 @@ def wait_until_it_writes(folder: Path, pid: int) -> None:
         pass
 
 
-def disturb(processes: Processes, folder: Path, arguments: list[str], number: signal.Signals, ended: Callable[[], None]) -> list[int]:
-    """Runs a command again and again until it was killed so often, then to its end: of three processes, one is killed at any moment,
-    one some time after it has saved something, and one, after that, at the instant of writing.
+def disturb(
+    processes: Processes,
+    folder: Path,
+    arguments: list[str],
+    number: signal.Signals,
+    ended: Callable[[], None],
+) -> list[int]:
+    """Runs a command again and again until it was killed so often, then to its end: of three processes, one
+    is killed at any moment, one some time after it has saved something, and one, after that, at the instant
+    of writing.
 
-    Where it comes to its end before, `ended` looks at what it came to, and takes it away, so that it begins anew."""
+    Where it comes to its end before, `ended` looks at what it came to, and takes it away, so that it begins
+    anew.
+    """
     source, codes, ends = random.Random(int(number)), list[int](), 0
     while len(codes) < KILLS:
         before = saved(folder)
@@ -70,16 +79,26 @@ def disturb(processes: Processes, folder: Path, arguments: list[str], number: si
 
 def timeless(record: dict[str, Any]) -> dict[str, Any]:
     """The chain is of the times, too."""
-    return {name: value for name, value in record.items() if name not in ("seconds", "words_per_second", "mc_seconds", "chain")}
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in ("seconds", "words_per_second", "mc_seconds", "chain")
+    }
 
 
 def of_training(folder: Path) -> tuple[Any, ...]:
-    """All that a run comes to but how long it took: result, every step and epoch of its log, and the weights."""
+    """All that a run comes to but how long it took: result, every step and epoch of its log, and the
+    weights.
+    """
     (result,) = folder.rglob("result.json")
     log = [timeless(record) for record in read_log(result.parent / "log.jsonl") if record["kind"] != "start"]
     last = checkpoint.load(checkpoint.all_in(result.parent)[0])
     weights = {name: tensor.numpy().tobytes() for name, tensor in last.model.items()}
-    kept = sorted(path.name for path in result.parent.iterdir() if not path.name.startswith(("events", "checkpoint-0039")))
+    kept = sorted(
+        path.name
+        for path in result.parent.iterdir()
+        if not path.name.startswith(("events", "checkpoint-0039"))
+    )
     return timeless(json.loads(result.read_text())), log, weights, kept
 
 
@@ -100,12 +119,18 @@ def test_a_training_killed_at_many_moments_comes_to_the_same(
 
     codes = disturb(processes, tmp_path, ["train", *LONG, *text, "checkpoint.minutes=0.0005"], number, ended)
     assert of_training(tmp_path) == of_training(undisturbed)
-    starts = [record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"]
+    starts = [
+        record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"
+    ]
     assert starts == sorted(starts)
     told = (tmp_path / "out").read_text()
-    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 3, "it resumed at many places"
+    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) > 3, (
+        "it resumed at many places"
+    )
     if number is signal.SIGTERM:
-        assert set(codes) <= {143, -15} and codes.count(143) > 4, "asked to stop before it listens, a process just ends"
+        assert set(codes) <= {143, -15} and codes.count(143) > 4, (
+            "asked to stop before it listens, a process just ends"
+        )
         assert "resume with: vdrop train" in told
     else:
         assert set(codes) == {-9}

@@ -1,4 +1,6 @@
-"""Sweeps: what becomes of each job, with the launchers that are here; the one through SLURM is in test_slurm."""
+"""Sweeps: what becomes of each job, with the launchers that are here; the one through SLURM is in
+test_slurm.
+"""
 
 import json
 import os
@@ -28,14 +30,18 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SWEEP = [*TINY, "model.hidden_size=16", "schedule.epochs=3", "log_every=1", "seed=1,2,3"]
 
 
-def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     first = vdrop("train", "-m", *TINY, *text, "seed=1,2")
     assert (first.returncode, first.stderr.splitlines()[-1]) == (0, "vdrop: 2 runs: 2 done")
     again = vdrop("train", "-m", *TINY, *text, "seed=1,2,3", "schedule.lr=1,0")
     assert again.returncode == 2
     last = again.stderr.splitlines()[-5:]
     assert last[0] == "vdrop: 6 runs: 1 done, 2 was done, 3 failed"
-    assert last[1:4] == [f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0, got 0.0" for seed in (1, 2, 3)]
+    assert last[1:4] == [
+        f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0, got 0.0" for seed in (1, 2, 3)
+    ]
     assert last[4] == "  the same command again skips what is done and continues with the rest"
     newest = max((tmp_path / "outputs" / "sweeps").iterdir())
     outcomes = [Outcome(**told) for told in json.loads((newest / "summary.json").read_text())]
@@ -43,7 +49,9 @@ def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(vdrop: Vd
     assert [o.code for o in outcomes] == [0, 2, 0, 2, 0, 2]
 
 
-def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     for name, launcher in (("one", []), ("many", JOBLIB)):
         ran = vdrop("train", "-m", *SWEEP, *text, *launcher, f"outputs={name}")
         assert ran.returncode == 0 and "vdrop: 3 runs: 3 done" in ran.stderr, ran.stderr
@@ -58,12 +66,18 @@ def steps(log: Path) -> int:
     return sum(record["kind"] == "step" for record in read_log(log))
 
 
-def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     """SIGTERM to the process that was started reaches those that it started."""
     long = [*SWEEP, *text, *JOBLIB, "schedule.epochs=60"]
     with spawn(tmp_path, "train", "-m", *long) as sweep:
         until = time.monotonic() + 120
-        while sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2 and time.monotonic() < until and sweep.poll() is None:
+        while (
+            sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2
+            and time.monotonic() < until
+            and sweep.poll() is None
+        ):
             time.sleep(0.1)
         sweep.send_signal(signal.SIGTERM)
         assert sweep.stderr is not None
@@ -79,7 +93,9 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(vdrop: Vdrop, text: 
         assert starts == [0, count], "nothing that was done was lost"
 
 
-def test_the_second_of_two_processes_in_one_run_is_told_so(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_the_second_of_two_processes_in_one_run_is_told_so(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     long = [*TINY, *text, "schedule.epochs=10000"]
     with spawn(tmp_path, "train", *long) as first:
         while not list(tmp_path.rglob("log.jsonl")):
@@ -88,7 +104,9 @@ def test_the_second_of_two_processes_in_one_run_is_told_so(vdrop: Vdrop, text: l
         assert second.returncode == 2 and f"is in use by process {first.pid} on " in second.stderr
         assert len(second.stderr.splitlines()) == 1
         forced = vdrop("train", *long, "force=true")
-        assert forced.returncode == 2 and list(tmp_path.rglob("log.jsonl")), "nor is it started over under the first one's feet"
+        assert forced.returncode == 2 and list(tmp_path.rglob("log.jsonl")), (
+            "nor is it started over under the first one's feet"
+        )
         first.terminate()
 
 
@@ -106,10 +124,24 @@ def test_the_summary_names_what_differs() -> None:
     ]
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 7), reason="importing torch.distributed writes a temporary file there")
-def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(text: list[str], tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="importing torch.distributed writes a temporary file there"
+)
+def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(
+    text: list[str], tmp_path: Path
+) -> None:
     """A process that may write no files of more than 200 bytes, which all outcomes have."""
-    command = [sys.executable, "-m", "vdrop_cli", "train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=sweep"]
+    command = [
+        sys.executable,
+        "-m",
+        "vdrop_cli",
+        "train",
+        "-m",
+        *TINY,
+        *text,
+        "seed=1,2",
+        "hydra.sweep.dir=sweep",
+    ]
     (tmp_path / "sweep").mkdir()
 
     def limit() -> None:
@@ -117,24 +149,36 @@ def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(text: lis
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 
     (tmp_path / "sweep" / "multirun.yaml").symlink_to("/dev/null")  # Hydra's own
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=limit
+    )
     assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
-    assert "sweep/0.json cannot be written (File too large)" in ran.stderr and "config.yaml cannot be written" in ran.stderr
+    assert (
+        "sweep/0.json cannot be written (File too large)" in ran.stderr
+        and "config.yaml cannot be written" in ran.stderr
+    )
     assert "sweep/summary.json cannot be written" in ran.stderr and "vdrop: 2 runs: 2 " in ran.stderr
 
 
-def test_outcomes_of_an_earlier_sweep_in_the_same_folder_are_not_taken_for_its_own(vdrop: Vdrop, text: list[str]) -> None:
+def test_outcomes_of_an_earlier_sweep_in_the_same_folder_are_not_taken_for_its_own(
+    vdrop: Vdrop, text: list[str]
+) -> None:
     for _ in range(2):
         ran = vdrop("train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=sweep", "force=true")
         assert ran.returncode == 0 and "vdrop: 2 runs: 2 done" in ran.stderr
 
 
-def test_what_lies_in_a_folder_that_was_there_is_left_alone(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_what_lies_in_a_folder_that_was_there_is_left_alone(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "mine.json").write_text("{}")
     for override, code in (("seed=1,x", 2), ("model=nope", 2), ("seed=1,2", 0)):
         assert vdrop("train", "-m", *TINY, *text, "hydra.sweep.dir=.", override).returncode == code
         assert (tmp_path / "mine.json").read_text() == "{}"
-    assert vdrop("train", "-m", "hydra.sweep.dir=new", "model=nope").returncode == 2 and not (tmp_path / "new").exists()
+    assert (
+        vdrop("train", "-m", "hydra.sweep.dir=new", "model=nope").returncode == 2
+        and not (tmp_path / "new").exists()
+    )
 
 
 THEIRS = {
@@ -143,10 +187,12 @@ THEIRS = {
     "0.json": "not json",
     "3.json": "",
     "5.json": '{"overrides": [], "status": "done", "code": true, "reason": "", "started_over": false}',
-    "1.json": '{"overrides": [], "status": "done", "code": 0, "reason": "", "started_over": false, "mine": 1}',
+    "1.json": '{"overrides": [], "status": "done", "code": 0, "reason": "", "started_over": false, "mine": '
+    "1}",
     "summary.json": '[{"mine": 1}]',
     "stop": "mine",
-    "multirun.yaml": "hydra:\n  job:\n    name: mine\n  help:\n    app_name: mine\n",  # of another application
+    # of another application
+    "multirun.yaml": "hydra:\n  job:\n    name: mine\n  help:\n    app_name: mine\n",
 }
 
 
@@ -156,30 +202,43 @@ def sweep_into(folder: Path) -> None:
     def sweep(arguments: list[str]) -> None:
         raise AssertionError("it has begun")
 
-    sweeps.Sweeper(SimpleNamespace(overrides=[[["seed=1"]]], sweep=sweep), folder, "BasicLauncher", "train").sweep([])
+    sweeps.Sweeper(
+        SimpleNamespace(overrides=[[["seed=1"]]], sweep=sweep), folder, "BasicLauncher", "train"
+    ).sweep([])
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_a_folder_with_a_file_that_no_sweep_has_written_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_a_file_that_no_sweep_has_written_is_refused_before_anything_starts(
+    name: str, tmp_path: Path
+) -> None:
     (tmp_path / "4.json").write_text(json.dumps(vars(Outcome(["seed=1"], "done"))))
     (tmp_path / name).write_text(THEIRS[name])
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    with pytest.raises(ConfigError, match=rf"/{name} was not written by vdrop, .*; choose another hydra\.sweep\.dir"):
+    with pytest.raises(
+        ConfigError, match=rf"/{name} was not written by vdrop, .*; choose another hydra\.sweep\.dir"
+    ):
         sweep_into(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_a_folder_with_something_else_than_a_file_is_refused_and_nothing_hangs(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_than_a_file_is_refused_and_nothing_hangs(
+    name: str, tmp_path: Path
+) -> None:
     for make in (os.mkfifo, os.mkdir):
         make(tmp_path / name)
-        with in_seconds(20), pytest.raises(ConfigError, match=rf"/{name} would be overwritten, and it is .*; choose another"):
+        with (
+            in_seconds(20),
+            pytest.raises(ConfigError, match=rf"/{name} would be overwritten, and it is .*; choose another"),
+        ):
             sweep_into(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [name]
         (tmp_path / name).rmdir() if make is os.mkdir else (tmp_path / name).unlink()
 
 
-def test_the_command_line_refuses_the_folder_in_one_line(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
+def test_the_command_line_refuses_the_folder_in_one_line(
+    vdrop: Vdrop, text: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "2026.json").write_text("{}")
     ran = vdrop("train", "-m", *TINY, *text, "seed=1,2", "hydra.sweep.dir=mine")
@@ -199,13 +258,20 @@ def test_a_sweep_that_cannot_begin_removes_only_the_folders_that_it_has_made(tmp
         raise ConfigError("no such choice")
 
     for with_file in (False, True):
-        sweeper = sweeps.Sweeper(SimpleNamespace(overrides=None, sweep=sweep), folder, "BasicLauncher", "train")
+        sweeper = sweeps.Sweeper(
+            SimpleNamespace(overrides=None, sweep=sweep), folder, "BasicLauncher", "train"
+        )
         with pytest.raises(ConfigError, match="no such choice"):
             sweeper.sweep([])
-        assert (tmp_path / "empty").is_dir() and (folder / "notes.txt").exists() == folder.parent.exists() == with_file
+        assert (tmp_path / "empty").is_dir() and (
+            folder / "notes.txt"
+        ).exists() == folder.parent.exists() == with_file
 
 
-@pytest.mark.parametrize(("override", "does"), [("force=true", True), ("++force=1", True), ("+force=x", True), ("enforce=1", False)])
+@pytest.mark.parametrize(
+    ("override", "does"),
+    [("force=true", True), ("++force=1", True), ("+force=x", True), ("enforce=1", False)],
+)
 def test_what_starts_over_is_not_to_be_given_again(override: str, does: bool) -> None:
     assert starts_over(override) == does
     told = summary([Outcome([override], "done"), Outcome([override], "failed", 1, "why")], skips=True)
@@ -216,13 +282,18 @@ def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Pat
     assert vdrop("train", *TINY, *text).returncode == 0
     (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
     ran = vdrop("eval", "-m", f"checkpoint={folder}", "stored_data=true", "device=cpu", "mc_samples=0,-1")
-    assert ran.returncode == 2 and ran.stderr.splitlines()[-1] == "  the same command again continues with the rest"
+    assert (
+        ran.returncode == 2
+        and ran.stderr.splitlines()[-1] == "  the same command again continues with the rest"
+    )
 
 
 def of_one(launcher: str, folder: Path, outcome: Outcome) -> int:
     folder.mkdir(exist_ok=True)
     sweeps.write(outcome, sweeps.outcome_path(folder, 0))
-    return sweeps.Sweeper(SimpleNamespace(overrides=[[["seed=1"]]]), folder, launcher, "train").summarise("", [])
+    return sweeps.Sweeper(SimpleNamespace(overrides=[[["seed=1"]]]), folder, launcher, "train").summarise(
+        "", []
+    )
 
 
 def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,14 +302,22 @@ def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.Cap
     assert of_one("BasicLauncher", tmp_path, failed) == 1 and not capsys.readouterr().err
     assert of_one("BasicLauncher", tmp_path, killed) == 1
     assert "vdrop: 1 run: 1 begun\n  begun: seed=1: its process was killed\n" in capsys.readouterr().err
-    assert of_one("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", tmp_path, failed) == 1
+    assert (
+        of_one("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", tmp_path, failed) == 1
+    )
     assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
 
 
-def test_what_cannot_be_swept_is_told_where_a_folder_of_submitit_lies_too(vdrop: Vdrop, tmp_path: Path) -> None:
+def test_what_cannot_be_swept_is_told_where_a_folder_of_submitit_lies_too(
+    vdrop: Vdrop, tmp_path: Path
+) -> None:
     (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
-    told = vdrop("train", "-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "schedule.lr=interval(0,1)")
-    assert told.returncode == 2 and len(told.stderr.splitlines()) == 1 and "interval" in told.stderr.lower(), told.stderr
+    told = vdrop(
+        "train", "-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "schedule.lr=interval(0,1)"
+    )
+    assert (
+        told.returncode == 2 and len(told.stderr.splitlines()) == 1 and "interval" in told.stderr.lower()
+    ), told.stderr
 
 
 def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
@@ -246,8 +325,12 @@ def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
     assert "scancel" in told and "continues with the rest" not in told
 
 
-def test_force_has_its_effect_once_in_a_sweep(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is requeued before its folder is cleared starts over, after that it resumes; it never continues a shorter run."""
+def test_force_has_its_effect_once_in_a_sweep(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is requeued before its folder is cleared starts over, after that it resumes; it never
+    continues a shorter run.
+    """
     forced, told = list[tuple[bool, bool]](), iter([False, True, True])
 
     def run(settings: Train, started_over: Callable[[], None], from_nothing: bool) -> str:
@@ -284,4 +367,6 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
     outcome = sweeps.read(tmp_path / "0.json")
     assert (outcome.status, outcome.code) == ("interrupted", 128 + signal.SIGUSR2)
     assert outcome.reason.startswith("stopped by SIGUSR2, saved; resume with: vdrop train")
-    assert outcome.reason.endswith("(RuntimeError: not requeued)") and "Traceback" not in capsys.readouterr().err
+    assert (
+        outcome.reason.endswith("(RuntimeError: not requeued)") and "Traceback" not in capsys.readouterr().err
+    )

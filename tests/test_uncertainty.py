@@ -33,8 +33,12 @@ def test_moments_are_over_passes() -> None:
 
 
 @pytest.mark.parametrize("model_deviation", [0.0, 0.3])
-def test_the_noise_that_made_the_ratings_is_found_and_its_intervals_hold_what_they_promise(model_deviation: float) -> None:
-    """5,000 texts, passes and truth scatter about a mean of its own by `model_deviation`, and noise of 0.5 comes on top."""
+def test_the_noise_that_made_the_ratings_is_found_and_its_intervals_hold_what_they_promise(
+    model_deviation: float,
+) -> None:
+    """5,000 texts, passes and truth scatter about a mean of its own by `model_deviation`, and noise of 0.5
+    comes on top.
+    """
     truth, passes = drawn(5_000), 40
     told_SR = truth + model_deviation * drawn(passes, 5_000)
     ratings = truth + model_deviation * drawn(5_000) + 0.5 * drawn(5_000)
@@ -43,9 +47,13 @@ def test_the_noise_that_made_the_ratings_is_found_and_its_intervals_hold_what_th
     found = predictive(told_SR, noise)
     for level in LEVELS:
         assert found.coverage(ratings, level) == pytest.approx(level / 100, abs=0.02)
-    assert found.log_likelihood(ratings) > max(predictive(told_SR, noise * off).log_likelihood(ratings) for off in (0.8, 1.25))
+    assert found.log_likelihood(ratings) > max(
+        predictive(told_SR, noise * off).log_likelihood(ratings) for off in (0.8, 1.25)
+    )
     measures = found.measures(ratings, "_mc40")
-    assert measures["noise_mc40"] == noise and measures["test_coverage_95_mc40"] == found.coverage(ratings, 95)
+    assert measures["noise_mc40"] == noise and measures["test_coverage_95_mc40"] == found.coverage(
+        ratings, 95
+    )
     assert measures["test_log_likelihood_mc40"] == pytest.approx(found.log_likelihood(ratings))
 
 

@@ -26,14 +26,19 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_carries_conf_and_nothing_of_the_tests(unpacked: Path) -> None:
-    inside = {str(path.relative_to(unpacked / "vdrop_cli" / "conf")) for path in (unpacked / "vdrop_cli" / "conf").rglob("*.yaml")}
+    inside = {
+        str(path.relative_to(unpacked / "vdrop_cli" / "conf"))
+        for path in (unpacked / "vdrop_cli" / "conf").rglob("*.yaml")
+    }
     assert inside == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"vdrop_cli", "vdrop"}
 
 
 def test_it_is_pure_python_and_carries_the_source_that_is_compiled_on_first_use(unpacked: Path) -> None:
     """A run from it says so, too: the library is built from the source in the wheel."""
-    assert (unpacked / "vdrop_cli" / "kernels" / "native.c").read_bytes() == (ROOT / "vdrop_cli" / "kernels" / "native.c").read_bytes()
+    assert (unpacked / "vdrop_cli" / "kernels" / "native.c").read_bytes() == (
+        ROOT / "vdrop_cli" / "kernels" / "native.c"
+    ).read_bytes()
     assert not [path for suffix in ("so", "o", "pyd") for path in unpacked.rglob(f"*.{suffix}")]
     (tags,) = unpacked.glob("vdrop-*.dist-info/WHEEL")
     assert "Root-Is-Purelib: true" in tags.read_text() and "Tag: py3-none-any" in tags.read_text()
@@ -42,7 +47,11 @@ def test_it_is_pure_python_and_carries_the_source_that_is_compiled_on_first_use(
 def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "vdrop_cli", *arguments], cwd=tmp_path, env=environment(unpacked), capture_output=True, text=True
+            [sys.executable, "-m", "vdrop_cli", *arguments],
+            cwd=tmp_path,
+            env=environment(unpacked),
+            capture_output=True,
+            text=True,
         )
 
     ran = run("train", "experiment=demo", "model.hidden_size=4", "task.batch_size=100", "schedule.epochs=1")
@@ -50,5 +59,7 @@ def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
     (result,) = tmp_path.rglob("result.json")
     assert result.is_relative_to(tmp_path / "outputs" / "demo")
     code = "import vdrop_cli.cli; print(vdrop_cli.cli.CONF)"
-    where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(unpacked), capture_output=True, text=True)
+    where = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(unpacked), capture_output=True, text=True
+    )
     assert where.stdout.strip() == str(unpacked / "vdrop_cli" / "conf")

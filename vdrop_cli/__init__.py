@@ -6,4 +6,6 @@ PACKAGE = Path(__file__).parent
 IS_CHECKOUT = not (PACKAGE / "conf").is_dir()  # as there is in a wheel
 ROOT = PACKAGE.parent.resolve()  # of the checkout, if it is one
 CONF = ROOT / "conf" if IS_CHECKOUT else PACKAGE / "conf"
-RECORDS = ROOT / "outputs" / "record" if IS_CHECKOUT and (ROOT / "outputs" / "record").is_dir() else None  # that come with a checkout
+RECORDS = (
+    ROOT / "outputs" / "record" if IS_CHECKOUT and (ROOT / "outputs" / "record").is_dir() else None
+)  # that come with a checkout

@@ -1,7 +1,10 @@
-"""What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar: a setting of free text holds what is typed.
+"""What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar: a setting of free text holds what
+is typed.
 
-- Free text and paths: every character counts, none of it is grammar. Exceptions: `null` unsets, `${…}` is an interpolation, and a value
-  that stands in quotes as a whole is read by Hydra's rules. In a path, `~` is the home folder. `text=…` has none of these exceptions.
+- Free text and paths: every character counts, none of it is grammar. Exceptions: `null` unsets, `${…}` is an
+interpolation, and a value
+  that stands in quotes as a whole is read by Hydra's rules. In a path, `~` is the home folder. `text=…` has
+  none of these exceptions.
 - Lists: `rows=a` and `rows=a,b` mean `rows=[a,b]`. An element that holds a comma is put in quotes.
 - In a sweep (-m) a comma separates the values of runs.
 """
@@ -16,7 +19,11 @@ import yaml
 from vdrop_cli import CONF
 from vdrop_cli.config import ROOTS, ConfigError, types
 
-NAMES = ("device", "model.name", "dropout.name")  # strings without commas: a comma is a sweep that lacks its -m
+NAMES = (
+    "device",
+    "model.name",
+    "dropout.name",
+)  # strings without commas: a comma is a sweep that lacks its -m
 VERBATIM = "text"  # what is to be read: not even null, ${…} or quotes are anything but text
 SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
 PATHS = {
@@ -24,7 +31,8 @@ PATHS = {
     *(f"data.{name}" for name in ("dir", "train", "valid", "test", "csv", "name", "cache")),
 }
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*|\.{1,2}/[A-Za-z0-9_./-]*"  # what Hydra reads as it stands, but for its keywords
+# what Hydra reads as it stands, but for its keywords
+PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*|\.{1,2}/[A-Za-z0-9_./-]*"
 KEYWORDS = ("null", "true", "false", "inf", "nan")
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 
@@ -34,7 +42,9 @@ def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[st
     known = types(ROOTS[command]) | {SWEEP_FOLDER: str}
     words = checkpoint_named(known, list(words))
     for word in words:
-        if any("\ud800" <= character <= "\udfff" for character in word):  # bytes that are no text; they could not be written down
+        if any(
+            "\ud800" <= character <= "\udfff" for character in word
+        ):  # bytes that are no text; they could not be written down
             raise ConfigError(f"{word!r} is not UTF-8; convert it, or rename the file")
     refuse_groups_of_settings(command, words)
     return [override(known, word, sweep or "hydra.mode=MULTIRUN" in words) for word in words]
@@ -47,7 +57,9 @@ def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:
     named = [f"checkpoint={word}" if is_path(word) else word for word in words]
     given = [word for word in named if re.match(r"\+{0,2}checkpoint=", word)]
     if named != words and len(given) > 1:
-        raise ConfigError(f"{given[0]} and {given[1]} are two checkpoints; name one, and write other paths as setting=path")
+        raise ConfigError(
+            f"{given[0]} and {given[1]} are two checkpoints; name one, and write other paths as setting=path"
+        )
     return named
 
 
@@ -77,11 +89,21 @@ def refuse_groups_of_settings(command: str, words: list[str]) -> None:
             by_group.setdefault(key.partition(".")[0], []).append(key)
     for word in words:
         found = SETTING.fullmatch(word)
-        if not found or found[2] not in by_group or found[2] in groups(command) or found[3].startswith(("{", "null")):
+        if (
+            not found
+            or found[2] not in by_group
+            or found[2] in groups(command)
+            or found[3].startswith(("{", "null"))
+        ):
             continue
-        hint = "it says how often checkpoints are written; the same vdrop train command resumes by itself, vdrop eval reads checkpoints"
+        hint = (
+            "it says how often checkpoints are written; the same vdrop train command resumes by itself, "
+            "vdrop eval reads checkpoints"
+        )
         about = f"; {hint}" if (command, found[2]) == ("train", "checkpoint") else ""
-        raise ConfigError(f"{word}: {found[2]} is a group of settings ({', '.join(by_group[found[2]])}){about}")
+        raise ConfigError(
+            f"{word}: {found[2]} is a group of settings ({', '.join(by_group[found[2]])}){about}"
+        )
 
 
 def override(known: dict[str, Any], word: str, sweep: bool) -> str:
@@ -94,7 +116,9 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
     if key == VERBATIM:
         value = in_quotes(value)
     elif is_list(kind):
-        value = ",".join(as_list(word, part, path) for part in (split(word, value, brackets=True) if sweep else [value]))
+        value = ",".join(
+            as_list(word, part, path) for part in (split(word, value, brackets=True) if sweep else [value])
+        )
     elif is_text(kind):
         if not sweep and key in NAMES and "," in value:
             raise ConfigError(f"{word}: several values are a sweep; add -m to run each of them")
@@ -120,7 +144,9 @@ def as_list(word: str, value: str, path: bool) -> str:
 
 
 def split(word: str, value: str, brackets: bool = False) -> list[str]:
-    """What commas separate, but for those in quotes and, where they are lists, in brackets. `choice(a,b)` is `a,b`."""
+    """What commas separate, but for those in quotes and, where they are lists, in brackets. `choice(a,b)` is
+    `a,b`.
+    """
     value = found[1] if (found := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
     kinds = f"{QUOTED}|\\[.*?\\]" if brackets else QUOTED
     part = re.compile(rf"\s*((?:{kinds})(?=\s*(?:,|\Z))|[^,]*)\s*(,|\Z)", re.DOTALL)
@@ -131,7 +157,9 @@ def split(word: str, value: str, brackets: bool = False) -> list[str]:
         if not match[2]:
             break
     if len(found_parts) > 1 and "" in found_parts:
-        raise ConfigError(f"{word}: there is nothing between two commas; leave one out, or put the value in quotes")
+        raise ConfigError(
+            f"{word}: there is nothing between two commas; leave one out, or put the value in quotes"
+        )
     return found_parts if len(found_parts) > 1 else [value]
 
 

@@ -1,4 +1,6 @@
-"""What is easily had in predicting ratings, to be printed beside what was trained: ridge regression on TF-IDF of the words."""
+"""What is easily had in predicting ratings, to be printed beside what was trained: ridge regression on TF-IDF
+of the words.
+"""
 
 from importlib.util import find_spec
 
@@ -6,7 +8,13 @@ import torch
 from torch import Tensor
 
 Texts = tuple[list[list[int]], Tensor]  # ids of each text, and its rating [R]
-STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the penalty; the best on validation is taken, 1 where there is none
+STRENGTHS = (
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+)  # of the penalty; the best on validation is taken, 1 where there is none
 
 
 def is_there() -> bool:

@@ -1,7 +1,7 @@
 """`LSTMCell` and `GRUCell`: single steps, as `torch.nn`'s, with masks that are held over a sequence.
 
-They are for loops that a layer cannot express: decoders with attention, beam search, streams. Plain operations of torch, so that
-second derivatives, `torch.func`, export and trace work.
+They are for loops that a layer cannot express: decoders with attention, beam search, streams. Plain
+operations of torch, so that second derivatives, `torch.func`, export and trace work.
 
 B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
@@ -22,13 +22,16 @@ from vdrop_cli.policies import Cell, Dropout
 
 
 class RecurrentCell(nn.Module):
-    """One step of a recurrent network. Arguments, weights and results are those of `torch.nn.LSTMCell` and `GRUCell`.
+    """One step of a recurrent network. Arguments, weights and results are those of `torch.nn.LSTMCell` and
+    `GRUCell`.
 
-    Masks are drawn once for a sequence, by `masks(batch)`, and given at every step: `cell(x, hx, masks=masks)`. They multiply what
-    enters the products, never the state that is carried (but for `p_c`, which is on the new cell state). In training mode, a cell
-    that drops anything refuses a step without masks, since masks drawn at every step would be another method. In evaluation mode
-    the means of the masks are used where none are given. `variational=p` drops from the input and the recurrence,
-    `recurrent_dropout=p` from the recurrence alone; the output of a cell is its state, so that `p_out` is for `LockedDropout`.
+    Masks are drawn once for a sequence, by `masks(batch)`, and given at every step: `cell(x, hx,
+    masks=masks)`. They multiply what enters the products, never the state that is carried (but for `p_c`,
+    which is on the new cell state). In training mode, a cell that drops anything refuses a step without
+    masks, since masks drawn at every step would be another method. In evaluation mode the means of the masks
+    are used where none are given. `variational=p` drops from the input and the recurrence,
+    `recurrent_dropout=p` from the recurrence alone; the output of a cell is its state, so that `p_out` is for
+    `LockedDropout`.
     """
 
     cell: ClassVar[Cell]
@@ -58,15 +61,28 @@ class RecurrentCell(nn.Module):
             check_policy(dropout, self.cell, 1)
         chosen = chosen_dropout(dropout, variational, recurrent_dropout, 1, output=False)
         if chosen.p_out > 0:
-            raise ValueError(f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use LockedDropout on the output")
+            raise ValueError(
+                f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use "
+                "LockedDropout on the output"
+            )
         if chosen.new_every_step and chosen.drops:
-            raise ValueError(f"policy must be variational or moon in a cell, whose masks are held over the sequence, got {chosen.policy}")
+            raise ValueError(
+                "policy must be variational or moon in a cell, whose masks are held over the sequence, got "
+                f"{chosen.policy}"
+            )
         self.sampling = MaskSampling(chosen)
         rows = GATES[self.cell] * hidden_size
-        shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
+        shapes = {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, hidden_size),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+        }
         for name, shape in shapes.items():
             here = bias or name.startswith("weight")
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if here else None)
+            self.register_parameter(
+                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if here else None
+            )
         self.reset_parameters()
 
     @property
@@ -80,7 +96,9 @@ class RecurrentCell(nn.Module):
             nn.init.uniform_(parameter, -limit, limit)
 
     def masks(self, batch: int, device: torch.device | str | None = None) -> ModelMasks:
-        """Masks of `batch` sequences: new ones in training mode, their means in evaluation mode. They hold for any number of steps."""
+        """Masks of `batch` sequences: new ones in training mode, their means in evaluation mode. They hold
+        for any number of steps.
+        """
         like = weight_like(self, "weight_ih")
         if not self.sampling.training:
             return mean_masks(self.dropout, 1, like)
@@ -91,49 +109,71 @@ class RecurrentCell(nn.Module):
         """Those that are given, if they fit, or those of evaluation, as `step_masks` shapes them."""
         if masks is None:
             if self.sampling.training and self.dropout.drops:
-                raise ValueError("masks must be given in training mode: masks = cell.masks(batch) once for a sequence, then masks=masks")
+                raise ValueError(
+                    "masks must be given in training mode: masks = cell.masks(batch) once for a sequence, "
+                    "then masks=masks"
+                )
             return step_masks(mean_masks(self.dropout, 1, weight_like(self, "weight_ih")).layers[0])
         if not isinstance(masks, ModelMasks):
             raise TypeError(f"masks must be those of cell.masks(batch), got {type(masks).__name__}")
         if torch.compiler.is_compiling():  # which keeps what it has checked as guards
             self.check_masks(masks, batch)
             return step_masks(masks.layers[0])
-        # The masks are the same at every step, so they store what the first one has checked and shaped. What is computed within a
+        # The masks are the same at every step, so they store what the first one has checked and shaped. What
+        # is computed within a
         # transform of torch.func, or is part of a graph of gradients, belongs to that step alone.
         sizes = (self.cell, batch, self.input_size, self.hidden_size)
         known = masks.checked_masks
         if known is None or known[0] is not masks.layers[0] or known[1] != sizes:
             self.check_masks(masks, batch)
             known = (masks.layers[0], sizes, step_masks(masks.layers[0]))
-            if not in_transform() and not any(mask is not None and mask.requires_grad for mask in masks.layers[0]):
+            if not in_transform() and not any(
+                mask is not None and mask.requires_grad for mask in masks.layers[0]
+            ):
                 object.__setattr__(masks, "checked_masks", known)
         return known[2]
 
     def check_masks(self, masks: ModelMasks, batch: int) -> None:
         """Raises ValueError where they are not for steps of this cell with so many sequences."""
         if len(masks.layers) != 1 or masks.batch not in (None, batch) or masks.time not in (None, 1):
-            raise ValueError(f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})")
+            raise ValueError(
+                f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})"
+            )
         if masks.word is not None or masks.out is not None:
-            raise ValueError("masks.word and masks.out must be None: a cell uses neither; use WordDropout and LockedDropout")
+            raise ValueError(
+                "masks.word and masks.out must be None: a cell uses neither; use WordDropout and "
+                "LockedDropout"
+            )
         if masks.layers[0].c is not None and self.cell is Cell.gru:
             raise ValueError("masks.c must be None: a GRU has no cell state")
-        check_sizes(masks.layers[0], 1, GATES[self.cell], batch, self.input_size, self.hidden_size, self.hidden_size)
+        check_sizes(
+            masks.layers[0], 1, GATES[self.cell], batch, self.input_size, self.hidden_size, self.hidden_size
+        )
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
         """Input and states with a batch, and whether they came with one."""
         batched = x.dim() == 2
         x_BD = x if batched else x[None]
         if x_BD.dim() != 2 or x_BD.shape[1] != self.input_size:
-            raise ValueError(f"input must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape)}")
+            raise ValueError(
+                f"input must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape)}"
+            )
         if hx is None:
-            return x_BD, [x.new_zeros(len(x_BD), self.hidden_size, dtype=weight_like(self, "weight_ih").dtype)] * states, batched
+            return (
+                x_BD,
+                [x.new_zeros(len(x_BD), self.hidden_size, dtype=weight_like(self, "weight_ih").dtype)]
+                * states,
+                batched,
+            )
         parts = hx if isinstance(hx, tuple | list) else (hx,)
         if not batched:
             parts = tuple(part[None] if isinstance(part, Tensor) else part for part in parts)
         shape = (len(x_BD), self.hidden_size)
         if len(parts) != states or any(not isinstance(part, Tensor) or part.shape != shape for part in parts):
             names = "(h, c), each" if states == 2 else "h,"
-            raise ValueError(f"the state must be {names} {list(shape)}, got {', '.join(map(shape_of, parts))}")
+            raise ValueError(
+                f"the state must be {names} {list(shape)}, got {', '.join(map(shape_of, parts))}"
+            )
         return x_BD, parts, batched
 
     def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -156,7 +196,9 @@ def step_masks(masks: Masks) -> Masks:
 
     Those of x and h are [1 or B, size] where all gates share a mask, and [G, 1 or B, size] otherwise.
     """
-    x, h = (None if mask is None else mask[0, 0] if mask.shape[1] == 1 else mask[0] for mask in (masks.x, masks.h))
+    x, h = (
+        None if mask is None else mask[0, 0] if mask.shape[1] == 1 else mask[0] for mask in (masks.x, masks.h)
+    )
     return Masks(x, h, None if masks.c is None else masks.c[0])
 
 
@@ -175,16 +217,26 @@ class LSTMCell(RecurrentCell):
 
     cell = Cell.lstm
 
-    def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None
+    ) -> tuple[Tensor, Tensor]:
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD))
         if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
-            # h enters the step by its products alone, so that torch's cell may have it masked; it has no rules for torch.func.
+            # h enters the step by its products alone, so that torch's cell may have it masked; it has no
+            # rules for torch.func.
             h_BH, c_BH = torch.lstm_cell(
-                under(x_BD, mask.x), (under(h_BH, mask.h), c_BH), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+                under(x_BD, mask.x),
+                (under(h_BH, mask.h), c_BH),
+                self.weight_ih,
+                self.weight_hh,
+                self.bias_ih,
+                self.bias_hh,
             )
         else:
-            a = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih) + self.product(h_BH, mask.h, self.weight_hh, self.bias_hh)
+            a = self.product(x_BD, mask.x, self.weight_ih, self.bias_ih) + self.product(
+                h_BH, mask.h, self.weight_hh, self.bias_hh
+            )
             i, f, g, o = a.chunk(4, 1)
             c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
             if mask.c is not None:
@@ -194,7 +246,9 @@ class LSTMCell(RecurrentCell):
 
 
 class GRUCell(RecurrentCell):
-    """One step of a GRU: h [B, H] from x [B, D] and h. `reset_after=True` computes what `torch.nn.GRUCell` does, see `layers.GRU`."""
+    """One step of a GRU: h [B, H] from x [B, D] and h. `reset_after=True` computes what `torch.nn.GRUCell`
+    does, see `layers.GRU`.
+    """
 
     cell = Cell.gru
 
@@ -211,7 +265,9 @@ class GRUCell(RecurrentCell):
             r, z = (a_r + u_r).sigmoid(), (a_z + u_z).sigmoid()
             n = torch.addcmul(a_n, r, u_n).tanh()
         else:
-            bias = self.bias_ih if self.bias_hh is None or self.bias_ih is None else self.bias_ih + self.bias_hh
+            bias = (
+                self.bias_ih if self.bias_hh is None or self.bias_ih is None else self.bias_ih + self.bias_hh
+            )
             size = self.hidden_size
             sizes = (2 * size, size)
             a_rz, a_n = self.product(x_BD, mask.x, self.weight_ih, bias).split_with_sizes(sizes, 1)

@@ -1,4 +1,6 @@
-"""A run on disk: its folder, and all that resuming, evaluation and prediction need, as one file. Tensors and plain values only."""
+"""A run on disk: its folder, and all that resuming, evaluation and prediction need, as one file. Tensors and
+plain values only.
+"""
 
 import math
 import re
@@ -28,7 +30,9 @@ class Unusable(ConfigError):
 
 @dataclass
 class Checkpoint:
-    """What a run is between two steps; masks and order are functions of seed, epoch and batch, so nothing else is needed."""
+    """What a run is between two steps; masks and order are functions of seed, epoch and batch, so nothing
+    else is needed.
+    """
 
     config: dict[str, Any]  # as `config.plain` writes it
     corpus: str  # fingerprint
@@ -44,7 +48,9 @@ class Checkpoint:
     state: list[Tensor] = field(repr=False)  # carried from batch to batch; nothing at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
-    learned: dict[str, Any] = field(default_factory=dict, repr=False)  # as `learned.plain` writes it; empty in the older format
+    learned: dict[str, Any] = field(
+        default_factory=dict, repr=False
+    )  # as `learned.plain` writes it; empty in the older format
 
     @property
     def train(self) -> Train:
@@ -53,17 +59,29 @@ class Checkpoint:
     @property
     def knowledge(self) -> Learned | None:
         """What the model knows of its training text; None in the older format."""
-        return learned.read(self.learned, self.train.task.name is TaskName.sentiment) if self.learned else None
+        return (
+            learned.read(self.learned, self.train.task.name is TaskName.sentiment) if self.learned else None
+        )
 
 
 COUNTS = ("epoch", "batch", "epoch_words", "best_epoch")
 DURATIONS = ("seconds", "epoch_seconds")
-TYPES: dict[str, type] = {**dict.fromkeys(COUNTS, int), **dict.fromkeys((*DURATIONS, "best"), float), "corpus": str}
-TYPES |= {**dict.fromkeys(("config", "environment", "model", "optimiser", "learned"), dict), "losses": list, "state": list}
+TYPES: dict[str, type] = {
+    **dict.fromkeys(COUNTS, int),
+    **dict.fromkeys((*DURATIONS, "best"), float),
+    "corpus": str,
+}
+TYPES |= {
+    **dict.fromkeys(("config", "environment", "model", "optimiser", "learned"), dict),
+    "losses": list,
+    "state": list,
+}
 
 
 def require_valid(found: Checkpoint) -> None:
-    """The one place where the content of a checkpoint is checked. Raises ValueError, with a reason that quotes nothing from the file."""
+    """The one place where the content of a checkpoint is checked. Raises ValueError, with a reason that
+    quotes nothing from the file.
+    """
     for name, kind in TYPES.items():
         require(type(getattr(found, name)) is kind, f"its {name} is no {kind.__name__}")
     for name in COUNTS:
@@ -71,16 +89,31 @@ def require_valid(found: Checkpoint) -> None:
     for name in DURATIONS:
         require(0 <= getattr(found, name) < math.inf, f"its {name} is not a number that can be")
     has_epochs = found.epoch > 0
-    require(found.best_epoch <= found.epoch and (found.best_epoch > 0) == has_epochs, "its best epoch is none of its epochs")
-    require(math.isfinite(found.best) if has_epochs else found.best == math.inf, "the metric of its best epoch is not a finite number")
-    require(all(type(loss) is float and math.isfinite(loss) for loss in found.losses), "a loss is not a finite number")
+    require(
+        found.best_epoch <= found.epoch and (found.best_epoch > 0) == has_epochs,
+        "its best epoch is none of its epochs",
+    )
+    require(
+        math.isfinite(found.best) if has_epochs else found.best == math.inf,
+        "the metric of its best epoch is not a finite number",
+    )
+    require(
+        all(type(loss) is float and math.isfinite(loss) for loss in found.losses),
+        "a loss is not a finite number",
+    )
     require(len(found.losses) == found.batch, "it has another number of losses than of batches")
     for what, tensors in (("a carried state", found.state), ("a weight", list(found.model.values()))):
-        require(all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors), f"{what} is no tensor of float32")
+        require(
+            all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
+            f"{what} is no tensor of float32",
+        )
         require(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
     require(all(type(name) is str for name in found.model), "the name of a weight is no text")
     for name, value in found.environment.items():
-        require(type(name) is str and isinstance(value, str | int | float | None), "its environment is not of texts and numbers")
+        require(
+            type(name) is str and isinstance(value, str | int | float | None),
+            "its environment is not of texts and numbers",
+        )
     require_readable("its settings are not those of a training run", lambda: found.train)
     require_readable("what it has learned of its text is not as vdrop writes it", lambda: found.knowledge)
 
@@ -88,7 +121,15 @@ def require_valid(found: Checkpoint) -> None:
 def require_readable(otherwise: str, read: Callable[[], object]) -> None:
     try:
         read()
-    except (ConfigError, OmegaConfBaseException, TypeError, ValueError, OverflowError, AttributeError, AssertionError):
+    except (
+        ConfigError,
+        OmegaConfBaseException,
+        TypeError,
+        ValueError,
+        OverflowError,
+        AttributeError,
+        AssertionError,
+    ):
         raise ValueError(otherwise) from None
 
 
@@ -98,16 +139,25 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -> None:
-    """Raises ValueError where settings describe a larger model than there are weights, before memory is taken for it."""
-    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()}
+    """Raises ValueError where settings describe a larger model than there are weights, before memory is taken
+    for it.
+    """
+    memory = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()
+    }
     least = words * model.hidden_size + 6 * model.layers * model.hidden_size**2  # of a GRU
-    require(least <= sum(memory.values()) // float32.itemsize, "it has fewer weights than its settings describe")
+    require(
+        least <= sum(memory.values()) // float32.itemsize, "it has fewer weights than its settings describe"
+    )
 
 
 def require_fitting(weights: dict[str, Tensor], model: nn.Module) -> None:
     """Raises ValueError unless these are the weights of the model, by name and shape."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    require({name: tensor.shape for name, tensor in weights.items()} == wanted, "it does not hold the weights that its settings describe")
+    require(
+        {name: tensor.shape for name, tensor in weights.items()} == wanted,
+        "it does not hold the weights that its settings describe",
+    )
 
 
 def unusable(path: Path, reason: object) -> Unusable:
@@ -115,13 +165,18 @@ def unusable(path: Path, reason: object) -> Unusable:
 
 
 def path_of(folder: Path, epoch: int, batch: int = 0) -> Path:
-    """`checkpoint-0003.pt` for the end of the third epoch, `checkpoint-0003-00812.pt` for 812 batches later."""
+    """`checkpoint-0003.pt` for the end of the third epoch, `checkpoint-0003-00812.pt` for 812 batches
+    later.
+    """
     return folder / f"checkpoint-{epoch:04}{f'-{batch:05}' if batch else ''}.pt"
 
 
 def all_in(folder: Path) -> list[Path]:
     """Newest first."""
-    names = (re.fullmatch(r"checkpoint-(\d{4,})(?:-(\d{5,}))?\.pt", path.name) for path in folder.glob("checkpoint-*.pt"))
+    names = (
+        re.fullmatch(r"checkpoint-(\d{4,})(?:-(\d{5,}))?\.pt", path.name)
+        for path in folder.glob("checkpoint-*.pt")
+    )
     places = sorted(((int(found[1]), int(found[2] or 0)) for found in names if found), reverse=True)
     return [path_of(folder, *place) for place in places]
 
@@ -129,7 +184,8 @@ def all_in(folder: Path) -> list[Path]:
 def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
     """Older ones but the best are removed when it is there. Raises RunError where it cannot be written.
 
-    `best_before` is the best epoch that the checkpoint before this one names, which stays as long as that one does.
+    `best_before` is the best epoch that the checkpoint before this one names, which stays as long as that one
+    does.
     """
     path = path_of(folder, checkpoint.epoch, checkpoint.batch)
     best = [path_of(folder, epoch) for epoch in (checkpoint.best_epoch, best_before)]
@@ -141,7 +197,10 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
             try:
                 old.unlink(missing_ok=True)
             except OSError as error:  # no reason to end the training
-                print(f"vdrop: {old} is no longer needed, and cannot be removed ({error.strerror})", file=sys.stderr)
+                print(
+                    f"vdrop: {old} is no longer needed, and cannot be removed ({error.strerror})",
+                    file=sys.stderr,
+                )
 
 
 def load(path: Path) -> Checkpoint:
@@ -149,14 +208,23 @@ def load(path: Path) -> Checkpoint:
     try:
         held = files.read_tensors(path)
     except FileNotFoundError:
-        raise Unusable(f"checkpoint={path} does not exist; name a checkpoint file or a run folder below outputs/train") from None
+        raise Unusable(
+            f"checkpoint={path} does not exist; name a checkpoint file or a run folder below outputs/train"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
+        raise ConfigError(
+            f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it"
+        ) from None
     except Damaged as damage:
-        raise Unusable(f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run") from None
+        raise Unusable(
+            f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run"
+        ) from None
     form = held.pop("format", None)
     if form not in (FORMAT, OLDER_FORMAT):
-        raise Unusable(f"checkpoint={path} was not written by this version of vdrop (there is no “{FORMAT}” in it); train again")
+        raise Unusable(
+            f"checkpoint={path} was not written by this version of vdrop (there is no “{FORMAT}” in it); "
+            "train again"
+        )
     try:
         found = Checkpoint(**held)
         require_valid(found)
@@ -169,13 +237,17 @@ def load(path: Path) -> Checkpoint:
 
 
 def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
-    """What `use` makes of a checkpoint. Where that cannot be used, or `use` raises Unusable or ValueError, it is reported, and None.
+    """What `use` makes of a checkpoint. Where that cannot be used, or `use` raises Unusable or ValueError, it
+    is reported, and None.
 
     Raises ConfigError where it cannot be read now.
     """
     try:
         found = load(path)
-        require(path_of(path.parent, found.epoch, found.batch) == path, "it is of another epoch than its name says")
+        require(
+            path_of(path.parent, found.epoch, found.batch) == path,
+            "it is of another epoch than its name says",
+        )
         return use(found)
     except Unusable as error:
         print(f"vdrop: {error}", file=sys.stderr)
@@ -184,8 +256,11 @@ def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
     return None
 
 
-def newest(folder: Path, require_usable: Callable[[Checkpoint], object] = lambda found: None) -> Checkpoint | None:
-    """The newest one of a run that can be used, None where there is none yet; unusable ones are reported and passed over.
+def newest(
+    folder: Path, require_usable: Callable[[Checkpoint], object] = lambda found: None
+) -> Checkpoint | None:
+    """The newest one of a run that can be used, None where there is none yet; unusable ones are reported and
+    passed over.
 
     `require_usable` raises ValueError where a checkpoint does not fit its purpose.
     Raises ConfigError where none can be used, or one cannot be read now.
@@ -205,7 +280,9 @@ def newest(folder: Path, require_usable: Callable[[Checkpoint], object] = lambda
 
 
 def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
-    """The one at the end of an epoch. Raises Unusable, or ValueError where it is another one, or its weights are not those of the model."""
+    """The one at the end of an epoch. Raises Unusable, or ValueError where it is another one, or its weights
+    are not those of the model.
+    """
     found = load(path_of(folder, epoch))
     require((found.epoch, found.batch) == (epoch, 0), "it is of another epoch than its name says")
     require_fitting(found.model, model)
@@ -213,13 +290,17 @@ def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
 
 
 def find(named: str) -> Path:
-    """The file that the setting `checkpoint` means: itself, or of a run folder the one that its result is reported from."""
+    """The file that the setting `checkpoint` means: itself, or of a run folder the one that its result is
+    reported from.
+    """
     path = Path(named)
     if not path.is_dir():
         return path
     last = newest(path)
     if last is None:
-        raise ConfigError(f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train")
+        raise ConfigError(
+            f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train"
+        )
     best = last.train.reports_best and last.best_epoch > 0
     return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.batch)
 

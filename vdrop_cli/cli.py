@@ -202,7 +202,9 @@ def command_of(line: list[str]) -> tuple[str | None, list[str]]:
 
 
 def options_of(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and all other words, as Hydra's parser takes them one after the other only."""
+    """Options with their values, and all other words, as Hydra's parser takes them one after the other
+    only.
+    """
     options, words = list[str](), list[str]()
     for place, word in enumerate(arguments):
         is_value = place > 0 and word in HYDRA_OPTIONS.get(arguments[place - 1], ())
@@ -222,9 +224,13 @@ def run(command: str, arguments: list[str]) -> None:
 
     register()
     take_over()
-    OmegaConf.register_new_resolver("help_of", lambda name: help_of(name, {group: choices(group) for group in groups(name)}), replace=True)
+    OmegaConf.register_new_resolver(
+        "help_of", lambda name: help_of(name, {group: choices(group) for group in groups(name)}), replace=True
+    )
     options, words = options_of(arguments)
-    unknown = [option for option in options if option.startswith("-") and option.split("=")[0] not in HYDRA_OPTIONS]
+    unknown = [
+        option for option in options if option.startswith("-") and option.split("=")[0] not in HYDRA_OPTIONS
+    ]
     if unknown:
         fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
     if any(option.split("=")[0] in ("--cfg", "-c") for option in options) and "--resolve" not in options:

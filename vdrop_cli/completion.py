@@ -1,4 +1,6 @@
-"""Answers bash: commands, options, settings, choices, lists and paths that the last word of a line can become."""
+"""Answers bash: commands, options, settings, choices, lists and paths that the last word of a line can
+become.
+"""
 
 import os
 import re
@@ -45,7 +47,11 @@ def completions(words: list[str], commands: Iterable[str], options: list[str]) -
     taken = re.split(r"[\[,=]\s*", start)
     if key in PATHS:
         return [start + path for path in files(stem)]
-    return [start + value for value in values(command, key, known.get(key)) if value.startswith(stem) and value not in taken]
+    return [
+        start + value
+        for value in values(command, key, known.get(key))
+        if value.startswith(stem) and value not in taken
+    ]
 
 
 def next_names(stem: str, keys: list[str]) -> list[str]:
@@ -83,5 +89,9 @@ def files(stem: str) -> list[str]:
         there = sorted(Path(os.path.expanduser(folder + slash) or ".").iterdir())
     except OSError:
         return []
-    shown = (path for path in there if path.name.startswith(name) and (name.startswith(".") or not path.name.startswith(".")))
+    shown = (
+        path
+        for path in there
+        if path.name.startswith(name) and (name.startswith(".") or not path.name.startswith("."))
+    )
     return [f"{folder}{slash}{path.name}{'/' if path.is_dir() else ''}" for path in shown]

@@ -1,4 +1,6 @@
-"""Every setting of every command, typed: its unit, its limits, its source. No torch here, so that help and errors are quick."""
+"""Every setting of every command, typed: its unit, its limits, its source. No torch here, so that help and
+errors are quick.
+"""
 
 import dataclasses
 import hashlib
@@ -17,7 +19,9 @@ from vdrop_cli.policies import PLACES, Cell, Choice, Dropout, Policy, Tie, WordM
 
 
 class ConfigError(CompactHydraException):
-    """A mistake of the user's: one line that names the setting or the file and says what to do. Exit code 2."""
+    """A mistake of the user's: one line that names the setting or the file and says what to do. Exit code
+    2.
+    """
 
 
 class RunError(CompactHydraException):
@@ -40,7 +44,9 @@ class TaskName(Choice):
 
 
 class Protocol(Choice):
-    paper = "paper"  # chunks, 80/20, no validation set: chunks of the text at the border may lie on both sides
+    paper = (
+        "paper"  # chunks, 80/20, no validation set: chunks of the text at the border may lie on both sides
+    )
     clean = "clean"  # split by text, 70/10/20; the mean over a text's chunks; the best epoch on validation
 
 
@@ -81,14 +87,29 @@ LIMITS = {"layers": 1000, "mc_samples": 10**6, "mc_batch": 10**6}  # of some, wh
 SEEDS = ("seed", "split_seed")  # which have limits of their own
 NAME_LIMIT = 100  # bytes of a name that becomes part of a folder's name
 PATH_LIMIT, PART_LIMIT = 3000, 255  # bytes of a path, to which names are added; and of a name in it
-PATHS = ("checkpoint", "members", "outputs", "file", "csv", "latex", "dir", "train", "valid", "test", "cache", "name")
+PATHS = (
+    "checkpoint",
+    "members",
+    "outputs",
+    "file",
+    "csv",
+    "latex",
+    "dir",
+    "train",
+    "valid",
+    "test",
+    "cache",
+    "name",
+)
 FLOAT32_LIMIT = 3e38  # what is larger is infinite in the arithmetic
 
 
 def require_name(key: str, name: str) -> None:
     """It becomes part of a folder's name."""
     require(re.fullmatch(r"\w[\w.-]*", name) is not None, key, "letters, digits, _ . and -", repr(name))
-    require(len(name.encode()) <= NAME_LIMIT, key, f"at most {NAME_LIMIT} bytes long", f"{len(name.encode())}")
+    require(
+        len(name.encode()) <= NAME_LIMIT, key, f"at most {NAME_LIMIT} bytes long", f"{len(name.encode())}"
+    )
 
 
 def require(holds: bool, key: str, wanted: str, got: object) -> None:
@@ -114,9 +135,17 @@ class Model:
         require(0 < self.init < FLOAT32_LIMIT, "model.init", "above 0", self.init)
         require(math.isfinite(self.forget_bias), "model.forget_bias", "finite", self.forget_bias)
         require(
-            self.forget_bias == 0 or self.cell is Cell.lstm, "model.forget_bias", "0 for a GRU, which has no forget gate", self.forget_bias
+            self.forget_bias == 0 or self.cell is Cell.lstm,
+            "model.forget_bias",
+            "0 for a GRU, which has no forget gate",
+            self.forget_bias,
         )
-        require(not self.reset_after or self.cell is Cell.gru, "model.reset_after", "false for an LSTM, which has no reset gate", "true")
+        require(
+            not self.reset_after or self.cell is Cell.gru,
+            "model.reset_after",
+            "false for an LSTM, which has no reset gate",
+            "true",
+        )
 
 
 @dataclass
@@ -136,14 +165,18 @@ class DropoutSettings:
     def __post_init__(self) -> None:
         require_name("dropout.name", self.name)
         tied = self.policy is not Policy.variational
-        require(not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true")
+        require(
+            not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true"
+        )
         self.for_layers()
 
     def for_layers(self) -> Dropout:
         """As the layers take it."""
         probabilities = {name: getattr(self, name) for name in PLACES}
         try:
-            return Dropout(self.policy, tie=Tie.none if self.untied else None, word_mask=self.word_mask, **probabilities)
+            return Dropout(
+                self.policy, tie=Tie.none if self.untied else None, word_mask=self.word_mask, **probabilities
+            )
         except ValueError as error:
             message = re.sub(r"\b(policy|p_word)=", r"dropout.\1=", str(error))
             raise ConfigError(f"dropout.{message}") from None
@@ -152,28 +185,54 @@ class DropoutSettings:
 @dataclass
 class Data:
     source: Source = MISSING
-    dir: str | None = None  # ptb: the folder of ptb.{train,valid,test}.txt; cornell: that of scaledata/; vader: that of its snippets
+    dir: str | None = (
+        # ptb: the folder of ptb.{train,valid,test}.txt; cornell: that of scaledata/; vader: that of its
+        # snippets
+        None
+    )
     train: str | None = None  # text: a file
     valid: str | None = None  # text: a file
     test: str | None = None  # text: a file
     csv: str | None = None  # text_regression: a file, its columns named in the first line; or `name`
-    delimiter: str | None = None  # with csv: the sign between two columns, or tab; null: a comma, or in a file .tsv a tab
-    name: str | None = None  # hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load
+    delimiter: str | None = (
+        None  # with csv: the sign between two columns, or tab; null: a comma, or in a file .tsv a tab
+    )
+    name: str | None = (
+        None  # hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load
+    )
     config: str | None = None  # hub, text_regression: one of its configurations
     revision: str | None = None  # hub, text_regression: branch, tag or commit
     column: str | None = None  # hub, text_regression: the column with the text
     rating_column: str | None = None  # text_regression: the column with the number to be predicted
-    min_count: int = 1  # words that the training part (task.protocol=paper: all) has less often are <unk>; text, hub, pydoc: 2
-    vocabulary_size: int | None = None  # texts with ratings: so many words, the most frequent ones, are kept; null: all
-    cache: str | None = "data/cache"  # folder of encoded corpora, found by content; null: none. Texts with ratings are not kept there
+    # words that the training part (task.protocol=paper: all) has less often are <unk>; text, hub, pydoc: 2
+    min_count: int = 1
+    vocabulary_size: int | None = (
+        None  # texts with ratings: so many words, the most frequent ones, are kept; null: all
+    )
+    cache: str | None = (
+        # folder of encoded corpora, found by content; null: none. Texts with ratings are not kept there
+        "data/cache"
+    )
 
     def __post_init__(self) -> None:
-        belongs = {"dir": (Source.ptb, Source.cornell, Source.vader), **dict.fromkeys(("train", "valid", "test"), (Source.text,))}
-        belongs |= dict.fromkeys(("name", "config", "revision", "column"), (Source.hub, Source.text_regression))
-        belongs |= dict.fromkeys(("csv", "delimiter", "rating_column"), (Source.text_regression,)) | {"vocabulary_size": RATED}
+        belongs = {
+            "dir": (Source.ptb, Source.cornell, Source.vader),
+            **dict.fromkeys(("train", "valid", "test"), (Source.text,)),
+        }
+        belongs |= dict.fromkeys(
+            ("name", "config", "revision", "column"), (Source.hub, Source.text_regression)
+        )
+        belongs |= dict.fromkeys(("csv", "delimiter", "rating_column"), (Source.text_regression,)) | {
+            "vocabulary_size": RATED
+        }
         for key, sources in belongs.items():
             value = getattr(self, key)
-            require(value is None or self.source in sources, f"data.{key}", f"unset with data={self.source}", value)
+            require(
+                value is None or self.source in sources,
+                f"data.{key}",
+                f"unset with data={self.source}",
+                value,
+            )
         needed = {
             Source.text: ("train", "valid", "test"),
             Source.hub: ("name", "column"),
@@ -188,17 +247,42 @@ class Data:
                 "set with data=text_regression, or data.name",
                 "both" if self.csv else "neither",
             )
-            require(self.column != self.rating_column, "data.rating_column", "another column than data.column", self.rating_column)
-            require(self.delimiter is None or self.csv is not None, "data.delimiter", "null without data.csv", self.delimiter)
+            require(
+                self.column != self.rating_column,
+                "data.rating_column",
+                "another column than data.column",
+                self.rating_column,
+            )
+            require(
+                self.delimiter is None or self.csv is not None,
+                "data.delimiter",
+                "null without data.csv",
+                self.delimiter,
+            )
             self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
             fits = self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
-            require(fits, "data.delimiter", "one character that is no quotation mark or line end, or tab", repr(self.delimiter))
+            require(
+                fits,
+                "data.delimiter",
+                "one character that is no quotation mark or line end, or tab",
+                repr(self.delimiter),
+            )
             for key in ("config", "revision"):
                 value = getattr(self, key)
-                require(value is None or self.csv is None, f"data.{key}", "null with data.csv, it is of the Hub", value)
+                require(
+                    value is None or self.csv is None,
+                    f"data.{key}",
+                    "null with data.csv, it is of the Hub",
+                    value,
+                )
         require(self.min_count >= 1, "data.min_count", "at least 1", self.min_count)
         given = self.source is Source.ptb  # whose rare words are <unk> already
-        require(not given or self.min_count == 1, "data.min_count", "1 with data=ptb, which has its own <unk>", self.min_count)
+        require(
+            not given or self.min_count == 1,
+            "data.min_count",
+            "1 with data=ptb, which has its own <unk>",
+            self.min_count,
+        )
         kept = self.vocabulary_size
         require(kept is None or kept >= 1, "data.vocabulary_size", "at least 1, or null", kept)
 
@@ -206,24 +290,51 @@ class Data:
 @dataclass
 class Task:
     name: TaskName = MISSING
-    batch_size: int = MISSING  # columns that the training text is cut into, or sequences that are read together
+    batch_size: int = (
+        MISSING  # columns that the training text is cut into, or sequences that are read together
+    )
     bptt: int | None = None  # language_model: time steps of a chunk, through which gradients flow
     protocol: Protocol | None = None  # sentiment: how texts are split, and what is reported
-    chunk_words: int | None = None  # sentiment: longer texts are cut into chunks of so many words; null: they are read whole
+    chunk_words: int | None = (
+        None  # sentiment: longer texts are cut into chunks of so many words; null: they are read whole
+    )
     split_seed: int | None = None  # sentiment: of the order in which texts are dealt to the parts
-    length_pool: int | None = None  # sentiment: so many batches are drawn together and sorted by length, so that less padding is read
+    length_pool: int | None = (
+        # sentiment: so many batches are drawn together and sorted by length, so that less padding is read
+        None
+    )
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "task.batch_size", "at least 1", self.batch_size)
-        require(self.chunk_words is None or self.chunk_words >= 2, "task.chunk_words", "at least 2, or null", self.chunk_words)
+        require(
+            self.chunk_words is None or self.chunk_words >= 2,
+            "task.chunk_words",
+            "at least 2, or null",
+            self.chunk_words,
+        )
         of_sentiment, rated = ("protocol", "split_seed", "length_pool"), self.name is TaskName.sentiment
         for key in ("bptt", *of_sentiment, "chunk_words"):
             value, wanted = getattr(self, key), (key in of_sentiment) if rated else key == "bptt"
             require(value is not None or not wanted, f"task.{key}", f"set with task={self.name}", "null")
-            require(value is None or wanted or (rated and key == "chunk_words"), f"task.{key}", f"null with task={self.name}", value)
+            require(
+                value is None or wanted or (rated and key == "chunk_words"),
+                f"task.{key}",
+                f"null with task={self.name}",
+                value,
+            )
         require(self.bptt is None or self.bptt >= 1, "task.bptt", "at least 1", self.bptt)
-        require(self.split_seed is None or 0 <= self.split_seed < 2**32, "task.split_seed", "in [0, 2^32)", self.split_seed)
-        require(self.length_pool is None or self.length_pool >= 1, "task.length_pool", "at least 1", self.length_pool)
+        require(
+            self.split_seed is None or 0 <= self.split_seed < 2**32,
+            "task.split_seed",
+            "in [0, 2^32)",
+            self.split_seed,
+        )
+        require(
+            self.length_pool is None or self.length_pool >= 1,
+            "task.length_pool",
+            "at least 1",
+            self.length_pool,
+        )
 
     @property
     def steps(self) -> int:
@@ -239,9 +350,16 @@ class Schedule:
     lr: float = MISSING  # sgd: on the scale of a loss summed over the time steps of a chunk
     decay: float = MISSING  # the learning rate is divided by it at the end of every epoch after max_epoch
     max_epoch: int = MISSING
-    clip: float | None = MISSING  # limit of the gradient's global norm, on the scale of the summed loss; null: none
-    weight_decay: float = 0.0  # sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w in the gradient
-    patience: int | None = None  # stop after so many epochs without a better validation, report the best epoch; null: run to the end
+    clip: float | None = (
+        MISSING  # limit of the gradient's global norm, on the scale of the summed loss; null: none
+    )
+    # sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w in the
+    # gradient
+    weight_decay: float = 0.0
+    patience: int | None = (
+        # stop after so many epochs without a better validation, report the best epoch; null: run to the end
+        None
+    )
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "schedule.epochs", "at least 1", self.epochs)
@@ -250,7 +368,12 @@ class Schedule:
         require(self.max_epoch >= 0, "schedule.max_epoch", "at least 0", self.max_epoch)
         require(self.clip is None or self.clip > 0, "schedule.clip", "above 0, or null", self.clip)
         require(0 <= self.weight_decay < 1, "schedule.weight_decay", "in [0, 1)", self.weight_decay)
-        require(self.patience is None or self.patience >= 1, "schedule.patience", "at least 1, or null", self.patience)
+        require(
+            self.patience is None or self.patience >= 1,
+            "schedule.patience",
+            "at least 1, or null",
+            self.patience,
+        )
 
     @property
     def clipped_at(self) -> float:
@@ -259,11 +382,20 @@ class Schedule:
 
 @dataclass
 class Checkpoints:
-    minutes: float = 5.0  # of training between two of them; there are those at the end of epochs and at a signal besides
-    epochs: int = 1  # one at the end of every so many epochs, of the last, and of the best so far where that is the one that is reported
+    minutes: float = (
+        5.0  # of training between two of them; there are those at the end of epochs and at a signal besides
+    )
+    # one at the end of every so many epochs, of the last, and of the best so far where that is the one that
+    # is reported
+    epochs: int = 1
 
     def __post_init__(self) -> None:
-        require(self.minutes > 0, "checkpoint.minutes", "above 0 (inf: at the end of epochs and at a signal only)", self.minutes)
+        require(
+            self.minutes > 0,
+            "checkpoint.minutes",
+            "above 0 (inf: at the end of epochs and at a signal only)",
+            self.minutes,
+        )
         require(self.epochs >= 1, "checkpoint.epochs", "at least 1", self.epochs)
 
 
@@ -272,7 +404,9 @@ class StartCheck:
     """Language models: a run whose start is stuck ends, as it will not recover."""
 
     steps: int | None = None  # after which the start is judged, at most those of an epoch; null: never
-    loss: float = 7.0  # nats a word; the start is stuck where the mean of the last quarter of these steps is above it
+    loss: float = (
+        7.0  # nats a word; the start is stuck where the mean of the last quarter of these steps is above it
+    )
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps >= 1, "stuck.steps", "at least 1, or null", self.steps)
@@ -286,10 +420,14 @@ class Published:
     row: str = MISSING
     source: str | None = None  # null: nothing published compares
     confirmed: bool = False  # whether from a copy of the paper itself
-    same_settings: bool = True  # whether its settings are those of the experiment, so that a difference says something
+    same_settings: bool = (
+        True  # whether its settings are those of the experiment, so that a difference says something
+    )
     mc_samples: int = 0  # passes of MC dropout that it is evaluated with; 0: the standard approximation
     members: int = 1  # runs, of seeds 1, 2, … without stuck ones, whose probabilities are averaged
-    valid: float | None = None  # perplexity as the authors' code computes it: compares with valid_ppl_as_published
+    valid: float | None = (
+        None  # perplexity as the authors' code computes it: compares with valid_ppl_as_published
+    )
     valid_deviation: float | None = None
     test: float | None = None  # perplexity
     test_deviation: float | None = None
@@ -338,7 +476,12 @@ class Train:
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
         require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         moon_gru = self.dropout.policy is Policy.moon and self.model.cell is Cell.gru
-        require(not moon_gru, "dropout", "another policy than moon with a GRU, which has no cell state", self.dropout.name)
+        require(
+            not moon_gru,
+            "dropout",
+            "another policy than moon with a GRU, which has no cell state",
+            self.dropout.name,
+        )
         rated, source = self.data.source in RATED, self.data.source
         suits = rated == (self.task.name is TaskName.sentiment)
         others = [other.name for other in Source if (other in RATED) != rated]
@@ -346,7 +489,12 @@ class Train:
         unchosen = self.task.protocol is Protocol.paper and self.schedule.patience is not None
         judged = self.task.name is TaskName.language_model or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
-        require(not unchosen, "schedule.patience", "null with task.protocol=paper, which has no validation part", self.schedule.patience)
+        require(
+            not unchosen,
+            "schedule.patience",
+            "null with task.protocol=paper, which has no validation part",
+            self.schedule.patience,
+        )
 
     @property
     def reports_best(self) -> bool:
@@ -358,20 +506,26 @@ class Train:
         return {key: value for key, value in plain(self).items() if key not in NO_NUMBERS}
 
     def identity(self, corpus_fingerprint: str) -> str:
-        """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no folders, no logging.
+        """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no
+        folders, no logging.
 
-        What is as its field has it by default is left out, so that settings can come that are of no concern to older runs; so a default
-        that stands in this file is never to be changed. Device, back end and precision are to be those that `auto` has come to; of
-        several GPUs of a machine it makes no difference which.
+        What is as its field has it by default is left out, so that settings can come that are of no concern
+        to older runs; so a default that stands in this file is never to be changed. Device, back end and
+        precision are to be those that `auto` has come to; of several GPUs of a machine it makes no difference
+        which.
         """
         one = replace(self, device=self.device.partition(":")[0])
-        told = {key: value for key, value in without_defaults(one).items() if key not in NO_NUMBERS} | {"data": corpus_fingerprint}
+        told = {key: value for key, value in without_defaults(one).items() if key not in NO_NUMBERS} | {
+            "data": corpus_fingerprint
+        }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass
 class Place:
-    """Where the corpus of a checkpoint lies. Places that the checkpoint names are used only with `stored_data`."""
+    """Where the corpus of a checkpoint lies. Places that the checkpoint names are used only with
+    `stored_data`.
+    """
 
     dir: str | None = None  # ptb, cornell, vader
     train: str | None = None  # text
@@ -385,26 +539,46 @@ class Place:
 class Eval:
     checkpoint: str | None = None  # a checkpoint file or a run folder
     data: Place = field(default_factory=Place)
-    stored_data: bool = False  # read the data from the files, folders or data sets that the checkpoint itself names
+    stored_data: bool = (
+        False  # read the data from the files, folders or data sets that the checkpoint itself names
+    )
     mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
-    mc_batch: int | None = None  # passes of a language model that run together, as one batch; null: 50 on the CPU, 500 on a GPU
+    mc_batch: int | None = (
+        None  # passes of a language model that run together, as one batch; null: 50 on the CPU, 500 on a GPU
+    )
     save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
     members: list[str] = field(
         default_factory=list
     )  # more checkpoints, whose probabilities or ratings are averaged with those of `checkpoint`
-    word_dropout: bool | None = None  # keep word dropout on in MC passes; null: as the authors, off for language models, on for ratings
+    word_dropout: bool | None = (
+        # keep word dropout on in MC passes; null: as the authors, off for language models, on for ratings
+        None
+    )
     seed: int = 1  # of the MC passes' masks
     device: str = "auto"
     backend: Backend = Backend.auto
     precision: Precision | None = None  # null: that of the training
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop eval checkpoint=…)", "nothing")
+        require(
+            bool(self.checkpoint),
+            "checkpoint",
+            "a checkpoint file or a run folder (vdrop eval checkpoint=…)",
+            "nothing",
+        )
         require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
         require(
-            self.mc_samples > 0 or self.word_dropout is None, "word_dropout", "null without mc_samples, which it is for", self.word_dropout
+            self.mc_samples > 0 or self.word_dropout is None,
+            "word_dropout",
+            "null without mc_samples, which it is for",
+            self.word_dropout,
         )
-        require(self.mc_samples == 0 or not self.members, "members", "empty with mc_samples, which is of one model", len(self.members))
+        require(
+            self.mc_samples == 0 or not self.members,
+            "members",
+            "empty with mc_samples, which is of one model",
+            len(self.members),
+        )
         require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
         require(self.save_minutes > 0, "save_minutes", "above 0 (inf: at a signal only)", self.save_minutes)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
@@ -415,10 +589,16 @@ class Predict:
     checkpoint: str | None = None  # a checkpoint file or a run folder
     text: str | None = None  # to predict from
     file: str | None = None  # with one text a line; null, and no text: standard input
-    data: Place = field(default_factory=Place)  # of checkpoints of older versions, which do not hold what is needed of it
-    mc_samples: int | None = None  # passes of MC dropout behind a rating; null: 50, 0 of a model without dropout
+    data: Place = field(
+        default_factory=Place
+    )  # of checkpoints of older versions, which do not hold what is needed of it
+    mc_samples: int | None = (
+        None  # passes of MC dropout behind a rating; null: 50, 0 of a model without dropout
+    )
     level: float | None = None  # per cent of ratings that the interval is to hold; null: 95
-    surprises: int | None = None  # a language model: so many words of a text, those that it expects least; null: 5
+    surprises: int | None = (
+        None  # a language model: so many words of a text, those that it expects least; null: 5
+    )
     sample: int = 0  # a language model: write so many words
     json: bool = False  # a JSON object a line instead of a table
     seed: int = 1  # of the passes' masks, or of the words drawn
@@ -427,13 +607,32 @@ class Predict:
     precision: Precision | None = None  # null: that of the training
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop predict checkpoint=…)", "nothing")
+        require(
+            bool(self.checkpoint),
+            "checkpoint",
+            "a checkpoint file or a run folder (vdrop predict checkpoint=…)",
+            "nothing",
+        )
         require(self.text is None or self.file is None, "file", "null with text=…", self.file)
-        require(self.text is None or bool(self.text.strip()), "text", "a text with words in it", repr(self.text))
-        require(self.sample == 0 or self.file is None, "file", "null with sample=…, which continues text=…", self.file)
-        require(self.mc_samples is None or self.mc_samples >= 0, "mc_samples", "at least 0, or null", self.mc_samples)
+        require(
+            self.text is None or bool(self.text.strip()), "text", "a text with words in it", repr(self.text)
+        )
+        require(
+            self.sample == 0 or self.file is None,
+            "file",
+            "null with sample=…, which continues text=…",
+            self.file,
+        )
+        require(
+            self.mc_samples is None or self.mc_samples >= 0,
+            "mc_samples",
+            "at least 0, or null",
+            self.mc_samples,
+        )
         require(self.level is None or 0 < self.level < 100, "level", "in (0, 100), or null", self.level)
-        require(self.surprises is None or self.surprises >= 1, "surprises", "at least 1, or null", self.surprises)
+        require(
+            self.surprises is None or self.surprises >= 1, "surprises", "at least 1, or null", self.surprises
+        )
         require(self.sample >= 0, "sample", "at least 0", self.sample)
         require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
         require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
@@ -445,17 +644,26 @@ class Export:
     file: str | None = None  # to write; null: beside the checkpoint, with the ending .safetensors
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint", "a checkpoint file or a run folder (vdrop export checkpoint=…)", "nothing")
+        require(
+            bool(self.checkpoint),
+            "checkpoint",
+            "a checkpoint file or a run folder (vdrop export checkpoint=…)",
+            "nothing",
+        )
 
 
 class BenchPart(Choice):
     step = "step"  # a whole training step of the language model
     layer = "layer"  # forward and backward of one layer
-    mc = "mc"  # MC evaluation; only cells with dropout. On a GPU latency bounds it, and not the products' rate
+    mc = (
+        "mc"  # MC evaluation; only cells with dropout. On a GPU latency bounds it, and not the products' rate
+    )
     checkpoint = "checkpoint"  # writing one, to the disk of `outputs`; only variational
     ratings = "ratings"  # a whole training step of the model of ratings, of the size `sentiment`
-    directions = "directions"  # forward and backward of a layer of one direction and of a bidirectional one, LSTM and GRU
-    cell_step = "cell_step"  # one step of a cell at batch 1, forward, without gradients, in fp32; `sentiment` has 128 units
+    # forward and backward of a layer of one direction and of a bidirectional one, LSTM and GRU
+    directions = "directions"
+    # one step of a cell at batch 1, forward, without gradients, in fp32; `sentiment` has 128 units
+    cell_step = "cell_step"
 
 
 class BenchCell(Choice):
@@ -465,9 +673,12 @@ class BenchCell(Choice):
     variational = "variational"
     variational_untied = "variational_untied"
     fused = "fused"  # variational with backend=fused
-    products = "products"  # nothing but the matrix products of a step, at their own shapes: what the rest costs is the difference
+    # nothing but the matrix products of a step, at their own shapes: what the rest costs is the difference
+    products = "products"
     torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
-    cell_loop = "cell_loop"  # a loop over nn.LSTMCell, with masks on inputs and recurrence as those of variational
+    cell_loop = (
+        "cell_loop"  # a loop over nn.LSTMCell, with masks on inputs and recurrence as those of variational
+    )
     keras = "keras"  # its LSTM with dropout and recurrent_dropout, in fp32; where it is installed
     bidirectional = "bidirectional"  # a variational LSTM of two directions; only in `directions`
     gru = "gru"  # a variational GRU; only in `directions` and `cell_step`
@@ -480,9 +691,14 @@ class Bench:
     sizes: list[Size] = field(default_factory=lambda: list(Size))
     parts: list[BenchPart] = field(default_factory=lambda: list(BenchPart))
     cells: list[BenchCell] | None = None  # null: all, keras where it is installed
-    precisions: list[Precision] = field(default_factory=lambda: [Precision.fp32, Precision.bf16])  # rivals: bf16 by autocast
-    starts: int = 3  # times that every case is started anew: where in memory a process comes to lie makes it faster or slower
-    turns: int = 5  # of each case in each start, one after the other; medians are over the turns of all starts
+    precisions: list[Precision] = field(
+        default_factory=lambda: [Precision.fp32, Precision.bf16]
+    )  # rivals: bf16 by autocast
+    # times that every case is started anew: where in memory a process comes to lie makes it faster or slower
+    starts: int = 3
+    turns: int = (
+        5  # of each case in each start, one after the other; medians are over the turns of all starts
+    )
     mc_passes: int = 64  # that run together
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
     rivals_ready: bool = False  # give the rivals, too, this project's allocator settings and fp32 library
@@ -493,7 +709,10 @@ class Bench:
             values = getattr(self, key)
             require(values is None or len(values) > 0, key, "a list with something in it", "[]")
             require(
-                values is None or len(set(values)) == len(values), key, "a list that names nothing twice", [str(v) for v in values or ()]
+                values is None or len(set(values)) == len(values),
+                key,
+                "a list that names nothing twice",
+                [str(v) for v in values or ()],
             )
         require(Precision.auto not in self.precisions, "precisions", "a list of fp32 and bf16", "auto")
         require(self.starts >= 1, "starts", "at least 1", self.starts)
@@ -503,7 +722,10 @@ class Bench:
 
 @dataclass
 class ListData:
-    data: Data | None = None  # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
+    data: Data | None = (
+        # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
+        None
+    )
 
 
 class Pictures(Choice):
@@ -515,9 +737,14 @@ class Pictures(Choice):
 @dataclass
 class Table:
     sizes: list[Size] = field(default_factory=lambda: list(TABLE_1))
-    rows: list[str] | None = None  # none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all
-    overrides: str = ""  # settings that the runs of all rows were changed in: "schedule.epochs=1 task.bptt=20"
-    outputs: str = "outputs"  # folder of the runs and records that are read, and of pictures and records that are written
+    rows: list[str] | None = (
+        None  # none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all
+    )
+    overrides: str = (
+        ""  # settings that the runs of all rows were changed in: "schedule.epochs=1 task.bptt=20"
+    )
+    # folder of the runs and records that are read, and of pictures and records that are written
+    outputs: str = "outputs"
     file: str | None = None  # to write; null: RESULTS.md of the checkout, for other outputs in their folder
     csv: str | None = None  # a file to write the same numbers to, in full
     latex: str | None = None  # a file to write the tables to, as tabular environments
@@ -536,9 +763,14 @@ class Reproduce:
     overrides: str = ""  # settings to change in all rows, which then are no longer the published ones
     precision: Precision = Precision.auto
     mc_batch: int | None = None  # as of vdrop eval
-    launcher: str | None = None  # of the runs, with its settings: "submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs
+    launcher: str | None = (
+        # of the runs, with its settings: "submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs
+        None
+    )
     jobs: int = 1  # runs at once, side by side on the one device; 1: one after the other
-    until: str | None = None  # time after which everything is stopped and saved, as 25min, 2h or 1h30min; null: to the end
+    until: str | None = (
+        None  # time after which everything is stopped and saved, as 25min, 2h or 1h30min; null: to the end
+    )
     outputs: str = "outputs"
     file: str | None = None  # to write when all is done; null: as of vdrop table
     plan: bool = False  # only tell what there is to do, and how long it takes
@@ -581,7 +813,12 @@ class Figures:
 def require_launching(settings: Reproduce | Figures) -> None:
     require_command_words("launcher", settings.launcher or "")
     require(1 <= settings.jobs <= MOST_JOBS, "jobs", f"in [1, {MOST_JOBS}]", settings.jobs)
-    require(settings.jobs == 1 or not settings.launcher, "jobs", "1 where launcher is set, which has a number of its own", settings.jobs)
+    require(
+        settings.jobs == 1 or not settings.launcher,
+        "jobs",
+        "1 where launcher is set, which has a number of its own",
+        settings.jobs,
+    )
     if settings.until is not None:
         seconds(settings.until)
 
@@ -631,17 +868,22 @@ def register() -> None:
 
 
 def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_size:{small:…,medium:…,large:…}}` in a YAML file: the value published for the size of the chosen model."""
+    """`${by_size:{small:…,medium:…,large:…}}` in a YAML file: the value published for the size of the chosen
+    model.
+    """
     size = str(_root_.model.size)
     if size not in table:
         raise ConfigError(
-            f"nothing is published for model.size={size} there, only for {', '.join(map(str, table))}; set it, or choose another model"
+            f"nothing is published for model.size={size} there, only for {', '.join(map(str, table))}; set "
+            "it, or choose another model"
         )
     return table[size]
 
 
 def by_source(table: dict[str, Any], *, _root_: DictConfig) -> Any:
-    """`${by_source:{cornell:…,other:…}}` in a YAML file: the value for the source of the chosen data, or for all others."""
+    """`${by_source:{cornell:…,other:…}}` in a YAML file: the value for the source of the chosen data, or for
+    all others.
+    """
     return table.get(str(OmegaConf.select(_root_, "data.source")), table["other"])
 
 
@@ -659,7 +901,10 @@ def refuse_unknown(node: Any, prefix: str) -> None:
     known = {f.name for f in dataclasses.fields(node)}
     for key, value in vars(node).items():
         if key not in known:
-            raise ConfigError(f"{prefix}{key} is not a setting{nearest(prefix + key, [prefix + name for name in sorted(known)])}")
+            raise ConfigError(
+                f"{prefix}{key} is not a "
+                f"setting{nearest(prefix + key, [prefix + name for name in sorted(known)])}"
+            )
         if dataclasses.is_dataclass(value):
             refuse_unknown(value, f"{prefix}{key}.")
 
@@ -703,7 +948,9 @@ def types(root: type, prefix: str = "") -> dict[str, Any]:
     """The type of every setting below a typed root, by its full name as written on the command line."""
     found: dict[str, Any] = {}
     for f in dataclasses.fields(root):
-        inner = [t for t in (f.type, *get_args(f.type)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
+        inner = [
+            t for t in (f.type, *get_args(f.type)) if isinstance(t, type) and dataclasses.is_dataclass(t)
+        ]
         found |= types(inner[0], f"{prefix}{f.name}.") if inner else {prefix + f.name: f.type}
     return found
 
@@ -721,21 +968,43 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def require_plain(values: Any) -> None:
-    """Raises ConfigError unless these are groups of texts, numbers and nulls, and nothing in them that OmegaConf would resolve."""
+    """Raises ConfigError unless these are groups of texts, numbers and nulls, and nothing in them that
+    OmegaConf would resolve.
+    """
     groups, seen = [("", values)], set[int]()
     for prefix, group in groups:  # which grows
         where = prefix.removesuffix(".") or "the configuration"
-        require(isinstance(group, dict) and id(group) not in seen, where, "a group of settings of its own", type(group).__name__)
+        require(
+            isinstance(group, dict) and id(group) not in seen,
+            where,
+            "a group of settings of its own",
+            type(group).__name__,
+        )
         require(prefix.count(".") <= DEPTH, where, f"at most {DEPTH} groups deep", "more")
         seen.add(id(group))
         for key, value in group.items():
-            require(isinstance(key, str) and re.fullmatch(r"\w+", key) is not None, where, "of settings with names", ascii(key)[:80])
+            require(
+                isinstance(key, str) and re.fullmatch(r"\w+", key) is not None,
+                where,
+                "of settings with names",
+                ascii(key)[:80],
+            )
             if isinstance(value, dict):
                 groups.append((f"{prefix}{key}.", value))
                 continue
             for one in value if isinstance(value, list) else [value]:
-                require(isinstance(one, str | int | float | None), f"{prefix}{key}", "a text, a number or null", type(one).__name__)
-                require(not isinstance(one, str) or "${" not in one, f"{prefix}{key}", "a text without ${", ascii(one)[:80])
+                require(
+                    isinstance(one, str | int | float | None),
+                    f"{prefix}{key}",
+                    "a text, a number or null",
+                    type(one).__name__,
+                )
+                require(
+                    not isinstance(one, str) or "${" not in one,
+                    f"{prefix}{key}",
+                    "a text without ${",
+                    ascii(one)[:80],
+                )
 
 
 def without_defaults(settings: Any) -> dict[str, Any]:
@@ -751,7 +1020,8 @@ def without_defaults(settings: Any) -> dict[str, Any]:
 
 
 def restore(values: dict[str, Any]) -> Train:
-    """The configuration of a training run from what `plain` wrote down. It is data: nothing in it is resolved.
+    """The configuration of a training run from what `plain` wrote down. It is data: nothing in it is
+    resolved.
 
     Raises ConfigError, or what OmegaConf raises, where it is something else.
     """
@@ -760,15 +1030,19 @@ def restore(values: dict[str, Any]) -> Train:
 
 
 def stored_places(data: Data) -> dict[str, str]:
-    """Of a training run's data, the settings that say where it lies: files, folders and data sets, by their names."""
+    """Of a training run's data, the settings that say where it lies: files, folders and data sets, by their
+    names.
+    """
     values = {name: getattr(data, name) for name in (f.name for f in dataclasses.fields(Place))}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def data_for(trained: Data, given: Place, stored_data: bool, where: str, otherwise: str) -> Data:
-    """The data of a checkpoint as it is to be read now. Places that a checkpoint names are used only where `stored_data` allows that.
+    """The data of a checkpoint as it is to be read now. Places that a checkpoint names are used only where
+    `stored_data` allows that.
 
-    `where` and `otherwise` are for the message: the checkpoint, and the alternative to giving the places again.
+    `where` and `otherwise` are for the message: the checkpoint, and the alternative to giving the places
+    again.
     """
     moved = {name: value for name, value in vars(given).items() if value is not None}
     for one, other in (("csv", "name"), ("name", "csv")):
@@ -782,5 +1056,7 @@ def data_for(trained: Data, given: Place, stored_data: bool, where: str, otherwi
     if used and not stored_data:
         names = " ".join(f"data.{name}=…" for name in used)
         held = ", ".join(f"data.{name}={value!r}" for name, value in used.items())
-        raise ConfigError(f"{where} names its own data, {held}, which is not used unasked; give {names}, or {otherwise}")
+        raise ConfigError(
+            f"{where} names its own data, {held}, which is not used unasked; give {names}, or {otherwise}"
+        )
     return replace(trained, **moved, cache=None if trained.cache is None else Data.cache)

@@ -1,4 +1,6 @@
-"""A run that continues a shorter one: a run of the same settings but for fewer epochs, in a folder beside its own."""
+"""A run that continues a shorter one: a run of the same settings but for fewer epochs, in a folder beside its
+own.
+"""
 
 import re
 import sys
@@ -19,7 +21,9 @@ from vdrop_cli.tasks import Task
 
 @dataclass(frozen=True)
 class Beginning:
-    """A shorter run until the end of one of its epochs; its checkpoints are as the longer run would have written them."""
+    """A shorter run until the end of one of its epochs; its checkpoints are as the longer run would have
+    written them.
+    """
 
     folder: Path
     newest: Checkpoint
@@ -29,8 +33,14 @@ class Beginning:
 
 
 def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tuple[int, Path]]:
-    """Checkpoints at the end of epochs, with the number of the epoch, of all shorter runs beside a run folder; the last comes first."""
-    shorter = [other for other in folder.parent.glob(f"*-s{settings.seed}") if is_shorter(other, settings, fingerprint)]
+    """Checkpoints at the end of epochs, with the number of the epoch, of all shorter runs beside a run
+    folder; the last comes first.
+    """
+    shorter = [
+        other
+        for other in folder.parent.glob(f"*-s{settings.seed}")
+        if is_shorter(other, settings, fingerprint)
+    ]
     ends = [
         (int(found[1]), path)
         for other in shorter
@@ -41,7 +51,9 @@ def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tupl
 
 
 def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
-    """Whether the run in a folder differs from one of these settings in having fewer epochs; its name is of all settings that count."""
+    """Whether the run in a folder differs from one of these settings in having fewer epochs; its name is of
+    all settings that count.
+    """
     try:
         epochs = stored.read_yaml(folder / "config.yaml")["schedule"]["epochs"]
     except (OSError, Damaged, KeyError, TypeError):  # no run folder, or one whose settings cannot be read
@@ -55,8 +67,15 @@ def with_epochs(settings: Train, epochs: int) -> Train:
     return replace(settings, schedule=replace(settings.schedule, epochs=epochs))
 
 
-def find(folder: Path, settings: Train, task: Task, model: nn.Module, require_usable: Callable[[Checkpoint], object]) -> Beginning | None:
-    """The last end of an epoch of a shorter run that can be used, None where there is none; those that cannot be used are reported.
+def find(
+    folder: Path,
+    settings: Train,
+    task: Task,
+    model: nn.Module,
+    require_usable: Callable[[Checkpoint], object],
+) -> Beginning | None:
+    """The last end of an epoch of a shorter run that can be used, None where there is none; those that cannot
+    be used are reported.
 
     `require_usable` raises ValueError where a checkpoint does not fit the longer run.
     Raises ConfigError where a file cannot be read now.
@@ -66,21 +85,30 @@ def find(folder: Path, settings: Train, task: Task, model: nn.Module, require_us
         newest, best = lengthened(found, settings, task.fingerprint), None
         require_usable(newest)
         if settings.reports_best and found.best_epoch < found.epoch:
-            best = lengthened(checkpoint.at_end_of_epoch(shorter, found.best_epoch, model), settings, task.fingerprint)
+            best = lengthened(
+                checkpoint.at_end_of_epoch(shorter, found.best_epoch, model), settings, task.fingerprint
+            )
         step = found.epoch * task.batches_an_epoch
-        return Beginning(shorter, newest, best, log_until(shorter, found.epoch, step), events_until(shorter, step))
+        return Beginning(
+            shorter, newest, best, log_until(shorter, found.epoch, step), events_until(shorter, step)
+        )
 
     ends = ends_of_epochs(folder, settings, task.fingerprint)
     for _, path in ends:
         if (beginning := checkpoint.attempt(path, partial(use, shorter=path.parent))) is not None:
             return beginning
     if ends:
-        print(f"vdrop: {folder} begins from nothing: no checkpoint of a shorter run beside it can be used", file=sys.stderr)
+        print(
+            f"vdrop: {folder} begins from nothing: no checkpoint of a shorter run beside it can be used",
+            file=sys.stderr,
+        )
     return None
 
 
 def lengthened(found: Checkpoint, settings: Train, fingerprint: str) -> Checkpoint:
-    """A checkpoint of a shorter run as the longer one would have written it. Raises ValueError where it is of other settings."""
+    """A checkpoint of a shorter run as the longer one would have written it. Raises ValueError where it is of
+    other settings.
+    """
     longer = with_epochs(found.train, settings.schedule.epochs)
     same = (longer.identity(found.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
     is_reached = found.epoch <= found.train.schedule.epochs < settings.schedule.epochs
@@ -89,7 +117,9 @@ def lengthened(found: Checkpoint, settings: Train, fingerprint: str) -> Checkpoi
 
 
 def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
-    """Of a run; None where it is not there. Raises ValueError where it is damaged, ConfigError where it cannot be read now."""
+    """Of a run; None where it is not there. Raises ValueError where it is damaged, ConfigError where it
+    cannot be read now.
+    """
     path = folder / "log.jsonl"
     try:
         return sinks.log_until(path, epochs, step)
@@ -107,7 +137,8 @@ def events_until(folder: Path, step: int) -> dict[str, bytes]:
 
 
 def copy(beginning: Beginning, folder: Path) -> None:
-    """Into the folder of the longer run, which has no checkpoint yet. Wherever that is cut off, it resumes from what there is to the same.
+    """Into the folder of the longer run, which has no checkpoint yet. Wherever that is cut off, it resumes
+    from what there is to the same.
 
     Raises RunError where something cannot be written.
     """

@@ -1,4 +1,6 @@
-"""The machine a run is on: device and precision that were asked for, what makes it fast, and what to write down of the rest."""
+"""The machine a run is on: device and precision that were asked for, what makes it fast, and what to write
+down of the rest.
+"""
 
 import ctypes
 import importlib.metadata
@@ -19,7 +21,17 @@ from vdrop_cli.config import Backend, ConfigError, Precision
 from vdrop_cli.kernels import compiler, native
 
 CODE = ("vdrop_cli", "conf", "pyproject.toml")  # what results depend on; pages and records are none of it
-PACKAGES = ("torch", "triton", "hydra-core", "omegaconf", "datasets", "tqdm", "tensorboard", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "triton",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "tqdm",
+    "tensorboard",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def device(name: str) -> torch.device:
@@ -52,7 +64,9 @@ MC_BATCH = {"cpu": 50, "cuda": 500}
 
 
 def mc_batch(wanted: int | None, on: torch.device) -> int:
-    """Passes of MC evaluation that run together: a GPU is idle with few, and waits for each step of the text once a batch of them."""
+    """Passes of MC evaluation that run together: a GPU is idle with few, and waits for each step of the text
+    once a batch of them.
+    """
     return MC_BATCH[on.type] if wanted is None else wanted
 
 
@@ -70,16 +84,21 @@ def backend(wanted: Backend, on: torch.device) -> Backend:
 
 
 def make_ready(on: torch.device) -> None:
-    """Settings of this process that a step is faster with on the CPU; the commands make them, an import changes nothing."""
+    """Settings of this process that a step is faster with on the CPU; the commands make them, an import
+    changes nothing.
+    """
     stated_commit()  # a mistake in it is an error before any work
     keep_memory()
-    # "medium" is oneDNN instead of MKL, which is slow on these processors; on CUDA it would be less than fp32.
+    # "medium" is oneDNN instead of MKL, which is slow on these processors; on CUDA it would be less than
+    # fp32.
     quick = on.type == "cpu" and processor_vendor() == "AuthenticAMD" and products_are_exact("medium")
     torch.set_float32_matmul_precision("medium" if quick else "highest")
 
 
 def products_are_exact(setting: str) -> bool:
-    """Whether fp32 products are those of fp32 under a setting of `torch.set_float32_matmul_precision` that allows less."""
+    """Whether fp32 products are those of fp32 under a setting of `torch.set_float32_matmul_precision` that
+    allows less.
+    """
     before = torch.get_float32_matmul_precision()
     a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     try:
@@ -99,13 +118,19 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 def keep_memory() -> None:
-    """Has the allocator, where it is glibc's, keep what it was given back: fresh pages for 28 MB of logits cost a fifth of a step."""
+    """Has the allocator, where it is glibc's, keep what it was given back: fresh pages for 28 MB of logits
+    cost a fifth of a step.
+    """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
     for option, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_TOP_PAD, 64 * 2**20)):
         mallopt(option, value)
+
+
+def cuda_versions() -> dict[str, Any]:
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
 
 
 def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
@@ -115,10 +140,12 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
         "vdrop": __version__,
         "python": platform.python_version(),
         **{package: version for package in PACKAGES if (version := installed(package)) is not None},
-        "torch": str(torch.__version__),  # with the CUDA version that it was built for, which the package's metadata may lack
+        "torch": str(
+            torch.__version__
+        ),  # with the CUDA version that it was built for, which the package's metadata may lack
         "device": device_name(on),
         "device_type": on.type,
-        **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on.type == "cuda" else {}),  # type: ignore[no-untyped-call]
+        **(cuda_versions() if on.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "backend": backend,
         **(compiled() if backend == "native" else {}),
@@ -129,8 +156,13 @@ def describe(on: torch.device, backend: str, precision: str) -> dict[str, Any]:
 
 
 def compiled() -> dict[str, Any]:
-    """What the library of the back end `native` was compiled with, and which of the processor's extensions it uses."""
-    return {"compiler": compiler.version(*compiler.compiler()).partition("\n")[0], "processor_features": ", ".join(native.features())}
+    """What the library of the back end `native` was compiled with, and which of the processor's extensions it
+    uses.
+    """
+    return {
+        "compiler": compiler.version(*compiler.compiler()).partition("\n")[0],
+        "processor_features": ", ".join(native.features()),
+    }
 
 
 def installed(package: str) -> str | None:
@@ -177,26 +209,37 @@ def processor_flags() -> list[str]:
 def commit() -> dict[str, Any]:
     """The git commit, git's number for the code in it, and whether that differs.
 
-    Where the code is not a checkout, or git cannot read it, the commit is that of VDROP_COMMIT, and `dirty` is None, unknown; nothing
-    where that is not set.
+    Where the code is not a checkout, or git cannot read it, the commit is that of VDROP_COMMIT, and `dirty`
+    is None, unknown; nothing where that is not set.
     """
     root, stated = Path(__file__).parent.parent, stated_commit()
     if not (root / ".git").exists():
         return stated
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
-        return {"commit": commit, "code": code, "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE))}
+        return {
+            "commit": commit,
+            "code": code,
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
+        }
     except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
         return stated
 
 
 def stated_commit() -> dict[str, Any]:
-    """What the environment variable VDROP_COMMIT says of the code. Raises ConfigError unless that is a commit in hexadecimal digits."""
+    """What the environment variable VDROP_COMMIT says of the code. Raises ConfigError unless that is a commit
+    in hexadecimal digits.
+    """
     stated = os.environ.get("VDROP_COMMIT", "")
     if stated and not re.fullmatch("[0-9a-fA-F]{7,64}", stated):
-        raise ConfigError(f"VDROP_COMMIT must be a git commit, 7 to 64 hexadecimal digits, got {stated!r}; correct or unset it")
+        raise ConfigError(
+            f"VDROP_COMMIT must be a git commit, 7 to 64 hexadecimal digits, got {stated!r}; correct or "
+            "unset it"
+        )
     return {"commit": stated.lower(), "dirty": None} if stated else {}

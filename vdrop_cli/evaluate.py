@@ -51,7 +51,9 @@ def stream_perplexity(model: LanguageModel, stream_N: Tensor) -> float:
 
 
 def ensemble_perplexities(models: Iterable[LanguageModel], streams: dict[str, Tensor]) -> dict[str, float]:
-    """Of the mean of the probabilities that all models give to each token, by text; one model is held at a time."""
+    """Of the mean of the probabilities that all models give to each token, by text; one model is held at a
+    time.
+    """
     sums: dict[str, Tensor] = {}
     for members, model in enumerate(models, 1):
         for name, stream_N in streams.items():
@@ -62,7 +64,8 @@ def ensemble_perplexities(models: Iterable[LanguageModel], streams: dict[str, Te
 
 @torch.no_grad()
 def written(model: LanguageModel, begin_N: Tensor, count: int, generator: torch.Generator) -> Iterator[int]:
-    """So many words after `begin_N`, each drawn from what the model expects after those before it; after none, from its zero state.
+    """So many words after `begin_N`, each drawn from what the model expects after those before it; after
+    none, from its zero state.
 
     Raises ValueError where the probabilities are not finite.
     """
@@ -80,8 +83,12 @@ def written(model: LanguageModel, begin_N: Tensor, count: int, generator: torch.
 
 
 @torch.no_grad()
-def batched_loss(model: LanguageModel, chunks: Iterable[tuple[int, Tensor, Tensor]], batch: int) -> tuple[float, int]:
-    """Nats a token, summed over the chunks (number, words, targets) of a text in columns, and how many chunks."""
+def batched_loss(
+    model: LanguageModel, chunks: Iterable[tuple[int, Tensor, Tensor]], batch: int
+) -> tuple[float, int]:
+    """Nats a token, summed over the chunks (number, words, targets) of a text in columns, and how many
+    chunks.
+    """
     state, total, number = model.zero_state(batch), 0.0, 0
     for _, ids_TB, targets_TB in chunks:
         interruption.check()
@@ -91,7 +98,9 @@ def batched_loss(model: LanguageModel, chunks: Iterable[tuple[int, Tensor, Tenso
 
 
 class Averages(NamedTuple):
-    """Perplexity of `samples` averaged passes: mean and deviation over the disjoint groups of so many passes."""
+    """Perplexity of `samples` averaged passes: mean and deviation over the disjoint groups of so many
+    passes.
+    """
 
     samples: int
     ppl: float
@@ -124,7 +133,11 @@ class RunningAverages:
         self.seen += 1
         for step in self.steps:
             held = self.sums[step]
-            total = log_p_N.double() if held is None else torch.logaddexp(held.to(log_p_N.device), log_p_N.double())
+            total = (
+                log_p_N.double()
+                if held is None
+                else torch.logaddexp(held.to(log_p_N.device), log_p_N.double())
+            )
             if self.seen % step == 0:
                 self.perplexities[step].append(perplexity(math.log(step) - total))
                 self.sums[step] = None
@@ -139,17 +152,31 @@ class RunningAverages:
 
     def require_fitting(self, held: Any, tokens: int) -> None:
         """Raises ValueError unless `held` is a state of these averages, over so many tokens."""
-        if not isinstance(held, dict) or type(held.get("seen")) is not int or not 0 <= held["seen"] < self.steps[-1]:
+        if (
+            not isinstance(held, dict)
+            or type(held.get("seen")) is not int
+            or not 0 <= held["seen"] < self.steps[-1]
+        ):
             raise ValueError("its passes are not counted")
         sums, perplexities = held.get("sums"), held.get("perplexities")
-        if not isinstance(sums, dict) or not isinstance(perplexities, dict) or not set(sums) == set(perplexities) == set(self.steps):
+        if (
+            not isinstance(sums, dict)
+            or not isinstance(perplexities, dict)
+            or not set(sums) == set(perplexities) == set(self.steps)
+        ):
             raise ValueError("its averages are of other numbers of passes")
         for step in self.steps:
             groups, rest = divmod(held["seen"], step)
             found = perplexities[step]
-            if not isinstance(found, list) or len(found) != groups or not all(type(value) is float and value > 0 for value in found):
+            if (
+                not isinstance(found, list)
+                or len(found) != groups
+                or not all(type(value) is float and value > 0 for value in found)
+            ):
                 raise ValueError("its perplexities are not as many as its passes give, or not numbers")
-            if (sums[step] is None) != (rest == 0) or not (sums[step] is None or is_number(sums[step], (tokens,), torch.float64)):
+            if (sums[step] is None) != (rest == 0) or not (
+                sums[step] is None or is_number(sums[step], (tokens,), torch.float64)
+            ):
                 raise ValueError("its averages are not those of the text")
 
     def results(self) -> list[Averages]:
@@ -157,19 +184,34 @@ class RunningAverages:
 
 
 class MonteCarlo:
-    """MC dropout (Gal & Ghahramani 2016, section 4): the mean of each token's probability over `samples` passes, then its log.
+    """MC dropout (Gal & Ghahramani 2016, section 4): the mean of each token's probability over `samples`
+    passes, then its log.
 
-    `together` passes share a batch; the result does not depend on it but for rounding. Without `word_dropout` the word mask is
-    left out, as in the authors' evaluation. It can be stopped after any stretch of text and resumes to the same result bit for
-    bit, from what `state_dict` gives.
+    `together` passes share a batch; the result does not depend on it but for rounding. Without `word_dropout`
+    the word mask is left out, as in the authors' evaluation. It can be stopped after any stretch of text and
+    resumes to the same result bit for bit, from what `state_dict` gives.
     """
 
-    def __init__(self, model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        stream_N: Tensor,
+        samples: int,
+        together: int,
+        seed: int,
+        word_dropout: bool,
+    ) -> None:
         dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
         # one set of masks for the whole text, or new ones at every step
         self.held = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
-        self.model, self.stream_N, self.samples, self.together, self.masks_stream = model, stream_N, samples, together, Stream((seed, "mc"))
+        self.model, self.stream_N, self.samples, self.together, self.masks_stream = (
+            model,
+            stream_N,
+            samples,
+            together,
+            Stream((seed, "mc")),
+        )
         self.averages = RunningAverages(samples)
         self.start_batch()
 
@@ -184,7 +226,9 @@ class MonteCarlo:
     @property
     def words(self) -> int:
         """How many were read, over all passes."""
-        return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(self.number * MC_STEPS_AT_ONCE, self.log_p_SN.shape[1])
+        return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(
+            self.number * MC_STEPS_AT_ONCE, self.log_p_SN.shape[1]
+        )
 
     @property
     def total(self) -> int:
@@ -198,7 +242,11 @@ class MonteCarlo:
 
     def state_dict(self) -> dict[str, Any]:
         done = self.number * MC_STEPS_AT_ONCE
-        here = {"number": self.number, "state": [part.cpu() for part in self.state], "log_p": self.log_p_SN[:, :done].cpu()}
+        here = {
+            "number": self.number,
+            "state": [part.cpu() for part in self.state],
+            "log_p": self.log_p_SN[:, :done].cpu(),
+        }
         return {"averages": self.averages.state_dict(), **here}
 
     def load_state_dict(self, held: dict[str, Any]) -> None:
@@ -228,13 +276,19 @@ class MonteCarlo:
 
     def draw_masks(self, time: int) -> ModelMasks:
         shape, number = self.model.layers.mask_shape(time, 1), 0 if self.held else self.number
-        return concat_batch([draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]).to(self.stream_N.device)
+        return concat_batch(
+            [draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]
+        ).to(self.stream_N.device)
 
     @torch.no_grad()
     def run(self) -> Iterator[int]:
-        """Reads on to the end, a stretch at a time; yields how many words that was, over all passes that run together."""
+        """Reads on to the end, a stretch at a time; yields how many words that was, over all passes that run
+        together.
+        """
         while True:
-            for number, ids_T, targets_T in islice(stretches(self.stream_N, MC_STEPS_AT_ONCE), self.number, None):
+            for number, ids_T, targets_T in islice(
+                stretches(self.stream_N, MC_STEPS_AT_ONCE), self.number, None
+            ):
                 if self.masks is None or not self.held:
                     self.masks = self.draw_masks(len(ids_T))
                 ids_TS, targets_TS = (t[:, None].expand(-1, len(self.passes)) for t in (ids_T, targets_T))
@@ -251,10 +305,17 @@ class MonteCarlo:
 
 def is_number(value: Any, shape: Sequence[int], dtype: torch.dtype) -> bool:
     """Whether it is a tensor of that shape and type, without NaN."""
-    return isinstance(value, Tensor) and value.shape == torch.Size(shape) and value.dtype == dtype and not bool(value.isnan().any())
+    return (
+        isinstance(value, Tensor)
+        and value.shape == torch.Size(shape)
+        and value.dtype == dtype
+        and not bool(value.isnan().any())
+    )
 
 
-def mc_perplexity(model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool) -> list[Averages]:
+def mc_perplexity(
+    model: LanguageModel, stream_N: Tensor, samples: int, together: int, seed: int, word_dropout: bool
+) -> list[Averages]:
     """All of `MonteCarlo` at once."""
     passes = MonteCarlo(model, stream_N, samples, together, seed, word_dropout)
     for _ in passes.run():

@@ -1,4 +1,6 @@
-"""The experiments that stand for rows of a published table, conf/experiment/table1_<size>_<row>.yaml, and the runs that belong to them."""
+"""The experiments that stand for rows of a published table, conf/experiment/table1_<size>_<row>.yaml, and the
+runs that belong to them.
+"""
 
 import itertools
 import json
@@ -31,7 +33,16 @@ OF_TEXT = (
     "min_count",
     "vocabulary_size",
 )  # what tells it
-ORDER = ("none", "moon", "moon_word", "zaremba", "variational", "variational_mc", "untied", "untied_mc")  # as in the paper; then others
+ORDER = (
+    "none",
+    "moon",
+    "moon_word",
+    "zaremba",
+    "variational",
+    "variational_mc",
+    "untied",
+    "untied_mc",
+)  # as in the paper; then others
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,8 @@ class Row:
 
 
 def key(numbers: dict[str, Any]) -> str:
-    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and where things lie.
+    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and where
+    things lie.
 
     `numbers` are those of `Train.numbers`, which take milliseconds.
     """
@@ -76,20 +88,27 @@ def settings_of(choices: list[str], overrides: str) -> Train:
         ValueError,
         OverflowError,
     ) as error:  # a quotation not closed; a number beyond all floats
-        raise ConfigError(f"{f'overrides={overrides}: ' if overrides else ''}{explain(error, 'train')}") from None
+        raise ConfigError(
+            f"{f'overrides={overrides}: ' if overrides else ''}{explain(error, 'train')}"
+        ) from None
 
 
 def rows(sizes: Iterable[Size], names: list[str] | None, overrides: str) -> list[Row]:
     """Of these sizes and names, in the paper's order; `overrides` are of every row's settings."""
     there = {size: names_of(size) for size in TABLE_1}
-    chosen = [(size, name) for size in sizes for name in there.get(size, []) if names is None or name in names]
+    chosen = [
+        (size, name) for size in sizes for name in there.get(size, []) if names is None or name in names
+    ]
     for name in names or []:
         if name not in [of_size for _, of_size in chosen]:
             others = [str(size) for size, of_size in there.items() if name in of_size]
             known = list(dict.fromkeys(known for of_size in there.values() for known in of_size))
             hint = f" of these sizes, it is of {', '.join(others)}" if others else nearest(name, known)
             raise ConfigError(f"rows: {name} is not a row{hint}")
-    return [Row(name, size, settings_of([f"experiment={TABLE}_{size}_{name}"], overrides)) for size, name in chosen]
+    return [
+        Row(name, size, settings_of([f"experiment={TABLE}_{size}_{name}"], overrides))
+        for size, name in chosen
+    ]
 
 
 def seeds(count: int, stuck: Collection[int]) -> list[int]:

@@ -6,7 +6,11 @@ from hydra.errors import MissingConfigException
 
 from vdrop_cli.config import ROOTS, keys, nearest
 
-EXTRAS = {"hydra/launcher=joblib": "parallel", "hydra/launcher=submitit_slurm": "slurm", "hydra/launcher=submitit_local": "slurm"}
+EXTRAS = {
+    "hydra/launcher=joblib": "parallel",
+    "hydra/launcher=submitit_slurm": "slurm",
+    "hydra/launcher=submitit_local": "slurm",
+}
 
 
 def explain(error: BaseException, command: str) -> str:
@@ -18,12 +22,17 @@ def explain(error: BaseException, command: str) -> str:
             return f"{group}={choice} is not installed; pip install 'vdrop[{extra}]'"
         return f"{group}={choice} is an unknown choice{nearest(choice, list(error.options or []))}"
     if message.startswith("Config group override must be"):
-        return f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists groups and choices"
+        return (
+            f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists "
+            "groups and choices"
+        )
     if message.startswith("Unexpected type for root") and command == "train":
         return "published.… belongs to an experiment; choose one: vdrop train experiment=…"
     if message.startswith("Unexpected type for root"):
         return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
-    if found := re.match(r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires", message, re.DOTALL):
+    if found := re.match(
+        r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires", message, re.DOTALL
+    ):
         return f"{found[1] or found[2]}: several values are a sweep; add -m to run each of them"
     if found := re.match(r"Could not override '([^']+)'", message):
         return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"

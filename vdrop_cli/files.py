@@ -1,4 +1,5 @@
-"""Files that a crash leaves whole: written beside, flushed to disk, renamed into place. And a lock on what one process writes.
+"""Files that a crash leaves whole: written beside, flushed to disk, renamed into place. And a lock on what
+one process writes.
 
 torch is imported where tensors are, so that commands without any are quick.
 """
@@ -36,7 +37,8 @@ class Damaged(Exception):
 def read(path: Path, limit: int | None = None) -> bytes:
     """The content of a regular file, or of one that a link leads to; at most `limit` bytes.
 
-    Raises: FileNotFoundError; Damaged where it is not a regular file or is larger than `limit`; OSError where it cannot be read now.
+    Raises: FileNotFoundError; Damaged where it is not a regular file or is larger than `limit`; OSError where
+    it cannot be read now.
     """
     with open_regular(path) as file:
         content = file.read() if limit is None else file.read(limit + 1)
@@ -52,7 +54,8 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: Literal["rb", "ab+"] = "rb") -> IO[bytes]:
-    """A regular file, opened. A FIFO or a device is never opened: the one waits for a writer, the other may have no end.
+    """A regular file, opened. A FIFO or a device is never opened: the one waits for a writer, the other may
+    have no end.
 
     Raises: FileNotFoundError; Damaged; OSError.
     """
@@ -73,10 +76,11 @@ def require_regular(status: os.stat_result) -> None:
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file so that at every moment either the old one or the new one is there, whole, whatever happens.
+    """Writes a file so that at every moment either the old one or the new one is there, whole, whatever
+    happens.
 
-    A link to a file is replaced, and its target stays. Raises RunError where it cannot be written, or where a folder, a FIFO or a
-    device is in its place.
+    A link to a file is replaced, and its target stays. Raises RunError where it cannot be written, or where a
+    folder, a FIFO or a device is in its place.
     """
     require_replaceable(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -96,7 +100,9 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises RunError where something other than a regular file, or a link to one, is in the place of a file."""
+    """Raises RunError where something other than a regular file, or a link to one, is in the place of a
+    file.
+    """
     try:
         require_regular(os.stat(path))
     except Damaged as reason:
@@ -106,7 +112,9 @@ def require_replaceable(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path, names: str) -> None:
-    """Removes what killed processes left half-written, of files whose whole names fit the regular expression."""
+    """Removes what killed processes left half-written, of files whose whole names fit the regular
+    expression.
+    """
     for left in folder.glob("*.tmp"):
         if re.fullmatch(rf"(?:{names})\.\d+\.tmp", left.name):
             with suppress(OSError):  # it does no harm where it is
@@ -118,7 +126,10 @@ def failed(path: Path, error: OSError) -> RunError:
     advice |= dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder") | {
         errno.ELOOP: "it is a link, which is not followed; remove it"
     }
-    return RunError(f"{path} cannot be written ({error.strerror}); {advice.get(error.errno or 0, 'make room, or mend the disk')}")
+    return RunError(
+        f"{path} cannot be written ({error.strerror}); "
+        f"{advice.get(error.errno or 0, 'make room, or mend the disk')}"
+    )
 
 
 def unreadable(path: Path, error: OSError) -> ConfigError:
@@ -135,7 +146,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Tensors and plain values as `torch.save` writes them; a checksum of it all stands at the end, as the comment of a zip file."""
+    """Tensors and plain values as `torch.save` writes them; a checksum of it all stands at the end, as the
+    comment of a zip file.
+    """
     import torch
 
     buffer = BytesIO()
@@ -159,7 +172,8 @@ def checksum(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it, and it takes no more memory than the file is large.
+    """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it, and it takes no more
+    memory than the file is large.
 
     Raises: FileNotFoundError; Damaged; OSError, MemoryError, where it may well be whole.
     """
@@ -177,15 +191,18 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def printable(text: object) -> str:
-    """A text from elsewhere for a terminal: characters that would move its cursor or change its colours are escaped."""
+    """A text from elsewhere for a terminal: characters that would move its cursor or change its colours are
+    escaped.
+    """
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
 class Lock:
     """A file that one process at a time can hold, with its host and process id in it for people to read.
 
-    The system releases it when the process ends, however it ends, so one that a killed process left behind blocks nobody.
-    Raises ConfigError where another process holds it, or where something is in its place that is not such a file.
+    The system releases it when the process ends, however it ends, so one that a killed process left behind
+    blocks nobody. Raises ConfigError where another process holds it, or where something is in its place that
+    is not such a file.
     """
 
     HOLDER = b"process "  # how its content starts
@@ -197,8 +214,12 @@ class Lock:
         while True:
             try:
                 with suppress(FileNotFoundError):
-                    require_regular(os.lstat(self.path))  # before it is opened: opening a device may have an effect
-                self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+                    require_regular(
+                        os.lstat(self.path)
+                    )  # before it is opened: opening a device may have an effect
+                self.handle = os.open(
+                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
+                )
             except Damaged:
                 raise self.foreign() from None
             except OSError as error:
@@ -232,9 +253,15 @@ class Lock:
         except BlockingIOError:
             holder = os.pread(self.handle, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self.handle)
-            raise ConfigError(f"{self.what} is in use by {holder}; wait for it, or stop it and give the same command again") from None
+            raise ConfigError(
+                f"{self.what} is in use by {holder}; wait for it, or stop it and give the same command again"
+            ) from None
         except OSError as error:
-            print(f"vdrop: {self.path} cannot be locked ({error.strerror}); see to it that no other process works there", file=sys.stderr)
+            print(
+                f"vdrop: {self.path} cannot be locked ({error.strerror}); see to it that no other process "
+                "works there",
+                file=sys.stderr,
+            )
         return True
 
     def is_in_place(self) -> bool:

@@ -1,4 +1,6 @@
-"""Signals that ask a run to stop set a flag, at which its loops look after every step; then it saves what it has, and stops."""
+"""Signals that ask a run to stop set a flag, at which its loops look after every step; then it saves what it
+has, and stops.
+"""
 
 import os
 import signal
@@ -14,7 +16,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, has saved what it has, and does; its text says how far it came. Exit code 128 + signal."""
+    """A run was asked to stop, has saved what it has, and does; its text says how far it came. Exit code 128
+    + signal.
+    """
 
     def __init__(self, number: signal.Signals, told: str = "") -> None:
         super().__init__(number, told)  # all arguments, so that it can be pickled
@@ -28,7 +32,9 @@ class Interrupted(Exception):
         return f"stopped by {self.number.name}{f', {self.told}' if self.told else ''}"
 
 
-received: list[signal.Signals] = []  # each once; a process that was asked to stop begins nothing new, but for one of a pool
+received: list[
+    signal.Signals
+] = []  # each once; a process that was asked to stop begins nothing new, but for one of a pool
 interrupted = False  # by Ctrl-C
 listens = False
 stop_file: Path | None = None  # of a pool of processes: where it lies, they are asked to stop
@@ -43,18 +49,23 @@ def note(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), signal.SIGINT)
     if not received:
         with suppress(OSError):
-            os.write(2, b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not saved\n")
+            os.write(
+                2,
+                b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not "
+                b"saved\n",
+            )
     if number not in received:
         received.append(signal.Signals(number))
     interrupted = interrupted or number == signal.SIGINT
 
 
 def join_pool(stop: Path, parent: int, job_saves: bool) -> None:
-    """For a process of a pool, at the start of each of its jobs. No signal is to kill it, as the whole pool would die with it: it
-    listens from now on, and looks whether the file `stop` is there. A signal to this process alone stopped the job it was at.
+    """For a process of a pool, at the start of each of its jobs. No signal is to kill it, as the whole pool
+    would die with it: it listens from now on, and looks whether the file `stop` is there. A signal to this
+    process alone stopped the job it was at.
 
-    It ends soon after the process `parent`, in whose pool it is, however that has ended: after it has stopped and saved, where the job
-    does that.
+    It ends soon after the process `parent`, in whose pool it is, however that has ended: after it has stopped
+    and saved, where the job does that.
     """
     global listens, stop_file, interrupted, pool_parent, saves
     listens, stop_file, interrupted, saves = True, stop, False, job_saves
@@ -75,7 +86,9 @@ PARENT_SECONDS = 0.5  # between two looks whether the parent is there
 
 
 def end_with_parent() -> None:
-    """A process of a pool waits for the next job where its parent was killed; so it looks for itself, in a thread of its own."""
+    """A process of a pool waits for the next job where its parent was killed; so it looks for itself, in a
+    thread of its own.
+    """
     while not is_orphan() or saves:
         time.sleep(PARENT_SECONDS)
     os._exit(128 + signal.SIGTERM)
@@ -88,7 +101,9 @@ def is_orphan() -> bool:
 
 def hear(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script, which Ctrl-C is not for
+        if (
+            signal.getsignal(number) is not signal.SIG_IGN
+        ):  # as in the background of a script, which Ctrl-C is not for
             signal.signal(number, handler)
 
 
@@ -108,8 +123,8 @@ def check() -> None:
 def listening(then: Callable[[], object] = lambda: None) -> Iterator[None]:
     """While it lasts, signals only set the flag, and do `then`; a second Ctrl-C ends the process at once.
 
-    Who listened to a signal before, as SLURM's submitit does to requeue its job, is told when the run has saved and stopped; the
-    process then ends, as nothing is to come after.
+    Who listened to a signal before, as SLURM's submitit does to requeue its job, is told when the run has
+    saved and stopped; the process then ends, as nothing is to come after.
     """
     global listens
     if listens or threading.current_thread() is not threading.main_thread():
@@ -127,7 +142,9 @@ def listening(then: Callable[[], object] = lambda: None) -> Iterator[None]:
         yield
     except Interrupted as stop:
         told = [(number, before[number]) for number in received]
-        asking = [(number, who) for number, who in told if callable(who) and who is not signal.default_int_handler]
+        asking = [
+            (number, who) for number, who in told if callable(who) and who is not signal.default_int_handler
+        ]
         if not asking:
             raise
         for number, listener in asking:

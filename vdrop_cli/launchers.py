@@ -14,10 +14,11 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 
 
 def outliving(launch: Launch, status: Callable[[int], str]) -> Launch:
-    """Launches jobs through joblib, whose pool of processes dies whole when one of them is killed, as where memory is short.
+    """Launches jobs through joblib, whose pool of processes dies whole when one of them is killed, as where
+    memory is short.
 
-    The jobs that were at work then go on one after the other, each in a pool of its own, so that one that is killed again takes
-    nobody along; then the rest as before.
+    The jobs that were at work then go on one after the other, each in a pool of its own, so that one that is
+    killed again takes nobody along; then the rest as before.
     """
 
     def launched(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -32,7 +33,11 @@ def outliving(launch: Launch, status: Callable[[int], str]) -> Launch:
             if last is None or interruption.asked():
                 raise
         at_work = [number for number in range(first, last + 1) if statuses[number] in ("begun", "not begun")]
-        print(f"vdrop: a process was killed, which ended its pool; {len(at_work)} runs go on one after the other", file=sys.stderr)
+        print(
+            f"vdrop: a process was killed, which ended its pool; {len(at_work)} runs go on one after the "
+            "other",
+            file=sys.stderr,
+        )
         for number in at_work:
             if not interruption.asked():
                 with suppress(BrokenProcessPool):  # this one again: its outcome tells

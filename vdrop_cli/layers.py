@@ -1,6 +1,8 @@
-"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: constructors, weights, states and outputs of `torch.nn`'s modules.
+"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: constructors, weights, states and
+outputs of `torch.nn`'s modules.
 
-T time  B batch  D input size  H hidden size  P size of the hidden state (H, or that of a projection)  L layers
+T time  B batch  D input size  H hidden size  P size of the hidden state (H, or that of a projection)  L
+layers
 """
 
 import math
@@ -29,7 +31,9 @@ STATES = {Cell.lstm: 2, Cell.gru: 1}
 
 
 def weight_like(module: nn.Module, name: str) -> Tensor:
-    """The parameter, or what is in its place: of its type and device, without computing a parametrized weight."""
+    """The parameter, or what is in its place: of its type and device, without computing a parametrized
+    weight.
+    """
     if parametrize.is_parametrized(module, name):
         return cast(Tensor, module.parametrizations[name].original)  # type: ignore[index, union-attr]
     return cast(Tensor, getattr(module, name))
@@ -41,7 +45,8 @@ def shape_of(part: object) -> str:
 
 
 class MaskSampling(nn.Dropout):
-    """The switch of a layer's masks, where tools for MC dropout look for it: new masks are drawn while `training` is true.
+    """The switch of a layer's masks, where tools for MC dropout look for it: new masks are drawn while
+    `training` is true.
 
     It has no parameters and is never called. `p` is the largest probability of the layer, to be read only.
     """
@@ -70,9 +75,16 @@ def describe(dropout: Dropout) -> str:
 
 
 def chosen_dropout(
-    dropout: Dropout | float | None, variational: float | None, recurrent_dropout: float | None, layers: int, *, output: bool = True
+    dropout: Dropout | float | None,
+    variational: float | None,
+    recurrent_dropout: float | None,
+    layers: int,
+    *,
+    output: bool = True,
 ) -> Dropout:
-    """The policy that the arguments stand for; `output`: whether `variational` is on the output, too. A ValueError for more than one."""
+    """The policy that the arguments stand for; `output`: whether `variational` is on the output, too. A
+    ValueError for more than one.
+    """
     given = {
         "dropout": dropout or None,
         "variational": variational,
@@ -102,27 +114,33 @@ def check_policy(dropout: object, cell: Cell, layers: int) -> None:
     if dropout.policy is Policy.moon and cell is not Cell.lstm:
         raise ValueError("policy must be another than moon for a GRU, which has no cell state")
     if dropout.p_word > 0:
-        raise ValueError(f"p_word must be 0 in a layer, which knows no words, got {dropout.p_word}; use WordDropout(p)")
+        raise ValueError(
+            f"p_word must be 0 in a layer, which knows no words, got {dropout.p_word}; use WordDropout(p)"
+        )
     for name in BY_LAYER:
         dropout.of_layers(name, layers)
 
 
 class Recurrent(nn.Module):
-    """Stacked layers of one kind of cell. Arguments, weights and results are those of `torch.nn.LSTM` and `torch.nn.GRU`.
+    """Stacked layers of one kind of cell. Arguments, weights and results are those of `torch.nn.LSTM` and
+    `torch.nn.GRU`.
 
     Dropout is one of
     - `dropout=Dropout(policy, …)`, with a probability for each place;
     - `dropout=p`: as in torch, between layers and new at every step;
     - `variational=p`: held over the sequence, on the inputs of all layers, the recurrence and the output;
-    - `recurrent_dropout=p`: held over the sequence, on the recurrence alone, one mask for all gates (as in Keras).
+    - `recurrent_dropout=p`: held over the sequence, on the recurrence alone, one mask for all gates (as in
+    Keras).
 
-    In training mode every call draws new masks from torch's global random state, unless it is given `masks`; in evaluation mode
-    their means take their place, unless given. Whether masks are drawn is decided by `sampling.training`, which follows `train()`
-    and `eval()`. `reverse` makes layers that read backward in time. `compute_dtype` is the type in which matrix products are
-    multiplied (None: that of the weights); under autocast it is no other, and inputs and states are taken in the type of the
-    weights. `backend` is one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` makes `triton`
-    keep less in memory. `layer_norm` normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters `norm_…` of its own.
-    `triton` has none. Projections (`proj_size`, LSTM) are computed by `reference`, a plain loop.
+    In training mode every call draws new masks from torch's global random state, unless it is given `masks`;
+    in evaluation mode their means take their place, unless given. Whether masks are drawn is decided by
+    `sampling.training`, which follows `train()` and `eval()`. `reverse` makes layers that read backward in
+    time. `compute_dtype` is the type in which matrix products are multiplied (None: that of the weights);
+    under autocast it is no other, and inputs and states are taken in the type of the weights. `backend` is
+    one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` makes `triton`
+    keep less in memory. `layer_norm` normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with
+    parameters `norm_…` of its own. `triton` has none. Projections (`proj_size`, LSTM) are computed by
+    `reference`, a plain loop.
     """
 
     cell: ClassVar[Cell]
@@ -151,17 +169,30 @@ class Recurrent(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if not 0 <= proj_size < hidden_size:
-            raise ValueError(f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}")
+            raise ValueError(
+                f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}"
+            )
         if proj_size and self.cell is not Cell.lstm:
             raise ValueError(f"proj_size must be 0 for a {type(self).__name__}: only an LSTM has projections")
         if bidirectional and reverse:
-            raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
+            raise ValueError(
+                "reverse must be False with bidirectional=True, which has a backward layer already"
+            )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.bidirectional, self.proj_size = bias, batch_first, bidirectional, proj_size
+        self.bias, self.batch_first, self.bidirectional, self.proj_size = (
+            bias,
+            batch_first,
+            bidirectional,
+            proj_size,
+        )
         self.reverse, self.layer_norm, self.recompute = reverse, layer_norm, recompute
         self.backend, self.compute_dtype = kernels.known(backend), compute_dtype
         self.sampling = MaskSampling(NO_DROPOUT)
@@ -172,7 +203,9 @@ class Recurrent(nn.Module):
         for layer in range(num_layers):
             for suffix in self.suffixes(layer):
                 for name, shape in self.weight_shapes(layer).items():
-                    self.register_parameter(f"{name}{suffix}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                    self.register_parameter(
+                        f"{name}{suffix}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    )
         self.reset_parameters()
 
     @property
@@ -186,7 +219,9 @@ class Recurrent(nn.Module):
         self.sampling.dropout = dropout
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "dropout" and isinstance(value, nn.Module):  # which would be taken for a child, and change nothing
+        if name == "dropout" and isinstance(
+            value, nn.Module
+        ):  # which would be taken for a child, and change nothing
             raise TypeError(f"dropout must be a Dropout, got the module {value}")
         super().__setattr__(name, value)
 
@@ -207,7 +242,10 @@ class Recurrent(nn.Module):
         """Of one layer and direction, in torch's order."""
         rows = GATES[self.cell] * self.hidden_size
         width = self.input_size if layer == 0 else self.directions * self.state_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, self.state_size)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, width),
+            "weight_hh": (rows, self.state_size),
+        }
         if self.bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
@@ -219,7 +257,9 @@ class Recurrent(nn.Module):
         return shapes
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√H, as `torch.nn.LSTM`, and with the same random numbers; gains of layer norm are 1, its biases 0."""
+        """Uniform in ±1/√H, as `torch.nn.LSTM`, and with the same random numbers; gains of layer norm are 1,
+        its biases 0.
+        """
         limit = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters():
             if name.startswith("norm_"):
@@ -239,7 +279,8 @@ class Recurrent(nn.Module):
         compute_dtype: torch.dtype | None = None,
         recompute: bool = False,
     ) -> Self:
-        """A layer that computes what `module` does, with a copy of its weights: their sizes, dtype, device and mode.
+        """A layer that computes what `module` does, with a copy of its weights: their sizes, dtype, device
+        and mode.
 
         Its dropout between layers is replaced by that which is given here, if any.
         """
@@ -247,9 +288,17 @@ class Recurrent(nn.Module):
         if not isinstance(module, cls.torch_module):
             raise TypeError(f"module must be a torch.nn.{name}, got {type(module).__name__}")
         if parametrize.is_parametrized(module):
-            raise ValueError("module must have plain weights: remove its parametrizations first (torch.nn.utils.parametrize)")
+            raise ValueError(
+                "module must have plain weights: remove its parametrizations first "
+                "(torch.nn.utils.parametrize)"
+            )
         given = (dropout, variational, recurrent_dropout)
-        options: dict[str, Any] = {"backend": backend, "compute_dtype": compute_dtype, "recompute": recompute, **cls.torch_variant}
+        options: dict[str, Any] = {
+            "backend": backend,
+            "compute_dtype": compute_dtype,
+            "recompute": recompute,
+            **cls.torch_variant,
+        }
         options |= {"variational": variational, "recurrent_dropout": recurrent_dropout}
         options["dropout"] = module.dropout if given == (None, None, None) else dropout
         for option in ("bias", "batch_first", "bidirectional", "proj_size"):
@@ -263,7 +312,9 @@ class Recurrent(nn.Module):
         return layers.train(module.training)
 
     def weights(self, layer: int, direction: int = 0) -> Weights:
-        """As they are now: parameters, or what was put in their place. Biases that the layer lacks are zeros."""
+        """As they are now: parameters, or what was put in their place. Biases that the layer lacks are
+        zeros.
+        """
         suffix = self.suffixes(layer)[direction]
         w_ih, w_hh = getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")
         if self.bias:
@@ -288,13 +339,17 @@ class Recurrent(nn.Module):
         return weight_like(self, "weight_ih_l0")
 
     def flatten_parameters(self) -> None:
-        """Nothing, as the weights need no such order; it is here for scripts that call it of torch's modules."""
+        """Nothing, as the weights need no such order; it is here for scripts that call it of torch's
+        modules.
+        """
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction, as torch's modules give them."""
         places = [(layer, suffix) for layer in range(self.num_layers) for suffix in self.suffixes(layer)]
-        return [[getattr(self, name + suffix) for name in self.weight_shapes(layer)] for layer, suffix in places]
+        return [
+            [getattr(self, name + suffix) for name in self.weight_shapes(layer)] for layer, suffix in places
+        ]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -303,39 +358,63 @@ class Recurrent(nn.Module):
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
         widths = (self.input_size, *[self.directions * self.state_size] * (self.num_layers - 1))
-        return MaskShape(time, batch, widths, self.hidden_size, GATES[self.cell], self.directions, self.proj_size)
+        return MaskShape(
+            time, batch, widths, self.hidden_size, GATES[self.cell], self.directions, self.proj_size
+        )
 
     def zero_state(self, batch: int) -> State:
-        """The state that a sequence begins with where none is given, [L · directions, B, P] and, for an LSTM, [L · directions, B, H]."""
+        """The state that a sequence begins with where none is given, [L · directions, B, P] and, for an LSTM,
+        [L · directions, B, H].
+        """
         sizes = (self.state_size, self.hidden_size)[: STATES[self.cell]]
         like = self.parameter_like()
         return tuple(like.new_zeros(self.num_layers * self.directions, batch, size) for size in sizes)
 
     def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
-        """Masks on the device (None: that of the weights): new ones in training mode, their means in evaluation mode.
+        """Masks on the device (None: that of the weights): new ones in training mode, their means in
+        evaluation mode.
 
-        For held masks in MC dropout draw them with `sampling.train()`, or inside `sampling.mc_dropout(model)`. New ones are from torch's
-        global random state, which stays as it is where nothing is ever dropped.
+        For held masks in MC dropout draw them with `sampling.train()`, or inside
+        `sampling.mc_dropout(model)`. New ones are from torch's global random state, which stays as it is
+        where nothing is ever dropped.
         """
         if not self.sampling.training:
             return self.mean_masks()
         like = self.parameter_like()
-        return new_masks(self.dropout, self.mask_shape(time, batch), torch.device(device or like.device), like.dtype)
+        return new_masks(
+            self.dropout, self.mask_shape(time, batch), torch.device(device or like.device), like.dtype
+        )
 
     def mean_masks(self) -> ModelMasks:
         """The means of all masks, used where none are drawn: the standard approximation."""
         return mean_masks(self.dropout, self.num_layers, self.parameter_like(), self.directions)
 
     def run_cell(
-        self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
+        self,
+        place: tuple[int, int],
+        x_TBD: Tensor,
+        state: State,
+        masks: Masks,
+        lengths: Tensor | None,
+        cells: bool,
     ) -> tuple[State, State]:
-        """The layer and direction `place`: h of all steps (of an LSTM with `cells` c, too), and the last state, [B, P] and [B, H]."""
+        """The layer and direction `place`: h of all steps (of an LSTM with `cells` c, too), and the last
+        state, [B, P] and [B, H].
+        """
         raise NotImplementedError
 
     def run_layer(
-        self, layer: int, x_TBD: Tensor, states: State, masks: list[Masks], lengths: Tensor | None, cells: bool
+        self,
+        layer: int,
+        x_TBD: Tensor,
+        states: State,
+        masks: list[Masks],
+        lengths: Tensor | None,
+        cells: bool,
     ) -> tuple[list[State], list[State]]:
-        """One layer: for each direction h of all steps (of an LSTM with `cells` c, too), the last state; `states` [directions, B, …]."""
+        """One layer: for each direction h of all steps (of an LSTM with `cells` c, too), the last state;
+        `states` [directions, B, …].
+        """
         steps, last = [], []
         for direction in range(self.directions):
             layer_masks, x = masks[direction], x_TBD
@@ -358,37 +437,57 @@ class Recurrent(nn.Module):
             raise TypeError(f"the state must be tensors, got {', '.join(map(shape_of, parts))}")
         if not batched:
             parts = tuple(part.unsqueeze(1) if part.dim() == 2 else part for part in parts)
-        rows, sizes = self.num_layers * self.directions, (self.state_size, self.hidden_size)[: STATES[self.cell]]
+        rows, sizes = (
+            self.num_layers * self.directions,
+            (self.state_size, self.hidden_size)[: STATES[self.cell]],
+        )
         wanted, shapes = [[rows, batch, size] for size in sizes], [list(part.shape) for part in parts]
         if shapes != wanted:
             if self.cell is not Cell.lstm:
                 names = f"h, {wanted[0]}"
             else:
-                names = f"(h, c), each {wanted[0]}" if wanted[0] == wanted[1] else f"(h, c), {wanted[0]} and {wanted[1]}"
+                names = (
+                    f"(h, c), each {wanted[0]}"
+                    if wanted[0] == wanted[1]
+                    else f"(h, c), {wanted[0]} and {wanted[1]}"
+                )
             raise ValueError(f"the state must be {names}, got {', '.join(map(str, shapes))}")
         return parts
 
     def check_masks(self, masks: ModelMasks, x_TBD: Tensor) -> None:
-        """Refuses masks that are not for this input; those of layers have their sizes checked by the kernels."""
+        """Refuses masks that are not for this input; those of layers have their sizes checked by the
+        kernels.
+        """
         if not isinstance(masks, ModelMasks):
             raise TypeError(f"masks must be those of layer.masks(time, batch), got {type(masks).__name__}")
         time, batch, _ = x_TBD.shape
         if len(masks.layers) != self.num_layers * self.directions:
-            raise ValueError(f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}")
+            raise ValueError(
+                f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}"
+            )
         if masks.batch not in (None, batch):
             raise ValueError(f"masks must be of {batch} sequences like the input, got masks of {masks.batch}")
         if masks.time not in (None, time):
-            raise ValueError(f"masks that are new at every step must be of {time} steps like the input, got masks of {masks.time}")
+            raise ValueError(
+                f"masks that are new at every step must be of {time} steps like the input, got masks of "
+                f"{masks.time}"
+            )
         if masks.word is not None:
-            raise ValueError("masks.word must be None: a layer knows no words; multiply the embedding by masks.word.keep(ids)")
+            raise ValueError(
+                "masks.word must be None: a layer knows no words; multiply the embedding by "
+                "masks.word.keep(ids)"
+            )
         if masks.out is not None:
             shape = (time, batch, self.directions * self.state_size)
             if masks.out.dtype != x_TBD.dtype or masks.out.device != x_TBD.device:
                 raise ValueError(
-                    f"masks.out must be {x_TBD.dtype} on {x_TBD.device} like the input, got {masks.out.dtype} on {masks.out.device}"
+                    f"masks.out must be {x_TBD.dtype} on {x_TBD.device} like the input, got "
+                    f"{masks.out.dtype} on {masks.out.device}"
                 )
             if not is_broadcastable(masks.out.shape, shape):
-                raise ValueError(f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}")
+                raise ValueError(
+                    f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}"
+                )
 
     def forward(
         self,
@@ -401,12 +500,13 @@ class Recurrent(nn.Module):
     ) -> tuple[Any, ...]:
         """The output and the last state, as `torch.nn`'s modules give them.
 
-        `input` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence. With `lengths` [B] the
-        state is that after each sequence's last step, and the output is zero beyond it; lengths above T are T. Masks are of all
-        sequences in the order that they came in, and those of backward layers are of places in the text.
+        `input` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence.
+        With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond
+        it; lengths above T are T. Masks are of all sequences in the order that they came in, and those of
+        backward layers are of places in the text.
 
-        With `return_states` there is a third result: for each layer and direction, in torch's order, the states of all steps as the
-        output has them, (h,) or, for an LSTM, (h, c), before the output mask.
+        With `return_states` there is a third result: for each layer and direction, in torch's order, the
+        states of all steps as the output has them, (h,) or, for an LSTM, (h, c), before the output mask.
         """
         x = input
         if isinstance(x, PackedSequence):
@@ -416,14 +516,21 @@ class Recurrent(nn.Module):
             if padded_TBD.dim() != 3 or padded_TBD.shape[2] != self.input_size:
                 raise ValueError(f"input must be packed rows of {self.input_size}, got {list(x.data.shape)}")
             lengths = own_lengths.to(padded_TBD.device)
-            return self.run(padded_TBD, hx, lengths, masks, True, return_states).given(lambda part: pack_like(part, own_lengths, x))
+            return self.run(padded_TBD, hx, lengths, masks, True, return_states).given(
+                lambda part: pack_like(part, own_lengths, x)
+            )
         batched = x.dim() != 2
         if not batched and lengths is not None:
             raise ValueError("lengths must be None with an input without a batch")
-        x_TBD = x.unsqueeze(1) if not batched else x.transpose(0, 1) if self.batch_first and x.dim() == 3 else x
+        x_TBD = (
+            x.unsqueeze(1) if not batched else x.transpose(0, 1) if self.batch_first and x.dim() == 3 else x
+        )
         if x_TBD.dim() != 3 or x_TBD.shape[2] != self.input_size:
             wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
-            raise ValueError(f"input must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got {list(x.shape)}")
+            raise ValueError(
+                f"input must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got "
+                f"{list(x.shape)}"
+            )
         results = self.run(x_TBD, hx, checked_lengths(lengths, x_TBD), masks, batched, return_states)
         if not batched:
             last = tuple(part.squeeze(1) for part in results.last)
@@ -431,7 +538,13 @@ class Recurrent(nn.Module):
         return results.given(lambda part: part.transpose(0, 1) if self.batch_first else part)
 
     def run(
-        self, x_TBD: Tensor, hx: Any, lengths: Tensor | None, masks: ModelMasks | None, batched: bool, return_states: bool
+        self,
+        x_TBD: Tensor,
+        hx: Any,
+        lengths: Tensor | None,
+        masks: ModelMasks | None,
+        batched: bool,
+        return_states: bool,
     ) -> "Results":
         """All layers."""
         time, batch, _ = x_TBD.shape
@@ -452,7 +565,11 @@ class Recurrent(nn.Module):
             last += new
             steps += new_steps
         y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
-        return Results(y_TBP, tuple(torch.stack(part) for part in zip(*last, strict=True)), steps if return_states else None)
+        return Results(
+            y_TBP,
+            tuple(torch.stack(part) for part in zip(*last, strict=True)),
+            steps if return_states else None,
+        )
 
     def repr_arguments(self) -> Iterator[str]:
         """The sizes, what is not as by default, and always `batch_first` and the dropout."""
@@ -490,13 +607,16 @@ class Results(NamedTuple):
     def given(self, like_input: Callable[[Tensor], Any]) -> tuple[Any, ...]:
         """As a layer gives them; `like_input` brings what is [T, B, …] to the form of the input."""
         found = (like_input(self.y_TBP), self.last if len(self.last) > 1 else self.last[0])
-        return found if self.steps is None else (*found, [tuple(map(like_input, state)) for state in self.steps])
+        return (
+            found if self.steps is None else (*found, [tuple(map(like_input, state)) for state in self.steps])
+        )
 
 
 def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor | None:
     """As int64 on the device of the input.
 
-    Raises ValueError; negative lengths on a GPU, which is not waited for, or in compiled code are a RuntimeError once they are read.
+    Raises ValueError; negative lengths on a GPU, which is not waited for, or in compiled code are a
+    RuntimeError once they are read.
     """
     if lengths is None:
         return None
@@ -522,7 +642,9 @@ def pack_like(y_TBP: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedS
 
 
 def reversed_order(time: int, lengths: Tensor | None) -> Tensor | None:
-    """Which step [T, B] comes at each step of a backward layer: the last of each sequence first; padding stays where it is."""
+    """Which step [T, B] comes at each step of a backward layer: the last of each sequence first; padding
+    stays where it is.
+    """
     if lengths is None:
         return None
     step_T1 = torch.arange(time, device=lengths.device)[:, None]
@@ -554,16 +676,30 @@ def reverse_masks(masks: Masks, order_TB: Tensor | None) -> Masks:
 
 
 class LSTM(Recurrent):
-    """Stacked LSTM, as `torch.nn.LSTM`; the state is (h, c), [L · directions, B, P] and [L · directions, B, H]."""
+    """Stacked LSTM, as `torch.nn.LSTM`; the state is (h, c), [L · directions, B, P] and [L · directions, B,
+    H].
+    """
 
     cell = Cell.lstm
     torch_module = nn.LSTM
 
     def run_cell(
-        self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
+        self,
+        place: tuple[int, int],
+        x_TBD: Tensor,
+        state: State,
+        masks: Masks,
+        lengths: Tensor | None,
+        cells: bool,
     ) -> tuple[State, State]:
         h_BP, c_BH = state
-        options = {"w_hr": self.projection(*place), "norms": self.norms(*place), "cells": cells, "lengths": lengths, **self.options}
+        options = {
+            "w_hr": self.projection(*place),
+            "norms": self.norms(*place),
+            "cells": cells,
+            "lengths": lengths,
+            **self.options,
+        }
         y_TBP, h_BP, c_BH, *c_TBH = kernels.lstm(x_TBD, h_BP, c_BH, *self.weights(*place), masks, **options)
         return (y_TBP, *c_TBH), (h_BP, c_BH)
 
@@ -571,9 +707,10 @@ class LSTM(Recurrent):
 class GRU(Recurrent):
     """Stacked GRU; the state is h, [L · directions, B, H].
 
-    The reset gate acts before the recurrent product of the candidate, as in the paper. With the same weights `torch.nn.GRU` computes
-    something else: there, as in cuDNN, it acts after that product, which is `reset_after=True`. `from_torch` sets it;
-    `load_state_dict` cannot notice that it is missing, as both variants have weights of the same names and shapes.
+    The reset gate acts before the recurrent product of the candidate, as in the paper. With the same weights
+    `torch.nn.GRU` computes something else: there, as in cuDNN, it acts after that product, which is
+    `reset_after=True`. `from_torch` sets it; `load_state_dict` cannot notice that it is missing, as both
+    variants have weights of the same names and shapes.
     """
 
     cell = Cell.gru
@@ -585,10 +722,21 @@ class GRU(Recurrent):
         self.reset_after = reset_after
 
     def run_cell(
-        self, place: tuple[int, int], x_TBD: Tensor, state: State, masks: Masks, lengths: Tensor | None, cells: bool
+        self,
+        place: tuple[int, int],
+        x_TBD: Tensor,
+        state: State,
+        masks: Masks,
+        lengths: Tensor | None,
+        cells: bool,
     ) -> tuple[State, State]:
         (h_BH,) = state
-        options = {"norms": self.norms(*place), "lengths": lengths, "reset_after": self.reset_after, **self.options}
+        options = {
+            "norms": self.norms(*place),
+            "lengths": lengths,
+            "reset_after": self.reset_after,
+            **self.options,
+        }
         y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *self.weights(*place), masks, **options)
         return (y_TBH,), (h_BH,)
 

@@ -1,4 +1,6 @@
-"""What a model knows of its training text beside its weights: all that prediction needs of it, as plain values in the checkpoint."""
+"""What a model knows of its training text beside its weights: all that prediction needs of it, as plain
+values in the checkpoint.
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -39,14 +41,20 @@ class Ratings:
     chunk_words: int | None  # longer texts are cut into chunks of so many words
     splitting: str  # how a text becomes words: "cornell" or "plain"
     noise_part: str  # the part that the observation noise is fitted to: "valid" or "train"
-    noise: float | None = None  # standard deviation of the observations, by the standard approximation; None: not known at that moment
+    noise: float | None = (
+        # standard deviation of the observations, by the standard approximation; None: not known at that
+        # moment
+        None
+    )
 
     def __post_init__(self) -> None:
         require_vocabulary(self.vocabulary)
         require(is_number(self.mean), "mean", "a finite number")
         require(is_number(self.deviation) and self.deviation > 0, "deviation", "above 0")
         chunk = self.chunk_words
-        require(chunk is None or (type(chunk) is int and 2 <= chunk < 2**31), "chunk_words", "at least 2, or null")
+        require(
+            chunk is None or (type(chunk) is int and 2 <= chunk < 2**31), "chunk_words", "at least 2, or null"
+        )
         require(self.splitting in ("cornell", "plain"), "splitting", "cornell or plain")
         require(self.noise_part in ("valid", "train"), "noise_part", "valid or train")
         require(self.noise is None or (is_number(self.noise) and self.noise > 0), "noise", "above 0, or null")

@@ -29,4 +29,6 @@ def ranges(numbers: Iterable[int]) -> str:
             found[-1].append(number)
         else:
             found.append([number])
-    return " ".join(f"{of_range[0]}–{of_range[-1]}" if len(of_range) > 1 else str(of_range[0]) for of_range in found)
+    return " ".join(
+        f"{of_range[0]}–{of_range[-1]}" if len(of_range) > 1 else str(of_range[0]) for of_range in found
+    )

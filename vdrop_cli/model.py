@@ -18,7 +18,9 @@ from vdrop_cli.random_streams import Stream
 
 
 class Reader(nn.Module):
-    """Embedding and stacked layers; the embedding has the size of the hidden layers (Zaremba et al. 2014). The head has `rows` rows."""
+    """Embedding and stacked layers; the embedding has the size of the hidden layers (Zaremba et al. 2014).
+    The head has `rows` rows.
+    """
 
     outputs: int | None = None  # of the last layer that the head reads, the last ones; None: all
 
@@ -35,20 +37,31 @@ class Reader(nn.Module):
         hidden = model.hidden_size
         self.dropout = dropout
         without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # those are on the embedding
-        options: dict[str, Any] = {"num_layers": model.layers, "dropout": without_words, "backend": backend, "compute_dtype": compute_dtype}
+        options: dict[str, Any] = {
+            "num_layers": model.layers,
+            "dropout": without_words,
+            "backend": backend,
+            "compute_dtype": compute_dtype,
+        }
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, hidden))
         self.layers: Recurrent = (
-            LSTM(hidden, hidden, **options) if model.cell is Cell.lstm else GRU(hidden, hidden, reset_after=model.reset_after, **options)
+            LSTM(hidden, hidden, **options)
+            if model.cell is Cell.lstm
+            else GRU(hidden, hidden, reset_after=model.reset_after, **options)
         )
         self.head_weight = nn.Parameter(torch.empty(rows, hidden))
         self.head_bias = nn.Parameter(torch.empty(rows))
 
     @torch.no_grad()
     def initialise(self, init: float, stream: Stream, forget_bias: float = 0.0) -> None:
-        """Every parameter, biases too, uniform in [-init, init]; `forget_bias` is added to that of an LSTM's forget gates."""
+        """Every parameter, biases too, uniform in [-init, init]; `forget_bias` is added to that of an LSTM's
+        forget gates.
+        """
         generator = stream.generator()
         for parameter in self.parameters():
-            parameter.copy_(torch.empty(parameter.shape, device="cpu").uniform_(-init, init, generator=generator))
+            parameter.copy_(
+                torch.empty(parameter.shape, device="cpu").uniform_(-init, init, generator=generator)
+            )
         if self.layers.cell is Cell.lstm:
             for layer in range(self.layers.num_layers):
                 _, forget, _, _ = self.layers.weights(layer)[2].chunk(4)
@@ -81,7 +94,12 @@ class LanguageModel(Reader):
     """Predicts the next word."""
 
     def __init__(
-        self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
+        self,
+        model: Model,
+        dropout: Dropout,
+        vocabulary_size: int,
+        backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, dropout, vocabulary_size, vocabulary_size, backend, compute_dtype)
 
@@ -90,7 +108,9 @@ class LanguageModel(Reader):
         y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=replace(masks, word=None))
         return y_TBH, last if isinstance(last, tuple) else (last,)
 
-    def nll(self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
+    def nll(
+        self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
+    ) -> tuple[Tensor, State]:
         """Negative log-likelihood of each target in nats, [T, B], and the state to go on from."""
         y_TBH, state = self(ids_TB, state, masks)
         nll_N = kernels.linear_cross_entropy(
@@ -105,18 +125,27 @@ class LanguageModel(Reader):
 
 
 class Regressor(Reader):
-    """Predicts a number from a whole text: a linear function of the last layer's state after the text's last word."""
+    """Predicts a number from a whole text: a linear function of the last layer's state after the text's last
+    word.
+    """
 
     outputs = 1
 
     def __init__(
-        self, model: Model, dropout: Dropout, vocabulary_size: int, backend: str = "auto", compute_dtype: torch.dtype | None = None
+        self,
+        model: Model,
+        dropout: Dropout,
+        vocabulary_size: int,
+        backend: str = "auto",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, dropout, vocabulary_size, 1, backend, compute_dtype)
 
     def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
         """The numbers [B]; what stands in a column beyond its length is never read."""
-        _, last = self.layers(self.embed(ids_TB, masks), lengths=lengths_B, masks=replace(masks, word=None, out=None))
+        _, last = self.layers(
+            self.embed(ids_TB, masks), lengths=lengths_B, masks=replace(masks, word=None, out=None)
+        )
         h_BH = (last[0] if isinstance(last, tuple) else last)[-1]
         if masks.out is not None:
             h_BH = h_BH * masks.out[0]

@@ -1,6 +1,7 @@
 """Dropout beside the recurrent layers: with masks held over a sequence, on words, and on weights.
 
-Each is an `nn.Dropout` to whatever looks for those (`mc_dropout`, tools for uncertainty): `training` decides whether it drops.
+Each is an `nn.Dropout` to whatever looks for those (`mc_dropout`, tools for uncertainty): `training` decides
+whether it drops.
 
 T time  B batch  D size of a vector
 """
@@ -15,9 +16,11 @@ from vdrop_cli.policies import WordMask, checked_probability, choice
 
 
 class LockedDropout(nn.Dropout):
-    """One mask for all steps of a sequence, another for each sequence: on [T, B, D], or [B, T, D] with `batch_first`, or a step [B, D].
+    """One mask for all steps of a sequence, another for each sequence: on [T, B, D], or [B, T, D] with
+    `batch_first`, or a step [B, D].
 
-    In training mode every call draws a new mask unless it is given one (`masks`); a mask that is given is used in either mode.
+    In training mode every call draws a new mask unless it is given one (`masks`); a mask that is given is
+    used in either mode.
     """
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
@@ -25,8 +28,12 @@ class LockedDropout(nn.Dropout):
         super().__init__(p)
         self.batch_first = batch_first
 
-    def masks(self, batch: int, size: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p); ones in evaluation mode."""
+    def masks(
+        self, batch: int, size: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p);
+        ones in evaluation mode.
+        """
         checked_probability("p", self.p)
         shape = (batch, 1, size) if self.batch_first else (1, batch, size)
         return new_mask(self.p if self.training else 0.0, shape, device, dtype)
@@ -36,14 +43,19 @@ class LockedDropout(nn.Dropout):
             time_dim = 1 if self.batch_first else 0
             return self(x.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
         if x.dim() != 3:
-            raise ValueError(f"x must be {'[B, T, D]' if self.batch_first else '[T, B, D]'}, or [B, D], got {list(x.shape)}")
+            raise ValueError(
+                f"x must be {'[B, T, D]' if self.batch_first else '[T, B, D]'}, or [B, D], got "
+                f"{list(x.shape)}"
+            )
         if masks is None:
             if not self.training or self.p == 0:
                 return x
             masks = self.masks(x.shape[0 if self.batch_first else 1], x.shape[2], x.device, x.dtype)
         wanted = (x.shape[0], 1, x.shape[2]) if self.batch_first else (1, *x.shape[1:])
         if masks.shape != wanted or masks.dtype != x.dtype:
-            raise ValueError(f"masks must be {x.dtype} {list(wanted)} like x, got {masks.dtype} {list(masks.shape)}")
+            raise ValueError(
+                f"masks must be {x.dtype} {list(wanted)} like x, got {masks.dtype} {list(masks.shape)}"
+            )
         return x * masks
 
     def extra_repr(self) -> str:
@@ -51,11 +63,13 @@ class LockedDropout(nn.Dropout):
 
 
 class WordDropout(nn.Dropout):
-    """Drops words from a text: the vectors of dropped words are zero, those of the others are divided by 1 - p.
+    """Drops words from a text: the vectors of dropped words are zero, those of the others are divided by 1 -
+    p.
 
-    With `by="type"` a word that is dropped is dropped wherever it stands in its sequence (Gal & Ghahramani 2016, section 4.2), with
-    `by="token"` each occurrence is dropped by itself. In training mode every call draws new masks unless it is given some; masks that
-    are given are used in either mode. Vectors are [T, B, D] and words [T, B], or [B, T, D] and [B, T] with `batch_first`.
+    With `by="type"` a word that is dropped is dropped wherever it stands in its sequence (Gal & Ghahramani
+    2016, section 4.2), with `by="token"` each occurrence is dropped by itself. In training mode every call
+    draws new masks unless it is given some; masks that are given are used in either mode. Vectors are [T, B,
+    D] and words [T, B], or [B, T, D] and [B, T] with `batch_first`.
     """
 
     def __init__(self, p: float = 0.5, by: str | WordMask = "type", batch_first: bool = False) -> None:
@@ -66,7 +80,9 @@ class WordDropout(nn.Dropout):
     def masks(self, time: int, batch: int, device: torch.device | str = "cpu") -> WordMasks | None:
         """New masks; None where p is 0 and in evaluation mode. Those by type hold for any number of steps."""
         checked_probability("p", self.p)
-        return new_word_masks(self.p if self.training else 0.0, self.by, time, batch, device, self.batch_first)
+        return new_word_masks(
+            self.p if self.training else 0.0, self.by, time, batch, device, self.batch_first
+        )
 
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
         if x.dim() != 3 or x.shape[:2] != ids.shape:
@@ -84,7 +100,9 @@ class WordDropout(nn.Dropout):
 
 
 class DroppedWeight(nn.Dropout):
-    """A weight with some of its elements dropped while training; new ones whenever it is computed, which is once a forward pass."""
+    """A weight with some of its elements dropped while training; new ones whenever it is computed, which is
+    once a forward pass.
+    """
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -97,21 +115,28 @@ class DroppedWeight(nn.Dropout):
 
 
 def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None) -> nn.Module:
-    """Drops elements of the recurrent weights of `module` in training, the same at every step (Merity et al. 2018, AWD-LSTM).
+    """Drops elements of the recurrent weights of `module` in training, the same at every step (Merity et al.
+    2018, AWD-LSTM).
 
-    `names` are the weights, by default all `weight_hh…` of the module itself: of `nn.LSTM`, `nn.GRU` and the layers here. Cells are
-    refused: they compute their weights at every step, so that elements would be dropped anew at every step.
-    The module is changed, by `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` undoes it.
+    `names` are the weights, by default all `weight_hh…` of the module itself: of `nn.LSTM`, `nn.GRU` and the
+    layers here. Cells are refused: they compute their weights at every step, so that elements would be
+    dropped anew at every step. The module is changed, by `torch.nn.utils.parametrize`, and returned;
+    `parametrize.remove_parametrizations` undoes it.
     """
     checked_probability("p", p)
     if isinstance(module, RecurrentCell | nn.RNNCellBase):
-        raise ValueError(f"module must not be a {type(module).__name__}: its weights would be dropped anew at every step; use a layer")
+        raise ValueError(
+            f"module must not be a {type(module).__name__}: its weights would be dropped anew at every "
+            "step; use a layer"
+        )
     own = [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name in own if name.startswith("weight_hh")] if names is None else names
     if not names:
         raise ValueError(f"names must be given: a {type(module).__name__} has no parameters weight_hh…")
     if unknown := [name for name in names if name not in own]:
-        raise ValueError(f"names must be parameters of the {type(module).__name__}, which has no {', '.join(unknown)}")
+        raise ValueError(
+            f"names must be parameters of the {type(module).__name__}, which has no {', '.join(unknown)}"
+        )
     for name in names:
         parametrize.register_parametrization(module, name, DroppedWeight(p))
     return module

@@ -1,4 +1,6 @@
-"""Standard output and error of a command: no encoding of a terminal is an error, and progress that cannot be shown ends nothing."""
+"""Standard output and error of a command: no encoding of a terminal is an error, and progress that cannot be
+shown ends nothing.
+"""
 
 import errno
 import os
@@ -10,7 +12,9 @@ from typing import Any, TextIO
 
 
 class Stream:
-    """A text stream that remembers the error with which it could not be written; `is_lenient`, it does not raise it."""
+    """A text stream that remembers the error with which it could not be written; `is_lenient`, it does not
+    raise it.
+    """
 
     def __init__(self, stream: TextIO, is_lenient: bool) -> None:
         self.stream, self.is_lenient = stream, is_lenient
@@ -79,7 +83,8 @@ def is_shown(tell: Callable[[], object]) -> bool:
 
 
 def finish() -> int:
-    """Writes out what is left; returns 0, or an exit code where standard output could not be written, and says so unless it is only unread.
+    """Writes out what is left; returns 0, or an exit code where standard output could not be written, and
+    says so unless it is only unread.
 
     Then nothing more is written to it.
     """

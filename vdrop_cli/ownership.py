@@ -16,8 +16,12 @@ from vdrop_cli.files import Damaged, Lock, printable
 
 LOCK = "lock"  # in the run folder, while a process trains there
 CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"
-EVALUATION = r"eval-\d{4,}(?:-\d{5,})?-(?:standard|mc\d+(?:-word|-no_word)?-s\d+|ensemble\d+-[0-9a-f]{8})(?:-(?:fp32|bf16))?"
-TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"  # what training writes, TensorBoard's events aside
+EVALUATION = (
+    r"eval-\d{4,}(?:-\d{5,})?-(?:standard|mc\d+(?:-word|-no_word)?-s\d+|ensemble\d+-[0-9a-f]{8})"
+    r"(?:-(?:fp32|bf16))?"
+)
+# what training writes, TensorBoard's events aside
+TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"
 EVENTS = r"events\.out\.tfevents\.\d+\..+"
 RUN = rf"(?:{TRAINING}|{EVALUATION}\.(?:json|partial))(?:\.\d+\.tmp)?|{EVALUATION}\.lock|{EVENTS}|{LOCK}"
 OUTCOMES = ("result.json", "stuck.json")  # how a run has ended, so that it is not trained again
@@ -37,13 +41,17 @@ def is_of_run(path: Path) -> bool:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a run folder; nothing where there is none yet. Raises ConfigError where it cannot be listed."""
+    """What is in a run folder; nothing where there is none yet. Raises ConfigError where it cannot be
+    listed.
+    """
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):  # who makes the folder says what is in its way
         return []
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be read ({error.strerror}); move it away, or choose another outputs=") from None
+        raise ConfigError(
+            f"{folder} cannot be read ({error.strerror}); move it away, or choose another outputs="
+        ) from None
 
 
 def events_in(folder: Path) -> list[Path]:
@@ -52,7 +60,8 @@ def events_in(folder: Path) -> list[Path]:
 
 
 def require_regular_files(folder: Path, before_writing: bool = False) -> None:
-    """Raises ConfigError where a file of a run is something else: a FIFO, a device, a folder, or a link that leads to none.
+    """Raises ConfigError where a file of a run is something else: a FIFO, a device, a folder, or a link that
+    leads to none.
 
     Nothing is opened. `before_writing` also refuses links in place of the files that a run appends to.
     """
@@ -67,15 +76,18 @@ def require_regular_files(folder: Path, before_writing: bool = False) -> None:
         except OSError as error:
             if not path.is_symlink():
                 continue  # removed in between
-            raise ConfigError(f"{path} is in the way: a link that leads nowhere ({error.strerror}); move it away") from None
+            raise ConfigError(
+                f"{path} is in the way: a link that leads nowhere ({error.strerror}); move it away"
+            ) from None
 
 
 def removal_order(folder: Path) -> list[Path]:
     """Files of a run as `clear` removes them.
 
-    Its result, or that it is stuck, comes first, so that what is left is never taken for a run that has ended; then its evaluations;
-    then its checkpoints from the newest to the oldest, each of which finds all that it needs in the older ones and in the log. So after
-    every removal the folder holds a run that resumes to the same result, or none.
+    Its result, or that it is stuck, comes first, so that what is left is never taken for a run that has
+    ended; then its evaluations; then its checkpoints from the newest to the oldest, each of which finds all
+    that it needs in the older ones and in the log. So after every removal the folder holds a run that resumes
+    to the same result, or none.
     """
 
     def place(path: Path) -> tuple[int, int, int]:
@@ -94,7 +106,11 @@ def removal_order(folder: Path) -> list[Path]:
 
 def is_lock(path: Path) -> bool:
     """Of an evaluation. A link or FIFO of that name locks nothing, and is removed like any other file."""
-    return fits(rf"{EVALUATION}\.lock", path) and (status := status_of(path)) is not None and stat.S_ISREG(status.st_mode)
+    return (
+        fits(rf"{EVALUATION}\.lock", path)
+        and (status := status_of(path)) is not None
+        and stat.S_ISREG(status.st_mode)
+    )
 
 
 def status_of(path: Path) -> os.stat_result | None:
@@ -106,9 +122,11 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def clear(folder: Path) -> None:
-    """Removes an earlier run from its folder, and says what it leaves there. Links are removed, never followed.
+    """Removes an earlier run from its folder, and says what it leaves there. Links are removed, never
+    followed.
 
-    Raises ConfigError, with nothing removed, while the run is evaluated or where one of its files cannot be removed.
+    Raises ConfigError, with nothing removed, while the run is evaluated or where one of its files cannot be
+    removed.
     """
     found = entries(folder)
     others = [path.name for path in found if not is_of_run(path)]
@@ -119,7 +137,9 @@ def clear(folder: Path) -> None:
         mounts = mount_points()
         for path in own:
             if reason := obstacle(path, mounts):
-                raise ConfigError(f"force=true: {path} {reason}, so nothing was removed; remove it or move it away")
+                raise ConfigError(
+                    f"force=true: {path} {reason}, so nothing was removed; remove it or move it away"
+                )
         for path in own:
             try:
                 path.unlink(missing_ok=True)
@@ -127,16 +147,22 @@ def clear(folder: Path) -> None:
                     files.flush_folder(folder)  # on the disk, too, before anything else goes
             except OSError as error:
                 raise RunError(
-                    f"force=true: {path} cannot be removed ({error.strerror}); see to it that it can, and give the same command again"
+                    f"force=true: {path} cannot be removed ({error.strerror}); see to it that it can, and "
+                    "give the same command again"
                 ) from None
     if others:
         more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
         listed = ", ".join(map(printable, others[:LISTED]))
-        print(f"vdrop: force=true leaves what is not the run's in {printable(folder)}: {listed}{more}", file=sys.stderr)
+        print(
+            f"vdrop: force=true leaves what is not the run's in {printable(folder)}: {listed}{more}",
+            file=sys.stderr,
+        )
 
 
 def obstacle(path: Path, mounts: set[str]) -> str:
-    """Why a file could not be removed, as far as that can be seen; nothing where it can, or where it is gone."""
+    """Why a file could not be removed, as far as that can be seen; nothing where it can, or where it is
+    gone.
+    """
     status = status_of(path)
     if status is None:
         return ""
@@ -148,7 +174,9 @@ def obstacle(path: Path, mounts: set[str]) -> str:
         with suppress(OSError):  # where the file system has no flags, or the file cannot be read
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                (flags,) = struct.unpack_from("I", fcntl.ioctl(handle, READ_FLAGS, bytes(struct.calcsize("l"))))
+                (flags,) = struct.unpack_from(
+                    "I", fcntl.ioctl(handle, READ_FLAGS, bytes(struct.calcsize("l")))
+                )
             finally:
                 os.close(handle)
             if flags & UNREMOVABLE:
@@ -162,11 +190,15 @@ def mount_points() -> set[str]:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return set()
-    return {re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split(" ")[4]) for line in lines}
+    return {
+        re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split(" ")[4]) for line in lines
+    }
 
 
 def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size: int | None = None) -> None:
-    """Raises ConfigError where a file is there that vdrop did not write, going by its content, or by its first `size` bytes."""
+    """Raises ConfigError where a file is there that vdrop did not write, going by its content, or by its
+    first `size` bytes.
+    """
     try:
         content = files.read(path) if size is None else files.read_start(path, size)
     except (FileNotFoundError, NotADirectoryError):  # writing it says what is in the way
@@ -174,13 +206,17 @@ def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size:
     except Damaged as damage:
         raise ConfigError(f"{printable(path)} would be overwritten, and {damage}; {way_out}") from None
     except OSError as error:
-        raise ConfigError(f"{printable(path)} would be overwritten, and cannot be read ({error.strerror}); {way_out}") from None
+        raise ConfigError(
+            f"{printable(path)} would be overwritten, and cannot be read ({error.strerror}); {way_out}"
+        ) from None
     if not is_own(content):
         raise ConfigError(f"{printable(path)} was not written by vdrop, and would be overwritten; {way_out}")
 
 
 def require_record(folder: Path) -> None:
-    """Raises ConfigError where a record would take the place of files that are none: a folder of them has only names of a run."""
+    """Raises ConfigError where a record would take the place of files that are none: a folder of them has
+    only names of a run.
+    """
     for path in entries(folder):
         if is_of_run(path) and (status := status_of(path)) is not None:
             try:

@@ -40,11 +40,16 @@ def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
 
 def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
     """The names, those that are there more than once with what tells them apart."""
-    return [f"{name} ({detail})" if names.count(name) > 1 else name for name, detail in zip(names, details, strict=True)]
+    return [
+        f"{name} ({detail})" if names.count(name) > 1 else name
+        for name, detail in zip(names, details, strict=True)
+    ]
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Raises ConfigError where it cannot be written, its ending is none that can be drawn, or a file is there that is no drawing."""
+    """Raises ConfigError where it cannot be written, its ending is none that can be drawn, or a file is there
+    that is no drawing.
+    """
     ownership.require_own(path, is_drawing, "choose another file")
     drawn = BytesIO()
     try:
@@ -60,7 +65,9 @@ def is_drawing(content: bytes) -> bool:
     return not content or b"matplotlib" in content.lower()
 
 
-def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple[str, str] | None) -> "tuple[Figure, Axes]":
+def by_epoch(
+    runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple[str, str] | None
+) -> "tuple[Figure, Axes]":
     """One or two metrics of every run, each with what it is called; one marker a run, by its name."""
     figure, axes = canvas()
     from matplotlib.ticker import MaxNLocator
@@ -68,12 +75,30 @@ def by_epoch(runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple
     whole = {name: run for name, run in runs.items() if has_curve(run, solid[0], *(dotted or ())[:1])}
     for number, ((name, run), marker) in enumerate(zip(whole.items(), cycle(MARKERS), strict=False)):
         epochs = [record["epoch"] for record in run.epochs]
-        style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "markevery": max(1, len(epochs) // MARKS)}
+        style: dict[str, Any] = {
+            "color": f"C{number}",
+            "marker": marker,
+            "markersize": 4,
+            "markevery": max(1, len(epochs) // MARKS),
+        }
         metric, told = solid
-        axes.plot(epochs, [record[metric] for record in run.epochs], "-", label=f"{name}: {told}" if dotted else name, **style)
+        axes.plot(
+            epochs,
+            [record[metric] for record in run.epochs],
+            "-",
+            label=f"{name}: {told}" if dotted else name,
+            **style,
+        )
         if dotted:
             metric, told = dotted
-            axes.plot(epochs, [record[metric] for record in run.epochs], ":", label=f"{name}: {told}", fillstyle="none", **style)
+            axes.plot(
+                epochs,
+                [record[metric] for record in run.epochs],
+                ":",
+                label=f"{name}: {told}",
+                fillstyle="none",
+                **style,
+            )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if whole:
@@ -85,14 +110,27 @@ def has_curve(run: Finished, *metrics: str) -> bool:
     """Whether its log holds them from the first epoch on; says so where it does not."""
     if run.has_whole_log and all(metric in record for record in run.epochs for metric in metrics):
         return True
-    lacks = ", ".join(metrics) if run.has_whole_log else f"the epochs before {run.epochs[0]['epoch']}" if run.epochs else "all epochs"
-    print(f"vdrop: {run.folder / 'log.jsonl'} lacks {lacks}; the run is left out of the picture", file=sys.stderr)
+    lacks = (
+        ", ".join(metrics)
+        if run.has_whole_log
+        else f"the epochs before {run.epochs[0]['epoch']}"
+        if run.epochs
+        else "all epochs"
+    )
+    print(
+        f"vdrop: {run.folder / 'log.jsonl'} lacks {lacks}; the run is left out of the picture",
+        file=sys.stderr,
+    )
     return False
 
 
 def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
     """Validation perplexity by epoch; and that of training, with dropout on."""
-    figure, axes = by_epoch(runs, ("valid_ppl_batched", "validation"), ("train_ppl_dropout", "training, dropout on") if training else None)
+    figure, axes = by_epoch(
+        runs,
+        ("valid_ppl_batched", "validation"),
+        ("train_ppl_dropout", "training, dropout on") if training else None,
+    )
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log")
@@ -118,7 +156,9 @@ def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figur
     for number, ((name, rows), marker) in enumerate(zip(evaluations.items(), cycle(MARKERS), strict=False)):
         spread = [row["deviation"] or 0.0 for row in rows]
         style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "capsize": 3}
-        axes.errorbar([row["samples"] for row in rows], [row["ppl"] for row in rows], spread, label=name, **style)
+        axes.errorbar(
+            [row["samples"] for row in rows], [row["ppl"] for row in rows], spread, label=name, **style
+        )
     axes.set_xscale("log")
     axes.set_xlabel("MC samples (log scale); bars: standard deviation over groups of so many samples")
     axes.set_ylabel("test perplexity")
@@ -132,12 +172,19 @@ def speeds(measured: Mapping[str, float], published: Mapping[str, float], device
     figure, axes = canvas(height=1 + 0.6 * len(names))
     bars: tuple[tuple[float, Mapping[str, float], str, dict[str, Any]], ...] = (
         (-0.2 if published else 0.0, measured, f"measured, {', '.join(devices)}", {"color": "0.35"}),
-        (0.2, published, "published, a GPU of 2015", {"color": "white", "edgecolor": "black", "hatch": "///"}),
+        (
+            0.2,
+            published,
+            "published, a GPU of 2015",
+            {"color": "white", "edgecolor": "black", "hatch": "///"},
+        ),
     )
     bars = bars if published else bars[:1]
     for offset, values, label, look in bars:
         places = [place + offset for place, name in enumerate(names) if name in values]
-        drawn = axes.barh(places, [values[name] for name in names if name in values], 0.38, label=label, **look)
+        drawn = axes.barh(
+            places, [values[name] for name in names if name in values], 0.38, label=label, **look
+        )
         axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize="small")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -1,4 +1,6 @@
-"""Dropout policies as plain data: what is dropped, with which probability, and for how long. No torch and no Hydra here."""
+"""Dropout policies as plain data: what is dropped, with which probability, and for how long. No torch and no
+Hydra here.
+"""
 
 import numbers
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ class Policy(Choice):
     zaremba = "zaremba"  # new masks every step, on layer inputs and the output (Zaremba et al. 2014)
     naive = "naive"  # new masks every step and gate, on layer inputs and the recurrence
     moon = "moon"  # one mask over time on the cell state (Moon et al. 2015, rnnDrop)
-    variational = "variational"  # one mask over time on layer inputs, the recurrence, word types and the output
+    variational = (
+        "variational"  # one mask over time on layer inputs, the recurrence, word types and the output
+    )
 
 
 class Tie(Choice):
@@ -75,9 +79,10 @@ def checked_probability(name: str, p: object) -> float:
 class Dropout:
     """A policy and its probabilities of dropping, each in [0, 1).
 
-    Policies, ties and word masks may be given by name, as in `Dropout("variational", p_x=0.3, p_h=0.3)`. `p_x`, `p_h` and `p_c` may
-    be sequences with a probability for each layer. `tie` is `none` for the policy naive and `all` for the others, unless given.
-    Raises ValueError for a probability that is out of range or that the policy does not use.
+    Policies, ties and word masks may be given by name, as in `Dropout("variational", p_x=0.3, p_h=0.3)`.
+    `p_x`, `p_h` and `p_c` may be sequences with a probability for each layer. `tie` is `none` for the policy
+    naive and `all` for the others, unless given. Raises ValueError for a probability that is out of range or
+    that the policy does not use.
     """
 
     policy: Policy | str

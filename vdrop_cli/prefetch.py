@@ -14,7 +14,9 @@ Batch = TypeVar("Batch")
 
 
 def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
-    """Whether drawing takes long, and the processor is idle meanwhile: on the CPU the thread would take a core from the products."""
+    """Whether drawing takes long, and the processor is idle meanwhile: on the CPU the thread would take a
+    core from the products.
+    """
     return device.type == "cuda" and dropout.new_every_step
 
 
@@ -23,16 +25,24 @@ def with_masks(
 ) -> Iterator[tuple[Batch, ModelMasks]]:
     """Each batch with its masks on the device.
 
-    `draw` gives the masks of a batch on the CPU, as a function of the batch alone, so that it makes no difference which thread draws
-    them. What it raises is raised here, when that batch comes.
+    `draw` gives the masks of a batch on the CPU, as a function of the batch alone, so that it makes no
+    difference which thread draws them. What it raises is raised here, when that batch comes.
     """
-    pairs = drawn_ahead(batches, draw, device) if is_worthwhile(dropout, device) else ((batch, draw(batch)) for batch in batches)
+    pairs = (
+        drawn_ahead(batches, draw, device)
+        if is_worthwhile(dropout, device)
+        else ((batch, draw(batch)) for batch in batches)
+    )
     for batch, masks in pairs:
         yield batch, masks.to(device)
 
 
-def drawn_ahead(batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device) -> Iterator[tuple[Batch, ModelMasks]]:
-    """As `with_masks`, the masks on the CPU. The thread ends with the batches, or when nobody asks for more of them."""
+def drawn_ahead(
+    batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device
+) -> Iterator[tuple[Batch, ModelMasks]]:
+    """As `with_masks`, the masks on the CPU. The thread ends with the batches, or when nobody asks for more
+    of them.
+    """
     indexed = with_index(device)  # here: the current device of a new thread is the first
 
     def prepare() -> None:

@@ -1,4 +1,6 @@
-"""The paper's experiments on film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3), and what runs of them came to."""
+"""The paper's experiments on film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3), and what
+runs of them came to.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -33,18 +35,27 @@ class Row:
 
     def evaluation(self, samples: int) -> Published | None:
         """How its runs are evaluated beyond the standard approximation."""
-        return None if self.settings.dropout.policy is Policy.none else Published(self.name, mc_samples=samples)
+        return (
+            None if self.settings.dropout.policy is Policy.none else Published(self.name, mc_samples=samples)
+        )
 
 
 def key(numbers: dict[str, Any]) -> str:
-    """What a run must share with a row to be one of it, from `Train.numbers`: the number of epochs need not be the same."""
+    """What a run must share with a row to be one of it, from `Train.numbers`: the number of epochs need not
+    be the same.
+    """
     return experiments.key(numbers | {"schedule": numbers["schedule"] | {"epochs": None}})
 
 
 def choices(protocol: Protocol, cells: Iterable[Cell], dropouts: Iterable[str], epochs: int) -> list[str]:
     """Of `vdrop train`."""
     models = ",".join(f"{cell}_sentiment" for cell in cells)
-    chosen = ["task=sentiment", f"task.protocol={protocol}", f"model={models}", f"dropout={','.join(dropouts)}"]
+    chosen = [
+        "task=sentiment",
+        f"task.protocol={protocol}",
+        f"model={models}",
+        f"dropout={','.join(dropouts)}",
+    ]
     return [*chosen, f"schedule.epochs={epochs}"]
 
 
@@ -52,7 +63,9 @@ def rows(settings: Figures) -> list[Row]:
     """Raises ConfigError where `overrides` make of them what they are not."""
     found = []
     for protocol, cell, dropout in product(settings.protocols, settings.cells, settings.dropouts):
-        made = experiments.settings_of(choices(protocol, [cell], [dropout], settings.epochs), settings.overrides)
+        made = experiments.settings_of(
+            choices(protocol, [cell], [dropout], settings.epochs), settings.overrides
+        )
         for name, wanted, got in (
             ("protocols", protocol, made.task.protocol),
             ("cells", cell, made.model.cell),
@@ -60,7 +73,10 @@ def rows(settings: Figures) -> list[Row]:
             ("epochs", settings.epochs, made.schedule.epochs),
         ):
             if got != wanted:
-                raise ConfigError(f"overrides must leave to {name} what is chosen by it ({wanted}), got {got}; give {name} another value")
+                raise ConfigError(
+                    f"overrides must leave to {name} what is chosen by it ({wanted}), got {got}; give "
+                    f"{name} another value"
+                )
         found.append(Row(protocol, cell, dropout, made))
     return found
 
@@ -69,15 +85,25 @@ def others(settings: Figures, found: Iterable[Finished]) -> Iterator[Row]:
     """Rows of dropouts that are not chosen, where there is a run of that name: it may be one of the row."""
     trains = [run.train for run in found if run.train.task.name is TaskName.sentiment]
     for protocol, cell in product(settings.protocols, settings.cells):
-        names = {train.dropout.name for train in trains if (train.task.protocol, train.model.cell) == (protocol, cell)}
-        own = [name for name in sorted(names - set(settings.dropouts)) if (CONF / "dropout" / f"{name}.yaml").is_file()]
+        names = {
+            train.dropout.name
+            for train in trains
+            if (train.task.protocol, train.model.cell) == (protocol, cell)
+        }
+        own = [
+            name
+            for name in sorted(names - set(settings.dropouts))
+            if (CONF / "dropout" / f"{name}.yaml").is_file()
+        ]
         if own:
             yield from rows(replace(settings, protocols=[protocol], cells=[cell], dropouts=own))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row's runs of so many epochs, in one precision, on one device, and their evaluations by MC dropout; there may be none yet."""
+    """A row's runs of so many epochs, in one precision, on one device, and their evaluations by MC dropout;
+    there may be none yet.
+    """
 
     row: Row
     runs: list[Finished]
@@ -102,8 +128,14 @@ class Line:
 
     @property
     def environments(self) -> list[dict[str, Any]]:
-        """In which its runs were made, and evaluations that are those of records in whose place runs stand."""
-        older = [told.get("environment", {}) for run, told in zip(self.runs, self.passes, strict=False) if self.samples not in run.passes]
+        """In which its runs were made, and evaluations that are those of records in whose place runs
+        stand.
+        """
+        older = [
+            told.get("environment", {})
+            for run, told in zip(self.runs, self.passes, strict=False)
+            if self.samples not in run.passes
+        ]
         return [environment for run in self.runs for environment in run.environments] + older
 
 
@@ -118,16 +150,22 @@ def lines(row: Row, found: Iterable[Finished]) -> list[Line]:
 
 
 def all_lines(settings: Figures, found: Iterable[Finished]) -> list[Line]:
-    """Of every row, in their order, and of what else was run, so that none is lost that was on the page; of overrides the chosen ones."""
+    """Of every row, in their order, and of what else was run, so that none is lost that was on the page; of
+    overrides the chosen ones.
+    """
     found = list(found)
     told = [line for row in rows(settings) for line in lines(row, found)]
     if not settings.overrides:
         told += [line for row in others(settings, found) for line in lines(row, found) if line.runs]
-    return sorted(told, key=lambda line: (settings.protocols.index(line.row.protocol), settings.cells.index(line.row.cell)))
+    return sorted(
+        told,
+        key=lambda line: (settings.protocols.index(line.row.protocol), settings.cells.index(line.row.cell)),
+    )
 
 
 def by_passes(of_group: list[Finished]) -> list[dict[str, Any]]:
-    """The evaluations with as many passes as all runs have been evaluated with, the most there are; none where there are no such.
+    """The evaluations with as many passes as all runs have been evaluated with, the most there are; none
+    where there are no such.
 
     Where there are no such of the runs themselves, also those of records in whose place they stand.
     """
@@ -158,9 +196,16 @@ def of_making(place: int) -> Callable[[Line], str]:
 
 def columns(protocol: Protocol) -> list[Column]:
     chosen: list[Column] = (
-        [("test, last epoch", metric("test_rmse")), ("test, best epoch, chosen on test", metric("test_rmse_chosen_on_test"))]
+        [
+            ("test, last epoch", metric("test_rmse")),
+            ("test, best epoch, chosen on test", metric("test_rmse_chosen_on_test")),
+        ]
         if protocol is Protocol.paper
-        else [("epoch chosen", metric("epoch", 0)), ("validation", metric("valid_rmse")), ("test", metric("test_rmse"))]
+        else [
+            ("epoch chosen", metric("epoch", 0)),
+            ("validation", metric("valid_rmse")),
+            ("test", metric("test_rmse")),
+        ]
     )
     return [
         ("cell", lambda line: line.row.cell.name.upper()),
@@ -184,7 +229,8 @@ of mean squared errors in rating units, ± the deviation over seeds. `make repro
 *test*: dropout off; *MC*: the mean over passes of MC dropout. *log-likelihood*: nats a text. *in 80 %*: the share of test ratings in the
 interval that is to hold 80 %."""
 OF_PROTOCOL = {
-    Protocol.paper: "The paper's protocol: split by chunks, in the order of the reviews; there is no validation part.",
+    Protocol.paper: "The paper's protocol: split by chunks, in the order of the reviews; there is no "
+    "validation part.",
     Protocol.clean: "The clean protocol: split by review; the epoch with the best validation is reported.",
 }
 
@@ -196,13 +242,22 @@ def section(settings: Figures, told: list[Line], folder: Path, kind: Pictures, p
     for protocol in settings.protocols:
         of_protocol = [line for line in told if line.row.protocol is protocol]
         shown = columns(protocol)
-        table = markdown.table([heading for heading, _ in shown], ([of(line) for _, of in shown] for line in of_protocol))
-        parts += [f"### {protocol.name.capitalize()}", f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip(), table]
+        table = markdown.table(
+            [heading for heading, _ in shown], ([of(line) for _, of in shown] for line in of_protocol)
+        )
+        parts += [
+            f"### {protocol.name.capitalize()}",
+            f"{OF_PROTOCOL[protocol]} {baselines(of_protocol)}".strip(),
+            table,
+        ]
         for cell in settings.cells:
             of_cell = [line for line in of_protocol if line.runs and line.row.cell is cell]
             if of_cell and kind is not Pictures.none:
                 first = [line.runs[0] for line in of_cell]
-                details = [f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environments)[:2])}" for run in first]
+                details = [
+                    f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environments)[:2])}"
+                    for run in first
+                ]
                 labels = pictures.labels([line.row.dropout for line in of_cell], details)
                 path = folder / f"ratings_{protocol}_{cell}.{kind}"
                 pictures.save(pictures.error_curves(dict(zip(labels, first, strict=True))), path)
@@ -223,5 +278,13 @@ def record_names(lines: Iterable[Line]) -> dict[str, str]:
 def baselines(of_protocol: list[Line]) -> str:
     """What all runs of a protocol are set beside."""
     names = {"test_rmse_of_mean": "predicting the mean", "test_rmse_of_ridge": "ridge regression on TF-IDF"}
-    found = {told: value for name, told in names.items() for value in [v for line in of_protocol for v in line.of(name)][:1]}
-    return f"Baselines, on test: {', '.join(f'{told} {value:.4f}' for told, value in found.items())}." if found else ""
+    found = {
+        told: value
+        for name, told in names.items()
+        for value in [v for line in of_protocol for v in line.of(name)][:1]
+    }
+    return (
+        f"Baselines, on test: {', '.join(f'{told} {value:.4f}' for told, value in found.items())}."
+        if found
+        else ""
+    )

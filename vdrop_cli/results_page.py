@@ -19,7 +19,9 @@ Name = tuple[str, ...]  # of a row: the headings that it stands below, and its l
 
 
 def path_of(file: str | None, outputs: str) -> Path:
-    """Where a page goes: `file`, or beside the outputs; for those of a checkout that is the page at its root."""
+    """Where a page goes: `file`, or beside the outputs; for those of a checkout that is the page at its
+    root.
+    """
     if file is not None:
         return Path(file)
     if IS_CHECKOUT and Path(outputs).resolve() == (ROOT / "outputs").resolve():
@@ -44,7 +46,9 @@ def require_own(path: Path) -> None:
 
 
 def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -> None:
-    """Raises ConfigError where the page at `path` holds numbers that the new one has not, but for rows that are still to get theirs."""
+    """Raises ConfigError where the page at `path` holds numbers that the new one has not, but for rows that
+    are still to get theirs.
+    """
     require_own(path)
     try:
         old = files.read(path).decode(errors="replace")
@@ -53,7 +57,9 @@ def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -
     lost = lost_numbers(old, new, planned)
     if lost:
         more = f" and {len(lost) - ownership.LISTED} more" if len(lost) > ownership.LISTED else ""
-        raise ConfigError(f"{path} would lose numbers of {'; '.join(lost[: ownership.LISTED])}{more}; {OTHERS}")
+        raise ConfigError(
+            f"{path} would lose numbers of {'; '.join(lost[: ownership.LISTED])}{more}; {OTHERS}"
+        )
 
 
 def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str]:
@@ -96,12 +102,20 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
 
 
 def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
-    """How many numbers rows have in each column, and how often each seed; and the settings that all runs were made with."""
+    """How many numbers rows have in each column, and how often each seed; and the settings that all runs were
+    made with.
+    """
     found: dict[Name, Counter[str]] = {}
     for name, row in rows(page):
         if row["seeds"] not in UNMEASURED:
-            numbers = [heading for heading, cell in row.items() if heading not in (*LABELS, *runs.MADE) and re.search(r"\d", cell)]
-            found.setdefault(name, Counter()).update([*numbers, *(f"seed {seed}" for seed in row["seeds"].split())])
+            numbers = [
+                heading
+                for heading, cell in row.items()
+                if heading not in (*LABELS, *runs.MADE) and re.search(r"\d", cell)
+            ]
+            found.setdefault(name, Counter()).update(
+                [*numbers, *(f"seed {seed}" for seed in row["seeds"].split())]
+            )
     return found, next(iter(re.findall(r"All runs with `([^`]*)`", page)), "")
 
 

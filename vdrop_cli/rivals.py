@@ -1,6 +1,8 @@
-"""What people train today, to be measured beside the cells of this project: `torch.nn.LSTM`, a loop over `nn.LSTMCell`, Keras.
+"""What people train today, to be measured beside the cells of this project: `torch.nn.LSTM`, a loop over
+`nn.LSTMCell`, Keras.
 
-On CUDA as torch ships them: cuDNN multiplies in tf32 where bf16 is not asked for, and under an autocast to bf16 in fp16, as fast.
+On CUDA as torch ships them: cuDNN multiplies in tf32 where bf16 is not asked for, and under an autocast to
+bf16 in fp16, as fast.
 
 T time  B batch  H hidden size  V vocabulary
 """
@@ -30,9 +32,11 @@ class TorchLayers(nn.Module):
 
 
 class CellLoop(nn.Module):
-    """The loop over `nn.LSTMCell` that dropout on the recurrence is usually written as: a mask over time on each layer's input and state.
+    """The loop over `nn.LSTMCell` that dropout on the recurrence is usually written as: a mask over time on
+    each layer's input and state.
 
-    Masks of words and of the output, which our cells have in the same step, are left out: the loop is spared them.
+    Masks of words and of the output, which our cells have in the same step, are left out: the loop is spared
+    them.
     """
 
     def __init__(self, hidden: int, layers: int) -> None:
@@ -63,11 +67,22 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def training_step(
-    name: str, model: Model, dropout: DropoutSettings, schedule: Schedule, precision: Precision, ids_TB: Tensor, targets_TB: Tensor
+    name: str,
+    model: Model,
+    dropout: DropoutSettings,
+    schedule: Schedule,
+    precision: Precision,
+    ids_TB: Tensor,
+    targets_TB: Tensor,
 ) -> Callable[[], object]:
-    """A whole step as it is usually written: embedding, layers, `nn.Linear`, `cross_entropy`, `clip_grad_norm_`, `optim.SGD`."""
+    """A whole step as it is usually written: embedding, layers, `nn.Linear`, `cross_entropy`,
+    `clip_grad_norm_`, `optim.SGD`.
+    """
     batch, vocabulary, device = ids_TB.shape[1], int(ids_TB.max()) + 1, ids_TB.device
-    embedding, layers = nn.Embedding(vocabulary, model.hidden_size), LAYERS[name](model.hidden_size, model.layers)
+    embedding, layers = (
+        nn.Embedding(vocabulary, model.hidden_size),
+        LAYERS[name](model.hidden_size, model.layers),
+    )
     head = nn.Linear(model.hidden_size, vocabulary)
     parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     sgd = torch.optim.SGD(parameters, lr=schedule.lr)
@@ -99,16 +114,23 @@ def rating_step(
     lengths_B: Tensor,
     targets_B: Tensor,
 ) -> Callable[[], object]:
-    """A number from a text as it is usually written: padding is run through, and the output at each last word taken; `optim.Adam`."""
+    """A number from a text as it is usually written: padding is run through, and the output at each last word
+    taken; `optim.Adam`.
+    """
     batch, device = ids_TB.shape[1], ids_TB.device
-    embedding, layers = nn.Embedding(int(ids_TB.max()) + 1, model.hidden_size), LAYERS[name](model.hidden_size, model.layers)
+    embedding, layers = (
+        nn.Embedding(int(ids_TB.max()) + 1, model.hidden_size),
+        LAYERS[name](model.hidden_size, model.layers),
+    )
     head = nn.Linear(model.hidden_size, 1)
     parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     adam = torch.optim.Adam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
 
     def step() -> float:
         with autocast(precision, device):
-            y_TBH, _ = layers(embedding(ids_TB), zero_state(model.layers, batch, model.hidden_size, device), dropout)
+            y_TBH, _ = layers(
+                embedding(ids_TB), zero_state(model.layers, batch, model.hidden_size, device), dropout
+            )
             predicted_B = head(y_TBH[lengths_B - 1, torch.arange(batch, device=device)])[:, 0]
         loss = nn.functional.mse_loss(predicted_B.float(), targets_B)
         adam.zero_grad()
@@ -119,9 +141,14 @@ def rating_step(
     return step
 
 
-def layer_step(name: str, model: Model, dropout: DropoutSettings, precision: Precision, x_TBH: Tensor) -> Callable[[], object]:
+def layer_step(
+    name: str, model: Model, dropout: DropoutSettings, precision: Precision, x_TBH: Tensor
+) -> Callable[[], object]:
     """Forward and backward of one layer, with gradients of its input and weights."""
-    layer, state = LAYERS[name](model.hidden_size, 1).to(x_TBH.device), zero_state(1, x_TBH.shape[1], model.hidden_size, x_TBH.device)
+    layer, state = (
+        LAYERS[name](model.hidden_size, 1).to(x_TBH.device),
+        zero_state(1, x_TBH.shape[1], model.hidden_size, x_TBH.device),
+    )
     x_TBH = x_TBH.clone().requires_grad_()
 
     def step() -> object:
@@ -133,22 +160,33 @@ def layer_step(name: str, model: Model, dropout: DropoutSettings, precision: Pre
 
 
 def zero_state(layers: int, batch: int, hidden: int, device: torch.device | str = "cpu") -> State:
-    return torch.zeros(layers, batch, hidden, device=device), torch.zeros(layers, batch, hidden, device=device)
+    return torch.zeros(layers, batch, hidden, device=device), torch.zeros(
+        layers, batch, hidden, device=device
+    )
 
 
-def keras_step(model: Model, dropout: DropoutSettings, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor) -> Callable[[], object]:
-    """Keras's `LSTM(dropout=…, recurrent_dropout=…)`, on its torch back end unless KERAS_BACKEND says otherwise; fp32."""
+def keras_step(
+    model: Model, dropout: DropoutSettings, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor
+) -> Callable[[], object]:
+    """Keras's `LSTM(dropout=…, recurrent_dropout=…)`, on its torch back end unless KERAS_BACKEND says
+    otherwise; fp32.
+    """
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
 
     vocabulary = int(ids_TB.max()) + 1
     layers = [
-        keras.layers.LSTM(model.hidden_size, return_sequences=True, dropout=dropout.p_x, recurrent_dropout=dropout.p_h)
+        keras.layers.LSTM(
+            model.hidden_size, return_sequences=True, dropout=dropout.p_x, recurrent_dropout=dropout.p_h
+        )
         for _ in range(model.layers)
     ]
-    network = keras.Sequential([keras.layers.Embedding(vocabulary, model.hidden_size), *layers, keras.layers.Dense(vocabulary)])
+    network = keras.Sequential(
+        [keras.layers.Embedding(vocabulary, model.hidden_size), *layers, keras.layers.Dense(vocabulary)]
+    )
     network.compile(
-        keras.optimizers.SGD(schedule.lr, global_clipnorm=schedule.clip), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        keras.optimizers.SGD(schedule.lr, global_clipnorm=schedule.clip),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     ids_BT, targets_BT = ids_TB.T.contiguous().numpy(), targets_TB.T.contiguous().numpy()
     return lambda: network.train_on_batch(ids_BT, targets_BT)

@@ -57,7 +57,9 @@ class Finished(Logged):
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """By their full names, those that it was made without as they are by default; of what was published nothing."""
+        """By their full names, those that it was made without as they are by default; of what was published
+        nothing.
+        """
         return flat({name: value for name, value in plain(self.train).items() if name != "published"})
 
     @property
@@ -90,7 +92,11 @@ class Finished(Logged):
     @property
     def passes(self) -> set[int]:
         """By how many passes of MC dropout it has been evaluated."""
-        return {int(found[1]) for path in self.evaluations if (found := re.fullmatch(r"eval-\d+-mc(\d+)-s\d+\.json", path.name))}
+        return {
+            int(found[1])
+            for path in self.evaluations
+            if (found := re.fullmatch(r"eval-\d+-mc(\d+)-s\d+\.json", path.name))
+        }
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,13 @@ def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
 
 
 def made_in(environment: dict[str, Any]) -> list[str]:
-    """The device with its threads, the commit with a star where the code differed from it, a question mark where that is unknown."""
+    """The device with its threads, the commit with a star where the code differed from it, a question mark
+    where that is unknown.
+    """
     threads = environment.get("threads")
-    device = str(environment.get("device", "–")) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+    device = str(environment.get("device", "–")) + (
+        f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""
+    )
     mark = {True: "*", None: "?" if "commit" in environment else ""}.get(environment.get("dirty"), "")
     commit = str(environment.get("commit", "–"))[:7] + mark
     return [str(environment.get("precision", "–")), device, str(environment.get("date", "–")), commit]
@@ -132,7 +142,9 @@ def made_in(environment: dict[str, Any]) -> list[str]:
 def read(folder: Path) -> Finished | None:
     """A run that has a result; one that has none yet is passed over, and said so."""
     if not os.path.lexists(folder / "config.yaml"):
-        raise ConfigError(f"{folder} is not a run folder, it has no config.yaml; name folders below outputs/train")
+        raise ConfigError(
+            f"{folder} is not a run folder, it has no config.yaml; name folders below outputs/train"
+        )
     if not os.path.lexists(folder / "result.json"):
         state = "stuck" if os.path.lexists(folder / stuck_starts.FILE) else "not finished"
         print(f"vdrop: {folder} is {state}, left out", file=sys.stderr)
@@ -144,7 +156,10 @@ def read(folder: Path) -> Finished | None:
     found = with_settings(folder, lambda config: Finished(folder, config, log, result))
     last = found.epochs[-1]["epoch"] if found.epochs else log[0]["epoch"]
     if last != result["epochs"]:
-        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were trained; {ADVICE}")
+        raise ConfigError(
+            f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were "
+            f"trained; {ADVICE}"
+        )
     if found.train.data.source is not Source.ptb:  # versions until November 2026 wrote it for every text
         for record in (*log, result):
             record.pop("valid_ppl_as_published", None)
@@ -166,8 +181,13 @@ def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
     path, kinds = folder / "log.jsonl", [record["kind"] for record in log]
     if kinds[:1] != ["start"]:
         raise ConfigError(f"{path} is damaged: its start is missing; {ADVICE}")
-    if not all(isinstance(record["environment"].get("device"), str) for record in log if record["kind"] == "start"):
-        raise ConfigError(f"{path} is damaged, a start names no device; put it back as it was, or train again with force=true")
+    if not all(
+        isinstance(record["environment"].get("device"), str) for record in log if record["kind"] == "start"
+    ):
+        raise ConfigError(
+            f"{path} is damaged, a start names no device; put it back as it was, or train again with "
+            "force=true"
+        )
 
 
 def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
@@ -180,7 +200,9 @@ def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
     except OSError as error:
         raise files.unreadable(path, error) from None
     except (Damaged, ConfigError, OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
-        raise ConfigError(f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})") from None
+        raise ConfigError(
+            f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})"
+        ) from None
 
 
 def below(folder: Path) -> list[Finished]:
@@ -196,7 +218,9 @@ def stuck_below(folder: Path) -> list[Stuck]:
 def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> list[Read]:
     """Of the folders that have a file of this name."""
     found = []
-    for path in sorted(path for path in folder.rglob("*.json") if path.name == name):  # links that lead nowhere, too
+    for path in sorted(
+        path for path in folder.rglob("*.json") if path.name == name
+    ):  # links that lead nowhere, too
         try:
             run = read(path.parent)
         except ConfigError as error:
@@ -206,12 +230,20 @@ def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> li
     return found
 
 
-def evaluation_of(run: Finished, published: Published, members: Collection[int] = ()) -> dict[str, Any] | None:
-    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None where it has not yet.
+def evaluation_of(
+    run: Finished, published: Published, members: Collection[int] = ()
+) -> dict[str, Any] | None:
+    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None
+    where it has not yet.
 
-    Until it has, that of the record in whose place the run stands counts. `members` are the seeds of averaged runs.
+    Until it has, that of the record in whose place the run stands counts. `members` are the seeds of averaged
+    runs.
     """
-    kind = rf"mc{published.mc_samples}-s\d+" if published.mc_samples else rf"ensemble{published.members}-[0-9a-f]+"
+    kind = (
+        rf"mc{published.mc_samples}-s\d+"
+        if published.mc_samples
+        else rf"ensemble{published.members}-[0-9a-f]+"
+    )
     for path in (path for one in run.lineage for path in one.evaluations):
         if not re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
             continue
@@ -235,11 +267,15 @@ def require_parts(found: dict[str, Any], path: Path, *names: str) -> None:
     """Raises ConfigError where a result or an evaluation lacks one of these."""
     for name in names:
         if name not in found:
-            raise ConfigError(f"{path} is damaged ({name} is missing); delete it and give the same command again")
+            raise ConfigError(
+                f"{path} is damaged ({name} is missing); delete it and give the same command again"
+            )
 
 
 def are_one_row(members: list[str], seeds: Collection[int]) -> bool:
-    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by their seeds alone, and these are `seeds`."""
+    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by their seeds alone, and
+    these are `seeds`.
+    """
     if not all(re.fullmatch(r"checkpoint-\d+\.pt", Path(member).name) for member in members):
         return False
     folders = [Path(member).parent.name for member in members]
@@ -247,7 +283,11 @@ def are_one_row(members: list[str], seeds: Collection[int]) -> bool:
     return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in seeds)
 
 
-EVALUATION: dict[str, type] = {"mc": list, "members": list, "environment": dict}  # of an evaluation, where it is there
+EVALUATION: dict[str, type] = {
+    "mc": list,
+    "members": list,
+    "environment": dict,
+}  # of an evaluation, where it is there
 
 
 def evaluation(path: Path) -> dict[str, Any]:
@@ -257,13 +297,17 @@ def evaluation(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise files.unreadable(path, error) from None
     except Damaged as damage:
-        raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again") from None
+        raise ConfigError(
+            f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again"
+        ) from None
 
 
 def parse_evaluation(content: bytes) -> dict[str, Any]:
     """Raises Damaged."""
     found = stored.parse_json(content)
-    stored.require(found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found})
+    stored.require(
+        found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found}
+    )
     stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
     for row in found.get("mc", ()):
         if not isinstance(row, dict):

@@ -37,18 +37,24 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
-    """Turns on what drops in a model, and nothing else: the mode of batch norm stays as it is. Afterwards every flag is as before.
+    """Turns on what drops in a model, and nothing else: the mode of batch norm stays as it is. Afterwards
+    every flag is as before.
 
-    It finds `nn.Dropout` and its kin, the layers, cells and modules of this library, `nn.MultiheadAttention`, Transformer layers, and
-    the dropout between layers of `nn.LSTM`. It cannot see calls of `torch.nn.functional.dropout`. Raises ValueError where nothing in
-    the model drops.
+    It finds `nn.Dropout` and its kin, the layers, cells and modules of this library, `nn.MultiheadAttention`,
+    Transformer layers, and the dropout between layers of `nn.LSTM`. It cannot see calls of
+    `torch.nn.functional.dropout`. Raises ValueError where nothing in the model drops.
     """
     modules = list(model.modules())
     if not any(map(drops, modules)):
-        raise ValueError(f"model must drop something: no module of the {type(model).__name__} has a dropout probability above 0")
+        raise ValueError(
+            f"model must drop something: no module of the {type(model).__name__} has a dropout probability "
+            "above 0"
+        )
     with restored_modes(model):
         for module in modules:
-            skips_dropout = isinstance(module, WITH_FAST_PATH) and any(drops(part) for part in module.modules())
+            skips_dropout = isinstance(module, WITH_FAST_PATH) and any(
+                drops(part) for part in module.modules()
+            )
             if drops(module) or skips_dropout:
                 module.training = True
         yield model
@@ -64,21 +70,36 @@ class Prediction(NamedTuple):
 
 @torch.no_grad()
 def predict_mc(
-    model: nn.Module, x: Tensor, samples: int, *, batch: int = 1, dim: int | None = None, return_samples: bool = False
+    model: nn.Module,
+    x: Tensor,
+    samples: int,
+    *,
+    batch: int = 1,
+    dim: int | None = None,
+    return_samples: bool = False,
 ) -> Prediction:
     """Mean and standard deviation of `samples` passes of MC dropout of `model(x)`, which must be one tensor.
 
-    `batch` passes are made at once, by repeating `x` along its dimension of sequences `dim`, which the output must have, too: 0 where the
-    batch comes first, 1 where time does. This is faster, and the same in distribution where masks are drawn for each sequence; dropped
-    weights (`WeightDrop`) are not, and are refused. All that does not drop is in evaluation mode meanwhile. Sums are in float64; mean and
-    standard deviation are in the type of the output, or in float32 where that is of whole numbers.
+    `batch` passes are made at once, by repeating `x` along its dimension of sequences `dim`, which the output
+    must have, too: 0 where the batch comes first, 1 where time does. This is faster, and the same in
+    distribution where masks are drawn for each sequence; dropped weights (`WeightDrop`) are not, and are
+    refused. All that does not drop is in evaluation mode meanwhile. Sums are in float64; mean and standard
+    deviation are in the type of the output, or in float32 where that is of whole numbers.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
     if batch > 1 and dim is None:
-        raise ValueError("dim must be given with batch > 1: the dimension of sequences, 0 where the batch comes first, 1 where time does")
-    if batch > 1 and any("parametrizations" in name and isinstance(module, nn.Dropout) for name, module in model.named_modules()):
-        raise ValueError("batch must be 1 for a model with dropped weights, which all passes of a batch would share")
+        raise ValueError(
+            "dim must be given with batch > 1: the dimension of sequences, 0 where the batch comes first, 1 "
+            "where time does"
+        )
+    if batch > 1 and any(
+        "parametrizations" in name and isinstance(module, nn.Dropout)
+        for name, module in model.named_modules()
+    ):
+        raise ValueError(
+            "batch must be 1 for a model with dropped weights, which all passes of a batch would share"
+        )
     dim = 0 if dim is None else dim
     size = x.shape[dim]
     total = squares = first = None
@@ -89,7 +110,9 @@ def predict_mc(
             y = model(torch.cat([x] * passes, dim))
             if not isinstance(y, Tensor) or y.shape[dim] != passes * size:
                 got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
-                raise ValueError(f"model must return one tensor with {passes * size} rows in dimension {dim}, got {got}")
+                raise ValueError(
+                    f"model must return one tensor with {passes * size} rows in dimension {dim}, got {got}"
+                )
             for one in torch.split(y, size, dim):
                 value = one.double()
                 first = value if first is None else first
@@ -101,4 +124,8 @@ def predict_mc(
     assert first is not None and total is not None and squares is not None
     variance = (squares - total.square() / samples).clamp(min=0) / max(1, samples - 1)
     dtype = y.dtype if y.dtype.is_floating_point else torch.float32
-    return Prediction((first + total / samples).to(dtype), variance.sqrt().to(dtype), torch.stack(collected) if return_samples else None)
+    return Prediction(
+        (first + total / samples).to(dtype),
+        variance.sqrt().to(dtype),
+        torch.stack(collected) if return_samples else None,
+    )

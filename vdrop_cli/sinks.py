@@ -57,7 +57,9 @@ class Epoch:
     epoch: int
     step: int
     train_loss: float  # mean over the epoch's steps, dropout on
-    metrics: dict[str, float]  # train_loss as a metric, then those of the validation; written down beside the rest
+    metrics: dict[
+        str, float
+    ]  # train_loss as a metric, then those of the validation; written down beside the rest
     lr: float
     words_per_second: float
     seconds: float  # training and validation
@@ -107,12 +109,16 @@ def flattened(record: Record) -> dict[str, Any]:
 
 class Sink(Protocol):
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
     def __call__(self, record: Record) -> None: ...
 
 
 FIELDS: dict[str, dict[str, Any]] = {  # of a record as it is written down, but for its metrics and warnings
-    kind.kind: {f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name not in ("metrics", "warnings")}
+    kind.kind: {
+        f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name not in ("metrics", "warnings")
+    }
     for kind in (Start, Step, Epoch, Result, Failure)
 }
 LINE_LIMIT = 2**20  # bytes of a record; the largest, a start, has some kilobytes
@@ -141,13 +147,17 @@ def require_texts(warnings: object) -> None:
 
 
 def chain(record: dict[str, Any], before: str) -> str:
-    """Sixteen hex digits of an epoch's record and of all before it, so that none can be changed unnoticed; `before` are the last one's."""
+    """Sixteen hex digits of an epoch's record and of all before it, so that none can be changed unnoticed;
+    `before` are the last one's.
+    """
     content = json.dumps({name: value for name, value in record.items() if name != "chain"}, sort_keys=True)
     return hashlib.sha256(f"{before}{content}".encode()).hexdigest()[:16]
 
 
 class Order:
-    """Checks that records follow each other as a run writes them: epochs and steps in order, none missing, none changed."""
+    """Checks that records follow each other as a run writes them: epochs and steps in order, none missing,
+    none changed.
+    """
 
     def __init__(self) -> None:
         self.epoch: int | None = None  # the last one; None before the first record
@@ -200,12 +210,15 @@ class Order:
 
 
 ADVICE = (  # for a log that is damaged; the checkpoints and the result are not
-    "put it back as it was; or move it away, delete result.json, and give the same vdrop train command again, which begins a new log"
+    "put it back as it was; or move it away, delete result.json, and give the same vdrop train command "
+    "again, which begins a new log"
 )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log, none where it is not there; a last line that was cut off is left out. Raises ConfigError."""
+    """The records of a log, none where it is not there; a last line that was cut off is left out. Raises
+    ConfigError.
+    """
     try:
         with files.open_regular(path) as file:
             return list(records_of(file))
@@ -232,7 +245,9 @@ def records_of(file: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def whole_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines from where the file stands on; one that was cut off is left out. Raises Damaged where one is too long."""
+    """The lines from where the file stands on; one that was cut off is left out. Raises Damaged where one is
+    too long.
+    """
     while (line := file.readline(LINE_LIMIT)).endswith(b"\n"):
         yield line
     if len(line) == LINE_LIMIT:
@@ -281,16 +296,23 @@ EPOCH_MARK = b'{"kind": "epoch"'
 
 
 def end_of(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
-    """The place in a log up to which it belongs to a run that resumes after `epochs` and `step`, and the chain there.
+    """The place in a log up to which it belongs to a run that resumes after `epochs` and `step`, and the
+    chain there.
 
-    It reads the lines since the epoch before the last one. Raises Damaged where the log is not what the run has written until then.
+    It reads the lines since the epoch before the last one. Raises Damaged where the log is not what the run
+    has written until then.
     """
     order, place, last = Order(), 0, None
     for begin, line in lines_from_end(file):
         if line.startswith(EPOCH_MARK) and line.endswith(b"\n"):
             record = parse_record(line)
             if last is not None:
-                order.epoch, order.step, order.chain, place = record["epoch"], record["step"], record.get("chain", ""), begin + len(line)
+                order.epoch, order.step, order.chain, place = (
+                    record["epoch"],
+                    record["step"],
+                    record.get("chain", ""),
+                    begin + len(line),
+                )
                 break
             if record["epoch"] <= epochs:
                 last = record["epoch"]
@@ -307,7 +329,11 @@ def end_of(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
         order(record)
         end += len(line)
     if order.epoch != epochs:
-        raise Damaged("it is empty" if order.epoch is None else f"its last epoch is {order.epoch}, that of the checkpoint is {epochs}")
+        raise Damaged(
+            "it is empty"
+            if order.epoch is None
+            else f"its last epoch is {order.epoch}, that of the checkpoint is {epochs}"
+        )
     order.reach(step)
     return end, order.chain
 
@@ -315,7 +341,8 @@ def end_of(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
 def log_until(path: Path, epochs: int, step: int) -> bytes | None:
     """A log up to the place where a run resumes after `epochs` and `step`; None where it is not there.
 
-    Raises Damaged where it is not what the run has written until then; ConfigError where it cannot be read now.
+    Raises Damaged where it is not what the run has written until then; ConfigError where it cannot be read
+    now.
     """
     try:
         with files.open_regular(path) as file:
@@ -332,7 +359,9 @@ def log_until(path: Path, epochs: int, step: int) -> bytes | None:
 
 
 class JsonLines:
-    """`log.jsonl`: every record a line, of the steps one in `every`. A run that resumes after `epochs` and `step` appends to it."""
+    """`log.jsonl`: every record a line, of the steps one in `every`. A run that resumes after `epochs` and
+    `step` appends to it.
+    """
 
     def __init__(self, folder: Path, every: int, epochs: int, step: int) -> None:
         self.path, self.every, self.chain = folder / "log.jsonl", every, ""
@@ -342,19 +371,25 @@ class JsonLines:
             files.replace(self.path, b"")
 
     def resume(self, epochs: int, step: int) -> None:
-        """Takes out what is made again: the records after the checkpoint. Raises ConfigError where the log is damaged."""
+        """Takes out what is made again: the records after the checkpoint. Raises ConfigError where the log is
+        damaged.
+        """
         try:
             with files.open_regular(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_APPEND, "ab+") as file:
                 end, self.chain = end_of(file, epochs, step)
                 file.truncate(end)
         except FileNotFoundError:
-            print(f"vdrop: {self.path} is missing; a new log begins after epoch {epochs}, step {step}", file=sys.stderr)
+            print(
+                f"vdrop: {self.path} is missing; a new log begins after epoch {epochs}, step {step}",
+                file=sys.stderr,
+            )
             files.replace(self.path, b"")
         except OSError as error:
             raise files.failed(self.path, error) from None
         except Damaged as damage:
             raise ConfigError(
-                f"{self.path} is not the log of this run up to its checkpoint ({damage}); put it back as it was, or move it away: "
+                f"{self.path} is not the log of this run up to its checkpoint ({damage}); put it back as it "
+                "was, or move it away: "
                 "the run then resumes with a new log"
             ) from None
 
@@ -364,7 +399,9 @@ class JsonLines:
 
     def open(self) -> None:
         try:
-            self.file = files.open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND, "ab+")
+            self.file = files.open_regular(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND, "ab+"
+            )
         except OSError as error:
             raise files.failed(self.path, error) from None
         except Damaged as damage:
@@ -401,11 +438,16 @@ class JsonLines:
         return written
 
     def put_back(self) -> None:
-        """A log that somebody removed or replaced while the run wrote to it is there again, whole: its file is still open."""
+        """A log that somebody removed or replaced while the run wrote to it is there again, whole: its file
+        is still open.
+        """
         size = os.fstat(self.file.fileno()).st_size
         if self.is_in_place():
             if size != self.size:
-                print(f"vdrop: {self.path} was changed while the run wrote to it; what was taken out is lost", file=sys.stderr)
+                print(
+                    f"vdrop: {self.path} was changed while the run wrote to it; what was taken out is lost",
+                    file=sys.stderr,
+                )
                 self.size = size
             return
         what = "removed"
@@ -428,12 +470,15 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars of one step in `every` and of every epoch, and the settings beside the final metrics, in the run's own folder.
+    """Scalars of one step in `every` and of every epoch, and the settings beside the final metrics, in the
+    run's own folder.
 
     `measures` gives what a loss is as metrics.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], every: int, step: int, measures: Measures) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], every: int, step: int, measures: Measures
+    ) -> None:
         self.folder, self.config, self.every, self.step, self.measures = folder, config, every, step, measures
 
     def __enter__(self) -> Self:
@@ -446,7 +491,9 @@ class TensorBoard:
             raise files.failed(self.folder, error) from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.writer.close()
         except OSError as failure:
@@ -479,7 +526,11 @@ class TensorBoard:
         if isinstance(record, Result):
             from torch.utils.tensorboard.summary import hparams
 
-            metrics = {f"result/{name}": value for name, value in flattened(record).items() if isinstance(value, float)}
+            metrics = {
+                f"result/{name}": value
+                for name, value in flattened(record).items()
+                if isinstance(value, float)
+            }
             for summary in hparams(flat(self.config), metrics):  # type: ignore[no-untyped-call]
                 self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
@@ -487,9 +538,11 @@ class TensorBoard:
 
 
 def events_until(content: bytes, step: int) -> bytes:
-    """Of TensorBoard's events those of steps and epochs up to this step, without the result and the settings beside it.
+    """Of TensorBoard's events those of steps and epochs up to this step, without the result and the settings
+    beside it.
 
-    A record is the event's length in 8 bytes, a checksum in 4, the event, and a checksum in 4. All from a damaged one on is left out.
+    A record is the event's length in 8 bytes, a checksum in 4, the event, and a checksum in 4. All from a
+    damaged one on is left out.
     """
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
@@ -500,7 +553,9 @@ def events_until(content: bytes, step: int) -> bytes:
             event = Event.FromString(content[begin + 12 : end - 4])
         except DecodeError:
             break
-        if event.step <= step and all(value.tag.startswith((f"{Step.kind}/", f"{Epoch.kind}/")) for value in event.summary.value):
+        if event.step <= step and all(
+            value.tag.startswith((f"{Step.kind}/", f"{Epoch.kind}/")) for value in event.summary.value
+        ):
             records.append(content[begin:end])
         begin = end
     return b"".join(records)
@@ -525,15 +580,21 @@ SECONDS_BETWEEN_LINES = 30  # where there is no terminal
 
 
 class Progress:
-    """A bar with the loss as metrics, words a second and the time left; plain lines where there is no terminal."""
+    """A bar with the loss as metrics, words a second and the time left; plain lines where there is no
+    terminal.
+    """
 
-    def __init__(self, steps: int, epochs: int, step: int, measures: Measures, terminal: bool | None = None) -> None:
+    def __init__(
+        self, steps: int, epochs: int, step: int, measures: Measures, terminal: bool | None = None
+    ) -> None:
         self.steps, self.epochs, self.first, self.measures = steps, epochs, step, measures
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.spoke = self.began = time.monotonic()
 
     def __enter__(self) -> Self:
-        self.bar = tqdm(total=self.steps, initial=self.first, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=self.steps, initial=self.first, unit="step", disable=not self.terminal, dynamic_ncols=True
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -555,7 +616,9 @@ class Progress:
             if not self.terminal and now - self.spoke >= SECONDS_BETWEEN_LINES:
                 self.spoke = now
                 left = (now - self.began) / (record.step - self.first) * (self.steps - record.step)
-                self.say(f"epoch {record.epoch} step {record.step}/{self.steps}: {told}, {duration(left)} left")
+                self.say(
+                    f"epoch {record.epoch} step {record.step}/{self.steps}: {told}, {duration(left)} left"
+                )
         elif isinstance(record, Epoch):
             speed = f"lr {record.lr:.4g}, {record.words_per_second:,.0f} words/s, {duration(record.seconds)}"
             self.say(f"epoch {record.epoch}/{self.epochs}: {spoken(record.metrics)}, {speed}")
@@ -563,8 +626,17 @@ class Progress:
 
 @contextmanager
 def counting(total: int, first: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """A bar for something that is only counted, from `first` on, or plain lines; the function it gives is told how much more was done."""
-    with tqdm(total=total, initial=first, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+    """A bar for something that is only counted, from `first` on, or plain lines; the function it gives is
+    told how much more was done.
+    """
+    with tqdm(
+        total=total,
+        initial=first,
+        unit=unit,
+        unit_scale=True,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    ) as bar:
         if not bar.disable:
             yield bar.update
             return

@@ -1,4 +1,6 @@
-"""What is read back from disk as plain data: parsed strictly, bounded, of the types that are asked for; or `Damaged` with the reason."""
+"""What is read back from disk as plain data: parsed strictly, bounded, of the types that are asked for; or
+`Damaged` with the reason.
+"""
 
 import json
 import math
@@ -37,7 +39,9 @@ def parse_json(content: bytes, infinite: bool = False) -> dict[str, Any]:
 
 
 def parse_value(content: bytes, infinite: bool = False) -> Any:
-    """Strict JSON in UTF-8, no key twice; `infinite` allows Infinity, which is a value of some settings. Raises Damaged."""
+    """Strict JSON in UTF-8, no key twice; `infinite` allows Infinity, which is a value of some settings.
+    Raises Damaged.
+    """
 
     def constant(name: str) -> float:
         if infinite and name != "NaN":
@@ -47,7 +51,9 @@ def parse_value(content: bytes, infinite: bool = False) -> Any:
     try:
         value = json.loads(content.decode(), parse_constant=constant, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:  # of these, UnicodeDecodeError and JSONDecodeError
-        raise Damaged("it is not JSON" if not isinstance(error, RecursionError) else "it is nested too deeply") from None
+        raise Damaged(
+            "it is not JSON" if not isinstance(error, RecursionError) else "it is nested too deeply"
+        ) from None
     if any(depth >= DEPTH for depth, _ in enumerate(levels(value))):
         raise Damaged("it is nested too deeply")
     return value
@@ -74,10 +80,16 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain data only: an anchor, an alias or a tag ends it before anything is expanded. Dates stay strings, as in OmegaConf."""
+    """Plain data only: an anchor, an alias or a tag ends it before anything is expanded. Dates stay strings,
+    as in OmegaConf.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge")]
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge")
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     depth = 0
@@ -96,7 +108,9 @@ class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         return node
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
-        pairs = [(self.construct_object(key), self.construct_object(value, deep=True)) for key, value in node.value]
+        pairs = [
+            (self.construct_object(key), self.construct_object(value, deep=True)) for key, value in node.value
+        ]
         if not all(isinstance(key, str) for key, _ in pairs):
             self.refuse("it has a key that is not text")
         return without_repeats(pairs)
@@ -117,17 +131,30 @@ def parse_yaml(content: bytes) -> dict[str, Any]:
 
 
 def require(values: Mapping[str, Any], fields: Mapping[str, type]) -> None:
-    """That each field is there, of its type; a float is finite, and may be written as an integer. Raises Damaged."""
+    """That each field is there, of its type; a float is finite, and may be written as an integer. Raises
+    Damaged.
+    """
     for name, kind in fields.items():
         if name not in values:
             raise Damaged(f"{name} is missing")
         value = values[name]
-        is_of_kind = is_finite(value) if kind is float else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        is_of_kind = (
+            is_finite(value)
+            if kind is float
+            else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        )
         if not is_of_kind:
             raise Damaged(f"{name} must be {KINDS[kind]}")
 
 
-KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", dict: "an object", list: "a list"}
+KINDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a finite number",
+    str: "text",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def is_finite(value: object) -> bool:

@@ -1,4 +1,6 @@
-"""Starts that training does not recover from: at a high learning rate with a loose clip the loss of some stays as high as at first."""
+"""Starts that training does not recover from: at a high learning rate with a loose clip the loss of some
+stays as high as at first.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -22,12 +24,18 @@ class StuckStart:
 
     def __post_init__(self) -> None:
         if not (self.step >= 1 and self.loss > self.limit):
-            raise Damaged(f"a loss of {self.loss} after step {self.step}, with a limit of {self.limit}, is none of a stuck start")
+            raise Damaged(
+                f"a loss of {self.loss} after step {self.step}, with a limit of {self.limit}, is none of a "
+                "stuck start"
+            )
 
     def __str__(self) -> str:
         first = self.step - judged_steps(self.step) + 1
         steps = f"steps {first} to {self.step}" if first < self.step else f"step {self.step}"
-        return f"the mean training loss of {steps} is {self.loss:.4g} nats a word, above stuck.loss={self.limit:g}"
+        return (
+            f"the mean training loss of {steps} is {self.loss:.4g} nats a word, above "
+            f"stuck.loss={self.limit:g}"
+        )
 
     def is_stuck(self, check: StartCheck) -> bool:
         """Whether it is by these settings, too; with another number of steps that is not known."""
@@ -48,7 +56,9 @@ def judged_steps(steps: int) -> int:
 
 
 def judge(losses: list[float], check: StartCheck) -> StuckStart | None:
-    """The start of a run, from the losses of its first steps; None where it is not stuck, or not to be judged yet."""
+    """The start of a run, from the losses of its first steps; None where it is not stuck, or not to be judged
+    yet.
+    """
     if check.steps is None or len(losses) < check.steps:
         return None
     loss = fmean(losses[: check.steps][-judged_steps(check.steps) :])
@@ -67,7 +77,9 @@ def read(folder: Path) -> StuckStart | None:
     except OSError as error:
         raise files.unreadable(path, error) from None
     except Damaged as damage:
-        raise ConfigError(f"{path} is damaged ({damage}); delete it and give the same vdrop train command again") from None
+        raise ConfigError(
+            f"{path} is damaged ({damage}); delete it and give the same vdrop train command again"
+        ) from None
 
 
 def remembered(folder: Path, check: StartCheck) -> StuckStart | None:
@@ -82,7 +94,9 @@ def remember(start: StuckStart, folder: Path) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Of a run that is trained on, as by its settings it is not stuck. Raises RunError where the file cannot be removed."""
+    """Of a run that is trained on, as by its settings it is not stuck. Raises RunError where the file cannot
+    be removed.
+    """
     try:
         (folder / FILE).unlink(missing_ok=True)
     except OSError as error:

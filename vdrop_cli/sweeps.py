@@ -17,7 +17,7 @@ from typing import Any, get_origin
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import files, interruption, launchers, output, ownership, stored
@@ -28,7 +28,9 @@ from vdrop_cli.files import Damaged, lacks_memory
 
 @dataclass
 class Outcome:
-    """What became of a job. `status`: done, resumed, was done, failed, interrupted, or begun and not ended."""
+    """What became of a job. `status`: done, resumed, was done, failed, interrupted, or begun and not
+    ended.
+    """
 
     overrides: list[str]
     status: str = "begun"
@@ -42,12 +44,16 @@ RESUMES = ("train", "eval")  # commands that save what they have when they are a
 GOOD = ("done", "resumed", "was done")
 STOPPED = "the sweep was stopped"
 CONTINUES = "it is no longer waited for, and continues where it runs"
-TOO_LARGE = "there is not enough memory for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size smaller"
+TOO_LARGE = (
+    "there is not enough memory for a model and batch of that size; make model.hidden_size, "
+    "model.layers or task.batch_size smaller"
+)
 SUMMARY = "summary.json"  # in the folder of a sweep
 SETTINGS = "multirun.yaml"  # there, by Hydra
 OUTCOME_SIZE = 10_000_000  # bytes, at most
 STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
-TIMEOUTS = 1000  # after so many time limits a job of SLURM's is not requeued any more, as something must be wrong with it
+# after so many time limits a job of SLURM's is not requeued any more, as something must be wrong with it
+TIMEOUTS = 1000
 
 
 def is_slurm(launcher: str) -> bool:
@@ -71,7 +77,8 @@ class Job:
     def __call__(self, config: DictConfig) -> None:
         output.prepare()  # of a worker, too
         hydra_config = HydraConfig.get()
-        self.composed, self.outcome = True, Outcome(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # type: ignore[arg-type]
+        self.composed = True
+        self.outcome = Outcome([str(override) for override in hydra_config.overrides.task])
         if hydra_config.mode is RunMode.MULTIRUN:
             assert self.folder is not None
             if self.pool_of not in (None, os.getpid()):
@@ -86,7 +93,9 @@ class Job:
     def perform(self, config: DictConfig, path: Path | None) -> None:
         """Runs it, and writes its outcome."""
         outcome = self.outcome
-        outcome.started_over = path is not None and read(path).started_over  # as of a job that SLURM has requeued
+        outcome.started_over = (
+            path is not None and read(path).started_over
+        )  # as of a job that SLURM has requeued
         write(outcome, path)
 
         def started_over() -> None:
@@ -107,7 +116,9 @@ class Job:
                 except interruption.Interrupted as stop:
                     outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
                     if stop.told:
-                        again = shlex.join(override for override in outcome.overrides if not starts_over(override))
+                        again = shlex.join(
+                            override for override in outcome.overrides if not starts_over(override)
+                        )
                         outcome.reason += f"; resume with: vdrop {self.command} {again}"
                     tell(outcome)
                     write(outcome, path)  # now, as this process may end before the next line
@@ -122,7 +133,9 @@ class Job:
             told = f"{type(error).__name__}: {error}"
             if output.is_lost(error):
                 outcome.status, outcome.code = "failed", output.finish()
-            elif outcome.status == "interrupted":  # and saved; it is who was told of the signal that is at a loss
+            elif (
+                outcome.status == "interrupted"
+            ):  # and saved; it is who was told of the signal that is at a loss
                 outcome.reason += f" ({told})"
             else:
                 outcome.status, outcome.code = "failed", 1
@@ -171,7 +184,9 @@ def parse_summary(content: bytes) -> list[Outcome]:
 
 
 def parse_settings(content: bytes) -> dict[str, Any]:
-    """Those of a sweep of ours, going by the name of the application in its help, which nobody sets. Raises Damaged."""
+    """Those of a sweep of ours, going by the name of the application in its help, which nobody sets. Raises
+    Damaged.
+    """
     held = stored.parse_yaml(content)
     name: Any = held
     for key in ("hydra", "help", "app_name"):
@@ -212,7 +227,9 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be removed ({error.strerror}); choose another hydra.sweep.dir") from None
+        raise ConfigError(
+            f"{path} cannot be removed ({error.strerror}); choose another hydra.sweep.dir"
+        ) from None
 
 
 def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
@@ -227,7 +244,9 @@ def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
 
 @dataclass
 class Sweeper:
-    """Around Hydra's own: each job ends for itself; it tells what became of them, and exits with the worst of their codes."""
+    """Around Hydra's own: each job ends for itself; it tells what became of them, and exits with the worst of
+    their codes.
+    """
 
     hydra: Any
     folder: Path
@@ -238,25 +257,34 @@ class Sweeper:
         broke, lost = "", list[str]()
         new = [folder for folder in (self.folder, *self.folder.parents) if not os.path.lexists(folder)]
         require_own_folder(self.folder)
-        for old in (*outcome_paths(self.folder), self.folder / STOP):  # where hydra.sweep.dir names the folder of an earlier one
+        for old in (
+            *outcome_paths(self.folder),
+            self.folder / STOP,
+        ):  # where hydra.sweep.dir names the folder of an earlier one
             remove(old)
         try:
             with ExitStack() as stack:
                 if "joblib" in self.launcher:
                     stack.enter_context(interruption.listening(self.stop))
-                    self.hydra.launcher.launch = launchers.outliving(self.hydra.launcher.launch, lambda number: self.outcome(number).status)
+                    self.hydra.launcher.launch = launchers.outliving(
+                        self.hydra.launcher.launch, lambda number: self.outcome(number).status
+                    )
                 if "submitit" in self.launcher:
                     lost = stack.enter_context(launchers.waiting_for_all())
                 self.hydra.sweep(arguments)
         except Exception as error:
-            if not self.hydra.overrides or not (outcome_paths(self.folder) or (self.folder / ".submitit").exists()):  # nothing begun
+            if not self.hydra.overrides or not (
+                outcome_paths(self.folder) or (self.folder / ".submitit").exists()
+            ):  # nothing begun
                 if self.folder in new:  # nothing left behind
                     with suppress(OSError):
                         (self.folder / SETTINGS).unlink(missing_ok=True)
                         for folder in new:
                             folder.rmdir()  # where it is empty
                 raise
-            broke = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            broke = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            )
         except BaseException:
             self.summarise(CONTINUES if is_slurm(self.launcher) else STOPPED, lost)
             raise
@@ -272,7 +300,10 @@ class Sweeper:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / STOP).touch()
         except OSError as error:
-            told = f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs continue; stop the processes themselves\n"
+            told = (
+                f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs continue; "
+                "stop the processes themselves\n"
+            )
             with suppress(OSError):
                 os.write(2, told.encode())
 
@@ -280,18 +311,29 @@ class Sweeper:
         return read(outcome_path(self.folder, number))
 
     def summarise(self, broke: str, lost: list[str]) -> int:
-        """Prints and writes what became of the jobs, those that did not begin too; returns the worst of their codes.
+        """Prints and writes what became of the jobs, those that did not begin too; returns the worst of their
+        codes.
 
         `broke` is what ended the sweep; `lost` how jobs were lost, by number.
         """
         jobs = [list(overrides) for batch in self.hydra.overrides or [] for overrides in batch]
-        outcomes = [replace(self.outcome(number), overrides=overrides) for number, overrides in enumerate(jobs)]
+        outcomes = [
+            replace(self.outcome(number), overrides=overrides) for number, overrides in enumerate(jobs)
+        ]
         is_news = "submitit" in self.launcher  # jobs elsewhere have told nothing here
         for number, outcome in enumerate(outcomes):
             if outcome.status not in GOOD and not outcome.code:
-                unknown = "its process was killed" if outcome.status == "begun" else "what became of it could not be written; see above"
+                unknown = (
+                    "its process was killed"
+                    if outcome.status == "begun"
+                    else "what became of it could not be written; see above"
+                )
                 outcome.code = 1
-                outcome.reason = "".join(lost[number : number + 1]) or broke or (STOPPED if interruption.asked() else unknown)
+                outcome.reason = (
+                    "".join(lost[number : number + 1])
+                    or broke
+                    or (STOPPED if interruption.asked() else unknown)
+                )
                 is_news = True
         if outcomes and (len(outcomes) > 1 or is_news):
             print(summary(outcomes, skips=self.command == "train"), file=sys.stderr)
@@ -300,9 +342,15 @@ class Sweeper:
 
 
 def summary(outcomes: list[Outcome], skips: bool) -> str:
-    """How many ended in which way, and a line for each that is not done; `skips` is whether the same command leaves out what is done."""
+    """How many ended in which way, and a line for each that is not done; `skips` is whether the same command
+    leaves out what is done.
+    """
     statuses = [outcome.status for outcome in outcomes]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys([*GOOD, *statuses]) if status in statuses)
+    counts = ", ".join(
+        f"{statuses.count(status)} {status}"
+        for status in dict.fromkeys([*GOOD, *statuses])
+        if status in statuses
+    )
     shared = set.intersection(*(set(outcome.overrides) for outcome in outcomes))
     apart = shared if len(outcomes) > 1 else set()
     lines = [f"\nvdrop: {len(outcomes)} run{'s' if len(outcomes) > 1 else ''}: {counts}"]
@@ -311,10 +359,15 @@ def summary(outcomes: list[Outcome], skips: bool) -> str:
             name = " ".join(override for override in outcome.overrides if override not in apart)
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
     if any(outcome.reason == CONTINUES for outcome in outcomes):
-        lines.append("  wait for these (squeue), or cancel them (scancel), before you give the same command again")
+        lines.append(
+            "  wait for these (squeue), or cancel them (scancel), before you give the same command again"
+        )
     elif len(lines) > 1:
         without = " without force=…" if any(starts_over(override) for override in shared) else ""
-        lines.append(f"  the same command again{without} {'skips what is done and ' if skips else ''}continues with the rest")
+        lines.append(
+            f"  the same command again{without} {'skips what is done and ' if skips else ''}continues with "
+            "the rest"
+        )
     return "\n".join(lines)
 
 
@@ -323,13 +376,19 @@ def sweeper(*, hydra_context: HydraContext, task_function: TaskFunction, config:
     folder = Path(config.hydra.sweep.dir).absolute()
     launcher = config.hydra.launcher._target_
     resumes = task_function.command in RESUMES
-    if resumes and is_slurm(launcher) and not any("launcher.max_num_timeout=" in override for override in config.hydra.overrides.hydra):
+    if (
+        resumes
+        and is_slurm(launcher)
+        and not any("launcher.max_num_timeout=" in override for override in config.hydra.overrides.hydra)
+    ):
         with read_write(config):
             config.hydra.launcher.max_num_timeout = TIMEOUTS
     task_function.folder = folder  # before the launcher takes a copy of it along
     task_function.pool_of = os.getpid() if "joblib" in launcher else None
     plugins = Plugins.instance()
-    theirs = Plugins.instantiate_sweeper(plugins, hydra_context=hydra_context, task_function=task_function, config=config)
+    theirs = Plugins.instantiate_sweeper(
+        plugins, hydra_context=hydra_context, task_function=task_function, config=config
+    )
     return Sweeper(theirs, folder, launcher, task_function.command)
 
 

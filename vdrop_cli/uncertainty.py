@@ -1,4 +1,5 @@
-"""What is known of predicted numbers: error, Gaussian predictive likelihood, and whether intervals hold what they promise.
+"""What is known of predicted numbers: error, Gaussian predictive likelihood, and whether intervals hold what
+they promise.
 
 R texts  S passes of MC dropout
 """
@@ -66,7 +67,9 @@ def fit_noise(passes_SR: Tensor, ratings_R: Tensor) -> float:
     if not variance_R.any():
         return error
     noises = torch.logspace(math.log10(error) - 3, math.log10(error) + 1, GRID, dtype=torch.float64).tolist()
-    return float(max(noises, key=lambda noise: log_likelihood(mean_R, variance_R + noise**2, ratings_R).item()))
+    return float(
+        max(noises, key=lambda noise: log_likelihood(mean_R, variance_R + noise**2, ratings_R).item())
+    )
 
 
 def predictive(passes_SR: Tensor, noise: float) -> Predictive:

@@ -19,7 +19,9 @@ def folders(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return sorted(str(path.parent) for path in Path().rglob("result.json"))
 
 
-def test_differing_settings_results_and_curves(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differing_settings_results_and_curves(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     compare.main([*folders, "--picture", "pictures/curves.png"])
     told = capsys.readouterr().out.splitlines()
@@ -42,7 +44,9 @@ def test_what_an_older_version_left_at_its_default_and_what_was_published_do_not
     OmegaConf.save(older, path)
     capsys.readouterr()
     compare.main(folders)
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
+    rows = {
+        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()
+    }
     assert "schedule.optimiser" not in rows and not [name for name in rows if name.startswith("published")]
     assert rows["outputs"] == [older.outputs, "outputs"]
 
@@ -52,20 +56,33 @@ def test_mc_dropout_and_speed_are_told(folders: list[str], capsys: pytest.Captur
     evaluation.run(settings(f"checkpoint={variational}", "stored_data=true", "mc_samples=3", command="eval"))
     capsys.readouterr()
     compare.main(sorted(folders))
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
+    rows = {
+        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()
+    }
     assert rows["test_ppl_mc3"][0] == "–" and 1 < float(rows["test_ppl_mc3"][1]) < 100
     assert all(int(value) > 0 for value in rows["words_per_second"])
     assert "valid_ppl_as_published" not in rows
 
 
-def test_the_validation_that_compares_with_the_paper_is_told_of_penn_treebank(capsys: pytest.CaptureFixture[str]) -> None:
-    compare.main([str(path.parent) for path in sorted((ROOT / "outputs/record/language_model").glob("*/s1/result.json"))])
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
+def test_the_validation_that_compares_with_the_paper_is_told_of_penn_treebank(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compare.main(
+        [
+            str(path.parent)
+            for path in sorted((ROOT / "outputs/record/language_model").glob("*/s1/result.json"))
+        ]
+    )
+    rows = {
+        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()
+    }
     pairs = zip(rows["valid_ppl_as_published"], rows["valid_ppl"], strict=True)
     assert all(float(as_published) < float(exact) for as_published, exact in pairs)
 
 
-def test_a_run_alone_has_the_name_of_its_folder(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_alone_has_the_name_of_its_folder(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     compare.main(folders[:1])
     assert capsys.readouterr().out.splitlines()[0].strip() == folders[0].removeprefix("outputs/train/")
@@ -79,8 +96,14 @@ def test_models_of_ratings_are_compared_by_their_errors(
     ratings = sorted(str(path.parent) for path in Path().rglob("result.json") if "sentiment" in str(path))
     capsys.readouterr()
     compare.main([*ratings, "--picture", "errors.png"])
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if len(line.split()) == 3}
-    assert sorted(rows["task.protocol"]) == ["clean", "paper"] and all(0 < float(value) < 1 for value in rows["test_rmse"])
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in capsys.readouterr().out.splitlines()
+        if len(line.split()) == 3
+    }
+    assert sorted(rows["task.protocol"]) == ["clean", "paper"] and all(
+        0 < float(value) < 1 for value in rows["test_rmse"]
+    )
     paper = rows["task.protocol"].index("paper")
     assert rows["valid_rmse"][paper] == "–" and rows["test_rmse_chosen_on_test"][1 - paper] == "–"
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
@@ -89,7 +112,9 @@ def test_models_of_ratings_are_compared_by_their_errors(
     assert "a picture is of runs of one task" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_is_left_out_and_said_so(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_is_left_out_and_said_so(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     (Path(folders[0]) / "result.json").unlink()
     capsys.readouterr()
     compare.main(folders)
@@ -100,7 +125,11 @@ def test_an_unfinished_run_is_left_out_and_said_so(folders: list[str], capsys: p
     assert stopped.value.code == 2
 
 
-def test_a_picture_that_cannot_be_written_is_named(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_cannot_be_written_is_named(
+    folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         compare.main([*folders, "--picture", "curves.unknown"])
-    assert stopped.value.code == 2 and "the picture curves.unknown cannot be written" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2 and "the picture curves.unknown cannot be written" in capsys.readouterr().err
+    )

@@ -28,7 +28,14 @@ def test_penn_treebank_is_told_with_its_counts(
     monkeypatch.setenv("VDROP_DATA", str(real_data))
     data.run(settings("data=ptb", command="data"))
     told = capsys.readouterr().out
-    for part in (f"from    {real_data}/ptb", "929,589 tokens", "73,760 tokens", "82,430 tokens", "10,000", "agree with Mikolov's"):
+    for part in (
+        f"from    {real_data}/ptb",
+        "929,589 tokens",
+        "73,760 tokens",
+        "82,430 tokens",
+        "10,000",
+        "agree with Mikolov's",
+    ):
         assert part in told
 
 
@@ -38,13 +45,24 @@ def test_the_cornell_reviews_are_told_with_their_counts(
     monkeypatch.setenv("VDROP_DATA", str(real_data))
     data.run(settings("data=cornell", command="data"))
     told = capsys.readouterr().out
-    for part in ("texts       5,006", "words   2,153,170", "0 to 1, mean 0.581, deviation 0.182", "agree with the authors'"):
+    for part in (
+        "texts       5,006",
+        "words   2,153,170",
+        "0 to 1, mean 0.581, deviation 0.182",
+        "agree with the authors'",
+    ):
         assert part in told
 
 
-def test_a_text_of_ones_own(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_of_ones_own(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     data.run(settings(*text, command="data"))
     told = capsys.readouterr().out
-    assert "types          42" in told and told.count("0.00 % <unk>") == 3 and "none known for this corpus" in told
+    assert (
+        "types          42" in told
+        and told.count("0.00 % <unk>") == 3
+        and "none known for this corpus" in told
+    )
     assert list((tmp_path / "data" / "cache").iterdir())

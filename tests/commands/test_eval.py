@@ -1,4 +1,6 @@
-"""`vdrop eval`: what it writes, and that it needs nothing but the checkpoint. The command line of it is in test_cli."""
+"""`vdrop eval`: what it writes, and that it needs nothing but the checkpoint. The command line of it is in
+test_cli.
+"""
 
 import errno
 import json
@@ -32,7 +34,11 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(folder: Path, *overrides: str) -> None:
-    stored = [] if any(override.startswith(("data.", "stored_data")) for override in overrides) else ["stored_data=true"]
+    stored = (
+        []
+        if any(override.startswith(("data.", "stored_data")) for override in overrides)
+        else ["stored_data=true"]
+    )
     evaluation.run(settings(f"checkpoint={folder}", "device=cpu", *stored, *overrides, command="eval"))
 
 
@@ -44,8 +50,12 @@ def test_reloading_gives_the_same_numbers(folder: Path) -> None:
     assert told["environment"]["backend"] == "native" and told["epoch"] == 1
 
 
-def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that end in a line end, to each of which another was added; of files there is nothing to be told."""
+def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that end in a line end, to each of which another was added; of files there is nothing to be
+    told.
+    """
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -56,14 +66,25 @@ def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so
         (tmp_path / split).write_text("".join(rows))
     old = fingerprint_of([contents] * 3, FIRST_ENCODING, 2)
     hub = ["data=hub", f"data.name={tmp_path}/set", "data.column=text"]
-    files_of = ["data=text", *(f"data.{part}={tmp_path}/{split}" for part, split in zip(("train", "valid", "test"), parts, strict=True))]
+    files_of = [
+        "data=text",
+        *(
+            f"data.{part}={tmp_path}/{split}"
+            for part, split in zip(("train", "valid", "test"), parts, strict=True)
+        ),
+    ]
     for data, told in (
-        (hub, r" trained on, or, if it is that, train again: earlier .* two line ends where a row ends in one$"),
+        (
+            hub,
+            r" trained on, or, if it is that, train again: earlier .* two line ends where a row ends in one$",
+        ),
         (files_of, r" trained on$"),
     ):
         found = replace(at_epoch(1, 1, *TINY, *data), corpus=old, learned={})
         with pytest.raises(
-            ConfigError, match=rf"^checkpoint=old was trained on another corpus than .*; give it the text that it was{told}"
+            ConfigError,
+            match=r"^checkpoint=old was trained on another corpus than .*; give it the text that it "
+            rf"was{told}",
         ):
             evaluation.task_of(Path("old"), found, found.train.data, torch.device("cpu"))
 
@@ -87,18 +108,24 @@ def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.Ca
 
 
 def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed and word dropout the numbers, the batching of passes how they run, the back end what is written of it."""
+    """Seed and word dropout the numbers, the batching of passes how they run, the back end what is written of
+    it.
+    """
     run(folder, "mc_samples=4")
     base = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     run(folder, "mc_samples=4", "seed=2")
     run(folder, "mc_samples=4", "word_dropout=true")
-    other_seed, words = (json.loads((folder / f"eval-0001-mc4-{name}.json").read_text()) for name in ("s2", "word-s1"))
+    other_seed, words = (
+        json.loads((folder / f"eval-0001-mc4-{name}.json").read_text()) for name in ("s2", "word-s1")
+    )
     for other in (other_seed, words):
         assert other["metrics"]["test_ppl_mc4"] != base["metrics"]["test_ppl_mc4"]
         assert other["metrics"]["test_ppl"] == base["metrics"]["test_ppl"]
     batches: list[int] = []
     zero_state = LanguageModel.zero_state
-    monkeypatch.setattr(LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch))
+    monkeypatch.setattr(
+        LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch)
+    )
     run(folder, "mc_samples=4", "mc_batch=3", "backend=reference")
     assert batches.count(3) == 1 and batches[-1] == 1
     again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
@@ -110,10 +137,16 @@ def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """mc_batch=null is what it comes to on the device; the file of the result is named the same."""
-    for first, second, told in (("null", "50", "resuming after"), ("50", "null", "resuming after"), ("null", "3", "starting over")):
+    for first, second, told in (
+        ("null", "50", "resuming after"),
+        ("50", "null", "resuming after"),
+        ("null", "3", "starting over"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            patch.setattr(
+                evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
+            )
             run(folder, "mc_samples=4", f"mc_batch={first}")
         run(folder, "mc_samples=4", f"mc_batch={second}")
         assert told in capsys.readouterr().err
@@ -124,22 +157,31 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "nowhere" / "environment.py"))
-    for first, second, told in (("0123abc", "0123abc", "resuming after"), ("0123abc", "4567def", "starting over")):
+    for first, second, told in (
+        ("0123abc", "0123abc", "resuming after"),
+        ("0123abc", "4567def", "starting over"),
+    ):
         monkeypatch.setenv("VDROP_COMMIT", first)
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            patch.setattr(
+                evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
+            )
             run(folder, "mc_samples=4")
         monkeypatch.setenv("VDROP_COMMIT", second)
         run(folder, "mc_samples=4")
         assert told in capsys.readouterr().err
 
 
-def test_word_dropout_is_of_models_that_were_trained_with_it(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_word_dropout_is_of_models_that_were_trained_with_it(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY, *text, "dropout=zaremba"))
     folder = next(Path().rglob("result.json")).parent
-    with pytest.raises(ConfigError, match=r"^word_dropout must be false or null, .* was trained without it, got true"):
+    with pytest.raises(
+        ConfigError, match=r"^word_dropout must be false or null, .* was trained without it, got true"
+    ):
         run(folder, "mc_samples=2", "word_dropout=true")
     run(folder, "mc_samples=2", "word_dropout=false")
     assert (folder / "eval-0001-mc2-s1.json").exists()
@@ -181,7 +223,9 @@ def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
 ) -> None:
     """As in another process of a pool, or on another machine of a cluster."""
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
-        patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+        patch.setattr(
+            evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
+        )
         run(folder, "mc_samples=4")
     monkeypatch.setattr(interruption, "received", [])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
@@ -207,25 +251,41 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+        patch.setattr(
+            evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
+        )
         run(folder, "mc_samples=4")
     monkeypatch.setattr(interruption, "received", [])
     (path,) = folder.glob("*.partial")
     good = files.read_tensors(path)
-    loaded = evaluation.load(str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu"))
+    loaded = evaluation.load(
+        str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu")
+    )
 
     def is_resumed(held: dict[str, Any]) -> bool:
         files.write_tensors(path, held)
         partial = evaluation.Partial(path, good["of"], 5)
         passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
         resumed = partial.load(passes)
-        assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), "nothing of it is taken over"
+        assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), (
+            "nothing of it is taken over"
+        )
         return resumed
 
     assert is_resumed(good)
     averages = good["passes"]["averages"]
-    wrong: list[dict[str, Any]] = [{"metrics": []}, {"metrics": {"test_ppl": float("nan")}}, {"seconds": None}, {"seconds": float("inf")}]
-    wrong += [{"metrics": {"test_ppl": 10**400}}, {"metrics": {"test_ppl": torch.zeros(2)}}, {"seconds": 10**400}, {"seconds": True}]
+    wrong: list[dict[str, Any]] = [
+        {"metrics": []},
+        {"metrics": {"test_ppl": float("nan")}},
+        {"seconds": None},
+        {"seconds": float("inf")},
+    ]
+    wrong += [
+        {"metrics": {"test_ppl": 10**400}},
+        {"metrics": {"test_ppl": torch.zeros(2)}},
+        {"seconds": 10**400},
+        {"seconds": True},
+    ]
     wrong += [{"passes": []}, {"passes": {}}]
     for change in (
         {"number": -1},
@@ -237,7 +297,13 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     ):
         wrong.append({"passes": good["passes"] | change})
     wrong.append({"passes": good["passes"] | {"log_p": good["passes"]["log_p"] * float("nan")}})
-    for change in ({"seen": 4}, {"seen": 1}, {"seen": True}, {"sums": {}}, {"perplexities": {1: [float("nan")], 2: [], 4: []}}):
+    for change in (
+        {"seen": 4},
+        {"seen": 1},
+        {"seen": True},
+        {"sums": {}},
+        {"perplexities": {1: [float("nan")], 2: [], 4: []}},
+    ):
         wrong.append({"passes": good["passes"] | {"averages": averages | change}})
     capsys.readouterr()
     for change in wrong:
@@ -252,7 +318,10 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
 def test_what_a_checkpoint_says_of_files_and_folders_is_used_only_where_that_is_allowed(
     folder: Path, text: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"data\.train='\S+', .*give data\.train=… data\.valid=… data\.test=…, or stored_data=true"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.train='\S+', .*give data\.train=… data\.valid=… data\.test=…, or stored_data=true",
+    ):
         run(folder, "stored_data=false")
     with pytest.raises(ConfigError, match=r"give data\.test=…, or"):
         run(folder, *text[1:3])
@@ -297,7 +366,9 @@ def test_members_must_know_the_same_words(folder: Path, text: list[str]) -> None
 def test_the_corpus_may_lie_elsewhere_now(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A checkpoint that was trained on Penn Treebank in a folder that is gone; the evaluation itself is not the matter here."""
+    """A checkpoint that was trained on Penn Treebank in a folder that is gone; the evaluation itself is not
+    the matter here.
+    """
     monkeypatch.chdir(tmp_path)
     config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
     fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
@@ -305,7 +376,9 @@ def test_the_corpus_may_lie_elsewhere_now(
     model.initialise(0.1, Stream((1,)))
     told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict()))
     checkpoint.save(told, tmp_path)
-    monkeypatch.setattr(LanguageModelling, "standard", lambda task, model: {"test_ppl": float(len(task.streams["test"]))})
+    monkeypatch.setattr(
+        LanguageModelling, "standard", lambda task, model: {"test_ppl": float(len(task.streams["test"]))}
+    )
     with pytest.raises(ConfigError, match=r"data\.dir='gone'.* give data\.dir=…, or stored_data=true"):
         run(tmp_path, "stored_data=false")
     with pytest.raises(ConfigError, match=r"data\.dir=gone has no ptb\.train\.txt"):
@@ -314,8 +387,12 @@ def test_the_corpus_may_lie_elsewhere_now(
     assert "82430.00" in capsys.readouterr().out
 
 
-def test_a_model_of_ratings_is_evaluated_by_the_same_command(rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard, as an ensemble, and by passes, which are stopped and go on to the same numbers; the text lies elsewhere by then."""
+def test_a_model_of_ratings_is_evaluated_by_the_same_command(
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard, as an ensemble, and by passes, which are stopped and go on to the same numbers; the text lies
+    elsewhere by then.
+    """
     monkeypatch.chdir(tmp_path)
     for seed in (1, 2):
         train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", f"seed={seed}"))
@@ -328,7 +405,10 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(rated: list[str], t
 
     run(first, f"data.csv={moved}")
     trained = json.loads((first / "result.json").read_text())
-    assert told("standard")["metrics"] == {name: trained[name] for name in told("standard")["metrics"]} and trained["test_rmse"] > 0
+    assert (
+        told("standard")["metrics"] == {name: trained[name] for name in told("standard")["metrics"]}
+        and trained["test_rmse"] > 0
+    )
     run(first, f"members=[{second}]")
     ensemble = next(first.glob("eval-0001-ensemble2-*.json"))
     averaged = json.loads(ensemble.read_text())["metrics"]
@@ -341,8 +421,13 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(rated: list[str], t
     run(first, "mc_samples=6", "word_dropout=false")
     run(first, "mc_samples=6")
     whole = told("mc6-s1")
-    assert whole["word_dropout"] is True and whole["metrics"]["test_rmse_mc6"] != told("mc6-no_word-s1")["metrics"]["test_rmse_mc6"]
-    assert {"test_rmse", "test_log_likelihood_mc6", "test_coverage_80_mc6", "noise_mc6"} <= set(whole["metrics"])
+    assert (
+        whole["word_dropout"] is True
+        and whole["metrics"]["test_rmse_mc6"] != told("mc6-no_word-s1")["metrics"]["test_rmse_mc6"]
+    )
+    assert {"test_rmse", "test_log_likelihood_mc6", "test_coverage_80_mc6", "noise_mc6"} <= set(
+        whole["metrics"]
+    )
     (first / "eval-0001-mc6-s1.json").unlink()
     with monkeypatch.context() as patch:
         counts = iter([False, False, True])

@@ -24,7 +24,10 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent
     held = checkpoint.load(checkpoint.all_in(folder)[0])
-    for more, target in (([], folder / "checkpoint-0001.safetensors"), (["file=there.safetensors"], Path("there.safetensors"))):
+    for more, target in (
+        ([], folder / "checkpoint-0001.safetensors"),
+        (["file=there.safetensors"], Path("there.safetensors")),
+    ):
         export.run(settings(f"checkpoint={folder}", *more, command="export"))
         weights = load_file(target)
         assert weights.keys() == held.model.keys()
@@ -34,8 +37,12 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
         assert restore(json.loads(told["config"])) == held.train and told["epoch"] == "1"
 
 
-def test_it_is_whole_whatever_the_weights_memory_is_like(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that share memory or are not in order; a vocabulary beside them; names that are not the model's are refused."""
+def test_it_is_whole_whatever_the_weights_memory_is_like(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that share memory or are not in order; a vocabulary beside them; names that are not the model's
+    are refused.
+    """
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY, *text))
     (path,) = Path().rglob("checkpoint-0001.pt")
@@ -45,16 +52,25 @@ def test_it_is_whole_whatever_the_weights_memory_is_like(text: list[str], tmp_pa
         "layers.weight_hh_l0": found.model["layers.weight_hh_l0"].t().contiguous().t(),
     }
     assert not changed["layers.weight_hh_l0"].is_contiguous()
-    files.write_tensors(Path("shared.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=changed))})
+    files.write_tensors(
+        Path("shared.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=changed))}
+    )
     export.run(settings("checkpoint=shared.pt", command="export"))
     weights = load_file("shared.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in changed.items())
     with safe_open("shared.safetensors", "pt") as file:
         held = file.metadata()
-    assert json.loads(held["vocabulary"]) == found.learned["vocabulary"] and len(found.learned["vocabulary"]) == len(weights["embedding"])
+    assert json.loads(held["vocabulary"]) == found.learned["vocabulary"] and len(
+        found.learned["vocabulary"]
+    ) == len(weights["embedding"])
     assert json.loads(held["line_end"]) == "<eos>" and all(isinstance(value, str) for value in held.values())
-    for wrong in ({f"{name}_": weight for name, weight in found.model.items()}, found.model | {"embedding": found.model["embedding"][1:]}):
-        files.write_tensors(Path("wrong.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=wrong))})
+    for wrong in (
+        {f"{name}_": weight for name, weight in found.model.items()},
+        found.model | {"embedding": found.model["embedding"][1:]},
+    ):
+        files.write_tensors(
+            Path("wrong.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=wrong))}
+        )
         with pytest.raises(ConfigError, match=r"^checkpoint=wrong\.pt cannot be used: "):
             export.run(settings("checkpoint=wrong.pt", command="export"))
         assert not Path("wrong.safetensors").exists()
@@ -75,12 +91,18 @@ def test_what_cannot_be_its_file_is_told_before_anything_is_written(
     assert path.read_bytes() == before
 
 
-def test_only_what_it_has_written_is_overwritten(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_it_has_written_is_overwritten(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY, *text))
     (path,) = Path().rglob("checkpoint-0001.pt")
     save_file({"w": torch.zeros(2)}, "theirs.safetensors")
-    for name, held in (("mine.txt", b"mine"), ("short", b"\x05"), ("list", (2).to_bytes(8, "little") + b"[]")):
+    for name, held in (
+        ("mine.txt", b"mine"),
+        ("short", b"\x05"),
+        ("list", (2).to_bytes(8, "little") + b"[]"),
+    ):
         Path(name).write_bytes(held)
     for name in ("mine.txt", "short", "list", "theirs.safetensors"):
         before = Path(name).read_bytes()
@@ -104,7 +126,11 @@ def test_what_it_has_written_is_its_own_whatever_the_vocabulary(
     found = checkpoint.load(next(Path().rglob("checkpoint-0001.pt")))
     vocabulary = [word, *found.learned["vocabulary"][1:]]
     files.write_tensors(
-        Path("a.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"vocabulary": vocabulary}))}
+        Path("a.pt"),
+        {
+            "format": checkpoint.FORMAT,
+            **vars(replace(found, learned=found.learned | {"vocabulary": vocabulary})),
+        },
     )
     for _ in range(2):
         export.run(settings("checkpoint=a.pt", command="export"))

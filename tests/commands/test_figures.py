@@ -28,7 +28,10 @@ def changes(rated: list[str]) -> str:
 def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
     planned = vdrop("figures", *FEW, changes, "plan=true", "file=nowhere/R.md")
     assert planned.returncode == 0, planned.stderr
-    assert "clean lstm variational seed 1: " in planned.stderr and planned.stderr.count("(0 of 2 epochs are done)") == 4
+    assert (
+        "clean lstm variational seed 1: " in planned.stderr
+        and planned.stderr.count("(0 of 2 epochs are done)") == 4
+    )
     assert not list(tmp_path.rglob("result.json"))
 
     ran = vdrop("figures", *FEW, changes)
@@ -40,7 +43,11 @@ def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path:
         assert f"(record/pictures/ratings_{name}_lstm.png)" in page
         assert (tmp_path / f"outputs/record/pictures/ratings_{name}_lstm.png").exists()
     again = vdrop("figures", *FEW, changes)
-    assert again.returncode == 0 and again.stderr.count(": finished") == 4 + 2 and "vdrop train" not in again.stderr
+    assert (
+        again.returncode == 0
+        and again.stderr.count(": finished") == 4 + 2
+        and "vdrop train" not in again.stderr
+    )
 
 
 def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
@@ -49,10 +56,14 @@ def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path
     assert vdrop("figures", *one).returncode == 0
     (result,) = tmp_path.rglob("result.json")
     result.unlink()
-    (tmp_path / "outputs" / "RESULTS.md").unlink()  # a page with its numbers would not be replaced by one without
+    (
+        tmp_path / "outputs" / "RESULTS.md"
+    ).unlink()  # a page with its numbers would not be replaced by one without
     with Lock(result.parent / "lock", "it"):
         ran = vdrop("figures", *one)
-    assert ran.returncode == 1 and "is not finished; the same command resumes" in ran.stderr.splitlines()[-1], ran.stderr
+    assert (
+        ran.returncode == 1 and "is not finished; the same command resumes" in ran.stderr.splitlines()[-1]
+    ), ran.stderr
     assert "not yet run" in (tmp_path / "outputs" / "RESULTS.md").read_text()
 
 
@@ -75,7 +86,9 @@ def test_a_run_that_is_finished_and_not_in_its_table_is_an_error() -> None:
         return Line(row, [Finished(Path(), config, [], {}) for config in made], [])
 
     wanted = [(row.name, seed) for row in (none, naive) for seed in (1, 2)]
-    campaign.require_on_page(wanted, told([line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)], 9))
+    campaign.require_on_page(
+        wanted, told([line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)], 9)
+    )
     for lines, lacking in (
         ([line(none, 1, 2), line(naive, 1)], "clean gru naive seed 2"),
         ([line(none, 1, 2, epochs=60), line(naive, 1, 2)], "clean gru none seed 1"),

@@ -1,4 +1,6 @@
-"""`vdrop predict`: ratings with intervals, surprises, words of its own; its lines for machines and for people."""
+"""`vdrop predict`: ratings with intervals, surprises, words of its own; its lines for machines and for
+people.
+"""
 
 import io
 import itertools
@@ -33,7 +35,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def critic(here: Path, rated: list[str]) -> Path:
     """A run that has learned the share of good words."""
-    more = ["task.chunk_words=null", "task.protocol=clean", "schedule.epochs=30", "dropout.p_h=0.1", "dropout.p_word=0.1"]
+    more = [
+        "task.chunk_words=null",
+        "task.protocol=clean",
+        "schedule.epochs=30",
+        "dropout.p_h=0.1",
+        "dropout.p_word=0.1",
+    ]
     train.run(settings(*TINY_SENTIMENT, *rated, *more))
     return next(here.rglob("result.json")).parent
 
@@ -51,20 +59,29 @@ def told(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> T
     return [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
 
 
-def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("texts.txt").write_text("Good1 good2 good3 good1 good0\n\nbad1 bad2 bad3 BAD1 bad0\n")
     good, blank, bad = told(capsys, critic, "file=texts.txt")
-    assert [row["line"] for row in (good, blank, bad)] == [1, 2, 3] and (blank["text"], blank["rating"]) == ("", None)
+    assert [row["line"] for row in (good, blank, bad)] == [1, 2, 3] and (blank["text"], blank["rating"]) == (
+        "",
+        None,
+    )
     assert good["rating"] > bad["rating"] + 0.3 and good["text"].startswith("Good1")
     for row in (good, bad):
         assert row["low"] < row["rating"] < row["high"] and row["deviation"] > 0
         assert row["high"] - row["rating"] == pytest.approx(row["rating"] - row["low"])
     (narrow,) = told(capsys, critic, "text='good1 good2 good3 good1 good0'", "level=50")
     assert narrow["rating"] == pytest.approx(good["rating"]), "the same words and the same masks"
-    assert (narrow["high"] - narrow["low"]) / (good["high"] - good["low"]) == pytest.approx(0.6745 / 1.96, rel=1e-3)
+    assert (narrow["high"] - narrow["low"]) / (good["high"] - good["low"]) == pytest.approx(
+        0.6745 / 1.96, rel=1e-3
+    )
 
 
-def test_a_long_text_is_rated_by_the_mean_over_its_chunks(here: Path, rated: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_text_is_rated_by_the_mean_over_its_chunks(
+    here: Path, rated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     train.run(settings(*TINY_SENTIMENT, *rated, "dropout=none"))
     folder = next(here.rglob("result.json")).parent
     loaded = predict.load(settings(f"checkpoint={folder}", command="predict"), torch.device("cpu"))
@@ -72,14 +89,20 @@ def test_a_long_text_is_rated_by_the_mean_over_its_chunks(here: Path, rated: lis
     assert isinstance(scale, Ratings)
     chunks = loaded.predictor.cut(words)
     assert [len(chunk) for chunk in chunks] == [6, 6], "with <start>"
-    alone = [loaded.model(chunk[:, None], torch.tensor([6]), loaded.model.mean_masks()).item() for chunk in chunks]
+    alone = [
+        loaded.model(chunk[:, None], torch.tensor([6]), loaded.model.mean_masks()).item() for chunk in chunks
+    ]
     (row,) = told(capsys, folder, f"text='{' '.join(words)}'")
     assert row["rating"] == pytest.approx(scale.mean + scale.deviation * sum(alone) / 2, rel=1e-5)
-    with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null, .* was trained without dropout, got 3"):
+    with pytest.raises(
+        ConfigError, match=r"^mc_samples must be 0 or null, .* was trained without dropout, got 3"
+    ):
         told(capsys, folder, "text=good1", "mc_samples=3")
 
 
-def test_texts_come_from_standard_input_too(critic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_come_from_standard_input_too(
+    critic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffgood1\r\nbad1\u2028bad2\n".encode())))
     assert [row["text"] for row in told(capsys, critic)] == ["good1", "bad1\u2028bad2"]
     monkeypatch.setattr("sys.stdin", None)
@@ -96,19 +119,29 @@ def test_every_setting_of_it_changes_something(critic: Path, capsys: pytest.Capt
     assert standard["deviation"] == 0 and standard["rating"] != base["rating"]
 
 
-def test_the_noise_is_that_of_the_evaluation_where_there_is_one(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_noise_is_that_of_the_evaluation_where_there_is_one(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = json.loads((critic / "result.json").read_text())
     predict.run(settings(f"checkpoint={critic}", "text=good1", "device=cpu", command="predict"))
     first = capsys.readouterr()
     assert f"observation noise {result['noise']:.4g}, fitted to the valid part, by the standard" in first.err
-    assert "50 passes of MC dropout" in first.err and "95 % of ratings in" in first.out and first.out.endswith("    good1\n")
-    evaluation.run(settings(f"checkpoint={critic}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval"))
+    assert (
+        "50 passes of MC dropout" in first.err
+        and "95 % of ratings in" in first.out
+        and first.out.endswith("    good1\n")
+    )
+    evaluation.run(
+        settings(f"checkpoint={critic}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval")
+    )
     noise = json.loads(next(critic.glob("eval-*-mc5-s1.json")).read_text())["metrics"]["noise_mc5"]
     (row,) = told(capsys, critic, "text=good1", "level=68.26894921370859", "mc_samples=5")
     assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
 
 
-def test_the_noise_is_found_whatever_the_checkpoint_is_called(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_noise_is_found_whatever_the_checkpoint_is_called(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where it is known from nothing but the evaluation."""
     found = checkpoint.load(checkpoint.find(str(critic)))
     for name, samples, made, metric in (
@@ -116,8 +149,19 @@ def test_the_noise_is_found_whatever_the_checkpoint_is_called(critic: Path, caps
         ("my-checkpoint.pt", 0, "my-eval-standard.json", "noise"),
     ):
         path = critic / name
-        files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))})
-        evaluation.run(settings(f"checkpoint='{path}'", f"mc_samples={samples}", "stored_data=true", "device=cpu", command="eval"))
+        files.write_tensors(
+            path,
+            {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))},
+        )
+        evaluation.run(
+            settings(
+                f"checkpoint='{path}'",
+                f"mc_samples={samples}",
+                "stored_data=true",
+                "device=cpu",
+                command="eval",
+            )
+        )
         held = json.loads((critic / made).read_text())
         (critic / made).write_text(json.dumps(held | {"metrics": held["metrics"] | {metric: 0.25}}))
         (row,) = told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
@@ -127,8 +171,12 @@ def test_the_noise_is_found_whatever_the_checkpoint_is_called(critic: Path, caps
             told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
 
 
-def test_the_noise_of_another_precision_is_not_taken(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation.run(settings(f"checkpoint={critic}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval"))
+def test_the_noise_of_another_precision_is_not_taken(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation.run(
+        settings(f"checkpoint={critic}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval")
+    )
     own = next(critic.glob("eval-*-mc5-s1.json"))
     other = own.with_name(f"{own.stem}-bf16.json")
     other.write_text(own.read_text().replace('"noise_mc5": ', '"noise_mc5": 9'))
@@ -139,12 +187,23 @@ def test_the_noise_of_another_precision_is_not_taken(critic: Path, capsys: pytes
     assert row["noise"] == json.loads((critic / "result.json").read_text())["noise"]
 
 
-def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(critic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(
+    critic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for more, escaped in ([], "good1 bad1 \\u201chm\\u201d"), (["json=true"], r"good1\nbad1 \u201chm\u201d"):
         held = io.BytesIO()
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
         output.prepare()
-        predict.run(settings(f"checkpoint={critic}", "text='good1\nbad1 “hm”'", "mc_samples=2", "device=cpu", *more, command="predict"))
+        predict.run(
+            settings(
+                f"checkpoint={critic}",
+                "text='good1\nbad1 “hm”'",
+                "mc_samples=2",
+                "device=cpu",
+                *more,
+                command="predict",
+            )
+        )
         *_, last = held.getvalue().decode().splitlines()
         assert escaped in last
         assert not more or json.loads(last)["text"] == "good1\nbad1 “hm”"
@@ -157,35 +216,55 @@ def test_noise_fitted_to_what_was_learnt_is_told(
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY_SENTIMENT, *rated))
     folder = next(Path().rglob("result.json")).parent
-    learnt = "fitted to the train part (which the model has learnt: intervals are too narrow where it over-fits)"
+    learnt = (
+        "fitted to the train part (which the model has learnt: intervals are too narrow where it over-fits)"
+    )
     told(capsys, folder, "text=good1")
     predict.run(settings(f"checkpoint={folder}", "text=good1", "device=cpu", command="predict"))
     assert learnt in capsys.readouterr().err
-    evaluation.run(settings(f"checkpoint={folder}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval"))
-    predict.run(settings(f"checkpoint={folder}", "text=good1", "mc_samples=5", "device=cpu", command="predict"))
+    evaluation.run(
+        settings(f"checkpoint={folder}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval")
+    )
+    predict.run(
+        settings(f"checkpoint={folder}", "text=good1", "mc_samples=5", "device=cpu", command="predict")
+    )
     assert f"{learnt} in {folder}" in capsys.readouterr().err
 
 
-def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_from(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = evaluation.load(str(critic), settings(f"checkpoint={critic}", "stored_data=true", command="eval"), torch.device("cpu"))
+def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_from(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = evaluation.load(
+        str(critic), settings(f"checkpoint={critic}", "stored_data=true", command="eval"), torch.device("cpu")
+    )
     part, words = loaded.task.parts["test"], {number: word for word, number in loaded.task.ids.items()}
-    Path("texts.txt").write_text("\n".join(" ".join(words[int(i)] for i in sequence[1:]) for sequence in part.sequences))
+    Path("texts.txt").write_text(
+        "\n".join(" ".join(words[int(i)] for i in sequence[1:]) for sequence in part.sequences)
+    )
     rows = told(capsys, critic, "file=texts.txt", "mc_samples=0")
-    assert [row["rating"] for row in rows] == pytest.approx(loaded.task.predict(loaded.model, part).tolist(), abs=1e-6)
+    assert [row["rating"] for row in rows] == pytest.approx(
+        loaded.task.predict(loaded.model, part).tolist(), abs=1e-6
+    )
 
 
 def test_an_evaluation_that_is_damaged_is_told(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (critic / f"{checkpoint.find(str(critic)).stem.replace('checkpoint', 'eval')}-mc50-s1.json").write_text("{")
+    (critic / f"{checkpoint.find(str(critic)).stem.replace('checkpoint', 'eval')}-mc50-s1.json").write_text(
+        "{"
+    )
     with pytest.raises(ConfigError, match=r"eval-\d+-mc50-s1\.json is damaged"):
         told(capsys, critic, "text=good1")
 
 
-def test_a_language_model_names_the_words_it_expects_least(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_language_model_names_the_words_it_expects_least(
+    writer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In this language w3 is followed by 10, 11, 16 or 20, w10 by 31, 32, 37 or 1."""
     usual, odd = "w3 w10 w31", "w3 w10 w30 W5"
     Path("texts.txt").write_text(f"{usual}\n{odd}\n")
     first, second = told(capsys, writer, "file=texts.txt", "surprises=2")
-    assert first["ppl"] < second["ppl"] and (first["words"], second["words"]) == (4, 5), "and the sentence's end"
+    assert first["ppl"] < second["ppl"] and (first["words"], second["words"]) == (4, 5), (
+        "and the sentence's end"
+    )
     assert len(second["surprises"]) == 2
     assert second["surprises"][0]["bits"] > second["surprises"][1]["bits"]
     (whole,) = told(capsys, writer, f"text='{odd}'", "surprises=9")
@@ -202,19 +281,33 @@ def test_a_language_model_names_the_words_it_expects_least(writer: Path, capsys:
     assert "perplexity" in shown and " bits  word 3    w30\n" in shown and "W5 (read as w5)" in shown
 
 
-def test_a_word_that_training_does_not_have_is_unknown(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_word_that_training_does_not_have_is_unknown(
+    writer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (row,) = told(capsys, writer, "text=w3 unheard", "surprises=9")
-    assert {(one["word"], one["read_as"]) for one in row["surprises"]} == {("w3", "w3"), ("unheard", "<unk>"), ("<eos>", "<eos>")}
+    assert {(one["word"], one["read_as"]) for one in row["surprises"]} == {
+        ("w3", "w3"),
+        ("unheard", "<unk>"),
+        ("<eos>", "<eos>"),
+    }
 
 
-def test_a_language_model_writes_what_it_has_learned(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_language_model_writes_what_it_has_learned(
+    writer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (row,) = told(capsys, writer, "sample=300", "text=w3")
     words = ["w3", *row["sample"]]
     assert len(row["sample"]) == 300 and row["text"] == "w3"
-    followed = [(int(a[1:]), int(b[1:])) for a, b in itertools.pairwise(words) if not {"<eos>", "<unk>"} & {a, b}]
+    followed = [
+        (int(a[1:]), int(b[1:])) for a, b in itertools.pairwise(words) if not {"<eos>", "<unk>"} & {a, b}
+    ]
     right = [b in {(3 * a + step) % 40 for step in (1, 2, 7, 11)} for a, b in followed]
     assert sum(right) / len(right) > 0.6, "by chance it would be a tenth"
-    assert told(capsys, writer, "sample=300", "text=w3") == [row] != told(capsys, writer, "sample=300", "text=w3", "seed=2")
+    assert (
+        told(capsys, writer, "sample=300", "text=w3")
+        == [row]
+        != told(capsys, writer, "sample=300", "text=w3", "seed=2")
+    )
     predict.run(settings(f"checkpoint={writer}", "sample=30", "device=cpu", command="predict"))
     assert "<eos>" not in capsys.readouterr().out
 
@@ -265,7 +358,9 @@ def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.Captur
 
 def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("sample=3", "surprises=3"):
-        with pytest.raises(ConfigError, match=rf"^{wrong[:-2]} is for language models, .* predicts ratings; leave it out"):
+        with pytest.raises(
+            ConfigError, match=rf"^{wrong[:-2]} is for language models, .* predicts ratings; leave it out"
+        ):
             told(capsys, critic, wrong)
 
 
@@ -284,7 +379,9 @@ def own_text(here: Path, text_folder: Path) -> list[str]:
     return ["data=text", *(f"data.{part}=corpus/{part}.txt" for part in ("train", "valid", "test"))]
 
 
-def test_a_checkpoint_predicts_where_its_text_is_not(here: Path, own_text: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_predicts_where_its_text_is_not(
+    here: Path, own_text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     train.run(settings(*TINY, *own_text))
     run = next(here.rglob("result.json")).parent
     (before,) = told(capsys, run, "text=w3 w10")
@@ -294,12 +391,16 @@ def test_a_checkpoint_predicts_where_its_text_is_not(here: Path, own_text: list[
     assert len(told(capsys, folder, "sample=4")[0]["sample"]) == 4
 
 
-def test_ratings_are_predicted_where_their_texts_are_not(critic: Path, rated: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ratings_are_predicted_where_their_texts_are_not(
+    critic: Path, rated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     (before,) = told(capsys, critic, "text=good1 bad2")
     csv = Path(rated[1].removeprefix("data.csv="))
     csv.rename(csv.with_suffix(".away"))
     try:
-        assert told(capsys, moved_without_data(critic, Path("elsewhere")), "text=good1 bad2") == [before], "with the same interval"
+        assert told(capsys, moved_without_data(critic, Path("elsewhere")), "text=good1 bad2") == [before], (
+            "with the same interval"
+        )
     finally:
         csv.with_suffix(".away").rename(csv)
 
@@ -310,10 +411,16 @@ def test_an_older_checkpoint_needs_its_text_and_is_told_where_it_is_by_the_user_
     train.run(settings(*TINY, *own_text))
     run = next(here.rglob("result.json")).parent
     expected = told(capsys, run, "text=w3 w10")
-    held = {name: value for name, value in vars(checkpoint.load(checkpoint.find(str(run)))).items() if name != "learned"}
+    held = {
+        name: value
+        for name, value in vars(checkpoint.load(checkpoint.find(str(run)))).items()
+        if name != "learned"
+    }
     files.write_tensors(here / "old.pt", {"format": checkpoint.OLDER_FORMAT, **held})
     with pytest.raises(
-        ConfigError, match=r"data\.train='corpus/train\.txt'.* give data\.train=… data\.valid=… data\.test=…, or train again"
+        ConfigError,
+        match=r"data\.train='corpus/train\.txt'.* give data\.train=… data\.valid=… data\.test=…, or train "
+        r"again",
     ):
         told(capsys, here / "old.pt", "text=w3 w10")
     assert told(capsys, here / "old.pt", "text=w3 w10", *own_text[1:]) == expected
@@ -326,18 +433,27 @@ def test_in_the_middle_of_an_epoch_the_noise_is_not_known_and_is_said_to_be_had(
     (end,) = told(capsys, critic, "text=good1", "mc_samples=5")
     Path("middle").mkdir()
     path = Path("middle") / checkpoint.find(str(critic)).name
-    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))})
-    with pytest.raises(ConfigError, match=r"data\.csv=.* give data\.csv=…, or run vdrop eval checkpoint=\S+ mc_samples=5 first"):
+    files.write_tensors(
+        path, {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))}
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.csv=.* give data\.csv=…, or run vdrop eval checkpoint=\S+ mc_samples=5 first",
+    ):
         told(capsys, path, "text=good1", "mc_samples=5")
     (fitted,) = told(capsys, path, "text=good1", "mc_samples=5", rated[1])
     assert fitted["noise"] == pytest.approx(end["noise"], rel=1e-6)
 
 
-def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(
+    writer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("lines").write_bytes(b"w3 w10\r\n\n  \nw3 unheard\ncaf\xe9\nw10 w31")
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"^file=lines: nothing is predicted from 1 of 6 lines"):
-        predict.run(settings(f"checkpoint={writer}", "device=cpu", "json=true", "file=lines", command="predict"))
+        predict.run(
+            settings(f"checkpoint={writer}", "device=cpu", "json=true", "file=lines", command="predict")
+        )
     held = capsys.readouterr()
     rows = [json.loads(line) for line in held.out.splitlines()]
     assert [row["line"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -353,14 +469,18 @@ def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(w
 def test_lines_end_as_those_of_a_training_text_do(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("lines").write_bytes(b"\xef\xbb\xbfw3 w10\rw10 w31\r\n\rw3\xe2\x80\xa8w10\n")
     rows = told(capsys, writer, "file=lines")
-    assert [row["text"] for row in rows] == ["w3 w10", "w10 w31", "", "w3\u2028w10"] and rows[3]["ppl"] == rows[0]["ppl"]
+    assert [row["text"] for row in rows] == ["w3 w10", "w10 w31", "", "w3\u2028w10"] and rows[3][
+        "ppl"
+    ] == rows[0]["ppl"]
 
 
 def test_ratings_have_a_row_for_every_line_too(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     Path("lines").write_bytes(b"good1\n\nca\xe9\nbad1\x1b[31m\n")
     with pytest.raises(ConfigError, match=r"^file=lines: nothing is predicted from 1 of 4 lines"):
-        predict.run(settings(f"checkpoint={critic}", "device=cpu", "file=lines", "mc_samples=2", command="predict"))
+        predict.run(
+            settings(f"checkpoint={critic}", "device=cpu", "file=lines", "mc_samples=2", command="predict")
+        )
     first, *rows = capsys.readouterr().out.splitlines()
     assert first.split()[:2] == ["line", "rating"] and [int(row.split()[0]) for row in rows] == [1, 2, 3, 4]
     assert "(blank line)" in rows[1] and r"bad1\x1b[31m" in rows[3]
@@ -376,7 +496,9 @@ def test_a_corpus_of_one_line_has_no_line_ends_and_texts_are_predicted_and_writt
     found = without_line_ends(checkpoint.load(path))
     files.write_tensors(here / "one.pt", {"format": checkpoint.FORMAT, **vars(found)})
     (row,) = told(capsys, here / "one.pt", f"text='{words[0]} {words[1]}\n{words[2]}'")
-    assert row["words"] == 2 and [one["place"] for one in row["surprises"]] in ([2, 3], [3, 2]), "the first word is not predicted"
+    assert row["words"] == 2 and [one["place"] for one in row["surprises"]] in ([2, 3], [3, 2]), (
+        "the first word is not predicted"
+    )
     (alone,) = told(capsys, here / "one.pt", f"text={words[0]}")
     assert (alone["ppl"], alone["surprises"]) == (None, None)
     drawn = told(capsys, here / "one.pt", "sample=5")[0]["sample"]
@@ -409,6 +531,14 @@ def test_a_prediction_that_is_no_number_is_an_error(writer: Path, capsys: pytest
         with pytest.raises(RunError, match="are not those of a model that works"):
             told(capsys, path, what)
         assert "nan" not in capsys.readouterr().out.lower()
-    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model={f"{n}_": w for n, w in found.model.items()}))})
-    with pytest.raises(ConfigError, match="cannot be used: it does not hold the weights that its settings describe"):
+    files.write_tensors(
+        path,
+        {
+            "format": checkpoint.FORMAT,
+            **vars(replace(found, model={f"{n}_": w for n, w in found.model.items()})),
+        },
+    )
+    with pytest.raises(
+        ConfigError, match="cannot be used: it does not hold the weights that its settings describe"
+    ):
         told(capsys, path, "text=w3")

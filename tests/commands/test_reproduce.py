@@ -23,7 +23,19 @@ from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.commands.campaign import Maker, require_on_page
 from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.commands.table import Evaluated, Line
-from vdrop_cli.config import TABLE_1, ConfigError, Figures, Pictures, Precision, Reproduce, RunError, Size, Table, plain, seconds
+from vdrop_cli.config import (
+    TABLE_1,
+    ConfigError,
+    Figures,
+    Pictures,
+    Precision,
+    Reproduce,
+    RunError,
+    Size,
+    Table,
+    plain,
+    seconds,
+)
 from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
 from vdrop_cli.stuck_starts import StuckError
@@ -33,20 +45,31 @@ ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "p
 
 @pytest.fixture
 def changes(text: list[str]) -> str:
-    changed = [*(change for change in TINY if not change.startswith(("model=", "precision", "device"))), *text, "schedule.epochs=12"]
+    changed = [
+        *(change for change in TINY if not change.startswith(("model=", "precision", "device"))),
+        *text,
+        "schedule.epochs=12",
+    ]
     return f"overrides='{' '.join(changed)}'"
 
 
 def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
     with spawn(tmp_path, "reproduce", *ROWS, changes) as process:
         until = time.monotonic() + 120
-        while not list(tmp_path.rglob("checkpoint-*.pt")) and time.monotonic() < until and process.poll() is None:
+        while (
+            not list(tmp_path.rglob("checkpoint-*.pt"))
+            and time.monotonic() < until
+            and process.poll() is None
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         told = process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, told
-    assert re.search(r"table1_small_none seed 1: \d+:\d\d.* \(0 of 12 epochs are done\)", told) and "4 runs: 4 interrupted" in told
+    assert (
+        re.search(r"table1_small_none seed 1: \d+:\d\d.* \(0 of 12 epochs are done\)", told)
+        and "4 runs: 4 interrupted" in told
+    )
     assert not (tmp_path / "outputs" / "RESULTS.md").exists()
 
     planned = vdrop("reproduce", *ROWS, changes, "plan=true")
@@ -57,14 +80,29 @@ def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, 
     assert ran.returncode == 0, ran.stderr
     rows = rows_of((tmp_path / "outputs" / "RESULTS.md").read_text())
     assert all("1 2" in rows[name] for name in rows if name not in ("row", "---")) and len(rows) == 2 + 3
-    starts = [record["step"] for record in read_log(next(tmp_path.rglob("*-none/*-s1/log.jsonl"))) if record["kind"] == "start"]
+    starts = [
+        record["step"]
+        for record in read_log(next(tmp_path.rglob("*-none/*-s1/log.jsonl")))
+        if record["kind"] == "start"
+    ]
     assert len(starts) == 2 and starts[1] > 0, "what was done before the stop was not done again"
     again = vdrop("reproduce", *ROWS, changes)
-    assert again.returncode == 0 and again.stderr.count(": finished") == 6 and "vdrop train" not in again.stderr
+    assert (
+        again.returncode == 0 and again.stderr.count(": finished") == 6 and "vdrop train" not in again.stderr
+    )
 
 
-def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
-    ran = vdrop("reproduce", "sizes=[small]", "rows=[none,moon]", "precision=fp32", "jobs=2", changes[:-1] + " schedule.lr=1e30'")
+def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
+    changes: str, vdrop: Vdrop, tmp_path: Path
+) -> None:
+    ran = vdrop(
+        "reproduce",
+        "sizes=[small]",
+        "rows=[none,moon]",
+        "precision=fp32",
+        "jobs=2",
+        changes[:-1] + " schedule.lr=1e30'",
+    )
     assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
     assert "is not finished, nor are 1 others; the same command resumes" in ran.stderr.splitlines()[-1]
@@ -94,14 +132,23 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
         return Line(row, [Evaluated(run, None, None, 1.0, None, {}) for run in made])
 
     of_both, of_few, of_ensemble = (
-        planned(rows, overrides, seeds).on_page for rows, seeds in (([*few, *ensemble], 10), (few, 2), (ensemble, 10))
+        planned(rows, overrides, seeds).on_page
+        for rows, seeds in (([*few, *ensemble], 10), (few, 2), (ensemble, 10))
     )
     assert len(of_both) == 2 * 10 + 1 and len(of_few) == 2 * 2 and len(of_ensemble) == 1
     require_on_page(of_few, reproduce.told([line(row, 1, 2) for row in few]))
     require_on_page(of_ensemble, reproduce.told([line(ensemble[0], 1)]))
     for wanted, lines, message in (
-        (of_few, [line(few[0], 1, 2), line(few[1])], "table1_small_variational_mc seed 1 is finished, but not in the table"),
-        (of_few, [line(few[0], 1), line(few[1], 1, 2)], "table1_small_none seed 2 is finished, but not in the table"),
+        (
+            of_few,
+            [line(few[0], 1, 2), line(few[1])],
+            "table1_small_variational_mc seed 1 is finished, but not in the table",
+        ),
+        (
+            of_few,
+            [line(few[0], 1), line(few[1], 1, 2)],
+            "table1_small_none seed 2 is finished, but not in the table",
+        ),
         (of_ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
     ):
         with pytest.raises(RunError, match=message):
@@ -118,27 +165,43 @@ def test_a_row_of_which_every_seed_is_stuck_ends_with_an_error_that_names_them(
     """Real processes: two seeds, then one in place of them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "MORE_SEEDS", 1)
-    asked = Reproduce([Size.small], ["none"], seeds=2, overrides=f"{overrides_of(changes)} {CHECKED}", precision=Precision.fp32)
+    asked = Reproduce(
+        [Size.small],
+        ["none"],
+        seeds=2,
+        overrides=f"{overrides_of(changes)} {CHECKED}",
+        precision=Precision.fp32,
+    )
     with pytest.raises(RunError, match=r"^table1_small_none: seeds 1, 2, 3 are stuck, and no more are tried"):
         reproduce.run(asked)
     shown = capfd.readouterr()
-    assert "vdrop: table1_small_none seed 1, table1_small_none seed 2: stuck; other seeds replace them" in shown.err
+    assert (
+        "vdrop: table1_small_none seed 1, table1_small_none seed 2: stuck; other seeds replace them"
+        in shown.err
+    )
     assert re.findall(r"vdrop train -m .* seed=([\d,]+) ", shown.err) == ["1,2", "3"]
     assert not list(Path().rglob("result.json")) and len(list(Path().rglob("stuck.json"))) == 3
     for where in ("outputs/RESULTS.md", "the terminal"):
         content = Path(where).read_text() if where.endswith(".md") else shown.out
         assert re.search(
-            r"\n- Non-regularized \(early stopping\) \(fp32, .*\): seed 1 \(\d\.\d\d after 10 steps\), seed 2 \(.*, seed 3 \(", content
+            r"\n- Non-regularized \(early stopping\) \(fp32, .*\): seed 1 \(\d\.\d\d after 10 steps\), seed "
+            r"2 \(.*, seed 3 \(",
+            content,
         )
     reproduce.run(replace(asked, plan=True))
     shown = capfd.readouterr()
-    assert shown.err.count(": stuck, the mean training loss of steps 9 to 10 is ") == 3 and "together: 0:00" in shown.err
+    assert (
+        shown.err.count(": stuck, the mean training loss of steps 9 to 10 is ") == 3
+        and "together: 0:00" in shown.err
+    )
 
 
 def make(row: experiments.Row, seed: int, is_stuck: bool) -> Path:
     """A run of a row as a process would have made it, which its limit makes stuck or not."""
     limit = 0.001 if is_stuck else 99.0
-    settled = replace(row.settings, seed=seed, precision=Precision.fp32, stuck=replace(row.settings.stuck, loss=limit))
+    settled = replace(
+        row.settings, seed=seed, precision=Precision.fp32, stuck=replace(row.settings.stuck, loss=limit)
+    )
     with pytest.raises(StuckError) if is_stuck else nullcontext():
         train.run(settled)
     made: Path = next(Path("outputs/train").rglob(f"*-s{seed}"))
@@ -153,30 +216,56 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
     monkeypatch.chdir(tmp_path)
     overrides = f"{overrides_of(changes).replace('schedule.epochs=12', 'schedule.epochs=1')} stuck.steps=10"
     rows = experiments.rows([Size.small], ["variational", "variational_mc"], overrides)
-    ensemble = replace(rows[0], name="ensemble", settings=replace(rows[0].settings, published=replace(rows[0].published, members=2)))
-    lower = [replace(row, settings=replace(row.settings, stuck=replace(row.settings.stuck, loss=0.001))) for row in (*rows, ensemble)]
+    ensemble = replace(
+        rows[0],
+        name="ensemble",
+        settings=replace(rows[0].settings, published=replace(rows[0].published, members=2)),
+    )
+    lower = [
+        replace(row, settings=replace(row.settings, stuck=replace(row.settings.stuck, loss=0.001)))
+        for row in (*rows, ensemble)
+    ]
     folders = {seed: make(rows[0], seed, is_stuck=seed == 2) for seed in (1, 2, 3)}
 
     def require_planned() -> None:
         plan = planned(lower, overrides, 2)
-        assert [training.settings.seed for training in plan.trainings.values()] == [1, 3] and not list(plan.sweeps())
-        assert [name for name, _ in plan.stuck.values()] == ["table1_small_variational seed 2"] and not plan.without_seeds
-        averaged = [[t.settings.seed for t in e.trainings] for e in plan.evaluations.values() if len(e.trainings) > 1]
+        assert [training.settings.seed for training in plan.trainings.values()] == [1, 3] and not list(
+            plan.sweeps()
+        )
+        assert [name for name, _ in plan.stuck.values()] == [
+            "table1_small_variational seed 2"
+        ] and not plan.without_seeds
+        averaged = [
+            [t.settings.seed for t in e.trainings] for e in plan.evaluations.values() if len(e.trainings) > 1
+        ]
         assert averaged == [[1, 3]]
         assert plan.on_page == [
-            *((f"table1_small_{name}", seed) for name in ("variational", "variational_mc") for seed in (1, 3)),
+            *(
+                (f"table1_small_{name}", seed)
+                for name in ("variational", "variational_mc")
+                for seed in (1, 3)
+            ),
             ("table1_small_ensemble", 1),
         ]
 
     require_planned()
-    settled = Table([Size.small], ["variational", "variational_mc"], overrides, file="R.md", pictures=Pictures.none, record=True)
+    settled = Table(
+        [Size.small],
+        ["variational", "variational_mc"],
+        overrides,
+        file="R.md",
+        pictures=Pictures.none,
+        record=True,
+    )
     of_members = {"metrics": {"test_ppl": 5.0, "valid_ppl": 6.0}, "environment": {}}
     for seeds in ((1, 2), (1, 3)):
         members = [str(folders[seed] / "checkpoint-0001.pt") for seed in seeds]
         path = folders[1] / f"eval-0001-ensemble2-{seeds[1]:08}.json"
         path.write_text(json.dumps(of_members | {"members": members}))
         found = table.collect(Path("outputs"))
-        (line,) = table.of_row(ensemble, found[ensemble.key], table.collect_stuck(Path("outputs"), found)[ensemble.key])
+        (line,) = table.of_row(
+            ensemble, found[ensemble.key], table.collect_stuck(Path("outputs"), found)[ensemble.key]
+        )
         assert [evaluated.seeds for evaluated in line.runs] == ([] if 2 in seeds else ["1 3"])
     table.write(settled, Figures())
     page, shown = Path("R.md").read_text(), capsys.readouterr().out
@@ -185,9 +274,15 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
     assert "| 1 3 |" in page and len(re.findall(item, page)) == len(re.findall(item, shown)) == 1
     (record,) = Path("outputs/record").rglob("s2")
     assert sorted(path.name for path in record.iterdir()) == ["config.yaml", "log.jsonl", "stuck.json"]
-    assert all((record / name).read_bytes() == (folders[2] / name).read_bytes() for name in ("config.yaml", "log.jsonl", "stuck.json"))
+    assert all(
+        (record / name).read_bytes() == (folders[2] / name).read_bytes()
+        for name in ("config.yaml", "log.jsonl", "stuck.json")
+    )
     (record / "result.json").write_text("damaged")
-    with pytest.raises(ConfigError, match=r"/s2 holds a result, and would be overwritten by a run that is stuck; move it away"):
+    with pytest.raises(
+        ConfigError,
+        match=r"/s2 holds a result, and would be overwritten by a run that is stuck; move it away",
+    ):
         table.write(settled, Figures())
     (record / "result.json").unlink()
     for folder in folders.values():
@@ -199,7 +294,9 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
     make(rows[0], 2, is_stuck=False)
     table.write(settled, Figures())
     assert "| 1 2 3 |" in (page := Path("R.md").read_text()) and not re.search(item, page)
-    assert not (record / "stuck.json").exists() and (record / "result.json").exists(), "a finished run replaces the record of a stuck one"
+    assert not (record / "stuck.json").exists() and (record / "result.json").exists(), (
+        "a finished run replaces the record of a stuck one"
+    )
 
 
 @pytest.mark.usefixtures("composing")
@@ -213,7 +310,10 @@ def test_rows_with_the_same_seeds_are_one_sweep_and_those_with_others_another(
 
     def sweeps() -> list[list[tuple[str, int]]]:
         found = planned(rows, overrides, 2).sweeps()
-        return [[(training.name.removeprefix("table1_small_"), training.settings.seed) for training in sweep] for sweep in found]
+        return [
+            [(training.name.removeprefix("table1_small_"), training.settings.seed) for training in sweep]
+            for sweep in found
+        ]
 
     every = [(name, seed) for name in ("none", "zaremba", "variational") for seed in (1, 2)]
     assert sweeps() == [every]
@@ -235,8 +335,18 @@ def test_nothing_to_run_is_an_error() -> None:
         ([], Reproduce([Size.medium])),
         (["SIZE=all", "SEEDS=10"], Reproduce([Size.small, Size.medium, Size.large], seeds=10)),
         (
-            ["SIZE=small", "ROWS=none,untied_mc", "LAUNCHER=joblib hydra.launcher.n_jobs=4", "PRECISION=bf16"],
-            Reproduce([Size.small], ["none", "untied_mc"], launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16),
+            [
+                "SIZE=small",
+                "ROWS=none,untied_mc",
+                "LAUNCHER=joblib hydra.launcher.n_jobs=4",
+                "PRECISION=bf16",
+            ],
+            Reproduce(
+                [Size.small],
+                ["none", "untied_mc"],
+                launcher="joblib hydra.launcher.n_jobs=4",
+                precision=Precision.bf16,
+            ),
         ),
         (["JOBS=3", "UNTIL=25min", "MC_BATCH=500"], Reproduce(jobs=3, until="25min", mc_batch=500)),
     ],
@@ -252,7 +362,9 @@ def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> N
 
 def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, changes: str) -> None:
     planned = vdrop("reproduce", "sizes=[large]", "rows=[ensemble]", changes, "plan=true")
-    assert "table1_large_ensemble is left out: it takes seeds=10" in planned.stderr and planned.returncode == 2
+    assert (
+        "table1_large_ensemble is left out: it takes seeds=10" in planned.stderr and planned.returncode == 2
+    )
 
 
 def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings() -> None:
@@ -263,15 +375,35 @@ def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings
 
 
 @pytest.mark.parametrize("plan", [False, True])
-def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_nothing(plan: bool, changes: str, vdrop: Vdrop) -> None:
-    ran = vdrop("reproduce", "sizes=[small]", "rows=[none]", "precision=fp32", changes, "file=nowhere/R.md", f"plan={plan}")
+def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_nothing(
+    plan: bool, changes: str, vdrop: Vdrop
+) -> None:
+    ran = vdrop(
+        "reproduce",
+        "sizes=[small]",
+        "rows=[none]",
+        "precision=fp32",
+        changes,
+        "file=nowhere/R.md",
+        f"plan={plan}",
+    )
     told = "file=nowhere/R.md is in a folder that does not exist; make it" in ran.stderr
-    assert (ran.returncode, told, "what is needed" in ran.stderr) == ((0, False, True) if plan else (2, True, False))
+    assert (ran.returncode, told, "what is needed" in ran.stderr) == (
+        (0, False, True) if plan else (2, True, False)
+    )
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:
-    parsed = settings("sizes=[small]", "launcher='joblib hydra.launcher.n_jobs=4'", "precision=bf16", "seeds=3", command="reproduce")
-    assert parsed == Reproduce([Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16)
+    parsed = settings(
+        "sizes=[small]",
+        "launcher='joblib hydra.launcher.n_jobs=4'",
+        "precision=bf16",
+        "seeds=3",
+        command="reproduce",
+    )
+    assert parsed == Reproduce(
+        [Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16
+    )
     assert settings("mc_batch=200", command="reproduce") == Reproduce(mc_batch=200)
     with pytest.raises(ConfigError, match=r"seeds must be in \[1, 1000\], got 0"):
         Reproduce(seeds=0)
@@ -280,14 +412,22 @@ def test_the_settings_are_those_of_the_command_line() -> None:
 
 
 @pytest.mark.usefixtures("composing")
-def test_passes_run_together_as_it_was_asked_for(changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_run_together_as_it_was_asked_for(
+    changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = overrides_of(changes)
     rows = experiments.rows([Size.small], ["variational_mc"], overrides)
     for mc_batch in (None, 200):
-        plan = reproduce.plan_of(rows, Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch), Maker(Precision.auto, "outputs"))
+        plan = reproduce.plan_of(
+            rows,
+            Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch),
+            Maker(Precision.auto, "outputs"),
+        )
         (evaluation,) = plan.evaluations.values()
-        assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (["mc_batch=200"] if mc_batch else [])
+        assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (
+            ["mc_batch=200"] if mc_batch else []
+        )
 
 
 @pytest.mark.parametrize("kind", [Reproduce, Figures])
@@ -295,9 +435,13 @@ def test_times_and_numbers_of_jobs_that_cannot_be_meant_are_refused(kind: type[R
     for text, expected in (("90s", 90), ("25min", 1500), ("2h", 7200), ("1h30min", 5400), ("1h1min1s", 3661)):
         assert seconds(text) == expected and kind(until=text).until == text
     for text in ("", "25", "25m", "0min", "1.5h", "-1h", "30min1h", "1h 30min", "٢h", "9999999h"):
-        with pytest.raises(ConfigError, match=r"^until must be a time such as 25min, 2h or 1h30min, or null, got "):
+        with pytest.raises(
+            ConfigError, match=r"^until must be a time such as 25min, 2h or 1h30min, or null, got "
+        ):
             kind(until=text)
     with pytest.raises(ConfigError, match=r"^jobs must be in \[1, 1000\], got 0"):
         kind(jobs=0)
-    with pytest.raises(ConfigError, match=r"^jobs must be 1 where launcher is set, which has a number of its own, got 3"):
+    with pytest.raises(
+        ConfigError, match=r"^jobs must be 1 where launcher is set, which has a number of its own, got 3"
+    ):
         kind(jobs=3, launcher="joblib")

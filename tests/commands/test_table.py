@@ -24,7 +24,11 @@ pytestmark = pytest.mark.usefixtures("no_shipped_records")  # tests of them set 
 
 @pytest.fixture(scope="module")
 def changes(text: list[str]) -> list[str]:
-    return [*(change for change in TINY if not change.startswith(("model=", "precision"))), *text, "schedule.epochs=2"]
+    return [
+        *(change for change in TINY if not change.startswith(("model=", "precision"))),
+        *text,
+        "schedule.epochs=2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,12 @@ def overrides(changes: list[str]) -> str:
 
 
 def run(outputs: Path, changes: list[str], folder: Path, **more: Any) -> str:
-    settings = Table(outputs=str(outputs), file=str(folder / "R.md"), overrides=overrides(changes), **{"pictures": Pictures.none, **more})
+    settings = Table(
+        outputs=str(outputs),
+        file=str(folder / "R.md"),
+        overrides=overrides(changes),
+        **{"pictures": Pictures.none, **more},
+    )
     table.run(settings)
     return (folder / "R.md").read_text()
 
@@ -63,16 +72,23 @@ RATINGS = "## Ratings of film reviews"
 
 def rows_of(page: str) -> dict[str, list[str]]:
     """Of Table 1."""
-    lines = [line.strip("| ").split(" | ") for line in page.split(RATINGS)[0].splitlines() if line.count("|") > 10]
+    lines = [
+        line.strip("| ").split(" | ") for line in page.split(RATINGS)[0].splitlines() if line.count("|") > 10
+    ]
     return {line[0]: line[1:] for line in lines}
 
 
 def results(outputs: Path, row: str) -> list[dict[str, float]]:
-    return [json.loads(path.read_text()) for path in sorted(outputs.glob(f"train/*-{row}/*/result.json"), key=lambda p: p.parent.name[-1])]
+    return [
+        json.loads(path.read_text())
+        for path in sorted(outputs.glob(f"train/*-{row}/*/result.json"), key=lambda p: p.parent.name[-1])
+    ]
 
 
 @pytest.mark.usefixtures("composing")
-def test_the_numbers_are_those_of_the_runs(outputs: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_numbers_are_those_of_the_runs(
+    outputs: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = run(outputs, changes, tmp_path, sizes=[Size.small])
     rows, tied = rows_of(page), results(outputs, "variational")
 
@@ -83,10 +99,16 @@ def test_the_numbers_are_those_of_the_runs(outputs: Path, changes: list[str], tm
     assert found["valid, exact"] == spread([result["valid_ppl"] for result in tied])
     assert found["valid, as published"] == "–", "another text than Penn Treebank has nothing to compare with"
     assert found["seeds"] == "1 2" and found["precision"] == "fp32" and found["valid, published"] == "–"
-    told = [json.loads(path.read_text())["metrics"]["test_ppl_mc100"] for path in outputs.rglob("eval-*-mc100-s1.json")]
+    told = [
+        json.loads(path.read_text())["metrics"]["test_ppl_mc100"]
+        for path in outputs.rglob("eval-*-mc100-s1.json")
+    ]
     mc = rows["Variational (tied weights, MC)"]
     assert spread(told) in mc and mc[table.HEADINGS.index("words/s") - 1] == "–"
-    assert f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}" in rows["Variational (untied weights)"]
+    assert (
+        f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}"
+        in rows["Variational (untied weights)"]
+    )
     assert rows["Variational (untied weights, MC)"].count("not yet run") == 2, "trained, but not evaluated"
     none = dict(zip(table.HEADINGS, ["", *rows["Non-regularized (early stopping)"]], strict=True))
     assert none["test, published"] == "114.5‡" and none["test"] == "not yet run"
@@ -95,7 +117,9 @@ def test_the_numbers_are_those_of_the_runs(outputs: Path, changes: list[str], tm
 
 
 @pytest.mark.usefixtures("composing")
-def test_published_numbers_are_those_of_the_files_and_marked(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+def test_published_numbers_are_those_of_the_files_and_marked(
+    outputs: Path, changes: list[str], tmp_path: Path
+) -> None:
     page = run(outputs, changes, tmp_path, sizes=[Size.large])
     rows = rows_of(page)
     found = {name: (row[0], row[4], row[7]) for name, row in rows.items()}
@@ -105,16 +129,24 @@ def test_published_numbers_are_those_of_the_files_and_marked(outputs: Path, chan
     assert all("not yet run" in row for name, row in rows.items() if name not in ("row", "---"))
     assert len(rows) == 2 + 11
     assert "which is not what was published" in page and "schedule.epochs=2" in page
-    assert f"`vdrop train experiment=table1_large_untied {overrides(changes)} seed=1`" in page and "members=[RUN,…]" in page
+    assert (
+        f"`vdrop train experiment=table1_large_untied {overrides(changes)} seed=1`" in page
+        and "members=[RUN,…]" in page
+    )
     assert "`conf/dropout/moon.yaml`: Gal & Ghahramani 2016" in page
 
 
 def test_differences_are_measured_less_published() -> None:
-    assert table.difference([80.0, 81.0], 79.7) == "+0.80" and table.difference([], 1.0) == table.difference([1.0], None) == "–"
+    assert (
+        table.difference([80.0, 81.0], 79.7) == "+0.80"
+        and table.difference([], 1.0) == table.difference([1.0], None) == "–"
+    )
 
 
 @pytest.mark.usefixtures("composing")
-def test_runs_of_other_settings_are_none_of_the_row(outputs: Path, changes: list[str], tmp_path: Path) -> None:
+def test_runs_of_other_settings_are_none_of_the_row(
+    outputs: Path, changes: list[str], tmp_path: Path
+) -> None:
     page = run(outputs, [*changes, "schedule.epochs=3"], tmp_path, sizes=[Size.small])
     assert all("not yet run" in row for name, row in rows_of(page).items() if name not in ("row", "---"))
 
@@ -122,15 +154,24 @@ def test_runs_of_other_settings_are_none_of_the_row(outputs: Path, changes: list
 @pytest.mark.usefixtures("composing")
 def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], tmp_path: Path) -> None:
     first = run(copy, changes, tmp_path, sizes=[Size.small], record=True)
-    kept = sorted(path.relative_to(copy / "record" / "table1").as_posix() for path in (copy / "record" / "table1").rglob("*.json"))
+    kept = sorted(
+        path.relative_to(copy / "record" / "table1").as_posix()
+        for path in (copy / "record" / "table1").rglob("*.json")
+    )
     device = re.sub(r"\W+", "_", environment.processor()).lower()
     assert kept == [
         f"small_untied-fp32-{device}/s1/result.json",
-        *(f"small_variational-fp32-{device}/s{seed}/{name}" for seed in (1, 2) for name in ("eval-0002-mc100-s1.json", "result.json")),
+        *(
+            f"small_variational-fp32-{device}/s{seed}/{name}"
+            for seed in (1, 2)
+            for name in ("eval-0002-mc100-s1.json", "result.json")
+        ),
     ]
     assert not list((copy / "record").rglob("*.pt"))
     shutil.rmtree(next(copy.glob("train/*-variational/*-s2")))
-    assert run(copy, changes, tmp_path, sizes=[Size.small], record=True) == first, "seeds are in order wherever they lie"
+    assert run(copy, changes, tmp_path, sizes=[Size.small], record=True) == first, (
+        "seeds are in order wherever they lie"
+    )
     shutil.rmtree(copy / "train")
     assert run(copy, changes, tmp_path, sizes=[Size.small]) == first
     assert "## Findings\n\nWhat was found." in first
@@ -138,7 +179,9 @@ def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], 
 
 def changed(folder: Path, name: str, **values: Any) -> None:
     """A JSON file, or the first line of a log, with other values."""
-    first, *others = (folder / name).read_text().splitlines() if name == "log.jsonl" else [(folder / name).read_text()]
+    first, *others = (
+        (folder / name).read_text().splitlines() if name == "log.jsonl" else [(folder / name).read_text()]
+    )
     told = json.loads(first)
     told.get("environment", told).update(values)
     (folder / name).write_text("\n".join([json.dumps(told), *others]) + "\n")
@@ -156,9 +199,14 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     assert json.loads((kept / "result.json").read_text())["test_ppl"] == 77.77
     changed(own, "log.jsonl", device="another")
-    page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True, pictures=Pictures.svg)
+    page = run(
+        copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True, pictures=Pictures.svg
+    )
     assert page.count("| Variational (untied weights) |") == 2
-    assert {path.name for path in (copy / "record" / "table1").iterdir()} == {kept.parent.name, "small_untied-fp32-another"}
+    assert {path.name for path in (copy / "record" / "table1").iterdir()} == {
+        kept.parent.name,
+        "small_untied-fp32-another",
+    }
     drawn = (copy / "record" / "pictures" / "table1_small_speed.svg").read_text()
     assert "Variational (untied weights) (fp32, another" in drawn
 
@@ -168,7 +216,9 @@ def record(outputs: Path, row: experiments.Row) -> None:
 
 
 @pytest.mark.usefixtures("composing")
-def test_a_run_is_evaluated_as_its_record_until_it_is_itself(copy: Path, changes: list[str], tmp_path: Path) -> None:
+def test_a_run_is_evaluated_as_its_record_until_it_is_itself(
+    copy: Path, changes: list[str], tmp_path: Path
+) -> None:
     """As one that has been made anew."""
     tied, mc = experiments.rows([Size.small], ["variational", "variational_mc"], overrides(changes))
 
@@ -207,18 +257,24 @@ def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes:
     assert kept() == before
     changed(own, "result.json", test_ppl=77.77)
     with pytest.raises(
-        ConfigError, match=r"/s1 would lose eval-0002-mc100-s1\.json, eval-0002-mc9-s1\.json, which .*-s1 lacks; evaluate it"
+        ConfigError,
+        match=r"/s1 would lose eval-0002-mc100-s1\.json, eval-0002-mc9-s1\.json, which .*-s1 lacks; "
+        r"evaluate it",
     ):
         record(copy, tied)
     assert kept() == before
     for samples in (100, 9):
         (own / f"eval-0002-mc{samples}-s1.json").write_text("{}")
     record(copy, tied)
-    assert [path.read_text() for path in there.glob("eval-*")] == ["{}"] * 2 and "77.77" in (there / "result.json").read_text()
+    assert [path.read_text() for path in there.glob("eval-*")] == ["{}"] * 2 and "77.77" in (
+        there / "result.json"
+    ).read_text()
 
 
 @pytest.mark.usefixtures("composing")
-def test_an_evaluation_tells_with_what_it_was_made_itself(copy: Path, changes: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_tells_with_what_it_was_made_itself(
+    copy: Path, changes: list[str], tmp_path: Path
+) -> None:
     for path in copy.rglob("eval-*.json"):
         changed(path.parent, path.name, commit="fedcba9876", dirty=False)
     rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
@@ -229,7 +285,9 @@ def test_an_evaluation_tells_with_what_it_was_made_itself(copy: Path, changes: l
 
 
 @pytest.mark.usefixtures("composing")
-def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(copy: Path, changes: list[str], tmp_path: Path) -> None:
+def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(
+    copy: Path, changes: list[str], tmp_path: Path
+) -> None:
     for seed, made in (
         (1, {"commit": "1111111111", "dirty": True, "threads": 1}),
         (2, {"commit": "2222222222", "dirty": False, "threads": 2}),
@@ -237,23 +295,37 @@ def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(copy: Path,
         (folder,) = copy.glob(f"train/*-variational/*-s{seed}")
         changed(folder, "log.jsonl", device="a CPU", date="2026-01-02", **made)
     rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
-    assert rows["Variational (tied weights)"][-3:] == ["a CPU, 1 thread; a CPU, 2 threads", "2026-01-02", "1111111*; 2222222"]
+    assert rows["Variational (tied weights)"][-3:] == [
+        "a CPU, 1 thread; a CPU, 2 threads",
+        "2026-01-02",
+        "1111111*; 2222222",
+    ]
     records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    assert [record["dirty"] for record in records if record["experiment"] == "table1_small_variational"] == ["True", "False"]
+    assert [record["dirty"] for record in records if record["experiment"] == "table1_small_variational"] == [
+        "True",
+        "False",
+    ]
 
 
 @pytest.mark.usefixtures("composing")
 def test_an_ensemble_is_of_as_many_seeds_as_members(outputs: Path) -> None:
     row = next(row for row in experiments.rows([Size.large], ["ensemble"], ""))
     one = runs.below(outputs)[0]
-    told = {"members": [f"a-s{seed}/checkpoint-0002.pt" for seed in range(1, 11)], "environment": one.environment}
+    told = {
+        "members": [f"a-s{seed}/checkpoint-0002.pt" for seed in range(1, 11)],
+        "environment": one.environment,
+    }
     line = table.Line(row, [table.Evaluated(one, None, 70.0, 69.0, None, told)])
     assert table.cells(line)[table.HEADINGS.index("seeds")] == "1–10"
 
 
 @pytest.mark.usefixtures("composing")
-@pytest.mark.parametrize(("row", "told"), [("none", ["114.5‡", "100.00", "–"]), ("variational", ["–", "100.00", "–"])])
-def test_a_number_of_other_settings_is_marked_and_nothing_is_taken_from_it(row: str, told: list[str], outputs: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "told"), [("none", ["114.5‡", "100.00", "–"]), ("variational", ["–", "100.00", "–"])]
+)
+def test_a_number_of_other_settings_is_marked_and_nothing_is_taken_from_it(
+    row: str, told: list[str], outputs: Path
+) -> None:
     (of,), one = experiments.rows([Size.small], [row], ""), runs.below(outputs)[0]
     assert table.cells(table.Line(of, [table.Evaluated(one, 100.0, 100.0, 100.0, 1.0, {})]))[5:8] == told
 
@@ -261,25 +333,38 @@ def test_a_number_of_other_settings_is_marked_and_nothing_is_taken_from_it(row: 
 @pytest.mark.usefixtures("composing")
 def test_what_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
     for name in ("file", "csv", "latex"):
-        with pytest.raises(ConfigError, match=f"^{name}=.*/nowhere/a is in a folder that does not exist; make it"):
-            table.run(Table(outputs=str(tmp_path), **{"file": str(tmp_path / "R.md"), name: str(tmp_path / "nowhere" / "a")}))
+        with pytest.raises(
+            ConfigError, match=f"^{name}=.*/nowhere/a is in a folder that does not exist; make it"
+        ):
+            table.run(
+                Table(
+                    outputs=str(tmp_path),
+                    **{"file": str(tmp_path / "R.md"), name: str(tmp_path / "nowhere" / "a")},
+                )
+            )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("composing")
 def test_the_same_numbers_as_csv_latex_and_pictures(copy: Path, changes: list[str], tmp_path: Path) -> None:
     more = {"csv": str(tmp_path / "t.csv"), "latex": str(tmp_path / "t.tex"), "pictures": Pictures.svg}
-    page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["variational", "variational_mc", "none"], **more)
+    page = run(
+        copy, changes, tmp_path, sizes=[Size.small], rows=["variational", "variational_mc", "none"], **more
+    )
     records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
     assert [(r["experiment"], r["seeds"]) for r in records] == [
         ("table1_small_none", ""),
         *((f"table1_small_{row}", seed) for row in ("variational", "variational_mc") for seed in ("1", "2")),
     ]
-    assert [float(r["test_ppl"]) for r in records[1:3]] == [result["test_ppl"] for result in results(copy, "variational")]
+    assert [float(r["test_ppl"]) for r in records[1:3]] == [
+        result["test_ppl"] for result in results(copy, "variational")
+    ]
     latex = (tmp_path / "t.tex").read_text()
     assert latex.count(r" \\") == 4 and r"$\pm$" in latex and "±" not in latex
     drawn = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
-    assert [Path(path).name for path in drawn] == [f"table1_small_{what}.svg" for what in ("validation", "mc", "speed")]
+    assert [Path(path).name for path in drawn] == [
+        f"table1_small_{what}.svg" for what in ("validation", "mc", "speed")
+    ]
     assert all("<svg" in (tmp_path / path).read_text() for path in drawn)
     again = run(copy, changes, tmp_path, sizes=[Size.small], pictures=Pictures.none)
     assert "![" not in again
@@ -294,7 +379,9 @@ def test_a_row_that_is_none_is_told() -> None:
 
 
 def test_the_settings_are_those_of_the_command_line() -> None:
-    parsed = composed("sizes=[small,large]", "record=true", "rows=[none]", "overrides='a=1 b=2'", command="table")
+    parsed = composed(
+        "sizes=[small,large]", "record=true", "rows=[none]", "overrides='a=1 b=2'", command="table"
+    )
     assert parsed == Table(sizes=[Size.small, Size.large], record=True, rows=["none"], overrides="a=1 b=2")
 
 
@@ -304,31 +391,48 @@ def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, 
     for value, ppl in ((0.5, 120.5), (0.25, 118.25)):
         there = tmp_path / "choices" / "moon" / "dropout.p_c" / str(value)
         shutil.copytree(run, there)
-        (there / "result.json").write_text(json.dumps(json.loads((run / "result.json").read_text()) | {"valid_ppl": ppl}))
-        lines = (there / "config.yaml").read_text().replace("policy: variational", "policy: moon").splitlines()
+        (there / "result.json").write_text(
+            json.dumps(json.loads((run / "result.json").read_text()) | {"valid_ppl": ppl})
+        )
+        lines = (
+            (there / "config.yaml").read_text().replace("policy: variational", "policy: moon").splitlines()
+        )
         kept = [line for line in lines if not line.strip().startswith(("p_x", "p_h", "p_out"))]
-        (there / "config.yaml").write_text("\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in kept))
+        (there / "config.yaml").write_text(
+            "\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in kept)
+        )
     (told,) = table.choices([tmp_path / "choices"])
-    assert "- `dropout.p_c` (moon, lstm_small, 2 epochs): 0.25: 118.25, 0.5: 120.50; the lowest at 0.25" in told
+    assert (
+        "- `dropout.p_c` (moon, lstm_small, 2 epochs): 0.25: 118.25, 0.5: 120.50; the lowest at 0.25" in told
+    )
     assert table.choices([tmp_path / "none"]) == []
 
 
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_shipped_records_count_wherever_the_outputs_are(vdrop: Vdrop, tmp_path: Path) -> None:
-    """From another working folder: the page is written beside the outputs, and is that of the checkout but for its pictures."""
+    """From another working folder: the page is written beside the outputs, and is that of the checkout but
+    for its pictures.
+    """
     ran = vdrop("table", "outputs=elsewhere", "pictures=none")
     assert ran.returncode == 0, ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
     page = (tmp_path / "elsewhere" / "RESULTS.md").read_text()
     assert results_page.measured(page) == results_page.measured((ROOT / "RESULTS.md").read_text())
     assert len(results_page.measured(page)[0]) > 10 and results_page.chosen(page)
-    assert page.partition(results_page.FINDINGS)[2].strip() == (ROOT / "outputs" / "record" / "findings.md").read_text().strip()
+    assert (
+        page.partition(results_page.FINDINGS)[2].strip()
+        == (ROOT / "outputs" / "record" / "findings.md").read_text().strip()
+    )
 
 
-def test_the_page_is_that_of_the_checkout_only_for_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_that_of_the_checkout_only_for_its_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether it holds records or not."""
     monkeypatch.chdir(ROOT)
-    assert results_page.path_of(None, "outputs") == Path("RESULTS.md") and results_page.path_of("a.md", "outputs") == Path("a.md")
+    assert results_page.path_of(None, "outputs") == Path("RESULTS.md") and results_page.path_of(
+        "a.md", "outputs"
+    ) == Path("a.md")
     assert results_page.path_of(None, str(tmp_path)) == tmp_path / "RESULTS.md"
     monkeypatch.chdir(tmp_path)
     assert results_page.path_of(None, "outputs") == Path("outputs/RESULTS.md")
@@ -351,10 +455,15 @@ def test_shipped_records_are_not_copied_to_other_outputs(
 
 
 @pytest.mark.usefixtures("composing")
-def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(copy: Path, changes: list[str], tmp_path: Path) -> None:
+def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(
+    copy: Path, changes: list[str], tmp_path: Path
+) -> None:
     whole = run(copy, changes, tmp_path, sizes=[Size.small])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"R\.md would lose numbers of .*Variational \(tied weights\).*; give file= another name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"R\.md would lose numbers of .*Variational \(tied weights\).*; give file= another name",
+    ):
         run(copy, changes, tmp_path, sizes=[Size.large], record=True, csv=str(tmp_path / "t.csv"))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     tied = next(line for line in whole.splitlines() if line.startswith("| Variational (tied weights) |"))
@@ -376,16 +485,28 @@ def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
     whole = (ROOT / "RESULTS.md").read_text()
     assert results_page.lost_numbers(whole, whole) == []
     rows = results_page.measured(whole)[0]
-    assert any("Ratings of film reviews" in name for name in rows) and any("Variational (tied weights)" in name for name in rows)
-    lines = [line for line in whole.split(f"\n{results_page.FINDINGS}")[0].splitlines(keepends=True) if line.startswith("| ")]
-    of_runs = [line for line in lines if any(name[-1] in line and not re.search("not yet run", line) for name in rows) and "`" not in line]
+    assert any("Ratings of film reviews" in name for name in rows) and any(
+        "Variational (tied weights)" in name for name in rows
+    )
+    lines = [
+        line
+        for line in whole.split(f"\n{results_page.FINDINGS}")[0].splitlines(keepends=True)
+        if line.startswith("| ")
+    ]
+    of_runs = [
+        line
+        for line in lines
+        if any(name[-1] in line and not re.search("not yet run", line) for name in rows) and "`" not in line
+    ]
     assert len(of_runs) > len(rows)
     for line in of_runs:
         if not line.startswith(("| row |", "| cell |", "| Row |")):
             assert results_page.lost_numbers(whole, whole.replace(line, "", 1)), line
     assert results_page.lost_numbers(whole, "") and results_page.lost_numbers("", whole) == []
     more_seeds = whole.replace("| naive | 24 ± 0 |", "| naive | 25 ± 2 |")
-    assert more_seeds != whole and results_page.lost_numbers(whole, more_seeds) == [], "the mean of the epochs may change"
+    assert more_seeds != whole and results_page.lost_numbers(whole, more_seeds) == [], (
+        "the mean of the epochs may change"
+    )
     assert results_page.lost_numbers(whole, re.sub("^- `dropout.p_c` .*\n", "", whole, flags=re.MULTILINE))
 
 
@@ -407,17 +528,32 @@ def test_somebody_elses_files_are_not_overwritten(outputs: Path, changes: list[s
 @pytest.mark.usefixtures("composing")
 def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], tmp_path: Path) -> None:
     (tmp_path / "R.md").write_text("# Mine\n")
-    asked = Reproduce([Size.small], ["untied"], overrides=overrides(changes), outputs=str(outputs), file=str(tmp_path / "R.md"))
+    asked = Reproduce(
+        [Size.small],
+        ["untied"],
+        overrides=overrides(changes),
+        outputs=str(outputs),
+        file=str(tmp_path / "R.md"),
+    )
     with pytest.raises(ConfigError, match="was not written by vdrop"):
         reproduce.run(asked)
     (tmp_path / "R.md").unlink()
     run(outputs, changes, tmp_path, sizes=[Size.small])
     with pytest.raises(ConfigError, match=r"would lose numbers of .*Variational \(tied weights\)"):
         reproduce.run(asked)
-    page = Table([Size.small], outputs=str(tmp_path / "none"), overrides=overrides(changes), file=str(tmp_path / "R.md"))
+    page = Table(
+        [Size.small],
+        outputs=str(tmp_path / "none"),
+        overrides=overrides(changes),
+        file=str(tmp_path / "R.md"),
+    )
     rows = experiments.rows([Size.small], ["variational", "variational_mc", "untied"], "")
-    table.require_that_it_can_be_written(page, table.Work(Figures(), rows, []))  # rows that will be made again are not lost
-    with pytest.raises(ConfigError, match=r"would lose numbers of Small \(200 units\) Variational \(tied weights, MC\); give"):
+    table.require_that_it_can_be_written(
+        page, table.Work(Figures(), rows, [])
+    )  # rows that will be made again are not lost
+    with pytest.raises(
+        ConfigError, match=r"would lose numbers of Small \(200 units\) Variational \(tied weights, MC\); give"
+    ):
         table.require_that_it_can_be_written(page, table.Work(Figures(), [rows[0], rows[2]], []))
 
 

@@ -37,7 +37,9 @@ def start(config: Train) -> Run:
 
 
 def timeless(record: Any) -> Any:
-    return {name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second")}
+    return {
+        name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second")
+    }
 
 
 def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str]) -> None:
@@ -50,7 +52,9 @@ def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str
     assert [epoch.step for epoch in epochs] == [len(steps) // 2, len(steps)]
     mean = sum(step.loss for step in steps[: len(steps) // 2]) / (len(steps) // 2)
     assert epochs[0].train_loss == pytest.approx(mean)
-    assert epochs[1].metrics["valid_ppl_batched"] < epochs[0].metrics["valid_ppl_batched"] < 40 * 1.1, "it learns"
+    assert epochs[1].metrics["valid_ppl_batched"] < epochs[0].metrics["valid_ppl_batched"] < 40 * 1.1, (
+        "it learns"
+    )
 
 
 @pytest.fixture
@@ -61,13 +65,23 @@ def delayed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("minutes", [30, 1e-9])
-def test_losses_that_are_read_a_step_later_are_the_same(minutes: float, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_that_are_read_a_step_later_are_the_same(
+    minutes: float, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped and resumed, too; and no checkpoint holds a step that was not reported before it."""
     overrides = [*TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=2"]
-    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start | Saving)]
+    whole = [
+        timeless(record)
+        for record in train.records(start(settings(*overrides)))
+        if not isinstance(record, Start | Saving)
+    ]
     with monkeypatch.context() as immediate:
         immediate.setattr(train, "Optimiser", train.Optimiser.func)  # type: ignore[attr-defined]
-        expected = [timeless(record) for record in train.records(start(settings(*overrides, "outputs=immediate"))) if vars(record)]
+        expected = [
+            timeless(record)
+            for record in train.records(start(settings(*overrides, "outputs=immediate")))
+            if vars(record)
+        ]
     losses = [[r["loss"] for r in records if "loss" in r] for records in (whole, expected)]
     assert len(losses[0]) > 10 and losses[0] == pytest.approx(losses[1], rel=1e-5)
     steps = len(losses[0]) // 2
@@ -91,9 +105,15 @@ def test_losses_that_are_read_a_step_later_are_the_same(minutes: float, text: li
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("bad", [0, 3, -1])
-def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(bad: int, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first, one in the middle, and the last of an epoch; its update and that of a later one are in no checkpoint."""
-    config = settings(*TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=1", "checkpoint.minutes=1e-9")
+def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
+    bad: int, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first, one in the middle, and the last of an epoch; its update and that of a later one are in no
+    checkpoint.
+    """
+    config = settings(
+        *TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=1", "checkpoint.minutes=1e-9"
+    )
     run = start(config)
     bad %= run.task.batches_an_epoch
     loss, calls = run.task.loss, itertools.count()
@@ -107,15 +127,30 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(bad: int,
     with pytest.raises(train.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
         for record in train.records(run):
             found.append(record)
-    assert [record.step for record in found if isinstance(record, Step)] == list(range(1, bad + 1)) and run.step == bad
+    assert [record.step for record in found if isinstance(record, Step)] == list(
+        range(1, bad + 1)
+    ) and run.step == bad
     assert bad == 0 or start(config).step < bad
 
 
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
-def test_two_parts_of_a_run_are_the_whole_bit_for_bit(cell: str, policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
+    cell: str, policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped at the end of an epoch, in the middle of one, and at its last step, before the validation."""
-    overrides = [*TINY, *text, f"model={cell}_small", "model.hidden_size=8", f"dropout={policy}", "schedule.epochs=3"]
-    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start | Saving)]
+    overrides = [
+        *TINY,
+        *text,
+        f"model={cell}_small",
+        "model.hidden_size=8",
+        f"dropout={policy}",
+        "schedule.epochs=3",
+    ]
+    whole = [
+        timeless(record)
+        for record in train.records(start(settings(*overrides)))
+        if not isinstance(record, Start | Saving)
+    ]
     steps = max(record["step"] for record in whole if "step" in record) // 3
     for stop in (steps, 3 * steps // 2, 2 * steps):
         there = f"outputs=stopped-at-{stop}"
@@ -130,11 +165,16 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(cell: str, policy: str, te
         assert run.step == stop
         told = [timeless(r) for r in (*first, *train.records(run)) if not isinstance(r, Start | Saving)]
         assert told == whole
-        finished = [checkpoint.load(next(Path(folder).rglob("checkpoint-0003.pt"))) for folder in ("outputs", f"stopped-at-{stop}")]
+        finished = [
+            checkpoint.load(next(Path(folder).rglob("checkpoint-0003.pt")))
+            for folder in ("outputs", f"stopped-at-{stop}")
+        ]
         assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
 
 
-def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_after_so_many_minutes_of_training(
+    text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A clock that goes on by seven seconds whenever it is looked at."""
     saved: dict[str, list[tuple[int, int]]] = {}
     save = checkpoint.save
@@ -142,8 +182,24 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(text: list[st
         now = itertools.count(0, 7)
         monkeypatch.setattr(train.time, "perf_counter", lambda now=now: next(now))
         places = saved.setdefault(minutes, [])
-        monkeypatch.setattr(checkpoint, "save", lambda c, *to, places=places: places.append((c.epoch, c.batch)) or save(c, *to))
-        list(train.records(start(settings(*TINY, *text, f"checkpoint.minutes={minutes}", f"outputs=every-{minutes}", "schedule.epochs=2"))))
+        monkeypatch.setattr(
+            checkpoint,
+            "save",
+            lambda c, *to, places=places: places.append((c.epoch, c.batch)) or save(c, *to),
+        )
+        list(
+            train.records(
+                start(
+                    settings(
+                        *TINY,
+                        *text,
+                        f"checkpoint.minutes={minutes}",
+                        f"outputs=every-{minutes}",
+                        "schedule.epochs=2",
+                    )
+                )
+            )
+        )
     ends = [(1, 0), (2, 0)]
     assert saved["inf"] == ends
     assert set(ends) < set(saved["5"]) < set(saved["0.2"]) and saved["0.2"] == sorted(saved["0.2"])
@@ -160,11 +216,15 @@ def places_saved(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[tuple
     return places
 
 
-def test_a_checkpoint_is_at_the_end_of_every_so_many_epochs_and_of_the_last(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_at_the_end_of_every_so_many_epochs_and_of_the_last(
+    text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     every_third = places_saved(monkeypatch, *text, "schedule.epochs=7", "checkpoint.epochs=3")
     assert every_third == [(3, 0), (6, 0), (7, 0)]
     assert places_saved(monkeypatch, *text, "schedule.epochs=2", "outputs=every") == [(1, 0), (2, 0)]
-    assert places_saved(monkeypatch, *text, "schedule.epochs=2", "checkpoint.epochs=9", "outputs=few") == [(2, 0)]
+    assert places_saved(monkeypatch, *text, "schedule.epochs=2", "checkpoint.epochs=9", "outputs=few") == [
+        (2, 0)
+    ]
 
 
 @pytest.mark.parametrize(("patience", "expected"), [(5, [1, 3, 4, 6, 7]), (2, [1, 3, 5])])
@@ -175,7 +235,13 @@ def test_the_best_epoch_has_a_checkpoint_where_it_is_reported(
     measured = iter([5.0, 6.0, 4.0, 7.0, 8.0] if patience == 2 else [5.0, 6.0, 4.5, 4.0, 8.0, 9.0, 9.0])
     monkeypatch.setattr(LanguageModelling, "validate", lambda task, model: {task.chosen_by: next(measured)})
     monkeypatch.setattr(LanguageModelling, "result", lambda task, model, *best: {})
-    overrides = [*text, "dropout=none", "schedule.epochs=7", f"schedule.patience={patience}", "checkpoint.epochs=3"]
+    overrides = [
+        *text,
+        "dropout=none",
+        "schedule.epochs=7",
+        f"schedule.patience={patience}",
+        "checkpoint.epochs=3",
+    ]
     assert places_saved(monkeypatch, *overrides) == [(epoch, 0) for epoch in expected]
 
 
@@ -183,9 +249,15 @@ def test_the_best_epoch_has_a_checkpoint_where_it_is_reported(
 def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_ends(
     policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after epoch 4 or in epoch 5, where it saves at once; or lost after epoch 4, where it resumes from its last checkpoint."""
+    """Stopped after epoch 4 or in epoch 5, where it saves at once; or lost after epoch 4, where it resumes
+    from its last checkpoint.
+    """
     overrides = [*TINY, *text, "task.batch_size=20", f"dropout={policy}", "schedule.epochs=7"]
-    whole = [timeless(record) for record in train.records(start(settings(*overrides))) if not isinstance(record, Start | Saving)]
+    whole = [
+        timeless(record)
+        for record in train.records(start(settings(*overrides)))
+        if not isinstance(record, Start | Saving)
+    ]
     epochs = [record for record in whole if "train_loss" in record]
     best_of_4 = min(epochs[:4], key=lambda record: record["metrics"]["valid_ppl_batched"])["epoch"]
     steps = epochs[0]["step"]
@@ -208,7 +280,11 @@ def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_end
         run = start(there)
         assert run.step == resumed_step
         records = [record for record in first if getattr(record, "step", 0) <= run.step]
-        records = [timeless(record) for record in (*records, *train.records(run)) if not isinstance(record, Start | Saving)]
+        records = [
+            timeless(record)
+            for record in (*records, *train.records(run))
+            if not isinstance(record, Start | Saving)
+        ]
         assert records == whole
         found = checkpoint.load(next(Path(how).rglob("checkpoint-0007.pt")))
         assert all(torch.equal(tensor, found.model[name]) for name, tensor in weights.items())
@@ -226,7 +302,10 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
             if isinstance(record, Step) and record.epoch == 3 and record.step % 5 == 0:
                 signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"saved after (step \d+ of epoch 3) in") as stopped:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Interrupted, match=r"saved after (step \d+ of epoch 3) in") as stopped,
+    ):
         patch.setattr(train, "Progress", Interruption)
         with interruption.listening():
             train.run(config)
@@ -242,7 +321,9 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
     assert [record["epoch"] for record in log if record["kind"] == "epoch"] == [1, 2, 3]
     starts = [record for record in log if record["kind"] == "start"]
     assert [record["epoch"] for record in starts] == [0, 2]
-    assert starts[1]["step"] % 5 == 0 and 2 * len(steps) // 3 < starts[1]["step"] < len(steps), "in the middle of an epoch"
+    assert starts[1]["step"] % 5 == 0 and 2 * len(steps) // 3 < starts[1]["step"] < len(steps), (
+        "in the middle of an epoch"
+    )
     assert log[-1]["kind"] == "result"
 
 
@@ -262,7 +343,10 @@ def test_a_run_that_is_evaluated_is_not_started_over(text: list[str]) -> None:
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent
     held = sorted(folder.iterdir())
-    with Lock(folder / "eval-0001-standard.lock", "it"), pytest.raises(ConfigError, match=r"eval-0001-standard\.json is in use by process"):
+    with (
+        Lock(folder / "eval-0001-standard.lock", "it"),
+        pytest.raises(ConfigError, match=r"eval-0001-standard\.json is in use by process"),
+    ):
         train.run(settings(*TINY, *text, "force=true"))
     assert sorted(folder.iterdir()) == held
 
@@ -281,7 +365,9 @@ def test_force_has_had_its_effect_when_the_earlier_run_is_gone(text: list[str]) 
 
 
 def test_a_newest_checkpoint_that_is_damaged_costs_no_best_epoch(text: list[str]) -> None:
-    """The third epoch is the new best; what the checkpoint before it names as the best, the first, is needed again."""
+    """The third epoch is the new best; what the checkpoint before it names as the best, the first, is needed
+    again.
+    """
     config = settings(*TINY, *text, "backend=fused", "dropout=none", "schedule.epochs=4", "log_every=1")
     run = start(config)
     validations = iter([5.0, 6.0, 4.0])
@@ -300,8 +386,12 @@ def test_a_newest_checkpoint_that_is_damaged_costs_no_best_epoch(text: list[str]
 def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_it_used(
     text: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other weights, an optimiser without its moments, a state of another model: with them training would go wrong without a word."""
-    config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.optimiser=adam", "schedule.lr=0.01")
+    """Other weights, an optimiser without its moments, a state of another model: with them training would go
+    wrong without a word.
+    """
+    config = settings(
+        *TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.optimiser=adam", "schedule.lr=0.01"
+    )
     run = start(config)
     for _ in range(2):
         list(run.train_epoch())
@@ -311,11 +401,22 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
     good = checkpoint.load(path)
     moments = good.optimiser["state"]
     wrong: dict[str, list[Any]] = {
-        "model": [{f"{name}_": weight for name, weight in good.model.items()}, good.model | {"head_bias": torch.zeros(3)}],
+        "model": [
+            {f"{name}_": weight for name, weight in good.model.items()},
+            good.model | {"head_bias": torch.zeros(3)},
+        ],
         "optimiser": [
-            *({}, {"state": {}, "param_groups": good.optimiser["param_groups"]}, {"state": moments, "param_groups": []}),
+            *(
+                {},
+                {"state": {}, "param_groups": good.optimiser["param_groups"]},
+                {"state": moments, "param_groups": []},
+            ),
             good.optimiser | {"state": moments | {0: {"step": torch.tensor(1.0)}}},
-            good.optimiser | {"state": moments | {0: moments[0] | {"exp_avg": torch.full_like(moments[0]["exp_avg"], float("nan"))}}},
+            good.optimiser
+            | {
+                "state": moments
+                | {0: moments[0] | {"exp_avg": torch.full_like(moments[0]["exp_avg"], float("nan"))}}
+            },
             good.optimiser | {"state": moments | {0: dict(moments[2])}},
             good.optimiser | {"param_groups": [{"params": [torch.zeros(2)] * len(moments)}]},
         ],
@@ -333,14 +434,25 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
 
 
 def test_a_best_checkpoint_that_is_damaged_is_told_before_more_epochs_are_trained(text: list[str]) -> None:
-    config = settings(*TINY, *text, "backend=fused", "dropout=none", "schedule.epochs=3", "schedule.lr=8", "schedule.clip=inf")
+    config = settings(
+        *TINY,
+        *text,
+        "backend=fused",
+        "dropout=none",
+        "schedule.epochs=3",
+        "schedule.lr=8",
+        "schedule.clip=inf",
+    )
     train.run(config)
     folder = next(Path().rglob("result.json")).parent
     best = json.loads((folder / "result.json").read_text())["epoch"]
     assert best < 3
     (folder / "result.json").unlink()
     checkpoint.path_of(folder, best).write_bytes(b"damaged")
-    with pytest.raises(ConfigError, match=rf"checkpoint-000{best}\.pt holds the best epoch so far, .* start over with force=true"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"checkpoint-000{best}\.pt holds the best epoch so far, .* start over with force=true",
+    ):
         train.run(config)
 
 
@@ -356,8 +468,18 @@ def test_the_result_can_be_had_again_from_the_checkpoint(text: list[str]) -> Non
 
 
 def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
-    """A rate that makes training worse: it stops `patience` epochs after the best, whose weights it reports."""
-    config = settings(*TINY, *text, "dropout=none", "schedule.epochs=30", "schedule.patience=2", "schedule.lr=8", "schedule.clip=inf")
+    """A rate that makes training worse: it stops `patience` epochs after the best, whose weights it
+    reports.
+    """
+    config = settings(
+        *TINY,
+        *text,
+        "dropout=none",
+        "schedule.epochs=30",
+        "schedule.patience=2",
+        "schedule.lr=8",
+        "schedule.clip=inf",
+    )
     records = list(train.records(start(config)))
     epochs = [record for record in records if isinstance(record, Epoch)]
     result = records[-1]
@@ -367,14 +489,20 @@ def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
     assert result.metrics["valid_ppl_batched"] == pytest.approx(best.metrics["valid_ppl_batched"])
 
 
-def test_of_a_validation_the_metric_that_is_no_number_is_named(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_validation_the_metric_that_is_no_number_is_named(
+    text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start(settings(*TINY, *text))
-    monkeypatch.setattr(run.task, "validate", lambda model: {run.task.chosen_by: 2.0, "another": float("inf")})
+    monkeypatch.setattr(
+        run.task, "validate", lambda model: {run.task.chosen_by: 2.0, "another": float("inf")}
+    )
     with pytest.raises(train.Diverged, match=r"^another is inf after epoch 1, step 0"):
         run.finish_epoch()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(text: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
+    text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After two good epochs a rate of 1e38 makes the weights infinite within the third."""
     config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.clip=inf")
     fingerprint = corpora.load(config.data).fingerprint
@@ -408,7 +536,9 @@ def test_the_folder_holds_what_a_record_needs(text: list[str]) -> None:
     assert log[0]["config"]["model"]["hidden_size"] == 8
 
 
-def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(text: list[str], text_folder: Path) -> None:
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(
+    text: list[str], text_folder: Path
+) -> None:
     """One chunk an epoch: the loss before the step is fine, the validation after it is not."""
     one_chunk = [f"data.train={text_folder}/valid.txt", "task.batch_size=60", "task.bptt=3"]
     with pytest.raises(RunError, match="after epoch 1, step 1; no checkpoint was written yet"):
@@ -437,7 +567,9 @@ def test_a_log_that_is_damaged_is_named_before_the_run_resumes(text: list[str]) 
     (folder / "result.json").unlink()
     for damage in (b"not json\n" + whole, b"[1]\n" + whole, b"", whole[: len(whole) // 2]):
         log.write_bytes(damage)
-        with pytest.raises(ConfigError, match=r"log\.jsonl is not the log of this run up to its checkpoint .*move it away"):
+        with pytest.raises(
+            ConfigError, match=r"log\.jsonl is not the log of this run up to its checkpoint .*move it away"
+        ):
             train.run(settings(*TINY, *text))
         assert log.read_bytes() == damage, "it is left as it is"
     log.rename("log.jsonl")

@@ -45,12 +45,16 @@ def test_a_changed_file_is_named(reviews: Path, tmp_path: Path) -> None:
     with (folder / "scaledata/Scott+Renshaw/rating.Scott+Renshaw").open("a") as file:
         file.write("0.5\n")
     with pytest.raises(
-        ConfigError, match=r"^data\.dir: .*/rating\.Scott\+Renshaw is not that of the Cornell .*: MD5 .*, expected ca289e96"
+        ConfigError,
+        match=r"^data\.dir: .*/rating\.Scott\+Renshaw is not that of the Cornell .*: MD5 .*, expected "
+        r"ca289e96",
     ):
         cornell.read(Data(Source.cornell, dir=str(folder)))
 
 
-def test_the_archive_is_fetched_verified_and_kept(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_archive_is_fetched_verified_and_kept(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tarfile.open(tmp_path / "scale_data.tar.gz", "w:gz") as archive:
         archive.add(reviews / "scaledata", "scaledata")
     monkeypatch.setattr(cornell, "URL", (tmp_path / "scale_data.tar.gz").as_uri())
@@ -62,7 +66,9 @@ def test_the_archive_is_fetched_verified_and_kept(reviews: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>gone</html>", "an archive of something else"])
-def test_when_it_cannot_be_fetched_the_ways_out_are_listed(content: bytes | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_it_cannot_be_fetched_the_ways_out_are_listed(
+    content: bytes | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "scale_data.tar.gz"
     if isinstance(content, bytes):
         path.write_bytes(content)

@@ -43,7 +43,9 @@ def test_rows_that_end_in_a_newline_have_one_end_each(folder: Path) -> None:
     import datasets
 
     for split in ("train", "validation", "test"):
-        datasets.Dataset.from_dict({"line": ["", " = A = \n", " b c \n"]}).to_parquet(str(folder / "two" / f"{split}.parquet"))
+        datasets.Dataset.from_dict({"line": ["", " = A = \n", " b c \n"]}).to_parquet(
+            str(folder / "two" / f"{split}.parquet")
+        )
     corpus = corpora.load(data(folder, name=str(folder / "two")))
     words = [corpus.vocabulary[number] for number in corpus.test_N]
     assert words == ["<eos>", "=", "A", "=", "<eos>", "b", "c", "<eos>"]
@@ -54,7 +56,11 @@ def test_a_folder_of_text_files_is_read_as_the_files_are(folder: Path, tmp_path:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "README.md").write_text("# Texts\n")
     (tmp_path / "texts" / ".DS_Store").write_bytes(b"\x00\xff")
-    contents = {"train": b"\xef\xbb\xbf a b \r\n\r\na\xc2\x85b\rb\n\n", "validation": b"\n\na", "test": b"a\x0bb\x0c\xe2\x80\xa8a\n"}
+    contents = {
+        "train": b"\xef\xbb\xbf a b \r\n\r\na\xc2\x85b\rb\n\n",
+        "validation": b"\n\na",
+        "test": b"a\x0bb\x0c\xe2\x80\xa8a\n",
+    }
     for split, content in contents.items():
         (tmp_path / "texts" / f"{split}.txt").write_bytes(content)
     paths = {part: str(tmp_path / "texts" / f"{split}.txt") for part, split in hub.SPLITS.items()}
@@ -67,7 +73,9 @@ def test_a_folder_of_text_files_is_read_as_the_files_are(folder: Path, tmp_path:
 def card(folder: Path, options: str) -> None:
     """A description of the two splits of a folder."""
     files = "\n".join(f"  - split: {split}\n    path: {split}/*" for split in ("train", "validation", "test"))
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n  {options}\n---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n  {options}\n---\n"
+    )
 
 
 def tables(folder: Path) -> Path:
@@ -79,22 +87,40 @@ def tables(folder: Path) -> Path:
     return folder
 
 
-def test_tables_are_read_as_the_description_of_a_data_set_separates_them(folder: Path, tmp_path: Path) -> None:
+def test_tables_are_read_as_the_description_of_a_data_set_separates_them(
+    folder: Path, tmp_path: Path
+) -> None:
     card(tables(tmp_path / "tables"), r'sep: "\t"')
     corpus = corpora.load(data(folder, name=str(tmp_path / "tables")))
-    assert corpus.vocabulary == ['"a', "<eos>", "NA", 'b"', "<unk>"] and corpus.train_N.tolist() == [0, 1, 2, 1, 3, 1]
+    assert corpus.vocabulary == ['"a', "<eos>", "NA", 'b"', "<unk>"] and corpus.train_N.tolist() == [
+        0,
+        1,
+        2,
+        1,
+        3,
+        1,
+    ]
 
 
-@pytest.mark.parametrize(("options", "name"), [("skiprows: 1", "skiprows"), ('sep: "::"', "sep"), ("column_names: [a, b]", "column_names")])
-def test_a_description_that_cannot_be_followed_is_refused(options: str, name: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [("skiprows: 1", "skiprows"), ('sep: "::"', "sep"), ("column_names: [a, b]", "column_names")],
+)
+def test_a_description_that_cannot_be_followed_is_refused(
+    options: str, name: str, folder: Path, tmp_path: Path
+) -> None:
     card(tables(tmp_path / "tables"), options)
     with pytest.raises(
-        ConfigError, match=rf"^data\.name=.*tables: its description sets {name}, which is not read; write its files without"
+        ConfigError,
+        match=rf"^data\.name=.*tables: its description sets {name}, which is not read; write its files "
+        r"without",
     ):
         corpora.load(data(folder, name=str(tmp_path / "tables")))
 
 
-def test_tables_of_the_hub_are_read_as_those_of_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_the_hub_are_read_as_those_of_a_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     for split in ("train", "validation", "test"):
@@ -104,8 +130,14 @@ def test_tables_of_the_hub_are_read_as_those_of_a_folder(folder: Path, tmp_path:
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
     monkeypatch.chdir(tmp_path)
     corpus = corpora.load(data(folder, name="owner/two"))
-    assert corpus.vocabulary == ['"good', "w1", "<eos>", "null", "said", 'good"', "<unk>"] and corpus.origin == "Hub: owner/two"
-    with pytest.raises(ConfigError, match=r"^data\.column=text is not a column of data\.name=owner/two: train\.tsv; there are line$"):
+    assert (
+        corpus.vocabulary == ['"good', "w1", "<eos>", "null", "said", 'good"', "<unk>"]
+        and corpus.origin == "Hub: owner/two"
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.column=text is not a column of data\.name=owner/two: train\.tsv; there are line$",
+    ):
         corpora.load(data(folder, name="owner/two", column="text"))
 
 
@@ -113,9 +145,14 @@ def test_a_copy_that_was_read_by_other_rules_is_not_used(monkeypatch: pytest.Mon
     """As the library holds them where the Hub cannot be reached."""
     datasets = pytest.importorskip("datasets")
 
-    builder = SimpleNamespace(info=SimpleNamespace(builder_name="csv"), download_and_prepare=lambda: None, as_dataset=dict)
+    builder = SimpleNamespace(
+        info=SimpleNamespace(builder_name="csv"), download_and_prepare=lambda: None, as_dataset=dict
+    )
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
-    with pytest.raises(ConfigError, match=r"^data\.name=owner/name: the Hub cannot be reached, .*; name a folder that has them$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.name=owner/name: the Hub cannot be reached, .*; name a folder that has them$",
+    ):
         corpora.read(Data(Source.hub, name="owner/name", column="text"))
 
 
@@ -136,7 +173,10 @@ def test_what_is_not_there_is_a_line_without_words_and_what_is_no_text_is_told(f
         datasets.Dataset.from_dict(rows).to_parquet(str(folder / "two" / f"{split}.parquet"))
     corpus = corpora.load(data(folder, name=str(folder / "two")))
     assert corpus.vocabulary == ["a", "<eos>", "<unk>"] and corpus.train_N.tolist() == [0, 1, 1]
-    with pytest.raises(ConfigError, match=r"^data\.column=number: row 0 of train holds '1', which is no text; choose another column"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.column=number: row 0 of train holds '1', which is no text; choose another column",
+    ):
         corpora.load(data(folder, name=str(folder / "two"), column="number"))
 
 
@@ -146,7 +186,9 @@ def test_a_missing_split_is_an_error_that_lists_those_there_are(folder: Path) ->
         corpora.load(data(folder))
 
 
-def test_name_configuration_and_revision_go_to_the_library_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_configuration_and_revision_go_to_the_library_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nothing of the Hub can be reached in a test; what it would be asked can be seen."""
     datasets = pytest.importorskip("datasets")
 
@@ -157,6 +199,9 @@ def test_name_configuration_and_revision_go_to_the_library_as_they_are(monkeypat
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(ConfigError, match=r"data\.name=owner/name cannot be loaded from the Hub \(ConnectionError: no network\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.name=owner/name cannot be loaded from the Hub \(ConnectionError: no network\)",
+    ):
         corpora.read(Data(Source.hub, name="owner/name", config="c", revision="r", column="text"))
     assert asked == [(("owner/name", "c"), {"revision": "r"})]

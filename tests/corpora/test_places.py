@@ -29,7 +29,10 @@ def test_the_first_place_that_has_all_files_is_taken(tmp_path: Path, monkeypatch
 def test_a_folder_that_was_named_is_the_only_one(tmp_path: Path) -> None:
     places.keep("name", {file: b"" for file in FILES})
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ConfigError, match=r"^data\.dir=.* has no sub/b\.txt; point data\.dir at a folder with a\.txt and sub/b\.txt"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.dir=.* has no sub/b\.txt; point data\.dir at a folder with a\.txt and sub/b\.txt",
+    ):
         places.local(Data(Source.vader, dir=str(tmp_path)), "name", FILES)
 
 

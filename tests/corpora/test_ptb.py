@@ -1,4 +1,6 @@
-"""Penn Treebank: the real files, and every way of not having them. Downloads are tried on servers of this machine."""
+"""Penn Treebank: the real files, and every way of not having them. Downloads are tried on servers of this
+machine.
+"""
 
 import http.server
 import shutil
@@ -28,7 +30,11 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_files_have_the_known_counts(real_data: Path) -> None:
     corpus = corpora.load(Data(Source.ptb, dir=str(real_data / "ptb"), cache=None))
-    assert {part: len(stream) for part, stream in corpus.parts.items()} == {"train": 929_589, "valid": 73_760, "test": 82_430}
+    assert {part: len(stream) for part, stream in corpus.parts.items()} == {
+        "train": 929_589,
+        "valid": 73_760,
+        "test": 82_430,
+    }
     assert len(corpus.vocabulary) == 10_000
     assert corpus.vocabulary[:3] == ["aer", "banknote", "berlitz"] and corpus.vocabulary[24] == "<eos>"
     assert max(int(stream.max()) for stream in corpus.parts.values()) == 9_999
@@ -44,7 +50,10 @@ def test_a_changed_file_is_named(real_data: Path, tmp_path: Path) -> None:
     shutil.copytree(real_data / "ptb", folder, copy_function=shutil.copyfile)
     with (folder / "ptb.valid.txt").open("ab") as file:
         file.write(b" one more word \n")
-    with pytest.raises(ConfigError, match=r"data\.dir: .*ptb\.valid\.txt is not Mikolov's Penn Treebank: MD5 .* expected aa0affc0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.dir: .*ptb\.valid\.txt is not Mikolov's Penn Treebank: MD5 .* expected aa0affc0",
+    ):
         corpora.load(Data(Source.ptb, dir=str(folder), cache=None))
 
 
@@ -82,7 +91,9 @@ def server(real_data: Path) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("unreachable")
-def test_the_files_are_fetched_by_address_verified_and_kept(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_are_fetched_by_address_verified_and_kept(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ptb, "URL", server)
     raw = ptb.read(Data(Source.ptb))
     assert server in raw.origin
@@ -91,7 +102,9 @@ def test_the_files_are_fetched_by_address_verified_and_kept(server: str, monkeyp
 
 
 @pytest.mark.usefixtures("unreachable")
-def test_the_hubs_copy_becomes_the_original_to_the_byte(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hubs_copy_becomes_the_original_to_the_byte(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The Hub has the sentences stripped, as parquet; here the same in a folder, read by the same library."""
     import datasets
 
@@ -99,7 +112,9 @@ def test_the_hubs_copy_becomes_the_original_to_the_byte(real_data: Path, tmp_pat
     folder.mkdir()
     for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
         lines = (real_data / "ptb" / f"ptb.{part}.txt").read_text().splitlines()
-        datasets.Dataset.from_dict({"sentence": [line.strip() for line in lines]}).to_parquet(str(folder / f"{split}.parquet"))
+        datasets.Dataset.from_dict({"sentence": [line.strip() for line in lines]}).to_parquet(
+            str(folder / f"{split}.parquet")
+        )
     monkeypatch.setattr(ptb, "HUB", Data(Source.hub, name=str(folder), column="sentence"))
     raw = ptb.read(Data(Source.ptb))
     assert "the Hub" in raw.origin
@@ -107,7 +122,9 @@ def test_the_hubs_copy_becomes_the_original_to_the_byte(real_data: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("unreachable")
-def test_something_else_at_the_address_is_refused_and_not_kept(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_something_else_at_the_address_is_refused_and_not_kept(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ptb, "URL", server.replace("{part}", "test"))
     with pytest.raises(ConfigError, match=r"train part from http.*is not Mikolov's"):
         ptb.read(Data(Source.ptb))

@@ -21,8 +21,26 @@ def test_words_of_all_languages_stay_whole() -> None:
 def test_a_rating_is_a_finite_number() -> None:
     assert number("1e-1", "x") == 0.1 and number(3, "x") == 3.0
     assert [number(value, "x") for value in (" 10 ", "+1.", "-.5", "2.5E+1")] == [10, 1, -0.5, 25]
-    for value in ("good", "nan", "inf", "1e39", None, "", "1_0", "1,5", "٣", "0x1", "1 0", "½", "1\n", 10**400, float("nan")):
-        with pytest.raises(ConfigError, match=r"^row 3 holds .*, which is no rating; it needs a finite number"):
+    for value in (
+        "good",
+        "nan",
+        "inf",
+        "1e39",
+        None,
+        "",
+        "1_0",
+        "1,5",
+        "٣",
+        "0x1",
+        "1 0",
+        "½",
+        "1\n",
+        10**400,
+        float("nan"),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"^row 3 holds .*, which is no rating; it needs a finite number"
+        ):
             number(value, "row 3")
 
 

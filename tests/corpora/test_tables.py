@@ -19,26 +19,49 @@ def table(folder: Path, content: str | bytes, name: str = "a.csv", delimiter: st
     return Table(text, delimiter or delimiter_of(name), where)
 
 
-def read(folder: Path, content: str | bytes, name: str = "a.csv", delimiter: str | None = None) -> list[tuple[int, list[str]]]:
+def read(
+    folder: Path, content: str | bytes, name: str = "a.csv", delimiter: str | None = None
+) -> list[tuple[int, list[str]]]:
     return [tuple(row) for row in table(folder, content, name, delimiter).rows()]
 
 
 def test_quotation_marks_in_tsv_are_text(tmp_path: Path) -> None:
     content = 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n'
     rows = [(2, ["3", '"good w1']), (3, ["4", "bad w2"]), (4, ["5", "w3 w4"]), (5, ["2", 'said good"'])]
-    assert read(tmp_path, content, "a.tsv") == rows == read(tmp_path, content, "A.TSV") == read(tmp_path, content, "a.csv", "\t")
-    assert read(tmp_path, content.replace("\n", "\r\n"), "a.tsv") == rows == read(tmp_path, content[:-1], "a.tsv")
+    assert (
+        read(tmp_path, content, "a.tsv")
+        == rows
+        == read(tmp_path, content, "A.TSV")
+        == read(tmp_path, content, "a.csv", "\t")
+    )
+    assert (
+        read(tmp_path, content.replace("\n", "\r\n"), "a.tsv")
+        == rows
+        == read(tmp_path, content[:-1], "a.tsv")
+    )
 
 
 def test_csv_is_that_of_rfc_4180(tmp_path: Path) -> None:
-    """Quoted fields may hold commas, doubled quotation marks and line ends; lines count as an editor counts them."""
+    """Quoted fields may hold commas, doubled quotation marks and line ends; lines count as an editor counts
+    them.
+    """
     content = 'text,stars\r\n"a, ""b""\r\nc",1\r\n,""\r\n d ,2'
     assert read(tmp_path, content) == [(2, ['a, "b"\r\nc', "1"]), (4, ["", ""]), (5, [" d ", "2"])]
-    assert read(tmp_path, 'text;stars\n"a;b";1\nc,d;2\n', delimiter=";") == [(2, ["a;b", "1"]), (3, ["c,d", "2"])]
+    assert read(tmp_path, 'text;stars\n"a;b";1\nc,d;2\n', delimiter=";") == [
+        (2, ["a;b", "1"]),
+        (3, ["c,d", "2"]),
+    ]
 
 
-@given(rows=st.lists(st.lists(st.text(alphabet='ab",;\n\r é\u2028', max_size=6), min_size=2, max_size=2), max_size=6), end=st.booleans())
-def test_what_another_program_writes_is_read_back(rows: list[list[str]], end: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(
+    rows=st.lists(
+        st.lists(st.text(alphabet='ab",;\n\r é\u2028', max_size=6), min_size=2, max_size=2), max_size=6
+    ),
+    end=st.booleans(),
+)
+def test_what_another_program_writes_is_read_back(
+    rows: list[list[str]], end: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder, written = tmp_path_factory.getbasetemp(), io.StringIO(newline="")
     csv.writer(written, quoting=csv.QUOTE_ALL).writerows([["text", "stars"], *rows])
     content = written.getvalue() if end else written.getvalue().removesuffix("\r\n")
@@ -69,7 +92,10 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(content: str, message: str
 
 
 def test_a_row_of_a_tsv_that_does_not_fit_is_named_by_its_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"line 3 has 3 fields, its header 2; fields that hold a tab cannot be in such a file"):
+    with pytest.raises(
+        ConfigError,
+        match=r"line 3 has 3 fields, its header 2; fields that hold a tab cannot be in such a file",
+    ):
         read(tmp_path, "text\tstars\na\t1\nb\tc\t2\n", "a.tsv")
 
 
@@ -79,23 +105,32 @@ def test_blank_lines_at_the_end_are_none(tmp_path: Path) -> None:
 
 def test_an_empty_field_alone_is_a_row_where_it_is_quoted(tmp_path: Path) -> None:
     assert read(tmp_path, 'text\na\n""\nb\n""\n\n') == [(2, ["a"]), (3, [""]), (4, ["b"]), (5, [""])]
-    with pytest.raises(ConfigError, match=r"line 3 is blank; take it out, or give it 1 field, as the header has"):
+    with pytest.raises(
+        ConfigError, match=r"line 3 is blank; take it out, or give it 1 field, as the header has"
+    ):
         read(tmp_path, "text\na\n\nb\n")
 
 
 @pytest.mark.parametrize(
-    ("separator", "name", "advice"), [(";", "a semicolon", ";"), ("\t", "a tab", "tab"), ("|", "a vertical bar", r"\|"), (", ", "", "")]
+    ("separator", "name", "advice"),
+    [(";", "a semicolon", ";"), ("\t", "a tab", "tab"), ("|", "a vertical bar", r"\|"), (", ", "", "")],
 )
 def test_another_separator_is_named(separator: str, name: str, advice: str, tmp_path: Path) -> None:
     if name:
-        told = rf"^data\.csv=.* has {name} between its columns, .* with a comma; give 'data\.delimiter=\"{advice}\"'"
+        told = (
+            rf"^data\.csv=.* has {name} between its columns, .* with a comma; give "
+            rf"'data\.delimiter=\"{advice}\"'"
+        )
         with pytest.raises(ConfigError, match=told):
             table(tmp_path, f'id{separator}"stars"{separator}text\n').place("stars", "data.rating_column")
         with pytest.raises(ConfigError, match=told):
             table(tmp_path, f"id{separator}stars{separator}text\n").place("stars", "data.rating_column")
     else:  # a comma, and names that begin with a blank
         made = table(tmp_path, "id, stars, text\n")
-        with pytest.raises(ConfigError, match=r"^data\.rating_column=stars is not a column of .*; there are id, ' stars', ' text'$"):
+        with pytest.raises(
+            ConfigError,
+            match=r"^data\.rating_column=stars is not a column of .*; there are id, ' stars', ' text'$",
+        ):
             made.place("stars", "data.rating_column")
         assert made.place(" stars", "data.rating_column") == 1
 
@@ -103,4 +138,6 @@ def test_another_separator_is_named(separator: str, name: str, advice: str, tmp_
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data\.csv=.*: line 1 names more than one column 'stars'"):
         table(tmp_path, "text,stars,stars\na,1,2\n")
-    assert read(tmp_path, ",text,stars,\n0,a,1,\n") == [(2, ["0", "a", "1", ""])], "columns without a name cannot be chosen, nor confused"
+    assert read(tmp_path, ",text,stars,\n0,a,1,\n") == [(2, ["0", "a", "1", ""])], (
+        "columns without a name cannot be chosen, nor confused"
+    )

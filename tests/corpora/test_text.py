@@ -43,7 +43,10 @@ def test_words_are_those_of_the_training_part_alone(tmp_path: Path) -> None:
 def test_words_seen_once_are_unknown_by_default(text: list[str], tmp_path: Path) -> None:
     """So that <unk> is trained."""
     (tmp_path / "train").write_text("a a b\na c\n")
-    for data in (settings(*text, f"data.train={tmp_path}/train").data, settings("data=hub", "data.name=a", "data.column=b").data):
+    for data in (
+        settings(*text, f"data.train={tmp_path}/train").data,
+        settings("data=hub", "data.name=a", "data.column=b").data,
+    ):
         assert data.min_count == 2
     corpus = corpora.load(settings(*text, f"data.train={tmp_path}/train", "data.cache=null").data)
     assert corpus.vocabulary == ["a", "<unk>", "<eos>"] and corpus.train_N.tolist() == [0, 0, 1, 2, 0, 1, 2]
@@ -53,7 +56,9 @@ def test_words_seen_once_are_unknown_by_default(text: list[str], tmp_path: Path)
 def test_a_text_that_would_be_all_unknown_is_refused(train: bytes, min_count: int, tmp_path: Path) -> None:
     data = files(tmp_path, train)
     data.min_count = min_count
-    with pytest.raises(ConfigError, match=rf"^data\.min_count={min_count}: the training part of .* all would be <unk>"):
+    with pytest.raises(
+        ConfigError, match=rf"^data\.min_count={min_count}: the training part of .* all would be <unk>"
+    ):
         corpora.load(data)
 
 
@@ -64,13 +69,19 @@ def test_the_end_of_the_only_line_is_no_rare_word(tmp_path: Path) -> None:
 
 
 SPACES = [" ", "\t", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\xa0"]
-LINES = st.lists(st.lists(st.sampled_from(["a", "b", "é", *SPACES]), max_size=5).map("".join), min_size=1, max_size=6)
+LINES = st.lists(
+    st.lists(st.sampled_from(["a", "b", "é", *SPACES]), max_size=5).map("".join), min_size=1, max_size=6
+)
 ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 
 
 @given(lines=LINES, data=st.data())
-def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_they_are_from(lines: list[str], data: st.DataObject) -> None:
-    """As a file, as rows without and with line ends, several lines to a row; as the definition says: its words and one <eos> a line."""
+def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_they_are_from(
+    lines: list[str], data: st.DataObject
+) -> None:
+    """As a file, as rows without and with line ends, several lines to a row; as the definition says: its
+    words and one <eos> a line.
+    """
     lines = [*lines, "a"]  # a part needs a word
     expected = [word for line in lines for word in [*line.split(), "<eos>"]]
     ends = [data.draw(ENDS) for _ in lines]
@@ -85,11 +96,15 @@ def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_the
         "a row a line": from_rows(lines),
         "rows with line ends": from_rows(rows),
         "some with": from_rows([data.draw(st.sampled_from(pair)) for pair in zip(lines, rows, strict=True)]),
-        "several lines a row": from_rows(part for part in ("".join(rows[:place]), "".join(rows[place:])) if part),
+        "several lines a row": from_rows(
+            part for part in ("".join(rows[:place]), "".join(rows[place:])) if part
+        ),
     }
     found = {}
     for name, content in contents.items():
-        corpus = encoded(Raw(dict.fromkeys(PARTS, content), "here"), Data(Source.hub, name="a", column="b", cache=None))
+        corpus = encoded(
+            Raw(dict.fromkeys(PARTS, content), "here"), Data(Source.hub, name="a", column="b", cache=None)
+        )
         assert [corpus.vocabulary[number] for number in corpus.test_N] == expected, name
         found[name] = corpus.fingerprint
     assert len(set(found.values())) == 1, found
@@ -114,7 +129,10 @@ def test_a_text_of_a_checkpoint_is_encoded_as_it_was_then(tmp_path: Path) -> Non
 
 
 def test_windows_line_ends_make_the_same_words(tmp_path: Path) -> None:
-    one, other = (corpora.load(files(tmp_path / name, b"the cat" + end + b"sat" + end)) for name, end in (("a", b"\n"), ("b", b"\r\n")))
+    one, other = (
+        corpora.load(files(tmp_path / name, b"the cat" + end + b"sat" + end))
+        for name, end in (("a", b"\n"), ("b", b"\r\n"))
+    )
     assert one.vocabulary == other.vocabulary and one.train_N.tolist() == other.train_N.tolist()
     assert one.fingerprint == other.fingerprint
 
@@ -128,7 +146,10 @@ def test_rare_words_of_the_training_part_become_unknown_in_all(tmp_path: Path) -
 
 
 def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
-    one, other = (corpora.load(files(tmp_path / name, mark + b"the cat\n")) for name, mark in (("a", b""), ("b", b"\xef\xbb\xbf")))
+    one, other = (
+        corpora.load(files(tmp_path / name, mark + b"the cat\n"))
+        for name, mark in (("a", b""), ("b", b"\xef\xbb\xbf"))
+    )
     assert one.vocabulary == other.vocabulary and one.fingerprint == other.fingerprint
 
 
@@ -152,13 +173,17 @@ CACHES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("damage", CACHES)
-def test_a_cache_that_holds_something_else_is_made_anew(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_holds_something_else_is_made_anew(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = replace(files(tmp_path, b"the cat\n"), cache=str(tmp_path / "cache"))
     first = corpora.load(data)
     (cached,) = (tmp_path / "cache").iterdir()
     write_tensors(cached, {"vocabulary": first.vocabulary, **first.parts} | CACHES[damage])
     again = corpora.load(data)
-    assert again.vocabulary == first.vocabulary and all(torch.equal(again.parts[part], first.parts[part]) for part in first.parts)
+    assert again.vocabulary == first.vocabulary and all(
+        torch.equal(again.parts[part], first.parts[part]) for part in first.parts
+    )
     assert "cannot be used" in capsys.readouterr().err
     corpora.load(data)
     assert capsys.readouterr().err == ""
@@ -184,7 +209,9 @@ def test_a_part_that_is_empty_or_not_text_is_named(tmp_path: Path, content: byte
 def test_a_missing_file_is_named_with_its_setting(tmp_path: Path) -> None:
     data = files(tmp_path, b"a\n")
     Path(str(data.test)).unlink()
-    with pytest.raises(ConfigError, match=rf"data\.test={data.test} cannot be read \(No such file or directory\)"):
+    with pytest.raises(
+        ConfigError, match=rf"data\.test={data.test} cannot be read \(No such file or directory\)"
+    ):
         corpora.load(data)
 
 
@@ -207,7 +234,9 @@ def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
     assert second.fingerprint != first.fingerprint and len(list(cache.iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_cannot_be_written_is_said_and_no_obstacle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = files(tmp_path, b"a b\n")
     (tmp_path / "file").write_text("in the way")
     data.cache = str(tmp_path / "file" / "cache")
@@ -223,12 +252,17 @@ def test_min_count_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_parts_cannot_be_confused_by_moving_text_from_one_to_the_next(tmp_path: Path) -> None:
-    one, other = corpora.load(files(tmp_path, b"a b ", b"c d")), corpora.load(files(tmp_path, b"a b c ", b"d"))
+    one, other = (
+        corpora.load(files(tmp_path, b"a b ", b"c d")),
+        corpora.load(files(tmp_path, b"a b c ", b"d")),
+    )
     assert one.fingerprint != other.fingerprint
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a cache"])
-def test_a_damaged_cache_is_made_anew_and_said_so(tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_cache_is_made_anew_and_said_so(
+    tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = files(tmp_path, b"a b\n")
     data.cache = str(tmp_path / "cache")
     expected = corpora.load(data)

@@ -10,16 +10,23 @@ from vdrop_cli.config import ConfigError, Data, Source
 
 def from_csv(path: Path, content: str | bytes, delimiter: str | None = None) -> corpora.Rated:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return corpora.rated(Data(Source.text_regression, csv=str(path), delimiter=delimiter, column="text", rating_column="stars"))
+    return corpora.rated(
+        Data(Source.text_regression, csv=str(path), delimiter=delimiter, column="text", rating_column="stars")
+    )
 
 
 ROWS = [(f"Film {n}, {'good' if n % 2 else 'bad'}", n / 2) for n in range(12)]
 
 
-@pytest.mark.parametrize(("name", "separator", "mark"), [("a.csv", ",", ""), ("a.tsv", "\t", ""), ("a.csv", ",", "\ufeff")])
+@pytest.mark.parametrize(
+    ("name", "separator", "mark"), [("a.csv", ",", ""), ("a.tsv", "\t", ""), ("a.csv", ",", "\ufeff")]
+)
 def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str) -> None:
     quote = "" if name.endswith(".tsv") else '"'
-    lines = ["stars,other,text".replace(",", separator), *(separator.join((str(s), "x", f"{quote}{text}{quote}")) for text, s in ROWS)]
+    lines = [
+        "stars,other,text".replace(",", separator),
+        *(separator.join((str(s), "x", f"{quote}{text}{quote}")) for text, s in ROWS),
+    ]
     rated = from_csv(tmp_path / name, mark + "\n".join(lines))
     assert rated.ratings == [n / 2 for n in range(12)] and not rated.parts
     assert rated.texts[3] == ["film", "3", ",", "good"] and rated.origin == str(tmp_path / name)
@@ -28,34 +35,55 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,stars\n" + "a,1\n" * 5 + "b,many\n" + "c,2\n" * 9, r"^data\.csv=.*: line 7 holds 'many', which is no rating"),
-        ("text,stars\n" + "a,1\n" * 5 + "b\n" + "c,2\n" * 9, r"^data\.csv=.*: line 7 has 1 field, its header 2"),
-        ("text,stars\n" + '"a\nb",1\n' * 5 + "b,1_0\n" + "c,2\n" * 9, r"^data\.csv=.*: line 12 holds '1_0', which is no rating"),
+        (
+            "text,stars\n" + "a,1\n" * 5 + "b,many\n" + "c,2\n" * 9,
+            r"^data\.csv=.*: line 7 holds 'many', which is no rating",
+        ),
+        (
+            "text,stars\n" + "a,1\n" * 5 + "b\n" + "c,2\n" * 9,
+            r"^data\.csv=.*: line 7 has 1 field, its header 2",
+        ),
+        (
+            "text,stars\n" + '"a\nb",1\n' * 5 + "b,1_0\n" + "c,2\n" * 9,
+            r"^data\.csv=.*: line 12 holds '1_0', which is no rating",
+        ),
         ("text,stars,stars\na,1,2\n", r"^data\.csv=.*: line 1 names more than one column 'stars'"),
         ("text;stars\na;1\n", r"^data\.csv=.* has a semicolon between its columns, .*data\.delimiter"),
         ("text, stars\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, ' stars'"),
-        ("text,stars\n" + "".join(f'" ",{n}\n' for n in range(12)), r"^.*a\.csv has no word in any of its 12 texts"),
+        (
+            "text,stars\n" + "".join(f'" ",{n}\n' for n in range(12)),
+            r"^.*a\.csv has no word in any of its 12 texts",
+        ),
         ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; there are words, stars"),
         ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, points"),
         ("", r"^data\.column=text is not a column of .*; there are none"),
-        (b"text,stars\n\xff,1\n", r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert it"),
+        (
+            b"text,stars\n\xff,1\n",
+            r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert it",
+        ),
         (b"text,stars\na,1\nb\0,2\n", r"^data\.csv=.* holds NUL in line 3, as no text does"),
         ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line 2 begins a quoted field after which ' b,1"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_what_is_wrong_with_a_file_is_told_with_its_line(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         from_csv(tmp_path / "a.csv", content)
 
 
 def test_quotation_marks_in_tsv_are_text(tmp_path: Path) -> None:
-    content = 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n' + "".join(f"{n}\tx\n" for n in range(8))
+    content = 'stars\ttext\n3\t"good w1\n4\tbad w2\n5\tw3 w4\n2\tsaid good"\n' + "".join(
+        f"{n}\tx\n" for n in range(8)
+    )
     rated = from_csv(tmp_path / "a.tsv", content)
     assert rated.texts[:4] == [['"', "good", "w1"], ["bad", "w2"], ["w3", "w4"], ["said", "good", '"']]
     assert rated.ratings == [3, 4, 5, 2, *range(8)] and rated.places[0] == "line 2"
 
 
-@pytest.mark.parametrize(("delimiter", "separator"), [(";", ";"), ("|", "|"), ("tab", "\t"), ("\\t", "\t"), ("]", "]")])
+@pytest.mark.parametrize(
+    ("delimiter", "separator"), [(";", ";"), ("|", "|"), ("tab", "\t"), ("\\t", "\t"), ("]", "]")]
+)
 def test_another_separator_can_be_given(delimiter: str, separator: str, tmp_path: Path) -> None:
     lines = [f"text{separator}stars", *(f"a, b{separator}{n}.5" for n in range(10))]
     rated = from_csv(tmp_path / "a.csv", "\n".join(lines), delimiter)
@@ -63,7 +91,9 @@ def test_another_separator_can_be_given(delimiter: str, separator: str, tmp_path
 
 
 def test_texts_without_words_are_counted(tmp_path: Path) -> None:
-    rated = from_csv(tmp_path / "a.csv", "text,stars\n" + "".join(f"{'a' if n % 5 else ' '},{n}\n" for n in range(12)))
+    rated = from_csv(
+        tmp_path / "a.csv", "text,stars\n" + "".join(f"{'a' if n % 5 else ' '},{n}\n" for n in range(12))
+    )
     assert rated.without_words == [0, 5, 10] and rated.places[5] == "line 7"
 
 
@@ -86,16 +116,27 @@ def on_hub(folder: Path, *splits: str, rating: str = "stars") -> corpora.Rated:
 
 def test_a_data_sets_own_parts_are_kept(tmp_path: Path) -> None:
     rated = on_hub(tmp_path / "set", "train", "validation", "test")
-    assert [(part, rated.parts.count(part)) for part in ("train", "valid", "test")] == [("train", 12), ("valid", 12), ("test", 12)]
-    assert all(text[0].replace("validation", "valid") == part for text, part in zip(rated.texts, rated.parts, strict=True))
+    assert [(part, rated.parts.count(part)) for part in ("train", "valid", "test")] == [
+        ("train", 12),
+        ("valid", 12),
+        ("test", 12),
+    ]
+    assert all(
+        text[0].replace("validation", "valid") == part
+        for text, part in zip(rated.texts, rated.parts, strict=True)
+    )
     assert rated.ratings[:2] == [0, 0.5]
 
 
 def of_folder(folder: Path, **contents: str | bytes) -> corpora.Rated:
-    """Files by name, in which two underscores stand for the dot; the library's cache goes to the test's own folder."""
+    """Files by name, in which two underscores stand for the dot; the library's cache goes to the test's own
+    folder.
+    """
     folder.mkdir()
     for name, content in contents.items():
-        (folder / name.replace("__", ".")).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / name.replace("__", ".")).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     return corpora.rated(Data(Source.text_regression, name=str(folder), column="text", rating_column="stars"))
 
 
@@ -115,15 +156,22 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("others", [{}, {"README__md": "# A data set", "__DS_Store": b"\0\0\0\1Bud1", "notes__json": "{}"}])
+@pytest.mark.parametrize(
+    "others", [{}, {"README__md": "# A data set", "__DS_Store": b"\0\0\0\1Bud1", "notes__json": "{}"}]
+)
 @pytest.mark.parametrize("ending", TEXTS)
 @pytest.mark.usefixtures("own_cache")
-def test_a_table_in_a_folder_is_read_as_one_that_is_named(ending: str, others: dict[str, str | bytes], tmp_path: Path) -> None:
+def test_a_table_in_a_folder_is_read_as_one_that_is_named(
+    ending: str, others: dict[str, str | bytes], tmp_path: Path
+) -> None:
     """Whatever lies beside it."""
     rated = of_folder(tmp_path / "set", **{f"train__{ending}": TEXTS[ending]}, **others)
     alone = from_csv(tmp_path / f"train.{ending}", TEXTS[ending])
     assert (rated.texts, rated.ratings) == (alone.texts, alone.ratings)
-    assert rated.texts[0] == (['"', "good", "w1"] if ending == "tsv" else ["na"]) and rated.places[0] == f"line 2 of train.{ending}"
+    assert (
+        rated.texts[0] == (['"', "good", "w1"] if ending == "tsv" else ["na"])
+        and rated.places[0] == f"line 2 of train.{ending}"
+    )
     assert ending == "tsv" or rated.without_words == [4]
 
 
@@ -144,8 +192,13 @@ def test_a_row_of_a_folders_table_that_does_not_fit_is_named(row: str, message: 
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_another_separator_in_a_folder_is_refused_without_advice_that_cannot_be_followed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.csv has a semicolon between its columns, .*; write the file with commas, or with tabs"):
+def test_another_separator_in_a_folder_is_refused_without_advice_that_cannot_be_followed(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.csv has a semicolon between its columns, .*; write the file with commas, or with tabs",
+    ):
         of_folder(tmp_path / "set", train__csv=f"stars;text\n{MORE.replace(',', ';')}1;a, b\n")
 
 
@@ -160,10 +213,14 @@ def test_a_data_set_without_a_part_to_test_on_is_refused(tmp_path: Path) -> None
 
 
 def test_a_long_text_is_a_text_too(tmp_path: Path) -> None:
-    rated = from_csv(tmp_path / "a.csv", "text,stars\n" + "".join(f"{'a ' * 70_000},{n}\n" for n in range(10)))
+    rated = from_csv(
+        tmp_path / "a.csv", "text,stars\n" + "".join(f"{'a ' * 70_000},{n}\n" for n in range(10))
+    )
     assert len(rated.texts[0]) == 70_000
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.rating_column=points is not a column of .*; there are text, stars"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.rating_column=points is not a column of .*; there are text, stars"
+    ):
         on_hub(tmp_path / "set", "train", rating="points")

@@ -1,4 +1,6 @@
-"""The rated snippets: fetched with pip where it can reach a package index, and every way of not having them."""
+"""The rated snippets: fetched with pip where it can reach a package index, and every way of not having
+them.
+"""
 
 import subprocess
 from pathlib import Path
@@ -22,14 +24,18 @@ def test_the_real_snippets_are_fetched_verified_and_kept() -> None:
     except ConfigError as error:
         pytest.skip(f"needs a package index: {error}")
     assert "fetched with vaderSentiment 3.3.2" in first.origin and len(first.texts) == 10_605
-    assert -4 <= min(first.ratings) < -3.8 and 3.9 < max(first.ratings) <= 4 and abs(fmean(first.ratings)) < 0.01
+    assert (
+        -4 <= min(first.ratings) < -3.8 and 3.9 < max(first.ratings) <= 4 and abs(fmean(first.ratings)) < 0.01
+    )
     assert first.texts[2] == ["effective", "but", "too", "tepid", "biopic"]
     again = corpora.rated(Data(Source.vader))
     assert again.origin == "data/vader" and again.fingerprint == first.fingerprint
     (Path("data/vader") / vader.FILE).open("a").close()
     with (Path("data/vader") / vader.FILE).open("a") as file:
         file.write("\n1\t2\tmore")
-    with pytest.raises(ConfigError, match=r"data/vader/movieReview.* is not that of vaderSentiment 3\.3\.2: SHA-256"):
+    with pytest.raises(
+        ConfigError, match=r"data/vader/movieReview.* is not that of vaderSentiment 3\.3\.2: SHA-256"
+    ):
         corpora.rated(Data(Source.vader))
 
 

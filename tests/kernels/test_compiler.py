@@ -1,4 +1,6 @@
-"""The library is compiled once, for this processor, and what stands in the way of that is said in one line."""
+"""The library is compiled once, for this processor, and what stands in the way of that is said in one
+line.
+"""
 
 import ctypes
 import os
@@ -32,10 +34,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library of one function, and a cache folder that does not yet exist; a compiler's calls are counted in `calls`."""
+    """A library of one function, and a cache folder that does not yet exist; a compiler's calls are counted
+    in `calls`.
+    """
     source, wrapper = tmp_path / "tiny.c", tmp_path / "counting-cc"
     source.write_text(TINY)
-    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *-shared*) echo link >> {tmp_path}/calls;; esac\nexec cc "$@"\n')
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *-shared*) echo link >> {tmp_path}/calls;; esac\nexec cc "$@"\n'
+    )
     wrapper.chmod(0o755)
     monkeypatch.setattr(compiler, "SOURCE", source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -50,7 +56,8 @@ def start(tiny: Path) -> Start:
     """A process that calls the function of the library and prints its answer."""
     code = (
         "import sys; from pathlib import Path; from vdrop_cli.kernels import compiler; "
-        f"compiler.SOURCE = Path({str(tiny / 'tiny.c')!r}); sys.stdout.write(str(compiler.library().answer()))"
+        f"compiler.SOURCE = Path({str(tiny / 'tiny.c')!r}); "
+        "sys.stdout.write(str(compiler.library().answer()))"
     )
 
     def process(**variables: str) -> "subprocess.Popen[str]":
@@ -76,7 +83,10 @@ def test_a_library_is_compiled_once_and_loaded_again(tiny: Path) -> None:
     assert len(libraries(tiny)) == 1 and linked(tiny) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda c: c[:99] + b"?" + c[100:]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[: len(content) // 2], lambda content: b"", lambda c: c[:99] + b"?" + c[100:]],
+)
 def test_a_damaged_library_is_built_again(tiny: Path, damage: Callable[[bytes], bytes]) -> None:
     compiler.built(compiler.compiler(), compiler.cache_folder())
     (path,) = libraries(tiny)
@@ -92,7 +102,9 @@ def test_processes_that_start_at_once_build_one_library(tiny: Path, start: Start
     assert len(libraries(tiny)) == 1 and linked(tiny) == 1
 
 
-def test_a_library_is_of_one_source_compiler_and_processor(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_is_of_one_source_compiler_and_processor(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A home folder may be shared by machines with different processors."""
     command = compiler.compiler()
     names = [compiler.name_of_library(command)]
@@ -104,14 +116,21 @@ def test_a_library_is_of_one_source_compiler_and_processor(tiny: Path, monkeypat
     assert len(set(names)) == 4
 
 
-def test_a_cache_folder_that_cannot_be_written_costs_a_compilation_and_a_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_folder_that_cannot_be_written_costs_a_compilation_and_a_line(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tiny / "cache").write_text("a file\n")
     assert compiler.library().answer() == 42
     told = capsys.readouterr().err
-    assert told.startswith(f"vdrop: the compiled kernels cannot be stored in {tiny}/cache/vdrop (") and told.count("\n") == 1
+    assert (
+        told.startswith(f"vdrop: the compiled kernels cannot be stored in {tiny}/cache/vdrop (")
+        and told.count("\n") == 1
+    )
 
 
-def test_a_full_disk_costs_a_line(tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_a_line(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(command: list[str], path: Path) -> None:
         if path.is_relative_to(tiny):
             raise CompilerError("cc failed: No space left on device")
@@ -123,10 +142,15 @@ def test_a_full_disk_costs_a_line(tiny: Path, capsys: pytest.CaptureFixture[str]
     assert "No space left on device" in capsys.readouterr().err and libraries(tiny) == []
 
 
-def test_without_any_folder_to_write_to_there_is_no_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_folder_to_write_to_there_is_no_library(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tiny / "cache").write_text("a file\n")
     monkeypatch.setattr(tempfile, "tempdir", str(tiny / "nowhere"))
-    with pytest.raises(CompilerError, match=r"^the compiled kernels can be stored neither in .*/cache/vdrop \(.*nor in a temporary folder"):
+    with pytest.raises(
+        CompilerError,
+        match=r"^the compiled kernels can be stored neither in .*/cache/vdrop \(.*nor in a temporary folder",
+    ):
         compiler.library()
 
 
@@ -159,7 +183,10 @@ def asked_anew() -> None:
     ("variables", "why"),
     [
         ({"CC": "", "PATH": ""}, r"no C compiler \(cc, gcc or clang\) can be found; install one, or set CC"),
-        ({"CC": "no-such-compiler"}, "the C compiler of the environment variable CC, no-such-compiler, cannot be found"),
+        (
+            {"CC": "no-such-compiler"},
+            "the C compiler of the environment variable CC, no-such-compiler, cannot be found",
+        ),
         ({"CC": "false"}, "the C compiler false failed: exit code 1"),
     ],
 )
@@ -169,7 +196,9 @@ def test_without_a_compiler_auto_is_fused_with_a_line_and_native_an_error(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(native, "feature_bits", compiler.library)
-    with pytest.warns(UserWarning, match=f"^backend=auto is fused on cpu, which is slower than native: {why}$"):
+    with pytest.warns(
+        UserWarning, match=f"^backend=auto is fused on cpu, which is slower than native: {why}$"
+    ):
         assert kernels.choose("auto", CPU) == "fused"
     with pytest.raises(ValueError, match=f"^backend=native cannot run on cpu: {why}; choose backend=fused$"):
         kernels.choose("native", CPU)
@@ -187,9 +216,12 @@ def test_there_is_one_openmp_runtime_whose_threads_are_torchs() -> None:
         "import torch; from vdrop_cli import kernels; from pathlib import Path\n"
         "assert kernels.choose('native', torch.device('cpu')) == 'native'\n"
         "files = {line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines()}\n"
-        "print(*(name for name in files if Path(name).name.startswith(('libgomp', 'libomp', 'libiomp5'))), sep='\\n')"
+        "print(*(name for name in files if Path(name).name.startswith(('libgomp', 'libomp', 'libiomp5'))), "
+        "sep='\\n')"
     )
-    ran = subprocess.run([sys.executable, "-c", program], check=True, env=environment(), capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], check=True, env=environment(), capture_output=True, text=True
+    )
     assert len(ran.stdout.split()) == 1, ran.stdout
     kernels.choose("native", CPU)
     before = torch.get_num_threads()
@@ -206,7 +238,9 @@ def test_the_name_of_a_library_says_nothing_of_the_machine() -> None:
     assert name.startswith("native-") and len(name) == len("native-.so") + 24
 
 
-@pytest.mark.parametrize(("stated", "folder"), [("/x", "/x/vdrop"), ("relative", "~/.cache/vdrop"), ("", "~/.cache/vdrop")])
+@pytest.mark.parametrize(
+    ("stated", "folder"), [("/x", "/x/vdrop"), ("relative", "~/.cache/vdrop"), ("", "~/.cache/vdrop")]
+)
 def test_the_cache_is_the_users(stated: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", stated)
     assert str(compiler.cache_folder()) == os.path.expanduser(folder)

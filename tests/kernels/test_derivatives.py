@@ -1,4 +1,6 @@
-"""Derivatives of gradients, and gradients in batches: the hand-written back ends against the definition and torch's own modules."""
+"""Derivatives of gradients, and gradients in batches: the hand-written back ends against the definition and
+torch's own modules.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,14 @@ from vdrop_cli.layers import GRU, LSTM
 
 CELLS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": kernels.lstm, "gru": kernels.gru}
 VARIANTS = [("lstm", {}), ("gru", {}), ("gru", {"reset_after": True})]
-POLICIES = [("lstm", "none"), ("lstm", "naive"), ("lstm", "moon"), ("lstm", "variational"), ("gru", "none"), ("gru", "variational_untied")]
+POLICIES = [
+    ("lstm", "none"),
+    ("lstm", "naive"),
+    ("lstm", "moon"),
+    ("lstm", "variational"),
+    ("gru", "none"),
+    ("gru", "variational_untied"),
+]
 
 
 def pair(cell: str) -> tuple[nn.Module, nn.Module]:
@@ -37,11 +46,20 @@ def test_the_hessian_is_torchs(cell: str) -> None:
     expected = torch.autograd.functional.hessian(lambda x: theirs(x)[0].sin().sum(), x)
     assert expected.norm() > 0.01
     for vectorize in (False, True):
-        same(torch.autograd.functional.hessian(lambda x: ours(x)[0].sin().sum(), x, vectorize=vectorize), expected)
+        same(
+            torch.autograd.functional.hessian(lambda x: ours(x)[0].sin().sum(), x, vectorize=vectorize),
+            expected,
+        )
     v = torch.randn_like(x)
-    hvp = [torch.autograd.functional.hvp(lambda x, m=module: m(x)[0].sin().sum(), x, v)[1] for module in (ours, theirs)]
+    hvp = [
+        torch.autograd.functional.hvp(lambda x, m=module: m(x)[0].sin().sum(), x, v)[1]
+        for module in (ours, theirs)
+    ]
     same(*hvp)
-    jacobians = [torch.autograd.functional.jacobian(lambda x, m=m: m(x)[0], x, vectorize=m is ours) for m in (ours, theirs)]
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda x, m=m: m(x)[0], x, vectorize=m is ours)
+        for m in (ours, theirs)
+    ]
     same(*jacobians)
 
 
@@ -49,7 +67,9 @@ def test_the_hessian_is_torchs(cell: str) -> None:
 def test_a_gradient_penalty_reaches_all_weights_as_with_torch(cell: str) -> None:
     found = []
     for module in reversed(pair(cell)):
-        x = torch.randn(3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        x = torch.randn(
+            3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
         y, _ = module(x)
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         (y.sum() + (dx.norm() - 1).square()).backward()
@@ -57,18 +77,25 @@ def test_a_gradient_penalty_reaches_all_weights_as_with_torch(cell: str) -> None
     same(*found)
 
 
-def penalty_gradients(function: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], used: slice = slice(None)) -> list[Tensor]:
+def penalty_gradients(
+    function: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], used: slice = slice(None)
+) -> list[Tensor]:
     """Of inputs and incoming gradients, of a function of all first gradients."""
     outputs = function(*inputs)[used]
     generator = torch.Generator().manual_seed(9)
-    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype).requires_grad_() for y in outputs]
+    upstream = [
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype).requires_grad_()
+        for y in outputs
+    ]
     first = torch.autograd.grad(outputs, inputs, upstream, create_graph=True)
     return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [*inputs, *upstream])]
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2], [4, 4, 1]], ids=str)
 @pytest.mark.parametrize(("cell", "policy"), POLICIES)
-def test_masks_and_lengths_are_those_of_the_definition(cell: str, policy: str, lengths: list[int] | None) -> None:
+def test_masks_and_lengths_are_those_of_the_definition(
+    cell: str, policy: str, lengths: list[int] | None
+) -> None:
     """Padding is no number for `fused`; it gets no second derivative."""
     masks, lengths_B = double(masks_of(cell, policy, 4)), None if lengths is None else torch.tensor(lengths)
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
@@ -76,8 +103,17 @@ def test_masks_and_lengths_are_those_of_the_definition(cell: str, policy: str, l
         for backend, padding in (("fused", torch.nan), ("reference", 0.0)):
             x, *others = inputs_of(cell, 4, torch.float64)
             if lengths_B is not None:
-                x = x.detach().masked_fill((torch.arange(4)[:, None] >= lengths_B)[..., None], padding).requires_grad_()
-            found.append(penalty_gradients(partial(CELLS[cell], masks=masks, lengths=lengths_B, backend=backend, **option), [x, *others]))
+                x = (
+                    x.detach()
+                    .masked_fill((torch.arange(4)[:, None] >= lengths_B)[..., None], padding)
+                    .requires_grad_()
+                )
+            found.append(
+                penalty_gradients(
+                    partial(CELLS[cell], masks=masks, lengths=lengths_B, backend=backend, **option),
+                    [x, *others],
+                )
+            )
         same(*found)
 
 
@@ -94,14 +130,18 @@ def test_they_agree_with_numerical_differences(cell: str, option: dict[str, bool
     generator = torch.Generator().manual_seed(2)
     rows, states = (8, 2) if cell == "lstm" else (6, 1)
     shapes = [(2, 1, 2), *[(1, 2)] * states, (rows, 2), (rows, 2), (rows,), (rows,)]
-    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes
+    ]
     masks = kernels.Masks(h=torch.tensor([0.5, 2.0], dtype=torch.float64).view(1, 1, 1, 2))
     assert torch.autograd.gradgradcheck(lambda *a: CELLS[cell](*a, masks, backend="fused", **option), inputs)
 
 
 @pytest.mark.parametrize(("cell", "option"), VARIANTS)
 def test_arguments_may_depend_on_one_another(cell: str, option: dict[str, bool]) -> None:
-    """The first state is a function of the input, and both biases are one tensor: nothing is counted twice, and views are taken."""
+    """The first state is a function of the input, and both biases are one tensor: nothing is counted twice,
+    and views are taken.
+    """
     found = []
     for backend in ("fused", "reference"):
         x, *others = inputs_of(cell, 3, torch.float64)
@@ -147,7 +187,9 @@ def test_bf16_products_have_second_derivatives_close_to_exact_ones() -> None:
     """Also under a user's autocast: to the bit those without."""
     function = partial(kernels.lstm, masks=kernels.Masks(), backend="fused", compute_dtype=torch.bfloat16)
     found = penalty_gradients(function, inputs_of("lstm", 3, torch.float32))
-    expected = penalty_gradients(partial(kernels.lstm, masks=kernels.Masks(), backend="reference"), inputs_of("lstm", 3, torch.float64))
+    expected = penalty_gradients(
+        partial(kernels.lstm, masks=kernels.Masks(), backend="reference"), inputs_of("lstm", 3, torch.float64)
+    )
     assert 1e-5 < max(relative_errors([t.detach() for t in found], [t.detach() for t in expected])) < 5e-2
     inputs = inputs_of("lstm", 3, torch.float32)
     y, *_ = function(*inputs)
@@ -171,18 +213,29 @@ def test_an_input_changed_in_place_is_an_error() -> None:
 def test_the_head_has_the_second_derivatives_of_cross_entropy(even: bool, plain_first: bool) -> None:
     """Whatever backward pass was before, which scales the gradients that are there in place."""
     found = []
-    for function in (partial(linear_cross_entropy, backend="fused"), lambda x, w, b, t: F.cross_entropy(x @ w.T + b, t, reduction="none")):
+    for function in (
+        partial(linear_cross_entropy, backend="fused"),
+        lambda x, w, b, t: F.cross_entropy(x @ w.T + b, t, reduction="none"),
+    ):
         tensors, targets = head(5, 4, torch.float64)
         nll_N = function(*tensors, targets)
         scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-        loss = scale * nll_N.sum() if even else (scale * torch.linspace(-1, 2, 5, dtype=torch.float64) * nll_N).sum()
+        loss = (
+            scale * nll_N.sum()
+            if even
+            else (scale * torch.linspace(-1, 2, 5, dtype=torch.float64) * nll_N).sum()
+        )
         plain = torch.autograd.grad(loss, tensors, retain_graph=True) if plain_first else ()
         first = torch.autograd.grad(loss, tensors, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), [*tensors, scale], retain_graph=True)
+        second = torch.autograd.grad(
+            sum(g.square().sum() for g in first), [*tensors, scale], retain_graph=True
+        )
         found.append([*plain, *first, *second, *torch.autograd.grad(loss, tensors)])
     same(*found)
     tensors, targets = head(3, 4, torch.float64)
-    assert torch.autograd.gradgradcheck(lambda *a: linear_cross_entropy(*a, targets, backend="fused"), tensors)
+    assert torch.autograd.gradgradcheck(
+        lambda *a: linear_cross_entropy(*a, targets, backend="fused"), tensors
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own
@@ -210,7 +263,10 @@ def test_transforms_of_torch_func_need_the_reference(transform: str) -> None:
     }[transform]
     for backend in ("fused", "auto", "triton"):
         ours.backend = backend
-        with pytest.raises(ValueError, match=rf'^backend={backend} does not support .* torch\.func .*; use backend="reference"$'):
+        with pytest.raises(
+            ValueError,
+            match=rf'^backend={backend} does not support .* torch\.func .*; use backend="reference"$',
+        ):
             function(ours)
     ours.backend = "reference"
     expected = {

@@ -8,7 +8,14 @@ from vdrop_cli import kernels
 from vdrop_cli.kernels import Masks
 
 CPU = torch.device("cpu")
-SHAPES = {"x": (2, 1, 3), "h": (1, 4), "w_ih": (12, 3), "w_hh": (12, 4), "b_ih": (12,), "b_hh": (12,)}  # of a GRU
+SHAPES = {
+    "x": (2, 1, 3),
+    "h": (1, 4),
+    "w_ih": (12, 3),
+    "w_hh": (12, 4),
+    "b_ih": (12,),
+    "b_hh": (12,),
+}  # of a GRU
 
 
 def test_auto_is_native_on_the_cpu() -> None:
@@ -30,7 +37,9 @@ def test_a_gru_has_no_cell_state_to_mask() -> None:
 
 @pytest.mark.parametrize("where", ["w_hh", "h", "masks.h", "lengths"])
 def test_what_lies_on_another_device_is_named(where: str) -> None:
-    tensors = {name: torch.zeros(shape, device="meta" if name == where else "cpu") for name, shape in SHAPES.items()}
+    tensors = {
+        name: torch.zeros(shape, device="meta" if name == where else "cpu") for name, shape in SHAPES.items()
+    }
     masks = kernels.Masks(h=torch.ones(1, 1, 1, 4, device="meta" if where == "masks.h" else "cpu"))
     lengths = torch.tensor([2], device="meta" if where == "lengths" else "cpu")
     with pytest.raises(ValueError, match=rf"^{where} must be on cpu like x, got one on meta$"):
@@ -40,7 +49,9 @@ def test_what_lies_on_another_device_is_named(where: str) -> None:
 @pytest.mark.parametrize("where", ["w_ih", "b_hh", "h", "masks.h"])
 def test_what_is_of_another_type_is_named(where: str) -> None:
     types = {where: torch.float64}
-    tensors = {name: torch.zeros(shape, dtype=types.get(name, torch.float32)) for name, shape in SHAPES.items()}
+    tensors = {
+        name: torch.zeros(shape, dtype=types.get(name, torch.float32)) for name, shape in SHAPES.items()
+    }
     masks = kernels.Masks(h=torch.ones(1, 1, 1, 4, dtype=types.get("masks.h", torch.float32)))
     with pytest.raises(ValueError, match=rf"^{where} must be torch\.float32 like x"):
         kernels.gru(*tensors.values(), masks)
@@ -56,12 +67,22 @@ def test_what_is_of_another_type_is_named(where: str) -> None:
         ({"b": torch.zeros(5, dtype=torch.float64)}, r"b must be torch\.float32 like w, got torch\.float64"),
         ({"b": torch.zeros(5, device="meta")}, "b must be on cpu like x, got one on meta"),
         ({"targets": torch.zeros(2, dtype=torch.int32)}, r"targets must be torch\.int64, got torch\.int32"),
-        ({"targets": torch.zeros(2, dtype=torch.int64, device="meta")}, "targets must be on cpu like x, got one on meta"),
+        (
+            {"targets": torch.zeros(2, dtype=torch.int64, device="meta")},
+            "targets must be on cpu like x, got one on meta",
+        ),
     ],
 )
-def test_what_does_not_fit_the_head_is_named(change: dict[str, torch.Tensor], said: str, backend: str) -> None:
+def test_what_does_not_fit_the_head_is_named(
+    change: dict[str, torch.Tensor], said: str, backend: str
+) -> None:
     """Compiled code would read beyond the end of what it is given, or numbers of another type."""
-    fitting = {"x": torch.zeros(2, 3), "w": torch.zeros(5, 3), "b": torch.zeros(5), "targets": torch.zeros(2, dtype=torch.int64)}
+    fitting = {
+        "x": torch.zeros(2, 3),
+        "w": torch.zeros(5, 3),
+        "b": torch.zeros(5),
+        "targets": torch.zeros(2, dtype=torch.int64),
+    }
     with pytest.raises(ValueError, match=f"^{said}$"):
         kernels.linear_cross_entropy(*(fitting | change).values(), backend=backend)
 
@@ -78,16 +99,23 @@ def test_lengths_are_whole_numbers(lengths: torch.Tensor) -> None:
 def test_lengths_may_be_of_any_type_that_holds_them(dtype: torch.dtype, backend: str) -> None:
     """Of three hundred steps, a number that the smaller types do not hold."""
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(s, generator=generator) for s in ((300, 2, 3), (2, 4), (12, 3), (12, 4), (12,), (12,))]
+    tensors = [
+        torch.randn(s, generator=generator) for s in ((300, 2, 3), (2, 4), (12, 3), (12, 4), (12,), (12,))
+    ]
     lengths = torch.tensor([5, 100])
-    (expected, found) = (kernels.gru(*tensors, kernels.Masks(), lengths=of, backend=backend)[1] for of in (lengths, lengths.to(dtype)))
+    (expected, found) = (
+        kernels.gru(*tensors, kernels.Masks(), lengths=of, backend=backend)[1]
+        for of in (lengths, lengths.to(dtype))
+    )
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=str)
 @pytest.mark.parametrize("policy", ["variational_untied", "moon", "none"])
 @pytest.mark.parametrize("backend", ["fused", "native"])
-def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(backend: str, policy: str, lengths: list[int] | None) -> None:
+def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(
+    backend: str, policy: str, lengths: list[int] | None
+) -> None:
     """First and second derivatives, beside those of the outputs and the last states."""
     masks = Masks(*(m if m is None else m.double() for m in masks_of("lstm", policy, 4)))
     lengths_B = None if lengths is None else torch.tensor(lengths)
@@ -96,12 +124,16 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(backe
         for name in (backend, "reference"):
             inputs = inputs_of("lstm", 4, torch.float64)
             outputs = kernels.lstm(*inputs, masks, cells=True, lengths=lengths_B, backend=name)
-            assert len(outputs) == 4 and len(kernels.lstm(*inputs, masks, lengths=lengths_B, backend=name)) == 3
+            assert (
+                len(outputs) == 4 and len(kernels.lstm(*inputs, masks, lengths=lengths_B, backend=name)) == 3
+            )
             generator = torch.Generator().manual_seed(5)
             upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
             loss = sum((y * d).sum() for y, d in zip(outputs[used], upstream[used], strict=True))
             first = torch.autograd.grad(loss, inputs, retain_graph=True)
             again = torch.autograd.grad(loss, inputs, create_graph=True)
-            found.append([*outputs, *first, *torch.autograd.grad(sum(g.square().sum() for g in again), inputs)])
+            found.append(
+                [*outputs, *first, *torch.autograd.grad(sum(g.square().sum() for g in again), inputs)]
+            )
         for ours, expected in zip(*found, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)

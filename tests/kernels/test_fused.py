@@ -1,4 +1,6 @@
-"""The hand-written cells, `fused` and `native`, against the definition: every policy's masks, all outputs and all gradients."""
+"""The hand-written cells, `fused` and `native`, against the definition: every policy's masks, all outputs and
+all gradients.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,11 +26,18 @@ def inputs_of(cell: str, time: int, dtype: torch.dtype) -> list[Tensor]:
     states = [(BATCH, HIDDEN)] * {"lstm": 2, "gru": 1}[cell]
     shapes = [(time, BATCH, INPUT), *states, (rows, INPUT), (rows, HIDDEN), (rows,), (rows,)]
     generator = torch.Generator().manual_seed(time)
-    scale = 1.3 * HIDDEN**-0.5  # large enough for gates to saturate, small enough for the recurrence not to be chaotic
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype).requires_grad_() for shape in shapes]
+    scale = (
+        1.3 * HIDDEN**-0.5
+    )  # large enough for gates to saturate, small enough for the recurrence not to be chaotic
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
-def outputs_and_gradients(function: Function, inputs: list[Tensor], used: slice = slice(None)) -> list[Tensor]:
+def outputs_and_gradients(
+    function: Function, inputs: list[Tensor], used: slice = slice(None)
+) -> list[Tensor]:
     """With a random gradient from upstream for each output that is used."""
     outputs = function(*inputs)
     generator = torch.Generator().manual_seed(9)
@@ -38,7 +47,10 @@ def outputs_and_gradients(function: Function, inputs: list[Tensor], used: slice 
 
 def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     assert all(f.isfinite().all() for f in found)  # `max` passes over NaN
-    return [((f.double() - e.double()).norm() / e.double().norm()).item() for f, e in zip(found, expected, strict=True)]
+    return [
+        ((f.double() - e.double()).norm() / e.double().norm()).item()
+        for f, e in zip(found, expected, strict=True)
+    ]
 
 
 def masks_of(cell: str, policy: str, time: int) -> Masks:
@@ -56,7 +68,9 @@ def double(masks: Masks) -> Masks:
 @pytest.mark.parametrize("time", [1, 2, 35])
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("padded", [False, True])
-def test_fp32_agrees_with_the_definition_in_float64(backend: str, cell: str, policy: str, time: int, padded: bool) -> None:
+def test_fp32_agrees_with_the_definition_in_float64(
+    backend: str, cell: str, policy: str, time: int, padded: bool
+) -> None:
     masks = masks_of(cell, policy, time)
     lengths = torch.tensor([1, time, (time + 1) // 2]) if padded else None
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
@@ -66,7 +80,8 @@ def test_fp32_agrees_with_the_definition_in_float64(backend: str, cell: str, pol
             inputs_of(cell, time, torch.float64),
         )
         found = outputs_and_gradients(
-            lambda *a, f=function, o=option: f(*a, masks, lengths=lengths, backend=backend, **o), inputs_of(cell, time, torch.float32)
+            lambda *a, f=function, o=option: f(*a, masks, lengths=lengths, backend=backend, **o),
+            inputs_of(cell, time, torch.float32),
         )
         assert max(relative_errors(found, expected)) < 1e-5
 
@@ -75,8 +90,11 @@ def test_fp32_agrees_with_the_definition_in_float64(backend: str, cell: str, pol
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("lengths", [[4, 0, 6], [6, 4, 0], [2, 5, 1], [3, 3, 3], [0, 0, 0]], ids=str)
-def test_padding_is_never_read(backend: str, cell: str, policy: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state; slopes of a few steps at once.
+def test_padding_is_never_read(
+    backend: str, cell: str, policy: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a number there changes nothing and gets no gradient; what has no word at all keeps its state;
+    slopes of a few steps at once.
 
     `triton_cells.py` pads with what is no number, too.
     """
@@ -88,7 +106,9 @@ def test_padding_is_never_read(backend: str, cell: str, policy: str, lengths: li
         for name, padding in (("reference", 0.0), ("reference", torch.nan), (backend, torch.nan)):
             x, *others = inputs_of(cell, 6, torch.float64)
             x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
-            function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=name, **option)
+            function = partial(
+                {"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=name, **option
+            )
             found.append(outputs_and_gradients(function, [x, *others]))
             assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
         for exact, *others in zip(*found, strict=True):
@@ -98,7 +118,9 @@ def test_padding_is_never_read(backend: str, cell: str, policy: str, lengths: li
 
 @both_back_ends
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 6, 3], dtype=torch.uint8)], ids=["even", "padded"])
+@pytest.mark.parametrize(
+    "lengths", [None, torch.tensor([2, 6, 3], dtype=torch.uint8)], ids=["even", "padded"]
+)
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, None)], ids=["outputs", "last state"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_what_is_not_used_gives_no_gradient(
@@ -135,7 +157,9 @@ def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> 
     """The contract lets the masks of input and recurrence be tied or not, fixed or not, each for itself."""
     generator = torch.Generator().manual_seed(4)
     mask_x = torch.rand(6, x_gates, 1, INPUT, generator=generator, dtype=torch.float64) if x_gates else None
-    mask_h = torch.rand(1, h_gates, BATCH, HIDDEN, generator=generator, dtype=torch.float64) if h_gates else None
+    mask_h = (
+        torch.rand(1, h_gates, BATCH, HIDDEN, generator=generator, dtype=torch.float64) if h_gates else None
+    )
     expected, found = (
         outputs_and_gradients(
             lambda *a, b=name: lstm(*a, Masks(mask_x, mask_h), backend=b),
@@ -153,7 +177,9 @@ def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> 
 def test_bf16_products_stay_close_to_the_definition(
     cell: str, policy: str, padded: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And each as close as the plain loop comes to it under torch's autocast; on tensors large enough for chance to even out."""
+    """And each as close as the plain loop comes to it under torch's autocast; on tensors large enough for
+    chance to even out.
+    """
     for name, size in {"BATCH": 8, "INPUT": 40, "HIDDEN": 48}.items():
         monkeypatch.setattr(f"{__name__}.{name}", size)
     if packed:
@@ -165,7 +191,8 @@ def test_bf16_products_stay_close_to_the_definition(
         options = {"lengths": lengths, **option}
         function = partial({"lstm": lstm, "gru": gru}[cell], **options)
         expected = outputs_and_gradients(
-            lambda *a, f=function: f(*a, double(masks), backend="reference"), inputs_of(cell, 12, torch.float64)
+            lambda *a, f=function: f(*a, double(masks), backend="reference"),
+            inputs_of(cell, 12, torch.float64),
         )
         inputs = inputs_of(cell, 12, torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -177,7 +204,10 @@ def test_bf16_products_stay_close_to_the_definition(
             )
             errors = relative_errors(found, expected)
             assert max(errors) < 2e-2
-            assert all(ours < 1.5 * theirs for ours, theirs in zip(errors, relative_errors(usual, expected), strict=True))
+            assert all(
+                ours < 1.5 * theirs
+                for ours, theirs in zip(errors, relative_errors(usual, expected), strict=True)
+            )
             assert max(errors) > 1e-5, "these products were not bf16"
             assert all(tensor.dtype == torch.float32 for tensor in found)
 
@@ -185,7 +215,9 @@ def test_bf16_products_stay_close_to_the_definition(
 @both_back_ends
 @pytest.mark.parametrize(("cell", "option"), [("lstm", {}), ("gru", {}), ("gru", {"reset_after": True})])
 @pytest.mark.parametrize("policy", ["none", "variational_untied"])
-def test_an_autocast_around_it_changes_nothing(backend: str, cell: str, option: dict[str, bool], policy: str) -> None:
+def test_an_autocast_around_it_changes_nothing(
+    backend: str, cell: str, option: dict[str, bool], policy: str
+) -> None:
     """Forward and back, to the bit."""
     masks = masks_of(cell, policy, 6)
     function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, backend=backend, **option)
@@ -195,10 +227,15 @@ def test_an_autocast_around_it_changes_nothing(backend: str, cell: str, option: 
     assert all(map(torch.equal, found, expected))
 
 
-def head(rows: int, words: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:
+def head(
+    rows: int, words: int, dtype: torch.dtype = torch.float32, scale: float = 1.0
+) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(rows)
     shapes = [(rows, 6), (words, 6), (words,)]
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype).requires_grad_() for shape in shapes]
+    tensors = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
     return tensors, torch.randint(words, (rows,), generator=generator)
 
 
@@ -208,9 +245,17 @@ def head(rows: int, words: int, dtype: torch.dtype = torch.float32, scale: float
 @pytest.mark.parametrize(("compute_dtype", "tolerance"), [(None, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize(("rows", "words"), [(1, 2), (7, 11), (9, 11), (10, 11), (101, 13)])
 def test_cross_entropy_in_chunks_is_that_of_the_whole(
-    backend: str, rows: int, words: int, compute_dtype: torch.dtype | None, tolerance: float, even: bool, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    rows: int,
+    words: int,
+    compute_dtype: torch.dtype | None,
+    tolerance: float,
+    even: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nine rows of eleven words fill a chunk here: one chunk, a full one, one row over, many. The losses are never rounded."""
+    """Nine rows of eleven words fill a chunk here: one chunk, a full one, one row over, many. The losses are
+    never rounded.
+    """
     monkeypatch.setattr(fused, "LOGITS_AT_ONCE", 99)
     monkeypatch.setattr(native, "LOGITS_AT_ONCE", 99)
     results = []
@@ -218,17 +263,24 @@ def test_cross_entropy_in_chunks_is_that_of_the_whole(
         tensors, targets = head(rows, words, dtype)
         nll = linear_cross_entropy(*tensors, targets, backend=name, compute_dtype=compute_dtype)
         upstream = torch.full((rows,), 0.3) if even else torch.linspace(-1, 2, rows)
-        first, second = (torch.autograd.grad(nll, tensors, upstream.to(dtype), retain_graph=True) for _ in range(2))
+        first, second = (
+            torch.autograd.grad(nll, tensors, upstream.to(dtype), retain_graph=True) for _ in range(2)
+        )
         results.append([nll, *first, *second])
     errors = relative_errors(results[1], results[0])
     assert errors[0] < 1e-5 and max(errors) < tolerance
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "words", "bound"), [(80, 10_000, 2**25), (80, 300_000, 2**25), (4, 10_000, 2**24), (80, 2**26, 2**26)]
+    ("gigabytes", "words", "bound"),
+    [(80, 10_000, 2**25), (80, 300_000, 2**25), (4, 10_000, 2**24), (80, 2**26, 2**26)],
 )
-def test_a_gpu_works_through_a_steps_logits_at_once(gigabytes: int, words: int, bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """35 steps of 20 sequences with PTB's words; of more words as many rows as fit, but one; the CPU's chunks stay in its cache."""
+def test_a_gpu_works_through_a_steps_logits_at_once(
+    gigabytes: int, words: int, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """35 steps of 20 sequences with PTB's words; of more words as many rows as fit, but one; the CPU's chunks
+    stay in its cache.
+    """
     of_cuda = SimpleNamespace(total_memory=gigabytes * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of_cuda)
     rows, rounded_rows = fused.rows_at_once(torch.device("cuda", 0), words)
@@ -238,11 +290,15 @@ def test_a_gpu_works_through_a_steps_logits_at_once(gigabytes: int, words: int, 
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_cross_entropy_in_one_chunk_is_that_of_the_whole(compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_entropy_in_one_chunk_is_that_of_the_whole(
+    compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chunk = fused.loss_and_probabilities
     calls: list[int] = []
     monkeypatch.setattr(fused, "rows_at_once", lambda device, words: (101, 101))
-    monkeypatch.setattr(fused, "loss_and_probabilities", lambda x, *rest: (calls.append(len(x)), chunk(x, *rest))[1])
+    monkeypatch.setattr(
+        fused, "loss_and_probabilities", lambda x, *rest: (calls.append(len(x)), chunk(x, *rest))[1]
+    )
     results = []
     for backend, dtype in (("reference", torch.float64), ("fused", torch.float32)):
         tensors, targets = head(101, 13, dtype)
@@ -253,7 +309,9 @@ def test_cross_entropy_in_one_chunk_is_that_of_the_whole(compute_dtype: torch.dt
 
 
 @pytest.mark.parametrize("way", ["by_probabilities", "by_logarithms"])
-def test_cross_entropy_of_extreme_logits_is_finite_and_right(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_entropy_of_extreme_logits_is_finite_and_right(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the CPU, and as on CUDA."""
     monkeypatch.setattr(fused, "by_probabilities", getattr(fused, way))
     for dtype, tolerance in ((None, 1e-4), (torch.bfloat16, 2e-2)):
@@ -264,7 +322,9 @@ def test_cross_entropy_of_extreme_logits_is_finite_and_right(way: str, monkeypat
         doubles = [t.double() for t in tensors]
         expected = linear_cross_entropy(*doubles, targets, backend="reference")
         torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-4)
-        gradients = (torch.autograd.grad(loss.sum(), of) for loss, of in ((nll, tensors), (expected, doubles)))
+        gradients = (
+            torch.autograd.grad(loss.sum(), of) for loss, of in ((nll, tensors), (expected, doubles))
+        )
         assert max(relative_errors(*map(list, gradients))) < tolerance
 
 
@@ -292,7 +352,10 @@ def test_the_logits_stay_exact_where_torch_would_round_them(backend: str) -> Non
 def test_the_forward_logits_are_never_rounded() -> None:
     """With bf16 products the losses are those of fp32 to the bit; only the gradients are rounded."""
     tensors, targets = head(20, 11)
-    losses = [linear_cross_entropy(*tensors, targets, backend="fused", compute_dtype=d) for d in (None, torch.bfloat16)]
+    losses = [
+        linear_cross_entropy(*tensors, targets, backend="fused", compute_dtype=d)
+        for d in (None, torch.bfloat16)
+    ]
     assert torch.equal(*losses)
     exact, rounded = (torch.autograd.grad(nll.sum(), tensors) for nll in losses)
     assert 1e-4 < max(relative_errors(list(rounded), list(exact))) < 2e-2
@@ -300,15 +363,21 @@ def test_the_forward_logits_are_never_rounded() -> None:
 
 @both_back_ends
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 4, 1]), torch.tensor([4, 2, 1])], ids=["even", "padded", "sorted"])
+@pytest.mark.parametrize(
+    "lengths", [None, torch.tensor([2, 4, 1]), torch.tensor([4, 2, 1])], ids=["even", "padded", "sorted"]
+)
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 def test_gradients_can_be_asked_for_twice(
     backend: str, cell: str, policy: str, lengths: Tensor | None, compute_dtype: torch.dtype | None
 ) -> None:
-    """Backward reads what forward saved and leaves it as it was; no two results share memory, so that each can be changed in place."""
+    """Backward reads what forward saved and leaves it as it was; no two results share memory, so that each
+    can be changed in place.
+    """
     inputs = inputs_of(cell, 4, torch.float32)
     function = {"lstm": lstm, "gru": gru}[cell]
-    outputs = function(*inputs, masks_of(cell, policy, 4), lengths=lengths, backend=backend, compute_dtype=compute_dtype)
+    outputs = function(
+        *inputs, masks_of(cell, policy, 4), lengths=lengths, backend=backend, compute_dtype=compute_dtype
+    )
     first, second = (torch.autograd.grad(outputs[0].sum(), inputs, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     tensors = [*outputs, *first]
@@ -325,7 +394,9 @@ def test_without_gradients_the_head_makes_none(monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(linear_cross_entropy(*tensors, targets, backend="fused"), expected)
 
 
-@pytest.mark.parametrize("mask", [torch.ones(1, 1, 1, INPUT).requires_grad_(), torch.ones(1, 1, 1, INPUT, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "mask", [torch.ones(1, 1, 1, INPUT).requires_grad_(), torch.ones(1, 1, 1, INPUT, dtype=torch.float64)]
+)
 def test_masks_are_data_of_the_inputs_type(mask: Tensor) -> None:
     with pytest.raises(ValueError, match=r"masks\.x must be torch\.float32 like x and need no gradient"):
         lstm(*inputs_of("lstm", 2, torch.float32), Masks(x=mask))

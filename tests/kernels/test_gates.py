@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from vdrop_cli.kernels.gates import Gates, input_gradient, masked_inputs, project_inputs, sum_over_steps, weight_gradient
+from vdrop_cli.kernels.gates import (
+    Gates,
+    input_gradient,
+    masked_inputs,
+    project_inputs,
+    sum_over_steps,
+    weight_gradient,
+)
 from vdrop_cli.kernels.masks import Masks
 
 TIME, BATCH, INPUT, HIDDEN, GATES = 3, 2, 5, 4, 3
@@ -12,11 +19,18 @@ EVERY = slice(0, GATES)
 
 @pytest.mark.parametrize("untied", [False, True])
 def test_products_over_all_steps_are_those_of_each_step_and_gate(untied: bool) -> None:
-    """Whichever way the gates lie: forward, and the gradients of inputs, weights and biases by the chain rule written out."""
+    """Whichever way the gates lie: forward, and the gradients of inputs, weights and biases by the chain rule
+    written out.
+    """
     generator = torch.Generator().manual_seed(0)
     x, w, b, d = (
         torch.randn(s, generator=generator, dtype=torch.float64)
-        for s in ((TIME, BATCH, INPUT), (GATES * HIDDEN, INPUT), (GATES * HIDDEN,), (GATES, TIME, BATCH, HIDDEN))
+        for s in (
+            (TIME, BATCH, INPUT),
+            (GATES * HIDDEN, INPUT),
+            (GATES * HIDDEN,),
+            (GATES, TIME, BATCH, HIDDEN),
+        )
     )
     mask = torch.rand(1, GATES if untied else 1, BATCH, INPUT, generator=generator, dtype=torch.float64)
     gates = Gates.of(x, HIDDEN, GATES, Masks(x=mask))
@@ -32,7 +46,9 @@ def test_products_over_all_steps_are_those_of_each_step_and_gate(untied: bool) -
     da.view_GTBH.copy_(d)
     weight_gradient(da, EVERY, inputs, dw)
     torch.testing.assert_close(dw.view_as(w_GHD), torch.einsum("gtbh,gbd,tbd->ghd", d, m_GBD, x))
-    torch.testing.assert_close(input_gradient(da, w, mask, x.dtype), torch.einsum("gtbh,ghd,gbd->tbd", d, w_GHD, m_GBD))
+    torch.testing.assert_close(
+        input_gradient(da, w, mask, x.dtype), torch.einsum("gtbh,ghd,gbd->tbd", d, w_GHD, m_GBD)
+    )
     torch.testing.assert_close(sum_over_steps(da), d.sum((1, 2)).flatten())
 
 

@@ -1,4 +1,6 @@
-"""What is decided and copied around a graph; the two calls that capture and replay one are stood in for by the loop itself."""
+"""What is decided and copied around a graph; the two calls that capture and replay one are stood in for by
+the loop itself.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels.graphs import CAPTURING, Graph, Graphs, capture, capture_stream, copy, is_possible, precision_of_products
+from vdrop_cli.kernels.graphs import (
+    CAPTURING,
+    Graph,
+    Graphs,
+    capture,
+    capture_stream,
+    copy,
+    is_possible,
+    precision_of_products,
+)
 
 CPU = torch.device("cpu")
 
@@ -173,7 +184,9 @@ def test_the_precision_of_products_is_read_by_torchs_new_setting(monkeypatch: py
     """The older one raises where the newer was used."""
     before = precision_of_products()
     matmul = SimpleNamespace(
-        fp32_precision="tf32", allow_bf16_reduced_precision_reduction=True, allow_fp16_reduced_precision_reduction=True
+        fp32_precision="tf32",
+        allow_bf16_reduced_precision_reduction=True,
+        allow_fp16_reduced_precision_reduction=True,
     )
     monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
     assert precision_of_products() != before
@@ -193,14 +206,18 @@ class Failing(Recorder):
 
     def __call__(self, run: Callable[[], None], device: torch.device) -> Graph:
         super().__call__(run, device)
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be reported later")
+        raise RuntimeError(
+            "operation not permitted when stream is capturing\nCUDA kernel errors might be reported later"
+        )
 
 
 def test_shapes_whose_capture_fails_run_without_a_graph_and_say_so_once() -> None:
     failing = Failing()
     graphs, x = graphs_of(failing), torch.randn(3, 4)
     assert torch.equal(summed(graphs, x), exact(x))
-    with pytest.warns(UserWarning, match="failed with RuntimeError: operation not permitted when stream is capturing$"):
+    with pytest.warns(
+        UserWarning, match="failed with RuntimeError: operation not permitted when stream is capturing$"
+    ):
         assert torch.equal(summed(graphs, x), exact(x))
     for _ in range(40):
         assert torch.equal(summed(graphs, x), exact(x))
@@ -209,7 +226,10 @@ def test_shapes_whose_capture_fails_run_without_a_graph_and_say_so_once() -> Non
 
 def test_after_a_failed_capture_other_shapes_are_captured() -> None:
     failing, recorder = Failing(), Recorder()
-    graphs = Graphs(lambda run, device: (recorder if failing.captures else failing)(run, device), possible=lambda device: True)
+    graphs = Graphs(
+        lambda run, device: (recorder if failing.captures else failing)(run, device),
+        possible=lambda device: True,
+    )
     with pytest.warns(UserWarning, match="without a CUDA graph"):
         for width in (1, 1, 2, 2, 1, 2):
             x = torch.randn(3, width)
@@ -241,10 +261,21 @@ def test_strict_graphs_raise_where_a_capture_fails() -> None:
 def test_copies_are_those_of_one_tensor_after_the_other(transposed: bool) -> None:
     """Of mixed types and layouts, contiguous, transposed and broadcast; what is None stays out."""
     types = [torch.float32, torch.bfloat16, torch.float32, torch.int64, torch.float64, torch.float32]
-    source: dict[str, Tensor | None] = {str(n): (torch.randn(4, 5) * 9).to(dtype) for n, dtype in enumerate(types)}
-    source |= {"broadcast": torch.randn(4, 1).expand(4, 5), "transposed": torch.randn(5, 4).T, "empty": torch.empty(0), "none": None}
+    source: dict[str, Tensor | None] = {
+        str(n): (torch.randn(4, 5) * 9).to(dtype) for n, dtype in enumerate(types)
+    }
+    source |= {
+        "broadcast": torch.randn(4, 1).expand(4, 5),
+        "transposed": torch.randn(5, 4).T,
+        "empty": torch.empty(0),
+        "none": None,
+    }
     target = {
-        name: None if t is None else torch.zeros(t.T.shape, dtype=t.dtype).T if transposed and t.dim() == 2 else torch.zeros_like(t)
+        name: None
+        if t is None
+        else torch.zeros(t.T.shape, dtype=t.dtype).T
+        if transposed and t.dim() == 2
+        else torch.zeros_like(t)
         for name, t in source.items()
     }
     copy(source, target, [name for name in source if name != "0"])
@@ -307,7 +338,10 @@ class FakeGraph:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """Below torch's own `torch.cuda.graph` and `torch.cuda.stream`."""
     fake = FakeCuda()
-    segments = [{"segment_pool_id": (0, pool), "total_size": size} for pool, size in ((7, 2**21), (0, 2**30), (7, 2**25))]
+    segments = [
+        {"segment_pool_id": (0, pool), "total_size": size}
+        for pool, size in ((7, 2**21), (0, 2**30), (7, 2**25))
+    ]
     for module, name, value in (
         (torch.cuda, "Stream", FakeStream),
         (torch.cuda, "CUDAGraph", lambda: FakeGraph(fake)),
@@ -347,14 +381,21 @@ def test_the_memory_of_a_graph_is_that_of_its_pool(cuda: FakeCuda) -> None:
     assert capture(lambda: None, torch.device("cuda", 0)).bytes == 2**21 + 2**25
 
 
-def test_a_graph_is_used_where_the_allocator_does_not_tell_its_memory(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_is_used_where_the_allocator_does_not_tell_its_memory(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse() -> None:
-        raise RuntimeError("cudaMallocAsync does not yet support snapshot. If you need it, please file an issue describing your use case.")
+        raise RuntimeError(
+            "cudaMallocAsync does not yet support snapshot. If you need it, please file an issue describing "
+            "your use case."
+        )
 
     monkeypatch.setattr(torch.cuda, "memory_snapshot", refuse)
     assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0 and cuda.captured_on
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"total_size": 1}])
-    assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0, "of an older torch, which tells no pools"
+    assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0, (
+        "of an older torch, which tells no pools"
+    )
 
 
 @pytest.mark.parametrize("fails_in", ["", "begin", "loop", "end"])

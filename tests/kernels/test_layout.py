@@ -21,11 +21,21 @@ def test_packing_keeps_what_is_there_and_nothing_else() -> None:
     x = (10 * torch.arange(TIME)[:, None] + torch.arange(4))[..., None].float()
     layout = Layout.of(x, LENGTHS)
     packed = layout.pack(x)
-    assert [step.flatten().tolist() for step in layout.each(packed)] == [[1, 3, 0], [11, 13, 10], [21, 23], [31], [41]]
+    assert [step.flatten().tolist() for step in layout.each(packed)] == [
+        [1, 3, 0],
+        [11, 13, 10],
+        [21, 23],
+        [31],
+        [41],
+    ]
     there = torch.arange(TIME)[:, None] < LENGTHS
     assert torch.equal(layout.unpack(packed), x * there[..., None])
     assert layout.blocks(6) == [range(0, 2), range(2, 4), range(4, 5)]
-    assert [packed[layout.part(steps)].flatten().tolist() for steps in layout.blocks(6)] == [[1, 3, 0, 11, 13, 10], [21, 23, 31], [41]]
+    assert [packed[layout.part(steps)].flatten().tolist() for steps in layout.blocks(6)] == [
+        [1, 3, 0, 11, 13, 10],
+        [21, 23, 31],
+        [41],
+    ]
 
 
 def test_states_follow_their_sequences() -> None:

@@ -1,4 +1,6 @@
-"""What the compiled cells owe besides agreeing with the definition (`test_fused.py`): numbers at the edges, threads, forks, types."""
+"""What the compiled cells owe besides agreeing with the definition (`test_fused.py`): numbers at the edges,
+threads, forks, types.
+"""
 
 import os
 import platform
@@ -42,16 +44,24 @@ def tensors(cell: str, time: int, batch: int, inputs: int, hidden: int, dtype: t
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize(("cell", "option"), VARIANTS)
 @pytest.mark.parametrize(
-    ("time", "batch", "inputs", "hidden"), [(1, 1, 1, 1), (2, 33, 17, 16), (3, 20, 31, 50), (2, 70, 64, 33), (5, 7, 3, 15)]
+    ("time", "batch", "inputs", "hidden"),
+    [(1, 1, 1, 1), (2, 33, 17, 16), (3, 20, 31, 50), (2, 70, 64, 33), (5, 7, 3, 15)],
 )
 def test_sizes_at_the_edges_of_blocks(
-    cell: str, option: dict[str, bool], time: int, batch: int, inputs: int, hidden: int, compute_dtype: torch.dtype | None
+    cell: str,
+    option: dict[str, bool],
+    time: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    compute_dtype: torch.dtype | None,
 ) -> None:
     """One unit, one over a block of 16, rows beyond one block of 32, columns that fill no tile."""
     gates = 4 if cell == "lstm" else 3
     masks = Masks(random(1, gates, batch, inputs).detach(), random(time, 1, batch, hidden).detach())
     expected = outputs_and_gradients(
-        partial(CELLS[cell], masks=double(masks), backend="reference", **option), tensors(cell, time, batch, inputs, hidden, torch.float64)
+        partial(CELLS[cell], masks=double(masks), backend="reference", **option),
+        tensors(cell, time, batch, inputs, hidden, torch.float64),
     )
     found = outputs_and_gradients(
         partial(CELLS[cell], masks=masks, backend="native", compute_dtype=compute_dtype, **option),
@@ -61,9 +71,14 @@ def test_sizes_at_the_edges_of_blocks(
 
 
 @pytest.mark.skipif("not native.has_amx()")
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 5, 17), (900, 650, 1000), (1000, 650, 900), (40, 1700, 70), (450, 800, 33)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"),
+    [(1, 5, 17), (900, 650, 1000), (1000, 650, 900), (40, 1700, 70), (450, 800, 33)],
+)
 def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: int, columns: int) -> None:
-    """Of matrices that are worked on in several parts, in their depth and across, and of some with incomplete blocks."""
+    """Of matrices that are worked on in several parts, in their depth and across, and of some with incomplete
+    blocks.
+    """
     x, w = random(rows, depth).detach(), random(columns, depth).detach()
     x_high, x_low = native.halves(x)
     w_high, w_low = (packed.flatten(1, 2) for packed in native.pack_bf16(w, 1, rest=True))
@@ -75,21 +90,32 @@ def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: 
     native.logits_by_halves(found, x_high, x_low, w_high, w_low)
     assert max(relative_errors([found], [x.double() @ w.double().T])) < 1e-5
     summed, upstream = torch.full((columns, depth), torch.nan), random(rows, columns).detach().bfloat16()
-    native.gemm(summed, [(native.transposed_rows(upstream), native.packed_rows(x_high, depth))], transposed=True)
+    native.gemm(
+        summed, [(native.transposed_rows(upstream), native.packed_rows(x_high, depth))], transposed=True
+    )
     assert max(relative_errors([summed], [upstream.double().T @ x.bfloat16().double()])) < 1e-6
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-7), (torch.float64, 1e-15)])
 def test_gates_are_exact_over_the_whole_range(dtype: torch.dtype, tolerance: float) -> None:
     """σ and tanh alone, by an LSTM of one step: relative errors, near zero and at saturation, too."""
-    a = torch.cat([torch.linspace(-20, 20, 4001, dtype=torch.float64), torch.logspace(-30, 0, 301, dtype=torch.float64)]).to(dtype)
+    a = torch.cat(
+        [torch.linspace(-20, 20, 4001, dtype=torch.float64), torch.logspace(-30, 0, 301, dtype=torch.float64)]
+    ).to(dtype)
     units, zeros = len(a), torch.zeros(1, len(a), dtype=dtype)
     weights = (torch.zeros(4 * units, 1, dtype=dtype), torch.zeros(4 * units, units, dtype=dtype))
     for gate, expected in ((2, a.double().tanh()), (0, a.double().sigmoid())):
         bias = torch.full((4, units), 1000.0, dtype=dtype)  # open gates
         bias[gate] = a
         _, _, c_BH = lstm(
-            zeros[:, None, :1], zeros, zeros, *weights, bias.flatten(), torch.zeros_like(bias.flatten()), Masks(), backend="native"
+            zeros[:, None, :1],
+            zeros,
+            zeros,
+            *weights,
+            bias.flatten(),
+            torch.zeros_like(bias.flatten()),
+            Masks(),
+            backend="native",
         )
         errors = ((c_BH[0].double() - expected) / expected)[expected != 0].abs()
         assert errors.max() < tolerance
@@ -112,41 +138,61 @@ def test_numbers_that_are_none_come_out_as_they_do_from_the_definition(
             found.append(function(x, *others))
     for expected, ours in zip(*found, strict=True):
         torch.testing.assert_close(
-            ours, expected, rtol=1e-5 if compute_dtype is None else 2e-2, atol=1e-6 if compute_dtype is None else 2e-2, equal_nan=True
+            ours,
+            expected,
+            rtol=1e-5 if compute_dtype is None else 2e-2,
+            atol=1e-6 if compute_dtype is None else 2e-2,
+            equal_nan=True,
         )
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 200.0, -1e30])
-def test_logits_that_are_none_come_out_as_they_do_from_the_definition(value: float, compute_dtype: torch.dtype | None) -> None:
+def test_logits_that_are_none_come_out_as_they_do_from_the_definition(
+    value: float, compute_dtype: torch.dtype | None
+) -> None:
     results = []
     for backend in ("reference", "native"):
         x, w, b = random(5, 6), random(11, 6), random(11)
         with torch.no_grad():
             b[3] = value
-        nll = linear_cross_entropy(x, w, b, torch.tensor([0, 3, 5, 3, 10]), backend=backend, compute_dtype=compute_dtype)
+        nll = linear_cross_entropy(
+            x, w, b, torch.tensor([0, 3, 5, 3, 10]), backend=backend, compute_dtype=compute_dtype
+        )
         results.append([nll, *torch.autograd.grad(nll.sum(), (x, w, b))])
     for expected, ours in zip(*results, strict=True):
         torch.testing.assert_close(
-            ours, expected, rtol=1e-5 if compute_dtype is None else 3e-2, atol=1e-4 if compute_dtype is None else 3e-2, equal_nan=True
+            ours,
+            expected,
+            rtol=1e-5 if compute_dtype is None else 3e-2,
+            atol=1e-4 if compute_dtype is None else 3e-2,
+            equal_nan=True,
         )
 
 
 @pytest.mark.parametrize("target", [-1, -100, 11])
 def test_a_target_that_is_no_word_is_an_error(target: int) -> None:
     with pytest.raises(IndexError, match=f"^target {target} is out of bounds: there are 11 words$"):
-        linear_cross_entropy(random(2, 6), random(11, 6), random(11), torch.tensor([0, target]), backend="native")
+        linear_cross_entropy(
+            random(2, 6), random(11, 6), random(11), torch.tensor([0, target]), backend="native"
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_threads_share_units_and_rows(threads: int, compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The outputs are the same to the bit; sums over rows, gradients of weights and biases, may differ in their last places."""
+def test_threads_share_units_and_rows(
+    threads: int, compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outputs are the same to the bit; sums over rows, gradients of weights and biases, may differ in
+    their last places.
+    """
     results = []
     for number in (1, threads):
         monkeypatch.setattr(native, "threads", lambda number=number: number)
         for cell, option in VARIANTS:
-            function = partial(CELLS[cell], masks=Masks(), backend="native", compute_dtype=compute_dtype, **option)
+            function = partial(
+                CELLS[cell], masks=Masks(), backend="native", compute_dtype=compute_dtype, **option
+            )
             results.append(outputs_and_gradients(function, tensors(cell, 3, 40, 9, 37, torch.float32)))
     for alone, together in zip(results[:3], results[3:], strict=True):
         assert torch.equal(alone[0], together[0])
@@ -196,12 +242,16 @@ def test_types_without_kernels_are_fuseds_or_an_error(dtype: torch.dtype) -> Non
     inputs = inputs_of("lstm", 2, dtype)
     same = [lstm(*inputs, Masks(), backend=backend)[0] for backend in ("auto", "fused")]
     assert torch.equal(*same)
-    with pytest.raises(ValueError, match=rf"^backend=native has no kernels for {dtype} with products in {dtype}; use float32"):
+    with pytest.raises(
+        ValueError, match=rf"^backend=native has no kernels for {dtype} with products in {dtype}; use float32"
+    ):
         lstm(*inputs, Masks(), backend="native")
 
 
 def test_native_is_for_the_cpu() -> None:
-    with pytest.raises(ValueError, match=r"^backend=native cannot run on meta: it is for the CPU; choose backend=fused$"):
+    with pytest.raises(
+        ValueError, match=r"^backend=native cannot run on meta: it is for the CPU; choose backend=fused$"
+    ):
         kernels.choose("native", torch.device("meta"))
 
 
@@ -238,7 +288,12 @@ def test_compile_takes_the_cells_whole(compute_dtype: torch.dtype | None) -> Non
     assert all(map(torch.equal, *results))
 
 
-OTHER_PROCESSORS = {"x86-64": set(), "haswell": {"avx2", "fma"}, "skylake-avx512": {"avx512f", "avx512bw"}, "cooperlake": {"avx512_bf16"}}
+OTHER_PROCESSORS = {
+    "x86-64": set(),
+    "haswell": {"avx2", "fma"},
+    "skylake-avx512": {"avx512f", "avx512bw"},
+    "cooperlake": {"avx512_bf16"},
+}
 AS_ANOTHER = """
 import sys
 import pytest
@@ -254,7 +309,9 @@ sys.exit(pytest.main(["-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k"
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="it compiles for x86-64")
 @pytest.mark.parametrize("processor", OTHER_PROCESSORS)
 def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
-    """With vectors of other widths, with and without bf16 in hardware, without AMX; tests of this file and of `test_fused.py`."""
+    """With vectors of other widths, with and without bf16 in hardware, without AMX; tests of this file and of
+    `test_fused.py`.
+    """
     lacking = OTHER_PROCESSORS[processor] - set(processor_flags())
     if lacking:
         pytest.skip(f"this processor lacks {', '.join(sorted(lacking))}")
@@ -262,7 +319,9 @@ def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
     told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert told.returncode == 0, told.stdout
     used = set(told.stdout.splitlines()[0].split(","))
-    assert "AMX" not in used and ("AVX-512" in used) == ("avx512f" in OTHER_PROCESSORS[processor] or processor == "cooperlake")
+    assert "AMX" not in used and ("AVX-512" in used) == (
+        "avx512f" in OTHER_PROCESSORS[processor] or processor == "cooperlake"
+    )
 
 
 def test_the_library_says_what_it_uses() -> None:
@@ -270,4 +329,6 @@ def test_the_library_says_what_it_uses() -> None:
     flags = set(processor_flags())
     assert ("AVX-512" in native.features()) == ("avx512f" in flags)
     assert ("AVX2" in native.features()) == ("avx2" in flags and "avx512f" not in flags)
-    assert native.has_amx() <= ("amx_bf16" in flags) and ("bf16 products" in native.features()) >= ("avx512_bf16" in flags)
+    assert native.has_amx() <= ("amx_bf16" in flags) and ("bf16 products" in native.features()) >= (
+        "avx512_bf16" in flags
+    )

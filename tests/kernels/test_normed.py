@@ -12,30 +12,48 @@ from vdrop_cli import kernels
 from vdrop_cli.kernels import Masks, Norms
 
 CELLS: dict[str, Any] = {"lstm": kernels.lstm, "gru": kernels.gru}
-CASES = [("lstm", {}), ("lstm", {"cells": True}), ("gru", {"reset_after": False}), ("gru", {"reset_after": True})]
+CASES = [
+    ("lstm", {}),
+    ("lstm", {"cells": True}),
+    ("gru", {"reset_after": False}),
+    ("gru", {"reset_after": True}),
+]
 
 
 def norms_of(cell: str, hidden: int, dtype: torch.dtype) -> list[Tensor]:
     """Gains about one and biases about zero."""
     generator = torch.Generator().manual_seed(11)
     sizes = [4 * hidden, 4 * hidden, hidden, hidden] if cell == "lstm" else [3 * hidden, 3 * hidden]
-    return [(1 + 0.3 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_() for size in sizes]
+    return [
+        (1 + 0.3 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+        for size in sizes
+    ]
 
 
 def double(masks: Masks) -> Masks:
     return Masks(*(mask if mask is None else mask.double() for mask in masks))
 
 
-def results(backend: str, cell: str, masks: Masks, lengths: list[int] | None, second: bool, **options: Any) -> list[Tensor]:
-    """Outputs, and gradients of all that has one, first and second; padding is no number where it is never to be read."""
+def results(
+    backend: str, cell: str, masks: Masks, lengths: list[int] | None, second: bool, **options: Any
+) -> list[Tensor]:
+    """Outputs, and gradients of all that has one, first and second; padding is no number where it is never to
+    be read.
+    """
     x, *others = inputs_of(cell, 4, torch.float64)
     norms = norms_of(cell, others[0].shape[1], torch.float64)
     lengths_B = None if lengths is None else torch.tensor(lengths)
     if lengths_B is not None:
         padding = 0.0 if backend == "reference" else torch.nan
-        x = x.detach().masked_fill((torch.arange(4)[:, None] >= lengths_B)[..., None], padding).requires_grad_()
+        x = (
+            x.detach()
+            .masked_fill((torch.arange(4)[:, None] >= lengths_B)[..., None], padding)
+            .requires_grad_()
+        )
     inputs = [x, *others, *norms]
-    outputs = CELLS[cell](x, *others, masks, norms=Norms(*norms), lengths=lengths_B, backend=backend, **options)
+    outputs = CELLS[cell](
+        x, *others, masks, norms=Norms(*norms), lengths=lengths_B, backend=backend, **options
+    )
     generator = torch.Generator().manual_seed(9)
     upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
     loss = sum((y * d).sum() for y, d in zip(outputs, upstream, strict=True))
@@ -54,27 +72,37 @@ def test_outputs_and_gradients_are_those_of_the_definition(
     if policy == "moon" and cell == "gru":
         pytest.skip("a GRU has no cell state")
     masks = double(masks_of(cell, policy, 4))
-    found, expected = (results(backend, cell, masks, lengths, False, **options) for backend in (ours, "reference"))
+    found, expected = (
+        results(backend, cell, masks, lengths, False, **options) for backend in (ours, "reference")
+    )
     assert max(relative_errors(found, expected)) < 1e-9
 
 
 @pytest.mark.parametrize(("cell", "options"), CASES, ids=str)
 @pytest.mark.parametrize("ours", ["fused", "native"])
-def test_second_derivatives_are_those_of_the_definition(ours: str, cell: str, options: dict[str, bool]) -> None:
+def test_second_derivatives_are_those_of_the_definition(
+    ours: str, cell: str, options: dict[str, bool]
+) -> None:
     masks = double(masks_of(cell, "variational_untied", 4))
-    found, expected = (results(backend, cell, masks, [4, 0, 2], True, **options) for backend in (ours, "reference"))
+    found, expected = (
+        results(backend, cell, masks, [4, 0, 2], True, **options) for backend in (ours, "reference")
+    )
     assert max(relative_errors(found, expected)) < 1e-9
 
 
 @pytest.mark.parametrize("policy", ["variational", "variational_untied"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
-    """Errors of the size of bf16's rounding, which layer norm magnifies where a gradient is a small difference."""
+    """Errors of the size of bf16's rounding, which layer norm magnifies where a gradient is a small
+    difference.
+    """
     found = []
     for compute_dtype in (None, torch.bfloat16):
         inputs = inputs_of(cell, 4, torch.float32)
         norms = norms_of(cell, inputs[1].shape[1], torch.float32)
-        outputs = CELLS[cell](*inputs, masks_of(cell, policy, 4), norms=Norms(*norms), compute_dtype=compute_dtype)
+        outputs = CELLS[cell](
+            *inputs, masks_of(cell, policy, 4), norms=Norms(*norms), compute_dtype=compute_dtype
+        )
         loss = sum(y.square().sum() for y in outputs)
         found.append([*outputs, *torch.autograd.grad(loss, [*inputs, *norms])])
     errors = relative_errors(*reversed(found))
@@ -90,12 +118,17 @@ def test_auto_is_native_on_the_cpu_and_other_types_are_fuseds(cell: str, options
         inputs = inputs_of(cell, 4, torch.float32)
         norms = norms_of(cell, inputs[1].shape[1], torch.float32)
         outputs = CELLS[cell](*inputs, masks, norms=Norms(*norms), backend=backend, **options)
-        found.append([*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), [*inputs, *norms])])
+        found.append(
+            [*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), [*inputs, *norms])]
+        )
     assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     assert max(relative_errors(found[1], found[2])) < 1e-5
     half = inputs_of(cell, 4, torch.bfloat16)
     half_norms = Norms(*norms_of(cell, half[1].shape[1], torch.bfloat16))
-    fused, auto = (CELLS[cell](*half, Masks(), norms=half_norms, backend=backend, **options)[0] for backend in ("fused", "auto"))
+    fused, auto = (
+        CELLS[cell](*half, Masks(), norms=half_norms, backend=backend, **options)[0]
+        for backend in ("fused", "auto")
+    )
     assert torch.equal(fused, auto)
     for backend, said in (("native", "no kernels for torch.bfloat16"), ("triton", "has no layer norm")):
         with pytest.raises(ValueError, match=said):
@@ -118,4 +151,6 @@ def test_compile_takes_them_whole() -> None:
     def model(*tensors: Tensor) -> Tensor:
         return kernels.gru(*tensors, Masks(), norms=norms)[0].sin()
 
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs), model(*inputs))
+    torch.testing.assert_close(
+        torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs), model(*inputs)
+    )

@@ -18,7 +18,9 @@ MATMUL = torch.backends.cuda.matmul
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_products_are_those_of_the_matrix(packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_those_of_the_matrix(
+    packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if packed and not products.packs():
         pytest.skip("this build of torch cannot pack weights")
     monkeypatch.setattr(products, "packs", lambda: packed)
@@ -26,7 +28,9 @@ def test_products_are_those_of_the_matrix(packed: bool, dtype: torch.dtype, tole
     expected, start = x.double() @ w.double().T, torch.randn(5, 33)
     weights = Weights(w.to(dtype), 5)
     assert (weights.packed is not None) == (packed and dtype == torch.bfloat16)
-    torch.testing.assert_close(weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance)
+    torch.testing.assert_close(
+        weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance
+    )
     weights.add_product(out := start.clone(), x.to(dtype))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), start.double() + expected, rtol=tolerance, atol=5 * tolerance)
@@ -34,7 +38,9 @@ def test_products_are_those_of_the_matrix(packed: bool, dtype: torch.dtype, tole
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_products_gate_by_gate(packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_gate_by_gate(
+    packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if packed and not products.packs():
         pytest.skip("this build of torch cannot pack weights")
     monkeypatch.setattr(WeightsByGate, "PACKED_FROM", 0 if packed else 10**9)
@@ -42,7 +48,9 @@ def test_products_gate_by_gate(packed: bool, dtype: torch.dtype, tolerance: floa
     expected, start = x.double() @ w.double().mT, torch.randn(3, 5, 33)
     weights = WeightsByGate(w.to(dtype), 5)
     assert (weights.packed is not None) == (packed and dtype == torch.bfloat16)
-    torch.testing.assert_close(weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance)
+    torch.testing.assert_close(
+        weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance
+    )
     weights.add_product(out := start.clone(), x.to(dtype))
     torch.testing.assert_close(out.double(), start.double() + expected, rtol=tolerance, atol=5 * tolerance)
 
@@ -75,12 +83,16 @@ def reduced() -> list[bool]:
 @pytest.fixture(params=[(True, True), (False, True), (False, False)])
 def users_settings(request: pytest.FixtureRequest) -> Iterator[list[bool]]:
     before = reduced()
-    MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction = request.param
+    MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction = (
+        request.param
+    )
     yield list(request.param)
     MATMUL.allow_bf16_reduced_precision_reduction, MATMUL.allow_fp16_reduced_precision_reduction = before
 
 
-def test_sums_on_a_gpu_are_of_full_precision_and_the_users_settings_are_restored(users_settings: list[bool]) -> None:
+def test_sums_on_a_gpu_are_of_full_precision_and_the_users_settings_are_restored(
+    users_settings: list[bool],
+) -> None:
     with exact_sums("cuda"), exact_sums("cuda"):
         assert reduced() == [False, False]
     assert reduced() == users_settings
@@ -91,7 +103,9 @@ def test_sums_on_a_gpu_are_of_full_precision_and_the_users_settings_are_restored
         assert reduced() == users_settings
 
 
-def test_what_torch_compile_traces_is_summed_as_the_user_set_it(users_settings: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_torch_compile_traces_is_summed_as_the_user_set_it(
+    users_settings: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the README says: it cannot trace a change of the setting."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with exact_sums("cuda"):
@@ -120,7 +134,9 @@ def test_threads_that_overlap_restore_the_users_settings(users_settings: list[bo
 
 
 @pytest.mark.parametrize("users_settings", [(True, True)], indirect=True)
-def test_all_products_of_cells_and_head_are_summed_in_full_precision(users_settings: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_products_of_cells_and_head_are_summed_in_full_precision(
+    users_settings: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forward and backward, as they are on a GPU."""
     seen: list[list[bool]] = []
 
@@ -133,7 +149,10 @@ def test_all_products_of_cells_and_head_are_summed_in_full_precision(users_setti
     monkeypatch.setattr("vdrop_cli.kernels.gates.mm_into", multiply)
     x, w, b = (torch.randn(shape, requires_grad=True) for shape in ((6, 5), (9, 5), (9,)))
     outputs = [
-        *(f(*inputs_of(cell, 3, torch.float32), masks_of(cell, "variational", 3), backend="fused")[0].sum() for cell, f in CELLS.items()),
+        *(
+            f(*inputs_of(cell, 3, torch.float32), masks_of(cell, "variational", 3), backend="fused")[0].sum()
+            for cell, f in CELLS.items()
+        ),
         kernels.linear_cross_entropy(x, w, b, torch.arange(6), backend="fused").sum(),
     ]
     for output in outputs:

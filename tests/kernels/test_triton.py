@@ -1,4 +1,6 @@
-"""The back end for CUDA on a machine that has none: its programs interpreted, and compiled; and what is said where it cannot run."""
+"""The back end for CUDA on a machine that has none: its programs interpreted, and compiled; and what is said
+where it cannot run.
+"""
 
 import builtins
 import math
@@ -22,11 +24,21 @@ from vdrop_cli.kernels import Masks
 
 triton = pytest.importorskip("triton")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-PROGRAMS = ["lstm_forward", "lstm_backward", "gru_reset_after", "gru_gates", "gru_candidate", "gru_backward", "gru_gates_backward"]
+PROGRAMS = [
+    "lstm_forward",
+    "lstm_backward",
+    "gru_reset_after",
+    "gru_gates",
+    "gru_candidate",
+    "gru_backward",
+    "gru_gates_backward",
+]
 LOW = {"p_ptr", "enter_ptr", "da_ptr", "dp_ptr", "through_ptr"}  # of the type that is multiplied in
 
 
-CELLS = Path("tests/kernels/triton_cells.py")  # tests that are run in processes of their own, a part of them in each
+CELLS = Path(
+    "tests/kernels/triton_cells.py"
+)  # tests that are run in processes of their own, a part of them in each
 CELL_TESTS = re.findall(r"^def (test_\w+)", (ROOT / CELLS).read_text(), re.MULTILINE)
 PARTS = 5
 
@@ -47,7 +59,9 @@ def test_the_cells_agree_with_the_definition_in_tritons_interpreter(part: int) -
 @pytest.mark.parametrize("low", ["fp32", "bf16"])
 @pytest.mark.parametrize("masked", [True, False])
 def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
-    """To machine code of the Ampere and Hopper generations, as for one sequence of one step, whose sizes Triton takes as constants, too."""
+    """To machine code of the Ampere and Hopper generations, as for one sequence of one step, whose sizes
+    Triton takes as constants, too.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -65,7 +79,9 @@ def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
                 or parameter in ("lengths_ptr", "dcells_ptr")
                 or (name == "gru_backward" and parameter in ("inner_ptr", "dp_ptr"))
             )
-            types[parameter] = "*i64" if parameter == "lengths_ptr" else f"*{low if parameter in LOW else 'fp32'}"
+            types[parameter] = (
+                "*i64" if parameter == "lengths_ptr" else f"*{low if parameter in LOW else 'fp32'}"
+            )
             if optional and not masked:
                 types[parameter], constants[parameter] = "constexpr", None
         elif not masked and parameter in ("time", "batch"):
@@ -74,7 +90,9 @@ def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
             types[parameter] = "i32"
     constants = {key: value for key, value in constants.items() if key in types}
     for generation in (80, 90):
-        compiled = triton.compile(ASTSource(program, types, constants), target=GPUTarget("cuda", generation, 32))
+        compiled = triton.compile(
+            ASTSource(program, types, constants), target=GPUTarget("cuda", generation, 32)
+        )
         assert len(compiled.asm["cubin"]) > 1000
 
 
@@ -110,7 +128,11 @@ def without_triton(monkeypatch: pytest.MonkeyPatch, import_error: Exception) -> 
 @pytest.mark.usefixtures("asked_anew")
 def test_on_the_cpu_it_is_an_error_that_says_why() -> None:
     zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (12, 3), (12, 4), (12,), (12,))]
-    with pytest.raises(ValueError, match=r"backend=triton cannot run on cpu: Triton's programs are for CUDA devices; choose backend=fused"):
+    with pytest.raises(
+        ValueError,
+        match=r"backend=triton cannot run on cpu: Triton's programs are for CUDA devices; choose "
+        r"backend=fused",
+    ):
         kernels.gru(*zeros, Masks(), backend="triton")
     with pytest.raises(ConfigError, match="backend=triton cannot run on cpu"):
         backend(Backend.triton, CPU)
@@ -119,12 +141,18 @@ def test_on_the_cpu_it_is_an_error_that_says_why() -> None:
 
 @pytest.mark.usefixtures("asked_anew", "without_triton")
 def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.warns(UserWarning, match=r"backend=auto is fused on cuda:0, which is slower than triton: Triton cannot be imported"):
+    with pytest.warns(
+        UserWarning,
+        match=r"backend=auto is fused on cuda:0, which is slower than triton: Triton cannot be imported",
+    ):
         assert kernels.choose("auto", CUDA) == "fused"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernels.choose("auto", CUDA) == "fused"
-    with pytest.raises(ValueError, match=r"backend=triton cannot run on cuda: Triton cannot be imported \(No module named 'triton'\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"backend=triton cannot run on cuda: Triton cannot be imported \(No module named 'triton'\)",
+    ):
         kernels.choose("triton", CUDA)
     kernels.auto.cache_clear()  # as in another process
     assert backend(Backend.auto, CUDA) is Backend.fused
@@ -133,7 +161,10 @@ def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("asked_anew", "without_triton")
-@pytest.mark.parametrize("import_error", [TypeError("'Tag' object is not iterable"), RuntimeError("operator is registered\nalready")])
+@pytest.mark.parametrize(
+    "import_error",
+    [TypeError("'Tag' object is not iterable"), RuntimeError("operator is registered\nalready")],
+)
 def test_whatever_importing_triton_raises_auto_is_fused(import_error: Exception) -> None:
     """Torch and Triton of other versions raise by many names."""
     why = rf"{type(import_error).__name__}: {str(import_error).splitlines()[0]}"
@@ -149,7 +180,11 @@ def test_tags_of_operators_are_a_sequence() -> None:
     from vdrop_cli.kernels import triton  # noqa: F401  # it makes the operators
 
     tags = list(module.operator.keywords.get("tags", ()))
-    assert all(tag in getattr(torch.ops.vdrop, name).default.tags for tag in tags for name in ("lstm", "lstm_backward", "gru"))
+    assert all(
+        tag in getattr(torch.ops.vdrop, name).default.tags
+        for tag in tags
+        for name in ("lstm", "lstm_backward", "gru")
+    )
     assert tags or "tags" not in signature(torch.library.custom_op).parameters
 
 
@@ -162,7 +197,11 @@ def test_a_device_is_checked_once_by_whatever_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     for name in ("cuda", "cuda:1", "cuda", "cuda:0"):
-        assert kernels.choose("auto", torch.device(name)) == kernels.choose("triton", torch.device(name)) == "triton"
+        assert (
+            kernels.choose("auto", torch.device(name))
+            == kernels.choose("triton", torch.device(name))
+            == "triton"
+        )
     assert checked == [torch.device("cuda:1"), torch.device("cuda:0")]
 
 

@@ -1,6 +1,7 @@
 """The cells of the back end `triton` against the definition: in Triton's interpreter, or on a GPU.
 
-`test_triton.py` runs this file in a process of its own: whether programs are interpreted is settled when Triton is imported.
+`test_triton.py` runs this file in a process of its own: whether programs are interpreted is settled when
+Triton is imported.
 """
 
 import json
@@ -29,7 +30,10 @@ from vdrop_cli.random_streams import Stream
 
 DEVICE = torch.device("cpu" if programs.INTERPRETED else "cuda")
 TIME = 3
-VARIANTS: dict[str, list[dict[str, Any]]] = {"lstm": [{}], "gru": [{"reset_after": False}, {"reset_after": True}]}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "lstm": [{}],
+    "gru": [{"reset_after": False}, {"reset_after": True}],
+}
 FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": kernels.lstm, "gru": kernels.gru}
 TENSORS = ("x", "h", "c", "w_ih", "w_hh", "b_ih", "b_hh")
 
@@ -42,7 +46,9 @@ def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A graph for every shape from its second call on; in the interpreter the loop itself stands for it. Counts captures and replays."""
+    """A graph for every shape from its second call on; in the interpreter the loop itself stands for it.
+    Counts captures and replays.
+    """
     kernels.choose("triton", DEVICE)  # the self-check, once in a process, is not to be counted
     counts = [0, 0]
 
@@ -68,7 +74,9 @@ def on_device(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().to(DEVICE).requires_grad_() for t in tensors]
 
 
-def agreement(cell: str, masks: Masks, padded: bool, dtype: torch.dtype = torch.float32, **options: Any) -> float:
+def agreement(
+    cell: str, masks: Masks, padded: bool, dtype: torch.dtype = torch.float32, **options: Any
+) -> float:
     """The largest relative error of an output or a gradient; padding is no number."""
     lengths = torch.tensor([1, TIME, 2]) if padded else None
     plain = {name: value for name, value in options.items() if name not in ("recompute", "compute_dtype")}
@@ -78,9 +86,16 @@ def agreement(cell: str, masks: Masks, padded: bool, dtype: torch.dtype = torch.
     )
     there, inputs = None if lengths is None else lengths.to(DEVICE), inputs_of(cell, TIME, dtype)
     if lengths is not None:
-        inputs[0] = inputs[0].detach().masked_fill((torch.arange(TIME)[:, None] >= lengths)[..., None], torch.nan)
+        inputs[0] = (
+            inputs[0].detach().masked_fill((torch.arange(TIME)[:, None] >= lengths)[..., None], torch.nan)
+        )
     found = outputs_and_gradients(
-        lambda *a: tuple(y.cpu() for y in FUNCTIONS[cell](*a, to(to(masks, DEVICE), dtype), lengths=there, backend="triton", **options)),
+        lambda *a: tuple(
+            y.cpu()
+            for y in FUNCTIONS[cell](
+                *a, to(to(masks, DEVICE), dtype), lengths=there, backend="triton", **options
+            )
+        ),
         on_device(inputs),
     )
     return max(relative_errors([f.cpu() for f in found], expected))
@@ -104,7 +119,9 @@ def test_gates_worked_out_again_are_those_that_were(cell: str, policy: str) -> N
 def test_a_layer_that_recomputes_keeps_no_gates(recompute: bool) -> None:
     """Of what its operator returns, and keeps, those are the fourth."""
     for layers, gates in ((LSTM, 4), (GRU, 3)):
-        y_TBH, _ = layers(5, 7, backend="triton", recompute=recompute).to(DEVICE)(torch.randn(TIME, 3, 5, device=DEVICE))
+        y_TBH, _ = layers(5, 7, backend="triton", recompute=recompute).to(DEVICE)(
+            torch.randn(TIME, 3, 5, device=DEVICE)
+        )
         kept = [t.numel() for t in y_TBH.grad_fn.saved_tensors if t is not None]
         assert (gates * TIME * 3 * 7 in kept) is not recompute
 
@@ -120,26 +137,41 @@ def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(cell: str, replaying: list[int]) -> None:
+def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(
+    cell: str, replaying: list[int]
+) -> None:
     """Five calls on the same shapes, each with its own numbers, all before the first way back."""
     for option in VARIANTS[cell]:
         replaying[:] = [0, 0]
         calls = []
         for number in range(5):
-            masks = to(Masks(*(None if m is None else m + number for m in masks_of(cell, "variational_untied", TIME))), DEVICE)
+            masks = to(
+                Masks(
+                    *(None if m is None else m + number for m in masks_of(cell, "variational_untied", TIME))
+                ),
+                DEVICE,
+            )
             inputs = on_device([t.detach() + number / 10 for t in inputs_of(cell, TIME, torch.float32)])
-            expected, found = (FUNCTIONS[cell](*inputs, masks, backend=b, **option) for b in ("reference", "triton"))
+            expected, found = (
+                FUNCTIONS[cell](*inputs, masks, backend=b, **option) for b in ("reference", "triton")
+            )
             calls.append((inputs, expected, found))
         assert replaying == [1, 4]
         for number, (inputs, expected, found) in enumerate(calls):
-            gradients = [torch.autograd.grad([y.square().sum() for y in ys], inputs) for ys in (found, expected)]
+            gradients = [
+                torch.autograd.grad([y.square().sum() for y in ys], inputs) for ys in (found, expected)
+            ]
             errors = relative_errors([*found, *gradients[0]], [*expected, *gradients[1]])
             assert max(errors) < 1e-4, (number, errors)
         assert replaying == [2, 8]
 
 
-@pytest.mark.parametrize(("cell", "policy"), [("lstm", "variational_untied"), ("lstm", "moon_word"), ("gru", "naive")])
-def test_training_gives_the_losses_that_are_recorded_of_the_cpu(cell: str, policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cell", "policy"), [("lstm", "variational_untied"), ("lstm", "moon_word"), ("gru", "naive")]
+)
+def test_training_gives_the_losses_that_are_recorded_of_the_cpu(
+    cell: str, policy: str, tmp_path: Path
+) -> None:
     """Masks and all: random numbers do not depend on the device."""
     steps = 2 if programs.INTERPRETED else 20
     found = losses(cell, policy, tmp_path, "backend=triton", f"device={DEVICE}", steps=steps)
@@ -170,9 +202,15 @@ def in_another_thread(run: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(cell: str, replaying: list[int]) -> None:
+def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
+    cell: str, replaying: list[int]
+) -> None:
     """On a GPU it is one of torch's. A cell in another thread keeps the graphs of all others meanwhile."""
-    inputs, masks, own = on_device(inputs_of(cell, TIME, torch.float32)), to(masks_of(cell, "variational", TIME), DEVICE), Graphs()
+    inputs, masks, own = (
+        on_device(inputs_of(cell, TIME, torch.float32)),
+        to(masks_of(cell, "variational", TIME), DEVICE),
+        Graphs(),
+    )
     own.possible = lambda device: True
     loops_of = {f"{cell}_loop", f"{cell}_loop_back"}
 
@@ -215,11 +253,16 @@ def test_the_self_check_passes_wherever_the_first_call_is(how: str) -> None:
 
 def test_states_and_lengths_need_not_be_contiguous() -> None:
     """Whether the graph's own memory is written or, the first time, theirs."""
-    masks, lengths = to(masks_of("lstm", "variational", TIME), DEVICE), torch.tensor([[1, 9], [TIME, 9], [2, 9]], device=DEVICE)[:, 0]
+    masks, lengths = (
+        to(masks_of("lstm", "variational", TIME), DEVICE),
+        torch.tensor([[1, 9], [TIME, 9], [2, 9]], device=DEVICE)[:, 0],
+    )
     x, h, c, *weights = on_device(inputs_of("lstm", TIME, torch.float32))
     x, h, c = (t.detach().transpose(0, 1).contiguous().transpose(0, 1) for t in (x, h, c))
     assert not any(t.is_contiguous() for t in (x, h, c, lengths))
-    found, expected = (kernels.lstm(x, h, c, *weights, masks, lengths=lengths, backend=b) for b in ("triton", "reference"))
+    found, expected = (
+        kernels.lstm(x, h, c, *weights, masks, lengths=lengths, backend=b) for b in ("triton", "reference")
+    )
     assert max(relative_errors([t.detach() for t in found], [t.detach() for t in expected])) < 1e-5
 
 
@@ -233,7 +276,13 @@ def test_bf16_products_stay_close_to_the_definition(cell: str, policy: str) -> N
 
 def operands(cell: str, **options: Any) -> tuple[Any, ...]:
     """What the operator takes, in its order: states, the layer, options."""
-    named = dict(zip([n for n in TENSORS if n != "c" or cell == "lstm"], on_device(inputs_of(cell, TIME, torch.float32)), strict=True))
+    named = dict(
+        zip(
+            [n for n in TENSORS if n != "c" or cell == "lstm"],
+            on_device(inputs_of(cell, TIME, torch.float32)),
+            strict=True,
+        )
+    )
     masks = to(masks_of(cell, "variational_untied", TIME), DEVICE)
     states = [named.pop(n) for n in ("h", "c") if n in named]
     return (
@@ -251,7 +300,10 @@ def operands(cell: str, **options: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("lengths", [None, [1, TIME, 2]], ids=str)
 def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengths: list[int] | None) -> None:
     """Alone and beside the other outputs."""
-    masks, lengths_B = to(masks_of("lstm", "moon", TIME), DEVICE), None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    masks, lengths_B = (
+        to(masks_of("lstm", "moon", TIME), DEVICE),
+        None if lengths is None else torch.tensor(lengths, device=DEVICE),
+    )
     for used in (slice(None), slice(3, 4)):
         found = []
         for backend in ("triton", "reference"):
@@ -265,16 +317,23 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengt
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_operators_keep_torchs_rules(cell: str) -> None:
-    """Schema, no aliases, what is told of shapes without running, the way back, and both under `torch.compile`'s tracing."""
+    """Schema, no aliases, what is told of shapes without running, the way back, and both under
+    `torch.compile`'s tracing.
+    """
     for option in VARIANTS[cell]:
-        torch.library.opcheck({"lstm": ours.apply_lstm, "gru": ours.apply_gru}[cell], operands(cell, **option))
+        torch.library.opcheck(
+            {"lstm": ours.apply_lstm, "gru": ours.apply_gru}[cell], operands(cell, **option)
+        )
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_compile_takes_a_model_whole() -> None:
     """One graph and no break, forward and back: `fullgraph` would raise."""
     torch.manual_seed(0)
-    for layers in (LSTM(5, 7, 2, backend="triton").to(DEVICE), GRU(5, 7, backend="triton", reset_after=True).to(DEVICE)):
+    for layers in (
+        LSTM(5, 7, 2, backend="triton").to(DEVICE),
+        GRU(5, 7, backend="triton", reset_after=True).to(DEVICE),
+    ):
         x_TBD = torch.randn(TIME, 3, 5, device=DEVICE)
         masks = draw(layers.dropout, layers.mask_shape(TIME, 3), Stream((1,)), DEVICE)
 
@@ -287,7 +346,9 @@ def test_compile_takes_a_model_whole() -> None:
         assert torch.allclose(*losses) and max(relative_errors(list(gradients[1]), list(gradients[0]))) < 1e-5
 
 
-def test_loops_are_captured_with_sums_of_full_precision(replaying: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loops_are_captured_with_sums_of_full_precision(
+    replaying: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the user's setting, which stays."""
     matmul, capture, seen = torch.backends.cuda.matmul, ours.GRAPHS.capture, list[bool]()
 
@@ -303,10 +364,15 @@ def test_loops_are_captured_with_sums_of_full_precision(replaying: list[int], mo
     assert seen == [False, False] and matmul.allow_bf16_reduced_precision_reduction
 
 
-@pytest.mark.parametrize(("cell", "option"), [("lstm", {}), ("gru", {"reset_after": False}), ("gru", {"reset_after": True})])
+@pytest.mark.parametrize(
+    ("cell", "option"), [("lstm", {}), ("gru", {"reset_after": False}), ("gru", {"reset_after": True})]
+)
 def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[str, bool]) -> None:
     """Of inputs and incoming gradients, with padding and masks."""
-    masks, lengths = to(double(masks_of(cell, "variational_untied", TIME)), DEVICE), torch.tensor([1, TIME, 2], device=DEVICE)
+    masks, lengths = (
+        to(double(masks_of(cell, "variational_untied", TIME)), DEVICE),
+        torch.tensor([1, TIME, 2], device=DEVICE),
+    )
     found = []
     for backend in ("triton", "reference"):
         inputs = on_device(inputs_of(cell, TIME, torch.float64))
@@ -319,7 +385,10 @@ def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[
 
 def test_an_autocast_around_it_changes_nothing() -> None:
     """It would round products that are to be exact."""
-    inputs, masks = on_device(inputs_of("lstm", TIME, torch.float32)), to(masks_of("lstm", "variational", TIME), DEVICE)
+    inputs, masks = (
+        on_device(inputs_of("lstm", TIME, torch.float32)),
+        to(masks_of("lstm", "variational", TIME), DEVICE),
+    )
     expected = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         found = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
@@ -332,39 +401,54 @@ def test_a_gradient_that_does_not_come_is_zero() -> None:
     for used in range(3):
         inputs = on_device(inputs_of("lstm", TIME, torch.float32))
         gradients = [
-            torch.autograd.grad(kernels.lstm(*inputs, masks, backend=b)[used].square().sum(), inputs) for b in ("triton", "reference")
+            torch.autograd.grad(kernels.lstm(*inputs, masks, backend=b)[used].square().sum(), inputs)
+            for b in ("triton", "reference")
         ]
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(("t", "gate_stride", "time_stride"), [(1, 7, 2**31 + 8), (0, 2**30 + 8, 28)])
 def test_places_beyond_two_to_the_31_are_found(t: int, gate_stride: int, time_stride: int) -> None:
-    """Of a tensor that is mostly not there: a step, or the fourth gate, lies further than an int32 can say."""
+    """Of a tensor that is mostly not there: a step, or the fourth gate, lies further than an int32 can
+    say.
+    """
     numbers = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     count = t * time_stride + 3 * gate_stride + 7
     a = torch.empty(count, dtype=torch.float16, device=DEVICE)  # pages that nothing touches take no memory
     for gate in range(4):
         a[t * time_stride + gate * gate_stride :][:7] = numbers[gate]
-    p, h, c, enter = (torch.zeros(s, device=DEVICE) for s in ((1, 28), (2 + t, 1, 7), (2 + t, 1, 7), (1, 1, 7)))
+    p, h, c, enter = (
+        torch.zeros(s, device=DEVICE) for s in ((1, 28), (2 + t, 1, 7), (2 + t, 1, 7), (1, 1, 7))
+    )
     programs.lstm_forward[(1, 2)](
         *(a, p, h, c, enter, None, None, None, t, t + 1, 1, 7, gate_stride, time_stride, 28, 7, 28, 0, 0, 0),
         **{"GROUPS": 1, "ACC": tl.float32, "BLOCK": 4},
     )
     i, _, g, o = numbers
-    torch.testing.assert_close(h[t + 1, 0].cpu(), o.sigmoid() * (i.sigmoid() * g.tanh()).tanh(), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        h[t + 1, 0].cpu(), o.sigmoid() * (i.sigmoid() * g.tanh()).tanh(), atol=2e-3, rtol=2e-3
+    )
 
 
-def test_functions_are_exact_where_exponentials_lose_digits_or_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_are_exact_where_exponentials_lose_digits_or_overflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(loops, "BLOCK", 4096)
-    x = torch.cat([torch.linspace(-1, 1, 4001), torch.tensor([1e-30, -1e-6, 0.0, 88.0, -80.0, 1e4, -1e4])]).to(DEVICE)
+    x = torch.cat(
+        [torch.linspace(-1, 1, 4001), torch.tensor([1e-30, -1e-6, 0.0, 88.0, -80.0, 1e4, -1e4])]
+    ).to(DEVICE)
     size = len(x)
     a, p, h, c, enter = (
         x.repeat(1, 1, 4),
         *(torch.zeros(s, device=DEVICE) for s in ((1, 4 * size), (2, 1, size), (2, 1, size), (1, 1, size))),
     )
     numbers = (0, 1, 1, size, size, 0, 4 * size, size, 4 * size, 0, 0, 0)
-    loops.launch(programs.lstm_forward, (a, p, h, c, enter, None, None, None), numbers, loops.Gates(a, 4), GROUPS=1)
+    loops.launch(
+        programs.lstm_forward, (a, p, h, c, enter, None, None, None), numbers, loops.Gates(a, 4), GROUPS=1
+    )
     for gate, exact in ((0, x.double().sigmoid()), (2, x.double().tanh())):
         found = a[0, 0].view(4, size)[gate].double()
-        bound = 5e-7 if programs.INTERPRETED else 2e-6  # a GPU's own exponential and division are a little off
+        bound = (
+            5e-7 if programs.INTERPRETED else 2e-6
+        )  # a GPU's own exponential and division are a little off
         assert ((found - exact).abs() <= bound * exact.abs()).all()

@@ -55,7 +55,14 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
 
 def test_one_training_step_by_hand() -> None:
     """All weights zero but the head's bias: its gradient is the sum over steps of mean(softmax - one-hot)."""
-    config = settings("model=lstm_small", "dropout=none", "model.hidden_size=3", "task.batch_size=2", "task.bptt=4", "schedule.lr=0.5")
+    config = settings(
+        "model=lstm_small",
+        "dropout=none",
+        "model.hidden_size=3",
+        "task.batch_size=2",
+        "task.bptt=4",
+        "schedule.lr=0.5",
+    )
     task = LanguageModelling(config.task, corpus(40), torch.device("cpu"))
     model = LanguageModel(config.model, config.dropout.for_layers(), 7)
     model.initialise(1e-30, Stream((0,)))
@@ -72,14 +79,20 @@ def test_one_training_step_by_hand() -> None:
 
 def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
     """Where <unk> is among the words of training it is trained, and no warning is due."""
-    config, (train_N, valid_N) = settings("task.batch_size=4", "task.bptt=5"), (torch.arange(100) % 3, torch.arange(100) % 4)
+    config, (train_N, valid_N) = (
+        settings("task.batch_size=4", "task.bptt=5"),
+        (torch.arange(100) % 3, torch.arange(100) % 4),
+    )
 
     def warnings(train_N: torch.Tensor, valid_N: torch.Tensor) -> list[str]:
         made = Corpus(["a", "b", "<eos>", "<unk>"], train_N, valid_N, train_N, "here", "f")
         return LanguageModelling(config.task, made, torch.device("cpu")).warnings
 
     (warning,) = warnings(train_N, valid_N)
-    assert warning.startswith("25 % of the valid part and 0 % of the test part of here are words that the training part does not have")
+    assert warning.startswith(
+        "25 % of the valid part and 0 % of the test part of here are words that the training part does not "
+        "have"
+    )
     assert "data.min_count" in warning
     assert warnings(train_N, train_N) == warnings(valid_N, valid_N) == []
 
@@ -87,7 +100,11 @@ def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
 @pytest.mark.parametrize(("batch", "bptt"), [(20, 5), (4, 25), (200, 1)])
 def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt: int) -> None:
     config = settings(f"task.batch_size={batch}", f"task.bptt={bptt}")
-    with pytest.raises(ConfigError, match=rf"task\.batch_size={batch} × task\.bptt={bptt} does not fit the train part of here, 100 tokens"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"task\.batch_size={batch} × task\.bptt={bptt} does not fit the train part of here, 100 "
+        r"tokens",
+    ):
         LanguageModelling(config.task, corpus(100), torch.device("cpu"))
 
 
@@ -120,7 +137,9 @@ def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -
     assert len(task.streams["test"]) - 1 == 82_429
 
 
-def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(text: list[str], real_data: Path) -> None:
+def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(
+    text: list[str], real_data: Path
+) -> None:
     for overrides, wanted in ((text, False), (["data=ptb", f"data.dir={real_data}/ptb"], True)):
         task = tasks.load(settings(*TINY, *overrides), torch.device("cpu"))
         assert isinstance(task, LanguageModelling) and task.as_published is wanted
@@ -134,6 +153,8 @@ def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() 
     measured = task.validate(model)
     assert list(measured) == ["valid_ppl_batched"]
     told = task.epoch_metrics(1.0, measured)
-    assert list(told) == [task.chosen_by, "train_ppl_dropout"] and told["train_ppl_dropout"] == pytest.approx(math.e)
+    assert list(told) == [task.chosen_by, "train_ppl_dropout"] and told["train_ppl_dropout"] == pytest.approx(
+        math.e
+    )
     result = set(task.result(model, 1, 1.0))
     assert {"train_ppl", "test_ppl", "valid_ppl"} <= result and "train_ppl_dropout" not in result

@@ -12,6 +12,8 @@ from vdrop_cli.tasks import WordPredictor
 @pytest.mark.parametrize("text", ["a b", "a\rb", "a\r\nb\nc\r", "a\n\n\rb", "a\x0bb\x0cc\u2028d\x85e"])
 def test_a_text_is_read_as_in_training(text: str) -> None:
     """With the end of its last line."""
-    corpus = encoded(Raw(dict.fromkeys(PARTS, text.encode()), "here"), Data(Source.hub, name="a", column="b", cache=None))
+    corpus = encoded(
+        Raw(dict.fromkeys(PARTS, text.encode()), "here"), Data(Source.hub, name="a", column="b", cache=None)
+    )
     predictor = WordPredictor(Words.of(corpus.vocabulary), torch.device("cpu"))
     assert torch.equal(predictor.encode([*predictor.words(text), *predictor.line_end]), corpus.train_N)

@@ -31,7 +31,12 @@ def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Se
     """Text n has n % 7 + 1 words w(n % 5), and the rating n."""
     config = settings(*TINY_SENTIMENT, "data=vader", *overrides)
     words = [[f"w{n % 5}"] * (n % 7 + 1) for n in range(texts)]
-    return Sentiment(config.task, config.data, Rated(words, [float(n) for n in range(texts)], "here", parts or []), torch.device("cpu"))
+    return Sentiment(
+        config.task,
+        config.data,
+        Rated(words, [float(n) for n in range(texts)], "here", parts or []),
+        torch.device("cpu"),
+    )
 
 
 @pytest.mark.parametrize("chunk_words", [3, None])
@@ -42,7 +47,9 @@ def test_the_clean_protocol_splits_by_text(chunk_words: int | None) -> None:
     assert sum(map(len, ratings.values())) == len(set.union(*ratings.values())) == 40
     for part in task.parts.values():
         for text, rating in enumerate(part.ratings_R.tolist()):
-            sequences = [s.tolist() for s, of in zip(part.sequences, part.text_N.tolist(), strict=True) if of == text]
+            sequences = [
+                s.tolist() for s, of in zip(part.sequences, part.text_N.tolist(), strict=True) if of == text
+            ]
             words = list(itertools.chain(*sequences))
             assert words[0] == START and len(words) == 1 + int(rating) % 7 + 1 and len(set(words[1:])) == 1
             assert chunk_words is not None or len(sequences) == 1
@@ -57,24 +64,35 @@ def test_the_papers_protocol_splits_by_chunk() -> None:
         "train": int(chunks * 0.8),
         "test": chunks - int(chunks * 0.8),
     }
-    assert all(part.text_N.tolist() == list(range(len(part.sequences))) for part in task.parts.values()), "each for itself"
+    assert all(part.text_N.tolist() == list(range(len(part.sequences))) for part in task.parts.values()), (
+        "each for itself"
+    )
     order = [rating for part in task.parts.values() for rating in part.ratings_R.tolist()]
     assert list(dict.fromkeys(order)) == dealt(40, 0) and order != sorted(order)
 
 
 def test_the_real_chunks_are_as_many_as_the_authors(real_data: Path) -> None:
-    """10,620 and 2,655; predicting the mean has an error of 0.181 to 0.194, by how they are dealt; with the authors' seed 0.1915."""
+    """10,620 and 2,655; predicting the mean has an error of 0.181 to 0.194, by how they are dealt; with the
+    authors' seed 0.1915.
+    """
     config = settings("task=sentiment", f"data.dir={real_data}/cornell_scale")
     task = tasks.load(config, torch.device("cpu"))
     assert isinstance(task, Sentiment)
-    assert {name: len(part.sequences) for name, part in task.parts.items()} == {"train": 10_620, "test": 2_655}
+    assert {name: len(part.sequences) for name, part in task.parts.items()} == {
+        "train": 10_620,
+        "test": 2_655,
+    }
     assert max(task.parts["train"].lengths) == 200 and task.batches_an_epoch == 83
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     assert model.embedding.shape == (20_002, 128)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     found = task.result(model, 1, 0.1)
-    assert found["test_rmse"] == pytest.approx(found["test_rmse_of_mean"], abs=1e-7) == pytest.approx(0.1915, abs=5e-5)
+    assert (
+        found["test_rmse"]
+        == pytest.approx(found["test_rmse_of_mean"], abs=1e-7)
+        == pytest.approx(0.1915, abs=5e-5)
+    )
     assert found["train_rmse"] == pytest.approx(task.deviation, rel=1e-5)
     assert (found["test_rmse_chosen_on_test"], found["epoch_chosen_on_test"]) == (0.1, 1)
 
@@ -83,7 +101,9 @@ def test_a_sources_own_parts_are_kept_and_a_missing_validation_part_comes_from_t
     parts = ["train"] * 24 + ["test"] * 16
     rated = Rated([["a"]] * 40, [float(n) for n in range(40)], "here", parts)
     found = split(rated, 0)
-    assert sorted(found["test"]) == list(range(24, 40)) and sorted(found["train"] + found["valid"]) == list(range(24))
+    assert sorted(found["test"]) == list(range(24, 40)) and sorted(found["train"] + found["valid"]) == list(
+        range(24)
+    )
     assert len(found["valid"]) == 3, "an eighth of what is not test, as where all is dealt"
     parts[:5] = ["valid"] * 5
     found = split(Rated([["a"]] * 40, [float(n) for n in range(40)], "here", parts), 0)
@@ -91,13 +111,21 @@ def test_a_sources_own_parts_are_kept_and_a_missing_validation_part_comes_from_t
 
 
 def test_the_papers_protocol_refuses_a_source_with_parts_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"^task\.protocol must be clean with here, which has parts of its own"):
+    with pytest.raises(
+        ConfigError, match=r"^task\.protocol must be clean with here, which has parts of its own"
+    ):
         made(40, parts=["train"] * 20 + ["test"] * 20)
 
 
 def test_what_is_split_otherwise_is_another_text() -> None:
     """Ids, mean and deviation are others, so models are not to be averaged or evaluated across."""
-    changes = ["task.split_seed=1", "task.protocol=clean", "task.chunk_words=7", "data.min_count=2", "data.vocabulary_size=2"]
+    changes = [
+        "task.split_seed=1",
+        "task.protocol=clean",
+        "task.chunk_words=7",
+        "data.min_count=2",
+        "data.vocabulary_size=2",
+    ]
     assert len({made(40, *more).fingerprint for more in ([], *([change] for change in changes))}) == 6
 
 
@@ -107,7 +135,9 @@ def test_ratings_are_exact_whatever_their_size() -> None:
     rated = Rated([["a"]] * 20, [1.7e9 + n for n in range(20)], "here")
     task = Sentiment(config.task, config.data, rated, torch.device("cpu"))
     targets = torch.cat([batch.targets_B for batch in task.batches(Stream((1,)))])
-    assert len(targets.unique()) == len(targets) and targets.std(correction=0).item() == pytest.approx(1, rel=1e-5)
+    assert len(targets.unique()) == len(targets) and targets.std(correction=0).item() == pytest.approx(
+        1, rel=1e-5
+    )
 
 
 PARTS = ["train"] * 24 + ["valid"] * 6 + ["test"] * 10
@@ -117,11 +147,22 @@ def of_ratings(valid: list[float], test: list[float], *overrides: str, own: bool
     """24 texts to train on, rated 0 to 23, and those."""
     config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean", *overrides)
     words = [[f"w{n % 5}"] * (n % 7 + 1) for n in range(24 + len(valid) + len(test))]
-    ratings, parts = [*map(float, range(24)), *valid, *test], [*PARTS[:24], *["valid"] * len(valid), *["test"] * len(test)]
-    return Sentiment(config.task, config.data, Rated(words, ratings, "here", parts if own else []), torch.device("cpu"))
+    ratings, parts = (
+        [*map(float, range(24)), *valid, *test],
+        [*PARTS[:24], *["valid"] * len(valid), *["test"] * len(test)],
+    )
+    return Sentiment(
+        config.task, config.data, Rated(words, ratings, "here", parts if own else []), torch.device("cpu")
+    )
 
 
-METRICS = {"train_rmse", "valid_rmse", "test_rmse", "test_rmse_of_mean", "noise"}  # beside the baseline that takes scikit-learn
+METRICS = {
+    "train_rmse",
+    "valid_rmse",
+    "test_rmse",
+    "test_rmse_of_mean",
+    "noise",
+}  # beside the baseline that takes scikit-learn
 KNOWN = {"test_log_likelihood", "test_coverage_50", "test_coverage_80", "test_coverage_95"}
 FINE = [1.0, 2.0, 4.0]
 
@@ -132,7 +173,8 @@ FINE = [1.0, 2.0, 4.0]
         (
             FINE,
             [-1.0] * 9,
-            r"^all ratings of the test part of here are outside the range of the training part, 0 to 23 \(the first is -1\)",
+            r"^all ratings of the test part of here are outside the range of the training part, 0 to 23 "
+            r"\(the first is -1\)",
         ),
         (FINE, [-1.0, 99.0], r"^all ratings of the test part of here are outside the range"),
         (FINE, [-1.0], r"^all ratings of the test part of here are outside the range"),
@@ -140,7 +182,9 @@ FINE = [1.0, 2.0, 4.0]
         ([3.0] * 3, FINE, r"^all ratings of the valid part of here are 3, as where labels are hidden"),
     ],
 )
-def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(valid: list[float], test: list[float], told: str) -> None:
+def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
+    valid: list[float], test: list[float], told: str
+) -> None:
     task, config = of_ratings(valid, test), settings(*TINY_SENTIMENT)
     (warning,) = task.warnings
     assert re.search(told, warning) and "log-likelihood and coverage are left out" in warning
@@ -159,13 +203,19 @@ def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     assert task.warnings == [] and task.result(model, 1, 0.0).keys() >= METRICS | KNOWN
-    assert [made(texts, "task.protocol=clean", f"task.split_seed={seed}").warnings for texts in (10, 12) for seed in range(8)] == [[]] * 16
+    assert [
+        made(texts, "task.protocol=clean", f"task.split_seed={seed}").warnings
+        for texts in (10, 12)
+        for seed in range(8)
+    ] == [[]] * 16
     assert of_ratings(FINE, [3.0]).warnings == []
 
 
 @pytest.mark.parametrize("constant", ["valid", "test"])
 def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant: str) -> None:
-    """Chance, as with few texts; log-likelihood and coverage are those of the test part, whatever the validation part is."""
+    """Chance, as with few texts; log-likelihood and coverage are those of the test part, whatever the
+    validation part is.
+    """
     config, order = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), dealt(20, 0)
     of_part = {"valid": order[14:16], "test": order[16:]}[constant]
     ratings = [3.0 if text in of_part else float(text) for text in range(20)]
@@ -173,36 +223,54 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
     (warning,) = task.warnings
     without = ", and log-likelihood and coverage are left out" if constant == "test" else ""
     assert warning == (
-        f"all {len(of_part)} ratings of the {constant} part of here, which was dealt here, are 3: an error on them says little{without}; "
+        f"all {len(of_part)} ratings of the {constant} part of here, which was dealt here, are 3: an error "
+        f"on them says little{without}; "
         "give more texts, or choose another task.split_seed"
     )
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
-    assert measured.keys() >= METRICS and (KNOWN & measured.keys() == set() if constant == "test" else measured.keys() >= KNOWN)
+    assert measured.keys() >= METRICS and (
+        KNOWN & measured.keys() == set() if constant == "test" else measured.keys() >= KNOWN
+    )
 
 
 def test_a_validation_part_taken_from_a_sources_training_part_is_dealt_here() -> None:
     """Its ratings may all be outside the range of what is left to train on."""
-    config, parts = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), ["train"] * 16 + ["test"] * 4
+    config, parts = (
+        settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"),
+        ["train"] * 16 + ["test"] * 4,
+    )
     taken = split(Rated([["a"]] * 20, [float(n) for n in range(20)], "here", parts), 0)["valid"]
     ratings = [9.0 + n % 2 if n in taken else float(n % 5) for n in range(20)]
-    task = Sentiment(config.task, config.data, Rated([["a"]] * 20, ratings, "here", parts), torch.device("cpu"))
-    assert task.parts["valid"].ratings_R.min() >= 9 and not [warning for warning in task.warnings if "hidden" in warning]
+    task = Sentiment(
+        config.task, config.data, Rated([["a"]] * 20, ratings, "here", parts), torch.device("cpu")
+    )
+    assert task.parts["valid"].ratings_R.min() >= 9 and not [
+        warning for warning in task.warnings if "hidden" in warning
+    ]
 
 
 def test_no_epoch_is_chosen_by_ratings_that_are_hidden() -> None:
     with pytest.raises(
-        ConfigError, match=r"^data: all ratings of the valid part of here are outside .*, so the best epoch cannot be chosen"
+        ConfigError,
+        match=r"^data: all ratings of the valid part of here are outside .*, so the best epoch cannot be "
+        r"chosen",
     ):
         of_ratings([-1.0] * 4, FINE)
 
 
 def test_texts_without_words_are_warned_of_and_a_part_of_them_is_refused() -> None:
-    config, numbers = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), [float(n) for n in range(40)]
+    config, numbers = (
+        settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"),
+        [float(n) for n in range(40)],
+    )
     texts: list[list[str]] = [[] if n in (3, 30) else ["a"] for n in range(40)]
     task = Sentiment(
-        config.task, config.data, Rated(texts, numbers, "here", places=[f"line {n + 2}" for n in range(40)]), torch.device("cpu")
+        config.task,
+        config.data,
+        Rated(texts, numbers, "here", places=[f"line {n + 2}" for n in range(40)]),
+        torch.device("cpu"),
     )
     (warning,) = task.warnings
     assert warning.startswith("2 of 40 texts of here have no words, first line 5;")
@@ -216,26 +284,47 @@ def test_texts_without_words_are_warned_of_and_a_part_of_them_is_refused() -> No
 def test_a_warning_is_in_the_output_and_in_every_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a data set whose test labels are hidden, as an evaluation and a comparison of its run have it, too."""
+    """Of a data set whose test labels are hidden, as an evaluation and a comparison of its run have it,
+    too.
+    """
     import datasets
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name, texts in (("train", 24), ("validation", 6), ("test", 6)):
-        rows = {"text": ["w " * (n % 5 + 1) for n in range(texts)], "stars": [-1.0 if name == "test" else n % 5 for n in range(texts)]}
+        rows = {
+            "text": ["w " * (n % 5 + 1) for n in range(texts)],
+            "stars": [-1.0 if name == "test" else n % 5 for n in range(texts)],
+        }
         (tmp_path / "set").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "set" / f"{name}.parquet"))
-    mine = ("data=text_regression", f"data.name={tmp_path}/set", "data.column=text", "data.rating_column=stars")
+    mine = (
+        "data=text_regression",
+        f"data.name={tmp_path}/set",
+        "data.column=text",
+        "data.rating_column=stars",
+    )
     train.run(settings(*TINY_SENTIMENT, *mine, "task.protocol=clean"))
     (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
     said = capsys.readouterr().err
     result = json.loads((folder / "result.json").read_text())
     (warning,) = result["warnings"]
-    assert said.count(f"vdrop: {warning}\n") == 1 and said.index(warning) < said.index("epoch 1/1"), "before training"
-    assert "test_rmse" in result and not KNOWN & result.keys() and read_log(folder / "log.jsonl")[-1]["warnings"] == [warning]
-    evaluation.run(settings(f"checkpoint={folder}", "stored_data=true", "device=cpu", "mc_samples=2", command="eval"))
+    assert said.count(f"vdrop: {warning}\n") == 1 and said.index(warning) < said.index("epoch 1/1"), (
+        "before training"
+    )
+    assert (
+        "test_rmse" in result
+        and not KNOWN & result.keys()
+        and read_log(folder / "log.jsonl")[-1]["warnings"] == [warning]
+    )
+    evaluation.run(
+        settings(f"checkpoint={folder}", "stored_data=true", "device=cpu", "mc_samples=2", command="eval")
+    )
     (path,) = folder.glob("eval-*.json")
-    assert json.loads(path.read_text())["warnings"] == [warning] and f"vdrop: {warning}\n" in capsys.readouterr().err
+    assert (
+        json.loads(path.read_text())["warnings"] == [warning]
+        and f"vdrop: {warning}\n" in capsys.readouterr().err
+    )
     train.run(settings(*TINY_SENTIMENT, *mine, "task.protocol=clean"))
     assert f"vdrop: {warning}\n" in capsys.readouterr().err, "of a finished run, too"
     compare.main([str(folder)])
@@ -249,7 +338,10 @@ def test_a_part_without_texts_is_an_error() -> None:
 
 def test_a_training_part_with_one_rating_is_an_error() -> None:
     """Of 0.1 the mean is another number by rounding."""
-    config, parts = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), ["train"] * 28 + ["valid"] * 4 + ["test"] * 8
+    config, parts = (
+        settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"),
+        ["train"] * 28 + ["valid"] * 4 + ["test"] * 8,
+    )
     rated = Rated([["a"]] * 40, [0.1] * 28 + [0.2] * 12, "here", parts)
     with pytest.raises(ConfigError, match=r"^data: the train part of here has one rating, 0\.1, for all"):
         Sentiment(config.task, config.data, rated, torch.device("cpu"))
@@ -262,14 +354,23 @@ def test_of_the_real_reviews_some_are_there_more_than_once(real_data: Path) -> N
     assert isinstance(task, Sentiment)
     texts = {name: [tuple(text) for text in texts_of(part)] for name, part in task.parts.items()}
     known = set(texts["train"])
-    assert {name: sum(text in known for text in texts[name]) for name in ("valid", "test")} == {"valid": 8, "test": 12}
+    assert {name: sum(text in known for text in texts[name]) for name in ("valid", "test")} == {
+        "valid": 8,
+        "test": 12,
+    }
     assert {name: len(held) for name, held in texts.items()} == {"train": 3504, "valid": 501, "test": 1001}
     assert Counter(Counter(map(tuple, corpora.rated(config.data).texts)).values()) == {1: 4913, 2: 45, 3: 1}
 
 
 def test_ids_are_given_by_how_often_a_word_comes_in_training() -> None:
     task = made(40, "task.protocol=clean")
-    counts = Counter(word for part in [task.parts["train"]] for s in part.sequences for word in s.tolist() if word > UNKNOWN)
+    counts = Counter(
+        word
+        for part in [task.parts["train"]]
+        for s in part.sequences
+        for word in s.tolist()
+        if word > UNKNOWN
+    )
     assert [word for word, _ in counts.most_common()] == sorted(counts) and len(task.ids) == 5
     few = made(40, "task.protocol=clean", "data.vocabulary_size=2")
     assert list(few.ids.items()) == list(task.ids.items())[:2]
@@ -283,18 +384,28 @@ def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(pool: int) -> N
     epochs = [list(task.batches(Stream((seed,)))) for seed in (1, 2, 1)]
     for batches in epochs:
         assert [batch.number for batch in batches] == list(range(task.batches_an_epoch))
-        assert all(batch.lengths_B.diff().max() <= 0 for batch in batches if len(batch.lengths_B) > 1), "the longest first"
+        assert all(batch.lengths_B.diff().max() <= 0 for batch in batches if len(batch.lengths_B) > 1), (
+            "the longest first"
+        )
         read = [
-            (tuple(batch.ids_TB[:length, b].tolist()), round(batch.targets_B[b].item() * task.deviation + task.mean, 3))
+            (
+                tuple(batch.ids_TB[:length, b].tolist()),
+                round(batch.targets_B[b].item() * task.deviation + task.mean, 3),
+            )
             for batch in batches
             for b, length in enumerate(batch.lengths_B.tolist())
         ]
         train = task.parts["train"]
-        assert Counter(read) == Counter(zip((tuple(s.tolist()) for s in train.sequences), train.ratings_R.tolist(), strict=True))
+        assert Counter(read) == Counter(
+            zip((tuple(s.tolist()) for s in train.sequences), train.ratings_R.tolist(), strict=True)
+        )
         assert sum(map(task.words, batches)) == sum(train.lengths)
     first, second, again = ([batch.ids_TB.tolist() for batch in batches] for batches in epochs)
     assert first == again != second
-    padding = [sum(batch.ids_TB.numel() for batch in task.batches(Stream((1,)))) for task in (made(), made(40, "task.length_pool=9"))]
+    padding = [
+        sum(batch.ids_TB.numel() for batch in task.batches(Stream((1,))))
+        for task in (made(), made(40, "task.length_pool=9"))
+    ]
     assert padding[1] < padding[0]
 
 
@@ -323,11 +434,15 @@ def test_a_batch_goes_to_a_gpu_without_a_wait_for_it(monkeypatch: pytest.MonkeyP
 def test_targets_are_standardised_with_the_training_part() -> None:
     task = made()
     targets = torch.cat([batch.targets_B for batch in task.batches(Stream((1,)))])
-    assert targets.mean().item() == pytest.approx(0, abs=1e-5) and targets.std(correction=0).item() == pytest.approx(1, rel=1e-5)
+    assert targets.mean().item() == pytest.approx(0, abs=1e-5) and targets.std(
+        correction=0
+    ).item() == pytest.approx(1, rel=1e-5)
     assert task.train_metrics(1.0) == {"train_rmse_dropout": task.deviation}
 
 
-def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     task = made(40, "task.protocol=clean", "task.chunk_words=3")
     config = settings(*TINY_SENTIMENT)
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
@@ -339,13 +454,18 @@ def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_wi
 
     expected = [
         task.mean
-        + task.deviation * torch.tensor([alone(s) for s, of in zip(part.sequences, part.text_N, strict=True) if of == text]).mean()
+        + task.deviation
+        * torch.tensor(
+            [alone(s) for s, of in zip(part.sequences, part.text_N, strict=True) if of == text]
+        ).mean()
         for text in range(len(part.ratings_R))
     ]
     for together in (256, 5):
         monkeypatch.setattr("vdrop_cli.tasks.sentiment.READ_AT_ONCE", together)
         assert torch.allclose(task.predict(model, part), torch.stack(expected).double(), atol=1e-4)
-    assert mean_of_texts(torch.tensor([1.0, 2, 6]), part._replace(text_N=torch.tensor([0, 1, 1]), ratings_R=torch.zeros(2))).tolist() == [
+    assert mean_of_texts(
+        torch.tensor([1.0, 2, 6]), part._replace(text_N=torch.tensor([0, 1, 1]), ratings_R=torch.zeros(2))
+    ).tolist() == [
         1,
         4,
     ]
@@ -360,18 +480,25 @@ def test_the_head_of_a_part_has_its_first_texts_whole() -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
-def test_it_learns(cell: str, protocol: str, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns(
+    cell: str, protocol: str, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The share of good words, from 48 or 42 texts: better than the mean on texts not seen."""
     monkeypatch.chdir(tmp_path)
     more = ["task.chunk_words=null", f"task.protocol={protocol}", "schedule.epochs=30", "dropout=none"]
     train.run(settings(*TINY_SENTIMENT, *rated, *more, f"model={cell}_sentiment", "model.hidden_size=8"))
     result = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert result["test_rmse"] < 0.7 * result["test_rmse_of_mean"]
-    assert ("valid_rmse" in result) == (protocol == "clean") and ("test_rmse_chosen_on_test" in result) == (protocol == "paper")
+    assert ("valid_rmse" in result) == (protocol == "clean") and ("test_rmse_chosen_on_test" in result) == (
+        protocol == "paper"
+    )
     epochs = [record for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "epoch"]
     best = min(epochs, key=lambda epoch: epoch["test_rmse" if protocol == "paper" else "valid_rmse"])
     if protocol == "paper":
-        assert (result["test_rmse_chosen_on_test"], result["epoch_chosen_on_test"]) == (best["test_rmse"], best["epoch"])
+        assert (result["test_rmse_chosen_on_test"], result["epoch_chosen_on_test"]) == (
+            best["test_rmse"],
+            best["epoch"],
+        )
     reported = epochs[-1] if protocol == "paper" else best
     assert (result["epoch"], result["epochs"]) == (reported["epoch"], 30)
     assert result["test_rmse"] == pytest.approx(reported["test_rmse"])
@@ -380,10 +507,16 @@ def test_it_learns(cell: str, protocol: str, rated: list[str], tmp_path: Path, m
 
 
 def timeless(record: Any) -> Any:
-    return {name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second", "environment", "config")}
+    return {
+        name: value
+        for name, value in vars(record).items()
+        if name not in ("seconds", "words_per_second", "environment", "config")
+    }
 
 
-def test_two_parts_of_a_run_are_the_whole_bit_for_bit(rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped in the middle of the second epoch."""
     monkeypatch.chdir(tmp_path)
     config = settings(*TINY_SENTIMENT, *rated, "schedule.epochs=3", "task.length_pool=2")
@@ -405,7 +538,9 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(rated: list[str], tmp_path
 
 
 class Scattered(Regressor):
-    """Gives a text the number of its words, and in MC passes something random beside it that its masks determine."""
+    """Gives a text the number of its words, and in MC passes something random beside it that its masks
+    determine.
+    """
 
     def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
         random = 0 if masks.out is None else masks.out[0].sum(-1) - masks.out.shape[-1]
@@ -486,10 +621,14 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
         model.initialise(0.5, Stream((number,)))
     for name, part in (("valid", task.parts["valid"]), ("test", task.parts["test"])):
         mean = (task.predict(models[0], part) + task.predict(models[1], part)) / 2
-        assert task.ensemble(models)[f"{name}_rmse"] == pytest.approx((mean - part.ratings_R).square().mean().sqrt().item(), rel=1e-5)
+        assert task.ensemble(models)[f"{name}_rmse"] == pytest.approx(
+            (mean - part.ratings_R).square().mean().sqrt().item(), rel=1e-5
+        )
 
 
-def test_a_baseline_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_that_cannot_be_had_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(baselines, "is_there", lambda: False)
     assert list(made(40).baselines) == ["test_rmse_of_mean"]
     assert "ridge regression is left out, it takes pip install 'vdrop[baselines]'" in capsys.readouterr().err
@@ -509,7 +648,13 @@ def test_a_state_that_is_not_of_these_passes_is_refused_and_changes_nothing() ->
     next(first.run())
     good = first.state_dict()
     values = good["values"]["test"]
-    wrong: list[dict[str, Any]] = [{}, good | {"done": -1}, good | {"done": 10**9}, good | {"done": True}, good | {"values": [values]}]
+    wrong: list[dict[str, Any]] = [
+        {},
+        good | {"done": -1},
+        good | {"done": 10**9},
+        good | {"done": True},
+        good | {"values": [values]},
+    ]
     for other in (values[1:], values.double(), values * math.nan, values.tolist()):
         wrong.append(good | {"values": good["values"] | {"test": other}})
     wrong.append(good | {"values": {"test": values}})
@@ -524,7 +669,13 @@ def test_a_state_that_is_not_of_these_passes_is_refused_and_changes_nothing() ->
 def test_what_prediction_needs_is_what_the_texts_were_read_with() -> None:
     task = made(40, "task.protocol=clean", "task.chunk_words=3")
     known = task.learned({"valid_rmse": 0.5, "test_rmse": 0.7})
-    assert (known.mean, known.deviation, known.chunk_words, known.noise_part, known.noise) == (task.mean, task.deviation, 3, "valid", 0.5)
+    assert (known.mean, known.deviation, known.chunk_words, known.noise_part, known.noise) == (
+        task.mean,
+        task.deviation,
+        3,
+        "valid",
+        0.5,
+    )
     assert task.learned(None).noise is None and known.vocabulary == list(task.ids)
     sequences = task.predictor.cut(["w1", "w2", "unheard"])
     assert [s.tolist() for s in sequences] == [[START, task.ids["w1"], task.ids["w2"]], [UNKNOWN]]

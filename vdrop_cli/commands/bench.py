@@ -1,7 +1,8 @@
 """`vdrop bench`: how fast the cells are, beside what people use today and beside the machine's limit.
 
-Every case has a process of its own, with its own allocator and peak of memory; they take turns, so that a machine whose speed
-changes changes all of them. One process works at a time, the others wait. Each case is started several times.
+Every case has a process of its own, with its own allocator and peak of memory; they take turns, so that a
+machine whose speed changes changes all of them. One process works at a time, the others wait. Each case is
+started several times.
 """
 
 import importlib.util
@@ -26,7 +27,20 @@ from hydra import compose
 from vdrop_cli import environment, evaluate, files, kernels, output, prefetch, rivals
 from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Checkpoints, ConfigError, Precision, RunError, Size, Train, parse, plain
+from vdrop_cli.config import (
+    Backend,
+    Bench,
+    BenchCell,
+    BenchPart,
+    Checkpoints,
+    ConfigError,
+    Precision,
+    RunError,
+    Size,
+    Train,
+    parse,
+    plain,
+)
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.kernels import native
@@ -40,11 +54,21 @@ from vdrop_cli.tasks import LanguageModelling
 VOCABULARY = 10_000  # that of Penn Treebank
 RATINGS_VOCABULARY = 20_002  # that of the Cornell reviews
 SECONDS_A_TURN = 0.4
-UNTIMED_SECONDS = 0.4  # of steps before each turn, until clock and caches are as in a training: others had the processor before
-MC_WORDS = {"cpu": 70, "cuda": 700}  # of the text that the passes of MC evaluation read: on a GPU long enough for graphs to be replayed
-LATENCY = "mc: of limit says little here: latency bounds it, as each word waits for the one before it and the products are small"
+# of steps before each turn, until clock and caches are as in a training: others had the processor before
+UNTIMED_SECONDS = 0.4
+MC_WORDS = {
+    "cpu": 70,
+    "cuda": 700,
+}  # of the text that the passes of MC evaluation read: on a GPU long enough for graphs to be replayed
+LATENCY = (
+    "mc: of limit says little here: latency bounds it, as each word waits for the one before it and "
+    "the products are small"
+)
 FORWARD_ONLY = (BenchPart.mc.name, BenchPart.cell_step.name)
-LINES = (BenchPart.checkpoint.name, BenchPart.cell_step.name)  # parts that a line tells better than a row of the table
+LINES = (
+    BenchPart.checkpoint.name,
+    BenchPart.cell_step.name,
+)  # parts that a line tells better than a row of the table
 WARM_UP = 3  # steps, and as many more as take so long:
 WARM_UP_SECONDS = 2.0
 
@@ -63,7 +87,8 @@ class Rates:
 def limit(recurrent: int, head: int, products: int, words: int, precision: Precision, rates: Rates) -> float:
     """Seconds that the matrix products alone take at the best rate: 2 · parameters · words operations each.
 
-    `products` is 3 in training (forward, and two backward), 1 in evaluation. The forward logits are always fp32.
+    `products` is 3 in training (forward, and two backward), 1 in evaluation. The forward logits are always
+    fp32.
     """
     low = rates.bf16 if precision is Precision.bf16 else rates.fp32
     forward_logits = 2 * head * words
@@ -72,7 +97,12 @@ def limit(recurrent: int, head: int, products: int, words: int, precision: Preci
 
 RIVALS = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras, BenchCell.torch_gru)
 OTHER_CELLS = {  # those of the parts that are not of a language model
-    BenchPart.directions: (BenchCell.variational, BenchCell.bidirectional, BenchCell.gru, BenchCell.bidirectional_gru),
+    BenchPart.directions: (
+        BenchCell.variational,
+        BenchCell.bidirectional,
+        BenchCell.gru,
+        BenchCell.bidirectional_gru,
+    ),
     BenchPart.cell_step: (BenchCell.variational, BenchCell.gru, BenchCell.torch_lstm, BenchCell.torch_gru),
 }
 BIDIRECTIONAL = {  # each with the same of one direction
@@ -80,7 +110,12 @@ BIDIRECTIONAL = {  # each with the same of one direction
     BenchCell.bidirectional_gru: BenchCell.gru,
 }
 GRUS = (BenchCell.gru, BenchCell.bidirectional_gru, BenchCell.torch_gru)
-NO_POLICY = (BenchCell.products, *RIVALS, *BIDIRECTIONAL, BenchCell.gru)  # measured with the sizes and probabilities of the tied row
+NO_POLICY = (
+    BenchCell.products,
+    *RIVALS,
+    *BIDIRECTIONAL,
+    BenchCell.gru,
+)  # measured with the sizes and probabilities of the tied row
 
 
 @dataclass(frozen=True)
@@ -150,13 +185,20 @@ class Measured:
 
 
 def ratio(one: Measured, other: Measured) -> float:
-    """How many times as fast one is as the other: the median over the turns, in which both ran within seconds."""
+    """How many times as fast one is as the other: the median over the turns, in which both ran within
+    seconds.
+    """
     return median(theirs / ours for ours, theirs in zip(one.seconds, other.seconds, strict=True))
 
 
 def drawn(draw: Callable[[int], ModelMasks], train: Train) -> Iterator[ModelMasks]:
     """The masks of one step after another, as `vdrop train` draws them."""
-    return (masks for _, masks in prefetch.with_masks(count(1), draw, train.dropout.for_layers(), torch.device(train.device)))
+    return (
+        masks
+        for _, masks in prefetch.with_masks(
+            count(1), draw, train.dropout.for_layers(), torch.device(train.device)
+        )
+    )
 
 
 def our_step(train: Train, precision: Precision) -> Callable[[], object]:
@@ -164,7 +206,9 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
     time_steps, batch = train.task.steps, train.task.batch_size
     model = language_model(train, precision)
     optimiser, ids, state = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch)
-    masks_of_steps = drawn(lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train)
+    masks_of_steps = drawn(
+        lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train
+    )
 
     def step() -> object:
         nonlocal state
@@ -180,12 +224,18 @@ def our_step(train: Train, precision: Precision) -> Callable[[], object]:
 def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
     """A training step of the model of ratings."""
     model = Regressor(
-        train.model, train.dropout.for_layers(), RATINGS_VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision]
+        train.model,
+        train.dropout.for_layers(),
+        RATINGS_VOCABULARY,
+        train.backend.name,
+        environment.COMPUTE_DTYPES[precision],
     )
     model.initialise(train.model.init, Stream(("bench",)), train.model.forget_bias)
     model.to(train.device)
     optimiser, (ids_TB, lengths_B, targets_B) = Optimiser(model, train.schedule), random_ratings(train)
-    masks_of_steps = drawn(lambda number: model.host_masks(len(ids_TB), len(lengths_B), Stream(("bench", number))), train)
+    masks_of_steps = drawn(
+        lambda number: model.host_masks(len(ids_TB), len(lengths_B), Stream(("bench", number))), train
+    )
 
     def step() -> object:
         masks = next(masks_of_steps)
@@ -196,7 +246,9 @@ def our_ratings(train: Train, precision: Precision) -> Callable[[], object]:
 
 
 def random_ratings(train: Train) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Words [T, B], lengths and ratings [B], as of the Cornell reviews: five chunks of eight are full, others shorter, longest first."""
+    """Words [T, B], lengths and ratings [B], as of the Cornell reviews: five chunks of eight are full, others
+    shorter, longest first.
+    """
     assert train.task.chunk_words is not None
     time_steps, batch, draws = train.task.chunk_words, train.task.batch_size, torch.Generator().manual_seed(1)
     lengths_B = torch.randint(1, time_steps, (batch,), generator=draws)
@@ -204,7 +256,11 @@ def random_ratings(train: Train) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     lengths_B = lengths_B.sort(descending=True).values
     ids_TB = torch.randint(RATINGS_VOCABULARY, (time_steps, batch), generator=draws)
     ids_TB[0, 0] = RATINGS_VOCABULARY - 1
-    return ids_TB.to(train.device), lengths_B.to(train.device), torch.randn(batch, generator=draws).to(train.device)
+    return (
+        ids_TB.to(train.device),
+        lengths_B.to(train.device),
+        torch.randn(batch, generator=draws).to(train.device),
+    )
 
 
 def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
@@ -217,7 +273,12 @@ def our_layer(train: Train, precision: Precision) -> Callable[[], object]:
     def step() -> object:
         nonlocal number
         number += 1
-        masks = draw(layers.dropout, replace(shape, input_sizes=shape.input_sizes[:1]), Stream(("bench", number)), train.device).layers[0]
+        masks = draw(
+            layers.dropout,
+            replace(shape, input_sizes=shape.input_sizes[:1]),
+            Stream(("bench", number)),
+            train.device,
+        ).layers[0]
         y_TBH, *_ = kernels.lstm(x_TBH, h_BH, c_BH, *weights, masks=masks, **layers.options)
         return torch.autograd.grad(y_TBH, [x_TBH, *weights], x_TBH.detach())
 
@@ -245,7 +306,9 @@ def layer_of_directions(cell: BenchCell, train: Train, precision: Precision) -> 
 
 
 def step_of_cell(cell: BenchCell, train: Train) -> Callable[[], object]:
-    """One step of one sequence, as in a decoder; masks are drawn beforehand, since they are held over the sequence."""
+    """One step of one sequence, as in a decoder; masks are drawn beforehand, since they are held over the
+    sequence.
+    """
     torch.set_grad_enabled(False)  # of this process, which measures nothing else
     size, is_gru = train.model.hidden_size, cell in GRUS
     x_BD, h_BH = (torch.rand(1, size, device=train.device) for _ in range(2))
@@ -270,12 +333,16 @@ def our_mc(train: Train, precision: Precision, passes: int) -> Callable[[], obje
 def our_checkpoint(train: Train, precision: Precision) -> Callable[[], object]:
     """Writing a checkpoint in the middle of an epoch, as `vdrop train` does."""
     stream_N = torch.randint(VOCABULARY, (2 * train.task.batch_size * (train.task.steps + 1),))
-    corpus = Corpus([str(word) for word in range(VOCABULARY)], stream_N, stream_N, stream_N, "random words", "bench")
+    corpus = Corpus(
+        [str(word) for word in range(VOCABULARY)], stream_N, stream_N, stream_N, "random words", "bench"
+    )
     outputs = Path(train.outputs) / "bench"
     outputs.mkdir(parents=True, exist_ok=True)
     folder = TemporaryDirectory(dir=outputs)
     training = Run(
-        replace(train, precision=precision), LanguageModelling(train.task, corpus, torch.device(train.device)), Path(folder.name)
+        replace(train, precision=precision),
+        LanguageModelling(train.task, corpus, torch.device(train.device)),
+        Path(folder.name),
     )
     next(training.train_epoch())
     list(training.finish_steps())
@@ -298,7 +365,8 @@ def rows_of_steps(train: Train, part: BenchPart) -> list[int]:
 
 
 def products(train: Train, precision: Precision, rows: list[int], vocabulary: int) -> Callable[[], object]:
-    """The matrix products of a training step and nothing else, of the shapes and layouts that the cells multiply in, by torch.
+    """The matrix products of a training step and nothing else, of the shapes and layouts that the cells
+    multiply in, by torch.
 
     Where bf16 products have results in fp32 (AMX), the forward logits are three of them, as in the cells.
     """
@@ -311,8 +379,14 @@ def products(train: Train, precision: Precision, rows: list[int], vocabulary: in
     def random(*shape: int) -> torch.Tensor:
         return torch.rand(shape).sub_(0.5).to(train.device, dtype)
 
-    x_NH, gates_NG, w_GH, head_VH = (random(*s) for s in ((words, hidden), (words, 4 * hidden), (4 * hidden, hidden), (vocabulary, hidden)))
-    forward, back, d_logits_NV = Weights(w_GH, max(rows)), Weights(w_GH.T, max(rows)), random(words, vocabulary)
+    x_NH, gates_NG, w_GH, head_VH = (
+        random(*s) for s in ((words, hidden), (words, 4 * hidden), (4 * hidden, hidden), (vocabulary, hidden))
+    )
+    forward, back, d_logits_NV = (
+        Weights(w_GH, max(rows)),
+        Weights(w_GH.T, max(rows)),
+        random(words, vocabulary),
+    )
     exact_x_NH, exact_head_VH, logits_NV = x_NH.float(), head_VH.float(), d_logits_NV.float()
     dx_NH, dw_GH, d_head_VH = (torch.empty_like(t) for t in (x_NH, w_GH, head_VH))
 
@@ -335,7 +409,13 @@ def products(train: Train, precision: Precision, rows: list[int], vocabulary: in
 
 
 def language_model(train: Train, precision: Precision) -> LanguageModel:
-    model = LanguageModel(train.model, train.dropout.for_layers(), VOCABULARY, train.backend.name, environment.COMPUTE_DTYPES[precision])
+    model = LanguageModel(
+        train.model,
+        train.dropout.for_layers(),
+        VOCABULARY,
+        train.backend.name,
+        environment.COMPUTE_DTYPES[precision],
+    )
     model.initialise(train.model.init, Stream(("bench",)))
     return model.to(train.device)
 
@@ -348,7 +428,9 @@ def random_ids(train: Train) -> torch.Tensor:
 
 
 def random_input(train: Train) -> torch.Tensor:
-    return (torch.rand(train.task.steps, train.task.batch_size, train.model.hidden_size) - 0.5).to(train.device)
+    return (torch.rand(train.task.steps, train.task.batch_size, train.model.hidden_size) - 0.5).to(
+        train.device
+    )
 
 
 def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
@@ -359,16 +441,25 @@ def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
     if case.part is BenchPart.directions:
         return layer_of_directions(case.cell, train, precision)
     if case.cell is BenchCell.products:
-        return products(train, precision, rows_of_steps(train, case.part), 0 if case.part is BenchPart.ratings else VOCABULARY)
+        return products(
+            train,
+            precision,
+            rows_of_steps(train, case.part),
+            0 if case.part is BenchPart.ratings else VOCABULARY,
+        )
     if case.part is BenchPart.ratings:
         if name in rivals.LAYERS:
-            return rivals.rating_step(name, train.model, train.dropout, train.schedule, precision, *random_ratings(train))
+            return rivals.rating_step(
+                name, train.model, train.dropout, train.schedule, precision, *random_ratings(train)
+            )
         return our_ratings(train, precision)
     ids = random_ids(train)
     if case.cell is BenchCell.keras:
         return rivals.keras_step(train.model, train.dropout, train.schedule, ids[:-1], ids[1:])
     if name in rivals.LAYERS and case.part is BenchPart.step:
-        return rivals.training_step(name, train.model, train.dropout, train.schedule, precision, ids[:-1], ids[1:])
+        return rivals.training_step(
+            name, train.model, train.dropout, train.schedule, precision, ids[:-1], ids[1:]
+        )
     if name in rivals.LAYERS:
         return rivals.layer_step(name, train.model, train.dropout, precision, random_input(train))
     if case.part is BenchPart.checkpoint:
@@ -379,8 +470,9 @@ def build(case: Case, train: Train, passes: int) -> Callable[[], object]:
 
 
 def work(pipe: Connection, case: Case, train: Train, passes: int, ready: bool) -> None:
-    """The life of a case's process: a message when it is ready, then on every message a turn of so many steps, after some that are not
-    timed, answered by the seconds and the peak of memory."""
+    """The life of a case's process: a message when it is ready, then on every message a turn of so many
+    steps, after some that are not timed, answered by the seconds and the peak of memory.
+    """
     device = torch.device(train.device)
     torch.manual_seed(1)
     if ready:
@@ -413,7 +505,9 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.pipe.send(0)
             self.process.join()
@@ -427,7 +521,9 @@ class Worker:
                 self.pipe.send(steps)
             return self.pipe.recv()
         except (EOFError, BrokenPipeError):
-            raise ConfigError(f"{self.case} could not run, see above; leave it out of cells, parts or sizes") from None
+            raise ConfigError(
+                f"{self.case} could not run, see above; leave it out of cells, parts or sizes"
+            ) from None
 
     def turn(self) -> float:
         """Seconds a step."""
@@ -476,12 +572,23 @@ def cases(settings: Bench) -> list[list[Case]]:
 
 
 def train_settings(case: Case, settings: Bench) -> Train:
-    """The published settings of the size, with the dropout that a case is named after, on the device that is measured."""
+    """The published settings of the size, with the dropout that a case is named after, on the device that is
+    measured.
+    """
     task = ["task=sentiment"] if case.size is Size.sentiment else []
     dropout = "variational" if case.cell in (BenchCell.fused, *NO_POLICY) else case.cell
     overrides = [*task, f"model=lstm_{case.size}", f"dropout={dropout}"]
-    backend = Backend.fused if case.cell is BenchCell.fused else environment.backend(Backend.auto, torch.device(settings.device))
-    return replace(parse(compose("train", overrides), Train), outputs=settings.outputs, device=settings.device, backend=backend)
+    backend = (
+        Backend.fused
+        if case.cell is BenchCell.fused
+        else environment.backend(Backend.auto, torch.device(settings.device))
+    )
+    return replace(
+        parse(compose("train", overrides), Train),
+        outputs=settings.outputs,
+        device=settings.device,
+        backend=backend,
+    )
 
 
 def run(settings: Bench) -> None:
@@ -489,7 +596,9 @@ def run(settings: Bench) -> None:
     settings = replace(settings, device=str(device))
     left_out = {}
     if device.type != "cpu":
-        left_out = dict.fromkeys((BenchCell.keras, BenchCell.products), "is measured on the CPU alone; leave it out")
+        left_out = dict.fromkeys(
+            (BenchCell.keras, BenchCell.products), "is measured on the CPU alone; leave it out"
+        )
     if importlib.util.find_spec("keras") is None:
         left_out[BenchCell.keras] = "is not installed; pip install 'vdrop[keras]', or leave it out"
     for cell in settings.cells or ():
@@ -498,7 +607,9 @@ def run(settings: Bench) -> None:
     settings = replace(settings, cells=settings.cells or [cell for cell in BenchCell if cell not in left_out])
     groups = cases(settings)
     if not groups:
-        raise ConfigError("parts, cells and precisions together leave nothing to measure; take more of one of them")
+        raise ConfigError(
+            "parts, cells and precisions together leave nothing to measure; take more of one of them"
+        )
     environment.make_ready(device)
     found, rates = [], measure_rates(device)
     for group in groups:
@@ -518,7 +629,10 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
         with ExitStack() as stack:
             ready = {case: settings.rivals_ready or case.cell not in RIVALS for case in group}
             trains = {case: train_settings(case, settings) for case in group}
-            workers = [stack.enter_context(Worker(case, trains[case], settings.mc_passes, ready[case])) for case in group]
+            workers = [
+                stack.enter_context(Worker(case, trains[case], settings.mc_passes, ready[case]))
+                for case in group
+            ]
             for worker in workers:
                 worker.ask()  # all are ready before the first is timed
             for worker in workers:
@@ -553,7 +667,9 @@ def measured(case: Case, settings: Bench, seconds: list[float], peak: float) -> 
 
 
 def limit_of(m: Measured, rates: Rates) -> float:
-    return limit(m.recurrent, m.head, 1 if m.part in FORWARD_ONLY else 3, m.words, Precision[m.precision], rates)
+    return limit(
+        m.recurrent, m.head, 1 if m.part in FORWARD_ONLY else 3, m.words, Precision[m.precision], rates
+    )
 
 
 def is_native(device: torch.device) -> bool:
@@ -588,18 +704,25 @@ def tell(measured: list[Measured], rates: Rates, device: torch.device) -> None:
         print(f"{m.size}: one step of a cell, {m.cell}, takes {m.step_seconds * 1e6:.1f} µs")
     for m in [m for m in measured if m.part == BenchPart.checkpoint.name]:
         print(
-            f"{m.size}: writing a checkpoint takes {m.step_seconds * 1e3:.0f} ms, every {Checkpoints().minutes:g} minutes "
+            f"{m.size}: writing a checkpoint takes {m.step_seconds * 1e3:.0f} ms, every "
+            f"{Checkpoints().minutes:g} minutes "
             f"{100 * m.share:.2f} % of the time"
         )
 
 
 def write(settings: Bench, measured: list[Measured], rates: Rates) -> Path:
     device = torch.device(settings.device)
-    described = environment.describe(device, environment.backend(Backend.auto, device).name, " and ".join(map(str, settings.precisions)))
+    described = environment.describe(
+        device, environment.backend(Backend.auto, device).name, " and ".join(map(str, settings.precisions))
+    )
     told: dict[str, Any] = {"settings": plain(settings), "environment": described, "rates": asdict(rates)}
     told["measured"] = [
         {**asdict(m), "step_seconds": m.step_seconds}
-        | ({"share": m.share} if m.part == BenchPart.checkpoint.name else {"words_per_second": m.words_per_second, "fraction": m.fraction})
+        | (
+            {"share": m.share}
+            if m.part == BenchPart.checkpoint.name
+            else {"words_per_second": m.words_per_second, "fraction": m.fraction}
+        )
         for m in measured
     ]
     folder = Path(settings.outputs) / "bench"

@@ -1,4 +1,6 @@
-"""Many runs and evaluations as one piece of work: what of it is finished, how long the rest takes, and doing it. No command of its own."""
+"""Many runs and evaluations as one piece of work: what of it is finished, how long the rest takes, and doing
+it. No command of its own.
+"""
 
 import math
 import shlex
@@ -13,7 +15,18 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from vdrop_cli import checkpoint, continuation, environment, evaluate, experiments, interruption, results_page, runs, stuck_starts, tasks
+from vdrop_cli import (
+    checkpoint,
+    continuation,
+    environment,
+    evaluate,
+    experiments,
+    interruption,
+    results_page,
+    runs,
+    stuck_starts,
+    tasks,
+)
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, require_judged_in_first_epoch, resolved
 from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
@@ -79,7 +92,13 @@ class Evaluation:
         how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.published.mc_samples}"]
         how += [f"mc_batch={self.mc_batch}"] if self.mc_batch is not None and not others else []
         # the runs are of this command's own settings, so the data that they name is, too
-        return [f"checkpoint={first}", "stored_data=true", *how, f"device={settings.device}", f"precision={settings.precision}"]
+        return [
+            f"checkpoint={first}",
+            "stored_data=true",
+            *how,
+            f"device={settings.device}",
+            f"precision={settings.precision}",
+        ]
 
     @property
     def is_finished(self) -> bool:
@@ -98,7 +117,9 @@ class Maker:
         self.tasks: dict[str, Task] = {}
 
     def training(self, name: str, settings: Train, seed: int) -> Training:
-        made = resolved(replace(settings, seed=seed, outputs=self.outputs, precision=self.precision), self.device)
+        made = resolved(
+            replace(settings, seed=seed, outputs=self.outputs, precision=self.precision), self.device
+        )
         of = str((made.task, made.data))
         self.tasks[of] = self.tasks.get(of) or tasks.load(made, self.device)
         require_judged_in_first_epoch(made, self.tasks[of])
@@ -106,23 +127,39 @@ class Maker:
 
     @cached_property
     def stuck_records(self) -> dict[Path, StuckStart]:
-        """Starts of stuck runs that were made on such a device, of which there are records, by the folders of the runs."""
+        """Starts of stuck runs that were made on such a device, of which there are records, by the folders of
+        the runs.
+        """
         device = environment.device_name(self.device)
-        found = [run for folder in results_page.record_folders(Path(self.outputs)) for run in runs.stuck_below(folder)]
+        found = [
+            run
+            for folder in results_page.record_folders(Path(self.outputs))
+            for run in runs.stuck_below(folder)
+        ]
         here = [run for run in found if run.environment["device"] == device]
-        return {checkpoint.run_folder(replace(run.train, outputs=self.outputs), run.corpus): run.start for run in here}
+        return {
+            checkpoint.run_folder(replace(run.train, outputs=self.outputs), run.corpus): run.start
+            for run in here
+        }
 
     def stuck_start(self, training: Training) -> StuckStart | None:
-        """That of a training which is known to be stuck: from its run folder, or from its record where it has not begun here."""
+        """That of a training which is known to be stuck: from its run folder, or from its record where it has
+        not begun here.
+        """
         if training.is_finished:
             return None
         check, folder = training.settings.stuck, training.folder
         record = None if checkpoint.all_in(folder) else self.stuck_records.get(folder)
-        return stuck_starts.remembered(folder, check) or (record if record is not None and record.is_stuck(check) else None)
+        return stuck_starts.remembered(folder, check) or (
+            record if record is not None and record.is_stuck(check) else None
+        )
 
 
-def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation], stuck: Iterable[tuple[str, StuckStart]]) -> None:
-    """What there is to do, and how long it takes, measured on this machine by a few steps of each kind of run.
+def announce(
+    trainings: Iterable[Training], evaluations: Iterable[Evaluation], stuck: Iterable[tuple[str, StuckStart]]
+) -> None:
+    """What there is to do, and how long it takes, measured on this machine by a few steps of each kind of
+    run.
 
     `stuck`: trainings that others replace, by name, and their starts.
     """
@@ -143,7 +180,10 @@ def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation], s
         schedule, done = training.settings.schedule, training.epochs_done
         left = (schedule.epochs - done) * cost(training).epoch + cost(training).result
         early = ", or less, as it stops early" if schedule.patience is not None else ""
-        print(f"  {training.told}: {duration(left)}{early} ({done:.3g} of {schedule.epochs} epochs are done)", file=sys.stderr)
+        print(
+            f"  {training.told}: {duration(left)}{early} ({done:.3g} of {schedule.epochs} epochs are done)",
+            file=sys.stderr,
+        )
         total += left
     for name, start in stuck:
         print(f"  {name}: stuck, {start}; another seed replaces it", file=sys.stderr)
@@ -153,7 +193,11 @@ def announce(trainings: Iterable[Training], evaluations: Iterable[Evaluation], s
             print(f"  {evaluation.told}: finished", file=sys.stderr)
             continue
         samples = evaluation.published.mc_samples
-        left = cost(first).mc(samples, evaluation.mc_batch) if samples else cost(first).result * len(evaluation.trainings)
+        left = (
+            cost(first).mc(samples, evaluation.mc_batch)
+            if samples
+            else cost(first).result * len(evaluation.trainings)
+        )
         print(f"  {evaluation.told}: {duration(left)}", file=sys.stderr)
         total += left
     print(f"  together: {duration(total)}", file=sys.stderr, flush=True)
@@ -182,10 +226,14 @@ class Cost:
     def of_language_model(self, task: LanguageModelling) -> tuple[float, float]:
         """Of a validation, and of the result."""
         chunks = list(islice(task.valid_chunks(), self.STEPS))
-        evaluated = self.timed(lambda: evaluate.batched_loss(self.model, chunks, task.batch_size)) / len(chunks)
+        evaluated = self.timed(lambda: evaluate.batched_loss(self.model, chunks, task.batch_size)) / len(
+            chunks
+        )
         stretch_N = task.streams["test"][: evaluate.STEPS_AT_ONCE + 1]
         read = self.timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
-        whole = task.batches_an_epoch * evaluated + read * sum(len(task.streams[part]) for part in ("valid", "test"))
+        whole = task.batches_an_epoch * evaluated + read * sum(
+            len(task.streams[part]) for part in ("valid", "test")
+        )
         return len(list(task.valid_chunks())) * evaluated, whole
 
     def of_ratings(self, task: Sentiment) -> tuple[float, float]:
@@ -201,7 +249,10 @@ class Cost:
         if isinstance(self.task, Sentiment):
             return samples * self.reading(self.task.sample(name) for name in (self.task.noise_part, "test"))
         assert isinstance(self.task, LanguageModelling)
-        together, stream_N = min(samples, environment.mc_batch(mc_batch, self.task.device)), self.task.streams["test"]
+        together, stream_N = (
+            min(samples, environment.mc_batch(mc_batch, self.task.device)),
+            self.task.streams["test"],
+        )
         passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
         words: list[int] = []
         seconds = self.timed(lambda: words.extend(islice(passes, self.STEPS)))
@@ -216,9 +267,13 @@ class Cost:
         return time.perf_counter() - begun
 
 
-def sweep(choices: list[str], seeds: Iterable[int], precision: Precision, settings: Reproduce | Figures) -> list[str]:
+def sweep(
+    choices: list[str], seeds: Iterable[int], precision: Precision, settings: Reproduce | Figures
+) -> list[str]:
     """The rest of a `vdrop train` that trains all of these; of runs that are finished it says so."""
-    launcher = settings.launcher or (f"joblib hydra.launcher.n_jobs={settings.jobs}" if settings.jobs > 1 else "")
+    launcher = settings.launcher or (
+        f"joblib hydra.launcher.n_jobs={settings.jobs}" if settings.jobs > 1 else ""
+    )
     how = shlex.split(f"hydra/launcher={launcher}") if launcher else []
     of_each = [
         f"precision={precision}",
@@ -229,7 +284,9 @@ def sweep(choices: list[str], seeds: Iterable[int], precision: Precision, settin
 
 
 class Commands:
-    """Other commands of vdrop, each run as a process of its own; where `until` is set, only until that time has passed."""
+    """Other commands of vdrop, each run as a process of its own; where `until` is set, only until that time
+    has passed.
+    """
 
     def __init__(self, until: str | None) -> None:
         self.until, self.ends = until, math.inf if until is None else time.monotonic() + seconds(until)
@@ -239,7 +296,9 @@ class Commands:
         return time.monotonic() >= self.ends
 
     def vdrop(self, command: str, *arguments: str) -> None:
-        """Runs a command, which is asked to stop when this one is, or the time is up; how it ends shows in what it leaves."""
+        """Runs a command, which is asked to stop when this one is, or the time is up; how it ends shows in
+        what it leaves.
+        """
         if self.time_is_up:
             return
         line = ["vdrop", command, *arguments]
@@ -249,7 +308,9 @@ class Commands:
             try:
                 process.wait(None if self.until is None else max(0.0, self.ends - time.monotonic()))
             except subprocess.TimeoutExpired:
-                print(f"vdrop: until={self.until} has passed; stopping what runs", file=sys.stderr, flush=True)
+                print(
+                    f"vdrop: until={self.until} has passed; stopping what runs", file=sys.stderr, flush=True
+                )
                 process.terminate()
                 process.wait()
             interruption.check()
@@ -262,15 +323,21 @@ class Commands:
 
 
 def require_on_page(wanted: Iterable[tuple[str, int]], told: Collection[tuple[str, int]]) -> None:
-    """Raises RunError where a run, by the name of its row and its seed, is not in the table though all is finished."""
+    """Raises RunError where a run, by the name of its row and its seed, is not in the table though all is
+    finished.
+    """
     for name, seed in wanted:
         if (name, seed) not in told:
-            raise RunError(f"{name} seed {seed} is finished, but not in the table; what was left out is reported above")
+            raise RunError(
+                f"{name} seed {seed} is finished, but not in the table; what was left out is reported above"
+            )
 
 
 def require_all(trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> None:
     """Raises RunError where something is not finished."""
-    lacking = [str(t.folder) for t in trainings if not t.is_finished] + [e.told for e in evaluations if not e.is_finished]
+    lacking = [str(t.folder) for t in trainings if not t.is_finished] + [
+        e.told for e in evaluations if not e.is_finished
+    ]
     if lacking:
         others = f", nor are {len(lacking) - 1} others" if len(lacking) > 1 else ""
         raise RunError(f"{lacking[0]} is not finished{others}; the same command resumes")

@@ -13,7 +13,11 @@ CHECKS = {
     Source.cornell: "MD5 of the eight files agree with the authors'",
     Source.vader: "SHA-256 of the file agrees with the package's",
 }
-FETCHED = {Source.ptb: (ptb.NAME, ptb.FILES), Source.cornell: (cornell.NAME, cornell.FILES), Source.vader: (vader.NAME, [vader.FILE])}
+FETCHED = {
+    Source.ptb: (ptb.NAME, ptb.FILES),
+    Source.cornell: (cornell.NAME, cornell.FILES),
+    Source.vader: (vader.NAME, [vader.FILE]),
+}
 
 
 def run(settings: ListData) -> None:
@@ -24,7 +28,9 @@ def run(settings: ListData) -> None:
         name, files = FETCHED.get(data.source, ("", []))
         if name and places.local(data, name, files) is None:
             looked = ", ".join(str(folder) for _, folder in places.places(data, name))
-            print(f"{data.source}\n  not here (looked in {looked}); vdrop data data={data.source} fetches it\n")
+            print(
+                f"{data.source}\n  not here (looked in {looked}); vdrop data data={data.source} fetches it\n"
+            )
             continue
         try:
             tell(data)
@@ -46,7 +52,12 @@ def streams(data: Data) -> list[str]:
         f"{part:<8}{len(stream_N):>9,} tokens, {100 * corpora.unknown_share(stream_N, corpus):.2f} % <unk>"
         for part, stream_N in corpus.parts.items()
     ]
-    return [f"from    {corpus.origin}", *counts, f"types   {len(corpus.vocabulary):>9,}", f"content {corpus.fingerprint[:16]}"]
+    return [
+        f"from    {corpus.origin}",
+        *counts,
+        f"types   {len(corpus.vocabulary):>9,}",
+        f"content {corpus.fingerprint[:16]}",
+    ]
 
 
 def rated(data: Data) -> list[str]:
@@ -58,6 +69,7 @@ def rated(data: Data) -> list[str]:
         f"texts   {len(found.texts):>9,}{f' ({parts})' if parts else ''}",
         f"words   {sum(map(len, found.texts)):>9,}",
         f"types   {len({word for text in found.texts for word in text}):>9,}",
-        f"ratings {min(found.ratings):g} to {max(found.ratings):g}, mean {fmean(found.ratings):.3f}, deviation {pstdev(found.ratings):.3f}",
+        f"ratings {min(found.ratings):g} to {max(found.ratings):g}, mean {fmean(found.ratings):.3f}, "
+        f"deviation {pstdev(found.ratings):.3f}",
         f"content {found.fingerprint[:16]}",
     ]

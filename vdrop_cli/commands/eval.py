@@ -22,7 +22,8 @@ from vdrop_cli.policies import Policy
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
 
-READ_BEFORE = "earlier versions read tables by other rules, and two line ends where a row ends in one"  # of data sets by name
+# of data sets by name
+READ_BEFORE = "earlier versions read tables by other rules, and two line ends where a row ends in one"
 
 
 class Built(NamedTuple):
@@ -50,11 +51,18 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     found = checkpoint.load(path)
     trained = found.train
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
-        raise ConfigError(f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}")
+        raise ConfigError(
+            f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}"
+        )
     if settings.word_dropout and trained.dropout.p_word == 0:
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
-    task = task_of(path, found, data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed), device)
+    task = task_of(
+        path,
+        found,
+        data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed),
+        device,
+    )
     built = build(path, found, task.predictor, settings, device)
     return Loaded(path, found, task, built.model, built.precision)
 
@@ -71,14 +79,18 @@ def task_of(path: Path, found: Checkpoint, data: Data, device: torch.device) -> 
     return task
 
 
-def build(path: Path, found: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device) -> Built:
+def build(
+    path: Path, found: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
+) -> Built:
     """The model of a checkpoint. Raises ConfigError where its weights are not those of its settings."""
     trained = found.train
     backend = environment.backend(settings.backend, device).name
     precision = environment.precision(settings.precision or trained.precision, device)
     try:
         checkpoint.require_large_enough(found.model, trained.model, predictor.vocabulary_size)
-        model = predictor.model(trained.model, trained.dropout.for_layers(), backend, environment.COMPUTE_DTYPES[precision])
+        model = predictor.model(
+            trained.model, trained.dropout.for_layers(), backend, environment.COMPUTE_DTYPES[precision]
+        )
         checkpoint.require_fitting(found.model, model)
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
@@ -93,14 +105,22 @@ def run(settings: Eval) -> str:
     assert settings.checkpoint is not None
     path, found, task, model, precision = load(settings.checkpoint, settings, device)
     print(
-        f"{path}: epoch {found.epoch}, {files.printable(task.origin)}, {device}, back end {model.layers.backend}, {precision}",
+        f"{path}: epoch {found.epoch}, {files.printable(task.origin)}, {device}, back end "
+        f"{model.layers.backend}, {precision}",
         file=sys.stderr,
     )
     tasks.warn(task)
     described = environment.describe(device, model.layers.backend, precision.name)
-    told: dict[str, Any] = {"checkpoint": str(path), "epoch": found.epoch, "seed": settings.seed, "metrics": {}}
+    told: dict[str, Any] = {
+        "checkpoint": str(path),
+        "epoch": found.epoch,
+        "seed": settings.seed,
+        "metrics": {},
+    }
     paths = members(path, settings)
-    target = path.with_name(f"{result_stem(path.stem, kind(settings, paths, task), precision, found.train.precision)}.json")
+    target = path.with_name(
+        f"{result_stem(path.stem, kind(settings, paths, task), precision, found.train.precision)}.json"
+    )
     if not ownership.is_of_run(target):  # of a checkpoint with a name of its own
         is_own = stored.readable_by(runs.parse_evaluation)
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
@@ -114,7 +134,11 @@ def run(settings: Eval) -> str:
             version = "code" if "code" in described else "commit"
             decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
             of |= {name: described[name] for name in decisive if name in described}
-            partial = Partial(target.with_suffix(".partial"), {key: str(value) for key, value in of.items()}, settings.save_minutes)
+            partial = Partial(
+                target.with_suffix(".partial"),
+                {key: str(value) for key, value in of.items()},
+                settings.save_minutes,
+            )
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
             passes = task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
             resumed = partial.load(passes)
@@ -138,7 +162,9 @@ def run(settings: Eval) -> str:
 
 
 def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) -> str:
-    """The name of an evaluation's file without its suffix; `stem` is that of the checkpoint's. Both it and `kind` can be patterns."""
+    """The name of an evaluation's file without its suffix; `stem` is that of the checkpoint's. Both it and
+    `kind` can be patterns.
+    """
     in_another = "" if precision is trained else f"-{precision}"
     return f"{stem.replace('checkpoint', 'eval')}-{kind}{in_another}"
 
@@ -169,7 +195,8 @@ def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint:
         loaded = load(str(path), settings, device)
         if loaded.task.fingerprint != fingerprint:
             raise ConfigError(
-                f"members: {path} was trained on another corpus than {paths[0]}, or another split of it; average models of the same words"
+                f"members: {path} was trained on another corpus than {paths[0]}, or another split of it; "
+                "average models of the same words"
             )
         yield loaded.model
 
@@ -202,7 +229,9 @@ class Partial:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it") from None
+            raise ConfigError(
+                f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it"
+            ) from None
         except (Damaged, ValueError) as damage:
             print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)
         return False
@@ -217,12 +246,17 @@ class Partial:
         return time.perf_counter() - self.saved >= 60 * self.minutes
 
     def save(self, passes: Passes) -> None:
-        files.write_tensors(self.path, {"of": self.of, "passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds})
+        files.write_tensors(
+            self.path,
+            {"of": self.of, "passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds},
+        )
         self.saved = time.perf_counter()
 
 
 def go_through(passes: Passes, partial: Partial) -> None:
-    """Reads to the end, saving now and then. Raises Interrupted, with all that is done saved, where the process was asked to stop."""
+    """Reads to the end, saving now and then. Raises Interrupted, with all that is done saved, where the
+    process was asked to stop.
+    """
     words = passes.total
     partial.clock = time.perf_counter()
     with counting(words, passes.words, "word") as count:
@@ -240,10 +274,16 @@ def go_through(passes: Passes, partial: Partial) -> None:
 
 def require_finite(results: dict[str, Any], path: Path) -> None:
     """Raises RunError where a result is no number: weights that are finite can still overflow."""
-    numbers = [*results["metrics"].items(), *(pair for row in results.get("mc", []) for pair in row.items() if pair[1] is not None)]
+    numbers = [
+        *results["metrics"].items(),
+        *(pair for row in results.get("mc", []) for pair in row.items() if pair[1] is not None),
+    ]
     broken = [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]
     if broken:
-        raise RunError(f"{path}: {broken[0]}; its weights are not those of a model that works, take another checkpoint of the run")
+        raise RunError(
+            f"{path}: {broken[0]}; its weights are not those of a model that works, take another checkpoint "
+            "of the run"
+        )
 
 
 def tell(told: dict[str, Any]) -> None:
@@ -255,7 +295,11 @@ def tell(told: dict[str, Any]) -> None:
         digits = 2 if measure == "ppl" else 4
         print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
         for row in told["mc"]:
-            spread = f"{row['deviation']:9.{digits}f} of {row['groups']}" if row["deviation"] is not None else "        –"
+            spread = (
+                f"{row['deviation']:9.{digits}f} of {row['groups']}"
+                if row["deviation"] is not None
+                else "        –"
+            )
             print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
 
 

@@ -1,4 +1,6 @@
-"""`vdrop export`: a checkpoint's weights, and what prediction needs beside them, as a safetensors file for other programs."""
+"""`vdrop export`: a checkpoint's weights, and what prediction needs beside them, as a safetensors file for
+other programs.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ HEADER_LIMIT = 100_000_000  # bytes of it; safetensors reads no longer ones
 
 
 def start_size(path: Path) -> int:
-    """How many bytes of a safetensors file hold its header; of any other, or where none can be read, so many as to tell that."""
+    """How many bytes of a safetensors file hold its header; of any other, or where none can be read, so many
+    as to tell that.
+    """
     try:
         size = int.from_bytes(files.read_start(path, LENGTH), "little")
     except (OSError, Damaged):
@@ -29,7 +33,9 @@ def start_size(path: Path) -> int:
 
 
 def parse_start(start: bytes) -> dict[str, Any]:
-    """The settings, and what else this command writes, from the start of a file that it has made. Raises Damaged."""
+    """The settings, and what else this command writes, from the start of a file that it has made. Raises
+    Damaged.
+    """
     header = stored.parse_json(start[LENGTH : LENGTH + int.from_bytes(start[:LENGTH], "little")])
     stored.require(header, {"__metadata__": dict})
     held: dict[str, Any] = header["__metadata__"]
@@ -58,31 +64,52 @@ def run(settings: Export) -> None:
     require_whole(path, found)
     ownership.require_own(target, is_export, "choose another file=", start_size(target))
     # each weight with memory of its own, in order: safetensors takes no others
-    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.model.items()}
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.model.items()
+    }
     files.replace(Path(os.path.realpath(target)), save(weights, metadata(found)))
-    print(f"{target}: {sum(tensor.numel() for tensor in weights.values()):,} weights after epoch {found.epoch}")
+    print(
+        f"{target}: {sum(tensor.numel() for tensor in weights.values()):,} weights after epoch {found.epoch}"
+    )
 
 
 def require_whole(path: Path, found: Checkpoint) -> None:
-    """Raises ConfigError unless the weights are those that the settings, and the vocabulary where it is there, describe."""
+    """Raises ConfigError unless the weights are those that the settings, and the vocabulary where it is
+    there, describe.
+    """
     trained, knowledge, embedding = found.train, found.knowledge, found.model.get("embedding")
     try:
         checkpoint.require(embedding is not None and embedding.dim() == 2, "it has no embedding")
         assert embedding is not None
-        words = predictor_of(knowledge, torch.device("cpu")).vocabulary_size if knowledge is not None else len(embedding)
+        words = (
+            predictor_of(knowledge, torch.device("cpu")).vocabulary_size
+            if knowledge is not None
+            else len(embedding)
+        )
         checkpoint.require_large_enough(found.model, trained.model, words)
         kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
-        checkpoint.require_fitting(found.model, kind(trained.model, trained.dropout.for_layers(), words, "fused"))
+        checkpoint.require_fitting(
+            found.model, kind(trained.model, trained.dropout.for_layers(), words, "fused")
+        )
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
 
 
 def metadata(found: Checkpoint) -> dict[str, str]:
-    """JSON of the settings, and of each field of what the model has learned of its text (`vdrop_cli.learned`)."""
+    """JSON of the settings, and of each field of what the model has learned of its text
+    (`vdrop_cli.learned`).
+    """
     learned = {name: as_json(value) for name, value in found.learned.items()}
-    return learned | {"config": as_json(found.config), "corpus": found.corpus, "epoch": str(found.epoch), "batch": str(found.batch)}
+    return learned | {
+        "config": as_json(found.config),
+        "corpus": found.corpus,
+        "epoch": str(found.epoch),
+        "batch": str(found.batch),
+    }
 
 
 def as_json(value: object) -> str:
     """Characters as they are, but for halves of some, which UTF-8 has not."""
-    return re.sub(r"[\ud800-\udfff]", lambda half: rf"\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return re.sub(
+        r"[\ud800-\udfff]", lambda half: rf"\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )

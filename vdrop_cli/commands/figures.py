@@ -1,4 +1,6 @@
-"""`vdrop figures`: the paper's experiments on film reviews: what is missing is run or resumed, evaluated, drawn and written down."""
+"""`vdrop figures`: the paper's experiments on film reviews: what is missing is run or resumed, evaluated,
+drawn and written down.
+"""
 
 from dataclasses import replace
 
@@ -21,7 +23,9 @@ def run(settings: Figures) -> None:
         of_row = [maker.training(row.name, row.settings, seed) for seed in seeds]
         trainings += of_row
         published = row.evaluation(settings.mc_samples)
-        evaluations += [Evaluation(row.name, published, [training]) for training in of_row if published is not None]
+        evaluations += [
+            Evaluation(row.name, published, [training]) for training in of_row if published is not None
+        ]
     campaign.announce(trainings, evaluations, stuck=())
     if settings.plan:
         return
@@ -31,21 +35,33 @@ def run(settings: Figures) -> None:
             cells = dict.fromkeys(training.settings.model.cell for training in todo)
             dropouts = dict.fromkeys(training.settings.dropout.name for training in todo)
             chosen = ratings.choices(protocol, cells, dropouts, settings.epochs)
-            of_todo, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
+            of_todo, precision = (
+                dict.fromkeys(training.settings.seed for training in todo),
+                todo[0].settings.precision,
+            )
             commands.vdrop("train", *campaign.sweep(chosen, of_todo, precision, settings))
     commands.evaluate_all(evaluations)
     _, lines = table.write(page, on_page(settings))
     campaign.require_all(trainings, evaluations)
-    campaign.require_on_page([(row.name, seed) for row in rows for seed in seeds], told(lines, settings.epochs))
+    campaign.require_on_page(
+        [(row.name, seed) for row in rows for seed in seeds], told(lines, settings.epochs)
+    )
 
 
 def told(lines: list[Line], epochs: int) -> set[tuple[str, int]]:
     """Names and seeds of runs of so many epochs that the tables have."""
-    return {(line.row.name, run.train.seed) for line in lines for run in line.runs if run.train.schedule.epochs == epochs}
+    return {
+        (line.row.name, run.train.seed)
+        for line in lines
+        for run in line.runs
+        if run.train.schedule.epochs == epochs
+    }
 
 
 def on_page(settings: Figures) -> Figures:
-    """As `vdrop table` shows them, so that none is lost that was on the page; of runs with settings of their own the chosen ones."""
+    """As `vdrop table` shows them, so that none is lost that was on the page; of runs with settings of their
+    own the chosen ones.
+    """
     if settings.overrides:
         return settings
     every = Figures()

@@ -37,12 +37,15 @@ def run(settings: Predict) -> None:
     if isinstance(built.predictor, RatingPredictor):
         for name, value in (("sample", settings.sample or None), ("surprises", settings.surprises)):
             if value is not None:
-                raise ConfigError(f"{name} is for language models, {built.path} predicts ratings; leave it out")
+                raise ConfigError(
+                    f"{name} is for language models, {built.path} predicts ratings; leave it out"
+                )
         rate(built, built.predictor, settings)
         return
     if settings.mc_samples:
         raise ConfigError(
-            "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop eval has MC perplexity"
+            "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop "
+            "eval has MC perplexity"
         )
     if settings.level is not None:
         raise ConfigError(f"level is for ratings, {built.path} is a language model; leave it out")
@@ -53,7 +56,9 @@ def run(settings: Predict) -> None:
 
 
 def load(settings: Predict, device: torch.device) -> Built:
-    """The model, with all that prediction needs; of a checkpoint of an older format its training text is read for that."""
+    """The model, with all that prediction needs; of a checkpoint of an older format its training text is read
+    for that.
+    """
     assert settings.checkpoint is not None
     path = checkpoint.find(settings.checkpoint)
     found = checkpoint.load(path)
@@ -62,7 +67,10 @@ def load(settings: Predict, device: torch.device) -> Built:
     else:
         otherwise = "train again: newer checkpoints hold what is needed of it"
         predictor = evaluation.task_of(
-            path, found, data_for(found.train.data, settings.data, False, f"checkpoint={path}", otherwise), device
+            path,
+            found,
+            data_for(found.train.data, settings.data, False, f"checkpoint={path}", otherwise),
+            device,
         ).predictor
     return evaluation.build(path, found, predictor, settings, device)
 
@@ -82,17 +90,29 @@ class Line:
     @property
     def row(self) -> dict[str, Any]:
         """The start of its row in the output."""
-        return {"line": self.number, "text": "" if self.is_blank else self.text} | ({"error": self.problem} if self.problem else {})
+        return {"line": self.number, "text": "" if self.is_blank else self.text} | (
+            {"error": self.problem} if self.problem else {}
+        )
 
     @property
     def shown(self) -> str:
         """For a table."""
-        return "(blank line)" if self.is_blank else shortened(self.text or "") + (f" ({self.problem})" if self.problem else "")
+        return (
+            "(blank line)"
+            if self.is_blank
+            else shortened(self.text or "") + (f" ({self.problem})" if self.problem else "")
+        )
 
 
 def origin(settings: Predict) -> str:
     """Of the lines, for a message."""
-    return "text" if settings.text is not None else f"file={settings.file}" if settings.file is not None else "standard input"
+    return (
+        "text"
+        if settings.text is not None
+        else f"file={settings.file}"
+        if settings.file is not None
+        else "standard input"
+    )
 
 
 def lines(settings: Predict) -> list[Line]:
@@ -106,9 +126,13 @@ def lines(settings: Predict) -> list[Line]:
             raise ConfigError("there is no standard input; give text=… or file=…")
         content = files.read(Path(settings.file)) if settings.file is not None else sys.stdin.buffer.read()
     except OSError as error:
-        raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…") from None
+        raise ConfigError(
+            f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…"
+        ) from None
     except Damaged as reason:
-        raise ConfigError(f"file={settings.file} cannot be read ({reason}); name a text file, or give text=…") from None
+        raise ConfigError(
+            f"file={settings.file} cannot be read ({reason}); name a text file, or give text=…"
+        ) from None
     text = content.removeprefix(codecs.BOM_UTF8).decode(errors=UNDECODED)
     found = [line_of(number, line) for number, line in enumerate(lines_of(text), 1)]
     if not found:
@@ -125,7 +149,9 @@ def line_of(number: int, line: str) -> Line:
 
 
 class Problems:
-    """Lines that nothing could be predicted from: reported as they come, and an error when all others are done."""
+    """Lines that nothing could be predicted from: reported as they come, and an error when all others are
+    done.
+    """
 
     def __init__(self, settings: Predict) -> None:
         self.settings, self.count = settings, 0
@@ -141,12 +167,17 @@ class Problems:
         """Raises ConfigError where there were some, once all output is on its way."""
         if self.count:
             sys.stdout.flush()
-            raise ConfigError(f"{origin(self.settings)}: nothing is predicted from {self.count} of {lines} lines; see above")
+            raise ConfigError(
+                f"{origin(self.settings)}: nothing is predicted from {self.count} of {lines} lines; see above"
+            )
 
 
 def finite(value: float, what: str, built: Built, line: Line) -> float:
     if not math.isfinite(value):
-        raise RunError(f"{built.path}: the {what} of line {line.number} is {value}; its weights are not those of a model that works")
+        raise RunError(
+            f"{built.path}: the {what} of line {line.number} is {value}; its weights are not those of a "
+            "model that works"
+        )
     return value
 
 
@@ -159,10 +190,12 @@ class Noise:
 
 
 def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, samples: int) -> Noise:
-    """As `vdrop eval mc_samples=…` fitted it for this checkpoint and precision, else as the standard approximation's errors give it.
+    """As `vdrop eval mc_samples=…` fitted it for this checkpoint and precision, else as the standard
+    approximation's errors give it.
 
-    These hold the model's error, too, so that with the deviation over passes beside it an interval comes out a little too wide. They
-    are in the checkpoint where the validation had just been made, else the training text is read for them.
+    These hold the model's error, too, so that with the deviation over passes beside it an interval comes out
+    a little too wide. They are in the checkpoint where the validation had just been made, else the training
+    text is read for them.
     """
     metric, kind = (f"noise_mc{samples}", rf"mc{samples}-s\d+") if samples else ("noise", "standard")
     trained = built.checkpoint.train
@@ -173,17 +206,29 @@ def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, sample
         fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
     for path in sorted(built.path.parent.glob("*.json")):
         told = runs.evaluation(path) if re.fullmatch(wanted, path.stem) else {"metrics": {}}
-        if metric in told["metrics"] and told.get("epoch") == built.checkpoint.epoch:  # a name of one's own may have been given anew
+        if (
+            metric in told["metrics"] and told.get("epoch") == built.checkpoint.epoch
+        ):  # a name of one's own may have been given anew
             noise = told["metrics"][metric]
             if type(noise) is not float or not 0 < noise < math.inf:
                 raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
             return Noise(noise, f"{fitted} in {path}")
-    wide = ", by the standard approximation, which makes intervals a little too wide; vdrop eval mc_samples={} fits it to passes"
+    wide = (
+        ", by the standard approximation, which makes intervals a little too wide; vdrop eval "
+        "mc_samples={} fits it to passes"
+    )
     fitted += wide.format(samples) if samples else ""
     if predictor.learned.noise is not None:
-        fitted += f" (in {trained.precision}, as the model was trained)" if built.precision is not trained.precision else ""
+        fitted += (
+            f" (in {trained.precision}, as the model was trained)"
+            if built.precision is not trained.precision
+            else ""
+        )
         return Noise(predictor.learned.noise, fitted)
-    first = f"run vdrop eval checkpoint={built.path}{f' mc_samples={samples}' if samples else ''} first, which fits the observation noise"
+    first = (
+        f"run vdrop eval checkpoint={built.path}{f' mc_samples={samples}' if samples else ''} first, "
+        "which fits the observation noise"
+    )
     data = data_for(trained.data, settings.data, False, f"checkpoint={built.path}", first)
     task = evaluation.task_of(built.path, built.checkpoint, data, predictor.device)
     assert isinstance(task, Sentiment)
@@ -192,11 +237,16 @@ def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, sample
 
 
 def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
-    """Each text's rating with its standard deviation over MC passes, and the interval that holds `level` per cent of such ratings."""
+    """Each text's rating with its standard deviation over MC passes, and the interval that holds `level` per
+    cent of such ratings.
+    """
     given, problems = lines(settings), Problems(settings)
     without = built.checkpoint.train.dropout.policy is Policy.none
     if without and settings.mc_samples:
-        raise ConfigError(f"mc_samples must be 0 or null, {built.path} was trained without dropout, got {settings.mc_samples}")
+        raise ConfigError(
+            f"mc_samples must be 0 or null, {built.path} was trained without dropout, got "
+            f"{settings.mc_samples}"
+        )
     samples = (0 if without else PASSES) if settings.mc_samples is None else settings.mc_samples
     noise = noise_of(built, predictor, settings, samples)
     level = LEVEL if settings.level is None else settings.level
@@ -213,7 +263,11 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
             found = predictive(passes[:, None], noise.deviation)
             mean, half = found.mean_R.item(), found.half_width(level).item()
             finite(mean + half, "rating", built, line)
-            values = {"rating": mean, "deviation": found.model_variance_R.sqrt().item(), "noise": noise.deviation}
+            values = {
+                "rating": mean,
+                "deviation": found.model_variance_R.sqrt().item(),
+                "noise": noise.deviation,
+            }
             values |= {"low": mean - half, "high": mean + half, "level": level}
             shown = f"{mean:8.3f} {values['deviation']:10.3f}   {mean - half:8.3f} to {mean + half:<8.3f}"
         if line.problem is not None:
@@ -232,8 +286,12 @@ def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
-def read_lines(settings: Predict, predictor: WordPredictor) -> Iterator[tuple[Line, list[str], torch.Tensor | None]]:
-    """Each line with its words, ends of lines among them, and their ids after that of a line's end; None where there are none."""
+def read_lines(
+    settings: Predict, predictor: WordPredictor
+) -> Iterator[tuple[Line, list[str], torch.Tensor | None]]:
+    """Each line with its words, ends of lines among them, and their ids after that of a line's end; None
+    where there are none.
+    """
     for line in lines(settings):
         if line.problem is not None or line.is_blank:
             yield line, [], None
@@ -247,21 +305,35 @@ def read_lines(settings: Predict, predictor: WordPredictor) -> Iterator[tuple[Li
 
 
 def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
-    """Each text's perplexity, as one that begins a sentence, and its words that surprise the model most, in bits.
+    """Each text's perplexity, as one that begins a sentence, and its words that surprise the model most, in
+    bits.
 
-    Where the training text had one line, and so no word for a line's end, a text's first word is not predicted.
+    Where the training text had one line, and so no word for a line's end, a text's first word is not
+    predicted.
     """
-    problems, count, most = Problems(settings), 0, SURPRISES if settings.surprises is None else settings.surprises
+    problems, count, most = (
+        Problems(settings),
+        0,
+        SURPRISES if settings.surprises is None else settings.surprises,
+    )
     for line, words, stream_N in read_lines(settings, predictor):
         count += 1
         values: dict[str, Any] = dict.fromkeys(("ppl", "words", "surprises"))
         if stream_N is not None and len(stream_N) > 1:
             nll_N = evaluate.stream_nll(built.model, stream_N)
             ppl = finite(evaluate.perplexity(nll_N), "perplexity", built, line)
-            values = {"ppl": ppl, "words": len(nll_N), "surprises": surprises(nll_N, words, stream_N, predictor)[:most]}
+            values = {
+                "ppl": ppl,
+                "words": len(nll_N),
+                "surprises": surprises(nll_N, words, stream_N, predictor)[:most],
+            }
         if line.problem is not None:
             problems.report(line)
-        shown = f"perplexity {values['ppl']:.1f} over {values['words']} words" if values["ppl"] is not None else "no perplexity"
+        shown = (
+            f"perplexity {values['ppl']:.1f} over {values['words']} words"
+            if values["ppl"] is not None
+            else "no perplexity"
+        )
         print(as_json(line.row | values) if settings.json else f"line {line.number}: {shown}: {line.shown}")
         for one in [] if settings.json else values["surprises"] or []:
             read_as = "" if one["read_as"] == one["word"] else f" (read as {printable(one['read_as'])})"
@@ -269,13 +341,20 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     problems.end(count)
 
 
-def surprises(nll_N: torch.Tensor, words: list[str], stream_N: torch.Tensor, predictor: WordPredictor) -> list[dict[str, Any]]:
-    """The words that were predicted, those that surprise most first; `place` counts the words of the text from 1."""
+def surprises(
+    nll_N: torch.Tensor, words: list[str], stream_N: torch.Tensor, predictor: WordPredictor
+) -> list[dict[str, Any]]:
+    """The words that were predicted, those that surprise most first; `place` counts the words of the text
+    from 1.
+    """
     bits = (nll_N.double() / log(2)).tolist()
     first = len(words) - len(bits)  # 1 where the first word is not predicted, else 0
     read_as = [predictor.vocabulary[number] for number in stream_N[1:].tolist()]
     order = sorted(range(len(bits)), key=lambda n: -bits[n])
-    return [{"word": words[first + n], "read_as": read_as[n], "place": first + n + 1, "bits": bits[n]} for n in order]
+    return [
+        {"word": words[first + n], "read_as": read_as[n], "place": first + n + 1, "bits": bits[n]}
+        for n in order
+    ]
 
 
 def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
@@ -287,7 +366,10 @@ def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
         raise ConfigError(f"text: {reason}") from None
     generator = torch.Generator(device=predictor.device).manual_seed(settings.seed)
     try:
-        drawn = [predictor.vocabulary[number] for number in evaluate.written(built.model, begin_N, settings.sample, generator)]
+        drawn = [
+            predictor.vocabulary[number]
+            for number in evaluate.written(built.model, begin_N, settings.sample, generator)
+        ]
     except ValueError as reason:
         raise RunError(f"{built.path}: {reason}; its weights are not those of a model that works") from None
     if settings.json:

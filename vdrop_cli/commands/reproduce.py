@@ -1,4 +1,6 @@
-"""`vdrop reproduce`: the rows of the paper's Table 1: what is missing is run or resumed, evaluated, and written down."""
+"""`vdrop reproduce`: the rows of the paper's Table 1: what is missing is run or resumed, evaluated, and
+written down.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -22,12 +24,20 @@ class Plan:
 
     trainings: dict[Path, Training] = field(default_factory=dict)  # by their folders
     evaluations: dict[tuple[Path, int, int], Evaluation] = field(default_factory=dict)
-    stuck: dict[Path, tuple[str, StuckStart]] = field(default_factory=dict)  # trainings that others replace: folder, name and start
-    on_page: list[tuple[str, int]] = field(default_factory=list)  # names of rows and seeds; of averaged models the seed of the first
-    without_seeds: dict[str, list[int]] = field(default_factory=dict)  # rows of which too many seeds are stuck, and these seeds
+    stuck: dict[Path, tuple[str, StuckStart]] = field(
+        default_factory=dict
+    )  # trainings that others replace: folder, name and start
+    on_page: list[tuple[str, int]] = field(
+        default_factory=list
+    )  # names of rows and seeds; of averaged models the seed of the first
+    without_seeds: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # rows of which too many seeds are stuck, and these seeds
 
     def sweeps(self) -> Iterator[list[Training]]:
-        """Those that are not finished, of rows with the same seeds together, so that every row of a sweep needs every seed of it."""
+        """Those that are not finished, of rows with the same seeds together, so that every row of a sweep
+        needs every seed of it.
+        """
         of_rows: dict[str, list[Training]] = {}
         for training in self.trainings.values():
             of_rows.setdefault(training.name, []).append(training)
@@ -41,7 +51,8 @@ class Plan:
         """Raises RunError where a row has too few that are not stuck."""
         for name, seeds in self.without_seeds.items():
             raise RunError(
-                f"{name}: seeds {', '.join(map(str, seeds))} are stuck, and no more are tried; see whether stuck.steps and stuck.loss "
+                f"{name}: seeds {', '.join(map(str, seeds))} are stuck, and no more are tried; see whether "
+                "stuck.steps and stuck.loss "
                 "suit the row's other settings, and change them by overrides="
             )
 
@@ -49,7 +60,9 @@ class Plan:
 def run(settings: Reproduce) -> None:
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
-        raise ConfigError("sizes and rows leave nothing to run; vdrop reproduce plan=true sizes=[small] shows what there is")
+        raise ConfigError(
+            "sizes and rows leave nothing to run; vdrop reproduce plan=true sizes=[small] shows what there is"
+        )
     page, commands = page_of(settings), Commands(settings.until)
     figures = Figures(outputs=page.outputs, file=page.file)
     if not settings.plan:
@@ -67,7 +80,10 @@ def run(settings: Reproduce) -> None:
     while sweeps := list(plan.sweeps()):
         for todo in sweeps:
             choices = [f"experiment={','.join(dict.fromkeys(training.name for training in todo))}"]
-            seeds, precision = dict.fromkeys(training.settings.seed for training in todo), todo[0].settings.precision
+            seeds, precision = (
+                dict.fromkeys(training.settings.seed for training in todo),
+                todo[0].settings.precision,
+            )
             commands.vdrop("train", *campaign.sweep(choices, seeds, precision, settings))
         before, plan = plan, plan_of(rows, settings, maker)
         new = [name for folder, (name, _) in plan.stuck.items() if folder not in before.stuck]
@@ -87,7 +103,9 @@ def told(lines: list[Line]) -> set[tuple[str, int]]:
 
 
 def page_of(settings: Reproduce) -> Table:
-    """All rows there are, so that none is lost that was on the page; of runs with settings of their own the chosen ones."""
+    """All rows there are, so that none is lost that was on the page; of runs with settings of their own the
+    chosen ones.
+    """
     sizes, rows = (settings.sizes, settings.rows) if settings.overrides else (list(TABLE_1), None)
     return Table(sizes, rows, settings.overrides, settings.outputs, settings.file)
 
@@ -112,8 +130,12 @@ def plan_of(rows: list[Row], settings: Reproduce, maker: Maker) -> Plan:
             plan.without_seeds[row.experiment] = stuck
         if len(of_row) < members:
             continue
-        for evaluated in [of_row[:members]] if members > 1 else [[training] for training in of_row if samples]:
+        for evaluated in (
+            [of_row[:members]] if members > 1 else [[training] for training in of_row if samples]
+        ):
             evaluation = Evaluation(row.experiment, row.published, evaluated, settings.mc_batch)
             plan.evaluations.setdefault((evaluated[0].folder, members, samples), evaluation)
-        plan.on_page += [(row.experiment, training.settings.seed) for training in (of_row if members == 1 else of_row[:1])]
+        plan.on_page += [
+            (row.experiment, training.settings.seed) for training in (of_row if members == 1 else of_row[:1])
+        ]
     return plan

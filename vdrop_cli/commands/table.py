@@ -1,4 +1,6 @@
-"""`vdrop table`: what was measured beside what was published, from run folders and records; no number is typed by hand."""
+"""`vdrop table`: what was measured beside what was published, from run folders and records; no number is
+typed by hand.
+"""
 
 import csv
 import io
@@ -11,7 +13,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
-from vdrop_cli import CONF, RECORDS, experiments, files, markdown, ownership, pictures, ratings, results_page, runs
+from vdrop_cli import (
+    CONF,
+    RECORDS,
+    experiments,
+    files,
+    markdown,
+    ownership,
+    pictures,
+    ratings,
+    results_page,
+    runs,
+)
 from vdrop_cli.config import ConfigError, Figures, Pictures, Size, Table
 from vdrop_cli.experiments import Row
 from vdrop_cli.runs import Finished, Logged, Stuck
@@ -37,7 +50,9 @@ class Evaluated(NamedTuple):
 
     @property
     def seeds(self) -> str:
-        members = [int(Path(member).parent.name.rpartition("-s")[2]) for member in self.told.get("members", ())]
+        members = [
+            int(Path(member).parent.name.rpartition("-s")[2]) for member in self.told.get("members", ())
+        ]
         return markdown.ranges(members) if members else str(self.run.train.seed)
 
 
@@ -62,13 +77,17 @@ class Work:
 
 
 def require_that_it_can_be_written(settings: Table, work: Work | None = None) -> None:
-    """Raises ConfigError where it cannot; before hours of `work` also where the page that is there would lose numbers by it."""
+    """Raises ConfigError where it cannot; before hours of `work` also where the page that is there would lose
+    numbers by it.
+    """
     if settings.pictures is not Pictures.none:
         pictures.require_matplotlib()
     for name in ("file", "csv", "latex"):
         path = getattr(settings, name)
         if path is not None and not Path(path).parent.is_dir():
-            raise ConfigError(f"{name}={path} is in a folder that does not exist; make it, or choose another one")
+            raise ConfigError(
+                f"{name}={path} is in a folder that does not exist; make it, or choose another one"
+            )
     for name, is_own in (("csv", is_csv), ("latex", is_latex)):
         path = getattr(settings, name)
         if path is not None:
@@ -93,7 +112,9 @@ class Composed:
 
 
 def compose(settings: Table, figures: Figures, work: Work | None = None) -> Composed:
-    """Reads the runs; writes nothing. Raises ConfigError where the page, after `work`, would lose numbers of the one that is there."""
+    """Reads the runs; writes nothing. Raises ConfigError where the page, after `work`, would lose numbers of
+    the one that is there.
+    """
     rows = experiments.rows(settings.sizes, settings.rows, settings.overrides)
     if not rows:
         raise ConfigError("sizes and rows leave nothing; vdrop table shows all there is")
@@ -104,11 +125,15 @@ def compose(settings: Table, figures: Figures, work: Work | None = None) -> Comp
     path = results_page.path_of(settings.file, settings.outputs)
 
     def without_pictures(lines: list[Line], on_reviews: list[ratings.Line]) -> str:
-        return page(lines, settings, {}, ratings.section(figures, on_reviews, Path(), Pictures.none, path), stuck)
+        return page(
+            lines, settings, {}, ratings.section(figures, on_reviews, Path(), Pictures.none, path), stuck
+        )
 
     planned = list[results_page.Name]()
     if work is not None:
-        of_work = without_pictures([Line(row, []) for row in work.rows], [ratings.Line(row, [], []) for row in work.on_reviews])
+        of_work = without_pictures(
+            [Line(row, []) for row in work.rows], [ratings.Line(row, [], []) for row in work.on_reviews]
+        )
         planned = [name for name, _ in results_page.rows(of_work)]
     results_page.require_nothing_lost(path, without_pictures(lines, on_reviews), planned)
     return Composed(found, stuck, lines, on_reviews)
@@ -121,17 +146,28 @@ def write(settings: Table, figures: Figures) -> tuple[list[Line], list[ratings.L
     lines, on_reviews = composed.lines, composed.on_reviews
     outputs, path = Path(settings.outputs), results_page.path_of(settings.file, settings.outputs)
     if settings.record:
-        names = {line.row.key: f"{experiments.TABLE}/{line.row.size}_{line.row.name}" for line in reversed(lines)}
+        names = {
+            line.row.key: f"{experiments.TABLE}/{line.row.size}_{line.row.name}" for line in reversed(lines)
+        }
         record(names | ratings.record_names(on_reviews), composed.found, outputs / "record", composed.stuck)
     drawn = draw(lines, outputs / "record" / "pictures", settings.pictures)
     section = ratings.section(figures, on_reviews, outputs / "record" / "pictures", settings.pictures, path)
     if settings.file is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(Path(os.path.realpath(path)), page(lines, settings, drawn, section, composed.stuck).encode())
+    files.replace(
+        Path(os.path.realpath(path)), page(lines, settings, drawn, section, composed.stuck).encode()
+    )
     for name, made in ((settings.csv, as_csv), (settings.latex, as_latex)):
         if name is not None:
             files.replace(Path(os.path.realpath(name)), made(lines).encode())
-    print("\n\n".join([plain_table(lines), *(["\n".join(of_stuck)] if (of_stuck := stuck_starts(lines, composed.stuck)) else [])]))
+    print(
+        "\n\n".join(
+            [
+                plain_table(lines),
+                *(["\n".join(of_stuck)] if (of_stuck := stuck_starts(lines, composed.stuck)) else []),
+            ]
+        )
+    )
     print(f"\nwritten to {path}", file=sys.stderr)
     return lines, on_reviews
 
@@ -144,10 +180,12 @@ def same(run: Logged) -> Same:
 
 
 def collect(outputs: Path) -> dict[str, list[Finished]]:
-    """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with more evaluations.
+    """The finished runs and records, by what makes them runs of a row; of the same run twice, the one with
+    more evaluations.
 
-    A run stands in place of its record, and of one that was made before it with the same settings; it is evaluated as these were until
-    it is itself. Records that come with a checkout count for other outputs, too.
+    A run stands in place of its record, and of one that was made before it with the same settings; it is
+    evaluated as these were until it is itself. Records that come with a checkout count for other outputs,
+    too.
     """
     found: dict[Same, Finished] = {}
     for folder in (*results_page.record_folders(outputs), outputs / "train"):
@@ -161,9 +199,15 @@ def collect(outputs: Path) -> dict[str, list[Finished]]:
 
 
 def collect_stuck(outputs: Path, found: dict[str, list[Finished]]) -> dict[str, list[Stuck]]:
-    """The stuck runs and records in the same way, but for those of which there is a finished run: it was not judged, or otherwise."""
+    """The stuck runs and records in the same way, but for those of which there is a finished run: it was not
+    judged, or otherwise.
+    """
     finished = {same(run) for run in every(found)}
-    stuck = {same(run): run for folder in (*results_page.record_folders(outputs), outputs / "train") for run in runs.stuck_below(folder)}
+    stuck = {
+        same(run): run
+        for folder in (*results_page.record_folders(outputs), outputs / "train")
+        for run in runs.stuck_below(folder)
+    }
     return by_key({of: run for of, run in stuck.items() if of not in finished})
 
 
@@ -185,10 +229,14 @@ def made_with(run: Logged) -> tuple[str, str]:
 
 
 def of_row(row: Row, found: list[Finished], stuck: Iterable[Stuck] = ()) -> list[Line]:
-    """A line for each precision and device that runs of it were made with, or one that says that none were."""
+    """A line for each precision and device that runs of it were made with, or one that says that none
+    were.
+    """
     groups: dict[tuple[str, str], list[Evaluated]] = {}
     for finished in found:
-        seeds = experiments.seeds(row.published.members, [run.train.seed for run in stuck if made_with(run) == made_with(finished)])
+        seeds = experiments.seeds(
+            row.published.members, [run.train.seed for run in stuck if made_with(run) == made_with(finished)]
+        )
         evaluated = evaluate(row, finished, seeds)
         if evaluated is not None:
             groups.setdefault(made_with(finished), []).append(evaluated)
@@ -196,11 +244,16 @@ def of_row(row: Row, found: list[Finished], stuck: Iterable[Stuck] = ()) -> list
 
 
 def evaluate(row: Row, finished: Finished, members: Collection[int]) -> Evaluated | None:
-    """What a run came to in the row's way; None where that has not been evaluated. `members` are the seeds of averaged runs."""
+    """What a run came to in the row's way; None where that has not been evaluated. `members` are the seeds of
+    averaged runs.
+    """
     published, result = row.published, finished.result
     if not (published.mc_samples or published.members > 1):
         runs.require_parts(result, finished.folder / "result.json", "valid_ppl", "test_ppl")
-        exact, as_published = result["valid_ppl"], result.get("valid_ppl_as_published")  # of Penn Treebank alone
+        exact, as_published = (
+            result["valid_ppl"],
+            result.get("valid_ppl_as_published"),
+        )  # of Penn Treebank alone
         return Evaluated(finished, as_published, exact, result["test_ppl"], finished.words_per_second, {})
     told = runs.evaluation_of(finished, published, members)
     if told is None:
@@ -212,10 +265,13 @@ def evaluate(row: Row, finished: Finished, members: Collection[int]) -> Evaluate
     return Evaluated(finished, None, None if published.mc_samples else metrics["valid_ppl"], test, None, told)
 
 
-def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path, stuck: dict[str, list[Stuck]]) -> None:
+def record(
+    names: dict[str, str], found: dict[str, list[Finished]], folder: Path, stuck: dict[str, list[Stuck]]
+) -> None:
     """Copies what is small of the runs of rows, whose names are given by their keys.
 
-    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record, or evaluations would be lost.
+    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record, or
+    evaluations would be lost.
     """
     targets: dict[Path, Finished | Stuck] = {}
     for key, name in names.items():
@@ -228,7 +284,10 @@ def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path
                 if isinstance(run, Finished):
                     require_evaluations_kept(run, there)
                 elif (there / "result.json").exists():  # which could not be read
-                    raise ConfigError(f"{there} holds a result, and would be overwritten by a run that is stuck; move it away")
+                    raise ConfigError(
+                        f"{there} holds a result, and would be overwritten by a run that is stuck; move it "
+                        "away"
+                    )
                 targets[there] = run
     for there, run in targets.items():
         copy_record(run, there)
@@ -236,11 +295,15 @@ def record(names: dict[str, str], found: dict[str, list[Finished]], folder: Path
 
 def is_shipped(run: Logged, folder: Path) -> bool:
     """Whether it is a record that comes with a checkout, and `folder` is that of other outputs."""
-    return RECORDS is not None and folder.resolve() != RECORDS and run.folder.resolve().is_relative_to(RECORDS)
+    return (
+        RECORDS is not None and folder.resolve() != RECORDS and run.folder.resolve().is_relative_to(RECORDS)
+    )
 
 
 def require_evaluations_kept(finished: Finished, there: Path) -> None:
-    """Raises ConfigError where a record holds evaluations that the run in its place lacks, and is not of the same training."""
+    """Raises ConfigError where a record holds evaluations that the run in its place lacks, and is not of the
+    same training.
+    """
     parts = [(there / name, finished.folder / name) for name in ("log.jsonl", "result.json")]
     if all(files.read(old) == files.read(new) for old, new in parts if old.exists()):
         return
@@ -252,7 +315,9 @@ def require_evaluations_kept(finished: Finished, there: Path) -> None:
 
 def evaluations_in(record: Path) -> list[Path]:
     """Of any epoch."""
-    return [path for path in ownership.entries(record) if ownership.fits(rf"{ownership.EVALUATION}\.json", path)]
+    return [
+        path for path in ownership.entries(record) if ownership.fits(rf"{ownership.EVALUATION}\.json", path)
+    ]
 
 
 def copy_record(run: Finished | Stuck, there: Path) -> None:
@@ -263,7 +328,9 @@ def copy_record(run: Finished | Stuck, there: Path) -> None:
     there.mkdir(parents=True, exist_ok=True)
     for name in ownership.OUTCOMES:
         (there / name).unlink(missing_ok=True)
-    evaluations, outcome = (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
+    evaluations, outcome = (
+        (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
+    )
     own = set(map(runs.kind, evaluations))
     for old in evaluations_in(there):
         if runs.kind(old) in own:
@@ -340,11 +407,16 @@ HOW = """`make reproduce-table` makes those of the medium size, resumes what was
 `ROWS`, `LAUNCHER` and `PRECISION` choose. The ten averaged models take `SIZE=large SEEDS=10`."""
 
 
-STUCK = "Stuck starts, which other seeds replace, with their mean training loss in nats a word (`stuck.steps`, `stuck.loss`):"
+STUCK = (
+    "Stuck starts, which other seeds replace, with their mean training loss in nats a word "
+    "(`stuck.steps`, `stuck.loss`):"
+)
 
 
 def stuck_starts(lines: list[Line], stuck: dict[str, list[Stuck]]) -> list[str]:
-    """Of the rows of these lines: a heading, and a line of text for each precision and device; nothing where there are none."""
+    """Of the rows of these lines: a heading, and a line of text for each precision and device; nothing where
+    there are none.
+    """
     names: dict[str, str] = {}
     for line in lines:
         names.setdefault(line.row.key, line.row.published.row)
@@ -368,11 +440,16 @@ def page(
     stuck: dict[str, list[Stuck]],
 ) -> str:
     """RESULTS.md."""
-    changed = f" All runs with `{settings.overrides}`, which is not what was published." if settings.overrides else ""
+    changed = (
+        f" All runs with `{settings.overrides}`, which is not what was published."
+        if settings.overrides
+        else ""
+    )
     path = results_page.path_of(settings.file, settings.outputs)
     parts = [
         "# Results",
-        f"Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside published.{changed} {LEGEND}",
+        "Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside "
+        f"published.{changed} {LEGEND}",
     ]
     for size, of_size in by_size(lines):
         parts += [f"## {SIZES[size].capitalize()}", markdown.table(HEADINGS, map(cells, of_size))]
@@ -381,7 +458,9 @@ def page(
     made = dict.fromkeys((line.row.experiment, command(line.row, settings.overrides)) for line in lines)
     parts += [
         "## How each row is made",
-        "\n".join(["| experiment | command |", "|---|---|", *(f"| {name} | `{how}` |" for name, how in made)]),
+        "\n".join(
+            ["| experiment | command |", "|---|---|", *(f"| {name} | `{how}` |" for name, how in made)]
+        ),
     ]
     parts += [
         HOW,
@@ -411,11 +490,15 @@ def unpublished() -> str:
     paths = [path for group in ("dropout", "schedule") for path in sorted((CONF / group).glob("*.yaml"))]
     sources = ((path, path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")) for path in paths)
     theirs = re.compile("not published|project's", re.IGNORECASE)
-    return "\n".join(f"- `conf/{path.relative_to(CONF)}`: {source}" for path, source in sources if theirs.search(source))
+    return "\n".join(
+        f"- `conf/{path.relative_to(CONF)}`: {source}" for path, source in sources if theirs.search(source)
+    )
 
 
 def choices(folders: Iterable[Path]) -> list[str]:
-    """How settings were chosen: the validation perplexity by value, from records in `<what it is of>/<setting>/<value>/`."""
+    """How settings were chosen: the validation perplexity by value, from records in `<what it is
+    of>/<setting>/<value>/`.
+    """
     by_setting: dict[Path, list[Finished]] = {}
     for folder in folders:
         for run in runs.below(folder):
@@ -429,7 +512,10 @@ def choices(folders: Iterable[Path]) -> list[str]:
         of = f"{setting.parent.name}, {first.model.name}, {first.schedule.epochs} epochs"
         told.append(f"- `{setting.name}` ({of}): {values}; the lowest at {best:g}")
     return (
-        ["How they were chosen, by validation perplexity (one seed each; records in `outputs/record/choices/`):\n" + "\n".join(told)]
+        [
+            "How they were chosen, by validation perplexity (one seed each; records in "
+            "`outputs/record/choices/`):\n" + "\n".join(told)
+        ]
         if told
         else []
     )
@@ -437,11 +523,22 @@ def choices(folders: Iterable[Path]) -> list[str]:
 
 def plain_table(lines: list[Line]) -> str:
     """For a terminal, the columns that matter most."""
-    names = ("row", "valid, published", "valid, as published", "test, published", "test", "words/s", "seeds", "precision")
+    names = (
+        "row",
+        "valid, published",
+        "valid, as published",
+        "test, published",
+        "test",
+        "words/s",
+        "seeds",
+        "precision",
+    )
     kept = [HEADINGS.index(name) for name in names]
     told = [names, *([cells(line)[place] for place in kept] for line in lines)]
     widths = [max(len(row[place]) for row in told) for place in range(len(names))]
-    texts = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in told]
+    texts = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in told
+    ]
     sizes = [line.row.size for line in lines]
     return "\n".join(
         [
@@ -458,7 +555,16 @@ def as_csv(lines: list[Line]) -> str:
     """A record for each run, or for each row that was not run, numbers in full."""
     held = io.StringIO()
     writer = csv.writer(held, lineterminator="\n")
-    of_published = ("row", "source", "confirmed", "valid", "valid_deviation", "test", "test_deviation", "words_per_second")
+    of_published = (
+        "row",
+        "source",
+        "confirmed",
+        "valid",
+        "valid_deviation",
+        "test",
+        "test_deviation",
+        "words_per_second",
+    )
     measured = (
         "seeds",
         "mc_samples",
@@ -479,9 +585,14 @@ def as_csv(lines: list[Line]) -> str:
         for evaluated in line.runs:
             published, environments = line.row.published, evaluated.environments
             how = [evaluated.seeds, published.mc_samples, published.members]
-            of_run = [*how, *(environments[-1].get(name) for name in ("precision", "device", "date", "commit"))]
+            of_run = [
+                *how,
+                *(environments[-1].get(name) for name in ("precision", "device", "date", "commit")),
+            ]
             of_run.append(runs.code_differed(environments))
-            writer.writerow([*told, *of_run, evaluated.valid, evaluated.exact, evaluated.test, evaluated.speed])
+            writer.writerow(
+                [*told, *of_run, evaluated.valid, evaluated.exact, evaluated.test, evaluated.speed]
+            )
         if not line.runs:
             writer.writerow([*told, *[""] * len(measured)])
     return held.getvalue()
@@ -501,16 +612,28 @@ def as_latex(lines: list[Line]) -> str:
     """A tabular environment for each size."""
     parts = []
     for size, of_size in by_size(lines):
-        kept = [HEADINGS.index(name) for name in ("row", "valid, published", "valid, as published", "test, published", "test", "seeds")]
+        kept = [
+            HEADINGS.index(name)
+            for name in ("row", "valid, published", "valid, as published", "test, published", "test", "seeds")
+        ]
         rows = [[cells(line)[place] for place in kept] for line in of_size]
         told = [[HEADINGS[place] for place in kept], *rows]
         body = "".join("  " + " & ".join(map(escaped, row)) + r" \\" + "\n" for row in told)
-        parts.append(f"% {SIZES[size]}\n\\begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}\n{body}\\end{{tabular}}\n")
+        parts.append(
+            f"% {SIZES[size]}\n\\begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}\n{body}\\end{{tabular}}\n"
+        )
     return "\n".join(parts)
 
 
 def escaped(text: str) -> str:
-    for plain, theirs in (("±", r"$\pm$"), ("–", "--"), ("†", r"$^\dagger$"), ("‡", r"$^\ddagger$"), ("&", r"\&"), ("_", r"\_")):
+    for plain, theirs in (
+        ("±", r"$\pm$"),
+        ("–", "--"),
+        ("†", r"$^\dagger$"),
+        ("‡", r"$^\ddagger$"),
+        ("&", r"\&"),
+        ("_", r"\_"),
+    ):
         text = text.replace(plain, theirs)
     return text
 
@@ -523,16 +646,30 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
         if kind is Pictures.none or not made:
             continue
         machines = [", ".join(runs.made(line.runs[0].environments)[:2]) for line in made]
-        named = list(zip(pictures.labels([line.row.published.row for line in made], machines), made, strict=True))
+        named = list(
+            zip(pictures.labels([line.row.published.row for line in made], machines), made, strict=True)
+        )
         timed = [(label, line) for label, line in named if line.runs[0].speed is not None]
         curves = {label: line.runs[0].run for label, line in timed}
         samples = {label: line.runs[0].told["mc"] for label, line in named if line.row.published.mc_samples}
         speeds = {label: fmean(line.values(lambda e: e.speed)) for label, line in timed}
         devices = dict.fromkeys(runs.made(line.runs[0].environments)[1] for _, line in timed)
-        published = {line.row.published.row: speed for line in of_size if (speed := line.row.published.words_per_second) is not None}
+        published = {
+            line.row.published.row: speed
+            for line in of_size
+            if (speed := line.row.published.words_per_second) is not None
+        }
         figures = [
-            ("Validation perplexity by epoch, first seed", "validation", curves and pictures.learning_curves(curves, training=False)),
-            ("MC dropout: test perplexity by number of passes, first seed", "mc", samples and pictures.by_samples(samples)),
+            (
+                "Validation perplexity by epoch, first seed",
+                "validation",
+                curves and pictures.learning_curves(curves, training=False),
+            ),
+            (
+                "MC dropout: test perplexity by number of passes, first seed",
+                "mc",
+                samples and pictures.by_samples(samples),
+            ),
             ("Words a second", "speed", speeds and pictures.speeds(speeds, published, devices)),
         ]
         for title, what, figure in figures:

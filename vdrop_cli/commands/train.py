@@ -1,4 +1,6 @@
-"""`vdrop train`: trains a model into its run folder. The loop yields records; who listens is none of its business."""
+"""`vdrop train`: trains a model into its run folder. The loop yields records; who listens is none of its
+business.
+"""
 
 import json
 import math
@@ -16,7 +18,19 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vdrop_cli import checkpoint, continuation, environment, files, interruption, learned, output, ownership, prefetch, stuck_starts, tasks
+from vdrop_cli import (
+    checkpoint,
+    continuation,
+    environment,
+    files,
+    interruption,
+    learned,
+    output,
+    ownership,
+    prefetch,
+    stuck_starts,
+    tasks,
+)
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain, require
 from vdrop_cli.dropout import ModelMasks
@@ -53,16 +67,29 @@ class Run:
 
     def __init__(self, settings: Train, task: Task, folder: Path) -> None:
         self.settings, self.task, self.folder = settings, task, folder
-        self.model = task.model(settings.model, settings.dropout.for_layers(), settings.backend.name, COMPUTE_DTYPES[settings.precision])
-        self.model.initialise(settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias)
-        self.epoch, self.batch, self.losses = 0, 0, list[float]()  # epochs finished, batches of the next one, and their losses
+        self.model = task.model(
+            settings.model,
+            settings.dropout.for_layers(),
+            settings.backend.name,
+            COMPUTE_DTYPES[settings.precision],
+        )
+        self.model.initialise(
+            settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias
+        )
+        self.epoch, self.batch, self.losses = (
+            0,
+            0,
+            list[float](),
+        )  # epochs finished, batches of the next one, and their losses
         self.seconds, self.epoch_seconds, self.epoch_words = 0.0, 0.0, 0
         self.best_epoch, self.best = 0, math.inf
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
         self.optimiser = Optimiser(self.model, settings.schedule)
         self.state = task.zero_state(self.model)
-        self.in_flight = deque[tuple[LossAndNorm, int]]()  # steps whose update is launched and whose loss was not read, and their words
+        self.in_flight = deque[
+            tuple[LossAndNorm, int]
+        ]()  # steps whose update is launched and whose loss was not read, and their words
         self.best_saved = 0  # the best epoch as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
         if (found := checkpoint.newest(folder, self.require_resumable)) is not None:
@@ -74,7 +101,11 @@ class Run:
             self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
         self.model.load_state_dict(found.model)
         self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
-        self.seconds, self.epoch_seconds, self.epoch_words = found.seconds, found.epoch_seconds, found.epoch_words
+        self.seconds, self.epoch_seconds, self.epoch_words = (
+            found.seconds,
+            found.epoch_seconds,
+            found.epoch_words,
+        )
         self.best_epoch, self.best = found.best_epoch, found.best
         self.best_saved = self.best_epoch
         self.optimiser.load_state_dict(found.optimiser, self.step)
@@ -82,7 +113,9 @@ class Run:
         self.clock = self.saved = time.perf_counter()
 
     def continue_shorter(self) -> Path | None:
-        """Begins where a shorter run is, and returns its folder; None where there is none beside this one, or a checkpoint here."""
+        """Begins where a shorter run is, and returns its folder; None where there is none beside this one, or
+        a checkpoint here.
+        """
         if checkpoint.all_in(self.folder):
             return None
         found = continuation.find(self.folder, self.settings, self.task, self.model, self.require_resumable)
@@ -93,15 +126,22 @@ class Run:
         return found.folder
 
     def require_resumable(self, found: Checkpoint) -> None:
-        """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another one."""
+        """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another
+        one.
+        """
         theirs = (found.train.identity(found.corpus), found.train.seed)
         if theirs != (self.settings.identity(self.task.fingerprint), self.settings.seed):
-            raise ConfigError(f"{self.folder} holds a checkpoint of other settings; start over with force=true")
+            raise ConfigError(
+                f"{self.folder} holds a checkpoint of other settings; start over with force=true"
+            )
         checkpoint.require_fitting(found.model, self.model)
         steps = found.epoch * self.task.batches_an_epoch + found.batch
         self.optimiser.require_fitting(found.optimiser, steps)
         wanted = [part.shape for part in self.task.zero_state(self.model)] if found.batch else []
-        checkpoint.require([part.shape for part in found.state] == wanted, "its carried state is of another model, or at another place")
+        checkpoint.require(
+            [part.shape for part in found.state] == wanted,
+            "its carried state is of another model, or at another place",
+        )
         checkpoint.require(found.batch <= self.task.batches_an_epoch, "it has more batches than an epoch")
 
     @property
@@ -140,7 +180,9 @@ class Run:
             return self.task.masks(self.model, batch, stream.at(batch.number))
 
         batches = islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None)
-        for batch, masks in prefetch.with_masks(batches, draw, self.settings.dropout.for_layers(), self.task.device):
+        for batch, masks in prefetch.with_masks(
+            batches, draw, self.settings.dropout.for_layers(), self.task.device
+        ):
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
             self.measured = None
             self.in_flight.append((self.optimiser.step(loss, epoch), self.task.words(batch)))
@@ -148,7 +190,8 @@ class Run:
         yield from self.finish_steps()
 
     def finish_steps(self, in_flight: int = 0) -> Iterator[Step]:
-        """Reads the losses of steps that were launched until so many are left. Raises Diverged where one is not finite.
+        """Reads the losses of steps that were launched until so many are left. Raises Diverged where one is
+        not finite.
 
         A step counts once its loss was read, so nothing may be saved while another is in flight.
         """
@@ -158,11 +201,21 @@ class Run:
             total, norm = numbers.read()
             told = self.task.told(total)
             if not (math.isfinite(told) and math.isfinite(norm)):
-                raise Diverged(f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step {self.step + 1}")
+                raise Diverged(
+                    f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step "
+                    f"{self.step + 1}"
+                )
             self.batch += 1
             self.losses.append(told)
             self.epoch_words += words
-            yield Step(epoch, self.step, told, norm, learning_rate(self.settings.schedule, epoch), words / self.tick())
+            yield Step(
+                epoch,
+                self.step,
+                told,
+                norm,
+                learning_rate(self.settings.schedule, epoch),
+                words / self.tick(),
+            )
 
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
@@ -174,7 +227,11 @@ class Run:
                 raise Diverged(f"{name} is {value} after epoch {self.epoch + 1}, step {self.step}")
         self.measured = measured
         self.tick()
-        loss, seconds, speed = sum(self.losses) / len(self.losses), self.epoch_seconds, self.epoch_words / trained
+        loss, seconds, speed = (
+            sum(self.losses) / len(self.losses),
+            self.epoch_seconds,
+            self.epoch_words / trained,
+        )
         self.epoch += 1
         self.batch, self.losses, self.epoch_seconds, self.epoch_words = 0, [], 0.0, 0
         self.state = self.task.zero_state(self.model)
@@ -193,16 +250,23 @@ class Run:
     def is_to_be_saved(self) -> bool:
         """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
         launched = self.batch + len(self.in_flight)
-        return time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes and launched < self.task.batches_an_epoch
+        return (
+            time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes
+            and launched < self.task.batches_an_epoch
+        )
 
     def require_good_start(self) -> None:
-        """Raises StuckError where the first steps were made and say that the start is stuck; what they were is known in the first epoch."""
+        """Raises StuckError where the first steps were made and say that the start is stuck; what they were
+        is known in the first epoch.
+        """
         start = stuck_starts.judge(self.losses, self.settings.stuck) if self.epoch == 0 else None
         if start is not None:
             raise StuckError(self.folder, start)
 
     def save(self) -> None:
-        """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of good ones."""
+        """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of
+        good ones.
+        """
         assert not self.in_flight, "the weights are those of a step whose loss was not read"
         model = {name: t.cpu() for name, t in self.model.state_dict().items()}
         broken = [name for name, tensor in model.items() if not tensor.isfinite().all()]
@@ -236,12 +300,16 @@ class Run:
         return environment.describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def best_weights(self, epoch: int) -> dict[str, Tensor]:
-        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or cannot be read now."""
+        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or
+        cannot be read now.
+        """
         try:
             found = checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
         except (Unusable, ValueError):
             path = checkpoint.path_of(self.folder, epoch)
-            raise ConfigError(f"{path} holds the best epoch so far, and cannot be used; start over with force=true") from None
+            raise ConfigError(
+                f"{path} holds the best epoch so far, and cannot be used; start over with force=true"
+            ) from None
         return found.model
 
     def result(self) -> Result:
@@ -257,10 +325,11 @@ class Run:
 
 
 def records(run: Run) -> Iterator[Record]:
-    """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one before a checkpoint is written.
+    """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one
+    before a checkpoint is written.
 
-    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; StuckError; RunError where the disk
-    fails.
+    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; StuckError;
+    RunError where the disk fails.
     """
 
     def judged(steps: Iterator[Step]) -> Iterator[Step]:
@@ -302,23 +371,39 @@ def prepare(folder: Path, settings: Train) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"outputs={settings.outputs}: {folder} cannot be written ({error.strerror}); choose another folder") from None
+        raise ConfigError(
+            f"outputs={settings.outputs}: {folder} cannot be written ({error.strerror}); choose another "
+            "folder"
+        ) from None
 
 
 def resolved(settings: Train, device: torch.device) -> Train:
     """With what `auto` comes to on a device."""
-    backend, precision = environment.backend(settings.backend, device), environment.precision(settings.precision, device)
+    backend, precision = (
+        environment.backend(settings.backend, device),
+        environment.precision(settings.precision, device),
+    )
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
 def require_judged_in_first_epoch(settings: Train, task: Task) -> None:
-    """Raises ConfigError where a start is to be judged after more steps than an epoch has: a checkpoint holds the losses of one."""
+    """Raises ConfigError where a start is to be judged after more steps than an epoch has: a checkpoint holds
+    the losses of one.
+    """
     steps, limit = settings.stuck.steps, task.batches_an_epoch
-    require(steps is None or steps <= limit, "stuck.steps", f"at most {limit:,}, the batches of an epoch of {task.origin}, or null", steps)
+    require(
+        steps is None or steps <= limit,
+        "stuck.steps",
+        f"at most {limit:,}, the batches of an epoch of {task.origin}, or null",
+        steps,
+    )
 
 
-def run(settings: Train, started_over: Callable[[], object] = lambda: None, from_nothing: bool = False) -> str:
-    """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when `force` has had its effect.
+def run(
+    settings: Train, started_over: Callable[[], object] = lambda: None, from_nothing: bool = False
+) -> str:
+    """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when
+    `force` has had its effect.
 
     `from_nothing`: no shorter run is continued, as with `force`.
     """
@@ -385,7 +470,11 @@ def listen(training: Run) -> None:
                 stuck_starts.remember(error.start, folder)
                 raise
             if isinstance(error, RunError):
-                advice = ". Try a smaller schedule.lr or schedule.clip, or another seed" if isinstance(error, Diverged) else ""
+                advice = (
+                    ". Try a smaller schedule.lr or schedule.clip, or another seed"
+                    if isinstance(error, Diverged)
+                    else ""
+                )
                 raise RunError(f"{error}; {last_good(training)}{advice}") from None
             raise
     assert isinstance(record, Result)
@@ -409,4 +498,8 @@ def tell(result: dict[str, Any]) -> None:
     with output.unshown():
         for name, value in result.items():
             if name != "warnings":
-                print(f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{name:<28}{value}")
+                print(
+                    f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}"
+                    if isinstance(value, float)
+                    else f"{name:<28}{value}"
+                )

@@ -10,7 +10,9 @@ __all__ = ["Corpus", "Rated", "Raw", "load", "rated", "read", "unknown_share", "
 
 
 def read(data: Data) -> Raw:
-    """The text of the three parts, fetched if need be, checked where there is something to check it against."""
+    """The text of the three parts, fetched if need be, checked where there is something to check it
+    against.
+    """
     readers = {Source.ptb: ptb.read, Source.pydoc: pydoc.read, Source.text: text.read, Source.hub: hub.read}
     return readers[data.source](data)
 
@@ -25,10 +27,16 @@ def load(data: Data, fingerprint: str | None = None) -> Corpus:
 
 def rated(data: Data) -> Rated:
     """Texts with their ratings."""
-    readers = {Source.cornell: cornell.read, Source.vader: vader.read, Source.text_regression: text_regression.read}
+    readers = {
+        Source.cornell: cornell.read,
+        Source.vader: vader.read,
+        Source.text_regression: text_regression.read,
+    }
     return readers[data.source](data)
 
 
 def words(splitting: str, text: str) -> list[str]:
-    """Those of a text from elsewhere, as texts with ratings are split: as those of "cornell", or as all others."""
+    """Those of a text from elsewhere, as texts with ratings are split: as those of "cornell", or as all
+    others.
+    """
     return cornell.words(text) if splitting == "cornell" else of_ratings.words(text)

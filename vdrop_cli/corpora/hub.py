@@ -1,7 +1,8 @@
-"""Any data set of the Hugging Face Hub that has a text column and splits train, validation and test; or a folder of this machine like one.
+"""Any data set of the Hugging Face Hub that has a text column and splits train, validation and test; or a
+folder of this machine like one.
 
-The library finds the files of each split. Tables and text files are read here, as those that are given by themselves are; all others by
-the library.
+The library finds the files of each split. Tables and text files are read here, as those that are given by
+themselves are; all others by the library.
 """
 
 from collections.abc import Iterable
@@ -16,8 +17,18 @@ from vdrop_cli.corpora.text import PARTS, Raw, decoded, from_rows, read_file
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 READ_HERE = ("csv", "text")  # by the library's names for readers
-# options of theirs that need no refusal: they change nothing here, or, as `sep`, are followed; what is not UTF-8 is refused anyway
-WITHOUT_EFFECT = ("sep", "delimiter", "features", "encoding", "chunksize", "keep_linebreaks", "keep_default_na", "na_filter")
+# options of theirs that need no refusal: they change nothing here, or, as `sep`, are followed; what is not
+# UTF-8 is refused anyway
+WITHOUT_EFFECT = (
+    "sep",
+    "delimiter",
+    "features",
+    "encoding",
+    "chunksize",
+    "keep_linebreaks",
+    "keep_default_na",
+    "na_filter",
+)
 
 
 class Prepared:
@@ -78,7 +89,9 @@ def load(data: Data) -> dict[str, Split]:
         builder = datasets.load_dataset_builder(data.name, data.config, revision=data.revision)
         if isinstance(builder, Csv | Text):
             root = str(Path(data.name).resolve()) if Path(data.name).is_dir() else builder.base_path
-            paths = {str(split): paths_of(of_split, root) for split, of_split in builder.config.data_files.items()}
+            paths = {
+                str(split): paths_of(of_split, root) for split, of_split in builder.config.data_files.items()
+            }
         else:
             builder.download_and_prepare()
             prepared = builder.as_dataset()
@@ -89,12 +102,17 @@ def load(data: Data) -> dict[str, Split]:
         require_plain(builder.config, where)
         return read_here(paths, getattr(builder.config, "sep", None), where)
     if builder.info.builder_name in READ_HERE:
-        raise ConfigError(f"{where}: the Hub cannot be reached, and its files were read by other rules before; name a folder that has them")
+        raise ConfigError(
+            f"{where}: the Hub cannot be reached, and its files were read by other rules before; name a "
+            "folder that has them"
+        )
     return {str(split): Prepared(rows, str(split), where) for split, rows in prepared.items()}
 
 
 def paths_of(files: Iterable[object], root: str) -> dict[str, str]:
-    """Where the files of a split are on this machine, unpacked, by their names below the root of the data set."""
+    """Where the files of a split are on this machine, unpacked, by their names below the root of the data
+    set.
+    """
     import datasets
 
     manager, paths = datasets.DownloadManager(), {}
@@ -106,16 +124,25 @@ def paths_of(files: Iterable[object], root: str) -> dict[str, str]:
 
 
 def require_plain(options: Any, where: str) -> None:
-    """Raises ConfigError where the description of a data set says how its files are to be read, but for the sign between columns."""
+    """Raises ConfigError where the description of a data set says how its files are to be read, but for the
+    sign between columns.
+    """
     import datasets
 
     usual, of_all = type(options)(), {option.name for option in fields(datasets.BuilderConfig)}
-    own = [option.name for option in fields(options) if option.name not in of_all and option.name not in WITHOUT_EFFECT]
+    own = [
+        option.name
+        for option in fields(options)
+        if option.name not in of_all and option.name not in WITHOUT_EFFECT
+    ]
     changed = [name for name in sorted(own) if getattr(options, name) != getattr(usual, name)]
     if len(getattr(options, "sep", ",")) != 1:
         changed.append("sep")
     if changed:
-        raise ConfigError(f"{where}: its description sets {changed[0]}, which is not read; write its files without, and name their folder")
+        raise ConfigError(
+            f"{where}: its description sets {changed[0]}, which is not read; write its files without, and "
+            "name their folder"
+        )
 
 
 def read_here(paths: dict[str, dict[str, str]], separator: str | None, where: str) -> dict[str, Split]:
@@ -128,7 +155,9 @@ def read_here(paths: dict[str, dict[str, str]], separator: str | None, where: st
             of_file = f"{where}: {name}"
             text = decoded(read_file(Path(path), of_file), of_file)
             delimiter = separator if separator not in usual else delimiter_of(name)
-            tables[name] = Lines(text, of_file) if delimiter is None else Table(text, delimiter, of_file, settable=False)
+            tables[name] = (
+                Lines(text, of_file) if delimiter is None else Table(text, delimiter, of_file, settable=False)
+            )
         found[split] = Files(tables)
     return found
 
@@ -136,7 +165,10 @@ def read_here(paths: dict[str, dict[str, str]], separator: str | None, where: st
 def texts(data: Data, split: Split) -> list[str]:
     """The column `data.column`."""
     values = split.column("data.column", data.column)
-    return [read_as_text(value, f"data.column={data.column}: {split.place(row)}") for row, value in enumerate(values)]
+    return [
+        read_as_text(value, f"data.column={data.column}: {split.place(row)}")
+        for row, value in enumerate(values)
+    ]
 
 
 def read_as_text(value: object, where: str) -> str:
@@ -152,7 +184,10 @@ def rows(data: Data) -> dict[str, list[str]]:
     of_parts = {}
     for part in PARTS:
         if SPLITS[part] not in found:
-            raise ConfigError(f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(found)}; use data=text with files")
+            raise ConfigError(
+                f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(found)}; use data=text "
+                "with files"
+            )
         of_parts[part] = texts(data, found[SPLITS[part]])
     return of_parts
 

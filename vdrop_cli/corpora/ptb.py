@@ -34,7 +34,9 @@ def read(data: Data) -> Raw:
     if found is None:
         return fetch()
     setting, folder = found
-    contents = {part: read_file(folder / file_name(part), f"{setting}: {folder / file_name(part)}") for part in PARTS}
+    contents = {
+        part: read_file(folder / file_name(part), f"{setting}: {folder / file_name(part)}") for part in PARTS
+    }
     check_sums(contents, f"{setting}: {folder}/ptb.{{name}}.txt")
     return Raw(contents, str(folder))
 
@@ -53,14 +55,18 @@ def fetch() -> Raw:
         folder = places.keep(NAME, {file_name(part): content for part, content in contents.items()})
         return Raw(contents, f"{folder} (fetched from {origin})")
     raise ConfigError(
-        "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with ptb.{train,valid,test}.txt; "
-        f"the environment variable VDROP_DATA=FOLDER with {NAME}/ in it; the files in {places.DOWNLOADS / NAME}; data=pydoc, which needs "
+        "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with "
+        "ptb.{train,valid,test}.txt; "
+        f"the environment variable VDROP_DATA=FOLDER with {NAME}/ in it; the files in "
+        f"{places.DOWNLOADS / NAME}; data=pydoc, which needs "
         f"no download. Tried {'; '.join(refusals)}"
     )
 
 
 def from_hub() -> dict[str, bytes]:
-    """The Hub's copy has lost the blanks at both ends of each line; with them it is the original, to the byte."""
+    """The Hub's copy has lost the blanks at both ends of each line; with them it is the original, to the
+    byte.
+    """
     sentences = hub.rows(HUB)
     return {part: "".join(f" {line} \n" for line in sentences[part]).encode() for part in PARTS}
 
@@ -77,4 +83,7 @@ def check_counts(corpus: Corpus) -> None:
     """That reading it gave what is known of it."""
     counts = {part: len(stream_N) for part, stream_N in corpus.parts.items()}
     if counts != TOKENS or len(corpus.vocabulary) != TYPES:
-        raise ConfigError(f"data=ptb: {corpus.origin} gave {counts} tokens of {len(corpus.vocabulary)} types, expected {TOKENS} of {TYPES}")
+        raise ConfigError(
+            f"data=ptb: {corpus.origin} gave {counts} tokens of {len(corpus.vocabulary)} types, expected "
+            f"{TOKENS} of {TYPES}"
+        )

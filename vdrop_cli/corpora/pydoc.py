@@ -1,4 +1,6 @@
-"""The embedded corpus: the help topics of the Python standard library. Real English, no download; it differs between Python versions."""
+"""The embedded corpus: the help topics of the Python standard library. Real English, no download; it differs
+between Python versions.
+"""
 
 import platform
 import re
@@ -11,7 +13,9 @@ BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of t
 
 
 def read(data: Data) -> Raw:
-    """Paragraphs in order of topic, each once, lower-cased, words and punctuation apart; of ten, eight train, one valid, one test."""
+    """Paragraphs in order of topic, each once, lower-cased, words and punctuation apart; of ten, eight train,
+    one valid, one test.
+    """
     from pydoc_data.topics import topics  # half a megabyte, so only where it is used
 
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
@@ -20,4 +24,7 @@ def read(data: Data) -> Raw:
     paragraphs = dict.fromkeys(lines)  # many stand under several topics
     for number, paragraph in enumerate(paragraph for paragraph in paragraphs if paragraph):
         parts[BLOCKS_OF_TEN[number % 10]].append(paragraph)
-    return Raw({part: from_rows(of_part) for part, of_part in parts.items()}, f"pydoc_data.topics of Python {platform.python_version()}")
+    return Raw(
+        {part: from_rows(of_part) for part, of_part in parts.items()},
+        f"pydoc_data.topics of Python {platform.python_version()}",
+    )

@@ -20,16 +20,26 @@ class Rated:
     texts: list[list[str]] = field(repr=False)
     ratings: list[float] = field(repr=False)
     origin: str  # for a person: where they came from
-    parts: list[str] = field(default_factory=list, repr=False)  # train, valid or test of each text, where the source says so
-    places: list[str] = field(default_factory=list, repr=False)  # for a person: where in the source each text is, such as "line 3"
+    parts: list[str] = field(
+        default_factory=list, repr=False
+    )  # train, valid or test of each text, where the source says so
+    places: list[str] = field(
+        default_factory=list, repr=False
+    )  # for a person: where in the source each text is, such as "line 3"
 
     def __post_init__(self) -> None:
         if len(self.texts) < FEWEST:
             raise ConfigError(f"{self.origin} has {len(self.texts)} texts; it needs {FEWEST} at least")
         if not any(self.texts):
-            raise ConfigError(f"{self.origin} has no word in any of its {len(self.texts):,} texts; choose another data.column")
+            raise ConfigError(
+                f"{self.origin} has no word in any of its {len(self.texts):,} texts; choose another "
+                "data.column"
+            )
         if min(self.ratings) == max(self.ratings):
-            raise ConfigError(f"{self.origin} gives every text the same rating, {self.ratings[0]:g}; there is nothing to predict")
+            raise ConfigError(
+                f"{self.origin} gives every text the same rating, {self.ratings[0]:g}; there is nothing to "
+                "predict"
+            )
 
     @property
     def without_words(self) -> list[int]:
@@ -43,11 +53,15 @@ class Rated:
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased, without the punctuation and other signs at the ends of what white space separates, which are words for themselves."""
+    """Lower-cased, without the punctuation and other signs at the ends of what white space separates, which
+    are words for themselves.
+    """
     found = []
     for word in unicodedata.normalize("NFC", text).lower().split():
         first = next((n for n, character in enumerate(word) if not is_sign(character)), len(word))
-        end = len(word) - next((n for n, character in enumerate(reversed(word[first:])) if not is_sign(character)), 0)
+        end = len(word) - next(
+            (n for n, character in enumerate(reversed(word[first:])) if not is_sign(character)), 0
+        )
         found += [*signs(word[:first]), *([word[first:end]] if first < end else []), *signs(word[end:])]
     return found
 
@@ -70,4 +84,7 @@ def number(value: object, where: str) -> float:
                 return rating
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no rating; it needs a finite number, such as 3.5 or 1e-2")
+    raise ConfigError(
+        f"{where} holds {str(value)[:40]!r}, which is no rating; it needs a finite number, such as 3.5 or "
+        "1e-2"
+    )

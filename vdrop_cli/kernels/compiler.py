@@ -1,7 +1,9 @@
-"""The library of `native.c`: compiled on first use by the system's C compiler, and stored in the user's cache folder.
+"""The library of `native.c`: compiled on first use by the system's C compiler, and stored in the user's cache
+folder.
 
-The file's name is made from the source, the compiler's version, its flags and the processor, so that nothing built for another is
-loaded. A library ends in its own digest: one that is damaged is built again. It has no OpenMP runtime of its own but uses that of torch.
+The file's name is made from the source, the compiler's version, its flags and the processor, so that nothing
+built for another is loaded. A library ends in its own digest: one that is damaged is built again. It has no
+OpenMP runtime of its own but uses that of torch.
 """
 
 import ctypes
@@ -19,7 +21,16 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-std=gnu11", "-O3", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi")
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-fopenmp",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wno-psabi",
+)
 DIGEST = 32  # bytes, at the end of a library
 SECONDS = 300  # that a compiler may take
 
@@ -29,13 +40,17 @@ class CompilerError(Exception):
 
 
 def compiler() -> list[str]:
-    """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang. Raises CompilerError without one."""
+    """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang. Raises
+    CompilerError without one.
+    """
     if os.name != "posix":
         raise CompilerError(f"it is compiled on POSIX systems only, not on {platform.system()}")
     stated = shlex.split(os.environ.get("CC", ""))
     if stated:
         if shutil.which(stated[0]) is None:
-            raise CompilerError(f"the C compiler of the environment variable CC, {stated[0]}, cannot be found")
+            raise CompilerError(
+                f"the C compiler of the environment variable CC, {stated[0]}, cannot be found"
+            )
         return stated
     found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
     if found is None:
@@ -48,7 +63,13 @@ def run(*command: str) -> str:
     env = {**os.environ, "LC_ALL": "C"}  # its messages are looked through
     try:
         finished = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL, env=env
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=env,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompilerError(f"the C compiler {command[0]} cannot run: {error}") from None
@@ -83,8 +104,14 @@ def processor() -> str:
 
 
 def name_of_library(command: list[str]) -> str:
-    parts = (SOURCE.read_bytes(), version(*command).encode(), " ".join((*command, *flags())).encode(), processor().encode())
-    return f"native-{hashlib.sha256(b'|'.join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:24]}.so"
+    parts = (
+        SOURCE.read_bytes(),
+        version(*command).encode(),
+        " ".join((*command, *flags())).encode(),
+        processor().encode(),
+    )
+    digest = hashlib.sha256(b"|".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return f"native-{digest[:24]}.so"
 
 
 def flags() -> tuple[str, ...]:
@@ -107,7 +134,9 @@ def is_whole(path: Path) -> bool:
 
 
 def build(command: list[str], path: Path) -> None:
-    """Compiles the source beside `path` and renames the library into place. Raises CompilerError, or OSError of the folder."""
+    """Compiles the source beside `path` and renames the library into place. Raises CompilerError, or OSError
+    of the folder.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
         run(*command, *flags(), "-c", str(SOURCE), "-o", compiled)
@@ -123,7 +152,9 @@ def build(command: list[str], path: Path) -> None:
 
 
 def built(command: list[str], folder: Path) -> Path:
-    """The library in a folder, built where it is not there or damaged; one process builds, others wait for it."""
+    """The library in a folder, built where it is not there or damaged; one process builds, others wait for
+    it.
+    """
     import fcntl  # which Windows has not
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +171,15 @@ def built(command: list[str], folder: Path) -> Path:
 def openmp_of_torch() -> str:
     """The file of the OpenMP runtime that torch has loaded. Raises CompilerError where there is none."""
     maps = Path("/proc/self/maps")
-    mapped = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line} if maps.exists() else set()
+    mapped = (
+        {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
+        if maps.exists()
+        else set()
+    )
     in_torch = {str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*")}
-    runtimes = sorted(path for path in mapped or in_torch if Path(path).name.startswith(("libgomp", "libomp", "libiomp5")))
+    runtimes = sorted(
+        path for path in mapped or in_torch if Path(path).name.startswith(("libgomp", "libomp", "libiomp5"))
+    )
     if not runtimes:
         raise CompilerError("torch has loaded no OpenMP runtime (libgomp, libomp or libiomp5)")
     return next((path for path in runtimes if path in in_torch), runtimes[0])
@@ -150,7 +187,9 @@ def openmp_of_torch() -> str:
 
 def load(path: Path) -> ctypes.CDLL:
     try:
-        ctypes.CDLL(openmp_of_torch(), mode=ctypes.RTLD_GLOBAL)  # it is loaded already: its names are made known to the library
+        ctypes.CDLL(
+            openmp_of_torch(), mode=ctypes.RTLD_GLOBAL
+        )  # it is loaded already: its names are made known to the library
         return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError as error:
         raise CompilerError(f"the compiled library cannot be loaded: {error}") from None
@@ -165,11 +204,18 @@ def library() -> ctypes.CDLL:
     except (OSError, CompilerError) as error:
         why = error
     try:
-        with tempfile.TemporaryDirectory(prefix="vdrop-") as folder:  # what is loaded stays when its file is gone
+        with tempfile.TemporaryDirectory(
+            prefix="vdrop-"
+        ) as folder:  # what is loaded stays when its file is gone
             found = load(built(command, Path(folder)))
     except OSError as error:
         raise CompilerError(
-            f"the compiled kernels can be stored neither in {cache_folder()} ({why}) nor in a temporary folder ({error})"
+            f"the compiled kernels can be stored neither in {cache_folder()} ({why}) nor in a temporary "
+            f"folder ({error})"
         ) from None
-    print(f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}), each process compiles them anew", file=sys.stderr)
+    print(
+        f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}), each process compiles "
+        "them anew",
+        file=sys.stderr,
+    )
     return found

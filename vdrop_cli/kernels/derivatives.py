@@ -1,4 +1,6 @@
-"""Gradients by automatic differentiation of `reference`, for what a hand-written backward pass does not give."""
+"""Gradients by automatic differentiation of `reference`, for what a hand-written backward pass does not
+give.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,30 +31,40 @@ def unsupported_context() -> str:
 def needs_reference(grad_outputs: Sequence[Tensor | None]) -> bool:
     """Whether the current backward pass must give more than the hand-written one can.
 
-    That is gradients which can themselves be differentiated (`create_graph=True`), or those of a batch of `grad_outputs`
-    (`is_grads_batched=True`, `vmap`).
+    That is gradients which can themselves be differentiated (`create_graph=True`), or those of a batch of
+    `grad_outputs` (`is_grads_batched=True`, `vmap`).
     """
     if torch.is_grad_enabled():
         return True
     if torch.compiler.is_compiling():  # compiled functions have neither
         return False
-    return in_transform() or any(dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy) for dy in grad_outputs)
+    return in_transform() or any(
+        dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy) for dy in grad_outputs
+    )
 
 
 def reference_gradients(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], needed: Sequence[bool], grad_outputs: Sequence[Tensor | None]
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    needed: Sequence[bool],
+    grad_outputs: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradient of each input that needs one; with `create_graph=True` a function of inputs and `grad_outputs`."""
+    """The gradient of each input that needs one; with `create_graph=True` a function of inputs and
+    `grad_outputs`.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases: one input may depend on another, or be the same tensor, and the gradient of each is only that of its own argument.
+        # Aliases: one input may depend on another, or be the same tensor, and the gradient of each is only
+        # that of its own argument.
         aliases = [tensor.view_as(tensor) for tensor in inputs]
         pairs = [(y, dy) for y, dy in zip(function(*aliases), grad_outputs, strict=False) if dy is not None]
     places = [index for index, is_needed in enumerate(needed) if is_needed]
     gradients: list[Tensor | None] = [None] * len(inputs)
     if pairs and places:
         outputs, upstream = zip(*pairs, strict=True)
-        found = torch.autograd.grad(outputs, [aliases[i] for i in places], upstream, create_graph=create_graph, allow_unused=True)
+        found = torch.autograd.grad(
+            outputs, [aliases[i] for i in places], upstream, create_graph=create_graph, allow_unused=True
+        )
         for i, gradient in zip(places, found, strict=True):
             gradients[i] = gradient
     return gradients

@@ -1,12 +1,14 @@
-"""The same functions as `reference`, with forward and backward written by hand; any device, plain torch operations.
+"""The same functions as `reference`, with forward and backward written by hand; any device, plain torch
+operations.
 
-All input projections of a layer are one product before the loop over time, all weight gradients one product after it. What
-entered the recurrent products is kept for that. Masks that differ from gate to gate make of each product a batch of four
-(GRU: three) of a quarter the size, so they cost little more. Sequences of different lengths are packed (`layout.py`): what is
-written [T, B, …] here then is [N, 1, …], and a step is of those sequences that have it.
+All input projections of a layer are one product before the loop over time, all weight gradients one product
+after it. What entered the recurrent products is kept for that. Masks that differ from gate to gate make of
+each product a batch of four (GRU: three) of a quarter the size, so they cost little more. Sequences of
+different lengths are packed (`layout.py`): what is written [T, B, …] here then is [N, 1, …], and a step is of
+those sequences that have it.
 
-T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
-N tokens  V vocabulary
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each
+for itself N tokens  V vocabulary
 """
 
 from collections.abc import Callable
@@ -30,24 +32,37 @@ from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import Weights, exact_sums, mm_into
 
-SLOPES_AT_ONCE = 2**18  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
+SLOPES_AT_ONCE = (
+    2**18
+)  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
 LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
 LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
-ROUNDED_CHUNKS = 4  # whose gradient is held in bf16, so that its products are few and large; on a GPU a chunk is large by itself
+# whose gradient is held in bf16, so that its products are few and large; on a GPU a chunk is large by itself
+ROUNDED_CHUNKS = 4
 
 
 class Recurrence:
-    """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U, if it is not h itself."""
+    """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U,
+    if it is not h itself.
+    """
 
-    def __init__(self, gates: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None, like: Tensor) -> None:
+    def __init__(
+        self, gates: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None, like: Tensor
+    ) -> None:
         self.by_gate, self.steps = gates.by_gate, gates.steps(part, layout)
         w_hh = w_hh[gates.rows(part)]
         self.w, self.groups = gates.weights(w_hh, layout.most), len(gates.groups(part))
         mask_TKBH = some_gates(mask_h, part)
-        self.masks_KBH = layout.masks(mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, self.groups, -1, -1))
+        self.masks_KBH = layout.masks(
+            mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, self.groups, -1, -1)
+        )
         plain = self.masks_KBH is None and w_hh.dtype == like.dtype
-        self.kept_KTBH = None if plain else like.new_empty((self.groups, gates.time, gates.batch, gates.hidden), dtype=w_hh.dtype)
+        self.kept_KTBH = (
+            None
+            if plain
+            else like.new_empty((self.groups, gates.time, gates.batch, gates.hidden), dtype=w_hh.dtype)
+        )
         self.inputs = None if self.kept_KTBH is None else layout.each(self.kept_KTBH, 1)
 
     def add(self, t: int, h_BH: Tensor) -> None:
@@ -62,9 +77,13 @@ class Recurrence:
 
 
 class RecurrenceGradient:
-    """The backward pass of a recurrence: the gradients `da` of its gates, complete at one step, give that of h_{t-1}."""
+    """The backward pass of a recurrence: the gradients `da` of its gates, complete at one step, give that of
+    h_{t-1}.
+    """
 
-    def __init__(self, da: Gates, low: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None) -> None:
+    def __init__(
+        self, da: Gates, low: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None
+    ) -> None:
         self.by_gate, self.full, self.low = da.by_gate, da.steps(part, layout), low.steps(part, layout)
         self.dtype, self.same = da.memory.dtype, da.memory.dtype == low.memory.dtype
         self.w = da.weights(w_hh[da.rows(part)], layout.most, transposed=True)
@@ -81,7 +100,9 @@ class RecurrenceGradient:
 
 
 def entered(kept_KTBH: Tensor | None, before_TBH: Tensor | None, groups: int) -> list[Tensor]:
-    """What entered the products of each group of gates at all steps, [T·B, H]: what was kept, or else the states before each step."""
+    """What entered the products of each group of gates at all steps, [T·B, H]: what was kept, or else the
+    states before each step.
+    """
     if kept_KTBH is not None:
         return list(kept_KTBH.flatten(1, 2))
     assert before_TBH is not None
@@ -104,7 +125,9 @@ Way = TypeVar("Way", bound=Callable[..., Any])  # of a function, forward or back
 
 
 def without_autocast(way: Way) -> Way:
-    """The forward or backward of a function, unchanged by a user's autocast, which would round some products and not others."""
+    """The forward or backward of a function, unchanged by a user's autocast, which would round some products
+    and not others.
+    """
 
     @wraps(way)
     def on_its_own(ctx: Any, *tensors: Any) -> Any:
@@ -146,7 +169,9 @@ class LSTM(torch.autograd.Function):
         recurrence = Recurrence(gates, every, layout, w_hh, mask_h, hs)
         g_TBH, tanh_c_TBH = torch.empty_like(layout.after(hs)), torch.empty_like(layout.after(cs))
         masks_c = layout.masks(mask_c)
-        by_step = (layout.each(v) for v in (*gates.view_GTBH, g_TBH, tanh_c_TBH, layout.after(hs), layout.after(cs)))
+        by_step = (
+            layout.each(v) for v in (*gates.view_GTBH, g_TBH, tanh_c_TBH, layout.after(hs), layout.after(cs))
+        )
         for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(
             zip(layout.each(gates.view_GTBH, 1), *by_step, strict=True)
         ):
@@ -170,13 +195,37 @@ class LSTM(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(
-        ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None, dcells_TBH: Tensor | None = None
+        ctx: Any,
+        dy_TBH: Tensor | None,
+        dh_BH: Tensor | None,
+        dc_BH: Tensor | None,
+        dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        mask_x, mask_h, mask_c, lengths, w_ih, w_hh, hs, kept_KTBH, cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = saved[7:]
+        (
+            mask_x,
+            mask_h,
+            mask_c,
+            lengths,
+            w_ih,
+            w_hh,
+            hs,
+            kept_KTBH,
+            cs,
+            g_TBH,
+            tanh_c_TBH,
+            memory,
+            *inputs_ND,
+        ) = saved[7:]
         if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
-            options = {"masks": Masks(mask_x, mask_h, mask_c), "compute_dtype": ctx.compute_dtype, "cells": ctx.cells}
-            gradients = cell_gradients(reference.lstm, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options)
+            options = {
+                "masks": Masks(mask_x, mask_h, mask_c),
+                "compute_dtype": ctx.compute_dtype,
+                "cells": ctx.cells,
+            }
+            gradients = cell_gradients(
+                reference.lstm, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options
+            )
             return *gradients, *[None] * 6
         gates, every, layout = Gates(memory, 4), slice(0, 4), ctx.layout
         da = gates.another()
@@ -192,10 +241,14 @@ class LSTM(torch.autograd.Function):
         dh_end, dc_end = (layout.end_gradient(d, cs) for d in (dh_BH, dc_BH))
         dh, dc = dh_end[:0], dc_end[:0]
         for steps in reversed(layout.blocks(SLOPES_AT_ONCE // gates.hidden)):
-            # What does not depend on the gradient is worked out for many steps at once: d a_gate = slope ∘ (dc or dh).
+            # What does not depend on the gradient is worked out for many steps at once: d a_gate = slope ∘
+            # (dc or dh).
             part = layout.part(steps)
             g, tanh_c = g_TBH[part], tanh_c_TBH[part]
-            (y_i, y_f, _, y_o), (slope_i, slope_f, slope_g, slope_o) = gates.view_GTBH[:, part], da.view_GTBH[:, part]
+            (y_i, y_f, _, y_o), (slope_i, slope_f, slope_g, slope_o) = (
+                gates.view_GTBH[:, part],
+                da.view_GTBH[:, part],
+            )
             through_sigmoid(g, y_i, out=slope_i)
             through_sigmoid(c_before_TBH[part], y_f, out=slope_f)
             through_tanh(y_i, g, out=slope_g)
@@ -249,7 +302,9 @@ class GRU(torch.autograd.Function):
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
         gates = Gates.of(x_TBD, hidden, 3, Masks(mask_x, mask_h))
-        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, layout.mask_of_all(mask_x))
+        inputs_ND = project_inputs(
+            gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, layout.mask_of_all(mask_x)
+        )
         if reset_after:
             gates.view_GTBH[r_and_z].add_(b_hh.view(3, 1, 1, -1)[r_and_z])
         h = layout.sort(h_BH)
@@ -262,7 +317,9 @@ class GRU(torch.autograd.Function):
         inner_TBH = torch.empty_like(layout.after(hs)) if reset_after else None  # U_n (m ∘ h) + b
         inners = inner_TBH if inner_TBH is None else layout.each(inner_TBH)
         by_step = (layout.each(v) for v in (*gates.view_GTBH, n_inputs_TBH, layout.after(hs)))
-        for t, (r_z, r, z, n, n_input, h_new) in enumerate(zip(layout.each(gates.view_GTBH[r_and_z], 1), *by_step, strict=True)):
+        for t, (r_z, r, z, n, n_input, h_new) in enumerate(
+            zip(layout.each(gates.view_GTBH[r_and_z], 1), *by_step, strict=True)
+        ):
             h = layout.go_on(t, h)
             recurrence.add(t, h)
             r_z.sigmoid_()
@@ -278,7 +335,18 @@ class GRU(torch.autograd.Function):
             h = torch.lerp(n, h, z, out=h_new)
         ctx.layout, ctx.options = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}
         ctx.set_materialize_grads(False)
-        saved = (mask_x, mask_h, lengths, w_ih, w_hh, hs, recurrence.kept_KTBH, n_inputs_TBH, inner_TBH, gates.memory)
+        saved = (
+            mask_x,
+            mask_h,
+            lengths,
+            w_ih,
+            w_hh,
+            hs,
+            recurrence.kept_KTBH,
+            n_inputs_TBH,
+            inner_TBH,
+            gates.memory,
+        )
         ctx.save_for_backward(*inputs, *saved, *inputs_ND)
         return layout.outputs(hs), layout.last(hs)
 
@@ -286,10 +354,14 @@ class GRU(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        mask_x, mask_h, lengths, w_ih, w_hh, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = saved[6:]
+        mask_x, mask_h, lengths, w_ih, w_hh, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = (
+            saved[6:]
+        )
         if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
             options = {"masks": Masks(mask_x, mask_h), **ctx.options}
-            gradients = cell_gradients(reference.gru, saved[:6], ctx.needs_input_grad[:6], grad_outputs, lengths, **options)
+            gradients = cell_gradients(
+                reference.gru, saved[:6], ctx.needs_input_grad[:6], grad_outputs, lengths, **options
+            )
             return *gradients, None, None, None, None, None
         gates, layout = Gates(memory, 3), ctx.layout
         r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
@@ -297,11 +369,15 @@ class GRU(torch.autograd.Function):
         low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
         before_TBH = layout.before(hs)
         way_back = RecurrenceGradient(da, low, r_and_z, layout, w_hh, mask_h)
-        masks_n, dys = layout.masks(some_gates(mask_h, only_n)), dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH))
+        masks_n, dys = (
+            layout.masks(some_gates(mask_h, only_n)),
+            dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH)),
+        )
         w_n = Weights(w_hh[2 * gates.hidden :].T, layout.most)
         d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
         inners, d_inners = (v if v is None else layout.each(v) for v in (inner_TBH, d_inner_TBH))
-        # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type multiplied in.
+        # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type
+        # multiplied in.
         d_product_TBH = torch.empty_like(n_inputs_TBH)
         by_step = (layout.each(v) for v in (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH))
         step_views = list(zip(*by_step, strict=True))
@@ -335,7 +411,11 @@ class GRU(torch.autograd.Function):
                 dh.add_(through).add_(way_back.step(t))
         dh = layout.go_back(-1, dh, dh_end)
         db_ih = sum_over_steps(da)
-        db_hh = db_ih.clone() if d_inner_TBH is None else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
+        db_hh = (
+            db_ih.clone()
+            if d_inner_TBH is None
+            else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
+        )
         if low is not da:
             low.view_GTBH[2].copy_(da.view_GTBH[2])
         dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
@@ -365,7 +445,11 @@ def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Ten
         def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
             return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
 
-        return *reference_gradients(definition, (x_ND, w_VD, b_V), ctx.needs_input_grad[:3], (dnll_N,)), None, None
+        return (
+            *reference_gradients(definition, (x_ND, w_VD, b_V), ctx.needs_input_grad[:3], (dnll_N,)),
+            None,
+            None,
+        )
     if ctx.gradients is not None and is_even(dnll_N):
         dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
         ctx.gradients = None
@@ -377,14 +461,16 @@ def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Ten
 class LinearCrossEntropy(torch.autograd.Function):
     """Works through the logits chunk by chunk, and makes the gradients of a chunk while its logits are there.
 
-    They are made for an upstream gradient of one a token. Any other that is the same for all tokens, as that of a sum or
-    a mean, scales them in place; one that differs from token to token, or a second backward pass, has the chunks worked
-    through once more.
+    They are made for an upstream gradient of one a token. Any other that is the same for all tokens, as that
+    of a sum or a mean, scales them in place; one that differs from token to token, or a second backward pass,
+    has the chunks worked through once more.
     """
 
     @staticmethod
     @without_autocast
-    def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype
+    ) -> Tensor:
         return head_forward(ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype)
 
     @staticmethod
@@ -394,7 +480,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def is_even(dnll_N: Tensor) -> bool:
-    """Whether the gradient is the same for all tokens; that of a sum tells so itself, without a wait for a GPU."""
+    """Whether the gradient is the same for all tokens; that of a sum tells so itself, without a wait for a
+    GPU.
+    """
     return dnll_N.stride(0) == 0 or bool((dnll_N == dnll_N[0]).all())
 
 
@@ -403,7 +491,9 @@ def chunks(rows: int, at_once: int) -> list[slice]:
 
 
 def rows_at_once(logits_of: torch.device, vocabulary: int) -> tuple[int, int]:
-    """Rows of a chunk of logits, and rows whose gradient is held in bf16. On a GPU no more than 1/64 of its memory is used."""
+    """Rows of a chunk of logits, and rows whose gradient is held in bf16. On a GPU no more than 1/64 of its
+    memory is used.
+    """
     if logits_of.type != "cuda":
         rows = max(1, LOGITS_AT_ONCE // vocabulary)
         return rows, ROUNDED_CHUNKS * rows
@@ -412,10 +502,14 @@ def rows_at_once(logits_of: torch.device, vocabulary: int) -> tuple[int, int]:
     return rows, rows
 
 
-def loss_and_probabilities(x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_probabilities(
+    x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor
+) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
     logits_MV = (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
-    return by_logarithms(logits_MV, targets_M) if logits_MV.is_cuda else by_probabilities(logits_MV, targets_M)
+    return (
+        by_logarithms(logits_MV, targets_M) if logits_MV.is_cuda else by_probabilities(logits_MV, targets_M)
+    )
 
 
 def by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -441,10 +535,20 @@ def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def loss_and_gradients(
-    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, dnll_N: Tensor | None, compute_dtype: torch.dtype
+    x_ND: Tensor,
+    w_VD: Tensor,
+    b_V: Tensor,
+    targets_N: Tensor,
+    dnll_N: Tensor | None,
+    compute_dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
-    nll_N, dx_ND, dw_VD, db_V = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND), torch.empty_like(w_VD), torch.zeros_like(b_V)
+    nll_N, dx_ND, dw_VD, db_V = (
+        torch.empty_like(x_ND[:, 0]),
+        torch.empty_like(x_ND),
+        torch.empty_like(w_VD),
+        torch.zeros_like(b_V),
+    )
     w_low_VD, x_low_ND, rounds = w_VD.to(compute_dtype), x_ND.to(compute_dtype), compute_dtype != x_ND.dtype
     rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
     for block in chunks(len(x_ND), rounded_rows if rounds else rows):
@@ -465,7 +569,8 @@ def loss_and_gradients(
     return nll_N, [dx_ND, dw_VD, db_V]
 
 
-# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks of the backward pass.
+# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks
+# of the backward pass.
 apply_lstm, apply_gru, apply_head = (
     torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
     for function in (LSTM, GRU, LinearCrossEntropy)
@@ -504,12 +609,24 @@ def gru(
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     outputs: tuple[Tensor, Tensor] = apply_gru(
-        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks.x, masks.h, lengths, reset_after, compute_dtype or x_TBD.dtype
+        x_TBD,
+        h_BH,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        masks.x,
+        masks.h,
+        lengths,
+        reset_after,
+        compute_dtype or x_TBD.dtype,
     )
     return outputs
 
 
-def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+def linear_cross_entropy(
+    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
+) -> Tensor:
     with torch.autocast(x_ND.device.type, enabled=False):  # it would round the logits
         x_ND = x_ND.to(w_VD.dtype)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):

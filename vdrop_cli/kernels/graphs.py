@@ -1,8 +1,9 @@
 """Loops over time as CUDA graphs: one launch for all steps instead of some for each.
 
-A graph works on memory that never changes place. So a loop that is run often on tensors of the same shapes gets memory of its own;
-every call copies all it reads into it, masks and weights too, replays, and copies out what was written: no mask is frozen, and no
-result is overwritten by a later call. Nothing random happens inside.
+A graph works on memory that never changes place. So a loop that is run often on tensors of the same shapes
+gets memory of its own; every call copies all it reads into it, masks and weights too, replays, and copies out
+what was written: no mask is frozen, and no result is overwritten by a later call. Nothing random happens
+inside.
 """
 
 import warnings
@@ -33,15 +34,17 @@ Capture = Callable[[Callable[[], None], torch.device], Graph]
 
 @lru_cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream of the device for all captures: torch's default one belongs to the device that captured first."""
+    """One stream of the device for all captures: torch's default one belongs to the device that captured
+    first.
+    """
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def capture(run: Callable[[], None], device: torch.device) -> Graph:
     """`run` as a graph.
 
-    cuBLAS takes its workspace inside the graph, where it stays as long as the graph does, and gives it back there: one that it has
-    from elsewhere could be freed under the graph.
+    cuBLAS takes its workspace inside the graph, where it stays as long as the graph does, and gives it back
+    there: one that it has from elsewhere could be freed under the graph.
     """
     run()  # makes libraries and programs ready
     graph = torch.cuda.CUDAGraph()
@@ -58,16 +61,22 @@ def capture(run: Callable[[], None], device: torch.device) -> Graph:
 
 
 def pool_bytes(pool: tuple[int, int]) -> int:
-    """Memory that the device has set apart for a pool; 0 where the allocator does not tell, as CUDA's own (`cudaMallocAsync`) does not."""
+    """Memory that the device has set apart for a pool; 0 where the allocator does not tell, as CUDA's own
+    (`cudaMallocAsync`) does not.
+    """
     try:
         segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
+        return sum(
+            segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool)
+        )
     except Exception:  # of allocators, by many names; the graph is there, whatever it takes
         return 0
 
 
 def is_possible(device: torch.device) -> bool:
-    """Whether a graph can be captured or replayed now: there is a device, and it is not part of a user's own graph."""
+    """Whether a graph can be captured or replayed now: there is a device, and it is not part of a user's own
+    graph.
+    """
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
@@ -80,24 +89,30 @@ class Captured:
 
     @property
     def bytes(self) -> int:
-        return self.graph.bytes + sum(t.numel() * t.element_size() for t in self.tensors.values() if t is not None)
+        return self.graph.bytes + sum(
+            t.numel() * t.element_size() for t in self.tensors.values() if t is not None
+        )
 
 
 @dataclass
 class Sightings:
-    """How often shapes were met since they last had a graph, and how often they must be before they get one."""
+    """How often shapes were met since they last had a graph, and how often they must be before they get
+    one.
+    """
 
     seen: int = 0
     wanted: int = 2
 
 
 class Graphs:
-    """Graphs of loops, by what they depend on: the shapes and types of tensors, stream and precision of products.
+    """Graphs of loops, by what they depend on: the shapes and types of tensors, stream and precision of
+    products.
 
-    A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no captures. Of the graphs
-    those that were used last are held, so many and so much memory. Shapes that lost theirs must be met eight times as often before they
-    get another: more shapes than can be held end up without. Shapes whose capture fails run without a graph from then on, with a
-    warning; where `strict`, the error is raised.
+    A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no
+    captures. Of the graphs those that were used last are held, so many and so much memory. Shapes that lost
+    theirs must be met eight times as often before they get another: more shapes than can be held end up
+    without. Shapes whose capture fails run without a graph from then on, with a warning; where `strict`, the
+    error is raised.
     """
 
     def __init__(
@@ -118,14 +133,21 @@ class Graphs:
         self.lock = Lock()
 
     def run(self, loop: Loop, changed: Tensors, filled: Tensors, read: Tensors) -> None:
-        """`loop(**changed, **filled, **read)`, which may write into `changed`, must fill `filled`, and leaves `read`."""
-        tensors, device = {**changed, **filled, **read}, next(t.device for t in changed.values() if t is not None)
+        """`loop(**changed, **filled, **read)`, which may write into `changed`, must fill `filled`, and leaves
+        `read`.
+        """
+        tensors, device = (
+            {**changed, **filled, **read},
+            next(t.device for t in changed.values() if t is not None),
+        )
         if not self.possible(device):
             loop(**tensors)
             return
         key = key_of(loop, tensors, device)
         with self.lock:
-            captured = self.held.get(key) or (self.captured(key, loop, tensors, device) if self.is_due(key) else None)
+            captured = self.held.get(key) or (
+                self.captured(key, loop, tensors, device) if self.is_due(key) else None
+            )
             if captured is not None:
                 self.held.move_to_end(key)
                 copy(tensors, captured.tensors, (*changed, *read))
@@ -147,8 +169,14 @@ class Graphs:
     def captured(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured | None:
         """The new graph; None where it cannot be captured, before anything was written to `tensors`."""
         try:
-            with torch.inference_mode(False), torch.no_grad():  # or later calls could not write into its memory
-                own = {n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in tensors.items()}
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # or later calls could not write into its memory
+                own = {
+                    n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+                    for n, t in tensors.items()
+                }
                 copy(tensors, own, tensors)  # the loop runs on them while it is captured
                 made = Captured(self.capture(lambda: loop(**own), device), own)
         except Exception as error:  # of CUDA, its libraries or the allocator, by many names
@@ -156,10 +184,15 @@ class Graphs:
                 raise
             self.failed.add(key)
             why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            warnings.warn(f"a loop over time runs without a CUDA graph, which is slower: the capture failed with {why}", stacklevel=2)
+            warnings.warn(
+                f"a loop over time runs without a CUDA graph, which is slower: the capture failed with {why}",
+                stacklevel=2,
+            )
             return None
         self.held[key] = made
-        while len(self.held) > 1 and (len(self.held) > self.kept or sum(c.bytes for c in self.held.values()) > self.kept_bytes):
+        while len(self.held) > 1 and (
+            len(self.held) > self.kept or sum(c.bytes for c in self.held.values()) > self.kept_bytes
+        ):
             lost, _ = self.held.popitem(last=False)
             wanted = self.met[lost].wanted if lost in self.met else 2
             self.met[lost] = Sightings(wanted=8 * wanted)
@@ -172,7 +205,9 @@ def copy(source: Tensors, target: Tensors, names: Iterable[str]) -> None:
     for name in names:
         into, of = target[name], source[name]
         if into is not None and of is not None:
-            targets, sources = groups.setdefault((of.dtype, into.is_contiguous() and of.is_contiguous()), ([], []))
+            targets, sources = groups.setdefault(
+                (of.dtype, into.is_contiguous() and of.is_contiguous()), ([], [])
+            )
             targets.append(into)
             sources.append(of)
     for targets, sources in groups.values():

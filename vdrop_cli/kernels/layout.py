@@ -1,4 +1,5 @@
-"""Where the steps of sequences lie in memory: as they come where all are of one length, else packed, so that padding costs nothing.
+"""Where the steps of sequences lie in memory: as they come where all are of one length, else packed, so that
+padding costs nothing.
 
 T time  B batch  N steps of all sequences together  K groups of gates  H, D, X any size
 """
@@ -33,7 +34,9 @@ class Layout:
     def of(x_TBD: Tensor, lengths: Tensor | None) -> "Layout":
         """Lengths are looked at, so that a GPU is waited for, and torch.compile breaks its graph here."""
         time, batch, _ = x_TBD.shape
-        return Layout(time, batch) if lengths is None or bool((lengths >= time).all()) else Packed(time, lengths)
+        return (
+            Layout(time, batch) if lengths is None or bool((lengths >= time).all()) else Packed(time, lengths)
+        )
 
     @property
     def is_packed(self) -> bool:
@@ -79,7 +82,9 @@ class Layout:
         return mask
 
     def within(self, memory: Tensor, dim: int, *, start: bool = False) -> Tensor:
-        """The rows that `pack` gives, within memory [..., T, B, X] of full length (with `start` of T + 1 states); `dim` is that of B."""
+        """The rows that `pack` gives, within memory [..., T, B, X] of full length (with `start` of T + 1
+        states); `dim` is that of B.
+        """
         return memory
 
     def mask_of_all(self, mask_TKBD: Tensor | None) -> Tensor | None:
@@ -125,7 +130,8 @@ class Layout:
         return like.new_zeros(self.batch, like.shape[-1]) if upstream_BH is None else upstream_BH.clone()
 
     def go_back(self, t: int, gradient: Tensor, end: Tensor) -> Tensor:
-        """That of the state after step t: what step t + 1 gives, and the last state's where a sequence has none; it may be written to.
+        """That of the state after step t: what step t + 1 gives, and the last state's where a sequence has
+        none; it may be written to.
 
         Before the first call, of the last step, there is no `gradient` of any sequence.
         """
@@ -133,7 +139,9 @@ class Layout:
 
 
 class Packed(Layout):
-    """The longest sequence first, so that a step is of the first sequences of the one before; step after step, [N, 1, X]."""
+    """The longest sequence first, so that a step is of the first sequences of the one before; step after
+    step, [N, 1, X].
+    """
 
     def __init__(self, time: int, lengths_B: Tensor) -> None:
         batch, device = len(lengths_B), lengths_B.device
@@ -183,10 +191,16 @@ class Packed(Layout):
         mask = self.mask_of_steps(mask)
         if mask is None:
             return None
-        return [step[..., :size, :] for step, size in zip(each_step(mask, self.time), self.sizes, strict=False)]
+        return [
+            step[..., :size, :] for step, size in zip(each_step(mask, self.time), self.sizes, strict=False)
+        ]
 
     def mask_of_steps(self, mask: Tensor | None) -> Tensor | None:
-        return mask if mask is None or mask.shape[-2] == 1 or self.is_sorted else mask.index_select(-2, self.order_B)
+        return (
+            mask
+            if mask is None or mask.shape[-2] == 1 or self.is_sorted
+            else mask.index_select(-2, self.order_B)
+        )
 
     def within(self, memory: Tensor, dim: int, *, start: bool = False) -> Tensor:
         rows = len(self.step_N) + (self.batch if start else 0)
@@ -203,7 +217,9 @@ class Packed(Layout):
         return state_BH if self.is_sorted else state_BH[self.order_B]
 
     def unsort(self, state_BH: Tensor) -> Tensor:
-        return state_BH if self.is_sorted else torch.empty_like(state_BH).index_copy_(0, self.order_B, state_BH)
+        return (
+            state_BH if self.is_sorted else torch.empty_like(state_BH).index_copy_(0, self.order_B, state_BH)
+        )
 
     def states(self, start_BH: Tensor) -> Tensor:
         states = start_BH.new_empty(self.batch + len(self.step_N), 1, start_BH.shape[1])

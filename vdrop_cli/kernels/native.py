@@ -1,10 +1,12 @@
-"""The same functions as `reference` on the CPU, compiled from `native.c`: whole recurrences, with their products and all that lies between.
+"""The same functions as `reference` on the CPU, compiled from `native.c`: whole recurrences, with their
+products and all that lies between.
 
-The products over all steps at once (input projections, gradients of weights and inputs, the head) are torch's, or on processors with AMX
-those of `native.c`, whose bf16 products have results in fp32. Sequences of different lengths are packed (`layout.py`).
+The products over all steps at once (input projections, gradients of weights and inputs, the head) are
+torch's, or on processors with AMX those of `native.c`, whose bf16 products have results in fp32. Sequences of
+different lengths are packed (`layout.py`).
 
-T time  B batch  N rows: the steps of all sequences  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
-K groups of gates: 1, or each for itself  V vocabulary
+T time  B batch  N rows: the steps of all sequences  D input size  H hidden size  G gates (LSTM i f g o; GRU r
+z n) K groups of gates: 1, or each for itself  V vocabulary
 """
 
 import ctypes
@@ -17,7 +19,14 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import compiler, fused
-from vdrop_cli.kernels.gates import Gates, input_gradient, masked_inputs, project_inputs, some_gates, weight_gradient
+from vdrop_cli.kernels.gates import (
+    Gates,
+    input_gradient,
+    masked_inputs,
+    project_inputs,
+    some_gates,
+    weight_gradient,
+)
 from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import Layer, Tensors, empty_states, gru_operator, lstm_operator, writable
@@ -42,14 +51,41 @@ class CMask(ctypes.Structure):
 
 class CRecurrence(ctypes.Structure):
     _fields_ = (
-        *((name, SIZE) for name in ("steps", "batch", "hidden", "depth", "groups", "gate_row", "gate_stride", "da_row", "da_stride")),
+        *(
+            (name, SIZE)
+            for name in (
+                "steps",
+                "batch",
+                "hidden",
+                "depth",
+                "groups",
+                "gate_row",
+                "gate_stride",
+                "da_row",
+                "da_stride",
+            )
+        ),
         *((name, SIZE) for name in ("threads", "reset_after")),
         *((name, POINTER) for name in ("first", "places", "gates", "bias", "bias_n")),
         ("mask_h", CMask),
         ("mask_c", CMask),
         *(
             (name, POINTER)
-            for name in ("weights", "inputs", "inputs_n", "h", "c", "y", "inner", "dy", "dcells", "dh", "dc", "da", "da_inner")
+            for name in (
+                "weights",
+                "inputs",
+                "inputs_n",
+                "h",
+                "c",
+                "y",
+                "inner",
+                "dy",
+                "dcells",
+                "dh",
+                "dc",
+                "da",
+                "da_inner",
+            )
         ),
         ("bias_sums", POINTER),
     )
@@ -73,11 +109,15 @@ SUFFIXES = {
 }
 FORKED: list[bool] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: FORKED.append(True) if compiler.library.cache_info().currsize else None)
+    os.register_at_fork(
+        after_in_child=lambda: FORKED.append(True) if compiler.library.cache_info().currsize else None
+    )
 
 
 def threads() -> int:
-    """Those of torch; one where the process was forked after the first call, since the threads of OpenMP are not inherited."""
+    """Those of torch; one where the process was forked after the first call, since the threads of OpenMP are
+    not inherited.
+    """
     return 1 if FORKED else torch.get_num_threads()
 
 
@@ -111,7 +151,12 @@ def function(name: str) -> Any:
 
 def call(name: str, *arguments: Any) -> None:
     """A function of the library; tensors stand for their memory, integers for sizes."""
-    function(name)(*(POINTER(a.data_ptr()) if isinstance(a, Tensor) else SIZE(a) if isinstance(a, int) else a for a in arguments))
+    function(name)(
+        *(
+            POINTER(a.data_ptr()) if isinstance(a, Tensor) else SIZE(a) if isinstance(a, int) else a
+            for a in arguments
+        )
+    )
 
 
 def padded(columns: int, dtype: torch.dtype) -> int:
@@ -131,7 +176,17 @@ def pack(w: Tensor, dtype: torch.dtype, gates: int, *, transposed: bool = False)
     inputs, outputs = (rows, columns) if transposed else (columns, rows)
     strides = (columns, 1) if transposed else (1, columns)
     to = w.new_empty(-(-outputs // BLOCK), gates, inputs, BLOCK)
-    call(f"vdrop_pack_{SUFFIXES[dtype, dtype]}", w, rows * columns, *strides, gates, inputs, outputs, to, ctypes.c_int(threads()))
+    call(
+        f"vdrop_pack_{SUFFIXES[dtype, dtype]}",
+        w,
+        rows * columns,
+        *strides,
+        gates,
+        inputs,
+        outputs,
+        to,
+        ctypes.c_int(threads()),
+    )
     return to
 
 
@@ -164,7 +219,10 @@ def rounded_rows(x_TBD: Tensor, mask: Tensor | None) -> Tensor:
 
 def halves(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Rows rounded to bf16, and what that loses of them, likewise."""
-    high, low = (x_ND.new_empty(len(x_ND), padded(x_ND.shape[1], torch.bfloat16), dtype=torch.bfloat16) for _ in range(2))
+    high, low = (
+        x_ND.new_empty(len(x_ND), padded(x_ND.shape[1], torch.bfloat16), dtype=torch.bfloat16)
+        for _ in range(2)
+    )
     given = (x_ND.contiguous(), len(x_ND), x_ND.shape[1], None, 0, 0, 1)
     call("vdrop_round_rows", *given, high, low, high.shape[1], ctypes.c_int(threads()))
     return high, low
@@ -195,7 +253,8 @@ def gemm(
 ) -> None:
     """`out (+)= Σ a @ w` by AMX, for one or more pairs.
 
-    `a` is rows of bf16 from column `first` on, or transposed tiles from there on; `w` is packed, all or one of its gates.
+    `a` is rows of bf16 from column `first` on, or transposed tiles from there on; `w` is packed, all or one
+    of its gates.
     """
     rows, columns = out.shape
     (a, w), data = pairs[0], CGemm()
@@ -205,7 +264,12 @@ def gemm(
         data.a_row, data.a_tile, data.a_block = 2 * TILE, TILE_BYTES, a.shape[1] // TILE * TILE_BYTES
         skipped = first // BLOCK * data.a_block
     else:
-        data.a_row, data.a_tile, data.a_block, skipped = 2 * a.stride(0), 2 * TILE, 2 * BLOCK * a.stride(0), 2 * first
+        data.a_row, data.a_tile, data.a_block, skipped = (
+            2 * a.stride(0),
+            2 * TILE,
+            2 * BLOCK * a.stride(0),
+            2 * first,
+        )
     data.tiles, data.w_block = depth // TILE, 2 * w.stride(0)
     for index, (left, right) in enumerate(pairs):
         data.a[index] = left.data_ptr() + skipped
@@ -218,8 +282,9 @@ def gemm(
 class Work:
     """One layer's sequences as the library reads them, forward or backward.
 
-    Rows are the steps of all sequences, packed where they end at different steps. The states of all steps, [T + 1, B, H], begin with those
-    of the start; memory for gates and states is that of sequences of full length, of which packed ones fill the beginning.
+    Rows are the steps of all sequences, packed where they end at different steps. The states of all steps, [T
+    + 1, B, H], begin with those of the start; memory for gates and states is that of sequences of full
+    length, of which packed ones fill the beginning.
     """
 
     def __init__(self, layer: Layer, gates: int, memory: Tensor | None = None) -> None:
@@ -234,7 +299,12 @@ class Work:
         self.depth = padded(self.hidden, self.compute_dtype)
         self.held: list[Tensor] = []  # tensors that the library reads
         data = self.data = CRecurrence()
-        data.steps, data.batch, data.hidden, data.depth = self.layout.time, layer.x.shape[1], self.hidden, self.depth
+        data.steps, data.batch, data.hidden, data.depth = (
+            self.layout.time,
+            layer.x.shape[1],
+            self.hidden,
+            self.depth,
+        )
         data.threads = threads()
         data.first = self.pointer(torch.tensor(self.layout.row_starts, dtype=torch.int64))
         data.places = self.pointer(self.layout.row_places)
@@ -258,7 +328,9 @@ class Work:
         if mask_TKBH is None:
             return CMask()
         mask_TKBH = mask_TKBH.expand(-1, -1, -1, self.hidden).contiguous()
-        return CMask(self.pointer(mask_TKBH), *(mask_TKBH.stride(d) if mask_TKBH.shape[d] > 1 else 0 for d in range(3)))
+        return CMask(
+            self.pointer(mask_TKBH), *(mask_TKBH.stride(d) if mask_TKBH.shape[d] > 1 else 0 for d in range(3))
+        )
 
     def whole(self, memory: Tensor) -> Tensor:
         """Memory of which every element is written: zeros where packed sequences fill only a part."""
@@ -292,7 +364,9 @@ class Work:
         return self.rounded_by_group(self.x_TBD, mask_x, slice(0, self.gates_number))
 
     def rounded_by_group(self, x_TBX: Tensor, mask: Tensor | None, part: slice) -> list[tuple[slice, Tensor]]:
-        """Each group of the gates of `part` with `m ∘ x` in bf16; where all gates have the same, it is made once."""
+        """Each group of the gates of `part` with `m ∘ x` in bf16; where all gates have the same, it is made
+        once.
+        """
         if mask is None or mask.shape[1] == 1:
             rows_NX = rounded_rows(x_TBX, None if mask is None else mask[:, 0])
             return [(group, rows_NX) for group in self.gates.groups(part)]
@@ -305,7 +379,9 @@ class Work:
     def inputs_memory(self) -> None:
         """What enters the recurrent products of a step and of the next."""
         batch, zeros = self.layer.x.shape[1], self.layer.x.new_zeros
-        self.data.inputs = self.pointer(zeros(2, self.data.groups, batch, self.depth, dtype=self.compute_dtype))
+        self.data.inputs = self.pointer(
+            zeros(2, self.data.groups, batch, self.depth, dtype=self.compute_dtype)
+        )
         self.data.inputs_n = self.pointer(zeros(batch, self.depth, dtype=self.compute_dtype))
 
 
@@ -362,7 +438,9 @@ class Gradients:
             if rows_NX is not last_NX:  # gates without masks of their own share their inputs
                 last_NX, right = rows_NX, packed_rows(rows_NX, out.shape[1])
             for gate in range(group.start, group.stop):
-                rows = slice((gate - part.start) * self.work.hidden, (gate - part.start + 1) * self.work.hidden)
+                rows = slice(
+                    (gate - part.start) * self.work.hidden, (gate - part.start + 1) * self.work.hidden
+                )
                 gemm(out[rows], [(self.transposed, right)], first=gate * self.work.depth, transposed=True)
 
     def input_weights(self, out: Tensor) -> None:
@@ -393,7 +471,10 @@ class Gradients:
         da_NX = self.memory.flatten(1)
         if mask_x is None or mask_x.shape[1] == 1:
             dx_TBD = torch.empty_like(x_TBD)
-            gemm(dx_TBD.flatten(0, 1), [(da_NX, pack(w_ih, torch.bfloat16, work.gates_number, transposed=True).flatten(1, 2))])
+            gemm(
+                dx_TBD.flatten(0, 1),
+                [(da_NX, pack(w_ih, torch.bfloat16, work.gates_number, transposed=True).flatten(1, 2))],
+            )
             return dx_TBD if mask_x is None else dx_TBD.mul_(mask_x[:, 0])
         total_TBD, part_TBD = torch.zeros_like(x_TBD), torch.empty_like(x_TBD)
         packed = pack(w_ih, torch.bfloat16, work.gates_number, transposed=True)
@@ -409,7 +490,10 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> Tensors:
     hs, cs, y = work.start(h), work.start(c), work.outputs()
     work.inputs_memory()
     data = work.data
-    data.bias, data.weights = work.pointer(layer.b_ih + layer.b_hh), work.pointer(pack(layer.w_hh, layer.compute_dtype, 4))
+    data.bias, data.weights = (
+        work.pointer(layer.b_ih + layer.b_hh),
+        work.pointer(pack(layer.w_hh, layer.compute_dtype, 4)),
+    )
     data.h, data.c, data.y = map(work.pointer, (hs, cs, y))
     work.run("lstm_forward")
     last = (work.layout.last(work.states(states)) for states in (hs, cs))
@@ -417,7 +501,9 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> Tensors:
     return y, *last, cells, work.memory, hs, cs
 
 
-def lstm_backward(upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer) -> Tensors:
+def lstm_backward(
+    upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer
+) -> Tensors:
     dy, dh, dc, dcells = upstream
     work = Work(layer, 4, a)
     gradients, data = Gradients(work), work.data
@@ -448,19 +534,34 @@ def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> Tensors:
         bias[2 * hidden :] = layer.b_ih[2 * hidden :]
         data.bias_n = work.pointer(layer.b_hh[2 * hidden :].contiguous())
         inner = work.whole(torch.empty_like(hs[1:]))
-    data.reset_after, data.bias, data.weights = reset_after, work.pointer(bias), work.pointer(pack(layer.w_hh, layer.compute_dtype, 3))
+    data.reset_after, data.bias, data.weights = (
+        reset_after,
+        work.pointer(bias),
+        work.pointer(pack(layer.w_hh, layer.compute_dtype, 3)),
+    )
     data.h, data.y, data.inner = map(work.pointer, (hs, y, inner))
     work.run("gru_forward")
     return y, work.layout.last(work.states(hs)), work.memory, hs, inner
 
 
-def gru_backward(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, layer: Layer, reset_after: bool) -> Tensors:
+def gru_backward(
+    dy: Tensor | None,
+    dh: Tensor | None,
+    a: Tensor,
+    hs: Tensor,
+    inner: Tensor,
+    layer: Layer,
+    reset_after: bool,
+) -> Tensors:
     work = Work(layer, 3, a)
     gradients, data, hidden = Gradients(work), work.data, work.hidden
     if reset_after:
         gradients.with_inner()
     dh = work.layout.sort(writable(dh, hs[0])).contiguous()
-    data.reset_after, data.weights = reset_after, work.pointer(pack(layer.w_hh, layer.compute_dtype, 3, transposed=True))
+    data.reset_after, data.weights = (
+        reset_after,
+        work.pointer(pack(layer.w_hh, layer.compute_dtype, 3, transposed=True)),
+    )
     data.h, data.inner, data.dh = map(work.pointer, (hs, inner, dh))
     data.dy = work.pointer(dy if dy is None else dy.contiguous())
     work.run("gru_backward")
@@ -471,7 +572,14 @@ def gru_backward(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, in
     candidate_weights(gradients, before_TBH, dw_hh[2 * hidden :], reset_after)
     sums = gradients.bias()
     db_hh = torch.cat([sums[:2], sums[3:] if reset_after else sums[2:3]]).flatten()
-    return work.layout.unsort(dh), work.layout.unpack(gradients.inputs()), dw_ih, dw_hh, sums[:3].flatten(), db_hh
+    return (
+        work.layout.unsort(dh),
+        work.layout.unpack(gradients.inputs()),
+        dw_ih,
+        dw_hh,
+        sums[:3].flatten(),
+        db_hh,
+    )
 
 
 def candidate_weights(gradients: Gradients, before_TBH: Tensor, out: Tensor, reset_after: bool) -> None:
@@ -484,7 +592,11 @@ def candidate_weights(gradients: Gradients, before_TBH: Tensor, out: Tensor, res
     if reset_after:
         d_NH = gradients.inner_NH[:, : work.hidden]
     else:
-        d_NH = gradients.memory[:, 2, : work.hidden] if gradients.bf16 else gradients.gates().view_GTBH[2].flatten(0, 1)
+        d_NH = (
+            gradients.memory[:, 2, : work.hidden]
+            if gradients.bf16
+            else gradients.gates().view_GTBH[2].flatten(0, 1)
+        )
     if work.amx:
         gemm(out, [(transposed_rows(d_NH), packed_rows(inputs_NH, work.hidden))], transposed=True)
     else:
@@ -525,7 +637,9 @@ def gru(
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype or x_TBD.dtype
-    y_TBH, h_BH, *_ = apply_gru(h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, dtype, False, False, reset_after)
+    y_TBH, h_BH, *_ = apply_gru(
+        h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, dtype, False, False, reset_after
+    )
     return y_TBH, h_BH
 
 
@@ -535,18 +649,43 @@ def logits_by_halves(out_MV: Tensor, x_high: Tensor, x_low: Tensor, w_high: Tens
 
 
 def softmax(
-    logits_MV: Tensor, b_V: Tensor, targets_M: Tensor, dnll_M: Tensor | None, nll_M: Tensor, d_MV: Tensor | None, sums: Tensor
+    logits_MV: Tensor,
+    b_V: Tensor,
+    targets_M: Tensor,
+    dnll_M: Tensor | None,
+    nll_M: Tensor,
+    d_MV: Tensor | None,
+    sums: Tensor,
 ) -> None:
     dtype = logits_MV.dtype if d_MV is None else d_MV.dtype
     rows, words = logits_MV.shape
-    given = (logits_MV, rows, words, b_V, targets_M, dnll_M, nll_M, d_MV, 0 if d_MV is None else d_MV.stride(0), sums)
+    given = (
+        logits_MV,
+        rows,
+        words,
+        b_V,
+        targets_M,
+        dnll_M,
+        nll_M,
+        d_MV,
+        0 if d_MV is None else d_MV.stride(0),
+        sums,
+    )
     call(f"vdrop_softmax_{SUFFIXES[logits_MV.dtype, dtype]}", *given, ctypes.c_int(len(sums)))
 
 
 def head(
-    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, dnll_N: Tensor | None, compute_dtype: torch.dtype, needs_gradients: bool
+    x_ND: Tensor,
+    w_VD: Tensor,
+    b_V: Tensor,
+    targets_N: Tensor,
+    dnll_N: Tensor | None,
+    compute_dtype: torch.dtype,
+    needs_gradients: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Negative log-likelihood of each token, and the gradients of x, w and b where they are needed (`dnll_N` None: all ones)."""
+    """Negative log-likelihood of each token, and the gradients of x, w and b where they are needed (`dnll_N`
+    None: all ones).
+    """
     x_ND, w_VD, b_V, targets_N = (tensor.contiguous() for tensor in (x_ND, w_VD, b_V, targets_N))
     (tokens, _), words = x_ND.shape, len(b_V)
     outside = (targets_N < 0) | (targets_N >= words)
@@ -558,10 +697,16 @@ def head(
     packed = [weights.flatten(1, 2) for weights in pack_bf16(w_VD, 1, rest=True)] if amx else []
     gradients = [torch.empty_like(x_ND), torch.empty_like(w_VD)] if needs_gradients else []
     w_low_VD = w_VD if amx else w_VD.to(compute_dtype)
-    w_back = pack(w_VD, torch.bfloat16, 1, transposed=True).flatten(1, 2) if amx and needs_gradients else w_low_VD
+    w_back = (
+        pack(w_VD, torch.bfloat16, 1, transposed=True).flatten(1, 2) if amx and needs_gradients else w_low_VD
+    )
     rows_at_once = max(1, LOGITS_AT_ONCE // words)
     logits_MV = x_ND.new_empty(min(rows_at_once, tokens), words)
-    low_MV = x_ND.new_empty(len(logits_MV), padded(words, compute_dtype) if amx else words, dtype=torch.bfloat16) if bf16 else logits_MV
+    low_MV = (
+        x_ND.new_empty(len(logits_MV), padded(words, compute_dtype) if amx else words, dtype=torch.bfloat16)
+        if bf16
+        else logits_MV
+    )
     for part in fused.chunks(tokens, rows_at_once):
         x_MD = x_ND[part]
         logits, d_MV = logits_MV[: len(x_MD)], low_MV[: len(x_MD)]
@@ -577,7 +722,12 @@ def head(
         dx_ND, dw_VD = gradients
         if amx:
             gemm(dx_ND[part], [(d_MV, w_back)])
-            gemm(dw_VD, [(transposed_rows(d_MV), packed_rows(x_high, x_MD.shape[1]))], add=part.start > 0, transposed=True)
+            gemm(
+                dw_VD,
+                [(transposed_rows(d_MV), packed_rows(x_high, x_MD.shape[1]))],
+                add=part.start > 0,
+                transposed=True,
+            )
         else:
             mm_into(dx_ND[part], d_MV, w_low_VD)
             mm_into(dw_VD, d_MV.T, x_MD.to(compute_dtype), add=part.start > 0)
@@ -585,18 +735,29 @@ def head(
 
 
 def loss_and_gradients(
-    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, dnll_N: Tensor | None, compute_dtype: torch.dtype
+    x_ND: Tensor,
+    w_VD: Tensor,
+    b_V: Tensor,
+    targets_N: Tensor,
+    dnll_N: Tensor | None,
+    compute_dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     return head(x_ND, w_VD, b_V, targets_N, dnll_N, compute_dtype, needs_gradients=True)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """As that of `fused`, with the softmax, its gradient, rounding and the gradient of the bias in passes of their own."""
+    """As that of `fused`, with the softmax, its gradient, rounding and the gradient of the bias in passes of
+    their own.
+    """
 
     @staticmethod
     @fused.without_autocast
-    def forward(ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        return fused.head_forward(ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype)
+    def forward(
+        ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype
+    ) -> Tensor:
+        return fused.head_forward(
+            ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype
+        )
 
     @staticmethod
     @fused.without_autocast
@@ -604,7 +765,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return fused.head_backward(ctx, loss_and_gradients, dnll_N)
 
 
-def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+def linear_cross_entropy(
+    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
+) -> Tensor:
     if torch.compiler.is_compiling():
         return fused.linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)
     with torch.autocast(x_ND.device.type, enabled=False):  # it would round the logits
@@ -618,11 +781,17 @@ def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Ten
 
 @lru_cache(1)
 def unavailable_reason() -> str:
-    """Why the library cannot be used here; empty where it can. It is compiled and checked once in a process."""
+    """Why the library cannot be used here; empty where it can. It is compiled and checked once in a
+    process.
+    """
     device = torch.device("cpu")
     try:
         feature_bits()
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):  # whatever the caller is in
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):  # whatever the caller is in
             errors = [largest_error(cell, FUNCTIONS[cell], device) for cell in FUNCTIONS]
     except compiler.CompilerError as error:
         return str(error)

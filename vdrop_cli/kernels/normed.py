@@ -1,10 +1,12 @@
-"""The cells with layer norm (Ba et al. 2016), forward and backward written by hand, in torch's operations; any device.
+"""The cells with layer norm (Ba et al. 2016), forward and backward written by hand, in torch's operations;
+any device.
 
-The input products of all steps are normalised before the loop over time, the recurrent ones in it. Sequences of different lengths are
-packed (`layout.py`): [T, B, …] then is [N, 1, …], and a step is of those sequences that have it.
+The input products of all steps are normalised before the loop over time, the recurrent ones in it. Sequences
+of different lengths are packed (`layout.py`): [T, B, …] then is [N, 1, …], and a step is of those sequences
+that have it.
 
-T time  B batch  N rows: the steps of all sequences  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
-K groups of gates: 1, or each for itself  X any size
+T time  B batch  N rows: the steps of all sequences  D input size  H hidden size  G gates (LSTM i f g o; GRU r
+z n) K groups of gates: 1, or each for itself  X any size
 """
 
 from typing import Any
@@ -28,14 +30,18 @@ class Normalised:
 
     def __init__(self, rows_NX: Tensor, gain_X: Tensor, bias_X: Tensor | None = None) -> None:
         self.rows_NX = rows_NX
-        self.y_NX, self.mean_N, self.rstd_N = torch.native_layer_norm(rows_NX, gain_X.shape, gain_X, bias_X, EPS)
+        self.y_NX, self.mean_N, self.rstd_N = torch.native_layer_norm(
+            rows_NX, gain_X.shape, gain_X, bias_X, EPS
+        )
 
     @property
     def saved(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.rows_NX, self.mean_N, self.rstd_N
 
 
-def norm_gradients(dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
+def norm_gradients(
+    dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor, needed: list[bool]
+) -> tuple[Tensor, ...]:
     """Those of the rows, the gain and the bias, as far as they are needed."""
     rows_NX, mean_N, rstd_N = saved
     gradients: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward(
@@ -107,13 +113,17 @@ def steps_of(layout: Layout, rows_NX: Tensor) -> list[Tensor]:
     return layout.each(rows_NX.view(*shape, *rows_NX.shape[1:]))
 
 
-Moments = tuple[Tensor, ...]  # mean and reciprocal standard deviation of each row, [B, 1] each, of one layer norm or two
+Moments = tuple[
+    Tensor, ...
+]  # mean and reciprocal standard deviation of each row, [B, 1] each, of one layer norm or two
 
 
 class Steps:
-    """A step without its products, in torch's operations; what is computed is written to the tensors that are given for it.
+    """A step without its products, in torch's operations; what is computed is written to the tensors that are
+    given for it.
 
-    a, u [B, G·H]: normalised input products, which become the gates, and recurrent products  z_…: gates r and z together, [B, 2H]
+    a, u [B, G·H]: normalised input products, which become the gates, and recurrent products  z_…: gates r and
+    z together, [B, 2H]
     """
 
     @staticmethod
@@ -140,7 +150,9 @@ class Steps:
             c.mul_(mask)
         norm_c = Normalised(c, gain_c, bias_c)
         torch.mul(o, torch.tanh(norm_c.y_NX, out=tanh_c), out=h)
-        for place, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N, norm_c.mean_N, norm_c.rstd_N), strict=True):
+        for place, value in zip(
+            moments, (norm_u.mean_N, norm_u.rstd_N, norm_c.mean_N, norm_c.rstd_N), strict=True
+        ):
             place.copy_(value)
 
     @staticmethod
@@ -219,7 +231,9 @@ class Steps:
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        """`dh` becomes what z lets through to `h_before`; with `reset_after` the gradient of r is complete."""
+        """`dh` becomes what z lets through to `h_before`; with `reset_after` the gradient of r is
+        complete.
+        """
         (r, z), (da_r, da_z) = rz.chunk(2, 1), da_rz.chunk(2, 1)
         through_tanh(dh * (1 - z), n, out=da_n)
         dv.copy_(da_n * r if reset_after else da_n)
@@ -242,7 +256,9 @@ class Steps:
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        """`d_entered` is the gradient of what entered the candidate's product, under its mask: of h, or of r ∘ h."""
+        """`d_entered` is the gradient of what entered the candidate's product, under its mask: of h, or of r
+        ∘ h.
+        """
         r, da_r = rz.chunk(2, 1)[0], da_rz.chunk(2, 1)[0]
         if reset_after:
             dh.add_(d_entered)
@@ -285,7 +301,10 @@ class NormedLSTM(torch.autograd.Function):
         cells: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        inputs, steps = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c), compiled_or_not(backend)
+        inputs, steps = (
+            (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c),
+            compiled_or_not(backend),
+        )
         layout, hidden = Layout.of(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
@@ -297,7 +316,9 @@ class NormedLSTM(torch.autograd.Function):
         h, c = layout.sort(h_BH), layout.sort(c_BH)
         hs, cs = layout.states(h), layout.states(c)
         masks_h, masks_c = layout.masks(mask_h), layout.masks(mask_c)
-        by_step = [steps_of(layout, rows) for rows in (gates_NGH, u_NGH, tanh_NH, mean_u, rstd_u, mean_c, rstd_c)]
+        by_step = [
+            steps_of(layout, rows) for rows in (gates_NGH, u_NGH, tanh_NH, mean_u, rstd_u, mean_c, rstd_c)
+        ]
         after = (layout.each(layout.after(states)) for states in (hs, cs))
         for t, (a, u, tanh_c, mu, ru, mc, rc, h_new, c_new) in enumerate(zip(*by_step, *after, strict=True)):
             h, c = layout.go_on(t, h), layout.go_on(t, c)
@@ -316,19 +337,33 @@ class NormedLSTM(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(
-        ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None, dc_BH: Tensor | None, dcells_TBH: Tensor | None = None
+        ctx: Any,
+        dy_TBH: Tensor | None,
+        dh_BH: Tensor | None,
+        dc_BH: Tensor | None,
+        dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         inputs, (mask_x, mask_h, mask_c, lengths), saved = tensors[:11], tensors[11:15], tensors[15:]
         if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
-            options = {"masks": Masks(mask_x, mask_h, mask_c), "compute_dtype": ctx.compute_dtype, "cells": ctx.cells}
-            gradients = cell_gradients(reference_lstm, inputs, ctx.needs_input_grad[:11], upstream, lengths, **options)
+            options = {
+                "masks": Masks(mask_x, mask_h, mask_c),
+                "compute_dtype": ctx.compute_dtype,
+                "cells": ctx.cells,
+            }
+            gradients = cell_gradients(
+                reference_lstm, inputs, ctx.needs_input_grad[:11], upstream, lengths, **options
+            )
             return *gradients, *[None] * 7
         _, _, _, w_ih, w_hh, _, _, gain_ih, gain_hh, gain_c, _ = inputs
         *saved_x, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND = saved
         layout, dtype, hidden = ctx.layout, ctx.compute_dtype, len(gain_c)
         w_GHD, u_GHH = (w.to(dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
-        da_NGH, du_NGH, dn_NH = torch.empty_like(gates_NGH), torch.empty_like(gates_NGH), torch.empty_like(tanh_NH)
+        da_NGH, du_NGH, dn_NH = (
+            torch.empty_like(gates_NGH),
+            torch.empty_like(gates_NGH),
+            torch.empty_like(tanh_NH),
+        )
         dys, dcells = (d if d is None else layout.each(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
         masks_h, masks_c, groups = layout.masks(mask_h), layout.masks(mask_c), groups_of(mask_h, 4)
         all_rows = (gates_NGH, tanh_NH, u_NGH, mean_u, rstd_u, mean_c, rstd_c, da_NGH, du_NGH, dn_NH)
@@ -343,12 +378,33 @@ class NormedLSTM(torch.autograd.Function):
                 dh.add_(dys[t])
             mask, dcell = (None if one is None else one[t] for one in (masks_c, dcells))
             moments = (mu, ru, mc, rc)
-            ctx.steps.lstm_backward(gates, u, gain_hh, gain_c, mask, before[t], after[t], tanh_c, moments, dh, dc, dcell, da, du, dn)
-            dh = under_mask(input_gradients(du.to(dtype), u_GHH, groups, dh), None if masks_h is None else masks_h[t])
+            ctx.steps.lstm_backward(
+                gates,
+                u,
+                gain_hh,
+                gain_c,
+                mask,
+                before[t],
+                after[t],
+                tanh_c,
+                moments,
+                dh,
+                dc,
+                dcell,
+                da,
+                du,
+                dn,
+            )
+            dh = under_mask(
+                input_gradients(du.to(dtype), u_GHH, groups, dh), None if masks_h is None else masks_h[t]
+            )
         dh, dc = layout.go_back(-1, dh, dh_end), layout.go_back(-1, dc, dc_end)
         dx_NGH, db = norm_gradient(da_NGH, tuple(saved_x), gain_ih), da_NGH.sum(0)
         h_KNH = entered_inputs(layout.before(hs), layout.mask_of_all(mask_h), dtype)
-        dw_ih, dw_hh = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih), weight_gradient(du_NGH.to(dtype), h_KNH, w_hh)
+        dw_ih, dw_hh = (
+            weight_gradient(dx_NGH.to(dtype), x_KND, w_ih),
+            weight_gradient(du_NGH.to(dtype), h_KNH, w_hh),
+        )
         d_gains = [
             gain_gradient(da_NGH, tuple(saved_x), gain_ih),
             gain_gradient(da_NGH, (u_NGH, mean_u, rstd_u), gain_hh),
@@ -356,10 +412,22 @@ class NormedLSTM(torch.autograd.Function):
             dn_NH.sum(0),
         ]
         dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
-        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), *d_gains, *[None] * 7
+        return (
+            dx_TBD,
+            layout.unsort(dh),
+            layout.unsort(dc),
+            dw_ih,
+            dw_hh,
+            db,
+            db.clone(),
+            *d_gains,
+            *[None] * 7,
+        )
 
 
-def inputs_gradient(ctx: Any, d_NGH: Tensor, w_GHD: Tensor, mask_x: Tensor | None, x_TBD: Tensor) -> Tensor | None:
+def inputs_gradient(
+    ctx: Any, d_NGH: Tensor, w_GHD: Tensor, mask_x: Tensor | None, x_TBD: Tensor
+) -> Tensor | None:
     """That of the layer's input, where it is needed."""
     if not ctx.needs_input_grad[0]:
         return None
@@ -425,7 +493,11 @@ class NormedGRU(torch.autograd.Function):
             u_n.copy_(gate_products(n_input[None], u_GHH[ONLY_N], h))
             steps.gru_candidate(n, u_n, gain_hh[two:], b_hh[two:], rz, h, v, h_new, (m_n, r_n), reset_after)
             h = h_new
-        ctx.layout, ctx.options, ctx.steps = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}, steps
+        ctx.layout, ctx.options, ctx.steps = (
+            layout,
+            {"reset_after": reset_after, "compute_dtype": compute_dtype},
+            steps,
+        )
         ctx.set_materialize_grads(False)
         saved = (*norm_rz.saved, *norm_n.saved, *all_rows, hs, x_KND)
         ctx.save_for_backward(*inputs, mask_x, mask_h, lengths, *saved)
@@ -438,12 +510,19 @@ class NormedGRU(torch.autograd.Function):
         inputs, (mask_x, mask_h, lengths), saved = tensors[:8], tensors[8:11], tensors[11:]
         if needs_reference(upstream := (dy_TBH, dh_BH)):
             options = {"masks": Masks(mask_x, mask_h), **ctx.options}
-            gradients = cell_gradients(reference_gru, inputs, ctx.needs_input_grad[:8], upstream, lengths, **options)
+            gradients = cell_gradients(
+                reference_gru, inputs, ctx.needs_input_grad[:8], upstream, lengths, **options
+            )
             return *gradients, *[None] * 6
         _, _, w_ih, w_hh, _, _, gain_ih, gain_hh = inputs
         saved_rz, saved_n, rows, (hs, x_KND) = saved[:3], saved[3:6], saved[6:16], saved[16:]
         rz_N, n_N, u_rz_N, u_n_N, v_N, entered_n, mean_rz, rstd_rz, mean_n, rstd_n = rows
-        reset_after, dtype, layout, hidden = ctx.options["reset_after"], ctx.options["compute_dtype"], ctx.layout, n_N.shape[1]
+        reset_after, dtype, layout, hidden = (
+            ctx.options["reset_after"],
+            ctx.options["compute_dtype"],
+            ctx.layout,
+            n_N.shape[1],
+        )
         two = 2 * hidden
         w_GHD, u_GHH = (w.to(dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
         da_rz_N, da_n_N, dv_N = torch.empty_like(rz_N), torch.empty_like(n_N), torch.empty_like(n_N)
@@ -451,7 +530,22 @@ class NormedGRU(torch.autograd.Function):
         dys = dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH))
         masks_rz, masks_n = (layout.masks(some_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))
         groups = groups_of(mask_h, 2)
-        every = (rz_N, n_N, u_rz_N, u_n_N, v_N, mean_rz, rstd_rz, mean_n, rstd_n, da_rz_N, da_n_N, dv_N, du_rz_N, du_n_N)
+        every = (
+            rz_N,
+            n_N,
+            u_rz_N,
+            u_n_N,
+            v_N,
+            mean_rz,
+            rstd_rz,
+            mean_n,
+            rstd_n,
+            da_rz_N,
+            da_n_N,
+            dv_N,
+            du_rz_N,
+            du_n_N,
+        )
         by_step = list(zip(*(steps_of(layout, one) for one in every), strict=True))
         before, dh_end = layout.each(layout.before(hs)), layout.end_gradient(dh_BH, hs)
         dh = dh_end[:0]
@@ -465,14 +559,24 @@ class NormedGRU(torch.autograd.Function):
             d_entered = input_gradients(du_n.to(dtype), u_GHH[ONLY_N], 1, dh)[0]
             if masks_n is not None:
                 d_entered = d_entered * masks_n[t][0]
-            ctx.steps.gru_gates_backward(rz, u_rz, gain_hh[:two], (m_rz, r_rz), h, d_entered, dh, da_rz, du_rz, reset_after)
+            ctx.steps.gru_gates_backward(
+                rz, u_rz, gain_hh[:two], (m_rz, r_rz), h, d_entered, dh, da_rz, du_rz, reset_after
+            )
             through_rz = input_gradients(du_rz.to(dtype), u_GHH[R_AND_Z], groups, dh)
             dh = dh + under_mask(through_rz, None if masks_rz is None else masks_rz[t])
         dh = layout.go_back(-1, dh, dh_end)
-        dx_NGH = torch.cat([norm_gradient(da_rz_N, saved_rz, gain_ih[:two]), norm_gradient(da_n_N, saved_n, gain_ih[two:])], 1)
+        dx_NGH = torch.cat(
+            [norm_gradient(da_rz_N, saved_rz, gain_ih[:two]), norm_gradient(da_n_N, saved_n, gain_ih[two:])],
+            1,
+        )
         h_KNH = entered_inputs(layout.before(hs), layout.mask_of_all(some_gates(mask_h, R_AND_Z)), dtype)
         dw_ih = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih)
-        dw_hh = torch.cat([weight_gradient(du_rz_N.to(dtype), h_KNH, w_hh), weight_gradient(du_n_N.to(dtype), entered_n[None], w_hh)])
+        dw_hh = torch.cat(
+            [
+                weight_gradient(du_rz_N.to(dtype), h_KNH, w_hh),
+                weight_gradient(du_n_N.to(dtype), entered_n[None], w_hh),
+            ]
+        )
         db_rz, d_gain_ih, d_gain_hh = (
             da_rz_N.sum(0),
             *(
@@ -493,7 +597,8 @@ def reference_gru(*tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
     return reference.gru(x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, norms=Norms(*norms), **options)
 
 
-# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks of the backward pass.
+# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks
+# of the backward pass.
 apply_lstm, apply_gru = (
     torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
     for function in (NormedLSTM, NormedGRU)
@@ -524,5 +629,7 @@ def gru(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """As `fused.gru`, of x, h, w_ih, w_hh, b_ih and b_hh."""
-    outputs: tuple[Tensor, Tensor] = apply_gru(*tensors, norms.ih, norms.hh, masks.x, masks.h, lengths, reset_after, compute_dtype, backend)
+    outputs: tuple[Tensor, Tensor] = apply_gru(
+        *tensors, norms.ih, norms.hh, masks.x, masks.h, lengths, reset_after, compute_dtype, backend
+    )
     return outputs

@@ -1,4 +1,6 @@
-"""Steps of the cells with layer norm, compiled from `native.c`; see `normed.Steps`. float32 and float64 on the CPU."""
+"""Steps of the cells with layer norm, compiled from `native.c`; see `normed.Steps`. float32 and float64 on
+the CPU.
+"""
 
 import ctypes
 from typing import Any
@@ -15,7 +17,14 @@ def run(name: str, like: Tensor, *arguments: Any) -> None:
     after = [argument for argument in arguments if isinstance(argument, bool)]
     tensors = [argument for argument in arguments if not isinstance(argument, bool)]
     if rows:
-        call(f"vdrop_norm_{name}_{SUFFIXES[like.dtype, like.dtype]}", *tensors, rows, hidden, *map(int, after), ctypes.c_int(threads()))
+        call(
+            f"vdrop_norm_{name}_{SUFFIXES[like.dtype, like.dtype]}",
+            *tensors,
+            rows,
+            hidden,
+            *map(int, after),
+            ctypes.c_int(threads()),
+        )
 
 
 def mask_rows(mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, int]:
@@ -63,7 +72,25 @@ class NativeSteps(Steps):
     ) -> None:
         dcell = dcell if dcell is None else dcell.contiguous()
         masked = mask_rows(mask, c)
-        run("lstm_backward", c, gates, u, gain, gain_c, *masked, c_before, c, tanh_c, *moments, dh, dc, dcell, da, du, dn)
+        run(
+            "lstm_backward",
+            c,
+            gates,
+            u,
+            gain,
+            gain_c,
+            *masked,
+            c_before,
+            c,
+            tanh_c,
+            *moments,
+            dh,
+            dc,
+            dcell,
+            da,
+            du,
+            dn,
+        )
 
     @staticmethod
     def gru_gates(rz: Tensor, u: Tensor, gain: Tensor, moments: Moments) -> None:
@@ -100,7 +127,23 @@ class NativeSteps(Steps):
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        run("gru_candidate_backward", n, rz, n, v, u, gain, *moments, h_before, dh, da_n, dv, da_rz, du, reset_after)
+        run(
+            "gru_candidate_backward",
+            n,
+            rz,
+            n,
+            v,
+            u,
+            gain,
+            *moments,
+            h_before,
+            dh,
+            da_n,
+            dv,
+            da_rz,
+            du,
+            reset_after,
+        )
 
     @staticmethod
     def gru_gates_backward(
@@ -115,4 +158,17 @@ class NativeSteps(Steps):
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        run("gru_gates_backward", dh, rz, u, gain, *moments, h_before, d_entered.contiguous(), dh, da_rz, du, reset_after)
+        run(
+            "gru_gates_backward",
+            dh,
+            rz,
+            u,
+            gain,
+            *moments,
+            h_before,
+            d_entered.contiguous(),
+            dh,
+            da_rz,
+            du,
+            reset_after,
+        )

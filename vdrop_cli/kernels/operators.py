@@ -1,6 +1,8 @@
-"""The cells as operators of torch, so that `torch.compile` takes them whole: what the back ends `native` and `triton` have in common.
+"""The cells as operators of torch, so that `torch.compile` takes them whole: what the back ends `native` and
+`triton` have in common.
 
-An operator gives its outputs and what its backward pass needs: the gates (none with `recompute`) and the states of all steps.
+An operator gives its outputs and what its backward pass needs: the gates (none with `recompute`) and the
+states of all steps.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
@@ -21,7 +23,9 @@ from vdrop_cli.kernels.gates import Gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import exact_sums
 
-HANDED_ON: ContextVar[object] = ContextVar("what a back end hands from its forward to its backward pass", default=None)
+HANDED_ON: ContextVar[object] = ContextVar(
+    "what a back end hands from its forward to its backward pass", default=None
+)
 
 
 @contextmanager
@@ -34,7 +38,9 @@ def handing_on(value: object) -> Iterator[None]:
 
 
 def exact_on_device(tensor: Tensor) -> ExitStack:
-    """On the device of the tensor, without a user's autocast, which would round what is not to be rounded, and with sums in fp32."""
+    """On the device of the tensor, without a user's autocast, which would round what is not to be rounded,
+    and with sums in fp32.
+    """
     stack = ExitStack()
     stack.enter_context(exact_sums(tensor.device.type))
     stack.enter_context(torch.cuda.device_of(tensor))  # type: ignore[no-untyped-call]
@@ -43,7 +49,9 @@ def exact_on_device(tensor: Tensor) -> ExitStack:
 
 
 class Layer(NamedTuple):
-    """The arguments of an operator besides the first states: the tensors first, which are saved for the backward pass."""
+    """The arguments of an operator besides the first states: the tensors first, which are saved for the
+    backward pass.
+    """
 
     x: Tensor
     w_ih: Tensor
@@ -85,20 +93,34 @@ class Layer(NamedTuple):
         """What a loop over time reads, forward and back."""
 
         def whole(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
+            return (
+                None
+                if mask is None
+                else mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
+            )
 
         lengths = None if self.lengths is None else self.lengths.contiguous()
-        return {"w_hh": self.low(self.w_hh), "mask_h": whole(self.mask_h), "mask_c": whole(self.mask_c), "lengths": lengths}
+        return {
+            "w_hh": self.low(self.w_hh),
+            "mask_h": whole(self.mask_h),
+            "mask_c": whole(self.mask_c),
+            "lengths": lengths,
+        }
 
 
 # The graphs that torch.compile makes are not to hold ours.
 operator = partial(
     torch.library.custom_op,
     mutates_args=(),
-    **({"tags": (torch.Tag.cudagraph_unsafe,)} if "tags" in signature(torch.library.custom_op).parameters else {}),
+    **(
+        {"tags": (torch.Tag.cudagraph_unsafe,)}
+        if "tags" in signature(torch.library.custom_op).parameters
+        else {}
+    ),
 )
 LAYER = (
-    "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? mask_c, Tensor? lengths, "
+    "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? "
+    "mask_c, Tensor? lengths, "
     "ScalarType compute_dtype, bool recompute, bool cells"
 )
 UPSTREAM = "Tensor? dy, Tensor? dh, Tensor? dc, Tensor? dcells"
@@ -117,20 +139,25 @@ def empty_states(first_BH: Tensor, time: int) -> Tensor:
 
 def writable(gradient: Tensor | None, like: Tensor) -> Tensor:
     """A gradient, or zeros where there is none, in memory that may be written to."""
-    return torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
+    return (
+        torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
+    )
 
 
-def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors], backward: Callable[..., Tensors]) -> Any:
+def lstm_operator(
+    name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors], backward: Callable[..., Tensors]
+) -> Any:
     """`vdrop::<name>`, an LSTM.
 
-    `forward(h, c, layer)` gives y, the last h and c, the cell states of all steps where they are asked for, the gates, and the states h
-    and c of all steps; `backward((dy, dh, dc, dcells), gates, hs, cs, layer)` the gradients of h, c, x and the weights, upstream
-    gradients may be None.
+    `forward(h, c, layer)` gives y, the last h and c, the cell states of all steps where they are asked for,
+    the gates, and the states h and c of all steps; `backward((dy, dh, dc, dcells), gates, hs, cs, layer)` the
+    gradients of h, c, x and the weights, upstream gradients may be None.
     """
 
     @operator(
         f"vdrop::{name}",
-        schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor cells, Tensor a, Tensor hs, Tensor cs)",
+        schema=f"(Tensor h, Tensor c, {LAYER}) -> (Tensor y, Tensor h_last, Tensor c_last, Tensor cells, "
+        "Tensor a, Tensor hs, Tensor cs)",
     )
     def lstm(h: Tensor, c: Tensor, *arguments: Any) -> Tensors:
         with exact_on_device(h):
@@ -142,11 +169,19 @@ def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors]
         hs, cs = (empty_states(state, layer.x.shape[0]) for state in (h, c))
         a = layer.gates().memory
         cells = torch.empty_like(cs[1:]) if layer.cells else c.new_empty(0)
-        return torch.empty_like(hs[1:]), *map(empty_contiguous, (h, c)), cells, a.new_empty(0) if layer.recompute else a, hs, cs
+        return (
+            torch.empty_like(hs[1:]),
+            *map(empty_contiguous, (h, c)),
+            cells,
+            a.new_empty(0) if layer.recompute else a,
+            hs,
+            cs,
+        )
 
     @operator(
         f"vdrop::{name}_backward",
-        schema=f"({UPSTREAM}, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, {GRADIENTS})",
+        schema=f"({UPSTREAM}, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, "
+        f"{GRADIENTS})",
     )
     def lstm_backward(*arguments: Any) -> Tensors:
         upstream, (a, hs, cs, *given) = arguments[:4], arguments[4:]
@@ -166,7 +201,10 @@ def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors]
 
     def gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         h, c, *saved = ctx.saved_tensors
-        upstream = (*grad_outputs[:3], grad_outputs[3] if ctx.options[-1] else None)  # torch.compile has zeros for what is not asked for
+        upstream = (
+            *grad_outputs[:3],
+            grad_outputs[3] if ctx.options[-1] else None,
+        )  # torch.compile has zeros for what is not asked for
         if needs_reference(upstream):
             layer, needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
             with exact_on_device(h):
@@ -188,16 +226,20 @@ def lstm_operator(name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors]
     return lstm
 
 
-def gru_operator(name: str, forward: Callable[[Tensor, Layer, bool], Tensors], backward: Callable[..., Tensors]) -> Any:
+def gru_operator(
+    name: str, forward: Callable[[Tensor, Layer, bool], Tensors], backward: Callable[..., Tensors]
+) -> Any:
     """`vdrop::<name>`, a GRU.
 
-    `forward(h, layer, reset_after)` gives y, the last h, the gates, the states of all steps, and where the reset gate acts after the
-    product U_n (m ∘ h) + b of all steps; `backward(dy, dh, gates, hs, inner, layer, reset_after)` the gradients of h, x and the weights.
+    `forward(h, layer, reset_after)` gives y, the last h, the gates, the states of all steps, and where the
+    reset gate acts after the product U_n (m ∘ h) + b of all steps; `backward(dy, dh, gates, hs, inner, layer,
+    reset_after)` the gradients of h, x and the weights.
     """
 
     @operator(
         f"vdrop::{name}",
-        schema=f"(Tensor h, {LAYER}, bool reset_after) -> (Tensor y, Tensor h_last, Tensor a, Tensor hs, Tensor inner)",
+        schema=f"(Tensor h, {LAYER}, bool reset_after) -> (Tensor y, Tensor h_last, Tensor a, Tensor hs, "
+        "Tensor inner)",
     )
     def gru(h: Tensor, *arguments: Any) -> Tensors:
         with exact_on_device(h):
@@ -207,19 +249,28 @@ def gru_operator(name: str, forward: Callable[[Tensor, Layer, bool], Tensors], b
     def gru_fake(h: Tensor, *arguments: Any) -> Tensors:
         layer, reset_after = Layer(*arguments[:-1]), arguments[-1]
         hs, a, nothing = empty_states(h, layer.x.shape[0]), layer.gates().memory, h.new_empty(0)
-        saved = (nothing, hs, nothing) if layer.recompute else (a, hs, torch.empty_like(hs[1:]) if reset_after else nothing)
+        saved = (
+            (nothing, hs, nothing)
+            if layer.recompute
+            else (a, hs, torch.empty_like(hs[1:]) if reset_after else nothing)
+        )
         return torch.empty_like(hs[1:]), empty_contiguous(h), *saved
 
     @operator(
         f"vdrop::{name}_backward",
-        schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after) -> (Tensor dh, {GRADIENTS})",
+        schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after) -> "
+        f"(Tensor dh, {GRADIENTS})",
     )
-    def gru_backward(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any) -> Tensors:
+    def gru_backward(
+        dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any
+    ) -> Tensors:
         with exact_on_device(hs):
             return backward(dy, dh, a, hs, inner, Layer(*arguments[:-1]), arguments[-1])
 
     @gru_backward.register_fake
-    def gru_backward_fake(dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any) -> Tensors:
+    def gru_backward_fake(
+        dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any
+    ) -> Tensors:
         return tuple(map(empty_contiguous, (hs[0], *arguments[:5])))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:

@@ -1,17 +1,20 @@
-"""The pointwise part of a cell's step as Triton programs, one from each matrix product to the next. `triton.py` calls them.
+"""The pointwise part of a cell's step as Triton programs, one from each matrix product to the next.
+`triton.py` calls them.
 
-T time  B batch  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates that are multiplied each for itself
+T time  B batch  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates that are multiplied each
+for itself
 
     a [G, T, B, H]      the gates: before their activation, then after it; `da` is their gradient
     p [G, B, H]         the recurrent products of this step
-    enter [K, B, H]     what enters the recurrent products of the next step, m_h ∘ h, in the type that is multiplied in
-    through [K, B, H]   what the products of step t + 1 gave back to h; zero at the last step
+    enter [K, B, H]     what enters the recurrent products of the next step, m_h ∘ h, in the type that is
+    multiplied in through [K, B, H]   what the products of step t + 1 gave back to h; zero at the last step
     h, c [T + 1, B, H]  the states, the first ones first
     dh, dc [B, H]       what else comes to their gradients
     mask_h [T, K, B, H], mask_c [T, B, H]
 
-`a_g` is the stride of `a` along G, and so on; it is 0 in a mask that is the same for all steps or groups. A pointer may be None where
-there is no mask, or no lengths. A program works on BLOCK elements of one sequence, and calculates in the type ACC.
+`a_g` is the stride of `a` along G, and so on; it is 0 in a mask that is the same for all steps or groups. A
+pointer may be None where there is no mask, or no lengths. A program works on BLOCK elements of one sequence,
+and calculates in the type ACC.
 """
 
 import triton
@@ -33,13 +36,18 @@ def tanh(x):
     e = tl.exp(-2.0 * tl.abs(x))
     far = (1.0 - e) / (1.0 + e)
     square = x * x
-    near = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * (62.0 / 2835.0)))))
+    near = x * (
+        1.0
+        - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * (62.0 / 2835.0))))
+    )
     return tl.where(tl.abs(x) < 0.125, near, tl.where(x >= 0, far, -far))
 
 
 @triton.jit
 def place(batch, hidden, BLOCK: tl.constexpr):
-    """The sequence b, the elements j of H, which of them are there, B·H, and the places of (b, j) in [B, H]."""
+    """The sequence b, the elements j of H, which of them are there, B·H, and the places of (b, j) in [B,
+    H].
+    """
     b = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     return b, j, j < hidden, tl.cast(batch, tl.int64) * hidden, b * hidden + j
@@ -60,7 +68,9 @@ def is_alive(lengths_ptr, b, t):
 
 
 @triton.jit
-def let_enter(h, enter_ptr, mask_ptr, t, mask_t, mask_k, size, at, there, GROUPS: tl.constexpr, ACC: tl.constexpr):
+def let_enter(
+    h, enter_ptr, mask_ptr, t, mask_t, mask_k, size, at, there, GROUPS: tl.constexpr, ACC: tl.constexpr
+):
     """Writes what of h enters the products of step t, for each group."""
     for k in tl.static_range(GROUPS):
         entering = h
@@ -70,7 +80,19 @@ def let_enter(h, enter_ptr, mask_ptr, t, mask_t, mask_k, size, at, there, GROUPS
 
 
 @triton.jit
-def gathered(through_ptr, mask_ptr, t, mask_t, mask_k, size, at, there, GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr):
+def gathered(
+    through_ptr,
+    mask_ptr,
+    t,
+    mask_t,
+    mask_k,
+    size,
+    at,
+    there,
+    GROUPS: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """What comes to the gradient of h through the products of step t, of all groups."""
     total = tl.zeros((BLOCK,), ACC)
     for k in tl.static_range(GROUPS):
@@ -113,14 +135,16 @@ def lstm_forward(
 
 @program
 def lstm_backward(
-    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, through_ptr, mask_h_ptr, mask_c_ptr, lengths_ptr,
-    t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k, mask_c_t,
+    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, through_ptr, mask_h_ptr, mask_c_ptr,
+    lengths_ptr, t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k, mask_c_t,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, there, size, at = place(batch, hidden, BLOCK)
     a_at, now = t * a_t + b * a_b + j, t * size + at
-    after = tl.minimum(t + 1, time - 1)  # nothing came through the products after the last step, under any mask
+    after = tl.minimum(
+        t + 1, time - 1
+    )  # nothing came through the products after the last step, under any mask
     dh = read(dh_ptr, at, there, ACC)
     dh += gathered(through_ptr, mask_h_ptr, after, mask_h_t, mask_h_k, size, at, there, GROUPS, ACC, BLOCK)
     dc = read(dc_ptr, at, there, ACC)
@@ -204,7 +228,9 @@ def gru_candidate(
     t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The candidate, whose product is `p` [B, H], and the new state; `enter` is for r and z of the next step."""
+    """The candidate, whose product is `p` [B, H], and the new state; `enter` is for r and z of the next
+    step.
+    """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, there, size, at = place(batch, hidden, BLOCK)
     a_at = t * a_t + b * a_b + j
@@ -221,15 +247,19 @@ def gru_backward(
     t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Back through z and the candidate, and where the reset gate comes after the product (`inner` is not None), through r.
+    """Back through z and the candidate, and where the reset gate comes after the product (`inner` is not
+    None), through r.
 
-    `dp`, like `a`, is then the gradient of the recurrent products: that of `a` but for the candidate's. Where the reset gate comes
-    before the product, `gru_gates_backward` continues with the gradient of the candidate's product.
+    `dp`, like `a`, is then the gradient of the recurrent products: that of `a` but for the candidate's. Where
+    the reset gate comes before the product, `gru_gates_backward` continues with the gradient of the
+    candidate's product.
     """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, there, size, at = place(batch, hidden, BLOCK)
     a_at, now = t * a_t + b * a_b + j, t * size + at
-    after = tl.minimum(t + 1, time - 1)  # nothing came through the products after the last step, under any mask
+    after = tl.minimum(
+        t + 1, time - 1
+    )  # nothing came through the products after the last step, under any mask
     dh = read(dh_ptr, at, there, ACC)
     dh += gathered(through_ptr, mask_h_ptr, after, mask_h_t, mask_h_k, size, at, there, GROUPS, ACC, BLOCK)
     alive = is_alive(lengths_ptr, b, t)
@@ -255,7 +285,9 @@ def gru_gates_backward(
     t, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Back through r, from what the candidate's product of this step gave back, `through` [B, H]: zero beyond a sequence's end."""
+    """Back through r, from what the candidate's product of this step gave back, `through` [B, H]: zero beyond
+    a sequence's end.
+    """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, there, size, at = place(batch, hidden, BLOCK)
     a_at = t * a_t + b * a_b + j
@@ -267,4 +299,6 @@ def gru_gates_backward(
     tl.store(dh_ptr + at, read(dh_ptr, at, there, ACC) + came * r, there)
 
 
-INTERPRETED = not isinstance(lstm_forward, triton.JITFunction)  # TRITON_INTERPRET was set: the programs run on any machine, slowly
+INTERPRETED = not isinstance(
+    lstm_forward, triton.JITFunction
+)  # TRITON_INTERPRET was set: the programs run on any machine, slowly

@@ -1,4 +1,5 @@
-"""The cells, by definition: plain loops, one line an equation. Every other back end is tested against this file.
+"""The cells, by definition: plain loops, one line an equation. Every other back end is tested against this
+file.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
 """
@@ -56,7 +57,9 @@ def lstm(
         w_x_GBH, u_h_GBH = product(x_GBD, w_GHD.mT, compute_dtype), product(h_GBH, u_GHH.mT, compute_dtype)
         i, f, g, o = normed(w_x_GBH, gain_ih_GH) + normed(u_h_GBH, gain_hh_GH) + bias_G1H
         c_new_BH = masked(f.sigmoid() * c_BH + i.sigmoid() * g.tanh(), at(masks.c, t))
-        shown_BH = c_new_BH if norms is None else F.layer_norm(c_new_BH, c_new_BH.shape[1:], norms.c, norms.c_bias)
+        shown_BH = (
+            c_new_BH if norms is None else F.layer_norm(c_new_BH, c_new_BH.shape[1:], norms.c, norms.c_bias)
+        )
         h_new_BH = o.sigmoid() * shown_BH.tanh()
         if w_hr is not None:
             h_new_BH = product(h_new_BH, w_hr.T, compute_dtype)
@@ -96,10 +99,14 @@ def gru(
         x_GBD = masked(x_BD[None], at(masks.x, t))
         h_GBH = masked(h_BH[None], at(masks.h, t)).expand(3, -1, -1)
         a_r, a_z, a_n = over_gates(product(x_GBD, w_GHD.mT, compute_dtype), gain_GH) + b_GH[:, None]
-        u_rz_GBH = normed(product(h_GBH[:2], u_GHH[:2].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[:2])
+        u_rz_GBH = normed(
+            product(h_GBH[:2], u_GHH[:2].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[:2]
+        )
         r, z = (a_r + u_rz_GBH[0] + bu_GH[0]).sigmoid(), (a_z + u_rz_GBH[1] + bu_GH[1]).sigmoid()
         n_input_GBH = h_GBH[2:] if reset_after else r * h_GBH[2:]
-        u_n_GBH = normed(product(n_input_GBH, u_GHH[2:].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[2:])
+        u_n_GBH = normed(
+            product(n_input_GBH, u_GHH[2:].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[2:]
+        )
         u_n = u_n_GBH[0] + bu_GH[2]
         n = (a_n + (r * u_n if reset_after else u_n)).tanh()
         h_new_BH = (1 - z) * n + z * h_BH
@@ -109,6 +116,8 @@ def gru(
     return torch.stack(y_TBH), h_BH
 
 
-def linear_cross_entropy(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+def linear_cross_entropy(
+    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
+) -> Tensor:
     """The forward logits are never rounded, but by a user's autocast: `compute_dtype` has no effect here."""
     return F.cross_entropy(x_ND @ w_VD.T + b_V, targets_N, reduction="none")

@@ -1,10 +1,13 @@
-"""The same functions as `reference` for CUDA: products by cuBLAS, all that lies between two of them in one Triton program.
+"""The same functions as `reference` for CUDA: products by cuBLAS, all that lies between two of them in one
+Triton program.
 
-The input projections of a layer are one product before the loop over time, the weight gradients one after it, as in `fused`; the loop
-is a CUDA graph (`graphs`). The cells are operators of torch, `vdrop::lstm` and `vdrop::gru`, so that `torch.compile` takes them whole.
-States and gates are saved for the backward pass, or with `recompute` the states alone: two more products recompute the gates.
+The input projections of a layer are one product before the loop over time, the weight gradients one after it,
+as in `fused`; the loop is a CUDA graph (`graphs`). The cells are operators of torch, `vdrop::lstm` and
+`vdrop::gru`, so that `torch.compile` takes them whole. States and gates are saved for the backward pass, or
+with `recompute` the states alone: two more products recompute the gates.
 
-T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each for itself
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each
+for itself
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +26,26 @@ from vdrop_cli.kernels.gates import (
     weight_gradient,
 )
 from vdrop_cli.kernels.graphs import Graphs
-from vdrop_cli.kernels.loops import FOUR, ONLY_N, R_AND_Z, THREE, gru_loop, gru_loop_back, lstm_loop, lstm_loop_back
+from vdrop_cli.kernels.loops import (
+    FOUR,
+    ONLY_N,
+    R_AND_Z,
+    THREE,
+    gru_loop,
+    gru_loop_back,
+    lstm_loop,
+    lstm_loop_back,
+)
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.operators import HANDED_ON, Layer, empty_states, gru_operator, handing_on, lstm_operator, writable
+from vdrop_cli.kernels.operators import (
+    HANDED_ON,
+    Layer,
+    empty_states,
+    gru_operator,
+    handing_on,
+    lstm_operator,
+    writable,
+)
 from vdrop_cli.kernels.products import mm_into
 from vdrop_cli.kernels.self_check import largest_error
 
@@ -63,7 +83,9 @@ def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor
 def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     gates, (hs, cs) = layer.gates(), (empty_states(state, layer.x.shape[0]) for state in (h, c))
     project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
-    graphs().run(lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop())
+    graphs().run(
+        lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.read_by_loop()
+    )
     saved = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
     cells = outputs(cs, layer.lengths) if layer.cells else cs.new_empty(0)
     return outputs(hs, layer.lengths), hs[-1].clone(), cs[-1].clone(), cells, *saved
@@ -73,14 +95,21 @@ def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
     """The gates of all steps from the states of all steps."""
     gates = layer.gates()
     project_inputs(gates, layer.x, layer.low(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
-    add_products(gates, FOUR, layer.low(layer.w_hh), masked_inputs(gates, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h))
+    add_products(
+        gates,
+        FOUR,
+        layer.low(layer.w_hh),
+        masked_inputs(gates, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h),
+    )
     g_TBH = gates.view_GTBH[2].tanh()
     gates.memory.sigmoid_()
     gates.view_GTBH[2].copy_(g_TBH)
     return gates
 
 
-def lstm_backward(upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer) -> tuple[Tensor, ...]:
+def lstm_backward(
+    upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer
+) -> tuple[Tensor, ...]:
     dy, dh, dc, dcells = upstream
     gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
     da, dh, dc = gates.another(layer.compute_dtype), writable(dh, hs[0]), writable(dc, cs[0])
@@ -91,7 +120,15 @@ def lstm_backward(upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: 
     weight_gradient(da, FOUR, masked_inputs(da, FOUR, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
     weight_gradient(da, FOUR, masked_inputs(da, FOUR, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
     db = sum_over_steps(da, layer.b_ih.dtype)
-    return dh, dc, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db, db.clone()
+    return (
+        dh,
+        dc,
+        input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype),
+        dw_ih,
+        dw_hh,
+        db,
+        db.clone(),
+    )
 
 
 apply_lstm = lstm_operator("lstm", lstm_forward, lstm_backward)
@@ -112,12 +149,16 @@ def lstm(
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     options = (compute_dtype or x_TBD.dtype, recompute, cells)
-    given: tuple[Tensor, ...] = apply_lstm(h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, *options)
+    given: tuple[Tensor, ...] = apply_lstm(
+        h_BH, c_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, *options
+    )
     return given[: 4 if cells else 3]
 
 
 def project_gru(layer: Layer, gates: Gates, reset_after: bool) -> None:
-    """The input products with all biases but the candidate's recurrent one where that is inside the reset gate."""
+    """The input products with all biases but the candidate's recurrent one where that is inside the reset
+    gate.
+    """
     bias = layer.b_ih + layer.b_hh
     if reset_after:
         bias[2 * gates.hidden :] = layer.b_ih[2 * gates.hidden :]
@@ -159,7 +200,13 @@ def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tenso
 
 
 def gru_backward(
-    dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, layer: Layer, reset_after: bool
+    dy: Tensor | None,
+    dh: Tensor | None,
+    a: Tensor,
+    hs: Tensor,
+    inner: Tensor,
+    layer: Layer,
+    reset_after: bool,
 ) -> tuple[Tensor, ...]:
     gates, inner = gru_gates(layer, hs, reset_after) if layer.recompute else (Gates(a, 3), inner)
     da, dh = gates.another(layer.compute_dtype), writable(dh, hs[0])
@@ -171,10 +218,19 @@ def gru_backward(
     graphs().run(gru_loop_back, {"dh": dh}, filled, read)
     dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
     weight_gradient(da, THREE, masked_inputs(da, THREE, layer.x, layer.compute_dtype, layer.mask_x), dw_ih)
-    weight_gradient(dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh)
+    weight_gradient(
+        dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh
+    )
     weight_gradient(dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after), dw_hh)
     db_ih, db_hh = (sum_over_steps(of, layer.b_ih.dtype) for of in (da, dp))
-    return dh, input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype), dw_ih, dw_hh, db_ih, db_hh
+    return (
+        dh,
+        input_gradient(da, layer.low(layer.w_ih), layer.mask_x, layer.x.dtype),
+        dw_ih,
+        dw_hh,
+        db_ih,
+        db_hh,
+    )
 
 
 apply_gru = gru_operator("gru", gru_forward, gru_backward)
@@ -194,7 +250,18 @@ def gru(
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     y_TBH, h_BH, *_ = apply_gru(
-        h_BH, x_TBD, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, recompute, False, reset_after
+        h_BH,
+        x_TBD,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        *masks,
+        lengths,
+        compute_dtype or x_TBD.dtype,
+        recompute,
+        False,
+        reset_after,
     )
     return y_TBH, h_BH
 
@@ -207,18 +274,32 @@ def obstacle(device: torch.device) -> str:
     if device.type != "cuda" and not programs.INTERPRETED:
         return "Triton's programs are for CUDA devices"
     if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("the first call of a cell on a device checks itself, which a graph cannot hold; call it once before the capture")
+        raise RuntimeError(
+            "the first call of a cell on a device checks itself, which a graph cannot hold; call it once "
+            "before the capture"
+        )
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):  # whatever the caller is in
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):  # whatever the caller is in
             errors = [self_check(device, cell) for cell in ("lstm", "gru")]
     except Exception as failure:  # of Triton, its compiler or the driver, by many names
-        return f"the self-check failed with {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+        return (
+            f"the self-check failed with {type(failure).__name__}: "
+            f"{str(failure).strip().partition(chr(10))[0]}"
+        )
     too_large = [error for error in errors if not error < CHECKED_TO]  # or not a number
     return f"the self-check is off by {too_large[0]:.1g}" if too_large else ""
 
 
 def self_check(device: torch.device, cell: str) -> float:
-    """The largest relative error of three passes: one as it is, one whose loops are captured, and one that only replays."""
+    """The largest relative error of three passes: one as it is, one whose loops are captured, and one that
+    only replays.
+    """
     functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": lstm, "gru": gru}
-    with handing_on(Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)):  # whose memory is given back after it
+    with handing_on(
+        Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)
+    ):  # whose memory is given back after it
         return largest_error(cell, functions[cell], device, passes=3)

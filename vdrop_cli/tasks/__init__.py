@@ -1,4 +1,6 @@
-"""Tasks by name: what a batch, a loss and a metric are. Training and its commands know of a task what `Task` says."""
+"""Tasks by name: what a batch, a loss and a metric are. Training and its commands know of a task what `Task`
+says.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -57,11 +59,15 @@ class Passes(Protocol):
         """Raises ValueError, and changes nothing, where it is not a state of such passes."""
 
     def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics, and the first of them by number of passes: `samples`, the measure, `deviation`, `groups`."""
+        """Metrics, and the first of them by number of passes: `samples`, the measure, `deviation`,
+        `groups`.
+        """
 
 
 class Task(Protocol):
-    """Metrics are named `<part>_<measure>`; which of them is the less the better, and tells the best epoch, is `chosen_by`."""
+    """Metrics are named `<part>_<measure>`; which of them is the less the better, and tells the best epoch,
+    is `chosen_by`.
+    """
 
     chosen_by: str
     word_dropout: bool  # whether the authors keep it on in MC passes
@@ -81,7 +87,9 @@ class Task(Protocol):
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong with the text, a line each, that changes what its metrics mean; every result has them."""
+        """What is wrong with the text, a line each, that changes what its metrics mean; every result has
+        them.
+        """
 
     @property
     def batches_an_epoch(self) -> int: ...
@@ -91,11 +99,15 @@ class Task(Protocol):
 
     def words(self, batch: Batch) -> int: ...
 
-    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> TaskModel:
+    def model(
+        self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
+    ) -> TaskModel:
         """One that is yet to be initialised."""
 
     def learned(self, measured: dict[str, float] | None) -> Learned:
-        """What prediction needs beside the weights; `measured` is what `validate` gave of them, None where it has not."""
+        """What prediction needs beside the weights; `measured` is what `validate` gave of them, None where it
+        has not.
+        """
 
     def zero_state(self, model: TaskModel) -> State:
         """With which an epoch begins; nothing where no state is carried from batch to batch."""

@@ -34,14 +34,18 @@ class Chunk(NamedTuple):
 
 
 def columns(stream_N: Tensor, batch: int) -> Tensor:
-    """The stream as `batch` columns, [N // batch, batch]; column i starts at i·N/batch, halves rounded up (Zaremba et al. 2014, code)."""
+    """The stream as `batch` columns, [N // batch, batch]; column i starts at i·N/batch, halves rounded up
+    (Zaremba et al. 2014, code).
+    """
     total, length = len(stream_N), len(stream_N) // batch
     starts = [(2 * i * total + batch) // (2 * batch) for i in range(batch)]
     return torch.stack([stream_N[start : start + length] for start in starts], 1)
 
 
 def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
-    """Successive chunks of `bptt` steps, each word with the next one as its target; what does not fill a chunk is left out."""
+    """Successive chunks of `bptt` steps, each word with the next one as its target; what does not fill a
+    chunk is left out.
+    """
     for number in range((len(columns_NB) - 1) // bptt):
         here = slice(number * bptt, (number + 1) * bptt)
         yield Chunk(number, columns_NB[here], columns_NB[1:][here])
@@ -53,8 +57,12 @@ class LanguageModelling:
     chosen_by = "valid_ppl_batched"
     word_dropout = False
 
-    def __init__(self, task: config.Task, corpus: Corpus, device: torch.device, as_published: bool = False) -> None:
-        """`as_published`: whether there is a published validation column that the text's numbers compare with."""
+    def __init__(
+        self, task: config.Task, corpus: Corpus, device: torch.device, as_published: bool = False
+    ) -> None:
+        """`as_published`: whether there is a published validation column that the text's numbers compare
+        with.
+        """
         self.as_published = as_published
         self.batch_size, self.bptt, self.corpus, self.device = task.batch_size, task.steps, corpus, device
         self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}
@@ -62,13 +70,19 @@ class LanguageModelling:
             length = len(self.streams[part]) // task.batch_size
             if (length - 1) // self.bptt < 1:
                 raise ConfigError(
-                    f"task.batch_size={task.batch_size} × task.bptt={self.bptt} does not fit the {part} part of {corpus.origin}, "
+                    f"task.batch_size={task.batch_size} × task.bptt={self.bptt} does not fit the {part} "
+                    f"part of {corpus.origin}, "
                     f"{len(self.streams[part])} tokens; make them smaller or take a longer text"
                 )
         if len(self.streams["test"]) < 2:
-            raise ConfigError(f"data.test: the test part of {corpus.origin} has no second word to predict; take a longer text")
+            raise ConfigError(
+                f"data.test: the test part of {corpus.origin} has no second word to predict; take a longer "
+                "text"
+            )
         self.predictor = WordPredictor(Words.of(corpus.vocabulary), device)
-        self.train_columns, self.valid_columns = (columns(self.streams[part], task.batch_size) for part in ("train", "valid"))
+        self.train_columns, self.valid_columns = (
+            columns(self.streams[part], task.batch_size) for part in ("train", "valid")
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -86,7 +100,8 @@ class LanguageModelling:
             return []
         shares = " and ".join(f"{100 * unknown[part]:.2g} % of the {part} part" for part in ("valid", "test"))
         return [
-            f"{shares} of {self.origin} are words that the training part does not have; they are read as {UNK}, which is not trained: "
+            f"{shares} of {self.origin} are words that the training part does not have; they are read as "
+            f"{UNK}, which is not trained: "
             f"no word of training is {UNK}; data.min_count=2 or more makes it of those that are rare there"
         ]
 
@@ -104,7 +119,9 @@ class LanguageModelling:
     def words(self, chunk: Chunk) -> int:
         return chunk.ids_TB.numel()
 
-    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> LanguageModel:
+    def model(
+        self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
+    ) -> LanguageModel:
         return self.predictor.model(model, dropout, backend, compute_dtype)
 
     def learned(self, measured: dict[str, float] | None) -> Words:
@@ -116,8 +133,12 @@ class LanguageModelling:
     def masks(self, model: LanguageModel, chunk: Chunk, stream: Stream) -> ModelMasks:
         return model.host_masks(self.bptt, self.batch_size, stream)
 
-    def loss(self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
-        """Nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip are on their published scale."""
+    def loss(
+        self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks
+    ) -> tuple[Tensor, State]:
+        """Nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip are on
+        their published scale.
+        """
         nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
         return nll_TB.sum() / self.batch_size, tuple(part.detach() for part in state)
 
@@ -134,8 +155,9 @@ class LanguageModelling:
     def validate(self, model: LanguageModel) -> dict[str, float]:
         """Validation in columns and chunks as in training, which is quick.
 
-        `valid_ppl_batched` divides the loss by the number of chunks. `valid_ppl_as_published` divides it by a fractional number, as the
-        authors' code does, which comes out low; the published column was made so, and nothing but Penn Treebank compares with it.
+        `valid_ppl_batched` divides the loss by the number of chunks. `valid_ppl_as_published` divides it by a
+        fractional number, as the authors' code does, which comes out low; the published column was made so,
+        and nothing but Penn Treebank compares with it.
         """
         total, number = batched_loss(model, self.valid_chunks(), self.batch_size)
         found = {"valid_ppl_batched": ppl(total / number)}
@@ -153,16 +175,22 @@ class LanguageModelling:
         }
 
     def train_perplexity(self, model: LanguageModel) -> float:
-        """On the training text in columns and chunks, without masks: set beside validation, it shows over-fitting."""
+        """On the training text in columns and chunks, without masks: set beside validation, it shows
+        over-fitting.
+        """
         total, number = batched_loss(model, self.batches(), self.batch_size)
         return ppl(total / number)
 
-    def passes(self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool) -> MonteCarlo:
+    def passes(
+        self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool
+    ) -> MonteCarlo:
         return MonteCarlo(model, self.streams["test"], samples, together, seed, word_dropout)
 
     def ensemble(self, models: Iterable[LanguageModel]) -> dict[str, float]:
         """Of the mean of the probabilities that all models give."""
-        return ensemble_perplexities(models, {f"{part}_ppl": self.streams[part] for part in ("valid", "test")})
+        return ensemble_perplexities(
+            models, {f"{part}_ppl": self.streams[part] for part in ("valid", "test")}
+        )
 
     def result(self, model: LanguageModel, best_epoch: int, best: float) -> dict[str, float]:
         return {"train_ppl": self.train_perplexity(model), **self.standard(model)}

@@ -1,4 +1,5 @@
-"""Predicting from texts of elsewhere, with a model and what it has learned of its training text; no corpus is needed.
+"""Predicting from texts of elsewhere, with a model and what it has learned of its training text; no corpus is
+needed.
 
 T time steps  S passes of MC dropout
 """
@@ -34,7 +35,9 @@ class WordPredictor:
     def vocabulary_size(self) -> int:
         return len(self.vocabulary)
 
-    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> LanguageModel:
+    def model(
+        self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
+    ) -> LanguageModel:
         """One that is yet to be initialised."""
         return LanguageModel(model, dropout, self.vocabulary_size, backend, compute_dtype)
 
@@ -48,12 +51,18 @@ class WordPredictor:
         return LINE_END.sub(f" {' '.join(self.line_end)} ", text.strip()).split()
 
     def encode(self, words: list[str]) -> Tensor:
-        """The ids of words as they are written, else in lower case, else of the unknown word. Raises UnknownWord."""
+        """The ids of words as they are written, else in lower case, else of the unknown word. Raises
+        UnknownWord.
+        """
         found = []
         for word in words:
-            known = next((form for form in (word, word.lower(), self.learned.unknown) if form in self.ids), None)
+            known = next(
+                (form for form in (word, word.lower(), self.learned.unknown) if form in self.ids), None
+            )
             if known is None:
-                raise UnknownWord(f"{word!r} is not a word of the training text, and the model has no <unk>; leave it out")
+                raise UnknownWord(
+                    f"{word!r} is not a word of the training text, and the model has no <unk>; leave it out"
+                )
             found.append(self.ids[known])
         return torch.tensor(found, dtype=torch.int64, device=self.device)
 
@@ -70,7 +79,9 @@ class RatingPredictor:
         """With <start> and <unknown>."""
         return UNKNOWN + 1 + len(self.ids)
 
-    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
+    def model(
+        self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
+    ) -> Regressor:
         """One that is yet to be initialised."""
         return Regressor(model, dropout, self.vocabulary_size, backend, compute_dtype)
 
@@ -82,7 +93,9 @@ class RatingPredictor:
 
     @torch.no_grad()
     def passes_of(self, model: Regressor, words: list[str], samples: int, seed: int) -> Tensor:
-        """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard approximation [1]."""
+        """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard
+        approximation [1].
+        """
         of_groups = []
         for first in range(0, max(samples, 1), PASSES_AT_ONCE):
             passes, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
@@ -91,7 +104,9 @@ class RatingPredictor:
                 stream = Stream((seed, "predict", first, number))
                 masks = model.masks(len(ids_T), passes, stream) if samples else model.mean_masks()
                 ids_TS = ids_T[:, None].expand(-1, passes).to(self.device)
-                values.append(model(ids_TS, torch.full((passes,), len(ids_T), device=self.device), masks).double().cpu())
+                values.append(
+                    model(ids_TS, torch.full((passes,), len(ids_T), device=self.device), masks).double().cpu()
+                )
             of_groups.append(torch.stack(values).mean(0))
         return self.learned.mean + self.learned.deviation * torch.cat(of_groups)
 
@@ -100,7 +115,9 @@ Predictor = WordPredictor | RatingPredictor
 
 
 def predictor_of(learned: Learned, device: torch.device) -> Predictor:
-    return RatingPredictor(learned, device) if isinstance(learned, Ratings) else WordPredictor(learned, device)
+    return (
+        RatingPredictor(learned, device) if isinstance(learned, Ratings) else WordPredictor(learned, device)
+    )
 
 
 def cut(words: list[str], ids: dict[str, int], chunk_words: int | None) -> list[Tensor]:

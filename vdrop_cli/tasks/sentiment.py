@@ -1,6 +1,7 @@
 """A number from a text: the rating of a film review.
 
-T time steps of a batch  B sequences of a batch  N sequences of a part  R texts of a part  S passes of MC dropout
+T time steps of a batch  B sequences of a batch  N sequences of a part  R texts of a part  S passes of MC
+dropout
 """
 
 import hashlib
@@ -65,17 +66,23 @@ class Doubt(NamedTuple):
 
 
 def dealt(texts: int, seed: int) -> list[int]:
-    """Their numbers in the order of the authors' code, which shuffles with NumPy's generator, seeded with 0."""
+    """Their numbers in the order of the authors' code, which shuffles with NumPy's generator, seeded with
+    0.
+    """
     order = list(range(texts))
     numpy.random.RandomState(seed).shuffle(order)
     return order
 
 
 def split(rated: Rated, seed: int) -> dict[str, list[int]]:
-    """The texts of each part: 70 % train, 10 % valid, 20 % test, or the source's own, a missing valid part being taken from train."""
+    """The texts of each part: 70 % train, 10 % valid, 20 % test, or the source's own, a missing valid part
+    being taken from train.
+    """
     order = dealt(len(rated.texts), seed)
     if rated.parts:
-        own = {part: [text for text in order if rated.parts[text] == part] for part in ("train", "valid", "test")}
+        own = {
+            part: [text for text in order if rated.parts[text] == part] for part in ("train", "valid", "test")
+        }
         if not own["valid"]:
             first = round(len(own["train"]) * VALID / (1 - TEST))
             own["valid"], own["train"] = own["train"][:first], own["train"][first:]
@@ -92,49 +99,83 @@ def vocabulary(texts: list[list[str]], data: Data) -> dict[str, int]:
 
 
 class Sentiment:
-    """The ratings of texts. How texts are split, and what is reported, are the protocol's: see `config.Protocol`."""
+    """The ratings of texts. How texts are split, and what is reported, are the protocol's: see
+    `config.Protocol`.
+    """
 
     word_dropout = True
 
     def __init__(self, task: config.Task, data: Data, rated: Rated, device: torch.device) -> None:
         assert task.protocol is not None and task.split_seed is not None and task.length_pool is not None
-        self.protocol, self.batch_size, self.pool, self.device = task.protocol, task.batch_size, task.length_pool, device
+        self.protocol, self.batch_size, self.pool, self.device = (
+            task.protocol,
+            task.batch_size,
+            task.length_pool,
+            device,
+        )
         self.chunk_words, self.origin = task.chunk_words, rated.origin
-        as_read = f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} {task.split_seed} {task.chunk_words}"
+        as_read = (
+            f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} "
+            f"{task.split_seed} {task.chunk_words}"
+        )
         self.fingerprint = hashlib.sha256(as_read.encode()).hexdigest()
         self.chosen_by = "test_rmse" if self.protocol is Protocol.paper else "valid_rmse"
         if self.protocol is Protocol.paper and rated.parts:
-            raise ConfigError(f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper")
+            raise ConfigError(
+                f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper"
+            )
         if self.protocol is Protocol.paper:
-            # that chunks of the text at the border may lie on both sides, and that all texts give the vocabulary, is the authors'
+            # that chunks of the text at the border may lie on both sides, and that all texts give the
+            # vocabulary, is the authors'
             self.ids = vocabulary(rated.texts, data)
             order = dealt(len(rated.texts), task.split_seed)
-            chunks = [([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])]
+            chunks = [
+                ([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])
+            ]
             train = int(len(chunks) * (1 - TEST))
             found = {"train": chunks[:train], "test": chunks[train:]}
         else:
             texts = split(rated, task.split_seed)
             self.ids = vocabulary([rated.texts[text] for text in texts["train"]], data)
-            found = {part: [(self.cut(rated.texts[text]), rated.ratings[text]) for text in texts[part]] for part in texts}
+            found = {
+                part: [(self.cut(rated.texts[text]), rated.ratings[text]) for text in texts[part]]
+                for part in texts
+            }
         self.parts = {part: part_of(texts) for part, texts in found.items()}
         for part, held in self.parts.items():
             if not held.sequences:
-                raise ConfigError(f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give it more")
+                raise ConfigError(
+                    f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give "
+                    "it more"
+                )
             if all(sequence.tolist() == [START] for sequence in held.sequences):
-                raise ConfigError(f"data: no text of the {part} part of {rated.origin} has words; choose another data.column")
+                raise ConfigError(
+                    f"data: no text of the {part} part of {rated.origin} has words; choose another "
+                    "data.column"
+                )
         ratings_R = self.parts["train"].ratings_R
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
         if ratings_R.min() == ratings_R.max():
-            raise ConfigError(f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is nothing to learn")
-        doubts = [doubt for part in self.parts if part != "train" and (doubt := self.doubt(part, part in rated.parts))]
+            raise ConfigError(
+                f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is "
+                "nothing to learn"
+            )
+        doubts = [
+            doubt
+            for part in self.parts
+            if part != "train" and (doubt := self.doubt(part, part in rated.parts))
+        ]
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
         self.warnings = [*without_words(rated), *(doubt.told for doubt in doubts)]
         splitting = "cornell" if data.source is Source.cornell else "plain"
-        learned = Ratings(list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part)
+        learned = Ratings(
+            list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part
+        )
         self.predictor = RatingPredictor(learned, device)
 
     def doubt(self, part: str, own: bool) -> Doubt | None:
-        """Why the ratings of a part say little. `own`: the source says which texts it has; else they were dealt here, and it is chance.
+        """Why the ratings of a part say little. `own`: the source says which texts it has; else they were
+        dealt here, and it is chance.
 
         Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
         """
@@ -144,29 +185,47 @@ class Sentiment:
         little, without = "an error on them says little", "log-likelihood and coverage are left out"
         hidden = f"as where labels are hidden: {little}, and {without}"
         if own and ((ratings_R < low) | (ratings_R > high)).all():
-            told = f"all {named} are outside the range of the training part, {low:g} to {high:g} (the first is {first:g})"
+            told = (
+                f"all {named} are outside the range of the training part, {low:g} to {high:g} (the first "
+                f"is {first:g})"
+            )
             if part == "valid":
                 raise ConfigError(
-                    f"data: {told}, so the best epoch cannot be chosen by them; give data.csv a file of rated texts, to be split here"
+                    f"data: {told}, so the best epoch cannot be chosen by them; give data.csv a file of "
+                    "rated texts, to be split here"
                 )
             return Doubt(f"{told}, {hidden}", True)
         if len(ratings_R) == 1 or not (ratings_R == first).all():
             return None
         if own:
             return Doubt(f"all {named} are {first:g}, {hidden}", True)
-        lost, advice = f", and {without}" if part == "test" else "", "give more texts, or choose another task.split_seed"
-        return Doubt(f"all {len(ratings_R):,} {named}, which was dealt here, are {first:g}: {little}{lost}; {advice}", part == "test")
+        lost, advice = (
+            f", and {without}" if part == "test" else "",
+            "give more texts, or choose another task.split_seed",
+        )
+        return Doubt(
+            f"all {len(ratings_R):,} {named}, which was dealt here, are {first:g}: {little}{lost}; {advice}",
+            part == "test",
+        )
 
     def measures(self, predicted: Predictive, of: str) -> dict[str, float]:
-        """On the test part; without what loses its meaning where its ratings are in doubt, or those that the noise is fitted to."""
+        """On the test part; without what loses its meaning where its ratings are in doubt, or those that the
+        noise is fitted to.
+        """
         found = predicted.measures(self.parts["test"].ratings_R, of)
-        return {name: value for name, value in found.items() if name == f"noise{of}"} if self.are_measures_in_doubt else found
+        return (
+            {name: value for name, value in found.items() if name == f"noise{of}"}
+            if self.are_measures_in_doubt
+            else found
+        )
 
     def cut(self, words: list[str]) -> list[Tensor]:
         return cut(words, self.ids, self.chunk_words)
 
     def learned(self, measured: dict[str, float] | None) -> Ratings:
-        """The error of the standard approximation on the part for it is what `fit_noise` makes of that alone."""
+        """The error of the standard approximation on the part for it is what `fit_noise` makes of that
+        alone.
+        """
         noise = max(measured[f"{self.noise_part}_rmse"], SMALLEST) if measured is not None else None
         return replace(self.predictor.learned, noise=noise)
 
@@ -175,7 +234,8 @@ class Sentiment:
         return -(-len(self.parts["train"].sequences) // self.batch_size)
 
     def batches(self, order: Stream) -> Iterator[Batch]:
-        """Sequences in random order; of `length_pool` batches that are drawn together, those of like length are read together.
+        """Sequences in random order; of `length_pool` batches that are drawn together, those of like length
+        are read together.
 
         Within a batch the longest comes first, which saves the cells sorting them.
         """
@@ -185,7 +245,11 @@ class Sentiment:
         for start in range(0, len(shuffled), size * self.pool):
             pool = sorted(shuffled[start : start + size * self.pool], key=lengths.__getitem__, reverse=True)
             groups = [pool[first : first + size] for first in range(0, len(pool), size)]
-            for group in torch.randperm(len(groups), generator=generator).tolist() if self.pool > 1 else range(len(groups)):
+            for group in (
+                torch.randperm(len(groups), generator=generator).tolist()
+                if self.pool > 1
+                else range(len(groups))
+            ):
                 yield self.batch(train, groups[group], number)
                 number += 1
 
@@ -204,7 +268,9 @@ class Sentiment:
     def words(self, batch: Batch) -> int:
         return batch.words
 
-    def model(self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None) -> Regressor:
+    def model(
+        self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
+    ) -> Regressor:
         return self.predictor.model(model, dropout, backend, compute_dtype)
 
     def zero_state(self, model: Regressor) -> State:
@@ -229,7 +295,9 @@ class Sentiment:
         return self.train_metrics(loss) | measured
 
     def by_length(self, part: Part) -> Iterator[tuple[list[int], Batch]]:
-        """All sequences of a part and their numbers, those of like length together, which saves padding and changes nothing."""
+        """All sequences of a part and their numbers, those of like length together, which saves padding and
+        changes nothing.
+        """
         order = sorted(range(len(part.sequences)), key=part.lengths.__getitem__, reverse=True)
         for number, first in enumerate(range(0, len(order), READ_AT_ONCE)):
             group = order[first : first + READ_AT_ONCE]
@@ -258,7 +326,9 @@ class Sentiment:
 
     def sample(self, name: str) -> Part:
         """A part; of the training part only as many texts as the test part has, the first ones."""
-        return head(self.parts[name], len(self.parts["test"].ratings_R)) if name == "train" else self.parts[name]
+        return (
+            head(self.parts[name], len(self.parts["test"].ratings_R)) if name == "train" else self.parts[name]
+        )
 
     def validate(self, model: Regressor) -> dict[str, float]:
         """The training part as a sample."""
@@ -266,14 +336,21 @@ class Sentiment:
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        """What predicting the training part's mean gives, and ridge regression on TF-IDF, where scikit-learn is."""
+        """What predicting the training part's mean gives, and ridge regression on TF-IDF, where scikit-learn
+        is.
+        """
         test_R = self.parts["test"].ratings_R
         found = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
         if baselines.is_there():
             texts = {name: (texts_of(part), part.ratings_R) for name, part in self.parts.items()}
-            found["test_rmse_of_ridge"] = rmse(baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R)
+            found["test_rmse_of_ridge"] = rmse(
+                baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R
+            )
         else:
-            print("vdrop: ridge regression is left out, it takes pip install 'vdrop[baselines]'", file=sys.stderr)
+            print(
+                "vdrop: ridge regression is left out, it takes pip install 'vdrop[baselines]'",
+                file=sys.stderr,
+            )
         return found
 
     def standard(self, model: Regressor) -> dict[str, float]:
@@ -292,7 +369,9 @@ class Sentiment:
             measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": best_epoch}
         return measured
 
-    def passes(self, model: Regressor, samples: int, together: int, seed: int, word_dropout: bool) -> "Passes":
+    def passes(
+        self, model: Regressor, samples: int, together: int, seed: int, word_dropout: bool
+    ) -> "Passes":
         return Passes(self, model, samples, seed, word_dropout)
 
     def ensemble(self, models: Iterable[Regressor]) -> dict[str, float]:
@@ -300,30 +379,39 @@ class Sentiment:
         parts = {name: self.parts[name] for name in ("valid", "test") if name in self.parts}
         predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
         means = {name: torch.stack([of_model[name] for of_model in predicted]).mean(0) for name in parts}
-        return {f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()} | self.baselines
+        return {
+            f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()
+        } | self.baselines
 
 
 class Passes:
-    """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each sequence.
+    """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each
+    sequence.
 
-    `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and resumes to the same result
-    bit for bit, from what `state_dict` gives.
+    `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and
+    resumes to the same result bit for bit, from what `state_dict` gives.
     """
 
-    def __init__(self, task: Sentiment, model: Regressor, samples: int, seed: int, word_dropout: bool) -> None:
+    def __init__(
+        self, task: Sentiment, model: Regressor, samples: int, seed: int, word_dropout: bool
+    ) -> None:
         dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
         self.task, self.model, self.samples, self.stream = task, model, samples, Stream((seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
         self.work = [(name, *found) for name, part in self.parts.items() for found in task.by_length(part)]
         self.done = 0  # batches, over all passes
-        self.values_SN = {name: torch.zeros(samples, len(part.sequences)) for name, part in self.parts.items()}
+        self.values_SN = {
+            name: torch.zeros(samples, len(part.sequences)) for name, part in self.parts.items()
+        }
 
     @property
     def words(self) -> int:
         """How many were read, over all passes."""
         whole, rest = divmod(self.done, len(self.work))
-        return whole * sum(self.task.words(batch) for _, _, batch in self.work) + sum(self.task.words(b) for _, _, b in self.work[:rest])
+        return whole * sum(self.task.words(batch) for _, _, batch in self.work) + sum(
+            self.task.words(b) for _, _, b in self.work[:rest]
+        )
 
     @property
     def total(self) -> int:
@@ -336,13 +424,21 @@ class Passes:
     def load_state_dict(self, held: dict[str, Any]) -> None:
         """Raises ValueError, and changes nothing, where it is not a state of such passes."""
         done, values = held.get("done"), held.get("values")
-        if type(done) is not int or not 0 <= done <= self.samples * len(self.work) or not isinstance(values, dict):
+        if (
+            type(done) is not int
+            or not 0 <= done <= self.samples * len(self.work)
+            or not isinstance(values, dict)
+        ):
             raise ValueError("its passes are not counted")
         if set(values) != set(self.values_SN):
             raise ValueError("its passes are of other parts")
         for name, value_SN in self.values_SN.items():
             held_SN = values[name]
-            fits = isinstance(held_SN, Tensor) and held_SN.shape == value_SN.shape and held_SN.dtype == value_SN.dtype
+            fits = (
+                isinstance(held_SN, Tensor)
+                and held_SN.shape == value_SN.shape
+                and held_SN.dtype == value_SN.dtype
+            )
             if not (fits and bool(held_SN.isfinite().all())):
                 raise ValueError("its passes are of other texts, or not finite")
         self.done, self.values_SN = done, values
@@ -353,15 +449,22 @@ class Passes:
         while self.done < self.samples * len(self.work):
             number, at = divmod(self.done, len(self.work))
             name, group, batch = self.work[at]
-            shape, stream = self.model.layers.mask_shape(*batch.ids_TB.shape), self.stream.at(number, name, batch.number)
+            shape, stream = (
+                self.model.layers.mask_shape(*batch.ids_TB.shape),
+                self.stream.at(number, name, batch.number),
+            )
             masks = draw(self.dropout, shape, stream, self.task.device, outputs=self.model.outputs)
-            self.values_SN[name][number, group] = self.model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
+            self.values_SN[name][number, group] = (
+                self.model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
+            )
             self.done += 1
             yield self.task.words(batch)
 
     def ratings(self, name: str) -> Tensor:
         """Of every pass and text of a part, [S, R]."""
-        return torch.stack([self.task.ratings(values_N, self.parts[name]) for values_N in self.values_SN[name]])
+        return torch.stack(
+            [self.task.ratings(values_N, self.parts[name]) for values_N in self.values_SN[name]]
+        )
 
     def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """The metrics, and the error by number of passes."""
@@ -370,9 +473,22 @@ class Passes:
         of = f"_mc{self.samples}"
         rows = []
         for number in ladder(self.samples):
-            groups = [rmse(group_SR.mean(0), test_R) for group_SR in torch.split(test_SR, number) if len(group_SR) == number]
-            rows.append({"samples": number, "rmse": sum(groups) / len(groups), "deviation": spread(groups), "groups": len(groups)})
-        metrics = {f"test_rmse{of}": rmse(test_SR.mean(0), test_R)} | self.task.measures(predictive(test_SR, noise), of)
+            groups = [
+                rmse(group_SR.mean(0), test_R)
+                for group_SR in torch.split(test_SR, number)
+                if len(group_SR) == number
+            ]
+            rows.append(
+                {
+                    "samples": number,
+                    "rmse": sum(groups) / len(groups),
+                    "deviation": spread(groups),
+                    "groups": len(groups),
+                }
+            )
+        metrics = {f"test_rmse{of}": rmse(test_SR.mean(0), test_R)} | self.task.measures(
+            predictive(test_SR, noise), of
+        )
         return metrics, rows
 
 
@@ -383,7 +499,8 @@ def without_words(rated: Rated) -> list[str]:
         return []
     first = rated.places[found[0]] if rated.places else f"text {found[0] + 1}"
     return [
-        f"{len(found):,} of {len(rated.texts):,} texts of {rated.origin} have no words, first {first}; all are predicted the same rating"
+        f"{len(found):,} of {len(rated.texts):,} texts of {rated.origin} have no words, first {first}; all "
+        "are predicted the same rating"
     ]
 
 
@@ -409,5 +526,7 @@ def head(part: Part, texts: int) -> Part:
 
 def mean_of_texts(values_N: Tensor, part: Part) -> Tensor:
     """The mean over each text's sequences [R]."""
-    sums_R = torch.zeros(len(part.ratings_R), dtype=torch.float64).index_add(0, part.text_N, values_N.double())
+    sums_R = torch.zeros(len(part.ratings_R), dtype=torch.float64).index_add(
+        0, part.text_N, values_N.double()
+    )
     return sums_R / part.text_N.bincount(minlength=len(sums_R))
