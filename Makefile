@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-oldest test-slurm test-gpu bench-gpu check docs format golden clean
+.PHONY: help setup demo reproduce-table reproduce-figures test test-long test-oldest test-slurm test-gpu bench-gpu check docs format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -43,6 +43,9 @@ reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
 	$(BIN)/python -m pytest -n auto
+
+test-long: setup  ## run only the long forms of tests: more kills, more seeds, longer records; half an hour
+	$(BIN)/python -m pytest -n auto -m long
 
 test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
 	$(BIN)/python -m pytest -n 0 -m slurm

@@ -87,6 +87,25 @@ def recipe(target: str, *given: str) -> list[list[str]]:
     return [shlex.split(line) for line in told.replace("\\\n", " ").splitlines()]
 
 
+def test_long_forms_run_only_by_their_own_target(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n\ndef test_short():\n    pass\n\n@pytest.mark.long\ndef test_long():\n    pass\n"
+    )
+    for target, name in (("test", "test_short"), ("test-long", "test_long")):
+        (words,) = [words for words in recipe(target) if "pytest" in words]
+        options = words[words.index("auto") + 1 :]  # behind `-m pytest -n auto`
+        command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), *options, "-rA"]
+        ran = subprocess.run(
+            [*command, "-p", "no:cacheprovider", str(tmp_path / "test_some.py")],
+            cwd=ROOT,
+            env=environment(PYTEST_ADDOPTS="", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+            capture_output=True,
+            text=True,
+        )
+        passed = [line.split("::")[1] for line in ran.stdout.splitlines() if line.startswith("PASSED")]
+        assert passed == [name] and ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_the_short_look_at_a_gpu_measures_five_cells_once() -> None:
     commands = recipe("test-gpu")
     (tests,) = [words for words in commands if "pytest" in words]
