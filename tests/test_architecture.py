@@ -66,7 +66,10 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "schedule": {"config"},
     "checkpoint": {"config", "files", "learned"},
     "continuation": {"checkpoint", "config", "files", "ownership", "sinks", "stored", "tasks"},
-    "rivals": {"config"},
+    "bench": {
+        *("bench", "cells", "commands", "config", "corpora", "dropout", "environment", "evaluate", "files"),
+        *("kernels", "layers", "model", "output", "prefetch", "random_streams", "schedule", "tasks"),
+    },
     "environment": {"config", "kernels", "__version__"},
     "stored": {"archives", "files"},
     "sinks": {"config", "files", "stored"},

@@ -77,7 +77,7 @@ from pathlib import Path
 import torch
 from tests.conftest import settings
 from vdrop_cli import environment
-from vdrop_cli.commands.bench import our_step
+from vdrop_cli.bench.steps import training_step
 from vdrop_cli.config import Precision
 
 def held():
@@ -86,7 +86,7 @@ def held():
 
 environment.make_ready(torch.device('cpu'))
 overrides = "model=lstm_small", "dropout=variational_untied", "model.hidden_size=64", "device=cpu"
-step = our_step(settings(*overrides), Precision.PRECISION)
+step = training_step(settings(*overrides), Precision.PRECISION)
 marks = []
 for _ in range(5):
     marks.append(held())

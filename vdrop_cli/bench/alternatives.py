@@ -1,8 +1,8 @@
-"""What people train today, to be measured beside the cells of this project: `torch.nn.LSTM`, a loop over
+"""Other implementations that `vdrop bench` measures beside this one: `torch.nn.LSTM`, a loop over
 `nn.LSTMCell`, Keras.
 
-On CUDA as torch ships them: cuDNN multiplies in tf32 where bf16 is not asked for, and under an autocast to
-bf16 in fp16, as fast.
+On CUDA they run with torch's defaults: cuDNN multiplies in tf32 without an autocast to bf16, and with one in
+fp16, which is as fast.
 
 T time  B batch  H hidden size  V vocabulary
 """
@@ -32,11 +32,10 @@ class TorchLayers(nn.Module):
 
 
 class CellLoop(nn.Module):
-    """The loop over `nn.LSTMCell` that dropout on the recurrence is usually written as: a mask over time on
-    each layer's input and state.
+    """The usual implementation of dropout on the recurrence: a loop over `nn.LSTMCell` with masks on each
+    layer's input and state that are held over the sequence.
 
-    Masks of words and of the output, which our cells have in the same step, are left out: the loop is spared
-    them.
+    It has no masks of words and of the output, which vdrop's cells draw in the same step.
     """
 
     def __init__(self, hidden: int, layers: int) -> None:
@@ -75,14 +74,12 @@ def training_step(
     ids_TB: Tensor,
     targets_TB: Tensor,
 ) -> Callable[[], object]:
-    """A whole step as it is usually written: embedding, layers, `nn.Linear`, `cross_entropy`,
+    """A whole training step in the usual form: embedding, layers, `nn.Linear`, `cross_entropy`,
     `clip_grad_norm_`, `optim.SGD`.
     """
     batch, vocabulary, device = ids_TB.shape[1], int(ids_TB.max()) + 1, ids_TB.device
-    embedding, layers = (
-        nn.Embedding(vocabulary, model.hidden_size),
-        LAYERS[name](model.hidden_size, model.layers),
-    )
+    embedding = nn.Embedding(vocabulary, model.hidden_size)
+    layers = LAYERS[name](model.hidden_size, model.layers)
     head = nn.Linear(model.hidden_size, vocabulary)
     parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     sgd = torch.optim.SGD(parameters, lr=schedule.lr)
@@ -114,14 +111,12 @@ def rating_step(
     lengths_B: Tensor,
     targets_B: Tensor,
 ) -> Callable[[], object]:
-    """A number from a text as it is usually written: padding is run through, and the output at each last word
-    taken; `optim.Adam`.
+    """A training step of a regression in the usual form: the layers read padding, the head reads the output
+    at each last word; `optim.Adam`.
     """
     batch, device = ids_TB.shape[1], ids_TB.device
-    embedding, layers = (
-        nn.Embedding(int(ids_TB.max()) + 1, model.hidden_size),
-        LAYERS[name](model.hidden_size, model.layers),
-    )
+    embedding = nn.Embedding(int(ids_TB.max()) + 1, model.hidden_size)
+    layers = LAYERS[name](model.hidden_size, model.layers)
     head = nn.Linear(model.hidden_size, 1)
     parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     adam = torch.optim.Adam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
@@ -145,10 +140,8 @@ def layer_step(
     name: str, model: Model, dropout: DropoutSettings, precision: Precision, x_TBH: Tensor
 ) -> Callable[[], object]:
     """Forward and backward of one layer, with gradients of its input and weights."""
-    layer, state = (
-        LAYERS[name](model.hidden_size, 1).to(x_TBH.device),
-        zero_state(1, x_TBH.shape[1], model.hidden_size, x_TBH.device),
-    )
+    layer = LAYERS[name](model.hidden_size, 1).to(x_TBH.device)
+    state = zero_state(1, x_TBH.shape[1], model.hidden_size, x_TBH.device)
     x_TBH = x_TBH.clone().requires_grad_()
 
     def step() -> object:
@@ -160,16 +153,15 @@ def layer_step(
 
 
 def zero_state(layers: int, batch: int, hidden: int, device: torch.device | str = "cpu") -> State:
-    return torch.zeros(layers, batch, hidden, device=device), torch.zeros(
-        layers, batch, hidden, device=device
-    )
+    shape = (layers, batch, hidden)
+    return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
 
 
 def keras_step(
     model: Model, dropout: DropoutSettings, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor
 ) -> Callable[[], object]:
-    """Keras's `LSTM(dropout=…, recurrent_dropout=…)`, on its torch back end unless KERAS_BACKEND says
-    otherwise; fp32.
+    """A training step of Keras's `LSTM(dropout=…, recurrent_dropout=…)` in fp32, with the torch back end
+    unless KERAS_BACKEND names another.
     """
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras

@@ -1,40 +1,47 @@
-"""What is measured beside our cells does what it is said to do."""
+"""The other implementations compute what their names say."""
 
 import pytest
 import torch
 
 from tests.conftest import settings
+from vdrop_cli.bench.alternatives import (
+    CellLoop,
+    TorchLayers,
+    layer_step,
+    rating_step,
+    training_step,
+    zero_state,
+)
 from vdrop_cli.config import Precision
 from vdrop_cli.policies import Dropout, Policy
-from vdrop_cli.rivals import CellLoop, TorchLayers, layer_step, rating_step, training_step, zero_state
 
 NONE = Dropout(Policy.none)
 
 
 def test_the_loop_without_dropout_is_torch_lstm() -> None:
     lstm, loop = TorchLayers(5, 2), CellLoop(5, 2)
-    theirs = dict(lstm.lstm.named_parameters())
+    weights = dict(lstm.lstm.named_parameters())
     with torch.no_grad():
         for layer, cell in enumerate(loop.cells):
             for name, parameter in cell.named_parameters():
-                parameter.copy_(theirs[f"{name}_l{layer}"])
+                parameter.copy_(weights[f"{name}_l{layer}"])
     x, state = torch.randn(4, 3, 5), zero_state(2, 3, 5)
-    for found, expected in zip(loop(x, state, NONE)[1], lstm(x, state, NONE)[1], strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(loop(x, state, NONE)[1], lstm(x, state, NONE)[1], strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
     ("p", "weight"), [({"p_x": 1 - 1e-9}, "weight_ih"), ({"p_h": 1 - 1e-9}, "weight_hh")]
 )
-def test_what_the_loop_drops_does_not_reach_the_cell(p: dict[str, float], weight: str) -> None:
+def test_dropped_inputs_do_not_reach_the_cell(p: dict[str, float], weight: str) -> None:
     """As if its weights were zero."""
     loop, x, state = CellLoop(5, 1), torch.randn(4, 3, 5), zero_state(1, 3, 5)
-    found = loop(x, state, Dropout(Policy.variational, **p))[0]
+    dropped = loop(x, state, Dropout(Policy.variational, **p))[0]
     whole = loop(x, state, NONE)[0]
     with torch.no_grad():
         loop.cells[0].get_parameter(weight).zero_()
-    torch.testing.assert_close(found, loop(x, state, NONE)[0])
-    assert not torch.allclose(found, whole)
+    torch.testing.assert_close(dropped, loop(x, state, NONE)[0])
+    assert not torch.allclose(dropped, whole)
 
 
 def test_the_loop_draws_a_mask_a_sequence() -> None:
@@ -48,7 +55,7 @@ def test_the_loop_draws_a_mask_a_sequence() -> None:
     first, second = (loop(x, state, Dropout(Policy.variational, p_x=0.5))[0] for _ in range(2))
     assert torch.equal(first, first[:1].expand(4, -1, -1))
     assert not torch.equal(first[0, 0], first[0, 1]), "a mask for each sequence"
-    assert not torch.equal(first, second), "drawn anew each time"
+    assert not torch.equal(first, second), "drawn at every call"
 
 
 @pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])

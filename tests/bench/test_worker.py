@@ -1,0 +1,69 @@
+"""A case in a process of its own; `tests/commands/test_bench.py` measures with such processes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.conftest import settings
+from vdrop_cli.bench import worker
+from vdrop_cli.bench.cases import Case
+from vdrop_cli.bench.worker import Timing, Worker, serve
+from vdrop_cli.config import BenchCell, BenchPart, ConfigError, Precision, Size
+
+QUICK = Timing(warm_up=0, before_turn=0, turn=0.001, rates=0.01, rates_between=0.01)
+CASE = Case(Size.small, BenchPart.layer, BenchCell.variational, Precision.fp32)
+
+
+class LostProcess:
+    """A process that ends before it answers."""
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
+        self.pipe = args[0]
+
+    def start(self) -> None:
+        self.pipe.close()
+
+    def terminate(self) -> None: ...
+
+
+def test_a_case_that_cannot_run_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(Pipe=Pipe, Process=LostProcess)
+    monkeypatch.setattr(worker, "get_context", lambda method: context)
+    with (
+        pytest.raises(ConfigError, match="small layer variational fp32"),
+        Worker(CASE, settings("device=cpu"), 1, False, QUICK) as process,
+    ):
+        process.ask()
+
+
+class Script:
+    """A pipe whose other end asks for turns of some numbers of steps."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps, self.answers = list(steps), list[Any]()
+
+    def recv(self) -> int:
+        return self.steps.pop(0)
+
+    def send(self, answer: Any) -> None:
+        self.answers.append(answer)
+
+
+@pytest.mark.parametrize("before_turn", [0.0, 0.02])
+def test_a_turn_has_as_many_steps_as_it_is_asked_for_and_untimed_ones_before(
+    before_turn: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[int]()
+    monkeypatch.setattr(worker, "build", lambda case, train, mc_passes: lambda: calls.append(1))
+    pipe = Script(3, 5, 0)
+    connection: Connection[Any, Any] = pipe  # type: ignore[assignment]
+    serve(connection, CASE, replace(settings(), device="cpu"), 1, False, before_turn)
+    ready, *turns = pipe.answers
+    assert ready is None and len(turns) == 2
+    assert all(seconds >= 0 and peak > 50 for seconds, peak in turns)
+    assert (len(calls) == 8) == (before_turn == 0)

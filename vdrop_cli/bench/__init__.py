@@ -1,0 +1,1 @@
+"""What `vdrop bench` measures, how, and how it reports it."""
