@@ -488,7 +488,7 @@ SHOWN_ELSEWHERE = {
     "data.delimiter": "tests/corpora/test_text_regression.py",
     "data.rating_column": "tests/corpora/test_text_regression.py",
     "task.name": "tests/tasks",
-    "device": "tests/test_environment.py",
+    "device": "tests/test_device.py",
     "force": "tests/commands/test_train.py",
     "checkpoint.minutes": "tests/commands/test_train.py",
     "checkpoint.epochs": "tests/commands/test_train.py",

@@ -1,8 +1,7 @@
-"""Files that are whole or not there, checksums, and locks; real full disks and real processes."""
+"""Files that are whole or not there, and checksums; on a disk that is really full."""
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 
 from tests.processes import environment
 from vdrop_cli import files
-from vdrop_cli.config import ConfigError, RunError
-from vdrop_cli.files import Damaged, Lock
+from vdrop_cli.config import RunError
+from vdrop_cli.files import Damaged
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -146,52 +145,3 @@ def test_the_advice_fits_the_reason() -> None:
     ):
         assert advice in str(files.failed(Path("a"), OSError(number, "x")))
     assert "make room" not in str(files.failed(Path("a"), OSError(errno.EACCES, "x")))
-
-
-def test_a_lock_holds_where_the_disk_is_too_full_to_say_whose_it_is(tmp_path: Path) -> None:
-    code = (
-        "import resource, signal; from pathlib import Path; from vdrop_cli.files import Lock\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "with Lock(Path('lock'), 'x'):\n    Lock(Path('lock'), 'x').__enter__()"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
-    assert (
-        "ConfigError: x is in use by another process; wait for it" in ran.stderr
-        and os.listdir(tmp_path) == []
-    )
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from vdrop_cli.files import Lock
-with Lock(Path('lock'), 'x'):
-    print('held', flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_the_second_process_is_told_who_holds_a_lock_and_one_that_was_killed_holds_nobody_up(
-    tmp_path: Path,
-) -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    for end in ("killed", "ended"):
-        holder = subprocess.Popen([sys.executable, "-c", HOLD], cwd=tmp_path, env=environment(), **pipes)  # type: ignore[call-overload]
-        assert holder.stdout.readline() == b"held\n"
-        host = os.uname().nodename
-        with (
-            pytest.raises(
-                ConfigError, match=f"the run is in use by process {holder.pid} on {host}; wait for it"
-            ),
-            Lock(tmp_path / "lock", "the run"),
-        ):
-            pass
-        if end == "killed":
-            holder.send_signal(signal.SIGKILL)
-        holder.communicate()
-        assert (tmp_path / "lock").exists() == (end == "killed")
-        with Lock(tmp_path / "lock", "the run"):
-            assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
-        assert not (tmp_path / "lock").exists()

@@ -20,10 +20,10 @@ from tests.processes import ROOT, environment
 from vdrop_cli import kernels, prefetch
 from vdrop_cli.commands import train
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
-from vdrop_cli.evaluate import MonteCarlo
 from vdrop_cli.kernels import Masks, fused
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.policies import Dropout, Policy
 from vdrop_cli.random_streams import Stream
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from tests.processes import ROOT
-from vdrop_cli import environment, runs, tasks
+from vdrop_cli import runs, tasks
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Protocol, TaskName, restore
+from vdrop_cli.device import configure_process
+from vdrop_cli.provenance import describe
 from vdrop_cli.runs import Finished
 from vdrop_cli.sinks import read_log
 
@@ -58,8 +60,8 @@ def records() -> list[Finished]:
 def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: Path, tmp_path: Path) -> None:
     config = record.train
     device, threads = torch.device("cpu"), torch.get_num_threads()
-    environment.make_ready(device)
-    here = environment.describe(device, config.backend.name, config.precision.name)
+    configure_process(device)
+    here = describe(device, config.backend.name, config.precision.name)
     if any(here[name] != record.environment[name] for name in SAME):
         pytest.skip(f"made with {', '.join(str(record.environment[name]) for name in SAME)}")
     torch.set_num_threads(record.environment["threads"])

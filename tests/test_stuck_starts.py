@@ -170,7 +170,7 @@ def test_it_ends_at_the_same_step_where_losses_are_read_a_step_later(
     run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, and with a checkpoint after every step."""
-    monkeypatch.setattr(train, "Optimiser", partial(train.Optimiser, delayed=True))
+    monkeypatch.setattr(train, "Optimizer", partial(train.Optimizer, delayed=True))
     with pytest.raises(StuckError, match="the mean training loss of steps 9 to 10 "):
         train.run(run(*CHECKED, "checkpoint.minutes=1e-9"))
     assert len(losses(folder())) == 10

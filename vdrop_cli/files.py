@@ -1,21 +1,17 @@
-"""Files that a crash leaves whole: written beside, flushed to disk, renamed into place. And a lock on what
-one process writes.
+"""Files that a crash leaves whole: written beside, flushed to disk, renamed into place.
 
 torch is imported where tensors are, so that commands without any are quick.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
-import socket
 import stat
-import sys
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal
 
 from vdrop_cli import archives
 from vdrop_cli.config import ConfigError, RunError
@@ -195,77 +191,3 @@ def printable(text: object) -> str:
     escaped.
     """
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
-
-
-class Lock:
-    """A file that one process at a time can hold, with its host and process id in it for people to read.
-
-    The system releases it when the process ends, however it ends, so one that a killed process left behind
-    blocks nobody. Raises ConfigError where another process holds it, or where something is in its place that
-    is not such a file.
-    """
-
-    HOLDER = b"process "  # how its content starts
-
-    def __init__(self, path: Path, what: str) -> None:
-        self.path, self.what = path, what
-
-    def __enter__(self) -> Self:
-        while True:
-            try:
-                with suppress(FileNotFoundError):
-                    require_regular(
-                        os.lstat(self.path)
-                    )  # before it is opened: opening a device may have an effect
-                self.handle = os.open(
-                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
-                )
-            except Damaged:
-                raise self.foreign() from None
-            except OSError as error:
-                raise (self.foreign() if error.errno == errno.ELOOP else failed(self.path, error)) from None
-            if not self.is_own():
-                os.close(self.handle)
-                raise self.foreign()
-            if self.taken() and self.is_in_place():
-                break
-            os.close(self.handle)  # its holder removed it in between
-        with suppress(OSError):  # who holds it is only for people to read; a full disk shows at the next file
-            os.ftruncate(self.handle, 0)
-            os.pwrite(self.handle, self.HOLDER + f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        return self
-
-    def is_own(self) -> bool:
-        """Whether it is a regular file with what a lock holds, or with nothing."""
-        start = os.pread(self.handle, len(self.HOLDER), 0)
-        return stat.S_ISREG(os.fstat(self.handle).st_mode) and self.HOLDER.startswith(start)
-
-    def foreign(self) -> ConfigError:
-        return ConfigError(f"{self.path} is not a lock file of vdrop; move it away")
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
-        os.close(self.handle)
-
-    def taken(self) -> bool:
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self.handle, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(self.handle)
-            raise ConfigError(
-                f"{self.what} is in use by {holder}; wait for it, or stop it and give the same command again"
-            ) from None
-        except OSError as error:
-            print(
-                f"vdrop: {self.path} cannot be locked ({error.strerror}); see to it that no other process "
-                "works there",
-                file=sys.stderr,
-            )
-        return True
-
-    def is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(self.path.lstat(), os.fstat(self.handle))
-        except FileNotFoundError:
-            return False

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vdrop_cli import files
 from vdrop_cli.config import ConfigError, RunError
-from vdrop_cli.files import Damaged, Lock, printable
+from vdrop_cli.files import Damaged, printable
+from vdrop_cli.lock import Lock
 
 LOCK = "lock"  # in the run folder, while a process trains there
 CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"

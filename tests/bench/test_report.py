@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.test_output import broken
-from vdrop_cli import environment, output
+from vdrop_cli import output
+from vdrop_cli.bench import report
 from vdrop_cli.bench.cases import CELLS_BY_PART, Case
 from vdrop_cli.bench.report import (
     Measurement,
@@ -24,7 +25,7 @@ from vdrop_cli.bench.report import (
     write,
 )
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, ConfigError, Precision, Size
-from vdrop_cli.evaluate import MC_STEPS_AT_ONCE
+from vdrop_cli.monte_carlo import SEGMENT_STEPS
 
 RATES = Rates(fp32=200e9, bf16=400e9)
 
@@ -113,7 +114,7 @@ def test_on_a_gpu_mc_evaluation_reads_more_and_has_a_note_on_latency(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Long enough for graphs to be captured, when shapes are met again, and then replayed many times."""
-    monkeypatch.setattr(environment, "backend", lambda name, device: Backend.fused)
+    monkeypatch.setattr(report, "choose_backend", lambda name, device: Backend.fused)
     words = {}
     for device in ("cpu", "cuda:0"):
         case = Case(Size.small, BenchPart.mc, BenchCell.variational, Precision.fp32)
@@ -121,7 +122,7 @@ def test_on_a_gpu_mc_evaluation_reads_more_and_has_a_note_on_latency(
         for part in ("step", "mc"):
             print_results([example("variational", [1.0], part=part)], RATES, torch.device(device))
             assert ("latency" in capsys.readouterr().out) == (device != "cpu" and part == "mc")
-    assert words == {"cpu": 70, "cuda:0": 700} and words["cuda:0"] >= 20 * MC_STEPS_AT_ONCE
+    assert words == {"cpu": 70, "cuda:0": 700} and words["cuda:0"] >= 20 * SEGMENT_STEPS
 
 
 def test_two_directions_are_compared_with_one_and_steps_of_cells_are_printed_in_microseconds(

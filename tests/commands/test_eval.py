@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_checkpoint import at_epoch
-from vdrop_cli import checkpoint, corpora, environment, files, interruption
+from vdrop_cli import checkpoint, corpora, files, interruption, provenance
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.config import ConfigError, RunError, plain
@@ -156,7 +156,7 @@ def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
 def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "nowhere" / "environment.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nowhere" / "provenance.py"))
     for first, second, told in (
         ("0123abc", "0123abc", "resuming after"),
         ("0123abc", "4567def", "starting over"),

@@ -10,7 +10,7 @@ from vdrop_cli import ratings
 from vdrop_cli.commands import campaign
 from vdrop_cli.commands.figures import on_page, told
 from vdrop_cli.config import ConfigError, Figures, Protocol, RunError, plain
-from vdrop_cli.files import Lock
+from vdrop_cli.lock import Lock
 from vdrop_cli.policies import Cell
 from vdrop_cli.ratings import Line
 from vdrop_cli.runs import Finished

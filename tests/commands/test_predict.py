@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, evaluate, files, learned, output
+from vdrop_cli import checkpoint, files, learned, output
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
 from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.generation import sample_words
 from vdrop_cli.learned import Ratings, Words
+from vdrop_cli.perplexity import stream_nll
 from vdrop_cli.tasks import WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
@@ -316,9 +318,9 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
     loaded = predict.load(settings(f"checkpoint={writer}", command="predict"), torch.device("cpu"))
     assert isinstance(loaded.predictor, WordPredictor)
     begin, generator = torch.tensor([loaded.predictor.ids["<eos>"]]), torch.Generator().manual_seed(0)
-    drawn = torch.tensor([next(evaluate.written(loaded.model, begin, 1, generator)) for _ in range(1500)])
+    drawn = torch.tensor([next(sample_words(loaded.model, begin, 1, generator)) for _ in range(1500)])
     pairs = torch.stack([begin.expand(42), torch.arange(42)])
-    expected = torch.stack([(-evaluate.stream_nll(loaded.model, pair)).exp()[0] for pair in pairs.T])
+    expected = torch.stack([(-stream_nll(loaded.model, pair)).exp()[0] for pair in pairs.T])
     assert expected.sum().item() == pytest.approx(1, rel=1e-5)
     assert torch.allclose(drawn.bincount(minlength=42) / 1500, expected, atol=0.04)
 

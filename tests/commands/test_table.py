@@ -13,10 +13,11 @@ import pytest
 
 from tests.conftest import TINY, Vdrop
 from tests.conftest import settings as composed
-from vdrop_cli import RECORDS, environment, experiments, results_page, runs
+from vdrop_cli import RECORDS, experiments, results_page, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.config import ConfigError, Figures, Pictures, Reproduce, Size, Table
+from vdrop_cli.provenance import processor_name
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("no_shipped_records")  # tests of them set it
@@ -158,7 +159,7 @@ def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], 
         path.relative_to(copy / "record" / "table1").as_posix()
         for path in (copy / "record" / "table1").rglob("*.json")
     )
-    device = re.sub(r"\W+", "_", environment.processor()).lower()
+    device = re.sub(r"\W+", "_", processor_name()).lower()
     assert kept == [
         f"small_untied-fp32-{device}/s1/result.json",
         *(

@@ -17,8 +17,8 @@ from vdrop_cli import checkpoint, corpora, files, interruption, runs
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import ConfigError, RunError, Train
-from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import LOCK
 from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
@@ -60,7 +60,7 @@ def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str
 @pytest.fixture
 def delayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates are launched before the loss is read, as on a GPU."""
-    monkeypatch.setattr(train, "Optimiser", partial(train.Optimiser, delayed=True))
+    monkeypatch.setattr(train, "Optimizer", partial(train.Optimizer, delayed=True))
 
 
 @pytest.mark.usefixtures("delayed")
@@ -76,7 +76,7 @@ def test_losses_that_are_read_a_step_later_are_the_same(
         if not isinstance(record, Start | Saving)
     ]
     with monkeypatch.context() as immediate:
-        immediate.setattr(train, "Optimiser", train.Optimiser.func)  # type: ignore[attr-defined]
+        immediate.setattr(train, "Optimizer", train.Optimizer.func)  # type: ignore[attr-defined]
         expected = [
             timeless(record)
             for record in train.records(start(settings(*overrides, "outputs=immediate")))
@@ -428,7 +428,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
             again = start(config)
             assert (again.epoch, again.step) == (1, run.task.batches_an_epoch)
             assert "checkpoint-0002.pt cannot be used: " in capsys.readouterr().err
-    monkeypatch.setattr("vdrop_cli.schedule.learning_rate", lambda schedule, epoch: 1e38)
+    monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: 1e38)
     with pytest.raises(RunError, match=r"the last good checkpoint is \S+checkpoint-0001\.pt"):
         train.run(config)
 
@@ -515,7 +515,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoin
         run.finish_epoch()
         run.save()
     monkeypatch.setattr(train, "learning_rate", lambda schedule, epoch: 1e38)
-    monkeypatch.setattr("vdrop_cli.schedule.learning_rate", lambda schedule, epoch: 1e38)
+    monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: 1e38)
     with pytest.raises(RunError, match="at epoch 3, step") as stopped:
         train.run(config)
     assert "the last good checkpoint is" in str(stopped.value) and "checkpoint-0002.pt" in str(stopped.value)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gradients, relative_errors
 from tests.processes import ROOT, environment
 from vdrop_cli import kernels
-from vdrop_cli.environment import processor_flags
+from vdrop_cli.device import processor_flags
 from vdrop_cli.kernels import Masks, gru, linear_cross_entropy, lstm, native
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import torch
 from tests.processes import ROOT, environment
 from vdrop_cli import kernels
 from vdrop_cli.config import Backend, ConfigError
-from vdrop_cli.environment import backend
+from vdrop_cli.device import choose_backend
 from vdrop_cli.kernels import Masks
 
 triton = pytest.importorskip("triton")
@@ -135,8 +135,8 @@ def test_on_the_cpu_it_is_an_error_that_says_why() -> None:
     ):
         kernels.gru(*zeros, Masks(), backend="triton")
     with pytest.raises(ConfigError, match="backend=triton cannot run on cpu"):
-        backend(Backend.triton, CPU)
-    assert backend(Backend.auto, CPU) is Backend.native
+        choose_backend(Backend.triton, CPU)
+    assert choose_backend(Backend.auto, CPU) is Backend.native
 
 
 @pytest.mark.usefixtures("asked_anew", "without_triton")
@@ -155,7 +155,7 @@ def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFix
     ):
         kernels.choose("triton", CUDA)
     kernels.auto.cache_clear()  # as in another process
-    assert backend(Backend.auto, CUDA) is Backend.fused
+    assert choose_backend(Backend.auto, CUDA) is Backend.fused
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("vdrop: backend=auto is fused on cuda")
 

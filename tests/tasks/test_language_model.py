@@ -11,8 +11,8 @@ from vdrop_cli import tasks
 from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.schedule import Optimiser
 from vdrop_cli.tasks.language_model import LanguageModelling, chunks, columns
 
 
@@ -71,7 +71,7 @@ def test_one_training_step_by_hand() -> None:
     chunk = next(task.batches())
     before = model.head_bias.detach().clone()
     loss, _ = task.loss(model, chunk, model.zero_state(2), model.mean_masks())
-    Optimiser(model, config.schedule).step(loss, epoch=1)
+    Optimizer(model, config.schedule).step(loss, epoch=1)
     counts = torch.zeros(7).index_add_(0, chunk.targets_TB.flatten(), torch.ones(8))
     expected = before - 0.5 * (4 * before.softmax(0) - counts / 2)
     torch.testing.assert_close(model.head_bias.detach(), expected)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from hydra import compose
 
-from vdrop_cli import environment
 from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Precision, Size, Train, parse
+from vdrop_cli.device import choose_backend
 
 ALTERNATIVES = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras, BenchCell.torch_gru)
 CELLS_BY_PART = {  # of the parts that measure no whole model
@@ -82,5 +82,5 @@ def train_settings(case: Case, settings: Bench) -> Train:
     if case.cell is BenchCell.fused:
         backend = Backend.fused
     else:
-        backend = environment.backend(Backend.auto, torch.device(settings.device))
+        backend = choose_backend(Backend.auto, torch.device(settings.device))
     return replace(train, outputs=settings.outputs, device=settings.device, backend=backend)

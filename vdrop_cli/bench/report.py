@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import environment, files, output
+from vdrop_cli import files, output
 from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case, train_settings
 from vdrop_cli.bench.steps import MC_WORDS, VOCABULARY, is_native, words_per_time_step
 from vdrop_cli.config import (
@@ -25,7 +25,9 @@ from vdrop_cli.config import (
     RunError,
     plain,
 )
+from vdrop_cli.device import choose_backend
 from vdrop_cli.kernels import native
+from vdrop_cli.provenance import describe
 
 FORWARD_ONLY = (BenchPart.mc.name, BenchPart.cell_step.name)
 PARTS_AS_LINES = (BenchPart.checkpoint.name, BenchPart.cell_step.name)  # printed below the table
@@ -176,7 +178,7 @@ def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) ->
     """The record of a bench: its settings, the machine, the best rates, and all measurements."""
     device = torch.device(settings.device)
     backend, precisions = (
-        environment.backend(Backend.auto, device),
+        choose_backend(Backend.auto, device),
         " and ".join(map(str, settings.precisions)),
     )
     measured = []
@@ -188,7 +190,7 @@ def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) ->
         measured.append({**asdict(m), "step_seconds": m.step_seconds, **derived})
     return {
         "settings": plain(settings),
-        "environment": environment.describe(device, backend.name, precisions),
+        "environment": describe(device, backend.name, precisions),
         "rates": asdict(rates),
         "measured": measured,
     }

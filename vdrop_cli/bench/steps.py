@@ -14,20 +14,22 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from vdrop_cli import environment, evaluate, kernels, prefetch
+from vdrop_cli import kernels, prefetch
 from vdrop_cli.bench import alternatives
 from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case
 from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.commands.train import Run
 from vdrop_cli.config import Backend, BenchCell, BenchPart, Precision, Train
 from vdrop_cli.corpora import Corpus
+from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.kernels import native
 from vdrop_cli.kernels.products import Weights
 from vdrop_cli.layers import GRU, LSTM
 from vdrop_cli.model import LanguageModel, Regressor
+from vdrop_cli.monte_carlo import mc_perplexity
+from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.schedule import Optimiser
 from vdrop_cli.tasks import LanguageModelling
 
 Step = Callable[[], object]
@@ -79,7 +81,7 @@ def training_step(train: Train, precision: Precision) -> Step:
     """A training step as `vdrop train` makes it."""
     time_steps, batch = train.task.steps, train.task.batch_size
     model = language_model(train, precision)
-    optimizer, ids_TB, state = Optimiser(model, train.schedule), random_ids(train), model.zero_state(batch)
+    optimizer, ids_TB, state = Optimizer(model, train.schedule), random_ids(train), model.zero_state(batch)
     masks_by_step = prefetched(
         lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train
     )
@@ -101,11 +103,11 @@ def ratings_step(train: Train, precision: Precision) -> Step:
         train.dropout.for_layers(),
         RATINGS_VOCABULARY,
         train.backend.name,
-        environment.COMPUTE_DTYPES[precision],
+        COMPUTE_DTYPES[precision],
     )
     model.initialise(train.model.init, Stream(("bench",)), train.model.forget_bias)
     model.to(train.device)
-    optimizer, (ids_TB, lengths_B, targets_B) = Optimiser(model, train.schedule), random_ratings(train)
+    optimizer, (ids_TB, lengths_B, targets_B) = Optimizer(model, train.schedule), random_ratings(train)
     masks_by_step = prefetched(
         lambda number: model.host_masks(len(ids_TB), len(lengths_B), Stream(("bench", number))), train
     )
@@ -142,7 +144,7 @@ def directions_step(cell: BenchCell, train: Train, precision: Precision) -> Step
         bidirectional=cell in BIDIRECTIONAL,
         dropout=replace(train.dropout.for_layers(), p_word=0.0),
         backend=train.backend.name,
-        compute_dtype=environment.COMPUTE_DTYPES[precision],
+        compute_dtype=COMPUTE_DTYPES[precision],
     ).to(train.device)
     x_TBH, weights = random_input(train).requires_grad_(), list(layer.parameters())
 
@@ -174,7 +176,7 @@ def mc_step(train: Train, precision: Precision, passes: int) -> Step:
     """MC evaluation of a short text, all passes together."""
     model, device = language_model(train, precision), torch.device(train.device)
     ids_N = torch.randint(VOCABULARY, (MC_WORDS[device.type] + 1,)).to(device)
-    return lambda: evaluate.mc_perplexity(model, ids_N, passes, passes, 1, word_dropout=False)
+    return lambda: mc_perplexity(model, ids_N, passes, passes, 1, word_dropout=False)
 
 
 def checkpoint_step(train: Train, precision: Precision) -> Step:
@@ -209,7 +211,7 @@ def products_step(train: Train, precision: Precision, rows: list[int], vocabular
     if in_halves:
         torch.set_float32_matmul_precision("medium")  # of this process, which measures nothing else
     words, hidden = sum(rows), train.model.hidden_size
-    dtype = environment.COMPUTE_DTYPES[precision] or torch.float32
+    dtype = COMPUTE_DTYPES[precision] or torch.float32
 
     def random(*shape: int) -> Tensor:
         return torch.rand(shape).sub_(0.5).to(train.device, dtype)
@@ -241,7 +243,7 @@ def products_step(train: Train, precision: Precision, rows: list[int], vocabular
 
 def is_native(device: torch.device) -> bool:
     """Whether the back end `native` runs on a device by default."""
-    return environment.backend(Backend.auto, device) is Backend.native
+    return choose_backend(Backend.auto, device) is Backend.native
 
 
 def prefetched(draw_masks: Callable[[int], ModelMasks], train: Train) -> Iterator[ModelMasks]:
@@ -256,7 +258,7 @@ def language_model(train: Train, precision: Precision) -> LanguageModel:
         train.dropout.for_layers(),
         VOCABULARY,
         train.backend.name,
-        environment.COMPUTE_DTYPES[precision],
+        COMPUTE_DTYPES[precision],
     )
     model.initialise(train.model.init, Stream(("bench",)))
     return model.to(train.device)

@@ -16,11 +16,11 @@ from typing import Any, Self
 
 import torch
 
-from vdrop_cli import environment
 from vdrop_cli.bench.cases import ALTERNATIVES, Case, train_settings
 from vdrop_cli.bench.report import Measurement, Rates, measurement, product_size
 from vdrop_cli.bench.steps import build
 from vdrop_cli.config import Bench, ConfigError, Train
+from vdrop_cli.device import configure_process, peak_megabytes, synchronize
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ def serve(
     device = torch.device(train.device)
     torch.manual_seed(1)
     if configured:
-        environment.make_ready(device)
+        configure_process(device)
     step = build(case, train, mc_passes)
     pipe.send(None)
     while (steps := pipe.recv()) > 0:
         start = time.perf_counter()
         while time.perf_counter() - start < before_turn:
             step()
-            environment.wait_for(device)
+            synchronize(device)
         start = time.perf_counter()
         for _ in range(steps):
             step()
-        environment.wait_for(device)
-        pipe.send((time.perf_counter() - start, environment.peak_megabytes(device)))
+        synchronize(device)
+        pipe.send((time.perf_counter() - start, peak_megabytes(device)))
 
 
 class Worker:
@@ -122,10 +122,10 @@ def measure_rates(device: torch.device, seconds: float) -> Rates:
         a, b = (torch.rand(size, size).to(device, dtype) for _ in range(2))
         fastest, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
-            environment.wait_for(device)
+            synchronize(device)
             start = time.perf_counter()
             a @ b
-            environment.wait_for(device)
+            synchronize(device)
             fastest = min(fastest, time.perf_counter() - start)
         return 2 * size**3 / fastest
 

@@ -6,23 +6,23 @@ from dataclasses import replace
 
 import torch
 
-from vdrop_cli import environment
 from vdrop_cli.bench import worker
 from vdrop_cli.bench.cases import cases
 from vdrop_cli.bench.report import measurement_limit, print_results, write
 from vdrop_cli.bench.worker import measure, measure_rates
 from vdrop_cli.config import Bench, BenchCell, ConfigError
+from vdrop_cli.device import choose_device, configure_process
 
 
 def run(settings: Bench) -> None:
-    device = environment.device(settings.device)
+    device = choose_device(settings.device)
     settings = replace(settings, device=str(device), cells=available_cells(settings, device))
     groups = cases(settings)
     if not groups:
         raise ConfigError(
             "parts, cells and precisions together leave nothing to measure; take more of one of them"
         )
-    environment.make_ready(device)
+    configure_process(device)
     measurements, rates = [], measure_rates(device, worker.TIMING.rates)
     for group in groups:
         results, rates = measure(group, settings, rates)

@@ -18,8 +18,6 @@ from tempfile import TemporaryDirectory
 from vdrop_cli import (
     checkpoint,
     continuation,
-    environment,
-    evaluate,
     experiments,
     interruption,
     results_page,
@@ -30,7 +28,10 @@ from vdrop_cli import (
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, require_judged_in_first_epoch, resolved
 from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
-from vdrop_cli.evaluate import MonteCarlo
+from vdrop_cli.device import choose_device, choose_mc_batch, configure_process, synchronize
+from vdrop_cli.monte_carlo import MonteCarlo
+from vdrop_cli.perplexity import SEGMENT_STEPS, batched_loss, stream_perplexity
+from vdrop_cli.provenance import device_name
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import duration
 from vdrop_cli.stuck_starts import StuckStart
@@ -111,8 +112,8 @@ class Maker:
     """Makes trainings of settings, for this machine; a text is loaded once."""
 
     def __init__(self, precision: Precision, outputs: str) -> None:
-        self.device = environment.device("auto")
-        environment.make_ready(self.device)
+        self.device = choose_device("auto")
+        configure_process(self.device)
         self.precision, self.outputs = precision, outputs
         self.tasks: dict[str, Task] = {}
 
@@ -130,7 +131,7 @@ class Maker:
         """Starts of stuck runs that were made on such a device, of which there are records, by the folders of
         the runs.
         """
-        device = environment.device_name(self.device)
+        device = device_name(self.device)
         found = [
             run
             for folder in results_page.record_folders(Path(self.outputs))
@@ -226,11 +227,9 @@ class Cost:
     def of_language_model(self, task: LanguageModelling) -> tuple[float, float]:
         """Of a validation, and of the result."""
         chunks = list(islice(task.valid_chunks(), self.STEPS))
-        evaluated = self.timed(lambda: evaluate.batched_loss(self.model, chunks, task.batch_size)) / len(
-            chunks
-        )
-        stretch_N = task.streams["test"][: evaluate.STEPS_AT_ONCE + 1]
-        read = self.timed(lambda: evaluate.stream_perplexity(self.model, stretch_N)) / len(stretch_N)
+        evaluated = self.timed(lambda: batched_loss(self.model, chunks, task.batch_size)) / len(chunks)
+        stretch_N = task.streams["test"][: SEGMENT_STEPS + 1]
+        read = self.timed(lambda: stream_perplexity(self.model, stretch_N)) / len(stretch_N)
         whole = task.batches_an_epoch * evaluated + read * sum(
             len(task.streams[part]) for part in ("valid", "test")
         )
@@ -250,7 +249,7 @@ class Cost:
             return samples * self.reading(self.task.sample(name) for name in (self.task.noise_part, "test"))
         assert isinstance(self.task, LanguageModelling)
         together, stream_N = (
-            min(samples, environment.mc_batch(mc_batch, self.task.device)),
+            min(samples, choose_mc_batch(mc_batch, self.task.device)),
             self.task.streams["test"],
         )
         passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
@@ -260,10 +259,10 @@ class Cost:
 
     def timed(self, work: Callable[[], object]) -> float:
         """Seconds until the device has done it, too."""
-        environment.wait_for(self.task.device)
+        synchronize(self.task.device)
         begun = time.perf_counter()
         work()
-        environment.wait_for(self.task.device)
+        synchronize(self.task.device)
         return time.perf_counter() - begun
 
 

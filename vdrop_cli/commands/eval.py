@@ -13,12 +13,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, environment, files, interruption, output, ownership, runs, stored, tasks
+from vdrop_cli import checkpoint, files, interruption, output, ownership, runs, stored, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.config import ConfigError, Data, Eval, Precision, Predict, RunError, data_for
-from vdrop_cli.files import Damaged, Lock
+from vdrop_cli.device import (
+    COMPUTE_DTYPES,
+    choose_backend,
+    choose_device,
+    choose_mc_batch,
+    choose_precision,
+    configure_process,
+)
+from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.lock import Lock
 from vdrop_cli.policies import Policy
+from vdrop_cli.provenance import describe
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
 
@@ -84,12 +94,12 @@ def build(
 ) -> Built:
     """The model of a checkpoint. Raises ConfigError where its weights are not those of its settings."""
     trained = found.train
-    backend = environment.backend(settings.backend, device).name
-    precision = environment.precision(settings.precision or trained.precision, device)
+    backend = choose_backend(settings.backend, device).name
+    precision = choose_precision(settings.precision or trained.precision, device)
     try:
         checkpoint.require_large_enough(found.model, trained.model, predictor.vocabulary_size)
         model = predictor.model(
-            trained.model, trained.dropout.for_layers(), backend, environment.COMPUTE_DTYPES[precision]
+            trained.model, trained.dropout.for_layers(), backend, COMPUTE_DTYPES[precision]
         )
         checkpoint.require_fitting(found.model, model)
     except ValueError as reason:
@@ -100,8 +110,8 @@ def build(
 
 def run(settings: Eval) -> str:
     """Returns a word on what there was to do: «done» or «resumed»."""
-    device = environment.device(settings.device)
-    environment.make_ready(device)
+    device = choose_device(settings.device)
+    configure_process(device)
     assert settings.checkpoint is not None
     path, found, task, model, precision = load(settings.checkpoint, settings, device)
     print(
@@ -110,7 +120,7 @@ def run(settings: Eval) -> str:
         file=sys.stderr,
     )
     tasks.warn(task)
-    described = environment.describe(device, model.layers.backend, precision.name)
+    described = describe(device, model.layers.backend, precision.name)
     told: dict[str, Any] = {
         "checkpoint": str(path),
         "epoch": found.epoch,
@@ -129,7 +139,7 @@ def run(settings: Eval) -> str:
         resumed = False
         if settings.mc_samples > 0:
             # all that the numbers depend on, to the last bit on one machine with as many threads
-            mc_batch = environment.mc_batch(settings.mc_batch, device)
+            mc_batch = choose_mc_batch(settings.mc_batch, device)
             of = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": mc_batch}
             version = "code" if "code" in described else "commit"
             decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import checkpoint, environment, evaluate, files, runs
+from vdrop_cli import checkpoint, files, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands.eval import Built
 from vdrop_cli.config import ConfigError, Predict, RunError, data_for
 from vdrop_cli.corpora.text import lines as lines_of
+from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.files import Damaged, printable
+from vdrop_cli.generation import sample_words
+from vdrop_cli.perplexity import perplexity, stream_nll
 from vdrop_cli.policies import Policy
 from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.uncertainty import fit_noise, predictive
@@ -31,8 +34,8 @@ SHOWN = 60  # characters of a text in the table
 
 
 def run(settings: Predict) -> None:
-    device = environment.device(settings.device)
-    environment.make_ready(device)
+    device = choose_device(settings.device)
+    configure_process(device)
     built = load(settings, device)
     if isinstance(built.predictor, RatingPredictor):
         for name, value in (("sample", settings.sample or None), ("surprises", settings.surprises)):
@@ -320,8 +323,8 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
         count += 1
         values: dict[str, Any] = dict.fromkeys(("ppl", "words", "surprises"))
         if stream_N is not None and len(stream_N) > 1:
-            nll_N = evaluate.stream_nll(built.model, stream_N)
-            ppl = finite(evaluate.perplexity(nll_N), "perplexity", built, line)
+            nll_N = stream_nll(built.model, stream_N)
+            ppl = finite(perplexity(nll_N), "perplexity", built, line)
             values = {
                 "ppl": ppl,
                 "words": len(nll_N),
@@ -368,7 +371,7 @@ def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     try:
         drawn = [
             predictor.vocabulary[number]
-            for number in evaluate.written(built.model, begin_N, settings.sample, generator)
+            for number in sample_words(built.model, begin_N, settings.sample, generator)
         ]
     except ValueError as reason:
         raise RunError(f"{built.path}: {reason}; its weights are not those of a model that works") from None

@@ -21,7 +21,6 @@ from torch import Tensor
 from vdrop_cli import (
     checkpoint,
     continuation,
-    environment,
     files,
     interruption,
     learned,
@@ -33,12 +32,19 @@ from vdrop_cli import (
 )
 from vdrop_cli.checkpoint import Checkpoint, Unusable
 from vdrop_cli.config import ConfigError, RunError, Train, plain, require
+from vdrop_cli.device import (
+    COMPUTE_DTYPES,
+    choose_backend,
+    choose_device,
+    choose_precision,
+    configure_process,
+)
 from vdrop_cli.dropout import ModelMasks
-from vdrop_cli.environment import COMPUTE_DTYPES
-from vdrop_cli.files import Lock
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.lock import Lock
+from vdrop_cli.optimizer import LossAndNorm, Optimizer, learning_rate
+from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.schedule import LossAndNorm, Optimiser, learning_rate
 from vdrop_cli.sinks import (
     Epoch,
     Failure,
@@ -85,7 +91,7 @@ class Run:
         self.best_epoch, self.best = 0, math.inf
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
-        self.optimiser = Optimiser(self.model, settings.schedule)
+        self.optimiser = Optimizer(self.model, settings.schedule)
         self.state = task.zero_state(self.model)
         self.in_flight = deque[
             tuple[LossAndNorm, int]
@@ -297,7 +303,7 @@ class Run:
         self.best_saved, self.saved = self.best_epoch, time.perf_counter()
 
     def described(self) -> dict[str, Any]:
-        return environment.describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
+        return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def best_weights(self, epoch: int) -> dict[str, Tensor]:
         """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or
@@ -380,8 +386,8 @@ def prepare(folder: Path, settings: Train) -> None:
 def resolved(settings: Train, device: torch.device) -> Train:
     """With what `auto` comes to on a device."""
     backend, precision = (
-        environment.backend(settings.backend, device),
-        environment.precision(settings.precision, device),
+        choose_backend(settings.backend, device),
+        choose_precision(settings.precision, device),
     )
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
@@ -407,8 +413,8 @@ def run(
 
     `from_nothing`: no shorter run is continued, as with `force`.
     """
-    device = environment.device(settings.device)
-    environment.make_ready(device)
+    device = choose_device(settings.device)
+    configure_process(device)
     settings = resolved(settings, device)
     task = tasks.load(settings, device)
     require_judged_in_first_epoch(settings, task)

@@ -15,10 +15,11 @@ from vdrop_cli.config import ConfigError, Model
 from vdrop_cli.corpora import Corpus, unknown_share
 from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks
-from vdrop_cli.evaluate import MonteCarlo, batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Words
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.monte_carlo import MonteCarlo
+from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import ppl

@@ -20,10 +20,10 @@ from vdrop_cli import baselines, config, interruption
 from vdrop_cli.config import ConfigError, Data, Model, Protocol, Source
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, draw, to_device
-from vdrop_cli.evaluate import ladder, spread
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
 from vdrop_cli.model import Regressor
+from vdrop_cli.monte_carlo import sample_counts, std
 from vdrop_cli.policies import Dropout, WordMask
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
@@ -472,7 +472,7 @@ class Passes:
         noise = fit_noise(self.ratings(noise_part), self.parts[noise_part].ratings_R)
         of = f"_mc{self.samples}"
         rows = []
-        for number in ladder(self.samples):
+        for number in sample_counts(self.samples):
             groups = [
                 rmse(group_SR.mean(0), test_R)
                 for group_SR in torch.split(test_SR, number)
@@ -482,7 +482,7 @@ class Passes:
                 {
                     "samples": number,
                     "rmse": sum(groups) / len(groups),
-                    "deviation": spread(groups),
+                    "deviation": std(groups),
                     "groups": len(groups),
                 }
             )

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.conftest import settings
 from vdrop_cli.config import Descent, Schedule
-from vdrop_cli.schedule import Optimiser, global_norm, learning_rate
+from vdrop_cli.optimizer import Optimizer, global_norm, learning_rate
 
 
 def test_zarembas_decay_epoch_by_epoch() -> None:
@@ -45,7 +45,7 @@ def one_step(
     model.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     loss = (model.w * torch.tensor(gradient, dtype=torch.float64)).sum()
     before = loss.item()
-    total, norm = Optimiser(model, schedule).step(loss, epoch).read()
+    total, norm = Optimizer(model, schedule).step(loss, epoch).read()
     assert total == before or not math.isfinite(before)
     return model.w.tolist(), norm
 
@@ -71,7 +71,7 @@ def test_weight_decay_outlives_the_learning_rate() -> None:
     schedule = settings("model=lstm_small", "dropout=none", "schedule.weight_decay=0.1").schedule
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([1.0, -3.0]))
-    Optimiser(model, schedule).step((model.w * 2).sum(), 400)
+    Optimizer(model, schedule).step((model.w * 2).sum(), 400)
     assert model.w.tolist() == pytest.approx([0.9, -2.7], rel=1e-6)
 
 
@@ -119,7 +119,7 @@ def trained(
     """
     model = nn.Module()
     model.w, model.b = (nn.Parameter(torch.linspace(-1, 1, size, dtype=torch.float64)) for size in (53, 3))
-    optimiser, numbers = Optimiser(model, schedule, delayed=delayed), []
+    optimiser, numbers = Optimizer(model, schedule, delayed=delayed), []
     for step in range(steps):
         size = bad if bad is not None and step == 2 else 3.0 ** (step - 2)
         loss = size * (model.w.sin().sum() + (model.b**2).sum())

@@ -1,0 +1,124 @@
+"""The device, precision and process settings that a command chooses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdrop_cli import device
+from vdrop_cli.config import ConfigError, Precision
+from vdrop_cli.kernels import compiler
+
+
+def test_auto_takes_cuda_where_there_is_one() -> None:
+    assert device.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device.choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps", "cpu:7", "tpu", ""])
+def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device={name} is not .*cpu"):
+        device.choose_device(name)
+
+
+def test_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for flags, chosen in (
+        ("fpu avx512f avx512_bf16", Precision.bf16),
+        ("fpu avx2", Precision.fp32),
+        ("asimd bf16", Precision.bf16),
+    ):
+        monkeypatch.setattr(compiler, "cpuinfo", lambda name, flags=flags: flags)
+        assert device.choose_precision(Precision.auto, cpu) is chosen
+        assert device.choose_precision(Precision.fp32, cpu) is Precision.fp32
+        assert device.choose_precision(Precision.bf16, cpu) is Precision.bf16
+
+
+def test_a_gpu_has_500_passes_run_together_the_cpu_50() -> None:
+    """The paper's 1,000 are two batches there."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
+    assert [device.choose_mc_batch(None, on) for on in (cpu, gpu)] == [50, 500]
+    assert [device.choose_mc_batch(3, on) for on in (cpu, gpu)] == [3, 3]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
+def test_the_library_for_fp32_goes_by_the_processor_and_its_error(
+    vendor: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "cpuinfo", lambda name: vendor)
+    monkeypatch.setattr(device, "products_are_exact", lambda setting: exact)
+    kept = []
+    monkeypatch.setattr(device, "retain_freed_memory", lambda: kept.append(True))
+    device.configure_process(torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == (
+        "medium" if exact and vendor == "AuthenticAMD" else "highest"
+    )
+    device.configure_process(torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == "highest", "on CUDA that setting is tf32"
+    assert kept == [True, True]
+
+
+def test_exact_products_are_those_of_fp32_and_no_less() -> None:
+    a, before = torch.randn(300, 300), torch.get_float32_matmul_precision()
+    exact = a.double() @ a.double()
+    assert device.is_exact((a @ a).double(), exact)
+    assert not device.is_exact((a.bfloat16() @ a.bfloat16()).double(), exact)
+    tf32 = (a.view(torch.int32) & -(2**13)).view(torch.float32)  # ten bits of the mantissa
+    assert not device.is_exact(tf32.double() @ tf32.double(), exact)
+    assert device.products_are_exact("highest")
+    assert torch.get_float32_matmul_precision() == before, "it is left as it was"
+
+
+GROWTH = """
+from pathlib import Path
+import torch
+from tests.conftest import settings
+from vdrop_cli import device
+from vdrop_cli.bench.steps import training_step
+from vdrop_cli.config import Precision
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+device.configure_process(torch.device('cpu'))
+overrides = "model=lstm_small", "dropout=variational_untied", "model.hidden_size=64", "device=cpu"
+step = training_step(settings(*overrides), Precision.PRECISION)
+marks = []
+for _ in range(5):
+    marks.append(held())
+    for _ in range(70):
+        step()
+print(min(after - before for before, after in zip(marks[1:], marks[2:])))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="this system does not tell what memory a process holds"
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
+    """Over 210 steps; one that kept its logits would take 3 GB. What comes once, when a thread first has to
+    wait, is no growth.
+    """
+    root = Path(device.__file__).parent.parent
+    ran = subprocess.run(
+        [sys.executable, "-c", GROWTH.replace("PRECISION", precision)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 1024, "kilobytes"
+
+
+@pytest.mark.parametrize("stated", ["HEAD", "123456", "f" * 65, "0123abc\n", "0123abg", " "])
+def test_a_stated_commit_that_is_none_is_an_error_before_any_work(
+    stated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VDROP_COMMIT", stated)
+    with pytest.raises(ConfigError, match=r"^VDROP_COMMIT must be a git commit"):
+        device.configure_process(torch.device("cpu"))

@@ -1,0 +1,96 @@
+"""MC dropout, by hand and by law."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.conftest import settings
+from tests.test_perplexity import trained
+from vdrop_cli.dropout import draw
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.monte_carlo import RunningAverages, mc_perplexity, sample_counts
+from vdrop_cli.perplexity import stream_perplexity
+from vdrop_cli.random_streams import Stream
+from vdrop_cli.tasks import LanguageModelling
+
+
+def mc(
+    model: LanguageModel,
+    task: LanguageModelling,
+    samples: int,
+    batch: int = 50,
+    word: bool = False,
+    seed: int = 1,
+) -> float:
+    return mc_perplexity(model, task.streams["test"], samples, batch, seed, word)[-1].ppl
+
+
+def test_without_dropout_mc_is_the_standard_perplexity() -> None:
+    for dropout in ("none", "variational"):
+        model, task = trained(
+            f"dropout={dropout}",
+            *[f"dropout.{p}=0" for p in ("p_word", "p_x", "p_h", "p_out") if dropout == "variational"],
+        )
+        expected = stream_perplexity(model, task.streams["test"])
+        assert mc(model, task, 3) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "policy", ["zaremba", "naive", "moon", "moon_word", "variational", "variational_untied"]
+)
+@pytest.mark.parametrize("word", [False, True])
+def test_mc_does_not_depend_on_how_passes_are_batched(policy: str, word: bool) -> None:
+    model, task = trained(f"dropout={policy}")
+    results = [mc(model, task, 6, batch, word) for batch in (1, 4, 6, 50)]
+    assert results == pytest.approx([results[0]] * 4, rel=1e-5)
+
+
+def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
+    """The first pass by hand: the masks of a single draw, the state carried from end to end."""
+    model, task = trained("dropout=variational_untied")
+    stream = task.streams["test"]
+    dropout = settings(
+        "model=lstm_small", "dropout=variational_untied", "dropout.p_word=0"
+    ).dropout.for_layers()
+    masks = draw(dropout, model.layers.mask_shape(35, 1), Stream((1, "mc", 0, 0)))
+    nll, _ = model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), masks)
+    assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)
+
+
+def test_mc_averages_probabilities_not_their_logs() -> None:
+    """Two passes: the perplexity of the mean probability, which is below that of the mean log (Jensen)."""
+    averages = RunningAverages(2)
+    averages.add(torch.tensor([0.1, 0.5]).log())
+    averages.add(torch.tensor([0.3, 0.1]).log())
+    single, pair = averages.results()
+    assert pair.ppl == pytest.approx((0.2 * 0.3) ** -0.5, rel=1e-6)
+    assert pair.ppl < (0.1 * 0.3 * 0.5 * 0.1) ** -0.25
+    assert (pair.groups, pair.deviation) == (1, None)
+    ones = [(0.1 * 0.5) ** -0.5, (0.3 * 0.1) ** -0.5]
+    assert single.ppl == pytest.approx(sum(ones) / 2, rel=1e-6)
+    assert single.deviation == pytest.approx(abs(ones[0] - ones[1]) / 2**0.5, rel=1e-6)
+
+
+def test_perplexity_falls_with_the_number_of_passes() -> None:
+    model, task = trained("dropout=variational")
+    averages = mc_perplexity(model, task.streams["test"], 20, 50, 1, False)
+    assert [a.samples for a in averages] == [1, 2, 5, 10, 20]
+    assert all(later.ppl < earlier.ppl for earlier, later in itertools.pairwise(averages))
+    assert [a.groups for a in averages] == [20, 10, 4, 2, 1]
+
+
+def test_sample_counts_end_with_all_samples() -> None:
+    assert sample_counts(1) == [1]
+    assert sample_counts(7) == [1, 2, 5, 7]
+    assert sample_counts(1000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+def test_word_dropout_is_off_in_mc_unless_asked_for_and_seeds_differ() -> None:
+    model, task = trained("dropout=variational")
+    assert mc(model, task, 2, word=True) != pytest.approx(mc(model, task, 2), rel=1e-4)
+    assert mc(model, task, 2, seed=2) != pytest.approx(mc(model, task, 2), rel=1e-4)
+    only_words, task = trained("dropout=variational", "dropout.p_x=0", "dropout.p_h=0", "dropout.p_out=0")
+    assert mc(only_words, task, 2) == pytest.approx(
+        stream_perplexity(only_words, task.streams["test"]), rel=1e-6
+    )

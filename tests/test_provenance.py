@@ -1,0 +1,88 @@
+"""What is recorded of the machine and the code."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdrop_cli import provenance
+from vdrop_cli.kernels import compiler, native
+
+
+def test_what_is_written_down() -> None:
+    told = provenance.describe(torch.device("cpu"), "fused", "bf16")
+    assert (told["backend"], told["precision"]) == ("fused", "bf16")
+    assert told["torch"] == torch.__version__ and told["threads"] == torch.get_num_threads()
+    assert told["device"], "the processor has a name"
+    root = Path(provenance.__file__).parent.parent
+    if (root / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        assert told["commit"] == head and isinstance(told["dirty"], bool)
+
+
+@pytest.mark.parametrize("backend", ["native"])
+def test_of_a_compiled_back_end_compiler_and_extensions_are_written_down(backend: str) -> None:
+    told = provenance.describe(torch.device("cpu"), backend, "bf16")
+    assert (
+        told["processor_features"] == ", ".join(native.features())
+        and told["compiler"]
+        and compiler.version(*compiler.compiler()).startswith(told["compiler"])
+    )
+    assert "compiler" not in provenance.describe(torch.device("cpu"), "fused", "bf16")
+
+
+def test_without_a_checkout_the_commit_is_the_stated_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the code differs from it is then unknown. A folder named .git that git cannot read is no
+    checkout.
+    """
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "vdrop_cli" / "provenance.py"))
+    monkeypatch.delenv("VDROP_COMMIT", raising=False)
+    assert provenance.commit() == {}
+    for stated in ("0123abc", "ABCDEF" * 6 + "abcd", "f" * 64):
+        monkeypatch.setenv("VDROP_COMMIT", stated)
+        told = provenance.describe(torch.device("cpu"), "fused", "fp32")
+        assert (told["commit"], told["dirty"]) == (stated.lower(), None) and "code" not in told
+    (tmp_path / ".git").mkdir()
+    assert provenance.commit()["commit"] == "f" * 64
+
+
+def test_a_checkout_knows_its_commit_better_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VDROP_COMMIT", raising=False)
+    before = provenance.commit()
+    if not before:
+        pytest.skip("these tests are not in a git checkout")
+    monkeypatch.setenv("VDROP_COMMIT", "0123abc")
+    assert provenance.commit() == before
+
+
+def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a repository of this test's own, with a page and code."""
+
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    for name in ("vdrop_cli/provenance.py", "conf/train.yaml", "pyproject.toml", "RESULTS.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "vdrop_cli" / "provenance.py"))
+    first = provenance.commit()
+    (tmp_path / "RESULTS.md").write_text("b\n")
+    assert provenance.commit() == first and not first["dirty"]
+    git("commit", "-qam", "b")
+    second = provenance.commit()
+    assert second["commit"] != first["commit"] and second["code"] == first["code"] == git(
+        "rev-parse", "HEAD:vdrop_cli"
+    )
+    (tmp_path / "conf" / "train.yaml").write_text("b\n")
+    assert provenance.commit()["dirty"]

@@ -1,0 +1,122 @@
+"""The device, back end and precision that settings ask for, and how a process is configured for speed."""
+
+import ctypes
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from vdrop_cli import kernels, provenance
+from vdrop_cli.config import Backend, ConfigError, Precision
+from vdrop_cli.kernels import compiler
+
+COMPUTE_DTYPES = {Precision.fp32: None, Precision.bf16: torch.bfloat16}  # the kernels' argument
+MC_BATCH = {"cpu": 50, "cuda": 500}  # default number of MC passes in a batch, by device
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # options of mallopt(3)
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of that name; `auto` is CUDA if the machine has a GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name} is not a device; choose auto, cpu, cuda or cuda:N") from None
+    available = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if f"{device.type}:{device.index or 0}" not in ("cpu:0", *available[1:]):
+        raise ConfigError(
+            f"device={name} is not on this machine; choose auto or one of {', '.join(available)}"
+        )
+    return device
+
+
+def choose_precision(setting: Precision, device: torch.device) -> Precision:
+    """Returns the precision; `auto` is bf16 if the device multiplies bf16 matrices faster than fp32."""
+    if setting is not Precision.auto:
+        return setting
+    if device.type == "cuda":
+        return Precision.bf16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.fp32
+    return Precision.bf16 if {"avx512_bf16", "amx_bf16", "bf16"} & set(processor_flags()) else Precision.fp32
+
+
+def choose_mc_batch(setting: int | None, device: torch.device) -> int:
+    """Returns how many MC passes share a batch; a GPU needs many, as it waits once a step for each batch."""
+    return MC_BATCH[device.type] if setting is None else setting
+
+
+def choose_backend(setting: Backend, device: torch.device) -> Backend:
+    """Returns the back end; prints why `auto` did not take the fastest one."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            backend = Backend[kernels.choose(setting.name, device)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for warning in caught:
+        print(f"vdrop: {warning.message}", file=sys.stderr)
+    return backend
+
+
+def configure_process(device: torch.device) -> None:
+    """Makes steps on the CPU faster by settings of the whole process, which only commands may change."""
+    provenance.stated_commit()  # a mistake in it is an error before any work
+    retain_freed_memory()
+    # "medium" is oneDNN instead of MKL, which is slow on AMD's processors; on CUDA "medium" would be less
+    # than fp32.
+    use_onednn = (
+        device.type == "cpu" and processor_vendor() == "AuthenticAMD" and products_are_exact("medium")
+    )
+    torch.set_float32_matmul_precision("medium" if use_onednn else "highest")
+
+
+def products_are_exact(setting: str) -> bool:
+    """Returns whether matrix products stay in fp32 under a value of `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    try:
+        torch.set_float32_matmul_precision(setting)
+        product = (a @ a).double()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return is_exact(product, a.double() @ a.double())
+
+
+def is_exact(product: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Returns whether a product errs no more than fp32 does: 5e-7; bf16 errs by 3e-3, tf32 by 3e-4."""
+    return bool((product - exact).norm() < 1e-5 * exact.norm())
+
+
+def retain_freed_memory() -> None:
+    """Keeps freed memory in glibc's allocator: fresh pages for 28 MB of logits cost a fifth of a step."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_TOP_PAD, 64 * 2**20)):
+        mallopt(option, value)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Returns the most memory that this process has used, on a GPU of its own; 0 if the system hides it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def processor_vendor() -> str:
+    return compiler.cpuinfo("vendor_id")
+
+
+def processor_flags() -> list[str]:
+    """Returns the processor's extensions, by the Linux kernel's names; none if the system hides them."""
+    return (compiler.cpuinfo("flags") or compiler.cpuinfo("Features")).split()

@@ -1,0 +1,240 @@
+"""Perplexity by MC dropout (Gal & Ghahramani 2016, section 4), and averages over its passes.
+
+T time  N predicted tokens  S passes in a batch
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.dropout import ModelMasks, concat_batch, draw
+from vdrop_cli.layers import State
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.perplexity import perplexity, segments
+from vdrop_cli.policies import WordMask
+from vdrop_cli.random_streams import Stream
+
+SEGMENT_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
+
+
+class Averages(NamedTuple):
+    """Perplexity of `samples` averaged passes: mean and standard deviation over disjoint groups of passes."""
+
+    samples: int
+    ppl: float
+    deviation: float | None  # None for a single group
+    groups: int
+
+
+def sample_counts(samples: int) -> list[int]:
+    """Returns 1, 2, 5, 10, 20, 50, … below `samples`, and `samples`."""
+    counts = [factor * 10**power for power in range(len(str(samples))) for factor in (1, 2, 5)]
+    return sorted({*(count for count in counts if count < samples), samples})
+
+
+def std(values: list[float]) -> float | None:
+    """Returns the standard deviation of a sample, None of a single value."""
+    return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
+
+
+class RunningAverages:
+    """Averages the probabilities of passes one by one; memory does not grow with their number."""
+
+    def __init__(self, samples: int) -> None:
+        self.sample_counts = sample_counts(samples)
+        self.sums: dict[int, Tensor | None] = dict.fromkeys(self.sample_counts)
+        self.seen = 0
+        self.perplexities: dict[int, list[float]] = {count: [] for count in self.sample_counts}
+
+    def add(self, log_p_N: Tensor) -> None:
+        """Adds a pass: the log-probability of every token."""
+        self.seen += 1
+        for count in self.sample_counts:
+            partial_N = self.sums[count]
+            total_N = (
+                log_p_N.double()
+                if partial_N is None
+                else torch.logaddexp(partial_N.to(log_p_N.device), log_p_N.double())
+            )
+            if self.seen % count == 0:
+                self.perplexities[count].append(perplexity(math.log(count) - total_N))
+                self.sums[count] = None
+            else:
+                self.sums[count] = total_N
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "sums": self.sums, "perplexities": self.perplexities}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self.sums, self.perplexities = state["seen"], state["sums"], state["perplexities"]
+
+    def require_fitting(self, state: Any, tokens: int) -> None:
+        """Raises ValueError unless `state` is one of these averages, over so many tokens."""
+        if (
+            not isinstance(state, dict)
+            or type(state.get("seen")) is not int
+            or not 0 <= state["seen"] < self.sample_counts[-1]
+        ):
+            raise ValueError("its passes are not counted")
+        sums, perplexities = state.get("sums"), state.get("perplexities")
+        if (
+            not isinstance(sums, dict)
+            or not isinstance(perplexities, dict)
+            or not set(sums) == set(perplexities) == set(self.sample_counts)
+        ):
+            raise ValueError("its averages are of other numbers of passes")
+        for count in self.sample_counts:
+            groups, rest = divmod(state["seen"], count)
+            values = perplexities[count]
+            if (
+                not isinstance(values, list)
+                or len(values) != groups
+                or not all(type(value) is float and value > 0 for value in values)
+            ):
+                raise ValueError("its perplexities are not as many as its passes give, or not numbers")
+            if (sums[count] is None) != (rest == 0) or not (
+                sums[count] is None or is_numeric(sums[count], (tokens,), torch.float64)
+            ):
+                raise ValueError("its averages are not those of the text")
+
+    def results(self) -> list[Averages]:
+        return [
+            Averages(count, sum(values) / len(values), std(values), len(values))
+            for count, values in self.perplexities.items()
+        ]
+
+
+class MonteCarlo:
+    """MC dropout: each token's probability is averaged over `samples` passes, then the log is taken.
+
+    `batch` passes share a batch; the result does not depend on it but for rounding. Without `word_dropout`
+    the word mask is left out, as in the authors' evaluation. Between two segments of text the passes can
+    stop, and resume from `state_dict` to the same result bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        stream_N: Tensor,
+        samples: int,
+        batch: int,
+        seed: int,
+        word_dropout: bool,
+    ) -> None:
+        dropout = model.dropout
+        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
+        self.is_mask_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
+        self.model, self.stream_N = model, stream_N
+        self.samples, self.batch = samples, batch
+        self.masks_stream = Stream((seed, "mc"))
+        self.averages = RunningAverages(samples)
+        self.start_batch()
+
+    def start_batch(self) -> None:
+        """Puts the next passes at the beginning of the text."""
+        self.passes = range(self.averages.seen, min(self.averages.seen + self.batch, self.samples))
+        self.number = 0  # of the next segment
+        self.masks: ModelMasks | None = None
+        self.state: State = self.model.zero_state(len(self.passes))
+        self.log_p_SN = torch.empty(len(self.passes), len(self.stream_N) - 1, device=self.stream_N.device)
+
+    @property
+    def words(self) -> int:
+        """The number of words read, over all passes."""
+        return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(
+            self.number * SEGMENT_STEPS, self.log_p_SN.shape[1]
+        )
+
+    @property
+    def total(self) -> int:
+        """The number of words to read, over all passes."""
+        return self.samples * self.log_p_SN.shape[1]
+
+    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Returns the metrics, and the perplexity by number of passes."""
+        averages = self.averages.results()
+        return {f"test_ppl_mc{self.samples}": averages[-1].ppl}, [a._asdict() for a in averages]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "averages": self.averages.state_dict(),
+            "number": self.number,
+            "state": [part.cpu() for part in self.state],
+            "log_p": self.log_p_SN[:, : self.number * SEGMENT_STEPS].cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, and changes nothing, if `state` does not fit these passes."""
+        self.require_fitting(state)
+        device = self.stream_N.device
+        self.averages.load_state_dict(state["averages"])
+        self.start_batch()
+        self.number, self.state = state["number"], tuple(part.to(device) for part in state["state"])
+        self.log_p_SN[:, : state["log_p"].shape[1]] = state["log_p"].to(device)
+
+    def require_fitting(self, state: dict[str, Any]) -> None:
+        tokens = len(self.stream_N) - 1
+        averages, number, parts, log_p = (
+            state.get(name) for name in ("averages", "number", "state", "log_p")
+        )
+        self.averages.require_fitting(averages, tokens)
+        assert isinstance(averages, dict)
+        passes = min(self.batch, self.samples - averages["seen"])
+        if type(number) is not int or not 0 <= number <= -(-tokens // SEGMENT_STEPS):
+            raise ValueError("its place is outside the text")
+        if not is_numeric(log_p, (passes, min(number * SEGMENT_STEPS, tokens)), self.log_p_SN.dtype):
+            raise ValueError("its probabilities are not those of the text")
+        zeros = self.model.zero_state(passes)
+        if not isinstance(parts, list) or len(parts) != len(zeros):
+            raise ValueError("its state is of another model")
+        if not all(is_numeric(part, zero.shape, zero.dtype) for part, zero in zip(parts, zeros, strict=True)):
+            raise ValueError("its state is of another model")
+
+    def draw_masks(self, time: int) -> ModelMasks:
+        shape, number = self.model.layers.mask_shape(time, 1), 0 if self.is_mask_fixed else self.number
+        return concat_batch(
+            [draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]
+        ).to(self.stream_N.device)
+
+    @torch.no_grad()
+    def run(self) -> Iterator[int]:
+        """Reads the text to its end in all passes; yields after each segment how many words that was."""
+        while True:
+            for number, ids_T, targets_T in islice(segments(self.stream_N, SEGMENT_STEPS), self.number, None):
+                if self.masks is None or not self.is_mask_fixed:
+                    self.masks = self.draw_masks(len(ids_T))
+                ids_TS, targets_TS = (t[:, None].expand(-1, len(self.passes)) for t in (ids_T, targets_T))
+                nll_TS, self.state = self.model.nll(ids_TS, targets_TS, self.state, self.masks)
+                self.log_p_SN[:, number * SEGMENT_STEPS :][:, : len(ids_T)] = -nll_TS.T
+                self.number += 1
+                yield ids_TS.numel()
+            for log_p_N in self.log_p_SN:
+                self.averages.add(log_p_N)
+            if self.averages.seen == self.samples:
+                return
+            self.start_batch()
+
+
+def is_numeric(value: Any, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Returns whether `value` is a tensor of that shape and type, without NaN."""
+    return (
+        isinstance(value, Tensor)
+        and value.shape == torch.Size(shape)
+        and value.dtype == dtype
+        and not bool(value.isnan().any())
+    )
+
+
+def mc_perplexity(
+    model: LanguageModel, stream_N: Tensor, samples: int, batch: int, seed: int, word_dropout: bool
+) -> list[Averages]:
+    """Runs all passes of `MonteCarlo`."""
+    passes = MonteCarlo(model, stream_N, samples, batch, seed, word_dropout)
+    for _ in passes.run():
+        pass
+    return passes.averages.results()

@@ -1,0 +1,173 @@
+"""The optimiser's step, and the learning rate as a function of the epoch."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdrop_cli.config import Descent, Schedule
+
+# Weight decay is divided by the learning rate; with a smaller rate the quotient would overflow fp32.
+SMALLEST_RATE = 1e-30
+
+
+def learning_rate(schedule: Schedule, epoch: int) -> float:
+    """Returns the rate of an epoch, counted from 1: `lr` is divided by `decay` at the end of every epoch
+    after `max_epoch` (Zaremba et al. 2014, code).
+    """
+    return schedule.lr / schedule.decay ** max(0, epoch - 1 - schedule.max_epoch)
+
+
+class Optimizer:
+    """Plain SGD or Adam, with a limit on the gradient's global norm.
+
+    Weight decay acts on every parameter. SGD: after the step, in the same two passes over the weights; Adam:
+    in the gradient, as the authors' penalty of weight_decay/2 on the squared weights.
+
+    `delayed` (by default on a GPU alone): the update does not wait for the gradient's norm, which is read
+    later.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule, *, delayed: bool | None = None) -> None:
+        self.schedule = schedule
+        self.parameters: list[Tensor] = list(model.parameters())
+        self.delayed = self.parameters[0].is_cuda if delayed is None else delayed
+        self.inner: torch.optim.Optimizer
+        if schedule.optimiser is Descent.adam:
+            self.inner = torch.optim.Adam(
+                self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
+            )
+        else:
+            self.inner = torch.optim.SGD(self.parameters, lr=schedule.lr, fused=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Restores the moments after so many steps; the settings decide on the rest.
+
+        Raises ValueError if they do not fit.
+        """
+        self.require_fitting(state, steps)
+        self.inner.load_state_dict(
+            {"state": state["state"], "param_groups": self.inner.state_dict()["param_groups"]}
+        )
+
+    def require_fitting(self, state: dict[str, Any], steps: int) -> None:
+        """Raises ValueError unless `state` is one of this optimiser, for these parameters."""
+        numbers = list(range(len(self.parameters)))
+        groups, moments = state.get("param_groups"), state.get("state")
+        is_one_group = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
+        params = groups[0].get("params") if is_one_group else None  # type: ignore[index]
+        if not (
+            isinstance(params, list) and all(type(number) is int for number in params) and params == numbers
+        ):
+            raise ValueError("its optimiser has other parameters")
+        if not isinstance(moments, dict) or not all(isinstance(values, dict) for values in moments.values()):
+            raise ValueError("its optimiser has no state")
+        if self.schedule.optimiser is not Descent.adam:
+            if any(value is not None for values in moments.values() for value in values.values()):
+                raise ValueError("its optimiser has a state, and plain SGD has none")
+        elif (steps > 0 or moments) and (
+            set(moments) != set(numbers)
+            or not all(are_moments(moments[n], self.parameters[n]) for n in numbers)
+        ):
+            raise ValueError("its optimiser lacks the moments of some weights")
+
+    def step(self, loss: Tensor, epoch: int) -> "LossAndNorm":
+        """Makes one step down the gradient of `loss`; returns the loss and the gradient's norm before
+        clipping.
+
+        If the norm is not finite, no weight changes.
+        """
+        self.inner.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = global_norm(gradients)
+        numbers = LossAndNorm(torch.stack([loss.detach().double(), norm.double()]))
+        if self.delayed:
+            self.update_without_waiting(norm, epoch)
+        else:
+            self.update(numbers.read()[1], gradients, epoch)
+        return numbers
+
+    def update(self, norm: float, gradients: list[Tensor], epoch: int) -> None:
+        """Updates the weights with a norm that was read."""
+        if not math.isfinite(norm):
+            return
+        scale = min(1.0, self.schedule.clipped_at / (norm + 1e-6))
+        if scale < 1 and self.schedule.optimiser is Descent.adam:
+            for gradient in gradients:
+                gradient.mul_(scale)
+            scale = 1.0
+        self.set_rates(epoch, scale)
+        self.inner.step()
+
+    def update_without_waiting(self, norm: Tensor, epoch: int) -> None:
+        """Makes the same update with a norm on the GPU: the fused optimiser divides gradients by `grad_scale`
+        and skips the step if `found_inf` is not 0.
+        """
+        inner: Any = self.inner
+        inner.grad_scale = ((norm + 1e-6) / self.schedule.clipped_at).clamp(min=1).float()
+        inner.found_inf = (~norm.isfinite()).float()
+        self.set_rates(epoch)
+        inner.step()
+
+    def set_rates(self, epoch: int, scale: float = 1.0) -> None:
+        """Sets learning rate and weight decay; `scale` is the factor by which the gradient is clipped."""
+        lr, weight_decay = learning_rate(self.schedule, epoch), self.schedule.weight_decay
+        if self.schedule.optimiser is Descent.sgd:
+            # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales
+            # lr or g.
+            lr = max((1 - weight_decay) * lr * scale, SMALLEST_RATE)
+            weight_decay = weight_decay / lr
+        for group in self.inner.param_groups:
+            group["lr"], group["weight_decay"] = lr, weight_decay
+
+
+def are_moments(values: dict[str, Any], parameter: Tensor) -> bool:
+    """Returns whether `values` is Adam's state of a parameter."""
+    if set(values) != {"step", "exp_avg", "exp_avg_sq"} or not all(
+        isinstance(value, Tensor) for value in values.values()
+    ):
+        return False
+    step, mean, square = values["step"], values["exp_avg"], values["exp_avg_sq"]
+    fits = (
+        mean.shape == square.shape == parameter.shape
+        and mean.dtype == square.dtype == parameter.dtype
+        and step.numel() == 1
+    )
+    return (
+        fits
+        and bool(step.isfinite() & (step >= 1))
+        and bool(mean.isfinite().all())
+        and bool((square.isfinite() & (square >= 0)).all())
+    )
+
+
+class LossAndNorm:
+    """The loss of a step and its gradient's norm; on a GPU they are copied in the background."""
+
+    def __init__(self, numbers_2: Tensor) -> None:
+        self.numbers_2 = numbers_2.to("cpu", non_blocking=True)
+        self.copied: torch.cuda.Event | None = None
+        if numbers_2.is_cuda:
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(torch.cuda.current_stream(numbers_2.device))
+
+    def read(self) -> tuple[float, float]:
+        """Waits for the copy, and returns loss and norm."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        loss, norm = self.numbers_2.tolist()
+        return loss, norm
+
+
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """Returns the norm over all gradients.
+
+    Rows come first: on the CPU that is exact to fp32 and quick; a norm over millions of numbers is neither.
+    """
+    norm: Tensor = torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in gradients]).norm()
+    return norm

@@ -1,0 +1,119 @@
+"""What a log records of the machine, the installed versions and the code."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdrop_cli import __version__
+from vdrop_cli.config import ConfigError
+from vdrop_cli.kernels import compiler, native
+
+CODE = ("vdrop_cli", "conf", "pyproject.toml")  # results depend on these alone, not on pages and records
+PACKAGES = (
+    "torch",
+    "triton",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "tqdm",
+    "tensorboard",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def describe(device: torch.device, backend: str, precision: str) -> dict[str, Any]:
+    """Returns date, versions, device, back end, precision and code, for a log."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "vdrop": __version__,
+        "python": platform.python_version(),
+        **{package: version for package in PACKAGES if (version := installed_version(package)) is not None},
+        # With the CUDA version of the build, which the package's metadata may lack.
+        "torch": str(torch.__version__),
+        "device": device_name(device),
+        "device_type": device.type,
+        **(cuda_versions() if device.type == "cuda" else {}),
+        "threads": torch.get_num_threads(),
+        "backend": backend,
+        **(compiler_details() if backend == "native" else {}),
+        "precision": precision,
+        "fp32_products": f"torch.set_float32_matmul_precision({torch.get_float32_matmul_precision()!r})",
+        **commit(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Returns a package's version, None if it is not installed: some are extras."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """Returns the processor's name, or its architecture where the system does not report a name."""
+    return compiler.cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cuda_versions() -> dict[str, Any]:
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+
+
+def compiler_details() -> dict[str, Any]:
+    """Returns the compiler of the back end `native`, and the processor extensions that it uses."""
+    return {
+        "compiler": compiler.version(*compiler.compiler()).partition("\n")[0],
+        "processor_features": ", ".join(native.features()),
+    }
+
+
+def commit() -> dict[str, Any]:
+    """Returns the git commit, git's hash of the code in it, and whether the working tree differs.
+
+    Without a checkout that git can read, the commit is that of VDROP_COMMIT and `dirty` is None, unknown; the
+    result is empty if VDROP_COMMIT is not set.
+    """
+    root, stated = Path(__file__).parent.parent, stated_commit()
+    if not (root / ".git").exists():
+        return stated
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
+        return {
+            "commit": commit,
+            "code": code,
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
+        }
+    except (OSError, subprocess.CalledProcessError):  # git is not installed, or the repository has no commit
+        return stated
+
+
+def stated_commit() -> dict[str, Any]:
+    """Returns the commit in the environment variable VDROP_COMMIT, empty if it is not set.
+
+    Raises ConfigError unless it is a commit in hexadecimal digits.
+    """
+    stated = os.environ.get("VDROP_COMMIT", "")
+    if stated and not re.fullmatch("[0-9a-fA-F]{7,64}", stated):
+        raise ConfigError(
+            f"VDROP_COMMIT must be a git commit, 7 to 64 hexadecimal digits, got {stated!r}; correct or "
+            "unset it"
+        )
+    return {"commit": stated.lower(), "dirty": None} if stated else {}
