@@ -17,9 +17,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.processes import environment
-from vdrop_cli import CONF, config, interruption, results_page
+from vdrop_cli import CONF, interruption, results_page
 from vdrop_cli.commands import table
 from vdrop_cli.kernels import native
+from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.compose import parse, register
 
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
 
@@ -75,20 +77,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def composed(*overrides: str, command: str = "train") -> DictConfig:
     """What Hydra makes of a command line."""
-    config.register()
+    register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return compose(command, list(overrides))
 
 
 def settings(*overrides: str, command: str = "train") -> Any:
     """The typed configuration of a command line, without running it."""
-    return config.parse(composed(*overrides, command=command), config.ROOTS[command])
+    return parse(composed(*overrides, command=command), ROOTS[command])
 
 
 @pytest.fixture
 def composing() -> Iterator[None]:
     """As within a command: further settings can be composed."""
-    config.register()
+    register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         yield
 

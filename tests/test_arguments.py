@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.conftest import composed
-from vdrop_cli import cli, config, experiments
+from vdrop_cli import cli, experiments
 from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, is_list, is_text, literal, prepared
 from vdrop_cli.commands import campaign, figures, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
-from vdrop_cli.config import ROOTS, ConfigError, Figures, Precision, Protocol, Reproduce, Size, types
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import Precision, Size, SplitProtocol
+from vdrop_cli.settings.commands import ROOTS, Figures, Reproduce
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.fields import types
+from vdrop_cli.settings.train import Published, Train
 
 Dispatch = Callable[..., list[Any]]
 
@@ -111,7 +117,7 @@ TYPED = [  # the line, the setting, and what it must hold
     (("reproduce", "rows=none,variational"), "rows", ["none", "variational"]),
     (("reproduce", "rows=null"), "rows", None),
     (("table", "sizes=small"), "sizes", [Size.small]),
-    (("figures", "protocols=clean"), "protocols", [Protocol.clean]),
+    (("figures", "protocols=clean"), "protocols", [SplitProtocol.clean]),
     (("figures", "dropouts= none , naive"), "dropouts", ["none", "naive"]),
     (("eval", "a/b-s1"), "checkpoint", "a/b-s1"),
     (("predict", "text=x", "./lr=0.1/b"), "checkpoint", "./lr=0.1/b"),
@@ -352,15 +358,15 @@ def test_an_evaluation_names_its_checkpoints_whatever_their_folder_is_called(
     dispatch: Dispatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [Path("my, runs/lr=0.1 (a)/x-s1"), Path("my, runs/[b]/x-s2")]
-    settings = config.parse(composed("data=pydoc", "device=cpu", "precision=fp32"), config.Train)
+    settings = parse(composed("data=pydoc", "device=cpu", "precision=fp32"), Train)
 
     class Made(campaign.Training):
         @property
         def folder(self) -> Path:
             return made[self.settings.seed - 1]
 
-    trainings = [Made("it", config.replace(settings, seed=seed), None) for seed in (1, 2)]  # type: ignore[arg-type]
-    told = campaign.Evaluation("it", config.Published("a row", members=2), list(trainings)).arguments
+    trainings = [Made("it", replace(settings, seed=seed), None) for seed in (1, 2)]  # type: ignore[arg-type]
+    told = campaign.Evaluation("it", Published("a row", members=2), list(trainings)).arguments
     (found,) = dispatch("eval", *told)
     assert (found.checkpoint, found.members) == (str(made[0]), [str(made[1])])
 

@@ -21,8 +21,9 @@ import torch
 from tests.conftest import settings
 from vdrop_cli import checkpoint, files, learned
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, plain
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.learned import Words
+from vdrop_cli.settings.fields import plain
 
 LEARNED = learned.plain(Words.of(["a", "<eos>", "<unk>"]))
 

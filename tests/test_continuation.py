@@ -17,7 +17,9 @@ from tests.test_survival import of_training, timeless
 from vdrop_cli import checkpoint, continuation, files, runs
 from vdrop_cli.commands import train
 from vdrop_cli.commands.campaign import Maker
-from vdrop_cli.config import ConfigError, Precision, RunError, Train
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
 
 SHORT = ("task.batch_size=20", "task.bptt=10", "log_every=3")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from vdrop_cli import device
-from vdrop_cli.config import ConfigError, Precision
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import compiler
+from vdrop_cli.settings.choices import Precision
 
 
 def test_auto_takes_cuda_where_there_is_one() -> None:
@@ -78,7 +79,7 @@ import torch
 from tests.conftest import settings
 from vdrop_cli import device
 from vdrop_cli.bench.steps import training_step
-from vdrop_cli.config import Precision
+from vdrop_cli.settings.choices import Precision
 
 def held():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -22,7 +22,9 @@ from tests.processes import ROOT
 from vdrop_cli import cli, sweeps
 from vdrop_cli.commands import bench, campaign, data, export, figures, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
-from vdrop_cli.config import ROOTS, Figures, Reproduce, Train, parse
+from vdrop_cli.settings.commands import ROOTS, Figures, Reproduce
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.train import Train
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 STARTS = ("vdrop ", "make ")

@@ -4,7 +4,10 @@ import pytest
 from hydra import compose
 
 from vdrop_cli import CONF, experiments
-from vdrop_cli.config import TABLE_1, ConfigError, Size, Train, parse
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import TABLE_1, Size
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.train import Train
 
 
 @pytest.fixture(autouse=True)

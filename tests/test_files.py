@@ -11,7 +11,7 @@ import torch
 
 from tests.processes import environment
 from vdrop_cli import files
-from vdrop_cli.config import RunError
+from vdrop_cli.errors import RunError
 from vdrop_cli.files import Damaged
 
 

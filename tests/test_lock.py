@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import environment
-from vdrop_cli.config import ConfigError
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.lock import Lock
 
 

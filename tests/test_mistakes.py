@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tests.conftest import TINY, TINY_SENTIMENT
 from vdrop_cli import cli
 from vdrop_cli.commands import bench, campaign, predict, train
-from vdrop_cli.config import ROOTS, keys
 from vdrop_cli.corpora import cornell, vader
+from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.fields import keys
 from vdrop_cli.tasks import LanguageModelling, RatingPredictor
 
 TIMES = int(os.environ.get("VDROP_EXAMPLES", "1"))

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from tests.conftest import settings
-from vdrop_cli.config import Descent, Schedule
 from vdrop_cli.optimizer import Optimizer, global_norm, learning_rate
+from vdrop_cli.settings.choices import OptimizerName
+from vdrop_cli.settings.train import Schedule
 
 
 def test_zarembas_decay_epoch_by_epoch() -> None:
@@ -128,10 +129,10 @@ def trained(
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
-@pytest.mark.parametrize("descent", list(Descent))
+@pytest.mark.parametrize("descent", list(OptimizerName))
 @pytest.mark.parametrize("clip", [5.0, 1e-2, None])
 def test_a_delayed_update_is_that_of_the_immediate_one(
-    schedule: Schedule, descent: Descent, clip: float | None, bad: float | None
+    schedule: Schedule, descent: OptimizerName, clip: float | None, bad: float | None
 ) -> None:
     """Clipped or not; after a gradient that is not finite, too."""
     schedule = replace(schedule, optimiser=descent, clip=clip)

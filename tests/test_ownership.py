@@ -18,9 +18,10 @@ from tests.test_survival import of_training
 from vdrop_cli import checkpoint, ownership
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, RunError, Train
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import clear, is_of_run, removal_order
+from vdrop_cli.settings.train import Train
 
 SHORT = ("task.batch_size=20", "task.bptt=10", "schedule.epochs=3", "log_every=1")
 NAMES = (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vdrop_cli import pictures
-from vdrop_cli.config import ConfigError
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.runs import Finished
 
 

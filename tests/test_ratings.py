@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from vdrop_cli import experiments, ratings
-from vdrop_cli.config import ConfigError, Figures, Pictures, Protocol, plain
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import Pictures, SplitProtocol
+from vdrop_cli.settings.commands import Figures
+from vdrop_cli.settings.fields import plain
 
 FEW = Figures(
-    protocols=[Protocol.paper, Protocol.clean],
+    protocols=[SplitProtocol.paper, SplitProtocol.clean],
     cells=[Cell.lstm],
     dropouts=["none", "variational"],
     epochs=7,
@@ -36,7 +39,7 @@ def test_every_protocol_cell_and_dropout_is_a_row() -> None:
             row.dropout,
         )
         assert row.settings.schedule.epochs == 60 and row.settings.reports_best == (
-            row.protocol is Protocol.clean
+            row.protocol is SplitProtocol.clean
         )
         assert (row.evaluation(50) is None) == (row.dropout == "none")
 
@@ -101,7 +104,7 @@ def finished(folder: Path, row: ratings.Row, seed: int, test: float) -> Finished
 
 
 def test_the_section_holds_what_the_runs_came_to(tmp_path: Path) -> None:
-    clean = [row for row in ratings.rows(FEW) if row.protocol is Protocol.clean]
+    clean = [row for row in ratings.rows(FEW) if row.protocol is SplitProtocol.clean]
     found = {row.key: [finished(tmp_path, row, seed, 0.14 + seed / 100) for seed in (1, 2)] for row in clean}
     every = [run for of_row in found.values() for run in of_row]
     parts = ratings.section(
@@ -149,7 +152,7 @@ def test_runs_of_another_length_or_precision_are_lines_of_their_own_and_of_other
 
 def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> None:
     untied, zaremba = ratings.rows(
-        replace(FEW, protocols=[Protocol.clean], dropouts=["variational_untied", "zaremba"], epochs=9)
+        replace(FEW, protocols=[SplitProtocol.clean], dropouts=["variational_untied", "zaremba"], epochs=9)
     )
     runs = [finished(tmp_path, untied, 1, 0.1), finished(tmp_path, zaremba, 1, 0.1)]
     runs[1].config["schedule"]["lr"] = 0.5
@@ -164,7 +167,7 @@ def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> N
 
 def test_a_dropout_that_one_cell_cannot_have_is_on_the_page_of_the_other(tmp_path: Path) -> None:
     both = replace(FEW, cells=[Cell.lstm, Cell.gru])
-    (moon,) = ratings.rows(replace(FEW, protocols=[Protocol.clean], dropouts=["moon"]))
+    (moon,) = ratings.rows(replace(FEW, protocols=[SplitProtocol.clean], dropouts=["moon"]))
     told = [line.row.name for line in ratings.all_lines(both, [finished(tmp_path, moon, 1, 0.1)])]
     clean = [
         f"clean {cell} {dropout}"

@@ -15,10 +15,11 @@ import torch
 from tests.processes import ROOT
 from vdrop_cli import runs, tasks
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import Protocol, TaskName, restore
 from vdrop_cli.device import configure_process
 from vdrop_cli.provenance import describe
 from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import SplitProtocol, TaskName
+from vdrop_cli.settings.compose import restore
 from vdrop_cli.sinks import read_log
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
@@ -172,7 +173,7 @@ def test_the_table_of_ratings_is_what_its_records_hold() -> None:
     )
     names = set()
     for run in [*found, *of_masks]:
-        train, by = run.train, "valid_rmse" if run.train.task.protocol is Protocol.clean else "test_rmse"
+        train, by = run.train, "valid_rmse" if run.train.task.protocol is SplitProtocol.clean else "test_rmse"
         best, last = min(run.epochs, key=lambda epoch: epoch[by]), run.epochs[-1]
         measured = [
             epoch.get(f"{part}_rmse") for epoch in (best, last) for part in ("train", "valid", "test")

@@ -14,7 +14,9 @@ from tests.conftest import TINY, settings
 from tests.processes import ROOT
 from vdrop_cli import pictures, runs
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, Published, plain
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.train import Published
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vdrop_cli import sinks
-from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
 from vdrop_cli.sinks import (
     Epoch,

@@ -15,8 +15,9 @@ from tests.conftest import TINY, Vdrop, settings
 from tests.test_survival import of_training
 from vdrop_cli import interruption, ownership, runs, stuck_starts
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, StartCheck, Train
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.settings.train import StartCheck, Train
 from vdrop_cli.sinks import Step, read_log
 from vdrop_cli.stuck_starts import StuckError, StuckStart, judge
 

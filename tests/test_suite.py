@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import settings
 from tests.processes import ROOT, environment
-from vdrop_cli.config import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
 
 NOISY_PLUGIN = """
 import warnings

@@ -22,7 +22,8 @@ from tests.test_ownership import in_seconds
 from tests.test_survival import of_training
 from vdrop_cli import interruption, sweeps
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, Train
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
 from vdrop_cli.sweeps import Job, Outcome, starts_over, summary
 

@@ -17,7 +17,9 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from vdrop_cli import CONF
-from vdrop_cli.config import ROOTS, ConfigError, types
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.fields import types
 
 NAMES = (
     "device",

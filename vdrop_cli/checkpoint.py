@@ -14,9 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, float32, nn
 
 from vdrop_cli import files, learned
-from vdrop_cli.config import ConfigError, Model, TaskName, Train, restore
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.learned import Learned
+from vdrop_cli.settings.choices import TaskName
+from vdrop_cli.settings.compose import restore
+from vdrop_cli.settings.train import Model, Train
 
 FORMAT = "vdrop checkpoint 4"
 OLDER_FORMAT = "vdrop checkpoint 3"  # without `learned`: the training text is needed for what lies there now
@@ -34,7 +37,7 @@ class Checkpoint:
     else is needed.
     """
 
-    config: dict[str, Any]  # as `config.plain` writes it
+    config: dict[str, Any]  # as `settings.fields.plain` writes it
     corpus: str  # fingerprint
     environment: dict[str, Any]  # versions, device, commit
     epoch: int  # the last one finished, counted from 1

@@ -181,7 +181,7 @@ def dispatch() -> None:
     elif command in COMMANDS:
         run(command, arguments)
     else:
-        from vdrop_cli.config import nearest
+        from vdrop_cli.errors import nearest
 
         fail(f"{command} is not a command{nearest(command, list(COMMANDS))}")
 
@@ -218,8 +218,9 @@ def run(command: str, arguments: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from vdrop_cli.arguments import choices, groups, prepared
-    from vdrop_cli.config import ConfigError, register
+    from vdrop_cli.errors import ConfigError
     from vdrop_cli.explain import explain
+    from vdrop_cli.settings.compose import register
     from vdrop_cli.sweeps import Job, take_over
 
     register()

@@ -14,8 +14,9 @@ from torch import nn
 
 from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import Train, plain
 from vdrop_cli.files import Damaged
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import Task
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from vdrop_cli import kernels, provenance
-from vdrop_cli.config import Backend, ConfigError, Precision
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import compiler
+from vdrop_cli.settings.choices import Backend, Precision
 
 COMPUTE_DTYPES = {Precision.fp32: None, Precision.bf16: torch.bfloat16}  # the kernels' argument
 MC_BATCH = {"cpu": 50, "cuda": 500}  # default number of MC passes in a batch, by device

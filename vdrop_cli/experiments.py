@@ -17,8 +17,11 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli.arguments import prepared
-from vdrop_cli.config import TABLE_1, ConfigError, Published, Size, Train, nearest, parse
+from vdrop_cli.errors import ConfigError, nearest
 from vdrop_cli.explain import explain
+from vdrop_cli.settings.choices import TABLE_1, Size
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.train import Published, Train
 
 TABLE = "table1"
 OF_TEXT = (

@@ -4,7 +4,9 @@ import re
 
 from hydra.errors import MissingConfigException
 
-from vdrop_cli.config import ROOTS, keys, nearest
+from vdrop_cli.errors import nearest
+from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.fields import keys
 
 EXTRAS = {
     "hydra/launcher=joblib": "parallel",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from vdrop_cli import archives
-from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError
 
 MARK = b"sha256:"
 TAIL = len(MARK) + 64  # bytes: the mark and the digest in hex

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from vdrop_cli.config import ConfigError
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged, failed, require_regular
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vdrop_cli import kernels
-from vdrop_cli.config import Model
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 from vdrop_cli.policies import Cell, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.train import Model
 
 
 class Reader(nn.Module):

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdrop_cli.config import Descent, Schedule
+from vdrop_cli.settings.choices import OptimizerName
+from vdrop_cli.settings.train import Schedule
 
 # Weight decay is divided by the learning rate; with a smaller rate the quotient would overflow fp32.
 SMALLEST_RATE = 1e-30
@@ -34,7 +35,7 @@ class Optimizer:
         self.parameters: list[Tensor] = list(model.parameters())
         self.delayed = self.parameters[0].is_cuda if delayed is None else delayed
         self.inner: torch.optim.Optimizer
-        if schedule.optimiser is Descent.adam:
+        if schedule.optimiser is OptimizerName.adam:
             self.inner = torch.optim.Adam(
                 self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
             )
@@ -66,7 +67,7 @@ class Optimizer:
             raise ValueError("its optimiser has other parameters")
         if not isinstance(moments, dict) or not all(isinstance(values, dict) for values in moments.values()):
             raise ValueError("its optimiser has no state")
-        if self.schedule.optimiser is not Descent.adam:
+        if self.schedule.optimiser is not OptimizerName.adam:
             if any(value is not None for values in moments.values() for value in values.values()):
                 raise ValueError("its optimiser has a state, and plain SGD has none")
         elif (steps > 0 or moments) and (
@@ -96,8 +97,8 @@ class Optimizer:
         """Updates the weights with a norm that was read."""
         if not math.isfinite(norm):
             return
-        scale = min(1.0, self.schedule.clipped_at / (norm + 1e-6))
-        if scale < 1 and self.schedule.optimiser is Descent.adam:
+        scale = min(1.0, self.schedule.max_grad_norm / (norm + 1e-6))
+        if scale < 1 and self.schedule.optimiser is OptimizerName.adam:
             for gradient in gradients:
                 gradient.mul_(scale)
             scale = 1.0
@@ -109,7 +110,7 @@ class Optimizer:
         and skips the step if `found_inf` is not 0.
         """
         inner: Any = self.inner
-        inner.grad_scale = ((norm + 1e-6) / self.schedule.clipped_at).clamp(min=1).float()
+        inner.grad_scale = ((norm + 1e-6) / self.schedule.max_grad_norm).clamp(min=1).float()
         inner.found_inf = (~norm.isfinite()).float()
         self.set_rates(epoch)
         inner.step()
@@ -117,7 +118,7 @@ class Optimizer:
     def set_rates(self, epoch: int, scale: float = 1.0) -> None:
         """Sets learning rate and weight decay; `scale` is the factor by which the gradient is clipped."""
         lr, weight_decay = learning_rate(self.schedule, epoch), self.schedule.weight_decay
-        if self.schedule.optimiser is Descent.sgd:
+        if self.schedule.optimiser is OptimizerName.sgd:
             # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales
             # lr or g.
             lr = max((1 - weight_decay) * lr * scale, SMALLEST_RATE)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from vdrop_cli import files
-from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.lock import Lock
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdrop_cli import files, ownership
-from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.runs import Finished
 
 if TYPE_CHECKING:

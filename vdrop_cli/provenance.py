@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vdrop_cli import __version__
-from vdrop_cli.config import ConfigError
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import compiler, native
 
 CODE = ("vdrop_cli", "conf", "pyproject.toml")  # results depend on these alone, not on pages and records

@@ -11,16 +11,19 @@ from statistics import fmean
 from typing import Any
 
 from vdrop_cli import CONF, experiments, markdown, pictures, runs
-from vdrop_cli.config import ConfigError, Figures, Pictures, Protocol, Published, TaskName, Train
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import Pictures, SplitProtocol, TaskName
+from vdrop_cli.settings.commands import Figures
+from vdrop_cli.settings.train import Published, Train
 
 
 @dataclass(frozen=True)
 class Row:
     """One way to predict ratings; its runs differ by seed."""
 
-    protocol: Protocol
+    protocol: SplitProtocol
     cell: Cell
     dropout: str
     settings: Train
@@ -47,7 +50,9 @@ def key(numbers: dict[str, Any]) -> str:
     return experiments.key(numbers | {"schedule": numbers["schedule"] | {"epochs": None}})
 
 
-def choices(protocol: Protocol, cells: Iterable[Cell], dropouts: Iterable[str], epochs: int) -> list[str]:
+def choices(
+    protocol: SplitProtocol, cells: Iterable[Cell], dropouts: Iterable[str], epochs: int
+) -> list[str]:
     """Of `vdrop train`."""
     models = ",".join(f"{cell}_sentiment" for cell in cells)
     chosen = [
@@ -194,13 +199,13 @@ def of_making(place: int) -> Callable[[Line], str]:
     return lambda line: runs.made(line.environments)[place] if line.runs else "–"
 
 
-def columns(protocol: Protocol) -> list[Column]:
+def columns(protocol: SplitProtocol) -> list[Column]:
     chosen: list[Column] = (
         [
             ("test, last epoch", metric("test_rmse")),
             ("test, best epoch, chosen on test", metric("test_rmse_chosen_on_test")),
         ]
-        if protocol is Protocol.paper
+        if protocol is SplitProtocol.paper
         else [
             ("epoch chosen", metric("epoch", 0)),
             ("validation", metric("valid_rmse")),
@@ -229,9 +234,9 @@ of mean squared errors in rating units, ± the deviation over seeds. `make repro
 *test*: dropout off; *MC*: the mean over passes of MC dropout. *log-likelihood*: nats a text. *in 80 %*: the share of test ratings in the
 interval that is to hold 80 %."""
 OF_PROTOCOL = {
-    Protocol.paper: "The paper's protocol: split by chunks, in the order of the reviews; there is no "
+    SplitProtocol.paper: "The paper's protocol: split by chunks, in the order of the reviews; there is no "
     "validation part.",
-    Protocol.clean: "The clean protocol: split by review; the epoch with the best validation is reported.",
+    SplitProtocol.clean: "The clean protocol: split by review; the epoch with the best validation is reported.",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vdrop_cli import IS_CHECKOUT, RECORDS, ROOT, files, ownership, runs
-from vdrop_cli.config import ConfigError
+from vdrop_cli.errors import ConfigError
 
 MARK = "Written by `vdrop table`"  # on every page, near its start
 PAGE = "RESULTS.md"

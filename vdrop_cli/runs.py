@@ -13,9 +13,13 @@ from typing import Any, TypeVar
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import files, stored, stuck_starts
-from vdrop_cli.config import ConfigError, Published, Source, Train, plain, restore
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.compose import restore
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.train import Published, Train
 from vdrop_cli.sinks import ADVICE, flat, read_log, read_result
 from vdrop_cli.stuck_starts import StuckStart
 
@@ -160,7 +164,7 @@ def read(folder: Path) -> Finished | None:
             f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were "
             f"trained; {ADVICE}"
         )
-    if found.train.data.source is not Source.ptb:  # versions until November 2026 wrote it for every text
+    if found.train.data.source is not CorpusName.ptb:  # versions until November 2026 wrote it for every text
         for record in (*log, result):
             record.pop("valid_ppl_as_published", None)
     return found

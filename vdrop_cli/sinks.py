@@ -20,7 +20,7 @@ from typing import IO, Any, ClassVar, Protocol, Self, get_origin
 from tqdm import tqdm
 
 from vdrop_cli import files, stored
-from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
 
 

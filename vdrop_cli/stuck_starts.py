@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean
 
 from vdrop_cli import files, stored
-from vdrop_cli.config import ConfigError, RunError, StartCheck
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
+from vdrop_cli.settings.train import StartCheck
 
 FILE = "stuck.json"  # in the run folder
 

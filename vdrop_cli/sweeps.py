@@ -21,9 +21,12 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import files, interruption, launchers, output, ownership, stored
-from vdrop_cli.config import ROOTS, ConfigError, RunError, Train, parse, register
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged, lacks_memory
+from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.compose import parse, register
+from vdrop_cli.settings.train import Train
 
 
 @dataclass

@@ -12,8 +12,8 @@ from vdrop_cli.bench.alternatives import (
     training_step,
     zero_state,
 )
-from vdrop_cli.config import Precision
 from vdrop_cli.policies import Dropout, Policy
+from vdrop_cli.settings.choices import Precision
 
 NONE = Dropout(Policy.none)
 

@@ -2,7 +2,7 @@
 
 from tests.conftest import settings
 from vdrop_cli.bench.cases import Case, cases
-from vdrop_cli.config import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
 
 
 def test_which_cases_exist() -> None:

@@ -24,8 +24,10 @@ from vdrop_cli.bench.report import (
     speed_ratio,
     write,
 )
-from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, ConfigError, Precision, Size
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.monte_carlo import SEGMENT_STEPS
+from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.commands import Bench
 
 RATES = Rates(fp32=200e9, bf16=400e9)
 

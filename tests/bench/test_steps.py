@@ -19,7 +19,7 @@ from vdrop_cli.bench.steps import (
     ratings_step,
     words_per_time_step,
 )
-from vdrop_cli.config import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
 
 
 def test_products_alone_are_all_the_products_that_the_limit_counts() -> None:

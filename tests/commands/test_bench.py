@@ -14,7 +14,9 @@ from vdrop_cli.bench import worker
 from vdrop_cli.bench.report import Measurement, Rates, measurement_limit
 from vdrop_cli.bench.steps import random_ratings
 from vdrop_cli.commands import bench
-from vdrop_cli.config import Bench, ConfigError, parse
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.commands import Bench
+from vdrop_cli.settings.compose import parse
 
 
 @pytest.mark.usefixtures("composing")

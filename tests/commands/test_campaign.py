@@ -13,8 +13,10 @@ from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
 from vdrop_cli.commands.campaign import Commands, Cost, Evaluation, Maker, Training, announce, require_all
-from vdrop_cli.config import Precision, Published, RunError
+from vdrop_cli.errors import RunError
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.train import Published
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import LanguageModelling, Sentiment
 

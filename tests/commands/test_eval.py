@@ -17,11 +17,12 @@ from tests.test_checkpoint import at_epoch
 from vdrop_cli import checkpoint, corpora, files, interruption, provenance
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
-from vdrop_cli.config import ConfigError, RunError, plain
 from vdrop_cli.corpora.text import FIRST_ENCODING, fingerprint_of
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.fields import plain
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.tasks.sentiment import Passes
 

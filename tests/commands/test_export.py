@@ -10,7 +10,8 @@ import torch
 from tests.conftest import TINY, settings
 from vdrop_cli import checkpoint, files
 from vdrop_cli.commands import export, train
-from vdrop_cli.config import ConfigError, restore
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.compose import restore
 
 safe_open = pytest.importorskip("safetensors").safe_open
 load_file = pytest.importorskip("safetensors.torch").load_file

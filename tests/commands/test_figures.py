@@ -9,11 +9,14 @@ from tests.conftest import TINY_SENTIMENT, Vdrop, settings
 from vdrop_cli import ratings
 from vdrop_cli.commands import campaign
 from vdrop_cli.commands.figures import on_page, told
-from vdrop_cli.config import ConfigError, Figures, Protocol, RunError, plain
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.lock import Lock
 from vdrop_cli.policies import Cell
 from vdrop_cli.ratings import Line
 from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import SplitProtocol
+from vdrop_cli.settings.commands import Figures
+from vdrop_cli.settings.fields import plain
 
 FEW = ["cells=[lstm]", "dropouts=[none,variational]", "epochs=2", "mc_samples=2", "precision=fp32"]
 
@@ -68,16 +71,16 @@ def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path
 
 
 def test_a_page_of_few_runs_has_the_others_too_unless_they_are_of_other_settings() -> None:
-    few = Figures([Protocol.clean], [Cell.gru], ["variational_untied"], epochs=9)
+    few = Figures([SplitProtocol.clean], [Cell.gru], ["variational_untied"], epochs=9)
     whole = on_page(few)
-    assert (whole.protocols, whole.cells, whole.epochs) == (list(Protocol), list(Cell), 9)
+    assert (whole.protocols, whole.cells, whole.epochs) == (list(SplitProtocol), list(Cell), 9)
     assert whole.dropouts == ["none", "naive", "variational"], "others are there where there are runs of them"
     assert on_page(own := replace(few, overrides="schedule.lr=0.1")) is own
 
 
 @pytest.mark.usefixtures("composing")
 def test_a_run_that_is_finished_and_not_in_its_table_is_an_error() -> None:
-    few = Figures([Protocol.clean], [Cell.gru], ["none", "naive"], epochs=9)
+    few = Figures([SplitProtocol.clean], [Cell.gru], ["none", "naive"], epochs=9)
     none, naive = ratings.rows(few)
 
     def line(row: ratings.Row, *seeds: int, epochs: int = 9) -> Line:
@@ -100,7 +103,7 @@ def test_a_run_that_is_finished_and_not_in_its_table_is_an_error() -> None:
 
 def test_the_settings_are_those_of_the_command_line() -> None:
     parsed = settings("protocols=[clean]", "cells=[gru]", "seeds=3", "epochs=9", command="figures")
-    assert parsed == Figures([Protocol.clean], [Cell.gru], seeds=3, epochs=9)
+    assert parsed == Figures([SplitProtocol.clean], [Cell.gru], seeds=3, epochs=9)
     for wrong in ("seeds=0", "epochs=0", "mc_samples=0", "cells=[]", "protocols=[]", "dropouts=[none,none]"):
         with pytest.raises(ConfigError, match=f"^{wrong.split('=')[0]} must be"):
             settings(wrong, command="figures")

@@ -18,7 +18,7 @@ from vdrop_cli import checkpoint, files, learned, output
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
-from vdrop_cli.config import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.generation import sample_words
 from vdrop_cli.learned import Ratings, Words
 from vdrop_cli.perplexity import stream_nll

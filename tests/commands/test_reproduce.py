@@ -23,20 +23,11 @@ from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.commands.campaign import Maker, require_on_page
 from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.commands.table import Evaluated, Line
-from vdrop_cli.config import (
-    TABLE_1,
-    ConfigError,
-    Figures,
-    Pictures,
-    Precision,
-    Reproduce,
-    RunError,
-    Size,
-    Table,
-    plain,
-    seconds,
-)
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import TABLE_1, Pictures, Precision, Size
+from vdrop_cli.settings.commands import Figures, Reproduce, Table, seconds
+from vdrop_cli.settings.fields import plain
 from vdrop_cli.sinks import read_log
 from vdrop_cli.stuck_starts import StuckError
 

@@ -16,8 +16,10 @@ from tests.conftest import settings as composed
 from vdrop_cli import RECORDS, experiments, results_page, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
-from vdrop_cli.config import ConfigError, Figures, Pictures, Reproduce, Size, Table
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.provenance import processor_name
+from vdrop_cli.settings.choices import Pictures, Size
+from vdrop_cli.settings.commands import Figures, Reproduce, Table
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("no_shipped_records")  # tests of them set it

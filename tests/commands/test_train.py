@@ -16,10 +16,11 @@ from tests.conftest import CELLS_AND_POLICIES, TINY, settings
 from vdrop_cli import checkpoint, corpora, files, interruption, runs
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import ConfigError, RunError, Train
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import LOCK
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from vdrop_cli.config import ConfigError, Data, Source
 from vdrop_cli.corpora import places
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.train import Data
 
 FILES = ["a.txt", "sub/b.txt"]
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_first_place_that_has_all_files_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Data(Source.vader)
+    data = Data(CorpusName.vader)
     monkeypatch.setenv("VDROP_DATA", str(tmp_path / "told"))
     assert places.local(data, "name", FILES) is None
     kept = places.keep("name", {file: file.encode() for file in FILES})
@@ -33,7 +35,7 @@ def test_a_folder_that_was_named_is_the_only_one(tmp_path: Path) -> None:
         ConfigError,
         match=r"^data\.dir=.* has no sub/b\.txt; point data\.dir at a folder with a\.txt and sub/b\.txt",
     ):
-        places.local(Data(Source.vader, dir=str(tmp_path)), "name", FILES)
+        places.local(Data(CorpusName.vader, dir=str(tmp_path)), "name", FILES)
 
 
 @pytest.mark.usefixtures("elsewhere")

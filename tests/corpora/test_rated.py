@@ -2,8 +2,8 @@
 
 import pytest
 
-from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora.rated import Rated, number, words
+from vdrop_cli.errors import ConfigError
 
 
 def test_words_are_lower_case_and_apart_from_punctuation() -> None:

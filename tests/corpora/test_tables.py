@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora.tables import Table, delimiter_of
 from vdrop_cli.corpora.text import decoded
+from vdrop_cli.errors import ConfigError
 
 
 def table(folder: Path, content: str | bytes, name: str = "a.csv", delimiter: str | None = None) -> Table:

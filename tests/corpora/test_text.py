@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from tests.conftest import settings
 from vdrop_cli import corpora
-from vdrop_cli.config import ConfigError, Data, Source
 from vdrop_cli.corpora import Corpus, Raw
 from vdrop_cli.corpora.text import PARTS, encoded, from_rows
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import write_tensors
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.train import Data
 
 
 def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n") -> Data:
@@ -22,7 +24,7 @@ def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n
     for part, content in (("train", train), ("valid", valid), ("test", test)):
         (folder / part).write_bytes(content)
     paths = {part: str(folder / part) for part in ("train", "valid", "test")}
-    return Data(Source.text, **paths, cache=None)
+    return Data(CorpusName.text, **paths, cache=None)
 
 
 def test_ids_follow_first_appearance_and_line_ends_are_words(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_the
     found = {}
     for name, content in contents.items():
         corpus = encoded(
-            Raw(dict.fromkeys(PARTS, content), "here"), Data(Source.hub, name="a", column="b", cache=None)
+            Raw(dict.fromkeys(PARTS, content), "here"), Data(CorpusName.hub, name="a", column="b", cache=None)
         )
         assert [corpus.vocabulary[number] for number in corpus.test_N] == expected, name
         found[name] = corpus.fingerprint

@@ -9,8 +9,10 @@ from statistics import fmean
 import pytest
 
 from vdrop_cli import corpora
-from vdrop_cli.config import ConfigError, Data, Source
 from vdrop_cli.corpora import vader
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.train import Data
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +22,7 @@ def nowhere(elsewhere: Path) -> None:
 
 def test_the_real_snippets_are_fetched_verified_and_kept() -> None:
     try:
-        first = corpora.rated(Data(Source.vader))
+        first = corpora.rated(Data(CorpusName.vader))
     except ConfigError as error:
         pytest.skip(f"needs a package index: {error}")
     assert "fetched with vaderSentiment 3.3.2" in first.origin and len(first.texts) == 10_605
@@ -28,7 +30,7 @@ def test_the_real_snippets_are_fetched_verified_and_kept() -> None:
         -4 <= min(first.ratings) < -3.8 and 3.9 < max(first.ratings) <= 4 and abs(fmean(first.ratings)) < 0.01
     )
     assert first.texts[2] == ["effective", "but", "too", "tepid", "biopic"]
-    again = corpora.rated(Data(Source.vader))
+    again = corpora.rated(Data(CorpusName.vader))
     assert again.origin == "data/vader" and again.fingerprint == first.fingerprint
     (Path("data/vader") / vader.FILE).open("a").close()
     with (Path("data/vader") / vader.FILE).open("a") as file:
@@ -36,7 +38,7 @@ def test_the_real_snippets_are_fetched_verified_and_kept() -> None:
     with pytest.raises(
         ConfigError, match=r"data/vader/movieReview.* is not that of vaderSentiment 3\.3\.2: SHA-256"
     ):
-        corpora.rated(Data(Source.vader))
+        corpora.rated(Data(CorpusName.vader))
 
 
 def test_when_there_is_no_index_the_ways_out_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +47,7 @@ def test_when_there_is_no_index_the_ways_out_are_listed(monkeypatch: pytest.Monk
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(ConfigError) as caught:
-        vader.read(Data(Source.vader))
+        vader.read(Data(CorpusName.vader))
     for way in ("data.dir=", "VDROP_DATA=", "data/vader", "with pip: ERROR"):
         assert way in str(caught.value)
     assert not Path("data").exists()
@@ -57,4 +59,4 @@ def test_an_index_that_does_not_answer_is_not_waited_for_forever(monkeypatch: py
 
     monkeypatch.setattr(subprocess, "run", hangs)
     with pytest.raises(ConfigError, match="no answer within 300 seconds"):
-        vader.read(Data(Source.vader))
+        vader.read(Data(CorpusName.vader))

@@ -18,9 +18,10 @@ import torch
 
 from tests.processes import ROOT, environment
 from vdrop_cli import kernels
-from vdrop_cli.config import Backend, ConfigError
 from vdrop_cli.device import choose_backend
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import Masks
+from vdrop_cli.settings.choices import Backend
 
 triton = pytest.importorskip("triton")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

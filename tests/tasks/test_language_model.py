@@ -8,8 +8,8 @@ import torch
 
 from tests.conftest import TINY, settings
 from vdrop_cli import tasks
-from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Corpus
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream

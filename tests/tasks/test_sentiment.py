@@ -16,9 +16,9 @@ from tests.conftest import TINY_SENTIMENT, settings
 from vdrop_cli import baselines, checkpoint, corpora, tasks
 from vdrop_cli.commands import compare, train
 from vdrop_cli.commands import eval as evaluation
-from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.model import Regressor
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import read_log

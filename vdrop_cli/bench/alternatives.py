@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from vdrop_cli.config import DropoutSettings, Model, Precision, Schedule
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.train import DropoutSettings, Model, Schedule
 
 State = tuple[Tensor, Tensor]
 
@@ -94,7 +95,7 @@ def training_step(
         loss = nn.functional.cross_entropy(logits_NV.float(), targets_TB.flatten(), reduction="sum") / batch
         sgd.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, schedule.clipped_at)
+        nn.utils.clip_grad_norm_(parameters, schedule.max_grad_norm)
         sgd.step()
         return loss.item()
 

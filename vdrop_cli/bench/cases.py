@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 from hydra import compose
 
-from vdrop_cli.config import Backend, Bench, BenchCell, BenchPart, Precision, Size, Train, parse
 from vdrop_cli.device import choose_backend
+from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.commands import Bench
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.train import Train
 
 ALTERNATIVES = (BenchCell.torch_lstm, BenchCell.cell_loop, BenchCell.keras, BenchCell.torch_gru)
 CELLS_BY_PART = {  # of the parts that measure no whole model

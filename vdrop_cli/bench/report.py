@@ -14,20 +14,14 @@ import torch
 from vdrop_cli import files, output
 from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case, train_settings
 from vdrop_cli.bench.steps import MC_WORDS, VOCABULARY, is_native, words_per_time_step
-from vdrop_cli.config import (
-    Backend,
-    Bench,
-    BenchCell,
-    BenchPart,
-    Checkpoints,
-    ConfigError,
-    Precision,
-    RunError,
-    plain,
-)
 from vdrop_cli.device import choose_backend
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.kernels import native
 from vdrop_cli.provenance import describe
+from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision
+from vdrop_cli.settings.commands import Bench
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.train import Checkpoints
 
 FORWARD_ONLY = (BenchPart.mc.name, BenchPart.cell_step.name)
 PARTS_AS_LINES = (BenchPart.checkpoint.name, BenchPart.cell_step.name)  # printed below the table

@@ -19,7 +19,6 @@ from vdrop_cli.bench import alternatives
 from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case
 from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.commands.train import Run
-from vdrop_cli.config import Backend, BenchCell, BenchPart, Precision, Train
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
@@ -30,6 +29,8 @@ from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision
+from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling
 
 Step = Callable[[], object]

@@ -19,8 +19,10 @@ import torch
 from vdrop_cli.bench.cases import ALTERNATIVES, Case, train_settings
 from vdrop_cli.bench.report import Measurement, Rates, measurement, product_size
 from vdrop_cli.bench.steps import build
-from vdrop_cli.config import Bench, ConfigError, Train
 from vdrop_cli.device import configure_process, peak_megabytes, synchronize
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.commands import Bench
+from vdrop_cli.settings.train import Train
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from vdrop_cli.bench import worker
 from vdrop_cli.bench.cases import cases
 from vdrop_cli.bench.report import measurement_limit, print_results, write
 from vdrop_cli.bench.worker import measure, measure_rates
-from vdrop_cli.config import Bench, BenchCell, ConfigError
 from vdrop_cli.device import choose_device, configure_process
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import BenchCell
+from vdrop_cli.settings.commands import Bench
 
 
 def run(settings: Bench) -> None:

@@ -27,12 +27,15 @@ from vdrop_cli import (
 )
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.commands.train import Run, require_judged_in_first_epoch, resolved
-from vdrop_cli.config import ConfigError, Figures, Precision, Published, Reproduce, RunError, Train, seconds
 from vdrop_cli.device import choose_device, choose_mc_batch, configure_process, synchronize
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.perplexity import SEGMENT_STEPS, batched_loss, stream_perplexity
 from vdrop_cli.provenance import device_name
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.commands import Figures, Reproduce, seconds
+from vdrop_cli.settings.train import Published, Train
 from vdrop_cli.sinks import duration
 from vdrop_cli.stuck_starts import StuckStart
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task

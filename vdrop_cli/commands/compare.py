@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vdrop_cli import pictures
-from vdrop_cli.config import ConfigError, TaskName
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.runs import Finished, evaluation, read
+from vdrop_cli.settings.choices import TaskName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,18 +5,21 @@ from collections.abc import Callable
 from statistics import fmean, pstdev
 
 from vdrop_cli import corpora
-from vdrop_cli.config import RATED, ConfigError, Data, ListData, Source
 from vdrop_cli.corpora import cornell, places, ptb, vader
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import RATED, CorpusName
+from vdrop_cli.settings.commands import ListData
+from vdrop_cli.settings.train import Data
 
 CHECKS = {
-    Source.ptb: "MD5 of the three files, token counts and vocabulary agree with Mikolov's",
-    Source.cornell: "MD5 of the eight files agree with the authors'",
-    Source.vader: "SHA-256 of the file agrees with the package's",
+    CorpusName.ptb: "MD5 of the three files, token counts and vocabulary agree with Mikolov's",
+    CorpusName.cornell: "MD5 of the eight files agree with the authors'",
+    CorpusName.vader: "SHA-256 of the file agrees with the package's",
 }
 FETCHED = {
-    Source.ptb: (ptb.NAME, ptb.FILES),
-    Source.cornell: (cornell.NAME, cornell.FILES),
-    Source.vader: (vader.NAME, [vader.FILE]),
+    CorpusName.ptb: (ptb.NAME, ptb.FILES),
+    CorpusName.cornell: (cornell.NAME, cornell.FILES),
+    CorpusName.vader: (vader.NAME, [vader.FILE]),
 }
 
 
@@ -24,7 +27,12 @@ def run(settings: ListData) -> None:
     if settings.data is not None:
         tell(settings.data)
         return
-    for data in (Data(Source.ptb), Data(Source.pydoc, min_count=2), Data(Source.cornell), Data(Source.vader)):
+    for data in (
+        Data(CorpusName.ptb),
+        Data(CorpusName.pydoc, min_count=2),
+        Data(CorpusName.cornell),
+        Data(CorpusName.vader),
+    ):
         name, files = FETCHED.get(data.source, ("", []))
         if name and places.local(data, name, files) is None:
             looked = ", ".join(str(folder) for _, folder in places.places(data, name))

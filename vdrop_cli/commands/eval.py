@@ -15,7 +15,6 @@ import torch
 
 from vdrop_cli import checkpoint, files, interruption, output, ownership, runs, stored, tasks
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Data, Eval, Precision, Predict, RunError, data_for
 from vdrop_cli.device import (
     COMPUTE_DTYPES,
     choose_backend,
@@ -24,11 +23,15 @@ from vdrop_cli.device import (
     choose_precision,
     configure_process,
 )
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
 from vdrop_cli.policies import Policy
 from vdrop_cli.provenance import describe
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.commands import Eval, Predict, data_for
+from vdrop_cli.settings.train import Data
 from vdrop_cli.sinks import counting
 from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
 

@@ -12,9 +12,11 @@ import torch
 
 from vdrop_cli import checkpoint, files, ownership, stored
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.config import ConfigError, Export, TaskName
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.model import LanguageModel, Regressor
+from vdrop_cli.settings.choices import TaskName
+from vdrop_cli.settings.commands import Export
 from vdrop_cli.tasks import predictor_of
 
 LENGTH = 8  # bytes that say how long the header is, which comes next: names, shapes and settings as JSON

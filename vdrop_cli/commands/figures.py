@@ -8,8 +8,8 @@ from vdrop_cli import ratings
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Commands, Evaluation, Maker
 from vdrop_cli.commands.table import Work
-from vdrop_cli.config import Figures, Table
 from vdrop_cli.ratings import Line
+from vdrop_cli.settings.commands import Figures, Table
 
 
 def run(settings: Figures) -> None:

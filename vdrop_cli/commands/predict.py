@@ -16,13 +16,14 @@ import torch
 from vdrop_cli import checkpoint, files, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands.eval import Built
-from vdrop_cli.config import ConfigError, Predict, RunError, data_for
 from vdrop_cli.corpora.text import lines as lines_of
 from vdrop_cli.device import choose_device, configure_process
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.generation import sample_words
 from vdrop_cli.perplexity import perplexity, stream_nll
 from vdrop_cli.policies import Policy
+from vdrop_cli.settings.commands import Predict, data_for
 from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.uncertainty import fit_noise, predictive
 

@@ -11,8 +11,10 @@ from vdrop_cli import experiments
 from vdrop_cli.commands import campaign, table
 from vdrop_cli.commands.campaign import Commands, Evaluation, Maker, Training
 from vdrop_cli.commands.table import Line, Work
-from vdrop_cli.config import TABLE_1, ConfigError, Figures, Reproduce, RunError, Table
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.experiments import Row
+from vdrop_cli.settings.choices import TABLE_1
+from vdrop_cli.settings.commands import Figures, Reproduce, Table
 from vdrop_cli.stuck_starts import StuckStart
 
 MORE_SEEDS = 10  # of a row, beyond those asked for, that are tried where others are stuck

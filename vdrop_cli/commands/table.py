@@ -25,9 +25,11 @@ from vdrop_cli import (
     results_page,
     runs,
 )
-from vdrop_cli.config import ConfigError, Figures, Pictures, Size, Table
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.experiments import Row
 from vdrop_cli.runs import Finished, Logged, Stuck
+from vdrop_cli.settings.choices import Pictures, Size
+from vdrop_cli.settings.commands import Figures, Table
 
 Run = TypeVar("Run", bound=Logged)
 SIZES = {Size.small: "small (200 units)", Size.medium: "medium (650 units)", Size.large: "large (1500 units)"}

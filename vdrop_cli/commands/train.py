@@ -31,7 +31,6 @@ from vdrop_cli import (
     tasks,
 )
 from vdrop_cli.checkpoint import Checkpoint, Unusable
-from vdrop_cli.config import ConfigError, RunError, Train, plain, require
 from vdrop_cli.device import (
     COMPUTE_DTYPES,
     choose_backend,
@@ -40,11 +39,14 @@ from vdrop_cli.device import (
     configure_process,
 )
 from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
 from vdrop_cli.optimizer import LossAndNorm, Optimizer, learning_rate
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
     Epoch,
     Failure,

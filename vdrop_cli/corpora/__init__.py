@@ -1,10 +1,11 @@
 """Corpora by name: text → ids. No knowledge of models."""
 
-from vdrop_cli.config import Data, Source
 from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
 from vdrop_cli.corpora import rated as of_ratings
 from vdrop_cli.corpora.rated import Rated
 from vdrop_cli.corpora.text import Corpus, Raw, unknown_share
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.train import Data
 
 __all__ = ["Corpus", "Rated", "Raw", "load", "rated", "read", "unknown_share", "words"]
 
@@ -13,14 +14,19 @@ def read(data: Data) -> Raw:
     """The text of the three parts, fetched if need be, checked where there is something to check it
     against.
     """
-    readers = {Source.ptb: ptb.read, Source.pydoc: pydoc.read, Source.text: text.read, Source.hub: hub.read}
+    readers = {
+        CorpusName.ptb: ptb.read,
+        CorpusName.pydoc: pydoc.read,
+        CorpusName.text: text.read,
+        CorpusName.hub: hub.read,
+    }
     return readers[data.source](data)
 
 
 def load(data: Data, fingerprint: str | None = None) -> Corpus:
     """The corpus as ids; with the fingerprint that a checkpoint has of it, as it was encoded then."""
     corpus = text.encoded(read(data), data, fingerprint)
-    if data.source is Source.ptb:
+    if data.source is CorpusName.ptb:
         ptb.check_counts(corpus)
     return corpus
 
@@ -28,9 +34,9 @@ def load(data: Data, fingerprint: str | None = None) -> Corpus:
 def rated(data: Data) -> Rated:
     """Texts with their ratings."""
     readers = {
-        Source.cornell: cornell.read,
-        Source.vader: vader.read,
-        Source.text_regression: text_regression.read,
+        CorpusName.cornell: cornell.read,
+        CorpusName.vader: vader.read,
+        CorpusName.text_regression: text_regression.read,
     }
     return readers[data.source](data)
 

@@ -7,10 +7,11 @@ import io
 import tarfile
 import urllib.request
 
-from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora import places
 from vdrop_cli.corpora.rated import Rated, number
 from vdrop_cli.corpora.text import read_file
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.train import Data
 
 NAME = "cornell_scale"  # of its folder
 AUTHORS = ("Dennis+Schwartz", "James+Berardinelli", "Scott+Renshaw", "Steve+Rhodes")

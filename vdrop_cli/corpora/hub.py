@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora.tables import Lines, Row, Table, delimiter_of, require_column
 from vdrop_cli.corpora.text import PARTS, Raw, decoded, from_rows, read_file
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.train import Data
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 READ_HERE = ("csv", "text")  # by the library's names for readers

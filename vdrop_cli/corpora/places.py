@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vdrop_cli import files as disk
 from vdrop_cli import ownership
-from vdrop_cli.config import ConfigError, Data, RunError
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.settings.train import Data
 
 DOWNLOADS = Path("data")  # below the working directory; a folder a corpus
 

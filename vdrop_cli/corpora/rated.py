@@ -6,7 +6,8 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 
-from vdrop_cli.config import FLOAT32_LIMIT, ConfigError
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.fields import FLOAT32_LIMIT
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # where it is text
 SIGNS = re.compile(r"(.)\1*")  # a row of the same one is a word

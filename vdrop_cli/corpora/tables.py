@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
-from vdrop_cli.config import ConfigError
 from vdrop_cli.corpora.text import LINE_END, line_ends, lines
+from vdrop_cli.errors import ConfigError
 
 TAB = "\t"
 DELIMITERS = {",": "a comma", ";": "a semicolon", TAB: "a tab", "|": "a vertical bar"}

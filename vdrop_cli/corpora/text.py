@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import files
-from vdrop_cli.config import ConfigError, Data, RunError, Source
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
+from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.settings.train import Data
 
 PARTS = ("train", "valid", "test")
 EOS, UNK = "<eos>", "<unk>"
@@ -152,7 +154,7 @@ def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
     """
     fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, data.min_count), True
     texts = [of_part(content, part, raw.origin) for part, content in raw.parts.items()]
-    if data.source is not Source.ptb and fingerprint != wanted:
+    if data.source is not CorpusName.ptb and fingerprint != wanted:
         texts, first = [with_line_ends(text) for text in texts], False
         fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, data.min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora import hub
 from vdrop_cli.corpora.rated import Rated, number, words
 from vdrop_cli.corpora.tables import Table, delimiter_of
 from vdrop_cli.corpora.text import decoded, read_file
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.train import Data
 
 
 def read(data: Data) -> Rated:

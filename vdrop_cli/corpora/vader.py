@@ -10,10 +10,11 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vdrop_cli.config import ConfigError, Data
 from vdrop_cli.corpora import places
 from vdrop_cli.corpora.rated import Rated, number, words
 from vdrop_cli.corpora.text import read_file
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.train import Data
 
 NAME = "vader"  # of its folder
 FILE = "movieReviewSnippets_GroundTruth.txt"

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vdrop_cli import config, corpora
-from vdrop_cli.config import Model, Source, TaskName
+from vdrop_cli import corpora
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.choices import CorpusName, TaskName
+from vdrop_cli.settings.train import Model, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment
@@ -149,9 +150,9 @@ def warn(task: Task) -> None:
         print(f"vdrop: {warning}", file=sys.stderr)
 
 
-def load(settings: config.Train, device: torch.device, fingerprint: str | None = None) -> Task:
+def load(settings: Train, device: torch.device, fingerprint: str | None = None) -> Task:
     """The task of a training run, with its text; `fingerprint` is the one that a checkpoint has of it."""
     if settings.task.name is TaskName.sentiment:
         return Sentiment(settings.task, settings.data, corpora.rated(settings.data), device)
     corpus = corpora.load(settings.data, fingerprint)
-    return LanguageModelling(settings.task, corpus, device, settings.data.source is Source.ptb)
+    return LanguageModelling(settings.task, corpus, device, settings.data.source is CorpusName.ptb)

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdrop_cli import config
-from vdrop_cli.config import ConfigError, Model
 from vdrop_cli.corpora import Corpus, unknown_share
 from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Words
 from vdrop_cli.model import LanguageModel
@@ -22,6 +21,7 @@ from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.train import Model, TaskSettings
 from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks.predictors import WordPredictor
 
@@ -59,7 +59,7 @@ class LanguageModelling:
     word_dropout = False
 
     def __init__(
-        self, task: config.Task, corpus: Corpus, device: torch.device, as_published: bool = False
+        self, task: TaskSettings, corpus: Corpus, device: torch.device, as_published: bool = False
     ) -> None:
         """`as_published`: whether there is a published validation column that the text's numbers compare
         with.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import corpora, interruption
-from vdrop_cli.config import Model
 from vdrop_cli.corpora.text import LINE_END
 from vdrop_cli.learned import Learned, Ratings, Words
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.train import Model
 
 START, UNKNOWN = 0, 1  # ids in texts with ratings; those of words follow, the most frequent first
 PASSES_AT_ONCE = 50  # of one text

@@ -16,16 +16,18 @@ import numpy  # which datasets and tensorboard bring along
 import torch
 from torch import Tensor
 
-from vdrop_cli import baselines, config, interruption
-from vdrop_cli.config import ConfigError, Data, Model, Protocol, Source
+from vdrop_cli import baselines, interruption
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, draw, to_device
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
 from vdrop_cli.model import Regressor
 from vdrop_cli.monte_carlo import sample_counts, std
 from vdrop_cli.policies import Dropout, WordMask
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.choices import CorpusName, SplitProtocol
+from vdrop_cli.settings.train import Data, Model, TaskSettings
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
 from vdrop_cli.uncertainty import SMALLEST, Predictive, fit_noise, predictive, rmse
 
@@ -100,12 +102,12 @@ def vocabulary(texts: list[list[str]], data: Data) -> dict[str, int]:
 
 class Sentiment:
     """The ratings of texts. How texts are split, and what is reported, are the protocol's: see
-    `config.Protocol`.
+    `SplitProtocol`.
     """
 
     word_dropout = True
 
-    def __init__(self, task: config.Task, data: Data, rated: Rated, device: torch.device) -> None:
+    def __init__(self, task: TaskSettings, data: Data, rated: Rated, device: torch.device) -> None:
         assert task.protocol is not None and task.split_seed is not None and task.length_pool is not None
         self.protocol, self.batch_size, self.pool, self.device = (
             task.protocol,
@@ -119,12 +121,12 @@ class Sentiment:
             f"{task.split_seed} {task.chunk_words}"
         )
         self.fingerprint = hashlib.sha256(as_read.encode()).hexdigest()
-        self.chosen_by = "test_rmse" if self.protocol is Protocol.paper else "valid_rmse"
-        if self.protocol is Protocol.paper and rated.parts:
+        self.chosen_by = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
+        if self.protocol is SplitProtocol.paper and rated.parts:
             raise ConfigError(
                 f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper"
             )
-        if self.protocol is Protocol.paper:
+        if self.protocol is SplitProtocol.paper:
             # that chunks of the text at the border may lie on both sides, and that all texts give the
             # vocabulary, is the authors'
             self.ids = vocabulary(rated.texts, data)
@@ -167,7 +169,7 @@ class Sentiment:
         ]
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
         self.warnings = [*without_words(rated), *(doubt.told for doubt in doubts)]
-        splitting = "cornell" if data.source is Source.cornell else "plain"
+        splitting = "cornell" if data.source is CorpusName.cornell else "plain"
         learned = Ratings(
             list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part
         )
@@ -322,7 +324,7 @@ class Sentiment:
     @property
     def noise_part(self) -> str:
         """On which the observation noise is fitted; Deviation: the authors set τ by hand."""
-        return "train" if self.protocol is Protocol.paper else "valid"
+        return "train" if self.protocol is SplitProtocol.paper else "valid"
 
     def sample(self, name: str) -> Part:
         """A part; of the training part only as many texts as the test part has, the first ones."""
@@ -365,7 +367,7 @@ class Sentiment:
     def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
         """With the paper's protocol the best epoch on the test part, too."""
         measured = self.standard(model)
-        if self.protocol is Protocol.paper:
+        if self.protocol is SplitProtocol.paper:
             measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": best_epoch}
         return measured
 

@@ -11,10 +11,14 @@ import pytest
 import yaml
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import CONF, config
+from vdrop_cli import CONF
 from vdrop_cli.commands import train
-from vdrop_cli.config import ROOTS, ConfigError, Published, Train, keys, plain, restore, without_defaults
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Cell, Policy
+from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.compose import restore
+from vdrop_cli.settings.fields import PATHS, SEEDS, keys, plain, require_within_limits, without_defaults
+from vdrop_cli.settings.train import Published, Train
 from vdrop_cli.sinks import read_log
 
 YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -575,16 +579,16 @@ def test_every_whole_number_and_every_path_has_a_limit(command: str) -> None:
     for node, prefix in nodes(made):
         for f in fields(node):
             is_number = f.type is int or int in get_args(f.type)
-            is_path = (f.type is str or str in get_args(f.type)) and f.name in config.PATHS
-            too_much: list[object] = [HUGE] if is_number and f.name not in config.SEEDS else []
+            is_path = (f.type is str or str in get_args(f.type)) and f.name in PATHS
+            too_much: list[object] = [HUGE] if is_number and f.name not in SEEDS else []
             too_much += ["x" * 5000, "x/" * 2500, "é" * 128, "a\0b"] if is_path else []
             before = getattr(node, f.name)
             for value in too_much:
                 setattr(node, f.name, value)
                 with pytest.raises(ConfigError, match=rf"^{re.escape(prefix + f.name)} must be "):
-                    config.require_within_limits(made, "")
+                    require_within_limits(made, "")
             setattr(node, f.name, before)
-    config.require_within_limits(made, "")
+    require_within_limits(made, "")
 
 
 @pytest.mark.parametrize(

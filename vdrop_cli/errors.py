@@ -1,0 +1,24 @@
+"""The two kinds of error that end a command with one line, and how such a line is worded. No Hydra here."""
+
+
+class ConfigError(Exception):
+    """A mistake of the user's: one line that names the setting or the file and says what to do. Exit code
+    2.
+    """
+
+
+class RunError(Exception):
+    """What stops a run through no mistake in its settings: one line. Exit code 1."""
+
+
+def require(holds: bool, key: str, wanted: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key} must be {wanted}, got {got}")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint for a mistyped word, ready to be appended to a message."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
