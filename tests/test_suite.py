@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import settings
 from tests.processes import ROOT, environment
-from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, BenchSize, Precision
 
 NOISY_PLUGIN = """
 import warnings
@@ -113,7 +113,7 @@ def test_the_short_look_at_a_gpu_measures_five_cells_once() -> None:
     (bench,) = [words for words in commands if words[0].endswith("vdrop")]
     chosen = settings(*bench[2:], command="bench")
     assert (
-        chosen.sizes == [Size.medium, Size.large]
+        chosen.sizes == [BenchSize.medium, BenchSize.large]
         and chosen.parts == [BenchPart.step]
         and chosen.precisions == [Precision.bf16]
     )

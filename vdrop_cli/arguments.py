@@ -12,14 +12,14 @@ interpolation, and a value
 import os
 import re
 from collections.abc import Iterable
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
 
 from vdrop_cli import CONF
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.fields import types
+from vdrop_cli.settings.fields import FilePath, is_list, is_text, rule, types, walk
 
 NAMES = (
     "device",
@@ -28,9 +28,8 @@ NAMES = (
 )  # strings without commas: a comma is a sweep that lacks its -m
 VERBATIM = "text"  # what is to be read: not even null, ${…} or quotes are anything but text
 SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
-PATHS = {
-    *("checkpoint", "members", "outputs", "file", "csv", "latex", SWEEP_FOLDER),
-    *(f"data.{name}" for name in ("dir", "train", "valid", "test", "csv", "name", "cache")),
+PATHS = {SWEEP_FOLDER} | {
+    key for root in ROOTS.values() for key, f in walk(root) if isinstance(rule(f), FilePath)
 }
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 # what Hydra reads as it stands, but for its keywords
@@ -127,14 +126,6 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
         parts = split(word, value) if sweep and key != SWEEP_FOLDER else [value]
         value = ",".join(element(part, path) for part in parts)
     return f"{prefix}{key}={value}"
-
-
-def is_list(kind: Any) -> bool:
-    return any(get_origin(one) is list for one in (kind, *get_args(kind)))
-
-
-def is_text(kind: Any) -> bool:
-    return str in (kind, *get_args(kind))
 
 
 def as_list(word: str, value: str, path: bool) -> str:

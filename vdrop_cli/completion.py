@@ -9,9 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-from vdrop_cli.arguments import PATHS, choices, groups, is_list
+from vdrop_cli.arguments import PATHS, choices, groups
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.fields import types
+from vdrop_cli.settings.fields import is_list, types
 
 LAUNCHER = "hydra/launcher"
 LAUNCHERS = ["basic", "joblib", "submitit_local", "submitit_slurm"]

@@ -2,7 +2,7 @@
 
 from tests.conftest import settings
 from vdrop_cli.bench.cases import Case, cases
-from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, BenchSize, Precision
 
 
 def test_which_cases_exist() -> None:
@@ -29,7 +29,7 @@ def test_which_cases_exist() -> None:
         "small step keras fp32",
     }
     assert all(len({(case.size, case.part, case.precision) for case in group}) == 1 for group in groups)
-    assert not Case(Size.small, BenchPart.mc, BenchCell.none, Precision.fp32).exists
+    assert not Case(BenchSize.small, BenchPart.mc, BenchCell.none, Precision.fp32).exists
 
 
 def test_directions_are_compared_for_both_cells_and_a_step_with_torchs() -> None:

@@ -26,7 +26,7 @@ from vdrop_cli.bench.report import (
 )
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.monte_carlo import SEGMENT_STEPS
-from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, BenchSize, Precision
 from vdrop_cli.settings.commands import Bench
 
 RATES = Rates(fp32=200e9, bf16=400e9)
@@ -119,7 +119,7 @@ def test_on_a_gpu_mc_evaluation_reads_more_and_has_a_note_on_latency(
     monkeypatch.setattr(report, "choose_backend", lambda name, device: Backend.fused)
     words = {}
     for device in ("cpu", "cuda:0"):
-        case = Case(Size.small, BenchPart.mc, BenchCell.variational, Precision.fp32)
+        case = Case(BenchSize.small, BenchPart.mc, BenchCell.variational, Precision.fp32)
         words[device] = measurement(case, Bench(device=device, mc_passes=3), [1.0], 1.0).words / 3
         for part in ("step", "mc"):
             print_results([example("variational", [1.0], part=part)], RATES, torch.device(device))
@@ -157,7 +157,8 @@ def test_the_products_of_layers_go_by_gates_and_directions() -> None:
     results = {}
     for part in (BenchPart.directions, BenchPart.cell_step):
         for cell in CELLS_BY_PART[part]:
-            m = measurement(Case(Size.medium, part, cell, Precision.fp32), Bench(device="cpu"), [1.0], 1.0)
+            case = Case(BenchSize.medium, part, cell, Precision.fp32)
+            m = measurement(case, Bench(device="cpu"), [1.0], 1.0)
             results[part.name, cell.name] = (m.words, m.recurrent / 650**2, m.head)
     assert {cell: rest for (part, cell), rest in results.items() if part == "directions"} == {
         "variational": (700, 8, 0),

@@ -19,7 +19,7 @@ from vdrop_cli.bench.steps import (
     ratings_step,
     words_per_time_step,
 )
-from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, BenchSize, Precision
 
 
 def test_products_alone_are_all_the_products_that_the_limit_counts() -> None:
@@ -110,7 +110,7 @@ def gradients_restored() -> Iterator[None]:
     ],
 )
 def test_every_part_has_a_step_that_runs_again_and_again(part: str, cell: str, tmp_path: Path) -> None:
-    size = Size.sentiment if part == "ratings" else Size.small
+    size = BenchSize.sentiment if part == "ratings" else BenchSize.small
     overrides = ["task=sentiment", "task.chunk_words=9"] if part == "ratings" else ["task.bptt=3"]
     overrides += ["model.hidden_size=16", "task.batch_size=4", "dropout=variational", "device=cpu"]
     train = replace(settings(*overrides), outputs=str(tmp_path))

@@ -14,10 +14,10 @@ from vdrop_cli.bench import worker
 from vdrop_cli.bench.cases import Case
 from vdrop_cli.bench.worker import Timing, Worker, serve
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import BenchCell, BenchPart, BenchSize, Precision
 
 QUICK = Timing(warm_up=0, before_turn=0, turn=0.001, rates=0.01, rates_between=0.01)
-CASE = Case(Size.small, BenchPart.layer, BenchCell.variational, Precision.fp32)
+CASE = Case(BenchSize.small, BenchPart.layer, BenchCell.variational, Precision.fp32)
 
 
 class LostProcess:

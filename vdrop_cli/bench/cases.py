@@ -6,7 +6,7 @@ import torch
 from hydra import compose
 
 from vdrop_cli.device import choose_backend
-from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision, Size
+from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, BenchSize, Precision
 from vdrop_cli.settings.commands import Bench
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.train import Train
@@ -34,7 +34,7 @@ NO_POLICY = (BenchCell.fused, BenchCell.products, *ALTERNATIVES, *BIDIRECTIONAL,
 class Case:
     """One thing to measure."""
 
-    size: Size
+    size: BenchSize
     part: BenchPart
     cell: BenchCell
     precision: Precision
@@ -44,7 +44,7 @@ class Case:
         """Whether the cell, the part, the size and the precision go together."""
         if self.part is BenchPart.cell_step:
             return self.cell in CELLS_BY_PART[self.part] and self.precision is Precision.fp32
-        if (self.part is BenchPart.ratings) != (self.size is Size.sentiment):
+        if (self.part is BenchPart.ratings) != (self.size is BenchSize.sentiment):
             return False
         if self.part is BenchPart.directions:
             return self.cell in CELLS_BY_PART[self.part]
@@ -79,7 +79,7 @@ def train_settings(case: Case, settings: Bench) -> Train:
     """The published settings of the size, with the dropout that the case is named after, on the measured
     device.
     """
-    task = ["task=sentiment"] if case.size is Size.sentiment else []
+    task = ["task=sentiment"] if case.size is BenchSize.sentiment else []
     dropout = "variational" if case.cell in NO_POLICY else case.cell
     train = parse(compose("train", [*task, f"model=lstm_{case.size}", f"dropout={dropout}"]), Train)
     if case.cell is BenchCell.fused:

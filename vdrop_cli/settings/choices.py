@@ -7,10 +7,9 @@ class Size(Choice):
     small = "small"
     medium = "medium"
     large = "large"
-    sentiment = "sentiment"  # the experiments on film reviews
 
 
-TABLE_1 = [Size.small, Size.medium, Size.large]  # the sizes of language models
+TABLE_1 = list(Size)  # the sizes of language models with published settings
 
 
 class TaskName(Choice):
@@ -55,6 +54,13 @@ class Precision(Choice):
     auto = "auto"  # bf16 where the processor has instructions for it
     fp32 = "fp32"
     bf16 = "bf16"  # all matrix products but the forward logits; states, gates, losses and weights stay fp32
+
+
+class BenchSize(Choice):
+    small = "small"
+    medium = "medium"
+    large = "large"
+    sentiment = "sentiment"  # the model of ratings
 
 
 class BenchPart(Choice):

@@ -1,9 +1,9 @@
-"""The settings of every other command, typed."""
+"""The settings of every other command."""
 
 import dataclasses
 import re
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Cell
@@ -12,19 +12,22 @@ from vdrop_cli.settings.choices import (
     Backend,
     BenchCell,
     BenchPart,
+    BenchSize,
     CorpusName,
     Pictures,
     Precision,
     Size,
     SplitProtocol,
 )
-from vdrop_cli.settings.fields import SEED_LIMIT
-from vdrop_cli.settings.train import Data, Train
+from vdrop_cli.settings.fields import FilePath, Items, Limits, require_limits, setting
+from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, POSITIVE, SEED, Data, Train
 
-MOST_SEEDS = 1000  # of one row
-
-
-MOST_JOBS = 1000
+MC_BATCH = Limits(at_least=1, at_most=10**6)
+SEEDS = Limits(at_least=1, at_most=1000)
+JOBS = Limits(at_least=1, at_most=1000)
+CHECKPOINT_HELP = "a checkpoint file or a run folder"
+PRECISION_HELP = "of matrix products; null: that of the training"
+OUTPUTS_HELP = "folder of runs, pictures and records"
 
 
 @dataclass
@@ -33,46 +36,54 @@ class Place:
     `stored_data`.
     """
 
-    dir: str | None = None  # ptb, cornell, vader
-    train: str | None = None  # text
-    valid: str | None = None  # text
-    test: str | None = None  # text
-    csv: str | None = None  # text_regression
-    name: str | None = None  # hub, text_regression
+    dir: str | None = setting(None, "ptb, cornell, vader: folder of the corpus", limits=FilePath())
+    train: str | None = setting(None, "text: the training file", limits=FilePath())
+    valid: str | None = setting(None, "text: the validation file", limits=FilePath())
+    test: str | None = setting(None, "text: the test file", limits=FilePath())
+    csv: str | None = setting(None, "text_regression: the CSV file", limits=FilePath())
+    name: str | None = setting(None, "hub, text_regression: the data set", limits=FilePath())
+
+    def __post_init__(self) -> None:
+        require_limits(self, "data.")
 
 
 @dataclass
 class Eval:
-    checkpoint: str | None = None  # a checkpoint file or a run folder
-    data: Place = field(default_factory=Place)
-    stored_data: bool = (
-        False  # read the data from the files, folders or data sets that the checkpoint itself names
+    checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
+    data: Place = setting(Place, "where the corpus of the checkpoint lies")
+    stored_data: bool = setting(
+        False, "read the data from the files, folders or data sets that the checkpoint itself names"
     )
-    mc_samples: int = 0  # passes of MC dropout; 0: the standard approximation only
-    mc_batch: int | None = (
-        None  # passes of a language model that run together, as one batch; null: 50 on the CPU, 500 on a GPU
+    mc_samples: int = setting(0, "MC samples; 0: the standard approximation only", "samples", MC_SAMPLES)
+    mc_batch: int | None = setting(
+        None,
+        "MC samples of a language model that run as one batch; null: 50 on the CPU, 500 on a GPU",
+        "samples",
+        MC_BATCH,
     )
-    save_minutes: float = 5.0  # of MC evaluation after which what is done is saved; it is at a signal besides
-    members: list[str] = field(
-        default_factory=list
-    )  # more checkpoints, whose probabilities or ratings are averaged with those of `checkpoint`
-    word_dropout: bool | None = (
-        # keep word dropout on in MC passes; null: as the authors, off for language models, on for ratings
-        None
+    save_minutes: float = setting(
+        5.0,
+        "time between two saves of the MC samples that are done; inf: at a signal only",
+        "minutes",
+        Limits(above=0),
     )
-    seed: int = 1  # of the MC passes' masks
-    device: str = "auto"
-    backend: Backend = Backend.auto
-    precision: Precision | None = None  # null: that of the training
+    members: list[str] = setting(
+        [],
+        "more checkpoints, to average their probabilities or ratings with those of checkpoint",
+        "",
+        FilePath(),
+    )
+    word_dropout: bool | None = setting(
+        None, "word dropout in MC samples; null: as the authors, off for language models, on for ratings"
+    )
+    seed: int = setting(1, "seed of the masks of MC samples", limits=SEED)
+    device: str = setting("auto", DEVICE_HELP)
+    backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
+    precision: Precision | None = setting(None, PRECISION_HELP)
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.checkpoint),
-            "checkpoint",
-            "a checkpoint file or a run folder (vdrop eval checkpoint=…)",
-            "nothing",
-        )
-        require(self.mc_samples >= 0, "mc_samples", "at least 0", self.mc_samples)
+        require_limits(self)
+        require_checkpoint("eval", self.checkpoint)
         require(
             self.mc_samples > 0 or self.word_dropout is None,
             "word_dropout",
@@ -85,204 +96,198 @@ class Eval:
             "empty with mc_samples, which is of one model",
             len(self.members),
         )
-        require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
-        require(self.save_minutes > 0, "save_minutes", "above 0 (inf: at a signal only)", self.save_minutes)
-        require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 
 @dataclass
 class Predict:
-    checkpoint: str | None = None  # a checkpoint file or a run folder
-    text: str | None = None  # to predict from
-    file: str | None = None  # with one text a line; null, and no text: standard input
-    data: Place = field(
-        default_factory=Place
-    )  # of checkpoints of older versions, which do not hold what is needed of it
-    mc_samples: int | None = (
-        None  # passes of MC dropout behind a rating; null: 50, 0 of a model without dropout
+    checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
+    text: str | None = setting(None, "the text to predict from")
+    file: str | None = setting(
+        None, "a file with one text per line; null, and no text: standard input", limits=FilePath()
     )
-    level: float | None = None  # per cent of ratings that the interval is to hold; null: 95
-    surprises: int | None = (
-        None  # a language model: so many words of a text, those that it expects least; null: 5
+    data: Place = setting(Place, "for checkpoints of older versions, which lack what prediction needs of it")
+    mc_samples: int | None = setting(
+        None, "MC samples of a rating; null: 50, or 0 for a model without dropout", "samples", MC_SAMPLES
     )
-    sample: int = 0  # a language model: write so many words
-    json: bool = False  # a JSON object a line instead of a table
-    seed: int = 1  # of the passes' masks, or of the words drawn
-    device: str = "auto"
-    backend: Backend = Backend.auto
-    precision: Precision | None = None  # null: that of the training
+    level: float | None = setting(
+        None,
+        "share of ratings that the interval is meant to contain; null: 95",
+        "per cent",
+        Limits(above=0, below=100),
+    )
+    surprises: int | None = setting(
+        None, "language model: number of words shown, the most surprising ones; null: 5", "words", POSITIVE
+    )
+    sample: int = setting(0, "language model: number of words to generate", "words", Limits(at_least=0))
+    json: bool = setting(False, "print a JSON object per line instead of a table")
+    seed: int = setting(1, "seed of the masks of MC samples, or of the generated words", limits=SEED)
+    device: str = setting("auto", DEVICE_HELP)
+    backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
+    precision: Precision | None = setting(None, PRECISION_HELP)
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.checkpoint),
-            "checkpoint",
-            "a checkpoint file or a run folder (vdrop predict checkpoint=…)",
-            "nothing",
-        )
+        require_limits(self)
+        require_checkpoint("predict", self.checkpoint)
         require(self.text is None or self.file is None, "file", "null with text=…", self.file)
-        require(
-            self.text is None or bool(self.text.strip()), "text", "a text with words in it", repr(self.text)
-        )
-        require(
-            self.sample == 0 or self.file is None,
-            "file",
-            "null with sample=…, which continues text=…",
-            self.file,
-        )
-        require(
-            self.mc_samples is None or self.mc_samples >= 0,
-            "mc_samples",
-            "at least 0, or null",
-            self.mc_samples,
-        )
-        require(self.level is None or 0 < self.level < 100, "level", "in (0, 100), or null", self.level)
-        require(
-            self.surprises is None or self.surprises >= 1, "surprises", "at least 1, or null", self.surprises
-        )
-        require(self.sample >= 0, "sample", "at least 0", self.sample)
+        has_words = self.text is None or bool(self.text.strip())
+        require(has_words, "text", "a text with words in it", repr(self.text))
+        continues = self.sample == 0 or self.file is None
+        require(continues, "file", "null with sample=…, which continues text=…", self.file)
         require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
-        require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
 
 
 @dataclass
 class Export:
-    checkpoint: str | None = None  # a checkpoint file or a run folder
-    file: str | None = None  # to write; null: beside the checkpoint, with the ending .safetensors
+    checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
+    file: str | None = setting(
+        None,
+        "the file to write; null: beside the checkpoint, ending in .safetensors",
+        limits=FilePath(),
+    )
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.checkpoint),
-            "checkpoint",
-            "a checkpoint file or a run folder (vdrop export checkpoint=…)",
-            "nothing",
-        )
+        require_limits(self)
+        require_checkpoint("export", self.checkpoint)
+
+
+def require_checkpoint(command: str, checkpoint: str | None) -> None:
+    expected = f"{CHECKPOINT_HELP} (vdrop {command} checkpoint=…)"
+    require(bool(checkpoint), "checkpoint", expected, "nothing")
 
 
 @dataclass
 class Bench:
-    sizes: list[Size] = field(default_factory=lambda: list(Size))
-    parts: list[BenchPart] = field(default_factory=lambda: list(BenchPart))
-    cells: list[BenchCell] | None = None  # null: all, keras where it is installed
-    precisions: list[Precision] = field(
-        default_factory=lambda: [Precision.fp32, Precision.bf16]
-    )  # rivals: bf16 by autocast
-    # times that every case is started anew: where in memory a process comes to lie makes it faster or slower
-    starts: int = 3
-    turns: int = (
-        5  # of each case in each start, one after the other; medians are over the turns of all starts
+    sizes: list[BenchSize] = setting(list(BenchSize), "sizes of the models", limits=Items(unique=True))
+    parts: list[BenchPart] = setting(list(BenchPart), "what is timed", limits=Items(unique=True))
+    cells: list[BenchCell] | None = setting(
+        None, "cells to time; null: all, keras if it is installed", limits=Items(unique=True)
     )
-    mc_passes: int = 64  # that run together
-    device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
-    rivals_ready: bool = False  # give the rivals, too, this project's allocator settings and fp32 library
-    outputs: str = "outputs"  # folder under which bench/ is made
+    precisions: list[Precision] = setting(
+        [Precision.fp32, Precision.bf16],
+        "of matrix products; alternatives get bf16 by autocast",
+        limits=Items(unique=True),
+    )
+    starts: int = setting(
+        3, "new processes for each case: a process's memory layout makes it faster or slower", "", POSITIVE
+    )
+    turns: int = setting(
+        5,
+        "timings of each case in each process, in alternation; medians are over all",
+        "",
+        POSITIVE,
+    )
+    mc_passes: int = setting(64, "MC samples that run as one batch", "samples", POSITIVE)
+    device: str = setting("auto", DEVICE_HELP)
+    rivals_ready: bool = setting(
+        False, "give the alternatives this project's allocator settings and fp32 library, too"
+    )
+    outputs: str = setting("outputs", "folder in which bench/ is made", limits=FilePath())
 
     def __post_init__(self) -> None:
-        for key in ("sizes", "parts", "cells", "precisions"):
-            values = getattr(self, key)
-            require(values is None or len(values) > 0, key, "a list with something in it", "[]")
-            require(
-                values is None or len(set(values)) == len(values),
-                key,
-                "a list that names nothing twice",
-                [str(v) for v in values or ()],
-            )
+        require_limits(self)
         require(Precision.auto not in self.precisions, "precisions", "a list of fp32 and bf16", "auto")
-        require(self.starts >= 1, "starts", "at least 1", self.starts)
-        require(self.turns >= 1, "turns", "at least 1", self.turns)
-        require(self.mc_passes >= 1, "mc_passes", "at least 1", self.mc_passes)
 
 
 @dataclass
 class ListData:
-    data: Data | None = (
-        # a corpus to load (fetching it if need be) and check; null: a look at those that need no settings
-        None
-    )
+    data: Data | None = setting(None, "a corpus to fetch if necessary, load and check; null: an overview")
 
 
 @dataclass
 class Table:
-    sizes: list[Size] = field(default_factory=lambda: list(TABLE_1))
-    rows: list[str] | None = (
-        None  # none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all
+    sizes: list[Size] = setting(TABLE_1, "sizes of the models", limits=Items())
+    rows: list[str] | None = setting(
+        None,
+        "none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all",
+        limits=Items(),
     )
-    overrides: str = (
-        ""  # settings that the runs of all rows were changed in: "schedule.epochs=1 task.bptt=20"
+    overrides: str = setting(
+        "", 'settings that were changed in the runs of all rows: "schedule.epochs=1 task.bptt=20"'
     )
-    # folder of the runs and records that are read, and of pictures and records that are written
-    outputs: str = "outputs"
-    file: str | None = None  # to write; null: RESULTS.md of the checkout, for other outputs in their folder
-    csv: str | None = None  # a file to write the same numbers to, in full
-    latex: str | None = None  # a file to write the tables to, as tabular environments
-    pictures: Pictures = Pictures.png
-    record: bool = False  # copy what is small of the runs that are found to outputs/record
+    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
+    file: str | None = setting(
+        None,
+        "the page to write; null: RESULTS.md of the checkout, or in outputs if that is not the default",
+        limits=FilePath(),
+    )
+    csv: str | None = setting(None, "a CSV file for the same numbers, unrounded", limits=FilePath())
+    latex: str | None = setting(None, "a file for the tables as tabular environments", limits=FilePath())
+    pictures: Pictures = setting(Pictures.png, "format of the pictures")
+    record: bool = setting(False, "copy the small files of these runs to outputs/record")
 
     def __post_init__(self) -> None:
-        require_rows(self.sizes, self.rows)
+        require_limits(self)
+
+
+ROWS_HELP = "rows of the table, as in vdrop table; null: all"
+LAUNCHER_HELP = (
+    'Hydra launcher of the runs and its settings, such as "submitit_slurm hydra.launcher.timeout_min=600"; '
+    "null: see jobs"
+)
+JOBS_HELP = "runs at the same time on one device"
+UNTIL_HELP = "time after which all runs are stopped and saved: 25min, 2h or 1h30min; null: when all are done"
+PAGE_HELP = "the page to write at the end; null: as in vdrop table"
+PLAN_HELP = "only print what is left to do, and how long it takes"
 
 
 @dataclass
 class Reproduce:
-    sizes: list[Size] = field(default_factory=lambda: [Size.medium])
-    rows: list[str] | None = None  # as of vdrop table
-    seeds: int = 1  # of each row: 1, 2, …
-    overrides: str = ""  # settings to change in all rows, which then are no longer the published ones
-    precision: Precision = Precision.auto
-    mc_batch: int | None = None  # as of vdrop eval
-    launcher: str | None = (
-        # of the runs, with its settings: "submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs
-        None
-    )
-    jobs: int = 1  # runs at once, side by side on the one device; 1: one after the other
-    until: str | None = (
-        None  # time after which everything is stopped and saved, as 25min, 2h or 1h30min; null: to the end
-    )
-    outputs: str = "outputs"
-    file: str | None = None  # to write when all is done; null: as of vdrop table
-    plan: bool = False  # only tell what there is to do, and how long it takes
+    sizes: list[Size] = setting([Size.medium], "sizes of the models", limits=Items())
+    rows: list[str] | None = setting(None, ROWS_HELP, limits=Items())
+    seeds: int = setting(1, "runs of each row, with seeds 1, 2, …", "runs", SEEDS)
+    overrides: str = setting("", "settings to change in all rows, which then differ from the published ones")
+    precision: Precision = setting(Precision.auto, "of matrix products")
+    mc_batch: int | None = setting(None, "as in vdrop eval", "samples", MC_BATCH)
+    launcher: str | None = setting(None, LAUNCHER_HELP)
+    jobs: int = setting(1, JOBS_HELP, "runs", JOBS)
+    until: str | None = setting(None, UNTIL_HELP)
+    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
+    file: str | None = setting(None, PAGE_HELP, limits=FilePath())
+    plan: bool = setting(False, PLAN_HELP)
 
     def __post_init__(self) -> None:
-        require_rows(self.sizes, self.rows)
+        require_limits(self)
         require_launching(self)
-        require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
-        require(self.mc_batch is None or self.mc_batch >= 1, "mc_batch", "at least 1, or null", self.mc_batch)
 
 
 @dataclass
 class Figures:
-    protocols: list[SplitProtocol] = field(default_factory=lambda: list(SplitProtocol))
-    cells: list[Cell] = field(default_factory=lambda: list(Cell))
-    dropouts: list[str] = field(default_factory=lambda: ["none", "naive", "variational"])
-    epochs: int = 60  # of each run; the authors' are 250 (variational LSTM) and 1,250
-    seeds: int = 1  # of each run: 1, 2, …
-    mc_samples: int = 50  # passes of MC dropout that runs with dropout are evaluated with
-    overrides: str = ""  # settings to change in all runs
-    precision: Precision = Precision.auto
-    launcher: str | None = None  # as of vdrop reproduce
-    jobs: int = 1  # as of vdrop reproduce
-    until: str | None = None  # as of vdrop reproduce
-    outputs: str = "outputs"
-    file: str | None = None  # to write when all is done; null: as of vdrop table
-    plan: bool = False  # only tell what there is to do, and how long it takes
+    protocols: list[SplitProtocol] = setting(
+        list(SplitProtocol),
+        "how reviews are split, see task.protocol of vdrop train",
+        limits=Items(unique=True),
+    )
+    cells: list[Cell] = setting(list(Cell), "the recurrent cells", limits=Items(unique=True))
+    dropouts: list[str] = setting(
+        ["none", "naive", "variational"], "choices of the group dropout", limits=Items(unique=True)
+    )
+    epochs: int = setting(
+        60, "length of each run; the authors' are 250 (variational LSTM) and 1,250", "epochs", POSITIVE
+    )
+    seeds: int = setting(1, "runs of each setting, with seeds 1, 2, …", "runs", SEEDS)
+    mc_samples: int = setting(
+        50, "MC samples of the evaluation of runs with dropout", "samples", Limits(at_least=1, at_most=10**6)
+    )
+    overrides: str = setting("", "settings to change in all runs")
+    precision: Precision = setting(Precision.auto, "of matrix products")
+    launcher: str | None = setting(None, LAUNCHER_HELP)
+    jobs: int = setting(1, JOBS_HELP, "runs", JOBS)
+    until: str | None = setting(None, UNTIL_HELP)
+    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
+    file: str | None = setting(None, PAGE_HELP, limits=FilePath())
+    plan: bool = setting(False, PLAN_HELP)
 
     def __post_init__(self) -> None:
-        for name in ("protocols", "cells", "dropouts"):
-            values = [str(value) for value in getattr(self, name)]
-            require(len(values) > 0, name, "a list with something in it", "[]")
-            require(len(set(values)) == len(values), name, "a list that names nothing twice", values)
+        require_limits(self)
         require_launching(self)
-        require(1 <= self.seeds <= MOST_SEEDS, "seeds", f"in [1, {MOST_SEEDS}]", self.seeds)
-        for name in ("epochs", "mc_samples"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
 
 def require_launching(settings: Reproduce | Figures) -> None:
     require_command_words("launcher", settings.launcher or "")
-    require(1 <= settings.jobs <= MOST_JOBS, "jobs", f"in [1, {MOST_JOBS}]", settings.jobs)
     require(
         settings.jobs == 1 or not settings.launcher,
         "jobs",
-        "1 where launcher is set, which has a number of its own",
+        "1 with launcher, which has a setting of its own for it",
         settings.jobs,
     )
     if settings.until is not None:
@@ -290,25 +295,20 @@ def require_launching(settings: Reproduce | Figures) -> None:
 
 
 def seconds(until: str) -> int:
-    """Of a time such as 25min, 2h or 1h30min. Raises ConfigError."""
+    """The length of a time such as 25min, 2h or 1h30min. Raises ConfigError."""
     parts = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})min)?(?:(\d{1,6})s)?", until, re.ASCII)
     hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
-    found = 3600 * hours + 60 * minutes + rest
-    require(found > 0, "until", "a time such as 25min, 2h or 1h30min, or null", repr(until))
-    return found
+    total = 3600 * hours + 60 * minutes + rest
+    require(total > 0, "until", "a time such as 25min, 2h or 1h30min, or null", repr(until))
+    return total
 
 
 def require_command_words(key: str, text: str) -> None:
-    """It is read as a shell reads a line of words."""
+    """Raises ConfigError unless a shell could split the text into words."""
     try:
         shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"{key} must be words as in a shell, got {text} ({error})") from None
-
-
-def require_rows(sizes: list[Size], rows: list[str] | None) -> None:
-    for name, values in (("sizes", sizes), ("rows", rows)):
-        require(values is None or len(values) > 0, name, "a list with something in it", "[]")
 
 
 ROOTS: dict[str, type] = {
@@ -325,21 +325,18 @@ ROOTS: dict[str, type] = {
 
 
 def stored_places(data: Data) -> dict[str, str]:
-    """Of a training run's data, the settings that say where it lies: files, folders and data sets, by their
-    names.
-    """
-    values = {name: getattr(data, name) for name in (f.name for f in dataclasses.fields(Place))}
+    """The settings of a training run's data that name files, folders and data sets."""
+    values = {f.name: getattr(data, f.name) for f in dataclasses.fields(Place)}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def data_for(trained: Data, given: Place, stored_data: bool, where: str, otherwise: str) -> Data:
-    """The data of a checkpoint as it is to be read now. Places that a checkpoint names are used only where
+def data_for(trained: Data, places: Place, stored_data: bool, where: str, otherwise: str) -> Data:
+    """The data of a checkpoint, read from `places`. Places that a checkpoint names are used only if
     `stored_data` allows that.
 
-    `where` and `otherwise` are for the message: the checkpoint, and the alternative to giving the places
-    again.
+    `where` and `otherwise` are for the message: the checkpoint, and the alternative to naming the places.
     """
-    moved = {name: value for name, value in vars(given).items() if value is not None}
+    moved = {name: value for name, value in vars(places).items() if value is not None}
     for one, other in (("csv", "name"), ("name", "csv")):
         if one in moved and trained.source is CorpusName.text_regression:
             moved.setdefault(other, None)
@@ -350,8 +347,9 @@ def data_for(trained: Data, given: Place, stored_data: bool, where: str, otherwi
     used = {name: value for name, value in stored_places(trained).items() if name not in moved}
     if used and not stored_data:
         names = " ".join(f"data.{name}=…" for name in used)
-        held = ", ".join(f"data.{name}={value!r}" for name, value in used.items())
+        named = ", ".join(f"data.{name}={value!r}" for name, value in used.items())
         raise ConfigError(
-            f"{where} names its own data, {held}, which is not used unasked; give {names}, or {otherwise}"
+            f"{where} names its own data, {named}, which is used only if asked for; give {names}, or "
+            f"{otherwise}"
         )
     return replace(trained, **moved, cache=None if trained.cache is None else Data.cache)

@@ -7,14 +7,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.fields import refuse_unknown, require_plain, require_within_limits
-from vdrop_cli.settings.train import Train
+from vdrop_cli.settings.fields import refuse_unknown, require_plain
+from vdrop_cli.settings.train import FORMER_SIZE, Train
 
 Root = TypeVar("Root")
 
 
 def register() -> None:
-    """Makes the typed roots and the resolvers `by_size` and `by_source` known to Hydra."""
+    """Registers the typed roots and the resolvers `by_size` and `by_source` with Hydra."""
     for command, root in ROOTS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=root)
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
@@ -22,22 +22,22 @@ def register() -> None:
 
 
 def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_size:{small:…,medium:…,large:…}}` in a YAML file: the value published for the size of the chosen
-    model.
+    """The value for the chosen model's size: `${by_size:{small:…,medium:…,large:…,other:…}}` in a YAML file.
+
+    `other` is for models without a size.
     """
-    size = str(_root_.model.size)
+    size = "other" if _root_.model.size is None else str(_root_.model.size)
     if size not in table:
+        sizes = ", ".join(f"model.size={name}" for name in map(str, table))
         raise ConfigError(
-            f"nothing is published for model.size={size} there, only for {', '.join(map(str, table))}; set "
-            "it, or choose another model"
+            f"nothing is published for model={_root_.model.name}, only for {sizes}; set this value, or "
+            "choose another model"
         )
     return table[size]
 
 
 def by_source(table: dict[str, Any], *, _root_: DictConfig) -> Any:
-    """`${by_source:{cornell:…,other:…}}` in a YAML file: the value for the source of the chosen data, or for
-    all others.
-    """
+    """The value for the chosen corpus, or for others: `${by_source:{cornell:…,other:…}}` in a YAML file."""
     return table.get(str(OmegaConf.select(_root_, "data.source")), table["other"])
 
 
@@ -46,15 +46,16 @@ def parse(config: DictConfig, root: type[Root]) -> Root:
     parsed = OmegaConf.to_object(config)
     assert isinstance(parsed, root)
     refuse_unknown(parsed, "")
-    require_within_limits(parsed, "")
     return parsed
 
 
 def restore(values: dict[str, Any]) -> Train:
-    """The configuration of a training run from what `plain` wrote down. It is data: nothing in it is
-    resolved.
+    """The configuration of a training run from what `plain` wrote. It is data: nothing in it is resolved.
 
-    Raises ConfigError, or what OmegaConf raises, where it is something else.
+    Raises ConfigError, or what OmegaConf raises, if it is something else.
     """
     require_plain(values)
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("size") == FORMER_SIZE:
+        values = values | {"model": model | {"size": None}}
     return parse(OmegaConf.merge(OmegaConf.structured(Train), values), Train)  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""The settings of `vdrop train`: types, limits, sources. It imports no torch: help and errors are quick."""
+"""The settings of `vdrop train`. No torch here: help and errors are quick."""
 
 import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -21,26 +21,51 @@ from vdrop_cli.settings.choices import (
     SplitProtocol,
     TaskName,
 )
-from vdrop_cli.settings.fields import FLOAT32_LIMIT, SEED_LIMIT, plain, require_name, without_defaults
+from vdrop_cli.settings.fields import (
+    FLOAT32_LIMIT,
+    SEED_LIMIT,
+    FilePath,
+    FolderName,
+    Limits,
+    plain,
+    require_limits,
+    setting,
+    without_defaults,
+)
+
+POSITIVE = Limits(at_least=1)
+PROBABILITY = Limits(at_least=0, below=1)
+SEED = Limits(at_least=0, below=SEED_LIMIT)
+MC_SAMPLES = Limits(at_least=0, at_most=10**6)
+DEVICE_HELP = "auto (CUDA if available), cpu, cuda, cuda:1, …"
 
 
 @dataclass
 class Model:
-    name: str = MISSING  # names the run folder
-    size: Size = MISSING  # the column of published settings that ${by_size:…} picks from
-    cell: Cell = MISSING
-    hidden_size: int = MISSING  # units of each layer, and of the embedding
-    layers: int = MISSING
-    init: float = MISSING  # every parameter starts uniform in [-init, init]
-    forget_bias: float = 0.0  # LSTM: added to the bias of the forget gates at the start
-    reset_after: bool = False  # GRU: the reset gate acts after the recurrent product, as in torch and cuDNN
+    name: str = setting(MISSING, "name of the model in the run folder's name", limits=FolderName())
+    size: Size | None = setting(
+        None,
+        "the published settings that ${by_size:…} in conf/ selects; null: a model without published sizes",
+    )
+    cell: Cell = setting(MISSING, "the recurrent cell")
+    hidden_size: int = setting(MISSING, "size of each layer and of the embedding", "units", POSITIVE)
+    layers: int = setting(MISSING, "number of layers", limits=Limits(at_least=1, at_most=1000))
+    init: float = setting(
+        MISSING,
+        "every parameter starts uniform in [-init, init]",
+        limits=Limits(above=0, below=FLOAT32_LIMIT),
+    )
+    forget_bias: float = setting(
+        0.0,
+        "LSTM: added to the bias of the forget gates at the start",
+        limits=Limits(above=-math.inf, below=math.inf),
+    )
+    reset_after: bool = setting(
+        False, "GRU: the reset gate acts after the recurrent product, as in torch and cuDNN"
+    )
 
     def __post_init__(self) -> None:
-        require_name("model.name", self.name)
-        require(self.hidden_size >= 1, "model.hidden_size", "at least 1", self.hidden_size)
-        require(self.layers >= 1, "model.layers", "at least 1", self.layers)
-        require(0 < self.init < FLOAT32_LIMIT, "model.init", "above 0", self.init)
-        require(math.isfinite(self.forget_bias), "model.forget_bias", "finite", self.forget_bias)
+        require_limits(self, "model.")
         require(
             self.forget_bias == 0 or self.cell is Cell.lstm,
             "model.forget_bias",
@@ -57,20 +82,29 @@ class Model:
 
 @dataclass
 class DropoutSettings:
-    """Probabilities are of dropping, in [0, 1)."""
-
-    name: str = MISSING  # names the run folder
-    policy: Policy = MISSING
-    untied: bool = False  # variational: a mask for each gate, instead of one for all (naive is always untied)
-    p_word: float = 0.0  # a word of the vocabulary
-    p_x: float = 0.0  # the input of each layer
-    p_h: float = 0.0  # the previous hidden state where it enters the recurrent product
-    p_c: float = 0.0  # the cell state
-    p_out: float = 0.0  # the output of the last layer
-    word_mask: WordMask = WordMask.type
+    name: str = setting(MISSING, "name of the dropout in the run folder's name", limits=FolderName())
+    policy: Policy = setting(MISSING, "what is dropped, and for how long a mask is held")
+    untied: bool = setting(
+        False, "variational: a mask for each gate instead of one for all (naive is always untied)"
+    )
+    p_word: float = setting(0.0, "probability of dropping a word of the vocabulary", limits=PROBABILITY)
+    p_x: float = setting(0.0, "probability of dropping a unit of each layer's input", limits=PROBABILITY)
+    p_h: float = setting(
+        0.0,
+        "probability of dropping a unit of the previous hidden state in the recurrent product",
+        "",
+        PROBABILITY,
+    )
+    p_c: float = setting(0.0, "probability of dropping a unit of the cell state", limits=PROBABILITY)
+    p_out: float = setting(0.0, "probability of dropping a unit of the last layer's output", "", PROBABILITY)
+    word_mask: WordMask = setting(
+        WordMask.type,
+        "type: a dropped word is dropped wherever it occurs in the sequence; token: each occurrence "
+        "by itself, as in the authors' code until 2017-01",
+    )
 
     def __post_init__(self) -> None:
-        require_name("dropout.name", self.name)
+        require_limits(self, "dropout.")
         tied = self.policy is not Policy.variational
         require(
             not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true"
@@ -78,7 +112,7 @@ class DropoutSettings:
         self.for_layers()
 
     def for_layers(self) -> Dropout:
-        """As the layers take it."""
+        """The policy as the layers take it."""
         probabilities = {name: getattr(self, name) for name in PLACES}
         try:
             return Dropout(
@@ -91,196 +125,209 @@ class DropoutSettings:
 
 @dataclass
 class Data:
-    source: CorpusName = MISSING
-    dir: str | None = (
-        # ptb: the folder of ptb.{train,valid,test}.txt; cornell: that of scaledata/; vader: that of its
-        # snippets
-        None
+    source: CorpusName = setting(MISSING, "the corpus; data=… selects it")
+    dir: str | None = setting(
+        None,
+        "ptb: folder of ptb.{train,valid,test}.txt; cornell: folder of scaledata/; vader: folder of its "
+        "snippets; null: data/ of the checkout or the working folder",
+        limits=FilePath(),
     )
-    train: str | None = None  # text: a file
-    valid: str | None = None  # text: a file
-    test: str | None = None  # text: a file
-    csv: str | None = None  # text_regression: a file, its columns named in the first line; or `name`
-    delimiter: str | None = (
-        None  # with csv: the sign between two columns, or tab; null: a comma, or in a file .tsv a tab
+    train: str | None = setting(None, "text: file to train on", limits=FilePath())
+    valid: str | None = setting(None, "text: file to validate on", limits=FilePath())
+    test: str | None = setting(None, "text: file to test on", limits=FilePath())
+    csv: str | None = setting(
+        None,
+        "text_regression: a CSV file with column names in its first line; or data.name",
+        limits=FilePath(),
     )
-    name: str | None = (
-        None  # hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load
+    delimiter: str | None = setting(
+        None, "with data.csv: the character between columns, or tab; null: a comma, or a tab in a .tsv file"
     )
-    config: str | None = None  # hub, text_regression: one of its configurations
-    revision: str | None = None  # hub, text_regression: branch, tag or commit
-    column: str | None = None  # hub, text_regression: the column with the text
-    rating_column: str | None = None  # text_regression: the column with the number to be predicted
-    # words that the training part (task.protocol=paper: all) has less often are <unk>; text, hub, pydoc: 2
-    min_count: int = 1
-    vocabulary_size: int | None = (
-        None  # texts with ratings: so many words, the most frequent ones, are kept; null: all
+    name: str | None = setting(
+        None,
+        'hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load',
+        limits=FilePath(),
     )
-    cache: str | None = (
-        # folder of encoded corpora, found by content; null: none. Texts with ratings are not kept there
-        "data/cache"
+    config: str | None = setting(None, "hub, text_regression: one of the data set's configurations")
+    revision: str | None = setting(None, "hub, text_regression: branch, tag or commit of the data set")
+    column: str | None = setting(None, "hub, text_regression: the column with the text")
+    rating_column: str | None = setting(None, "text_regression: the column with the number to predict")
+    min_count: int = setting(
+        1,
+        "words that occur less often in the training part (task.protocol=paper: in all parts) are <unk>; "
+        "2 by default for text, hub and pydoc",
+        limits=POSITIVE,
+    )
+    vocabulary_size: int | None = setting(
+        None,
+        "texts with ratings: size of the vocabulary, the most frequent words; null: all",
+        "words",
+        POSITIVE,
+    )
+    cache: str | None = setting(
+        "data/cache",
+        "folder of encoded corpora, which are looked up by content; null: no cache; texts with ratings are "
+        "never cached",
+        limits=FilePath(),
     )
 
     def __post_init__(self) -> None:
-        belongs = {
-            "dir": (CorpusName.ptb, CorpusName.cornell, CorpusName.vader),
-            **dict.fromkeys(("train", "valid", "test"), (CorpusName.text,)),
-        }
-        belongs |= dict.fromkeys(
-            ("name", "config", "revision", "column"), (CorpusName.hub, CorpusName.text_regression)
-        )
-        belongs |= dict.fromkeys(("csv", "delimiter", "rating_column"), (CorpusName.text_regression,)) | {
-            "vocabulary_size": RATED
-        }
-        for key, sources in belongs.items():
+        require_limits(self, "data.")
+        for key, sources in OPTIONAL_KEYS.items():
             value = getattr(self, key)
-            require(
-                value is None or self.source in sources,
-                f"data.{key}",
-                f"unset with data={self.source}",
-                value,
-            )
-        needed = {
-            CorpusName.text: ("train", "valid", "test"),
-            CorpusName.hub: ("name", "column"),
-            CorpusName.text_regression: ("column", "rating_column"),
-        }
-        for key in needed.get(self.source, ()):
+            is_allowed = value is None or self.source in sources
+            require(is_allowed, f"data.{key}", f"unset with data={self.source}", value)
+        for key in REQUIRED_KEYS.get(self.source, ()):
             require(bool(getattr(self, key)), f"data.{key}", f"set with data={self.source}", "nothing")
-        if self.source is CorpusName.text_regression:
-            require(
-                bool(self.csv) != bool(self.name),
-                "data.csv",
-                "set with data=text_regression, or data.name",
-                "both" if self.csv else "neither",
-            )
-            require(
-                self.column != self.rating_column,
-                "data.rating_column",
-                "another column than data.column",
-                self.rating_column,
-            )
-            require(
-                self.delimiter is None or self.csv is not None,
-                "data.delimiter",
-                "null without data.csv",
-                self.delimiter,
-            )
-            self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
-            fits = self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
-            require(
-                fits,
-                "data.delimiter",
-                "one character that is no quotation mark or line end, or tab",
-                repr(self.delimiter),
-            )
-            for key in ("config", "revision"):
-                value = getattr(self, key)
-                require(
-                    value is None or self.csv is None,
-                    f"data.{key}",
-                    "null with data.csv, it is of the Hub",
-                    value,
-                )
-        require(self.min_count >= 1, "data.min_count", "at least 1", self.min_count)
-        given = self.source is CorpusName.ptb  # whose rare words are <unk> already
         require(
-            not given or self.min_count == 1,
+            self.source is not CorpusName.ptb or self.min_count == 1,
             "data.min_count",
             "1 with data=ptb, which has its own <unk>",
             self.min_count,
         )
-        kept = self.vocabulary_size
-        require(kept is None or kept >= 1, "data.vocabulary_size", "at least 1, or null", kept)
+        if self.source is CorpusName.text_regression:
+            self.require_table()
+
+    def require_table(self) -> None:
+        """Raises ConfigError unless the settings of a table of ratings agree; `tab` becomes the sign."""
+        got = "both" if self.csv else "neither"
+        require(
+            bool(self.csv) != bool(self.name), "data.csv", "set with data=text_regression, or data.name", got
+        )
+        require(
+            self.column != self.rating_column,
+            "data.rating_column",
+            "another column than data.column",
+            self.rating_column,
+        )
+        require(
+            self.delimiter is None or self.csv is not None,
+            "data.delimiter",
+            "null without data.csv",
+            self.delimiter,
+        )
+        self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+        require(
+            self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
+            "data.delimiter",
+            "one character that is no quotation mark or line end, or tab",
+            repr(self.delimiter),
+        )
+        for key in ("config", "revision"):
+            value = getattr(self, key)
+            require(value is None or self.csv is None, f"data.{key}", "null with data.csv", value)
+
+
+# the settings of data that only some corpora have, and those that a corpus needs
+OPTIONAL_KEYS: dict[str, tuple[CorpusName, ...]] = {
+    "dir": (CorpusName.ptb, CorpusName.cornell, CorpusName.vader),
+    **dict.fromkeys(("train", "valid", "test"), (CorpusName.text,)),
+    **dict.fromkeys(("name", "config", "revision", "column"), (CorpusName.hub, CorpusName.text_regression)),
+    **dict.fromkeys(("csv", "delimiter", "rating_column"), (CorpusName.text_regression,)),
+    "vocabulary_size": RATED,
+}
+REQUIRED_KEYS: dict[CorpusName, tuple[str, ...]] = {
+    CorpusName.text: ("train", "valid", "test"),
+    CorpusName.hub: ("name", "column"),
+    CorpusName.text_regression: ("column", "rating_column"),
+}
 
 
 @dataclass
 class TaskSettings:
-    name: TaskName = MISSING
-    batch_size: int = (
-        MISSING  # columns that the training text is cut into, or sequences that are read together
+    name: TaskName = setting(MISSING, "what is learned; task=… selects it")
+    batch_size: int = setting(
+        MISSING,
+        "language_model: columns that the training text is cut into; sentiment: sequences in a batch",
+        "sequences",
+        POSITIVE,
     )
-    bptt: int | None = None  # language_model: time steps of a chunk, through which gradients flow
-    protocol: SplitProtocol | None = None  # sentiment: how texts are split, and what is reported
-    chunk_words: int | None = (
-        None  # sentiment: longer texts are cut into chunks of so many words; null: they are read whole
+    bptt: int | None = setting(
+        None, "language_model: time steps of a chunk, through which gradients flow", "steps", POSITIVE
     )
-    split_seed: int | None = None  # sentiment: of the order in which texts are dealt to the parts
-    length_pool: int | None = (
-        # sentiment: so many batches are drawn together and sorted by length, so that less padding is read
-        None
+    protocol: SplitProtocol | None = setting(
+        None,
+        "sentiment: paper: chunks are split 80/20 without a validation part, as by the authors; clean: texts "
+        "are split 70/10/20, and the best epoch on validation is reported",
+    )
+    chunk_words: int | None = setting(
+        None,
+        "sentiment: longer texts are cut into chunks of this length; null: texts are read whole",
+        "words",
+        Limits(at_least=2),
+    )
+    split_seed: int | None = setting(
+        None, "sentiment: seed of the split into parts", limits=Limits(at_least=0, below=2**32)
+    )
+    length_pool: int | None = setting(
+        None,
+        "sentiment: length bucketing: this many batches are drawn together and sorted by length, which saves "
+        "padding; 1: off",
+        "batches",
+        POSITIVE,
     )
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "task.batch_size", "at least 1", self.batch_size)
-        require(
-            self.chunk_words is None or self.chunk_words >= 2,
-            "task.chunk_words",
-            "at least 2, or null",
-            self.chunk_words,
-        )
-        of_sentiment, rated = ("protocol", "split_seed", "length_pool"), self.name is TaskName.sentiment
-        for key in ("bptt", *of_sentiment, "chunk_words"):
-            value, wanted = getattr(self, key), (key in of_sentiment) if rated else key == "bptt"
-            require(value is not None or not wanted, f"task.{key}", f"set with task={self.name}", "null")
+        require_limits(self, "task.")
+        required, optional = TASK_KEYS[self.name]
+        for key in (f.name for f in fields(self) if f.name not in ("name", "batch_size")):
+            value = getattr(self, key)
             require(
-                value is None or wanted or (rated and key == "chunk_words"),
-                f"task.{key}",
-                f"null with task={self.name}",
-                value,
+                value is not None or key not in required, f"task.{key}", f"set with task={self.name}", "null"
             )
-        require(self.bptt is None or self.bptt >= 1, "task.bptt", "at least 1", self.bptt)
-        require(
-            self.split_seed is None or 0 <= self.split_seed < 2**32,
-            "task.split_seed",
-            "in [0, 2^32)",
-            self.split_seed,
-        )
-        require(
-            self.length_pool is None or self.length_pool >= 1,
-            "task.length_pool",
-            "at least 1",
-            self.length_pool,
-        )
+            is_allowed = value is None or key in required or key in optional
+            require(is_allowed, f"task.{key}", f"null with task={self.name}", value)
 
     @property
     def steps(self) -> int:
-        """`bptt`, where it is known to be set."""
+        """`bptt` of a language model, where it is always set."""
         assert self.bptt is not None
         return self.bptt
 
 
+# the settings that a task needs beside the batch size, and those that can be null
+TASK_KEYS: dict[TaskName, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    TaskName.language_model: (("bptt",), ()),
+    TaskName.sentiment: (("protocol", "split_seed", "length_pool"), ("chunk_words",)),
+}
+
+
 @dataclass
 class Schedule:
-    epochs: int = MISSING
-    optimiser: OptimizerName = OptimizerName.sgd
-    lr: float = MISSING  # sgd: on the scale of a loss summed over the time steps of a chunk
-    decay: float = MISSING  # the learning rate is divided by it at the end of every epoch after max_epoch
-    max_epoch: int = MISSING
-    clip: float | None = (
-        MISSING  # limit of the gradient's global norm, on the scale of the summed loss; null: none
+    epochs: int = setting(MISSING, "passes over the training part", "epochs", POSITIVE)
+    optimiser: OptimizerName = setting(OptimizerName.sgd, "the optimiser")
+    lr: float = setting(
+        MISSING,
+        "learning rate; sgd: on the scale of a loss summed over the time steps of a chunk",
+        limits=Limits(above=0, below=FLOAT32_LIMIT),
     )
-    # sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w in the
-    # gradient
-    weight_decay: float = 0.0
-    patience: int | None = (
-        # stop after so many epochs without a better validation, report the best epoch; null: run to the end
-        None
+    decay: float = setting(
+        MISSING,
+        "the learning rate is divided by it at the end of every epoch after max_epoch",
+        limits=Limits(at_least=1, below=math.inf),
+    )
+    max_epoch: int = setting(MISSING, "last epoch at the full learning rate", "epochs", Limits(at_least=0))
+    clip: float | None = setting(
+        MISSING,
+        "largest global norm of the gradient, on the scale of the summed loss; null: no clipping",
+        limits=Limits(above=0),
+    )
+    weight_decay: float = setting(
+        0.0,
+        "sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w is "
+        "added to the gradient",
+        limits=PROBABILITY,
+    )
+    patience: int | None = setting(
+        None,
+        "stop after this many epochs without a better validation, and report the best epoch; null: train for "
+        "all epochs",
+        "epochs",
+        POSITIVE,
     )
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "schedule.epochs", "at least 1", self.epochs)
-        require(0 < self.lr < FLOAT32_LIMIT, "schedule.lr", "above 0", self.lr)
-        require(1 <= self.decay < math.inf, "schedule.decay", "at least 1", self.decay)
-        require(self.max_epoch >= 0, "schedule.max_epoch", "at least 0", self.max_epoch)
-        require(self.clip is None or self.clip > 0, "schedule.clip", "above 0, or null", self.clip)
-        require(0 <= self.weight_decay < 1, "schedule.weight_decay", "in [0, 1)", self.weight_decay)
-        require(
-            self.patience is None or self.patience >= 1,
-            "schedule.patience",
-            "at least 1, or null",
-            self.patience,
-        )
+        require_limits(self, "schedule.")
 
     @property
     def max_grad_norm(self) -> float:
@@ -289,72 +336,77 @@ class Schedule:
 
 @dataclass
 class Checkpoints:
-    minutes: float = (
-        5.0  # of training between two of them; there are those at the end of epochs and at a signal besides
+    minutes: float = setting(
+        5.0,
+        "training time between two checkpoints within an epoch; inf: none; there is always one at a signal",
+        "minutes",
+        Limits(above=0),
     )
-    # one at the end of every so many epochs, of the last, and of the best so far where that is the one that
-    # is reported
-    epochs: int = 1
+    epochs: int = setting(
+        1,
+        "a checkpoint at the end of every so many epochs, of the last epoch, and of the best epoch if it is "
+        "reported",
+        "epochs",
+        POSITIVE,
+    )
 
     def __post_init__(self) -> None:
-        require(
-            self.minutes > 0,
-            "checkpoint.minutes",
-            "above 0 (inf: at the end of epochs and at a signal only)",
-            self.minutes,
-        )
-        require(self.epochs >= 1, "checkpoint.epochs", "at least 1", self.epochs)
+        require_limits(self, "checkpoint.")
 
 
 @dataclass
 class StartCheck:
-    """Language models: a run whose start is stuck ends, as it will not recover."""
+    """Language models: a run with a stuck start ends, because it will not recover."""
 
-    steps: int | None = None  # after which the start is judged, at most those of an epoch; null: never
-    loss: float = (
-        7.0  # nats a word; the start is stuck where the mean of the last quarter of these steps is above it
+    steps: int | None = setting(
+        None,
+        "language_model: steps after which the start is judged, at most those of an epoch; null: never",
+        "steps",
+        POSITIVE,
+    )
+    loss: float = setting(
+        7.0,
+        "the start is stuck if the mean loss of the last quarter of these steps is above this",
+        "nats per word",
+        Limits(above=0, below=math.inf),
     )
 
     def __post_init__(self) -> None:
-        require(self.steps is None or self.steps >= 1, "stuck.steps", "at least 1, or null", self.steps)
-        require(0 < self.loss < math.inf, "stuck.loss", "above 0", self.loss)
+        require_limits(self, "stuck.")
 
 
 @dataclass
 class Published:
-    """The row of a published table that runs of an experiment are set beside."""
+    """The row of a published table that runs of an experiment are compared with."""
 
-    row: str = MISSING
-    source: str | None = None  # null: nothing published compares
-    confirmed: bool = False  # whether from a copy of the paper itself
-    same_settings: bool = (
-        True  # whether its settings are those of the experiment, so that a difference says something
+    row: str = setting(MISSING, "name of the row")
+    source: str | None = setting(None, "where the numbers were published; null: nowhere")
+    confirmed: bool = setting(False, "whether the numbers were read in a copy of the paper itself")
+    same_settings: bool = setting(
+        True,
+        "whether the published settings are those of the experiment, which makes a difference meaningful",
     )
-    mc_samples: int = 0  # passes of MC dropout that it is evaluated with; 0: the standard approximation
-    members: int = 1  # runs, of seeds 1, 2, … without stuck ones, whose probabilities are averaged
-    valid: float | None = (
-        None  # perplexity as the authors' code computes it: compares with valid_ppl_as_published
+    mc_samples: int = setting(
+        0, "MC samples of the evaluation; 0: the standard approximation", "", MC_SAMPLES
     )
-    valid_deviation: float | None = None
-    test: float | None = None  # perplexity
-    test_deviation: float | None = None
-    words_per_second: float | None = None  # on a GPU of 2015
+    members: int = setting(
+        1, "runs, of seeds 1, 2, … without stuck ones, whose probabilities are averaged", "runs", POSITIVE
+    )
+    valid: float | None = setting(
+        None, "validation perplexity as the authors' code computes it: compare with valid_ppl_as_published"
+    )
+    valid_deviation: float | None = setting(None, "standard deviation of the validation perplexity")
+    test: float | None = setting(None, "test perplexity")
+    test_deviation: float | None = setting(None, "standard deviation of the test perplexity")
+    words_per_second: float | None = setting(None, "training speed on a GPU of 2015", "words per second")
 
     def __post_init__(self) -> None:
+        require_limits(self, "published.")
         require(bool(self.row.strip()), "published.row", "a name", repr(self.row))
-        require(self.mc_samples >= 0, "published.mc_samples", "at least 0", self.mc_samples)
-        require(self.members >= 1, "published.members", "at least 1", self.members)
 
 
-NOT_IN_IDENTITY = (
-    "checkpoint",
-    "stuck",
-    "published",
-    "seed",
-    "outputs",
-    "log_every",
-    "force",
-)  # in no identity
+NOT_IN_IDENTITY = ("checkpoint", "stuck", "published", "seed", "outputs", "log_every", "force")
+FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are named by it
 
 
 @dataclass
@@ -364,20 +416,24 @@ class Train:
     data: Data = MISSING
     task: TaskSettings = MISSING
     schedule: Schedule = MISSING
-    checkpoint: Checkpoints = field(default_factory=Checkpoints)
-    stuck: StartCheck = field(default_factory=StartCheck)
-    published: Published | None = None  # of an experiment: what vdrop table prints beside it
-    seed: int = 1  # of the parameters' start and of every mask
-    device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, …
-    backend: Backend = Backend.auto
-    precision: Precision = Precision.auto  # in which matrix products are multiplied
-    outputs: str = "outputs"  # folder under which the run folder is made
-    log_every: int = 20  # steps between two step records in log.jsonl and in TensorBoard
-    force: bool = False  # start over, even where a finished or interrupted run of the same settings lies
+    checkpoint: Checkpoints = setting(Checkpoints, "when checkpoints are written")
+    stuck: StartCheck = setting(StartCheck, "when a start counts as stuck")
+    published: Published | None = setting(None, "what vdrop table prints beside runs of an experiment")
+    seed: int = setting(1, "seed of the initial parameters and of every mask", limits=SEED)
+    device: str = setting("auto", DEVICE_HELP)
+    backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
+    precision: Precision = setting(
+        Precision.auto,
+        "of matrix products; bf16 leaves forward logits, states, gates, losses and weights in fp32",
+    )
+    outputs: str = setting("outputs", "folder in which the run folder is made", limits=FilePath())
+    log_every: int = setting(
+        20, "steps between two step records in log.jsonl and TensorBoard", "steps", POSITIVE
+    )
+    force: bool = setting(False, "start over, even if a run of the same settings exists, finished or not")
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < SEED_LIMIT, "seed", "in [0, 2^63)", self.seed)
-        require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        require_limits(self)
         moon_gru = self.dropout.policy is Policy.moon and self.model.cell is Cell.gru
         require(
             not moon_gru,
@@ -389,9 +445,9 @@ class Train:
         suits = rated == (self.task.name is TaskName.sentiment)
         others = [other.name for other in CorpusName if (other in RATED) != rated]
         require(suits, "data", f"one of {', '.join(others)} with task={self.task.name}", source)
-        unchosen = self.task.protocol is SplitProtocol.paper and self.schedule.patience is not None
         judged = self.task.name is TaskName.language_model or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
+        unchosen = self.task.protocol is SplitProtocol.paper and self.schedule.patience is not None
         require(
             not unchosen,
             "schedule.patience",
@@ -405,20 +461,20 @@ class Train:
         return self.schedule.patience is not None or self.task.protocol is SplitProtocol.clean
 
     def numbers(self) -> dict[str, Any]:
-        """The settings that change them, but the seed; those of data and machine, too."""
+        """The settings that change the numbers, without the seed; those of data and machine included."""
         return {key: value for key, value in plain(self).items() if key not in NOT_IN_IDENTITY}
 
     def identity(self, corpus_fingerprint: str) -> str:
-        """Eight hex digits of all that changes the numbers, the seed excepted: the corpus by its content, no
-        folders, no logging.
+        """Eight hex digits of all that changes the numbers, the seed excepted.
 
-        What is as its field has it by default is left out, so that settings can come that are of no concern
-        to older runs; so a default that stands in this file is never to be changed. Device, back end and
-        precision are to be those that `auto` has come to; of several GPUs of a machine it makes no difference
-        which.
+        The corpus counts by its content; folders and logging do not count. Settings at their field's default
+        are left out: new settings can be added without renaming older runs, and a default in this file must
+        never change. Device, back end and precision must be those that `auto` resolved to; the number of a
+        GPU does not count.
         """
         one = replace(self, device=self.device.partition(":")[0])
-        told = {key: value for key, value in without_defaults(one).items() if key not in NOT_IN_IDENTITY} | {
-            "data": corpus_fingerprint
-        }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        changed = {key: value for key, value in without_defaults(one).items() if key not in NOT_IN_IDENTITY}
+        if self.model.size is None:
+            changed["model"]["size"] = FORMER_SIZE
+        content = changed | {"data": corpus_fingerprint}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
