@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("predict file=.h", ["file=.hidden/"]),
         ("reproduce rows=untied_c", ["rows=untied_corrected", "rows=untied_corrected_mc"]),
         ("reproduce rows=[none,zar", ["rows=[none,zaremba"]),
-        ("table sizes=[small,", ["sizes=[small,medium", "sizes=[small,large", "sizes=[small,sentiment"]),
+        ("table sizes=[small,", ["sizes=[small,medium", "sizes=[small,large"]),
         ("figures dropouts=naive_", ["dropouts=naive_word"]),
         ("compare out", []),
     ],
