@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,12 @@ import pytest
 import torch
 
 from tests.conftest import TINY
-from tests.processes import Processes, is_alive, send
+from tests.processes import ForkServer, is_alive
 from vdrop_cli import checkpoint
 from vdrop_cli.sinks import read_log
 
 KILLS = 12
 LONG = [*TINY, "model.hidden_size=64", "dropout=variational_untied", "schedule.epochs=40", "log_every=1"]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with Processes() as processes:
-        yield processes
 
 
 def saved(folder: Path) -> set[tuple[str, int]]:
@@ -44,7 +38,7 @@ def wait_until_it_writes(folder: Path, pid: int) -> None:
 
 
 def disturb(
-    processes: Processes,
+    fork_server: ForkServer,
     folder: Path,
     arguments: list[str],
     number: signal.Signals,
@@ -60,20 +54,20 @@ def disturb(
     source, codes, ends = random.Random(int(number)), list[int](), 0
     while len(codes) < KILLS:
         before = saved(folder)
-        pid = processes.start(folder, *arguments)
-        while len(codes) % 3 > 0 and is_alive(pid) and saved(folder) == before:
+        process = fork_server.start(folder, *arguments)
+        while len(codes) % 3 > 0 and is_alive(process.pid) and saved(folder) == before:
             time.sleep(0.001)
         time.sleep(source.uniform(0, 0.06 if len(codes) % 3 else 0.6))
         if len(codes) % 3 == 2:
-            wait_until_it_writes(folder, pid)
-        send(pid, number)
-        if code := processes.wait():
+            wait_until_it_writes(folder, process.pid)
+        process.send_signal(number)
+        if code := process.wait():
             codes.append(code)
         else:
             ended()
             ends += 1
             assert ends < KILLS, "too quick to be killed"
-    assert processes.run(folder, *arguments) == 0
+    assert fork_server.run(folder, *arguments).returncode == 0
     return codes
 
 
@@ -103,21 +97,23 @@ def of_training(folder: Path) -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(processes: Processes, text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(fork_server: ForkServer, text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert processes.run(folder, "train", *LONG, *text) == 0
+    assert fork_server.run(folder, "train", *LONG, *text).returncode == 0
     return folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_training_killed_at_many_moments_comes_to_the_same(
-    number: signal.Signals, processes: Processes, undisturbed: Path, text: list[str], tmp_path: Path
+    number: signal.Signals, fork_server: ForkServer, undisturbed: Path, text: list[str], tmp_path: Path
 ) -> None:
     def ended() -> None:
         assert of_training(tmp_path) == of_training(undisturbed)
         shutil.rmtree(tmp_path / "outputs")
 
-    codes = disturb(processes, tmp_path, ["train", *LONG, *text, "checkpoint.minutes=0.0005"], number, ended)
+    codes = disturb(
+        fork_server, tmp_path, ["train", *LONG, *text, "checkpoint.minutes=0.0005"], number, ended
+    )
     assert of_training(tmp_path) == of_training(undisturbed)
     starts = [
         record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"
@@ -139,7 +135,7 @@ def test_a_training_killed_at_many_moments_comes_to_the_same(
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_evaluation_killed_at_many_moments_comes_to_the_same(
-    number: signal.Signals, processes: Processes, undisturbed: Path, text: list[str], tmp_path: Path
+    number: signal.Signals, fork_server: ForkServer, undisturbed: Path, text: list[str], tmp_path: Path
 ) -> None:
     (trained,) = undisturbed.rglob("checkpoint-0040.pt")
     (tmp_path / "run").mkdir()
@@ -154,7 +150,7 @@ def test_an_evaluation_killed_at_many_moments_comes_to_the_same(
         "device=cpu",
     ]
     target = tmp_path / "run" / "eval-0040-mc1500-s1.json"
-    assert processes.run(tmp_path, *arguments) == 0
+    assert fork_server.run(tmp_path, *arguments).returncode == 0
     expected = json.loads(target.read_text())
     target.unlink()
 
@@ -162,7 +158,7 @@ def test_an_evaluation_killed_at_many_moments_comes_to_the_same(
         assert timeless(json.loads(target.read_text())) == timeless(expected)
         target.unlink()
 
-    disturb(processes, tmp_path, arguments, number, ended)
+    disturb(fork_server, tmp_path, arguments, number, ended)
     assert timeless(json.loads(target.read_text())) == timeless(expected)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [trained.name, target.name]
     assert (tmp_path / "out").read_text().count("resuming after") > 4

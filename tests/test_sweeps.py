@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Vdrop, composed
-from tests.processes import environment, spawn
+from tests.processes import ForkServer, environment
 from tests.test_ownership import in_seconds
 from tests.test_survival import of_training
 from vdrop_cli import interruption, sweeps
@@ -68,11 +68,11 @@ def steps(log: Path) -> int:
 
 
 def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(
-    vdrop: Vdrop, text: list[str], tmp_path: Path
+    vdrop: Vdrop, fork_server: ForkServer, text: list[str], tmp_path: Path
 ) -> None:
     """SIGTERM to the process that was started reaches those that it started."""
     long = [*SWEEP, *text, *JOBLIB, "schedule.epochs=60"]
-    with spawn(tmp_path, "train", "-m", *long) as sweep:
+    with fork_server.spawn(tmp_path, "train", "-m", *long) as sweep:
         until = time.monotonic() + 120
         while (
             sum(steps(log) > 50 for log in tmp_path.rglob("log.jsonl")) < 2
@@ -95,10 +95,10 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(
 
 
 def test_the_second_of_two_processes_in_one_run_is_told_so(
-    vdrop: Vdrop, text: list[str], tmp_path: Path
+    vdrop: Vdrop, fork_server: ForkServer, text: list[str], tmp_path: Path
 ) -> None:
     long = [*TINY, *text, "schedule.epochs=10000"]
-    with spawn(tmp_path, "train", *long) as first:
+    with fork_server.spawn(tmp_path, "train", *long) as first:
         while not list(tmp_path.rglob("log.jsonl")):
             time.sleep(0.05)
         second = vdrop("train", *long)

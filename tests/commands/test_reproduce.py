@@ -16,7 +16,7 @@ import pytest
 
 from tests.commands.test_table import RATINGS, rows_of
 from tests.conftest import TINY, Vdrop, settings
-from tests.processes import spawn
+from tests.processes import ForkServer
 from vdrop_cli import experiments
 from vdrop_cli.arguments import prepared
 from vdrop_cli.commands import reproduce, table, train
@@ -44,8 +44,10 @@ def changes(text: list[str]) -> str:
     return f"overrides='{' '.join(changed)}'"
 
 
-def test_it_is_stopped_goes_on_and_writes_every_row(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
-    with spawn(tmp_path, "reproduce", *ROWS, changes) as process:
+def test_it_is_stopped_goes_on_and_writes_every_row(
+    changes: str, vdrop: Vdrop, fork_server: ForkServer, tmp_path: Path
+) -> None:
+    with fork_server.spawn(tmp_path, "reproduce", *ROWS, changes) as process:
         until = time.monotonic() + 120
         while (
             not list(tmp_path.rglob("checkpoint-*.pt"))
