@@ -16,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests import quick_hydra
 from tests.processes import LIMIT, ForkServer, environment
 from vdrop_cli import CONF, interruption, results_page
 from vdrop_cli.commands import table
@@ -23,6 +24,7 @@ from vdrop_cli.kernels import native
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import parse, register
 
+quick_hydra.install()
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
 
 POLICIES = ("none", "zaremba", "naive", "moon", "moon_word", "variational", "variational_untied")

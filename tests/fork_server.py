@@ -16,10 +16,17 @@ from typing import Any, NoReturn
 from hydra.core.plugins import Plugins
 
 import vdrop_cli
+from tests import quick_hydra
 from tests.processes import NUMBER, Forked
 from vdrop_cli import cli
 
-LIBRARIES = ("datasets", "joblib", "matplotlib.figure", "torch.utils.tensorboard.summary")
+LIBRARIES = (
+    "datasets",
+    "joblib",
+    "matplotlib.figure",
+    "sklearn.linear_model",
+    "torch.utils.tensorboard.summary",
+)
 NOT_IMPORTED = ("vdrop_cli.__main__", "vdrop_cli.kernels.")  # the commands import what this machine can run
 
 
@@ -73,6 +80,7 @@ def serve() -> None:
     modules = [module.name for module in pkgutil.walk_packages(vdrop_cli.__path__, "vdrop_cli.")]
     for name in (*LIBRARIES, *(name for name in modules if not name.startswith(NOT_IMPORTED))):
         importlib.import_module(name)
+    quick_hydra.install()
     Plugins.instance()  # finds the launchers
     gc.freeze()  # leaves memory shared with the commands
     Popen.address = sys.argv[1]
