@@ -22,14 +22,14 @@ from omegaconf import OmegaConf
 
 from tests.conftest import composed
 from vdrop_cli import cli, experiments
-from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, is_list, is_text, literal, prepared
+from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, full_keys, literal, prepared
 from vdrop_cli.commands import campaign, figures, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import Precision, Size, SplitProtocol
 from vdrop_cli.settings.commands import ROOTS, Figures, Reproduce
 from vdrop_cli.settings.compose import parse
-from vdrop_cli.settings.fields import types
+from vdrop_cli.settings.fields import is_list, is_text, types
 from vdrop_cli.settings.train import Published, Train
 
 Dispatch = Callable[..., list[Any]]
@@ -377,3 +377,29 @@ def test_nothing_is_quoted_that_need_not_be(dispatch: Dispatch) -> None:
     assert prepared("train", words) == words and shlex.join(words) == " ".join(words)
     with pytest.raises(ConfigError, match="two checkpoints"):
         prepared("eval", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("word", "full"),
+    [
+        ("lr=0.5", "schedule.lr=0.5"),
+        ("lr=0.5,1", "schedule.lr=0.5,1"),
+        ("epochs=3", "schedule.epochs=3"),
+        ("batch_size=8", "task.batch_size=8"),
+        ("optimizer=adam", "schedule.optimiser=adam"),
+        ("optimiser=adam", "schedule.optimiser=adam"),
+        ("hidden_size=9", "model.hidden_size=9"),
+        ("+p_x=0.1", "+dropout.p_x=0.1"),
+        ("schedule=variational_untied", "schedule=variational"),
+        ("schedule=naive,moon_word,none", "schedule=variational,moon,none"),
+    ],
+)
+def test_what_people_type_first_is_the_setting_that_they_mean_and_is_noted(word: str, full: str) -> None:
+    words, notes = full_keys("train", ["seed=2", word])
+    assert words == ["seed=2", full] and notes and all(" is " in note for note in notes)
+
+
+@pytest.mark.parametrize("word", ["schedule.lr=0.5", "schedule=none", "epochs", "dropout=naive"])
+def test_what_is_a_setting_already_stays_without_a_note(word: str) -> None:
+    assert full_keys("train", [word]) == ([word], [])
+    assert full_keys("figures", ["epochs=3"]) == (["epochs=3"], [])

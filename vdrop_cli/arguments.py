@@ -18,6 +18,8 @@ import yaml
 
 from vdrop_cli import CONF
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.policies import PLACES
+from vdrop_cli.settings.choices import SCHEDULES
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import FilePath, is_list, is_text, rule, types, walk
 
@@ -30,6 +32,27 @@ VERBATIM = "text"  # what is to be read: not even null, ${…} or quotes are any
 SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
 PATHS = {SWEEP_FOLDER} | {
     key for root in ROOTS.values() for key, f in walk(root) if isinstance(rule(f), FilePath)
+}
+# what people type first, and the setting that they mean
+ALIASES = {
+    "train": {
+        "lr": "schedule.lr",
+        "learning_rate": "schedule.lr",
+        "epochs": "schedule.epochs",
+        "optimizer": "schedule.optimiser",
+        "optimiser": "schedule.optimiser",
+        "schedule.optimizer": "schedule.optimiser",
+        "clip": "schedule.clip",
+        "weight_decay": "schedule.weight_decay",
+        "patience": "schedule.patience",
+        "batch_size": "task.batch_size",
+        "bptt": "task.bptt",
+        "hidden_size": "model.hidden_size",
+        "layers": "model.layers",
+        "num_layers": "model.layers",
+        "cell": "model.cell",
+        **{name: f"dropout.{name}" for name in PLACES},
+    }
 }
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 # what Hydra reads as it stands, but for its keywords
@@ -49,6 +72,22 @@ def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[st
             raise ConfigError(f"{word!r} is not UTF-8; convert it, or rename the file")
     refuse_groups_of_settings(command, words)
     return [override(known, word, sweep or "hydra.mode=MULTIRUN" in words) for word in words]
+
+
+def full_keys(command: str, words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words with aliases and former choices replaced, and a note for each replacement."""
+    full, notes = [], []
+    for word in words:
+        parts = SETTING.fullmatch(word)
+        if parts and (key := ALIASES.get(command, {}).get(parts[2])):
+            word = f"{parts[1]}{key}={parts[3]}"
+            notes.append(f"{parts[2]} is {key}")
+        elif parts and (command, parts[2]) == ("train", "schedule"):
+            names = parts[3].split(",")
+            word = f"{parts[1]}schedule={','.join(SCHEDULES.get(name, name) for name in names)}"
+            notes += [f"schedule={name} is schedule={SCHEDULES[name]}" for name in names if name in SCHEDULES]
+        full.append(word)
+    return full, notes
 
 
 def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:

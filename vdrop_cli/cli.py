@@ -32,6 +32,7 @@ examples:
   vdrop train -m model=lstm_small dropout=none,naive,variational seed=1,2,3
   vdrop eval checkpoint=outputs/train/… mc_samples=100
   vdrop COMMAND --help          its groups, settings and examples
+  vdrop help schedule.lr        the meaning, unit, limits and default of a setting
   eval "$(vdrop completion)"    complete commands, groups and keys in this bash
 """
 
@@ -54,24 +55,25 @@ examples:
   vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
   vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
   vdrop train task=sentiment dropout=naive             ratings of film reviews
-  vdrop train model=lstm_large stuck.steps=200         stops where the loss stays as high as at first; take another seed then
-  vdrop train schedule.epochs=60                       continues where the same run of fewer epochs has ended
-  vdrop train checkpoint.minutes=inf checkpoint.epochs=5   few checkpoints, for a slow disk; a signal still saves at once
+  vdrop train model=lstm_large stuck.steps=200         stops if the start is stuck; choose another seed then
+  vdrop train schedule.epochs=60                       continues the same run of fewer epochs
+  vdrop train checkpoint.minutes=inf checkpoint.epochs=5
+                                                       few checkpoints, for a slow disk; a signal still saves
 """,
-    "eval": """vdrop eval: perplexity or error of a checkpoint; model, dropout and corpus are those it was trained with
+    "eval": """vdrop eval: perplexity or error of a checkpoint, with its model, dropout and corpus
 
 examples:
   vdrop eval checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop eval checkpoint=… mc_samples=100               and MC dropout, by number of samples
-  vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus lies elsewhere now
-  vdrop eval checkpoint=… stored_data=true             read the files or the data set that the checkpoint itself names
+  vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus has moved
+  vdrop eval checkpoint=… stored_data=true             read the data that the checkpoint itself names
 """,
-    "predict": """vdrop predict: a rating with an interval, or the perplexity of a text and its most surprising words
+    "predict": """vdrop predict: a rating with an interval, or a text's perplexity and most surprising words
 
 examples:
   vdrop predict checkpoint=… text="A film to remember ."
-  vdrop predict checkpoint=… file=reviews.txt json=true  one text a line, one row each; or standard input
-  vdrop predict checkpoint=… sample=50                   fifty words that a language model writes
+  vdrop predict checkpoint=… file=reviews.txt json=true  a row per line of the file; or standard input
+  vdrop predict checkpoint=… sample=50                   generate fifty words with a language model
 """,
     "data": """vdrop data: where the corpora lie, what they hold, whether they are right
 
@@ -82,7 +84,7 @@ examples:
   vdrop data data=hub data.name=owner/name data.column=text
   vdrop data data=text_regression data.csv=a.csv data.column=text data.rating_column=stars
 """,
-    "export": """vdrop export: weights, vocabulary and settings of a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
+    "export": """vdrop export: a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
 
 examples:
   vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
@@ -101,17 +103,17 @@ examples:
   vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
   vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
   vdrop reproduce sizes=[large] seeds=3                the first three seeds whose start is not stuck
-  vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once, saved after 25 minutes; the same command resumes
+  vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes them
   vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
 """,
-    "figures": """vdrop figures: the paper's experiments on film reviews: run, resumed, evaluated, drawn, written down
+    "figures": """vdrop figures: the paper's experiments on film reviews: run, evaluated, drawn, written down
 
 examples:
   vdrop figures plan=true                              what there is to do, and how long it takes here
   vdrop figures protocols=[clean] cells=[lstm] seeds=3
   vdrop figures epochs=250 jobs=2 until=8h
 """,
-    "bench": """vdrop bench: words a second, time, fraction of the machine's limit and peak memory, in alternation
+    "bench": """vdrop bench: words per second, time, fraction of the machine's limit, peak memory
 
 examples:
   vdrop bench                                          every size, cell and precision: half an hour
@@ -121,7 +123,8 @@ examples:
 }
 
 COMPLETION = """_vdrop() {
-    mapfile -t COMPREPLY < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" vdrop completion query 2>/dev/null)
+    mapfile -t COMPREPLY < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" \\
+        vdrop completion query 2>/dev/null)
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F _vdrop vdrop
@@ -166,6 +169,8 @@ def dispatch() -> None:
         from vdrop_cli import __version__
 
         print(f"vdrop {__version__}")
+    elif command == "help" and arguments and arguments[0] not in ("-h", "--help"):
+        print_help(arguments[0])
     elif command in (None, "help"):
         print(HELP, end="")
     elif command == "completion" and arguments == ["query"]:
@@ -186,10 +191,18 @@ def dispatch() -> None:
         fail(f"{command} is not a command{nearest(command, list(COMMANDS))}")
 
 
-def help_of(command: str, groups: dict[str, list[str]]) -> str:
-    """The command's examples, and the groups of which it takes a choice."""
-    lines = [f"{name}: {', '.join(choices)}" for name, choices in sorted(groups.items())]
-    return "\n".join([EXAMPLES[command], *(["Groups, as group=choice:", "", *lines, ""] if lines else [])])
+def print_help(topic: str) -> None:
+    """Prints the help of a command, a setting or a group of settings."""
+    from vdrop_cli import help
+    from vdrop_cli.errors import ConfigError
+
+    if topic in EXAMPLES:
+        print(EXAMPLES[topic], help.command_help(topic, []), sep="\n", end="")
+        return
+    try:
+        print(help.key_help(topic), end="")
+    except ConfigError as error:
+        fail(str(error))
 
 
 def command_of(line: list[str]) -> tuple[str | None, list[str]]:
@@ -215,9 +228,9 @@ def options_of(arguments: list[str]) -> tuple[list[str], list[str]]:
 def run(command: str, arguments: list[str]) -> None:
     """Composes the command's configuration with Hydra and runs it, once or as a sweep."""
     import hydra
-    from omegaconf import OmegaConf
 
-    from vdrop_cli.arguments import choices, groups, prepared
+    from vdrop_cli import help
+    from vdrop_cli.arguments import full_keys, prepared
     from vdrop_cli.errors import ConfigError
     from vdrop_cli.explain import explain
     from vdrop_cli.settings.compose import register
@@ -225,9 +238,6 @@ def run(command: str, arguments: list[str]) -> None:
 
     register()
     take_over()
-    OmegaConf.register_new_resolver(
-        "help_of", lambda name: help_of(name, {group: choices(group) for group in groups(name)}), replace=True
-    )
     options, words = options_of(arguments)
     unknown = [
         option for option in options if option.startswith("-") and option.split("=")[0] not in HYDRA_OPTIONS
@@ -236,13 +246,23 @@ def run(command: str, arguments: list[str]) -> None:
         fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
     if any(option.split("=")[0] in ("--cfg", "-c") for option in options) and "--resolve" not in options:
         options = [*options, "--resolve"]
+    words, notes = full_keys(command, words)
+    for note in notes:
+        print(f"vdrop: {note}", file=sys.stderr)
+    is_sweep = "-m" in options or "--multirun" in options
     try:
-        words = prepared(command, words, sweep="-m" in options or "--multirun" in options)
+        words = prepared(command, words, is_sweep)
     except ConfigError as error:
         fail(str(error))
     if found := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", word) for word in words)), None):
         fail(f"{found[1]} must be a number with fewer digits than {len(found[0]) - len(found[1]) - 1:,}")
     sys.argv = ["vdrop", *options, "--", *words]
+    if {"-h", "--help"} & {*options}:
+        try:
+            print(EXAMPLES[command], help.command_help(command, [] if is_sweep else words), sep="\n", end="")
+        except Exception as error:
+            fail(explain(error, command))
+        return
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
     job = Job(command)
@@ -250,7 +270,8 @@ def run(command: str, arguments: list[str]) -> None:
     def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         fail(f"{message}; settings are key=value, vdrop {command} --help shows them")
 
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]  # Hydra's, which would print its usage
+    # Hydra's would print its usage
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:

@@ -6,7 +6,7 @@ from hydra.errors import MissingConfigException
 
 from vdrop_cli.errors import nearest
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.fields import keys
+from vdrop_cli.settings.fields import keys, suggestion
 
 EXTRAS = {
     "hydra/launcher=joblib": "parallel",
@@ -37,7 +37,8 @@ def explain(error: BaseException, command: str) -> str:
     ):
         return f"{found[1] or found[2]}: several values are a sweep; add -m to run each of them"
     if found := re.match(r"Could not override '([^']+)'", message):
-        return f"{found[1]} is not a setting{nearest(found[1], keys(ROOTS[command]))}"
+        hint = suggestion(found[1], keys(ROOTS[command])) or f"; vdrop {command} --help lists the settings"
+        return f"{found[1]} is not a setting{hint}"
     if found := re.match(r"Error merging override (\S+)", message):
         return f"{found[1]}: {one_line(str(error.__cause__))}"
     message = message.removeprefix("ConfigError raised while resolving interpolation: ")

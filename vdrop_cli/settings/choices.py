@@ -56,6 +56,13 @@ class Precision(Choice):
     bf16 = "bf16"  # all matrix products but the forward logits; states, gates, losses and weights stay fp32
 
 
+# the schedule that runs of a dropout are trained with, where it has another name
+SCHEDULES = {
+    **dict.fromkeys(("variational_untied", "variational_no_word", "naive", "naive_word"), "variational"),
+    "moon_word": "moon",
+}
+
+
 class BenchSize(Choice):
     small = "small"
     medium = "medium"

@@ -6,6 +6,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import SCHEDULES
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import refuse_unknown, require_plain
 from vdrop_cli.settings.train import FORMER_SIZE, Train
@@ -14,11 +15,17 @@ Root = TypeVar("Root")
 
 
 def register() -> None:
-    """Registers the typed roots and the resolvers `by_size` and `by_source` with Hydra."""
+    """Registers the typed roots and the resolvers of conf/ with Hydra."""
     for command, root in ROOTS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=root)
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
+    OmegaConf.register_new_resolver("schedule_of", schedule_of, replace=True)
+
+
+def schedule_of(dropout: str) -> str:
+    """The choice of the group schedule for one of the group dropout."""
+    return SCHEDULES.get(dropout, dropout)
 
 
 def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:
