@@ -16,7 +16,7 @@ setup: .venv/.ready  ## create .venv with everything in it
 
 demo: setup  ## none, naive and variational side by side on the embedded corpus, in minutes
 	$(BIN)/vdrop train -m experiment=demo dropout=none,naive,variational
-	$(BIN)/vdrop compare --picture outputs/demo/curves.png outputs/demo/train/*/*
+	$(BIN)/vdrop compare outputs/demo/train picture=outputs/demo/curves.png
 
 SIZE ?= medium
 SEEDS ?= 1

@@ -166,7 +166,7 @@ def own_library() -> Iterator[None]:
 def not_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal that one test sent is not left to the next."""
     monkeypatch.setattr(interruption, "received", [])
-    monkeypatch.setattr(interruption, "interrupted", False)
+    monkeypatch.setattr(interruption, "ctrl_c_received", False)
 
 
 @pytest.fixture(autouse=True)

@@ -124,8 +124,14 @@ MISTAKES = {  # what is typed: what the one line must say
     ("eval", "checkpoint=file", "word_dropout=true"): "word_dropout must be null without mc_samples",
     ("train", f"model.hidden_size={'9' * 5000}"): "model.hidden_size must be a number with fewer digits",
     ("train", f"schedule.lr={'9' * 350}"): "schedule.lr must be a number with fewer digits",
-    ("compare",): "the following arguments are required: RUN",
+    ("compare",): "runs must be folders of runs",
     ("compare", "nowhere"): "nowhere is not a run folder",
+    ("compare", "nowhere", "--picture", "curves.png"): "picture=…",
+    ("train", "--seed", "3"): "seed=…",
+    ("train", "--cfg"): "--cfg must be one of job, hydra, all",
+    ("train", "--resolve=yes"): "--resolve=yes is not an option",
+    ("train", "--config-dir"): "--config-dir needs a folder",
+    ("train", "--config-dir", "nowhere"): "nowhere",
 }
 
 

@@ -57,7 +57,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("reproduce rows=[none,zar", ["rows=[none,zaremba"]),
         ("table sizes=[small,", ["sizes=[small,medium", "sizes=[small,large"]),
         ("figures dropouts=naive_", ["dropouts=naive_word"]),
-        ("compare out", []),
+        ("compare outputs/t", ["outputs/train/"]),
+        ("compare outputs/a.csv picture=outputs/t", ["picture=outputs/train/"]),
     ],
 )
 def test_a_line_is_completed(

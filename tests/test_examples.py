@@ -13,14 +13,23 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.processes import ROOT
 from vdrop_cli import cli, sweeps
-from vdrop_cli.commands import bench, campaign, data, export, figures, predict, reproduce, table, train
+from vdrop_cli.commands import (
+    bench,
+    campaign,
+    compare,
+    data,
+    export,
+    figures,
+    predict,
+    reproduce,
+    table,
+    train,
+)
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.settings.commands import ROOTS, Figures, Reproduce
 from vdrop_cli.settings.compose import parse
@@ -140,14 +149,26 @@ def validate(monkeypatch: pytest.MonkeyPatch) -> Line:
         seen.append(settings)
 
     def sweep(sweeper: sweeps.Sweeper, arguments: list[str]) -> None:
-        (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
-        for overrides in (batch[0], batch[-1]):
-            record(parse(compose(sweeper.command, list(overrides)), ROOTS[sweeper.command]))
+        sweeper.read_jobs(arguments)
+        command = sweeper.job.command
+        for overrides in (sweeper.jobs[0], sweeper.jobs[-1]):
+            record(parse(compose(command, overrides), ROOTS[command]))
 
     def run(*line: str) -> list[Any]:
         seen.clear()
         with monkeypatch.context() as patch:
-            for command in (bench, data, evaluation, export, figures, predict, reproduce, table, train):
+            for command in (
+                bench,
+                compare,
+                data,
+                evaluation,
+                export,
+                figures,
+                predict,
+                reproduce,
+                table,
+                train,
+            ):
                 patch.setattr(command, "run", record)
             patch.setattr(sweeps.Sweeper, "sweep", sweep)
             dispatch(monkeypatch, *line)
@@ -211,7 +232,7 @@ def validate_make(words: list[str], validate: Line) -> None:
     )
     lines = made.stdout.replace("\\\n", " ").splitlines()
     for line in lines:
-        if line.startswith(".venv/bin/vdrop") and " compare " not in line:
+        if line.startswith(".venv/bin/vdrop"):
             found = validate(*shlex.split(line)[1:])
             assert found
             check_rest(found, validate)
@@ -226,7 +247,7 @@ def test_no_line_of_a_page_is_left_out() -> None:
         if line.strip().startswith(STARTS)
     ]
     assert len(lines) >= 10 and [line for line in lines if line.rstrip(".,;") not in every] == []
-    assert {words[1] for line in every if len(words := line.split()) > 1} >= {*cli.EXAMPLES, "compare"}
+    assert {words[1] for line in every if len(words := line.split()) > 1} >= {*cli.EXAMPLES}
 
 
 def python_blocks() -> list[str]:

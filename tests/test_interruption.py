@@ -108,13 +108,13 @@ BETWEEN_JOBS = """
 import os, sys, time
 from pathlib import Path
 from vdrop_cli import interruption
-interruption.join_pool(Path(sys.argv[1]), os.getppid(), True)
+interruption.enter_pool_job(Path(sys.argv[1]), os.getppid(), True)
 print("ready", flush=True)
 sys.stdin.readline()
 with interruption.listening():
-    print(interruption.asked(), flush=True)
-interruption.join_pool(Path(sys.argv[1]), os.getppid(), True)
-print(interruption.asked(), flush=True)
+    print(interruption.stop_requested(), flush=True)
+interruption.enter_pool_job(Path(sys.argv[1]), os.getppid(), True)
+print(interruption.stop_requested(), flush=True)
 """
 
 
@@ -143,17 +143,17 @@ from pathlib import Path
 from vdrop_cli import interruption
 parent = os.getpid()
 if os.fork() == 0:
-    interruption.join_pool(Path("stop"), parent, sys.argv[1] == "saves")
+    interruption.enter_pool_job(Path("stop"), parent, sys.argv[1] == "saves")
     print(os.getpid(), flush=True)
     if sys.argv[1] == "idle":
-        interruption.leave_job()
+        interruption.leave_pool_job()
         time.sleep(60)
-    while not interruption.asked():
+    while not interruption.stop_requested():
         time.sleep(0.01)
     print("asked to stop", flush=True)
     time.sleep(2 * interruption.PARENT_SECONDS)
     print("saved", flush=True)
-    interruption.leave_job()
+    interruption.leave_pool_job()
 time.sleep(60)
 """
 

@@ -3,20 +3,17 @@ of them.
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-from hydra.core.utils import JobReturn
 
 from tests.conftest import TINY
 from tests.processes import is_alive, spawn
-from vdrop_cli import checkpoint, interruption
-from vdrop_cli.launchers import outliving
+from vdrop_cli import checkpoint
 from vdrop_cli.sinks import read_log
 
 SWEEP = [*TINY, "model.hidden_size=16", "log_every=1", "schedule.epochs=30", "force=true"]
@@ -51,16 +48,23 @@ def ended(sweep: "subprocess.Popen[str]") -> str:
     return sweep.communicate(timeout=240)[1]
 
 
-def test_a_killed_process_of_a_pool_takes_no_run_along(text: list[str], tmp_path: Path) -> None:
-    """As when memory is short. `force=true` does not start over what has begun in this sweep."""
-    sweep = start(tmp_path, *text, *JOBLIB, "checkpoint.minutes=0.005", "seed=1,2,3")
+def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_resumes(
+    text: list[str], tmp_path: Path
+) -> None:
+    """The kernel kills a process when memory is short; joblib then kills the whole pool."""
+    arguments = (*text, *JOBLIB, "checkpoint.minutes=0.005", "seed=1,2,3")
+    sweep = start(tmp_path, *arguments)
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGKILL)
-    told = ended(sweep)
-    assert sweep.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in told, told
-    assert "which ended its pool; 2 runs go on one after the other" in told
-    for seed, parts in ((1, 2), (2, 2), (3, 1)):
-        assert len(starts(tmp_path, seed)) == parts
+    said = ended(sweep)
+    assert sweep.returncode == 1 and "vdrop: 3 runs: 2 lost, 1 not begun" in said, said
+    for seed in (1, 2):
+        assert re.search(rf"  lost: seed={seed}: .*; resume with: vdrop train .*seed={seed}\n", said)
+    before = {seed: len(starts(tmp_path, seed)) for seed in (1, 2)}
+    again = spawn(tmp_path, "train", "-m", *SWEEP[:-1], *arguments)
+    said = ended(again)
+    assert again.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in said, said
+    assert before == {1: 1, 2: 1} and [len(starts(tmp_path, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
     assert starts(tmp_path, 1)[1] > 50, "nothing that was saved was lost"
 
 
@@ -111,8 +115,8 @@ def test_of_local_jobs_one_that_is_lost_is_told_and_the_others_are_waited_for(
     (pid, _) = wait_for_steps(sweep, tmp_path, 50, 1, 2)
     os.kill(pid, signal.SIGKILL)
     told = ended(sweep)
-    assert sweep.returncode == 1 and "vdrop: 2 runs: 1 done, 1 begun" in told, told
-    assert "  begun: seed=1: its process was lost; see " in told
+    assert sweep.returncode == 1 and "vdrop: 2 runs: 1 done, 1 lost" in told, told
+    assert "  lost: seed=1: its process was lost; see " in told
 
 
 def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces_only_once(
@@ -127,40 +131,3 @@ def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces
     told = ended(sweep)
     assert sweep.returncode == 0 and "vdrop: 2 runs: 1 done, 1 resumed" in told, told
     assert len(starts(tmp_path, 1)) == 2 and starts(tmp_path, 1)[1] >= 100
-
-
-def test_only_the_job_that_kills_its_process_every_time_is_left_out(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A pool of two, whose second job is killed whenever it has begun."""
-    status = dict.fromkeys(range(5), "not begun")
-    launched: list[list[str]] = []
-
-    def launch(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        launched.append([job[0] for job in job_overrides])
-        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
-        for one, other in zip(numbers[::2], [*numbers[1::2], -1], strict=False):
-            status[one] = status[other] = "begun"
-            if 1 in (one, other):
-                raise BrokenProcessPool
-            status[one] = status[other] = "done"
-        return []
-
-    outliving(launch, status.__getitem__)([[name] for name in "abcde"], initial_job_idx=0)
-    assert launched == [["a", "b", "c", "d", "e"], ["a"], ["b"], ["c", "d", "e"]]
-    assert [status[number] for number in range(5)] == ["done", "begun", "done", "done", "done"]
-    assert "2 runs go on one after the other" in capsys.readouterr().err
-
-
-def test_a_pool_that_breaks_before_anything_has_begun_or_while_it_stops_is_not_tried_again() -> None:
-    def launch(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        if job_overrides == [["stop"]]:
-            interruption.received.append(signal.SIGTERM)
-        raise BrokenProcessPool
-
-    for job, status in (("a", "not begun"), ("stop", "begun")):
-        with pytest.raises(BrokenProcessPool):
-            outliving(launch, {0: status}.__getitem__)([[job]], initial_job_idx=0)
-    assert outliving(launch, {0: "begun"}.__getitem__)([["a"]], initial_job_idx=0) == [], (
-        "nor is anything begun after that"
-    )

@@ -133,9 +133,10 @@ def test_a_run_whose_log_begins_late_is_read_but_has_no_curve(
     assert not found.has_whole_log and found.words_per_second > 0
     capsys.readouterr()
     figure = pictures.learning_curves({"whole": runs.below(trained)[0], "late": found}, training=True)
-    assert [line.get_label() for line in figure.axes[0].lines] == [
-        "whole: validation",
-        "whole: training, dropout on",
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "whole",
+        "validation",
+        "training, dropout on",
     ]
     assert "lacks the epochs before 2" in capsys.readouterr().err
 

@@ -33,6 +33,7 @@ NEEDS = {
     "eval.yaml": ["checkpoint=a"],
     "export.yaml": ["checkpoint=a"],
     "predict.yaml": ["checkpoint=a"],
+    "compare.yaml": ["runs=[a]"],
 }
 
 
@@ -248,7 +249,15 @@ def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     )
     without, given = (
         settings("dropout=none"),
-        settings("dropout=none", "model.forget_bias=0", "dropout.p_h=0", "seed=5", "log_every=7"),
+        settings(
+            "dropout=none",
+            "model.forget_bias=0",
+            "dropout.p_h=0",
+            "seed=5",
+            "log_every=7",
+            "tags=[a]",
+            "run_name=b",
+        ),
     )
     assert (
         without.identity("f")
@@ -306,6 +315,8 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["stuck.loss=nan"], r"stuck\.loss must be above 0"),
         (["task=sentiment", "stuck.steps=3"], r"stuck\.steps must be null with task=sentiment, got 3"),
         (["log_every=0"], "log_every must be"),
+        (["run_name=' '"], "run_name must be letters"),
+        (["tags=[a b]"], "tags must be"),
         (["experiment=table1_small_none", "published.row=''"], r"published\.row must be a name"),
         (
             ["experiment=table1_small_none", "published.mc_samples=-1"],
@@ -468,6 +479,8 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
         ["schedule.patience=1"],
         "numbers",
     ),
+    "run_name": ([], ["run_name=mine"], "name"),
+    "tags": ([], ["tags=[a,b]"], "name"),
     "seed": ([], ["seed=2"], "numbers"),
     "backend": ([], ["backend=reference"], "environment"),
     "precision": ([], ["precision=bf16"], "numbers"),
@@ -520,6 +533,7 @@ def observe(overrides: list[str], shown: str) -> Any:
         "files": lambda: sorted(path.name for path in Path().glob("*")),
         "environment": lambda: log[0]["environment"]["backend"],
         "log": lambda: len(log),
+        "name": lambda: (log[0]["config"]["run_name"], log[0]["config"]["tags"]),
     }
     return seen[shown]()
 

@@ -250,6 +250,8 @@ def test_a_run_that_is_read_says_what_it_was(
     assert found.start == ended.value.start and replace(found.train, backend=run().backend) == run(*CHECKED)
     assert found.environment["device_type"] == "cpu" and found.corpus in (folder() / "log.jsonl").read_text()
     capsys.readouterr()
-    assert runs.read(folder()) is None and "is stuck, left out" in capsys.readouterr().err
+    unfinished = runs.read_any(folder())
+    assert isinstance(unfinished, runs.Unfinished) and unfinished.state == "stuck"
+    assert unfinished.train == found.train and unfinished.log == found.log
     (folder() / "log.jsonl").write_text("")
     assert runs.stuck_below(Path("outputs")) == [] and "its start is missing" in capsys.readouterr().err

@@ -4,6 +4,7 @@ test_slurm.
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -20,12 +21,13 @@ from tests.conftest import TINY, Vdrop, composed
 from tests.processes import ForkServer, environment
 from tests.test_ownership import in_seconds
 from tests.test_survival import of_training
-from vdrop_cli import interruption, sweeps
+from vdrop_cli import interruption, outcomes, sweeps
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.outcomes import Outcome
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
-from vdrop_cli.sweeps import Job, Outcome, starts_over, summary
+from vdrop_cli.sweeps import Job, starts_over, summary
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SWEEP = [*TINY, "model.hidden_size=16", "schedule.epochs=3", "log_every=1", "seed=1,2,3"]
@@ -39,15 +41,23 @@ def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(
     again = vdrop("train", "-m", *TINY, *text, "seed=1,2,3", "schedule.lr=1,0")
     assert again.returncode == 2
     last = again.stderr.splitlines()[-5:]
-    assert last[0] == "vdrop: 6 runs: 1 done, 2 was done, 3 failed"
-    assert last[1:4] == [
-        f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0, got 0.0" for seed in (1, 2, 3)
-    ]
+    assert last[0] == "vdrop: 6 runs: 1 done, 2 skipped, 3 failed"
+    for line, seed in zip(last[1:4], (1, 2, 3), strict=True):
+        assert line.startswith(f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0")
     assert last[4] == "  the same command again skips what is done and continues with the rest"
     newest = max((tmp_path / "outputs" / "sweeps").iterdir())
-    outcomes = [Outcome(**told) for told in json.loads((newest / "summary.json").read_text())]
-    assert [o.status for o in outcomes] == ["was done", "failed", "was done", "failed", "done", "failed"]
-    assert [o.code for o in outcomes] == [0, 2, 0, 2, 0, 2]
+    ended = outcomes.read_summary(newest)
+    assert [o.status for o in ended] == ["skipped", "failed", "skipped", "failed", "done", "failed"]
+    assert [o.code for o in ended] == [0, 2, 0, 2, 0, 2]
+    folders = [outcomes.run_folder(newest, o) for o in ended if o.folder]
+    assert [folder.name[-3:] for folder in folders] == ["-s1", "-s2", "-s3"]
+    assert all((folder / "result.json").exists() for folder in folders)
+    headings = [line for line in again.stderr.splitlines() if line.startswith("[")]
+    assert headings[:2] == ["[1/6] seed=1 schedule.lr=1", "[2/6] seed=1 schedule.lr=0"] and len(headings) == 6
+    table = again.stdout.split("\n\n")[-1].splitlines()
+    assert table[0].split() == ["seeds", "train_ppl", "valid_ppl", "test_ppl"]
+    assert table[1].startswith("1. schedule.lr=1  ") and table[1].count("±") == 3
+    assert re.fullmatch(r"schedule\.lr=0 +0 of 3 \(3 failed\) +– +– +–", table[2])
 
 
 def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(
@@ -60,7 +70,7 @@ def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(
         folders = [next((tmp_path / name / "train").rglob(f"*-s{seed}")) for name in ("one", "many")]
         assert of_training(folders[0])[:3] == of_training(folders[1])[:3]
     failing = vdrop("train", "-m", *SWEEP, *text, *JOBLIB, "schedule.lr=1,-1", "outputs=many")
-    assert failing.returncode == 2 and "vdrop: 6 runs: 3 was done, 3 failed" in failing.stderr
+    assert failing.returncode == 2 and "vdrop: 6 runs: 3 skipped, 3 failed" in failing.stderr
 
 
 def steps(log: Path) -> int:
@@ -112,13 +122,13 @@ def test_the_second_of_two_processes_in_one_run_is_told_so(
 
 
 def test_the_summary_names_what_differs() -> None:
-    outcomes = [
+    ended = [
         Outcome(["a=1", "seed=1"], "done"),
         Outcome(["a=1", "seed=2"], "resumed"),
         Outcome(["a=1", "seed=3"], "failed", 1, "the loss is nan"),
         Outcome(["a=1", "seed=4"], "not begun", 1, "the sweep was stopped"),
     ]
-    assert summary(outcomes, skips=True).splitlines()[1:4] == [
+    assert summary(ended, skips=True).splitlines()[1:4] == [
         "vdrop: 4 runs: 1 done, 1 resumed, 1 failed, 1 not begun",
         "  failed: seed=3: the loss is nan",
         "  not begun: seed=4: the sweep was stopped",
@@ -197,15 +207,23 @@ THEIRS = {
 }
 
 
-def sweep_into(folder: Path) -> None:
-    """With a sweeper of Hydra's that begins nothing."""
+def sweeper(
+    folder: Path, overrides: object = None, launcher: str = "BasicLauncher", sweep: object = None
+) -> sweeps.Sweeper:
+    """A sweeper of one job around a replacement of Hydra's."""
+    made = sweeps.Sweeper(None)
+    made.basic = SimpleNamespace(overrides=overrides, sweep=sweep)  # type: ignore[assignment]
+    made.job, made.folder, made.launcher_name = Job("train", folder=folder), folder, launcher
+    made.jobs = [["seed=1"]]
+    made.read_jobs = lambda arguments: None  # type: ignore[method-assign]
+    return made
 
+
+def sweep_into(folder: Path) -> None:
     def sweep(arguments: list[str]) -> None:
         raise AssertionError("it has begun")
 
-    sweeps.Sweeper(
-        SimpleNamespace(overrides=[[["seed=1"]]], sweep=sweep), folder, "BasicLauncher", "train"
-    ).sweep([])
+    sweeper(folder, sweep=sweep).sweep([])
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -259,11 +277,8 @@ def test_a_sweep_that_cannot_begin_removes_only_the_folders_that_it_has_made(tmp
         raise ConfigError("no such choice")
 
     for with_file in (False, True):
-        sweeper = sweeps.Sweeper(
-            SimpleNamespace(overrides=None, sweep=sweep), folder, "BasicLauncher", "train"
-        )
         with pytest.raises(ConfigError, match="no such choice"):
-            sweeper.sweep([])
+            sweeper(folder, sweep=sweep).sweep([])
         assert (tmp_path / "empty").is_dir() and (
             folder / "notes.txt"
         ).exists() == folder.parent.exists() == with_file
@@ -291,10 +306,8 @@ def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Pat
 
 def of_one(launcher: str, folder: Path, outcome: Outcome) -> int:
     folder.mkdir(exist_ok=True)
-    sweeps.write(outcome, sweeps.outcome_path(folder, 0))
-    return sweeps.Sweeper(SimpleNamespace(overrides=[[["seed=1"]]]), folder, launcher, "train").summarise(
-        "", []
-    )
+    outcomes.write(outcome, outcomes.path_of(folder, 0))
+    return sweeper(folder, launcher=launcher).summarise("", [])
 
 
 def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,7 +315,8 @@ def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.Cap
     failed, killed = Outcome(["seed=1"], "failed", 1, "the loss is nan"), Outcome(["seed=1"])
     assert of_one("BasicLauncher", tmp_path, failed) == 1 and not capsys.readouterr().err
     assert of_one("BasicLauncher", tmp_path, killed) == 1
-    assert "vdrop: 1 run: 1 begun\n  begun: seed=1: its process was killed\n" in capsys.readouterr().err
+    lost = "vdrop: 1 run: 1 lost\n  lost: seed=1: its process was killed; resume with: vdrop train seed=1\n"
+    assert lost in capsys.readouterr().err
     assert (
         of_one("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", tmp_path, failed) == 1
     )
@@ -334,7 +348,7 @@ def test_force_has_its_effect_once_in_a_sweep(
     """
     forced, told = list[tuple[bool, bool]](), iter([False, True, True])
 
-    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool) -> str:
+    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool, **_: object) -> str:
         forced.append((settings.force, from_nothing))
         if next(told):
             started_over()
@@ -352,7 +366,7 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
 ) -> None:
     """As who requeues jobs may not want to any more."""
 
-    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool) -> str:
+    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool, **_: object) -> str:
         signal.raise_signal(signal.SIGUSR2)
         raise interruption.Interrupted(signal.SIGUSR2, "saved")
 
@@ -365,7 +379,7 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
         Job("train").perform(composed(*TINY, *text), tmp_path / "0.json")
     finally:
         signal.signal(signal.SIGUSR2, before)
-    outcome = sweeps.read(tmp_path / "0.json")
+    outcome = outcomes.read(tmp_path / "0.json")
     assert (outcome.status, outcome.code) == ("interrupted", 128 + signal.SIGUSR2)
     assert outcome.reason.startswith("stopped by SIGUSR2, saved; resume with: vdrop train")
     assert (

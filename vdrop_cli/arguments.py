@@ -64,7 +64,7 @@ SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[str]:
     """Overrides for Hydra that mean what the words say. Raises ConfigError."""
     known = types(ROOTS[command]) | {SWEEP_FOLDER: str}
-    words = checkpoint_named(known, list(words))
+    words = runs_named(known, checkpoint_named(known, list(words)))
     for word in words:
         if any(
             "\ud800" <= character <= "\udfff" for character in word
@@ -101,6 +101,14 @@ def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:
             f"{given[0]} and {given[1]} are two checkpoints; name one, and write other paths as setting=path"
         )
     return named
+
+
+def runs_named(known: dict[str, Any], words: list[str]) -> list[str]:
+    """Paths alone are `runs=[PATH,…]`, in commands that have this setting."""
+    paths = [word for word in words if "runs" in known and is_path(word)]
+    if not paths:
+        return words
+    return [*(word for word in words if word not in paths), f"runs=[{','.join(map(in_quotes, paths))}]"]
 
 
 def is_path(word: str) -> bool:

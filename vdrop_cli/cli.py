@@ -1,9 +1,10 @@
 """`vdrop COMMAND key=value …`: one Hydra application a command."""
 
-import argparse
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from vdrop_cli import CONF, output
@@ -18,7 +19,7 @@ COMMANDS = {
     "table": "what was measured beside what was published: RESULTS.md, pictures",
     "reproduce": "run or resume the rows of the paper's Table 1, evaluate them, and write the table",
     "figures": "run or resume the paper's experiments on film reviews, evaluate them, and draw their errors",
-    "compare": "runs side by side: what differs, how they ended, their curves",
+    "compare": "runs side by side: their results over seeds, settings that differ, curves",
     "completion": "print the completion script for bash",
 }
 
@@ -39,11 +40,10 @@ examples:
 INTERRUPTED = 130  # the exit code after Ctrl-C
 CONFIGS = ("job", "hydra", "all")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-HYDRA_OPTIONS: dict[str, tuple[str, ...]] = {  # and the values that can follow as words of their own
-    **dict.fromkeys(("-m", "--multirun", "--resolve", "-h", "--help", "--hydra-help"), ()),
-    **dict.fromkeys(("-c", "--cfg"), CONFIGS),
-    **dict.fromkeys(("-i", "--info"), INFOS),
-}
+FLAGS = ("-m", "--multirun", "--resolve", "-h", "--help", "--hydra-help")
+CHOICES = {"-c": CONFIGS, "--cfg": CONFIGS, "-i": INFOS, "--info": INFOS}  # options with a choice
+FOLDERS = ("-cd", "--config-dir")  # options with a path
+HYDRA_OPTIONS = (*FLAGS, *CHOICES, *FOLDERS)
 
 EXAMPLES = {
     "train": """vdrop train: train a model; the same command again resumes, or says that it is done
@@ -89,6 +89,15 @@ examples:
 examples:
   vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop export checkpoint=… file=model.safetensors
+""",
+    "compare": """vdrop compare: a row per configuration: metrics as mean ± standard deviation over seeds, settings that differ
+
+examples:
+  vdrop compare RUN RUN                                run folders; or any folder that holds some
+  vdrop compare outputs/sweeps/20261128-120000         the runs of a sweep
+  vdrop compare RUN RUN picture=curves.png title=Demo  and their learning curves
+  vdrop compare RUN RUN csv=runs.csv markdown=runs.md
+  vdrop compare tags=[ablation]                        all runs below outputs/train with this tag
 """,
     "table": """vdrop table: RESULTS.md, from run folders and records: measured beside published
 
@@ -179,10 +188,6 @@ def dispatch() -> None:
         completion.answer(COMMANDS, list(HYDRA_OPTIONS))
     elif command == "completion":
         print(COMPLETION, end="")
-    elif command == "compare":
-        from vdrop_cli.commands import compare
-
-        compare.main(arguments)
     elif command in COMMANDS:
         run(command, arguments)
     else:
@@ -208,8 +213,7 @@ def print_help(topic: str) -> None:
 def command_of(line: list[str]) -> tuple[str | None, list[str]]:
     """The command, which options can stand before, and the rest of the line."""
     for place, word in enumerate(line):
-        is_value = place > 0 and word in HYDRA_OPTIONS.get(line[place - 1], ())
-        if not word.startswith("-") and not is_value:
+        if not word.startswith("-") and not is_value(line, place):
             return word, line[:place] + line[place + 1 :]
     return None, line
 
@@ -220,9 +224,50 @@ def options_of(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     options, words = list[str](), list[str]()
     for place, word in enumerate(arguments):
-        is_value = place > 0 and word in HYDRA_OPTIONS.get(arguments[place - 1], ())
-        (options if word.startswith("-") or is_value else words).append(word)
+        (options if word.startswith("-") or is_value(arguments, place) else words).append(word)
     return options, words
+
+
+def is_value(arguments: list[str], place: int) -> bool:
+    """Whether a word is the value of the option before it."""
+    option, word = arguments[place - 1] if place > 0 else "", arguments[place]
+    return word in CHOICES.get(option, ()) or (option in FOLDERS and not word.startswith("-"))
+
+
+def mistake_in(options: list[str], settings: Iterable[str]) -> str | None:
+    """What is wrong with the options of a command that has these settings."""
+    for place, word in enumerate(options):
+        option, equals, value = word.partition("=")
+        if is_value(options, place):
+            continue
+        if not equals and place + 1 < len(options) and is_value(options, place + 1):
+            value = options[place + 1]
+        if option.lstrip("-") in settings:
+            return f"{option} is not an option, it is a setting: {option.lstrip('-')}=…"
+        if option not in HYDRA_OPTIONS or (option in FLAGS and equals):
+            return f"{word} is not an option; settings are key=value"
+        if option in FOLDERS and not value:
+            return f"{option} needs a folder"
+        is_needed = equals or option in ("-c", "--cfg")
+        if option in CHOICES and is_needed and value not in CHOICES[option]:
+            return f"{option} must be one of {', '.join(CHOICES[option])}"
+    return None
+
+
+@contextmanager
+def hydra_process(arguments: list[str]) -> Iterator[None]:
+    """Within it, Hydra reads `arguments` as those of this process, and raises its errors."""
+    argv, variable = sys.argv, "HYDRA_FULL_ERROR"
+    earlier = os.environ.get(variable)
+    sys.argv = ["vdrop", *arguments]
+    os.environ[variable] = "1"  # Hydra would print errors in its own way
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop(variable)
+        if earlier is not None:
+            os.environ[variable] = earlier
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -233,17 +278,16 @@ def run(command: str, arguments: list[str]) -> None:
     from vdrop_cli.arguments import full_keys, prepared
     from vdrop_cli.errors import ConfigError
     from vdrop_cli.explain import explain
+    from vdrop_cli.settings.commands import ROOTS
     from vdrop_cli.settings.compose import register
-    from vdrop_cli.sweeps import Job, take_over
+    from vdrop_cli.settings.fields import types
+    from vdrop_cli.sweeps import SWEEPER, Job, register_sweeper
 
     register()
-    take_over()
+    register_sweeper()
     options, words = options_of(arguments)
-    unknown = [
-        option for option in options if option.startswith("-") and option.split("=")[0] not in HYDRA_OPTIONS
-    ]
-    if unknown:
-        fail(f"{unknown[0]} is not an option; settings are key=value, vdrop {command} --help shows them")
+    if mistake := mistake_in(options, types(ROOTS[command])):
+        fail(f"{mistake}; vdrop {command} --help shows the settings")
     if any(option.split("=")[0] in ("--cfg", "-c") for option in options) and "--resolve" not in options:
         options = [*options, "--resolve"]
     words, notes = full_keys(command, words)
@@ -256,7 +300,6 @@ def run(command: str, arguments: list[str]) -> None:
         fail(str(error))
     if found := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", word) for word in words)), None):
         fail(f"{found[1]} must be a number with fewer digits than {len(found[0]) - len(found[1]) - 1:,}")
-    sys.argv = ["vdrop", *options, "--", *words]
     if {"-h", "--help"} & {*options}:
         try:
             print(EXAMPLES[command], help.command_help(command, [] if is_sweep else words), sep="\n", end="")
@@ -264,16 +307,10 @@ def run(command: str, arguments: list[str]) -> None:
             fail(explain(error, command))
         return
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them in its own way
     job = Job(command)
-
-    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-        fail(f"{message}; settings are key=value, vdrop {command} --help shows them")
-
-    # Hydra's would print its usage
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+        with hydra_process([*options, "--", f"hydra/sweeper={SWEEPER}", *words]):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:
         if job.composed or wants_traceback or output.is_lost(error):  # not a fault of what was typed
             raise

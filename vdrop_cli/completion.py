@@ -42,7 +42,7 @@ def completions(words: list[str], commands: Iterable[str], options: list[str]) -
     known = types(ROOTS[command])
     named = re.match(r"(\+{0,2}([\w./]+)=\[?(?:.*,)?\s*)(.*)", last, re.DOTALL)
     if named is None or ("/" in named[2] and named[2] != LAUNCHER):
-        paths = files(last) if "checkpoint" in known and last else []
+        paths = files(last) if {"checkpoint", "runs"} & known.keys() and last else []
         return [*next_names(last, [*known, *groups(command), LAUNCHER]), *paths]
     start, key, stem = named.groups()
     taken = re.split(r"[\[,=]\s*", start)

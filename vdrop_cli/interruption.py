@@ -1,5 +1,5 @@
-"""Signals that ask a run to stop set a flag, at which its loops look after every step; then it saves what it
-has, and stops.
+"""Signals that ask a run to stop set a flag. Loops check the flag after every step; then the run saves its
+state and stops.
 """
 
 import os
@@ -13,83 +13,74 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = b"\nvdrop: stopping after this step; Ctrl-C again stops at once and loses what is not saved\n"
+PARENT_SECONDS = 0.5  # between two checks whether the parent process is alive
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, has saved what it has, and does; its text says how far it came. Exit code 128
-    + signal.
-    """
+    """A run was asked to stop and has saved its state. Its exit code is 128 + signal."""
 
-    def __init__(self, number: signal.Signals, told: str = "") -> None:
-        super().__init__(number, told)  # all arguments, so that it can be pickled
-        self.number, self.told = number, told
+    def __init__(self, number: signal.Signals, progress: str = "") -> None:
+        super().__init__(number, progress)  # all arguments, because pickle calls the class with them
+        self.number, self.progress = number, progress
 
     @property
     def exit_code(self) -> int:
         return 128 + self.number
 
     def __str__(self) -> str:
-        return f"stopped by {self.number.name}{f', {self.told}' if self.told else ''}"
+        return f"stopped by {self.number.name}{f', {self.progress}' if self.progress else ''}"
 
 
-received: list[
-    signal.Signals
-] = []  # each once; a process that was asked to stop begins nothing new, but for one of a pool
-interrupted = False  # by Ctrl-C
-listens = False
-stop_file: Path | None = None  # of a pool of processes: where it lies, they are asked to stop
-pool_parent: int | None = None  # of a pool of processes: the one whose pool it is
-saves = False  # whether a process of a pool is at a job that saves what it has when it is asked to stop
+# Each signal once. A process that was asked to stop begins nothing new, except a process of a pool.
+received: list[signal.Signals] = []
+ctrl_c_received = False
+is_listening = False
+stop_file: Path | None = None  # in a process of a pool: a file whose existence asks all of them to stop
+pool_parent: int | None = None  # in a process of a pool: the process that owns the pool
+job_saves = False  # in a process of a pool: whether its present job saves its state when it is asked to stop
 
 
-def note(number: int, frame: FrameType | None) -> None:
-    global interrupted
-    if interrupted and number == signal.SIGINT:
+def on_signal(number: int, frame: FrameType | None) -> None:
+    global ctrl_c_received
+    if ctrl_c_received and number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     if not received:
         with suppress(OSError):
-            os.write(
-                2,
-                b"\nvdrop: stopping after this step; Ctrl-C again stops at once, and loses what is not "
-                b"saved\n",
-            )
+            os.write(2, STOPPING)
     if number not in received:
         received.append(signal.Signals(number))
-    interrupted = interrupted or number == signal.SIGINT
+    ctrl_c_received = ctrl_c_received or number == signal.SIGINT
 
 
-def join_pool(stop: Path, parent: int, job_saves: bool) -> None:
-    """For a process of a pool, at the start of each of its jobs. No signal is to kill it, as the whole pool
-    would die with it: it listens from now on, and looks whether the file `stop` is there. A signal to this
-    process alone stopped the job it was at.
+def enter_pool_job(stop: Path, parent: int, saves: bool) -> None:
+    """Prepares a process of a pool for its next job.
 
-    It ends soon after the process `parent`, in whose pool it is, however that has ended: after it has stopped
-    and saved, where the job does that.
+    A signal must not kill the process, because the whole pool would end with it. The process handles signals
+    from now on and checks whether the file `stop` exists. A signal to this process alone stops only its
+    present job. After the process `parent` has ended, however it ended, this process ends soon; a job with
+    `saves` stops and saves first.
     """
-    global listens, stop_file, interrupted, pool_parent, saves
-    listens, stop_file, interrupted, saves = True, stop, False, job_saves
+    global is_listening, stop_file, ctrl_c_received, pool_parent, job_saves
+    is_listening, ctrl_c_received = True, False
+    stop_file, job_saves = stop, saves
     received.clear()
-    hear(note)
+    install_handlers(on_signal)
     if pool_parent is None:
         threading.Thread(target=end_with_parent, daemon=True).start()
     pool_parent = parent
 
 
-def leave_job() -> None:
-    """For a process of a pool, at the end of each of its jobs."""
-    global saves
-    saves = False
-
-
-PARENT_SECONDS = 0.5  # between two looks whether the parent is there
+def leave_pool_job() -> None:
+    """Ends what `enter_pool_job` began."""
+    global job_saves
+    job_saves = False
 
 
 def end_with_parent() -> None:
-    """A process of a pool waits for the next job where its parent was killed; so it looks for itself, in a
-    thread of its own.
-    """
-    while not is_orphan() or saves:
+    """Ends this process of a pool after its parent. It would wait for its next job for ever."""
+    while not is_orphan() or job_saves:
         time.sleep(PARENT_SECONDS)
     os._exit(128 + signal.SIGTERM)
 
@@ -99,58 +90,57 @@ def is_orphan() -> bool:
     return pool_parent is not None and os.getppid() != pool_parent
 
 
-def hear(handler: Callable[[int, FrameType | None], None]) -> None:
+def install_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handles all signals that are not ignored. A script's background process ignores Ctrl-C."""
     for number in SIGNALS:
-        if (
-            signal.getsignal(number) is not signal.SIG_IGN
-        ):  # as in the background of a script, which Ctrl-C is not for
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
+    """Whether this process was asked to stop."""
     if not received and stop_file is not None and (is_orphan() or stop_file.exists()):
         received.append(signal.SIGTERM)
     return bool(received)
 
 
 def check() -> None:
-    """Raises Interrupted where this process was asked to stop."""
-    if asked():
+    """Raises Interrupted if this process was asked to stop."""
+    if stop_requested():
         raise Interrupted(received[0])
 
 
 @contextmanager
-def listening(then: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """While it lasts, signals only set the flag, and do `then`; a second Ctrl-C ends the process at once.
+def listening(also: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Within it, a signal only sets the flag and calls `also`; a second Ctrl-C ends the process at once.
 
-    Who listened to a signal before, as SLURM's submitit does to requeue its job, is told when the run has
-    saved and stopped; the process then ends, as nothing is to come after.
+    Earlier handlers, such as submitit's, which requeues a SLURM job, are called after the run has saved its
+    state and stopped. The process then ends.
     """
-    global listens
-    if listens or threading.current_thread() is not threading.main_thread():
+    global is_listening
+    if is_listening or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(number: int, frame: FrameType | None) -> None:
-        note(number, frame)
-        then()
+        on_signal(number, frame)
+        also()
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    listens = True
-    hear(handler)
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    is_listening = True
+    install_handlers(handler)
     try:
         yield
     except Interrupted as stop:
-        told = [(number, before[number]) for number in received]
-        asking = [
-            (number, who) for number, who in told if callable(who) and who is not signal.default_int_handler
-        ]
-        if not asking:
+        handlers = [(number, earlier[number]) for number in received]
+        own = [(number, one) for number, one in handlers if one is not signal.default_int_handler]
+        called = [(number, one) for number, one in own if callable(one)]
+        if not called:
             raise
-        for number, listener in asking:
-            listener(number, None)
+        for number, one in called:
+            one(number, None)
         sys.exit(stop.exit_code)
     finally:
-        listens = False
-        for number, theirs in before.items():
-            signal.signal(number, theirs if theirs is not None else signal.SIG_DFL)
+        is_listening = False
+        for number, previous in earlier.items():
+            signal.signal(number, previous if previous is not None else signal.SIG_DFL)

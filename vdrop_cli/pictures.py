@@ -2,27 +2,45 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vdrop_cli import files, ownership
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.policies import Policy
 from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import TaskName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKS = 40  # on a curve, at most about so many
-MARKERS = "osD^vPX*"  # what is drawn can be told apart without colour
+MARKS = 40  # the largest number of markers on a curve, about
+MARKERS = "osD^vPX*"  # curves differ without colour, too
+LONG_LABEL = 26  # characters; a legend with longer labels stands below the axes
+COLOURS = {  # by policy, and whether its masks are untied
+    (Policy.none, False): "0.35",
+    (Policy.zaremba, False): "tab:orange",
+    (Policy.naive, False): "tab:green",
+    (Policy.moon, False): "tab:purple",
+    (Policy.variational, False): "tab:blue",
+    (Policy.variational, True): "tab:cyan",
+}
+BASELINES = (  # metric, name and line style
+    ("test_rmse_of_mean", "predicting the mean (test)", "--"),
+    ("test_rmse_of_ridge", "ridge regression on TF-IDF (test)", "-."),
+)
+Curves = Mapping[str, Finished | Sequence[Finished]]  # runs by what they are called; several differ in seeds
 
 
 def require_matplotlib() -> None:
-    """Raises ConfigError where it is not there; it is an extra."""
+    """Raises ConfigError if Matplotlib is not installed; it is an extra."""
     if find_spec("matplotlib") is None:
         raise ConfigError("pictures need matplotlib; pip install 'vdrop[plot]'")
 
@@ -39,7 +57,7 @@ def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
 
 
 def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
-    """The names, those that are there more than once with what tells them apart."""
+    """The names; those that occur more than once are followed by their details."""
     return [
         f"{name} ({detail})" if names.count(name) > 1 else name
         for name, detail in zip(names, details, strict=True)
@@ -47,8 +65,8 @@ def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Raises ConfigError where it cannot be written, its ending is none that can be drawn, or a file is there
-    that is no drawing.
+    """Writes a picture. Raises ConfigError if it cannot be written, if its ending is unknown, or if it would
+    overwrite a file that is no drawing.
     """
     ownership.require_own(path, is_drawing, "choose another file")
     drawn = BytesIO()
@@ -61,56 +79,103 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def is_drawing(content: bytes) -> bool:
-    """Whether Matplotlib made a file, going by what it writes into PNG, SVG and PDF; or it is empty."""
+    """Whether a file is empty or of Matplotlib, by the mark that it leaves in PNG, SVG and PDF."""
     return not content or b"matplotlib" in content.lower()
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A metric of an epoch, and its name in the legend."""
+
+    metric: str
+    name: str
+
+
+def curves(runs: Curves, title: str | None = None) -> "Figure":
+    """Learning curves of perplexity or of the error of ratings. Raises ConfigError for runs of two tasks."""
+    tasks = {run.train.task.name for of_name in runs.values() for run in runs_of(of_name)}
+    if len(tasks) > 1:
+        raise ConfigError(
+            "a picture is of runs of one task; compare language models and models of ratings apart"
+        )
+    if TaskName.sentiment in tasks:
+        return error_curves(runs, title)
+    return learning_curves(runs, training=True, title=title)
+
+
+def runs_of(runs: Finished | Sequence[Finished]) -> Sequence[Finished]:
+    return [runs] if isinstance(runs, Finished) else runs
+
+
 def by_epoch(
-    runs: Mapping[str, Finished], solid: tuple[str, str], dotted: tuple[str, str] | None
+    runs: Curves, solid: Measure, dotted: Measure | None, title: str | None
 ) -> "tuple[Figure, Axes]":
-    """One or two metrics of every run, each with what it is called; one marker a run, by its name."""
+    """One or two metrics by epoch, a curve per name: the mean over its runs, with a band from the lowest to
+    the highest.
+
+    The colour is that of the dropout policy, the marker that of the name.
+    """
     figure, axes = canvas()
     from matplotlib.ticker import MaxNLocator
 
-    whole = {name: run for name, run in runs.items() if has_curve(run, solid[0], *(dotted or ())[:1])}
-    for number, ((name, run), marker) in enumerate(zip(whole.items(), cycle(MARKERS), strict=False)):
-        epochs = [record["epoch"] for record in run.epochs]
+    measures = [solid, *([dotted] if dotted else [])]
+    has_band = False
+    for (name, of_name), marker in zip(runs.items(), cycle(MARKERS), strict=False):
+        whole = [run for run in runs_of(of_name) if has_curve(run, *(one.metric for one in measures))]
+        if not whole:
+            continue
+        count = min(len(run.epochs) for run in whole)  # a mean over all seeds exists up to here
+        epochs = [record["epoch"] for record in whole[0].epochs[:count]]
         style: dict[str, Any] = {
-            "color": f"C{number}",
+            "color": colour(whole[0]),
             "marker": marker,
             "markersize": 4,
-            "markevery": max(1, len(epochs) // MARKS),
+            "markevery": max(1, count // MARKS),
         }
-        metric, told = solid
-        axes.plot(
-            epochs,
-            [record[metric] for record in run.epochs],
-            "-",
-            label=f"{name}: {told}" if dotted else name,
-            **style,
-        )
-        if dotted:
-            metric, told = dotted
-            axes.plot(
-                epochs,
-                [record[metric] for record in run.epochs],
-                ":",
-                label=f"{name}: {told}",
-                fillstyle="none",
-                **style,
-            )
-    axes.set_xlabel("epoch")
+        for measure, line in zip(measures, ("-", ":"), strict=False):
+            by_run = [[record[measure.metric] for record in run.epochs[:count]] for run in whole]
+            by_number = list(zip(*by_run, strict=True))
+            label = name if measure is solid else f"_{measure.name}"  # Matplotlib leaves "_…" out of legends
+            fill = "full" if measure is solid else "none"
+            axes.plot(epochs, [*map(fmean, by_number)], line, label=label, fillstyle=fill, **style)
+            if len(whole) > 1 and measure is solid:
+                has_band = True
+                low, high = [*map(min, by_number)], [*map(max, by_number)]
+                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    if dotted:
+        for measure, line in zip(measures, ("-", ":"), strict=False):
+            axes.plot([], [], line, color="black", label=measure.name)
+    axes.set_xlabel("epoch" + ("; mean over seeds, band: lowest to highest" if has_band else ""))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if whole:
-        axes.legend(fontsize="small")
+    if title:
+        axes.set_title(title)
     return figure, axes
 
 
+def colour(run: Finished) -> str:
+    dropout = run.train.dropout
+    return COLOURS[dropout.policy, dropout.untied]
+
+
+def add_legend(figure: "Figure", axes: "Axes") -> None:
+    """A legend beside the axes, or below them if its labels are long, so that it hides no curve."""
+    handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names), default=0)
+    if not handles:
+        return
+    if longest <= LONG_LABEL:
+        figure.legend(handles, names, loc="outside right upper", fontsize="small")
+        return
+    columns = 1 if longest > 2 * LONG_LABEL else 2
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, fontsize="small")
+
+
 def has_curve(run: Finished, *metrics: str) -> bool:
-    """Whether its log holds them from the first epoch on; says so where it does not."""
+    """Whether the log holds the metrics from the first epoch on; prints a message if it does not."""
     if run.has_whole_log and all(metric in record for record in run.epochs for metric in metrics):
         return True
-    lacks = (
+    missing = (
         ", ".join(metrics)
         if run.has_whole_log
         else f"the epochs before {run.epochs[0]['epoch']}"
@@ -118,60 +183,68 @@ def has_curve(run: Finished, *metrics: str) -> bool:
         else "all epochs"
     )
     print(
-        f"vdrop: {run.folder / 'log.jsonl'} lacks {lacks}; the run is left out of the picture",
+        f"vdrop: {run.folder / 'log.jsonl'} lacks {missing}; the run is left out of the picture",
         file=sys.stderr,
     )
     return False
 
 
-def learning_curves(runs: Mapping[str, Finished], training: bool) -> "Figure":
-    """Validation perplexity by epoch; and that of training, with dropout on."""
-    figure, axes = by_epoch(
-        runs,
-        ("valid_ppl_batched", "validation"),
-        ("train_ppl_dropout", "training, dropout on") if training else None,
-    )
+def learning_curves(runs: Curves, training: bool, title: str | None = None) -> "Figure":
+    """Validation perplexity by epoch; with `training`, that of training with dropout on, too."""
+    training_measure = Measure("train_ppl_dropout", "training, dropout on") if training else None
+    figure, axes = by_epoch(runs, Measure("valid_ppl_batched", "validation"), training_measure, title)
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log")
-    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity, in batches (log scale)")
+    axes.set_ylabel("perplexity (log scale)" if training else "validation perplexity (log scale)")
     low, high = axes.get_ylim()
     steps = (1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 8, 9) if high < 10 * low else (1.0, 2.0, 5.0)
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_major_formatter("{x:.4g}")
+    add_legend(figure, axes)
     return figure
 
 
-def error_curves(runs: Mapping[str, Finished]) -> "Figure":
-    """Test and training error of ratings by epoch, dropout off (Gal & Ghahramani 2016, figures 2 and 3)."""
-    figure, axes = by_epoch(runs, ("test_rmse", "test"), ("train_rmse", "training"))
-    axes.set_ylabel("root of the mean squared error (rating units)")
+def error_curves(runs: Curves, title: str | None = None) -> "Figure":
+    """Test and training error of ratings by epoch, dropout off (Gal & Ghahramani 2016, figures 2 and 3), and
+    baselines as lines.
+    """
+    figure, axes = by_epoch(runs, Measure("test_rmse", "test"), Measure("train_rmse", "training"), title)
+    axes.set_ylabel("RMSE (rating units)")
+    results = [run.result for of_name in runs.values() for run in runs_of(of_name)]
+    for metric, name, line in BASELINES:
+        values = dict.fromkeys(result[metric] for result in results if metric in result)
+        for value in values:  # one, unless the runs read different data
+            axes.axhline(
+                value, color="0.5", linestyle=line, label=name if value == next(iter(values)) else "_"
+            )
+    add_legend(figure, axes)
     return figure
 
 
 def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
-    """Test perplexity by the number of MC passes that are averaged, by the name of the row."""
+    """Test perplexity by the number of MC samples that are averaged, a curve per name of a row."""
     figure, axes = canvas()
     for number, ((name, rows), marker) in enumerate(zip(evaluations.items(), cycle(MARKERS), strict=False)):
-        spread = [row["deviation"] or 0.0 for row in rows]
+        deviations = [row["deviation"] or 0.0 for row in rows]
         style: dict[str, Any] = {"color": f"C{number}", "marker": marker, "markersize": 4, "capsize": 3}
         axes.errorbar(
-            [row["samples"] for row in rows], [row["ppl"] for row in rows], spread, label=name, **style
+            [row["samples"] for row in rows], [row["ppl"] for row in rows], deviations, label=name, **style
         )
     axes.set_xscale("log")
     axes.set_xlabel("MC samples (log scale); bars: standard deviation over groups of so many samples")
     axes.set_ylabel("test perplexity")
-    axes.legend(fontsize="small")
+    add_legend(figure, axes)
     return figure
 
 
-def speeds(measured: Mapping[str, float], published: Mapping[str, float], devices: Iterable[str]) -> "Figure":
-    """Words a second of training, by the name of the row: measured, and published for a GPU of 2015."""
+def speeds(measured: Mapping[str, float], published: Mapping[str, float]) -> "Figure":
+    """Words a second of training by the name of a row: measured, and published for a GPU of 2015."""
     names = list(dict.fromkeys([*measured, *published]))
     figure, axes = canvas(height=1 + 0.6 * len(names))
     bars: tuple[tuple[float, Mapping[str, float], str, dict[str, Any]], ...] = (
-        (-0.2 if published else 0.0, measured, f"measured, {', '.join(devices)}", {"color": "0.35"}),
+        (-0.2 if published else 0.0, measured, "measured", {"color": "0.35"}),
         (
             0.2,
             published,

@@ -37,6 +37,11 @@ class Logged:
         return restore(self.config)
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings by their full names, without what was published. Missing ones have their defaults."""
+        return flat({name: value for name, value in plain(self.train).items() if name != "published"})
+
+    @cached_property
     def numbers(self) -> dict[str, Any]:
         """The settings that change them, by which it is one of a row."""
         return self.train.numbers()
@@ -58,13 +63,6 @@ class Finished(Logged):
 
     result: dict[str, Any]
     record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """By their full names, those that it was made without as they are by default; of what was published
-        nothing.
-        """
-        return flat({name: value for name, value in plain(self.train).items() if name != "published"})
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -115,6 +113,13 @@ class Stuck(Logged):
         return str(self.log[0]["corpus"])
 
 
+@dataclass(frozen=True)
+class Unfinished(Logged):
+    """A run without a result. `state`: stuck or unfinished; the latter may still be trained."""
+
+    state: str
+
+
 Read = TypeVar("Read", bound=Logged)
 MADE = ("precision", "device", "date", "commit")
 
@@ -143,16 +148,33 @@ def made_in(environment: dict[str, Any]) -> list[str]:
     return [str(environment.get("precision", "–")), device, str(environment.get("date", "–")), commit]
 
 
-def read(folder: Path) -> Finished | None:
-    """A run that has a result; one that has none yet is passed over, and said so."""
-    if not os.path.lexists(folder / "config.yaml"):
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder."""
+    return os.path.lexists(folder / "config.yaml")
+
+
+def read_any(folder: Path) -> Finished | Unfinished:
+    """A run, whether it is finished or not. Raises ConfigError."""
+    if os.path.lexists(folder / "result.json"):
+        return read(folder)
+    require_run(folder)
+    state = "stuck" if os.path.lexists(folder / stuck_starts.FILE) else "unfinished"
+    log = read_log(folder / "log.jsonl")
+    if log:
+        require_start(folder, log)
+    return with_settings(folder, lambda config: Unfinished(folder, config, log, state))
+
+
+def require_run(folder: Path) -> None:
+    if not is_run(folder):
         raise ConfigError(
             f"{folder} is not a run folder, it has no config.yaml; name folders below outputs/train"
         )
-    if not os.path.lexists(folder / "result.json"):
-        state = "stuck" if os.path.lexists(folder / stuck_starts.FILE) else "not finished"
-        print(f"vdrop: {folder} is {state}, left out", file=sys.stderr)
-        return None
+
+
+def read(folder: Path) -> Finished:
+    """A finished run. Raises ConfigError."""
+    require_run(folder)
     log, result = read_log(folder / "log.jsonl"), read_result(folder)
     require_start(folder, log)
     if not log[0].get("step") and all(record["kind"] != "epoch" for record in log):

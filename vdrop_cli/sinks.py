@@ -562,11 +562,13 @@ def events_until(content: bytes, step: int) -> bytes:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"layers": 2}}` as `{"model.layers": 2}`; what is unset is left out."""
+    """`{"model": {"layers": 2}}` as `{"model.layers": 2}`, lists as text; unset settings are left out."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             out |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            out |= {prefix + key: ", ".join(map(str, value))} if value else {}
         elif value is not None:
             out[prefix + key] = value
     return out

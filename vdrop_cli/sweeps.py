@@ -1,61 +1,48 @@
-"""Sweeps: records the outcome of each job, under any launcher, and prints the summary at the end."""
+"""Sweeps: records the outcome of each job, under any launcher; prints results and a summary at the end."""
 
 import importlib
-import json
 import os
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
+import hydra.plugins.sweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, interruption, launchers, output, ownership, stored
+from vdrop_cli import interruption, launchers, outcomes, output, ownership, stored
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged, lacks_memory
+from vdrop_cli.outcomes import DONE, Outcome
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import parse, register
 from vdrop_cli.settings.train import Train
 
-
-@dataclass
-class Outcome:
-    """What became of a job. `status`: done, resumed, was done, failed, interrupted, or begun and not
-    ended.
-    """
-
-    overrides: list[str]
-    status: str = "begun"
-    code: int = 0  # as an exit code
-    reason: str = ""
-    started_over: bool = False  # force=true has had its effect, and is not to have it again
-
-
-FIELDS: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Outcome)}
-RESUMES = ("train", "eval")  # commands that save what they have when they are asked to stop
-GOOD = ("done", "resumed", "was done")
+SWEEPER = "vdrop"  # a choice of the group hydra/sweeper
+SAVING = ("train", "eval")  # commands that save their state when they are asked to stop
 STOPPED = "the sweep was stopped"
 CONTINUES = "it is no longer waited for, and continues where it runs"
+POOL_BROKE = "a process of the pool was killed, for example for lack of memory, which ended the pool"
 TOO_LARGE = (
     "there is not enough memory for a model and batch of that size; make model.hidden_size, "
     "model.layers or task.batch_size smaller"
 )
-SUMMARY = "summary.json"  # in the folder of a sweep
-SETTINGS = "multirun.yaml"  # there, by Hydra
-OUTCOME_SIZE = 10_000_000  # bytes, at most
-STOP = "stop"  # in the folder of a sweep: the processes of a pool that work for it are to stop
-# after so many time limits a job of SLURM's is not requeued any more, as something must be wrong with it
+SETTINGS = "multirun.yaml"  # in the folder of a sweep; Hydra writes it
+STOP = "stop"  # in the folder of a sweep: its existence asks the processes of a pool to stop
+# A SLURM job that has reached its time limit so often is no longer requeued, because something must be wrong.
 TIMEOUTS = 1000
 
 
@@ -67,64 +54,80 @@ def starts_over(override: str) -> bool:
     return re.fullmatch(r"\+{0,2}force=.*", override) is not None
 
 
+def resume_command(command: str, overrides: Sequence[str]) -> str:
+    """The command line that resumes a job."""
+    return shlex.join(["vdrop", command, *(one for one in overrides if not starts_over(one))])
+
+
 @dataclass
 class Job:
-    """What Hydra calls with each composed configuration, in this process or another."""
+    """What Hydra calls with each composed configuration, in this process or in another."""
 
     command: str
     composed: bool = False
     outcome: Outcome = field(default_factory=lambda: Outcome([]))
-    folder: Path | None = None  # of the sweep, where outcomes are written
-    pool_of: int | None = None  # the process in whose pool it is called
+    folder: Path | None = None  # of the sweep
+    pool_parent: int | None = None  # the process that owns the pool, with the launcher joblib
+    names: list[str] = field(default_factory=list)  # of all jobs of the sweep: the overrides that differ
 
     def __call__(self, config: DictConfig) -> None:
-        output.prepare()  # of a worker, too
+        output.prepare()  # in a worker process, too
         hydra_config = HydraConfig.get()
         self.composed = True
         self.outcome = Outcome([str(override) for override in hydra_config.overrides.task])
-        if hydra_config.mode is RunMode.MULTIRUN:
-            assert self.folder is not None
-            if self.pool_of not in (None, os.getpid()):
-                interruption.join_pool(self.folder / STOP, self.pool_of, job_saves=self.command in RESUMES)
-            try:
-                self.perform(config, outcome_path(self.folder, hydra_config.job.num))
-            finally:
-                interruption.leave_job()
-        else:
+        if hydra_config.mode is not RunMode.MULTIRUN:
             self.perform(config, None)
+            return
+        if self.folder is None:
+            raise ConfigError(f"hydra/sweeper must be {SWEEPER}, got another sweeper")
+        number = hydra_config.job.num
+        if self.pool_parent not in (None, os.getpid()):
+            interruption.enter_pool_job(self.folder / STOP, self.pool_parent, self.command in SAVING)
+        try:
+            if not interruption.stop_requested():
+                print(f"[{number + 1}/{len(self.names)}] {self.names[number]}", file=sys.stderr, flush=True)
+            self.perform(config, outcomes.path_of(self.folder, number))
+        finally:
+            interruption.leave_pool_job()
 
     def perform(self, config: DictConfig, path: Path | None) -> None:
-        """Runs it, and writes its outcome."""
+        """Runs the command and writes the outcome to `path`."""
         outcome = self.outcome
-        outcome.started_over = (
-            path is not None and read(path).started_over
-        )  # as of a job that SLURM has requeued
-        write(outcome, path)
+        # A job that SLURM requeues must not start over again.
+        outcome.started_over = path is not None and outcomes.read(path).started_over
+        outcomes.write(outcome, path)
 
-        def started_over() -> None:
+        def report_started_over() -> None:
             outcome.started_over = True
-            write(outcome, path)
+            outcomes.write(outcome, path)
+
+        def report_folder(folder: Path) -> None:
+            if self.folder is not None:
+                outcome.folder = os.path.relpath(folder, self.folder)
 
         try:
             register()
             settings: object = parse(config, ROOTS[self.command])
             run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
             if isinstance(settings, Train):
-                run = partial(run, started_over=started_over, from_nothing=settings.force)
+                run = partial(
+                    run,
+                    started_over=report_started_over,
+                    from_nothing=settings.force,
+                    report_folder=report_folder,
+                )
                 settings = replace(settings, force=settings.force and not outcome.started_over)
-            with interruption.listening() if self.command in RESUMES else nullcontext():
+            with interruption.listening() if self.command in SAVING else nullcontext():
                 try:
                     interruption.check()
                     outcome.status = run(settings) or "done"
                 except interruption.Interrupted as stop:
                     outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
-                    if stop.told:
-                        again = shlex.join(
-                            override for override in outcome.overrides if not starts_over(override)
-                        )
-                        outcome.reason += f"; resume with: vdrop {self.command} {again}"
-                    tell(outcome)
-                    write(outcome, path)  # now, as this process may end before the next line
+                    if stop.progress:
+                        again = resume_command(self.command, outcome.overrides)
+                        outcome.reason += f"; resume with: {again}"
+                    report(outcome)
+                    outcomes.write(outcome, path)  # now, because this process may end before the next line
                     raise
         except interruption.Interrupted:
             return
@@ -133,13 +136,11 @@ class Job:
         except RunError as error:
             outcome.status, outcome.code, outcome.reason = "failed", 1, str(error)
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error}"
             if output.is_lost(error):
                 outcome.status, outcome.code = "failed", output.finish()
-            elif (
-                outcome.status == "interrupted"
-            ):  # and saved; it is who was told of the signal that is at a loss
-                outcome.reason += f" ({told})"
+            elif outcome.status == "interrupted":  # and saved: an earlier handler of the signal has failed
+                outcome.reason += f" ({message})"
             else:
                 outcome.status, outcome.code = "failed", 1
                 if lacks_memory(error):
@@ -147,80 +148,39 @@ class Job:
                 elif path is None:
                     raise
                 else:
-                    outcome.reason = told
+                    outcome.reason = message
                     traceback.print_exc()
         if outcome.reason:
-            tell(outcome)
-        write(outcome, path)
+            report(outcome)
+        outcomes.write(outcome, path)
 
 
-def tell(outcome: Outcome) -> None:
-    outcome.reason = " ".join(outcome.reason.split())  # one line, whatever was typed
+def report(outcome: Outcome) -> None:
+    """Prints the reason as one line."""
+    outcome.reason = " ".join(outcome.reason.split())
     print(f"vdrop: {outcome.reason}", file=sys.stderr, flush=True)
 
 
-def outcome_path(folder: Path, number: int) -> Path:
-    return folder / f"{number}.json"
-
-
-def outcome_of(held: object) -> Outcome:
-    """From a value of JSON, which has its fields and no others. Raises Damaged."""
-    if not isinstance(held, dict) or held.keys() != FIELDS.keys():
-        raise Damaged("it is not an outcome")
-    stored.require(held, FIELDS)
-    if not all(isinstance(override, str) for override in held["overrides"]):
-        raise Damaged("overrides must be a list of texts")
-    return Outcome(**held)
-
-
-def parse_outcome(content: bytes) -> Outcome:
-    """Raises Damaged."""
-    return outcome_of(stored.parse_value(content))
-
-
-def parse_summary(content: bytes) -> list[Outcome]:
-    """Raises Damaged."""
-    held = stored.parse_value(content)
-    if not isinstance(held, list):
-        raise Damaged("it is not a list")
-    return [outcome_of(one) for one in held]
-
-
 def parse_settings(content: bytes) -> dict[str, Any]:
-    """Those of a sweep of ours, going by the name of the application in its help, which nobody sets. Raises
-    Damaged.
-    """
-    held = stored.parse_yaml(content)
-    name: Any = held
+    """The configuration that Hydra writes for a sweep of vdrop. Raises Damaged for one of another program."""
+    values = stored.parse_yaml(content)
+    name: Any = values
     for key in ("hydra", "help", "app_name"):
         name = name.get(key) if isinstance(name, dict) else None
     if name != "vdrop":
         raise Damaged("it is not of a sweep of vdrop")
-    return held
-
-
-def read(path: Path) -> Outcome:
-    """One that was written, or of a job that has not begun."""
-    try:
-        return parse_outcome(files.read(path, OUTCOME_SIZE))
-    except (OSError, Damaged):
-        return Outcome([], "not begun")
-
-
-def outcome_paths(folder: Path) -> list[Path]:
-    """Of names that outcomes have."""
-    return [path for path in folder.glob("*.json") if re.fullmatch("0|[1-9][0-9]*", path.stem)]
+    return values
 
 
 def require_own_folder(folder: Path) -> None:
-    """Raises ConfigError where a sweep would overwrite or remove a file that none has written."""
+    """Raises ConfigError if a sweep would overwrite or remove a file that no sweep has written."""
     settings = folder / SETTINGS
     kinds: list[tuple[Path, Callable[[bytes], bool]]] = [
-        *((path, stored.readable_by(parse_outcome)) for path in sorted(outcome_paths(folder))),
-        (folder / SUMMARY, stored.readable_by(parse_summary)),
+        *((path, stored.readable_by(outcomes.parse)) for path in sorted(outcomes.paths(folder))),
+        (folder / outcomes.SUMMARY, stored.readable_by(outcomes.parse_summary)),
         (folder / STOP, lambda content: not content),
     ]
-    if not settings.is_char_device():  # such as /dev/null: it holds nothing
+    if not settings.is_char_device():  # such as /dev/null, which holds nothing
         kinds.append((settings, stored.readable_by(parse_settings)))
     for path, is_own in kinds:
         ownership.require_own(path, is_own, "choose another hydra.sweep.dir")
@@ -235,67 +195,78 @@ def remove(path: Path) -> None:
         ) from None
 
 
-def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
-    """Where there is a path. That it cannot be written is no reason not to run."""
-    if path is not None:
-        plain = asdict(outcome) if isinstance(outcome, Outcome) else [asdict(one) for one in outcome]
-        try:
-            files.replace(path, (json.dumps(plain, indent=1) + "\n").encode())
-        except RunError as error:
-            print(f"vdrop: {error}", file=sys.stderr, flush=True)
+class Sweeper(hydra.plugins.sweeper.Sweeper):
+    """Around Hydra's basic sweeper: prints results and a summary, exits with the highest code of the jobs."""
 
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        # Hydra executes the modules of its own plugins again when it looks for plugins, so not at the top
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-@dataclass
-class Sweeper:
-    """Around Hydra's own: each job ends for itself; it tells what became of them, and exits with the worst of
-    their codes.
-    """
+        self.basic = BasicSweeper(max_batch_size, params)
+        self.jobs: list[list[str]] = []  # the overrides of each job
 
-    hydra: Any
-    folder: Path
-    launcher: str  # its class
-    command: str
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        assert isinstance(task_function, Job)
+        self.job, self.folder = task_function, Path(config.hydra.sweep.dir).absolute()
+        self.launcher_name: str = config.hydra.launcher._target_
+        is_limited = any("launcher.max_num_timeout=" in one for one in config.hydra.overrides.hydra)
+        if self.job.command in SAVING and is_slurm(self.launcher_name) and not is_limited:
+            with read_write(config):
+                config.hydra.launcher.max_num_timeout = TIMEOUTS
+        self.job.folder = self.folder  # before the launcher copies the job
+        self.job.pool_parent = os.getpid() if "joblib" in self.launcher_name else None
+        self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def read_jobs(self, arguments: Sequence[str]) -> None:
+        """Sets the overrides and the name of each job, as the basic sweeper combines them."""
+        params = [f"{key}={value}" for key, value in self.basic.params.items()]
+        (self.jobs,) = self.basic.split_arguments(self.parser.parse_overrides([*params, *arguments]), None)
+        self.job.names = distinct(self.jobs)
 
     def sweep(self, arguments: list[str]) -> None:
-        broke, lost = "", list[str]()
-        new = [folder for folder in (self.folder, *self.folder.parents) if not os.path.lexists(folder)]
+        failure, losses = "", list[str]()
+        created = [folder for folder in (self.folder, *self.folder.parents) if not os.path.lexists(folder)]
         require_own_folder(self.folder)
-        for old in (
-            *outcome_paths(self.folder),
-            self.folder / STOP,
-        ):  # where hydra.sweep.dir names the folder of an earlier one
-            remove(old)
+        # hydra.sweep.dir may name the folder of an earlier sweep.
+        for path in (*outcomes.paths(self.folder), self.folder / STOP):
+            remove(path)
+        self.read_jobs(arguments)
         try:
             with ExitStack() as stack:
-                if "joblib" in self.launcher:
+                if "joblib" in self.launcher_name:
                     stack.enter_context(interruption.listening(self.stop))
-                    self.hydra.launcher.launch = launchers.outliving(
-                        self.hydra.launcher.launch, lambda number: self.outcome(number).status
-                    )
-                if "submitit" in self.launcher:
-                    lost = stack.enter_context(launchers.waiting_for_all())
-                self.hydra.sweep(arguments)
+                if "submitit" in self.launcher_name:
+                    losses = stack.enter_context(launchers.waiting_for_all())
+                self.basic.sweep(arguments)
         except Exception as error:
-            if not self.hydra.overrides or not (
-                outcome_paths(self.folder) or (self.folder / ".submitit").exists()
-            ):  # nothing begun
-                if self.folder in new:  # nothing left behind
-                    with suppress(OSError):
-                        (self.folder / SETTINGS).unlink(missing_ok=True)
-                        for folder in new:
-                            folder.rmdir()  # where it is empty
+            if not self.has_begun():
+                if self.folder in created:
+                    self.remove_empty(created)
                 raise
-            broke = (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            )
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            is_pool = type(error).__name__ in ("BrokenProcessPool", "TerminatedWorkerError")
+            failure = POOL_BROKE if is_pool else f"{type(error).__name__}: {first_line}"
         except BaseException:
-            self.summarise(CONTINUES if is_slurm(self.launcher) else STOPPED, lost)
+            self.summarise(CONTINUES if is_slurm(self.launcher_name) else STOPPED, losses)
             raise
-        code = self.summarise(broke, lost)
+        code = self.summarise(failure, losses)
         if interruption.received:
             code = 128 + interruption.received[0]
         if code:
             sys.exit(code)
+
+    def has_begun(self) -> bool:
+        """Whether any job has begun."""
+        traces = outcomes.paths(self.folder) or (self.folder / ".submitit").exists()
+        return self.basic.overrides is not None and bool(traces)
+
+    def remove_empty(self, created: Sequence[Path]) -> None:
+        """Removes the folders that this sweep has created, if they hold nothing but Hydra's settings."""
+        with suppress(OSError):
+            (self.folder / SETTINGS).unlink(missing_ok=True)
+            for folder in created:
+                folder.rmdir()
 
     def stop(self) -> None:
         """Asks the processes of the pool to stop."""
@@ -303,70 +274,107 @@ class Sweeper:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / STOP).touch()
         except OSError as error:
-            told = (
+            message = (
                 f"\nvdrop: {self.folder / STOP} cannot be made ({error.strerror}), so jobs continue; "
                 "stop the processes themselves\n"
             )
             with suppress(OSError):
-                os.write(2, told.encode())
+                os.write(2, message.encode())
 
-    def outcome(self, number: int) -> Outcome:
-        return read(outcome_path(self.folder, number))
+    def summarise(self, failure: str, losses: Sequence[str]) -> int:
+        """Prints the results and how the jobs ended, and writes the latter; returns the highest exit code.
 
-    def summarise(self, broke: str, lost: list[str]) -> int:
-        """Prints and writes what became of the jobs, those that did not begin too; returns the worst of their
-        codes.
-
-        `broke` is what ended the sweep; `lost` how jobs were lost, by number.
+        `failure` is what ended the sweep early; `losses` says, for each job, how it was lost.
         """
-        jobs = [list(overrides) for batch in self.hydra.overrides or [] for overrides in batch]
-        outcomes = [
-            replace(self.outcome(number), overrides=overrides) for number, overrides in enumerate(jobs)
+        ended = [
+            replace(outcomes.read(outcomes.path_of(self.folder, number)), overrides=overrides)
+            for number, overrides in enumerate(self.jobs)
         ]
-        is_news = "submitit" in self.launcher  # jobs elsewhere have told nothing here
-        for number, outcome in enumerate(outcomes):
-            if outcome.status not in GOOD and not outcome.code:
-                unknown = (
-                    "its process was killed"
-                    if outcome.status == "begun"
-                    else "what became of it could not be written; see above"
-                )
-                outcome.code = 1
-                outcome.reason = (
-                    "".join(lost[number : number + 1])
-                    or broke
-                    or (STOPPED if interruption.asked() else unknown)
-                )
+        is_news = "submitit" in self.launcher_name  # jobs elsewhere have printed nothing here
+        for number, outcome in enumerate(ended):
+            if not outcome.is_done and not outcome.code:
+                self.explain_loss(outcome, "".join(losses[number : number + 1]) or failure)
                 is_news = True
-        if outcomes and (len(outcomes) > 1 or is_news):
-            print(summary(outcomes, skips=self.command == "train"), file=sys.stderr)
-        write(outcomes, self.folder / SUMMARY)
-        return max((outcome.code for outcome in outcomes), default=0)
+        if ended and (len(ended) > 1 or is_news):
+            with output.unshown():
+                self.print_results(ended)
+            print(summary(ended, skips=self.job.command == "train"), file=sys.stderr)
+        outcomes.write(ended, self.folder / outcomes.SUMMARY)
+        return max((outcome.code for outcome in ended), default=0)
+
+    def explain_loss(self, outcome: Outcome, reason: str) -> None:
+        """Sets code and reason of a job that has not ended, and its status if it was lost."""
+        unknown = (
+            "its process was killed"
+            if outcome.status == "begun"
+            else "its outcome could not be written; see above"
+        )
+        outcome.code = 1
+        outcome.reason = reason or (STOPPED if interruption.stop_requested() else unknown)
+        if outcome.status == "begun" and outcome.reason not in (STOPPED, CONTINUES):
+            outcome.status = "lost"
+            if self.job.command in SAVING:
+                outcome.reason += f"; resume with: {resume_command(self.job.command, outcome.overrides)}"
+
+    def print_results(self, ended: Sequence[Outcome]) -> None:
+        """Prints a table of the runs that were trained, the best configuration first."""
+        from vdrop_cli import comparison, runs
+        from vdrop_cli.comparison import Configuration
+
+        if self.job.command != "train":
+            return
+        without_seeds = [
+            [override for override in outcome.overrides if not re.match(r"\+{0,2}seed=", override)]
+            for outcome in ended
+        ]
+        configurations: dict[str, Configuration] = {}
+        for label, outcome in zip(distinct(without_seeds), ended, strict=True):
+            one = configurations.setdefault(label, Configuration(label))
+            try:
+                folder = outcomes.run_folder(self.folder, outcome)
+                run = runs.read_any(folder) if outcome.is_done and outcome.folder else None
+            except ConfigError as error:
+                print(f"vdrop: {error}", file=sys.stderr)
+                one.unfinished.append("unreadable")
+            else:
+                if run is None:
+                    one.unfinished.append(outcome.status)
+                else:
+                    one.add(run)
+                    one.label = one.label or comparison.own_label(one)  # no setting but the seed differs
+        if any(one.measured for one in configurations.values()):
+            print("\n" + "\n".join(comparison.aligned(comparison.ranked_rows(configurations.values()))))
 
 
-def summary(outcomes: list[Outcome], skips: bool) -> str:
-    """How many ended in which way, and a line for each that is not done; `skips` is whether the same command
-    leaves out what is done.
+def distinct(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each job: its overrides without those that all jobs share, if there are several jobs."""
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set[str]()
+    return [" ".join(override for override in job if override not in shared) for job in jobs]
+
+
+def summary(ended: Sequence[Outcome], skips: bool) -> str:
+    """The number of jobs by status, and a line for each job that is not done.
+
+    `skips`: whether the same command skips jobs that are done.
     """
-    statuses = [outcome.status for outcome in outcomes]
+    statuses = ["skipped" if outcome.status == "was done" else outcome.status for outcome in ended]
     counts = ", ".join(
         f"{statuses.count(status)} {status}"
-        for status in dict.fromkeys([*GOOD, *statuses])
+        for status in dict.fromkeys([*DONE, *statuses])
         if status in statuses
     )
-    shared = set.intersection(*(set(outcome.overrides) for outcome in outcomes))
-    apart = shared if len(outcomes) > 1 else set()
-    lines = [f"\nvdrop: {len(outcomes)} run{'s' if len(outcomes) > 1 else ''}: {counts}"]
-    for outcome in outcomes:
-        if outcome.status not in GOOD:
-            name = " ".join(override for override in outcome.overrides if override not in apart)
+    names = distinct([outcome.overrides for outcome in ended])
+    lines = [f"\nvdrop: {len(ended)} run{'s' if len(ended) > 1 else ''}: {counts}"]
+    for name, outcome in zip(names, ended, strict=True):
+        if not outcome.is_done:
             lines.append(f"  {outcome.status}: {name}: {outcome.reason}")
-    if any(outcome.reason == CONTINUES for outcome in outcomes):
+    if any(outcome.reason == CONTINUES for outcome in ended):
         lines.append(
             "  wait for these (squeue), or cancel them (scancel), before you give the same command again"
         )
     elif len(lines) > 1:
-        without = " without force=…" if any(starts_over(override) for override in shared) else ""
+        is_forced = all(any(map(starts_over, outcome.overrides)) for outcome in ended)
+        without = " without force=…" if is_forced else ""
         lines.append(
             f"  the same command again{without} {'skips what is done and ' if skips else ''}continues with "
             "the rest"
@@ -374,27 +382,9 @@ def summary(outcomes: list[Outcome], skips: bool) -> str:
     return "\n".join(lines)
 
 
-def sweeper(*, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Sweeper:
-    assert isinstance(task_function, Job)
-    folder = Path(config.hydra.sweep.dir).absolute()
-    launcher = config.hydra.launcher._target_
-    resumes = task_function.command in RESUMES
-    if (
-        resumes
-        and is_slurm(launcher)
-        and not any("launcher.max_num_timeout=" in override for override in config.hydra.overrides.hydra)
-    ):
-        with read_write(config):
-            config.hydra.launcher.max_num_timeout = TIMEOUTS
-    task_function.folder = folder  # before the launcher takes a copy of it along
-    task_function.pool_of = os.getpid() if "joblib" in launcher else None
-    plugins = Plugins.instance()
-    theirs = Plugins.instantiate_sweeper(
-        plugins, hydra_context=hydra_context, task_function=task_function, config=config
-    )
-    return Sweeper(theirs, folder, launcher, task_function.command)
-
-
-def take_over() -> None:
-    """Has Hydra use ours; of itself it takes sweepers from packages named `hydra_plugins` alone."""
-    Plugins.instance().instantiate_sweeper = sweeper  # type: ignore[method-assign,assignment]
+def register_sweeper() -> None:
+    """Makes the sweeper known to Hydra as the choice `hydra/sweeper=vdrop`."""
+    name = "hydra_plugins.vdrop.Sweeper"  # Hydra accepts names in the package hydra_plugins only
+    Plugins.instance().class_name_to_class[name] = Sweeper
+    node = {"_target_": name, "max_batch_size": None, "params": None}  # as of Hydra's basic sweeper
+    ConfigStore.instance().store(group="hydra/sweeper", name=SWEEPER, node=node, provider="vdrop")

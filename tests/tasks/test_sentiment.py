@@ -327,7 +327,7 @@ def test_a_warning_is_in_the_output_and_in_every_result(
     )
     train.run(settings(*TINY_SENTIMENT, *mine, "task.protocol=clean"))
     assert f"vdrop: {warning}\n" in capsys.readouterr().err, "of a finished run, too"
-    compare.main([str(folder)])
+    compare.run(settings(f"runs=[{folder}]", command="compare"))
     assert warning in capsys.readouterr().err
 
 

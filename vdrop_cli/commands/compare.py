@@ -1,120 +1,90 @@
-"""`vdrop compare RUN RUN …`: which settings differ, how the runs ended, and their curves in one picture."""
+"""`vdrop compare RUN RUN …`: results of runs, settings that differ, learning curves."""
 
-import argparse
+import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from vdrop_cli import pictures
-from vdrop_cli.errors import ConfigError
-from vdrop_cli.runs import Finished, evaluation, read
-from vdrop_cli.settings.choices import TaskName
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FIRST = (
-    "epoch",
-    "train_ppl",
-    "valid_ppl",
-    "valid_ppl_as_published",
-    "test_ppl",
-)  # of the metrics that there are; then others
-LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched", "warnings")
+from vdrop_cli import comparison, files, outcomes, output, ownership, pictures, runs
+from vdrop_cli.comparison import Configuration
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.runs import Finished, Unfinished
+from vdrop_cli.settings.commands import Compare
 
 
-class OneLine(argparse.ArgumentParser):
-    """Whose errors look like those of the other commands."""
+def run(settings: Compare) -> None:
+    written = [(settings.csv, comparison.is_csv), (settings.markdown, comparison.is_markdown)]
+    for name, is_own in written:
+        if name is not None:
+            ownership.require_own(Path(name), is_own, "choose another file")
+    if settings.picture is not None:
+        pictures.require_matplotlib()
+    chosen = list(selected(settings))
+    configurations, messages = comparison.grouped(chosen)
+    for message in [*messages, *notes(chosen)]:
+        print(f"vdrop: {message}", file=sys.stderr)
+    if not any(one.finished for one in configurations):
+        raise ConfigError("none of these runs is finished; give the same vdrop train command again to resume")
+    write(settings, configurations)
+    with output.unshown():
+        print_tables(configurations)
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; vdrop compare --help shows how")
+
+def selected(settings: Compare) -> Iterator[Finished | Unfinished]:
+    """The runs that the settings name, without those that lack a tag."""
+    names = settings.runs or [str(Path(settings.outputs) / "train")]
+    count = 0
+    for folder in dict.fromkeys(folder for name in names for folder in run_folders(Path(name))):
+        one = runs.read_any(folder)
+        if set(settings.tags) <= set(one.train.tags):
+            count += 1
+            yield one
+    if not count:
+        raise ConfigError(f"tags: no run below {', '.join(names)} has {', '.join(settings.tags)}")
 
 
-def main(arguments: list[str]) -> None:
-    parser = OneLine(
-        "vdrop compare", description="Runs side by side: settings that differ, how they ended, curves."
-    )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder, with config.yaml, log.jsonl and result.json"
-    )
-    parser.add_argument(
-        "--picture", metavar="FILE", help="draw the learning curves into FILE (.png, .svg or .pdf)"
-    )
-    try:
-        options = parser.parse_args(arguments)
-        runs = [run for run in (read(Path(name)) for name in options.runs) if run is not None]
-        if not runs:
+def run_folders(folder: Path) -> Iterable[Path]:
+    """A run folder itself, the run folders of a sweep, or those below any other folder."""
+    if runs.is_run(folder):
+        return [folder]
+    if (folder / outcomes.SUMMARY).exists():
+        ended = [outcome for outcome in outcomes.read_summary(folder) if outcome.folder]
+        if not ended:
             raise ConfigError(
-                "none of these runs is finished; give the same vdrop train command again to go on"
+                f"{folder} names no run folders; name the folders of its runs below outputs/train"
             )
-        names = tell(runs)
-        if options.picture:
-            pictures.save(curves(dict(zip(names, runs, strict=True))), Path(options.picture))
-            print(f"\ncurves: {options.picture}")
-    except ConfigError as error:
-        print(f"vdrop: {error}", file=sys.stderr)
-        sys.exit(2)
+        return [outcomes.run_folder(folder, outcome) for outcome in ended]
+    below = sorted(path.parent for path in folder.rglob("config.yaml"))
+    if not below:
+        raise ConfigError(f"{folder} is not a run folder and holds none; name folders below outputs/train")
+    return below
 
 
-def curves(runs: dict[str, Finished]) -> "Figure":
-    """Of perplexity or of the error of ratings, by epoch."""
-    tasks = {run.train.task.name for run in runs.values()}
-    if len(tasks) > 1:
-        raise ConfigError(
-            "a picture is of runs of one task; compare language models and models of ratings apart"
-        )
-    return (
-        pictures.error_curves(runs)
-        if TaskName.sentiment in tasks
-        else pictures.learning_curves(runs, training=True)
-    )
+def notes(chosen: Iterable[Finished | Unfinished]) -> Iterator[str]:
+    """What a reader must know of single runs."""
+    for one in chosen:
+        if isinstance(one, Unfinished):
+            yield f"{one.folder} is {one.state}"
+        else:
+            yield from (f"{one.folder}: {warning}" for warning in one.result.get("warnings", []))
 
 
-def differing(runs: list[Finished]) -> list[str]:
-    """The settings that are not the same in all runs."""
-    every = list(dict.fromkeys(key for run in runs for key in run.settings))
-    return [key for key in every if len({str(run.settings.get(key)) for run in runs}) > 1]
+def write(settings: Compare, configurations: list[Configuration]) -> None:
+    """Writes the files that the settings ask for."""
+    for key, make in (("csv", comparison.as_csv), ("markdown", comparison.as_markdown)):
+        if (name := getattr(settings, key)) is not None:
+            try:
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                files.replace(Path(name), make(configurations).encode())
+            except (OSError, RunError) as error:
+                raise ConfigError(f"{key}={name}: {error}; choose another file") from None
+    if settings.picture is not None:
+        curves = {one.label: one.finished for one in configurations if one.finished}
+        pictures.save(pictures.curves(curves, settings.title), Path(settings.picture))
 
 
-def metrics_of(run: Finished) -> dict[str, Any]:
-    """Its result, what MC dropout made of it, and its speed."""
-    evaluated = {
-        name: value
-        for path in run.evaluations
-        for name, value in evaluation(path)["metrics"].items()
-        if "_mc" in name
-    }
-    speed = run.words_per_second
-    return run.result | evaluated | ({"words_per_second": round(speed)} if speed is not None else {})
-
-
-def tell(runs: list[Finished]) -> list[str]:
-    """Prints what differs and how the runs ended; returns a short name for each."""
-    keys = differing(runs)
-    naming = [key for key in keys if key in ("model.name", "dropout.name", "seed")]
-    names = [
-        " ".join(f"seed {run.settings[k]}" if k == "seed" else str(run.settings[k]) for k in naming)
-        for run in runs
-    ]
-    if len(set(names)) < len(runs) or not all(names):
-        names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
-    measured = [metrics_of(run) for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        for warning in run.result.get("warnings", []):
-            print(f"vdrop: {name}: {warning}", file=sys.stderr)
-    every = dict.fromkeys([*FIRST, *(name for of_run in measured for name in of_run)])
-    metrics = [name for name in every if name not in LEFT_OUT and any(name in of_run for of_run in measured)]
-    settings = [[key, *(str(run.settings.get(key, "–")) for run in runs)] for key in keys]
-    results = [[metric, *(shown(of_run.get(metric, "–")) for of_run in measured)] for metric in metrics]
-    rows = [["", *names], *settings, [""], *results]
-    label, width = (
-        max(len(row[0]) for row in rows) + 2,
-        max(len(text) for row in rows for text in row[1:]) + 2,
-    )
-    for name, *texts in rows:
-        print((f"{name:<{label}}" + "".join(f"{text:>{width}}" for text in texts)).rstrip())
-    return names
-
-
-def shown(value: object) -> str:
-    return f"{value:.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else str(value)
+def print_tables(configurations: list[Configuration]) -> None:
+    columns = shutil.get_terminal_size().columns
+    tables = [comparison.result_rows(configurations), comparison.setting_rows(configurations)]
+    blocks = ["\n".join(comparison.fitted(rows, columns)) for rows in tables if rows]
+    print("\n\n".join(blocks))

@@ -276,7 +276,7 @@ def go_through(passes: Passes, partial: Partial) -> None:
         for more in passes.run():
             count(more)
             partial.tick()
-            if interruption.asked() or partial.is_due:
+            if interruption.stop_requested() or partial.is_due:
                 partial.save(passes)
             try:
                 interruption.check()

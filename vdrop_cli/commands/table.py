@@ -655,7 +655,6 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
         curves = {label: line.runs[0].run for label, line in timed}
         samples = {label: line.runs[0].told["mc"] for label, line in named if line.row.published.mc_samples}
         speeds = {label: fmean(line.values(lambda e: e.speed)) for label, line in timed}
-        devices = dict.fromkeys(runs.made(line.runs[0].environments)[1] for _, line in timed)
         published = {
             line.row.published.row: speed
             for line in of_size
@@ -672,7 +671,7 @@ def draw(lines: list[Line], folder: Path, kind: Pictures) -> dict[Size, list[tup
                 "mc",
                 samples and pictures.by_samples(samples),
             ),
-            ("Words a second", "speed", speeds and pictures.speeds(speeds, published, devices)),
+            ("Words a second", "speed", speeds and pictures.speeds(speeds, published)),
         ]
         for title, what, figure in figures:
             if figure:

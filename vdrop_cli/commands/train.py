@@ -408,10 +408,13 @@ def require_judged_in_first_epoch(settings: Train, task: Task) -> None:
 
 
 def run(
-    settings: Train, started_over: Callable[[], object] = lambda: None, from_nothing: bool = False
+    settings: Train,
+    started_over: Callable[[], object] = lambda: None,
+    from_nothing: bool = False,
+    report_folder: Callable[[Path], object] = lambda folder: None,
 ) -> str:
-    """Returns a word on what there was to do: «done», «resumed», or «was done». Calls `started_over` when
-    `force` has had its effect.
+    """Returns the status: done, resumed or skipped. Calls `started_over` when `force` has had its effect, and
+    `report_folder` with the run folder.
 
     `from_nothing`: no shorter run is continued, as with `force`.
     """
@@ -421,6 +424,7 @@ def run(
     task = tasks.load(settings, device)
     require_judged_in_first_epoch(settings, task)
     folder = checkpoint.run_folder(settings, task.fingerprint)
+    report_folder(folder)
     if not settings.force:
         ownership.require_regular_files(folder)
     if (folder / "result.json").exists() and not settings.force:
@@ -428,7 +432,7 @@ def run(
         print(f"{folder} is finished; force=true starts over")
         tasks.warn(task)
         tell(result)
-        return "was done"
+        return "skipped"
     if not settings.force and (start := stuck_starts.remembered(folder, settings.stuck)) is not None:
         raise StuckError(folder, start)
     prepare(folder, settings)

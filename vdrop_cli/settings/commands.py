@@ -19,7 +19,7 @@ from vdrop_cli.settings.choices import (
     Size,
     SplitProtocol,
 )
-from vdrop_cli.settings.fields import FilePath, Items, Limits, require_limits, setting
+from vdrop_cli.settings.fields import FilePath, FolderName, Items, Limits, require_limits, setting
 from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, POSITIVE, SEED, Data, Train
 
 MC_BATCH = Limits(at_least=1, at_most=10**6)
@@ -194,6 +194,27 @@ class ListData:
 
 
 @dataclass
+class Compare:
+    runs: list[str] = setting(
+        [], "folders of runs or of sweeps, or folders that hold runs", limits=FilePath()
+    )
+    tags: list[str] = setting([], "only runs with all of these tags", limits=FolderName())
+    outputs: str = setting("outputs", "with tags and without runs: the folder of the runs", limits=FilePath())
+    picture: str | None = setting(
+        None, "a file for the learning curves: .png, .svg or .pdf", limits=FilePath()
+    )
+    title: str | None = setting(None, "title of the picture")
+    csv: str | None = setting(None, "a CSV file for the same numbers, unrounded", limits=FilePath())
+    markdown: str | None = setting(None, "a file for the tables in Markdown", limits=FilePath())
+
+    def __post_init__(self) -> None:
+        require_limits(self)
+        expected = "folders of runs or of a sweep (vdrop compare RUN RUN), or set tags"
+        require(bool(self.runs or self.tags), "runs", expected, "nothing")
+        require(self.title is None or self.picture is not None, "title", "null without picture", self.title)
+
+
+@dataclass
 class Table:
     sizes: list[Size] = setting(TABLE_1, "sizes of the models", limits=Items())
     rows: list[str] | None = setting(
@@ -318,6 +339,7 @@ ROOTS: dict[str, type] = {
     "data": ListData,
     "export": Export,
     "bench": Bench,
+    "compare": Compare,
     "table": Table,
     "reproduce": Reproduce,
     "figures": Figures,

@@ -77,7 +77,7 @@ def digits(number: float | None) -> str:
 
 @dataclass(frozen=True)
 class FolderName:
-    """A text that becomes part of a folder's name."""
+    """A name without spaces, which can be part of a folder's name."""
 
     def violation(self, value: Any) -> tuple[str, str] | None:
         if re.fullmatch(r"\w[\w.-]*", value) is None:

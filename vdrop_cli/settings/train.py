@@ -405,7 +405,17 @@ class Published:
         require(bool(self.row.strip()), "published.row", "a name", repr(self.row))
 
 
-NOT_IN_IDENTITY = ("checkpoint", "stuck", "published", "seed", "outputs", "log_every", "force")
+NOT_IN_IDENTITY = (
+    "checkpoint",
+    "stuck",
+    "published",
+    "seed",
+    "outputs",
+    "log_every",
+    "force",
+    "run_name",
+    "tags",
+)
 FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are named by it
 
 
@@ -431,6 +441,10 @@ class Train:
         20, "steps between two step records in log.jsonl and TensorBoard", "steps", POSITIVE
     )
     force: bool = setting(False, "start over, even if a run of the same settings exists, finished or not")
+    run_name: str | None = setting(
+        None, "what vdrop compare and pictures call the run; null: by its settings", limits=FolderName()
+    )
+    tags: list[str] = setting([], "words by which vdrop compare selects runs", limits=FolderName())
 
     def __post_init__(self) -> None:
         require_limits(self)

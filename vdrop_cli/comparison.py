@@ -1,0 +1,271 @@
+"""Tables of runs: a row per configuration, a column per metric, means and standard deviations over seeds."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from vdrop_cli import markdown
+from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation
+
+# Settings that name a configuration first. Their values stand alone in a label, without their names.
+NAMES = ("task.name", "data.source", "model.name", "dropout.name")
+NO_CONFIGURATION = ("seed", "outputs", "log_every", "force", "run_name", "tags")
+NO_CONFIGURATION_GROUPS = ("checkpoint.", "stuck.", "published.")
+FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")
+LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched", "warnings")
+RANKED_BY = ("valid_ppl", "valid_rmse", "test_ppl", "test_rmse")  # the first of them that a run has
+MAIN = r"(?:train|valid|test)_(?:ppl|rmse)"
+WHOLE = ("words_per_second",)  # metrics that are shown without decimals
+CSV_START = ["configuration", "tags", "seeds", "unfinished"]
+MARKDOWN_MARK = "<!-- vdrop compare -->"
+BLANK = "–"
+
+
+@dataclass
+class Configuration:
+    """Runs that differ only in their seeds."""
+
+    label: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # by full name
+    finished: list[Finished] = field(default_factory=list)
+    measured: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished run
+    unfinished: list[str] = field(default_factory=list)  # the state of each, such as stuck or interrupted
+    run_names: set[str | None] = field(default_factory=set)
+    tags: dict[str, None] = field(default_factory=dict)
+
+    def add(self, run: Finished | Unfinished) -> None:
+        self.settings = self.settings or run.settings
+        self.run_names.add(run.train.run_name)
+        self.tags |= dict.fromkeys(run.train.tags)
+        if isinstance(run, Finished):
+            self.finished.append(run)
+            self.measured.append(metrics(run))
+        else:
+            self.unfinished.append(run.state)
+
+    def values(self, metric: str) -> list[float]:
+        return [numbers[metric] for numbers in self.measured if numbers.get(metric) is not None]
+
+    def mean(self, metric: str) -> float | None:
+        return fmean(values) if (values := self.values(metric)) else None
+
+    @property
+    def seeds(self) -> str:
+        """The number of finished runs, and what became of the others."""
+        count, total = len(self.measured), len(self.measured) + len(self.unfinished)
+        states = dict.fromkeys(self.unfinished)
+        others = ", ".join(f"{self.unfinished.count(state)} {state}" for state in states)
+        return f"{count} of {total} ({others})" if others else str(count)
+
+    def cell(self, metric: str) -> str:
+        """Mean ± standard deviation; the number of runs follows if some finished runs lack the metric."""
+        values = self.values(metric)
+        if not values:
+            return BLANK
+        text = markdown.mean(values, digits(metric, values))
+        return text if len(values) == len(self.measured) else f"{text} ({len(values)})"
+
+
+def digits(metric: str, values: Sequence[float]) -> int:
+    """The number of decimals that a metric is shown with."""
+    if metric in WHOLE:
+        return 0
+    if all(isinstance(value, int) for value in values):
+        return 1 if len(set(values)) > 1 else 0
+    return 2 if abs(fmean(values)) >= 10 else 4
+
+
+def metrics(run: Finished) -> dict[str, float]:
+    """The result of a run, its MC dropout metrics and its speed."""
+    evaluated = {
+        name: value
+        for path in run.evaluations
+        for name, value in evaluation(path)["metrics"].items()
+        if "_mc" in name
+    }
+    speed = run.words_per_second
+    every = run.result | evaluated | ({"words_per_second": speed} if speed is not None else {})
+    return {name: value for name, value in every.items() if name not in LEFT_OUT}
+
+
+def metric_names(configurations: Iterable[Configuration]) -> list[str]:
+    """The metrics that any of the runs has, the usual ones first."""
+    every = [name for one in configurations for numbers in one.measured for name in numbers]
+    return [name for name in dict.fromkeys([*FIRST, *every]) if name in every]
+
+
+def identity(run: Logged) -> str:
+    """What runs of one configuration share. A run without a log has it in the name of its folder."""
+    return run.train.identity(run.log[0]["corpus"]) if run.log else run.folder.name.rpartition("-s")[0]
+
+
+def grouped(runs: Iterable[Finished | Unfinished]) -> tuple[list[Configuration], list[str]]:
+    """Runs by their configurations, with labels; and a message for each run that is left out.
+
+    Of several runs with the same configuration and seed one counts: the first finished one.
+    """
+    chosen: dict[tuple[str, int], Finished | Unfinished] = {}
+    messages = []
+    for run in runs:
+        key = (identity(run), run.train.seed)
+        earlier = chosen.setdefault(key, run)
+        if earlier.folder.resolve() == run.folder.resolve():
+            continue
+        if isinstance(run, Finished) and not isinstance(earlier, Finished):
+            earlier, run = run, earlier
+            chosen[key] = earlier
+        messages.append(f"{run.folder} has the settings and the seed of {earlier.folder}; left out")
+    configurations: dict[str, Configuration] = {}
+    for (name, _), run in chosen.items():
+        configurations.setdefault(name, Configuration()).add(run)
+    every = list(configurations.values())
+    for one, label in zip(every, labels(every), strict=True):
+        one.label = label
+    return every, messages
+
+
+def differing(configurations: Sequence[Configuration]) -> list[str]:
+    """The settings that are not the same in all configurations, those that name one first."""
+    every = dict.fromkeys([*NAMES, *(key for one in configurations for key in one.settings)])
+    return [
+        key
+        for key in every
+        if key not in NO_CONFIGURATION
+        and not key.startswith(NO_CONFIGURATION_GROUPS)
+        and len({str(one.settings.get(key)) for one in configurations}) > 1
+    ]
+
+
+def labels(configurations: Sequence[Configuration]) -> list[str]:
+    """A short name for each: its `run_name`, or the fewest differing settings that tell it apart."""
+    keys = differing(configurations)
+    shortened = [key.rpartition(".")[2] for key in keys]
+    parts: list[list[str]] = [[] for _ in configurations]
+    for key, short in zip(keys, shortened, strict=True):
+        before = [" ".join(part) for part in parts]
+        for part, one in zip(parts, configurations, strict=True):
+            alike = [n for n, text in enumerate(before) if text == " ".join(part)]
+            if len({str(configurations[n].settings.get(key)) for n in alike}) > 1:
+                name = "" if key in NAMES else f"{short if shortened.count(short) == 1 else key}="
+                part.append(f"{name}{one.settings.get(key, 'null')}")
+    texts = [" ".join(part) or own_label(one) for part, one in zip(parts, configurations, strict=True)]
+    names = [next(iter(one.run_names)) if len(one.run_names) == 1 else None for one in configurations]
+    named = [
+        name if name is not None and names.count(name) == 1 else text
+        for name, text in zip(names, texts, strict=True)
+    ]
+    return [text if named.count(label) > 1 else label for label, text in zip(named, texts, strict=True)]
+
+
+def own_label(one: Configuration) -> str:
+    """Data set, model and dropout of a configuration."""
+    return " ".join(str(one.settings[key]) for key in NAMES[1:])
+
+
+Rows = list[list[str]]
+
+
+def result_rows(configurations: Sequence[Configuration]) -> Rows:
+    """A heading, then a row per configuration: tags if there are any, seeds and metrics."""
+    names = metric_names(configurations)
+    tagged = any(one.tags for one in configurations)
+    heading = ["", *(["tags"] if tagged else []), "seeds", *names]
+    return [
+        heading,
+        *(
+            [
+                one.label,
+                *([", ".join(one.tags) or BLANK] if tagged else []),
+                one.seeds,
+                *(one.cell(name) for name in names),
+            ]
+            for one in configurations
+        ),
+    ]
+
+
+def setting_rows(configurations: Sequence[Configuration]) -> Rows:
+    """A heading, then a row per configuration, of the settings that differ."""
+    keys = differing(configurations)
+    rows = [[one.label, *(str(one.settings.get(key, BLANK)) for key in keys)] for one in configurations]
+    return [["", *keys], *rows] if keys else []
+
+
+def ranked_rows(configurations: Iterable[Configuration]) -> Rows:
+    """A heading, then a row per configuration, the best first; configurations without a result come last."""
+
+    def place(one: Configuration) -> tuple[int, float]:
+        means = [one.mean(name) for name in RANKED_BY]
+        return next(((n, mean) for n, mean in enumerate(means) if mean is not None), (len(means), 0.0))
+
+    ranked = sorted(configurations, key=place)
+    names = [name for name in metric_names(ranked) if re.fullmatch(MAIN, name)]
+    rows = [
+        [f"{n}. {one.label}" if one.measured else one.label, one.seeds, *map(one.cell, names)]
+        for n, one in enumerate(ranked, 1)
+    ]
+    return [["", "seeds", *names], *rows]
+
+
+def fitted(rows: Rows, columns: int) -> list[str]:
+    """The lines of a table, transposed if it is wider than `columns` and narrower when transposed."""
+    lines = aligned(rows)
+    if width(lines) <= columns:
+        return lines
+    transposed = aligned([list(column) for column in zip(*rows, strict=True)])
+    return transposed if width(transposed) < width(lines) else lines
+
+
+def width(lines: Iterable[str]) -> int:
+    return max(map(len, lines), default=0)
+
+
+def aligned(rows: Rows) -> list[str]:
+    """Lines of columns: the first on the left, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+
+
+def as_markdown(configurations: Sequence[Configuration]) -> str:
+    """A page with the table of results, and below it the settings that differ."""
+    tables = [rows for rows in (result_rows(configurations), setting_rows(configurations)) if rows]
+    parts = [markdown.table(rows[0], rows[1:]) for rows in tables]
+    return "\n\n".join([MARKDOWN_MARK, *parts, "Mean ± standard deviation over seeds."]) + "\n"
+
+
+def is_markdown(content: bytes) -> bool:
+    """Whether a file was written by `as_markdown`, or is empty."""
+    return not content or content.startswith(MARKDOWN_MARK.encode())
+
+
+def as_csv(configurations: Sequence[Configuration]) -> str:
+    """A record per configuration: differing settings; mean, standard deviation and count of each metric."""
+    keys, names = differing(configurations), metric_names(configurations)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [*CSV_START, *keys, *(f"{name}{part}" for name in names for part in ("", "_std", "_count"))]
+    )
+    for one in configurations:
+        numbers: list[Any] = []
+        for values in map(one.values, names):
+            numbers += [
+                fmean(values) if values else "",
+                stdev(values) if len(values) > 1 else "",
+                len(values),
+            ]
+        settings = [one.settings.get(key, "") for key in keys]
+        counts = [len(one.measured), len(one.unfinished)]
+        writer.writerow([one.label, " ".join(one.tags), *counts, *settings, *numbers])
+    return text.getvalue()
+
+
+def is_csv(content: bytes) -> bool:
+    """Whether a file starts like those of `as_csv`, or is empty."""
+    return not content or content.startswith(",".join(CSV_START).encode())

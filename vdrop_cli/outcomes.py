@@ -1,0 +1,110 @@
+"""Outcomes of the jobs of a sweep, as files in the sweep's folder."""
+
+import json
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_origin
+
+from vdrop_cli import files, stored
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.files import Damaged
+
+SUMMARY = "summary.json"
+SIZE_LIMIT = 10_000_000  # bytes
+DONE = (
+    "done",
+    "resumed",
+    "skipped",
+    "was done",
+)  # versions until November 2026 wrote "was done" for "skipped"
+
+
+@dataclass
+class Outcome:
+    """How a job ended. `status`: done, resumed, skipped, failed, interrupted, lost, begun or not begun."""
+
+    overrides: list[str]
+    status: str = "begun"
+    code: int = 0  # the job's exit code
+    reason: str = ""
+    started_over: bool = False  # whether force=true has had its effect, which a requeued job must not repeat
+    folder: str = ""  # the run folder, relative to the sweep's folder; empty until it is known
+
+    @property
+    def is_done(self) -> bool:
+        return self.status in DONE
+
+
+TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Outcome)}
+ADDED = ("folder",)  # fields that older versions did not write
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """The outcome of a job in the folder of its sweep."""
+    return folder / f"{number}.json"
+
+
+def paths(folder: Path) -> list[Path]:
+    """All files in the folder that have the name of an outcome."""
+    return [path for path in folder.glob("*.json") if re.fullmatch("0|[1-9][0-9]*", path.stem)]
+
+
+def from_plain(values: object) -> Outcome:
+    """An outcome from a JSON value. Raises Damaged."""
+    if not isinstance(values, dict) or {*values, *ADDED} != TYPES.keys():
+        raise Damaged("it is not an outcome")
+    stored.require(values, {name: TYPES[name] for name in values})
+    if not all(isinstance(override, str) for override in values["overrides"]):
+        raise Damaged("overrides must be a list of texts")
+    return Outcome(**values)
+
+
+def parse(content: bytes) -> Outcome:
+    """Raises Damaged."""
+    return from_plain(stored.parse_value(content))
+
+
+def parse_summary(content: bytes) -> list[Outcome]:
+    """Raises Damaged."""
+    values = stored.parse_value(content)
+    if not isinstance(values, list):
+        raise Damaged("it is not a list")
+    return [from_plain(value) for value in values]
+
+
+def read(path: Path) -> Outcome:
+    """The outcome in a file; "not begun" if no outcome can be read there."""
+    try:
+        return parse(files.read(path, SIZE_LIMIT))
+    except (OSError, Damaged):
+        return Outcome([], "not begun")
+
+
+def read_summary(folder: Path) -> list[Outcome]:
+    """The outcomes of a sweep that has ended. Raises ConfigError."""
+    path = folder / SUMMARY
+    try:
+        return parse_summary(files.read(path, SIZE_LIMIT))
+    except OSError as error:
+        raise files.unreadable(path, error) from None
+    except Damaged as damage:
+        raise ConfigError(f"{path} is damaged ({damage}); name the run folders themselves") from None
+
+
+def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
+    """Writes to `path`, if there is one. An outcome that cannot be written is reported, and stops nothing."""
+    if path is not None:
+        plain = asdict(outcome) if isinstance(outcome, Outcome) else [asdict(one) for one in outcome]
+        try:
+            files.replace(path, (json.dumps(plain, indent=1) + "\n").encode())
+        except RunError as error:
+            print(f"vdrop: {error}", file=sys.stderr, flush=True)
+
+
+def run_folder(sweep: Path, outcome: Outcome) -> Path:
+    """The run folder of a job, relative to the working directory if it lies below it."""
+    path = Path(os.path.normpath(sweep.absolute() / outcome.folder))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
