@@ -90,7 +90,7 @@ examples:
   vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop export checkpoint=… file=model.safetensors
 """,
-    "compare": """vdrop compare: a row per configuration: metrics as mean ± standard deviation over seeds, settings that differ
+    "compare": """vdrop compare: results as mean ± standard deviation over seeds, settings that differ, curves
 
 examples:
   vdrop compare RUN RUN                                run folders; or any folder that holds some
