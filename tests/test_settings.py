@@ -486,6 +486,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "precision": ([], ["precision=bf16"], "numbers"),
     "outputs": ([], ["outputs=elsewhere"], "folder"),
     "log_every": ([], ["log_every=1"], "log"),
+    "debug": ([], ["debug=true"], "folder"),
 }
 SENTIMENT_CHANGES = {  # the same for those of the other task
     "data.vocabulary_size": "data.vocabulary_size=3",

@@ -309,6 +309,10 @@ def find(named: str) -> Path:
 
 
 def run_folder(settings: Train, fingerprint: str) -> Path:
-    """`outputs/train/<task>-<model>-<dropout>/<what changes the numbers>-s<seed>`"""
+    """`outputs/train/<task>-<model>-<dropout>/<what changes the numbers>-s<seed>`.
+
+    With debug=true it is below `outputs/debug`, where nothing looks for finished runs.
+    """
     row = f"{settings.task.name}-{settings.model.name}-{settings.dropout.name}"
-    return Path(settings.outputs) / "train" / row / f"{settings.identity(fingerprint)}-s{settings.seed}"
+    folder = Path(settings.outputs) / ("debug" if settings.debug else "train")
+    return folder / row / f"{settings.identity(fingerprint)}-s{settings.seed}"

@@ -52,6 +52,7 @@ examples:
   vdrop train                                          the medium variational row on Penn Treebank
   vdrop train model=lstm_large dropout=variational     the large one, with its published settings
   vdrop train model=gru_small dropout=naive data=pydoc schedule.epochs=5
+  vdrop train model=lstm_large debug=true              two steps of everything, in seconds; it counts nowhere
   vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
   vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
   vdrop train task=sentiment dropout=naive             ratings of film reviews

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import CELLS_AND_POLICIES, TINY, settings
+from tests.conftest import CELLS_AND_POLICIES, TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, corpora, files, interruption, runs
 from vdrop_cli.commands import train
 from vdrop_cli.commands.train import Run
@@ -603,3 +603,28 @@ def test_a_place_is_named_the_same_between_epochs_and_within_one(batches: int, t
     assert run.place == f"step {first + batches} of epoch {2 if batches else 1}"
     run.save()
     assert start(config).place == run.place
+
+
+@pytest.mark.parametrize("task", ["language_model", "sentiment"])
+def test_debug_takes_two_steps_of_everything_and_is_no_run(
+    task: str,
+    text: list[str],
+    rated: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Validation, test and checkpoint included; neither a table nor a later run reads its folder."""
+    monkeypatch.chdir(tmp_path)
+    chosen = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated, "task.protocol=clean"]
+    overrides = [*chosen, "schedule.epochs=3", "log_every=50", "checkpoint.minutes=inf"]
+    assert train.run(settings(*overrides, "debug=true")) == "done"
+    (folder,) = (path.parent for path in Path("outputs").rglob("result.json"))
+    assert folder.parent.parent == Path("outputs/debug") and (folder / "checkpoint-0001.pt").exists()
+    assert not Path("outputs/train").exists()
+    log = read_log(folder / "log.jsonl")
+    steps = [record["step"] for record in log if record["kind"] == "step"]
+    result = json.loads((folder / "result.json").read_text())
+    assert steps == [1, 2] and result["epochs"] == 1
+    assert {name.split("_")[0] for name in result} >= {"train", "valid", "test"}
+    assert train.run(settings(*overrides, "debug=true")) == "done", "it starts over each time"
+    assert settings(*overrides, "debug=true").identity("f") != settings(*overrides).identity("f")

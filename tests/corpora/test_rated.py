@@ -1,5 +1,7 @@
 """Texts with ratings: words, numbers, and what cannot be learned from."""
 
+from collections import Counter
+
 import pytest
 
 from vdrop_cli.corpora.rated import Rated, number, words
@@ -57,3 +59,16 @@ def test_the_fingerprint_is_of_the_content_alone() -> None:
 
     assert made("a", 0.5) == made("a", 0.5, "there")
     assert len({made("a", 0.5), made("b", 0.5), made("a", 0.6)}) == 3
+
+
+def test_a_short_form_has_texts_of_each_part_and_of_each_end_of_the_scale() -> None:
+    """Sources can be sorted by rating."""
+    texts, ratings = [[str(i), "a", "b"] for i in range(100)], [float(i) for i in range(100)]
+    parts = ["train"] * 60 + ["valid"] * 10 + ["test"] * 30
+    short = Rated(texts, ratings, "here", parts, [f"line {i}" for i in range(100)]).shortened(20, 5, 2)
+    assert Counter(short.parts) == {"train": 20, "valid": 5, "test": 5}
+    for text, rating, place in zip(short.texts, short.ratings, short.places, strict=True):
+        assert text == [f"{rating:.0f}", "a"] and place == f"line {rating:.0f}"
+    whole = Rated(texts, ratings, "here").shortened(20, 5, None)
+    assert whole.texts[-1] == texts[95]
+    assert whole.ratings == [float(5 * i) for i in range(20)] and whole.parts == whole.places == []

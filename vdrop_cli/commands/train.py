@@ -418,6 +418,8 @@ def run(
 
     `from_nothing`: no shorter run is continued, as with `force`.
     """
+    if settings.debug:
+        settings = settings.for_debugging()
     device = choose_device(settings.device)
     configure_process(device)
     settings = resolved(settings, device)

@@ -42,6 +42,22 @@ class Rated:
                 "predict"
             )
 
+    def shortened(self, train: int, others: int, words: int | None) -> "Rated":
+        """Evenly spaced texts of each part, with their first words; `train` of a source without parts."""
+        chosen: list[int] = []
+        for part in sorted({*self.parts}) or [""]:
+            texts = [number for number in range(len(self.texts)) if not part or self.parts[number] == part]
+            count = min(len(texts), train if part in ("train", "") else others)
+            chosen += [texts[i * len(texts) // count] for i in range(count)]
+        chosen.sort()
+        return Rated(
+            [self.texts[number][:words] for number in chosen],
+            [self.ratings[number] for number in chosen],
+            self.origin,
+            [self.parts[number] for number in chosen] if self.parts else [],
+            [self.places[number] for number in chosen] if self.places else [],
+        )
+
     @property
     def without_words(self) -> list[int]:
         """Numbers of the texts that have none."""

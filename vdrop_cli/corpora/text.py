@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,11 @@ class Corpus:
     @property
     def parts(self) -> dict[str, Tensor]:
         return dict(zip(PARTS, (self.train_N, self.valid_N, self.test_N), strict=True))
+
+    def shortened(self, tokens: int) -> "Corpus":
+        """The first tokens of each part, with the whole vocabulary."""
+        train_N, valid_N, test_N = (part_N[:tokens] for part_N in self.parts.values())
+        return replace(self, train_N=train_N, valid_N=valid_N, test_N=test_N)
 
 
 def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:

@@ -440,6 +440,11 @@ class Train:
     log_every: int = setting(
         20, "steps between two step records in log.jsonl and TensorBoard", "steps", POSITIVE
     )
+    debug: bool = setting(
+        False,
+        "two training steps and an evaluation on a small part of the data; the run folder is in "
+        "outputs/debug/, which no table reads",
+    )
     force: bool = setting(False, "start over, even if a run of the same settings exists, finished or not")
     run_name: str | None = setting(
         None, "what vdrop compare and pictures call the run; null: by its settings", limits=FolderName()
@@ -473,6 +478,16 @@ class Train:
     def reports_best(self) -> bool:
         """Whether the epoch that is reported is the best on validation, instead of the last."""
         return self.schedule.patience is not None or self.task.protocol is SplitProtocol.clean
+
+    def for_debugging(self) -> "Train":
+        """One epoch that starts over and logs every step."""
+        return replace(
+            self,
+            schedule=replace(self.schedule, epochs=1),
+            stuck=replace(self.stuck, steps=None),
+            log_every=1,
+            force=True,
+        )
 
     def numbers(self) -> dict[str, Any]:
         """The settings that change the numbers, without the seed; those of data and machine included."""

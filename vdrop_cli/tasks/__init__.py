@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import corpora
+from vdrop_cli.corpora.rated import FEWEST, Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.choices import CorpusName, TaskName
-from vdrop_cli.settings.train import Model, Train
+from vdrop_cli.settings.train import Model, TaskSettings, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment
@@ -150,9 +151,23 @@ def warn(task: Task) -> None:
         print(f"vdrop: {warning}", file=sys.stderr)
 
 
+DEBUG_STEPS = 2
+
+
+def shortened(rated: Rated, task: TaskSettings) -> Rated:
+    """Texts of one chunk each, of which the training part, 70 % or 80 %, has two batches."""
+    words = None if task.chunk_words is None else task.chunk_words - 1  # a start token precedes them
+    return rated.shortened(max(FEWEST, task.batch_size * 5 // 2), task.batch_size, words)
+
+
 def load(settings: Train, device: torch.device, fingerprint: str | None = None) -> Task:
     """The task of a training run, with its text; `fingerprint` is the one that a checkpoint has of it."""
     if settings.task.name is TaskName.sentiment:
-        return Sentiment(settings.task, settings.data, corpora.rated(settings.data), device)
+        rated = corpora.rated(settings.data)
+        if settings.debug:
+            rated = shortened(rated, settings.task)
+        return Sentiment(settings.task, settings.data, rated, device)
     corpus = corpora.load(settings.data, fingerprint)
+    if settings.debug:
+        corpus = corpus.shortened((DEBUG_STEPS * settings.task.steps + 1) * settings.task.batch_size)
     return LanguageModelling(settings.task, corpus, device, settings.data.source is CorpusName.ptb)
