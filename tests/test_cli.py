@@ -72,6 +72,19 @@ def test_cfg_job_shows_the_settings_resolved(vdrop: Vdrop) -> None:
     assert "${" not in ran.stdout
 
 
+def test_a_config_folder_of_ones_own_adds_choices(vdrop: Vdrop, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "short.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /dropout: naive\nschedule:\n  epochs: 7\n"
+    )
+    for options in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
+        for words in (["train", *options], [*options, "train"]):
+            ran = vdrop(*words, "experiment=short", "--cfg", "job")
+            assert ran.returncode == 0 and "policy: naive\n" in ran.stdout and "epochs: 7\n" in ran.stdout
+    ran = vdrop("train", "experiment=short", "--cfg", "job")
+    assert ran.returncode == 2 and "experiment=short" in ran.stderr
+
+
 MISTAKES = {  # what is typed: what the one line must say
     ("trian",): "trian is not a command; did you mean train?",
     ("train", "model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
@@ -132,6 +145,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("train", "--resolve=yes"): "--resolve=yes is not an option",
     ("train", "--config-dir"): "--config-dir needs a folder",
     ("train", "--config-dir", "nowhere"): "nowhere",
+    ("train", "-m", "hydra/sweeper=basic", "seed=1,2"): "hydra/sweeper must be",
 }
 
 

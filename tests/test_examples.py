@@ -89,6 +89,10 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
         shutil.copy(setting.partition("=")[2], folder / f"{name}.txt")
     shutil.copy(rated[1].partition("=")[2], folder / "a.csv")
     (folder / "reviews.txt").write_text("good1 bad2\ngood3\n")
+    short = re.search(r"```yaml\n(# @package.*?)```", (ROOT / "docs/runs.md").read_text(), re.DOTALL)
+    assert short is not None
+    (folder / "mine" / "experiment").mkdir(parents=True)
+    (folder / "mine" / "experiment" / "short.yaml").write_text(short[1])
     lm, other = (str(next(folder.rglob(f"language_model-*/*-s{seed}"))) for seed in (1, 2))
     return {
         "folder": str(folder),

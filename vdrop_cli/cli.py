@@ -287,6 +287,8 @@ def run(command: str, arguments: list[str]) -> None:
     register()
     register_sweeper()
     options, words = options_of(arguments)
+    if other := next((word for word in words if word.startswith("hydra/sweeper=")), None):
+        fail(f"{other}: hydra/sweeper must be unset, vdrop brings its own")
     if mistake := mistake_in(options, types(ROOTS[command])):
         fail(f"{mistake}; vdrop {command} --help shows the settings")
     if any(option.split("=")[0] in ("--cfg", "-c") for option in options) and "--resolve" not in options:

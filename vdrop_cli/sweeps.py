@@ -78,8 +78,7 @@ class Job:
         if hydra_config.mode is not RunMode.MULTIRUN:
             self.perform(config, None)
             return
-        if self.folder is None:
-            raise ConfigError(f"hydra/sweeper must be {SWEEPER}, got another sweeper")
+        assert self.folder is not None, "the sweeper sets it"
         number = hydra_config.job.num
         if self.pool_parent not in (None, os.getpid()):
             interruption.enter_pool_job(self.folder / STOP, self.pool_parent, self.command in SAVING)

@@ -1,0 +1,82 @@
+"""Tables of runs; on real runs in commands/test_compare.py."""
+
+import pytest
+
+from vdrop_cli import comparison
+from vdrop_cli.comparison import Configuration
+
+BASE = {"task.name": "language_model", "data.source": "ptb", "model.name": "m", "dropout.name": "none"}
+
+
+def configuration(**changes: object) -> Configuration:
+    return Configuration(settings=BASE | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+@pytest.mark.parametrize(
+    ("configurations", "expected"),
+    [
+        ([configuration()], ["ptb m none"]),
+        ([configuration(), configuration(dropout__name="naive", dropout__p_h=0.2)], ["none", "naive"]),
+        (
+            [
+                configuration(),
+                configuration(dropout__name="naive", dropout__p_h=0.2, dropout__p_x=0.1),
+                configuration(dropout__name="naive", dropout__p_h=0.3, dropout__p_x=0.1),
+            ],
+            ["none", "naive p_h=0.2", "naive p_h=0.3"],
+        ),
+        (
+            [configuration(schedule__epochs=1, seed=1), configuration(schedule__epochs=2, seed=1)],
+            ["epochs=1", "epochs=2"],
+        ),
+        ([configuration(data__source="pydoc"), configuration()], ["pydoc", "ptb"]),
+        ([configuration(schedule__clip=5), configuration()], ["clip=5", "clip=null"]),
+    ],
+)
+def test_a_label_is_the_fewest_settings_that_tell_configurations_apart(
+    configurations: list[Configuration], expected: list[str]
+) -> None:
+    assert comparison.labels(configurations) == expected
+
+
+def test_run_names_that_are_not_unique_are_no_labels() -> None:
+    two = [configuration(), configuration(dropout__name="naive")]
+    for one, name in zip(two, ("a", "b"), strict=True):
+        one.run_names = {name}
+    assert comparison.labels(two) == ["a", "b"]
+    two[1].run_names = {"a"}
+    assert comparison.labels(two) == ["none", "naive"]
+    two[1].run_names = {"b", None}
+    assert comparison.labels(two) == ["a", "naive"]
+
+
+def test_a_cell_is_mean_and_standard_deviation_and_counts_where_some_runs_lack_the_metric() -> None:
+    one = Configuration(measured=[{"test_ppl": 10.0, "epoch": 3}, {"test_ppl": 12.0, "epoch": 3, "x": 0.5}])
+    assert one.cell("test_ppl") == "11.00 ± 1.41" and one.cell("x") == "0.5000 (1)"
+    assert one.cell("epoch") == "3 ± 0" and one.cell("y") == comparison.BLANK
+    assert one.seeds == "2"
+    one.unfinished += ["lost", "failed", "lost"]
+    assert one.seeds == "2 of 5 (2 lost, 1 failed)"
+
+
+def test_configurations_are_ranked_by_validation_and_those_without_results_come_last() -> None:
+    worse, none, better = (Configuration(name) for name in ("worse", "none", "better"))
+    worse.measured, better.measured = (
+        [{"valid_ppl": 9.0, "test_ppl": 1.0}],
+        [{"valid_ppl": 8.0, "test_ppl": 2.0}],
+    )
+    none.unfinished.append("failed")
+    rows = comparison.ranked_rows([worse, none, better])
+    assert rows[0] == ["", "seeds", "valid_ppl", "test_ppl"]
+    assert [row[0] for row in rows[1:]] == ["1. better", "2. worse", "none"]
+
+
+def test_a_table_is_transposed_only_where_that_makes_it_narrower() -> None:
+    rows = [["", "a long heading", "another long heading"], ["x", "1", "2"]]
+    assert comparison.fitted(rows, 80) == [
+        "   a long heading  another long heading",
+        "x               1                     2",
+    ]
+    assert comparison.fitted(rows, 10)[0].split() == ["x"]
+    narrow = [list(column) for column in zip(*rows, strict=True)]
+    assert comparison.fitted(narrow, 10) == comparison.aligned(narrow)

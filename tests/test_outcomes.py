@@ -1,0 +1,46 @@
+"""Outcomes of jobs as files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vdrop_cli import outcomes
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.files import Damaged
+from vdrop_cli.outcomes import Outcome
+
+
+def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
+    outcome = Outcome(["seed=1"], "failed", 1, "why", True, "../../train/a-s1")
+    path = outcomes.path_of(tmp_path, 3)
+    assert outcomes.read(path).status == "not begun"
+    outcomes.write(outcome, path)
+    assert outcomes.read(path) == outcome and outcomes.paths(tmp_path) == [path]
+    outcomes.write([outcome, outcome], tmp_path / outcomes.SUMMARY)
+    assert outcomes.read_summary(tmp_path) == [outcome, outcome] and outcomes.paths(tmp_path) == [path]
+
+
+def test_an_outcome_of_an_older_version_has_no_folder(tmp_path: Path) -> None:
+    older = {"overrides": ["seed=1"], "status": "was done", "code": 0, "reason": "", "started_over": False}
+    outcome = outcomes.parse(json.dumps(older).encode())
+    assert outcome.folder == "" and outcome.is_done
+    for wrong in ({**older, "mine": 1}, {**older, "folder": 1}, {**older, "overrides": [1]}, [older]):
+        with pytest.raises(Damaged):
+            outcomes.parse(json.dumps(wrong).encode())
+
+
+def test_a_missing_summary_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"summary\.json"):
+        outcomes.read_summary(tmp_path)
+
+
+def test_a_run_folder_is_relative_to_the_folder_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = Outcome(["seed=1"], folder="../../train/a/b-s1")
+    monkeypatch.chdir(tmp_path)
+    assert outcomes.run_folder(Path("outputs/sweeps/1"), outcome) == Path("outputs/train/a/b-s1")
+    monkeypatch.chdir("/")
+    found = outcomes.run_folder(tmp_path / "outputs/sweeps/1", outcome)
+    assert found.resolve() == tmp_path / "outputs/train/a/b-s1"
