@@ -113,7 +113,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "device": {"errors", "kernels", "provenance", "settings"},
     "provenance": {"__version__", "errors", "kernels"},
     "stored": {"archives", "files"},
-    "sinks": {"errors", "files", "stored"},
+    "sinks": {"errors", "files", "sinks", "stored"},
     "stuck_starts": {"errors", "files", "settings", "stored"},
     "runs": {"errors", "explain", "files", "settings", "sinks", "stored", "stuck_starts"},
     "comparison": {"markdown", "runs"},

@@ -20,7 +20,7 @@ from vdrop_cli.settings.choices import CorpusName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Published, Train
-from vdrop_cli.sinks import ADVICE, flat, read_log, read_result
+from vdrop_cli.sinks import ADVICE, flatten, read_log, read_result
 from vdrop_cli.stuck_starts import StuckStart
 
 
@@ -39,7 +39,7 @@ class Logged:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings by their full names, without what was published. Missing ones have their defaults."""
-        return flat({name: value for name, value in plain(self.train).items() if name != "published"})
+        return flatten({name: value for name, value in plain(self.train).items() if name != "published"})
 
     @cached_property
     def numbers(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, Predict, data_for
 from vdrop_cli.settings.train import Data
-from vdrop_cli.sinks import counting
+from vdrop_cli.sinks import progress_bar
 from vdrop_cli.tasks import Passes, Predictor, Task, TaskModel
 
 # of data sets by name
@@ -272,7 +272,7 @@ def go_through(passes: Passes, partial: Partial) -> None:
     """
     words = passes.total
     partial.clock = time.perf_counter()
-    with counting(words, passes.words, "word") as count:
+    with progress_bar(words, passes.words, "word") as count:
         for more in passes.run():
             count(more)
             partial.tick()

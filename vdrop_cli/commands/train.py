@@ -59,8 +59,8 @@ from vdrop_cli.sinks import (
     Start,
     Step,
     TensorBoard,
-    flattened,
     read_result,
+    to_dict,
 )
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.tasks import Task
@@ -492,8 +492,8 @@ def listen(training: Run) -> None:
                 raise RunError(f"{error}; {last_good(training)}{advice}") from None
             raise
     assert isinstance(record, Result)
-    files.replace(folder / "result.json", (json.dumps(flattened(record), indent=2) + "\n").encode())
-    tell(flattened(record))
+    files.replace(folder / "result.json", (json.dumps(to_dict(record), indent=2) + "\n").encode())
+    tell(to_dict(record))
 
 
 def last_good(training: Run) -> str:

@@ -1,0 +1,75 @@
+"""TensorBoard events of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.sinks.examples import EPOCH, RESULT, loss_metrics, step
+from vdrop_cli.sinks.json_lines import JsonLines
+from vdrop_cli.sinks.log_reader import read_log
+from vdrop_cli.sinks.records import Saving, Start
+from vdrop_cli.sinks.tensorboard import TensorBoard, events_until
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_tensorboard_has_the_steps_of_the_log_the_epochs_and_the_settings_with_the_result(
+    tmp_path: Path,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(
+        tmp_path, {"model": {"layers": 2}, "seed": 1, "data": {"dir": None}}, 3, 0, loss_metrics
+    ) as sink:
+        for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 8)), EPOCH, RESULT):
+            sink(record)
+    assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {
+        f"step/{name}" for name in ("loss", "train_ppl_dropout", "grad_norm", "lr", "words_per_second")
+    } <= tags
+    assert {
+        f"epoch/{name}"
+        for name in ("train_loss", "train_ppl_dropout", "valid_ppl_batched", "words_per_second")
+    } <= tags
+    assert [scalar.step for scalar in events.Scalars("step/loss")] == [3, 6]
+    assert events.Scalars("result/test_ppl")[0].value == pytest.approx(9.0)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_events_until_a_step_are_whole_and_without_the_result(tmp_path: Path) -> None:
+    """Of a file that is damaged, those before the damage."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(tmp_path, {"seed": 1}, 1, 0, loss_metrics) as sink:
+        for record in (*map(step, range(1, 7)), EPOCH, *map(step, range(7, 10)), RESULT):
+            sink(record)
+    (path,) = tmp_path.glob("events.*")
+    whole = path.read_bytes()
+    for until, steps, kinds in ((6, 6, {"step", "epoch"}), (5, 5, {"step"}), (99, 9, {"step", "epoch"})):
+        path.write_bytes(events_until(whole, until))
+        events = EventAccumulator(str(tmp_path)).Reload()
+        assert len(events.Scalars("step/loss")) == steps
+        assert {
+            tag.partition("/")[0] for tag in (*events.Tags()["scalars"], *events.summary_metadata)
+        } == kinds
+    assert events_until(path.read_bytes(), 99) == path.read_bytes() != whole
+    assert events_until(b"", 6) == events_until(b"\xff" * 999, 6) == b""
+    for size in range(0, len(whole), 97):
+        assert events_until(whole, 6).startswith(events_until(whole[:size], 6))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_records_before_a_checkpoint_are_on_disk_by_then(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with (
+        TensorBoard(tmp_path, {}, 1, 0, loss_metrics) as board,
+        JsonLines(tmp_path, log_every=1, epochs=0, step=0) as log,
+    ):
+        for record in (*map(step, range(1, 7)), Saving()):
+            board(record)
+            log(record)
+        assert len(EventAccumulator(str(tmp_path)).Reload().Scalars("step/loss")) == 6
+        assert len(read_log(tmp_path / "log.jsonl")) == 6

@@ -1,0 +1,45 @@
+"""Records of a training run, and the sinks that receive them: a JSON log, TensorBoard and the terminal."""
+
+from vdrop_cli.sinks.json_lines import JsonLines
+from vdrop_cli.sinks.log_reader import ADVICE, log_until, read_log, read_result
+from vdrop_cli.sinks.records import (
+    Epoch,
+    Failure,
+    LossMetrics,
+    Record,
+    Result,
+    Saving,
+    Sink,
+    Start,
+    Step,
+    flatten,
+    ppl,
+    to_dict,
+)
+from vdrop_cli.sinks.tensorboard import TensorBoard, events_until
+from vdrop_cli.sinks.terminal import Progress, duration, progress_bar
+
+__all__ = [
+    "ADVICE",
+    "Epoch",
+    "Failure",
+    "JsonLines",
+    "LossMetrics",
+    "Progress",
+    "Record",
+    "Result",
+    "Saving",
+    "Sink",
+    "Start",
+    "Step",
+    "TensorBoard",
+    "duration",
+    "events_until",
+    "flatten",
+    "log_until",
+    "ppl",
+    "progress_bar",
+    "read_log",
+    "read_result",
+    "to_dict",
+]

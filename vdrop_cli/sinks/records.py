@@ -1,0 +1,118 @@
+"""Records of a training run, and the interface of the sinks that receive them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, Self
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run starts, or resumes after an interruption."""
+
+    kind: ClassVar[str] = "start"
+    config: dict[str, Any]
+    corpus: str  # fingerprint
+    epoch: int  # finished epochs
+    step: int  # finished steps, over all epochs
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update; `step` counts from 1 over all epochs."""
+
+    kind: ClassVar[str] = "step"
+    epoch: int
+    step: int
+    loss: float  # nats per token, or squared error of standardised ratings; dropout on
+    grad_norm: float  # of the summed loss, before clipping
+    lr: float
+    words_per_second: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch and the validation after it."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int
+    step: int
+    train_loss: float  # mean over the epoch's steps, dropout on
+    metrics: dict[str, float]  # train_loss as a metric, then the validation metrics; written as fields
+    lr: float
+    words_per_second: float
+    seconds: float  # training and validation
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a finished run; the metrics belong to `epoch`."""
+
+    kind: ClassVar[str] = "result"
+    epoch: int
+    epochs: int  # trained
+    metrics: dict[str, float]  # dropout off; written as fields
+    seconds: float  # all epochs
+    warnings: list[str] = field(default_factory=list)  # about the text; an empty list is not written
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The end of a failed run."""
+
+    kind: ClassVar[str] = "error"
+    error: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint is about to be written: all earlier records must reach the disk first."""
+
+    kind: ClassVar[str] = "saving"
+
+
+Record = Start | Step | Epoch | Result | Failure | Saving
+LossMetrics = Callable[[float], dict[str, float]]  # a training loss as metrics
+
+
+class Sink(Protocol):
+    """A receiver of records. It is entered before the first record and left after the last."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def __call__(self, record: Record) -> None: ...
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+    """The fields of a record, its metrics among them, as they are written."""
+    values = asdict(record)
+    metrics: dict[str, Any] = values.pop("metrics", {})
+    if isinstance(record, Result) and not record.warnings:
+        del values["warnings"]
+    return values | metrics
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, `{"model": {"layers": 2}}` as `{"model.layers": 2}`; unset ones
+    are left out, and lists become text.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            settings |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            settings |= {prefix + key: ", ".join(map(str, value))} if value else {}
+        elif value is not None:
+            settings[prefix + key] = value
+    return settings
+
+
+def ppl(loss: float) -> float:
+    """Perplexity of a loss in nats per token; infinity instead of an overflow."""
+    return math.exp(loss) if loss < 700 else math.inf
