@@ -49,8 +49,10 @@ def main(steps: int = 240) -> dict[str, float]:
         "awd": trained(lambda: AWD(P, P_WEIGHT, P_WORD), steps),
     }
     with torch.no_grad():
-        found = {"floor": CHAIN_VV.log()[ids_TB]} | {name: model(ids_TB)[0] for name, model in models.items()}
-    return {name: math.exp(loss(log_p_TBV, next_TB)) for name, log_p_TBV in found.items()}
+        predictions = {"floor": CHAIN_VV.log()[ids_TB]} | {
+            name: model(ids_TB)[0] for name, model in models.items()
+        }
+    return {name: math.exp(loss(log_p_TBV, next_TB)) for name, log_p_TBV in predictions.items()}
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ def main(steps: int = 240) -> dict[str, float]:
     with torch.enable_grad():
         models = {"none": trained(0.0, 0.0, steps), "variational": trained(P, P_WORD, steps)}
     right_TBV = nn.functional.one_hot(right_TB, WORDS)
-    found = {"floor": ((1 - NOISE) * right_TBV + NOISE / WORDS).log()}
-    found |= {name: model(source_TB, target_TB, lengths_B) for name, model in models.items()}
-    return {name: float(loss(log_p_TBV, target_TB, lengths_B)) for name, log_p_TBV in found.items()}
+    predictions = {"floor": ((1 - NOISE) * right_TBV + NOISE / WORDS).log()}
+    predictions |= {name: model(source_TB, target_TB, lengths_B) for name, model in models.items()}
+    return {name: float(loss(log_p_TBV, target_TB, lengths_B)) for name, log_p_TBV in predictions.items()}
 
 
 if __name__ == "__main__":

@@ -74,13 +74,13 @@ def main(steps: int = 160, samples: int = 20) -> dict[str, float]:
         variational = trained(lambda: LanguageModel(P, P_WORD), steps)
     with mc_dropout(variational):
         passes_STBV = torch.stack([variational(ids_TB)[0] for _ in range(samples)])
-    found = {
+    predictions = {
         "floor": CHAIN_VV.log()[ids_TB],
         "none": none(ids_TB)[0],
         "variational": variational(ids_TB)[0],
         "mc": passes_STBV.logsumexp(0) - math.log(samples),
     }
-    return {name: math.exp(loss(log_p_TBV, next_TB)) for name, log_p_TBV in found.items()}
+    return {name: math.exp(loss(log_p_TBV, next_TB)) for name, log_p_TBV in predictions.items()}
 
 
 if __name__ == "__main__":

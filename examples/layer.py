@@ -65,10 +65,10 @@ def main(steps: int = 150) -> dict[str, float]:
     ids_BT, dialect_B, lengths_B = sample(400, seed=2)
     with torch.enable_grad():
         none, variational = trained(0.0, steps), trained(P, steps)
-    found = {"floor": CHAIN_KVV.log()[dialect_B[:, None], ids_BT[:, :-1]]}
+    predictions = {"floor": CHAIN_KVV.log()[dialect_B[:, None], ids_BT[:, :-1]]}
     for name, model in (("none", none), ("variational", variational)):
-        found[name] = model(ids_BT[:, :-1], dialect_B, lengths_B)
-    return {name: float(loss(log_p_BTV, ids_BT, lengths_B)) for name, log_p_BTV in found.items()}
+        predictions[name] = model(ids_BT[:, :-1], dialect_B, lengths_B)
+    return {name: float(loss(log_p_BTV, ids_BT, lengths_B)) for name, log_p_BTV in predictions.items()}
 
 
 if __name__ == "__main__":

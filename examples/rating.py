@@ -67,10 +67,10 @@ def main(steps: int = 240) -> dict[str, float]:
     ids_BT, rating_B = sample(500, seed=2)
     with torch.enable_grad():
         none, variational = trained(0.0, 0.0, steps), trained(P, P_WORD, steps)
-    found = {"none": none(ids_BT), "variational": variational(ids_BT)}
-    found["mc"] = predict_mc(variational, ids_BT, samples=30, batch=3, dim=0).mean
+    predictions = {"none": none(ids_BT), "variational": variational(ids_BT)}
+    predictions["mc"] = predict_mc(variational, ids_BT, samples=30, batch=3, dim=0).mean
     return {"floor": NOISE} | {
-        name: float((y_B - rating_B).square().mean().sqrt()) for name, y_B in found.items()
+        name: float((y_B - rating_B).square().mean().sqrt()) for name, y_B in predictions.items()
     }
 
 

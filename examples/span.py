@@ -89,12 +89,12 @@ def trained(p_x: float, p_h: float, steps: int) -> Reader:
 
 @torch.no_grad()
 def main(steps: int = 90) -> dict[str, float]:
-    """The share of new answers that are not found to the word; the floor is that of wrong marks."""
+    """The share of new answers that are wrong in a word; the floor is that of wrong marks."""
     passage_BT, question_BQ, marked_B2, right_B2 = sample(500, seed=2)
     with torch.enable_grad():
         models = {"none": trained(0.0, 0.0, steps), "variational": trained(P_X, P_H, steps)}
-    found = {name: model(passage_BT, question_BQ).argmax(1) for name, model in models.items()}
-    answers = {"floor": right_B2} | found
+    predictions = {name: model(passage_BT, question_BQ).argmax(1) for name, model in models.items()}
+    answers = {"floor": right_B2} | predictions
     return {name: float((found_B2 != marked_B2).any(1).float().mean()) for name, found_B2 in answers.items()}
 
 

@@ -42,10 +42,10 @@ class Listener(nn.Module):
         return self.head(torch.cat(y_TBH)).log_softmax(-1)
 
 
-def edits(found: list[int], notes: list[int]) -> int:
+def edits(prediction: list[int], notes: list[int]) -> int:
     """The least number of notes to be put in, taken out or changed."""
     row = list(range(len(notes) + 1))
-    for i, one in enumerate(found, 1):
+    for i, one in enumerate(prediction, 1):
         before, row[0] = row[:], i
         for j, other in enumerate(notes, 1):
             row[j] = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (one != other))
@@ -78,9 +78,11 @@ def main(steps: int = 150) -> dict[str, float]:
     x_TBD, written_BN, sung_BN = sample(200, seed=2)
     with torch.enable_grad():
         models = {"none": trained(0.0, steps), "variational": trained(P, steps)}
-    found = {"floor": sung_BN.tolist()} | {name: decoded(model(x_TBD)) for name, model in models.items()}
+    predictions = {"floor": sung_BN.tolist()} | {
+        name: decoded(model(x_TBD)) for name, model in models.items()
+    }
     notes = written_BN.tolist()
-    return {name: sum(map(edits, songs, notes)) / written_BN.numel() for name, songs in found.items()}
+    return {name: sum(map(edits, songs, notes)) / written_BN.numel() for name, songs in predictions.items()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ was found, and a third without an input (a deep transition). With `tie="gates"` 
 mask and the proposal has its own; attention and readout have masks, too.
 
 dev-nematus searches without masks only, and siyanWork's recipe leaves dropout switched off. Here one step
-serves training and search, with masks where they are wanted, as for MC dropout. Masks belong to sentences:
+serves training and search, with masks where they are needed, as for MC dropout. Masks belong to sentences:
 they are repeated for the beam, and stay in their rows when hypotheses are reordered.
 
 T time of the source  U time of the translation  B batch  N hypotheses  S passes  V words
@@ -147,10 +147,12 @@ def main(steps: int = 280) -> dict[str, float]:
     *source, target_UB, right_UB = sample(300, seed=2)
     with torch.enable_grad():
         models = {"none": trained(0.0, 0.0, steps), "variational": trained(P_X, P_H, steps)}
-    found = {"floor": right_UB} | {name: model.search(*source) for name, model in models.items()}
+    predictions = {"floor": right_UB} | {name: model.search(*source) for name, model in models.items()}
     with mc_dropout(models["variational"]) as model:
-        found["mc"] = model.search(*source, passes=8)
-    wrong = {name: (found_UB != target_UB)[target_UB != END] for name, found_UB in found.items()}
+        predictions["mc"] = model.search(*source, passes=8)
+    wrong = {
+        name: (predicted_UB != target_UB)[target_UB != END] for name, predicted_UB in predictions.items()
+    }
     return {name: float(wrong_W.float().mean()) for name, wrong_W in wrong.items()}
 
 

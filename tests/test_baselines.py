@@ -6,7 +6,7 @@ import torch
 from vdrop_cli import baselines
 from vdrop_cli.baselines import Texts
 
-if not baselines.is_there():
+if not baselines.is_available():
     pytest.skip("needs scikit-learn: pip install 'vdrop[baselines]'", allow_module_level=True)
 
 
@@ -38,5 +38,5 @@ def test_the_penalty_is_chosen_on_validation() -> None:
 
 def test_words_that_are_new_are_left_out() -> None:
     train = texts(0)
-    found = baselines.ridge(train, ([[99], []], torch.zeros(2)))
-    assert torch.isfinite(found).all() and found[0] == found[1]
+    predicted = baselines.ridge(train, ([[99], []], torch.zeros(2)))
+    assert torch.isfinite(predicted).all() and predicted[0] == predicted[1]

@@ -42,13 +42,14 @@ def test_they_take_the_place_of_torchs(
     state = (h, c) if theirs is nn.LSTMCell else h
     alone = (h[0], c[0]) if theirs is nn.LSTMCell else h[0]
     for arguments in ((x,), (x, state), (x[0],), (x[0], alone)):
-        expected, found = module(*arguments), cell(*arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        wanted = torch.autograd.grad(
+        expected, result = module(*arguments), cell(*arguments)
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+        gradients = torch.autograd.grad(
             sum(t.square().sum() for t in parts(expected)), list(module.parameters())
         )
         torch.testing.assert_close(
-            torch.autograd.grad(sum(t.square().sum() for t in parts(found)), list(cell.parameters())), wanted
+            torch.autograd.grad(sum(t.square().sum() for t in parts(result)), list(cell.parameters())),
+            gradients,
         )
 
 
@@ -80,7 +81,7 @@ def test_steps_with_held_masks_are_the_whole_sequence(
 def test_training_without_masks_is_refused_and_evaluation_takes_their_means(ours: Any) -> None:
     cell, x = ours(5, 7, variational=0.3), torch.randn(3, 5)
     with pytest.raises(
-        ValueError, match=r"masks must be given in training mode: masks = cell\.masks\(batch\)"
+        ValueError, match=r"masks are required in training mode: masks = cell\.masks\(batch\)"
     ):
         cell(x)
     cell.eval()
@@ -113,7 +114,7 @@ def test_moons_evaluation_multiplies_the_cell_state_by_the_keep_probability() ->
 def test_what_a_cell_cannot_do_is_refused() -> None:
     cell, x = LSTMCell(5, 7, recurrent_dropout=0.3), torch.randn(3, 5)
     for masks in (cell.masks(2), ModelMasks([*cell.masks(3).layers] * 2)):
-        with pytest.raises(ValueError, match="masks must be of one layer and 3 sequences"):
+        with pytest.raises(ValueError, match="masks must be for one layer and 3 sequences"):
             cell(x, masks=masks)
     with pytest.raises(ValueError, match=r"the state must be \(h, c\), each \[3, 7\], got \[3, 7\]"):
         cell(x, torch.zeros(3, 7), masks=cell.masks(3))
@@ -154,7 +155,7 @@ def test_masks_of_another_cell_are_refused() -> None:
     for cell, masks, message in cases:
         with pytest.raises(ValueError, match=message):
             cell(x, masks=masks)
-    with pytest.raises(TypeError, match=r"masks must be those of cell\.masks\(batch\), got Masks"):
+    with pytest.raises(TypeError, match=r"masks must be a ModelMasks, .*, got Masks"):
         LSTMCell(5, 7)(x, masks=Masks())
 
 
@@ -163,9 +164,9 @@ def test_cells_work_under_autocast(ours: Any, theirs: Any) -> None:
     cell, module, x = ours(5, 7, variational=0.3), theirs(5, 7), torch.randn(3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         masks = cell.masks(3)
-        found, types = parts(cell(input=x, masks=masks)), [t.dtype for t in parts(module(x))]
-    assert [t.dtype for t in found][-1] == types[-1]
-    torch.testing.assert_close(found[0].float(), parts(cell(x, masks=masks))[0], rtol=0.05, atol=0.02)
+        result, types = parts(cell(input=x, masks=masks)), [t.dtype for t in parts(module(x))]
+    assert [t.dtype for t in result][-1] == types[-1]
+    torch.testing.assert_close(result[0].float(), parts(cell(x, masks=masks))[0], rtol=0.05, atol=0.02)
 
 
 def test_transforms_work() -> None:
@@ -209,9 +210,9 @@ def test_a_mask_that_is_learned_has_its_gradient_whatever_step_came_first(
     masks = ModelMasks([Masks(x=mask)])
     with torch.no_grad():
         expected = parts(cell(x_BD, masks=masks))[0]
-    found = parts(cell(x_BD, masks=masks))[0]
-    assert torch.equal(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), mask)
+    result = parts(cell(x_BD, masks=masks))[0]
+    assert torch.equal(result, expected)
+    (gradient,) = torch.autograd.grad(result.sum(), mask)
     assert gradient.abs().min() > 0
     drawn = cell.masks(2)
     torch.func.grad(lambda x: parts(cell(x, masks=drawn))[0].sum())(x_BD)

@@ -25,7 +25,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.learned import Words
 from vdrop_cli.settings.fields import plain
 
-LEARNED = learned.plain(Words.of(["a", "<eos>", "<unk>"]))
+LEARNED = learned.to_dict(Words.from_vocabulary(["a", "<eos>", "<unk>"]))
 
 
 @cache
@@ -195,7 +195,7 @@ def test_what_is_not_a_checkpoint_is_refused_and_never_run(
     monkeypatch.chdir(tmp_path)
     part = tmp_path / "part"
     torch.save({"payload": Payload()}, part)
-    with pytest.raises(ConfigError, match=r"damaged or not a checkpoint \(there is no checksum"):
+    with pytest.raises(ConfigError, match=r"damaged or not a checkpoint \(it does not end with a checksum"):
         checkpoint.load(part)
     files.write_tensors(part, {"payload": Payload()})  # crafted by someone who knows how
     with pytest.raises(ConfigError, match="damaged or not a checkpoint"):

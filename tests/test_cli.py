@@ -103,7 +103,7 @@ MISTAKES = {  # what is typed: what the one line must say
         "backend=cudnn",
     ): "backend=cudnn: Invalid value 'cudnn', expected one of [auto, reference, fused, native, triton]",
     ("train", "device=cuda:99", "data=pydoc"): "device=cuda:99 is not on this machine",
-    ("train", "data.dir=nowhere"): "data.dir=nowhere has no ptb.train.txt; point data.dir at",
+    ("train", "data.dir=nowhere"): "data.dir=nowhere has no ptb.train.txt; set data.dir",
     (
         "train",
         "data=text",
@@ -314,7 +314,7 @@ def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(
     (said,) = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
     assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
     assert (
-        f"{named} cannot be written (File too large); make room, or mend the disk" in said
+        f"{named} cannot be written (File too large); make room, or check the disk" in said
         and "outputs/train/" in said
     )
     assert read_log(next(tmp_path.rglob("log.jsonl")))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
-from vdrop_cli.dropout import MaskShape, ModelMasks, WordMasks, concat_batch, draw, mean_masks, threshold_of
+from vdrop_cli.dropout import MaskShape, ModelMasks, WordMasks, concat_batch, draw, drop_threshold, mean_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.policies import Dropout, Policy, WordMask
 from vdrop_cli.random_streams import Stream
@@ -82,8 +82,8 @@ def test_words_can_be_dropped_beside_naive_masks() -> None:
         Stream((0,)),
     )
     assert masks.word is not None and varies(masks.layers[0].x, 0)
-    kept = masks.word.keep(torch.tensor([*range(50), 3])[:, None].expand(-1, BATCH))
-    assert torch.equal(kept[3], kept[50]) and varies(kept, 0) and varies(kept, 1)
+    keep = masks.word.keep(torch.tensor([*range(50), 3])[:, None].expand(-1, BATCH))
+    assert torch.equal(keep[3], keep[50]) and varies(keep, 0) and varies(keep, 1)
 
 
 @pytest.mark.parametrize("of", ["model=lstm_small", "model=gru_medium", "model=lstm_large", "task=sentiment"])
@@ -102,8 +102,8 @@ def test_masks_and_word_dropout_can_be_told_apart(
     """Of two choices of dropout that are compared, one thing differs, and of the schedules nothing."""
     one, two = (settings(of, f"dropout={name}") for name in (changed, other))
     assert one.schedule == two.schedule
-    told = [asdict(run.dropout) for run in (one, two)]
-    assert {key for key in told[0] if told[0][key] != told[1][key]} == differ
+    first, second = (asdict(run.dropout) for run in (one, two))
+    assert {key for key in first if first[key] != second[key]} == differ
 
 
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
@@ -140,16 +140,16 @@ def test_elements_are_dropped_independently_of_their_neighbours() -> None:
         .x
     )
     assert mask is not None
-    kept = (mask.flatten() > 0).double() - 0.5
+    centred = (mask.flatten() > 0).double() - 0.5
     for distance in range(1, 9):
         assert (
-            abs((kept[distance:] * kept[:-distance]).mean()) < 0.25 * 5 / 400_000**0.5
+            abs((centred[distance:] * centred[:-distance]).mean()) < 0.25 * 5 / 400_000**0.5
         )  # five standard errors
 
 
 def test_the_smallest_probabilities_drop_something() -> None:
     """No mask has a finer step than 2^-16; what lies below is not taken for none."""
-    assert [threshold_of(p, 16) for p in (1e-9, 2**-16, 0.5, 1 - 1e-9)] == [1, 1, 2**15, 2**16 - 1]
+    assert [drop_threshold(p, 16) for p in (1e-9, 2**-16, 0.5, 1 - 1e-9)] == [1, 1, 2**15, 2**16 - 1]
 
 
 def test_probability_zero_is_no_mask() -> None:
@@ -164,8 +164,8 @@ def test_masks_are_drawn_on_the_cpu_whatever_torchs_default_device_is(policy: st
     dropout, shape = settings(f"dropout={policy}").dropout.for_layers(), MaskShape(3, 2, (5,), 7, 4)
     expected = draw(dropout, shape, Stream((1,)))
     with torch.device("meta"):
-        found = draw(dropout, shape, Stream((1,)))
-    for a, b in zip(tensors(found), tensors(expected), strict=True):
+        masks = draw(dropout, shape, Stream((1,)))
+    for a, b in zip(tensors(masks), tensors(expected), strict=True):
         assert torch.equal(a, b)
 
 
@@ -219,8 +219,12 @@ def test_masks_of_batches_that_are_joined_are_the_masks_of_each(policy: str) -> 
     joined = concat_batch(parts)
     for number, part in enumerate(parts):
         here = slice(number * BATCH, (number + 1) * BATCH)
-        for layer, wanted in zip(joined.layers, part.layers, strict=True):
-            for mask, want, dim in ((layer.x, wanted.x, 2), (layer.h, wanted.h, 2), (layer.c, wanted.c, 1)):
+        for layer, expected in zip(joined.layers, part.layers, strict=True):
+            for mask, want, dim in (
+                (layer.x, expected.x, 2),
+                (layer.h, expected.h, 2),
+                (layer.c, expected.c, 1),
+            ):
                 assert (mask is None) == (want is None)
                 if mask is not None and want is not None:
                     assert torch.equal(mask.narrow(dim, here.start, BATCH), want)
@@ -248,7 +252,7 @@ def test_masks_of_batches_that_lack_some_are_joined_with_ones() -> None:
     joined = concat_batch([ModelMasks([Masks()], batch=1), with_x])
     assert joined.batch == 3 and joined.layers[0].x is not None
     assert joined.layers[0].x[0, 0, :, 0].tolist() == [1, 2, 2]
-    with pytest.raises(ValueError, match="of how many sequences"):
+    with pytest.raises(ValueError, match="batch=…"):
         concat_batch([ModelMasks([Masks()]), with_x])
-    with pytest.raises(ValueError, match="masks must be of one batch, got masks of 2 and 3 sequences"):
+    with pytest.raises(ValueError, match="masks must be for one batch, got masks for 2 and 3 sequences"):
         ModelMasks([Masks(x=torch.ones(1, 1, 2, 3), h=torch.ones(1, 1, 3, 3))])

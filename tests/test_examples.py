@@ -66,15 +66,15 @@ def in_blocks(page: str) -> list[str]:
 
 def in_sentences(page: str) -> list[str]:
     """Commands in backticks, which can go over the end of a line."""
-    return [" ".join(found.split()) for found in re.findall(r"`((?:vdrop|make) [^`]+)`", page)]
+    return [" ".join(match.split()) for match in re.findall(r"`((?:vdrop|make) [^`]+)`", page)]
 
 
 def examples() -> list[str]:
     texts = [cli.HELP, *cli.EXAMPLES.values()]
     pages = [path.read_text() for path in PAGES]
-    found = [line for text in texts for line in in_help(text)]
-    found += [line for page in pages for line in (*in_blocks(page), *in_sentences(page))]
-    return list(dict.fromkeys(line.rstrip(".,;") for line in found))
+    lines = [line for text in texts for line in in_help(text)]
+    lines += [line for page in pages for line in (*in_blocks(page), *in_sentences(page))]
+    return list(dict.fromkeys(line.rstrip(".,;") for line in lines))
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +192,9 @@ def dispatch(monkeypatch: pytest.MonkeyPatch, *line: str) -> None:
         assert not stop.code, line
 
 
-def check_rest(found: list[Any], validate: Line) -> None:
+def check_rest(configs: list[Any], validate: Line) -> None:
     """What a command of many runs hands on to `vdrop train`."""
-    for one in found:
+    for one in configs:
         if isinstance(one, Reproduce | Figures):
             first = "experiment=table1_small_none" if isinstance(one, Reproduce) else "task=sentiment"
             trained = validate("train", *campaign.sweep([first], [1], one.precision, one))
@@ -216,9 +216,9 @@ def test_an_example_works_as_printed(
         return
     command, options = words[0], set(words)
     if command in ROOTS:
-        found = validate(*words)
-        assert found or options & {"--help", "--cfg"}
-        check_rest(found, validate)
+        configs = validate(*words)
+        assert configs or options & {"--help", "--cfg"}
+        check_rest(configs, validate)
     slow = command == "table" and not any(word.startswith("sizes=") for word in words)
     if command in RUN and not slow and not any(word.startswith("data.dir=") for word in words):
         dispatch(monkeypatch, *(re.sub("mc_samples=.*", "mc_samples=2", word) for word in words))
@@ -237,9 +237,9 @@ def validate_make(words: list[str], validate: Line) -> None:
     lines = made.stdout.replace("\\\n", " ").splitlines()
     for line in lines:
         if line.startswith(".venv/bin/vdrop"):
-            found = validate(*shlex.split(line)[1:])
-            assert found
-            check_rest(found, validate)
+            configs = validate(*shlex.split(line)[1:])
+            assert configs
+            check_rest(configs, validate)
 
 
 def test_no_line_of_a_page_is_left_out() -> None:
@@ -266,7 +266,7 @@ def test_an_example_in_python_runs(block: str) -> None:
     x, ids = torch.randn(batch, time, 128), torch.randint(9, (time, batch))
     step = {"x_t": torch.randn(batch, 128), "h": torch.zeros(batch, 256)}
     model = torch.nn.Sequential(torch.nn.Linear(128, 2), torch.nn.Dropout(0.5))
-    given = {
+    names = {
         "x": x,
         "time": time,
         "batch": batch,
@@ -274,4 +274,4 @@ def test_an_example_in_python_runs(block: str) -> None:
         "ids": ids,
         "model": model,
     }
-    exec(block, {"torch": torch, "embedding": torch.nn.Embedding(9, 128), **step, **given})
+    exec(block, {"torch": torch, "embedding": torch.nn.Embedding(9, 128), **step, **names})

@@ -81,7 +81,7 @@ def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Pat
     assert (
         ran.stderr.strip()
         .splitlines()[-1]
-        .endswith("RunError: a cannot be written (File too large); make room, or mend the disk")
+        .endswith("RunError: a cannot be written (File too large); make room, or check the disk")
     )
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
     with pytest.raises(
@@ -93,8 +93,8 @@ def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Pat
 def test_tensors_come_back_and_torch_can_read_them_too(tmp_path: Path) -> None:
     content = {"w": torch.randn(3, 5), "plain": [1, 2.5, "x", None, {"a": True}]}
     files.write_tensors(tmp_path / "t", content)
-    for held in (files.read_tensors(tmp_path / "t"), torch.load(tmp_path / "t", weights_only=True)):
-        assert torch.equal(held["w"], content["w"]) and held["plain"] == content["plain"]
+    for values in (files.read_tensors(tmp_path / "t"), torch.load(tmp_path / "t", weights_only=True)):
+        assert torch.equal(values["w"], content["w"]) and values["plain"] == content["plain"]
     assert len(files.checksum(tmp_path / "t")) == 64
 
 
@@ -140,8 +140,8 @@ def test_unfinished_files_are_taken_away_by_name(tmp_path: Path) -> None:
 def test_the_advice_fits_the_reason() -> None:
     for number, advice in (
         (errno.ENOSPC, "make room"),
-        (errno.EIO, "mend the disk"),
+        (errno.EIO, "check the disk"),
         (errno.EROFS, "that you may write to"),
     ):
-        assert advice in str(files.failed(Path("a"), OSError(number, "x")))
-    assert "make room" not in str(files.failed(Path("a"), OSError(errno.EACCES, "x")))
+        assert advice in str(files.file_error(Path("a"), OSError(number, "x")))
+    assert "make room" not in str(files.file_error(Path("a"), OSError(errno.EACCES, "x")))

@@ -65,8 +65,8 @@ def test_a_dropped_word_has_no_embedding_and_gets_no_gradient() -> None:
     masks = replace(model.mean_masks(), word=word)
     loss = model.nll(ids, ids, model.zero_state(2), masks)[0].sum()
     touched = torch.autograd.grad(loss, model.embedding)[0].abs().sum(1) > 0
-    kept = (word.keep(ids) > 0).any(1)
-    assert torch.equal(touched, kept) and 0 < kept.sum() < 11
+    is_used = (word.keep(ids) > 0).any(1)
+    assert torch.equal(touched, is_used) and 0 < is_used.sum() < 11
 
 
 def test_the_output_mask_acts_before_the_head() -> None:

@@ -79,19 +79,19 @@ def test_batch_first_masks_are_those_of_the_transposed_text(by: str) -> None:
     """Where there are as many words as sequences, too."""
     first, second = WordDropout(0.4, by), WordDropout(0.4, by, batch_first=True)
     ids_TB = torch.randint(9, (30, 30))
-    found = []
+    factors = []
     for dropout, ids in ((first, ids_TB), (second, ids_TB.T)):
         torch.manual_seed(3)
         masks = dropout.masks(30, 30)
         assert masks is not None
-        found.append(masks.keep(ids))
-    assert torch.equal(found[0], found[1].T)
+        factors.append(masks.keep(ids))
+    assert torch.equal(factors[0], factors[1].T)
 
 
 def test_words_of_another_batch_are_refused() -> None:
     masks = WordDropout(0.4).masks(4, 3)
     assert masks is not None
-    with pytest.raises(ValueError, match="ids must be of 3 sequences like the masks, got 4"):
+    with pytest.raises(ValueError, match=r"ids must have 3 sequences .*, got 4"):
         masks.keep(torch.zeros(3, 4, dtype=torch.long))
     by_token = WordDropout(0.4, by="token").masks(1, 3)
     assert by_token is not None
@@ -140,7 +140,7 @@ def test_weights_of_cells_and_wrong_names_are_refused() -> None:
     for cell in (LSTMCell(5, 7), nn.GRUCell(5, 7)):
         with pytest.raises(ValueError, match="its weights would be dropped anew at every step; use a layer"):
             WeightDrop(cell, 0.5)
-    with pytest.raises(ValueError, match=r"names must be given: a Linear has no parameters weight_hh"):
+    with pytest.raises(ValueError, match=r"names are required: a Linear has no parameters weight_hh"):
         WeightDrop(nn.Linear(3, 4))
     with pytest.raises(ValueError, match="which has no weight_xx"):
         WeightDrop(nn.LSTM(3, 4), 0.5, ["weight_xx"])

@@ -97,7 +97,7 @@ def test_an_evaluation_that_can_neither_be_written_nor_shown_says_why(
         capsys.readouterr()
         assert run("eval", f"checkpoint={next(here.rglob('*.pt'))}", "stored_data=true", "device=cpu") == 1
         said = capsys.readouterr()
-        assert "eval-0001-standard.json cannot be written (no); make room, or mend the disk" in said.err
+        assert "eval-0001-standard.json cannot be written (no); make room, or check the disk" in said.err
         assert ("test_ppl" in said.out) == ("the results are above" in said.err) == shown
         assert said.err.count("standard output cannot be written") == (not shown)
 
@@ -123,9 +123,9 @@ def test_output_that_is_lost_is_told_by_the_exit_code(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", broken(number))
     assert run(*arguments) == code
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == (1 if number == errno.ENOSPC else 0) and all(
-        "standard output cannot be written" in line for line in told
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == (1 if number == errno.ENOSPC else 0) and all(
+        "standard output cannot be written" in line for line in errors
     )
 
 
@@ -185,6 +185,6 @@ def test_streams_are_prepared_once_and_closed_ones_lead_nowhere(monkeypatch: pyt
 def test_what_is_no_fault_of_the_output_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     output.prepare()
-    with pytest.raises(OSError, match="mine"), output.unshown():
+    with pytest.raises(OSError, match="mine"), output.stdout_errors_deferred():
         raise OSError("mine")
-    assert not output.is_lost(OSError("mine"))
+    assert not output.is_stdout_error(OSError("mine"))

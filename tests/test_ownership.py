@@ -20,7 +20,7 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.lock import Lock
-from vdrop_cli.ownership import clear, is_of_run, removal_order
+from vdrop_cli.ownership import clear, is_run_file, removal_order
 from vdrop_cli.settings.train import Train
 
 SHORT = ("task.batch_size=20", "task.bptt=10", "schedule.epochs=3", "log_every=1")
@@ -112,13 +112,13 @@ def test_all_that_a_run_and_its_evaluations_write_is_its_own(made: Path) -> None
         name.startswith("events.out") for name in names
     )
     assert {"eval-0003-standard.json", "eval-0003-mc3-s1.json"} < set(names)
-    assert [name for name in names if not is_of_run(Path(name))] == []
+    assert [name for name in names if not is_run_file(Path(name))] == []
     for name in (
         "eval-0001-00012-mc3-no_word-s7-bf16.json",
         "eval-0001-ensemble10-0123abcd.lock",
         "checkpoint-0001-00812.pt.99.tmp",
     ):
-        assert is_of_run(Path(name)), name
+        assert is_run_file(Path(name)), name
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_all_that_a_run_and_its_evaluations_write_is_its_own(made: Path) -> None
     ],
 )
 def test_what_a_user_may_have_there_is_not_the_runs(name: str) -> None:
-    assert not is_of_run(Path(name))
+    assert not is_run_file(Path(name))
 
 
 def test_force_leaves_what_is_not_the_runs_and_names_it(
@@ -148,22 +148,22 @@ def test_force_leaves_what_is_not_the_runs_and_names_it(
         "plots/a.png": b"mine",
         "checkpoint-0001.safetensors": b"mine",
     }
-    for name, held in theirs.items():
+    for name, content in theirs.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(held)
+        (folder / name).write_bytes(content)
     elsewhere = folder.parents[3] / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "result.json").write_text("mine")
     (folder / "linked").symlink_to(elsewhere)
     os.mkfifo(folder / "fifo")
-    told = forced(config, capsys)
+    errors = forced(config, capsys)
     assert {name: (folder / name).read_bytes() for name in theirs} == theirs
     assert (
         (elsewhere / "result.json").read_text() == "mine"
         and (folder / "linked").is_symlink()
         and (folder / "fifo").is_fifo()
     )
-    (line,) = [line for line in told.splitlines() if "notes.txt" in line]
+    (line,) = [line for line in errors.splitlines() if "notes.txt" in line]
     assert "my.lock" in line and line.endswith("and 1 more")
     assert not list(folder.glob("eval-*")), "evaluations are of the run that is gone"
 
@@ -246,7 +246,7 @@ def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run
 ) -> None:
     """A file that becomes immutable after all have been looked at."""
     path = folder / "checkpoint-0002.pt"
-    monkeypatch.setattr(ownership, "obstacle", lambda *_: "")
+    monkeypatch.setattr(ownership, "unremovable_reason", lambda *_: "")
     with (
         in_the_way("immutable", path),
         pytest.raises(RunError, match=r"checkpoint-0002\.pt cannot be removed \(Operation not permitted\)"),

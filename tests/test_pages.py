@@ -77,9 +77,9 @@ def test_the_figures_of_the_demo_are_those_of_its_record() -> None:
             r"^(\w[\w.]*) {2,}(\S.*)$", (ROOT / "outputs" / "record" / "demo.txt").read_text(), re.MULTILINE
         )
     )
-    found = dict(zip(record["dropout.name"].split(), record["test_ppl"].split(), strict=True))
+    recorded = dict(zip(record["dropout.name"].split(), record["test_ppl"].split(), strict=True))
     quoted = re.findall(
         r"(none|variational|naive) (\d+\.\d)",
         (ROOT / "README.md").read_text().partition("The demo ends with")[2].partition(")")[0],
     )
-    assert {name: f"{float(ppl):.1f}" for name, ppl in found.items()} == dict(quoted) and len(quoted) == 3
+    assert {name: f"{float(ppl):.1f}" for name, ppl in recorded.items()} == dict(quoted) and len(quoted) == 3

@@ -18,7 +18,7 @@ def test_names_stand_for_members() -> None:
 def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
     for place in PLACES:
         if place in ALLOWED[policy]:
-            assert Dropout(policy, **{place: 0.3}).largest == 0.3
+            assert Dropout(policy, **{place: 0.3}).max_probability == 0.3
         else:
             with pytest.raises(
                 ValueError,
@@ -52,12 +52,12 @@ def test_probabilities_are_checked_for_good() -> None:
         dropout.p_h = 1.0  # type: ignore[misc]
     assert (
         dropout.p_h == (0.1, 0.2)
-        and dropout.of_layers("p_h", 2) == (0.1, 0.2)
-        and dropout.of_layers("p_x", 3) == (0, 0, 0)
+        and dropout.layer_probabilities("p_h", 2) == (0.1, 0.2)
+        and dropout.layer_probabilities("p_x", 3) == (0, 0, 0)
     )
     with pytest.raises(ValueError, match="p_h must be one probability or 3, one for each layer, got 2"):
-        dropout.of_layers("p_h", 3)
-    assert dropout.drops and dropout.largest == 0.2 and not Dropout("variational").drops
+        dropout.layer_probabilities("p_h", 3)
+    assert dropout.drops and dropout.max_probability == 0.2 and not Dropout("variational").drops
 
 
 def test_masks_are_held_or_new_every_step() -> None:

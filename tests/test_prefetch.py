@@ -54,7 +54,7 @@ def test_it_is_worthwhile_on_a_gpu_where_masks_are_new_at_every_step() -> None:
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 5])
 def test_every_batch_comes_once_with_its_own_masks(batches: int) -> None:
-    pairs = list(prefetch.drawn_ahead(range(batches), numbered, CPU))
+    pairs = list(prefetch.draw_ahead(range(batches), numbered, CPU))
     assert [(batch, float(masks.layers[0].x)) for batch, masks in pairs] == [
         (n, float(n)) for n in range(batches)
     ]
@@ -69,7 +69,7 @@ def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
         drawn[number].set()
         return numbered(number)
 
-    pairs = prefetch.drawn_ahead(range(4), draw, CPU)
+    pairs = prefetch.draw_ahead(range(4), draw, CPU)
     assert next(pairs)[0] == 0
     assert drawn[1].wait(10) and not drawn[2].is_set()
     assert next(pairs)[0] == 1 and drawn[2].wait(10) and not drawn[3].is_set()
@@ -102,7 +102,7 @@ def test_the_thread_draws_for_the_device_of_the_one_that_asks(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     current.index = 1
-    assert len(list(prefetch.drawn_ahead(range(3), draw, torch.device(device)))) == 3
+    assert len(list(prefetch.draw_ahead(range(3), draw, torch.device(device)))) == 3
     assert chosen == {expected}
 
 
@@ -112,7 +112,7 @@ def test_what_drawing_raises_comes_with_its_batch() -> None:
             raise MemoryError("no room for the masks of batch 1")
         return numbered(number)
 
-    pairs = prefetch.drawn_ahead(range(3), draw, CPU)
+    pairs = prefetch.draw_ahead(range(3), draw, CPU)
     assert next(pairs)[0] == 0
     with pytest.raises(MemoryError, match="batch 1"):
         next(pairs)
@@ -125,7 +125,7 @@ def test_what_the_batches_raise_is_passed_on() -> None:
         raise OSError("the text is gone")
 
     with pytest.raises(OSError, match="the text is gone"):
-        list(prefetch.drawn_ahead(batches(), numbered, CPU))
+        list(prefetch.draw_ahead(batches(), numbered, CPU))
 
 
 def start(*overrides: str) -> train.Run:
@@ -136,7 +136,7 @@ def start(*overrides: str) -> train.Run:
     return train.Run(config, task, folder)
 
 
-def told(run: train.Run) -> Iterator[dict[str, Any]]:
+def records(run: train.Run) -> Iterator[dict[str, Any]]:
     for record in train.records(run):
         if not isinstance(record, Start):
             yield {
@@ -152,11 +152,11 @@ def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
 ) -> None:
     """Without the thread; with it; and with it, stopped in the middle of an epoch and resumed."""
     monkeypatch.chdir(tmp_path)
-    of_task = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
-    overrides = [*of_task, f"dropout={policy}", "schedule.epochs=2"]
-    alone = list(told(start(*overrides)))
+    task_settings = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
+    overrides = [*task_settings, f"dropout={policy}", "schedule.epochs=2"]
+    alone = list(records(start(*overrides)))
     monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
-    assert list(told(start(*overrides, "outputs=ahead"))) == alone
+    assert list(records(start(*overrides, "outputs=ahead"))) == alone
     parts, stop = [], 3 * sum("loss" in record for record in alone) // 4
     with pytest.raises(Interrupted):
         for record in train.records(start(*overrides, "outputs=stopped")):
@@ -165,7 +165,7 @@ def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
                 if record.step == stop:
                     monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
     monkeypatch.setattr(interruption, "received", [])
-    parts += [record["loss"] for record in told(start(*overrides, "outputs=stopped")) if "loss" in record]
+    parts += [record["loss"] for record in records(start(*overrides, "outputs=stopped")) if "loss" in record]
     assert parts == [record["loss"] for record in alone if "loss" in record]
 
 

@@ -94,10 +94,10 @@ def test_mean_and_standard_deviation_are_those_of_the_samples() -> None:
         nn.Sequential(LockedDropout(0.5, batch_first=True), nn.Linear(5, 2)).eval(),
         torch.randn(4, 3, 5),
     )
-    found = predict_mc(model, x, 7, return_samples=True)
-    assert found.samples is not None and found.samples.shape == (7, 4, 3, 2)
-    torch.testing.assert_close(found.mean, found.samples.mean(0))
-    torch.testing.assert_close(found.std, found.samples.std(0))
+    prediction = predict_mc(model, x, 7, return_samples=True)
+    assert prediction.samples is not None and prediction.samples.shape == (7, 4, 3, 2)
+    torch.testing.assert_close(prediction.mean, prediction.samples.mean(0))
+    torch.testing.assert_close(prediction.std, prediction.samples.std(0))
     assert predict_mc(model, x, 1).std.max() == 0 and predict_mc(model, x, 3).samples is None
     with pytest.raises(ValueError, match="samples and batch must be at least 1, got 0"):
         predict_mc(model, x, 0)
@@ -109,11 +109,11 @@ def test_passes_at_once_are_alike_in_distribution() -> None:
     """
     model, x = nn.Sequential(LockedDropout(0.5, batch_first=True)).eval(), torch.ones(3, 1, 200)
     for batch in (1, 7, 100):
-        found = predict_mc(model, x, 100, batch=batch, dim=0, return_samples=True)
-        assert found.samples is not None and found.samples.shape == (100, 3, 1, 200)
-        assert found.mean.mean().item() == pytest.approx(
+        prediction = predict_mc(model, x, 100, batch=batch, dim=0, return_samples=True)
+        assert prediction.samples is not None and prediction.samples.shape == (100, 3, 1, 200)
+        assert prediction.mean.mean().item() == pytest.approx(
             1, abs=0.03
-        ) and found.std.mean().item() == pytest.approx(1, abs=0.03)
+        ) and prediction.std.mean().item() == pytest.approx(1, abs=0.03)
     time_first, x = nn.Sequential(LockedDropout(0.5)).eval(), torch.ones(2, 3, 200)
     samples = predict_mc(time_first, x, 6, batch=4, dim=1, return_samples=True).samples
     assert (
@@ -130,7 +130,7 @@ def test_passes_at_once_are_alike_in_distribution() -> None:
 def test_passes_at_once_need_the_dimension_of_sequences_and_masks_of_their_own() -> None:
     """Time-first layers would read one long text; dropped weights are the same for a whole batch."""
     layer, x = First(LSTM(5, 7, variational=0.5)), torch.randn(4, 3, 5)
-    with pytest.raises(ValueError, match="dim must be given with batch > 1"):
+    with pytest.raises(ValueError, match="dim is required with batch > 1"):
         predict_mc(layer, x, 20, batch=10)
     alone, together = (predict_mc(layer, x, 400, batch=batch, dim=1).std.mean().item() for batch in (1, 50))
     assert together == pytest.approx(alone, rel=0.1)
@@ -168,5 +168,7 @@ def test_whole_numbers_have_fractions_for_their_mean() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.drop(x) > 0
 
-    found = predict_mc(Positive(), torch.ones(200), 50)
-    assert found.mean.dtype is torch.float32 and found.mean.mean().item() == pytest.approx(0.5, abs=0.03)
+    prediction = predict_mc(Positive(), torch.ones(200), 50)
+    assert prediction.mean.dtype is torch.float32 and prediction.mean.mean().item() == pytest.approx(
+        0.5, abs=0.03
+    )

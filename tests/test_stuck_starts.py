@@ -78,7 +78,7 @@ def test_a_stuck_run_ends_and_says_so_and_the_same_command_says_it_at_once(
     )
     assert held == {"step": 10, "loss": pytest.approx(fmean(losses(folder())[8:])), "limit": 0.001}
     assert (
-        all(ownership.is_of_run(path) for path in folder().iterdir())
+        all(ownership.is_run_file(path) for path in folder().iterdir())
         and not (folder() / "result.json").exists()
     )
     before = {path: path.read_bytes() for path in folder().iterdir()}

@@ -65,7 +65,7 @@ def test_uncertainty_grows_away_from_the_data() -> None:
 
 
 def test_held_steps_are_the_whole_sequence() -> None:
-    """One draw of masks, given to single steps, is what the layer computes with it."""
+    """One draw of masks, passed to single steps, is what the layer computes with it."""
     cell = example("cell").Forecaster(0.3, 0.4).cell
     layer = LSTM(cell.input_size, cell.hidden_size, dropout=cell.dropout)
     layer.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
@@ -98,8 +98,8 @@ def test_a_row_of_the_beam_has_its_sentences_masks() -> None:
     word_B, beam = torch.tensor([1, 2, 3]), sentences.repeat(4)
     log_p_BV, next_BH = model.step(word_B, h_BH, sentences)
     rows = (word_B.repeat_interleave(4), h_BH.repeat_interleave(4, 0), beam)
-    for found, expected in zip(model.step(*rows), (log_p_BV, next_BH), strict=True):
-        torch.testing.assert_close(found, expected.repeat_interleave(4, 0))
+    for result, expected in zip(model.step(*rows), (log_p_BV, next_BH), strict=True):
+        torch.testing.assert_close(result, expected.repeat_interleave(4, 0))
     first = torch.tensor([0, 0, 0])
     _, (one_H, other_H, _) = model.step(first, h_BH[first], sentences)
     assert not torch.allclose(one_H, other_H), "sentences differ in their masks"
@@ -110,12 +110,12 @@ def test_hypotheses_are_reordered_and_masks_are_not() -> None:
     translation = example("translation")
     model = translation.Translator(0.4, 0.4)
     source_TB, lengths_B, _, _ = translation.sample(40, seed=1)
-    found = {}
+    translations = {}
     for n in (1, 4):
         torch.manual_seed(1)
-        found[n] = model.search(source_TB, lengths_B, n)
+        translations[n] = model.search(source_TB, lengths_B, n)
     scores = {}
-    for n, words_UB in found.items():
+    for n, words_UB in translations.items():
         torch.manual_seed(1)
         log_p_UBV = model(source_TB, lengths_B, words_UB)
         log_p_UB = log_p_UBV.gather(2, words_UB[..., None])[..., 0]
@@ -124,7 +124,7 @@ def test_hypotheses_are_reordered_and_masks_are_not() -> None:
         if n == 1:
             greedy_UB = log_p_UBV.argmax(-1)
             assert torch.equal(greedy_UB[~ended_UB], words_UB[~ended_UB])
-    assert scores[4].mean() > scores[1].mean() and not torch.equal(found[1], found[4])
+    assert scores[4].mean() > scores[1].mean() and not torch.equal(translations[1], translations[4])
 
 
 @torch.no_grad()
@@ -134,8 +134,8 @@ def test_padding_is_not_seen_by_layers() -> None:
     model, (ids_BT, dialect_B, lengths_B) = layer.Reader(0.3).eval(), layer.sample(6, seed=1)
     word_BT = torch.arange(layer.LONGEST) < lengths_B[:, None]
     one_BT, other_BT = (ids_BT[:, :-1].masked_fill(~word_BT, word) for word in (0, 1))
-    found = [model(ids, dialect_B, lengths_B)[word_BT] for ids in (one_BT, other_BT)]
-    assert torch.equal(*found)
+    results = [model(ids, dialect_B, lengths_B)[word_BT] for ids in (one_BT, other_BT)]
+    assert torch.equal(*results)
     model, (ids_BT, _) = rating.Rater(0.3, 0.2).eval(), rating.sample(6, seed=1)
     torch.testing.assert_close(model(ids_BT), model(nn.functional.pad(ids_BT, (0, 5))))
 
@@ -177,8 +177,8 @@ def models() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     }
 
 
-def output(found: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return found if isinstance(found, Tensor) else found[0]
+def output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
 
 
 @torch.no_grad()
@@ -209,8 +209,8 @@ def test_directions_differ_in_their_masks_and_passage_and_question_agree() -> No
 
     model.encoder.register_forward_pre_hook(record, with_kwargs=True)
     model(*span.sample(3, seed=1)[:2])
-    of_passage, of_question = drawn
-    assert of_passage is of_question and of_passage is not None
+    passage, question = drawn
+    assert passage is question and passage is not None
 
 
 def test_gates_share_a_mask_and_the_proposal_has_its_own() -> None:

@@ -40,27 +40,27 @@ def test_the_noise_that_made_the_ratings_is_found_and_its_intervals_hold_what_th
     comes on top.
     """
     truth, passes = drawn(5_000), 40
-    told_SR = truth + model_deviation * drawn(passes, 5_000)
+    passes_SR = truth + model_deviation * drawn(passes, 5_000)
     ratings = truth + model_deviation * drawn(5_000) + 0.5 * drawn(5_000)
-    noise = fit_noise(told_SR, ratings)
+    noise = fit_noise(passes_SR, ratings)
     assert noise == pytest.approx(0.5, rel=0.05)
-    found = predictive(told_SR, noise)
+    prediction = predictive(passes_SR, noise)
     for level in LEVELS:
-        assert found.coverage(ratings, level) == pytest.approx(level / 100, abs=0.02)
-    assert found.log_likelihood(ratings) > max(
-        predictive(told_SR, noise * off).log_likelihood(ratings) for off in (0.8, 1.25)
+        assert prediction.coverage(ratings, level) == pytest.approx(level / 100, abs=0.02)
+    assert prediction.log_likelihood(ratings) > max(
+        predictive(passes_SR, noise * off).log_likelihood(ratings) for off in (0.8, 1.25)
     )
-    measures = found.measures(ratings, "_mc40")
-    assert measures["noise_mc40"] == noise and measures["test_coverage_95_mc40"] == found.coverage(
+    measures = prediction.measures(ratings, "_mc40")
+    assert measures["noise_mc40"] == noise and measures["test_coverage_95_mc40"] == prediction.coverage(
         ratings, 95
     )
-    assert measures["test_log_likelihood_mc40"] == pytest.approx(found.log_likelihood(ratings))
+    assert measures["test_log_likelihood_mc40"] == pytest.approx(prediction.log_likelihood(ratings))
 
 
 def test_half_of_a_gaussian_lies_within_0_674_deviations() -> None:
-    found = predictive(torch.zeros(1, 3), 2.0)
-    assert found.half_width(50).tolist() == pytest.approx([2 * 0.6744898] * 3, rel=1e-6)
-    assert found.half_width(95).tolist() == pytest.approx([2 * 1.959964] * 3, rel=1e-6)
+    prediction = predictive(torch.zeros(1, 3), 2.0)
+    assert prediction.half_width(50).tolist() == pytest.approx([2 * 0.6744898] * 3, rel=1e-6)
+    assert prediction.half_width(95).tolist() == pytest.approx([2 * 1.959964] * 3, rel=1e-6)
 
 
 def test_ratings_that_are_met_exactly_need_no_noise() -> None:

@@ -1,8 +1,8 @@
-"""Reads the zip archives that `torch.save` makes, as data: plain values and dense tensors, nothing else.
+"""Reads the zip archives of `torch.save` as data: plain values and dense tensors, nothing else.
 
 `torch.load(weights_only=True)` runs no code either, but a crafted file can make it allocate far more than the
-file holds, or read past the end of a tensor's memory. Here every size is checked against the bytes that are
-there before anything is made of it.
+size of the file, or read past the end of a tensor's memory. Here every size is checked against the file
+before anything is allocated.
 """
 
 import pickle
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, ClassVar
 
-MOST_NESTED = 12  # lists and dicts within each other; what vdrop writes has five
-MOST_AGAIN = 10  # elements of a tuple that stands in two places, such as the shape of a tensor
-LARGEST_KEY = 2**63  # with larger ones a dict could be made that is slow
+MAX_DEPTH = 12  # nested lists and dicts; files of vdrop have five levels
+MAX_SHARED_TUPLE = 10  # elements of a tuple that is stored once and used twice, such as a tensor's shape
+KEY_LIMIT = 2**63  # larger integer keys could make a dict slow
 PLAIN = (str, int, float, bool, type(None))
 
-# of pickle protocol 2, what lists, dicts, numbers, strings and tensors are written with
+# operations of pickle protocol 2 for lists, dicts, numbers, strings and tensors
 OPERATIONS = (
     *(
         pickle.PROTO,
@@ -50,7 +50,7 @@ OPERATIONS = (
     ),
     *(pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.REDUCE, pickle.BINPERSID),
 )
-STORAGES = {  # names of torch's classes for them: the type of their elements
+STORAGES = {  # names of torch's storage classes: the type of their elements
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
     "HalfStorage": "float16",
@@ -65,59 +65,62 @@ STORAGES = {  # names of torch's classes for them: the type of their elements
 
 
 class Malformed(ValueError):
-    """The archive is not one that `torch.save` makes of plain values and dense tensors; the message says
-    why.
+    """The archive is not one of plain values and dense tensors that `torch.save` wrote.
+
+    The message is the reason.
     """
 
 
 def unpack(content: bytes) -> Any:
-    """What `torch.save` was given. Raises Malformed; MemoryError."""
+    """Returns the object that `torch.save` wrote; raises Malformed or MemoryError."""
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             folder = require_plain(archive, len(content))
             if archive.read(f"{folder}/byteorder") != b"little":
                 raise Malformed("its numbers are not in the byte order of this machine")
-            found = Unpickler(archive, folder).load()
+            values = Unpickler(archive, folder).load()
     except (Malformed, MemoryError):
         raise
-    except Exception as error:  # whatever the reader of a crafted file stumbles over
+    except Exception as error:  # a crafted file can cause any
         raise Malformed(
             f"it is not an archive of tensors and plain values ({type(error).__name__})"
         ) from None
-    require_small(found, len(content))
-    return found
+    require_small(values, len(content))
+    return values
 
 
 def require_plain(archive: zipfile.ZipFile, size: int) -> str:
-    """Checks the directory of the archive; returns the folder that all its entries lie in. `size` is that of
-    the whole file in bytes.
+    """Checks the directory of the archive; returns the folder that contains all entries.
+
+    `size` is that of the whole file in bytes. Raises Malformed.
     """
     entries = archive.infolist()
     names = {entry.filename.casefold() for entry in entries}
     if len(names) < len(entries):
-        raise Malformed("two of its entries have one name")
+        raise Malformed("two of its entries have the same name")
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
-        raise Malformed("its entries are compressed or encrypted, as vdrop writes none")
+        raise Malformed("its entries are compressed or encrypted, which files of vdrop are not")
     if (
         any(entry.file_size != entry.compress_size for entry in entries)
         or sum(entry.file_size for entry in entries) > size
     ):
-        raise Malformed("its entries are said to be larger than the file")
+        raise Malformed("its entries are larger than the file")
     folder = entries[0].filename.partition("/")[0] if entries else ""
     if f"{folder}/data.pkl" not in archive.namelist():
-        raise Malformed("it holds no data.pkl")
+        raise Malformed("it has no data.pkl")
     return folder
 
 
-def require_small(found: Any, size: int) -> None:
-    """No value is nested deeper than MOST_NESTED, and tensors that share memory are not so many that to read
-    them all takes long.
+def require_small(values: Any, size: int) -> None:
+    """Raises Malformed for values nested deeper than MAX_DEPTH and for too many elements of tensors.
+
+    Tensors may share memory, so their elements can exceed the file.
     """
     import torch
 
     elements = 0
-    for depth, level in enumerate(levels(found)):
-        if depth >= MOST_NESTED:
+    for depth, level in enumerate(levels(values)):
+        if depth >= MAX_DEPTH:
             raise Malformed("its values are nested too deep")
         elements += sum(value.numel() for value in level if isinstance(value, torch.Tensor))
     if elements > size:
@@ -125,22 +128,21 @@ def require_small(found: Any, size: int) -> None:
 
 
 def levels(value: Any) -> Iterator[list[Any]]:
-    """A value, then all that it holds, then all that these hold: in lists, tuples and dicts, each of which is
-    in one place.
+    """Yields a value in a list, then the values inside it, then the values inside those.
+
+    Lists, tuples and dicts count as containers; each of them must be in one place only.
     """
     level = [value]
     while level:
         yield level
         containers = [inner for inner in level if isinstance(inner, list | tuple | dict)]
         level = [
-            inner for held in containers for inner in (held.values() if isinstance(held, dict) else held)
+            inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
 
 
 class Unpickler(pickle._Unpickler):
-    """Knows the operations that plain values and dense tensors are written with, and calls nothing but the
-    two functions below.
-    """
+    """An unpickler for plain values and dense tensors, which calls nothing but the two functions below."""
 
     dispatch: ClassVar[dict[int, Any]] = {
         operation[0]: pickle._Unpickler.dispatch[operation[0]] for operation in OPERATIONS
@@ -151,21 +153,19 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(BytesIO(archive.read(f"{folder}/data.pkl")))
         self.archive, self.folder = archive, folder
-        self.storages: dict[
-            str, tuple[str, Any]
-        ] = {}  # by key: the type's name, and all elements as one tensor
+        self.storages: dict[str, tuple[str, Any]] = {}  # key: (type of the elements, all elements [N])
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return tensor_of
+            return make_tensor
         if (module, name) == ("collections", "OrderedDict"):
-            return dict_of_nothing
+            return empty_dict
         if module == "torch" and name in STORAGES:
             return StorageType(STORAGES[name])
         raise Malformed("it holds an object that is neither a tensor nor a plain value")
 
     def persistent_load(self, pid: Any) -> Any:
-        """The elements of a tensor's memory, [N]."""
+        """Returns the elements of a tensor's memory, [N]."""
         import torch
 
         kind, storage, key, _, count = pid
@@ -178,27 +178,26 @@ class Unpickler(pickle._Unpickler):
             raise Malformed("it holds a tensor without its elements")
         if key not in self.storages:
             dtype: torch.dtype = getattr(torch, storage.dtype)
-            held = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
-            if len(held) != count * dtype.itemsize:
+            memory = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
+            if len(memory) != count * dtype.itemsize:
                 raise Malformed("it holds a tensor of another size than it says")
-            self.storages[key] = (
-                storage.dtype,
-                torch.frombuffer(held, dtype=dtype) if held else torch.empty(0, dtype=dtype),
-            )
+            elements = torch.frombuffer(memory, dtype=dtype) if memory else torch.empty(0, dtype=dtype)
+            self.storages[key] = (storage.dtype, elements)
         name, elements_N = self.storages[key]
         if (name, len(elements_N)) != (storage.dtype, count):
             raise Malformed("it holds two tensors of different types in one place")
         return elements_N
 
     def load_get(self, key: int) -> None:
-        """A value that stands in two places. Of lists and dicts that would be a tree that grows with every
-        level of it.
+        """Pushes a value that is used twice.
+
+        Shared lists and dicts are refused: with them a small file could describe a tree of exponential size.
         """
         value = self.memo[key]
-        again = not isinstance(value, list | dict | tuple)
+        is_small = not isinstance(value, list | dict | tuple)
         if isinstance(value, tuple):
-            again = len(value) <= MOST_AGAIN and all(isinstance(inner, PLAIN) for inner in value)
-        if not again:
+            is_small = len(value) <= MAX_SHARED_TUPLE and all(isinstance(inner, PLAIN) for inner in value)
+        if not is_small:
             raise Malformed("its lists refer to each other")
         self.append(value)  # type: ignore[attr-defined]
 
@@ -209,12 +208,12 @@ class Unpickler(pickle._Unpickler):
         self.load_get(int.from_bytes(self.read(4), "little"))  # type: ignore[attr-defined]
 
     def set_items(self, items: list[Any]) -> None:
-        """Keys and values by turns, into the dict on the stack."""
+        """Sets alternating keys and values in the dict on the stack."""
         into = self.stack[-1]
         if type(into) is not dict:
-            raise Malformed("it sets items of what is no dict")
+            raise Malformed("it sets an item of a value that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not (type(key) is str or (type(key) is int and abs(key) < LARGEST_KEY)):
+            if not (type(key) is str or (type(key) is int and abs(key) < KEY_LIMIT)):
                 raise Malformed("it holds a key that is neither a text nor a number")
             into[key] = value
 
@@ -226,10 +225,10 @@ class Unpickler(pickle._Unpickler):
         self.set_items(self.pop_mark())  # type: ignore[attr-defined]
 
     def add_items(self, items: list[Any]) -> None:
-        """Into the list on the stack."""
+        """Appends items to the list on the stack."""
         into = self.stack[-1]
         if type(into) is not list:
-            raise Malformed("it appends to what is no list")
+            raise Malformed("it appends to a value that is not a list")
         into.extend(items)
 
     def load_append(self) -> None:
@@ -253,15 +252,15 @@ class StorageType:
         self.dtype = dtype
 
 
-def dict_of_nothing() -> dict[Any, Any]:
-    """Stands for the hooks that a tensor is written with; there are never any."""
+def empty_dict() -> dict[Any, Any]:
+    """Replaces the hooks of a tensor, which are always empty."""
     return {}
 
 
-def tensor_of(
+def make_tensor(
     elements_N: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Any:
-    """A tensor as a view of its memory. It has no more elements than that."""
+    """Returns a tensor as a view of its memory; raises Malformed where it exceeds that."""
     import torch
 
     numbers = [offset, *size, *stride]
@@ -274,9 +273,8 @@ def tensor_of(
     count = 1
     for length in size:
         count *= length
-    last = (
-        offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if count else -1
-    )
+    steps = sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    last = offset + steps if count else -1
     if max(count, last + 1) > len(elements_N) or max(size, default=0) > max(len(elements_N), 2**31):
         raise Malformed("it holds a tensor that is larger than its memory")
     return elements_N.as_strided(size, stride, offset)

@@ -1,7 +1,7 @@
-"""`LSTMCell` and `GRUCell`: single steps, as `torch.nn`'s, with masks that are held over a sequence.
+"""`LSTMCell` and `GRUCell`: single steps with the interface of `torch.nn` and masks held over a sequence.
 
-They are for loops that a layer cannot express: decoders with attention, beam search, streams. Plain
-operations of torch, so that second derivatives, `torch.func`, export and trace work.
+They are for loops that a layer cannot express: decoders with attention, beam search, streams. They use plain
+operations of torch, so second derivatives, `torch.func`, export and trace work.
 
 B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
@@ -17,21 +17,22 @@ from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_mask
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.derivatives import in_transform
 from vdrop_cli.kernels.masks import check_sizes
-from vdrop_cli.layers import MaskSampling, check_policy, chosen_dropout, describe, shape_of, weight_like
+from vdrop_cli.layers import MaskSampling, check_policy, chosen_dropout, describe, shape_text, weight_like
 from vdrop_cli.policies import Cell, Dropout
 
 
 class RecurrentCell(nn.Module):
-    """One step of a recurrent network. Arguments, weights and results are those of `torch.nn.LSTMCell` and
-    `GRUCell`.
+    """One step of a recurrent network, with the arguments, weights and results of `torch.nn`'s cells.
 
-    Masks are drawn once for a sequence, by `masks(batch)`, and given at every step: `cell(x, hx,
-    masks=masks)`. They multiply what enters the products, never the state that is carried (but for `p_c`,
-    which is on the new cell state). In training mode, a cell that drops anything refuses a step without
-    masks, since masks drawn at every step would be another method. In evaluation mode the means of the masks
-    are used where none are given. `variational=p` drops from the input and the recurrence,
-    `recurrent_dropout=p` from the recurrence alone; the output of a cell is its state, so that `p_out` is for
-    `LockedDropout`.
+    `masks(batch)` draws masks once for a sequence; every step takes them: `cell(x, hx, masks=masks)`. They
+    multiply what enters the products, never the carried state (except that of `p_c`, which multiplies the new
+    cell state). In training mode a cell with dropout refuses a step without masks, since masks drawn at every
+    step would be another method. In evaluation mode the means of the masks are the default.
+
+    `variational=p` drops from the input and the recurrence, `recurrent_dropout=p` from the recurrence alone.
+    The output of a cell is its state, so `p_out` is not possible; use `LockedDropout` on the output. Raises
+    ValueError for sizes and probabilities that are not possible, and for policies that resample masks at
+    every step.
     """
 
     cell: ClassVar[Cell]
@@ -56,7 +57,8 @@ class RecurrentCell(nn.Module):
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.bias = bias
         if dropout is not None:
             check_policy(dropout, self.cell, 1)
         chosen = chosen_dropout(dropout, variational, recurrent_dropout, 1, output=False)
@@ -79,9 +81,9 @@ class RecurrentCell(nn.Module):
             "bias_hh": (rows,),
         }
         for name, shape in shapes.items():
-            here = bias or name.startswith("weight")
+            exists = bias or name.startswith("weight")
             self.register_parameter(
-                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if here else None
+                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if exists else None
             )
         self.reset_parameters()
 
@@ -90,14 +92,15 @@ class RecurrentCell(nn.Module):
         return self.sampling.dropout
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√H, as torch's, and with the same random numbers."""
+        """Initialises weights uniformly in ±1/√H, with the random numbers of torch's cells."""
         limit = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -limit, limit)
 
     def masks(self, batch: int, device: torch.device | str | None = None) -> ModelMasks:
-        """Masks of `batch` sequences: new ones in training mode, their means in evaluation mode. They hold
-        for any number of steps.
+        """Draws masks for `batch` sequences in training mode; in evaluation mode returns their means.
+
+        They fit any number of steps.
         """
         like = weight_like(self, "weight_ih")
         if not self.sampling.training:
@@ -106,38 +109,38 @@ class RecurrentCell(nn.Module):
         return new_masks(self.dropout, shape, torch.device(device or like.device), like.dtype)
 
     def chosen_masks(self, masks: ModelMasks | None, batch: int) -> Masks:
-        """Those that are given, if they fit, or those of evaluation, as `step_masks` shapes them."""
+        """Returns the masks of a step, as `step_masks` shapes them; raises where `masks` do not fit."""
         if masks is None:
             if self.sampling.training and self.dropout.drops:
                 raise ValueError(
-                    "masks must be given in training mode: masks = cell.masks(batch) once for a sequence, "
+                    "masks are required in training mode: masks = cell.masks(batch) once for a sequence, "
                     "then masks=masks"
                 )
             return step_masks(mean_masks(self.dropout, 1, weight_like(self, "weight_ih")).layers[0])
         if not isinstance(masks, ModelMasks):
-            raise TypeError(f"masks must be those of cell.masks(batch), got {type(masks).__name__}")
-        if torch.compiler.is_compiling():  # which keeps what it has checked as guards
+            raise TypeError(
+                f"masks must be a ModelMasks, such as cell.masks(batch), got {type(masks).__name__}"
+            )
+        if torch.compiler.is_compiling():  # the checks become guards of the compiled code
             self.check_masks(masks, batch)
             return step_masks(masks.layers[0])
-        # The masks are the same at every step, so they store what the first one has checked and shaped. What
-        # is computed within a
-        # transform of torch.func, or is part of a graph of gradients, belongs to that step alone.
+        # The masks are the same at every step, so they cache what the first step has checked and shaped.
+        # Tensors computed within a transform of torch.func, or with gradients, belong to that step alone.
         sizes = (self.cell, batch, self.input_size, self.hidden_size)
-        known = masks.checked_masks
-        if known is None or known[0] is not masks.layers[0] or known[1] != sizes:
+        cached = masks.checked_masks
+        if cached is None or cached[0] is not masks.layers[0] or cached[1] != sizes:
             self.check_masks(masks, batch)
-            known = (masks.layers[0], sizes, step_masks(masks.layers[0]))
-            if not in_transform() and not any(
-                mask is not None and mask.requires_grad for mask in masks.layers[0]
-            ):
-                object.__setattr__(masks, "checked_masks", known)
-        return known[2]
+            cached = (masks.layers[0], sizes, step_masks(masks.layers[0]))
+            needs_grad = any(mask is not None and mask.requires_grad for mask in masks.layers[0])
+            if not in_transform() and not needs_grad:
+                object.__setattr__(masks, "checked_masks", cached)
+        return cached[2]
 
     def check_masks(self, masks: ModelMasks, batch: int) -> None:
-        """Raises ValueError where they are not for steps of this cell with so many sequences."""
+        """Raises ValueError for masks that do not fit a step of this cell with `batch` sequences."""
         if len(masks.layers) != 1 or masks.batch not in (None, batch) or masks.time not in (None, 1):
             raise ValueError(
-                f"masks must be of one layer and {batch} sequences, held over time; use cell.masks({batch})"
+                f"masks must be for one layer and {batch} sequences, held over time; use cell.masks({batch})"
             )
         if masks.word is not None or masks.out is not None:
             raise ValueError(
@@ -151,7 +154,7 @@ class RecurrentCell(nn.Module):
         )
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
-        """Input and states with a batch, and whether they came with one."""
+        """Returns input and states with a batch dimension, and whether the input had one."""
         batched = x.dim() == 2
         x_BD = x if batched else x[None]
         if x_BD.dim() != 2 or x_BD.shape[1] != self.input_size:
@@ -159,12 +162,8 @@ class RecurrentCell(nn.Module):
                 f"input must be [B, {self.input_size}] or [{self.input_size}], got {list(x.shape)}"
             )
         if hx is None:
-            return (
-                x_BD,
-                [x.new_zeros(len(x_BD), self.hidden_size, dtype=weight_like(self, "weight_ih").dtype)]
-                * states,
-                batched,
-            )
+            dtype = weight_like(self, "weight_ih").dtype
+            return x_BD, [x.new_zeros(len(x_BD), self.hidden_size, dtype=dtype)] * states, batched
         parts = hx if isinstance(hx, tuple | list) else (hx,)
         if not batched:
             parts = tuple(part[None] if isinstance(part, Tensor) else part for part in parts)
@@ -172,14 +171,14 @@ class RecurrentCell(nn.Module):
         if len(parts) != states or any(not isinstance(part, Tensor) or part.shape != shape for part in parts):
             names = "(h, c), each" if states == 2 else "h,"
             raise ValueError(
-                f"the state must be {names} {list(shape)}, got {', '.join(map(shape_of, parts))}"
+                f"the state must be {names} {list(shape)}, got {', '.join(map(shape_text, parts))}"
             )
         return x_BD, parts, batched
 
     def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """`W (m ∘ value) + b` of all gates, [B, G·H]."""
+        """Returns `W (m ∘ value) + b` of all gates, [B, G·H]."""
         if is_tied(mask):
-            return F.linear(under(value, mask), weight, bias)
+            return F.linear(apply_mask(value, mask), weight, bias)
         assert mask is not None
         masked_GBD = value * mask
         products_GBH = torch.bmm(masked_GBD, weight.view(len(masked_GBD), -1, weight.shape[1]).mT)
@@ -192,9 +191,9 @@ class RecurrentCell(nn.Module):
 
 
 def step_masks(masks: Masks) -> Masks:
-    """Without the dimension of time, which is 1.
+    """Removes the time dimension, which is 1.
 
-    Those of x and h are [1 or B, size] where all gates share a mask, and [G, 1 or B, size] otherwise.
+    Masks of x and h become [1 or B, size] where all gates share them, and [G, 1 or B, size] otherwise.
     """
     x, h = (
         None if mask is None else mask[0, 0] if mask.shape[1] == 1 else mask[0] for mask in (masks.x, masks.h)
@@ -203,17 +202,17 @@ def step_masks(masks: Masks) -> Masks:
 
 
 def is_tied(mask: Tensor | None) -> bool:
-    """Whether all gates have the same mask of a step, or none."""
+    """Whether all gates share the mask of a step, or none is masked."""
     return mask is None or mask.dim() == 2
 
 
-def under(value: Tensor, mask: Tensor | None) -> Tensor:
-    """`m ∘ value` with a mask that all gates have."""
+def apply_mask(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns `m ∘ value` for a mask that all gates share."""
     return value if mask is None else value * mask
 
 
 class LSTMCell(RecurrentCell):
-    """One step of an LSTM: (h, c), each [B, H], from x [B, D] and (h, c)."""
+    """One step of an LSTM: from x [B, D] and (h, c), each [B, H], to the new (h, c)."""
 
     cell = Cell.lstm
 
@@ -223,11 +222,11 @@ class LSTMCell(RecurrentCell):
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD))
         if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
-            # h enters the step by its products alone, so that torch's cell may have it masked; it has no
-            # rules for torch.func.
+            # h enters the step through its products alone, so torch's cell can take it masked. That
+            # function has no rules for torch.func.
             h_BH, c_BH = torch.lstm_cell(
-                under(x_BD, mask.x),
-                (under(h_BH, mask.h), c_BH),
+                apply_mask(x_BD, mask.x),
+                (apply_mask(h_BH, mask.h), c_BH),
                 self.weight_ih,
                 self.weight_hh,
                 self.bias_ih,
@@ -246,8 +245,9 @@ class LSTMCell(RecurrentCell):
 
 
 class GRUCell(RecurrentCell):
-    """One step of a GRU: h [B, H] from x [B, D] and h. `reset_after=True` computes what `torch.nn.GRUCell`
-    does, see `layers.GRU`.
+    """One step of a GRU: from x [B, D] and h [B, H] to the new h.
+
+    `reset_after=True` has the equations of `torch.nn.GRUCell`, see `layers.GRU`.
     """
 
     cell = Cell.gru
@@ -273,7 +273,7 @@ class GRUCell(RecurrentCell):
             a_rz, a_n = self.product(x_BD, mask.x, self.weight_ih, bias).split_with_sizes(sizes, 1)
             w_rz, w_n = self.weight_hh.split_with_sizes(sizes)
             if is_tied(mask.h):
-                masked_h = under(h_BH, mask.h)
+                masked_h = apply_mask(h_BH, mask.h)
                 r, z = torch.addmm(a_rz, masked_h, w_rz.T).sigmoid().split_with_sizes((size, size), 1)
                 n = torch.addmm(a_n, r * masked_h, w_n.T).tanh()
             else:

@@ -53,7 +53,7 @@ class Checkpoint:
     optimiser: dict[str, Any] = field(repr=False)
     learned: dict[str, Any] = field(
         default_factory=dict, repr=False
-    )  # as `learned.plain` writes it; empty in the older format
+    )  # as `learned.to_dict` writes it; empty in the older format
 
     @property
     def train(self) -> Train:
@@ -63,7 +63,9 @@ class Checkpoint:
     def knowledge(self) -> Learned | None:
         """What the model knows of its training text; None in the older format."""
         return (
-            learned.read(self.learned, self.train.task.name is TaskName.sentiment) if self.learned else None
+            learned.from_dict(self.learned, self.train.task.name is TaskName.sentiment)
+            if self.learned
+            else None
         )
 
 

@@ -166,7 +166,7 @@ def guarded() -> int:
         print("vdrop: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if not output.is_lost(error):
+        if not output.is_stdout_error(error):
             raise
     return 0
 
@@ -315,7 +315,7 @@ def run(command: str, arguments: list[str]) -> None:
         with hydra_process([*options, "--", f"hydra/sweeper={SWEEPER}", *words]):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except Exception as error:
-        if job.composed or wants_traceback or output.is_lost(error):  # not a fault of what was typed
+        if job.composed or wants_traceback or output.is_stdout_error(error):  # not a fault of what was typed
             raise
         fail(explain(error, command))
     if job.outcome.code:

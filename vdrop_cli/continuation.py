@@ -147,7 +147,7 @@ def copy(beginning: Beginning, folder: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise files.failed(path, error) from None
+            raise files.file_error(path, error) from None
     for name, content in beginning.events.items():
         files.replace(folder / name, content)
     if beginning.log is not None:

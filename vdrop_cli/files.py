@@ -1,6 +1,6 @@
-"""Files that a crash leaves whole: written beside, flushed to disk, renamed into place.
+"""Files that survive a crash whole: written beside, flushed to disk, renamed into place.
 
-torch is imported where tensors are, so that commands without any are quick.
+torch is imported where tensors are, so that commands without tensors start fast.
 """
 
 import errno
@@ -17,23 +17,23 @@ from vdrop_cli import archives
 from vdrop_cli.errors import ConfigError, RunError
 
 MARK = b"sha256:"
-TAIL = len(MARK) + 64  # bytes: the mark and the digest in hex
+TAIL = len(MARK) + 64  # bytes: the mark and the hexadecimal digest
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error, of Python's or torch's, says that there was not enough."""
+    """Whether an error of Python or torch says that memory ran out."""
     signs = ("not enough memory", "out of memory", "can't allocate memory", "storage size calculation")
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 class Damaged(Exception):
-    """What is in a file is not what was written into it, or it never was one of this kind."""
+    """The content of a file is not what was written, or the file never was of this kind."""
 
 
 def read(path: Path, limit: int | None = None) -> bytes:
-    """The content of a regular file, or of one that a link leads to; at most `limit` bytes.
+    """Returns the content of a regular file, or of one that a link leads to; at most `limit` bytes.
 
-    Raises: FileNotFoundError; Damaged where it is not a regular file or is larger than `limit`; OSError where
+    Raises FileNotFoundError; Damaged where it is not a regular file or is larger than `limit`; OSError where
     it cannot be read now.
     """
     with open_regular(path) as file:
@@ -44,16 +44,16 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
 
 def read_start(path: Path, size: int) -> bytes:
-    """The first `size` bytes, with the errors of `read`."""
+    """Returns the first `size` bytes of a file; raises the errors of `read`."""
     with open_regular(path) as file:
         return file.read(size)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: Literal["rb", "ab+"] = "rb") -> IO[bytes]:
-    """A regular file, opened. A FIFO or a device is never opened: the one waits for a writer, the other may
-    have no end.
+    """Opens a regular file.
 
-    Raises: FileNotFoundError; Damaged; OSError.
+    A FIFO or a device is never opened: the one waits for a writer, the other may have no end. Raises
+    FileNotFoundError; Damaged; OSError.
     """
     if not flags & os.O_CREAT or path.exists():
         require_regular(os.stat(path))
@@ -72,17 +72,16 @@ def require_regular(status: os.stat_result) -> None:
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file so that at every moment either the old one or the new one is there, whole, whatever
-    happens.
+    """Writes a file atomically: at every moment either the old or the new content exists, whole.
 
-    A link to a file is replaced, and its target stays. Raises RunError where it cannot be written, or where a
-    folder, a FIFO or a device is in its place.
+    A link to a file is replaced, and its target stays. Raises RunError where the file cannot be written, or
+    where a folder, a FIFO or a device has its name.
     """
     require_replaceable(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        beside.unlink(missing_ok=True)  # of a killed process that had this id
-        with beside.open("xb") as file:  # never through a link
+        beside.unlink(missing_ok=True)  # left by a killed process with this id
+        with beside.open("xb") as file:  # does not follow a link
             for part in parts:
                 file.write(part)
             file.flush()
@@ -92,48 +91,46 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise failed(path, error) from None
+        raise file_error(path, error) from None
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises RunError where something other than a regular file, or a link to one, is in the place of a
-    file.
-    """
+    """Raises RunError where something other than a regular file, or a link to one, has the name of a file."""
     try:
         require_regular(os.stat(path))
     except Damaged as reason:
         raise RunError(f"{path} cannot be written ({reason}); move it away") from None
-    except OSError:  # not there, or writing says why not
+    except OSError:  # a missing file; other errors recur when it is written
         pass
 
 
 def remove_unfinished(folder: Path, names: str) -> None:
-    """Removes what killed processes left half-written, of files whose whole names fit the regular
-    expression.
+    """Removes temporary files that killed processes left.
+
+    The names of the files that they were to become match the regular expression `names`.
     """
     for left in folder.glob("*.tmp"):
         if re.fullmatch(rf"(?:{names})\.\d+\.tmp", left.name):
-            with suppress(OSError):  # it does no harm where it is
+            with suppress(OSError):  # a remaining file is harmless
                 left.unlink()
 
 
-def failed(path: Path, error: OSError) -> RunError:
+def file_error(path: Path, error: OSError) -> RunError:
+    """Returns the error for a file that cannot be written, with advice."""
     advice = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "work in a folder that you may write to")
-    advice |= dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder") | {
-        errno.ELOOP: "it is a link, which is not followed; remove it"
-    }
-    return RunError(
-        f"{path} cannot be written ({error.strerror}); "
-        f"{advice.get(error.errno or 0, 'make room, or mend the disk')}"
-    )
+    advice |= dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder")
+    advice[errno.ELOOP] = "it is a link, which is not followed; remove it"
+    reason = advice.get(error.errno or 0, "make room, or check the disk")
+    return RunError(f"{path} cannot be written ({error.strerror}); {reason}")
 
 
-def unreadable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{path} cannot be read ({error.strerror}); see to it that it can")
+def read_error(path: Path, error: OSError) -> ConfigError:
+    """Returns the error for a file that cannot be read."""
+    return ConfigError(f"{path} cannot be read ({error.strerror}); make it readable")
 
 
 def flush_folder(folder: Path) -> None:
-    """A renamed file is on disk for certain only when its folder is."""
+    """Flushes a folder to disk; only then is a renamed file in it on disk for certain."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -142,8 +139,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Tensors and plain values as `torch.save` writes them; a checksum of it all stands at the end, as the
-    comment of a zip file.
+    """Writes tensors and plain values in the format of `torch.save`.
+
+    A checksum of the content is the comment of the zip file, at its end.
     """
     import torch
 
@@ -157,37 +155,35 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def checksum(path: Path) -> str:
-    """The one that stands at the end of a file of tensors."""
+    """Returns the checksum at the end of a file of tensors; raises Damaged where it has none."""
     require_regular(os.stat(path))
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         tail = file.read()
     if len(tail) < TAIL or not tail.startswith(MARK):
-        raise Damaged("there is no checksum at its end")
+        raise Damaged("it does not end with a checksum")
     return printable(tail[len(MARK) :].decode("ascii", "replace"))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What `write_tensors` wrote. Nothing in the file is ever run, whoever made it, and it takes no more
-    memory than the file is large.
+    """Reads what `write_tensors` wrote, without running code from the file.
 
-    Raises: FileNotFoundError; Damaged; OSError, MemoryError, where it may well be whole.
+    It takes no more memory than the size of the file. Raises FileNotFoundError; Damaged; OSError and
+    MemoryError, where the file may well be whole.
     """
-    wanted = checksum(path)
+    expected = checksum(path)
     content = read(path)
-    if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != wanted:
+    if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != expected:
         raise Damaged("its content does not fit its checksum")
     try:
-        held = archives.unpack(content)
+        values = archives.unpack(content)
     except archives.Malformed as reason:
         raise Damaged(str(reason)) from None
-    if not isinstance(held, dict):
-        raise Damaged("it holds something else")
-    return held
+    if not isinstance(values, dict):
+        raise Damaged("its content is not a mapping")
+    return values
 
 
 def printable(text: object) -> str:
-    """A text from elsewhere for a terminal: characters that would move its cursor or change its colours are
-    escaped.
-    """
+    """Escapes characters of a foreign text that would move a terminal's cursor or change its colours."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))

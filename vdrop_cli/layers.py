@@ -1,8 +1,6 @@
-"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state: constructors, weights, states and
-outputs of `torch.nn`'s modules.
+"""`LSTM` and `GRU` with dropout on inputs, recurrence or cell state, in the interface of `torch.nn`.
 
-T time  B batch  D input size  H hidden size  P size of the hidden state (H, or that of a projection)  L
-layers
+T time  B batch  D input size  H hidden size  P size of the hidden state (H, or that of a projection) L layers
 """
 
 import math
@@ -31,24 +29,22 @@ STATES = {Cell.lstm: 2, Cell.gru: 1}
 
 
 def weight_like(module: nn.Module, name: str) -> Tensor:
-    """The parameter, or what is in its place: of its type and device, without computing a parametrized
-    weight.
-    """
+    """Returns a tensor of the weight's type and device, without computing a parametrized weight."""
     if parametrize.is_parametrized(module, name):
         return cast(Tensor, module.parametrizations[name].original)  # type: ignore[index, union-attr]
     return cast(Tensor, getattr(module, name))
 
 
-def shape_of(part: object) -> str:
-    """For messages."""
+def shape_text(part: object) -> str:
+    """Describes a tensor by its shape, and anything else by its type, for a message."""
     return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
 class MaskSampling(nn.Dropout):
-    """The switch of a layer's masks, where tools for MC dropout look for it: new masks are drawn while
-    `training` is true.
+    """Decides whether a layer draws masks: it does while `training` of this module is true.
 
-    It has no parameters and is never called. `p` is the largest probability of the layer, to be read only.
+    It is an `nn.Dropout`, so that tools for MC dropout find it. It has no parameters and is never called. `p`
+    is the largest probability of the layer, read-only.
     """
 
     def __init__(self, dropout: Dropout) -> None:
@@ -57,20 +53,20 @@ class MaskSampling(nn.Dropout):
 
     @property
     def p(self) -> float:  # type: ignore[override]
-        return self.dropout.largest
+        return self.dropout.max_probability
 
     def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("the switch of a layer's masks is not to be called; call the layer")
+        raise RuntimeError("sampling only switches the masks of a layer; call the layer")
 
     def extra_repr(self) -> str:
         return describe(self.dropout)
 
 
 def describe(dropout: Dropout) -> str:
-    """The policy with what is not as it is by default, as `variational(p_x=0.3, p_h=0.3)`."""
-    usual = Dropout(dropout.policy)
-    given = [(f.name, getattr(dropout, f.name)) for f in fields(dropout) if f.name != "policy"]
-    changed = [f"{name}={value}" for name, value in given if value != getattr(usual, name)]
+    """Writes a policy with the values that differ from its defaults, as `variational(p_x=0.3, p_h=0.3)`."""
+    defaults = Dropout(dropout.policy)
+    values = [(f.name, getattr(dropout, f.name)) for f in fields(dropout) if f.name != "policy"]
+    changed = [f"{name}={value}" for name, value in values if value != getattr(defaults, name)]
     return f"{dropout.policy}({', '.join(changed)})" if changed else str(dropout.policy)
 
 
@@ -82,15 +78,16 @@ def chosen_dropout(
     *,
     output: bool = True,
 ) -> Dropout:
-    """The policy that the arguments stand for; `output`: whether `variational` is on the output, too. A
-    ValueError for more than one.
+    """Returns the policy that the shorthand arguments stand for.
+
+    `output`: whether `variational` also drops from the output. Raises ValueError where more than one is set.
     """
-    given = {
+    arguments = {
         "dropout": dropout or None,
         "variational": variational,
         "recurrent_dropout": recurrent_dropout,
     }
-    names = [name for name, value in given.items() if value is not None]
+    names = [name for name, value in arguments.items() if value is not None]
     if len(names) > 1:
         raise ValueError(f"give one of {' and '.join(names)}; dropout=Dropout(…) combines probabilities")
     if isinstance(dropout, Dropout):
@@ -108,44 +105,51 @@ def chosen_dropout(
 
 
 def check_policy(dropout: object, cell: Cell, layers: int) -> None:
-    """Refuses what a layer cannot do."""
+    """Raises TypeError or ValueError for a policy that the layer cannot apply."""
     if not isinstance(dropout, Dropout):
         raise TypeError(f'dropout must be a Dropout, as Dropout("variational", p_h=0.3), got {dropout!r}')
     if dropout.policy is Policy.moon and cell is not Cell.lstm:
-        raise ValueError("policy must be another than moon for a GRU, which has no cell state")
+        raise ValueError("policy must not be moon in a GRU, which has no cell state")
     if dropout.p_word > 0:
         raise ValueError(
-            f"p_word must be 0 in a layer, which knows no words, got {dropout.p_word}; use WordDropout(p)"
+            f"p_word must be 0 in a layer, whose input has no words, got {dropout.p_word}; use WordDropout(p)"
         )
     for name in BY_LAYER:
-        dropout.of_layers(name, layers)
+        dropout.layer_probabilities(name, layers)
 
 
 class Recurrent(nn.Module):
-    """Stacked layers of one kind of cell. Arguments, weights and results are those of `torch.nn.LSTM` and
-    `torch.nn.GRU`.
+    """Stacked layers of one kind of cell, with the arguments, weights and results of `torch.nn`.
 
     Dropout is one of
-    - `dropout=Dropout(policy, …)`, with a probability for each place;
-    - `dropout=p`: as in torch, between layers and new at every step;
-    - `variational=p`: held over the sequence, on the inputs of all layers, the recurrence and the output;
-    - `recurrent_dropout=p`: held over the sequence, on the recurrence alone, one mask for all gates (as in
-    Keras).
+    - `dropout=Dropout(policy, …)`: a probability for each place;
+    - `dropout=p`: as in torch, between layers, resampled at every step;
+    - `variational=p`: masks held over the sequence, on the inputs of all layers, the recurrence and the
+      output;
+    - `recurrent_dropout=p`: a mask held over the sequence, on the recurrence alone, shared by all gates (as
+      in Keras).
 
-    In training mode every call draws new masks from torch's global random state, unless it is given `masks`;
-    in evaluation mode their means take their place, unless given. Whether masks are drawn is decided by
-    `sampling.training`, which follows `train()` and `eval()`. `reverse` makes layers that read backward in
-    time. `compute_dtype` is the type in which matrix products are multiplied (None: that of the weights);
-    under autocast it is no other, and inputs and states are taken in the type of the weights. `backend` is
-    one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input. `recompute` makes `triton`
-    keep less in memory. `layer_norm` normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with
-    parameters `norm_…` of its own. `triton` has none. Projections (`proj_size`, LSTM) are computed by
-    `reference`, a plain loop.
+    In training mode every call without `masks` draws new ones from torch's global random state. In evaluation
+    mode the means of the masks replace them. `sampling.training` decides which; `train()` and `eval()` set
+    it. `masks` that are passed are used in either mode.
+
+    - `reverse`: the layers read backward in time.
+    - `compute_dtype`: the type in which matrix products are multiplied (None: that of the weights). Autocast
+      does not change it; inputs and states are converted to the type of the weights.
+    - `backend`: one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input.
+    - `recompute`: the back end `triton` stores less and computes it again in the backward pass.
+    - `layer_norm`: normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters
+      `norm_…`. The back end `triton` does not have it.
+    - `proj_size` (LSTM): a projection of the hidden state, computed by the back end `reference`, a plain
+      loop.
+
+    Raises ValueError for sizes, probabilities and combinations that are not possible, TypeError for a
+    `dropout` that is neither a number nor a `Dropout`.
     """
 
     cell: ClassVar[Cell]
-    torch_module: ClassVar[type[nn.RNNBase]]  # the module of `torch.nn` whose weights it takes
-    torch_variant: ClassVar[dict[str, Any]] = {}  # the options with which it computes what that one does
+    torch_module: ClassVar[type[nn.RNNBase]]  # the module of `torch.nn` with the same weights
+    torch_variant: ClassVar[dict[str, Any]] = {}  # options that give that module's equations
 
     def __init__(
         self,
@@ -186,15 +190,13 @@ class Recurrent(nn.Module):
             raise ValueError(
                 "reverse must be False with bidirectional=True, which has a backward layer already"
             )
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.bidirectional, self.proj_size = (
-            bias,
-            batch_first,
-            bidirectional,
-            proj_size,
-        )
-        self.reverse, self.layer_norm, self.recompute = reverse, layer_norm, recompute
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.num_layers = num_layers
+        self.bias, self.batch_first = bias, batch_first
+        self.bidirectional, self.reverse = bidirectional, reverse
+        self.proj_size, self.layer_norm = proj_size, layer_norm
         self.backend, self.compute_dtype = kernels.known(backend), compute_dtype
+        self.recompute = recompute
         self.sampling = MaskSampling(NO_DROPOUT)
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
         if num_layers == 1 and dropout and not isinstance(dropout, Dropout):
@@ -210,7 +212,7 @@ class Recurrent(nn.Module):
 
     @property
     def dropout(self) -> Dropout:
-        """What is dropped; it may be set to another policy at any time."""
+        """The policy and its probabilities; it may be set at any time."""
         return self.sampling.dropout
 
     @dropout.setter
@@ -219,9 +221,8 @@ class Recurrent(nn.Module):
         self.sampling.dropout = dropout
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "dropout" and isinstance(
-            value, nn.Module
-        ):  # which would be taken for a child, and change nothing
+        # nn.Module would register such a value as a child, and dropout would not change.
+        if name == "dropout" and isinstance(value, nn.Module):
             raise TypeError(f"dropout must be a Dropout, got the module {value}")
         super().__setattr__(name, value)
 
@@ -231,15 +232,15 @@ class Recurrent(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """Of the hidden state h."""
+        """The size P of the hidden state h."""
         return self.proj_size or self.hidden_size
 
     def suffixes(self, layer: int) -> list[str]:
-        """Of the names of the weights of a layer, one for each direction."""
+        """Returns the suffixes of the weights' names in a layer, one for each direction."""
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
 
     def weight_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Of one layer and direction, in torch's order."""
+        """Returns the shapes of the weights of one layer and direction by name, in torch's order."""
         rows = GATES[self.cell] * self.hidden_size
         width = self.input_size if layer == 0 else self.directions * self.state_size
         shapes: dict[str, tuple[int, ...]] = {
@@ -257,8 +258,9 @@ class Recurrent(nn.Module):
         return shapes
 
     def reset_parameters(self) -> None:
-        """Uniform in ±1/√H, as `torch.nn.LSTM`, and with the same random numbers; gains of layer norm are 1,
-        its biases 0.
+        """Initialises weights uniformly in ±1/√H, with the random numbers of `torch.nn.LSTM`.
+
+        Gains of layer norm become 1, its biases 0.
         """
         limit = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters():
@@ -279,10 +281,10 @@ class Recurrent(nn.Module):
         compute_dtype: torch.dtype | None = None,
         recompute: bool = False,
     ) -> Self:
-        """A layer that computes what `module` does, with a copy of its weights: their sizes, dtype, device
-        and mode.
+        """Makes a layer from a module of `torch.nn`, with the same equations and a copy of its weights.
 
-        Its dropout between layers is replaced by that which is given here, if any.
+        Sizes, dtype, device and mode are those of `module`. The dropout arguments replace its dropout between
+        layers. Raises TypeError for another module, ValueError for one with parametrized weights.
         """
         name = cls.torch_module.__name__
         if not isinstance(module, cls.torch_module):
@@ -292,7 +294,7 @@ class Recurrent(nn.Module):
                 "module must have plain weights: remove its parametrizations first "
                 "(torch.nn.utils.parametrize)"
             )
-        given = (dropout, variational, recurrent_dropout)
+        has_dropout = any(value is not None for value in (dropout, variational, recurrent_dropout))
         options: dict[str, Any] = {
             "backend": backend,
             "compute_dtype": compute_dtype,
@@ -300,7 +302,7 @@ class Recurrent(nn.Module):
             **cls.torch_variant,
         }
         options |= {"variational": variational, "recurrent_dropout": recurrent_dropout}
-        options["dropout"] = module.dropout if given == (None, None, None) else dropout
+        options["dropout"] = dropout if has_dropout else module.dropout
         for option in ("bias", "batch_first", "bidirectional", "proj_size"):
             options[option] = getattr(module, option)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
@@ -312,9 +314,7 @@ class Recurrent(nn.Module):
         return layers.train(module.training)
 
     def weights(self, layer: int, direction: int = 0) -> Weights:
-        """As they are now: parameters, or what was put in their place. Biases that the layer lacks are
-        zeros.
-        """
+        """Returns the current weights of a layer and direction; biases that the layer lacks are zeros."""
         suffix = self.suffixes(layer)[direction]
         w_ih, w_hh = getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")
         if self.bias:
@@ -323,11 +323,11 @@ class Recurrent(nn.Module):
         return w_ih, w_hh, zeros, zeros
 
     def projection(self, layer: int, direction: int = 0) -> Tensor | None:
-        """The weights [P, H] that make the hidden state smaller, if any."""
+        """Returns the weights [P, H] of the projection, if any."""
         return getattr(self, f"weight_hr{self.suffixes(layer)[direction]}") if self.proj_size else None
 
     def norms(self, layer: int, direction: int = 0) -> Norms | None:
-        """The parameters of layer norm, if any."""
+        """Returns the parameters of layer norm, if any."""
         if not self.layer_norm:
             return None
         suffix = self.suffixes(layer)[direction]
@@ -335,17 +335,15 @@ class Recurrent(nn.Module):
         return Norms(*(getattr(self, name + suffix) for name in names))
 
     def parameter_like(self) -> Tensor:
-        """A weight, of the type and device of all."""
+        """Returns a tensor of the type and device of the weights."""
         return weight_like(self, "weight_ih_l0")
 
     def flatten_parameters(self) -> None:
-        """Nothing, as the weights need no such order; it is here for scripts that call it of torch's
-        modules.
-        """
+        """Does nothing; scripts written for torch's modules call it."""
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction, as torch's modules give them."""
+        """The parameters of each layer and direction, in the order of torch's modules."""
         places = [(layer, suffix) for layer in range(self.num_layers) for suffix in self.suffixes(layer)]
         return [
             [getattr(self, name + suffix) for name in self.weight_shapes(layer)] for layer, suffix in places
@@ -353,7 +351,7 @@ class Recurrent(nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How the kernels are to work."""
+        """The options of the kernels."""
         return {"backend": self.backend, "compute_dtype": self.compute_dtype, "recompute": self.recompute}
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
@@ -363,20 +361,20 @@ class Recurrent(nn.Module):
         )
 
     def zero_state(self, batch: int) -> State:
-        """The state that a sequence begins with where none is given, [L · directions, B, P] and, for an LSTM,
-        [L · directions, B, H].
+        """Returns zero states, the default start of a sequence.
+
+        [L · directions, B, P] and, for an LSTM, [L · directions, B, H].
         """
         sizes = (self.state_size, self.hidden_size)[: STATES[self.cell]]
         like = self.parameter_like()
         return tuple(like.new_zeros(self.num_layers * self.directions, batch, size) for size in sizes)
 
     def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
-        """Masks on the device (None: that of the weights): new ones in training mode, their means in
-        evaluation mode.
+        """Draws masks in training mode, and returns their means in evaluation mode.
 
-        For held masks in MC dropout draw them with `sampling.train()`, or inside
-        `sampling.mc_dropout(model)`. New ones are from torch's global random state, which stays as it is
-        where nothing is ever dropped.
+        They are on `device` (None: that of the weights). For MC dropout with held masks, draw them after
+        `sampling.train()`, or inside `sampling.mc_dropout(model)`. They come from torch's global random
+        state, which does not change where the policy drops nothing.
         """
         if not self.sampling.training:
             return self.mean_masks()
@@ -386,7 +384,7 @@ class Recurrent(nn.Module):
         )
 
     def mean_masks(self) -> ModelMasks:
-        """The means of all masks, used where none are drawn: the standard approximation."""
+        """Returns the means of all masks, for the standard approximation."""
         return mean_masks(self.dropout, self.num_layers, self.parameter_like(), self.directions)
 
     def run_cell(
@@ -398,8 +396,10 @@ class Recurrent(nn.Module):
         lengths: Tensor | None,
         cells: bool,
     ) -> tuple[State, State]:
-        """The layer and direction `place`: h of all steps (of an LSTM with `cells` c, too), and the last
-        state, [B, P] and [B, H].
+        """Runs one layer in one direction; `place` is (layer, direction).
+
+        Returns the states of all steps, (h,) or with `cells` of an LSTM (h, c), and the last state, [B, P]
+        and [B, H].
         """
         raise NotImplementedError
 
@@ -412,8 +412,10 @@ class Recurrent(nn.Module):
         lengths: Tensor | None,
         cells: bool,
     ) -> tuple[list[State], list[State]]:
-        """One layer: for each direction h of all steps (of an LSTM with `cells` c, too), the last state;
-        `states` [directions, B, …].
+        """Runs one layer in all directions; `states` are [directions, B, …].
+
+        Returns for each direction the states of all steps, (h,) or with `cells` of an LSTM (h, c), and the
+        last state.
         """
         steps, last = [], []
         for direction in range(self.directions):
@@ -422,59 +424,60 @@ class Recurrent(nn.Module):
             if backward:
                 order = reversed_order(len(x_TBD), lengths)
                 x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
-            begin = tuple(part[direction] for part in states)
-            new_steps, new = self.run_cell((layer, direction), x, begin, layer_masks, lengths, cells)
+            first = tuple(part[direction] for part in states)
+            new_steps, new = self.run_cell((layer, direction), x, first, layer_masks, lengths, cells)
             steps.append(tuple(reverse_time(part, order) for part in new_steps) if backward else new_steps)
             last.append(new)
         return steps, last
 
     def checked_state(self, hx: Any, batch: int, batched: bool) -> State:
-        """The states to begin with, each [L · directions, B, …]."""
+        """Returns the initial states, each [L · directions, B, …]; raises TypeError or ValueError."""
         if hx is None:
             return self.zero_state(batch)
         parts: State = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
         if not all(isinstance(part, Tensor) for part in parts):
-            raise TypeError(f"the state must be tensors, got {', '.join(map(shape_of, parts))}")
+            raise TypeError(f"the state must be tensors, got {', '.join(map(shape_text, parts))}")
         if not batched:
             parts = tuple(part.unsqueeze(1) if part.dim() == 2 else part for part in parts)
-        rows, sizes = (
-            self.num_layers * self.directions,
-            (self.state_size, self.hidden_size)[: STATES[self.cell]],
-        )
-        wanted, shapes = [[rows, batch, size] for size in sizes], [list(part.shape) for part in parts]
-        if shapes != wanted:
+        rows = self.num_layers * self.directions
+        sizes = (self.state_size, self.hidden_size)[: STATES[self.cell]]
+        expected, shapes = [[rows, batch, size] for size in sizes], [list(part.shape) for part in parts]
+        if shapes != expected:
             if self.cell is not Cell.lstm:
-                names = f"h, {wanted[0]}"
+                names = f"h, {expected[0]}"
+            elif expected[0] == expected[1]:
+                names = f"(h, c), each {expected[0]}"
             else:
-                names = (
-                    f"(h, c), each {wanted[0]}"
-                    if wanted[0] == wanted[1]
-                    else f"(h, c), {wanted[0]} and {wanted[1]}"
-                )
+                names = f"(h, c), {expected[0]} and {expected[1]}"
             raise ValueError(f"the state must be {names}, got {', '.join(map(str, shapes))}")
         return parts
 
     def check_masks(self, masks: ModelMasks, x_TBD: Tensor) -> None:
-        """Refuses masks that are not for this input; those of layers have their sizes checked by the
-        kernels.
+        """Raises TypeError or ValueError for masks that do not fit the input.
+
+        The kernels check the sizes of the layers' masks.
         """
         if not isinstance(masks, ModelMasks):
-            raise TypeError(f"masks must be those of layer.masks(time, batch), got {type(masks).__name__}")
+            raise TypeError(
+                f"masks must be a ModelMasks, such as layer.masks(time, batch), got {type(masks).__name__}"
+            )
         time, batch, _ = x_TBD.shape
         if len(masks.layers) != self.num_layers * self.directions:
             raise ValueError(
                 f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}"
             )
         if masks.batch not in (None, batch):
-            raise ValueError(f"masks must be of {batch} sequences like the input, got masks of {masks.batch}")
+            raise ValueError(
+                f"masks must be for {batch} sequences like the input, got masks for {masks.batch}"
+            )
         if masks.time not in (None, time):
             raise ValueError(
-                f"masks that are new at every step must be of {time} steps like the input, got masks of "
+                f"masks that are new at every step must be for {time} steps like the input, got masks for "
                 f"{masks.time}"
             )
         if masks.word is not None:
             raise ValueError(
-                "masks.word must be None: a layer knows no words; multiply the embedding by "
+                "masks.word must be None: the input of a layer has no words; multiply the embedding by "
                 "masks.word.keep(ids)"
             )
         if masks.out is not None:
@@ -498,15 +501,17 @@ class Recurrent(nn.Module):
         masks: ModelMasks | None = None,
         return_states: bool = False,
     ) -> tuple[Any, ...]:
-        """The output and the last state, as `torch.nn`'s modules give them.
+        """Returns the output and the last state, as the modules of `torch.nn` do.
 
         `input` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence.
-        With `lengths` [B] the state is that after each sequence's last step, and the output is zero beyond
-        it; lengths above T are T. Masks are of all sequences in the order that they came in, and those of
-        backward layers are of places in the text.
+        With `lengths` [B] the last state is the one after each sequence's last step, and the output beyond it
+        is zero; lengths above T count as T. `masks` have the sequences in the order of the input; masks of
+        backward layers are indexed by position in the text, not by step.
 
-        With `return_states` there is a third result: for each layer and direction, in torch's order, the
-        states of all steps as the output has them, (h,) or, for an LSTM, (h, c), before the output mask.
+        `return_states` adds a third result: for each layer and direction, in torch's order, the states of all
+        steps in the layout of the output, (h,) or for an LSTM (h, c), before the output mask.
+
+        Raises ValueError or TypeError for shapes that do not fit.
         """
         x = input
         if isinstance(x, PackedSequence):
@@ -516,26 +521,23 @@ class Recurrent(nn.Module):
             if padded_TBD.dim() != 3 or padded_TBD.shape[2] != self.input_size:
                 raise ValueError(f"input must be packed rows of {self.input_size}, got {list(x.data.shape)}")
             lengths = own_lengths.to(padded_TBD.device)
-            return self.run(padded_TBD, hx, lengths, masks, True, return_states).given(
-                lambda part: pack_like(part, own_lengths, x)
-            )
+            results = self.run(padded_TBD, hx, lengths, masks, True, return_states)
+            return results.restore(lambda part: pack_like(part, own_lengths, x))
         batched = x.dim() != 2
         if not batched and lengths is not None:
             raise ValueError("lengths must be None with an input without a batch")
-        x_TBD = (
-            x.unsqueeze(1) if not batched else x.transpose(0, 1) if self.batch_first and x.dim() == 3 else x
-        )
+        is_batch_first = self.batch_first and x.dim() == 3
+        x_TBD = x.transpose(0, 1) if is_batch_first else x if batched else x.unsqueeze(1)
         if x_TBD.dim() != 3 or x_TBD.shape[2] != self.input_size:
-            wanted = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+            dims = "B, T" if self.batch_first else "T, B"
             raise ValueError(
-                f"input must be {wanted.format(self.input_size)}, or [T, {self.input_size}], got "
-                f"{list(x.shape)}"
+                f"input must be [{dims}, {self.input_size}], or [T, {self.input_size}], got {list(x.shape)}"
             )
         results = self.run(x_TBD, hx, checked_lengths(lengths, x_TBD), masks, batched, return_states)
         if not batched:
             last = tuple(part.squeeze(1) for part in results.last)
-            return results._replace(last=last).given(lambda part: part.squeeze(1))
-        return results.given(lambda part: part.transpose(0, 1) if self.batch_first else part)
+            return results._replace(last=last).restore(lambda part: part.squeeze(1))
+        return results.restore(lambda part: part.transpose(0, 1) if self.batch_first else part)
 
     def run(
         self,
@@ -546,7 +548,7 @@ class Recurrent(nn.Module):
         batched: bool,
         return_states: bool,
     ) -> "Results":
-        """All layers."""
+        """Runs all layers on a time-first input."""
         time, batch, _ = x_TBD.shape
         states, like = self.checked_state(hx, batch, batched), self.parameter_like()
         if torch.is_autocast_enabled(x_TBD.device.type):
@@ -558,9 +560,9 @@ class Recurrent(nn.Module):
         last: list[State] = []
         steps: list[State] = []
         for layer in range(self.num_layers):
-            here = slice(layer * self.directions, (layer + 1) * self.directions)
-            begin = tuple(part[here] for part in states)
-            new_steps, new = self.run_layer(layer, x_TBD, begin, masks.layers[here], lengths, return_states)
+            rows = slice(layer * self.directions, (layer + 1) * self.directions)
+            first = tuple(part[rows] for part in states)
+            new_steps, new = self.run_layer(layer, x_TBD, first, masks.layers[rows], lengths, return_states)
             x_TBD = new_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in new_steps], -1)
             last += new
             steps += new_steps
@@ -572,9 +574,9 @@ class Recurrent(nn.Module):
         )
 
     def repr_arguments(self) -> Iterator[str]:
-        """The sizes, what is not as by default, and always `batch_first` and the dropout."""
+        """Yields the sizes, the arguments that differ from their defaults, `batch_first` and the dropout."""
         yield f"{self.input_size}, {self.hidden_size}"
-        usual: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "num_layers": 1,
             "bias": True,
             "bidirectional": False,
@@ -582,7 +584,7 @@ class Recurrent(nn.Module):
             "reverse": False,
             "layer_norm": False,
         }
-        for name, value in usual.items():
+        for name, value in defaults.items():
             if getattr(self, name) != value:
                 yield f"{name}={getattr(self, name)}"
         yield f"batch_first={self.batch_first}"
@@ -590,7 +592,7 @@ class Recurrent(nn.Module):
 
     @property
     def mode(self) -> str:
-        """LSTM or GRU, as torch's layers name themselves."""
+        """LSTM or GRU, the attribute that torch's modules have."""
         return self.torch_module.__name__
 
     def extra_repr(self) -> str:
@@ -598,25 +600,23 @@ class Recurrent(nn.Module):
 
 
 class Results(NamedTuple):
-    """Of all layers, time first."""
+    """Outputs and states of all layers, time first."""
 
     y_TBP: Tensor  # [T, B, directions · P]
     last: State
-    steps: list[State] | None  # the states of all steps, where they were asked for
+    steps: list[State] | None  # the states of all steps, with `return_states`
 
-    def given(self, like_input: Callable[[Tensor], Any]) -> tuple[Any, ...]:
-        """As a layer gives them; `like_input` brings what is [T, B, …] to the form of the input."""
-        found = (like_input(self.y_TBP), self.last if len(self.last) > 1 else self.last[0])
-        return (
-            found if self.steps is None else (*found, [tuple(map(like_input, state)) for state in self.steps])
-        )
+    def restore(self, layout: Callable[[Tensor], Any]) -> tuple[Any, ...]:
+        """Returns the results of `forward`; `layout` converts [T, B, …] to the layout of the input."""
+        outputs = (layout(self.y_TBP), self.last if len(self.last) > 1 else self.last[0])
+        return outputs if self.steps is None else (*outputs, [tuple(map(layout, s)) for s in self.steps])
 
 
 def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor | None:
-    """As int64 on the device of the input.
+    """Returns lengths as int64 on the device of the input.
 
-    Raises ValueError; negative lengths on a GPU, which is not waited for, or in compiled code are a
-    RuntimeError once they are read.
+    Raises ValueError. Negative lengths on a GPU or in compiled code raise a RuntimeError when they are read,
+    since checking them would wait for the device.
     """
     if lengths is None:
         return None
@@ -633,7 +633,7 @@ def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor
 
 
 def pack_like(y_TBP: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
-    """The output in the order of a packed input."""
+    """Packs an output in the order of a packed input."""
     if packed.sorted_indices is not None:
         order = packed.sorted_indices
         y_TBP, lengths = y_TBP.index_select(1, order), lengths[order.cpu()]
@@ -642,8 +642,9 @@ def pack_like(y_TBP: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedS
 
 
 def reversed_order(time: int, lengths: Tensor | None) -> Tensor | None:
-    """Which step [T, B] comes at each step of a backward layer: the last of each sequence first; padding
-    stays where it is.
+    """Returns for each step of a backward layer the step of the input [T, B] that it reads.
+
+    Each sequence is reversed within its length; padding stays in place.
     """
     if lengths is None:
         return None
@@ -653,14 +654,14 @@ def reversed_order(time: int, lengths: Tensor | None) -> Tensor | None:
 
 
 def reverse_time(x_TBX: Tensor, order_TB: Tensor | None) -> Tensor:
-    """Steps in that order; None: from the last to the first."""
+    """Reorders the steps; without an order it reverses them."""
     if order_TB is None:
         return x_TBX.flip(0)
     return x_TBX.gather(0, order_TB[..., None].expand(-1, -1, x_TBX.shape[-1]))
 
 
 def reverse_mask(mask: Tensor | None, order_TB: Tensor | None) -> Tensor | None:
-    """A mask [T|1, …, B|1, X], for its places in the text."""
+    """Reorders a mask [T|1, …, B|1, X] as `reverse_time` reorders the input."""
     if mask is None or len(mask) == 1:
         return mask
     if order_TB is None:
@@ -676,8 +677,9 @@ def reverse_masks(masks: Masks, order_TB: Tensor | None) -> Masks:
 
 
 class LSTM(Recurrent):
-    """Stacked LSTM, as `torch.nn.LSTM`; the state is (h, c), [L · directions, B, P] and [L · directions, B,
-    H].
+    """Stacked LSTM with the interface of `torch.nn.LSTM`.
+
+    The state is (h, c), [L · directions, B, P] and [L · directions, B, H].
     """
 
     cell = Cell.lstm
@@ -705,12 +707,11 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """Stacked GRU; the state is h, [L · directions, B, H].
+    """Stacked GRU with the interface of `torch.nn.GRU`; the state is h, [L · directions, B, H].
 
-    The reset gate acts before the recurrent product of the candidate, as in the paper. With the same weights
-    `torch.nn.GRU` computes something else: there, as in cuDNN, it acts after that product, which is
-    `reset_after=True`. `from_torch` sets it; `load_state_dict` cannot notice that it is missing, as both
-    variants have weights of the same names and shapes.
+    The reset gate acts before the recurrent product of the candidate, as in the paper. `torch.nn.GRU` and
+    cuDNN apply it after that product, which is `reset_after=True`. `from_torch` sets it. `load_state_dict`
+    cannot notice that it is missing: both variants have weights of the same names and shapes.
     """
 
     cell = Cell.gru

@@ -1,6 +1,4 @@
-"""What a model knows of its training text beside its weights: all that prediction needs of it, as plain
-values in the checkpoint.
-"""
+"""What prediction needs of the training text beside the weights, as plain values in the checkpoint."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,44 +6,41 @@ from typing import Any
 
 from vdrop_cli.stored import is_finite
 
-LINE_END, UNKNOWN_WORD = "<eos>", "<unk>"  # as they stand in a language model's vocabulary
+LINE_END, UNKNOWN_WORD = "<eos>", "<unk>"  # their names in a language model's vocabulary
 
 
 @dataclass(frozen=True)
 class Words:
-    """Of a language model: `vocabulary[id]` is the word."""
+    """What a language model learned of its text; `vocabulary[id]` is the word."""
 
     vocabulary: list[str] = field(repr=False)
-    line_end: str | None  # the word that stands for the end of a line; None: the text had one line
-    unknown: str | None  # the word that stands for all that are not in the vocabulary; None: there is none
+    line_end: str | None  # the token for the end of a line; None: the training text had one line
+    unknown: str | None  # the token for words outside the vocabulary; None: the vocabulary has none
 
     def __post_init__(self) -> None:
         require_vocabulary(self.vocabulary)
         for name, expected in (("line_end", LINE_END), ("unknown", UNKNOWN_WORD)):
-            wanted = expected if expected in self.vocabulary else None
-            require(getattr(self, name) == wanted, name, repr(wanted))
+            token = expected if expected in self.vocabulary else None
+            require(getattr(self, name) == token, name, repr(token))
 
     @classmethod
-    def of(cls, vocabulary: list[str]) -> "Words":
+    def from_vocabulary(cls, vocabulary: list[str]) -> "Words":
         known = set(vocabulary)
         return cls(vocabulary, *(word if word in known else None for word in (LINE_END, UNKNOWN_WORD)))
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """Of a model of ratings: ids of words are given from 2 on, after <start> and <unknown>."""
+    """What a model of ratings learned of its texts; ids of words start at 2, after <start> and <unknown>."""
 
     vocabulary: list[str] = field(repr=False)
     mean: float  # of the training part's ratings
     deviation: float  # their standard deviation
-    chunk_words: int | None  # longer texts are cut into chunks of so many words
+    chunk_words: int | None  # longer texts are cut into chunks of this many words
     splitting: str  # how a text becomes words: "cornell" or "plain"
     noise_part: str  # the part that the observation noise is fitted to: "valid" or "train"
-    noise: float | None = (
-        # standard deviation of the observations, by the standard approximation; None: not known at that
-        # moment
-        None
-    )
+    # standard deviation of the observations, by the standard approximation; None: not known yet
+    noise: float | None = None
 
     def __post_init__(self) -> None:
         require_vocabulary(self.vocabulary)
@@ -63,13 +58,13 @@ class Ratings:
 Learned = Words | Ratings
 
 
-def require(holds: bool, name: str, wanted: str) -> None:
+def require(holds: bool, name: str, expected: str) -> None:
     if not holds:
-        raise ValueError(f"learned.{name} must be {wanted}")
+        raise ValueError(f"learned.{name} must be {expected}")
 
 
 def is_number(value: object) -> bool:
-    """A finite float: torch does not reckon with all integers."""
+    """Whether a value is a finite float; torch cannot compute with all integers."""
     return type(value) is float and is_finite(value)
 
 
@@ -78,11 +73,11 @@ def require_vocabulary(vocabulary: object) -> None:
     require(words and len(set(vocabulary)) == len(vocabulary), "vocabulary", "a list of different words")  # type: ignore[arg-type,call-overload]
 
 
-def plain(learned: Learned) -> dict[str, Any]:
-    """As it is written into a checkpoint."""
+def to_dict(learned: Learned) -> dict[str, Any]:
+    """Returns the values that a checkpoint stores."""
     return {f.name: getattr(learned, f.name) for f in dataclasses.fields(learned)}
 
 
-def read(held: dict[str, Any], of_ratings: bool) -> Learned:
-    """From what `plain` wrote. Raises ValueError or TypeError where it is something else."""
-    return Ratings(**held) if of_ratings else Words(**held)
+def from_dict(values: dict[str, Any], is_regression: bool) -> Learned:
+    """Returns the object from the values of `to_dict`; raises ValueError or TypeError for any others."""
+    return Ratings(**values) if is_regression else Words(**values)

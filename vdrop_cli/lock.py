@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.files import Damaged, failed, require_regular
+from vdrop_cli.files import Damaged, file_error, require_regular
 
 
 class Lock:
@@ -60,7 +60,7 @@ class Lock:
         except Damaged:
             raise self.foreign() from None
         except OSError as error:
-            raise (self.foreign() if error.errno == errno.ELOOP else failed(self.path, error)) from None
+            raise (self.foreign() if error.errno == errno.ELOOP else file_error(self.path, error)) from None
 
     def is_own(self) -> bool:
         """Returns whether it is a regular file that is empty or names an owner."""

@@ -1,4 +1,4 @@
-"""The models: embedding, stacked layers, and a head: over the vocabulary, or one number.
+"""The models: embedding, stacked layers, and a head over the vocabulary or with one number.
 
 T time  B batch  H hidden size  V vocabulary  L layers
 """
@@ -17,12 +17,13 @@ from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.train import Model
 
 
-class Reader(nn.Module):
-    """Embedding and stacked layers; the embedding has the size of the hidden layers (Zaremba et al. 2014).
-    The head has `rows` rows.
+class Encoder(nn.Module):
+    """Embedding, stacked layers and the weights of a head with `rows` rows.
+
+    The embedding has the size of the hidden layers (Zaremba et al. 2014).
     """
 
-    outputs: int | None = None  # of the last layer that the head reads, the last ones; None: all
+    outputs: int | None = None  # number of last steps whose output the head reads; None: all
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Reader(nn.Module):
         super().__init__()
         hidden = model.hidden_size
         self.dropout = dropout
-        without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # those are on the embedding
+        without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # the embedding has them
         options: dict[str, Any] = {
             "num_layers": model.layers,
             "dropout": without_words,
@@ -54,8 +55,9 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def initialise(self, init: float, stream: Stream, forget_bias: float = 0.0) -> None:
-        """Every parameter, biases too, uniform in [-init, init]; `forget_bias` is added to that of an LSTM's
-        forget gates.
+        """Draws every parameter, biases too, uniformly from [-init, init].
+
+        `forget_bias` is added to the bias of an LSTM's forget gates.
         """
         generator = stream.generator()
         for parameter in self.parameters():
@@ -71,26 +73,26 @@ class Reader(nn.Module):
         return self.layers.zero_state(batch)
 
     def masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
-        """New masks for `time` steps of `batch` sequences, as a function of the stream."""
+        """Draws masks for `time` steps of `batch` sequences, as a function of the stream."""
         return self.host_masks(time, batch, stream).to(self.embedding.device)
 
     def host_masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
-        """The same masks on the CPU, pinned where the model is on a GPU."""
+        """Draws the same masks on the CPU, page-locked where the model is on a GPU."""
         shape = self.layers.mask_shape(time, batch)
         masks = draw(self.dropout, shape, stream, outputs=self.outputs).to("cpu", self.embedding.dtype)
-        return masks.pinned() if self.embedding.is_cuda else masks
+        return masks.pin_memory() if self.embedding.is_cuda else masks
 
     def mean_masks(self) -> ModelMasks:
-        """For evaluation by the standard approximation."""
+        """Returns the masks of the standard approximation."""
         return self.layers.mean_masks()
 
     def embed(self, ids_TB: Tensor, masks: ModelMasks) -> Tensor:
-        """The words' vectors [T, B, H], those of dropped words zero."""
+        """Returns the vectors of the words, [T, B, H]; those of dropped words are zero."""
         x_TBH = nn.functional.embedding(ids_TB, self.embedding)
         return x_TBH if masks.word is None else x_TBH * masks.word.keep(ids_TB)[..., None].to(x_TBH.dtype)
 
 
-class LanguageModel(Reader):
+class LanguageModel(Encoder):
     """Predicts the next word."""
 
     def __init__(
@@ -104,14 +106,14 @@ class LanguageModel(Reader):
         super().__init__(model, dropout, vocabulary_size, vocabulary_size, backend, compute_dtype)
 
     def forward(self, ids_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
-        """The masked output of the last layer [T, B, H], and the state to go on from."""
+        """Returns the masked output of the last layer, [T, B, H], and the state after it."""
         y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=replace(masks, word=None))
         return y_TBH, last if isinstance(last, tuple) else (last,)
 
     def nll(
         self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
     ) -> tuple[Tensor, State]:
-        """Negative log-likelihood of each target in nats, [T, B], and the state to go on from."""
+        """Returns the negative log-likelihood of each target in nats, [T, B], and the state after it."""
         y_TBH, state = self(ids_TB, state, masks)
         nll_N = kernels.linear_cross_entropy(
             y_TBH.flatten(0, 1),
@@ -124,9 +126,10 @@ class LanguageModel(Reader):
         return nll_N.view_as(targets_TB), state
 
 
-class Regressor(Reader):
-    """Predicts a number from a whole text: a linear function of the last layer's state after the text's last
-    word.
+class Regressor(Encoder):
+    """Predicts a number from a text.
+
+    The number is a linear function of the last layer's state after the text's last word.
     """
 
     outputs = 1
@@ -142,7 +145,7 @@ class Regressor(Reader):
         super().__init__(model, dropout, vocabulary_size, 1, backend, compute_dtype)
 
     def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
-        """The numbers [B]; what stands in a column beyond its length is never read."""
+        """Returns the numbers [B]; words beyond a text's length are never read."""
         _, last = self.layers(
             self.embed(ids_TB, masks), lengths=lengths_B, masks=replace(masks, word=None, out=None)
         )

@@ -1,7 +1,6 @@
-"""Dropout beside the recurrent layers: with masks held over a sequence, on words, and on weights.
+"""Dropout outside the recurrent layers: with masks held over a sequence, on words, and on weights.
 
-Each is an `nn.Dropout` to whatever looks for those (`mc_dropout`, tools for uncertainty): `training` decides
-whether it drops.
+Each module is an `nn.Dropout`, so that `mc_dropout` and other tools for uncertainty find it.
 
 T time  B batch  D size of a vector
 """
@@ -16,11 +15,11 @@ from vdrop_cli.policies import WordMask, checked_probability, choice
 
 
 class LockedDropout(nn.Dropout):
-    """One mask for all steps of a sequence, another for each sequence: on [T, B, D], or [B, T, D] with
-    `batch_first`, or a step [B, D].
+    """Dropout with one mask for all steps of a sequence, and another for each sequence.
 
-    In training mode every call draws a new mask unless it is given one (`masks`); a mask that is given is
-    used in either mode.
+    The input is [T, B, D], or [B, T, D] with `batch_first`, or one step [B, D]. In training mode every call
+    without `masks` draws a new mask with drop probability `p`. `masks` that are passed are used in either
+    mode. Raises ValueError for a probability outside [0, 1) and for shapes that do not fit.
     """
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
@@ -31,8 +30,9 @@ class LockedDropout(nn.Dropout):
     def masks(
         self, batch: int, size: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Tensor:
-        """A new mask [1, B, D], or [B, 1, D] with `batch_first`: 0 with probability p, otherwise 1 / (1 - p);
-        ones in evaluation mode.
+        """Draws a mask [1, B, D], or [B, 1, D] with `batch_first`; ones in evaluation mode.
+
+        Elements are 0 with probability p, otherwise 1 / (1 - p).
         """
         checked_probability("p", self.p)
         shape = (batch, 1, size) if self.batch_first else (1, batch, size)
@@ -51,10 +51,10 @@ class LockedDropout(nn.Dropout):
             if not self.training or self.p == 0:
                 return x
             masks = self.masks(x.shape[0 if self.batch_first else 1], x.shape[2], x.device, x.dtype)
-        wanted = (x.shape[0], 1, x.shape[2]) if self.batch_first else (1, *x.shape[1:])
-        if masks.shape != wanted or masks.dtype != x.dtype:
+        expected = (x.shape[0], 1, x.shape[2]) if self.batch_first else (1, *x.shape[1:])
+        if masks.shape != expected or masks.dtype != x.dtype:
             raise ValueError(
-                f"masks must be {x.dtype} {list(wanted)} like x, got {masks.dtype} {list(masks.shape)}"
+                f"masks must be {x.dtype} {list(expected)} like x, got {masks.dtype} {list(masks.shape)}"
             )
         return x * masks
 
@@ -63,13 +63,13 @@ class LockedDropout(nn.Dropout):
 
 
 class WordDropout(nn.Dropout):
-    """Drops words from a text: the vectors of dropped words are zero, those of the others are divided by 1 -
-    p.
+    """Drops words from a text: sets their vectors to zero and divides all others by 1 - p.
 
-    With `by="type"` a word that is dropped is dropped wherever it stands in its sequence (Gal & Ghahramani
-    2016, section 4.2), with `by="token"` each occurrence is dropped by itself. In training mode every call
-    draws new masks unless it is given some; masks that are given are used in either mode. Vectors are [T, B,
-    D] and words [T, B], or [B, T, D] and [B, T] with `batch_first`.
+    With `by="type"` a dropped word is dropped wherever it occurs in its sequence (Gal & Ghahramani 2016,
+    section 4.2); with `by="token"` each occurrence is dropped independently. Vectors are [T, B, D] and words
+    [T, B], or [B, T, D] and [B, T] with `batch_first`. In training mode every call without `masks` draws new
+    ones. `masks` that are passed are used in either mode. Raises ValueError for a probability outside [0, 1)
+    and for shapes that do not fit.
     """
 
     def __init__(self, p: float = 0.5, by: str | WordMask = "type", batch_first: bool = False) -> None:
@@ -78,7 +78,10 @@ class WordDropout(nn.Dropout):
         self.by, self.batch_first = choice(WordMask, "by", by), batch_first
 
     def masks(self, time: int, batch: int, device: torch.device | str = "cpu") -> WordMasks | None:
-        """New masks; None where p is 0 and in evaluation mode. Those by type hold for any number of steps."""
+        """Draws masks; returns None where p is 0 and in evaluation mode.
+
+        Masks by type fit any number of steps.
+        """
         checked_probability("p", self.p)
         return new_word_masks(
             self.p if self.training else 0.0, self.by, time, batch, device, self.batch_first
@@ -100,9 +103,7 @@ class WordDropout(nn.Dropout):
 
 
 class DroppedWeight(nn.Dropout):
-    """A weight with some of its elements dropped while training; new ones whenever it is computed, which is
-    once a forward pass.
-    """
+    """A parametrization that drops elements of a weight in training, resampled once per forward pass."""
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -115,13 +116,12 @@ class DroppedWeight(nn.Dropout):
 
 
 def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None) -> nn.Module:
-    """Drops elements of the recurrent weights of `module` in training, the same at every step (Merity et al.
-    2018, AWD-LSTM).
+    """Drops elements of the recurrent weights of a layer in training, the same ones at every step.
 
-    `names` are the weights, by default all `weight_hh…` of the module itself: of `nn.LSTM`, `nn.GRU` and the
-    layers here. Cells are refused: they compute their weights at every step, so that elements would be
-    dropped anew at every step. The module is changed, by `torch.nn.utils.parametrize`, and returned;
-    `parametrize.remove_parametrizations` undoes it.
+    Merity et al. 2018 (AWD-LSTM). `names` are the weights, by default all `weight_hh…` of `module`:
+    `nn.LSTM`, `nn.GRU` or a layer of this library. The module itself is changed, by
+    `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` undoes it. Raises
+    ValueError for a cell, which would resample its weights at every step, and for unknown names.
     """
     checked_probability("p", p)
     if isinstance(module, RecurrentCell | nn.RNNCellBase):
@@ -132,7 +132,7 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
     own = [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name in own if name.startswith("weight_hh")] if names is None else names
     if not names:
-        raise ValueError(f"names must be given: a {type(module).__name__} has no parameters weight_hh…")
+        raise ValueError(f"names are required: a {type(module).__name__} has no parameters weight_hh…")
     if unknown := [name for name in names if name not in own]:
         raise ValueError(
             f"names must be parameters of the {type(module).__name__}, which has no {', '.join(unknown)}"

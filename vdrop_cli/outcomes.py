@@ -89,7 +89,7 @@ def read_summary(folder: Path) -> list[Outcome]:
     try:
         return parse_summary(files.read(path, SIZE_LIMIT))
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     except Damaged as damage:
         raise ConfigError(f"{path} is damaged ({damage}); name the run folders themselves") from None
 

@@ -1,5 +1,6 @@
-"""Standard output and error of a command: no encoding of a terminal is an error, and progress that cannot be
-shown ends nothing.
+"""Standard output and error of a command.
+
+No encoding of a terminal is an error, and progress that cannot be displayed does not end the command.
 """
 
 import errno
@@ -12,9 +13,7 @@ from typing import Any, TextIO
 
 
 class Stream:
-    """A text stream that remembers the error with which it could not be written; `is_lenient`, it does not
-    raise it.
-    """
+    """A text stream that records its write error; it raises it, unless it `is_lenient`."""
 
     def __init__(self, stream: TextIO, is_lenient: bool) -> None:
         self.stream, self.is_lenient = stream, is_lenient
@@ -26,16 +25,16 @@ class Stream:
         try:
             return self.stream.write(text)
         except OSError as error:
-            self.fail(error)
+            self.record_error(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
         except OSError as error:
-            self.fail(error)
+            self.record_error(error)
 
-    def fail(self, error: OSError) -> None:
+    def record_error(self, error: OSError) -> None:
         self.error = error
         if not self.is_lenient:
             raise error
@@ -45,7 +44,10 @@ class Stream:
 
 
 def prepare() -> None:
-    """Of this process, once. A closed one is opened to nowhere, so that no file comes to lie in its place."""
+    """Wraps standard output and error of this process, once.
+
+    A closed descriptor is opened to the null device, so that no other file receives its number.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -58,35 +60,38 @@ def prepare() -> None:
             setattr(sys, name, Stream(stream, is_lenient=name == "stderr"))
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether it is of standard output, which could not be written."""
+def is_stdout_error(error: BaseException) -> bool:
+    """Whether an error is the write error of standard output."""
     return isinstance(sys.stdout, Stream) and error is sys.stdout.error
 
 
 @contextmanager
-def unshown() -> Iterator[None]:
-    """Prints what is on disk, too: that it cannot be shown ends nothing now; `finish` tells at the end."""
+def stdout_errors_deferred() -> Iterator[None]:
+    """Defers a write error of standard output to `finish`.
+
+    For output that is on disk, too.
+    """
     try:
         yield
     except OSError as error:
-        if not is_lost(error):
+        if not is_stdout_error(error):
             raise
 
 
-def is_shown(tell: Callable[[], object]) -> bool:
-    """Whether what it prints, and is nowhere else, has been written out."""
-    with unshown():
-        tell()
+def is_written(write: Callable[[], object]) -> bool:
+    """Calls `write`, for output that is nowhere else, and returns whether standard output received it."""
+    with stdout_errors_deferred():
+        write()
         sys.stdout.flush()
         return True
     return False
 
 
 def finish() -> int:
-    """Writes out what is left; returns 0, or an exit code where standard output could not be written, and
-    says so unless it is only unread.
+    """Flushes standard output; returns 0, or an exit code where it could not be written.
 
-    Then nothing more is written to it.
+    Prints the reason, except for a reader that closed the pipe. Afterwards standard output leads to the null
+    device.
     """
     stream = sys.stdout
     if not isinstance(stream, Stream):

@@ -1,4 +1,4 @@
-"""Which files are vdrop's own: those it may remove or overwrite. All others stay as they are."""
+"""Recognises files that vdrop wrote and may remove or overwrite; all others stay as they are."""
 
 import fcntl
 import os
@@ -25,29 +25,27 @@ EVALUATION = (
 TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"
 EVENTS = r"events\.out\.tfevents\.\d+\..+"
 RUN = rf"(?:{TRAINING}|{EVALUATION}\.(?:json|partial))(?:\.\d+\.tmp)?|{EVALUATION}\.lock|{EVENTS}|{LOCK}"
-OUTCOMES = ("result.json", "stuck.json")  # how a run has ended, so that it is not trained again
-APPENDED = ("log.jsonl",)  # written in place: a link there leads to a file that is not the run's
+OUTCOMES = ("result.json", "stuck.json")  # of a run that has ended and is not trained again
+APPENDED = ("log.jsonl",)  # written in place, so a link there would change another file
 READ_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # Linux: FS_IOC_GETFLAGS
 UNREMOVABLE = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
-LISTED = 5  # names in a message, at most
+MAX_NAMES = 5  # in a message
 
 
-def fits(names: str, path: Path) -> bool:
+def matches(names: str, path: Path) -> bool:
     return re.fullmatch(names, path.name, re.ASCII) is not None
 
 
-def is_of_run(path: Path) -> bool:
-    """Whether it has a name that training or evaluation gives its files."""
-    return fits(RUN, path)
+def is_run_file(path: Path) -> bool:
+    """Whether training or evaluation gives its files such a name."""
+    return matches(RUN, path)
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a run folder; nothing where there is none yet. Raises ConfigError where it cannot be
-    listed.
-    """
+    """Lists a run folder, empty if it does not exist; raises ConfigError where it cannot be listed."""
     try:
         return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # who makes the folder says what is in its way
+    except (FileNotFoundError, NotADirectoryError):  # making the folder reports the reason
         return []
     except OSError as error:
         raise ConfigError(
@@ -56,17 +54,16 @@ def entries(folder: Path) -> list[Path]:
 
 
 def events_in(folder: Path) -> list[Path]:
-    """TensorBoard's files of a run."""
-    return [path for path in entries(folder) if fits(EVENTS, path)]
+    """Lists TensorBoard's files of a run."""
+    return [path for path in entries(folder) if matches(EVENTS, path)]
 
 
 def require_regular_files(folder: Path, before_writing: bool = False) -> None:
-    """Raises ConfigError where a file of a run is something else: a FIFO, a device, a folder, or a link that
-    leads to none.
+    """Raises ConfigError where a file of a run is a FIFO, a device, a folder or a broken link.
 
     Nothing is opened. `before_writing` also refuses links in place of the files that a run appends to.
     """
-    for path in filter(is_of_run, entries(folder)):
+    for path in filter(is_run_file, entries(folder)):
         try:
             if path.name == LOCK or (before_writing and path.name in APPENDED):
                 files.require_regular(path.lstat())
@@ -76,46 +73,48 @@ def require_regular_files(folder: Path, before_writing: bool = False) -> None:
             raise ConfigError(f"{path} is in the way: {damage}; move it away") from None
         except OSError as error:
             if not path.is_symlink():
-                continue  # removed in between
+                continue  # another process removed it
             raise ConfigError(
                 f"{path} is in the way: a link that leads nowhere ({error.strerror}); move it away"
             ) from None
 
 
 def removal_order(folder: Path) -> list[Path]:
-    """Files of a run as `clear` removes them.
+    """Lists the files of a run in the order in which `clear` removes them.
 
-    Its result, or that it is stuck, comes first, so that what is left is never taken for a run that has
-    ended; then its evaluations; then its checkpoints from the newest to the oldest, each of which finds all
-    that it needs in the older ones and in the log. So after every removal the folder holds a run that resumes
-    to the same result, or none.
+    The result, or the stuck start, comes first, so that the rest is never taken for a run that has ended;
+    then evaluations; then checkpoints from the newest to the oldest, since each needs only older ones and the
+    log. So after every removal the folder holds a run that resumes to the same result, or none.
     """
 
-    def place(path: Path) -> tuple[int, int, int]:
+    def rank(path: Path) -> tuple[int, int, int]:
         if path.name in OUTCOMES:
             return 0, 0, 0
-        if fits(rf"{EVALUATION}\.(?:json|partial)", path):
+        if matches(rf"{EVALUATION}\.(?:json|partial)", path):
             return 1, 0, 0
-        if fits(CHECKPOINT, path):
+        if matches(CHECKPOINT, path):
             epoch, _, batch = path.stem.removeprefix("checkpoint-").partition("-")
             return 2, -int(epoch), -int(batch or 0)
-        return (4 if fits(TRAINING, path) else 3), 0, 0
+        return (4 if matches(TRAINING, path) else 3), 0, 0
 
-    own = [path for path in entries(folder) if is_of_run(path) and path.name != LOCK]
-    return sorted((path for path in own if not is_lock(path)), key=place)
+    own = [path for path in entries(folder) if is_run_file(path) and path.name != LOCK]
+    return sorted((path for path in own if not is_lock(path)), key=rank)
 
 
 def is_lock(path: Path) -> bool:
-    """Of an evaluation. A link or FIFO of that name locks nothing, and is removed like any other file."""
+    """Whether it is the lock file of an evaluation.
+
+    A link or FIFO with that name locks nothing, and is removed like any other file.
+    """
     return (
-        fits(rf"{EVALUATION}\.lock", path)
-        and (status := status_of(path)) is not None
+        matches(rf"{EVALUATION}\.lock", path)
+        and (status := file_status(path)) is not None
         and stat.S_ISREG(status.st_mode)
     )
 
 
-def status_of(path: Path) -> os.stat_result | None:
-    """Of a file or a link; None where it is no longer there, as another process may remove it at any time."""
+def file_status(path: Path) -> os.stat_result | None:
+    """Returns the status of a file or link, or None where another process has removed it."""
     try:
         return path.lstat()
     except FileNotFoundError:
@@ -123,21 +122,20 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def clear(folder: Path) -> None:
-    """Removes an earlier run from its folder, and says what it leaves there. Links are removed, never
-    followed.
+    """Removes an earlier run from its folder, and prints which other files stay.
 
-    Raises ConfigError, with nothing removed, while the run is evaluated or where one of its files cannot be
-    removed.
+    Links are removed, never followed. Raises ConfigError, with nothing removed, while the run is evaluated or
+    where one of its files cannot be removed.
     """
-    found = entries(folder)
-    others = [path.name for path in found if not is_of_run(path)]
+    content = entries(folder)
+    others = [path.name for path in content if not is_run_file(path)]
     with ExitStack() as evaluations:
-        for path in filter(is_lock, filter(is_of_run, found)):
+        for path in filter(is_lock, filter(is_run_file, content)):
             evaluations.enter_context(Lock(path, str(path.with_suffix(".json"))))
         own = removal_order(folder)
         mounts = mount_points()
         for path in own:
-            if reason := obstacle(path, mounts):
+            if reason := unremovable_reason(path, mounts):
                 raise ConfigError(
                     f"force=true: {path} {reason}, so nothing was removed; remove it or move it away"
                 )
@@ -145,26 +143,24 @@ def clear(folder: Path) -> None:
             try:
                 path.unlink(missing_ok=True)
                 if path.name in OUTCOMES:
-                    files.flush_folder(folder)  # on the disk, too, before anything else goes
+                    files.flush_folder(folder)  # before other files are removed
             except OSError as error:
                 raise RunError(
-                    f"force=true: {path} cannot be removed ({error.strerror}); see to it that it can, and "
+                    f"force=true: {path} cannot be removed ({error.strerror}); make it removable, and "
                     "give the same command again"
                 ) from None
     if others:
-        more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
-        listed = ", ".join(map(printable, others[:LISTED]))
+        more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
+        listed = ", ".join(map(printable, others[:MAX_NAMES]))
         print(
-            f"vdrop: force=true leaves what is not the run's in {printable(folder)}: {listed}{more}",
+            f"vdrop: force=true leaves other files in {printable(folder)}: {listed}{more}",
             file=sys.stderr,
         )
 
 
-def obstacle(path: Path, mounts: set[str]) -> str:
-    """Why a file could not be removed, as far as that can be seen; nothing where it can, or where it is
-    gone.
-    """
-    status = status_of(path)
+def unremovable_reason(path: Path, mounts: set[str]) -> str:
+    """Returns the visible reason why a file cannot be removed; empty where it can, or is gone."""
+    status = file_status(path)
     if status is None:
         return ""
     if os.path.join(os.path.realpath(path.parent), path.name) in mounts:
@@ -172,7 +168,7 @@ def obstacle(path: Path, mounts: set[str]) -> str:
     if stat.S_ISDIR(status.st_mode):
         return "is a folder"
     if stat.S_ISREG(status.st_mode):
-        with suppress(OSError):  # where the file system has no flags, or the file cannot be read
+        with suppress(OSError):  # a file system without flags, or an unreadable file
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 (flags,) = struct.unpack_from(
@@ -186,40 +182,42 @@ def obstacle(path: Path, mounts: set[str]) -> str:
 
 
 def mount_points() -> set[str]:
-    """Paths at which something is mounted, on Linux."""
+    """Returns the paths of all mounts, on Linux."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return set()
     return {
-        re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split(" ")[4]) for line in lines
+        re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in lines
     }
 
 
-def require_own(path: Path, is_own: Callable[[bytes], bool], way_out: str, size: int | None = None) -> None:
-    """Raises ConfigError where a file is there that vdrop did not write, going by its content, or by its
-    first `size` bytes.
+def require_own(path: Path, is_own: Callable[[bytes], bool], advice: str, size: int | None = None) -> None:
+    """Raises ConfigError where a file exists that vdrop did not write.
+
+    `is_own` judges the content, or its first `size` bytes.
     """
     try:
         content = files.read(path) if size is None else files.read_start(path, size)
-    except (FileNotFoundError, NotADirectoryError):  # writing it says what is in the way
+    except (FileNotFoundError, NotADirectoryError):  # writing the file reports the reason
         return
     except Damaged as damage:
-        raise ConfigError(f"{printable(path)} would be overwritten, and {damage}; {way_out}") from None
+        raise ConfigError(f"{printable(path)} would be overwritten, and {damage}; {advice}") from None
     except OSError as error:
         raise ConfigError(
-            f"{printable(path)} would be overwritten, and cannot be read ({error.strerror}); {way_out}"
+            f"{printable(path)} would be overwritten, and cannot be read ({error.strerror}); {advice}"
         ) from None
     if not is_own(content):
-        raise ConfigError(f"{printable(path)} was not written by vdrop, and would be overwritten; {way_out}")
+        raise ConfigError(f"{printable(path)} was not written by vdrop, and would be overwritten; {advice}")
 
 
 def require_record(folder: Path) -> None:
-    """Raises ConfigError where a record would take the place of files that are none: a folder of them has
-    only names of a run.
+    """Raises ConfigError where a record would overwrite something other than files.
+
+    A folder of a record has only names of a run's files.
     """
     for path in entries(folder):
-        if is_of_run(path) and (status := status_of(path)) is not None:
+        if is_run_file(path) and (status := file_status(path)) is not None:
             try:
                 files.require_regular(status)
             except Damaged as damage:

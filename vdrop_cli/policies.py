@@ -1,5 +1,6 @@
-"""Dropout policies as plain data: what is dropped, with which probability, and for how long. No torch and no
-Hydra here.
+"""Dropout policies as plain data: what is dropped, with which probability, and for how long.
+
+This module imports neither torch nor Hydra.
 """
 
 import numbers
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 
 class Choice(Enum):
-    """A setting with a few values, written by name."""
+    """A setting with a fixed set of values, written by name."""
 
     def __str__(self) -> str:
         return self.name
@@ -26,9 +27,8 @@ class Policy(Choice):
     zaremba = "zaremba"  # new masks every step, on layer inputs and the output (Zaremba et al. 2014)
     naive = "naive"  # new masks every step and gate, on layer inputs and the recurrence
     moon = "moon"  # one mask over time on the cell state (Moon et al. 2015, rnnDrop)
-    variational = (
-        "variational"  # one mask over time on layer inputs, the recurrence, word types and the output
-    )
+    # one mask over time on layer inputs, the recurrence, word types and the output
+    variational = "variational"
 
 
 class Tie(Choice):
@@ -40,13 +40,13 @@ class Tie(Choice):
 
 
 class WordMask(Choice):
-    type = "type"  # a word that is dropped is dropped wherever it stands in the sequence
-    token = "token"  # each occurrence for itself, as in the authors' code until 2017-01
+    type = "type"  # a dropped word is dropped wherever it occurs in the sequence
+    token = "token"  # each occurrence independently, as in the authors' code until 2017-01
 
 
 NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
 PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out")
-BY_LAYER = ("p_x", "p_h", "p_c")  # may differ from layer to layer
+BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
     Policy.zaremba: ("p_x", "p_out"),
@@ -60,7 +60,7 @@ Probability = float | Sequence[float]  # of dropping, in [0, 1); a sequence has 
 
 
 def choice(kind: type[AnyChoice], name: str, value: object) -> AnyChoice:
-    """A member of `kind`, given as such or by its name; a ValueError names the setting."""
+    """Returns a member of `kind` from itself or its name; raises a ValueError that names the setting."""
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and value in kind.__members__:
@@ -69,7 +69,7 @@ def choice(kind: type[AnyChoice], name: str, value: object) -> AnyChoice:
 
 
 def checked_probability(name: str, p: object) -> float:
-    """`p`, if it is a probability of dropping; a ValueError that names it otherwise."""
+    """Returns `p` as a float; raises a ValueError that names it unless it is in [0, 1)."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {p!r}")
     return float(p)
@@ -79,10 +79,10 @@ def checked_probability(name: str, p: object) -> float:
 class Dropout:
     """A policy and its probabilities of dropping, each in [0, 1).
 
-    Policies, ties and word masks may be given by name, as in `Dropout("variational", p_x=0.3, p_h=0.3)`.
-    `p_x`, `p_h` and `p_c` may be sequences with a probability for each layer. `tie` is `none` for the policy
-    naive and `all` for the others, unless given. Raises ValueError for a probability that is out of range or
-    that the policy does not use.
+    Policies, ties and word masks may be names, as in `Dropout("variational", p_x=0.3, p_h=0.3)`. `p_x`, `p_h`
+    and `p_c` may be sequences with a probability for each layer. `tie` defaults to `none` for the policy
+    naive and to `all` for the others. Raises ValueError for a probability that is out of range or that the
+    policy does not use.
     """
 
     policy: Policy | str
@@ -97,26 +97,26 @@ class Dropout:
 
     def __post_init__(self) -> None:
         policy = choice(Policy, "policy", self.policy)
-        usual = Tie.none if policy is Policy.naive else Tie.all
-        tie = usual if self.tie is None else choice(Tie, "tie", self.tie)
-        if tie is not usual and policy not in (Policy.variational, Policy.naive):
-            raise ValueError(f"tie must be {usual} with policy={policy}, got {tie}")
+        default = Tie.none if policy is Policy.naive else Tie.all
+        tie = default if self.tie is None else choice(Tie, "tie", self.tie)
+        if tie is not default and policy not in (Policy.variational, Policy.naive):
+            raise ValueError(f"tie must be {default} with policy={policy}, got {tie}")
         word_mask = choice(WordMask, "word_mask", self.word_mask)
-        for name, value in (("policy", policy), ("tie", tie), ("word_mask", word_mask)):
-            object.__setattr__(self, name, value)
+        for name, member in (("policy", policy), ("tie", tie), ("word_mask", word_mask)):
+            object.__setattr__(self, name, member)
         for name in PLACES:
-            given = getattr(self, name)
-            if name in BY_LAYER and isinstance(given, Sequence) and not isinstance(given, str):
-                given = tuple(given)
-                object.__setattr__(self, name, given)
-            for p in given if isinstance(given, tuple) else (given,):
+            value = getattr(self, name)
+            if name in BY_LAYER and isinstance(value, Sequence) and not isinstance(value, str):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            for p in value if isinstance(value, tuple) else (value,):
                 if checked_probability(name, p) > 0 and name not in ALLOWED[policy]:
                     raise ValueError(f"{name} must be 0 with policy={policy}, which does not use it, got {p}")
         if word_mask is WordMask.token and self.p_word == 0:
-            raise ValueError("word_mask must be type where p_word=0, there is nothing to mask, got token")
+            raise ValueError("word_mask must be type where p_word=0, which masks no words, got token")
 
-    def of_layers(self, name: str, layers: int) -> tuple[float, ...]:
-        """The probability `p_x`, `p_h` or `p_c` of each layer; a ValueError where there are not so many."""
+    def layer_probabilities(self, name: str, layers: int) -> tuple[float, ...]:
+        """Returns `p_x`, `p_h` or `p_c` of each layer; raises ValueError for another number of layers."""
         p = getattr(self, name)
         if not isinstance(p, tuple):
             return (p,) * layers
@@ -126,18 +126,18 @@ class Dropout:
 
     @property
     def drops(self) -> bool:
-        """Whether anything is ever dropped."""
-        return self.largest > 0
+        """Whether any probability is above 0."""
+        return self.max_probability > 0
 
     @property
-    def largest(self) -> float:
+    def max_probability(self) -> float:
         """The largest of all probabilities."""
-        given = [getattr(self, name) for name in PLACES]
-        return float(max(p for one in given for p in (one if isinstance(one, tuple) else (one,))))
+        values = [getattr(self, name) for name in PLACES]
+        return float(max(p for value in values for p in (value if isinstance(value, tuple) else (value,))))
 
     @property
     def new_every_step(self) -> bool:
-        """Whether masks are drawn anew at every step, rather than held over the sequence."""
+        """Whether masks are resampled at every step, rather than held over the sequence."""
         return self.policy in NEW_EVERY_STEP
 
 

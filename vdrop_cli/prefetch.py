@@ -1,4 +1,4 @@
-"""Masks drawn ahead: those of the next batch by a thread, while this one is trained on."""
+"""Draws the masks of the next batch in a thread, while the current batch is trained on."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +14,9 @@ Batch = TypeVar("Batch")
 
 
 def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
-    """Whether drawing takes long, and the processor is idle meanwhile: on the CPU the thread would take a
-    core from the products.
+    """Whether a thread saves time: where drawing takes long and the processor is otherwise idle.
+
+    On the CPU the thread would take a core from the matrix products.
     """
     return device.type == "cuda" and dropout.new_every_step
 
@@ -23,13 +24,13 @@ def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
 def with_masks(
     batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], dropout: Dropout, device: torch.device
 ) -> Iterator[tuple[Batch, ModelMasks]]:
-    """Each batch with its masks on the device.
+    """Yields each batch with its masks on the device.
 
-    `draw` gives the masks of a batch on the CPU, as a function of the batch alone, so that it makes no
-    difference which thread draws them. What it raises is raised here, when that batch comes.
+    `draw` returns the masks of a batch on the CPU, as a function of the batch alone, so the thread that draws
+    them makes no difference. Its errors are raised here, when that batch is due.
     """
     pairs = (
-        drawn_ahead(batches, draw, device)
+        draw_ahead(batches, draw, device)
         if is_worthwhile(dropout, device)
         else ((batch, draw(batch)) for batch in batches)
     )
@@ -37,17 +38,18 @@ def with_masks(
         yield batch, masks.to(device)
 
 
-def drawn_ahead(
+def draw_ahead(
     batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device
 ) -> Iterator[tuple[Batch, ModelMasks]]:
-    """As `with_masks`, the masks on the CPU. The thread ends with the batches, or when nobody asks for more
-    of them.
+    """Yields each batch with its masks on the CPU, drawn by a thread.
+
+    The thread ends with the batches, or when the caller stops iterating.
     """
-    indexed = with_index(device)  # here: the current device of a new thread is the first
+    indexed = with_index(device)  # in this thread: the current device of a new one is the first GPU
 
     def prepare() -> None:
         if indexed.type == "cuda":
-            torch.cuda.set_device(indexed)  # of this thread, or pinning would open the first GPU
+            torch.cuda.set_device(indexed)  # else pinning in this thread would open the first GPU
 
     pool = ThreadPoolExecutor(1, "masks", prepare)
     current: tuple[Batch, Future[ModelMasks]] | None = None

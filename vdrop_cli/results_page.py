@@ -56,9 +56,9 @@ def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -
         return
     lost = lost_numbers(old, new, planned)
     if lost:
-        more = f" and {len(lost) - ownership.LISTED} more" if len(lost) > ownership.LISTED else ""
+        more = f" and {len(lost) - ownership.MAX_NAMES} more" if len(lost) > ownership.MAX_NAMES else ""
         raise ConfigError(
-            f"{path} would lose numbers of {'; '.join(lost[: ownership.LISTED])}{more}; {OTHERS}"
+            f"{path} would lose numbers of {'; '.join(lost[: ownership.MAX_NAMES])}{more}; {OTHERS}"
         )
 
 

@@ -224,7 +224,7 @@ def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
         _ = made.train  # which it keeps
         return made
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     except (Damaged, ConfigError, OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
         raise ConfigError(
             f"{path} is of another version of vdrop, or damaged ({explain(error, 'train')})"
@@ -321,7 +321,7 @@ def evaluation(path: Path) -> dict[str, Any]:
     try:
         return parse_evaluation(files.read(path, stored.JSON_LIMIT))
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     except Damaged as damage:
         raise ConfigError(
             f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-# Their fast path, taken in evaluation mode, leaves out the dropout of their parts.
+# In evaluation mode their fast path skips the dropout of their parts.
 WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def drops(module: nn.Module) -> bool:
-    """Whether a module by itself drops anything while it is in training mode."""
+    """Whether a module itself drops anything in training mode."""
     if isinstance(module, _DropoutNd):
         return module.p > 0
     if isinstance(module, nn.RNNBase):
@@ -26,7 +26,7 @@ def drops(module: nn.Module) -> bool:
 
 @contextmanager
 def restored_modes(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module is in training or evaluation mode as before."""
+    """Restores the mode, training or evaluation, of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -37,12 +37,12 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
-    """Turns on what drops in a model, and nothing else: the mode of batch norm stays as it is. Afterwards
-    every flag is as before.
+    """Turns on the dropout of a model and nothing else; every flag is restored afterwards.
 
-    It finds `nn.Dropout` and its kin, the layers, cells and modules of this library, `nn.MultiheadAttention`,
-    Transformer layers, and the dropout between layers of `nn.LSTM`. It cannot see calls of
-    `torch.nn.functional.dropout`. Raises ValueError where nothing in the model drops.
+    Batch norm stays in its mode. Dropout is that of `nn.Dropout` and its relatives, the layers, cells and
+    modules of this library, `nn.MultiheadAttention`, Transformer layers, and `nn.LSTM` between its layers.
+    Calls of `torch.nn.functional.dropout` are not visible to it. Raises ValueError where nothing in the model
+    drops.
     """
     modules = list(model.modules())
     if not any(map(drops, modules)):
@@ -61,11 +61,11 @@ def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class Prediction(NamedTuple):
-    """Of S passes, in the shape of the model's output."""
+    """Mean and standard deviation of S passes, in the shape of the model's output."""
 
     mean: Tensor
     std: Tensor  # standard deviation over passes, with S - 1; zero for one pass
-    samples: Tensor | None = None  # [S, …], where they were asked for
+    samples: Tensor | None = None  # [S, …], with `return_samples`
 
 
 @torch.no_grad()
@@ -78,19 +78,21 @@ def predict_mc(
     dim: int | None = None,
     return_samples: bool = False,
 ) -> Prediction:
-    """Mean and standard deviation of `samples` passes of MC dropout of `model(x)`, which must be one tensor.
+    """Returns mean and standard deviation of `samples` passes of MC dropout of `model(x)`.
 
-    `batch` passes are made at once, by repeating `x` along its dimension of sequences `dim`, which the output
-    must have, too: 0 where the batch comes first, 1 where time does. This is faster, and the same in
-    distribution where masks are drawn for each sequence; dropped weights (`WeightDrop`) are not, and are
-    refused. All that does not drop is in evaluation mode meanwhile. Sums are in float64; mean and standard
-    deviation are in the type of the output, or in float32 where that is of whole numbers.
+    `model(x)` must return one tensor. `batch` passes run at once: `x` is repeated along its dimension of
+    sequences `dim`, which the output must have, too (0 where the batch comes first, 1 where time does). This
+    is faster, and has the same distribution where masks are drawn for each sequence. Everything that does not
+    drop is in evaluation mode meanwhile. Sums are in float64; mean and standard deviation have the type of
+    the output, or float32 where the output is integers. Raises ValueError for `batch` > 1 without `dim` or
+    with dropped weights (`WeightDrop`), which all passes of a batch would share, and for an output of another
+    shape.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
     if batch > 1 and dim is None:
         raise ValueError(
-            "dim must be given with batch > 1: the dimension of sequences, 0 where the batch comes first, 1 "
+            "dim is required with batch > 1: the dimension of sequences, 0 where the batch comes first, 1 "
             "where time does"
         )
     if batch > 1 and any(
@@ -103,29 +105,29 @@ def predict_mc(
     dim = 0 if dim is None else dim
     size = x.shape[dim]
     total = squares = first = None
-    collected = []
+    outputs = []
     with restored_modes(model), mc_dropout(model.eval()):
         for start in range(0, samples, batch):
             passes = min(batch, samples - start)
             y = model(torch.cat([x] * passes, dim))
             if not isinstance(y, Tensor) or y.shape[dim] != passes * size:
-                got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+                shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
                 raise ValueError(
-                    f"model must return one tensor with {passes * size} rows in dimension {dim}, got {got}"
+                    f"model must return one tensor with {passes * size} rows in dimension {dim}, got {shape}"
                 )
             for one in torch.split(y, size, dim):
                 value = one.double()
                 first = value if first is None else first
-                off = value - first  # sums of differences, which lose nothing where the mean is large
-                total = off if total is None else total + off
-                squares = off.square() if squares is None else squares + off.square()
+                difference = value - first  # its sums stay exact where the mean is large
+                total = difference if total is None else total + difference
+                squares = difference.square() if squares is None else squares + difference.square()
                 if return_samples:
-                    collected.append(one)
+                    outputs.append(one)
     assert first is not None and total is not None and squares is not None
     variance = (squares - total.square() / samples).clamp(min=0) / max(1, samples - 1)
     dtype = y.dtype if y.dtype.is_floating_point else torch.float32
     return Prediction(
         (first + total / samples).to(dtype),
         variance.sqrt().to(dtype),
-        torch.stack(collected) if return_samples else None,
+        torch.stack(outputs) if return_samples else None,
     )

@@ -1,6 +1,4 @@
-"""What is read back from disk as plain data: parsed strictly, bounded, of the types that are asked for; or
-`Damaged` with the reason.
-"""
+"""Reads JSON and YAML from disk as plain data: strictly, with limits, of the required types."""
 
 import json
 import math
@@ -14,24 +12,24 @@ from vdrop_cli import files
 from vdrop_cli.archives import levels
 from vdrop_cli.files import Damaged
 
-DEPTH = 20  # of lists and dicts in each other
-JSON_LIMIT = 2**26  # bytes of a result or an evaluation; the largest of ours has some hundred kilobytes
-YAML_LIMIT = 2**20  # bytes of a configuration; ours have some kilobytes
+MAX_DEPTH = 20  # of nested lists and dicts
+JSON_LIMIT = 2**26  # bytes of a result or an evaluation; the largest so far has some hundred kilobytes
+YAML_LIMIT = 2**20  # bytes of a configuration; they have some kilobytes
 NUMBER = (int, float)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises: FileNotFoundError; Damaged; OSError where it cannot be read now."""
+    """Reads an object; raises FileNotFoundError, Damaged, or OSError where it cannot be read now."""
     return parse_json(files.read(path, JSON_LIMIT))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Raises: FileNotFoundError; Damaged; OSError where it cannot be read now."""
+    """Reads a mapping; raises FileNotFoundError, Damaged, or OSError where it cannot be read now."""
     return parse_yaml(files.read(path, YAML_LIMIT))
 
 
 def parse_json(content: bytes, infinite: bool = False) -> dict[str, Any]:
-    """An object, as `parse_value` reads it. Raises Damaged."""
+    """Parses an object as `parse_value` does; raises Damaged."""
     value = parse_value(content, infinite)
     if not isinstance(value, dict):
         raise Damaged("it is not a JSON object")
@@ -39,8 +37,9 @@ def parse_json(content: bytes, infinite: bool = False) -> dict[str, Any]:
 
 
 def parse_value(content: bytes, infinite: bool = False) -> Any:
-    """Strict JSON in UTF-8, no key twice; `infinite` allows Infinity, which is a value of some settings.
-    Raises Damaged.
+    """Parses strict JSON in UTF-8 without repeated keys; raises Damaged.
+
+    `infinite` allows Infinity, which some settings may have.
     """
 
     def constant(name: str) -> float:
@@ -50,17 +49,17 @@ def parse_value(content: bytes, infinite: bool = False) -> Any:
 
     try:
         value = json.loads(content.decode(), parse_constant=constant, object_pairs_hook=without_repeats)
-    except (ValueError, RecursionError) as error:  # of these, UnicodeDecodeError and JSONDecodeError
-        raise Damaged(
-            "it is not JSON" if not isinstance(error, RecursionError) else "it is nested too deeply"
-        ) from None
-    if any(depth >= DEPTH for depth, _ in enumerate(levels(value))):
+    except RecursionError:
+        raise Damaged("it is nested too deeply") from None
+    except ValueError:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Damaged("it is not JSON") from None
+    if any(depth >= MAX_DEPTH for depth, _ in enumerate(levels(value))):
         raise Damaged("it is nested too deeply")
     return value
 
 
 def readable_by(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
-    """Whether `parse`, which raises Damaged, takes a content."""
+    """Returns a predicate: whether `parse` accepts a content without raising Damaged."""
 
     def is_readable(content: bytes) -> bool:
         try:
@@ -73,15 +72,16 @@ def readable_by(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise Damaged("it names a key twice")
-    return found
+    return mapping
 
 
 class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain data only: an anchor, an alias or a tag ends it before anything is expanded. Dates stay strings,
-    as in OmegaConf.
+    """A YAML loader for plain data; it refuses anchors, aliases and tags before it expands anything.
+
+    Dates stay strings, as in OmegaConf.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
@@ -101,7 +101,7 @@ class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         if getattr(event, "tag", None) not in (None, "!"):
             self.refuse("it has a tag")
         self.depth += 1
-        if self.depth > DEPTH:
+        if self.depth > MAX_DEPTH:
             self.refuse("it is nested too deeply")
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
@@ -120,9 +120,9 @@ class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def parse_yaml(content: bytes) -> dict[str, Any]:
-    """A mapping of plain data. Raises Damaged."""
+    """Parses a mapping of plain data; raises Damaged."""
     try:
-        value = yaml.load(content.decode(), Loader=PlainLoader)  # a SafeLoader
+        value = yaml.load(content.decode(), Loader=PlainLoader)  # derived from SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
         raise Damaged("it is not YAML") from None
     if not isinstance(value, dict):
@@ -131,8 +131,9 @@ def parse_yaml(content: bytes) -> dict[str, Any]:
 
 
 def require(values: Mapping[str, Any], fields: Mapping[str, type]) -> None:
-    """That each field is there, of its type; a float is finite, and may be written as an integer. Raises
-    Damaged.
+    """Raises Damaged unless every field exists and has its type.
+
+    A float must be finite, and may be written as an integer.
     """
     for name, kind in fields.items():
         if name not in values:
@@ -160,5 +161,5 @@ KINDS = {
 def is_finite(value: object) -> bool:
     try:
         return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer larger than any float
         return False

@@ -76,7 +76,7 @@ def read(folder: Path) -> StuckStart | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     except Damaged as damage:
         raise ConfigError(
             f"{path} is damaged ({damage}); delete it and give the same vdrop train command again"
@@ -101,4 +101,4 @@ def forget(folder: Path) -> None:
     try:
         (folder / FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise files.failed(folder / FILE, error) from None
+        raise files.file_error(folder / FILE, error) from None

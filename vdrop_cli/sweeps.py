@@ -136,7 +136,7 @@ class Job:
             outcome.status, outcome.code, outcome.reason = "failed", 1, str(error)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            if output.is_lost(error):
+            if output.is_stdout_error(error):
                 outcome.status, outcome.code = "failed", output.finish()
             elif outcome.status == "interrupted":  # and saved: an earlier handler of the signal has failed
                 outcome.reason += f" ({message})"
@@ -295,7 +295,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                 self.explain_loss(outcome, "".join(losses[number : number + 1]) or failure)
                 is_news = True
         if ended and (len(ended) > 1 or is_news):
-            with output.unshown():
+            with output.stdout_errors_deferred():
                 self.print_results(ended)
             print(summary(ended, skips=self.job.command == "train"), file=sys.stderr)
         outcomes.write(ended, self.folder / outcomes.SUMMARY)

@@ -519,7 +519,7 @@ def without_line_ends(found: Checkpoint) -> Checkpoint:
     vocabulary = found.learned["vocabulary"]
     kept = [number for number, word in enumerate(vocabulary) if word not in ("<eos>", "<unk>")]
     by_word = {name: found.model[name][kept] for name in ("embedding", "head_weight", "head_bias")}
-    known = learned.plain(Words.of([vocabulary[number] for number in kept]))
+    known = learned.to_dict(Words.from_vocabulary([vocabulary[number] for number in kept]))
     return replace(found, model=found.model | by_word, learned=known)
 
 

@@ -61,7 +61,7 @@ def test_the_archive_is_fetched_verified_and_kept(
         archive.add(reviews / "scaledata", "scaledata")
     monkeypatch.setattr(cornell, "URL", (tmp_path / "scale_data.tar.gz").as_uri())
     first = cornell.read(Data(CorpusName.cornell))
-    assert "fetched from file:" in first.origin
+    assert "downloaded from file:" in first.origin
     monkeypatch.setattr(cornell, "URL", "http://127.0.0.1:1/")
     again = cornell.read(Data(CorpusName.cornell))  # from data/cornell_scale
     assert again.origin == "data/cornell_scale" and again.fingerprint == first.fingerprint

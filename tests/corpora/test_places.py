@@ -1,4 +1,4 @@
-"""Where corpora are looked for, and how they are kept."""
+"""Where corpora are looked for, and how they are stored."""
 
 from pathlib import Path
 
@@ -15,25 +15,25 @@ FILES = ["a.txt", "sub/b.txt"]
 @pytest.mark.usefixtures("elsewhere")
 def test_the_first_place_that_has_all_files_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Data(CorpusName.vader)
-    monkeypatch.setenv("VDROP_DATA", str(tmp_path / "told"))
+    monkeypatch.setenv("VDROP_DATA", str(tmp_path / "root"))
     assert places.local(data, "name", FILES) is None
-    kept = places.keep("name", {file: file.encode() for file in FILES})
-    assert kept == Path("data/name") and not list(Path().rglob("*.tmp"))
-    assert places.local(data, "name", FILES) == ("data/name", kept)
-    (tmp_path / "told" / "name" / "sub").mkdir(parents=True)
-    (tmp_path / "told" / "name" / "a.txt").touch()
-    assert places.local(data, "name", FILES) == ("data/name", kept), "a file is missing in the first place"
-    (tmp_path / "told" / "name" / "sub" / "b.txt").touch()
-    assert places.local(data, "name", FILES) == ("VDROP_DATA", tmp_path / "told" / "name")
+    folder = places.store("name", {file: file.encode() for file in FILES})
+    assert folder == Path("data/name") and not list(Path().rglob("*.tmp"))
+    assert places.local(data, "name", FILES) == ("data/name", folder)
+    (tmp_path / "root" / "name" / "sub").mkdir(parents=True)
+    (tmp_path / "root" / "name" / "a.txt").touch()
+    assert places.local(data, "name", FILES) == ("data/name", folder), "a file is missing in the first place"
+    (tmp_path / "root" / "name" / "sub" / "b.txt").touch()
+    assert places.local(data, "name", FILES) == ("VDROP_DATA", tmp_path / "root" / "name")
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_folder_that_was_named_is_the_only_one(tmp_path: Path) -> None:
-    places.keep("name", {file: b"" for file in FILES})
+    places.store("name", {file: b"" for file in FILES})
     (tmp_path / "a.txt").touch()
     with pytest.raises(
         ConfigError,
-        match=r"^data\.dir=.* has no sub/b\.txt; point data\.dir at a folder with a\.txt and sub/b\.txt",
+        match=r"^data\.dir=.* has no sub/b\.txt; set data\.dir to a folder with a\.txt and sub/b\.txt",
     ):
         places.local(Data(CorpusName.vader, dir=str(tmp_path)), "name", FILES)
 
@@ -42,7 +42,7 @@ def test_a_folder_that_was_named_is_the_only_one(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     Path("data").write_text("a file")
     with pytest.raises(ConfigError, match=r"^data/name cannot be written"):
-        places.keep("name", {"a.txt": b""})
+        places.store("name", {"a.txt": b""})
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -51,7 +51,7 @@ def test_what_a_user_has_there_is_not_overwritten() -> None:
     (folder := Path("data/name/sub")).mkdir(parents=True)
     (folder / "b.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"data/name/sub/b\.txt was not written by vdrop, .*; move it away"):
-        places.keep("name", {file: b"mine, and more" for file in FILES})
+        places.store("name", {file: b"mine, and more" for file in FILES})
     assert (folder / "b.txt").read_text() == "mine" and not Path("data/name/a.txt").exists()
-    places.keep("name", {"a.txt": b"1", "sub/b.txt": b"mine"})
+    places.store("name", {"a.txt": b"1", "sub/b.txt": b"mine"})
     assert Path("data/name/a.txt").read_bytes() == b"1"

@@ -61,7 +61,7 @@ def test_a_changed_file_is_named(real_data: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_the_files_is_an_error_that_names_the_first(tmp_path: Path) -> None:
     (tmp_path / "ptb.train.txt").touch()
-    with pytest.raises(ConfigError, match=r"data\.dir=.* has no ptb\.valid\.txt; point data\.dir at"):
+    with pytest.raises(ConfigError, match=r"data\.dir=.* has no ptb\.valid\.txt; set data\.dir"):
         ptb.read(Data(CorpusName.ptb, dir=str(tmp_path)))
 
 

@@ -40,14 +40,12 @@ def test_a_rating_is_a_finite_number() -> None:
         10**400,
         float("nan"),
     ):
-        with pytest.raises(
-            ConfigError, match=r"^row 3 holds .*, which is no rating; it needs a finite number"
-        ):
+        with pytest.raises(ConfigError, match=r"^row 3 holds .*, .* a finite number"):
             number(value, "row 3")
 
 
 def test_too_few_texts_and_one_rating_for_all_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^here has 9 texts; it needs 10 at least"):
+    with pytest.raises(ConfigError, match=r"^here has 9 texts; it needs at least 10"):
         Rated([["a"]] * 9, [float(n) for n in range(9)], "here")
     with pytest.raises(ConfigError, match=r"^here gives every text the same rating, 0\.5"):
         Rated([["a"]] * 10, [0.5] * 10, "here")

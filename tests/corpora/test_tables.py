@@ -94,7 +94,7 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(content: str, message: str
 def test_a_row_of_a_tsv_that_does_not_fit_is_named_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"line 3 has 3 fields, its header 2; fields that hold a tab cannot be in such a file",
+        match=r"line 3 has 3 fields, its header 2; fields with a tab cannot be in such a file",
     ):
         read(tmp_path, "text\tstars\na\t1\nb\tc\t2\n", "a.tsv")
 
@@ -105,9 +105,7 @@ def test_blank_lines_at_the_end_are_none(tmp_path: Path) -> None:
 
 def test_an_empty_field_alone_is_a_row_where_it_is_quoted(tmp_path: Path) -> None:
     assert read(tmp_path, 'text\na\n""\nb\n""\n\n') == [(2, ["a"]), (3, [""]), (4, ["b"]), (5, [""])]
-    with pytest.raises(
-        ConfigError, match=r"line 3 is blank; take it out, or give it 1 field, as the header has"
-    ):
+    with pytest.raises(ConfigError, match=r"line 3 is blank; .* give it 1 field, as the header has"):
         read(tmp_path, "text\na\n\nb\n")
 
 
@@ -117,19 +115,19 @@ def test_an_empty_field_alone_is_a_row_where_it_is_quoted(tmp_path: Path) -> Non
 )
 def test_another_separator_is_named(separator: str, name: str, advice: str, tmp_path: Path) -> None:
     if name:
-        told = (
+        message = (
             rf"^data\.csv=.* has {name} between its columns, .* with a comma; give "
             rf"'data\.delimiter=\"{advice}\"'"
         )
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             table(tmp_path, f'id{separator}"stars"{separator}text\n').place("stars", "data.rating_column")
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             table(tmp_path, f"id{separator}stars{separator}text\n").place("stars", "data.rating_column")
     else:  # a comma, and names that begin with a blank
         made = table(tmp_path, "id, stars, text\n")
         with pytest.raises(
             ConfigError,
-            match=r"^data\.rating_column=stars is not a column of .*; there are id, ' stars', ' text'$",
+            match=r"^data\.rating_column=stars is not a column of .*; choose from id, ' stars', ' text'$",
         ):
             made.place("stars", "data.rating_column")
         assert made.place(" stars", "data.rating_column") == 1

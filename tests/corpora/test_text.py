@@ -59,7 +59,7 @@ def test_a_text_that_would_be_all_unknown_is_refused(train: bytes, min_count: in
     data = files(tmp_path, train)
     data.min_count = min_count
     with pytest.raises(
-        ConfigError, match=rf"^data\.min_count={min_count}: the training part of .* all would be <unk>"
+        ConfigError, match=rf"^data\.min_count={min_count}: .* training part of .* all would be <unk>"
     ):
         corpora.load(data)
 
@@ -102,14 +102,14 @@ def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_the
             part for part in ("".join(rows[:place]), "".join(rows[place:])) if part
         ),
     }
-    found = {}
+    fingerprints = {}
     for name, content in contents.items():
         corpus = encoded(
             Raw(dict.fromkeys(PARTS, content), "here"), Data(CorpusName.hub, name="a", column="b", cache=None)
         )
         assert [corpus.vocabulary[number] for number in corpus.test_N] == expected, name
-        found[name] = corpus.fingerprint
-    assert len(set(found.values())) == 1, found
+        fingerprints[name] = corpus.fingerprint
+    assert len(set(fingerprints.values())) == 1, fingerprints
 
 
 def test_rows_that_end_in_a_newline_have_one_end_each() -> None:
@@ -196,9 +196,9 @@ BAD = [
     (b" \t ", "is empty"),
     (b"\n\r\n\n", "is empty"),
     (b"ab \xff", r"is not UTF-8 \(invalid start byte at byte 3\); convert it to UTF-8"),
-    (b"ab\r\n\n\0", "holds NUL in line 3, as no text does; convert it to UTF-8"),
+    (b"ab\r\n\n\0", "NUL character in line 3; convert it to UTF-8"),
     ("ab\n".encode("utf-16"), r"is not UTF-8 \(invalid start byte at byte 0\)"),
-    ("ab\n".encode("utf-16-le"), "holds NUL in line 1"),
+    ("ab\n".encode("utf-16-le"), "NUL character in line 1"),
 ]
 
 
@@ -228,8 +228,8 @@ def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
 
     first = load("a", b"one two\n")
     (entry,) = cache.iterdir()
-    held = torch.load(entry, weights_only=True)
-    write_tensors(entry, {**held, "vocabulary": ["seen", "in", "the", "cache"]})
+    values = torch.load(entry, weights_only=True)
+    write_tensors(entry, {**values, "vocabulary": ["seen", "in", "the", "cache"]})
     assert load("b", b"one two\n").vocabulary == ["seen", "in", "the", "cache"]
     second = load("a", b"three\n")
     assert second.vocabulary == ["three", "<eos>", "<unk>"]

@@ -45,7 +45,7 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
     [
         (
             "text,stars\n" + "a,1\n" * 5 + "b,many\n" + "c,2\n" * 9,
-            r"^data\.csv=.*: line 7 holds 'many', which is no rating",
+            r"^data\.csv=.*: line 7 holds 'many', which is not a rating",
         ),
         (
             "text,stars\n" + "a,1\n" * 5 + "b\n" + "c,2\n" * 9,
@@ -53,23 +53,26 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
         ),
         (
             "text,stars\n" + '"a\nb",1\n' * 5 + "b,1_0\n" + "c,2\n" * 9,
-            r"^data\.csv=.*: line 12 holds '1_0', which is no rating",
+            r"^data\.csv=.*: line 12 holds '1_0', which is not a rating",
         ),
         ("text,stars,stars\na,1,2\n", r"^data\.csv=.*: line 1 names more than one column 'stars'"),
         ("text;stars\na;1\n", r"^data\.csv=.* has a semicolon between its columns, .*data\.delimiter"),
-        ("text, stars\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, ' stars'"),
+        (
+            "text, stars\na,1\n",
+            r"^data\.rating_column=stars is not a column of .*; choose from text, ' stars'",
+        ),
         (
             "text,stars\n" + "".join(f'" ",{n}\n' for n in range(12)),
             r"^.*a\.csv has no word in any of its 12 texts",
         ),
-        ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; there are words, stars"),
-        ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; there are text, points"),
-        ("", r"^data\.column=text is not a column of .*; there are none"),
+        ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; choose from words, stars"),
+        ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; choose from text, points"),
+        ("", r"^data\.column=text is not a column of .*; choose from none"),
         (
             b"text,stars\n\xff,1\n",
             r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert it",
         ),
-        (b"text,stars\na,1\nb\0,2\n", r"^data\.csv=.* holds NUL in line 3, as no text does"),
+        (b"text,stars\na,1\nb\0,2\n", r"^data\.csv=.* has a NUL character in line 3"),
         ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line 2 begins a quoted field after which ' b,1"),
     ],
 )
@@ -138,7 +141,7 @@ def test_a_data_sets_own_parts_are_kept(tmp_path: Path) -> None:
     assert rated.ratings[:2] == [0, 0.5]
 
 
-def of_folder(folder: Path, **contents: str | bytes) -> corpora.Rated:
+def load_folder(folder: Path, **contents: str | bytes) -> corpora.Rated:
     """Files by name, in which two underscores stand for the dot; the library's cache goes to the test's own
     folder.
     """
@@ -177,7 +180,7 @@ def test_a_table_in_a_folder_is_read_as_one_that_is_named(
     ending: str, others: dict[str, str | bytes], tmp_path: Path
 ) -> None:
     """Whatever lies beside it."""
-    rated = of_folder(tmp_path / "set", **{f"train__{ending}": TEXTS[ending]}, **others)
+    rated = load_folder(tmp_path / "set", **{f"train__{ending}": TEXTS[ending]}, **others)
     alone = from_csv(tmp_path / f"train.{ending}", TEXTS[ending])
     assert (rated.texts, rated.ratings) == (alone.texts, alone.ratings)
     assert (
@@ -193,14 +196,16 @@ def test_a_table_in_a_folder_is_read_as_one_that_is_named(
         ("3,a b,x", r"^data\.name=.*set: test\.csv: line 10 has 3 fields, its header 2"),
         ("4", r"^data\.name=.*set: test\.csv: line 10 has 1 field, its header 2"),
         ("\n1,a", r"^data\.name=.*set: test\.csv: line 10 is blank"),
-        ("many,a", r"^data\.rating_column=stars: line 10 of test\.csv holds 'many', which is no rating"),
-        ("3,a\0", r"^data\.name=.*set: test\.csv holds NUL in line 10"),
+        ("many,a", r"^data\.rating_column=stars: line 10 of test\.csv holds 'many', which is not a rating"),
+        ("3,a\0", r"^data\.name=.*set: test\.csv has a NUL character in line 10"),
     ],
 )
 @pytest.mark.usefixtures("own_cache")
 def test_a_row_of_a_folders_table_that_does_not_fit_is_named(row: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        of_folder(tmp_path / "set", train__csv=f"stars,text\n{MORE}", test__csv=f"stars,text\n{MORE}{row}\n")
+        load_folder(
+            tmp_path / "set", train__csv=f"stars,text\n{MORE}", test__csv=f"stars,text\n{MORE}{row}\n"
+        )
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -211,7 +216,7 @@ def test_another_separator_in_a_folder_is_refused_without_advice_that_cannot_be_
         ConfigError,
         match=r"train\.csv has a semicolon between its columns, .*; write the file with commas, or with tabs",
     ):
-        of_folder(tmp_path / "set", train__csv=f"stars;text\n{MORE.replace(',', ';')}1;a, b\n")
+        load_folder(tmp_path / "set", train__csv=f"stars;text\n{MORE.replace(',', ';')}1;a, b\n")
 
 
 def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:
@@ -220,7 +225,9 @@ def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:
 
 
 def test_a_data_set_without_a_part_to_test_on_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.name=.* has no split test beside train and validation"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.name=.* has the splits train and validation, but no split test"
+    ):
         on_hub(tmp_path / "set", "train", "validation")
 
 
@@ -233,6 +240,6 @@ def test_a_long_text_is_a_text_too(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"^data\.rating_column=points is not a column of .*; there are text, stars"
+        ConfigError, match=r"^data\.rating_column=points is not a column of .*; choose from text, stars"
     ):
         on_hub(tmp_path / "set", "train", rating="points")

@@ -25,7 +25,7 @@ def test_the_real_snippets_are_fetched_verified_and_kept() -> None:
         first = corpora.rated(Data(CorpusName.vader))
     except ConfigError as error:
         pytest.skip(f"needs a package index: {error}")
-    assert "fetched with vaderSentiment 3.3.2" in first.origin and len(first.texts) == 10_605
+    assert "downloaded with vaderSentiment 3.3.2" in first.origin and len(first.texts) == 10_605
     assert (
         -4 <= min(first.ratings) < -3.8 and 3.9 < max(first.ratings) <= 4 and abs(fmean(first.ratings)) < 0.01
     )

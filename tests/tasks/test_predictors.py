@@ -17,5 +17,5 @@ def test_a_text_is_read_as_in_training(text: str) -> None:
         Raw(dict.fromkeys(PARTS, text.encode()), "here"),
         Data(CorpusName.hub, name="a", column="b", cache=None),
     )
-    predictor = WordPredictor(Words.of(corpus.vocabulary), torch.device("cpu"))
+    predictor = WordPredictor(Words.from_vocabulary(corpus.vocabulary), torch.device("cpu"))
     assert torch.equal(predictor.encode([*predictor.words(text), *predictor.line_end]), corpus.train_N)

@@ -629,7 +629,7 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
 def test_a_baseline_that_cannot_be_had_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(baselines, "is_there", lambda: False)
+    monkeypatch.setattr(baselines, "is_available", lambda: False)
     assert list(made(40).baselines) == ["test_rmse_of_mean"]
     assert "ridge regression is left out, it takes pip install 'vdrop[baselines]'" in capsys.readouterr().err
 
@@ -638,7 +638,7 @@ def test_the_baselines_are_told_beside() -> None:
     """The word of a text is n % 5, which says nothing of its number n: no better than the mean."""
     found = made(200, "task.protocol=clean").baselines
     assert 40 < found["test_rmse_of_mean"] < 80
-    if baselines.is_there():
+    if baselines.is_available():
         assert found["test_rmse_of_ridge"] == pytest.approx(found["test_rmse_of_mean"], rel=0.1)
 
 

@@ -206,8 +206,10 @@ def write(settings: Bench, measurements: list[Measurement], rates: Rates) -> Pat
             raise
     except (OSError, RunError) as error:
         reason = error if isinstance(error, RunError) else f"{folder} cannot be written ({error.strerror})"
-        is_shown = output.is_shown(lambda: print_results(measurements, rates, torch.device(settings.device)))
-        above = "; the table is above" if is_shown else ""
+        is_written = output.is_written(
+            lambda: print_results(measurements, rates, torch.device(settings.device))
+        )
+        above = "; the table is above" if is_written else ""
         raise ConfigError(f"outputs={settings.outputs}: {reason}{above}") from None
     return path
 

@@ -26,7 +26,7 @@ def run(settings: Compare) -> None:
     if not any(one.finished for one in configurations):
         raise ConfigError("none of these runs is finished; give the same vdrop train command again to resume")
     write(settings, configurations)
-    with output.unshown():
+    with output.stdout_errors_deferred():
         print_tables(configurations)
 
 

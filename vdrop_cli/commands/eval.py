@@ -134,7 +134,7 @@ def run(settings: Eval) -> str:
     target = path.with_name(
         f"{result_stem(path.stem, kind(settings, paths, task), precision, found.train.precision)}.json"
     )
-    if not ownership.is_of_run(target):  # of a checkpoint with a name of its own
+    if not ownership.is_run_file(target):  # of a checkpoint with a name of its own
         is_own = stored.readable_by(runs.parse_evaluation)
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
@@ -321,9 +321,9 @@ def write(path: Path, told: dict[str, Any]) -> None:
     try:
         files.replace(path, (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
     except RunError as error:
-        if output.is_shown(lambda: tell(told)):
+        if output.is_written(lambda: tell(told)):
             raise RunError(f"{error}; the results are above") from None
         raise
-    with output.unshown():
+    with output.stdout_errors_deferred():
         tell(told)
     print(f"\nwritten to {path}", file=sys.stderr)

@@ -318,7 +318,9 @@ def require_evaluations_kept(finished: Finished, there: Path) -> None:
 def evaluations_in(record: Path) -> list[Path]:
     """Of any epoch."""
     return [
-        path for path in ownership.entries(record) if ownership.fits(rf"{ownership.EVALUATION}\.json", path)
+        path
+        for path in ownership.entries(record)
+        if ownership.matches(rf"{ownership.EVALUATION}\.json", path)
     ]
 
 

@@ -297,7 +297,7 @@ class Run:
                 state=[part.cpu() for part in self.state] if self.batch else [],
                 model=model,
                 optimiser=self.optimiser.state_dict(),
-                learned=learned.plain(self.task.learned(self.measured)),
+                learned=learned.to_dict(self.task.learned(self.measured)),
             ),
             self.folder,
             self.best_saved,
@@ -509,7 +509,7 @@ def last_good(training: Run) -> str:
 
 def tell(result: dict[str, Any]) -> None:
     """The result for a person; it is on disk, so that nothing is lost where it cannot be shown."""
-    with output.unshown():
+    with output.stdout_errors_deferred():
         for name, value in result.items():
             if name != "warnings":
                 print(

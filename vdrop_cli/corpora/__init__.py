@@ -1,7 +1,7 @@
-"""Corpora by name: text → ids. No knowledge of models."""
+"""Corpora by name: text → ids. This package does not know models."""
 
 from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
-from vdrop_cli.corpora import rated as of_ratings
+from vdrop_cli.corpora import rated as rated_texts
 from vdrop_cli.corpora.rated import Rated
 from vdrop_cli.corpora.text import Corpus, Raw, unknown_share
 from vdrop_cli.settings.choices import CorpusName
@@ -11,9 +11,7 @@ __all__ = ["Corpus", "Rated", "Raw", "load", "rated", "read", "unknown_share", "
 
 
 def read(data: Data) -> Raw:
-    """The text of the three parts, fetched if need be, checked where there is something to check it
-    against.
-    """
+    """Returns the text of the three parts; downloads and verifies it where the source says so."""
     readers = {
         CorpusName.ptb: ptb.read,
         CorpusName.pydoc: pydoc.read,
@@ -24,7 +22,10 @@ def read(data: Data) -> Raw:
 
 
 def load(data: Data, fingerprint: str | None = None) -> Corpus:
-    """The corpus as ids; with the fingerprint that a checkpoint has of it, as it was encoded then."""
+    """Returns the corpus as ids.
+
+    `fingerprint` is that of a checkpoint's corpus: the text is encoded as it was then.
+    """
     corpus = text.encoded(read(data), data, fingerprint)
     if data.source is CorpusName.ptb:
         ptb.check_counts(corpus)
@@ -32,7 +33,7 @@ def load(data: Data, fingerprint: str | None = None) -> Corpus:
 
 
 def rated(data: Data) -> Rated:
-    """Texts with their ratings."""
+    """Returns texts with their ratings."""
     readers = {
         CorpusName.cornell: cornell.read,
         CorpusName.vader: vader.read,
@@ -42,7 +43,5 @@ def rated(data: Data) -> Rated:
 
 
 def words(splitting: str, text: str) -> list[str]:
-    """Those of a text from elsewhere, as texts with ratings are split: as those of "cornell", or as all
-    others.
-    """
-    return cornell.words(text) if splitting == "cornell" else of_ratings.words(text)
+    """Splits a new text into words by the rule of the training texts, "cornell" or "plain"."""
+    return cornell.words(text) if splitting == "cornell" else rated_texts.words(text)

@@ -1,8 +1,7 @@
-"""Any data set of the Hugging Face Hub that has a text column and splits train, validation and test; or a
-folder of this machine like one.
+"""Reads data sets of the Hugging Face Hub, or a local folder like one, with a text column and splits.
 
-The library finds the files of each split. Tables and text files are read here, as those that are given by
-themselves are; all others by the library.
+The library locates the files of each split. Tables and text files are parsed here, by the rules of `data.csv`
+and `data=text`; all other formats by the library.
 """
 
 from collections.abc import Iterable
@@ -18,9 +17,9 @@ from vdrop_cli.settings.train import Data
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 READ_HERE = ("csv", "text")  # by the library's names for readers
-# options of theirs that need no refusal: they change nothing here, or, as `sep`, are followed; what is not
-# UTF-8 is refused anyway
-WITHOUT_EFFECT = (
+# options of those readers that are accepted: they change nothing here, or are followed, as `sep` is; text
+# that is not UTF-8 is refused anyway
+ACCEPTED_OPTIONS = (
     "sep",
     "delimiter",
     "features",
@@ -39,17 +38,17 @@ class Prepared:
         self.rows, self.split, self.where = rows, split, where
 
     def column(self, setting: str, name: str | None) -> list[Any]:
-        """`setting` is what chose the column."""
+        """Returns a column; `setting` is the setting that chose it."""
         require_column(name, self.rows.column_names, setting, self.where)
         return list(self.rows[name])
 
     def place(self, row: int) -> str:
-        """For a person."""
+        """Describes the position of a row for a message."""
         return f"row {row} of {self.split}"
 
 
 class Files:
-    """A split that is read here, from the files of these names."""
+    """A split that is parsed here, from tables by the name of their file."""
 
     def __init__(self, tables: dict[str, Table | Lines]) -> None:
         self.tables = tables
@@ -59,12 +58,12 @@ class Files:
         return {name: list(table.rows()) for name, table in self.tables.items()}
 
     def column(self, setting: str, name: str | None) -> list[Any]:
-        """`setting` is what chose the column."""
+        """Returns a column; `setting` is the setting that chose it."""
         places = {file: table.place(str(name), setting) for file, table in self.tables.items()}
         return [row.fields[places[file]] for file, rows in self.rows.items() for row in rows]
 
     def place(self, row: int) -> str:
-        """For a person."""
+        """Describes the position of a row for a message."""
         for file, rows in self.rows.items():
             if row < len(rows):
                 return f"line {rows[row].line} of {file}"
@@ -76,13 +75,13 @@ Split = Prepared | Files
 
 
 def load(data: Data) -> dict[str, Split]:
-    """The splits of a data set, by name."""
-    import datasets  # slow to import, so only where it is used
+    """Returns the splits of a data set by name; raises ConfigError where it cannot be loaded."""
+    import datasets  # slow to import
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.text.text import Text
     from huggingface_hub import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of what fails, the last word is enough
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the exception is enough
     datasets.disable_progress_bars()
     assert data.name is not None
     where = f"data.name={data.name}"
@@ -91,17 +90,17 @@ def load(data: Data) -> dict[str, Split]:
         if isinstance(builder, Csv | Text):
             root = str(Path(data.name).resolve()) if Path(data.name).is_dir() else builder.base_path
             paths = {
-                str(split): paths_of(of_split, root) for split, of_split in builder.config.data_files.items()
+                str(split): local_paths(files, root) for split, files in builder.config.data_files.items()
             }
         else:
             builder.download_and_prepare()
             prepared = builder.as_dataset()
-    except Exception as error:  # the library raises what its many parts raise; the reason is in the message
+    except Exception as error:  # the library raises many types; the message has the reason
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{where} cannot be loaded from the Hub ({reason[:300]})") from None
     if isinstance(builder, Csv | Text):
         require_plain(builder.config, where)
-        return read_here(paths, getattr(builder.config, "sep", None), where)
+        return read_files(paths, getattr(builder.config, "sep", None), where)
     if builder.info.builder_name in READ_HERE:
         raise ConfigError(
             f"{where}: the Hub cannot be reached, and its files were read by other rules before; name a "
@@ -110,10 +109,8 @@ def load(data: Data) -> dict[str, Split]:
     return {str(split): Prepared(rows, str(split), where) for split, rows in prepared.items()}
 
 
-def paths_of(files: Iterable[object], root: str) -> dict[str, str]:
-    """Where the files of a split are on this machine, unpacked, by their names below the root of the data
-    set.
-    """
+def local_paths(files: Iterable[object], root: str) -> dict[str, str]:
+    """Returns the unpacked files of a split on this machine, by their names below the data set's root."""
     import datasets
 
     manager, paths = datasets.DownloadManager(), {}
@@ -125,46 +122,52 @@ def paths_of(files: Iterable[object], root: str) -> dict[str, str]:
 
 
 def require_plain(options: Any, where: str) -> None:
-    """Raises ConfigError where the description of a data set says how its files are to be read, but for the
-    sign between columns.
+    """Raises ConfigError where a data set's description changes how its files are read.
+
+    Only the separator of columns may be set.
     """
     import datasets
 
-    usual, of_all = type(options)(), {option.name for option in fields(datasets.BuilderConfig)}
+    defaults = type(options)()
+    common = {option.name for option in fields(datasets.BuilderConfig)}
     own = [
         option.name
         for option in fields(options)
-        if option.name not in of_all and option.name not in WITHOUT_EFFECT
+        if option.name not in common and option.name not in ACCEPTED_OPTIONS
     ]
-    changed = [name for name in sorted(own) if getattr(options, name) != getattr(usual, name)]
+    changed = [name for name in sorted(own) if getattr(options, name) != getattr(defaults, name)]
     if len(getattr(options, "sep", ",")) != 1:
         changed.append("sep")
     if changed:
         raise ConfigError(
-            f"{where}: its description sets {changed[0]}, which is not read; write its files without, and "
-            "name their folder"
+            f"{where}: its description sets {changed[0]}, which is not supported; write its files without "
+            "it, and name their folder"
         )
 
 
-def read_here(paths: dict[str, dict[str, str]], separator: str | None, where: str) -> dict[str, Split]:
-    """Text files, or tables whose columns are separated as their names say, or else by `separator`."""
-    usual = {delimiter_of(name) for of_split in paths.values() for name in of_split}
-    found: dict[str, Split] = {}
-    for split, of_split in paths.items():
+def read_files(paths: dict[str, dict[str, str]], separator: str | None, where: str) -> dict[str, Split]:
+    """Parses text files and tables.
+
+    Columns are separated by the sign that the file's name implies, or else by `separator`.
+    """
+    defaults = {delimiter_of(name) for files in paths.values() for name in files}
+    splits: dict[str, Split] = {}
+    for split, files in paths.items():
         tables: dict[str, Table | Lines] = {}
-        for name, path in of_split.items():
-            of_file = f"{where}: {name}"
-            text = decoded(read_file(Path(path), of_file), of_file)
-            delimiter = separator if separator not in usual else delimiter_of(name)
-            tables[name] = (
-                Lines(text, of_file) if delimiter is None else Table(text, delimiter, of_file, settable=False)
-            )
-        found[split] = Files(tables)
-    return found
+        for name, path in files.items():
+            where_file = f"{where}: {name}"
+            text = decoded(read_file(Path(path), where_file), where_file)
+            delimiter = separator if separator not in defaults else delimiter_of(name)
+            if delimiter is None:
+                tables[name] = Lines(text, where_file)
+            else:
+                tables[name] = Table(text, delimiter, where_file, settable=False)
+        splits[split] = Files(tables)
+    return splits
 
 
 def texts(data: Data, split: Split) -> list[str]:
-    """The column `data.column`."""
+    """Returns the column `data.column` as texts."""
     values = split.column("data.column", data.column)
     return [
         read_as_text(value, f"data.column={data.column}: {split.place(row)}")
@@ -173,30 +176,30 @@ def texts(data: Data, split: Split) -> list[str]:
 
 
 def read_as_text(value: object, where: str) -> str:
-    """What is not there is a text without words."""
+    """Returns a value as text, empty for None; raises ConfigError for anything else."""
     if value is None or isinstance(value, str):
         return value or ""
-    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is no text; choose another column")
+    raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is not text; choose another column")
 
 
 def rows(data: Data) -> dict[str, list[str]]:
-    """The texts of each part."""
-    found = load(data)
-    of_parts = {}
+    """Returns the texts of each part."""
+    splits = load(data)
+    parts = {}
     for part in PARTS:
-        if SPLITS[part] not in found:
+        if SPLITS[part] not in splits:
             raise ConfigError(
-                f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(found)}; use data=text "
+                f"data.name={data.name} has no split {SPLITS[part]}, only {', '.join(splits)}; use data=text "
                 "with files"
             )
-        of_parts[part] = texts(data, found[SPLITS[part]])
-    return of_parts
+        parts[part] = texts(data, splits[SPLITS[part]])
+    return parts
 
 
 def origin(data: Data) -> str:
-    """For a person."""
+    """Names the source for messages."""
     return f"Hub: {data.name}{f'@{data.revision}' if data.revision else ''}"
 
 
 def read(data: Data) -> Raw:
-    return Raw({part: from_rows(of_part) for part, of_part in rows(data).items()}, origin(data))
+    return Raw({part: from_rows(texts) for part, texts in rows(data).items()}, origin(data))

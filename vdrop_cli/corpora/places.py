@@ -1,4 +1,4 @@
-"""Where on this machine a corpus may lie, and how one that was fetched is kept there."""
+"""Locates a corpus on this machine, and stores one that was downloaded."""
 
 import hashlib
 import os
@@ -10,17 +10,18 @@ from vdrop_cli import ownership
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.settings.train import Data
 
-DOWNLOADS = Path("data")  # below the working directory; a folder a corpus
+DOWNLOADS = Path("data")  # below the working directory, with a folder for each corpus
 
 
 def places(data: Data, name: str) -> list[tuple[str, Path]]:
-    """Where to look, each with the name of the setting behind it. `data.dir` is the only place where it is
-    set.
+    """Returns the folders to search, each with the name of its setting.
+
+    Where `data.dir` is set it is the only one.
     """
     if data.dir is not None:
         return [("data.dir", Path(data.dir))]
-    told = os.environ.get("VDROP_DATA")
-    return [*([("VDROP_DATA", Path(told) / name)] if told else []), (f"data/{name}", DOWNLOADS / name)]
+    root = os.environ.get("VDROP_DATA")
+    return [*([("VDROP_DATA", Path(root) / name)] if root else []), (f"data/{name}", DOWNLOADS / name)]
 
 
 def missing(folder: Path, files: Iterable[str]) -> list[str]:
@@ -28,39 +29,37 @@ def missing(folder: Path, files: Iterable[str]) -> list[str]:
 
 
 def local(data: Data, name: str, files: Sequence[str]) -> tuple[str, Path] | None:
-    """The first place that holds all files, if there is one. Raises ConfigError where `data.dir` is set and
-    does not.
+    """Returns the first place with all files, and its setting; None where no place has them.
+
+    Raises ConfigError where `data.dir` is set and lacks a file.
     """
-    looked = places(data, name)
-    found = next((place for place in looked if not missing(place[1], files)), None)
-    if found is None and data.dir is not None:
+    complete = [place for place in places(data, name) if not missing(place[1], files)]
+    if not complete and data.dir is not None:
         raise ConfigError(
-            f"data.dir={data.dir} has no {missing(Path(data.dir), files)[0]}; point data.dir at a folder "
-            f"with {' and '.join(files)}, "
-            f"set VDROP_DATA to a folder with {name}/ in it, or leave both unset to fetch them"
+            f"data.dir={data.dir} has no {missing(Path(data.dir), files)[0]}; set data.dir to a folder "
+            f"with {' and '.join(files)}, or VDROP_DATA to a folder with {name}/ in it, or neither to "
+            "download them"
         )
-    return found
+    return complete[0] if complete else None
 
 
 def check_md5(
-    contents: dict[str, bytes], sums: dict[str, str], where: str, what: str, otherwise: str
+    contents: dict[str, bytes], sums: dict[str, str], where: str, what: str, alternative: str
 ) -> None:
-    """Raises ConfigError where a content is not what it is known to be; `{name}` in `where` stands for its
-    name.
-    """
+    """Raises ConfigError where a content has another MD5; `{name}` in `where` stands for its name."""
     for name, content in contents.items():
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != sums[name]:
-            told = where.format(name=name)
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if md5 != sums[name]:
             raise ConfigError(
-                f"{told} is not {what}: MD5 {found}, expected {sums[name]}; get the file again, or use "
-                f"data={otherwise}"
+                f"{where.format(name=name)} is not {what}: MD5 {md5}, expected {sums[name]}; get the file "
+                f"again, or use data={alternative}"
             )
 
 
-def keep(name: str, contents: dict[str, bytes]) -> Path:
-    """Below `data/`. Raises ConfigError, with nothing written, where files of these names and other content
-    are there.
+def store(name: str, contents: dict[str, bytes]) -> Path:
+    """Writes files below `data/` and returns their folder.
+
+    Raises ConfigError, with nothing written, where files with these names and other content exist.
     """
     folder = DOWNLOADS / name
     for file, content in contents.items():

@@ -1,4 +1,4 @@
-"""Penn Treebank in Mikolov's preparation: found in a local folder, else fetched; always verified."""
+"""Penn Treebank in Mikolov's preparation, from a local folder, else downloaded; always verified."""
 
 import http.client
 import urllib.request
@@ -10,7 +10,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import CorpusName
 from vdrop_cli.settings.train import Data
 
-NAME = "ptb"  # of its folder
+NAME = "ptb"  # name of the folder
 MD5 = {
     "train": "f26c4b92c5fdc7b3f8c7cdcb991d8420",
     "valid": "aa0affc06ff7c36e977d7cd49e3839bf",
@@ -33,11 +33,11 @@ FILES = [file_name(part) for part in PARTS]
 
 
 def read(data: Data) -> Raw:
-    """The three files, from the first place that has them."""
-    found = places.local(data, NAME, FILES)
-    if found is None:
+    """Returns the three files, from the first place that has them."""
+    place = places.local(data, NAME, FILES)
+    if place is None:
         return fetch()
-    setting, folder = found
+    setting, folder = place
     contents = {
         part: read_file(folder / file_name(part), f"{setting}: {folder / file_name(part)}") for part in PARTS
     }
@@ -46,31 +46,28 @@ def read(data: Data) -> Raw:
 
 
 def fetch() -> Raw:
-    """From the Hub, else by URL; what came is verified and kept below `data/`."""
-    refusals = []
+    """Downloads from the Hub, else by URL; verifies, and stores the files below `data/`."""
+    errors = []
     sources: dict[str, Callable[[], dict[str, bytes]]] = {f"the Hub ({HUB.name})": from_hub, URL: from_url}
     for origin, source in sources.items():
         try:
             contents = source()
             check_sums(contents, f"{{name}} part from {origin}")
         except (OSError, http.client.HTTPException, ConfigError) as error:
-            refusals.append(f"{origin}: {' '.join(str(error).split())[:200]}")
+            errors.append(f"{origin}: {' '.join(str(error).split())[:200]}")
             continue
-        folder = places.keep(NAME, {file_name(part): content for part, content in contents.items()})
-        return Raw(contents, f"{folder} (fetched from {origin})")
+        folder = places.store(NAME, {file_name(part): content for part, content in contents.items()})
+        return Raw(contents, f"{folder} (downloaded from {origin})")
     raise ConfigError(
-        "data=ptb is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with "
-        "ptb.{train,valid,test}.txt; "
-        f"the environment variable VDROP_DATA=FOLDER with {NAME}/ in it; the files in "
-        f"{places.DOWNLOADS / NAME}; data=pydoc, which needs "
-        f"no download. Tried {'; '.join(refusals)}"
+        "data=ptb is not on this machine and could not be downloaded. Set data.dir=FOLDER with "
+        "ptb.{train,valid,test}.txt in it, or the environment variable VDROP_DATA=FOLDER with "
+        f"{NAME}/ in it, or put the files into {places.DOWNLOADS / NAME}, or use data=pydoc, which needs "
+        f"no download. Tried {'; '.join(errors)}"
     )
 
 
 def from_hub() -> dict[str, bytes]:
-    """The Hub's copy has lost the blanks at both ends of each line; with them it is the original, to the
-    byte.
-    """
+    """Downloads the Hub's copy and restores the blanks at both ends of each line, which it lacks."""
     sentences = hub.rows(HUB)
     return {part: "".join(f" {line} \n" for line in sentences[part]).encode() for part in PARTS}
 
@@ -84,7 +81,7 @@ def check_sums(contents: dict[str, bytes], where: str) -> None:
 
 
 def check_counts(corpus: Corpus) -> None:
-    """That reading it gave what is known of it."""
+    """Raises ConfigError where the numbers of tokens or types differ from the known ones."""
     counts = {part: len(stream_N) for part, stream_N in corpus.parts.items()}
     if counts != TOKENS or len(corpus.vocabulary) != TYPES:
         raise ConfigError(

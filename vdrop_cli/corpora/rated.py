@@ -1,4 +1,4 @@
-"""Texts that have a number each: what the sources of the regression task have in common."""
+"""Texts with a number each, as all sources of the regression task provide them."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.fields import FLOAT32_LIMIT
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # where it is text
-SIGNS = re.compile(r"(.)\1*")  # a row of the same one is a word
-FEWEST = 10  # texts, so that each part of a split has one
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+SIGNS = re.compile(r"(.)\1*")  # repetitions of one sign are one word
+MIN_TEXTS = 10  # so that each part of a split has one
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,15 @@ class Rated:
 
     texts: list[list[str]] = field(repr=False)
     ratings: list[float] = field(repr=False)
-    origin: str  # for a person: where they came from
-    parts: list[str] = field(
-        default_factory=list, repr=False
-    )  # train, valid or test of each text, where the source says so
-    places: list[str] = field(
-        default_factory=list, repr=False
-    )  # for a person: where in the source each text is, such as "line 3"
+    origin: str  # the source, for messages
+    # train, valid or test for each text, where the source has parts
+    parts: list[str] = field(default_factory=list, repr=False)
+    # the position of each text in the source, such as "line 3", for messages
+    places: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.texts) < FEWEST:
-            raise ConfigError(f"{self.origin} has {len(self.texts)} texts; it needs {FEWEST} at least")
+        if len(self.texts) < MIN_TEXTS:
+            raise ConfigError(f"{self.origin} has {len(self.texts)} texts; it needs at least {MIN_TEXTS}")
         if not any(self.texts):
             raise ConfigError(
                 f"{self.origin} has no word in any of its {len(self.texts):,} texts; choose another "
@@ -38,8 +36,8 @@ class Rated:
             )
         if min(self.ratings) == max(self.ratings):
             raise ConfigError(
-                f"{self.origin} gives every text the same rating, {self.ratings[0]:g}; there is nothing to "
-                "predict"
+                f"{self.origin} gives every text the same rating, {self.ratings[0]:g}; choose "
+                "another data.rating_column"
             )
 
     def shortened(self, train: int, others: int, words: int | None) -> "Rated":
@@ -60,7 +58,7 @@ class Rated:
 
     @property
     def without_words(self) -> list[int]:
-        """Numbers of the texts that have none."""
+        """The numbers of the texts that have no words."""
         return [number for number, text in enumerate(self.texts) if not text]
 
     @property
@@ -70,21 +68,22 @@ class Rated:
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased, without the punctuation and other signs at the ends of what white space separates, which
-    are words for themselves.
+    """Splits a text at white space into lower-case words.
+
+    Punctuation and symbols at the ends of a word become words of their own.
     """
-    found = []
+    result = []
     for word in unicodedata.normalize("NFC", text).lower().split():
         first = next((n for n, character in enumerate(word) if not is_sign(character)), len(word))
         end = len(word) - next(
             (n for n, character in enumerate(reversed(word[first:])) if not is_sign(character)), 0
         )
-        found += [*signs(word[:first]), *([word[first:end]] if first < end else []), *signs(word[end:])]
-    return found
+        result += [*signs(word[:first]), *([word[first:end]] if first < end else []), *signs(word[end:])]
+    return result
 
 
 def is_sign(character: str) -> bool:
-    """Punctuation or a symbol."""
+    """Whether a character is punctuation or a symbol."""
     return unicodedata.category(character)[0] in "PS"
 
 
@@ -93,7 +92,7 @@ def signs(row: str) -> list[str]:
 
 
 def number(value: object, where: str) -> float:
-    """A rating from what stands in its place; `where` is for the message."""
+    """Parses a rating; raises a ConfigError that begins with `where`."""
     try:
         if not isinstance(value, str) or NUMBER.fullmatch(value.strip(" ")):
             rating = float(value)  # type: ignore[arg-type]
@@ -102,6 +101,6 @@ def number(value: object, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         pass
     raise ConfigError(
-        f"{where} holds {str(value)[:40]!r}, which is no rating; it needs a finite number, such as 3.5 or "
+        f"{where} holds {str(value)[:40]!r}, which is not a rating; write a finite number, such as 3.5 or "
         "1e-2"
     )

@@ -1,7 +1,7 @@
-"""Tables in text files: CSV as RFC 4180 has it, and TSV, where quotation marks are text. A row that does not
-fit the header is an error.
+"""Tables in text files: CSV by RFC 4180, and TSV, where quotation marks are text.
 
-Lines are counted as an editor counts them; a quoted field may hold several.
+A row that does not fit the header is an error. Lines are counted as an editor counts them; a quoted field may
+have several.
 """
 
 import re
@@ -19,18 +19,19 @@ QUOTED = r'"([^"]*+(?:""[^"]*+)*+)"'
 
 
 class Row(NamedTuple):
-    line: int  # where it begins
-    fields: list[str]  # none in a blank line
+    line: int  # its first line
+    fields: list[str]  # empty for a blank line
 
 
 def delimiter_of(name: str) -> str:
-    """That of a file by its name: a tab in a .tsv, which may be compressed, else a comma."""
+    """Returns the delimiter that a file's name implies: a tab for .tsv, compressed or not, else a comma."""
     return TAB if ".tsv" in map(str.lower, PurePath(name).suffixes) else ","
 
 
 class Table:
-    """A text whose first row names the columns. `where` is what an error names; `settable`: whether
-    `data.delimiter` can be set for it.
+    """A text whose first row names the columns.
+
+    Errors begin with `where`; `settable` says whether `data.delimiter` applies to the text.
     """
 
     def __init__(self, text: str, delimiter: str, where: str, settable: bool = True) -> None:
@@ -53,56 +54,58 @@ class Table:
     def split_as_csv(self) -> Iterator[Row]:
         by = re.escape(self.delimiter)
         field = re.compile(rf'(?:{QUOTED}|([^"{by}\r\n]*+))({by}|{LINE_END.pattern}|\Z)')
-        text, place, line, begin, fields = self.text, 0, 1, 1, list[str]()
+        text, position = self.text, 0
+        line = first_line = 1
+        fields: list[str] = []
         while True:
-            found = field.match(text, place)
-            if found is None:
-                raise self.misquoted(place)
-            quoted, plain, end = found.groups()
+            match = field.match(text, position)
+            if match is None:
+                raise self.quoting_error(position)
+            quoted, plain, end = match.groups()
             fields.append(plain if quoted is None else quoted.replace('""', '"'))
             line += line_ends(quoted) if quoted else 0
-            place = found.end()
+            position = match.end()
             if end != self.delimiter:
                 is_blank = len(fields) == 1 and quoted is None and not plain.strip(" ")
-                yield Row(begin, fields if not is_blank else [])
-                if place == len(text):
+                yield Row(first_line, fields if not is_blank else [])
+                if position == len(text):
                     return
                 line += 1
-                begin, fields = line, []
+                first_line, fields = line, []
 
-    def misquoted(self, place: int) -> ConfigError:
-        """What is wrong with the field that begins there."""
-        begin, closed = self.line_at(place), re.compile(QUOTED).match(self.text, place)
-        if begin == 1 and (separator := self.another_separator()):
-            return separator
-        if not self.text.startswith('"', place):
-            told = (
+    def quoting_error(self, position: int) -> ConfigError:
+        """Returns the error in the field that begins at a position."""
+        line, closed = self.line_at(position), re.compile(QUOTED).match(self.text, position)
+        if line == 1 and (error := self.separator_error()):
+            return error
+        if not self.text.startswith('"', position):
+            problem = (
                 "holds a quotation mark in a field that does not begin with one; put the field in "
                 "quotation marks, and double those in it"
             )
         elif closed is None:
-            told = (
+            problem = (
                 "begins a field with a quotation mark that is never closed; close it, or double it and "
                 "put the field in quotation marks"
             )
         else:
             end = self.line_at(closed.end())
-            told = (
+            problem = (
                 f"begins a quoted field after which {self.text[closed.end() :][:20]!r} follows in line "
                 f"{end}; "
                 "quotation marks in a quoted field are doubled"
             )
-        return ConfigError(f"{self.where}: line {begin} {told}")
+        return ConfigError(f"{self.where}: line {line} {problem}")
 
     def place(self, name: str, setting: str) -> int:
-        """Of a column among the fields of a row."""
-        if name not in self.names and (separator := self.another_separator(name)):
-            raise separator
+        """Returns the position of a column among the fields of a row."""
+        if name not in self.names and (error := self.separator_error(name)):
+            raise error
         require_column(name, self.names, setting, self.where)
         return self.names.index(name)
 
-    def another_separator(self, name: str | None = None) -> ConfigError | None:
-        """Where the header has columns, or the one of that name, if another sign separates them."""
+    def separator_error(self, name: str | None = None) -> ConfigError | None:
+        """Returns an error where another sign separates columns, with `name` among them, or None."""
         advice = (
             """give 'data.delimiter="{}"'"""
             if self.settable
@@ -113,14 +116,14 @@ class Table:
             names = [field.strip(' "') for field in header.split(other)]
             if other != self.delimiter and len(names) > 1 and name in (None, *names):
                 return ConfigError(
-                    f"{self.where} has {spoken} between its columns, it was read with "
+                    f"{self.where} has {spoken} between its columns, and was read with "
                     f"{DELIMITERS.get(self.delimiter, self.delimiter)}; "
                     f"{advice.format(other if other != TAB else 'tab')}"
                 )
         return None
 
     def rows(self) -> Iterator[Row]:
-        """All but the header. Blank lines are allowed at the end alone."""
+        """Yields all rows but the header; blank lines are allowed at the end alone."""
         blank = None
         for row in self.all_rows:
             if not row.fields:
@@ -128,22 +131,21 @@ class Table:
                 continue
             if blank is not None:
                 raise ConfigError(
-                    f"{self.where}: line {blank} is blank; take it out, or give it "
+                    f"{self.where}: line {blank} is blank; remove it, or give it "
                     f"{field_count(len(self.names))}, as the header has"
                 )
             if len(row.fields) != len(self.names):
                 separator = DELIMITERS.get(self.delimiter, repr(self.delimiter))
-                told = "cannot be in such a file" if self.delimiter == TAB else "are put in quotation marks"
+                rule = "cannot be in such a file" if self.delimiter == TAB else "are put in quotation marks"
                 raise ConfigError(
                     f"{self.where}: line {row.line} has {field_count(len(row.fields))}, its header "
-                    f"{len(self.names)}; "
-                    f"fields that hold {separator} {told}"
+                    f"{len(self.names)}; fields with {separator} {rule}"
                 )
             yield row
 
 
 class Lines:
-    """A text as a table: each line is a row of the one column `text`."""
+    """A text as a table: each line is a row of the only column, `text`."""
 
     names = ("text",)
 
@@ -159,19 +161,19 @@ class Lines:
 
 
 def field_count(count: int) -> str:
-    """So many, for a person."""
+    """Writes a number of fields."""
     return f"{count} field{'s' if count != 1 else ''}"
 
 
 def require_column(name: str | None, names: Sequence[str], setting: str, where: str) -> None:
-    """Raises ConfigError where `name`, which a setting gave, is not one of the names of columns."""
+    """Raises ConfigError where `name`, the value of a setting, is not among the names of columns."""
     if name not in names:
         raise ConfigError(
-            f"{setting}={shown(name)} is not a column of {where}; there are "
+            f"{setting}={shown(name)} is not a column of {where}; choose from "
             f"{', '.join(map(shown, names)) or 'none'}"
         )
 
 
 def shown(name: str | None) -> str:
-    """A column's name so that it can be told from others: quoted where it is not words alone."""
+    """Writes a column's name, quoted unless it consists of words."""
     return str(name) if name and re.fullmatch(r"\w([\w .-]*\w)?", name) else repr(name)

@@ -1,8 +1,8 @@
-"""Text → ids, for any three texts; and a cache of that, found by content.
+"""Text → ids, for any three texts, with a cache by content.
 
-A text is a sequence of lines, whatever source it is from. A line ends with \\n, \\r\\n or a lone \\r; a line
-end at the end of the text is optional and adds no line; a blank line is a line. Each line gives its words,
-which white space separates, and one <eos>.
+A text is a sequence of lines, whatever its source. A line ends with \\n, \\r\\n or a lone \\r; a line end at
+the end of the text is optional and adds no line; a blank line is a line. Each line gives its words, separated
+by white space, and one <eos>.
 
 N tokens of a part
 """
@@ -27,26 +27,23 @@ from vdrop_cli.settings.train import Data
 
 PARTS = ("train", "valid", "test")
 EOS, UNK = "<eos>", "<unk>"
-LINE_END = re.compile(
-    r"\r\n?|\n"
-)  # other separators of Unicode, such as \u2028, are white space between words
-ENCODING = "2"  # goes into the fingerprint; to be raised when the same text would give other ids
-FIRST_ENCODING = (
-    "1"  # that of Penn Treebank, and of checkpoints made before lines were read alike from all sources
-)
+LINE_END = re.compile(r"\r\n?|\n")  # other separators of Unicode, such as \u2028, are white space
+ENCODING = "2"  # part of the fingerprint; raise it when the same text would give other ids
+FIRST_ENCODING = "1"  # of Penn Treebank, and of checkpoints from before all sources had one rule for lines
 
 
 class Raw(NamedTuple):
-    """The three parts as they were found."""
+    """The three parts as read."""
 
     parts: dict[str, bytes]  # train, valid, test
-    origin: str  # for a person: where they came from
+    origin: str  # the source, for messages
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Streams of word ids; `vocabulary[id]` is the word. Ids are in order of first appearance; <eos> and
-    <unk> have one each.
+    """Streams of word ids; `vocabulary[id]` is the word.
+
+    Ids are in order of first appearance, those of <eos> and <unk> too.
     """
 
     vocabulary: list[str]
@@ -54,7 +51,7 @@ class Corpus:
     valid_N: Tensor
     test_N: Tensor
     origin: str
-    fingerprint: str  # SHA-256 of the content and the way it was encoded
+    fingerprint: str  # SHA-256 of the content and the rule of its encoding
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -67,14 +64,14 @@ class Corpus:
 
 
 def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
-    """What part of the tokens is <unk>."""
+    """Returns the share of tokens that are <unk>."""
     return (
         (stream_N == corpus.vocabulary.index(UNK)).float().mean().item() if UNK in corpus.vocabulary else 0.0
     )
 
 
 def read(data: Data) -> Raw:
-    """Three local files."""
+    """Reads three local files."""
     paths = {
         part: Path(path)
         for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True)
@@ -86,62 +83,63 @@ def read(data: Data) -> Raw:
     )
 
 
-def read_file(path: Path, where: str, wanted: str = "a text file") -> bytes:
-    """Its content, without the byte order mark that some editors put first. An error begins with `where`, and
-    says what is `wanted`.
+def read_file(path: Path, where: str, kind: str = "a text file") -> bytes:
+    """Returns the content of a file, without a byte order mark.
+
+    Errors begin with `where`, and ask for `kind`.
     """
     try:
         return files.read(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise ConfigError(f"{where} cannot be read ({error.strerror}); name {wanted}") from None
+        raise ConfigError(f"{where} cannot be read ({error.strerror}); name {kind}") from None
     except Damaged as reason:
-        raise ConfigError(f"{where} cannot be read ({reason}); name {wanted}") from None
+        raise ConfigError(f"{where} cannot be read ({reason}); name {kind}") from None
 
 
 def decoded(content: bytes, where: str) -> str:
-    """Raises ConfigError where it is no text."""
+    """Decodes UTF-8; raises ConfigError where the content is not text."""
     try:
-        found = content.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8"
         ) from None
-    if (place := found.find("\0")) >= 0:
+    if (position := text.find("\0")) >= 0:
         raise ConfigError(
-            f"{where} holds NUL in line {1 + line_ends(found[:place])}, as no text does; convert it to UTF-8"
+            f"{where} has a NUL character in line {1 + line_ends(text[:position])}; convert it to UTF-8"
         )
-    return found
+    return text
 
 
 def line_ends(text: str) -> int:
-    """How many there are."""
+    """Counts line ends."""
     return len(LINE_END.findall(text))
 
 
 def lines(text: str) -> list[str]:
-    """Without their ends."""
-    found = LINE_END.split(text)
-    return found if found[-1] else found[:-1]
+    """Splits a text into lines, without their ends."""
+    parts = LINE_END.split(text)
+    return parts if parts[-1] else parts[:-1]
 
 
 def from_rows(rows: Iterable[str]) -> bytes:
-    """A text whose rows are texts themselves, each of one line or more; an empty row is a blank line."""
+    """Joins rows to a text; a row may have several lines, and an empty row is a blank line."""
     return "".join(with_line_ends(row) or "\n" for row in rows).encode()
 
 
 def with_line_ends(text: str) -> str:
-    """The same lines, each ending with \\n."""
+    """Returns the same lines, each with the end \\n."""
     text = LINE_END.sub("\n", text)
     return text if not text or text.endswith("\n") else f"{text}\n"
 
 
-def of_part(content: bytes, part: str, origin: str) -> str:
-    """Its text, which has words."""
+def decode_part(content: bytes, part: str, origin: str) -> str:
+    """Decodes a part; raises ConfigError where it has no words."""
     where = f"data.{part}: the {part} part of {origin}"
-    found = decoded(content, where)
-    if not found.strip():
+    text = decoded(content, where)
+    if not text.strip():
         raise ConfigError(f"{where} is empty; it needs words")
-    return found
+    return text
 
 
 def fingerprint_of(contents: Iterable[bytes], encoding: str, min_count: int) -> str:
@@ -151,15 +149,15 @@ def fingerprint_of(contents: Iterable[bytes], encoding: str, min_count: int) -> 
     return digest.hexdigest()
 
 
-def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
-    """The ids, from the cache where the same content was encoded before.
+def encoded(raw: Raw, data: Data, checkpoint_fingerprint: str | None = None) -> Corpus:
+    """Returns the ids of a corpus, from the cache if it has them.
 
-    `wanted` is the fingerprint that a checkpoint has of its corpus: a text of the first encoding is encoded
-    as it was then.
+    `checkpoint_fingerprint` is that of a checkpoint's corpus: a text of the first encoding is encoded as it
+    was then.
     """
     fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, data.min_count), True
-    texts = [of_part(content, part, raw.origin) for part, content in raw.parts.items()]
-    if data.source is not CorpusName.ptb and fingerprint != wanted:
+    texts = [decode_part(content, part, raw.origin) for part, content in raw.parts.items()]
+    if data.source is not CorpusName.ptb and fingerprint != checkpoint_fingerprint:
         texts, first = [with_line_ends(text) for text in texts], False
         fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, data.min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
@@ -170,13 +168,16 @@ def encoded(raw: Raw, data: Data, wanted: str | None = None) -> Corpus:
             print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
     corpus = encode(texts, data.min_count, raw.origin, fingerprint, first)
     if cached is not None:
-        keep(corpus, cached)
+        store(corpus, cached)
     return corpus
 
 
-def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus:
-    """Raises Damaged where it is not a vocabulary and three streams of its ids."""
-    vocabulary = held.get("vocabulary")
+def cached_corpus(values: dict[str, Any], origin: str, fingerprint: str) -> Corpus:
+    """Returns a corpus from the values in the cache.
+
+    Raises Damaged unless they are a vocabulary and three streams of its ids.
+    """
+    vocabulary = values.get("vocabulary")
     if not (
         isinstance(vocabulary, list)
         and all(isinstance(word, str) for word in vocabulary)
@@ -184,7 +185,7 @@ def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus
     ):
         raise Damaged("its vocabulary is not a list of different words")
     for part in PARTS:
-        ids_N = held.get(part)
+        ids_N = values.get(part)
         if not (
             isinstance(ids_N, Tensor)
             and ids_N.dtype is torch.int64
@@ -193,51 +194,52 @@ def cached_corpus(held: dict[str, Any], origin: str, fingerprint: str) -> Corpus
         ):
             raise Damaged(f"its {part} part is not a stream of ids")
         if not (ids_N.is_contiguous() and len(ids_N) > 0):
-            raise Damaged(f"its {part} part is empty, or is not as it was written")
+            raise Damaged(f"its {part} part is empty, or has another layout")
         if not 0 <= int(ids_N.min()) <= int(ids_N.max()) < len(vocabulary):
-            raise Damaged(f"its {part} part holds an id that is not of its vocabulary")
-    return Corpus(vocabulary, held["train"], held["valid"], held["test"], origin, fingerprint)
+            raise Damaged(f"its {part} part has an id outside its vocabulary")
+    return Corpus(vocabulary, values["train"], values["valid"], values["test"], origin, fingerprint)
 
 
 def encode(texts: list[str], min_count: int, origin: str, fingerprint: str, first: bool) -> Corpus:
-    """The ids of three texts whose lines end with \\n; `first`: in the first encoding."""
+    """Returns the ids of three texts whose lines end with \\n; `first` selects the first encoding."""
     parts = [text.replace("\n", f" {EOS} ").split() for text in texts]
     if first:
-        vocabulary, parts = in_first_encoding(parts, min_count)
+        vocabulary, parts = first_encoding(parts, min_count)
     else:
-        vocabulary = words_of(parts[0], min_count, origin)
+        vocabulary = make_vocabulary(parts[0], min_count, origin)
     ids = {word: number for number, word in enumerate(vocabulary)}
-    unknown = ids.get(UNK, -1)  # in the first encoding it may be missing, and all words are in the vocabulary
+    unknown = ids.get(UNK, -1)  # the first encoding may lack it, and has all words in its vocabulary
     train_N, valid_N, test_N = (torch.tensor([ids.get(word, unknown) for word in words]) for words in parts)
     return Corpus(vocabulary, train_N, valid_N, test_N, origin, fingerprint)
 
 
-def words_of(train: list[str], min_count: int, origin: str) -> list[str]:
-    """The vocabulary: the words of the training part that it has `min_count` times, by first appearance; all
-    others are <unk>.
+def make_vocabulary(train: list[str], min_count: int, origin: str) -> list[str]:
+    """Returns the words that occur `min_count` times in the training part, by first appearance.
+
+    All others are <unk>. Raises ConfigError where no word remains.
     """
     counts = Counter(train)
-    named = [word if count >= min_count or word == EOS else UNK for word, count in counts.items()]
-    found = list(dict.fromkeys([*named, UNK]))
-    if set(found) == {EOS, UNK}:
+    tokens = [word if count >= min_count or word == EOS else UNK for word, count in counts.items()]
+    vocabulary = list(dict.fromkeys([*tokens, UNK]))
+    if set(vocabulary) == {EOS, UNK}:
+        advice = "make data.min_count smaller" if min_count > 1 else "take another text"
         raise ConfigError(
-            f"data.min_count={min_count}: the training part of {origin} has no word so often, all would be "
-            f"{UNK}; "
-            f"{'make data.min_count smaller' if min_count > 1 else 'take another text'}"
+            f"data.min_count={min_count}: no word of the training part of {origin} occurs so often, all "
+            f"would be {UNK}; {advice}"
         )
-    return found
+    return vocabulary
 
 
-def in_first_encoding(parts: list[list[str]], min_count: int) -> tuple[list[str], list[list[str]]]:
-    """The vocabulary, of the words of all parts, and the parts, whose words are in it."""
+def first_encoding(parts: list[list[str]], min_count: int) -> tuple[list[str], list[list[str]]]:
+    """Returns the vocabulary of all parts, and the parts with rare words replaced by <unk>."""
     if min_count > 1:
         counts = Counter(parts[0])
         parts = [[word if counts[word] >= min_count else UNK for word in words] for words in parts]
     return list(dict.fromkeys(word for words in parts for word in words)), parts
 
 
-def keep(corpus: Corpus, path: Path) -> None:
-    """Writes the cache; where that is not possible the run continues without, and says so."""
+def store(corpus: Corpus, path: Path) -> None:
+    """Writes the cache; prints a warning where that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_tensors(path, {"vocabulary": corpus.vocabulary, **corpus.parts})

@@ -1,4 +1,4 @@
-"""Any texts with a number each: two columns of a CSV file, or of a data set of the Hugging Face Hub."""
+"""Texts with a number each: two columns of a CSV file, or of a data set of the Hugging Face Hub."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def read(data: Data) -> Rated:
 
 
 def from_csv(data: Data, path: Path) -> Rated:
-    """Of the two columns that are named; the others are left out, but they must fit the header, too."""
+    """Reads the two named columns; every row must fit the header."""
     where = f"data.csv={path}"
     table = Table(
         decoded(read_file(path, where, "a CSV file"), where), data.delimiter or delimiter_of(path.name), where
@@ -32,25 +32,24 @@ def from_csv(data: Data, path: Path) -> Rated:
 
 
 def from_hub(data: Data) -> Rated:
-    """The data set's own parts, of its splits train, validation and test; others are left out. One split
-    alone is in no parts.
+    """Reads the splits train, validation and test as the parts; a single split has no parts.
 
-    Raises ConfigError where there are several, but none to test on.
+    Other splits are left out. Raises ConfigError where several splits include no test.
     """
-    found = hub.load(data)
+    loaded = hub.load(data)
     part_of = {split: part for part, split in hub.SPLITS.items()}
-    splits = [split for split in found if split in part_of] or list(found)[:1]
+    splits = [split for split in loaded if split in part_of] or list(loaded)[:1]
     if len(splits) > 1 and hub.SPLITS["test"] not in splits:
         raise ConfigError(
-            f"data.name={data.name} has no split test beside {' and '.join(splits)}; make it one, or a CSV "
-            "file to be split here"
+            f"data.name={data.name} has the splits {' and '.join(splits)}, but no split test; add one, or "
+            "use a CSV file, which is split here"
         )
     texts: list[list[str]] = []
     ratings, parts, places = [], [], []
     for split in splits:
-        texts += map(words, hub.texts(data, found[split]))
-        for row, value in enumerate(found[split].column("data.rating_column", data.rating_column)):
-            places.append(found[split].place(row))
+        texts += map(words, hub.texts(data, loaded[split]))
+        for row, value in enumerate(loaded[split].column("data.rating_column", data.rating_column)):
+            places.append(loaded[split].place(row))
             ratings.append(number(value, f"data.rating_column={data.rating_column}: {places[-1]}"))
             parts.append(part_of.get(split, "train"))
     return Rated(texts, ratings, hub.origin(data), parts if len(splits) > 1 else [], places)

@@ -1,5 +1,6 @@
-"""10,605 rated film review snippets of Hutto & Gilbert (2014), which lie in the source distribution of the
-package vaderSentiment (MIT).
+"""10,605 rated film review snippets of Hutto & Gilbert (2014).
+
+They are in the source distribution of the package vaderSentiment (MIT).
 """
 
 import hashlib
@@ -16,22 +17,22 @@ from vdrop_cli.corpora.text import read_file
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.train import Data
 
-NAME = "vader"  # of its folder
+NAME = "vader"  # name of the folder
 FILE = "movieReviewSnippets_GroundTruth.txt"
 SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 PACKAGE, VERSION = "vaderSentiment", "3.3.2"
 PACKAGE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER = f"{PACKAGE}-{VERSION}/additional_resources/hutto_ICWSM_2014.tar.gz"
-PATIENCE = 300  # seconds for the package index
+TIMEOUT = 300  # seconds for the package index
 
 
 def read(data: Data) -> Rated:
-    """Each line is a number, the mean of some twenty people's ratings in [-4, 4], and the snippet."""
-    found = places.local(data, NAME, [FILE])
-    if found is None:
+    """Returns the snippets; each rating is the mean of some twenty people's, in [-4, 4]."""
+    place = places.local(data, NAME, [FILE])
+    if place is None:
         content, origin = fetch()
     else:
-        setting, folder = found
+        setting, folder = place
         content, origin = read_file(folder / FILE, f"{setting}: {folder / FILE}"), str(folder)
         check_sum(content, f"{setting}: {folder}/{FILE}")
     lines = [line.split("\t") for line in content.decode().splitlines()]
@@ -41,8 +42,9 @@ def read(data: Data) -> Rated:
 
 
 def fetch() -> tuple[bytes, str]:
-    """The package from wherever pip gets packages, verified by pip before it is opened; the snippets are kept
-    below `data/`.
+    """Downloads the package with pip, which verifies it before it is opened.
+
+    Stores the snippets below `data/`.
     """
     origin = f"{PACKAGE} {VERSION}"
     try:
@@ -58,19 +60,18 @@ def fetch() -> tuple[bytes, str]:
         check_sum(content, f"{FILE} of {origin}")
     except (OSError, tarfile.TarError, KeyError, ConfigError) as error:
         raise ConfigError(
-            "data=vader is not on this machine and could not be fetched. Ways out: data.dir=FOLDER with "
-            f"{FILE} in it, which lies in the "
-            f"source distribution of {PACKAGE}; the environment variable VDROP_DATA=FOLDER with {NAME}/ in "
-            "it; the file in "
-            f"{places.DOWNLOADS / NAME}. Tried {origin} with pip: {' '.join(str(error).split())[:300]}"
+            f"data=vader is not on this machine and could not be downloaded. Set data.dir=FOLDER with {FILE} "
+            f"of the source distribution of {PACKAGE} in it, or the environment variable VDROP_DATA=FOLDER "
+            f"with {NAME}/ in it, or put the file into {places.DOWNLOADS / NAME}. "
+            f"Tried {origin} with pip: {' '.join(str(error).split())[:300]}"
         ) from None
-    return content, f"{places.keep(NAME, {FILE: content})} (fetched with {origin})"
+    return content, f"{places.store(NAME, {FILE: content})} (downloaded with {origin})"
 
 
 def download(folder: Path) -> Path:
-    """The source distribution, by pip."""
-    wanted = folder / "wanted.txt"
-    wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{PACKAGE_SHA256}\n")
+    """Downloads the source distribution with pip; raises OSError."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{PACKAGE_SHA256}\n")
     options = [
         "--quiet",
         "--disable-pip-version-check",
@@ -80,26 +81,26 @@ def download(folder: Path) -> Path:
         "--dest",
         str(folder),
         "--requirement",
-        str(wanted),
+        str(requirements),
     ]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "pip", "download", *options],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        raise OSError(f"no answer within {PATIENCE} seconds") from None
-    if done.returncode != 0:
-        raise OSError(done.stderr.strip() or f"pip ended with {done.returncode}")
+        raise OSError(f"no answer within {TIMEOUT} seconds") from None
+    if process.returncode != 0:
+        raise OSError(process.stderr.strip() or f"pip ended with {process.returncode}")
     return folder / f"{PACKAGE}-{VERSION}.tar.gz"
 
 
 def check_sum(content: bytes, where: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != SHA256:
         raise ConfigError(
-            f"{where} is not that of {PACKAGE} {VERSION}: SHA-256 {found[:16]}…, expected {SHA256[:16]}…; "
+            f"{where} is not that of {PACKAGE} {VERSION}: SHA-256 {sha256[:16]}…, expected {SHA256[:16]}…; "
             "get the file again"
         )

@@ -44,7 +44,7 @@ class JsonLines:
             )
             files.replace(self.path, b"")
         except OSError as error:
-            raise files.failed(self.path, error) from None
+            raise files.file_error(self.path, error) from None
         except Damaged as damage:
             raise ConfigError(
                 f"{self.path} is not the log of this run up to its checkpoint ({damage}); restore it, or "
@@ -61,7 +61,7 @@ class JsonLines:
                 self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND, "ab+"
             )
         except OSError as error:
-            raise files.failed(self.path, error) from None
+            raise files.file_error(self.path, error) from None
         except Damaged as damage:
             raise RunError(f"{self.path} cannot be written ({damage}); move it away") from None
         self.size = self.file.seek(0, os.SEEK_END)
@@ -84,7 +84,7 @@ class JsonLines:
                 self.file.flush()
                 self.size += len(line)
         except OSError as error:
-            raise files.failed(self.path, error) from None
+            raise files.file_error(self.path, error) from None
 
     def encode(self, record: Record) -> dict[str, Any]:
         """A record as JSON values: null for an infinite metric, which JSON lacks; an epoch with its chain."""

@@ -129,7 +129,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     except Damaged as damage:
         raise ConfigError(f"{path} is damaged ({damage}); {ADVICE}") from None
 
@@ -189,7 +189,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         if not 1 <= result["epoch"] <= result["epochs"]:
             raise Damaged(f"epoch {result['epoch']} of {result['epochs']}")
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     except Damaged as damage:
         raise ConfigError(
             f"{path} is damaged ({damage}); delete it and repeat the vdrop train command, which computes it "
@@ -253,7 +253,7 @@ def log_until(path: Path, epochs: int, step: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise files.unreadable(path, error) from None
+        raise files.read_error(path, error) from None
     for _ in read_records(BytesIO(content)):
         pass
     return content

@@ -28,7 +28,7 @@ class TensorBoard:
         try:
             self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         except OSError as error:
-            raise files.failed(self.folder, error) from None
+            raise files.file_error(self.folder, error) from None
         return self
 
     def __exit__(
@@ -38,7 +38,7 @@ class TensorBoard:
             self.writer.close()
         except OSError as failure:
             if kind is None:  # else the first error is the one to report
-                raise files.failed(self.folder, failure) from None
+                raise files.file_error(self.folder, failure) from None
         finally:
             threading.excepthook = self.hook
 
@@ -51,7 +51,7 @@ class TensorBoard:
         try:
             self.write(record)
         except OSError as error:
-            raise files.failed(self.folder, error) from None
+            raise files.file_error(self.folder, error) from None
 
     def write(self, record: Record) -> None:
         if isinstance(record, Step) and record.step % self.log_every != 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import corpora
-from vdrop_cli.corpora.rated import FEWEST, Rated
+from vdrop_cli.corpora.rated import MIN_TEXTS, Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
@@ -157,7 +157,7 @@ DEBUG_STEPS = 2
 def shortened(rated: Rated, task: TaskSettings) -> Rated:
     """Texts of one chunk each, of which the training part, 70 % or 80 %, has two batches."""
     words = None if task.chunk_words is None else task.chunk_words - 1  # a start token precedes them
-    return rated.shortened(max(FEWEST, task.batch_size * 5 // 2), task.batch_size, words)
+    return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
 
 
 def load(settings: Train, device: torch.device, fingerprint: str | None = None) -> Task:

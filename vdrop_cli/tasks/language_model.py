@@ -80,7 +80,7 @@ class LanguageModelling:
                 f"data.test: the test part of {corpus.origin} has no second word to predict; take a longer "
                 "text"
             )
-        self.predictor = WordPredictor(Words.of(corpus.vocabulary), device)
+        self.predictor = WordPredictor(Words.from_vocabulary(corpus.vocabulary), device)
         self.train_columns, self.valid_columns = (
             columns(self.streams[part], task.batch_size) for part in ("train", "valid")
         )

@@ -29,7 +29,7 @@ from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.choices import CorpusName, SplitProtocol
 from vdrop_cli.settings.train import Data, Model, TaskSettings
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
-from vdrop_cli.uncertainty import SMALLEST, Predictive, fit_noise, predictive, rmse
+from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, predictive, rmse
 
 TEST, VALID = 0.2, 0.1  # of the texts
 READ_AT_ONCE = 256  # sequences, without gradients
@@ -228,7 +228,7 @@ class Sentiment:
         """The error of the standard approximation on the part for it is what `fit_noise` makes of that
         alone.
         """
-        noise = max(measured[f"{self.noise_part}_rmse"], SMALLEST) if measured is not None else None
+        noise = max(measured[f"{self.noise_part}_rmse"], MIN_NOISE) if measured is not None else None
         return replace(self.predictor.learned, noise=noise)
 
     @property
@@ -343,7 +343,7 @@ class Sentiment:
         """
         test_R = self.parts["test"].ratings_R
         found = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
-        if baselines.is_there():
+        if baselines.is_available():
             texts = {name: (texts_of(part), part.ratings_R) for name, part in self.parts.items()}
             found["test_rmse_of_ridge"] = rmse(
                 baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R
