@@ -120,6 +120,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "pictures": {"errors", "files", "ownership", "policies", "runs", "settings"},
     "experiments": {"arguments", "errors", "explain", "settings"},
     "markdown": set(),
+    "metric_names": set(),
     "results_page": {"IS_CHECKOUT", "RECORDS", "ROOT", "errors", "files", "ownership", "runs"},
     "ratings": {"CONF", "errors", "experiments", "markdown", "pictures", "policies", "runs", "settings"},
 }

@@ -27,6 +27,7 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
+from vdrop_cli.metric_names import metric_line
 from vdrop_cli.policies import Policy
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Precision
@@ -302,7 +303,7 @@ def require_finite(results: dict[str, Any], path: Path) -> None:
 def tell(told: dict[str, Any]) -> None:
     """The results as a table."""
     for metric, value in told["metrics"].items():
-        print(f"{metric:<28}{value:8.{2 if abs(value) >= 10 else 4}f}")
+        print(metric_line(metric, value))
     if "mc" in told:
         measure = next(key for key in told["mc"][0] if key not in ("samples", "deviation", "groups"))
         digits = 2 if measure == "ppl" else 4

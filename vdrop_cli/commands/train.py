@@ -4,6 +4,7 @@ business.
 
 import json
 import math
+import shlex
 import sys
 import time
 from collections import deque
@@ -42,9 +43,12 @@ from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
+from vdrop_cli.metric_names import metric_line
 from vdrop_cli.optimizer import LossAndNorm, Optimizer, learning_rate
+from vdrop_cli.policies import PLACES, Policy
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.commands import stored_places
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
@@ -453,6 +457,7 @@ def run(
         how = f"continuing {shorter}" if shorter else "resuming"
         before = f", {how} after {training.place}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
+        print_model(settings, training)
         tasks.warn(task)
         listen(training)
         return "resumed" if before else "done"
@@ -494,6 +499,7 @@ def listen(training: Run) -> None:
     assert isinstance(record, Result)
     files.replace(folder / "result.json", (json.dumps(to_dict(record), indent=2) + "\n").encode())
     tell(to_dict(record))
+    print_next_commands(settings, folder)
 
 
 def last_good(training: Run) -> str:
@@ -507,13 +513,32 @@ def last_good(training: Run) -> str:
     return f"the last good checkpoint is {checkpoint.path_of(training.folder, found.epoch, found.batch)}"
 
 
+def print_next_commands(settings: Train, folder: Path) -> None:
+    """Prints the commands that evaluate a finished run and predict with it."""
+    checkpoint_setting = shlex.quote(f"checkpoint={folder}")
+    eval_settings = " mc_samples=100" if settings.dropout.policy is not Policy.none else ""
+    eval_settings += " stored_data=true" if stored_places(settings.data) else ""
+    print(f"\nrun folder: {folder}", file=sys.stderr)
+    print(f"next: vdrop eval {checkpoint_setting}{eval_settings}", file=sys.stderr)
+    print(f"      vdrop predict {checkpoint_setting} text='…'", file=sys.stderr)
+
+
+def print_model(settings: Train, training: Run) -> None:
+    """Prints the size of the model and of an epoch, and the dropout probabilities."""
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    probabilities = {name: getattr(settings.dropout, name) for name in PLACES}
+    dropped = ", ".join(f"{name} {value:g}" for name, value in probabilities.items() if value > 0) or "none"
+    print(
+        f"{parameters:,} parameters, vocabulary {training.task.predictor.vocabulary_size:,}, "
+        f"{training.task.batches_an_epoch:,} steps per epoch, epochs: {settings.schedule.epochs}; "
+        f"dropout probabilities: {dropped}; threads: {torch.get_num_threads()}",
+        file=sys.stderr,
+    )
+
+
 def tell(result: dict[str, Any]) -> None:
     """The result for a person; it is on disk, so that nothing is lost where it cannot be shown."""
     with output.stdout_errors_deferred():
         for name, value in result.items():
             if name != "warnings":
-                print(
-                    f"{name:<28}{value:.{2 if abs(value) >= 10 else 4}f}"
-                    if isinstance(value, float)
-                    else f"{name:<28}{value}"
-                )
+                print(metric_line(name, value))

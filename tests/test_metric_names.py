@@ -1,0 +1,27 @@
+"""Metrics in words."""
+
+import pytest
+
+from vdrop_cli.metric_names import metric_in_words, metric_line
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("valid_ppl", "validation perplexity"),
+        ("test_ppl_mc100", "test perplexity, 100 MC samples"),
+        ("test_rmse", "test RMSE"),
+        ("test_rmse_of_mean", "test RMSE of predicting the mean"),
+        ("test_coverage_95_mc50", "test share in the 95 % interval, 50 MC samples"),
+        ("seconds", ""),
+        ("test_ppl_mc", ""),
+        ("noise", ""),
+    ],
+)
+def test_a_metric_is_named_in_words(name: str, words: str) -> None:
+    assert metric_in_words(name) == words
+    assert metric_line(name, 12.375).split(maxsplit=2) == [name, "12.38", *([words] if words else [])]
+
+
+def test_a_count_is_printed_whole() -> None:
+    assert metric_line("epoch", 12).split() == ["epoch", "12"]

@@ -1,0 +1,44 @@
+"""Metrics in words: `valid_ppl` is the validation perplexity."""
+
+import re
+
+PARTS = {"train": "training", "valid": "validation", "test": "test"}
+MEASURES = {
+    "ppl": "perplexity",
+    "rmse": "RMSE",
+    "log_likelihood": "log-likelihood",
+    "coverage_50": "share in the 50 % interval",
+    "coverage_80": "share in the 80 % interval",
+    "coverage_95": "share in the 95 % interval",
+}
+VARIANTS = {
+    "": "",
+    "_batched": ", read in columns",
+    "_as_published": ", as the authors compute it",
+    "_dropout": ", dropout on",
+    "_chosen_on_test": ", best epoch on the test part",
+    "_of_mean": " of predicting the mean",
+    "_of_ridge": " of ridge regression",
+}
+
+
+def metric_in_words(name: str) -> str:
+    """A metric such as `test_ppl_mc100` in words, `test perplexity, 100 MC samples`.
+
+    Other names give an empty text.
+    """
+    found = re.fullmatch(rf"({'|'.join(PARTS)})_({'|'.join(MEASURES)})(.*)", name)
+    if found is None:
+        return ""
+    part, measure, variant = found.groups()
+    samples = re.fullmatch(r"_mc(\d+)", variant)
+    if samples is None and variant not in VARIANTS:
+        return ""
+    suffix = f", {samples[1]} MC samples" if samples else VARIANTS[variant]
+    return f"{PARTS[part]} {MEASURES[measure]}{suffix}"
+
+
+def metric_line(name: str, value: float) -> str:
+    """A metric, its value and its meaning as a line of a result."""
+    number = f"{value:8.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{value:8}"
+    return f"{name:<28}{number}  {metric_in_words(name)}".rstrip()
