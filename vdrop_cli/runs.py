@@ -1,4 +1,4 @@
-"""Runs that have ended, as they lie on disk: what they were set to, how they went, how they ended."""
+"""Runs on disk: their settings, logs and results."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from vdrop_cli.stuck_starts import StuckStart
 
 @dataclass(frozen=True)
 class Logged:
-    """A run folder, or a record of one: what it was set to, and what it wrote down."""
+    """A run folder or a record of one: settings and log."""
 
     folder: Path
     config: dict[str, Any]
@@ -43,17 +43,17 @@ class Logged:
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """The settings that change them, by which it is one of a row."""
+        """The settings that change the numbers; runs of one row share them."""
         return self.train.numbers()
 
     @property
     def environments(self) -> list[dict[str, Any]]:
-        """In which it was started, and then resumed."""
+        """The environments in which the run was started and resumed."""
         return [record["environment"] for record in self.log if record["kind"] == "start"]
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The last of them."""
+        """The last environment."""
         return self.environments[-1]
 
 
@@ -126,7 +126,7 @@ MADE = ("precision", "device", "date", "commit")
 
 def made(environments: Iterable[dict[str, Any]]) -> list[str]:
     """A text for each of MADE; of environments that differ in it all."""
-    return ["; ".join(dict.fromkeys(told)) for told in zip(*map(made_in, environments), strict=True)]
+    return ["; ".join(dict.fromkeys(texts)) for texts in zip(*map(made_in, environments), strict=True)]
 
 
 def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
@@ -179,17 +179,17 @@ def read(folder: Path) -> Finished:
     require_start(folder, log)
     if not log[0].get("step") and all(record["kind"] != "epoch" for record in log):
         raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its epochs are not there; {ADVICE}")
-    found = with_settings(folder, lambda config: Finished(folder, config, log, result))
-    last = found.epochs[-1]["epoch"] if found.epochs else log[0]["epoch"]
+    run = with_settings(folder, lambda config: Finished(folder, config, log, result))
+    last = run.epochs[-1]["epoch"] if run.epochs else log[0]["epoch"]
     if last != result["epochs"]:
         raise ConfigError(
             f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were "
             f"trained; {ADVICE}"
         )
-    if found.train.data.source is not CorpusName.ptb:  # versions until November 2026 wrote it for every text
+    if run.train.data.source is not CorpusName.ptb:  # versions until November 2026 wrote it for every text
         for record in (*log, result):
             record.pop("valid_ppl_as_published", None)
-    return found
+    return run
 
 
 def read_stuck(folder: Path) -> Stuck | None:
@@ -232,12 +232,12 @@ def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
 
 
 def below(folder: Path) -> list[Finished]:
-    """All that are finished, however deep; what this version cannot read is left out, and said so."""
+    """All finished runs below a folder; prints a message for each that this version cannot read."""
     return read_all(folder, "result.json", read)
 
 
 def stuck_below(folder: Path) -> list[Stuck]:
-    """All that are stuck, in the same way."""
+    """All stuck runs below a folder, in the same way."""
     return read_all(folder, stuck_starts.FILE, read_stuck)
 
 

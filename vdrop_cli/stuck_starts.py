@@ -1,5 +1,5 @@
-"""Starts that training does not recover from: at a high learning rate with a loose clip the loss of some
-stays as high as at first.
+"""Stuck starts, from which training does not recover: at a high learning rate with loose clipping, the loss
+of some runs stays as high as at first.
 """
 
 import json
@@ -17,7 +17,7 @@ FILE = "stuck.json"  # in the run folder
 
 @dataclass(frozen=True)
 class StuckStart:
-    """What a start was judged by; losses are in nats a word, dropout on."""
+    """The losses that a start was judged by, in nats per word, with dropout on."""
 
     step: int  # after which it was judged
     loss: float  # mean of the last quarter of the steps until then
@@ -26,8 +26,8 @@ class StuckStart:
     def __post_init__(self) -> None:
         if not (self.step >= 1 and self.loss > self.limit):
             raise Damaged(
-                f"a loss of {self.loss} after step {self.step}, with a limit of {self.limit}, is none of a "
-                "stuck start"
+                f"a loss of {self.loss} after step {self.step}, with a limit of {self.limit}, is not that of "
+                "a stuck start"
             )
 
     def __str__(self) -> str:
@@ -39,12 +39,12 @@ class StuckStart:
         )
 
     def is_stuck(self, check: StartCheck) -> bool:
-        """Whether it is by these settings, too; with another number of steps that is not known."""
+        """Whether the start is stuck by these settings; with another number of steps, that is unknown."""
         return check.steps == self.step and self.loss > check.loss
 
 
 class StuckError(RunError):
-    """A run is not trained further, as its start is stuck."""
+    """A run is not trained further, because its start is stuck."""
 
     def __init__(self, folder: Path, start: StuckStart) -> None:
         super().__init__(f"{folder}: {start}: this start is stuck; take another seed")
@@ -52,14 +52,12 @@ class StuckError(RunError):
 
 
 def judged_steps(steps: int) -> int:
-    """The last of so many steps, by whose losses a start is judged."""
+    """The number of last steps whose losses a start is judged by."""
     return max(1, steps // 4)
 
 
 def judge(losses: list[float], check: StartCheck) -> StuckStart | None:
-    """The start of a run, from the losses of its first steps; None where it is not stuck, or not to be judged
-    yet.
-    """
+    """Judges a start by the losses of the first steps; None if it is not stuck or cannot be judged yet."""
     if check.steps is None or len(losses) < check.steps:
         return None
     loss = fmean(losses[: check.steps][-judged_steps(check.steps) :])
@@ -67,12 +65,12 @@ def judge(losses: list[float], check: StartCheck) -> StuckStart | None:
 
 
 def read(folder: Path) -> StuckStart | None:
-    """That of a stuck run or of its record; None of another. Raises ConfigError."""
+    """The stuck start of a run or of its record; None if the start is not stuck. Raises ConfigError."""
     path = folder / FILE
     try:
-        held = stored.read_json(path)
-        stored.require(held, {"step": int, "loss": float, "limit": float})
-        return StuckStart(held["step"], held["loss"], held["limit"])
+        values = stored.read_json(path)
+        stored.require(values, {"step": int, "loss": float, "limit": float})
+        return StuckStart(values["step"], values["loss"], values["limit"])
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -84,20 +82,18 @@ def read(folder: Path) -> StuckStart | None:
 
 
 def remembered(folder: Path, check: StartCheck) -> StuckStart | None:
-    """That of a run which is stuck by these settings."""
+    """The recorded start of a run that is stuck by these settings."""
     start = None if check.steps is None else read(folder)
     return start if start is not None and start.is_stuck(check) else None
 
 
 def remember(start: StuckStart, folder: Path) -> None:
-    """Raises RunError where it cannot be written."""
+    """Records a stuck start. Raises RunError if the file cannot be written."""
     files.replace(folder / FILE, (json.dumps(asdict(start), indent=2) + "\n").encode())
 
 
 def forget(folder: Path) -> None:
-    """Of a run that is trained on, as by its settings it is not stuck. Raises RunError where the file cannot
-    be removed.
-    """
+    """Removes the record of a run that its settings do not call stuck. Raises RunError if that fails."""
     try:
         (folder / FILE).unlink(missing_ok=True)
     except OSError as error:
