@@ -330,7 +330,7 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
     [
         (["text=a", "file=b"], "file must be null with text"),
         (["text='  '"], "text must be a text with words in it"),
-        (["text=a", "mc_samples=-1"], "mc_samples must be at least 0, or null"),
+        (["text=a", "mc_samples=-1"], "mc_samples must be in"),
         (["text=a", "level=100"], r"level must be in \(0, 100\), or null"),
         (["text=a", "surprises=0"], "surprises must be at least 1, or null"),
         (["sample=3", "surprises=2"], "surprises must be null with sample"),

@@ -377,7 +377,7 @@ def test_the_same_numbers_as_csv_latex_and_pictures(copy: Path, changes: list[st
 def test_a_row_that_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match="rows: nonsense is not a row"):
         table.run(Table(rows=["nonsense"]))
-    with pytest.raises(ConfigError, match="sizes must be a list with something in it"):
+    with pytest.raises(ConfigError, match="sizes must be a list"):
         Table(sizes=[])
 
 
