@@ -316,7 +316,7 @@ def test_rows_with_the_same_seeds_are_one_sweep_and_those_with_others_another(
 
 @pytest.mark.usefixtures("composing")
 def test_nothing_to_run_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="^seeds must be more"):
+    with pytest.raises(ConfigError, match=r"^seeds must be more"):
         reproduce.run(Reproduce([Size.large], ["ensemble"]))
     with pytest.raises(ConfigError, match="sizes must be a list"):
         Reproduce([])
