@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-long test-oldest test-slurm test-gpu bench-gpu check docs docs-settings format golden clean
+.PHONY: help setup demo reproduce-table reproduce-figures test test-long test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -75,6 +75,9 @@ bench-gpu: setup  ## most of an hour on a GPU: every cell, size, part and precis
 
 docs: .venv-docs/.ready  ## build the pages into site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+docs-api: setup  ## write docs/api.md from the docstrings
+	$(BIN)/python docs/write_api.py
 
 docs-settings: setup  ## write docs/settings.md from the settings' metadata
 	$(BIN)/python -m vdrop_cli.help > docs/settings.md
