@@ -195,7 +195,7 @@ class Recurrent(nn.Module):
         self.bias, self.batch_first = bias, batch_first
         self.bidirectional, self.reverse = bidirectional, reverse
         self.proj_size, self.layer_norm = proj_size, layer_norm
-        self.backend, self.compute_dtype = kernels.known(backend), compute_dtype
+        self.backend, self.compute_dtype = kernels.check_name(backend), compute_dtype
         self.recompute = recompute
         self.sampling = MaskSampling(NO_DROPOUT)
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)

@@ -171,10 +171,10 @@ def test_a_file_that_cannot_be_written_whole_is_not_left_behind(tiny: Path) -> N
 @pytest.fixture
 def asked_anew() -> None:
     """Whether the library can be had is found out once in a process."""
-    for function in (native.unavailable_reason, kernels.auto):
+    for function in (native.unavailable_reason, kernels.fastest_available):
         function.cache_clear()
     yield
-    for function in (native.unavailable_reason, kernels.auto):
+    for function in (native.unavailable_reason, kernels.fastest_available):
         function.cache_clear()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.conftest import CELLS_AND_POLICIES, settings
 from vdrop_cli.dropout import MaskShape, draw
 from vdrop_cli.kernels import Masks, fused, gru, linear_cross_entropy, lstm, native
-from vdrop_cli.kernels.products import Weights, WeightsByGate
+from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix
 from vdrop_cli.random_streams import Stream
 
 BATCH, INPUT, HIDDEN = 3, 5, 7
@@ -98,7 +98,7 @@ def test_padding_is_never_read(
 
     `triton_cells.py` pads with what is no number, too.
     """
-    monkeypatch.setattr(fused, "SLOPES_AT_ONCE", 4 * HIDDEN)
+    monkeypatch.setattr(fused, "DERIVATIVE_BLOCK", 4 * HIDDEN)
     masks, lengths_B = double(masks_of(cell, policy, 6)), torch.tensor(lengths)
     padding_TB = torch.arange(6)[:, None] >= lengths_B
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
@@ -126,7 +126,7 @@ def test_padding_is_never_read(
 def test_what_is_not_used_gives_no_gradient(
     backend: str, cell: str, used: slice, lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "SLOPES_AT_ONCE", 4 * HIDDEN)
+    monkeypatch.setattr(fused, "DERIVATIVE_BLOCK", 4 * HIDDEN)
     masks = double(masks_of(cell, "variational", 6))
     expected, found = (
         outputs_and_gradients(
@@ -183,8 +183,8 @@ def test_bf16_products_stay_close_to_the_definition(
     for name, size in {"BATCH": 8, "INPUT": 40, "HIDDEN": 48}.items():
         monkeypatch.setattr(f"{__name__}.{name}", size)
     if packed:
-        monkeypatch.setattr(Weights, "TRANSPOSED_FROM", 0)
-        monkeypatch.setattr(WeightsByGate, "PACKED_FROM", 0)
+        monkeypatch.setattr(WeightMatrix, "TRANSPOSED_FROM", 0)
+        monkeypatch.setattr(WeightMatrices, "PACKED_FROM", 0)
     masks = masks_of(cell, policy, 12)
     lengths = torch.tensor([1, 12, 5, 12, 8, 12, 12, 3]) if padded else None
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
@@ -308,12 +308,12 @@ def test_cross_entropy_in_one_chunk_is_that_of_the_whole(
     assert errors[0] < 1e-5 and max(errors) < (1e-5 if compute_dtype is None else 2e-2) and calls == [101]
 
 
-@pytest.mark.parametrize("way", ["by_probabilities", "by_logarithms"])
+@pytest.mark.parametrize("way", ["softmax_by_probabilities", "softmax_by_logarithms"])
 def test_cross_entropy_of_extreme_logits_is_finite_and_right(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU, and as on CUDA."""
-    monkeypatch.setattr(fused, "by_probabilities", getattr(fused, way))
+    monkeypatch.setattr(fused, "softmax_by_probabilities", getattr(fused, way))
     for dtype, tolerance in ((None, 1e-4), (torch.bfloat16, 2e-2)):
         tensors, targets = head(50, 11, scale=5.0)  # logits beyond ±80
         logits = tensors[0] @ tensors[1].T
@@ -332,10 +332,10 @@ def test_the_gradient_of_a_sum_is_even_without_a_look_at_it() -> None:
     """A look would be a wait for a GPU."""
     seen = []
     nll = torch.ones(6, requires_grad=True)
-    nll.register_hook(lambda gradient: seen.append((gradient.stride(0), fused.is_even(gradient))))
+    nll.register_hook(lambda gradient: seen.append((gradient.stride(0), fused.is_uniform(gradient))))
     (nll.view(2, 3).sum() / 2).backward()
     assert seen == [(0, True)]
-    assert not fused.is_even(torch.tensor([1.0, 2.0])) and fused.is_even(torch.tensor([2.0, 2.0]))
+    assert not fused.is_uniform(torch.tensor([1.0, 2.0])) and fused.is_uniform(torch.tensor([2.0, 2.0]))
 
 
 @both_back_ends

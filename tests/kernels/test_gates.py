@@ -33,7 +33,7 @@ def test_products_over_all_steps_are_those_of_each_step_and_gate(untied: bool) -
         )
     )
     mask = torch.rand(1, GATES if untied else 1, BATCH, INPUT, generator=generator, dtype=torch.float64)
-    gates = Gates.of(x, HIDDEN, GATES, Masks(x=mask))
+    gates = Gates.allocate(x, HIDDEN, GATES, Masks(x=mask))
     assert gates.by_gate is untied
     inputs = project_inputs(gates, x, w, b, mask)
     w_GHD, m_GBD = w.view(GATES, HIDDEN, INPUT), mask[0].expand(GATES, -1, -1)
@@ -42,7 +42,7 @@ def test_products_over_all_steps_are_those_of_each_step_and_gate(untied: bool) -
     again = masked_inputs(gates, EVERY, x, torch.float64, mask)
     assert all(torch.equal(a, b) for a, b in zip(again, inputs, strict=True))
 
-    da, dw = gates.another(), torch.empty_like(w)
+    da, dw = gates.empty_like(), torch.empty_like(w)
     da.view_GTBH.copy_(d)
     weight_gradient(da, EVERY, inputs, dw)
     torch.testing.assert_close(dw.view_as(w_GHD), torch.einsum("gtbh,gbd,tbd->ghd", d, m_GBD, x))

@@ -1,4 +1,4 @@
-"""Weights in the order that is read fastest give the products that they give otherwise."""
+"""WeightMatrix in the order that is read fastest give the products that they give otherwise."""
 
 from collections.abc import Iterator
 from threading import Barrier, Thread
@@ -10,7 +10,7 @@ import torch
 from tests.kernels.test_fused import inputs_of, masks_of
 from vdrop_cli import kernels
 from vdrop_cli.kernels import fused, products
-from vdrop_cli.kernels.products import Weights, WeightsByGate, exact_sums, full_precision_sums, mm_into
+from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, exact_sums, full_precision_sums, mm_into
 
 CELLS: dict[str, Any] = {"lstm": kernels.lstm, "gru": kernels.gru}
 MATMUL = torch.backends.cuda.matmul
@@ -21,12 +21,12 @@ MATMUL = torch.backends.cuda.matmul
 def test_products_are_those_of_the_matrix(
     packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if packed and not products.packs():
+    if packed and not products.can_pack():
         pytest.skip("this build of torch cannot pack weights")
-    monkeypatch.setattr(products, "packs", lambda: packed)
+    monkeypatch.setattr(products, "can_pack", lambda: packed)
     w, x = torch.randn(33, 17), torch.randn(5, 17)
     expected, start = x.double() @ w.double().T, torch.randn(5, 33)
-    weights = Weights(w.to(dtype), 5)
+    weights = WeightMatrix(w.to(dtype), 5)
     assert (weights.packed is not None) == (packed and dtype == torch.bfloat16)
     torch.testing.assert_close(
         weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance
@@ -41,12 +41,12 @@ def test_products_are_those_of_the_matrix(
 def test_products_gate_by_gate(
     packed: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if packed and not products.packs():
+    if packed and not products.can_pack():
         pytest.skip("this build of torch cannot pack weights")
-    monkeypatch.setattr(WeightsByGate, "PACKED_FROM", 0 if packed else 10**9)
+    monkeypatch.setattr(WeightMatrices, "PACKED_FROM", 0 if packed else 10**9)
     w, x = torch.randn(3, 33, 17), torch.randn(3, 5, 17)
     expected, start = x.double() @ w.double().mT, torch.randn(3, 5, 33)
-    weights = WeightsByGate(w.to(dtype), 5)
+    weights = WeightMatrices(w.to(dtype), 5)
     assert (weights.packed is not None) == (packed and dtype == torch.bfloat16)
     torch.testing.assert_close(
         weights.product(x.to(dtype)).double(), expected, rtol=tolerance, atol=5 * tolerance
@@ -58,11 +58,11 @@ def test_products_gate_by_gate(
 @pytest.mark.parametrize("packed_from", [0, 10**9])
 def test_weights_may_be_a_view(packed_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the way back they are the forward weights, transposed; packed or not, the products are the same."""
-    monkeypatch.setattr(Weights, "TRANSPOSED_FROM", packed_from)
-    monkeypatch.setattr(WeightsByGate, "PACKED_FROM", packed_from)
+    monkeypatch.setattr(WeightMatrix, "TRANSPOSED_FROM", packed_from)
+    monkeypatch.setattr(WeightMatrices, "PACKED_FROM", packed_from)
     w, x = torch.randn(3, 17, 33).bfloat16(), torch.randn(3, 5, 17).bfloat16()
-    torch.testing.assert_close(Weights(w[0].T, 5).product(x[0]), x[0] @ w[0], rtol=2e-2, atol=5e-2)
-    torch.testing.assert_close(WeightsByGate(w.mT, 5).product(x), x @ w, rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(WeightMatrix(w[0].T, 5).product(x[0]), x[0] @ w[0], rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(WeightMatrices(w.mT, 5).product(x), x @ w, rtol=2e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -144,7 +144,7 @@ def test_all_products_of_cells_and_head_are_summed_in_full_precision(
         seen.append(reduced())
         mm_into(*operands, **options)
 
-    monkeypatch.setattr(fused, "exact_sums", lambda device_type: full_precision_sums())
+    monkeypatch.setattr("vdrop_cli.kernels.autograd.exact_sums", lambda device_type: full_precision_sums())
     monkeypatch.setattr(fused, "mm_into", multiply)
     monkeypatch.setattr("vdrop_cli.kernels.gates.mm_into", multiply)
     x, w, b = (torch.randn(shape, requires_grad=True) for shape in ((6, 5), (9, 5), (9,)))

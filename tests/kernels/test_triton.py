@@ -34,7 +34,7 @@ PROGRAMS = [
     "gru_backward",
     "gru_gates_backward",
 ]
-LOW = {"p_ptr", "enter_ptr", "da_ptr", "dp_ptr", "through_ptr"}  # of the type that is multiplied in
+LOW = {"p_ptr", "inputs_ptr", "da_ptr", "dp_ptr", "grad_h_ptr"}  # of the type that is multiplied in
 
 
 CELLS = Path(
@@ -100,7 +100,7 @@ def test_programs_compile_for_gpus(name: str, low: str, masked: bool) -> None:
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     """Whether Triton can be used is tried once in a process."""
-    caches = (kernels.auto, kernels.import_error_of_triton, kernels.self_check_of_triton)
+    caches = (kernels.fastest_available, kernels.triton_import_error, kernels.triton_device_error)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -155,7 +155,7 @@ def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFix
         match=r"backend=triton cannot run on cuda: Triton cannot be imported \(No module named 'triton'\)",
     ):
         kernels.choose("triton", CUDA)
-    kernels.auto.cache_clear()  # as in another process
+    kernels.fastest_available.cache_clear()  # as in another process
     assert choose_backend(Backend.auto, CUDA) is Backend.fused
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("vdrop: backend=auto is fused on cuda")

@@ -212,13 +212,13 @@ def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
         Graphs(),
     )
     own.possible = lambda device: True
-    loops_of = {f"{cell}_loop", f"{cell}_loop_back"}
+    loops_of = {f"{cell}_loop", f"{cell}_backward_loop"}
 
     def passes(back: Callable[[Callable[[], object]], object]) -> None:
         y_TBH, *_ = FUNCTIONS[cell](*inputs, masks, backend="triton")
         back(lambda: torch.autograd.grad(y_TBH.sum(), inputs))
 
-    with operators.handing_on(own):
+    with operators.pass_context(own):
         passes(in_another_thread)
         assert {key[1] for key in own.met} == loops_of and not ours.GRAPHS.met
         own.met.clear()
@@ -233,9 +233,9 @@ def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: p
     """As one that was captured empty; and a capture that fails is an error."""
     empty = Graphs(lambda run, device: Graph(lambda: None, 0), possible=lambda device: True)
     monkeypatch.setattr(ours, "GRAPHS", empty)
-    assert not ours.self_check(DEVICE, "lstm") < ours.CHECKED_TO
+    assert not ours.self_check(DEVICE, "lstm") < ours.TOLERANCE
     monkeypatch.setattr(empty, "capture", lambda run, device: 1 / 0)
-    assert "ZeroDivisionError" in ours.obstacle(DEVICE)
+    assert "ZeroDivisionError" in ours.unavailable_reason(DEVICE)
     assert ours.GRAPHS is empty
 
 
@@ -248,7 +248,7 @@ def test_the_self_check_passes_wherever_the_first_call_is(how: str) -> None:
         "default device": torch.device("meta"),
     }
     with modes[how]:
-        assert ours.obstacle(DEVICE) == ""
+        assert ours.unavailable_reason(DEVICE) == ""
 
 
 def test_states_and_lengths_need_not_be_contiguous() -> None:

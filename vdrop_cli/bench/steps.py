@@ -23,7 +23,7 @@ from vdrop_cli.corpora import Corpus
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.kernels import native
-from vdrop_cli.kernels.products import Weights
+from vdrop_cli.kernels.products import WeightMatrix
 from vdrop_cli.layers import GRU, LSTM
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.monte_carlo import mc_perplexity
@@ -219,7 +219,7 @@ def products_step(train: Train, precision: Precision, rows: list[int], vocabular
 
     x_NH, gates_NG, w_GH = random(words, hidden), random(words, 4 * hidden), random(4 * hidden, hidden)
     head_VH, d_logits_NV = random(vocabulary, hidden), random(words, vocabulary)
-    forward, backward = Weights(w_GH, max(rows)), Weights(w_GH.T, max(rows))
+    forward, backward = WeightMatrix(w_GH, max(rows)), WeightMatrix(w_GH.T, max(rows))
     exact_x_NH, exact_head_VH = x_NH.float(), head_VH.float()
     logits_NV = d_logits_NV.float()
     dx_NH, dw_GH, d_head_VH = (torch.empty_like(t) for t in (x_NH, w_GH, head_VH))

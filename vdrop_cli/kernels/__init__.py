@@ -1,17 +1,17 @@
-"""The doors to the masked cells: `lstm`, `gru` and `linear_cross_entropy`, one contract for every back end.
+"""The API of the masked cells: `lstm`, `gru` and `linear_cross_entropy`, one contract for every back end.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
 
 Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih`, `b_hh
 [G·H]`. Masks act on what enters a matrix product, never on the carried state (the cell mask `c` excepted,
 which is part of its policy). Sequences with `lengths [B]` keep their state after their last word, and their
-output is zero there. Deviation: the authors run padding through.
+output is zero there. Deviation: the authors' code computes steps of padding like any others.
 
-`compute_dtype` (None: that of the input) is the type in which matrix products are multiplied and given (by
-AMX in `native` they are given in float32), the forward logits of `linear_cross_entropy` excepted; sums,
-states, gates and losses keep the type of the input, which is that of states, weights and masks, too. A user's
-autocast changes nothing but in `reference`. `recompute` has the back end `triton` compute the gates again in
-the backward pass instead of saving them: less memory, two products more; the other back ends ignore it.
+`compute_dtype` (None: that of the input) is the type of the matrix products (with AMX, `native` returns them
+in float32), except for the forward logits of `linear_cross_entropy`; sums, states, gates and losses have the
+type of the input, which is also that of states, weights and masks. A user's autocast changes only
+`reference`. With `recompute` the back end `triton` computes the gates again in the backward pass instead of
+saving them: less memory, two products more; the other back ends ignore it.
 
 With `create_graph=True` the gradients of every back end are computed by `reference`, so that second
 derivatives are right.
@@ -19,36 +19,34 @@ derivatives are right.
 
 import warnings
 from functools import lru_cache
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import fused, native, normed, reference
+from vdrop_cli.kernels import fused, native, reference
+from vdrop_cli.kernels.backend import Backend
 from vdrop_cli.kernels.derivatives import unsupported_context
-from vdrop_cli.kernels.layout import zero_padding
-from vdrop_cli.kernels.masks import Masks, Norms, check_sizes
+from vdrop_cli.kernels.masks import Masks, check_sizes
+from vdrop_cli.kernels.packing import zero_padding
+from vdrop_cli.kernels.weights import Norms, Weights
 
 __all__ = ["BACKENDS", "Masks", "Norms", "choose", "gru", "linear_cross_entropy", "lstm"]
 
 BACKENDS = ("reference", "fused", "native", "triton")
-MODULES: dict[str, ModuleType] = {
-    "reference": reference,
-    "fused": fused,
-    "native": native,
-}  # triton when it is asked for: Triton is not everywhere
+# `triton` is added when it is first asked for: the package need not be installed.
+IMPLEMENTATIONS: dict[str, Backend] = {"reference": reference, "fused": fused, "native": native}
 
 
 @lru_cache
-def import_error_of_triton() -> str:
-    """Why the back end cannot be imported; empty where it can. It is tried once in a process."""
+def triton_import_error() -> str:
+    """Why the back end cannot be imported, empty where it can; it is tried once in a process."""
     try:
         from vdrop_cli.kernels import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
     except Exception as error:  # of another version of Triton or torch, by many names
         return f"the Triton back end cannot be loaded ({type(error).__name__}: {first_line(error)})"
-    MODULES["triton"] = triton
+    IMPLEMENTATIONS["triton"] = triton
     return ""
 
 
@@ -56,28 +54,25 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def obstacle_to_triton(device: torch.device) -> str:
-    """Why Triton's programs cannot be used on a device; empty where they can. Each device is tried once in a
+@lru_cache
+def triton_device_error(device: torch.device) -> str:
+    """Why Triton's programs cannot be used on a device, empty where they can; each is tried once in a
     process.
     """
-    return import_error_of_triton() or self_check_of_triton(with_index(device))
+    from vdrop_cli.kernels import triton
 
-
-@lru_cache
-def self_check_of_triton(device: torch.device) -> str:
-    obstacle: str = MODULES["triton"].obstacle(device)
-    return obstacle
+    return triton.unavailable_reason(device)
 
 
 def with_index(device: torch.device) -> torch.device:
-    """`cuda` is the current one of the devices `cuda:0`, `cuda:1`, …"""
+    """The device with its index; `cuda` without one is the current device."""
     if device.type != "cuda" or device.index is not None:
         return device
     return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
-def known(backend: str) -> str:
-    """The name, if it is one; a ValueError otherwise."""
+def check_name(backend: str) -> str:
+    """The name of a back end, or `auto`. Raises ValueError for any other."""
     if backend not in ("auto", *BACKENDS):
         raise ValueError(
             f"backend={backend} is unknown; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
@@ -89,13 +84,13 @@ def known(backend: str) -> str:
 def choose(backend: str, device: torch.device) -> str:
     """The back end that `backend` stands for on a device.
 
-    `auto` is `native` on the CPU and `triton` on CUDA, once their self-checks have passed there; otherwise
-    `fused`, with a warning. One that was asked for and cannot run is a ValueError that says why.
+    `auto` is `native` on the CPU and `triton` on CUDA where their self-checks pass; otherwise `fused`, with a
+    warning. Raises ValueError with the reason for a back end that is named and cannot run.
     """
-    if known(backend) == "auto":
-        return auto(with_index(device))
-    if why := unavailable_reason(backend, device):
-        raise ValueError(f"backend={backend} cannot run on {device}: {why}; choose backend=fused")
+    if check_name(backend) == "auto":
+        return fastest_available(with_index(device))
+    if reason := unavailable_reason(backend, device):
+        raise ValueError(f"backend={backend} cannot run on {device}: {reason}; choose backend=fused")
     return backend
 
 
@@ -103,18 +98,20 @@ def unavailable_reason(backend: str, device: torch.device) -> str:
     """Why a back end cannot run on a device; empty where it can."""
     if backend == "native":
         return native.unavailable_reason() if device.type == "cpu" else "it is for the CPU"
-    return obstacle_to_triton(device) if backend == "triton" else ""
+    if backend == "triton":
+        return triton_import_error() or triton_device_error(with_index(device))
+    return ""
 
 
 @lru_cache
-def auto(device: torch.device) -> str:
+def fastest_available(device: torch.device) -> str:
+    """The fastest back end that can run on a device; a warning says why it is only `fused`."""
     fastest = {"cpu": "native", "cuda": "triton"}.get(device.type)
     if fastest is None:
         return "fused"
-    if why := unavailable_reason(fastest, device):
-        warnings.warn(
-            f"backend=auto is fused on {device}, which is slower than {fastest}: {why}", stacklevel=2
-        )
+    if reason := unavailable_reason(fastest, device):
+        message = f"backend=auto is fused on {device}, which is slower than {fastest}: {reason}"
+        warnings.warn(message, stacklevel=2)
         return "fused"
     return fastest
 
@@ -125,8 +122,8 @@ def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) 
     Raises ValueError inside a transform of `torch.func`, which only `reference` supports, and where `native`
     lacks the type.
     """
-    if known(backend) != "reference" and (where := unsupported_context()):
-        raise ValueError(f'backend={backend} does not support {where}; use backend="reference"')
+    if check_name(backend) != "reference" and (context := unsupported_context()):
+        raise ValueError(f'backend={backend} does not support {context}; use backend="reference"')
     name: str = choose(backend, x.device)
     if name != "native" or native.supports(x.dtype, compute_dtype):
         return name
@@ -143,29 +140,29 @@ def check(
     gates: int,
     x_TBD: Tensor,
     states: tuple[Tensor, ...],
-    weights: tuple[Tensor, ...],
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None,
-    w_hr: Tensor | None = None,
 ) -> None:
-    """Refuses shapes that do not fit, by name, before any arithmetic."""
+    """Raises ValueError with the name of an argument whose shape, type or device does not fit."""
     if x_TBD.dim() != 3 or len(x_TBD) == 0:
         raise ValueError(f"x must be [T, B, D] with T ≥ 1, got {list(x_TBD.shape)}")
     time, batch, inputs = x_TBD.shape
-    hidden = weights[0].shape[0] // gates
+    w_ih, w_hh, b_ih, b_hh, w_hr, _ = weights
+    hidden = w_ih.shape[0] // gates
     state = w_hr.shape[0] if w_hr is not None else hidden  # of h, which a projection makes smaller
     sizes = (("h", state), ("c", hidden))[: len(states)]
-    wanted = {
-        "w_ih": (weights[0], (gates * hidden, inputs)),
-        "w_hh": (weights[1], (gates * hidden, state)),
-        "b_ih": (weights[2], (gates * hidden,)),
-        "b_hh": (weights[3], (gates * hidden,)),
+    expected = {
+        "w_ih": (w_ih, (gates * hidden, inputs)),
+        "w_hh": (w_hh, (gates * hidden, state)),
+        "b_ih": (b_ih, (gates * hidden,)),
+        "b_hh": (b_hh, (gates * hidden,)),
         **({} if w_hr is None else {"w_hr": (w_hr, (state, hidden))}),
         **{name: (tensor, (batch, size)) for (name, size), tensor in zip(sizes, states, strict=True)},
     }
-    if x_TBD.dtype != weights[0].dtype and len({weight.dtype for weight in weights}) == 1:
-        raise ValueError(f"x must be {weights[0].dtype} like the weights, got {x_TBD.dtype}")
-    for name, (tensor, shape) in wanted.items():
+    if x_TBD.dtype != w_ih.dtype and len({weight.dtype for weight in (w_ih, w_hh, b_ih, b_hh)}) == 1:
+        raise ValueError(f"x must be {w_ih.dtype} like the weights, got {x_TBD.dtype}")
+    for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != x_TBD.dtype:
@@ -186,9 +183,9 @@ def check(
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
         check_device("lengths", lengths, x_TBD)
-        if (
-            not lengths.is_cuda and not torch.compiler.is_compiling() and bool((lengths < 0).any())
-        ):  # a GPU would be waited for
+        # On a GPU the check would have to wait for it.
+        is_readable = not lengths.is_cuda and not torch.compiler.is_compiling()
+        if is_readable and bool((lengths < 0).any()):
             raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
 
 
@@ -197,12 +194,11 @@ def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on {x.device} like x, got one on {tensor.device}")
 
 
-def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-    """Input and lengths as every back end can take them: zeros for padding, where what stands there may be no
-    number, and int64.
+def prepare_padding(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+    """The input with zeros as padding, which may contain NaN, and lengths as int64.
 
-    `fused` and `native` never read padding. Smaller types than int64 cannot hold the number of every step
-    that lengths are compared with.
+    `fused` and `native` never read padding. Smaller types than int64 may not hold the step numbers that
+    lengths are compared with.
     """
     if lengths is None:
         return x_TBD, None
@@ -213,13 +209,10 @@ def settled(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, T
 
 
 def choose_with_norm(backend: str, x: Tensor) -> str:
-    """The back end for one call of a cell with layer norm. `auto` on a GPU is `fused`; what torch.compile
-    traces into, too.
-    """
+    """The back end for one call of a cell with layer norm; `auto` on a GPU is `fused`."""
     if backend == "triton":
         raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
-    name = choose_for_call("fused" if backend == "auto" and x.is_cuda else backend, x, None)
-    return "fused" if name == "native" and torch.compiler.is_compiling() else name
+    return choose_for_call("fused" if backend == "auto" and x.is_cuda else backend, x, None)
 
 
 def lstm(
@@ -245,38 +238,29 @@ def lstm(
 
     a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
-    With `w_hr` [P, H] it is h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by
-    `reference`. `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the
-    c_t in h_t. With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end
-    of a sequence.
+    With `w_hr` [P, H] h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
+    `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the c_t in h_t.
+    With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a
+    sequence.
     """
-    check(4, x_TBD, (h_BH, c_BH), (w_ih, w_hh, b_ih, b_hh), masks, lengths, w_hr)
+    weights = Weights(w_ih, w_hh, b_ih, b_hh, w_hr, norms)
+    check(4, x_TBD, (h_BH, c_BH), weights, masks, lengths)
     if w_hr is not None:
-        if known(backend) not in ("auto", "reference"):
+        if check_name(backend) not in ("auto", "reference"):
             raise ValueError(
                 f"backend={backend} has no projections (proj_size); use backend=reference or auto"
             )
-        x_TBD, lengths = settled(x_TBD, lengths, "reference")
+        x_TBD, lengths = prepare_padding(x_TBD, lengths, "reference")
         with torch.autocast(x_TBD.device.type, enabled=False):
-            return reference.lstm(
-                x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, w_hr, cells, norms
-            )
-    if norms is not None:
+            return reference.lstm(x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells)
+    if norms is None:
+        name = choose_for_call(backend, x_TBD, compute_dtype)
+    else:
         name = choose_with_norm(backend, x_TBD)
-        x_TBD, lengths = settled(x_TBD, lengths, name)
-        if name == "reference":
-            return reference.lstm(
-                x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, None, cells, norms
-            )
-        tensors = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
-        return normed.lstm(tensors, norms, masks, lengths, compute_dtype or x_TBD.dtype, cells, name)
-    name = choose_for_call(backend, x_TBD, compute_dtype)
-    options = {"recompute": recompute} if name == "triton" else {}
-    x_TBD, lengths = settled(x_TBD, lengths, name)
-    outputs: tuple[Tensor, ...] = MODULES[name].lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, compute_dtype, cells=cells, **options
+    x_TBD, lengths = prepare_padding(x_TBD, lengths, name)
+    return IMPLEMENTATIONS[name].lstm(
+        x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells, recompute=recompute
     )
-    return outputs
 
 
 def gru(
@@ -297,31 +281,24 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer over a sequence: all hidden states [T, B, H] and the last one [B, H].
 
-    The reset gate acts before the recurrent product of the candidate, as in the paper, or after it, as in
-    cuDNN and torch: n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or tanh(W_n (m_x,n ∘
-    x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)). h_t = (1 - z) ∘ n + z ∘ h_{t-1}. Deviation: the authors'
-    code has a sigmoid for the tanh of n. A GRU has no cell state: `masks.c` must be None. `norms` is layer
-    norm.
+    The reset gate acts before the recurrent product of the candidate, as in the paper, or with `reset_after`
+    after it, as in cuDNN and torch: n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or
+    tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)). h_t = (1 - z) ∘ n + z ∘ h_{t-1}.
+    Deviation: the authors' code has a sigmoid for the tanh of n. A GRU has no cell state: `masks.c` must be
+    None. `norms` is layer norm.
     """
-    check(3, x_TBD, (h_BH,), (w_ih, w_hh, b_ih, b_hh), masks, lengths)
+    weights = Weights(w_ih, w_hh, b_ih, b_hh, None, norms)
+    check(3, x_TBD, (h_BH,), weights, masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
-    if norms is not None:
+    if norms is None:
+        name = choose_for_call(backend, x_TBD, compute_dtype)
+    else:
         name = choose_with_norm(backend, x_TBD)
-        x_TBD, lengths = settled(x_TBD, lengths, name)
-        if name == "reference":
-            return reference.gru(
-                x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, norms
-            )
-        tensors = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
-        return normed.gru(tensors, norms, masks, lengths, reset_after, compute_dtype or x_TBD.dtype, name)
-    name = choose_for_call(backend, x_TBD, compute_dtype)
-    options = {"recompute": recompute} if name == "triton" else {}
-    x_TBD, lengths = settled(x_TBD, lengths, name)
-    outputs: tuple[Tensor, Tensor] = MODULES[name].gru(
-        x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, masks, lengths, reset_after, compute_dtype, **options
+    x_TBD, lengths = prepare_padding(x_TBD, lengths, name)
+    return IMPLEMENTATIONS[name].gru(
+        x_TBD, h_BH, weights, masks, lengths, compute_dtype, reset_after=reset_after, recompute=recompute
     )
-    return outputs
 
 
 def linear_cross_entropy(
@@ -335,7 +312,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Negative log-likelihood in nats of each target [N] under softmax(x Wᵀ + b).
 
-    But for `reference`, the [N, V] logits are never all in memory.
+    Only `reference` has all [N, V] logits in memory at once.
     """
     if x_ND.dim() != 2 or targets_N.shape != x_ND.shape[:1] or len(targets_N) == 0:
         raise ValueError(
@@ -351,7 +328,5 @@ def linear_cross_entropy(
     if targets_N.dtype != torch.int64:
         raise ValueError(f"targets must be torch.int64, got {targets_N.dtype}")
     check_device("targets", targets_N, x_ND)
-    nll_N: Tensor = MODULES[choose_for_call(backend, w_VD, compute_dtype)].linear_cross_entropy(
-        x_ND, w_VD, b_V, targets_N, compute_dtype
-    )
-    return nll_N
+    name = choose_for_call(backend, w_VD, compute_dtype)
+    return IMPLEMENTATIONS[name].linear_cross_entropy(x_ND, w_VD, b_V, targets_N, compute_dtype)

@@ -1,5 +1,5 @@
-"""Gradients by automatic differentiation of `reference`, for what a hand-written backward pass does not
-give.
+"""Gradients by automatic differentiation of `reference`, where a backward pass is itself differentiated or
+batched.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels.layout import zero_padding
+from vdrop_cli.kernels.packing import zero_padding
+from vdrop_cli.kernels.weights import unflatten
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -19,19 +20,19 @@ def in_transform() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unsupported_context() -> str:
-    """What surrounds the call that only `reference` supports; empty where nothing does."""
+    """The transform or tracer around the call that only `reference` supports; empty without one."""
     if in_transform():
         return "the transforms of torch.func (grad, vmap, jacrev, …)"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
+    is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # new in torch 2.7
     return "torch.export" if is_exporting() else ""
 
 
 def needs_reference(grad_outputs: Sequence[Tensor | None]) -> bool:
-    """Whether the current backward pass must give more than the hand-written one can.
+    """Whether a hand-written backward pass cannot compute the gradients.
 
-    That is gradients which can themselves be differentiated (`create_graph=True`), or those of a batch of
+    Those are gradients which can be differentiated (`create_graph=True`), and gradients of a batch of
     `grad_outputs` (`is_grads_batched=True`, `vmap`).
     """
     if torch.is_grad_enabled():
@@ -46,7 +47,7 @@ def needs_reference(grad_outputs: Sequence[Tensor | None]) -> bool:
 def reference_gradients(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
-    needed: Sequence[bool],
+    is_needed: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradient of each input that needs one; with `create_graph=True` a function of inputs and
@@ -58,29 +59,31 @@ def reference_gradients(
         # that of its own argument.
         aliases = [tensor.view_as(tensor) for tensor in inputs]
         pairs = [(y, dy) for y, dy in zip(function(*aliases), grad_outputs, strict=False) if dy is not None]
-    places = [index for index, is_needed in enumerate(needed) if is_needed]
+    indices = [index for index, needed in enumerate(is_needed) if needed]
     gradients: list[Tensor | None] = [None] * len(inputs)
-    if pairs and places:
+    if pairs and indices:
         outputs, upstream = zip(*pairs, strict=True)
-        found = torch.autograd.grad(
-            outputs, [aliases[i] for i in places], upstream, create_graph=create_graph, allow_unused=True
+        computed = torch.autograd.grad(
+            outputs, [aliases[i] for i in indices], upstream, create_graph=create_graph, allow_unused=True
         )
-        for i, gradient in zip(places, found, strict=True):
+        for i, gradient in zip(indices, computed, strict=True):
             gradients[i] = gradient
     return gradients
 
 
 def cell_gradients(
     cell: Callable[..., tuple[Tensor, ...]],
+    states: int,
     inputs: Sequence[Tensor],
-    needed: Sequence[bool],
+    is_needed: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
     lengths: Tensor | None,
     **options: Any,
 ) -> list[Tensor | None]:
-    """Likewise of `reference.lstm` or `reference.gru`, whose order the inputs have: x, states, weights."""
+    """The gradients of a cell of `reference`; `inputs` are x, so many states, and the weights one by one."""
 
-    def function(x_TBD: Tensor, *states_and_weights: Tensor) -> tuple[Tensor, ...]:
-        return cell(zero_padding(x_TBD, lengths), *states_and_weights, lengths=lengths, **options)
+    def function(x_TBD: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights = unflatten(tensors[states:])
+        return cell(zero_padding(x_TBD, lengths), *tensors[:states], weights, lengths=lengths, **options)
 
-    return reference_gradients(function, inputs, needed, grad_outputs)
+    return reference_gradients(function, inputs, is_needed, grad_outputs)

@@ -1,69 +1,69 @@
-"""The same functions as `reference`, with forward and backward written by hand; any device, plain torch
-operations.
+"""The back end in plain torch operations, forward and backward written by hand, for any device.
 
 All input projections of a layer are one product before the loop over time, all weight gradients one product
-after it. What entered the recurrent products is kept for that. Masks that differ from gate to gate make of
+after it; the inputs of the recurrent products are saved for it. Masks that differ from gate to gate make of
 each product a batch of four (GRU: three) of a quarter the size, so they cost little more. Sequences of
-different lengths are packed (`layout.py`): what is written [T, B, …] here then is [N, 1, …], and a step is of
-those sequences that have it.
+different lengths are packed (`packing.py`): tensors named [T, B, …] then are [N, 1, …], and a step has the
+sequences that are long enough.
 
-T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates: 1, or each
-for itself N tokens  V vocabulary
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
+K groups of gates: 1, or one for each gate
 """
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import reference
+from vdrop_cli.kernels import normed, reference
+from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
 from vdrop_cli.kernels.gates import (
     Gates,
     input_gradient,
     project_inputs,
-    some_gates,
+    select_gates,
     sum_over_steps,
     weight_gradient,
 )
-from vdrop_cli.kernels.layout import Layout
 from vdrop_cli.kernels.masks import Masks
-from vdrop_cli.kernels.products import Weights, exact_sums, mm_into
+from vdrop_cli.kernels.packing import Layout, layout_for
+from vdrop_cli.kernels.products import WeightMatrix, mm_into
+from vdrop_cli.kernels.weights import Weights
 
-SLOPES_AT_ONCE = (
-    2**18
-)  # of a gate, worked out just before the steps that they are of, so that they are still in the cache
-LOGITS_AT_ONCE = 4_000_000  # elements of the chunk of logits that is held in fp32: 16 MB
+# Elements of a gate whose derivatives are computed together, just before their steps: they fit the cache.
+DERIVATIVE_BLOCK = 2**18
+LOGITS_AT_ONCE = 4_000_000  # elements of a chunk of logits in fp32: 16 MB
 LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
-# whose gradient is held in bf16, so that its products are few and large; on a GPU a chunk is large by itself
+# Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
+# is large enough.
 ROUNDED_CHUNKS = 4
+ALL_LSTM, ALL_GRU, R_AND_Z, ONLY_N = slice(0, 4), slice(0, 3), slice(0, 2), slice(2, 3)
 
 
 class Recurrence:
-    """`U (m_h ∘ h)` of some gates, step after step; what entered the products is kept for the gradient of U,
-    if it is not h itself.
+    """Computes `U (m_h ∘ h)` of some gates, step after step, and saves the inputs of the products for the
+    gradient of U, unless they are h itself.
     """
 
     def __init__(
         self, gates: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None, like: Tensor
     ) -> None:
-        self.by_gate, self.steps = gates.by_gate, gates.steps(part, layout)
+        self.by_gate, self.steps = gates.by_gate, gates.unbind_steps(part, layout)
         w_hh = w_hh[gates.rows(part)]
-        self.w, self.groups = gates.weights(w_hh, layout.most), len(gates.groups(part))
-        mask_TKBH = some_gates(mask_h, part)
-        self.masks_KBH = layout.masks(
-            mask_TKBH if mask_TKBH is None else mask_TKBH.expand(-1, self.groups, -1, -1)
-        )
-        plain = self.masks_KBH is None and w_hh.dtype == like.dtype
-        self.kept_KTBH = (
-            None
-            if plain
-            else like.new_empty((self.groups, gates.time, gates.batch, gates.hidden), dtype=w_hh.dtype)
-        )
-        self.inputs = None if self.kept_KTBH is None else layout.each(self.kept_KTBH, 1)
+        self.w, self.groups = gates.weight_matrix(w_hh, layout.max_rows), len(gates.groups(part))
+        mask_TKBH = select_gates(mask_h, part)
+        if mask_TKBH is not None:
+            mask_TKBH = mask_TKBH.expand(-1, self.groups, -1, -1)
+        self.masks_KBH = layout.masks_by_step(mask_TKBH)
+        self.saved_inputs_KTBH: Tensor | None = None
+        if self.masks_KBH is not None or w_hh.dtype != like.dtype:
+            shape = (self.groups, gates.time, gates.batch, gates.hidden)
+            self.saved_inputs_KTBH = like.new_empty(shape, dtype=w_hh.dtype)
+        saved = self.saved_inputs_KTBH
+        self.inputs = None if saved is None else layout.unbind_steps(saved, 1)
 
     def add(self, t: int, h_BH: Tensor) -> None:
         """Adds the products of step `t` to its gates."""
@@ -77,66 +77,39 @@ class Recurrence:
 
 
 class RecurrenceGradient:
-    """The backward pass of a recurrence: the gradients `da` of its gates, complete at one step, give that of
-    h_{t-1}.
+    """The backward pass of a recurrence: from the gradients `da` of the gates at a step to that of the state
+    before it. `da_lowp` is `da` in the type of the products.
     """
 
     def __init__(
-        self, da: Gates, low: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None
+        self, da: Gates, da_lowp: Gates, part: slice, layout: Layout, w_hh: Tensor, mask_h: Tensor | None
     ) -> None:
-        self.by_gate, self.full, self.low = da.by_gate, da.steps(part, layout), low.steps(part, layout)
-        self.dtype, self.same = da.memory.dtype, da.memory.dtype == low.memory.dtype
-        self.w = da.weights(w_hh[da.rows(part)], layout.most, transposed=True)
-        self.masks_KBH = layout.masks(some_gates(mask_h, part))
+        self.by_gate, self.dtype = da.by_gate, da.memory.dtype
+        self.steps, self.lowp_steps = da.unbind_steps(part, layout), da_lowp.unbind_steps(part, layout)
+        self.is_rounded = da.memory.dtype != da_lowp.memory.dtype
+        self.w = da.weight_matrix(w_hh[da.rows(part)], layout.max_rows, transposed=True)
+        self.masks_KBH = layout.masks_by_step(select_gates(mask_h, part))
 
     def step(self, t: int) -> Tensor:
-        """What comes to the gradient of h_{t-1} through the products of step `t`."""
-        step = self.full[t] if self.same else self.low[t].copy_(self.full[t])
+        """The gradient of h_{t-1} through the products of step `t`."""
+        step = self.lowp_steps[t].copy_(self.steps[t]) if self.is_rounded else self.steps[t]
         mask_KBH = None if self.masks_KBH is None else self.masks_KBH[t]
-        through = self.w.product(step)
+        grad_h = self.w.product(step)
         if self.by_gate:
-            return (through if mask_KBH is None else through * mask_KBH).sum(0, dtype=self.dtype)
-        return through.to(self.dtype) if mask_KBH is None else through * mask_KBH[0]
+            return (grad_h if mask_KBH is None else grad_h * mask_KBH).sum(0, dtype=self.dtype)
+        return grad_h.to(self.dtype) if mask_KBH is None else grad_h * mask_KBH[0]
 
 
-def entered(kept_KTBH: Tensor | None, before_TBH: Tensor | None, groups: int) -> list[Tensor]:
-    """What entered the products of each group of gates at all steps, [T·B, H]: what was kept, or else the
-    states before each step.
+def recurrent_inputs(
+    saved_KTBH: Tensor | None, states_before_TBH: Tensor | None, groups: int
+) -> list[Tensor]:
+    """The inputs of the recurrent products of each group of gates at all steps, [T·B, H]: the saved ones, or
+    the states before each step.
     """
-    if kept_KTBH is not None:
-        return list(kept_KTBH.flatten(1, 2))
-    assert before_TBH is not None
-    return [before_TBH.flatten(0, 1)] * groups
-
-
-def through_sigmoid(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """d · y · (1 - y)"""
-    result: Tensor = torch.ops.aten.sigmoid_backward.grad_input(d, y, grad_input=out)
-    return result
-
-
-def through_tanh(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """d · (1 - y²)"""
-    result: Tensor = torch.ops.aten.tanh_backward.grad_input(d, y, grad_input=out)
-    return result
-
-
-Way = TypeVar("Way", bound=Callable[..., Any])  # of a function, forward or back
-
-
-def without_autocast(way: Way) -> Way:
-    """The forward or backward of a function, unchanged by a user's autocast, which would round some products
-    and not others.
-    """
-
-    @wraps(way)
-    def on_its_own(ctx: Any, *tensors: Any) -> Any:
-        if way.__name__ == "forward":
-            ctx.device_type = tensors[0].device.type
-        with torch.autocast(ctx.device_type, enabled=False), exact_sums(ctx.device_type):
-            return way(ctx, *tensors)
-
-    return cast(Way, on_its_own)
+    if saved_KTBH is not None:
+        return list(saved_KTBH.flatten(1, 2))
+    assert states_before_TBH is not None
+    return [states_before_TBH.flatten(0, 1)] * groups
 
 
 class LSTM(torch.autograd.Function):
@@ -158,27 +131,27 @@ class LSTM(torch.autograd.Function):
         compute_dtype: torch.dtype,
         cells: bool,
     ) -> tuple[Tensor, ...]:
-        every, hidden, layout = slice(0, 4), w_hh.shape[1], Layout.of(x_TBD, lengths)
+        hidden, layout = w_hh.shape[1], layout_for(x_TBD, lengths)
         inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
-        gates = Gates.of(x_TBD, hidden, 4, Masks(mask_x, mask_h))
-        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, layout.mask_of_all(mask_x))
+        gates = Gates.allocate(x_TBD, hidden, 4, Masks(mask_x, mask_h))
+        inputs_ND = project_inputs(gates, x_TBD, w_ih, b_ih + b_hh, layout.pack_mask(mask_x))
         h, c = layout.sort(h_BH), layout.sort(c_BH)
-        hs, cs = layout.states(h), layout.states(c)
-        recurrence = Recurrence(gates, every, layout, w_hh, mask_h, hs)
-        g_TBH, tanh_c_TBH = torch.empty_like(layout.after(hs)), torch.empty_like(layout.after(cs))
-        masks_c = layout.masks(mask_c)
-        by_step = (
-            layout.each(v) for v in (*gates.view_GTBH, g_TBH, tanh_c_TBH, layout.after(hs), layout.after(cs))
-        )
-        for t, (every_gate, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(
-            zip(layout.each(gates.view_GTBH, 1), *by_step, strict=True)
+        hs, cs = layout.allocate_states(h), layout.allocate_states(c)
+        recurrence = Recurrence(gates, ALL_LSTM, layout, w_hh, mask_h, hs)
+        h_after, c_after = layout.states_after(hs), layout.states_after(cs)
+        g_TBH, tanh_c_TBH = torch.empty_like(h_after), torch.empty_like(c_after)
+        masks_c = layout.masks_by_step(mask_c)
+        tensors = (*gates.view_GTBH, g_TBH, tanh_c_TBH, h_after, c_after)
+        by_step = (layout.unbind_steps(tensor) for tensor in tensors)
+        for t, (all_gates, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(
+            zip(layout.unbind_steps(gates.view_GTBH, 1), *by_step, strict=True)
         ):
-            h, c = layout.go_on(t, h), layout.go_on(t, c)
+            h, c = layout.active_rows(t, h), layout.active_rows(t, c)
             recurrence.add(t, h)
             torch.tanh(a_g, out=g)
-            every_gate.sigmoid_()  # g is there already; one call for all is quicker than one for each
+            all_gates.sigmoid_()  # g is already computed; one call for all is faster than three
             torch.mul(f, c, out=c_new).addcmul_(i, g)
             if masks_c is not None:
                 c_new.mul_(masks_c[t])
@@ -186,10 +159,12 @@ class LSTM(torch.autograd.Function):
             h, c = h_new, c_new
         ctx.layout, ctx.compute_dtype, ctx.cells = layout, compute_dtype, cells
         ctx.set_materialize_grads(False)
-        kept = (hs, None) if recurrence.kept_KTBH is None else (None, recurrence.kept_KTBH)
-        saved = (mask_x, mask_h, mask_c, lengths, w_ih, w_hh, *kept, cs, g_TBH, tanh_c_TBH, gates.memory)
+        saved_inputs_KTBH = recurrence.saved_inputs_KTBH
+        saved_hs = hs if saved_inputs_KTBH is None else None
+        arguments = (mask_x, mask_h, mask_c, lengths, w_ih, w_hh)
+        saved = (*arguments, saved_hs, saved_inputs_KTBH, cs, g_TBH, tanh_c_TBH, gates.memory)
         ctx.save_for_backward(*inputs, *saved, *inputs_ND)
-        outputs = (layout.outputs(hs), layout.last(hs), layout.last(cs))
+        outputs = (layout.outputs(hs), layout.last_state(hs), layout.last_state(cs))
         return (*outputs, layout.outputs(cs)) if cells else outputs
 
     @staticmethod
@@ -202,21 +177,8 @@ class LSTM(torch.autograd.Function):
         dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        (
-            mask_x,
-            mask_h,
-            mask_c,
-            lengths,
-            w_ih,
-            w_hh,
-            hs,
-            kept_KTBH,
-            cs,
-            g_TBH,
-            tanh_c_TBH,
-            memory,
-            *inputs_ND,
-        ) = saved[7:]
+        mask_x, mask_h, mask_c, lengths, w_ih, w_hh, hs, saved_inputs_KTBH = saved[7:15]
+        cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = saved[15:]
         if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
             options = {
                 "masks": Masks(mask_x, mask_h, mask_c),
@@ -224,58 +186,54 @@ class LSTM(torch.autograd.Function):
                 "cells": ctx.cells,
             }
             gradients = cell_gradients(
-                reference.lstm, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options
+                reference.lstm, 2, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options
             )
             return *gradients, *[None] * 6
-        gates, every, layout = Gates(memory, 4), slice(0, 4), ctx.layout
-        da = gates.another()
-        low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
-        c_before_TBH, c_slope_TBH = layout.before(cs), torch.empty_like(tanh_c_TBH)
-        way_back = RecurrenceGradient(da, low, every, layout, w_hh, mask_h)
-        masks_c = layout.masks(mask_c)
-        dys, dcells = (d if d is None else layout.each(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
-        i_f_g, o, c_slope, f = (
-            layout.each(da.view_GTBH[:3], 1),
-            *(layout.each(v) for v in (da.view_GTBH[3], c_slope_TBH, gates.view_GTBH[1])),
-        )
-        dh_end, dc_end = (layout.end_gradient(d, cs) for d in (dh_BH, dc_BH))
-        dh, dc = dh_end[:0], dc_end[:0]
-        for steps in reversed(layout.blocks(SLOPES_AT_ONCE // gates.hidden)):
-            # What does not depend on the gradient is worked out for many steps at once: d a_gate = slope ∘
-            # (dc or dh).
-            part = layout.part(steps)
+        gates, layout = Gates(memory, 4), ctx.layout
+        da = gates.empty_like()
+        da_lowp = da if w_hh.dtype == memory.dtype else gates.empty_like(w_hh.dtype)
+        c_before_TBH, dc_dh_TBH = layout.states_before(cs), torch.empty_like(tanh_c_TBH)
+        recurrence_grad = RecurrenceGradient(da, da_lowp, ALL_LSTM, layout, w_hh, mask_h)
+        masks_c = layout.masks_by_step(mask_c)
+        dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
+        da_i_f_g, da_o = layout.unbind_steps(da.view_GTBH[:3], 1), layout.unbind_steps(da.view_GTBH[3])
+        dc_dh, f = layout.unbind_steps(dc_dh_TBH), layout.unbind_steps(gates.view_GTBH[1])
+        dh_last, dc_last = (layout.last_gradient(d, cs) for d in (dh_BH, dc_BH))
+        dh, dc = dh_last[:0], dc_last[:0]
+        for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.hidden)):
+            # The factors of dc and dh in the gradients of the gates, for many steps at once.
+            part = layout.block_slice(steps)
             g, tanh_c = g_TBH[part], tanh_c_TBH[part]
-            (y_i, y_f, _, y_o), (slope_i, slope_f, slope_g, slope_o) = (
-                gates.view_GTBH[:, part],
-                da.view_GTBH[:, part],
-            )
-            through_sigmoid(g, y_i, out=slope_i)
-            through_sigmoid(c_before_TBH[part], y_f, out=slope_f)
-            through_tanh(y_i, g, out=slope_g)
-            through_sigmoid(tanh_c, y_o, out=slope_o)
-            through_tanh(y_o, tanh_c, out=c_slope_TBH[part])
+            y_i, y_f, _, y_o = gates.view_GTBH[:, part]
+            factor_i, factor_f, factor_g, factor_o = da.view_GTBH[:, part]
+            sigmoid_gradient(g, y_i, out=factor_i)
+            sigmoid_gradient(c_before_TBH[part], y_f, out=factor_f)
+            tanh_gradient(y_i, g, out=factor_g)
+            sigmoid_gradient(tanh_c, y_o, out=factor_o)
+            tanh_gradient(y_o, tanh_c, out=dc_dh_TBH[part])
             for t in reversed(steps):
-                dh, dc = layout.go_back(t, dh, dh_end), layout.go_back(t, dc, dc_end)
+                dh, dc = layout.grow_gradient(t, dh, dh_last), layout.grow_gradient(t, dc, dc_last)
                 if dys is not None:
                     dh.add_(dys[t])
-                o[t].mul_(dh)
-                dc.addcmul_(dh, c_slope[t])
+                da_o[t].mul_(dh)
+                dc.addcmul_(dh, dc_dh[t])
                 if dcells is not None:
                     dc.add_(dcells[t])
                 if masks_c is not None:
                     dc.mul_(masks_c[t])
-                i_f_g[t].mul_(dc)
+                da_i_f_g[t].mul_(dc)
                 dc.mul_(f[t])
-                dh = way_back.step(t)
-        dh, dc = layout.go_back(-1, dh, dh_end), layout.go_back(-1, dc, dc_end)
+                dh = recurrence_grad.step(t)
+        dh, dc = layout.grow_gradient(-1, dh, dh_last), layout.grow_gradient(-1, dc, dc_last)
         db = sum_over_steps(da)
         dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
-        weight_gradient(low, every, inputs_ND, dw_ih)
-        hs_before = hs if hs is None else layout.before(hs)
-        weight_gradient(low, every, entered(kept_KTBH, hs_before, len(gates.groups(every))), dw_hh)
+        weight_gradient(da_lowp, ALL_LSTM, inputs_ND, dw_ih)
+        hs_before = None if hs is None else layout.states_before(hs)
+        recurrent_ND = recurrent_inputs(saved_inputs_KTBH, hs_before, len(gates.groups(ALL_LSTM)))
+        weight_gradient(da_lowp, ALL_LSTM, recurrent_ND, dw_hh)
         dx_TBD = None
         if ctx.needs_input_grad[0]:
-            dx_TBD = layout.unpack(input_gradient(low, w_ih, layout.mask_of_all(mask_x), memory.dtype))
+            dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(mask_x), memory.dtype))
         return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), *[None] * 6
 
 
@@ -296,31 +254,30 @@ class GRU(torch.autograd.Function):
         reset_after: bool,
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        hidden, layout = w_hh.shape[1], Layout.of(x_TBD, lengths)
+        hidden, layout = w_hh.shape[1], layout_for(x_TBD, lengths)
         inputs = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
-        r_and_z, only_n = slice(0, 2), slice(2, 3)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
-        gates = Gates.of(x_TBD, hidden, 3, Masks(mask_x, mask_h))
-        inputs_ND = project_inputs(
-            gates, x_TBD, w_ih, b_ih if reset_after else b_ih + b_hh, layout.mask_of_all(mask_x)
-        )
+        gates = Gates.allocate(x_TBD, hidden, 3, Masks(mask_x, mask_h))
+        bias = b_ih if reset_after else b_ih + b_hh
+        inputs_ND = project_inputs(gates, x_TBD, w_ih, bias, layout.pack_mask(mask_x))
         if reset_after:
-            gates.view_GTBH[r_and_z].add_(b_hh.view(3, 1, 1, -1)[r_and_z])
+            gates.view_GTBH[R_AND_Z].add_(b_hh.view(3, 1, 1, -1)[R_AND_Z])
         h = layout.sort(h_BH)
-        hs = layout.states(h)
-        recurrence = Recurrence(gates, r_and_z, layout, w_hh, mask_h, hs)
-        # The candidate's own recurrent product: of m ∘ h, or where the reset gate comes first, of r ∘ m ∘ h.
-        masks_n = layout.masks(some_gates(mask_h, only_n))
-        w_n = Weights(w_hh[2 * hidden :], layout.most)
-        n_inputs_TBH = torch.empty_like(layout.after(hs), dtype=compute_dtype)
-        inner_TBH = torch.empty_like(layout.after(hs)) if reset_after else None  # U_n (m ∘ h) + b
-        inners = inner_TBH if inner_TBH is None else layout.each(inner_TBH)
-        by_step = (layout.each(v) for v in (*gates.view_GTBH, n_inputs_TBH, layout.after(hs)))
+        hs = layout.allocate_states(h)
+        h_after = layout.states_after(hs)
+        recurrence = Recurrence(gates, R_AND_Z, layout, w_hh, mask_h, hs)
+        # The candidate has a recurrent product of its own: of m ∘ h with reset_after, otherwise of r ∘ m ∘ h.
+        masks_n = layout.masks_by_step(select_gates(mask_h, ONLY_N))
+        w_n = WeightMatrix(w_hh[2 * hidden :], layout.max_rows)
+        n_inputs_TBH = torch.empty_like(h_after, dtype=compute_dtype)
+        inner_TBH = torch.empty_like(h_after) if reset_after else None  # U_n (m ∘ h) + b
+        inners = None if inner_TBH is None else layout.unbind_steps(inner_TBH)
+        by_step = (layout.unbind_steps(v) for v in (*gates.view_GTBH, n_inputs_TBH, h_after))
         for t, (r_z, r, z, n, n_input, h_new) in enumerate(
-            zip(layout.each(gates.view_GTBH[r_and_z], 1), *by_step, strict=True)
+            zip(layout.unbind_steps(gates.view_GTBH[R_AND_Z], 1), *by_step, strict=True)
         ):
-            h = layout.go_on(t, h)
+            h = layout.active_rows(t, h)
             recurrence.add(t, h)
             r_z.sigmoid_()
             masked_h = h if masks_n is None else h * masks_n[t][0]
@@ -335,103 +292,89 @@ class GRU(torch.autograd.Function):
             h = torch.lerp(n, h, z, out=h_new)
         ctx.layout, ctx.options = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}
         ctx.set_materialize_grads(False)
-        saved = (
-            mask_x,
-            mask_h,
-            lengths,
-            w_ih,
-            w_hh,
-            hs,
-            recurrence.kept_KTBH,
-            n_inputs_TBH,
-            inner_TBH,
-            gates.memory,
-        )
+        arguments = (mask_x, mask_h, lengths, w_ih, w_hh)
+        saved = (*arguments, hs, recurrence.saved_inputs_KTBH, n_inputs_TBH, inner_TBH, gates.memory)
         ctx.save_for_backward(*inputs, *saved, *inputs_ND)
-        return layout.outputs(hs), layout.last(hs)
+        return layout.outputs(hs), layout.last_state(hs)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        mask_x, mask_h, lengths, w_ih, w_hh, hs, kept_KTBH, n_inputs_TBH, inner_TBH, memory, *inputs_ND = (
-            saved[6:]
-        )
+        mask_x, mask_h, lengths, w_ih, w_hh, hs, saved_inputs_KTBH = saved[6:13]
+        n_inputs_TBH, inner_TBH, memory, *inputs_ND = saved[13:]
         if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
             options = {"masks": Masks(mask_x, mask_h), **ctx.options}
             gradients = cell_gradients(
-                reference.gru, saved[:6], ctx.needs_input_grad[:6], grad_outputs, lengths, **options
+                reference.gru, 1, saved[:6], ctx.needs_input_grad[:6], grad_outputs, lengths, **options
             )
-            return *gradients, None, None, None, None, None
+            return *gradients, *[None] * 5
         gates, layout = Gates(memory, 3), ctx.layout
-        r_and_z, only_n, every = slice(0, 2), slice(2, 3), slice(0, 3)
-        da = gates.another()
-        low = da if w_hh.dtype == memory.dtype else gates.another(w_hh.dtype)
-        before_TBH = layout.before(hs)
-        way_back = RecurrenceGradient(da, low, r_and_z, layout, w_hh, mask_h)
-        masks_n, dys = (
-            layout.masks(some_gates(mask_h, only_n)),
-            dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH)),
-        )
-        w_n = Weights(w_hh[2 * gates.hidden :].T, layout.most)
+        da = gates.empty_like()
+        da_lowp = da if w_hh.dtype == memory.dtype else gates.empty_like(w_hh.dtype)
+        before_TBH = layout.states_before(hs)
+        recurrence_grad = RecurrenceGradient(da, da_lowp, R_AND_Z, layout, w_hh, mask_h)
+        masks_n = layout.masks_by_step(select_gates(mask_h, ONLY_N))
+        dys = None if dy_TBH is None else layout.unbind_steps(layout.pack(dy_TBH))
+        w_n = WeightMatrix(w_hh[2 * gates.hidden :].T, layout.max_rows)
         d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
-        inners, d_inners = (v if v is None else layout.each(v) for v in (inner_TBH, d_inner_TBH))
-        # What the candidate's recurrent product gives back to its inputs; its gates' gradients, in the type
-        # multiplied in.
+        inners, d_inners = (v if v is None else layout.unbind_steps(v) for v in (inner_TBH, d_inner_TBH))
+        # The gradient of the candidate's recurrent product, in the type of the products.
         d_product_TBH = torch.empty_like(n_inputs_TBH)
-        by_step = (layout.each(v) for v in (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH))
-        step_views = list(zip(*by_step, strict=True))
-        dh_end = layout.end_gradient(dh_BH, hs)
-        dh = dh_end[:0]
-        for steps in reversed(layout.blocks(SLOPES_AT_ONCE // gates.hidden)):
-            part = layout.part(steps)
-            (y_r, y_z, y_n), (of_r, of_z, of_n) = gates.view_GTBH[:, part], da.view_GTBH[:, part]
-            torch.mul(y_r, 1 - y_r, out=of_r)
-            through_sigmoid(before_TBH[part] - y_n, y_z, out=of_z)
-            through_tanh(1 - y_z, y_n, out=of_n)
+        tensors = (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH)
+        by_step = list(zip(*(layout.unbind_steps(tensor) for tensor in tensors), strict=True))
+        dh_last = layout.last_gradient(dh_BH, hs)
+        dh = dh_last[:0]
+        for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.hidden)):
+            part = layout.block_slice(steps)
+            y_r, y_z, y_n = gates.view_GTBH[:, part]
+            factor_r, factor_z, factor_n = da.view_GTBH[:, part]
+            torch.mul(y_r, 1 - y_r, out=factor_r)
+            sigmoid_gradient(before_TBH[part] - y_n, y_z, out=factor_z)
+            tanh_gradient(1 - y_z, y_n, out=factor_n)
             for t in reversed(steps):
-                r, z, slope_r, slope_z, slope_n, d_product, h_before = step_views[t]
-                dh = layout.go_back(t, dh, dh_end)
+                r, z, da_r, da_z, da_n, d_product, h_before = by_step[t]
+                dh = layout.grow_gradient(t, dh, dh_last)
                 if dys is not None:
                     dh.add_(dys[t])
-                slope_z.mul_(dh)
-                slope_n.mul_(dh)
+                da_z.mul_(dh)
+                da_n.mul_(dh)
                 dh.mul_(z)
                 if inners is not None and d_inners is not None:
-                    slope_r.mul_(slope_n * inners[t])
-                    d_product.copy_(torch.mul(slope_n, r, out=d_inners[t]))
+                    da_r.mul_(da_n * inners[t])
+                    d_product.copy_(torch.mul(da_n, r, out=d_inners[t]))
                 else:
-                    d_product.copy_(slope_n)
-                through = w_n.product(d_product).to(dh.dtype)
+                    d_product.copy_(da_n)
+                grad_h = w_n.product(d_product).to(dh.dtype)
                 if masks_n is not None:
-                    through = through * masks_n[t][0]
+                    grad_h = grad_h * masks_n[t][0]
                 if d_inners is None:
-                    slope_r.mul_(through * h_before)
-                    through = through * r
-                dh.add_(through).add_(way_back.step(t))
-        dh = layout.go_back(-1, dh, dh_end)
+                    da_r.mul_(grad_h * h_before)
+                    grad_h = grad_h * r
+                dh.add_(grad_h).add_(recurrence_grad.step(t))
+        dh = layout.grow_gradient(-1, dh, dh_last)
         db_ih = sum_over_steps(da)
-        db_hh = (
-            db_ih.clone()
-            if d_inner_TBH is None
-            else torch.cat([db_ih[: 2 * gates.hidden], d_inner_TBH.sum((0, 1))])
-        )
-        if low is not da:
-            low.view_GTBH[2].copy_(da.view_GTBH[2])
+        db_hh = db_ih.clone()
+        if d_inner_TBH is not None:
+            db_hh[2 * gates.hidden :] = d_inner_TBH.sum((0, 1))
+        if da_lowp is not da:
+            da_lowp.view_GTBH[2].copy_(da.view_GTBH[2])
         dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
-        weight_gradient(low, every, inputs_ND, dw_ih)
-        weight_gradient(low, r_and_z, entered(kept_KTBH, before_TBH, len(gates.groups(r_and_z))), dw_hh)
+        weight_gradient(da_lowp, ALL_GRU, inputs_ND, dw_ih)
+        recurrent_ND = recurrent_inputs(saved_inputs_KTBH, before_TBH, len(gates.groups(R_AND_Z)))
+        weight_gradient(da_lowp, R_AND_Z, recurrent_ND, dw_hh)
         mm_into(dw_hh[2 * gates.hidden :], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
         dx_TBD = None
         if ctx.needs_input_grad[0]:
-            dx_TBD = layout.unpack(input_gradient(low, w_ih, layout.mask_of_all(mask_x), memory.dtype))
-        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, None, None, None, None, None
+            dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(mask_x), memory.dtype))
+        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, *[None] * 5
 
 
-HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradients`, or another back end's
+HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradients` of a back end
 
 
 def head_forward(ctx: Any, compute: HeadGradients, *inputs: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """The losses; their gradients are computed with them and saved."""
     nll_N, ctx.gradients = compute(*inputs, None, compute_dtype)
     ctx.save_for_backward(*inputs)
     ctx.compute_dtype = compute_dtype
@@ -439,18 +382,16 @@ def head_forward(ctx: Any, compute: HeadGradients, *inputs: Tensor, compute_dtyp
 
 
 def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of x, w and b: the saved ones, scaled, or new ones."""
     x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
     if needs_reference((dnll_N,)):
 
         def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
             return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
 
-        return (
-            *reference_gradients(definition, (x_ND, w_VD, b_V), ctx.needs_input_grad[:3], (dnll_N,)),
-            None,
-            None,
-        )
-    if ctx.gradients is not None and is_even(dnll_N):
+        inputs, is_needed = (x_ND, w_VD, b_V), ctx.needs_input_grad[:3]
+        return *reference_gradients(definition, inputs, is_needed, (dnll_N,)), None, None
+    if ctx.gradients is not None and is_uniform(dnll_N):
         dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
         ctx.gradients = None
     else:
@@ -459,11 +400,11 @@ def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Ten
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Works through the logits chunk by chunk, and makes the gradients of a chunk while its logits are there.
+    """Computes the logits in chunks, and the gradients of a chunk while its logits are in memory.
 
-    They are made for an upstream gradient of one a token. Any other that is the same for all tokens, as that
-    of a sum or a mean, scales them in place; one that differs from token to token, or a second backward pass,
-    has the chunks worked through once more.
+    The gradients are those for an upstream gradient of 1. One that is the same for all tokens, as that of a
+    sum or a mean, scales them in place. One that differs between tokens, or a second backward pass, computes
+    the chunks again.
     """
 
     @staticmethod
@@ -479,8 +420,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         return head_backward(ctx, loss_and_gradients, dnll_N)
 
 
-def is_even(dnll_N: Tensor) -> bool:
-    """Whether the gradient is the same for all tokens; that of a sum tells so itself, without a wait for a
+def is_uniform(dnll_N: Tensor) -> bool:
+    """Whether the gradient is the same for all tokens. That of a sum has stride 0, so it needs no wait for a
     GPU.
     """
     return dnll_N.stride(0) == 0 or bool((dnll_N == dnll_N[0]).all())
@@ -490,14 +431,15 @@ def chunks(rows: int, at_once: int) -> list[slice]:
     return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
 
 
-def rows_at_once(logits_of: torch.device, vocabulary: int) -> tuple[int, int]:
-    """Rows of a chunk of logits, and rows whose gradient is held in bf16. On a GPU no more than 1/64 of its
-    memory is used.
+def rows_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
+    """The rows of a chunk of logits, and the rows whose gradient is stored in bf16 together.
+
+    On a GPU the logits use at most 1/64 of its memory.
     """
-    if logits_of.type != "cuda":
+    if device.type != "cuda":
         rows = max(1, LOGITS_AT_ONCE // vocabulary)
         return rows, ROUNDED_CHUNKS * rows
-    memory = torch.cuda.get_device_properties(logits_of).total_memory
+    memory = torch.cuda.get_device_properties(device).total_memory
     rows = max(1, min(LOGITS_AT_ONCE_ON_GPU, memory // 64 // 4) // vocabulary)
     return rows, rows
 
@@ -507,25 +449,24 @@ def loss_and_probabilities(
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
     logits_MV = (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
-    return (
-        by_logarithms(logits_MV, targets_M) if logits_MV.is_cuda else by_probabilities(logits_MV, targets_M)
-    )
+    softmax = softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities
+    return softmax(logits_MV, targets_M)
 
 
-def by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain way, in which nothing depends on a number that a GPU would have to be waited for."""
+def softmax_by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and probabilities by `log_softmax`, without a wait for a GPU."""
     log_p_MV = logits_MV.log_softmax(1)
     return -log_p_MV.gather(1, targets_M[:, None]).squeeze(1), log_p_MV.exp_()
 
 
-def by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    """With a pass less over the logits, which counts on a CPU."""
+def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and probabilities with one pass less over the logits, which is faster on a CPU."""
     p_MV = logits_MV.softmax(1)
     p_M = p_MV.gather(1, targets_M[:, None]).squeeze(1)
     nll_M = -p_M.log()
-    if p_M.min() < SMALLEST:  # where probabilities underflow, logits do not
-        few = p_M < SMALLEST
-        nll_M[few] = logits_MV[few].logsumexp(1) - logits_MV[few, targets_M[few]]
+    if p_M.min() < SMALLEST:  # these probabilities underflow, their logits do not
+        tiny = p_M < SMALLEST
+        nll_M[tiny] = logits_MV[tiny].logsumexp(1) - logits_MV[tiny, targets_M[tiny]]
     return nll_M, p_MV
 
 
@@ -543,34 +484,31 @@ def loss_and_gradients(
     compute_dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
-    nll_N, dx_ND, dw_VD, db_V = (
-        torch.empty_like(x_ND[:, 0]),
-        torch.empty_like(x_ND),
-        torch.empty_like(w_VD),
-        torch.zeros_like(b_V),
-    )
-    w_low_VD, x_low_ND, rounds = w_VD.to(compute_dtype), x_ND.to(compute_dtype), compute_dtype != x_ND.dtype
+    nll_N, dx_ND = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND)
+    dw_VD, db_V = torch.empty_like(w_VD), torch.zeros_like(b_V)
+    w_lowp_VD, x_lowp_ND = w_VD.to(compute_dtype), x_ND.to(compute_dtype)
+    is_rounded = compute_dtype != x_ND.dtype
     rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
-    for block in chunks(len(x_ND), rounded_rows if rounds else rows):
+    for block in chunks(len(x_ND), rounded_rows if is_rounded else rows):
         block_ND, targets_M = x_ND[block], targets_N[block]
-        d_low_MV = w_low_VD.new_empty(len(block_ND), len(b_V)) if rounds else w_low_VD
+        d_lowp_MV = w_lowp_VD.new_empty(len(block_ND), len(b_V)) if is_rounded else w_lowp_VD
         for part in chunks(len(block_ND), rows):
             nll_N[block][part], d_MV = loss_and_probabilities(block_ND[part], w_VD, b_V, targets_M[part])
             d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
             if dnll_N is not None:
                 d_MV.mul_(dnll_N[block][part, None])
             db_V += d_MV.sum(0)
-            if rounds:
-                d_low_MV[part] = d_MV
+            if is_rounded:
+                d_lowp_MV[part] = d_MV
             else:
-                d_low_MV = d_MV
-        mm_into(dx_ND[block], d_low_MV, w_low_VD)
-        mm_into(dw_VD, d_low_MV.T, x_low_ND[block], add=block.start > 0)
+                d_lowp_MV = d_MV
+        mm_into(dx_ND[block], d_lowp_MV, w_lowp_VD)
+        mm_into(dw_VD, d_lowp_MV.T, x_lowp_ND[block], add=block.start > 0)
     return nll_N, [dx_ND, dw_VD, db_V]
 
 
-# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks
-# of the backward pass.
+# torch.compile takes each of these as one operation: a trace of the backward pass would lose the second
+# derivatives of `create_graph=True`.
 apply_lstm, apply_gru, apply_head = (
     torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
     for function in (LSTM, GRU, LinearCrossEntropy)
@@ -581,46 +519,38 @@ def lstm(
     x_TBD: Tensor,
     h_BH: Tensor,
     c_BH: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
+    *,
     cells: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    outputs: tuple[Tensor, ...] = apply_lstm(
-        x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, *masks, lengths, compute_dtype or x_TBD.dtype, cells
-    )
+    dtype = compute_dtype or x_TBD.dtype
+    if weights.norms is not None:
+        return normed.lstm(x_TBD, h_BH, c_BH, weights, masks, lengths, dtype, cells, "fused")
+    flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, *masks)
+    outputs: tuple[Tensor, ...] = apply_lstm(x_TBD, h_BH, c_BH, *flat, lengths, dtype, cells)
     return outputs
 
 
 def gru(
     x_TBD: Tensor,
     h_BH: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None = None,
-    reset_after: bool = False,
     compute_dtype: torch.dtype | None = None,
+    *,
+    reset_after: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor] = apply_gru(
-        x_TBD,
-        h_BH,
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        masks.x,
-        masks.h,
-        lengths,
-        reset_after,
-        compute_dtype or x_TBD.dtype,
-    )
+    dtype = compute_dtype or x_TBD.dtype
+    if weights.norms is not None:
+        return normed.gru(x_TBD, h_BH, weights, masks, lengths, reset_after, dtype, "fused")
+    flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, masks.x, masks.h)
+    outputs: tuple[Tensor, Tensor] = apply_gru(x_TBD, h_BH, *flat, lengths, reset_after, dtype)
     return outputs
 
 

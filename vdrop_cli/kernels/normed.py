@@ -1,12 +1,11 @@
-"""The cells with layer norm (Ba et al. 2016), forward and backward written by hand, in torch's operations;
-any device.
+"""The cells with layer norm (Ba et al. 2016), forward and backward written by hand, for any device.
 
 The input products of all steps are normalised before the loop over time, the recurrent ones in it. Sequences
-of different lengths are packed (`layout.py`): [T, B, …] then is [N, 1, …], and a step is of those sequences
-that have it.
+of different lengths are packed (`packing.py`): tensors named [T, B, …] then are [N, 1, …], and a step has the
+sequences that are long enough.
 
-T time  B batch  N rows: the steps of all sequences  D input size  H hidden size  G gates (LSTM i f g o; GRU r
-z n) K groups of gates: 1, or each for itself  X any size
+T time  B batch  N rows of all steps  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
+K groups of gates: 1, or one for each gate  X any size
 """
 
 from typing import Any
@@ -15,18 +14,19 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import reference
+from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
-from vdrop_cli.kernels.fused import through_sigmoid, through_tanh, without_autocast
-from vdrop_cli.kernels.gates import some_gates
-from vdrop_cli.kernels.layout import Layout
-from vdrop_cli.kernels.masks import Masks, Norms
+from vdrop_cli.kernels.gates import select_gates
+from vdrop_cli.kernels.masks import Masks
+from vdrop_cli.kernels.packing import Layout, layout_for
+from vdrop_cli.kernels.weights import Weights
 
 EPS = 1e-5  # added to the variance, as torch's layer norm
 R_AND_Z, ONLY_N = slice(0, 2), slice(2, 3)
 
 
 class Normalised:
-    """Layer norm of rows over their last dimension, with what its backward pass needs."""
+    """Layer norm of rows over their last dimension, with the moments for its backward pass."""
 
     def __init__(self, rows_NX: Tensor, gain_X: Tensor, bias_X: Tensor | None = None) -> None:
         self.rows_NX = rows_NX
@@ -40,28 +40,28 @@ class Normalised:
 
 
 def norm_gradients(
-    dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor, needed: list[bool]
+    dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor, is_needed: list[bool]
 ) -> tuple[Tensor, ...]:
-    """Those of the rows, the gain and the bias, as far as they are needed."""
+    """The gradients of the rows, the gain and the bias, where `is_needed`."""
     rows_NX, mean_N, rstd_N = saved
     gradients: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward(
-        dy_NX, rows_NX, gain_X.shape, mean_N, rstd_N, gain_X, None, needed
+        dy_NX, rows_NX, gain_X.shape, mean_N, rstd_N, gain_X, None, is_needed
     )
     return gradients
 
 
 def norm_gradient(dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor) -> Tensor:
-    """That of the rows."""
+    """The gradient of the rows."""
     return norm_gradients(dy_NX, saved, gain_X, [True, False, False])[0]
 
 
 def gain_gradient(dy_NX: Tensor, saved: tuple[Tensor, ...], gain_X: Tensor) -> Tensor:
-    """That of the gain, summed over all rows."""
+    """The gradient of the gain, summed over all rows."""
     return norm_gradients(dy_NX, saved, gain_X, [False, True, False])[1]
 
 
 def masked_groups(x_BX: Tensor, mask_KBX: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What enters the products of each group of gates, [K, B, X]."""
+    """The inputs of the products of each group of gates, [K, B, X]."""
     return (x_BX[None] if mask_KBX is None else x_BX * mask_KBX).to(dtype)
 
 
@@ -73,57 +73,56 @@ def gate_products(x_KBX: Tensor, w_GHX: Tensor, like: Tensor) -> Tensor:
 
 
 def input_gradients(d_BGH: Tensor, w_GHX: Tensor, groups: int, like: Tensor) -> Tensor:
-    """Of what entered the products of each group, [K, B, X]."""
+    """The gradients of the inputs of the products of each group, [K, B, X]."""
     if groups == 1:
         return (d_BGH @ w_GHX.flatten(0, 1))[None].to(like.dtype)
     return torch.bmm(d_BGH.view(len(d_BGH), groups, -1).transpose(0, 1), w_GHX).to(like.dtype)
 
 
-def under_mask(d_KBX: Tensor, mask_KBX: Tensor | None) -> Tensor:
+def sum_groups(d_KBX: Tensor, mask_KBX: Tensor | None) -> Tensor:
+    """The gradient of x from those of `m ∘ x` of each group."""
     return d_KBX.sum(0) if mask_KBX is None else (d_KBX * mask_KBX).sum(0)
 
 
 def weight_gradient(d_NGH: Tensor, x_KNX: Tensor, like: Tensor) -> Tensor:
-    """[G·H, X]"""
+    """The gradient of weights, [G·H, X], from those of the gates and the inputs at all steps."""
     if len(x_KNX) == 1:
         return (d_NGH.T @ x_KNX[0]).to(like.dtype)
     d_GNH = d_NGH.view(len(d_NGH), len(x_KNX), -1).transpose(0, 1)
     return torch.bmm(d_GNH.mT, x_KNX).flatten(0, 1).to(like.dtype)
 
 
-def groups_of(mask: Tensor | None, gates: int) -> int:
+def group_count(mask: Tensor | None, gates: int) -> int:
     return gates if mask is not None and mask.shape[1] > 1 else 1
 
 
-def entered_inputs(x_TBX: Tensor, mask_TKBX: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What enters the products of each group at all steps, [K, N, X]."""
+def inputs_by_group(x_TBX: Tensor, mask_TKBX: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The inputs of the products of each group at all steps, [K, N, X]."""
     x_TKBX = x_TBX[:, None] if mask_TKBX is None else x_TBX[:, None] * mask_TKBX
     return x_TKBX.transpose(0, 1).flatten(1, 2).to(dtype)
 
 
 def mask_gradient(d_KNX: Tensor, mask_TKBX: Tensor | None, x_TBX: Tensor) -> Tensor:
-    """Of `x ∘ m` of all groups and steps to x, [T, B, X]."""
+    """The gradient of x, [T, B, X], from those of `m ∘ x` of all groups and steps."""
     d_TKBX = d_KNX.view(len(d_KNX), *x_TBX.shape).transpose(0, 1)
     return (d_TKBX if mask_TKBX is None else d_TKBX * mask_TKBX).sum(1)
 
 
-def steps_of(layout: Layout, rows_NX: Tensor) -> list[Tensor]:
-    """Rows of all steps, a step at a time."""
+def unbind_rows(layout: Layout, rows_NX: Tensor) -> list[Tensor]:
+    """The rows of each step."""
     shape = (len(rows_NX), 1) if layout.is_packed else (layout.time, layout.batch)
-    return layout.each(rows_NX.view(*shape, *rows_NX.shape[1:]))
+    return layout.unbind_steps(rows_NX.view(*shape, *rows_NX.shape[1:]))
 
 
-Moments = tuple[
-    Tensor, ...
-]  # mean and reciprocal standard deviation of each row, [B, 1] each, of one layer norm or two
+# Mean and reciprocal standard deviation of each row, [B, 1] each, of one layer norm or two.
+Moments = tuple[Tensor, ...]
 
 
 class Steps:
-    """A step without its products, in torch's operations; what is computed is written to the tensors that are
-    given for it.
+    """A step without its products, in torch's operations, which writes its results into its arguments.
 
-    a, u [B, G·H]: normalised input products, which become the gates, and recurrent products  z_…: gates r and
-    z together, [B, 2H]
+    a [B, G·H]: the normalised input products, which become the gates  u [B, G·H]: the recurrent products
+    rz [B, 2H]: gates r and z together
     """
 
     @staticmethod
@@ -150,10 +149,9 @@ class Steps:
             c.mul_(mask)
         norm_c = Normalised(c, gain_c, bias_c)
         torch.mul(o, torch.tanh(norm_c.y_NX, out=tanh_c), out=h)
-        for place, value in zip(
-            moments, (norm_u.mean_N, norm_u.rstd_N, norm_c.mean_N, norm_c.rstd_N), strict=True
-        ):
-            place.copy_(value)
+        computed = (norm_u.mean_N, norm_u.rstd_N, norm_c.mean_N, norm_c.rstd_N)
+        for moment, value in zip(moments, computed, strict=True):
+            moment.copy_(value)
 
     @staticmethod
     def lstm_backward(
@@ -175,15 +173,15 @@ class Steps:
     ) -> None:
         """`dc` becomes the gradient of `c_before`."""
         (i, f, g, o), (di, df, dg, do) = gates.chunk(4, 1), da.chunk(4, 1)
-        through_tanh(dh * o, tanh_c, out=dn)
+        tanh_gradient(dh * o, tanh_c, out=dn)
         dc.add_(norm_gradient(dn, (c, *moments[2:]), gain_c))
         if dcell is not None:
             dc.add_(dcell)
         if mask is not None:
             dc.mul_(mask)
         for out, d, y in ((di, dc * g, i), (df, dc * c_before, f), (do, dh * tanh_c, o)):
-            out.copy_(through_sigmoid(d, y, torch.empty_like(d)))
-        dg.copy_(through_tanh(dc * i, g, torch.empty_like(dc)))
+            out.copy_(sigmoid_gradient(d, y, torch.empty_like(d)))
+        dg.copy_(tanh_gradient(dc * i, g, torch.empty_like(dc)))
         dc.mul_(f)
         du.copy_(norm_gradient(da, (u, *moments[:2]), gain))
 
@@ -191,8 +189,8 @@ class Steps:
     def gru_gates(rz: Tensor, u: Tensor, gain: Tensor, moments: Moments) -> None:
         norm_u = Normalised(u, gain)
         rz.add_(norm_u.y_NX).sigmoid_()
-        for place, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
-            place.copy_(value)
+        for moment, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
+            moment.copy_(value)
 
     @staticmethod
     def gru_candidate(
@@ -212,8 +210,8 @@ class Steps:
         v.copy_(norm_u.y_NX)
         n.add_(r * v if reset_after else v).tanh_()
         torch.lerp(n, h_before, z, out=h)
-        for place, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
-            place.copy_(value)
+        for moment, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
+            moment.copy_(value)
 
     @staticmethod
     def gru_candidate_backward(
@@ -231,15 +229,15 @@ class Steps:
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        """`dh` becomes what z lets through to `h_before`; with `reset_after` the gradient of r is
+        """`dh` becomes its part that reaches `h_before` through z; with `reset_after` the gradient of r is
         complete.
         """
         (r, z), (da_r, da_z) = rz.chunk(2, 1), da_rz.chunk(2, 1)
-        through_tanh(dh * (1 - z), n, out=da_n)
+        tanh_gradient(dh * (1 - z), n, out=da_n)
         dv.copy_(da_n * r if reset_after else da_n)
         if reset_after:
-            da_r.copy_(through_sigmoid(da_n * v, r, torch.empty_like(da_n)))
-        da_z.copy_(through_sigmoid(dh * (h_before - n), z, torch.empty_like(dh)))
+            da_r.copy_(sigmoid_gradient(da_n * v, r, torch.empty_like(da_n)))
+        da_z.copy_(sigmoid_gradient(dh * (h_before - n), z, torch.empty_like(dh)))
         dh.mul_(z)
         du.copy_(norm_gradient(dv, (u, *moments), gain))
 
@@ -250,25 +248,25 @@ class Steps:
         gain: Tensor,
         moments: Moments,
         h_before: Tensor,
-        d_entered: Tensor,
+        d_input: Tensor,
         dh: Tensor,
         da_rz: Tensor,
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        """`d_entered` is the gradient of what entered the candidate's product, under its mask: of h, or of r
-        ∘ h.
+        """`d_input` is the gradient of the input of the candidate's product without its mask: of h, or of
+        r ∘ h.
         """
         r, da_r = rz.chunk(2, 1)[0], da_rz.chunk(2, 1)[0]
         if reset_after:
-            dh.add_(d_entered)
+            dh.add_(d_input)
         else:
-            dh.addcmul_(d_entered, r)
-            da_r.copy_(through_sigmoid(d_entered * h_before, r, torch.empty_like(dh)))
+            dh.addcmul_(d_input, r)
+            da_r.copy_(sigmoid_gradient(d_input * h_before, r, torch.empty_like(dh)))
         du.copy_(norm_gradient(da_rz, (u, *moments), gain))
 
 
-def compiled_or_not(backend: str) -> type[Steps]:
+def steps_for(backend: str) -> type[Steps]:
     """The steps of the back end `native` or `fused`."""
     if backend == "fused":
         return Steps
@@ -301,27 +299,25 @@ class NormedLSTM(torch.autograd.Function):
         cells: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        inputs, steps = (
-            (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c),
-            compiled_or_not(backend),
-        )
-        layout, hidden = Layout.of(x_TBD, lengths), len(gain_c)
+        inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c)
+        steps = steps_for(backend)
+        layout, hidden = layout_for(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
-        x_KND = entered_inputs(x_TBD, layout.mask_of_all(mask_x), compute_dtype)
+        x_KND = inputs_by_group(x_TBD, layout.pack_mask(mask_x), compute_dtype)
         norm_x = Normalised(gate_products(x_KND, w_GHD, h_BH), gain_ih, b_ih + b_hh)
         gates_NGH = norm_x.y_NX
         u_NGH, tanh_NH = torch.empty_like(gates_NGH), h_BH.new_empty(len(gates_NGH), hidden)
         mean_u, rstd_u, mean_c, rstd_c = (h_BH.new_empty(len(gates_NGH), 1) for _ in range(4))
         h, c = layout.sort(h_BH), layout.sort(c_BH)
-        hs, cs = layout.states(h), layout.states(c)
-        masks_h, masks_c = layout.masks(mask_h), layout.masks(mask_c)
+        hs, cs = layout.allocate_states(h), layout.allocate_states(c)
+        masks_h, masks_c = layout.masks_by_step(mask_h), layout.masks_by_step(mask_c)
         by_step = [
-            steps_of(layout, rows) for rows in (gates_NGH, u_NGH, tanh_NH, mean_u, rstd_u, mean_c, rstd_c)
+            unbind_rows(layout, rows) for rows in (gates_NGH, u_NGH, tanh_NH, mean_u, rstd_u, mean_c, rstd_c)
         ]
-        after = (layout.each(layout.after(states)) for states in (hs, cs))
+        after = (layout.unbind_steps(layout.states_after(states)) for states in (hs, cs))
         for t, (a, u, tanh_c, mu, ru, mc, rc, h_new, c_new) in enumerate(zip(*by_step, *after, strict=True)):
-            h, c = layout.go_on(t, h), layout.go_on(t, c)
+            h, c = layout.active_rows(t, h), layout.active_rows(t, c)
             h_KBH = masked_groups(h, None if masks_h is None else masks_h[t], compute_dtype)
             u.copy_(gate_products(h_KBH, u_GHH, h))
             mask = None if masks_c is None else masks_c[t]
@@ -331,7 +327,7 @@ class NormedLSTM(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = (*norm_x.saved, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND)
         ctx.save_for_backward(*inputs, mask_x, mask_h, mask_c, lengths, *saved)
-        outputs = (layout.outputs(hs), layout.last(hs), layout.last(cs))
+        outputs = (layout.outputs(hs), layout.last_state(hs), layout.last_state(cs))
         return (*outputs, layout.outputs(cs)) if cells else outputs
 
     @staticmethod
@@ -352,95 +348,66 @@ class NormedLSTM(torch.autograd.Function):
                 "cells": ctx.cells,
             }
             gradients = cell_gradients(
-                reference_lstm, inputs, ctx.needs_input_grad[:11], upstream, lengths, **options
+                reference.lstm, 2, inputs, ctx.needs_input_grad[:11], upstream, lengths, **options
             )
             return *gradients, *[None] * 7
         _, _, _, w_ih, w_hh, _, _, gain_ih, gain_hh, gain_c, _ = inputs
         *saved_x, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND = saved
         layout, dtype, hidden = ctx.layout, ctx.compute_dtype, len(gain_c)
         w_GHD, u_GHH = (w.to(dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
-        da_NGH, du_NGH, dn_NH = (
-            torch.empty_like(gates_NGH),
-            torch.empty_like(gates_NGH),
-            torch.empty_like(tanh_NH),
+        da_NGH, du_NGH = torch.empty_like(gates_NGH), torch.empty_like(gates_NGH)
+        dn_NH = torch.empty_like(tanh_NH)
+        dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
+        masks_h, masks_c, groups = (
+            layout.masks_by_step(mask_h),
+            layout.masks_by_step(mask_c),
+            group_count(mask_h, 4),
         )
-        dys, dcells = (d if d is None else layout.each(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
-        masks_h, masks_c, groups = layout.masks(mask_h), layout.masks(mask_c), groups_of(mask_h, 4)
         all_rows = (gates_NGH, tanh_NH, u_NGH, mean_u, rstd_u, mean_c, rstd_c, da_NGH, du_NGH, dn_NH)
-        by_step = list(zip(*(steps_of(layout, rows) for rows in all_rows), strict=True))
-        before, after = layout.each(layout.before(cs)), layout.each(layout.after(cs))
-        dh_end, dc_end = (layout.end_gradient(d, cs) for d in (dh_BH, dc_BH))
-        dh, dc = dh_end[:0], dc_end[:0]
+        by_step = list(zip(*(unbind_rows(layout, rows) for rows in all_rows), strict=True))
+        before, after = (
+            layout.unbind_steps(layout.states_before(cs)),
+            layout.unbind_steps(layout.states_after(cs)),
+        )
+        dh_last, dc_last = (layout.last_gradient(d, cs) for d in (dh_BH, dc_BH))
+        dh, dc = dh_last[:0], dc_last[:0]
         for t in reversed(range(layout.time)):
             gates, tanh_c, u, mu, ru, mc, rc, da, du, dn = by_step[t]
-            dh, dc = layout.go_back(t, dh, dh_end), layout.go_back(t, dc, dc_end)
+            dh, dc = layout.grow_gradient(t, dh, dh_last), layout.grow_gradient(t, dc, dc_last)
             if dys is not None:
                 dh.add_(dys[t])
-            mask, dcell = (None if one is None else one[t] for one in (masks_c, dcells))
-            moments = (mu, ru, mc, rc)
-            ctx.steps.lstm_backward(
-                gates,
-                u,
-                gain_hh,
-                gain_c,
-                mask,
-                before[t],
-                after[t],
-                tanh_c,
-                moments,
-                dh,
-                dc,
-                dcell,
-                da,
-                du,
-                dn,
-            )
-            dh = under_mask(
-                input_gradients(du.to(dtype), u_GHH, groups, dh), None if masks_h is None else masks_h[t]
-            )
-        dh, dc = layout.go_back(-1, dh, dh_end), layout.go_back(-1, dc, dc_end)
+            mask, dcell = (None if steps is None else steps[t] for steps in (masks_c, dcells))
+            saved_step = (gates, u, gain_hh, gain_c, mask, before[t], after[t], tanh_c, (mu, ru, mc, rc))
+            ctx.steps.lstm_backward(*saved_step, dh, dc, dcell, da, du, dn)
+            grad_h_KBH = input_gradients(du.to(dtype), u_GHH, groups, dh)
+            dh = sum_groups(grad_h_KBH, None if masks_h is None else masks_h[t])
+        dh, dc = layout.grow_gradient(-1, dh, dh_last), layout.grow_gradient(-1, dc, dc_last)
         dx_NGH, db = norm_gradient(da_NGH, tuple(saved_x), gain_ih), da_NGH.sum(0)
-        h_KNH = entered_inputs(layout.before(hs), layout.mask_of_all(mask_h), dtype)
-        dw_ih, dw_hh = (
-            weight_gradient(dx_NGH.to(dtype), x_KND, w_ih),
-            weight_gradient(du_NGH.to(dtype), h_KNH, w_hh),
-        )
+        h_KNH = inputs_by_group(layout.states_before(hs), layout.pack_mask(mask_h), dtype)
+        dw_ih = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih)
+        dw_hh = weight_gradient(du_NGH.to(dtype), h_KNH, w_hh)
         d_gains = [
             gain_gradient(da_NGH, tuple(saved_x), gain_ih),
             gain_gradient(da_NGH, (u_NGH, mean_u, rstd_u), gain_hh),
-            gain_gradient(dn_NH, (layout.after(cs).flatten(0, 1), mean_c, rstd_c), gain_c),
+            gain_gradient(dn_NH, (layout.states_after(cs).flatten(0, 1), mean_c, rstd_c), gain_c),
             dn_NH.sum(0),
         ]
         dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
-        return (
-            dx_TBD,
-            layout.unsort(dh),
-            layout.unsort(dc),
-            dw_ih,
-            dw_hh,
-            db,
-            db.clone(),
-            *d_gains,
-            *[None] * 7,
-        )
+        states = (layout.unsort(dh), layout.unsort(dc))
+        return dx_TBD, *states, dw_ih, dw_hh, db, db.clone(), *d_gains, *[None] * 7
 
 
 def inputs_gradient(
     ctx: Any, d_NGH: Tensor, w_GHD: Tensor, mask_x: Tensor | None, x_TBD: Tensor
 ) -> Tensor | None:
-    """That of the layer's input, where it is needed."""
+    """The gradient of the layer's input, where it is needed."""
     if not ctx.needs_input_grad[0]:
         return None
     layout = ctx.layout
-    mask = layout.mask_of_all(mask_x)
-    d_KND = input_gradients(d_NGH.to(w_GHD.dtype), w_GHD, groups_of(mask_x, len(w_GHD)), x_TBD)
+    mask = layout.pack_mask(mask_x)
+    d_KND = input_gradients(d_NGH.to(w_GHD.dtype), w_GHD, group_count(mask_x, len(w_GHD)), x_TBD)
     gradient: Tensor = layout.unpack(mask_gradient(d_KND, mask, layout.pack(x_TBD)))
     return gradient
-
-
-def reference_lstm(*tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, *norms = tensors
-    return reference.lstm(x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, norms=Norms(*norms), **options)
 
 
 class NormedGRU(torch.autograd.Function):
@@ -463,28 +430,29 @@ class NormedGRU(torch.autograd.Function):
         compute_dtype: torch.dtype,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        inputs, steps = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh), compiled_or_not(backend)
-        layout, hidden = Layout.of(x_TBD, lengths), h_BH.shape[1]
+        inputs = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh)
+        steps = steps_for(backend)
+        layout, hidden = layout_for(x_TBD, lengths), h_BH.shape[1]
         two = 2 * hidden  # r and z
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
-        x_KND = entered_inputs(x_TBD, layout.mask_of_all(mask_x), compute_dtype)
+        x_KND = inputs_by_group(x_TBD, layout.pack_mask(mask_x), compute_dtype)
         products_NGH = gate_products(x_KND, w_GHD, h_BH)
         norm_rz = Normalised(products_NGH[:, :two].contiguous(), gain_ih[:two], b_ih[:two] + b_hh[:two])
         norm_n = Normalised(products_NGH[:, two:].contiguous(), gain_ih[two:], b_ih[two:])
         rz_N, n_N = norm_rz.y_NX, norm_n.y_NX
         u_rz_N, u_n_N, v_N = torch.empty_like(rz_N), torch.empty_like(n_N), torch.empty_like(n_N)
-        entered_n = h_BH.new_empty(len(n_N), hidden, dtype=compute_dtype)
+        inputs_n = h_BH.new_empty(len(n_N), hidden, dtype=compute_dtype)
         mean_rz, rstd_rz, mean_n, rstd_n = (h_BH.new_empty(len(n_N), 1) for _ in range(4))
         h = layout.sort(h_BH)
-        hs = layout.states(h)
-        masks_rz, masks_n = (layout.masks(some_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))
-        all_rows = (rz_N, n_N, u_rz_N, u_n_N, v_N, entered_n, mean_rz, rstd_rz, mean_n, rstd_n)
-        by_step = [steps_of(layout, rows) for rows in all_rows]
+        hs = layout.allocate_states(h)
+        masks_rz, masks_n = (layout.masks_by_step(select_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))
+        all_rows = (rz_N, n_N, u_rz_N, u_n_N, v_N, inputs_n, mean_rz, rstd_rz, mean_n, rstd_n)
+        by_step = [unbind_rows(layout, rows) for rows in all_rows]
         for t, (rz, n, u_rz, u_n, v, n_input, m_rz, r_rz, m_n, r_n, h_new) in enumerate(
-            zip(*by_step, layout.each(layout.after(hs)), strict=True)
+            zip(*by_step, layout.unbind_steps(layout.states_after(hs)), strict=True)
         ):
-            h = layout.go_on(t, h)
+            h = layout.active_rows(t, h)
             h_KBH = masked_groups(h, None if masks_rz is None else masks_rz[t], compute_dtype)
             u_rz.copy_(gate_products(h_KBH, u_GHH[R_AND_Z], h))
             steps.gru_gates(rz, u_rz, gain_hh[:two], (m_rz, r_rz))
@@ -493,15 +461,12 @@ class NormedGRU(torch.autograd.Function):
             u_n.copy_(gate_products(n_input[None], u_GHH[ONLY_N], h))
             steps.gru_candidate(n, u_n, gain_hh[two:], b_hh[two:], rz, h, v, h_new, (m_n, r_n), reset_after)
             h = h_new
-        ctx.layout, ctx.options, ctx.steps = (
-            layout,
-            {"reset_after": reset_after, "compute_dtype": compute_dtype},
-            steps,
-        )
+        ctx.options = {"reset_after": reset_after, "compute_dtype": compute_dtype}
+        ctx.layout, ctx.steps = layout, steps
         ctx.set_materialize_grads(False)
         saved = (*norm_rz.saved, *norm_n.saved, *all_rows, hs, x_KND)
         ctx.save_for_backward(*inputs, mask_x, mask_h, lengths, *saved)
-        return layout.outputs(hs), layout.last(hs)
+        return layout.outputs(hs), layout.last_state(hs)
 
     @staticmethod
     @without_autocast
@@ -511,94 +476,76 @@ class NormedGRU(torch.autograd.Function):
         if needs_reference(upstream := (dy_TBH, dh_BH)):
             options = {"masks": Masks(mask_x, mask_h), **ctx.options}
             gradients = cell_gradients(
-                reference_gru, inputs, ctx.needs_input_grad[:8], upstream, lengths, **options
+                reference.gru, 1, inputs, ctx.needs_input_grad[:8], upstream, lengths, **options
             )
             return *gradients, *[None] * 6
         _, _, w_ih, w_hh, _, _, gain_ih, gain_hh = inputs
         saved_rz, saved_n, rows, (hs, x_KND) = saved[:3], saved[3:6], saved[6:16], saved[16:]
-        rz_N, n_N, u_rz_N, u_n_N, v_N, entered_n, mean_rz, rstd_rz, mean_n, rstd_n = rows
-        reset_after, dtype, layout, hidden = (
-            ctx.options["reset_after"],
-            ctx.options["compute_dtype"],
-            ctx.layout,
-            n_N.shape[1],
-        )
+        rz_N, n_N, u_rz_N, u_n_N, v_N, inputs_n, mean_rz, rstd_rz, mean_n, rstd_n = rows
+        reset_after, dtype = ctx.options["reset_after"], ctx.options["compute_dtype"]
+        layout, hidden = ctx.layout, n_N.shape[1]
         two = 2 * hidden
         w_GHD, u_GHH = (w.to(dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
         da_rz_N, da_n_N, dv_N = torch.empty_like(rz_N), torch.empty_like(n_N), torch.empty_like(n_N)
         du_rz_N, du_n_N = torch.empty_like(rz_N), torch.empty_like(n_N)
-        dys = dy_TBH if dy_TBH is None else layout.each(layout.pack(dy_TBH))
-        masks_rz, masks_n = (layout.masks(some_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))
-        groups = groups_of(mask_h, 2)
-        every = (
-            rz_N,
-            n_N,
-            u_rz_N,
-            u_n_N,
-            v_N,
-            mean_rz,
-            rstd_rz,
-            mean_n,
-            rstd_n,
-            da_rz_N,
-            da_n_N,
-            dv_N,
-            du_rz_N,
-            du_n_N,
-        )
-        by_step = list(zip(*(steps_of(layout, one) for one in every), strict=True))
-        before, dh_end = layout.each(layout.before(hs)), layout.end_gradient(dh_BH, hs)
-        dh = dh_end[:0]
+        dys = None if dy_TBH is None else layout.unbind_steps(layout.pack(dy_TBH))
+        masks_rz, masks_n = (layout.masks_by_step(select_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))
+        groups = group_count(mask_h, 2)
+        forward_rows = (rz_N, n_N, u_rz_N, u_n_N, v_N, mean_rz, rstd_rz, mean_n, rstd_n)
+        all_rows = (*forward_rows, da_rz_N, da_n_N, dv_N, du_rz_N, du_n_N)
+        by_step = list(zip(*(unbind_rows(layout, tensor) for tensor in all_rows), strict=True))
+        before, dh_last = layout.unbind_steps(layout.states_before(hs)), layout.last_gradient(dh_BH, hs)
+        dh = dh_last[:0]
         for t in reversed(range(layout.time)):
             rz, n, u_rz, u_n, v, m_rz, r_rz, m_n, r_n, da_rz, da_n, dv, du_rz, du_n = by_step[t]
-            dh, h = layout.go_back(t, dh, dh_end), before[t]
+            dh, h = layout.grow_gradient(t, dh, dh_last), before[t]
             if dys is not None:
                 dh.add_(dys[t])
             candidate = (rz, n, v, u_n, gain_hh[two:], (m_n, r_n), h)
             ctx.steps.gru_candidate_backward(*candidate, dh, da_n, dv, da_rz, du_n, reset_after)
-            d_entered = input_gradients(du_n.to(dtype), u_GHH[ONLY_N], 1, dh)[0]
+            d_input = input_gradients(du_n.to(dtype), u_GHH[ONLY_N], 1, dh)[0]
             if masks_n is not None:
-                d_entered = d_entered * masks_n[t][0]
+                d_input = d_input * masks_n[t][0]
             ctx.steps.gru_gates_backward(
-                rz, u_rz, gain_hh[:two], (m_rz, r_rz), h, d_entered, dh, da_rz, du_rz, reset_after
+                rz, u_rz, gain_hh[:two], (m_rz, r_rz), h, d_input, dh, da_rz, du_rz, reset_after
             )
-            through_rz = input_gradients(du_rz.to(dtype), u_GHH[R_AND_Z], groups, dh)
-            dh = dh + under_mask(through_rz, None if masks_rz is None else masks_rz[t])
-        dh = layout.go_back(-1, dh, dh_end)
+            grad_h_KBH = input_gradients(du_rz.to(dtype), u_GHH[R_AND_Z], groups, dh)
+            dh = dh + sum_groups(grad_h_KBH, None if masks_rz is None else masks_rz[t])
+        dh = layout.grow_gradient(-1, dh, dh_last)
         dx_NGH = torch.cat(
             [norm_gradient(da_rz_N, saved_rz, gain_ih[:two]), norm_gradient(da_n_N, saved_n, gain_ih[two:])],
             1,
         )
-        h_KNH = entered_inputs(layout.before(hs), layout.mask_of_all(some_gates(mask_h, R_AND_Z)), dtype)
+        h_KNH = inputs_by_group(
+            layout.states_before(hs), layout.pack_mask(select_gates(mask_h, R_AND_Z)), dtype
+        )
         dw_ih = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih)
         dw_hh = torch.cat(
             [
                 weight_gradient(du_rz_N.to(dtype), h_KNH, w_hh),
-                weight_gradient(du_n_N.to(dtype), entered_n[None], w_hh),
+                weight_gradient(du_n_N.to(dtype), inputs_n[None], w_hh),
             ]
         )
-        db_rz, d_gain_ih, d_gain_hh = (
-            da_rz_N.sum(0),
-            *(
-                torch.cat([gain_gradient(da_rz_N, one, gain[:two]), gain_gradient(d_n, other, gain[two:])])
-                for one, d_n, other, gain in (
-                    (saved_rz, da_n_N, saved_n, gain_ih),
-                    ((u_rz_N, mean_rz, rstd_rz), dv_N, (u_n_N, mean_n, rstd_n), gain_hh),
-                )
-            ),
+        d_gain_ih = torch.cat(
+            [
+                gain_gradient(da_rz_N, saved_rz, gain_ih[:two]),
+                gain_gradient(da_n_N, saved_n, gain_ih[two:]),
+            ]
         )
+        d_gain_hh = torch.cat(
+            [
+                gain_gradient(da_rz_N, (u_rz_N, mean_rz, rstd_rz), gain_hh[:two]),
+                gain_gradient(dv_N, (u_n_N, mean_n, rstd_n), gain_hh[two:]),
+            ]
+        )
+        db_rz = da_rz_N.sum(0)
         db_ih, db_hh = torch.cat([db_rz, da_n_N.sum(0)]), torch.cat([db_rz, dv_N.sum(0)])
         dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
         return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh, *[None] * 6
 
 
-def reference_gru(*tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, *norms = tensors
-    return reference.gru(x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, norms=Norms(*norms), **options)
-
-
-# torch.compile takes each of these as one operation: tracing into it would lose what `create_graph=True` asks
-# of the backward pass.
+# torch.compile takes each of these as one operation: a trace of the backward pass would lose the second
+# derivatives of `create_graph=True`.
 apply_lstm, apply_gru = (
     torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
     for function in (NormedLSTM, NormedGRU)
@@ -606,30 +553,38 @@ apply_lstm, apply_gru = (
 
 
 def lstm(
-    tensors: tuple[Tensor, ...],
-    norms: Norms,
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    c_BH: Tensor,
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None,
     compute_dtype: torch.dtype,
     cells: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """As `fused.lstm`, of x, h, c, w_ih, w_hh, b_ih and b_hh."""
-    outputs: tuple[Tensor, ...] = apply_lstm(*tensors, *norms, *masks, lengths, compute_dtype, cells, backend)
+    """As `Backend.lstm`, with the steps of the back end `fused` or `native`."""
+    assert weights.norms is not None
+    flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, *weights.norms, *masks)
+    outputs: tuple[Tensor, ...] = apply_lstm(x_TBD, h_BH, c_BH, *flat, lengths, compute_dtype, cells, backend)
     return outputs
 
 
 def gru(
-    tensors: tuple[Tensor, ...],
-    norms: Norms,
+    x_TBD: Tensor,
+    h_BH: Tensor,
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None,
     reset_after: bool,
     compute_dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """As `fused.gru`, of x, h, w_ih, w_hh, b_ih and b_hh."""
+    """As `Backend.gru`, with the steps of the back end `fused` or `native`."""
+    assert weights.norms is not None
+    norms = weights.norms
+    flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, norms.ih, norms.hh, masks.x, masks.h)
     outputs: tuple[Tensor, Tensor] = apply_gru(
-        *tensors, norms.ih, norms.hh, masks.x, masks.h, lengths, reset_after, compute_dtype, backend
+        x_TBD, h_BH, *flat, lengths, reset_after, compute_dtype, backend
     )
     return outputs

@@ -1,5 +1,5 @@
-"""Steps of the cells with layer norm, compiled from `native.c`; see `normed.Steps`. float32 and float64 on
-the CPU.
+"""The steps of the cells with layer norm (`normed.Steps`), compiled from `native.c`: on the CPU, in float32
+and float64.
 """
 
 import ctypes
@@ -12,9 +12,9 @@ from vdrop_cli.kernels.normed import Moments, Steps
 
 
 def run(name: str, like: Tensor, *arguments: Any) -> None:
-    """A function of the library for as many rows as `like` [B, H] has."""
+    """Calls a function of the library for as many rows as `like` [B, H] has."""
     rows, hidden = like.shape
-    after = [argument for argument in arguments if isinstance(argument, bool)]
+    flags = [argument for argument in arguments if isinstance(argument, bool)]
     tensors = [argument for argument in arguments if not isinstance(argument, bool)]
     if rows:
         call(
@@ -22,13 +22,13 @@ def run(name: str, like: Tensor, *arguments: Any) -> None:
             *tensors,
             rows,
             hidden,
-            *map(int, after),
+            *map(int, flags),
             ctypes.c_int(threads()),
         )
 
 
 def mask_rows(mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, int]:
-    """A mask [B|1, H] in memory, and the elements from row to row."""
+    """A mask [B|1, H] in contiguous memory, and the stride of its rows in elements."""
     if mask is None:
         return None, 0
     mask = mask.expand(-1, like.shape[1]).contiguous()
@@ -152,7 +152,7 @@ class NativeSteps(Steps):
         gain: Tensor,
         moments: Moments,
         h_before: Tensor,
-        d_entered: Tensor,
+        d_input: Tensor,
         dh: Tensor,
         da_rz: Tensor,
         du: Tensor,
@@ -166,7 +166,7 @@ class NativeSteps(Steps):
             gain,
             *moments,
             h_before,
-            d_entered.contiguous(),
+            d_input.contiguous(),
             dh,
             da_rz,
             du,

@@ -1,8 +1,8 @@
-"""The cells as operators of torch, so that `torch.compile` takes them whole: what the back ends `native` and
-`triton` have in common.
+"""The cells as operators of torch, which `torch.compile` does not trace: shared by the back ends `native` and
+`triton`.
 
-An operator gives its outputs and what its backward pass needs: the gates (none with `recompute`) and the
-states of all steps.
+An operator returns its outputs and the tensors for its backward pass: the gates (none with `recompute`) and
+the states of all steps.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
@@ -23,23 +23,22 @@ from vdrop_cli.kernels.gates import Gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import exact_sums
 
-HANDED_ON: ContextVar[object] = ContextVar(
-    "what a back end hands from its forward to its backward pass", default=None
-)
+# A value that backward passes see as the forward passes did, in whatever thread they run.
+PASS_CONTEXT: ContextVar[object] = ContextVar("pass_context", default=None)
 
 
 @contextmanager
-def handing_on(value: object) -> Iterator[None]:
-    before = HANDED_ON.set(value)
+def pass_context(value: object) -> Iterator[None]:
+    token = PASS_CONTEXT.set(value)
     try:
         yield
     finally:
-        HANDED_ON.reset(before)
+        PASS_CONTEXT.reset(token)
 
 
 def exact_on_device(tensor: Tensor) -> ExitStack:
-    """On the device of the tensor, without a user's autocast, which would round what is not to be rounded,
-    and with sums in fp32.
+    """A context on the device of the tensor, without a user's autocast, and with sums of products in
+    fp32.
     """
     stack = ExitStack()
     stack.enter_context(exact_sums(tensor.device.type))
@@ -49,8 +48,8 @@ def exact_on_device(tensor: Tensor) -> ExitStack:
 
 
 class Layer(NamedTuple):
-    """The arguments of an operator besides the first states: the tensors first, which are saved for the
-    backward pass.
+    """The arguments of an operator besides the first states: first the tensors, which are saved for the
+    backward pass. An operator of torch takes them one by one.
     """
 
     x: Tensor
@@ -71,8 +70,8 @@ class Layer(NamedTuple):
         return self[1:5]
 
     @property
-    def for_reference(self) -> dict[str, Any]:
-        """What the functions of `reference` take besides input, states and weights."""
+    def reference_options(self) -> dict[str, Any]:
+        """The arguments of `cell_gradients` besides the tensors."""
         masks = Masks(self.mask_x, self.mask_h, self.mask_c)
         return {"masks": masks, "lengths": self.lengths, "compute_dtype": self.compute_dtype}
 
@@ -80,43 +79,34 @@ class Layer(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self[:9]
 
-    def low(self, weights: Tensor) -> Tensor:
-        """In the type that is multiplied in."""
+    def lowp(self, weights: Tensor) -> Tensor:
+        """Weights in the type of the products."""
         return weights.to(self.compute_dtype)
 
     def gates(self) -> Gates:
         """Memory for the gates of all steps."""
         hidden = self.w_hh.shape[1]
-        return Gates.of(self.x, hidden, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
+        return Gates.allocate(self.x, hidden, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
 
-    def read_by_loop(self) -> dict[str, Tensor | None]:
-        """What a loop over time reads, forward and back."""
+    def loop_inputs(self) -> dict[str, Tensor | None]:
+        """The inputs of a loop over time, forward and backward."""
 
-        def whole(mask: Tensor | None) -> Tensor | None:
-            return (
-                None
-                if mask is None
-                else mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
-            )
+        def expand(mask: Tensor | None) -> Tensor | None:
+            if mask is None:
+                return None
+            return mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
 
         lengths = None if self.lengths is None else self.lengths.contiguous()
-        return {
-            "w_hh": self.low(self.w_hh),
-            "mask_h": whole(self.mask_h),
-            "mask_c": whole(self.mask_c),
-            "lengths": lengths,
-        }
+        masks = {"mask_h": expand(self.mask_h), "mask_c": expand(self.mask_c)}
+        return {"w_hh": self.lowp(self.w_hh), **masks, "lengths": lengths}
 
 
-# The graphs that torch.compile makes are not to hold ours.
+HAS_TAGS = "tags" in signature(torch.library.custom_op).parameters  # new in torch 2.7
+# A CUDA graph of torch.compile must not contain the graphs of this package.
 operator = partial(
     torch.library.custom_op,
     mutates_args=(),
-    **(
-        {"tags": (torch.Tag.cudagraph_unsafe,)}
-        if "tags" in signature(torch.library.custom_op).parameters
-        else {}
-    ),
+    **({"tags": (torch.Tag.cudagraph_unsafe,)} if HAS_TAGS else {}),
 )
 LAYER = (
     "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? "
@@ -138,7 +128,7 @@ def empty_states(first_BH: Tensor, time: int) -> Tensor:
 
 
 def writable(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient, or zeros where there is none, in memory that may be written to."""
+    """A copy of a gradient that may be written to, zeros where no gradient comes."""
     return (
         torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
     )
@@ -149,9 +139,9 @@ def lstm_operator(
 ) -> Any:
     """`vdrop::<name>`, an LSTM.
 
-    `forward(h, c, layer)` gives y, the last h and c, the cell states of all steps where they are asked for,
-    the gates, and the states h and c of all steps; `backward((dy, dh, dc, dcells), gates, hs, cs, layer)` the
-    gradients of h, c, x and the weights, upstream gradients may be None.
+    `forward(h, c, layer)` returns y, the last h and c, the cell states of all steps (empty without `cells`),
+    the gates, and the states h and c of all steps. `backward((dy, dh, dc, dcells), gates, hs, cs, layer)`
+    returns the gradients of h, c, x and the weights; upstream gradients may be None.
     """
 
     @operator(
@@ -184,43 +174,42 @@ def lstm_operator(
         f"{GRADIENTS})",
     )
     def lstm_backward(*arguments: Any) -> Tensors:
-        upstream, (a, hs, cs, *given) = arguments[:4], arguments[4:]
+        upstream, (a, hs, cs, *layer) = arguments[:4], arguments[4:]
         with exact_on_device(hs):
-            return backward(upstream, a, hs, cs, Layer(*given))
+            return backward(upstream, a, hs, cs, Layer(*layer))
 
     @lstm_backward.register_fake
     def lstm_backward_fake(*arguments: Any) -> Tensors:
-        hs, cs, *given = arguments[5:]
-        return tuple(map(empty_contiguous, (hs[0], cs[0], *given[:5])))
+        hs, cs, *layer = arguments[5:]
+        return tuple(map(empty_contiguous, (hs[0], cs[0], *layer[:5])))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[2:])
         ctx.save_for_backward(*inputs[:2], *output[4:], *layer.tensors)
-        ctx.options, ctx.handed_on = layer[len(layer.tensors) :], HANDED_ON.get()
+        ctx.options, ctx.pass_context = layer[len(layer.tensors) :], PASS_CONTEXT.get()
         ctx.set_materialize_grads(False)
 
     def gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         h, c, *saved = ctx.saved_tensors
-        upstream = (
-            *grad_outputs[:3],
-            grad_outputs[3] if ctx.options[-1] else None,
-        )  # torch.compile has zeros for what is not asked for
+        # torch.compile passes zeros as the gradient of an output that is empty.
+        upstream = (*grad_outputs[:3], grad_outputs[3] if ctx.options[-1] else None)
         if needs_reference(upstream):
-            layer, needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
+            layer, is_needed = Layer(*saved[3:], *ctx.options), ctx.needs_input_grad
             with exact_on_device(h):
                 dx, dh, dc, *dw = cell_gradients(
                     reference.lstm,
+                    2,
                     (layer.x, h, c, *layer.weights),
-                    (needed[2], *needed[:2], *needed[3:7]),
+                    (is_needed[2], *is_needed[:2], *is_needed[3:7]),
                     upstream,
                     cells=layer.cells,
-                    **layer.for_reference,
+                    **layer.reference_options,
                 )
-            found = (dh, dc, dx, *dw)
+            computed = (dh, dc, dx, *dw)
         else:
-            with handing_on(ctx.handed_on):  # torch may run a backward pass in another thread
-                found = lstm_backward(*upstream, *saved, *ctx.options)
-        return *found, *[None] * (len(Layer._fields) - 5)
+            with pass_context(ctx.pass_context):  # torch may run a backward pass in another thread
+                computed = lstm_backward(*upstream, *saved, *ctx.options)
+        return *computed, *[None] * (len(Layer._fields) - 5)
 
     lstm.register_autograd(gradients, setup_context=save)
     return lstm
@@ -231,9 +220,9 @@ def gru_operator(
 ) -> Any:
     """`vdrop::<name>`, a GRU.
 
-    `forward(h, layer, reset_after)` gives y, the last h, the gates, the states of all steps, and where the
-    reset gate acts after the product U_n (m ∘ h) + b of all steps; `backward(dy, dh, gates, hs, inner, layer,
-    reset_after)` the gradients of h, x and the weights.
+    `forward(h, layer, reset_after)` returns y, the last h, the gates, the states of all steps, and with
+    `reset_after` the products U_n (m ∘ h) + b of all steps. `backward(dy, dh, gates, hs, inner, layer,
+    reset_after)` returns the gradients of h, x and the weights.
     """
 
     @operator(
@@ -248,11 +237,11 @@ def gru_operator(
     @gru.register_fake
     def gru_fake(h: Tensor, *arguments: Any) -> Tensors:
         layer, reset_after = Layer(*arguments[:-1]), arguments[-1]
-        hs, a, nothing = empty_states(h, layer.x.shape[0]), layer.gates().memory, h.new_empty(0)
+        hs, a, empty = empty_states(h, layer.x.shape[0]), layer.gates().memory, h.new_empty(0)
         saved = (
-            (nothing, hs, nothing)
+            (empty, hs, empty)
             if layer.recompute
-            else (a, hs, torch.empty_like(hs[1:]) if reset_after else nothing)
+            else (a, hs, torch.empty_like(hs[1:]) if reset_after else empty)
         )
         return torch.empty_like(hs[1:]), empty_contiguous(h), *saved
 
@@ -276,28 +265,29 @@ def gru_operator(
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[1:-1])
         ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
-        ctx.options, ctx.handed_on = (*layer[len(layer.tensors) :], inputs[-1]), HANDED_ON.get()
+        ctx.options, ctx.pass_context = (*layer[len(layer.tensors) :], inputs[-1]), PASS_CONTEXT.get()
         ctx.set_materialize_grads(False)
 
     def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         h, *saved = ctx.saved_tensors
         if needs_reference((dy, dh)):
             *options, reset_after = ctx.options
-            layer, needed = Layer(*saved[3:], *options), ctx.needs_input_grad
+            layer, is_needed = Layer(*saved[3:], *options), ctx.needs_input_grad
             with exact_on_device(h):
                 dx, dh, *dw = cell_gradients(
                     reference.gru,
+                    1,
                     (layer.x, h, *layer.weights),
-                    (needed[1], needed[0], *needed[2:6]),
+                    (is_needed[1], is_needed[0], *is_needed[2:6]),
                     (dy, dh),
-                    **layer.for_reference,
+                    **layer.reference_options,
                     reset_after=reset_after,
                 )
-            found = (dh, dx, *dw)
+            computed = (dh, dx, *dw)
         else:
-            with handing_on(ctx.handed_on):
-                found = gru_backward(dy, dh, *saved, *ctx.options)
-        return *found, *[None] * (len(Layer._fields) - 5 + 1)
+            with pass_context(ctx.pass_context):
+                computed = gru_backward(dy, dh, *saved, *ctx.options)
+        return *computed, *[None] * (len(Layer._fields) - 5 + 1)
 
     gru.register_autograd(gradients, setup_context=save)
     return gru

@@ -1,5 +1,4 @@
-"""Many small products with the same weights: the weights are brought once into the order that they are read
-fastest in.
+"""Many small products with the same weights, which are first packed or transposed for fast reads.
 
 G gates  M rows  K inputs  N outputs
 """
@@ -15,8 +14,8 @@ from torch import Tensor
 
 
 @lru_cache
-def packs() -> bool:
-    """Whether oneDNN's packed bf16 weights are there and give what they should: torch does not promise these
+def can_pack() -> bool:
+    """Whether oneDNN's packed bf16 weights work in this build of torch, which does not promise their
     operators.
     """
     try:
@@ -28,7 +27,7 @@ def packs() -> bool:
 
 def pack(w_NK: Tensor, rows: int) -> Tensor:
     if not w_NK.is_contiguous():
-        w_NK = torch.cat(w_NK.chunk(4, 1), 1)  # `contiguous` would work on one processor alone
+        w_NK = torch.cat(w_NK.chunk(4, 1), 1)  # `contiguous` would use one processor only
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight.default(w_NK, rows)
     return packed
 
@@ -38,22 +37,21 @@ def packed_product(x_MK: Tensor, packed: Tensor) -> Tensor:
     return product
 
 
-class Weights:
+class WeightMatrix:
     """A matrix [N, K] for products `x @ w.T` of about `rows` rows each.
 
     On the CPU, bf16 weights are packed, and fp32 weights transposed: that makes [20, 650] × [650, 2600]
-    faster by 2.0 and 1.6. What is transposed already is packed only where it is large: before, it has to be
-    brought back, which takes as long as is won.
+    faster by 2.0 and 1.6. A transposed view is packed only where it is large: it has to be copied before,
+    which takes as long as packing saves.
     """
 
     TRANSPOSED_FROM = 4_000_000  # elements
 
     def __init__(self, w_NK: Tensor, rows: int) -> None:
         on_cpu = w_NK.device.type == "cpu"
-        worthwhile = w_NK.is_contiguous() or w_NK.numel() >= self.TRANSPOSED_FROM
-        self.packed = (
-            pack(w_NK, rows) if on_cpu and w_NK.dtype == torch.bfloat16 and worthwhile and packs() else None
-        )
+        is_worthwhile = w_NK.is_contiguous() or w_NK.numel() >= self.TRANSPOSED_FROM
+        should_pack = on_cpu and w_NK.dtype == torch.bfloat16 and is_worthwhile and can_pack()
+        self.packed = pack(w_NK, rows) if should_pack else None
         self.w_KN = w_NK.T.contiguous() if on_cpu and self.packed is None else w_NK.T
 
     def product(self, x_MK: Tensor) -> Tensor:
@@ -67,8 +65,8 @@ class Weights:
             out_MN.add_(self.product(x_MK))
 
 
-class WeightsByGate:
-    """Matrices [G, N, K] of as many gates, for products `x_g @ w_g.T` of about `rows` rows each.
+class WeightMatrices:
+    """The matrices [G, N, K] of G gates, for products `x_g @ w_g.T` of about `rows` rows each.
 
     Small ones are multiplied in one call; large ones packed one by one, which makes four of [20, 1500] ×
     [1500, 1500] faster by 1.9.
@@ -77,21 +75,20 @@ class WeightsByGate:
     PACKED_FROM = 1_000_000  # elements of a matrix
 
     def __init__(self, w_GNK: Tensor, rows: int) -> None:
-        packed = (
+        should_pack = (
             w_GNK.device.type == "cpu"
             and w_GNK.dtype == torch.bfloat16
             and w_GNK[0].numel() >= self.PACKED_FROM
-            and packs()
+            and can_pack()
         )
-        self.packed = [pack(w_NK, rows) for w_NK in w_GNK] if packed else None
+        self.packed = [pack(w_NK, rows) for w_NK in w_GNK] if should_pack else None
         self.w_GKN = w_GNK.mT if w_GNK.dtype == torch.bfloat16 else w_GNK.mT.contiguous()
 
     def product(self, x_GMK: Tensor) -> Tensor:
         if self.packed is None:
             return torch.bmm(x_GMK, self.w_GKN)
-        return torch.stack(
-            [packed_product(x_MK, packed) for x_MK, packed in zip(x_GMK, self.packed, strict=True)]
-        )
+        pairs = zip(x_GMK, self.packed, strict=True)
+        return torch.stack([packed_product(x_MK, packed) for x_MK, packed in pairs])
 
     def add_product(self, out_GMN: Tensor, x_GMK: Tensor) -> None:
         """`out += x @ w.T`, where the product may be of a lower precision than `out`."""
@@ -112,47 +109,47 @@ def mm_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
 
 
 class FullPrecisionSums:
-    """While any thread is in it, cuBLAS sums products of bf16 and fp16 in fp32 only; then the user's settings
-    are restored.
+    """A context in which cuBLAS sums products of bf16 and fp16 in fp32 only.
 
-    The settings are of the process: the first thread in changes them, the last one out restores them.
+    The settings are of the process: the first thread that enters changes them, the last one that leaves
+    restores those of the user.
     """
 
     SETTINGS = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
 
     def __init__(self) -> None:
-        self.lock, self.inside, self.before = Lock(), 0, list[Any]()
+        self.lock = Lock()
+        self.entered_threads, self.user_settings = 0, list[Any]()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         matmul = torch.backends.cuda.matmul
         with self.lock:
-            if self.inside == 0:
-                self.before = [getattr(matmul, name) for name in self.SETTINGS]
-                for name, before in zip(self.SETTINGS, self.before, strict=True):
-                    if before:  # where it is off, a user may have forbidden to split sums, too
+            if self.entered_threads == 0:
+                self.user_settings = [getattr(matmul, name) for name in self.SETTINGS]
+                for name, value in zip(self.SETTINGS, self.user_settings, strict=True):
+                    if value:  # where it is off, a user may have forbidden split sums, too
                         setattr(matmul, name, False)
-            self.inside += 1
+            self.entered_threads += 1
         try:
             yield
         finally:
             with self.lock:
-                self.inside -= 1
-                if self.inside == 0:
-                    for name, before in zip(self.SETTINGS, self.before, strict=True):
-                        if before:
-                            setattr(matmul, name, before)
+                self.entered_threads -= 1
+                if self.entered_threads == 0:
+                    for name, value in zip(self.SETTINGS, self.user_settings, strict=True):
+                        if value:
+                            setattr(matmul, name, value)
 
 
 full_precision_sums = FullPrecisionSums()
 
 
 def exact_sums(device_type: str) -> AbstractContextManager[None]:
-    """For products on a device: on a GPU `full_precision_sums`; torch.compile cannot trace it, and the user's
-    settings hold there.
+    """The context for products on a device: on a GPU `full_precision_sums`.
+
+    torch.compile cannot trace it, and leaves the user's settings as they are.
     """
-    return (
-        full_precision_sums()
-        if device_type == "cuda" and not torch.compiler.is_compiling()
-        else nullcontext()
-    )
+    if device_type == "cuda" and not torch.compiler.is_compiling():
+        return full_precision_sums()
+    return nullcontext()

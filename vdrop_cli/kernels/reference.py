@@ -1,4 +1,4 @@
-"""The cells, by definition: plain loops, one line an equation. Every other back end is tested against this
+"""The definition of the cells: plain loops, one line an equation. Every other back end is tested against this
 file.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdrop_cli.kernels.masks import Masks, Norms, at
+from vdrop_cli.kernels.masks import Masks, mask_at
+from vdrop_cli.kernels.weights import Weights
 
 
 def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
@@ -20,7 +21,7 @@ def masked(value: Tensor, mask: Tensor | None) -> Tensor:
     return value if mask is None else value * mask
 
 
-def normed(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
+def normalize(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
     """Layer norm of each sequence over some gates together."""
     if gain_GH is None:
         return a_GBH
@@ -28,8 +29,8 @@ def normed(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
     return F.layer_norm(a_BGH, a_BGH.shape[1:], gain_GH).transpose(0, 1)
 
 
-def hold(alive_B1: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """Beyond its last word a sequence keeps its state."""
+def keep_finished(alive_B1: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """The new state, but the old one for sequences that have ended."""
     return new if alive_B1 is None else torch.where(alive_B1, new, old)
 
 
@@ -37,36 +38,34 @@ def lstm(
     x_TBD: Tensor,
     h_BH: Tensor,
     c_BH: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
-    w_hr: Tensor | None = None,
+    *,
     cells: bool = False,
-    norms: Norms | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
+    w_ih, w_hh, norms = weights.w_ih, weights.w_hh, weights.norms
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
-    bias_G1H = (b_ih + b_hh).view(4, 1, -1)
+    bias_G1H = (weights.b_ih + weights.b_hh).view(4, 1, -1)
     gain_ih_GH, gain_hh_GH = (None, None) if norms is None else (norms.ih.view(4, -1), norms.hh.view(4, -1))
     y_TBH, c_TBH = [], []
     for t, x_BD in enumerate(x_TBD):
-        x_GBD, h_GBH = masked(x_BD[None], at(masks.x, t)), masked(h_BH[None], at(masks.h, t))
+        x_GBD, h_GBH = masked(x_BD[None], mask_at(masks.x, t)), masked(h_BH[None], mask_at(masks.h, t))
         w_x_GBH, u_h_GBH = product(x_GBD, w_GHD.mT, compute_dtype), product(h_GBH, u_GHH.mT, compute_dtype)
-        i, f, g, o = normed(w_x_GBH, gain_ih_GH) + normed(u_h_GBH, gain_hh_GH) + bias_G1H
-        c_new_BH = masked(f.sigmoid() * c_BH + i.sigmoid() * g.tanh(), at(masks.c, t))
-        shown_BH = (
-            c_new_BH if norms is None else F.layer_norm(c_new_BH, c_new_BH.shape[1:], norms.c, norms.c_bias)
-        )
-        h_new_BH = o.sigmoid() * shown_BH.tanh()
-        if w_hr is not None:
-            h_new_BH = product(h_new_BH, w_hr.T, compute_dtype)
+        i, f, g, o = normalize(w_x_GBH, gain_ih_GH) + normalize(u_h_GBH, gain_hh_GH) + bias_G1H
+        c_new_BH = masked(f.sigmoid() * c_BH + i.sigmoid() * g.tanh(), mask_at(masks.c, t))
+        c_out_BH = c_new_BH
+        if norms is not None:
+            c_out_BH = F.layer_norm(c_new_BH, c_new_BH.shape[1:], norms.c, norms.c_bias)
+        h_new_BH = o.sigmoid() * c_out_BH.tanh()
+        if weights.w_hr is not None:
+            h_new_BH = product(h_new_BH, weights.w_hr.T, compute_dtype)
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
-        c_BH, h_BH = hold(alive_B1, c_new_BH, c_BH), hold(alive_B1, h_new_BH, h_BH)
-        y_TBH.append(hold(alive_B1, h_BH, torch.zeros_like(h_BH)))
-        c_TBH.append(hold(alive_B1, c_BH, torch.zeros_like(c_BH)))
+        c_BH, h_BH = keep_finished(alive_B1, c_new_BH, c_BH), keep_finished(alive_B1, h_new_BH, h_BH)
+        y_TBH.append(keep_finished(alive_B1, h_BH, torch.zeros_like(h_BH)))
+        c_TBH.append(keep_finished(alive_B1, c_BH, torch.zeros_like(c_BH)))
     outputs = (torch.stack(y_TBH), h_BH, c_BH)
     return (*outputs, torch.stack(c_TBH)) if cells else outputs
 
@@ -74,50 +73,49 @@ def lstm(
 def gru(
     x_TBD: Tensor,
     h_BH: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
+    weights: Weights,
     masks: Masks,
     lengths: Tensor | None = None,
-    reset_after: bool = False,
     compute_dtype: torch.dtype | None = None,
-    norms: Norms | None = None,
+    *,
+    reset_after: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    w_ih, w_hh, norms = weights.w_ih, weights.w_hh, weights.norms
     w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
-    b_GH, bu_GH = b_ih.view(3, -1), b_hh.view(3, -1)
+    b_GH, bu_GH = weights.b_ih.view(3, -1), weights.b_hh.view(3, -1)
     gain_GH, gain_u_GH = (None, None) if norms is None else (norms.ih.view(3, -1), norms.hh.view(3, -1))
 
-    def over_gates(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
-        """r and z together, n by itself."""
+    def normalize_gates(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
+        """Layer norm over r and z together, and over n."""
         if gain_GH is None:
             return a_GBH
-        return torch.cat([normed(a_GBH[:2], gain_GH[:2]), normed(a_GBH[2:], gain_GH[2:])])
+        return torch.cat([normalize(a_GBH[:2], gain_GH[:2]), normalize(a_GBH[2:], gain_GH[2:])])
 
     y_TBH = []
     for t, x_BD in enumerate(x_TBD):
-        x_GBD = masked(x_BD[None], at(masks.x, t))
-        h_GBH = masked(h_BH[None], at(masks.h, t)).expand(3, -1, -1)
-        a_r, a_z, a_n = over_gates(product(x_GBD, w_GHD.mT, compute_dtype), gain_GH) + b_GH[:, None]
-        u_rz_GBH = normed(
+        x_GBD = masked(x_BD[None], mask_at(masks.x, t))
+        h_GBH = masked(h_BH[None], mask_at(masks.h, t)).expand(3, -1, -1)
+        a_r, a_z, a_n = normalize_gates(product(x_GBD, w_GHD.mT, compute_dtype), gain_GH) + b_GH[:, None]
+        u_rz_GBH = normalize(
             product(h_GBH[:2], u_GHH[:2].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[:2]
         )
         r, z = (a_r + u_rz_GBH[0] + bu_GH[0]).sigmoid(), (a_z + u_rz_GBH[1] + bu_GH[1]).sigmoid()
         n_input_GBH = h_GBH[2:] if reset_after else r * h_GBH[2:]
-        u_n_GBH = normed(
+        u_n_GBH = normalize(
             product(n_input_GBH, u_GHH[2:].mT, compute_dtype), None if gain_u_GH is None else gain_u_GH[2:]
         )
         u_n = u_n_GBH[0] + bu_GH[2]
         n = (a_n + (r * u_n if reset_after else u_n)).tanh()
         h_new_BH = (1 - z) * n + z * h_BH
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
-        h_BH = hold(alive_B1, h_new_BH, h_BH)
-        y_TBH.append(hold(alive_B1, h_BH, torch.zeros_like(h_BH)))
+        h_BH = keep_finished(alive_B1, h_new_BH, h_BH)
+        y_TBH.append(keep_finished(alive_B1, h_BH, torch.zeros_like(h_BH)))
     return torch.stack(y_TBH), h_BH
 
 
 def linear_cross_entropy(
     x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The forward logits are never rounded, but by a user's autocast: `compute_dtype` has no effect here."""
+    """Cross-entropy with logits in the type of the input: `compute_dtype` has no effect, an autocast has."""
     return F.cross_entropy(x_ND @ w_VD.T + b_V, targets_N, reduction="none")

@@ -1,4 +1,4 @@
-"""What a back end that is compiled on the user's machine has to pass before it is used: a cell against the
+"""The check that a back end compiled on the user's machine has to pass before its use: a cell against the
 definition, on a few numbers.
 """
 
@@ -9,42 +9,36 @@ from torch import Tensor
 
 from vdrop_cli.kernels import reference
 from vdrop_cli.kernels.masks import Masks
+from vdrop_cli.kernels.weights import unflatten
+
+Cell = Callable[..., tuple[Tensor, ...]]
 
 
-def largest_error(
-    cell: str, function: Callable[..., tuple[Tensor, ...]], device: torch.device, passes: int = 1
-) -> float:
-    """The largest relative error of an output or a gradient of `lstm` or `gru`; not a number where one of
-    them is not.
+def largest_error(cell: str, function: Cell, device: torch.device, passes: int = 1) -> float:
+    """The largest relative error of an output or a gradient of `lstm` or `gru`; NaN where one of them is
+    NaN.
     """
     time, batch, inputs, hidden = 3, 2, 5, 7
-    rows, states = {"lstm": (4 * hidden, 2), "gru": (3 * hidden, 1)}[cell]
-    generator = torch.Generator().manual_seed(0)
+    gates, states = {"lstm": (4, 2), "gru": (3, 1)}[cell]
+    rows, generator = gates * hidden, torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return (
-            torch.empty(shape, device="cpu", dtype=torch.float32)
-            .uniform_(-1, 1, generator=generator)
-            .to(device)
-        )
+        memory = torch.empty(shape, device="cpu", dtype=torch.float32)
+        return memory.uniform_(-1, 1, generator=generator).to(device)
 
-    shapes = [
-        (time, batch, inputs),
-        *[(batch, hidden)] * states,
-        (rows, inputs),
-        (rows, hidden),
-        (rows,),
-        (rows,),
-    ]
+    sequence_shapes = [(time, batch, inputs), *[(batch, hidden)] * states]
+    shapes = [*sequence_shapes, (rows, inputs), (rows, hidden), (rows,), (rows,)]
     tensors = [random(*shape).requires_grad_() for shape in shapes]
-    masks = Masks(random(1, 1, batch, inputs), random(1, rows // hidden, batch, hidden))
+    masks = Masks(random(1, 1, batch, inputs), random(1, gates, batch, hidden))
 
-    def results(function: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
-        y_TBH, *_ = function(*tensors, masks)
+    def results(function: Cell) -> list[Tensor]:
+        y_TBH, *_ = function(*tensors[: 1 + states], unflatten(tensors[1 + states :]), masks)
         return [y_TBH.detach(), *torch.autograd.grad(y_TBH.square().sum(), tensors)]
 
-    exact: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": reference.lstm, "gru": reference.gru}
-    expected = results(exact[cell])
-    found = [results(function) for _ in range(passes)]
-    errors = [(f - e).norm() / e.norm() for each in found for f, e in zip(each, expected, strict=True)]
+    expected = results(getattr(reference, cell))
+    errors = [
+        (actual - exact).norm() / exact.norm()
+        for _ in range(passes)
+        for actual, exact in zip(results(function), expected, strict=True)
+    ]
     return torch.stack(errors).max().item()

@@ -1,0 +1,39 @@
+"""What the hand-written forward and backward passes share."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.kernels.products import exact_sums
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def without_autocast(function: F) -> F:
+    """The forward or backward of an autograd function, unchanged by a user's autocast, which would round some
+    products and not others.
+    """
+
+    @wraps(function)
+    def wrapper(ctx: Any, *tensors: Any) -> Any:
+        if function.__name__ == "forward":
+            ctx.device_type = tensors[0].device.type
+        with torch.autocast(ctx.device_type, enabled=False), exact_sums(ctx.device_type):
+            return function(ctx, *tensors)
+
+    return cast(F, wrapper)
+
+
+def sigmoid_gradient(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """d · y · (1 - y)"""
+    result: Tensor = torch.ops.aten.sigmoid_backward.grad_input(d, y, grad_input=out)
+    return result
+
+
+def tanh_gradient(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """d · (1 - y²)"""
+    result: Tensor = torch.ops.aten.tanh_backward.grad_input(d, y, grad_input=out)
+    return result
