@@ -194,7 +194,7 @@ def test_a_device_is_checked_once_by_whatever_name(monkeypatch: pytest.MonkeyPat
     from vdrop_cli.kernels import triton as module
 
     checked: list[torch.device] = []
-    monkeypatch.setattr(module, "obstacle", lambda device: checked.append(device) or "")
+    monkeypatch.setattr(module, "unavailable_reason", lambda device: checked.append(device) or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     for name in ("cuda", "cuda:1", "cuda", "cuda:0"):
