@@ -172,7 +172,7 @@ def test_logits_that_are_none_come_out_as_they_do_from_the_definition(
 
 @pytest.mark.parametrize("target", [-1, -100, 11])
 def test_a_target_that_is_no_word_is_an_error(target: int) -> None:
-    with pytest.raises(IndexError, match=f"^target {target} is out of bounds: there are 11 words$"):
+    with pytest.raises(IndexError, match=f"^target {target} is out of bounds: .* 11 words$"):
         linear_cross_entropy(
             random(2, 6), random(11, 6), random(11), torch.tensor([0, target]), backend="native"
         )
