@@ -91,7 +91,11 @@ def find(
             )
         step = found.epoch * task.batches_an_epoch
         return Beginning(
-            shorter, newest, best, log_until(shorter, found.epoch, step), events_until(shorter, step)
+            shorter,
+            newest,
+            best,
+            log_until(shorter, found.epoch, step),
+            events_until(shorter, found.epoch, step),
         )
 
     ends = ends_of_epochs(folder, settings, task.fingerprint)
@@ -128,12 +132,12 @@ def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
         raise ValueError(f"{path} is not the log of its run ({damage})") from None
 
 
-def events_until(folder: Path, step: int) -> dict[str, bytes]:
+def events_until(folder: Path, epochs: int, step: int) -> dict[str, bytes]:
     """What TensorBoard shows of a run; a file that cannot be read is left out."""
     found = {}
     for path in ownership.events_in(folder):
         with suppress(OSError, Damaged):
-            found[path.name] = sinks.events_until(files.read(path), step)
+            found[path.name] = sinks.events_until(files.read(path), epochs, step)
     return found
 
 

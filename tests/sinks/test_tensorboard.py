@@ -16,10 +16,10 @@ def test_tensorboard_has_the_steps_of_the_log_the_epochs_and_the_settings_with_t
     tmp_path: Path,
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
-    with TensorBoard(
-        tmp_path, {"model": {"layers": 2}, "seed": 1, "data": {"dir": None}}, 3, 0, loss_metrics
-    ) as sink:
+    config = {"model": {"layers": 2}, "dropout": {"name": "naive"}, "seed": 1, "outputs": "x"}
+    with TensorBoard(tmp_path, config | {"data": {"dir": None}}, 3, 0, loss_metrics) as sink:
         for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 8)), EPOCH, RESULT):
             sink(record)
     assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
@@ -29,12 +29,17 @@ def test_tensorboard_has_the_steps_of_the_log_the_epochs_and_the_settings_with_t
         f"step/{name}" for name in ("loss", "train_ppl_dropout", "grad_norm", "lr", "words_per_second")
     } <= tags
     assert {
-        f"epoch/{name}"
+        f"per_epoch/{name}"
         for name in ("train_loss", "train_ppl_dropout", "valid_ppl_batched", "words_per_second")
     } <= tags
     assert [scalar.step for scalar in events.Scalars("step/loss")] == [3, 6]
     assert events.Scalars("result/test_ppl")[0].value == pytest.approx(9.0)
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert [scalar.step for scalar in events.Scalars("per_epoch/train_loss")] == [1], "the axis counts epochs"
+    start = parse_session_start_info_plugin_data(
+        events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    )
+    assert start.group_name == tmp_path.name and set(start.hparams) == {"model.layers", "Seed", "Dropout"}
+    assert "_hparams_/experiment" not in events.summary_metadata
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
@@ -47,17 +52,23 @@ def test_events_until_a_step_are_whole_and_without_the_result(tmp_path: Path) ->
             sink(record)
     (path,) = tmp_path.glob("events.*")
     whole = path.read_bytes()
-    for until, steps, kinds in ((6, 6, {"step", "epoch"}), (5, 5, {"step"}), (99, 9, {"step", "epoch"})):
-        path.write_bytes(events_until(whole, until))
+    cases = (
+        (1, 6, 6, {"step", "per_epoch"}),
+        (0, 6, 6, {"step"}),
+        (0, 5, 5, {"step"}),
+        (1, 99, 9, {"step", "per_epoch"}),
+    )
+    for epochs, until, steps, kinds in cases:
+        path.write_bytes(events_until(whole, epochs, until))
         events = EventAccumulator(str(tmp_path)).Reload()
         assert len(events.Scalars("step/loss")) == steps
         assert {
             tag.partition("/")[0] for tag in (*events.Tags()["scalars"], *events.summary_metadata)
         } == kinds
-    assert events_until(path.read_bytes(), 99) == path.read_bytes() != whole
-    assert events_until(b"", 6) == events_until(b"\xff" * 999, 6) == b""
+    assert events_until(path.read_bytes(), 1, 99) == path.read_bytes() != whole
+    assert events_until(b"", 1, 6) == events_until(b"\xff" * 999, 1, 6) == b""
     for size in range(0, len(whole), 97):
-        assert events_until(whole, 6).startswith(events_until(whole[:size], 6))
+        assert events_until(whole, 1, 6).startswith(events_until(whole[:size], 1, 6))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader

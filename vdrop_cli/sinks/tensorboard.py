@@ -8,6 +8,22 @@ from typing import Any, Self
 from vdrop_cli import files
 from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Saving, Step, flatten, to_dict
 
+STEP_TAGS = "step/"
+EPOCH_TAGS = "per_epoch/"
+RESULT_TAGS = "result/"
+OLDER_EPOCH_TAGS = "epoch/"  # in versions until November 2026, with steps on the axis
+NO_HPARAMS = (
+    "checkpoint",
+    "debug",
+    "force",
+    "log_every",
+    "outputs",
+    "published",
+    "stuck",
+    "run_name",
+    "tags",
+)
+
 
 class TensorBoard:
     """Scalars of every `log_every`-th step and of every epoch, and the settings beside the final metrics.
@@ -56,27 +72,50 @@ class TensorBoard:
     def write(self, record: Record) -> None:
         if isinstance(record, Step) and record.step % self.log_every != 0:
             return
-        if isinstance(record, Step | Epoch):
-            values = to_dict(record) | (self.loss_metrics(record.loss) if isinstance(record, Step) else {})
-            for name, value in values.items():
-                if name not in ("epoch", "step"):
-                    self.writer.add_scalar(f"{record.kind}/{name}", value, record.step)
+        if isinstance(record, Step):
+            self.add_scalars(STEP_TAGS, to_dict(record) | self.loss_metrics(record.loss), record.step)
+        if isinstance(record, Epoch):
+            self.add_scalars(EPOCH_TAGS, to_dict(record), record.epoch)
         if isinstance(record, Saving):
             self.writer.flush()
         if isinstance(record, Result):
-            from torch.utils.tensorboard.summary import hparams
+            self.add_scalars(RESULT_TAGS, to_dict(record), record.epoch)
+            self.write_hparams()
 
-            metrics = {
-                f"result/{name}": value for name, value in to_dict(record).items() if isinstance(value, float)
-            }
-            for summary in hparams(flatten(self.config), metrics):  # type: ignore[no-untyped-call]
-                self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-            for name, value in metrics.items():
-                self.writer.add_scalar(name, value, record.epoch)
+    def add_scalars(self, tags: str, values: dict[str, Any], position: int) -> None:
+        """Writes the numbers among `values`, at a step or an epoch of the horizontal axis."""
+        for name, value in values.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(f"{tags}{name}", value, position)
+
+    def write_hparams(self) -> None:
+        """Writes the settings for the hparams page, under the short name of the run.
+
+        torch's summary of the whole experiment is left out. With it, TensorBoard would take the columns from
+        one run; without it, TensorBoard takes them from all runs and puts the settings that differ first.
+        """
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+        from torch.utils.tensorboard.summary import hparams
+
+        _, start, end = hparams(hparams_of(self.config), {})  # type: ignore[no-untyped-call]
+        plugin_data = start.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(plugin_data.content)
+        content.session_start_info.group_name = self.folder.name
+        plugin_data.content = content.SerializeToString()
+        for summary in (start, end):
+            self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
-def events_until(content: bytes, step: int) -> bytes:
-    """The TensorBoard events of steps and epochs up to `step`, without the result and the settings.
+def hparams_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings on the hparams page. TensorBoard sorts them by name, capitals before small letters."""
+    settings = flatten(config)
+    values = {"Dropout": settings.pop("dropout.name", None), "Seed": settings.pop("seed", None)}
+    values |= {name: value for name, value in settings.items() if name.split(".")[0] not in NO_HPARAMS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def events_until(content: bytes, epochs: int, step: int) -> bytes:
+    """The TensorBoard events up to `epochs` and `step`, without the result and the settings.
 
     An event is stored as its length in 8 bytes, a checksum in 4, the event, and a checksum in 4. All events
     from the first damaged one on are left out.
@@ -90,9 +129,9 @@ def events_until(content: bytes, step: int) -> bytes:
             event = Event.FromString(content[begin + 12 : end - 4])
         except DecodeError:
             break
-        if event.step <= step and all(
-            value.tag.startswith((f"{Step.kind}/", f"{Epoch.kind}/")) for value in event.summary.value
-        ):
+        limits = {STEP_TAGS: step, OLDER_EPOCH_TAGS: step, EPOCH_TAGS: epochs}
+        groups = {f"{value.tag.partition('/')[0]}/" for value in event.summary.value}
+        if all(event.step <= limits.get(group, -1) for group in groups or {STEP_TAGS}):
             records.append(content[begin:end])
         begin = end
     return b"".join(records)
