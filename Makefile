@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-long test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
+.PHONY: help setup demo reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -46,6 +46,11 @@ test: setup  ## run the tests; those on real data need VDROP_DATA
 
 test-long: setup  ## run only the long forms of tests: more kills, more seeds, longer records; half an hour
 	$(BIN)/python -m pytest -n auto -m long
+
+FUZZ ?= 20
+
+fuzz: setup  ## random command lines, others each time; FUZZ=20 times as many as the tests run
+	VDROP_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto tests/test_mistakes.py tests/test_arguments.py
 
 test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
 	$(BIN)/python -m pytest -n 0 -m slurm

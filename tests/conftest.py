@@ -11,13 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests import quick_hydra
-from tests.processes import LIMIT, ForkServer, environment
+from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, environment
 from vdrop_cli import CONF, interruption, results_page
 from vdrop_cli.commands import table
 from vdrop_cli.kernels import native
@@ -97,6 +98,14 @@ def composing() -> Iterator[None]:
         yield
 
 
+def examples(count: int, **options: Any) -> hypothesis.settings:
+    """Settings of a property test: so many fixed examples; by `make fuzz` many times as many random ones."""
+    times = int(os.environ.get("VDROP_FUZZ", "0"))
+    return hypothesis.settings(
+        max_examples=max(times, 1) * count, derandomize=times == 0, deadline=None, database=None, **options
+    )
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few
@@ -152,6 +161,7 @@ def no_shipped_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a wheel: reading those of the checkout takes seconds."""
     for module in (table, results_page):
         monkeypatch.setattr(module, "RECORDS", None)
+    monkeypatch.setenv(WITHOUT_RECORDS, "1")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 
 import vdrop_cli
 from tests import quick_hydra
-from tests.processes import NUMBER, Forked
+from tests.processes import NUMBER, WITHOUT_RECORDS, Forked
 from vdrop_cli import cli
 
 LIBRARIES = (
@@ -54,6 +54,10 @@ def run(request: dict[str, Any], outputs: list[int]) -> NoReturn:
         os.close(descriptor)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    if WITHOUT_RECORDS in os.environ:
+        for name in [name for name in sys.modules if name.startswith("vdrop_cli")]:
+            if hasattr(sys.modules[name], "RECORDS"):
+                setattr(sys.modules[name], "RECORDS", None)  # noqa: B010
     sys.argv = ["vdrop", *request["arguments"]]
     cli.main()
     sys.exit()

@@ -15,6 +15,7 @@ from typing import IO, Self
 ROOT = Path(__file__).parent.parent
 NUMBER = struct.Struct("q")  # what the server and those who ask it exchange
 LIMIT = 300  # seconds that a command may take
+WITHOUT_RECORDS = "VDROP_TESTS_WITHOUT_RECORDS"  # forked commands read no shipped records where this is set
 
 
 def environment(root: Path = ROOT, **changes: str) -> dict[str, str]:

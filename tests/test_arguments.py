@@ -16,11 +16,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, assume, given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tests.conftest import composed
+from tests.conftest import composed, examples
 from vdrop_cli import cli, experiments
 from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, full_keys, literal, prepared
 from vdrop_cli.commands import campaign, figures, predict, reproduce, table, train
@@ -182,7 +181,7 @@ def held_after(override: str) -> Any:
 
 
 @given(st.sampled_from(text_settings()), texts)
-@hypothesis_settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@examples(300)
 def test_for_every_text_what_is_typed_is_what_the_setting_holds(setting: tuple[str, str], text: str) -> None:
     command, key = setting
     assume(key not in NAMES or "," not in text)
@@ -193,7 +192,7 @@ def test_for_every_text_what_is_typed_is_what_the_setting_holds(setting: tuple[s
 
 
 @given(st.lists(texts, min_size=1, max_size=3))
-@hypothesis_settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@examples(100)
 def test_a_sweep_and_a_list_hold_every_text_that_is_in_quotes(several: list[str]) -> None:
     in_quotes = ",".join(map(literal, several))
     (override,) = prepared("train", [f"data.train={in_quotes}"], sweep=True)
@@ -204,13 +203,7 @@ def test_a_sweep_and_a_list_hold_every_text_that_is_in_quotes(several: list[str]
 
 
 @given(texts)
-@hypothesis_settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@examples(6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_so_it_is_through_the_whole_dispatch(dispatch: Dispatch, text: str) -> None:
     (settings,) = dispatch("predict", f"checkpoint=x{text}", f"data.name=y{text}", f"text=z{text}")
     assert (settings.checkpoint, settings.data.name, settings.text) == (f"x{text}", f"y{text}", f"z{text}")

@@ -28,6 +28,7 @@ def changes(rated: list[str]) -> str:
     return f"overrides='{' '.join([*kept, *rated])}'"
 
 
+@pytest.mark.usefixtures("no_shipped_records")
 def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
     planned = vdrop("figures", *FEW, changes, "plan=true", "file=nowhere/R.md")
     assert planned.returncode == 0, planned.stderr
@@ -53,6 +54,7 @@ def test_it_is_planned_made_drawn_and_told(changes: str, vdrop: Vdrop, tmp_path:
     )
 
 
+@pytest.mark.usefixtures("no_shipped_records")
 def test_what_could_not_be_made_is_an_error(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
     """Another process is at work on the run."""
     one = [*FEW, "protocols=[clean]", "dropouts=[none]", changes]

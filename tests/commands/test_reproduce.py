@@ -44,6 +44,7 @@ def changes(text: list[str]) -> str:
     return f"overrides='{' '.join(changed)}'"
 
 
+@pytest.mark.usefixtures("no_shipped_records")
 def test_it_is_stopped_goes_on_and_writes_every_row(
     changes: str, vdrop: Vdrop, fork_server: ForkServer, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_it_is_stopped_goes_on_and_writes_every_row(
     )
 
 
+@pytest.mark.usefixtures("no_shipped_records")
 def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
     changes: str, vdrop: Vdrop, tmp_path: Path
 ) -> None:
