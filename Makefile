@@ -42,15 +42,15 @@ reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=
 	  $(if $(UNTIL),until=$(UNTIL)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest --dist worksteal -n auto
 
 test-long: setup  ## run only the long forms of tests: more kills, more seeds, longer records; half an hour
-	$(BIN)/python -m pytest -n auto -m long
+	$(BIN)/python -m pytest --dist worksteal -n auto -m long
 
 FUZZ ?= 20
 
 fuzz: setup  ## random command lines, others each time; FUZZ=20 times as many as the tests run
-	VDROP_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto tests/test_mistakes.py tests/test_arguments.py
+	VDROP_FUZZ=$(FUZZ) $(BIN)/python -m pytest --dist worksteal -n auto tests/test_mistakes.py tests/test_arguments.py
 
 test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
 	$(BIN)/python -m pytest -n 0 -m slurm
@@ -61,7 +61,7 @@ test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, 
 	@touch $@
 
 test-oldest: .venv-oldest/.ready  ## run the tests with the oldest versions that pyproject.toml allows; PYTHON=python3.11
-	.venv-oldest/bin/python -m pytest -n auto
+	.venv-oldest/bin/python -m pytest --dist worksteal -n auto
 
 GPU_TESTS ?= 8
 

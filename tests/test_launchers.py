@@ -90,7 +90,7 @@ def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(
     sweep.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
 def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
     number: signal.Signals, text: list[str], tmp_path: Path
 ) -> None:

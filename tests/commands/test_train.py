@@ -134,7 +134,16 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
     assert bad == 0 or start(config).step < bad
 
 
-@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
+SHORT = (("lstm", "moon"), ("lstm", "variational_untied"), ("gru", "naive"))  # of cells and policies
+
+
+@pytest.mark.parametrize(
+    ("cell", "policy"),
+    [
+        pytest.param(*pair, marks=() if pair in SHORT else (pytest.mark.long,), id="-".join(pair))
+        for pair in CELLS_AND_POLICIES
+    ],
+)
 def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
     cell: str, policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,7 +307,13 @@ sys.exit(pytest.main(["-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="it compiles for x86-64")
-@pytest.mark.parametrize("processor", OTHER_PROCESSORS)
+@pytest.mark.parametrize(
+    "processor",
+    [
+        pytest.param(name, marks=() if name in ("x86-64", "haswell") else (pytest.mark.long,))
+        for name in OTHER_PROCESSORS
+    ],
+)
 def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
     """With vectors of other widths, with and without bf16 in hardware, without AMX; tests of this file and of
     `test_fused.py`.
