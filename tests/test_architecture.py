@@ -88,11 +88,25 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     },
     "optimizer": {"settings"},
     "checkpoint": {"errors", "files", "learned", "settings"},
+    "training": {
+        *("checkpoint", "continuation", "device", "dropout", "errors", "files", "interruption", "learned"),
+        *("optimizer", "prefetch", "provenance", "random_streams", "settings", "sinks", "stuck_starts"),
+        "tasks",
+    },
+    "run_summary": {"metric_names", "output", "policies", "settings", "training"},
+    "trained_model": {"checkpoint", "device", "errors", "files", "settings", "tasks"},
+    "evaluation": {
+        *("checkpoint", "errors", "files", "interruption", "policies", "settings", "sinks", "stored"),
+        *("tasks", "trained_model"),
+    },
+    "prediction": {
+        *("checkpoint", "corpora", "errors", "evaluation", "files", "generation", "perplexity", "policies"),
+        *("runs", "settings", "tasks", "trained_model", "uncertainty"),
+    },
     "continuation": {"checkpoint", "files", "ownership", "settings", "sinks", "stored", "tasks"},
     "bench": {
         "bench",
         "cells",
-        "commands",
         "corpora",
         "device",
         "dropout",
@@ -109,6 +123,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "random_streams",
         "settings",
         "tasks",
+        "training",
     },
     "device": {"errors", "kernels", "provenance", "settings"},
     "provenance": {"__version__", "errors", "kernels"},
@@ -154,3 +169,27 @@ def test_every_part_is_in_the_table() -> None:
         path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert parts - {"__init__", "__main__", "commands"} == set(MAY_IMPORT)
+
+
+LEAVES = ("bench", "compare", "data", "eval", "predict", "train")  # commands that nothing but cli.py imports
+MAX_LINES = 100
+
+
+def test_commands_are_short_leaves() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        names = [name for name in LEAVES if f"commands.{name}" in modules(path)]
+        assert path.name == "cli.py" or not names, (path, names)
+    for name in LEAVES:
+        assert len((PACKAGE / "commands" / f"{name}.py").read_text().splitlines()) < MAX_LINES, name
+
+
+def modules(path: Path) -> set[str]:
+    """The modules of vdrop_cli that a file imports by their dotted names, `commands.train` for example."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vdrop_cli"):
+            names.add(str(node.module))
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.removeprefix("vdrop_cli.") for name in names}

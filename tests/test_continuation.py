@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_ownership import content
 from tests.test_survival import of_training, timeless
-from vdrop_cli import checkpoint, continuation, files, runs
+from vdrop_cli import checkpoint, continuation, files, runs, training
 from vdrop_cli.commands import train
 from vdrop_cli.commands.campaign import Maker
 from vdrop_cli.errors import ConfigError, RunError
@@ -228,7 +228,9 @@ def test_what_is_damaged_is_said_and_the_run_begins_before_it_or_from_nothing(
     run: Callable[..., Train], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validations = {1: 6.0, 2: 5.0, 3: 7.0}
-    monkeypatch.setattr(train.Run, "finish_epoch", with_validations(train.Run.finish_epoch, validations))
+    monkeypatch.setattr(
+        training.Run, "finish_epoch", with_validations(training.Run.finish_epoch, validations)
+    )
     train.run(run(3, "dropout=none"))
     train.run(run(5, "dropout=none", "outputs=whole", "force=true"))
     whole = Path("outputs").rename("made")
@@ -247,11 +249,11 @@ def test_what_is_damaged_is_said_and_the_run_begins_before_it_or_from_nothing(
 
 
 def with_validations(
-    finish_epoch: Callable[[train.Run], Any], validations: dict[int, float]
-) -> Callable[[train.Run], Any]:
+    finish_epoch: Callable[[training.Run], Any], validations: dict[int, float]
+) -> Callable[[training.Run], Any]:
     """The end of an epoch as if its validation had given that; so it is known which epoch is the best."""
 
-    def finish(run: train.Run) -> Any:
+    def finish(run: training.Run) -> Any:
         run.task.validate = lambda model: {run.task.chosen_by: validations.get(run.epoch + 1, 9.0)}  # type: ignore[method-assign]
         return finish_epoch(run)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import CELLS_AND_POLICIES, TINY, settings
-from vdrop_cli.commands.train import Run
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.training import Run
 
 RECORDED = Path(__file__).parent / "golden.json"
 WHY = """These losses changed. If the change was meant to alter training, renew them with `make golden`

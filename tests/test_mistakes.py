@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.conftest import TINY, TINY_SENTIMENT, examples
-from vdrop_cli import cli
-from vdrop_cli.commands import bench, campaign, predict, train
+from vdrop_cli import cli, training
+from vdrop_cli.commands import bench, campaign, predict
 from vdrop_cli.corpora import cornell, vader
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import keys
@@ -172,12 +172,12 @@ def command_lines(command: str) -> st.SearchStrategy[list[str]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Valid runs are cut short: two epochs of two chunks; and nothing is measured, or fetched."""
-    chunks, goes_on = LanguageModelling.batches, train.Run.goes_on.fget
+    chunks, goes_on = LanguageModelling.batches, training.Run.goes_on.fget
     assert goes_on is not None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LanguageModelling, "batches", lambda task, order=None: iter(list(chunks(task))[:2]))
     monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
-    monkeypatch.setattr(train.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
+    monkeypatch.setattr(training.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
     monkeypatch.setattr(
         campaign,

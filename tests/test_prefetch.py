@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, interruption, prefetch, tasks
-from vdrop_cli.commands import train
+from vdrop_cli import checkpoint, interruption, prefetch, tasks, training
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.kernels import Masks
@@ -128,16 +127,16 @@ def test_what_the_batches_raise_is_passed_on() -> None:
         list(prefetch.draw_ahead(batches(), numbered, CPU))
 
 
-def start(*overrides: str) -> train.Run:
+def start(*overrides: str) -> training.Run:
     config = settings(*overrides)
     task = tasks.load(config, CPU)
     folder = checkpoint.run_folder(config, task.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
-    return train.Run(config, task, folder)
+    return training.Run(config, task, folder)
 
 
-def records(run: train.Run) -> Iterator[dict[str, Any]]:
-    for record in train.records(run):
+def told(run: training.Run) -> Iterator[dict[str, Any]]:
+    for record in training.records(run):
         if not isinstance(record, Start):
             yield {
                 name: value
@@ -152,20 +151,20 @@ def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
 ) -> None:
     """Without the thread; with it; and with it, stopped in the middle of an epoch and resumed."""
     monkeypatch.chdir(tmp_path)
-    task_settings = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
-    overrides = [*task_settings, f"dropout={policy}", "schedule.epochs=2"]
-    alone = list(records(start(*overrides)))
+    of_task = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
+    overrides = [*of_task, f"dropout={policy}", "schedule.epochs=2"]
+    alone = list(told(start(*overrides)))
     monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
-    assert list(records(start(*overrides, "outputs=ahead"))) == alone
+    assert list(told(start(*overrides, "outputs=ahead"))) == alone
     parts, stop = [], 3 * sum("loss" in record for record in alone) // 4
     with pytest.raises(Interrupted):
-        for record in train.records(start(*overrides, "outputs=stopped")):
+        for record in training.records(start(*overrides, "outputs=stopped")):
             if isinstance(record, Step):
                 parts.append(record.loss)
                 if record.step == stop:
                     monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
     monkeypatch.setattr(interruption, "received", [])
-    parts += [record["loss"] for record in records(start(*overrides, "outputs=stopped")) if "loss" in record]
+    parts += [record["loss"] for record in told(start(*overrides, "outputs=stopped")) if "loss" in record]
     assert parts == [record["loss"] for record in alone if "loss" in record]
 
 
@@ -174,5 +173,5 @@ def test_a_training_that_fails_leaves_no_thread(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
-    with pytest.raises(train.Diverged):
-        list(train.records(start(*TINY, *text, "dropout=naive", "schedule.lr=1e30", "schedule.clip=null")))
+    with pytest.raises(training.Diverged):
+        list(training.records(start(*TINY, *text, "dropout=naive", "schedule.lr=1e30", "schedule.clip=null")))

@@ -14,13 +14,13 @@ import torch
 
 from tests.processes import ROOT
 from vdrop_cli import runs, tasks
-from vdrop_cli.commands.train import Run
 from vdrop_cli.device import configure_process
 from vdrop_cli.provenance import describe
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import SplitProtocol, TaskName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.sinks import read_log
+from vdrop_cli.training import Run
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
 pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import TINY, Vdrop, settings
 from tests.test_survival import of_training
-from vdrop_cli import interruption, ownership, runs, stuck_starts
+from vdrop_cli import interruption, ownership, runs, stuck_starts, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.interruption import Interrupted
@@ -171,7 +171,7 @@ def test_it_ends_at_the_same_step_where_losses_are_read_a_step_later(
     run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, and with a checkpoint after every step."""
-    monkeypatch.setattr(train, "Optimizer", partial(train.Optimizer, delayed=True))
+    monkeypatch.setattr(training, "Optimizer", partial(training.Optimizer, delayed=True))
     with pytest.raises(StuckError, match="the mean training loss of steps 9 to 10 "):
         train.run(run(*CHECKED, "checkpoint.minutes=1e-9"))
     assert len(losses(folder())) == 10

@@ -19,12 +19,14 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.corpora.text import FIRST_ENCODING, fingerprint_of
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluation import Partial, load
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.tasks.sentiment import Passes
+from vdrop_cli.trained_model import task_of
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so
             match=r"^checkpoint=old was trained on another corpus than .*; give it the text that it "
             rf"was{told}",
         ):
-            evaluation.task_of(Path("old"), found, found.train.data, torch.device("cpu"))
+            task_of(Path("old"), found, found.train.data, torch.device("cpu"))
 
 
 def test_precision_is_that_of_the_training_unless_told_otherwise(folder: Path) -> None:
@@ -146,7 +148,9 @@ def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
             patch.setattr(
-                evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
+                Partial,
+                "tick",
+                lambda partial: interruption.received.append(signal.SIGTERM),
             )
             run(folder, "mc_samples=4", f"mc_batch={first}")
         run(folder, "mc_samples=4", f"mc_batch={second}")
@@ -166,7 +170,9 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
             patch.setattr(
-                evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
+                Partial,
+                "tick",
+                lambda partial: interruption.received.append(signal.SIGTERM),
             )
             run(folder, "mc_samples=4")
         monkeypatch.setenv("VDROP_COMMIT", second)
@@ -224,9 +230,7 @@ def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
 ) -> None:
     """As in another process of a pool, or on another machine of a cluster."""
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
-        patch.setattr(
-            evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
-        )
+        patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
         run(folder, "mc_samples=4")
     monkeypatch.setattr(interruption, "received", [])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
@@ -244,7 +248,7 @@ def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
 
     monkeypatch.setattr(files, "read_tensors", unreadable)
     with pytest.raises(ConfigError, match=r"mc4-s1\.partial cannot be read \(Stale file handle\)"):
-        evaluation.Partial(partial, {}, 5).load(None)
+        Partial(partial, {}, 5).load(None)
     assert partial.exists()
 
 
@@ -252,20 +256,18 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(
-            evaluation.Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM)
-        )
+        patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
         run(folder, "mc_samples=4")
     monkeypatch.setattr(interruption, "received", [])
     (path,) = folder.glob("*.partial")
     good = files.read_tensors(path)
-    loaded = evaluation.load(
+    loaded = load(
         str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu")
     )
 
     def is_resumed(held: dict[str, Any]) -> bool:
         files.write_tensors(path, held)
-        partial = evaluation.Partial(path, good["of"], 5)
+        partial = Partial(path, good["of"], 5)
         passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
         resumed = partial.load(passes)
         assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), (
@@ -312,7 +314,7 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
         assert "is damaged (" in capsys.readouterr().err
     path.unlink()
     path.mkdir()
-    assert not evaluation.Partial(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
+    assert not Partial(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
     assert "is damaged (it is a folder)" in capsys.readouterr().err
 
 

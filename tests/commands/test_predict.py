@@ -19,9 +19,11 @@ from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluation import load
 from vdrop_cli.generation import sample_words
 from vdrop_cli.learned import Ratings, Words
 from vdrop_cli.perplexity import stream_nll
+from vdrop_cli.prediction import load as load_model
 from vdrop_cli.tasks import WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
@@ -86,7 +88,7 @@ def test_a_long_text_is_rated_by_the_mean_over_its_chunks(
 ) -> None:
     train.run(settings(*TINY_SENTIMENT, *rated, "dropout=none"))
     folder = next(here.rglob("result.json")).parent
-    loaded = predict.load(settings(f"checkpoint={folder}", command="predict"), torch.device("cpu"))
+    loaded = load_model(settings(f"checkpoint={folder}", command="predict"), torch.device("cpu"))
     words, scale = ["good1"] * 4 + ["bad1"] * 7, loaded.checkpoint.knowledge
     assert isinstance(scale, Ratings)
     chunks = loaded.predictor.cut(words)
@@ -236,7 +238,7 @@ def test_noise_fitted_to_what_was_learnt_is_told(
 def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_from(
     critic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = evaluation.load(
+    loaded = load(
         str(critic), settings(f"checkpoint={critic}", "stored_data=true", command="eval"), torch.device("cpu")
     )
     part, words = loaded.task.parts["test"], {number: word for word, number in loaded.task.ids.items()}
@@ -315,7 +317,7 @@ def test_a_language_model_writes_what_it_has_learned(
 
 
 def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> None:
-    loaded = predict.load(settings(f"checkpoint={writer}", command="predict"), torch.device("cpu"))
+    loaded = load_model(settings(f"checkpoint={writer}", command="predict"), torch.device("cpu"))
     assert isinstance(loaded.predictor, WordPredictor)
     begin, generator = torch.tensor([loaded.predictor.ids["<eos>"]]), torch.Generator().manual_seed(0)
     drawn = torch.tensor([next(sample_words(loaded.model, begin, 1, generator)) for _ in range(1500)])

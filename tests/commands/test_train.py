@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import CELLS_AND_POLICIES, TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, corpora, files, interruption, runs
+from vdrop_cli import checkpoint, corpora, files, interruption, runs, training
 from vdrop_cli.commands import train
-from vdrop_cli.commands.train import Run
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
@@ -23,6 +22,7 @@ from vdrop_cli.ownership import LOCK
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
 from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.training import Run
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def timeless(record: Any) -> Any:
 
 def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str]) -> None:
     config = settings(*TINY, *text, "dropout=none", "model.hidden_size=32", "schedule.epochs=2")
-    found = list(train.records(start(config)))
+    found = list(training.records(start(config)))
     assert isinstance(found[0], Start) and isinstance(found[-1], Result)
     steps = [record for record in found if isinstance(record, Step)]
     epochs = [record for record in found if isinstance(record, Epoch)]
@@ -61,7 +61,7 @@ def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str
 @pytest.fixture
 def delayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates are launched before the loss is read, as on a GPU."""
-    monkeypatch.setattr(train, "Optimizer", partial(train.Optimizer, delayed=True))
+    monkeypatch.setattr(training, "Optimizer", partial(training.Optimizer, delayed=True))
 
 
 @pytest.mark.usefixtures("delayed")
@@ -73,14 +73,14 @@ def test_losses_that_are_read_a_step_later_are_the_same(
     overrides = [*TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=2"]
     whole = [
         timeless(record)
-        for record in train.records(start(settings(*overrides)))
+        for record in training.records(start(settings(*overrides)))
         if not isinstance(record, Start | Saving)
     ]
     with monkeypatch.context() as immediate:
-        immediate.setattr(train, "Optimizer", train.Optimizer.func)  # type: ignore[attr-defined]
+        immediate.setattr(training, "Optimizer", training.Optimizer.func)  # type: ignore[attr-defined]
         expected = [
             timeless(record)
-            for record in train.records(start(settings(*overrides, "outputs=immediate")))
+            for record in training.records(start(settings(*overrides, "outputs=immediate")))
             if vars(record)
         ]
     losses = [[r["loss"] for r in records if "loss" in r] for records in (whole, expected)]
@@ -91,7 +91,7 @@ def test_losses_that_are_read_a_step_later_are_the_same(
         there = settings(*overrides, f"outputs=stopped-at-{stop}", f"checkpoint.minutes={minutes}")
         run = start(there)
         with pytest.raises(Interrupted):
-            for record in train.records(run):
+            for record in training.records(run):
                 parts.append(record)
                 if isinstance(record, Saving):
                     assert not run.in_flight and parts[-2].step == run.step
@@ -100,7 +100,7 @@ def test_losses_that_are_read_a_step_later_are_the_same(
         monkeypatch.setattr(interruption, "received", [])
         again = start(there)
         assert (again.epoch, again.batch) == (run.epoch, run.batch)
-        parts += train.records(again)
+        parts += training.records(again)
         assert [timeless(record) for record in parts if not isinstance(record, Start | Saving)] == whole
 
 
@@ -125,8 +125,8 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
 
     monkeypatch.setattr(run.task, "loss", broken)
     found: list[Any] = []
-    with pytest.raises(train.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
-        for record in train.records(run):
+    with pytest.raises(training.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
+        for record in training.records(run):
             found.append(record)
     assert [record.step for record in found if isinstance(record, Step)] == list(
         range(1, bad + 1)
@@ -158,7 +158,7 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
     ]
     whole = [
         timeless(record)
-        for record in train.records(start(settings(*overrides)))
+        for record in training.records(start(settings(*overrides)))
         if not isinstance(record, Start | Saving)
     ]
     steps = max(record["step"] for record in whole if "step" in record) // 3
@@ -166,14 +166,14 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
         there = f"outputs=stopped-at-{stop}"
         first = []
         with pytest.raises(Interrupted):
-            for record in train.records(start(settings(*overrides, there))):
+            for record in training.records(start(settings(*overrides, there))):
                 first.append(record)
                 if isinstance(record, Step) and record.step == stop:
                     monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
         monkeypatch.setattr(interruption, "received", [])
         run = start(settings(*overrides, there))
         assert run.step == stop
-        told = [timeless(r) for r in (*first, *train.records(run)) if not isinstance(r, Start | Saving)]
+        told = [timeless(r) for r in (*first, *training.records(run)) if not isinstance(r, Start | Saving)]
         assert told == whole
         finished = [
             checkpoint.load(next(Path(folder).rglob("checkpoint-0003.pt")))
@@ -190,7 +190,7 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(
     save = checkpoint.save
     for minutes in ("0.2", "5", "inf"):
         now = itertools.count(0, 7)
-        monkeypatch.setattr(train.time, "perf_counter", lambda now=now: next(now))
+        monkeypatch.setattr(training.time, "perf_counter", lambda now=now: next(now))
         places = saved.setdefault(minutes, [])
         monkeypatch.setattr(
             checkpoint,
@@ -198,7 +198,7 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(
             lambda c, *to, places=places: places.append((c.epoch, c.batch)) or save(c, *to),
         )
         list(
-            train.records(
+            training.records(
                 start(
                     settings(
                         *TINY,
@@ -222,7 +222,7 @@ def places_saved(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[tuple
     save = checkpoint.save
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", lambda c, *to: places.append((c.epoch, c.batch)) or save(c, *to))
-        list(train.records(start(settings(*TINY, *overrides))))
+        list(training.records(start(settings(*TINY, *overrides))))
     return places
 
 
@@ -265,7 +265,7 @@ def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_end
     overrides = [*TINY, *text, "task.batch_size=20", f"dropout={policy}", "schedule.epochs=7"]
     whole = [
         timeless(record)
-        for record in train.records(start(settings(*overrides)))
+        for record in training.records(start(settings(*overrides)))
         if not isinstance(record, Start | Saving)
     ]
     epochs = [record for record in whole if "train_loss" in record]
@@ -280,7 +280,7 @@ def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_end
         there = settings(*overrides, f"outputs={how}", "checkpoint.epochs=3", "checkpoint.minutes=inf")
         first: list[Any] = []
         with pytest.raises(KeyError if "lost" in how else Interrupted):
-            for record in train.records(start(there)):
+            for record in training.records(start(there)):
                 first.append(record)
                 if isinstance(record, kind) and getattr(record, "step", 0) == last_step:
                     if "lost" in how:
@@ -292,7 +292,7 @@ def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_end
         records = [record for record in first if getattr(record, "step", 0) <= run.step]
         records = [
             timeless(record)
-            for record in (*records, *train.records(run))
+            for record in (*records, *training.records(run))
             if not isinstance(record, Start | Saving)
         ]
         assert records == whole
@@ -490,7 +490,7 @@ def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
         "schedule.lr=8",
         "schedule.clip=inf",
     )
-    records = list(train.records(start(config)))
+    records = list(training.records(start(config)))
     epochs = [record for record in records if isinstance(record, Epoch)]
     result = records[-1]
     assert isinstance(result, Result)
@@ -506,7 +506,7 @@ def test_of_a_validation_the_metric_that_is_no_number_is_named(
     monkeypatch.setattr(
         run.task, "validate", lambda model: {run.task.chosen_by: 2.0, "another": float("inf")}
     )
-    with pytest.raises(train.Diverged, match=r"^another is inf after epoch 1, step 0"):
+    with pytest.raises(training.Diverged, match=r"^another is inf after epoch 1, step 0"):
         run.finish_epoch()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TINY_SENTIMENT, settings
-from vdrop_cli import baselines, checkpoint, corpora, tasks
+from vdrop_cli import baselines, checkpoint, corpora, tasks, training
 from vdrop_cli.commands import compare, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.corpora import Rated
@@ -521,19 +521,19 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
     monkeypatch.chdir(tmp_path)
     config = settings(*TINY_SENTIMENT, *rated, "schedule.epochs=3", "task.length_pool=2")
 
-    def start(folder: str) -> train.Run:
+    def start(folder: str) -> training.Run:
         Path(folder).mkdir(exist_ok=True)
-        return train.Run(config, tasks.load(config, torch.device("cpu")), Path(folder))
+        return training.Run(config, tasks.load(config, torch.device("cpu")), Path(folder))
 
-    whole = [timeless(record) for record in train.records(start("whole"))]
+    whole = [timeless(record) for record in training.records(start("whole"))]
     first = start("parts")
     parts = []
-    for record in train.records(first):
+    for record in training.records(first):
         parts.append(timeless(record))
         if first.epoch == 1 and first.batch == 4:
             first.save()
             break
-    parts += [timeless(record) for record in train.records(start("parts"))][1:]
+    parts += [timeless(record) for record in training.records(start("parts"))][1:]
     assert parts == whole
 
 

@@ -18,7 +18,6 @@ from vdrop_cli import kernels, prefetch
 from vdrop_cli.bench import alternatives
 from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case
 from vdrop_cli.cells import GRUCell, LSTMCell
-from vdrop_cli.commands.train import Run
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
@@ -32,6 +31,7 @@ from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.training import Run
 
 Step = Callable[[], object]
 

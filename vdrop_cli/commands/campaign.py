@@ -26,7 +26,6 @@ from vdrop_cli import (
     tasks,
 )
 from vdrop_cli.arguments import literal, prepared
-from vdrop_cli.commands.train import Run, require_judged_in_first_epoch, resolved
 from vdrop_cli.device import choose_device, choose_mc_batch, configure_process, synchronize
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.monte_carlo import MonteCarlo
@@ -40,6 +39,7 @@ from vdrop_cli.sinks import duration
 from vdrop_cli.stuck_starts import StuckStart
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
 from vdrop_cli.tasks.sentiment import Part, head
+from vdrop_cli.training import Run, require_judged_in_first_epoch, resolved
 
 
 @dataclass(frozen=True)

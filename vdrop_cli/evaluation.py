@@ -1,0 +1,194 @@
+"""Evaluation of a checkpoint: which models, under which file name, and MC passes that can stop and resume."""
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vdrop_cli import checkpoint, files, interruption, stored
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.files import Damaged
+from vdrop_cli.interruption import Interrupted
+from vdrop_cli.policies import Policy
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.commands import Eval, data_for
+from vdrop_cli.sinks import progress_bar
+from vdrop_cli.tasks import Passes, Task, TaskModel
+from vdrop_cli.trained_model import build, task_of
+
+
+class Loaded(NamedTuple):
+    """The same, and the task it was trained on."""
+
+    path: Path
+    checkpoint: Checkpoint
+    task: Task
+    model: TaskModel
+    precision: Precision
+
+
+def load(named: str, settings: Eval, device: torch.device) -> Loaded:
+    path = checkpoint.find(named)
+    found = checkpoint.load(path)
+    trained = found.train
+    if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
+        raise ConfigError(
+            f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}"
+        )
+    if settings.word_dropout and trained.dropout.p_word == 0:
+        raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
+    allowed = "stored_data=true, if the checkpoint is from a source that you trust"
+    task = task_of(
+        path,
+        found,
+        data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed),
+        device,
+    )
+    built = build(path, found, task.predictor, settings, device)
+    return Loaded(path, found, task, built.model, built.precision)
+
+
+def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) -> str:
+    """The name of an evaluation's file without its suffix; `stem` is that of the checkpoint's. Both it and
+    `kind` can be patterns.
+    """
+    in_another = "" if precision is trained else f"-{precision}"
+    return f"{stem.replace('checkpoint', 'eval')}-{kind}{in_another}"
+
+
+def members(first: Path, settings: Eval) -> list[Path]:
+    """The checkpoints that are evaluated together, or the only one."""
+    paths = [first, *(checkpoint.find(named) for named in settings.members)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("members must be other checkpoints, each once, got one twice")
+    return paths
+
+
+def kind(settings: Eval, paths: list[Path], task: Task) -> str:
+    """What of a checkpoint is evaluated, as part of a file's name."""
+    if settings.mc_samples > 0:
+        as_ever = settings.word_dropout in (None, task.word_dropout)
+        words = "" if as_ever else "-word" if settings.word_dropout else "-no_word"
+        return f"mc{settings.mc_samples}{words}-s{settings.seed}"
+    if len(paths) > 1:
+        of = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
+        return f"ensemble{len(paths)}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+    return "standard"
+
+
+def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint: str) -> Iterator[TaskModel]:
+    """Of all members, one at a time."""
+    for path in paths:
+        loaded = load(str(path), settings, device)
+        if loaded.task.fingerprint != fingerprint:
+            raise ConfigError(
+                f"members: {path} was trained on another corpus than {paths[0]}, or another split of it; "
+                "average models of the same words"
+            )
+        yield loaded.model
+
+
+class Partial:
+    """How far MC evaluation has come, as a file that lies beside where its result will."""
+
+    def __init__(self, path: Path, of: dict[str, str], minutes: float) -> None:
+        self.path, self.of, self.minutes = path, of, minutes
+        self.metrics: dict[str, float] = {}  # the standard ones, which come first
+        self.seconds = 0.0  # of the passes
+        self.clock = self.saved = time.perf_counter()
+
+    def load(self, passes: Passes) -> bool:
+        """Resumes the passes from it, unless it is missing or belongs to another evaluation."""
+        try:
+            held = files.read_tensors(self.path)
+            if held.get("of") == self.of:
+                metrics, seconds = held.get("metrics"), held.get("seconds")
+                numbers = [*metrics.values(), seconds] if isinstance(metrics, dict) else [None]
+                if not all(map(stored.is_finite, numbers)):
+                    raise Damaged("its metrics are not numbers")
+                if not isinstance(held.get("passes"), dict):
+                    raise Damaged("it holds no passes")
+                passes.load_state_dict(held["passes"])
+                self.metrics, self.seconds = metrics or {}, float(seconds)  # type: ignore[arg-type]
+                print(f"resuming after {passes.words:,} words of MC passes", file=sys.stderr)
+                return True
+            print(f"vdrop: {self.path} is of other settings or code; starting over", file=sys.stderr)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it"
+            ) from None
+        except (Damaged, ValueError) as damage:
+            print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)
+        return False
+
+    def tick(self) -> None:
+        """Adds the time since the last tick."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+
+    @property
+    def is_due(self) -> bool:
+        return time.perf_counter() - self.saved >= 60 * self.minutes
+
+    def save(self, passes: Passes) -> None:
+        files.write_tensors(
+            self.path,
+            {"of": self.of, "passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds},
+        )
+        self.saved = time.perf_counter()
+
+
+def partial_of(
+    target: Path, path: Path, task: Task, mc_batch: int, described: dict[str, Any], minutes: float
+) -> Partial:
+    """Returns the partial file of an evaluation, with all that its numbers depend on, to the last bit on one
+    machine with as many threads.
+    """
+    identity = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": mc_batch}
+    version = "code" if "code" in described else "commit"
+    decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
+    identity |= {name: described[name] for name in decisive if name in described}
+    return Partial(
+        target.with_suffix(".partial"), {key: str(value) for key, value in identity.items()}, minutes
+    )
+
+
+def go_through(passes: Passes, partial: Partial) -> None:
+    """Reads to the end, saving now and then. Raises Interrupted, with all that is done saved, where the
+    process was asked to stop.
+    """
+    words = passes.total
+    partial.clock = time.perf_counter()
+    with progress_bar(words, passes.words, "word") as count:
+        for more in passes.run():
+            count(more)
+            partial.tick()
+            if interruption.stop_requested() or partial.is_due:
+                partial.save(passes)
+            try:
+                interruption.check()
+            except Interrupted as stop:
+                told = f"saved after {passes.words:,} of {words:,} words of MC passes in {partial.path}"
+                raise Interrupted(stop.number, told) from None
+
+
+def require_finite(results: dict[str, Any], path: Path) -> None:
+    """Raises RunError where a result is no number: weights that are finite can still overflow."""
+    numbers = [
+        *results["metrics"].items(),
+        *(pair for row in results.get("mc", []) for pair in row.items() if pair[1] is not None),
+    ]
+    broken = [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]
+    if broken:
+        raise RunError(
+            f"{path}: {broken[0]}; its weights are not those of a model that works, take another checkpoint "
+            "of the run"
+        )

@@ -1,0 +1,48 @@
+"""What `vdrop train` prints of a run at its start and at its end."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdrop_cli import (
+    output,
+)
+from vdrop_cli.metric_names import metric_line
+from vdrop_cli.policies import PLACES, Policy
+from vdrop_cli.settings.commands import stored_places
+from vdrop_cli.settings.train import Train
+from vdrop_cli.training import Run
+
+
+def print_model(settings: Train, training: Run) -> None:
+    """Prints the size of the model and of an epoch, and the dropout probabilities."""
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    probabilities = {name: getattr(settings.dropout, name) for name in PLACES}
+    dropped = ", ".join(f"{name} {value:g}" for name, value in probabilities.items() if value > 0) or "none"
+    print(
+        f"{parameters:,} parameters, vocabulary {training.task.predictor.vocabulary_size:,}, "
+        f"{training.task.batches_an_epoch:,} steps per epoch, epochs: {settings.schedule.epochs}; "
+        f"dropout probabilities: {dropped}; threads: {torch.get_num_threads()}",
+        file=sys.stderr,
+    )
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The result for a person; it is on disk, so that nothing is lost where it cannot be shown."""
+    with output.stdout_errors_deferred():
+        for name, value in result.items():
+            if name != "warnings":
+                print(metric_line(name, value))
+
+
+def print_next_commands(settings: Train, folder: Path) -> None:
+    """Prints the commands that evaluate a finished run and predict with it."""
+    checkpoint_setting = shlex.quote(f"checkpoint={folder}")
+    eval_settings = " mc_samples=100" if settings.dropout.policy is not Policy.none else ""
+    eval_settings += " stored_data=true" if stored_places(settings.data) else ""
+    print(f"\nrun folder: {folder}", file=sys.stderr)
+    print(f"next: vdrop eval {checkpoint_setting}{eval_settings}", file=sys.stderr)
+    print(f"      vdrop predict {checkpoint_setting} text='…'", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""A model with the weights of a checkpoint, and the task that it was trained on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from vdrop_cli import checkpoint, files, tasks
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.device import (
+    COMPUTE_DTYPES,
+    choose_backend,
+    choose_precision,
+)
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.commands import Eval, Predict
+from vdrop_cli.settings.train import Data
+from vdrop_cli.tasks import Predictor, Task, TaskModel
+
+# of data sets by name
+READ_BEFORE = "earlier versions read tables by other rules, and two line ends where a row ends in one"
+
+
+class Built(NamedTuple):
+    """A checkpoint's model, with its weights."""
+
+    path: Path
+    checkpoint: Checkpoint
+    predictor: Predictor
+    model: TaskModel
+    precision: Precision
+
+
+def task_of(path: Path, found: Checkpoint, data: Data, device: torch.device) -> Task:
+    """What a checkpoint was trained on, its text as it lies now."""
+    task = tasks.load(replace(found.train, data=data), device, found.corpus)
+    if task.fingerprint != found.corpus:
+        otherwise = f", or, if it is that, train again: {READ_BEFORE}" if data.name is not None else ""
+        raise ConfigError(
+            f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "
+            f"give it the text that it was trained on{otherwise}"
+        )
+    return task
+
+
+def build(
+    path: Path, found: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
+) -> Built:
+    """The model of a checkpoint. Raises ConfigError where its weights are not those of its settings."""
+    trained = found.train
+    backend = choose_backend(settings.backend, device).name
+    precision = choose_precision(settings.precision or trained.precision, device)
+    try:
+        checkpoint.require_large_enough(found.model, trained.model, predictor.vocabulary_size)
+        model = predictor.model(
+            trained.model, trained.dropout.for_layers(), backend, COMPUTE_DTYPES[precision]
+        )
+        checkpoint.require_fitting(found.model, model)
+    except ValueError as reason:
+        raise checkpoint.unusable(path, reason) from None
+    model.load_state_dict(found.model)
+    return Built(path, found, predictor, model.to(device), precision)

@@ -1,0 +1,446 @@
+"""A training run as a generator of log records: it resumes from its newest good checkpoint, and saves."""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdrop_cli import (
+    checkpoint,
+    continuation,
+    files,
+    interruption,
+    learned,
+    prefetch,
+    stuck_starts,
+)
+from vdrop_cli.checkpoint import Checkpoint, Unusable
+from vdrop_cli.device import (
+    COMPUTE_DTYPES,
+    choose_backend,
+    choose_precision,
+)
+from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.errors import ConfigError, RunError, require
+from vdrop_cli.interruption import Interrupted
+from vdrop_cli.optimizer import LossAndNorm, Optimizer, learning_rate
+from vdrop_cli.provenance import describe
+from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.train import Train
+from vdrop_cli.sinks import (
+    Epoch,
+    Failure,
+    JsonLines,
+    Progress,
+    Record,
+    Result,
+    Saving,
+    Sink,
+    Start,
+    Step,
+    TensorBoard,
+    to_dict,
+)
+from vdrop_cli.stuck_starts import StuckError
+from vdrop_cli.tasks import Task
+
+
+class Diverged(RunError):
+    """The loss, its gradient, the weights or a validation is no longer a finite number."""
+
+
+class Run:
+    """One training run, from its start or from its newest good checkpoint."""
+
+    def __init__(self, settings: Train, task: Task, folder: Path) -> None:
+        self.settings, self.task, self.folder = settings, task, folder
+        self.model = task.model(
+            settings.model,
+            settings.dropout.for_layers(),
+            settings.backend.name,
+            COMPUTE_DTYPES[settings.precision],
+        )
+        self.model.initialise(
+            settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias
+        )
+        self.epoch, self.batch, self.losses = (
+            0,
+            0,
+            list[float](),
+        )  # epochs finished, batches of the next one, and their losses
+        self.seconds, self.epoch_seconds, self.epoch_words = 0.0, 0.0, 0
+        self.best_epoch, self.best = 0, math.inf
+        self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
+        self.model.to(task.device)
+        self.optimiser = Optimizer(self.model, settings.schedule)
+        self.state = task.zero_state(self.model)
+        self.in_flight = deque[
+            tuple[LossAndNorm, int]
+        ]()  # steps whose update is launched and whose loss was not read, and their words
+        self.best_saved = 0  # the best epoch as the checkpoint that was written last has it
+        self.clock = self.saved = time.perf_counter()
+        if (found := checkpoint.newest(folder, self.require_resumable)) is not None:
+            self.restore(found)
+
+    def restore(self, found: Checkpoint) -> None:
+        """Takes the place of a run that has come to a checkpoint of its folder."""
+        if self.settings.reports_best and found.best_epoch > 0:
+            self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
+        self.model.load_state_dict(found.model)
+        self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
+        self.seconds, self.epoch_seconds, self.epoch_words = (
+            found.seconds,
+            found.epoch_seconds,
+            found.epoch_words,
+        )
+        self.best_epoch, self.best = found.best_epoch, found.best
+        self.best_saved = self.best_epoch
+        self.optimiser.load_state_dict(found.optimiser, self.step)
+        self.state = tuple(part.to(self.task.device) for part in found.state) if found.state else self.state
+        self.clock = self.saved = time.perf_counter()
+
+    def continue_shorter(self) -> Path | None:
+        """Begins where a shorter run is, and returns its folder; None where there is none beside this one, or
+        a checkpoint here.
+        """
+        if checkpoint.all_in(self.folder):
+            return None
+        found = continuation.find(self.folder, self.settings, self.task, self.model, self.require_resumable)
+        if found is None:
+            return None
+        continuation.copy(found, self.folder)
+        self.restore(found.newest)
+        return found.folder
+
+    def require_resumable(self, found: Checkpoint) -> None:
+        """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another
+        one.
+        """
+        theirs = (found.train.identity(found.corpus), found.train.seed)
+        if theirs != (self.settings.identity(self.task.fingerprint), self.settings.seed):
+            raise ConfigError(
+                f"{self.folder} holds a checkpoint of other settings; start over with force=true"
+            )
+        checkpoint.require_fitting(found.model, self.model)
+        steps = found.epoch * self.task.batches_an_epoch + found.batch
+        self.optimiser.require_fitting(found.optimiser, steps)
+        wanted = [part.shape for part in self.task.zero_state(self.model)] if found.batch else []
+        checkpoint.require(
+            [part.shape for part in found.state] == wanted,
+            "its carried state is of another model, or at another place",
+        )
+        checkpoint.require(found.batch <= self.task.batches_an_epoch, "it has more batches than an epoch")
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return self.epoch * self.task.batches_an_epoch + self.batch
+
+    @property
+    def place(self) -> str:
+        """Of the last update, for a person; the epoch is that which the step belongs to."""
+        return f"step {self.step} of epoch {self.epoch + (self.batch > 0)}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is an epoch left to train, and patience for it."""
+        patience = self.settings.schedule.patience
+        patient = patience is None or self.epoch - self.best_epoch < patience
+        return self.epoch < self.settings.schedule.epochs and patient
+
+    def tick(self) -> float:
+        """Seconds since the last tick, which are added to those of the run."""
+        now = time.perf_counter()
+        passed, self.clock = now - self.clock, now
+        self.seconds, self.epoch_seconds = self.seconds + passed, self.epoch_seconds + passed
+        return passed
+
+    def train_epoch(self) -> Iterator[Step]:
+        """One pass over the training text, or what is left of it.
+
+        Deviation: it starts from a zero state, the authors' from the last state of the validation pass.
+        """
+        epoch = self.epoch + 1
+        stream = Stream((self.settings.seed, "masks", epoch))
+
+        def draw(batch: Any) -> ModelMasks:
+            return self.task.masks(self.model, batch, stream.at(batch.number))
+
+        batches = islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None)
+        for batch, masks in prefetch.with_masks(
+            batches, draw, self.settings.dropout.for_layers(), self.task.device
+        ):
+            loss, self.state = self.task.loss(self.model, batch, self.state, masks)
+            self.measured = None
+            self.in_flight.append((self.optimiser.step(loss, epoch), self.task.words(batch)))
+            yield from self.finish_steps(1 if self.optimiser.delayed else 0)
+        yield from self.finish_steps()
+
+    def finish_steps(self, in_flight: int = 0) -> Iterator[Step]:
+        """Reads the losses of steps that were launched until so many are left. Raises Diverged where one is
+        not finite.
+
+        A step counts once its loss was read, so nothing may be saved while another is in flight.
+        """
+        epoch = self.epoch + 1
+        while len(self.in_flight) > in_flight:
+            numbers, words = self.in_flight.popleft()
+            total, norm = numbers.read()
+            told = self.task.told(total)
+            if not (math.isfinite(told) and math.isfinite(norm)):
+                raise Diverged(
+                    f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step "
+                    f"{self.step + 1}"
+                )
+            self.batch += 1
+            self.losses.append(told)
+            self.epoch_words += words
+            yield Step(
+                epoch,
+                self.step,
+                told,
+                norm,
+                learning_rate(self.settings.schedule, epoch),
+                words / self.tick(),
+            )
+
+    def finish_epoch(self) -> Epoch:
+        """Validates, remembers the best epoch, and gets ready for the next one."""
+        trained = self.epoch_seconds
+        measured = self.task.validate(self.model)
+        chosen_by = measured[self.task.chosen_by]
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after epoch {self.epoch + 1}, step {self.step}")
+        self.measured = measured
+        self.tick()
+        loss, seconds, speed = (
+            sum(self.losses) / len(self.losses),
+            self.epoch_seconds,
+            self.epoch_words / trained,
+        )
+        self.epoch += 1
+        self.batch, self.losses, self.epoch_seconds, self.epoch_words = 0, [], 0.0, 0
+        self.state = self.task.zero_state(self.model)
+        if chosen_by < self.best:
+            self.best_epoch, self.best = self.epoch, chosen_by
+        lr = learning_rate(self.settings.schedule, self.epoch)
+        return Epoch(self.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds)
+
+    @property
+    def is_epoch_to_be_saved(self) -> bool:
+        """Whether there is to be a checkpoint at the end of the epoch that is finished now."""
+        is_best = self.settings.reports_best and self.best_epoch == self.epoch
+        return self.epoch % self.settings.checkpoint.epochs == 0 or is_best or not self.goes_on
+
+    @property
+    def is_to_be_saved(self) -> bool:
+        """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
+        launched = self.batch + len(self.in_flight)
+        return (
+            time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes
+            and launched < self.task.batches_an_epoch
+        )
+
+    def require_good_start(self) -> None:
+        """Raises StuckError where the first steps were made and say that the start is stuck; what they were
+        is known in the first epoch.
+        """
+        start = stuck_starts.judge(self.losses, self.settings.stuck) if self.epoch == 0 else None
+        if start is not None:
+            raise StuckError(self.folder, start)
+
+    def save(self) -> None:
+        """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of
+        good ones.
+        """
+        assert not self.in_flight, "the weights are those of a step whose loss was not read"
+        model = {name: t.cpu() for name, t in self.model.state_dict().items()}
+        broken = [name for name, tensor in model.items() if not tensor.isfinite().all()]
+        if broken:
+            raise Diverged(f"{broken[0]} holds a number that is not finite after step {self.step}")
+        self.tick()
+        checkpoint.save(
+            Checkpoint(
+                config=plain(self.settings),
+                corpus=self.task.fingerprint,
+                environment=self.described(),
+                epoch=self.epoch,
+                batch=self.batch,
+                seconds=self.seconds,
+                epoch_seconds=self.epoch_seconds,
+                epoch_words=self.epoch_words,
+                best_epoch=self.best_epoch,
+                best=self.best,
+                losses=self.losses,
+                state=[part.cpu() for part in self.state] if self.batch else [],
+                model=model,
+                optimiser=self.optimiser.state_dict(),
+                learned=learned.to_dict(self.task.learned(self.measured)),
+            ),
+            self.folder,
+            self.best_saved,
+        )
+        self.best_saved, self.saved = self.best_epoch, time.perf_counter()
+
+    def described(self) -> dict[str, Any]:
+        return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
+
+    def best_weights(self, epoch: int) -> dict[str, Tensor]:
+        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or
+        cannot be read now.
+        """
+        try:
+            found = checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
+        except (Unusable, ValueError):
+            path = checkpoint.path_of(self.folder, epoch)
+            raise ConfigError(
+                f"{path} holds the best epoch so far, and cannot be used; start over with force=true"
+            ) from None
+        return found.model
+
+    def result(self) -> Result:
+        """The metrics of the epoch that is reported."""
+        epoch = self.best_epoch if self.settings.reports_best else self.epoch
+        if epoch != self.epoch:
+            self.model.load_state_dict(self.best_weights(epoch))
+        metrics = self.task.result(self.model, self.best_epoch, self.best)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after epoch {epoch}")
+        return Result(epoch, self.epoch, metrics, self.seconds, self.task.warnings)
+
+
+def records(run: Run) -> Iterator[Record]:
+    """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one
+    before a checkpoint is written.
+
+    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; StuckError;
+    RunError where the disk fails.
+    """
+
+    def judged(steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            yield step
+            if step.step == run.settings.stuck.steps:
+                run.require_good_start()
+
+    yield Start(plain(run.settings), run.task.fingerprint, run.epoch, run.step, run.described())
+    saved_at = run.step
+    run.require_good_start()  # by steps that were made before it was to be judged
+    try:
+        while run.goes_on:
+            for step in judged(run.train_epoch()):
+                yield step
+                interruption.check()
+                if run.is_to_be_saved:
+                    yield from judged(run.finish_steps())
+                    yield Saving()
+                    run.save()
+                    saved_at = run.step
+            yield run.finish_epoch()
+            if run.is_epoch_to_be_saved:
+                yield Saving()
+                run.save()
+                saved_at = run.step
+            interruption.check()
+        yield run.result()
+    except Interrupted as stop:
+        yield from run.finish_steps()
+        if run.step > saved_at:
+            yield Saving()
+            run.save()
+        raise Interrupted(stop.number, f"saved after {run.place} in {run.folder}") from None
+
+
+def resolved(settings: Train, device: torch.device) -> Train:
+    """With what `auto` comes to on a device."""
+    backend, precision = (
+        choose_backend(settings.backend, device),
+        choose_precision(settings.precision, device),
+    )
+    return replace(settings, device=str(device), backend=backend, precision=precision)
+
+
+def require_judged_in_first_epoch(settings: Train, task: Task) -> None:
+    """Raises ConfigError where a start is to be judged after more steps than an epoch has: a checkpoint holds
+    the losses of one.
+    """
+    steps, limit = settings.stuck.steps, task.batches_an_epoch
+    require(
+        steps is None or steps <= limit,
+        "stuck.steps",
+        f"at most {limit:,}, the batches of an epoch of {task.origin}, or null",
+        steps,
+    )
+
+
+def last_good(training: Run) -> str:
+    """Where a run that failed would resume."""
+    try:
+        found = checkpoint.newest(training.folder, training.require_resumable)
+    except ConfigError as error:
+        return str(error)
+    if found is None:
+        return "no checkpoint was written yet"
+    return f"the last good checkpoint is {checkpoint.path_of(training.folder, found.epoch, found.batch)}"
+
+
+def make_folder(folder: Path, settings: Train) -> None:
+    """Makes the run folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"outputs={settings.outputs}: {folder} cannot be written ({error.strerror}); choose another "
+            "folder"
+        ) from None
+
+
+def log_to_sinks(training: Run) -> dict[str, Any]:
+    """Trains to the end, hands every record to every sink, writes the result and returns it."""
+    settings, folder = training.settings, training.folder
+    first = training.step
+    steps, measures = settings.schedule.epochs * training.task.batches_an_epoch, training.task.train_metrics
+    listeners: list[Sink] = [
+        JsonLines(folder, settings.log_every, training.epoch, first),
+        TensorBoard(folder, plain(settings), settings.log_every, first, measures),
+        Progress(steps, settings.schedule.epochs, first, measures),
+    ]
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(sink) for sink in listeners]
+        try:
+            for record in records(training):
+                for sink in sinks:
+                    sink(record)
+        except Interrupted:
+            raise
+        except Exception as error:
+            with suppress(RunError):  # the disk that the error is about
+                for sink in sinks:
+                    sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, training.step))
+            if isinstance(error, StuckError):
+                stuck_starts.remember(error.start, folder)
+                raise
+            if isinstance(error, RunError):
+                advice = (
+                    ". Try a smaller schedule.lr or schedule.clip, or another seed"
+                    if isinstance(error, Diverged)
+                    else ""
+                )
+                raise RunError(f"{error}; {last_good(training)}{advice}") from None
+            raise
+    assert isinstance(record, Result)
+    result = to_dict(record)
+    files.replace(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    return result
