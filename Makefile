@@ -38,7 +38,7 @@ PROTOCOLS ?= paper,clean
 CELLS ?= lstm,gru
 
 reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=paper,clean CELLS=lstm,gru EPOCHS=60 SEEDS=1 JOBS=1 UNTIL=8h PRECISION=…
-	$(BIN)/vdrop figures 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) \
+	$(BIN)/vdrop reproduce study=film_reviews 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) \
 	  $(if $(UNTIL),until=$(UNTIL)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 test: setup  ## run the tests; those on real data need VDROP_DATA

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,11 @@ from omegaconf import DictConfig
 
 from tests import quick_hydra
 from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, environment
-from vdrop_cli import CONF, interruption, results_page
-from vdrop_cli.commands import table
+from vdrop_cli import CONF, interruption
 from vdrop_cli.kernels import native
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import parse, register
+from vdrop_cli.studies import records, rows
 
 quick_hydra.install()
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
@@ -90,8 +91,8 @@ def settings(*overrides: str, command: str = "train") -> Any:
     return parse(composed(*overrides, command=command), ROOTS[command])
 
 
-@pytest.fixture
-def composing() -> Iterator[None]:
+@contextmanager
+def composing_once() -> Iterator[None]:
     """As within a command: further settings can be composed."""
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
@@ -104,6 +105,12 @@ def examples(count: int, **options: Any) -> hypothesis.settings:
     return hypothesis.settings(
         max_examples=max(times, 1) * count, derandomize=times == 0, deadline=None, database=None, **options
     )
+
+
+@pytest.fixture
+def composing() -> Iterator[None]:
+    with composing_once():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +166,7 @@ def real_data() -> Path:
 @pytest.fixture
 def no_shipped_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a wheel: reading those of the checkout takes seconds."""
-    for module in (table, results_page):
+    for module in (records, rows):
         monkeypatch.setattr(module, "RECORDS", None)
     monkeypatch.setenv(WITHOUT_RECORDS, "1")
 

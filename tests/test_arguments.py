@@ -20,16 +20,21 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.conftest import composed, examples
-from vdrop_cli import cli, experiments
+from vdrop_cli import cli
 from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, full_keys, literal, prepared
-from vdrop_cli.commands import campaign, figures, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands import predict, reproduce, table, train
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import Precision, Size, SplitProtocol
-from vdrop_cli.settings.commands import ROOTS, Figures, Reproduce
+from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.settings.choices import Size, SplitProtocol
+from vdrop_cli.settings.commands import ROOTS, Reproduce
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.fields import is_list, is_text, types
-from vdrop_cli.settings.train import Published, Train
+from vdrop_cli.settings.train import Train
+from vdrop_cli.studies.plan import PlannedEvaluation, Training
+from vdrop_cli.studies.processes import train_arguments
+from vdrop_cli.studies.study import Row
+from vdrop_cli.studies.table1 import Table1
 
 Dispatch = Callable[..., list[Any]]
 
@@ -45,7 +50,7 @@ def dispatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dispatch:
     def record(settings: Any, *_: Any, **__: Any) -> None:
         seen.append(settings)
 
-    for command in (train, evaluation, predict, table, reproduce, figures):
+    for command in (train, evaluation, predict, table, reproduce):
         monkeypatch.setattr(command, "run", record)
 
     def run(*line: str) -> list[Any]:
@@ -111,13 +116,13 @@ TYPED = [  # the line, the setting, and what it must hold
         "launcher",
         "joblib hydra.launcher.n_jobs=4",
     ),
-    (("figures", "overrides=seed=1 data.csv='a b.csv'"), "overrides", "seed=1 data.csv='a b.csv'"),
+    (("reproduce", "overrides=seed=1 data.csv='a b.csv'"), "overrides", "seed=1 data.csv='a b.csv'"),
     (("reproduce", "rows=variational"), "rows", ["variational"]),
     (("reproduce", "rows=none,variational"), "rows", ["none", "variational"]),
     (("reproduce", "rows=null"), "rows", None),
     (("table", "sizes=small"), "sizes", [Size.small]),
-    (("figures", "protocols=clean"), "protocols", [SplitProtocol.clean]),
-    (("figures", "dropouts= none , naive"), "dropouts", ["none", "naive"]),
+    (("reproduce", "study=film_reviews", "protocols=clean"), "protocols", [SplitProtocol.clean]),
+    (("reproduce", "study=film_reviews", "dropouts= none , naive"), "dropouts", ["none", "naive"]),
     (("eval", "a/b-s1"), "checkpoint", "a/b-s1"),
     (("predict", "text=x", "./lr=0.1/b"), "checkpoint", "./lr=0.1/b"),
 ]
@@ -156,7 +161,6 @@ def test_the_kinds_are_those_of_the_dataclasses() -> None:
         ("eval", "checkpoint"),
         ("predict", "text"),
         ("table", "csv"),
-        ("figures", "overrides"),
     } <= found
     known = {key for root in ROOTS.values() for key in types(root)}
     assert PATHS - {"hydra.sweep.dir"} <= known and set(NAMES) <= known
@@ -317,21 +321,20 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     assert re.search(MISTAKES[typed], refused(dispatch, capsys, *typed))
 
 
+def trainings(row: Row, *seeds: int) -> list[Training]:
+    return [Training(row, replace(row.settings, seed=seed), None) for seed in seeds]  # type: ignore[arg-type]
+
+
 @pytest.mark.usefixtures("composing")
 def test_overrides_of_rows_are_read_as_typed_on_the_command_line(dispatch: Dispatch) -> None:
     overrides = "data=text \"data.train=in (1).txt\" data.valid=josé/b=1 data.test='a, b'"
-    (row,) = experiments.rows([Size.small], ["none"], overrides)
+    (row,) = Table1([Size.small], ["none"], overrides).rows
     assert (row.settings.data.train, row.settings.data.valid, row.settings.data.test) == (
         "in (1).txt",
         "josé/b=1",
         "a, b",
     )
-    line = campaign.sweep(
-        ["experiment=table1_small_none"],
-        [1, 2],
-        Precision.fp32,
-        Reproduce(outputs="my, runs", overrides=overrides),
-    )
+    line = train_arguments(trainings(row, 1, 2), Reproduce(outputs="my, runs", overrides=overrides))
     found = dispatch("train", *line)
     assert [job.seed for job in found] == [1, 2] and {job.outputs for job in found} == {"my, runs"}
     assert all(job.data == row.settings.data for job in found)
@@ -339,11 +342,12 @@ def test_overrides_of_rows_are_read_as_typed_on_the_command_line(dispatch: Dispa
 
 @pytest.mark.usefixtures("composing")
 def test_a_launcher_is_read_as_printed_in_the_help_and_jobs_are_one() -> None:
-    for of_many in (Reproduce(launcher="joblib hydra.launcher.n_jobs=4"), Reproduce(jobs=4), Figures(jobs=4)):
-        line = campaign.sweep(["experiment=table1_small_none"], [1], Precision.fp32, of_many)
+    (row,) = Table1([Size.small], ["none"]).rows
+    for side_by_side in (Reproduce(launcher="joblib hydra.launcher.n_jobs=4"), Reproduce(jobs=4)):
+        line = train_arguments(trainings(row, 1), side_by_side)
         words = prepared("train", [word for word in line if word != "-m"], sweep=True)
         assert "hydra/launcher=joblib" in words and "hydra.launcher.n_jobs=4" in words
-    one = campaign.sweep(["experiment=table1_small_none"], [1], Precision.fp32, Reproduce())
+    one = train_arguments(trainings(row, 1), Reproduce())
     assert not any("launcher" in word for word in one)
 
 
@@ -353,14 +357,14 @@ def test_an_evaluation_names_its_checkpoints_whatever_their_folder_is_called(
     made = [Path("my, runs/lr=0.1 (a)/x-s1"), Path("my, runs/[b]/x-s2")]
     settings = parse(composed("data=pydoc", "device=cpu", "precision=fp32"), Train)
 
-    class Made(campaign.Training):
+    class Made(Training):
         @property
         def folder(self) -> Path:
             return made[self.settings.seed - 1]
 
-    trainings = [Made("it", replace(settings, seed=seed), None) for seed in (1, 2)]  # type: ignore[arg-type]
-    told = campaign.Evaluation("it", Published("a row", members=2), list(trainings)).arguments
-    (found,) = dispatch("eval", *told)
+    row = Row("it", (), (), settings, (), Evaluation(members=2))
+    members = [Made(row, replace(settings, seed=seed), None) for seed in (1, 2)]  # type: ignore[arg-type]
+    (found,) = dispatch("eval", *PlannedEvaluation(row, list(members)).arguments)
     assert (found.checkpoint, found.members) == (str(made[0]), [str(made[1])])
 
 

@@ -16,11 +16,12 @@ from tests.test_ownership import content
 from tests.test_survival import of_training, timeless
 from vdrop_cli import checkpoint, continuation, files, runs, training
 from vdrop_cli.commands import train
-from vdrop_cli.commands.campaign import Maker
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
+from vdrop_cli.studies.plan import RunFactory
+from vdrop_cli.studies.study import Row
 
 SHORT = ("task.batch_size=20", "task.bptt=10", "log_every=3")
 WORSE = ("dropout=none", "schedule.lr=8", "schedule.clip=inf")  # after its first epochs
@@ -363,9 +364,9 @@ def test_a_copying_that_is_cut_off_anywhere_is_made_up_for(
 
 def test_a_plan_counts_the_epochs_of_a_shorter_run(run: Callable[..., Train]) -> None:
     train.run(run(2, "precision=fp32"))
-    maker = Maker(Precision.fp32, "outputs")
+    factory = RunFactory(Precision.fp32, "outputs")
     assert [
-        maker.training("it", run(epochs, *more), 1).epochs_done
+        factory.training(Row("it", (), (), run(epochs, *more), ()), 1).epochs_done
         for epochs, more in ((2, ()), (5, ()), (5, ("dropout=none",)))
     ] == [
         2,

@@ -12,28 +12,29 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.processes import ROOT
-from vdrop_cli import cli, sweeps
+from vdrop_cli import CONF, cli, sweeps
 from vdrop_cli.commands import (
     bench,
-    campaign,
     compare,
     data,
     export,
-    figures,
     predict,
     reproduce,
     table,
     train,
 )
 from vdrop_cli.commands import eval as evaluation
-from vdrop_cli.settings.commands import ROOTS, Figures, Reproduce
+from vdrop_cli.settings.commands import ROOTS, Reproduce
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.train import Train
+from vdrop_cli.studies.plan import Training
+from vdrop_cli.studies.processes import train_arguments
+from vdrop_cli.studies.study import Row
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 STARTS = ("vdrop ", "make ")
@@ -167,7 +168,6 @@ def validate(monkeypatch: pytest.MonkeyPatch) -> Line:
                 data,
                 evaluation,
                 export,
-                figures,
                 predict,
                 reproduce,
                 table,
@@ -192,12 +192,17 @@ def dispatch(monkeypatch: pytest.MonkeyPatch, *line: str) -> None:
         assert not stop.code, line
 
 
-def check_rest(configs: list[Any], validate: Line) -> None:
+def rows_of(settings: Reproduce) -> list[Row]:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return reproduce.study_of(settings).rows
+
+
+def check_rest(found: list[Any], validate: Line) -> None:
     """What a command of many runs hands on to `vdrop train`."""
-    for one in configs:
-        if isinstance(one, Reproduce | Figures):
-            first = "experiment=table1_small_none" if isinstance(one, Reproduce) else "task=sentiment"
-            trained = validate("train", *campaign.sweep([first], [1], one.precision, one))
+    for one in found:
+        if isinstance(one, Reproduce):
+            trainings = [Training(row, row.settings, None) for row in rows_of(one)]  # type: ignore[arg-type]
+            trained = validate("train", *train_arguments(trainings, one))
             assert trained and all(isinstance(settings, Train) for settings in trained)
 
 

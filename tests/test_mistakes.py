@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY, TINY_SENTIMENT, examples
 from vdrop_cli import cli, training
-from vdrop_cli.commands import bench, campaign, predict
+from vdrop_cli.commands import bench, predict
 from vdrop_cli.corpora import cornell, vader
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import keys
+from vdrop_cli.studies import plan, processes
 from vdrop_cli.tasks import LanguageModelling, RatingPredictor
 
 EXAMPLES = {
@@ -30,7 +31,7 @@ EXAMPLES = {
     "table": 20,
     "reproduce": 15,
     "predict": 35,
-    "figures": 12,
+    "film_reviews": 12,
 }
 numbers = st.one_of(
     st.integers(-2, 9),
@@ -180,11 +181,11 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(training.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
     monkeypatch.setattr(
-        campaign,
+        plan,
         "Cost",
-        lambda training: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0),
+        lambda settings, task: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0),
     )
-    monkeypatch.setattr(campaign.Commands, "vdrop", lambda *arguments: None)
+    monkeypatch.setattr(processes.Commands, "vdrop", lambda *arguments: None)
     monkeypatch.setattr(predict, "PASSES", 3)
     passes_of = RatingPredictor.passes_of
     monkeypatch.setattr(
@@ -217,13 +218,14 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
     if command == "predict":
         assert run(["train", *TINY_SENTIMENT, *rated])[0] == 0
         return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "device=cpu", "text=good1 bad2"]
-    if command == "figures":
+    if command == "film_reviews":
         changed = [
             change
             for change in TINY_SENTIMENT
             if not change.startswith(("task=", "task.protocol", "schedule.epochs"))
         ]
-        return [f"overrides='{' '.join([*changed, *rated])}'", "cells=[lstm]", "dropouts=[none]"]
+        few = ["study=film_reviews", "cells=[lstm]", "dropouts=[none]"]
+        return [f"overrides='{' '.join([*changed, *rated])}'", *few]
     if command == "eval":
         assert run(["train", *TINY, *text])[0] == 0
         return [f"checkpoint={next(Path().rglob('checkpoint-0001.pt'))}", "stored_data=true", "device=cpu"]
@@ -233,14 +235,13 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_shipped_records")
-@pytest.mark.parametrize("command", EXAMPLES)
-def test_a_command_line_is_a_run_or_a_line(
-    command: str, quick: None, text: list[str], rated: list[str]
-) -> None:
-    codes, first = set(), base(command, text, rated)
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_command_line_is_a_run_or_a_line(kind: str, quick: None, text: list[str], rated: list[str]) -> None:
+    codes, first = set(), base(kind, text, rated)
+    command = "reproduce" if kind == "film_reviews" else kind
 
     @given(command_lines(command))
-    @examples(EXAMPLES[command], suppress_health_check=list(HealthCheck))
+    @examples(EXAMPLES[kind], suppress_health_check=list(HealthCheck))
     def check(arguments: list[str]) -> None:
         code, said = run([command, *first, *arguments])
         codes.add(code)
@@ -257,4 +258,4 @@ def test_a_command_line_is_a_run_or_a_line(
             ), said
 
     check()
-    assert {1 if command in ("reproduce", "figures") else 0, 2} <= codes, "some are valid, some are not"
+    assert {1 if command == "reproduce" else 0, 2} <= codes, "some are valid, some are not"

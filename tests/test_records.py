@@ -15,11 +15,14 @@ import torch
 from tests.processes import ROOT
 from vdrop_cli import runs, tasks
 from vdrop_cli.device import configure_process
+from vdrop_cli.evaluations import Evaluation
 from vdrop_cli.provenance import describe
 from vdrop_cli.runs import Finished
-from vdrop_cli.settings.choices import SplitProtocol, TaskName
+from vdrop_cli.settings.choices import Size, SplitProtocol, TaskName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.sinks import read_log
+from vdrop_cli.studies import rows
+from vdrop_cli.studies.table1 import Table1
 from vdrop_cli.training import Run
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
@@ -146,16 +149,18 @@ def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
         )
 
 
+@pytest.mark.usefixtures("composing")
 def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
     """A row for each medium one, with the time of its 39 epochs at the speed of the first."""
     found, table = runs.below(RECORDS / "medium_first_epoch"), table_of_findings()
+    medium = Table1([Size.medium], overrides="schedule.epochs=1").rows
+    titles = {row.key: row.labels[0] for row in medium if row.evaluation == Evaluation()}
     assert len(found) == 6 and all(run.train.schedule.epochs == run.result["epochs"] == 1 for run in found)
     for run in found:
-        assert run.train.published is not None
         steps = [told for told in run.log if told["kind"] == "step"]
         speed, words = median(told["words_per_second"] for told in steps), run.epochs[0]["step"] * 20 * 35
         hours = 39 * words / speed / 3600
-        assert table[run.train.published.row] == [
+        assert table[titles[rows.key(run.numbers)]] == [
             f"{run.result['valid_ppl']:.1f}",
             f"{speed:,.0f}",
             f"{hours:.1f}",

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import CONF
+from vdrop_cli import CONF, published
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.fields import FilePath, keys, plain, rule, walk, without_defaults
-from vdrop_cli.settings.train import Published, Train
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
 
 YAML_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -46,7 +46,7 @@ def test_every_file_parses_and_says_where_its_numbers_come_from(path: Path) -> N
     assert isinstance(yaml.safe_load(content), dict)
     group, name = path.parent.name, path.stem
     needs = NEEDS.get(str(path), [])
-    if group:
+    if group and group != "published":
         model = ["model=lstm_small"] if group == "dropout" else []
         parsed = settings(f"{group}={name}", *model, *needs)
         if group in ("model", "dropout"):
@@ -91,59 +91,21 @@ def test_model_and_dropout_alone_select_the_published_settings(size: str, dropou
     assert (m.layers, s.lr, m.cell) == (2, 1, Cell[cell])
 
 
-TABLE_1 = {  # as in the paper: valid, test, words a second; of MC rows the test alone
-    "none": ((121.1, 121.7, 5500), (128.3, 127.4, 2500)),
-    "moon": ((100.7, 97.0, 4800), (122.9, 118.7, 3000)),
-    "moon_word": ((88.9, 86.5, 4800), (88.8, 86.0, 3000)),
-    "zaremba": ((86.2, 82.7, 5500), (82.2, 78.4, 2500)),
-    "variational": ((81.8, 79.7, 4700), (77.3, 75.0, 2400)),
-    "variational_mc": ((None, 79.0, None), (None, 74.1, None)),
-    "untied": ((81.9, 79.7, 2700), (77.9, 75.2, 1600)),
-    "untied_mc": ((None, 78.6, None), (None, 73.4, None)),
-}
-BASE = {"untied": "variational_untied", "variational_mc": "variational", "untied_mc": "variational_untied"}
-
-
-@pytest.mark.parametrize("row", TABLE_1)
-@pytest.mark.parametrize("size", ["small", "medium", "large"])
-def test_an_experiment_of_table_1_is_the_row_and_its_published_numbers(size: str, row: str) -> None:
-    c = settings(f"experiment=table1_{size}_{row}")
-    base = settings(
-        f"model=lstm_{size}",
-        f"dropout={BASE.get(row, row)}",
-        "log_every=100",
-        *(["stuck.steps=200"] if size == "large" else []),
-    )
-    assert c.published is not None and (c.published.mc_samples > 0) == row.endswith("_mc")
+@pytest.mark.parametrize("name", published.experiments())
+def test_an_experiment_of_table_1_is_the_model_and_dropout_of_its_row(name: str) -> None:
+    c = settings(f"experiment={name}")
+    _, size, row = name.split("_", 2)
+    dropout = re.sub("_(mc|corrected|corrected_mc)$", "", row).replace("untied", "variational_untied")
+    dropout = "variational_untied" if row == "ensemble" else dropout
+    stuck = ["stuck.steps=200"] if size == "large" else []
+    base = settings(f"model=lstm_{size}", f"dropout={dropout}", "log_every=100", *stuck)
     if size == "small":
         medium = settings(f"experiment=table1_medium_{row}")
-        assert (c.task, replace(c.schedule, weight_decay=0)) == (
-            medium.task,
-            replace(medium.schedule, weight_decay=0),
-        )
-        assert (c.model, c.dropout) == (base.model, base.dropout) and c.published.row == medium.published.row
-        assert [c.published.test, c.published.valid] == [114.5 if row == "none" else None, None]
+        own = (c.task, replace(c.schedule, weight_decay=0))
+        assert own == (medium.task, replace(medium.schedule, weight_decay=0))
+        assert (c.model, c.dropout) == (base.model, base.dropout)
     else:
-        assert replace(c, published=None) == base
-        found = (c.published.valid, c.published.test, c.published.words_per_second)
-        assert found == TABLE_1[row][("medium", "large").index(size)]
-        assert c.published.confirmed == (
-            row in ("zaremba", "variational", "variational_mc", "untied", "untied_mc")
-        )
-
-
-def test_what_was_published_beside_table_1_belongs_to_the_same_runs() -> None:
-    untied = settings("experiment=table1_large_untied")
-    found = {}
-    for row in ("untied_corrected", "untied_corrected_mc", "ensemble"):
-        c = settings(f"experiment=table1_large_{row}")
-        assert c.identity("f") == untied.identity("f")
-        found[row] = (c.published.valid, c.published.test, c.published.mc_samples > 0, c.published.members)
-    assert found == {
-        "untied_corrected": (77.457, 75.112, False, 1),
-        "untied_corrected_mc": (None, 73.319, True, 1),
-        "ensemble": (None, 68.7, False, 10),
-    }
+        assert c == base
 
 
 def test_the_run_of_the_authors_log_has_the_settings_that_it_prints() -> None:
@@ -166,7 +128,6 @@ def test_the_run_of_the_authors_log_has_the_settings_that_it_prints() -> None:
         10,
         0.04,
     )
-    assert (c.published.valid, c.published.test) == (79.15, 76.5)
 
 
 def test_untied_differs_from_tied_in_its_masks_alone() -> None:
@@ -317,12 +278,6 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["log_every=0"], "log_every must be"),
         (["run_name=' '"], "run_name must be letters"),
         (["tags=[a b]"], "tags must be"),
-        (["experiment=table1_small_none", "published.row=''"], r"published\.row must be a name"),
-        (
-            ["experiment=table1_small_none", "published.mc_samples=-1"],
-            r"published\.mc_samples must be in",
-        ),
-        (["experiment=table1_small_none", "published.members=0"], r"published\.members must be at least 1"),
         (["data.min_count=0"], r"data\.min_count"),
         (["data.train=a"], r"data\.train must be unset with data=ptb, got a"),
         (["data=text", "data.train=a", "data.valid=b"], r"data\.test must be set with data=text"),
@@ -512,7 +467,6 @@ SHOWN_ELSEWHERE = {
     "checkpoint.epochs": "tests/commands/test_train.py",
     "stuck.steps": "tests/test_stuck_starts.py",
     "stuck.loss": "tests/test_stuck_starts.py",
-    **{key: "tests/commands/test_table.py" for key in keys(Published, "published.")},
 }
 
 
@@ -632,7 +586,7 @@ def test_what_is_a_path(command: str) -> None:
         ("eval", "mc_samples", str(10**30)),
         ("eval", "checkpoint", "x" * 5000),
         ("predict", "mc_samples", str(10**30)),
-        ("figures", "mc_samples", str(10**30)),
+        ("reproduce", "mc_samples", str(10**30)),
     ],
 )
 def test_what_no_machine_can_hold_is_named(command: str, key: str, value: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from vdrop_cli import CONF
+from vdrop_cli import CONF, published
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import PLACES
 from vdrop_cli.settings.choices import SCHEDULES
@@ -126,7 +126,8 @@ def groups(command: str) -> list[str]:
 
 def choices(group: str) -> list[str]:
     """The names that can be chosen in a group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    rows = published.experiments() if group == "experiment" else ()
+    return sorted([*rows, *(path.stem for path in (CONF / group).glob("*.yaml"))])
 
 
 def refuse_groups_of_settings(command: str, words: list[str]) -> None:

@@ -17,11 +17,11 @@ COMMANDS = {
     "export": "a checkpoint as a safetensors file: its weights, vocabulary and settings",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
     "table": "what was measured beside what was published: RESULTS.md, pictures",
-    "reproduce": "run or resume the rows of the paper's Table 1, evaluate them, and write the table",
-    "figures": "run or resume the paper's experiments on film reviews, evaluate them, and draw their errors",
+    "reproduce": "run or resume the rows of a study of the paper, evaluate them, and write RESULTS.md",
     "compare": "runs side by side: their results over seeds, settings that differ, curves",
     "completion": "print the completion script for bash",
 }
+RENAMED = {"figures": "reproduce study=film_reviews"}
 
 HELP = f"""vdrop: dropout in LSTM and GRU as in Gal & Ghahramani (2016)
 
@@ -107,21 +107,16 @@ examples:
   vdrop table sizes=[small] file=small.md csv=small.csv latex=small.tex
   vdrop table record=true                              and keep what is small of the runs in outputs/record
 """,
-    "reproduce": """vdrop reproduce: the rows of the paper's Table 1: run, resumed, evaluated, written down
+    "reproduce": """vdrop reproduce: the rows of a study of the paper: run, resumed, evaluated, written down
 
 examples:
   vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
   vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
+  vdrop reproduce rows=[table1_medium_untied]          rows by the names of their experiments
   vdrop reproduce sizes=[large] seeds=3                the first three seeds whose start is not stuck
   vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes them
   vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
-""",
-    "figures": """vdrop figures: the paper's experiments on film reviews: run, evaluated, drawn, written down
-
-examples:
-  vdrop figures plan=true                              what there is to do, and how long it takes here
-  vdrop figures protocols=[clean] cells=[lstm] seeds=3
-  vdrop figures epochs=250 jobs=2 until=8h
+  vdrop reproduce study=film_reviews protocols=[clean] cells=[lstm] epochs=250 seeds=3
 """,
     "bench": """vdrop bench: words per second, time, fraction of the machine's limit, peak memory
 
@@ -191,6 +186,8 @@ def dispatch() -> None:
         print(COMPLETION, end="")
     elif command in COMMANDS:
         run(command, arguments)
+    elif command in RENAMED:
+        fail(f"{command} is not a command; it is now vdrop {RENAMED[command]}")
     else:
         from vdrop_cli.errors import nearest
 

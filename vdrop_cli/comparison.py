@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from vdrop_cli import markdown
-from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation
+from vdrop_cli import evaluations, markdown
+from vdrop_cli.runs import Finished, Logged, Unfinished
 
 # Settings that name a configuration first. Their values stand alone in a label, without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
 NO_CONFIGURATION = ("seed", "outputs", "log_every", "force", "run_name", "tags")
-NO_CONFIGURATION_GROUPS = ("checkpoint.", "stuck.", "published.")
+NO_CONFIGURATION_GROUPS = ("checkpoint.", "stuck.")
 FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")
 LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched", "warnings")
 RANKED_BY = ("valid_ppl", "valid_rmse", "test_ppl", "test_rmse")  # the first of them that a run has
@@ -84,7 +84,7 @@ def metrics(run: Finished) -> dict[str, float]:
     evaluated = {
         name: value
         for path in run.evaluations
-        for name, value in evaluation(path)["metrics"].items()
+        for name, value in evaluations.read(path)["metrics"].items()
         if "_mc" in name
     }
     speed = run.words_per_second

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
+from vdrop_cli import published
 from vdrop_cli.arguments import PATHS, choices, groups
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import is_list, types
@@ -76,7 +77,8 @@ def values(command: str, key: str, kind: Any) -> list[str]:
     if key == "dropouts":
         return choices("dropout")
     if key == "rows":
-        return sorted({name.split("_", 2)[2] for name in choices("experiment") if name.startswith("table1_")})
+        names = {row for size in published.sizes().values() for row in size["rows"]}
+        return sorted([*names, *published.experiments()])
     inner = [one for t in (kind, *get_args(kind)) for one in (t, *get_args(t))]
     found = [value.name for t in inner if isinstance(t, type) and issubclass(t, Enum) for value in t]
     found += ["true", "false"] if bool in inner else []

@@ -13,6 +13,7 @@ import torch
 from vdrop_cli import checkpoint, files, interruption, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluations import Evaluation
 from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.policies import Policy
@@ -54,14 +55,6 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     return Loaded(path, found, task, built.model, built.precision)
 
 
-def result_stem(stem: str, kind: str, precision: Precision, trained: Precision) -> str:
-    """The name of an evaluation's file without its suffix; `stem` is that of the checkpoint's. Both it and
-    `kind` can be patterns.
-    """
-    in_another = "" if precision is trained else f"-{precision}"
-    return f"{stem.replace('checkpoint', 'eval')}-{kind}{in_another}"
-
-
 def members(first: Path, settings: Eval) -> list[Path]:
     """The checkpoints that are evaluated together, or the only one."""
     paths = [first, *(checkpoint.find(named) for named in settings.members)]
@@ -70,16 +63,23 @@ def members(first: Path, settings: Eval) -> list[Path]:
     return paths
 
 
-def kind(settings: Eval, paths: list[Path], task: Task) -> str:
-    """What of a checkpoint is evaluated, as part of a file's name."""
-    if settings.mc_samples > 0:
-        as_ever = settings.word_dropout in (None, task.word_dropout)
-        words = "" if as_ever else "-word" if settings.word_dropout else "-no_word"
-        return f"mc{settings.mc_samples}{words}-s{settings.seed}"
-    if len(paths) > 1:
-        of = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
-        return f"ensemble{len(paths)}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
-    return "standard"
+def describe_evaluation(
+    settings: Eval, paths: list[Path], task: Task, precision: Precision, trained: Precision
+) -> tuple[Evaluation, str]:
+    """How checkpoints are evaluated, and eight hex digits that name several.
+
+    `trained` is the precision of their training.
+    """
+    is_default = settings.mc_samples == 0 or settings.word_dropout in (None, task.word_dropout)
+    together = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
+    how = Evaluation(
+        samples=settings.mc_samples,
+        members=len(paths),
+        seed=settings.seed,
+        word_dropout=None if is_default else settings.word_dropout,
+        precision=None if precision is trained else precision,
+    )
+    return how, hashlib.sha256(together.encode()).hexdigest()[:8]
 
 
 def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint: str) -> Iterator[TaskModel]:

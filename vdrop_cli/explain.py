@@ -28,8 +28,6 @@ def explain(error: BaseException, command: str) -> str:
             f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists "
             "groups and choices"
         )
-    if message.startswith("Unexpected type for root") and command == "train":
-        return "published.… belongs to an experiment; choose one: vdrop train experiment=…"
     if message.startswith("Unexpected type for root"):
         return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
     if found := re.match(

@@ -10,17 +10,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from vdrop_cli import files
+from vdrop_cli import evaluations, files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.lock import Lock
 
 LOCK = "lock"  # in the run folder, while a process trains there
 CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"
-EVALUATION = (
-    r"eval-\d{4,}(?:-\d{5,})?-(?:standard|mc\d+(?:-word|-no_word)?-s\d+|ensemble\d+-[0-9a-f]{8})"
-    r"(?:-(?:fp32|bf16))?"
-)
+EVALUATION = rf"eval-\d{{4,}}(?:-\d{{5,}})?-{evaluations.PATTERN}"
 # what training writes, TensorBoard's events aside
 TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"
 EVENTS = r"events\.out\.tfevents\.\d+\..+"

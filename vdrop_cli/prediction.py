@@ -3,7 +3,6 @@
 import codecs
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import checkpoint, files, runs
+from vdrop_cli import checkpoint, evaluations, files
 from vdrop_cli.corpora.text import lines as lines_of
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluation import result_stem
+from vdrop_cli.evaluations import Evaluation
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.generation import sample_words
 from vdrop_cli.perplexity import perplexity, stream_nll
@@ -175,19 +174,22 @@ def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, sample
     a little too wide. They are in the checkpoint where the validation had just been made, else the training
     text is read for them.
     """
-    metric, kind = (f"noise_mc{samples}", rf"mc{samples}-s\d+") if samples else ("noise", "standard")
+    metric = f"noise_mc{samples}" if samples else "noise"
     trained = built.checkpoint.train
-    wanted = result_stem(re.escape(built.path.stem), kind, built.precision, trained.precision)
+    precision = None if built.precision is trained.precision else built.precision
+    how = Evaluation(samples=samples, precision=precision)
     part = predictor.learned.noise_part
     fitted = f"fitted to the {part} part"
     if part == "train":
         fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
     for path in sorted(built.path.parent.glob("*.json")):
-        told = runs.evaluation(path) if re.fullmatch(wanted, path.stem) else {"metrics": {}}
-        if (
-            metric in told["metrics"] and told.get("epoch") == built.checkpoint.epoch
-        ):  # a name of one's own may have been given anew
-            noise = told["metrics"][metric]
+        made = evaluations.from_file(path, built.path.stem)
+        if made is None or not how.includes(made):
+            continue
+        results = evaluations.read(path)
+        # another checkpoint may have had the same name
+        if metric in results["metrics"] and results.get("epoch") == built.checkpoint.epoch:
+            noise = results["metrics"][metric]
             if type(noise) is not float or not 0 < noise < math.inf:
                 raise ConfigError(f"{path} is damaged; delete it and give the same vdrop eval command again")
             return Noise(noise, f"{fitted} in {path}")

@@ -1,7 +1,6 @@
 """Runs on disk: their settings, logs and results."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import files, stored, stuck_starts
+from vdrop_cli import evaluations, files, stored, stuck_starts
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.evaluations import Evaluation
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
 from vdrop_cli.settings.choices import CorpusName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.fields import plain
-from vdrop_cli.settings.train import Published, Train
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import ADVICE, flatten, read_log, read_result
 from vdrop_cli.stuck_starts import StuckStart
 
@@ -38,8 +38,8 @@ class Logged:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings by their full names, without what was published. Missing ones have their defaults."""
-        return flatten({name: value for name, value in plain(self.train).items() if name != "published"})
+        """The settings by their full names. Missing ones have their defaults."""
+        return flatten(plain(self.train))
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
@@ -93,11 +93,12 @@ class Finished(Logged):
 
     @property
     def passes(self) -> set[int]:
-        """By how many passes of MC dropout it has been evaluated."""
+        """By how many passes of MC dropout it has been evaluated, else as its task and training have it."""
+        made = map(evaluations.from_file, self.evaluations)
         return {
-            int(found[1])
-            for path in self.evaluations
-            if (found := re.fullmatch(r"eval-\d+-mc(\d+)-s\d+\.json", path.name))
+            one.samples
+            for one in made
+            if one is not None and one.samples and Evaluation(one.samples).includes(one)
         }
 
 
@@ -257,90 +258,23 @@ def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> li
 
 
 def evaluation_of(
-    run: Finished, published: Published, members: Collection[int] = ()
+    run: Finished, evaluation: Evaluation, members: Collection[int] = ()
 ) -> dict[str, Any] | None:
-    """What `vdrop eval` wrote of a run in the way that a row is evaluated, beyond the standard one; None
-    where it has not yet.
+    """The results of a run's evaluation; None where it has not been made.
 
     Until it has, that of the record in whose place the run stands counts. `members` are the seeds of averaged
     runs.
     """
-    kind = (
-        rf"mc{published.mc_samples}-s\d+"
-        if published.mc_samples
-        else rf"ensemble{published.members}-[0-9a-f]+"
-    )
     for path in (path for one in run.lineage for path in one.evaluations):
-        if not re.fullmatch(rf"eval-\d+-{kind}\.json", path.name):
+        made = evaluations.from_file(path)
+        if made is None or not evaluation.includes(made):
             continue
-        found = evaluation(path)
-        if not published.mc_samples:
-            require_parts(found, path, "members")
-            if not are_one_row(found["members"], members):
+        results = evaluations.read(path)
+        if evaluation.members > 1:
+            evaluations.require_fields(results, path, "members")
+            if not evaluations.are_seeds_of_one_run(results["members"], members):
                 continue
-        else:
-            require_parts(found, path, "mc")
-        return found
+        elif evaluation.samples:
+            evaluations.require_fields(results, path, "mc")
+        return results
     return None
-
-
-def kind(evaluation: Path) -> str:
-    """What of a run was evaluated, by the file's name: that without its epoch."""
-    return re.sub(r"^eval-\d+(?:-\d+)?-", "", evaluation.stem)
-
-
-def require_parts(found: dict[str, Any], path: Path, *names: str) -> None:
-    """Raises ConfigError where a result or an evaluation lacks one of these."""
-    for name in names:
-        if name not in found:
-            raise ConfigError(
-                f"{path} is damaged ({name} is missing); delete it and give the same command again"
-            )
-
-
-def are_one_row(members: list[str], seeds: Collection[int]) -> bool:
-    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by their seeds alone, and
-    these are `seeds`.
-    """
-    if not all(re.fullmatch(r"checkpoint-\d+\.pt", Path(member).name) for member in members):
-        return False
-    folders = [Path(member).parent.name for member in members]
-    settings = folders[0].rpartition("-s")[0]
-    return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in seeds)
-
-
-EVALUATION: dict[str, type] = {
-    "mc": list,
-    "members": list,
-    "environment": dict,
-}  # of an evaluation, where it is there
-
-
-def evaluation(path: Path) -> dict[str, Any]:
-    """What `vdrop eval` wrote. Raises ConfigError."""
-    try:
-        return parse_evaluation(files.read(path, stored.JSON_LIMIT))
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(
-            f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again"
-        ) from None
-
-
-def parse_evaluation(content: bytes) -> dict[str, Any]:
-    """Raises Damaged."""
-    found = stored.parse_json(content)
-    stored.require(
-        found, {"metrics": dict} | {name: kind for name, kind in EVALUATION.items() if name in found}
-    )
-    stored.require(found["metrics"], dict.fromkeys(found["metrics"], float))
-    for row in found.get("mc", ()):
-        if not isinstance(row, dict):
-            raise Damaged("mc must be a list of objects")
-        stored.require(row, {"samples": int})
-        if not all(value is None or stored.is_finite(value) for value in row.values()):
-            raise Damaged("mc must hold numbers")
-    if not all(isinstance(member, str) for member in found.get("members", ())):
-        raise Damaged("members must be a list of texts")
-    return found

@@ -14,22 +14,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_table import RATINGS, rows_of
-from tests.conftest import TINY, Vdrop, settings
+from tests.conftest import TINY, TINY_SENTIMENT, Vdrop, settings
 from tests.processes import ForkServer
-from vdrop_cli import experiments
+from tests.studies.test_page import NOT_RUN, RATINGS, not_run, rows_of
 from vdrop_cli.arguments import prepared
-from vdrop_cli.commands import reproduce, table, train
-from vdrop_cli.commands.campaign import Maker, require_on_page
+from vdrop_cli.commands import reproduce, train
 from vdrop_cli.commands.reproduce import page_of
-from vdrop_cli.commands.table import Evaluated, Line
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.lock import Lock
+from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
-from vdrop_cli.settings.choices import TABLE_1, Pictures, Precision, Size
-from vdrop_cli.settings.commands import Figures, Reproduce, Table, seconds
+from vdrop_cli.settings.choices import Pictures, Precision, Size, SplitProtocol, StudyName
+from vdrop_cli.settings.commands import Reproduce, Table, seconds
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.sinks import read_log
 from vdrop_cli.stuck_starts import StuckError
+from vdrop_cli.studies import page as results_page
+from vdrop_cli.studies import plan, rows, table1
+from vdrop_cli.studies.film_reviews import FilmReviews
+from vdrop_cli.studies.plan import Plan, RunFactory
+from vdrop_cli.studies.study import Line, Measured, Row
+from vdrop_cli.studies.table1 import Table1
 
 ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
 
@@ -61,7 +67,7 @@ def test_it_is_stopped_goes_on_and_writes_every_row(
         told = process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, told
     assert (
-        re.search(r"table1_small_none seed 1: \d+:\d\d.* \(0 of 12 epochs are done\)", told)
+        re.search(r"table1_small_none seed 1: \d+ (min|s).* \(0 of 12 epochs are done\)", told)
         and "4 runs: 4 interrupted" in told
     )
     assert not (tmp_path / "outputs" / "RESULTS.md").exists()
@@ -72,8 +78,9 @@ def test_it_is_stopped_goes_on_and_writes_every_row(
 
     ran = vdrop("reproduce", *ROWS, changes)
     assert ran.returncode == 0, ran.stderr
-    rows = rows_of((tmp_path / "outputs" / "RESULTS.md").read_text())
-    assert all("1 2" in rows[name] for name in rows if name not in ("row", "---")) and len(rows) == 2 + 3
+    page = (tmp_path / "outputs" / "RESULTS.md").read_text()
+    made = rows_of(page)
+    assert all(row["seeds"] == "1 2" for row in made.values()) and len(made) == 3 and not not_run(page)
     starts = [
         record["step"]
         for record in read_log(next(tmp_path.rglob("*-none/*-s1/log.jsonl")))
@@ -101,12 +108,12 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
     assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
     assert "is not finished, nor are 1 others; the same command resumes" in ran.stderr.splitlines()[-1]
-    assert (tmp_path / "outputs" / "RESULTS.md").read_text().split(RATINGS)[0].count("not yet run") == 4
+    assert not_run((tmp_path / "outputs" / "RESULTS.md").read_text()) == 2
 
 
-def planned(rows: list[experiments.Row], overrides: str, seeds: int) -> reproduce.Plan:
-    settled = Reproduce([Size.small], overrides=overrides, seeds=seeds, precision=Precision.fp32)
-    return reproduce.plan_of(rows, settled, Maker(Precision.fp32, "outputs"))
+def planned(chosen: list[Row], overrides: str, seeds: int) -> Plan:
+    settled = Reproduce(sizes=[Size.small], overrides=overrides, seeds=seeds, precision=Precision.fp32)
+    return plan.make(chosen, settled, RunFactory(Precision.fp32, "outputs"))
 
 
 def overrides_of(changes: str) -> str:
@@ -119,21 +126,22 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = f"{overrides_of(changes)} stuck.steps=null"
-    few = experiments.rows([Size.small], ["none", "variational_mc"], overrides)
-    ensemble = experiments.rows([Size.large], ["ensemble"], overrides)
+    few = Table1([Size.small], ["none", "variational_mc"], overrides).rows
+    ensemble = Table1([Size.large], ["ensemble"], overrides).rows
 
-    def line(row: experiments.Row, *seeds: int) -> Line:
+    def line(row: Row, *seeds: int) -> Line:
         made = [Finished(Path(), plain(replace(row.settings, seed=seed)), [], {}) for seed in seeds]
-        return Line(row, [Evaluated(run, None, None, 1.0, None, {}) for run in made])
+        return Line(row, [Measured(run, {}, []) for run in made])
 
     of_both, of_few, of_ensemble = (
-        planned(rows, overrides, seeds).on_page
-        for rows, seeds in (([*few, *ensemble], 10), (few, 2), (ensemble, 10))
+        planned(chosen, overrides, seeds)
+        for chosen, seeds in (([*few, *ensemble], 10), (few, 2), (ensemble, 10))
     )
-    assert len(of_both) == 2 * 10 + 1 and len(of_few) == 2 * 2 and len(of_ensemble) == 1
-    require_on_page(of_few, reproduce.told([line(row, 1, 2) for row in few]))
-    require_on_page(of_ensemble, reproduce.told([line(ensemble[0], 1)]))
-    for wanted, lines, message in (
+    on_page = [len(one.on_page) for one in (of_both, of_few, of_ensemble)]
+    assert on_page == [2 * 10 + 1, 2 * 2, 1]
+    of_few.require_on_page([line(row, 1, 2) for row in few])
+    of_ensemble.require_on_page([line(ensemble[0], 1)])
+    for needed, lines, message in (
         (
             of_few,
             [line(few[0], 1, 2), line(few[1])],
@@ -147,7 +155,7 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
         (of_ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
     ):
         with pytest.raises(RunError, match=message):
-            require_on_page(wanted, reproduce.told(lines))
+            needed.require_on_page(lines)
 
 
 CHECKED = "stuck.steps=10 stuck.loss=0.001"  # a limit that is always exceeded
@@ -159,10 +167,10 @@ def test_a_row_of_which_every_seed_is_stuck_ends_with_an_error_that_names_them(
 ) -> None:
     """Real processes: two seeds, then one in place of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "MORE_SEEDS", 1)
+    monkeypatch.setattr(plan, "MORE_SEEDS", 1)
     asked = Reproduce(
-        [Size.small],
-        ["none"],
+        sizes=[Size.small],
+        rows=["none"],
         seeds=2,
         overrides=f"{overrides_of(changes)} {CHECKED}",
         precision=Precision.fp32,
@@ -187,11 +195,11 @@ def test_a_row_of_which_every_seed_is_stuck_ends_with_an_error_that_names_them(
     shown = capfd.readouterr()
     assert (
         shown.err.count(": stuck, the mean training loss of steps 9 to 10 is ") == 3
-        and "together: 0:00" in shown.err
+        and "together: 0 s" in shown.err
     )
 
 
-def make(row: experiments.Row, seed: int, is_stuck: bool) -> Path:
+def make(row: Row, seed: int, is_stuck: bool) -> Path:
     """A run of a row as a process would have made it, which its limit makes stuck or not."""
     limit = 0.001 if is_stuck else 99.0
     settled = replace(
@@ -210,31 +218,24 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
     """Of three seeds the second is stuck, by its run folder, and then by its record alone."""
     monkeypatch.chdir(tmp_path)
     overrides = f"{overrides_of(changes).replace('schedule.epochs=12', 'schedule.epochs=1')} stuck.steps=10"
-    rows = experiments.rows([Size.small], ["variational", "variational_mc"], overrides)
-    ensemble = replace(
-        rows[0],
-        name="ensemble",
-        settings=replace(rows[0].settings, published=replace(rows[0].published, members=2)),
-    )
+    chosen = Table1([Size.small], ["variational", "variational_mc"], overrides).rows
+    ensemble = replace(chosen[0], name="table1_small_ensemble", evaluation=Evaluation(members=2))
     lower = [
         replace(row, settings=replace(row.settings, stuck=replace(row.settings.stuck, loss=0.001)))
-        for row in (*rows, ensemble)
+        for row in (*chosen, ensemble)
     ]
-    folders = {seed: make(rows[0], seed, is_stuck=seed == 2) for seed in (1, 2, 3)}
+    folders = {seed: make(chosen[0], seed, is_stuck=seed == 2) for seed in (1, 2, 3)}
 
     def require_planned() -> None:
-        plan = planned(lower, overrides, 2)
-        assert [training.settings.seed for training in plan.trainings.values()] == [1, 3] and not list(
-            plan.sweeps()
-        )
-        assert [name for name, _ in plan.stuck.values()] == [
-            "table1_small_variational seed 2"
-        ] and not plan.without_seeds
+        made = planned(lower, overrides, 2)
+        assert [training.settings.seed for training in made.trainings.values()] == [1, 3]
+        assert not list(made.sweeps()) and not made.without_seeds
+        assert [name for name, _ in made.stuck.values()] == ["table1_small_variational seed 2"]
         averaged = [
-            [t.settings.seed for t in e.trainings] for e in plan.evaluations.values() if len(e.trainings) > 1
+            [t.settings.seed for t in e.trainings] for e in made.evaluations.values() if len(e.trainings) > 1
         ]
         assert averaged == [[1, 3]]
-        assert plan.on_page == [
+        assert [(row.name, seed) for row, seed in made.on_page] == [
             *(
                 (f"table1_small_{name}", seed)
                 for name in ("variational", "variational_mc")
@@ -257,12 +258,10 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
         members = [str(folders[seed] / "checkpoint-0001.pt") for seed in seeds]
         path = folders[1] / f"eval-0001-ensemble2-{seeds[1]:08}.json"
         path.write_text(json.dumps(of_members | {"members": members}))
-        found = table.collect(Path("outputs"))
-        (line,) = table.of_row(
-            ensemble, found[ensemble.key], table.collect_stuck(Path("outputs"), found)[ensemble.key]
-        )
-        assert [evaluated.seeds for evaluated in line.runs] == ([] if 2 in seeds else ["1 3"])
-    table.write(settled, Figures())
+        found = rows.collect(Path("outputs"))
+        (line,) = table1.lines_of(ensemble, found.finished[ensemble.key], found.stuck[ensemble.key])
+        assert line.seeds == ("" if 2 in seeds else "1 3")
+    results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
     page, shown = Path("R.md").read_text(), capsys.readouterr().out
     loss = json.loads((folders[2] / "stuck.json").read_text())["loss"]
     item = rf"- Variational \(tied weights\) \(fp32, .*\): seed 2 \({loss:.2f} after 10 steps\)"
@@ -278,16 +277,16 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
         ConfigError,
         match=r"/s2 holds a result, and would be overwritten by a run that is stuck; move it away",
     ):
-        table.write(settled, Figures())
+        results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
     (record / "result.json").unlink()
     for folder in folders.values():
         (folder / "eval-0001-ensemble2-00000003.json").unlink(missing_ok=True)
     shutil.rmtree(folders[2])
     require_planned()
-    table.write(settled, Figures())
+    results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
     assert Path("R.md").read_text() == page, "read from records it is the same"
-    make(rows[0], 2, is_stuck=False)
-    table.write(settled, Figures())
+    make(chosen[0], 2, is_stuck=False)
+    results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
     assert "| 1 2 3 |" in (page := Path("R.md").read_text()) and not re.search(item, page)
     assert not (record / "stuck.json").exists() and (record / "result.json").exists(), (
         "a finished run replaces the record of a stuck one"
@@ -301,34 +300,31 @@ def test_rows_with_the_same_seeds_are_one_sweep_and_those_with_others_another(
     """So that no run is made that no row needs."""
     monkeypatch.chdir(tmp_path)
     overrides = f"{overrides_of(changes)} {CHECKED}"
-    rows = experiments.rows([Size.small], ["none", "zaremba", "variational", "variational_mc"], overrides)
+    chosen = Table1([Size.small], ["none", "zaremba", "variational", "variational_mc"], overrides).rows
 
     def sweeps() -> list[list[tuple[str, int]]]:
-        found = planned(rows, overrides, 2).sweeps()
-        return [
-            [(training.name.removeprefix("table1_small_"), training.settings.seed) for training in sweep]
-            for sweep in found
-        ]
+        found = planned(chosen, overrides, 2).sweeps()
+        prefix = "table1_small_"
+        return [[(t.row.name.removeprefix(prefix), t.settings.seed) for t in sweep] for sweep in found]
 
     every = [(name, seed) for name in ("none", "zaremba", "variational") for seed in (1, 2)]
     assert sweeps() == [every]
-    make(rows[1], 1, is_stuck=True)
+    make(chosen[1], 1, is_stuck=True)
     assert sweeps() == [[run for run in every if run[0] != "zaremba"], [("zaremba", 2), ("zaremba", 3)]]
 
 
-@pytest.mark.usefixtures("composing")
 def test_nothing_to_run_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"^seeds must be more"):
-        reproduce.run(Reproduce([Size.large], ["ensemble"]))
-    with pytest.raises(ConfigError, match="sizes must be a list"):
-        Reproduce([])
+    with pytest.raises(ConfigError, match=r"^sizes must be"):
+        Reproduce(sizes=[])
+    with pytest.raises(ConfigError, match=r"^rows must be"):
+        Reproduce(rows=[])
 
 
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ([], Reproduce([Size.medium])),
-        (["SIZE=all", "SEEDS=10"], Reproduce([Size.small, Size.medium, Size.large], seeds=10)),
+        ([], Reproduce(sizes=[Size.medium])),
+        (["SIZE=all", "SEEDS=10"], Reproduce(sizes=[Size.small, Size.medium, Size.large], seeds=10)),
         (
             [
                 "SIZE=small",
@@ -337,13 +333,16 @@ def test_nothing_to_run_is_an_error() -> None:
                 "PRECISION=bf16",
             ],
             Reproduce(
-                [Size.small],
-                ["none", "untied_mc"],
+                sizes=[Size.small],
+                rows=["none", "untied_mc"],
                 launcher="joblib hydra.launcher.n_jobs=4",
                 precision=Precision.bf16,
             ),
         ),
-        (["JOBS=3", "UNTIL=25min", "MC_BATCH=500"], Reproduce(jobs=3, until="25min", mc_batch=500)),
+        (
+            ["JOBS=3", "UNTIL=25min", "MC_BATCH=500"],
+            Reproduce(sizes=[Size.medium], jobs=3, until="25min", mc_batch=500),
+        ),
     ],
 )
 def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> None:
@@ -363,15 +362,21 @@ def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, cha
 
 
 def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings() -> None:
-    whole = page_of(Reproduce([Size.small], ["none"], file="a.md"))
-    assert (whole.sizes, whole.rows, whole.file) == (list(TABLE_1), None, "a.md")
-    own = page_of(Reproduce([Size.small], ["none"], overrides="schedule.epochs=1"))
-    assert (own.sizes, own.rows, own.overrides) == ([Size.small], ["none"], "schedule.epochs=1")
+    few = Reproduce(sizes=[Size.small], rows=["none"])
+    assert page_of(few) == [Table1(), FilmReviews()]
+    table, reviews = page_of(replace(few, overrides="schedule.epochs=1"))
+    assert table == Table1([Size.small], ["none"], "schedule.epochs=1", (Size.medium,))
+    assert reviews == FilmReviews()
+    of_reviews = Reproduce(StudyName.film_reviews, cells=[Cell.gru], epochs=9)
+    assert page_of(of_reviews) == [Table1(), FilmReviews(epochs=9)]
+    table, reviews = page_of(replace(of_reviews, overrides="schedule.lr=0.1"))
+    assert table == Table1()
+    assert reviews == FilmReviews(cells=[Cell.gru], epochs=9, overrides="schedule.lr=0.1")
 
 
-@pytest.mark.parametrize("plan", [False, True])
+@pytest.mark.parametrize("only_plan", [False, True])
 def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_nothing(
-    plan: bool, changes: str, vdrop: Vdrop
+    only_plan: bool, changes: str, vdrop: Vdrop
 ) -> None:
     ran = vdrop(
         "reproduce",
@@ -380,11 +385,11 @@ def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_n
         "precision=fp32",
         changes,
         "file=nowhere/R.md",
-        f"plan={plan}",
+        f"plan={only_plan}",
     )
     told = "file=nowhere/R.md is in a folder that does not exist; make it" in ran.stderr
     assert (ran.returncode, told, "what is needed" in ran.stderr) == (
-        (0, False, True) if plan else (2, True, False)
+        (0, False, True) if only_plan else (2, True, False)
     )
 
 
@@ -397,7 +402,7 @@ def test_the_settings_are_those_of_the_command_line() -> None:
         command="reproduce",
     )
     assert parsed == Reproduce(
-        [Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16
+        sizes=[Size.small], seeds=3, launcher="joblib hydra.launcher.n_jobs=4", precision=Precision.bf16
     )
     assert settings("mc_batch=200", command="reproduce") == Reproduce(mc_batch=200)
     with pytest.raises(ConfigError, match=r"seeds must be in"):
@@ -412,29 +417,126 @@ def test_passes_run_together_as_it_was_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = overrides_of(changes)
-    rows = experiments.rows([Size.small], ["variational_mc"], overrides)
+    chosen = Table1([Size.small], ["variational_mc"], overrides).rows
     for mc_batch in (None, 200):
-        plan = reproduce.plan_of(
-            rows,
-            Reproduce([Size.small], overrides=overrides, mc_batch=mc_batch),
-            Maker(Precision.auto, "outputs"),
-        )
-        (evaluation,) = plan.evaluations.values()
+        asked = Reproduce(sizes=[Size.small], overrides=overrides, mc_batch=mc_batch)
+        made = plan.make(chosen, asked, RunFactory(Precision.auto, "outputs"))
+        (evaluation,) = made.evaluations.values()
         assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (
             ["mc_batch=200"] if mc_batch else []
         )
 
 
-@pytest.mark.parametrize("kind", [Reproduce, Figures])
-def test_times_and_numbers_of_jobs_that_cannot_be_meant_are_refused(kind: type[Reproduce | Figures]) -> None:
+def test_times_and_numbers_of_jobs_that_cannot_be_meant_are_refused() -> None:
     for text, expected in (("90s", 90), ("25min", 1500), ("2h", 7200), ("1h30min", 5400), ("1h1min1s", 3661)):
-        assert seconds(text) == expected and kind(until=text).until == text
+        assert seconds(text) == expected and Reproduce(until=text).until == text
     for text in ("", "25", "25m", "0min", "1.5h", "-1h", "30min1h", "1h 30min", "٢h", "9999999h"):
         with pytest.raises(
             ConfigError, match=r"^until must be a time such as 25min, 2h or 1h30min, or null, got "
         ):
-            kind(until=text)
+            Reproduce(until=text)
     with pytest.raises(ConfigError, match=r"^jobs must be in"):
-        kind(jobs=0)
+        Reproduce(jobs=0)
     with pytest.raises(ConfigError, match=r"^jobs must be 1 with launcher"):
-        kind(jobs=3, launcher="joblib")
+        Reproduce(jobs=3, launcher="joblib")
+
+
+FEW_FILM_REVIEWS = [
+    "study=film_reviews",
+    "cells=[lstm]",
+    "dropouts=[none,variational]",
+    "epochs=2",
+    "mc_samples=2",
+    "precision=fp32",
+]
+
+
+@pytest.fixture
+def film_changes(rated: list[str]) -> str:
+    left_out = ("task=", "task.protocol", "schedule.epochs", "device", "precision")
+    kept = [change for change in TINY_SENTIMENT if not change.startswith(left_out)]
+    return f"overrides='{' '.join([*kept, *rated])}'"
+
+
+def test_film_reviews_are_planned_made_drawn_and_written_down(
+    film_changes: str, vdrop: Vdrop, tmp_path: Path
+) -> None:
+    planned = vdrop("reproduce", *FEW_FILM_REVIEWS, film_changes, "plan=true", "file=nowhere/R.md")
+    assert planned.returncode == 0, planned.stderr
+    assert (
+        "clean lstm variational seed 1: " in planned.stderr
+        and planned.stderr.count("(0 of 2 epochs are done)") == 4
+    )
+    assert not list(tmp_path.rglob("result.json"))
+
+    ran = vdrop("reproduce", *FEW_FILM_REVIEWS, film_changes)
+    assert ran.returncode == 0, ran.stderr
+    page = (tmp_path / "outputs" / "RESULTS.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| LSTM | ")]
+    reviews = page[page.index(RATINGS) :]
+    assert len(lines) == 2 * 4 and NOT_RUN not in reviews
+    for name in ("paper", "clean"):
+        assert f"(record/pictures/ratings_{name}_lstm.png)" in page
+        assert (tmp_path / f"outputs/record/pictures/ratings_{name}_lstm.png").exists()
+    again = vdrop("reproduce", *FEW_FILM_REVIEWS, film_changes)
+    assert (
+        again.returncode == 0
+        and again.stderr.count(": finished") == 4 + 2
+        and "vdrop train" not in again.stderr
+    )
+
+
+def test_a_run_of_film_reviews_that_could_not_be_made_is_an_error(
+    film_changes: str, vdrop: Vdrop, tmp_path: Path
+) -> None:
+    """Another process is at work on the run."""
+    one = [*FEW_FILM_REVIEWS, "protocols=[clean]", "dropouts=[none]", film_changes]
+    assert vdrop("reproduce", *one).returncode == 0
+    (result,) = tmp_path.rglob("result.json")
+    result.unlink()
+    # a page with its numbers would not be replaced by one without
+    (tmp_path / "outputs" / "RESULTS.md").unlink()
+    with Lock(result.parent / "lock", "it"):
+        ran = vdrop("reproduce", *one)
+    assert (
+        ran.returncode == 1 and "is not finished; the same command resumes" in ran.stderr.splitlines()[-1]
+    ), ran.stderr
+    page = (tmp_path / "outputs" / "RESULTS.md").read_text()
+    assert f"1 row {NOT_RUN}" in page[page.index(RATINGS) :]
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_of_film_reviews_that_is_finished_and_not_in_its_table_is_an_error() -> None:
+    few = FilmReviews([SplitProtocol.clean], [Cell.gru], ["none", "naive"], epochs=9)
+    none, naive = few.rows
+
+    def line(row: Row, *seeds: int, epochs: int = 9) -> Line:
+        schedule = replace(row.settings.schedule, epochs=epochs)
+        made = [plain(replace(row.settings, seed=seed, schedule=schedule)) for seed in seeds]
+        return Line(row, [Measured(Finished(Path(), config, [], {}), {}, []) for config in made])
+
+    needed = Plan(on_page=[(row, seed) for row in (none, naive) for seed in (1, 2)])
+    needed.require_on_page([line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)])
+    for lines, lacking in (
+        ([line(none, 1, 2), line(naive, 1)], "clean gru naive seed 2"),
+        ([line(none, 1, 2, epochs=60), line(naive, 1, 2)], "clean gru none seed 1"),
+        ([line(none), line(naive, 1, 2)], "clean gru none seed 1"),
+    ):
+        with pytest.raises(RunError, match=f"{lacking} is finished, but not in the table"):
+            needed.require_on_page(lines)
+
+
+def test_the_settings_of_a_study_are_refused_with_the_other() -> None:
+    chosen = ("study=film_reviews", "protocols=[clean]", "cells=[gru]", "seeds=3", "epochs=9")
+    assert settings(*chosen, command="reproduce") == Reproduce(
+        StudyName.film_reviews, protocols=[SplitProtocol.clean], cells=[Cell.gru], seeds=3, epochs=9
+    )
+    for wrong in ("seeds=0", "epochs=0", "mc_samples=0", "cells=[]", "protocols=[]", "dropouts=[none,none]"):
+        with pytest.raises(ConfigError, match=f"^{wrong.split('=')[0]} must be"):
+            settings("study=film_reviews", wrong, command="reproduce")
+    for wrong in ("epochs=3", "mc_samples=3", "cells=[gru]", "protocols=[clean]", "dropouts=[none]"):
+        with pytest.raises(ConfigError, match=f"^{wrong.split('=')[0]} must be null with study=table1"):
+            settings(wrong, command="reproduce")
+    for wrong in ("sizes=[small]", "rows=[none]", "mc_batch=3"):
+        with pytest.raises(ConfigError, match=f"^{wrong.split('=')[0]} must be null with study=film_reviews"):
+            settings("study=film_reviews", wrong, command="reproduce")

@@ -104,6 +104,11 @@ class BenchCell(Choice):
     torch_gru = "torch_gru"  # torch.nn.GRUCell; only in `cell_step`
 
 
+class StudyName(Choice):
+    table1 = "table1"  # perplexities on Penn Treebank
+    film_reviews = "film_reviews"  # ratings, section 5.2 of the paper
+
+
 class Pictures(Choice):
     png = "png"
     svg = "svg"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Cell
 from vdrop_cli.settings.choices import (
-    TABLE_1,
     Backend,
     BenchCell,
     BenchPart,
@@ -18,6 +17,7 @@ from vdrop_cli.settings.choices import (
     Precision,
     Size,
     SplitProtocol,
+    StudyName,
 )
 from vdrop_cli.settings.fields import FilePath, FolderName, Items, Limits, require_limits, setting
 from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, POSITIVE, SEED, Data, Train
@@ -216,14 +216,17 @@ class Compare:
 
 @dataclass
 class Table:
-    sizes: list[Size] = setting(TABLE_1, "sizes of the models", limits=Items())
+    sizes: list[Size] | None = setting(
+        None, "sizes of Table 1; null: all, or those that rows name", limits=Items()
+    )
     rows: list[str] | None = setting(
         None,
-        "none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …; null: all",
+        "rows of Table 1 (none, moon, moon_word, zaremba, variational, variational_mc, untied, untied_mc, …) "
+        "or their experiments (table1_medium_untied, …); null: all",
         limits=Items(),
     )
     overrides: str = setting(
-        "", 'settings that were changed in the runs of all rows: "schedule.epochs=1 task.bptt=20"'
+        "", 'settings that the runs of Table 1 were changed in: "schedule.epochs=1 task.bptt=20"'
     )
     outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
     file: str | None = setting(
@@ -231,8 +234,8 @@ class Table:
         "the page to write; null: RESULTS.md of the checkout, or in outputs if that is not the default",
         limits=FilePath(),
     )
-    csv: str | None = setting(None, "a CSV file for the same numbers, unrounded", limits=FilePath())
-    latex: str | None = setting(None, "a file for the tables as tabular environments", limits=FilePath())
+    csv: str | None = setting(None, "a CSV file for Table 1, unrounded", limits=FilePath())
+    latex: str | None = setting(None, "a file for Table 1 as tabular environments", limits=FilePath())
     pictures: Pictures = setting(Pictures.png, "format of the pictures")
     record: bool = setting(False, "copy the small files of these runs to outputs/record")
 
@@ -240,79 +243,81 @@ class Table:
         require_limits(self)
 
 
-ROWS_HELP = "rows of the table, as in vdrop table; null: all"
-LAUNCHER_HELP = (
-    'Hydra launcher of the runs and its settings, such as "submitit_slurm hydra.launcher.timeout_min=600"; '
-    "null: see jobs"
-)
-JOBS_HELP = "runs at the same time on one device"
-UNTIL_HELP = "time after which all runs are stopped and saved: 25min, 2h or 1h30min; null: when all are done"
-PAGE_HELP = "the page to write at the end; null: as in vdrop table"
-PLAN_HELP = "only print what is left to do, and how long it takes"
+STUDY_SETTINGS = {  # of `vdrop reproduce`, by the study that reads them
+    StudyName.table1: ("sizes", "rows", "mc_batch"),
+    StudyName.film_reviews: ("protocols", "cells", "dropouts", "epochs", "mc_samples"),
+}
 
 
 @dataclass
 class Reproduce:
-    sizes: list[Size] = setting([Size.medium], "sizes of the models", limits=Items())
-    rows: list[str] | None = setting(None, ROWS_HELP, limits=Items())
+    study: StudyName = setting(
+        StudyName.table1, "table1: perplexities on Penn Treebank; film_reviews: ratings, section 5.2"
+    )
+    sizes: list[Size] | None = setting(
+        None, "table1: sizes of the models; null: medium, or those that rows name", limits=Items()
+    )
+    rows: list[str] | None = setting(None, "table1: rows as in vdrop table; null: all", limits=Items())
+    mc_batch: int | None = setting(None, "table1: as in vdrop eval", "samples", MC_BATCH)
+    protocols: list[SplitProtocol] | None = setting(
+        None,
+        "film_reviews: how reviews are split, see task.protocol of vdrop train; null: both",
+        limits=Items(unique=True),
+    )
+    cells: list[Cell] | None = setting(
+        None, "film_reviews: the recurrent cells; null: both", limits=Items(unique=True)
+    )
+    dropouts: list[str] | None = setting(
+        None,
+        "film_reviews: choices of the group dropout; null: none, naive, variational",
+        limits=Items(unique=True),
+    )
+    epochs: int | None = setting(
+        None,
+        "film_reviews: length of each run; null: 60; the authors' are 250 (variational LSTM) and 1,250",
+        "epochs",
+        POSITIVE,
+    )
+    mc_samples: int | None = setting(
+        None,
+        "film_reviews: MC samples of the evaluation of runs with dropout; null: 50",
+        "samples",
+        Limits(at_least=1, at_most=10**6),
+    )
     seeds: int = setting(1, "runs of each row, with seeds 1, 2, …", "runs", SEEDS)
     overrides: str = setting("", "settings to change in all rows, which then differ from the published ones")
     precision: Precision = setting(Precision.auto, "of matrix products")
-    mc_batch: int | None = setting(None, "as in vdrop eval", "samples", MC_BATCH)
-    launcher: str | None = setting(None, LAUNCHER_HELP)
-    jobs: int = setting(1, JOBS_HELP, "runs", JOBS)
-    until: str | None = setting(None, UNTIL_HELP)
+    launcher: str | None = setting(
+        None,
+        "Hydra launcher of the runs and its settings, such as "
+        '"submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs',
+    )
+    jobs: int = setting(1, "runs at the same time on one device", "runs", JOBS)
+    until: str | None = setting(
+        None, "time after which all runs are stopped and saved: 25min, 2h or 1h30min; null: when all are done"
+    )
     outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
-    file: str | None = setting(None, PAGE_HELP, limits=FilePath())
-    plan: bool = setting(False, PLAN_HELP)
+    file: str | None = setting(
+        None, "the page to write at the end; null: as in vdrop table", limits=FilePath()
+    )
+    plan: bool = setting(False, "only print what is left to do, and how long it takes")
 
     def __post_init__(self) -> None:
         require_limits(self)
-        require_launching(self)
-
-
-@dataclass
-class Figures:
-    protocols: list[SplitProtocol] = setting(
-        list(SplitProtocol),
-        "how reviews are split, see task.protocol of vdrop train",
-        limits=Items(unique=True),
-    )
-    cells: list[Cell] = setting(list(Cell), "the recurrent cells", limits=Items(unique=True))
-    dropouts: list[str] = setting(
-        ["none", "naive", "variational"], "choices of the group dropout", limits=Items(unique=True)
-    )
-    epochs: int = setting(
-        60, "length of each run; the authors' are 250 (variational LSTM) and 1,250", "epochs", POSITIVE
-    )
-    seeds: int = setting(1, "runs of each setting, with seeds 1, 2, …", "runs", SEEDS)
-    mc_samples: int = setting(
-        50, "MC samples of the evaluation of runs with dropout", "samples", Limits(at_least=1, at_most=10**6)
-    )
-    overrides: str = setting("", "settings to change in all runs")
-    precision: Precision = setting(Precision.auto, "of matrix products")
-    launcher: str | None = setting(None, LAUNCHER_HELP)
-    jobs: int = setting(1, JOBS_HELP, "runs", JOBS)
-    until: str | None = setting(None, UNTIL_HELP)
-    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
-    file: str | None = setting(None, PAGE_HELP, limits=FilePath())
-    plan: bool = setting(False, PLAN_HELP)
-
-    def __post_init__(self) -> None:
-        require_limits(self)
-        require_launching(self)
-
-
-def require_launching(settings: Reproduce | Figures) -> None:
-    require_command_words("launcher", settings.launcher or "")
-    require(
-        settings.jobs == 1 or not settings.launcher,
-        "jobs",
-        "1 with launcher, which has a setting of its own for it",
-        settings.jobs,
-    )
-    if settings.until is not None:
-        seconds(settings.until)
+        for study, names in STUDY_SETTINGS.items():
+            for name in names:
+                value = getattr(self, name)
+                shown = [str(one) for one in value] if isinstance(value, list) else value
+                require(value is None or study is self.study, name, f"null with study={self.study}", shown)
+        require_command_words("launcher", self.launcher or "")
+        require(
+            self.jobs == 1 or not self.launcher,
+            "jobs",
+            "1 with launcher, which has a setting of its own for it",
+            self.jobs,
+        )
+        if self.until is not None:
+            seconds(self.until)
 
 
 def seconds(until: str) -> int:
@@ -342,7 +347,6 @@ ROOTS: dict[str, type] = {
     "compare": Compare,
     "table": Table,
     "reproduce": Reproduce,
-    "figures": Figures,
 }
 
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from vdrop_cli import published
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import SCHEDULES
 from vdrop_cli.settings.commands import ROOTS
@@ -15,9 +16,11 @@ Root = TypeVar("Root")
 
 
 def register() -> None:
-    """Registers the typed roots and the resolvers of conf/ with Hydra."""
+    """Registers the typed roots, the experiments of Table 1 and the resolvers of conf/ with Hydra."""
     for command, root in ROOTS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=root)
+    for name, node in published.experiments().items():
+        ConfigStore.instance().store(name, node, group="experiment", package="_global_")
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
     OmegaConf.register_new_resolver("schedule_of", schedule_of, replace=True)
@@ -65,4 +68,6 @@ def restore(values: dict[str, Any]) -> Train:
     model = values.get("model")
     if isinstance(model, dict) and model.get("size") == FORMER_SIZE:
         values = values | {"model": model | {"size": None}}
+    # versions until November 2026 wrote the published numbers of a row with the settings of its runs
+    values = {name: value for name, value in values.items() if name != "published"}
     return parse(OmegaConf.merge(OmegaConf.structured(Train), values), Train)  # type: ignore[arg-type]

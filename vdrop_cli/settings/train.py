@@ -375,40 +375,9 @@ class StartCheck:
         require_limits(self, "stuck.")
 
 
-@dataclass
-class Published:
-    """The row of a published table that runs of an experiment are compared with."""
-
-    row: str = setting(MISSING, "name of the row")
-    source: str | None = setting(None, "where the numbers were published; null: nowhere")
-    confirmed: bool = setting(False, "whether the numbers were read in a copy of the paper itself")
-    same_settings: bool = setting(
-        True,
-        "whether the published settings are those of the experiment, which makes a difference meaningful",
-    )
-    mc_samples: int = setting(
-        0, "MC samples of the evaluation; 0: the standard approximation", "", MC_SAMPLES
-    )
-    members: int = setting(
-        1, "runs, of seeds 1, 2, … without stuck ones, whose probabilities are averaged", "runs", POSITIVE
-    )
-    valid: float | None = setting(
-        None, "validation perplexity as the authors' code computes it: compare with valid_ppl_as_published"
-    )
-    valid_deviation: float | None = setting(None, "standard deviation of the validation perplexity")
-    test: float | None = setting(None, "test perplexity")
-    test_deviation: float | None = setting(None, "standard deviation of the test perplexity")
-    words_per_second: float | None = setting(None, "training speed on a GPU of 2015", "words per second")
-
-    def __post_init__(self) -> None:
-        require_limits(self, "published.")
-        require(bool(self.row.strip()), "published.row", "a name", repr(self.row))
-
-
 NOT_IN_IDENTITY = (
     "checkpoint",
     "stuck",
-    "published",
     "seed",
     "outputs",
     "log_every",
@@ -428,7 +397,6 @@ class Train:
     schedule: Schedule = MISSING
     checkpoint: Checkpoints = setting(Checkpoints, "when checkpoints are written")
     stuck: StartCheck = setting(StartCheck, "when a start counts as stuck")
-    published: Published | None = setting(None, "what vdrop table prints beside runs of an experiment")
     seed: int = setting(1, "seed of the initial parameters and of every mask", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
     backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")

@@ -1,4 +1,4 @@
-"""`vdrop table`: every number on the page is one of a run, or of a file of settings."""
+"""The page of results: every number on it is one of a run, or of `conf/published/`."""
 
 import csv
 import io
@@ -13,13 +13,18 @@ import pytest
 
 from tests.conftest import TINY, Vdrop
 from tests.conftest import settings as composed
-from vdrop_cli import RECORDS, experiments, results_page, runs
+from vdrop_cli import RECORDS
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.provenance import processor_name
 from vdrop_cli.settings.choices import Pictures, Size
-from vdrop_cli.settings.commands import Figures, Reproduce, Table
+from vdrop_cli.settings.commands import Reproduce, Table
+from vdrop_cli.studies import page as results_page
+from vdrop_cli.studies import records, rows, table1, written_page
+from vdrop_cli.studies.film_reviews import FilmReviews
+from vdrop_cli.studies.study import Row
+from vdrop_cli.studies.table1 import Table1
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("no_shipped_records")  # tests of them set it
@@ -71,14 +76,24 @@ def run(outputs: Path, changes: list[str], folder: Path, **more: Any) -> str:
 
 
 RATINGS = "## Ratings of film reviews"
+NOT_RUN = "not yet run"
 
 
-def rows_of(page: str) -> dict[str, list[str]]:
-    """Of Table 1."""
-    lines = [
-        line.strip("| ").split(" | ") for line in page.split(RATINGS)[0].splitlines() if line.count("|") > 10
-    ]
-    return {line[0]: line[1:] for line in lines}
+def rows_of(page: str) -> dict[str, dict[str, str]]:
+    """The rows of Table 1, each with its cells by their headings, of all tables that it is in."""
+    found: dict[str, dict[str, str]] = {}
+    headings: list[str] = []
+    for line in page.split(RATINGS)[0].splitlines():
+        cells = line.strip("| ").split(" | ") if line.startswith("| ") else []
+        if cells and headings and cells[0] != "---":
+            found.setdefault(cells[0], {}).update(zip(headings, cells, strict=True))
+        headings = headings or cells if cells else []
+    return found
+
+
+def not_run(page: str) -> int:
+    """How many rows of Table 1 the page says have not been run."""
+    return sum(map(int, re.findall(rf"<summary>(\d+) rows? {NOT_RUN}</summary>", page.split(RATINGS)[0])))
 
 
 def results(outputs: Path, row: str) -> list[dict[str, float]]:
@@ -98,7 +113,7 @@ def test_the_numbers_are_those_of_the_runs(
     def spread(values: list[float]) -> str:
         return f"{fmean(values):.2f} ± {stdev(values):.2f}"
 
-    found = dict(zip(table.HEADINGS[1:], rows["Variational (tied weights)"], strict=True))
+    found = rows["Variational (tied weights)"]
     assert found["valid, exact"] == spread([result["valid_ppl"] for result in tied])
     assert found["valid, as published"] == "–", "another text than Penn Treebank has nothing to compare with"
     assert found["seeds"] == "1 2" and found["precision"] == "fp32" and found["valid, published"] == "–"
@@ -107,16 +122,14 @@ def test_the_numbers_are_those_of_the_runs(
         for path in outputs.rglob("eval-*-mc100-s1.json")
     ]
     mc = rows["Variational (tied weights, MC)"]
-    assert spread(told) in mc and mc[table.HEADINGS.index("words/s") - 1] == "–"
-    assert (
-        f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}"
-        in rows["Variational (untied weights)"]
-    )
-    assert rows["Variational (untied weights, MC)"].count("not yet run") == 2, "trained, but not evaluated"
-    none = dict(zip(table.HEADINGS, ["", *rows["Non-regularized (early stopping)"]], strict=True))
-    assert none["test, published"] == "114.5‡" and none["test"] == "not yet run"
+    assert mc["test"] == spread(told) and mc["words/s"] == "–"
+    untied = f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}"
+    assert rows["Variational (untied weights)"]["valid, exact"] == untied
+    assert "test" not in rows["Variational (untied weights, MC)"], "trained, but not evaluated"
+    none = rows["Non-regularized (early stopping)"]
+    assert none["test, published"] == "114.5‡" and "test" not in none and not_run(page) == 5
     shown = capsys.readouterr().out
-    assert spread(told) in shown and "small (200 units)" in shown
+    assert spread(told) in shown and "Small (200 units)" in shown
 
 
 @pytest.mark.usefixtures("composing")
@@ -125,25 +138,14 @@ def test_published_numbers_are_those_of_the_files_and_marked(
 ) -> None:
     page = run(outputs, changes, tmp_path, sizes=[Size.large])
     rows = rows_of(page)
-    found = {name: (row[0], row[4], row[7]) for name, row in rows.items()}
+    columns = ("valid, published", "test, published", "words/s, published")
+    found = {name: tuple(row[column] for column in columns) for name, row in rows.items()}
     assert found["Moon et al."] == ("122.9†", "118.7†", "3,000†")
     assert found["Variational (untied weights)"] == ("77.9 ± 0.3", "75.2 ± 0.2", "1,600")
     assert found["Ten variational models averaged"] == ("–", "68.7", "–")
-    assert all("not yet run" in row for name, row in rows.items() if name not in ("row", "---"))
-    assert len(rows) == 2 + 11
+    assert len(rows) == not_run(page) == 11
     assert "which is not what was published" in page and "schedule.epochs=2" in page
-    assert (
-        f"`vdrop train experiment=table1_large_untied {overrides(changes)} seed=1`" in page
-        and "members=[RUN,…]" in page
-    )
-    assert "`conf/dropout/moon.yaml`: Gal & Ghahramani 2016" in page
-
-
-def test_differences_are_measured_less_published() -> None:
-    assert (
-        table.difference([80.0, 81.0], 79.7) == "+0.80"
-        and table.difference([], 1.0) == table.difference([1.0], None) == "–"
-    )
+    assert rows["Ten variational models averaged"]["experiment"] == "`table1_large_ensemble`"
 
 
 @pytest.mark.usefixtures("composing")
@@ -151,7 +153,7 @@ def test_runs_of_other_settings_are_none_of_the_row(
     outputs: Path, changes: list[str], tmp_path: Path
 ) -> None:
     page = run(outputs, [*changes, "schedule.epochs=3"], tmp_path, sizes=[Size.small])
-    assert all("not yet run" in row for name, row in rows_of(page).items() if name not in ("row", "---"))
+    assert len(rows_of(page)) == not_run(page) == 8
 
 
 @pytest.mark.usefixtures("composing")
@@ -177,7 +179,7 @@ def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], 
     )
     shutil.rmtree(copy / "train")
     assert run(copy, changes, tmp_path, sizes=[Size.small]) == first
-    assert "## Findings\n\nWhat was found." in first
+    assert "](outputs/record/findings.md)" in first
 
 
 def changed(folder: Path, name: str, **values: Any) -> None:
@@ -198,14 +200,14 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
     (own,), (kept,) = copy.glob("train/*-variational_untied/*"), (copy / "record" / "table1").glob("*/s1")
     changed(own, "result.json", test_ppl=77.77)
     page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"])
-    assert "77.77" in rows_of(page)["Variational (untied weights)"]
+    assert rows_of(page)["Variational (untied weights)"]["test"] == "77.77"
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     assert json.loads((kept / "result.json").read_text())["test_ppl"] == 77.77
     changed(own, "log.jsonl", device="another")
     page = run(
         copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True, pictures=Pictures.svg
     )
-    assert page.count("| Variational (untied weights) |") == 2
+    assert page.count("| Variational (untied weights) |") == 2 * 2, "a line in each of two tables"
     assert {path.name for path in (copy / "record" / "table1").iterdir()} == {
         kept.parent.name,
         "small_untied-fp32-another",
@@ -214,8 +216,8 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
     assert "Variational (untied weights) (fp32, another" in drawn
 
 
-def record(outputs: Path, row: experiments.Row) -> None:
-    table.record({row.key: "table1/row"}, table.collect(outputs), outputs / "record", {})
+def record(outputs: Path, row: Row) -> None:
+    records.write({row.key: "table1/row"}, rows.collect(outputs), outputs / "record")
 
 
 @pytest.mark.usefixtures("composing")
@@ -223,11 +225,11 @@ def test_a_run_is_evaluated_as_its_record_until_it_is_itself(
     copy: Path, changes: list[str], tmp_path: Path
 ) -> None:
     """As one that has been made anew."""
-    tied, mc = experiments.rows([Size.small], ["variational", "variational_mc"], overrides(changes))
+    tied, mc = Table1([Size.small], ["variational", "variational_mc"], overrides(changes)).rows
 
-    def tests(row: experiments.Row) -> list[float]:
-        (line,) = table.of_row(row, table.collect(copy)[row.key])
-        return line.values(lambda evaluated: evaluated.test)
+    def tests(row: Row) -> list[float]:
+        (line,) = table1.lines_of(row, rows.collect(copy).finished[row.key])
+        return line.values("test")
 
     record(copy, tied)
     before = tests(mc)
@@ -243,7 +245,7 @@ def test_a_run_is_evaluated_as_its_record_until_it_is_itself(
 @pytest.mark.usefixtures("composing")
 def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes: list[str]) -> None:
     """Of the same training it stays, in place of that of another nothing is copied."""
-    (tied,) = experiments.rows([Size.small], ["variational"], overrides(changes))
+    (tied,) = Table1([Size.small], ["variational"], overrides(changes)).rows
 
     def kept() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in (copy / "record").rglob("*") if path.is_file()}
@@ -280,10 +282,11 @@ def test_an_evaluation_tells_with_what_it_was_made_itself(
 ) -> None:
     for path in copy.rglob("eval-*.json"):
         changed(path.parent, path.name, commit="fedcba9876", dirty=False)
-    rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
-    assert rows["Variational (tied weights, MC)"][-1] == "fedcba9" != rows["Variational (tied weights)"][-1]
-    records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    of_mc = [record for record in records if record["experiment"] == "table1_small_variational_mc"]
+    found = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
+    assert found["Variational (tied weights, MC)"]["commit"] == "fedcba9"
+    assert found["Variational (tied weights)"]["commit"] != "fedcba9"
+    exported = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    of_mc = [record for record in exported if record["experiment"] == "table1_small_variational_mc"]
     assert [(record["commit"], record["mc_samples"]) for record in of_mc] == [("fedcba9876", "100")] * 2
 
 
@@ -297,40 +300,19 @@ def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(
     ):
         (folder,) = copy.glob(f"train/*-variational/*-s{seed}")
         changed(folder, "log.jsonl", device="a CPU", date="2026-01-02", **made)
-    rows = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
-    assert rows["Variational (tied weights)"][-3:] == [
+    tied = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))[
+        "Variational (tied weights)"
+    ]
+    assert [tied[name] for name in ("device", "date", "commit")] == [
         "a CPU, 1 thread; a CPU, 2 threads",
         "2026-01-02",
         "1111111*; 2222222",
     ]
-    records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    assert [record["dirty"] for record in records if record["experiment"] == "table1_small_variational"] == [
+    exported = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [record["dirty"] for record in exported if record["experiment"] == "table1_small_variational"] == [
         "True",
         "False",
     ]
-
-
-@pytest.mark.usefixtures("composing")
-def test_an_ensemble_is_of_as_many_seeds_as_members(outputs: Path) -> None:
-    row = next(row for row in experiments.rows([Size.large], ["ensemble"], ""))
-    one = runs.below(outputs)[0]
-    told = {
-        "members": [f"a-s{seed}/checkpoint-0002.pt" for seed in range(1, 11)],
-        "environment": one.environment,
-    }
-    line = table.Line(row, [table.Evaluated(one, None, 70.0, 69.0, None, told)])
-    assert table.cells(line)[table.HEADINGS.index("seeds")] == "1–10"
-
-
-@pytest.mark.usefixtures("composing")
-@pytest.mark.parametrize(
-    ("row", "told"), [("none", ["114.5‡", "100.00", "–"]), ("variational", ["–", "100.00", "–"])]
-)
-def test_a_number_of_other_settings_is_marked_and_nothing_is_taken_from_it(
-    row: str, told: list[str], outputs: Path
-) -> None:
-    (of,), one = experiments.rows([Size.small], [row], ""), runs.below(outputs)[0]
-    assert table.cells(table.Line(of, [table.Evaluated(one, 100.0, 100.0, 100.0, 1.0, {})]))[5:8] == told
 
 
 @pytest.mark.usefixtures("composing")
@@ -354,12 +336,12 @@ def test_the_same_numbers_as_csv_latex_and_pictures(copy: Path, changes: list[st
     page = run(
         copy, changes, tmp_path, sizes=[Size.small], rows=["variational", "variational_mc", "none"], **more
     )
-    records = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    assert [(r["experiment"], r["seeds"]) for r in records] == [
+    exported = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [(r["experiment"], r["seeds"]) for r in exported] == [
         ("table1_small_none", ""),
         *((f"table1_small_{row}", seed) for row in ("variational", "variational_mc") for seed in ("1", "2")),
     ]
-    assert [float(r["test_ppl"]) for r in records[1:3]] == [
+    assert [float(r["test_ppl"]) for r in exported[1:3]] == [
         result["test_ppl"] for result in results(copy, "variational")
     ]
     latex = (tmp_path / "t.tex").read_text()
@@ -404,28 +386,29 @@ def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, 
         (there / "config.yaml").write_text(
             "\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in kept)
         )
-    (told,) = table.choices([tmp_path / "choices"])
-    assert (
-        "- `dropout.p_c` (moon, lstm_small, 2 epochs): 0.25: 118.25, 0.5: 120.50; the lowest at 0.25" in told
-    )
-    assert table.choices([tmp_path / "none"]) == []
+    parts = results_page.choices([tmp_path / "choices"])
+    assert "\n| `dropout.p_c` | moon, lstm_small, 2 epochs | 0.25: 118.25, 0.5: 120.50 | 0.25 |" in parts[-1]
+    assert results_page.choices([tmp_path / "none"]) == []
+    before = "- `dropout.p_c` (moon, lstm_small, 2 epochs): 0.25: 118.25, 0.5: 120.50; the lowest at 0.25"
+    assert written_page.choices(before) == written_page.choices("\n".join(parts)) != []
 
 
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_shipped_records_count_wherever_the_outputs_are(vdrop: Vdrop, tmp_path: Path) -> None:
     """From another working folder: the page is written beside the outputs, and is that of the checkout but
-    for its pictures.
+    for its pictures and a link.
     """
     ran = vdrop("table", "outputs=elsewhere", "pictures=none")
     assert ran.returncode == 0, ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
     page = (tmp_path / "elsewhere" / "RESULTS.md").read_text()
-    assert results_page.measured(page) == results_page.measured((ROOT / "RESULTS.md").read_text())
-    assert len(results_page.measured(page)[0]) > 10 and results_page.chosen(page)
-    assert (
-        page.partition(results_page.FINDINGS)[2].strip()
-        == (ROOT / "outputs" / "record" / "findings.md").read_text().strip()
-    )
+    assert len(written_page.measured(page)[0]) > 10 and written_page.choices(page)
+
+    def text(content: str) -> list[str]:
+        content = re.sub(r"\n!\[.*\)\n", "", content)
+        return re.sub(r"(What the runs show): .*", r"\1", content).splitlines()
+
+    assert text(page) == text((ROOT / "RESULTS.md").read_text())
 
 
 def test_the_page_is_that_of_the_checkout_only_for_its_outputs(
@@ -433,15 +416,15 @@ def test_the_page_is_that_of_the_checkout_only_for_its_outputs(
 ) -> None:
     """Whether it holds records or not."""
     monkeypatch.chdir(ROOT)
-    assert results_page.path_of(None, "outputs") == Path("RESULTS.md") and results_page.path_of(
+    assert written_page.path_of(None, "outputs") == Path("RESULTS.md") and written_page.path_of(
         "a.md", "outputs"
     ) == Path("a.md")
-    assert results_page.path_of(None, str(tmp_path)) == tmp_path / "RESULTS.md"
+    assert written_page.path_of(None, str(tmp_path)) == tmp_path / "RESULTS.md"
     monkeypatch.chdir(tmp_path)
-    assert results_page.path_of(None, "outputs") == Path("outputs/RESULTS.md")
-    assert results_page.path_of(None, str(ROOT / "outputs")).resolve() == ROOT / "RESULTS.md"
-    monkeypatch.setattr(results_page, "IS_CHECKOUT", False)
-    assert results_page.path_of(None, str(ROOT / "outputs")) == ROOT / "outputs" / "RESULTS.md"
+    assert written_page.path_of(None, "outputs") == Path("outputs/RESULTS.md")
+    assert written_page.path_of(None, str(ROOT / "outputs")).resolve() == ROOT / "RESULTS.md"
+    monkeypatch.setattr(written_page, "IS_CHECKOUT", False)
+    assert written_page.path_of(None, str(ROOT / "outputs")) == ROOT / "outputs" / "RESULTS.md"
 
 
 @pytest.mark.usefixtures("composing")
@@ -451,10 +434,10 @@ def test_shipped_records_are_not_copied_to_other_outputs(
     shipped = tmp_path / "checkout" / "outputs"
     shutil.copytree(outputs / "train", shipped / "train")
     run(shipped, changes, tmp_path, sizes=[Size.small], record=True)
-    for module in (table, results_page):
+    for module in (records, rows):
         monkeypatch.setattr(module, "RECORDS", shipped / "record")
     page = run(tmp_path / "elsewhere", changes, tmp_path / "checkout", sizes=[Size.small], record=True)
-    assert results_page.measured(page)[0] and not list((tmp_path / "elsewhere").rglob("result.json"))
+    assert written_page.measured(page)[0] and not list((tmp_path / "elsewhere").rglob("result.json"))
 
 
 @pytest.mark.usefixtures("composing")
@@ -471,14 +454,13 @@ def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     tied = next(line for line in whole.splitlines() if line.startswith("| Variational (tied weights) |"))
     for new, told in (
-        (whole.replace("## Findings", ""), "the section Findings"),
         (whole.replace("All runs with `", "All runs with `seed=1 "), "runs with "),
         (whole.replace(tied, tied.replace("| 1 2 |", "| 1 |")), "(seed 2)"),
         (whole.replace(tied, re.sub(r"[0-9.]+ ± [0-9.]+", "–", tied)), "(valid, exact, test)"),
         (whole.replace(tied, f"{tied}\n{tied.replace('| 1 2 |', '| 3 |')}"), ""),
         (whole.replace("## Large", "## More"), ""),
     ):
-        found = results_page.lost_numbers(whole, new)
+        found = written_page.lost_numbers(whole, new)
         assert [told in one for one in found] == ([True] if told else []), found
         assert not told or new != whole
 
@@ -486,31 +468,26 @@ def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
     whole = (ROOT / "RESULTS.md").read_text()
-    assert results_page.lost_numbers(whole, whole) == []
-    rows = results_page.measured(whole)[0]
-    assert any("Ratings of film reviews" in name for name in rows) and any(
-        "Variational (tied weights)" in name for name in rows
+    assert written_page.lost_numbers(whole, whole) == []
+    named = written_page.measured(whole)[0]
+    assert any("Ratings of film reviews" in name for name in named) and any(
+        "Variational (tied weights)" in name for name in named
     )
-    lines = [
-        line
-        for line in whole.split(f"\n{results_page.FINDINGS}")[0].splitlines(keepends=True)
-        if line.startswith("| ")
-    ]
+    lines = [line for line in whole.splitlines(keepends=True) if line.startswith("| ")]
     of_runs = [
         line
         for line in lines
-        if any(name[-1] in line and not re.search("not yet run", line) for name in rows) and "`" not in line
+        if any(name[-1] in line for name in named) and re.search(r"\| (bf16|fp32) \|$", line)
     ]
-    assert len(of_runs) > len(rows)
+    assert len(of_runs) > len(named)
     for line in of_runs:
-        if not line.startswith(("| row |", "| cell |", "| Row |")):
-            assert results_page.lost_numbers(whole, whole.replace(line, "", 1)), line
-    assert results_page.lost_numbers(whole, "") and results_page.lost_numbers("", whole) == []
+        assert written_page.lost_numbers(whole, whole.replace(line, "", 1)), line
+    assert written_page.lost_numbers(whole, "") and written_page.lost_numbers("", whole) == []
     more_seeds = whole.replace("| naive | 24 ± 0 |", "| naive | 25 ± 2 |")
-    assert more_seeds != whole and results_page.lost_numbers(whole, more_seeds) == [], (
+    assert more_seeds != whole and written_page.lost_numbers(whole, more_seeds) == [], (
         "the mean of the epochs may change"
     )
-    assert results_page.lost_numbers(whole, re.sub("^- `dropout.p_c` .*\n", "", whole, flags=re.MULTILINE))
+    assert written_page.lost_numbers(whole, re.sub("^. `dropout.p_c` .*\n", "", whole, flags=re.M))
 
 
 @pytest.mark.usefixtures("composing")
@@ -524,7 +501,7 @@ def test_somebody_elses_files_are_not_overwritten(outputs: Path, changes: list[s
         (tmp_path / file).write_text("")
     more = {"csv": str(tmp_path / "t.csv"), "latex": str(tmp_path / "t.tex")}
     run(outputs, changes, tmp_path, sizes=[Size.small], **more)  # over empty ones
-    table.require_that_it_can_be_written(Table(file=str(tmp_path / "R.md"), **more))  # over its own
+    results_page.require_writable(Table(file=str(tmp_path / "R.md"), **more))  # over its own
     assert all("Variational" in (tmp_path / file).read_text() for file in ("R.md", "t.csv", "t.tex"))
 
 
@@ -532,8 +509,8 @@ def test_somebody_elses_files_are_not_overwritten(outputs: Path, changes: list[s
 def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], tmp_path: Path) -> None:
     (tmp_path / "R.md").write_text("# Mine\n")
     asked = Reproduce(
-        [Size.small],
-        ["untied"],
+        sizes=[Size.small],
+        rows=["untied"],
         overrides=overrides(changes),
         outputs=str(outputs),
         file=str(tmp_path / "R.md"),
@@ -550,14 +527,13 @@ def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], 
         overrides=overrides(changes),
         file=str(tmp_path / "R.md"),
     )
-    rows = experiments.rows([Size.small], ["variational", "variational_mc", "untied"], "")
-    table.require_that_it_can_be_written(
-        page, table.Work(Figures(), rows, [])
-    )  # rows that will be made again are not lost
+    again = Table1([Size.small], ["variational", "variational_mc", "untied"]).rows
+    studies = [Table1.of_table(page), FilmReviews()]
+    results_page.compose(page, studies, again)  # rows that will be made again are not lost
     with pytest.raises(
         ConfigError, match=r"would lose numbers of Small \(200 units\) Variational \(tied weights, MC\); give"
     ):
-        table.require_that_it_can_be_written(page, table.Work(Figures(), [rows[0], rows[2]], []))
+        results_page.compose(page, studies, [again[0], again[2]])
 
 
 @pytest.mark.usefixtures("composing")
@@ -575,3 +551,33 @@ def test_a_record_takes_the_place_of_no_link(copy: Path, changes: list[str], tmp
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     assert (tmp_path / "theirs").read_bytes() == (there / "log.jsonl").read_bytes() == held
     assert (there / "notes.txt").read_text() == (there / "eval-notes.json").read_text() == "mine"
+
+
+def test_a_page_of_an_earlier_version_is_replaced_by_one_with_its_numbers_only() -> None:
+    """Its tables held seeds, devices and commits, too."""
+    old = "\n".join(
+        [
+            "## Small (200 units)",
+            "",
+            "| row | valid, exact | test | seeds | precision | device | date | commit |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| Moon et al. | 114.12 | 107.35 | 1 | bf16 | AMD EPYC, 1 thread | 2026-11-26 | 0485b04 |",
+            "| Zaremba et al. | – | not yet run | – | – | – | – | – |",
+        ]
+    )
+    new = "\n".join(
+        [
+            "## Small (200 units)",
+            "",
+            "| row | valid, exact | test | seeds | precision |",
+            "| --- | --- | --- | --- | --- |",
+            "| Moon et al. | 114.12 | 107.35 | 1 | bf16 |",
+            "",
+            "| row | seeds | device | date | commit |",
+            "| --- | --- | --- | --- | --- |",
+            "| Moon et al. | 1 | AMD EPYC, 1 thread | 2026-11-26 | 0485b04 |",
+        ]
+    )
+    assert written_page.lost_numbers(old, new) == []
+    assert written_page.lost_numbers(old, new.replace("114.12", "–")) != []
+    assert written_page.lost_numbers(old, new.replace("| 107.35 | 1 |", "| 107.35 | 2 |")) != []

@@ -1,6 +1,4 @@
-"""Many runs as one piece of work: what is finished, what the rest takes. Whole campaigns are in
-test_reproduce and test_figures.
-"""
+"""What rows need, and how long it takes; whole studies are made in tests/commands/test_reproduce.py."""
 
 import re
 from dataclasses import replace
@@ -12,22 +10,31 @@ import torch
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
-from vdrop_cli.commands.campaign import Commands, Cost, Evaluation, Maker, Training, announce, require_all
 from vdrop_cli.errors import RunError
+from vdrop_cli.evaluations import Evaluation
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.provenance import device_name
 from vdrop_cli.settings.choices import Precision
-from vdrop_cli.settings.train import Published
+from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
+from vdrop_cli.studies import plan
+from vdrop_cli.studies.cost import Cost
+from vdrop_cli.studies.plan import Plan, PlannedEvaluation, RunFactory, Training
+from vdrop_cli.studies.processes import Commands
+from vdrop_cli.studies.study import Row
 from vdrop_cli.tasks import LanguageModelling, Sentiment
+
+
+def row_of(settings: Train, name: str = "it", samples: int = 0) -> Row:
+    return Row(name, (), (), settings, (), Evaluation(samples=samples))
 
 
 def test_a_run_whose_checkpoints_are_damaged_is_told_and_no_reason_to_stop(
     tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(*TINY, *text, f"outputs={tmp_path}")
-    training = Training(
-        "none", config, LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
-    )
+    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
+    training = Training(row_of(config), config, task)
     training.folder.mkdir(parents=True)
     checkpoint.path_of(training.folder, 1).write_bytes(b"damaged")
     assert training.epochs_done == 0.0
@@ -45,22 +52,26 @@ def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = settings(*TINY, *text) if task == "language_model" else settings(*TINY_SENTIMENT, *rated)
-    training = Maker(Precision.fp32, "outputs").training("it", config, 3)
-    passes = Evaluation("by passes", Published("a row", mc_samples=2), [training])
+    factory = RunFactory(Precision.fp32, "outputs")
+    training = factory.training(row_of(config), 3)
+    passes = PlannedEvaluation(row_of(config, "by passes", samples=2), [training])
     assert training.settings.seed == 3 and not passes.is_finished
-    announce([training], [passes], [])
-    told = capsys.readouterr().err
+    planned = Plan({training.folder: training}, {(training.folder, 1, 2): passes})
+    plan.show(planned, factory)
+    shown = capsys.readouterr().err
+    time = r"(\d+ (h|min|s) ?)+"
     assert re.search(
-        r"it seed 3: \d+:\d\d \(0 of 1 epochs are done\)\n  by passes seed 3: \d+:\d\d\n  together: "
-        r"\d+:\d\d\n",
-        told,
+        rf"it seed 3: {time} \(0 of 1 epochs are done\)\n"
+        rf"  by passes seed 3 \(MC, 2 samples\): {time}\n  together: {time}\n",
+        shown,
     )
+    assert re.search(rf"on {re.escape(device_name(factory.device))} \(\d+ threads?, fp32\)", shown)
     with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command resumes"):
-        require_all([training], [passes])
+        planned.require_finished()
     train.run(training.settings)
     assert training.is_finished
     with pytest.raises(RunError, match=r"^by passes seed 3 is not finished; "):
-        require_all([training], [passes])
+        planned.require_finished()
     assert [argument.split("=")[0] for argument in passes.arguments] == [
         "checkpoint",
         "stored_data",
@@ -82,7 +93,7 @@ def test_when_the_time_is_up_what_runs_is_stopped_and_saved_and_nothing_else_beg
     commands = Commands("12s")
     commands.vdrop("train", *arguments, f"outputs={tmp_path}", "schedule.epochs=100000")
     assert commands.time_is_up and "until=12s has passed; stopping what runs" in capsys.readouterr().err
-    training = Maker(Precision.fp32, str(tmp_path)).training("it", config, config.seed)
+    training = RunFactory(Precision.fp32, str(tmp_path)).training(row_of(config), config.seed)
     last = [
         record["epoch"] for record in read_log(training.folder / "log.jsonl") if record["kind"] == "epoch"
     ][-1]
@@ -93,11 +104,11 @@ def test_when_the_time_is_up_what_runs_is_stopped_and_saved_and_nothing_else_beg
 
 def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    maker, loaded = Maker(Precision.fp32, "outputs"), []
+    factory, loaded = RunFactory(Precision.fp32, "outputs"), []
     load = tasks.load
     monkeypatch.setattr(tasks, "load", lambda *of: loaded.append(of) or load(*of))
     for more in ([], ["dropout=none"], ["task.protocol=clean"]):
-        maker.training("it", settings(*TINY_SENTIMENT, *rated, *more), 1)
+        factory.training(row_of(settings(*TINY_SENTIMENT, *rated, *more)), 1)
     assert len(loaded) == 2, "each protocol splits it anew"
 
 
@@ -105,11 +116,11 @@ def test_reading_costs_in_proportion_to_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training = Maker(Precision.fp32, "outputs").training("it", settings(*TINY_SENTIMENT, *rated), 1)
-    cost, task = Cost(training), training.task
+    training = RunFactory(Precision.fp32, "outputs").training(row_of(settings(*TINY_SENTIMENT, *rated)), 1)
+    cost, task = Cost(training.settings, training.task), training.task
     assert isinstance(task, Sentiment)
     words = sum(task.parts["train"].lengths) + sum(task.parts["test"].lengths)
-    assert cost.reading(task.parts.values()) == pytest.approx(cost.a_word * words)
+    assert cost.reading(task.parts.values()) == pytest.approx(cost.per_word * words)
     assert cost.mc(10, None) == pytest.approx(10 * cost.mc(1, None)) and cost.epoch > 0
 
 
@@ -117,7 +128,8 @@ def test_the_time_of_passes_is_measured_with_as_many_as_run_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cost = Cost(Maker(Precision.fp32, "outputs").training("it", settings(*TINY, *text), 1))
+    training = RunFactory(Precision.fp32, "outputs").training(row_of(settings(*TINY, *text)), 1)
+    cost = Cost(training.settings, training.task)
     batches: list[int] = []
     zero_state = LanguageModel.zero_state
     monkeypatch.setattr(
@@ -126,3 +138,11 @@ def test_the_time_of_passes_is_measured_with_as_many_as_run_together(
     for samples, mc_batch in ((1000, None), (1000, 7), (5, 7)):
         cost.mc(samples, mc_batch)
     assert batches == [50, 7, 5]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3599.6, "1 h 0 min"), (22525, "6 h 15 min")],
+)
+def test_times_are_readable(seconds: float, text: str) -> None:
+    assert plan.readable(seconds) == text

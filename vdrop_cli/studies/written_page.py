@@ -1,4 +1,4 @@
-"""The page of results that is there already: whose it is, and which numbers a new one would lose."""
+"""The page of results that exists already: whose it is, and which numbers a new one would lose."""
 
 import os
 import re
@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from vdrop_cli import IS_CHECKOUT, RECORDS, ROOT, files, ownership, runs
+from vdrop_cli import IS_CHECKOUT, ROOT, files, ownership, runs
 from vdrop_cli.errors import ConfigError
 
 MARK = "Written by `vdrop table`"  # on every page, near its start
 PAGE = "RESULTS.md"
-FINDINGS = "## Findings"
-OTHERS = "give file= another name, or move this one away"
+REMEDY = "give file= another name, or move this one away"
 LABELS = ("row", "cell", "dropout")  # columns that name a row, as far as a table has them
 UNMEASURED = ("–", "not yet run")
 Name = tuple[str, ...]  # of a row: the headings that it stands below, and its labels
 
 
 def path_of(file: str | None, outputs: str) -> Path:
-    """Where a page goes: `file`, or beside the outputs; for those of a checkout that is the page at its
+    """Where a page is written: `file`, or beside the outputs; the outputs of a checkout have theirs at its
     root.
     """
     if file is not None:
@@ -29,12 +28,6 @@ def path_of(file: str | None, outputs: str) -> Path:
     return Path(outputs) / PAGE
 
 
-def record_folders(outputs: Path) -> list[Path]:
-    """Where records are: those that come with a checkout, then those below `outputs`."""
-    shipped = [RECORDS] if RECORDS is not None and (outputs / "record").resolve() != RECORDS else []
-    return [*shipped, outputs / "record"]
-
-
 def is_page(content: bytes) -> bool:
     """Whether vdrop wrote it. An empty one has nothing to lose."""
     return not content or MARK.encode() in content[:4000]
@@ -42,12 +35,12 @@ def is_page(content: bytes) -> bool:
 
 def require_own(path: Path) -> None:
     """Raises ConfigError where somebody else's page would be overwritten."""
-    ownership.require_own(path, is_page, OTHERS)
+    ownership.require_own(path, is_page, REMEDY)
 
 
 def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -> None:
-    """Raises ConfigError where the page at `path` holds numbers that the new one has not, but for rows that
-    are still to get theirs.
+    """Raises ConfigError where the page at `path` has numbers that the new one lacks, but for rows that are
+    still to get theirs.
     """
     require_own(path)
     try:
@@ -58,27 +51,29 @@ def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -
     if lost:
         more = f" and {len(lost) - ownership.MAX_NAMES} more" if len(lost) > ownership.MAX_NAMES else ""
         raise ConfigError(
-            f"{path} would lose numbers of {'; '.join(lost[: ownership.MAX_NAMES])}{more}; {OTHERS}"
+            f"{path} would lose numbers of {'; '.join(lost[: ownership.MAX_NAMES])}{more}; {REMEDY}"
         )
 
 
 def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str]:
-    """Names of what has numbers on the old page, and fewer on the new one; not of rows that are `planned`."""
+    """Names of what has fewer numbers on the new page than on the old one; not of rows that are planned."""
     lost = []
-    (before, settings), (after, others) = measured(old), measured(new)
-    if before and settings != others:
-        lost.append(f"runs with {settings or 'the published settings'}")
+    before, old_settings = measured(old)
+    after, new_settings = measured(new)
+    if before and old_settings != new_settings:
+        lost.append(f"runs with {old_settings or 'the published settings'}")
     columns = {heading for _, row in rows(new) for heading in row}
     for name, numbers in before.items():
         if name in planned:
             continue
         if name not in after:
             lost.append(" ".join(name))
-        elif fewer := [of for of in numbers - after[name] if of in columns or of.startswith("seed ")]:
+            continue
+        missing = numbers - after[name]
+        fewer = [column for column in missing if column in columns or column.startswith("seed ")]
+        if fewer:
             lost.append(f"{' '.join(name)} ({', '.join(fewer)})")
-    lost += [f"the choice of {setting}" for setting in chosen(old) if setting not in chosen(new)]
-    if FINDINGS in old and FINDINGS not in new:
-        lost.append("the section Findings")
+    lost += [f"the choice of {setting}" for setting in choices(old) if setting not in choices(new)]
     return lost
 
 
@@ -87,7 +82,8 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
     found: list[tuple[Name, dict[str, str]]] = []
     place: list[str] = []
     names: list[str] = []
-    for line in page.split(f"\n{FINDINGS}\n")[0].splitlines():
+    # versions until November 2026 appended findings, with tables of their own
+    for line in page.split("\n## Findings\n")[0].splitlines():
         if heading := re.match(r"(##+) (.*)", line):
             place = [*place[: len(heading[1]) - 2], heading[2]]
         cells = [cell.strip() for cell in line.strip()[1:-1].split(" | ")] if line.startswith("| ") else []
@@ -95,10 +91,15 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
             names = []
         elif not names:
             names = cells
-        elif "seeds" in names and len(cells) == len(names) and set(cells) != {"---"}:
+        elif is_of_metrics(names) and len(cells) == len(names) and set(cells) != {"---"}:
             row = dict(zip(names, cells, strict=True))
             found.append(((*place, *(row[label] for label in LABELS if label in row)), row))
     return found
+
+
+def is_of_metrics(headings: list[str]) -> bool:
+    """Whether a table says more of runs than how they were made."""
+    return "seeds" in headings and bool(set(headings) - {*LABELS, "seeds", *runs.MADE})
 
 
 def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
@@ -119,6 +120,8 @@ def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
     return found, next(iter(re.findall(r"All runs with `([^`]*)`", page)), "")
 
 
-def chosen(page: str) -> list[str]:
-    """Settings whose values were tried, as the page names them."""
-    return re.findall(r"^- (`[^`]+` \([^)]*\)): .*; the lowest at ", page, re.MULTILINE)
+def choices(page: str) -> list[str]:
+    """Settings that were chosen on validation, and of which runs, as the page names them."""
+    listed = re.findall(r"^- (`[^`]+`) \(([^)]*)\): .*; the lowest at ", page, re.MULTILINE)  # until 2026-11
+    tables = re.findall(r"^\| (`[\w.]+`) \| ([^|]+) \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
+    return [f"{setting} ({runs_of})" for setting, runs_of in (*listed, *tables)]

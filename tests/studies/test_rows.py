@@ -1,0 +1,55 @@
+"""What makes a run one of a row."""
+
+import pytest
+from hydra import compose
+
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.train import Train
+from vdrop_cli.studies import rows
+
+
+@pytest.fixture(autouse=True)
+def hydra(composing: None) -> None:
+    pass
+
+
+def test_overrides_change_settings_and_a_mistake_in_them_is_named() -> None:
+    changed = rows.train_settings(["experiment=table1_small_moon"], "schedule.epochs=3 'model.name=a_b'")
+    assert (changed.schedule.epochs, changed.model.name, changed.dropout.name) == (3, "a_b", "moon")
+    for wrong in ("0", "nope=1", "model=nope", "seed=x", "'", f"schedule.lr=1{'0' * 400}"):
+        with pytest.raises(ConfigError, match=f"^overrides={wrong}: "):
+            rows.train_settings(["experiment=table1_small_moon"], wrong)
+    with pytest.raises(ConfigError, match=r"^seed must be in"):
+        rows.train_settings(["experiment=table1_small_moon"], "seed=-1")
+
+
+def test_a_key_leaves_out_what_does_not_make_a_run_one_of_a_row() -> None:
+    def key(*overrides: str) -> str:
+        config = compose("train", ["experiment=table1_small_none", *overrides])
+        return rows.key(parse(config, Train).numbers())
+
+    for same in (
+        "seed=2",
+        "precision=fp32",
+        "device=cpu",
+        "backend=reference",
+        "outputs=x",
+        "log_every=3",
+        "data.dir=x",
+    ):
+        assert key(same) == key()
+    for other in (
+        "schedule.epochs=3",
+        "model.hidden_size=3",
+        "data=pydoc",
+        "schedule.patience=4",
+        "task.bptt=3",
+    ):
+        assert key(other) != key()
+
+
+def test_a_run_is_recognised_by_its_settings_and_not_by_the_experiment_that_was_chosen() -> None:
+    changed = rows.train_settings(["experiment=table1_small_none", "dropout=moon"], "")
+    moon = rows.train_settings(["experiment=table1_small_moon"], "")
+    assert rows.key(changed.numbers()) == rows.key(moon.numbers())

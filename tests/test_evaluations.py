@@ -1,0 +1,82 @@
+"""Files of evaluations: their names, which say how they were made, and their content."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from vdrop_cli import evaluations
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.settings.choices import Precision
+
+PRECISIONS = (None, Precision.fp32, Precision.bf16)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        Evaluation(),
+        Evaluation(members=10),
+        *(Evaluation(100, seed=7, word_dropout=word) for word in (None, True, False)),
+    ],
+    ids=str,
+)
+def test_a_name_says_how_an_evaluation_was_made(how: Evaluation, precision: Precision | None) -> None:
+    made = Evaluation(how.samples, how.members, how.seed, how.word_dropout, precision)
+    for checkpoint in ("checkpoint-0003", "checkpoint-0003-00050"):
+        path = Path("a") / f"{made.stem(checkpoint, '0123abcd')}.json"
+        assert evaluations.from_file(path) == evaluations.from_file(path, checkpoint) == made
+        assert evaluations.from_file(path, "checkpoint-0004") is None
+    own = made.stem("my-checkpoint", "0123abcd")
+    assert own.startswith("my-eval-") and evaluations.from_file(Path(f"{own}.json")) is None
+    assert evaluations.from_file(Path(f"{own}.json"), "my-checkpoint") == made
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("eval-0039-standard.json", Evaluation()),
+        ("eval-0039-mc1000-s1.json", Evaluation(1000, seed=1)),
+        ("eval-0001-00012-mc3-no_word-s7-bf16.json", Evaluation(3, 1, 7, False, Precision.bf16)),
+        ("eval-0001-ensemble10-0123abcd-fp32.json", Evaluation(members=10, precision=Precision.fp32)),
+        ("eval-0001-notes.json", None),
+        ("eval-0001-mc3.json", None),
+        ("eval-0001-standard.partial", None),
+        ("result.json", None),
+    ],
+)
+def test_names_that_are_on_disk_keep_their_meaning(name: str, how: Evaluation | None) -> None:
+    assert evaluations.from_file(Path(name)) == how
+
+
+def test_an_evaluation_without_a_seed_includes_those_of_any_seed_and_no_others() -> None:
+    row = Evaluation(samples=100)
+    changes = product((100, 10), (1, 2), (None, True), (None, Precision.fp32))
+    made = [Evaluation(s, 1, seed, word, precision) for s, seed, word, precision in changes]
+    assert [one for one in made if row.includes(one)] == [Evaluation(100, seed=1), Evaluation(100, seed=2)]
+    assert [one for one in made if Evaluation(100, seed=2).includes(one)] == [Evaluation(100, seed=2)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "[]",
+        '{"metrics": 3}',
+        '{"metrics": {"test_ppl": "9"}}',
+        '{"metrics": {"test_ppl": NaN}}',
+        '{"metrics": {}, "mc": [3]}',
+        '{"metrics": {}, "mc": [{"samples": "1"}]}',
+        '{"metrics": {}, "mc": [{"samples": 1, "ppl": "9"}]}',
+        '{"metrics": {}, "members": [3]}',
+        '{"metrics": {}, "environment": 3}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "eval-0003-mc10-s1.json"
+    path.write_text(damage)
+    with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged .*; delete it"):
+        evaluations.read(path)

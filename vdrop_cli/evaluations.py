@@ -1,0 +1,126 @@
+"""How a checkpoint is evaluated, and the file that holds its results: `eval-<epoch>-<how>.json`."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vdrop_cli import files, stored
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.files import Damaged
+from vdrop_cli.settings.choices import Precision
+
+# what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged
+HOW = (
+    r"(?:standard|mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)"
+    r"|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{8}))(?:-(?P<precision>fp32|bf16))?"
+)
+PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without names, to be part of other patterns
+WORDS = {None: "", True: "-word", False: "-no_word"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a checkpoint is evaluated: by default with dropout off, alone, in the precision of its training."""
+
+    samples: int = 0  # MC samples
+    members: int = 1  # runs whose probabilities are averaged
+    seed: int | None = None  # of the samples' masks; None: any
+    word_dropout: bool | None = None  # None: on or off as the task has it
+    precision: Precision | None = None  # None: that of the training
+
+    def stem(self, checkpoint: str, digest: str = "") -> str:
+        """The name of its file without the suffix.
+
+        `checkpoint` is the stem of the checkpoint's name, `digest` eight hex digits that name the members.
+        """
+        how = "standard"
+        if self.samples:
+            how = f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}"
+        elif self.members > 1:
+            how = f"ensemble{self.members}-{digest}"
+        in_another = "" if self.precision is None else f"-{self.precision}"
+        return f"{checkpoint.replace('checkpoint', 'eval')}-{how}{in_another}"
+
+    def includes(self, other: "Evaluation") -> bool:
+        """Whether another evaluation is this one, with any seed where this one names none."""
+        mine = (self.samples, self.members, self.word_dropout, self.precision)
+        theirs = (other.samples, other.members, other.word_dropout, other.precision)
+        return mine == theirs and self.seed in (None, other.seed)
+
+
+def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
+    """How a file's results were made, by its name; None where the name is not one of an evaluation.
+
+    `checkpoint` is the stem of the checkpoint's name; None: any that training writes.
+    """
+    start = (
+        r"eval-\d+(?:-\d+)?" if checkpoint is None else re.escape(checkpoint.replace("checkpoint", "eval"))
+    )
+    match = re.fullmatch(rf"{start}-{HOW}\.json", path.name, re.ASCII)
+    if match is None:
+        return None
+    return Evaluation(
+        samples=int(match["samples"] or 0),
+        members=int(match["members"] or 1),
+        seed=None if match["seed"] is None else int(match["seed"]),
+        word_dropout=next(value for value, words in WORDS.items() if words == (match["words"] or "")),
+        precision=None if match["precision"] is None else Precision[match["precision"]],
+    )
+
+
+def same_kind(path: Path) -> str:
+    """What the names of evaluations have in common that were made in the same way, of whatever epoch."""
+    return re.sub(r"^eval-\d+(?:-\d+)?-", "", path.stem)
+
+
+FIELDS: dict[str, type] = {"mc": list, "members": list, "environment": dict}  # where a file has them
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results that `vdrop eval` wrote. Raises ConfigError."""
+    try:
+        return parse(files.read(path, stored.JSON_LIMIT))
+    except OSError as error:
+        raise files.read_error(path, error) from None
+    except Damaged as damage:
+        raise ConfigError(
+            f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again"
+        ) from None
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """Raises Damaged."""
+    results = stored.parse_json(content)
+    stored.require(
+        results, {"metrics": dict} | {name: kind for name, kind in FIELDS.items() if name in results}
+    )
+    stored.require(results["metrics"], dict.fromkeys(results["metrics"], float))
+    for row in results.get("mc", ()):
+        if not isinstance(row, dict):
+            raise Damaged("mc must be a list of objects")
+        stored.require(row, {"samples": int})
+        if not all(value is None or stored.is_finite(value) for value in row.values()):
+            raise Damaged("mc must hold numbers")
+    if not all(isinstance(member, str) for member in results.get("members", ())):
+        raise Damaged("members must be a list of texts")
+    return results
+
+
+def require_fields(results: dict[str, Any], path: Path, *names: str) -> None:
+    """Raises ConfigError where a result or an evaluation lacks one of these."""
+    for name in names:
+        if name not in results:
+            raise ConfigError(
+                f"{path} is damaged ({name} is missing); delete it and give the same command again"
+            )
+
+
+def are_seeds_of_one_run(members: list[str], seeds: Collection[int]) -> bool:
+    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by these seeds alone."""
+    if not all(re.fullmatch(r"checkpoint-\d+\.pt", Path(member).name) for member in members):
+        return False
+    folders = [Path(member).parent.name for member in members]
+    settings = folders[0].rpartition("-s")[0]
+    return sorted(folders) == sorted(f"{settings}-s{seed}" for seed in seeds)

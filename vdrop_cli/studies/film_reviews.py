@@ -1,0 +1,250 @@
+"""Ratings of film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+from vdrop_cli import CONF, pictures, runs
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.policies import Cell, Policy
+from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import SplitProtocol, TaskName
+from vdrop_cli.settings.commands import Reproduce
+from vdrop_cli.studies import rows, study
+from vdrop_cli.studies.rows import Collected, train_settings
+from vdrop_cli.studies.study import Column, Drawing, Line, Measured, Row, Section, Study
+
+HEADING = "Ratings of film reviews"
+INTRODUCTION = """Gal & Ghahramani (2016), section 5.2: ratings of film reviews, here those of the Cornell
+data set, in [0, 1]. Errors are roots of mean squared errors in rating units, ± their standard deviation over
+seeds. `make reproduce-figures` makes the runs and this section. *training*, *test*: dropout off; *MC*: the
+mean over passes of MC dropout. *log-likelihood*: nats a text. *in 80 %*: the share of test ratings in the
+interval that is to hold 80 %."""
+ABOUT = {
+    SplitProtocol.paper: "The paper's protocol: split by chunks, in the order of the reviews; there is no "
+    "validation part.",
+    SplitProtocol.clean: "The clean protocol: split by review; the epoch with the best validation is "
+    "reported.",
+}
+BASELINES = {
+    "test_rmse_of_mean": "predicting the mean",
+    "test_rmse_of_ridge": "ridge regression on TF-IDF",
+}
+
+
+@dataclass(frozen=True)
+class FilmReviews(Study):
+    labels = ("cell", "dropout")
+    protocols: list[SplitProtocol] = field(default_factory=lambda: list(SplitProtocol))
+    cells: list[Cell] = field(default_factory=lambda: list(Cell))
+    dropouts: list[str] = field(default_factory=lambda: ["none", "naive", "variational"])
+    epochs: int = 60  # the authors' are 250 (variational LSTM) and 1,250
+    samples: int = 50  # of the MC evaluation, as the authors'
+    overrides: str = ""
+
+    @classmethod
+    def of_reproduce(cls, settings: Reproduce) -> "FilmReviews":
+        chosen = {
+            "protocols": settings.protocols,
+            "cells": settings.cells,
+            "dropouts": settings.dropouts,
+            "epochs": settings.epochs,
+            "samples": settings.mc_samples,
+        }
+        changes = {name: value for name, value in chosen.items() if value is not None}
+        return replace(cls(overrides=settings.overrides), **changes)  # type: ignore[arg-type]
+
+    def compose_rows(self) -> list[Row]:
+        """Raises ConfigError where `overrides` would make another row of one."""
+        return [self.row(*chosen) for chosen in product(self.protocols, self.cells, self.dropouts)]
+
+    def row(self, protocol: SplitProtocol, cell: Cell, dropout: str) -> Row:
+        choices = (
+            "task=sentiment",
+            f"task.protocol={protocol}",
+            f"model={cell}_sentiment",
+            f"dropout={dropout}",
+            f"schedule.epochs={self.epochs}",
+        )
+        settings = train_settings(list(choices), self.overrides)
+        for name, chosen, composed in (
+            ("protocols", protocol, settings.task.protocol),
+            ("cells", cell, settings.model.cell),
+            ("dropouts", dropout, settings.dropout.name),
+            ("epochs", self.epochs, settings.schedule.epochs),
+        ):
+            if composed != chosen:
+                raise ConfigError(
+                    f"overrides must leave {name} as chosen ({chosen}), got {composed}; give {name} another "
+                    "value"
+                )
+        has_dropout = settings.dropout.policy is not Policy.none
+        return Row(
+            name=f"{protocol} {cell} {dropout}",
+            headings=(HEADING, protocol.name.capitalize()),
+            labels=(cell.name.upper(), dropout),
+            settings=settings,
+            choices=choices,
+            evaluation=Evaluation(samples=self.samples if has_dropout else 0),
+        )
+
+    def rows_of_other_dropouts(self, finished: Iterable[Finished]) -> Iterator[Row]:
+        """Rows of dropouts that are not chosen, where a run has that name: it may be one of the row."""
+        trained = [run.train for run in finished if run.train.task.name is TaskName.sentiment]
+        for protocol, cell in product(self.protocols, self.cells):
+            names = {
+                train.dropout.name
+                for train in trained
+                if (train.task.protocol, train.model.cell) == (protocol, cell)
+            }
+            for name in sorted(names - set(self.dropouts)):
+                if (CONF / "dropout" / f"{name}.yaml").is_file():
+                    yield self.row(protocol, cell, name)
+
+    def lines(self, collected: Collected) -> list[Line]:
+        """The lines of every row, and those of other dropouts that were run, so that the page loses none.
+        With overrides only the chosen rows.
+        """
+        finished = [run for run in collected.all_finished if run.train.task.name is TaskName.sentiment]
+        lines = [line for row in self.rows for line in lines_of(row, finished)]
+        if not self.overrides:
+            others = [
+                line for row in self.rows_of_other_dropouts(finished) for line in lines_of(row, finished)
+            ]
+            lines += [line for line in others if line.runs]
+        order = {row: place for place, row in enumerate(product(self.protocols, self.cells))}
+
+        def place(line: Line) -> int:
+            return order[protocol_of(line), line.row.settings.model.cell]
+
+        return sorted(lines, key=place)
+
+    def record_names(self, lines: list[Line]) -> dict[str, str]:
+        names = {}
+        for line in lines:
+            for measured in line.runs:
+                epochs = measured.run.train.schedule.epochs
+                name = f"ratings/{line.row.name.replace(' ', '_')}-{epochs}"
+                names[rows.key(measured.run.numbers)] = name
+        return names
+
+    def introduction(self) -> list[str]:
+        changed = f" All runs with `{self.overrides}`." if self.overrides else ""
+        return [f"## {HEADING}", INTRODUCTION + changed]
+
+    def sections(self, lines: list[Line]) -> list[Section]:
+        return [self.section(protocol, lines) for protocol in self.protocols]
+
+    def section(self, protocol: SplitProtocol, lines: list[Line]) -> Section:
+        lines = [line for line in lines if protocol_of(line) is protocol]
+        return Section(
+            headings=(HEADING, protocol.name.capitalize()),
+            about=f"{ABOUT[protocol]} {baselines(lines)}".strip(),
+            lines=lines,
+            columns=columns(protocol),
+            unmeasured=[],
+            draw=lambda: (drawing for cell in self.cells for drawing in draw(protocol, cell, lines)),
+        )
+
+
+def protocol_of(line: Line) -> SplitProtocol:
+    protocol = line.row.settings.task.protocol
+    assert protocol is not None
+    return protocol
+
+
+def key(settings: dict[str, object]) -> str:
+    """What makes a run one of a row, from `Train.numbers`: the number of epochs need not be the same."""
+    schedule = settings["schedule"]
+    assert isinstance(schedule, dict)
+    return rows.key(settings | {"schedule": schedule | {"epochs": None}})
+
+
+def lines_of(row: Row, finished: Iterable[Finished]) -> list[Line]:
+    """A line for each number of epochs, precision and device; one without runs where there are none."""
+    groups: dict[tuple[object, ...], list[Finished]] = {}
+    own = key(row.settings.numbers())
+    for run in finished:
+        if key(run.numbers) == own:
+            made = (run.train.schedule.epochs, *rows.made_with(run))
+            groups.setdefault(made, []).append(run)
+    return [Line(row, measure(group)) for group in groups.values()] or [Line(row, [])]
+
+
+def measure(group: list[Finished]) -> list[Measured]:
+    """The metrics of runs, with those of the MC evaluation of most passes that all of them have.
+
+    Where they have none in common, the evaluations of records that they replace count, too.
+    """
+    own = set.intersection(*(run.passes for run in group))
+    older = set.intersection(*(set[int]().union(*(one.passes for one in run.lineage)) for run in group))
+    samples = max(own or older, default=0)
+    return [measure_one(run, samples) for run in group]
+
+
+def measure_one(run: Finished, samples: int) -> Measured:
+    metrics: dict[str, float | None] = {"words_per_second": run.words_per_second}
+    environments = list(run.environments)
+    results = runs.evaluation_of(run, Evaluation(samples)) if samples else None
+    if results is not None:
+        metrics |= results["metrics"] | {"samples": samples}
+        for name, value in results["metrics"].items():
+            if name.endswith(f"_mc{samples}"):
+                metrics[name.removesuffix(str(samples))] = value
+        if samples not in run.passes:  # it is a record's
+            environments.append(results.get("environment", {}))
+    metrics |= {name: value for name, value in run.result.items() if isinstance(value, int | float)}
+    return Measured(run, metrics, environments, results)
+
+
+def columns(protocol: SplitProtocol) -> list[Column]:
+    reported = {
+        SplitProtocol.paper: [
+            ("test, last epoch", study.mean("test_rmse", 4)),
+            ("test, best epoch, chosen on test", study.mean("test_rmse_chosen_on_test", 4)),
+        ],
+        SplitProtocol.clean: [
+            ("epoch chosen", study.mean("epoch", 0)),
+            ("validation", study.mean("valid_rmse", 4)),
+            ("test", study.mean("test_rmse", 4)),
+        ],
+    }
+    return [
+        ("epochs", study.mean("epochs", 0)),
+        ("training", study.mean("train_rmse", 4)),
+        *reported[protocol],
+        ("passes", lambda line: f"{samples[0]:.0f}" if (samples := line.values("samples")) else "–"),
+        ("test, MC", study.mean("test_rmse_mc", 4)),
+        ("log-likelihood", study.mean("test_log_likelihood", 3)),
+        ("log-likelihood, MC", study.mean("test_log_likelihood_mc", 3)),
+        *((f"in {level} %, MC", study.mean(f"test_coverage_{level}_mc", 3)) for level in (50, 80, 95)),
+        ("words/s", study.speed),
+    ]
+
+
+def baselines(lines: list[Line]) -> str:
+    """What all runs of a protocol are set beside."""
+    values = {
+        title: value
+        for name, title in BASELINES.items()
+        for value in [value for line in lines for value in line.values(name)][:1]
+    }
+    if not values:
+        return ""
+    return f"Baselines, on test: {', '.join(f'{title} {value:.4f}' for title, value in values.items())}."
+
+
+def draw(protocol: SplitProtocol, cell: Cell, lines: list[Line]) -> Iterator[Drawing]:
+    """Errors by epoch of a cell's first runs."""
+    measured = [line for line in lines if line.runs and line.row.settings.model.cell is cell]
+    if not measured:
+        return
+    first = [line.runs[0].run for line in measured]
+    details = [
+        f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environments)[:2])}" for run in first
+    ]
+    labels = pictures.labels([line.row.labels[1] for line in measured], details)
+    figure = pictures.error_curves(dict(zip(labels, first, strict=True)))
+    title = f"{cell.name.upper()}, {protocol} protocol: error by epoch, first seed"
+    yield Drawing(title, f"ratings_{protocol}_{cell}", figure)

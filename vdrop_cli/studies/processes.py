@@ -1,0 +1,75 @@
+"""Makes what a plan lacks, by other commands of vdrop, each a process of its own."""
+
+import math
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+
+from vdrop_cli import interruption
+from vdrop_cli.arguments import literal, prepared
+from vdrop_cli.settings.commands import Reproduce, seconds
+from vdrop_cli.studies.plan import PlannedEvaluation, Training
+
+
+def train_arguments(trainings: list[Training], settings: Reproduce) -> list[str]:
+    """The arguments of a `vdrop train` that makes all of these; of runs that are finished it says so."""
+    together = zip(*(training.row.choices for training in trainings), strict=True)
+    choices = []
+    for same_setting in together:
+        names = dict.fromkeys(choice.partition("=")[0] for choice in same_setting)
+        values = dict.fromkeys(choice.partition("=")[2] for choice in same_setting)
+        choices.append(f"{next(iter(names))}={','.join(values)}")
+    seeds = dict.fromkeys(str(training.settings.seed) for training in trainings)
+    launcher = settings.launcher or (
+        f"joblib hydra.launcher.n_jobs={settings.jobs}" if settings.jobs > 1 else ""
+    )
+    return [
+        "-m",
+        *choices,
+        f"seed={','.join(seeds)}",
+        *(shlex.split(f"hydra/launcher={launcher}") if launcher else []),
+        f"precision={trainings[0].settings.precision}",
+        f"outputs={literal(settings.outputs)}",
+        *prepared("train", shlex.split(settings.overrides)),  # a comma in them is no sweep
+    ]
+
+
+class Commands:
+    """Runs commands; where `until` is set, only until that time has passed."""
+
+    def __init__(self, until: str | None) -> None:
+        self.until = until
+        self.ends = math.inf if until is None else time.monotonic() + seconds(until)
+
+    @property
+    def time_is_up(self) -> bool:
+        return time.monotonic() >= self.ends
+
+    def vdrop(self, command: str, *arguments: str) -> None:
+        """Runs a command, which is asked to stop when this process is, or the time is up.
+
+        Its files show how it has ended.
+        """
+        if self.time_is_up:
+            return
+        line = ["vdrop", command, *arguments]
+        print(f"\n{shlex.join(line)}", file=sys.stderr, flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]])
+        with interruption.listening(process.terminate):
+            try:
+                process.wait(None if self.until is None else max(0.0, self.ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                print(
+                    f"vdrop: until={self.until} has passed; stopping what runs", file=sys.stderr, flush=True
+                )
+                process.terminate()
+                process.wait()
+            interruption.check()
+
+    def evaluate_all(self, evaluations: Iterable[PlannedEvaluation]) -> None:
+        """Makes those whose runs are finished, and that are not finished themselves."""
+        for evaluation in evaluations:
+            if all(training.is_finished for training in evaluation.trainings) and not evaluation.is_finished:
+                self.vdrop("eval", *evaluation.arguments)

@@ -1,0 +1,82 @@
+"""Records: copies of what is small of runs, below outputs/record."""
+
+import re
+from pathlib import Path
+
+from vdrop_cli import RECORDS, evaluations, files, ownership
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.runs import Finished, Logged, Stuck
+from vdrop_cli.studies.rows import Collected
+
+
+def write(names: dict[str, str], collected: Collected, folder: Path) -> None:
+    """Copies what is small of the runs of rows; `names` are their folders' by the keys of the runs.
+
+    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record, or
+    evaluations would be lost.
+    """
+    targets: dict[Path, Finished | Stuck] = {}
+    for key, name in names.items():
+        ended: list[Finished | Stuck] = [*collected.finished.get(key, []), *collected.stuck.get(key, [])]
+        for run in ended:
+            device = re.sub(r"\W+", "_", str(run.environment["device"])).lower()
+            target = folder / f"{name}-{run.train.precision}-{device}" / f"s{run.train.seed}"
+            if target.resolve() != run.folder.resolve() and not is_shipped(run, folder):
+                require_replaceable(run, target)
+                targets[target] = run
+    for target, run in targets.items():
+        copy(run, target)
+
+
+def is_shipped(run: Logged, folder: Path) -> bool:
+    """Whether it is a record that comes with a checkout, and `folder` is that of other outputs."""
+    return (
+        RECORDS is not None and folder.resolve() != RECORDS and run.folder.resolve().is_relative_to(RECORDS)
+    )
+
+
+def require_replaceable(run: Finished | Stuck, target: Path) -> None:
+    """Raises ConfigError where a record would lose more than it gets by this run."""
+    ownership.require_record(target)
+    if isinstance(run, Finished):
+        require_evaluations(run, target)
+    elif (target / "result.json").exists():  # which could not be read
+        raise ConfigError(
+            f"{target} holds a result, and would be overwritten by a run that is stuck; move it away"
+        )
+
+
+def require_evaluations(run: Finished, target: Path) -> None:
+    """Raises ConfigError where a record has evaluations that the run in its place lacks, and is not of the
+    same training.
+    """
+    parts = [(target / name, run.folder / name) for name in ("log.jsonl", "result.json")]
+    if all(files.read(old) == files.read(new) for old, new in parts if old.exists()):
+        return
+    own = set(map(evaluations.same_kind, run.evaluations))
+    if lacking := [path.name for path in evaluations_in(target) if evaluations.same_kind(path) not in own]:
+        how = f"evaluate it in the same way (vdrop eval checkpoint={run.folder} …), or move them away"
+        raise ConfigError(f"{target} would lose {', '.join(lacking)}, which {run.folder} lacks; {how}")
+
+
+def evaluations_in(record: Path) -> list[Path]:
+    """Files of evaluations, of any epoch."""
+    names = rf"{ownership.EVALUATION}\.json"
+    return [path for path in ownership.entries(record) if ownership.matches(names, path)]
+
+
+def copy(run: Finished | Stuck, target: Path) -> None:
+    """Replaces an older record, but for evaluations of it that the run lacks.
+
+    A copy that is cut off half-way is not a run that has ended: its outcome is removed first and comes last.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ownership.OUTCOMES:
+        (target / name).unlink(missing_ok=True)
+    own, outcome = (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
+    kinds = set(map(evaluations.same_kind, own))
+    for old in evaluations_in(target):
+        if evaluations.same_kind(old) in kinds:
+            old.unlink()
+    for path in (run.folder / "config.yaml", run.folder / "log.jsonl", *own, run.folder / outcome):
+        files.replace(target / path.name, files.read(path))

@@ -1,0 +1,118 @@
+"""What makes a run one of a row: settings, and the runs and records that have them."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from vdrop_cli import RECORDS, runs
+from vdrop_cli.arguments import prepared
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.explain import explain
+from vdrop_cli.runs import Finished, Logged, Stuck
+from vdrop_cli.settings.compose import parse
+from vdrop_cli.settings.train import Train
+
+Run = TypeVar("Run", bound=Logged)
+DATA_IDENTITY = (  # the settings of `data` that say which text it is
+    "source",
+    "csv",
+    "delimiter",
+    "name",
+    "config",
+    "revision",
+    "column",
+    "rating_column",
+    "min_count",
+    "vocabulary_size",
+)
+
+
+def key(numbers: dict[str, Any]) -> str:
+    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and paths.
+
+    `numbers` are those of `Train.numbers`, which take milliseconds.
+    """
+    shared = {
+        name: value for name, value in numbers.items() if name not in ("device", "backend", "precision")
+    }
+    shared["data"] = {name: shared["data"][name] for name in DATA_IDENTITY}
+    return json.dumps(shared, sort_keys=True)
+
+
+def train_settings(choices: list[str], overrides: str) -> Train:
+    """The settings of `vdrop train` with these choices, and `overrides` after them."""
+    try:
+        return parse(compose("train", [*choices, *prepared("train", shlex.split(overrides))]), Train)
+    except ConfigError:
+        raise
+    # a quotation that is not closed; a number beyond all floats
+    except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
+        where = f"overrides={overrides}: " if overrides else ""
+        raise ConfigError(f"{where}{explain(error, 'train')}") from None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Runs and records that have ended, by their keys, in order of seeds."""
+
+    finished: dict[str, list[Finished]]
+    stuck: dict[str, list[Stuck]]
+
+    @property
+    def all_finished(self) -> Iterator[Finished]:
+        return (run for with_key in self.finished.values() for run in with_key)
+
+
+Identity = tuple[str, int, str, str]  # key, seed, precision and device
+
+
+def identity(run: Logged) -> Identity:
+    return key(run.numbers), run.train.seed, *made_with(run)
+
+
+def made_with(run: Logged) -> tuple[str, str]:
+    """Precision and device."""
+    return str(run.train.precision), run.environment["device"]
+
+
+def record_folders(outputs: Path) -> list[Path]:
+    """Where records are: those that come with a checkout, then those below `outputs`."""
+    shipped = [RECORDS] if RECORDS is not None and (outputs / "record").resolve() != RECORDS else []
+    return [*shipped, outputs / "record"]
+
+
+def collect(outputs: Path) -> Collected:
+    """Reads run folders and records. Of a run that is there twice, the one with more evaluations counts.
+
+    A run replaces its record, and one that was made before it with the same settings; until it is evaluated,
+    their evaluations count. Records that come with a checkout count for other outputs, too. A stuck run does
+    not count where there is a finished one: that was not judged, or by another limit.
+    """
+    finished: dict[Identity, Finished] = {}
+    stuck: dict[Identity, Stuck] = {}
+    for folder in (*record_folders(outputs), outputs / "train"):
+        here: dict[Identity, Finished] = {}
+        for run in runs.below(folder):
+            known = here.get(identity(run))
+            if known is None or len(run.evaluations) > len(known.evaluations):
+                here[identity(run)] = run
+        finished |= {one: replace(run, record=finished.get(one)) for one, run in here.items()}
+        stuck |= {identity(run): run for run in runs.stuck_below(folder)}
+    return Collected(
+        by_key(finished), by_key({one: run for one, run in stuck.items() if one not in finished})
+    )
+
+
+def by_key(found: dict[Identity, Run]) -> dict[str, list[Run]]:
+    """In order of seeds."""
+    with_key: dict[str, list[Run]] = {}
+    for (shared, *_), run in sorted(found.items(), key=lambda item: item[0][1]):
+        with_key.setdefault(shared, []).append(run)
+    return with_key

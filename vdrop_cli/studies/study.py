@@ -1,0 +1,151 @@
+"""A study: rows of runs, each with its evaluation and published numbers, and sections of a page."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from vdrop_cli import markdown, runs
+from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.runs import Finished
+from vdrop_cli.settings.train import Train
+from vdrop_cli.studies.rows import Collected, key
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Number(NamedTuple):
+    """A published number, and its standard deviation over runs."""
+
+    value: float
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Published numbers that a row's runs are set beside."""
+
+    valid: Number | None = None  # perplexity as the authors' code computes it
+    test: Number | None = None  # perplexity
+    words_per_second: float | None = None  # on a GPU of 2015
+    source: str | None = None  # None: nothing published compares
+    confirmed: bool = True  # whether a copy of the paper itself was at hand
+    same_settings: bool = True  # whether they are of the row's settings, so that they compare
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by seed alone. A run belongs to a row by its settings."""
+
+    name: str
+    headings: tuple[str, ...]  # of the page, above the row
+    labels: tuple[str, ...]  # cells of the page that name the row
+    settings: Train
+    choices: tuple[str, ...]  # `vdrop train` with these makes a run
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    reference: Reference = field(default_factory=Reference)
+
+    @cached_property
+    def key(self) -> str:
+        return key(self.settings.numbers())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of a run, or of an evaluation that begins with it."""
+
+    run: Finished
+    metrics: dict[str, float | None]
+    environments: list[dict[str, Any]]  # in which they were measured, in order
+    evaluation: dict[str, Any] | None = None  # the results of `vdrop eval`, where the row has an evaluation
+
+    @property
+    def seeds(self) -> str:
+        members = (self.evaluation or {}).get("members", ())
+        numbers = [int(Path(member).parent.name.rpartition("-s")[2]) for member in members]
+        return markdown.ranges(numbers) if numbers else str(self.run.train.seed)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: a row's runs that were made alike. It has none where the row has not been run."""
+
+    row: Row
+    runs: list[Measured]
+
+    def values(self, name: str) -> list[float]:
+        """A metric of all runs that have it."""
+        return [value for measured in self.runs if (value := measured.metrics.get(name)) is not None]
+
+    @property
+    def made(self) -> list[str]:
+        """A text for each of runs.MADE."""
+        return runs.made(environment for measured in self.runs for environment in measured.environments)
+
+    @property
+    def seeds(self) -> str:
+        return " ".join(measured.seeds for measured in self.runs)
+
+
+Column = tuple[str, Callable[[Line], str]]
+
+
+def mean(name: str, digits: int) -> Callable[[Line], str]:
+    """A cell with the mean of a metric, and its standard deviation."""
+    return lambda line: markdown.mean(line.values(name), digits)
+
+
+def speed(line: Line) -> str:
+    values = line.values("words_per_second")
+    return f"{fmean(values):,.0f}" if values else "–"
+
+
+class Drawing(NamedTuple):
+    title: str
+    name: str  # of the file, without its suffix
+    figure: "Figure"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of a page, with what belongs to it."""
+
+    headings: tuple[str, ...]
+    about: str
+    lines: list[Line]
+    columns: Sequence[Column]
+    unmeasured: Sequence[Column]  # of rows that have not been run
+    draw: Callable[[], Iterable[Drawing]]
+
+
+class Study(ABC):
+    labels: ClassVar[tuple[str, ...]]  # names of the columns that name a row
+    overrides: str  # settings in which all runs differ from the published ones
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The chosen rows, each composed once."""
+        return self.compose_rows()
+
+    @abstractmethod
+    def compose_rows(self) -> list[Row]:
+        """Raises ConfigError where no rows are chosen, or none as they are named."""
+
+    @abstractmethod
+    def lines(self, collected: Collected) -> list[Line]:
+        """The lines of all rows that the page shows."""
+
+    @abstractmethod
+    def record_names(self, lines: list[Line]) -> dict[str, str]:
+        """Folders below outputs/record for the runs of lines, by the keys of the runs."""
+
+    @abstractmethod
+    def introduction(self) -> list[str]:
+        """Parts of the page before the sections."""
+
+    @abstractmethod
+    def sections(self, lines: list[Line]) -> list[Section]: ...

@@ -1,0 +1,288 @@
+"""Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from vdrop_cli import evaluations, pictures, published, runs
+from vdrop_cli.errors import ConfigError, nearest
+from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.runs import Finished, Stuck
+from vdrop_cli.settings.choices import TABLE_1, Size
+from vdrop_cli.settings.commands import Reproduce, Table
+from vdrop_cli.studies import study
+from vdrop_cli.studies.rows import Collected, made_with, train_settings
+from vdrop_cli.studies.study import Column, Drawing, Line, Measured, Number, Reference, Row, Section, Study
+
+HEADINGS = {
+    Size.small: "Small (200 units)",
+    Size.medium: "Medium (650 units)",
+    Size.large: "Large (1500 units)",
+}
+INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run; ROW is one of {rows}.
+  `vdrop eval checkpoint=RUN mc_samples=1000` (small: 100) evaluates it for an MC row, `members=[RUN,…]`
+  averages runs. `make reproduce-table SIZE=medium SEEDS=3` does it all; the average of ten takes `SEEDS=10`.
+- *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
+  compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
+  the text. ±: standard deviation over seeds; of published numbers, theirs. Published words/s: a GPU of 2015.
+- †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
+- MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs),
+  with which it is published nowhere."""
+
+
+@dataclass(frozen=True)
+class Table1(Study):
+    labels = ("row",)
+    sizes: list[Size] | None = None  # None: `default_sizes`, or those that names of experiments have
+    names: list[str] | None = None  # of rows or experiments; None: all
+    overrides: str = ""
+    default_sizes: tuple[Size, ...] = tuple(TABLE_1)
+
+    @classmethod
+    def of_table(cls, settings: Table) -> "Table1":
+        return cls(settings.sizes, settings.rows, settings.overrides)
+
+    @classmethod
+    def of_reproduce(cls, settings: Reproduce) -> "Table1":
+        return cls(settings.sizes, settings.rows, settings.overrides, (Size.medium,))
+
+    def compose_rows(self) -> list[Row]:
+        return [make_row(size, name, self.overrides) for size, name in self.choose()]
+
+    def choose(self) -> list[tuple[Size, str]]:
+        """Sizes and names of the chosen rows, in the paper's order within each size."""
+        every = {size: names_in(size) for size in TABLE_1}
+        sizes = self.default_sizes if self.sizes is None else self.sizes
+        names = self.names or []
+        chosen = [
+            (size, name)
+            for size in dict.fromkeys([*sizes, *(every if self.sizes is None else ())])
+            for name in every.get(size, ())
+            if published.experiment(size.name, name) in names
+            or (size in sizes and (self.names is None or name in names))
+        ]
+        for name in names:
+            if not any(name in (row, published.experiment(size.name, row)) for size, row in chosen):
+                raise ConfigError(f"rows: {name} is not a row{hint(name, every)}")
+        return chosen
+
+    def lines(self, collected: Collected) -> list[Line]:
+        return [
+            line
+            for row in self.rows
+            for line in lines_of(row, collected.finished.get(row.key, []), collected.stuck.get(row.key, []))
+        ]
+
+    def record_names(self, lines: list[Line]) -> dict[str, str]:
+        prefix = f"{published.TABLE_1}_"
+        return {
+            line.row.key: f"{published.TABLE_1}/{line.row.name.removeprefix(prefix)}"
+            for line in reversed(lines)
+        }
+
+    def introduction(self) -> list[str]:
+        changed = ""
+        if self.overrides:
+            changed = f" All runs with `{self.overrides}`, which is not what was published."
+        names = dict.fromkeys(f"`{name}`" for size in TABLE_1 for name in names_in(size))
+        about = (
+            "Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside published."
+        )
+        return [f"{about}{changed}", INTRODUCTION.format(rows=", ".join(names))]
+
+    def sections(self, lines: list[Line]) -> list[Section]:
+        return [
+            Section(headings, "", of_size, COLUMNS, UNMEASURED, drawer(of_size))
+            for headings, of_size in by_headings(lines)
+        ]
+
+
+def by_headings(lines: Iterable[Line]) -> Iterator[tuple[tuple[str, ...], list[Line]]]:
+    lines = list(lines)
+    for headings in dict.fromkeys(line.row.headings for line in lines):
+        yield headings, [line for line in lines if line.row.headings == headings]
+
+
+def names_in(size: Size) -> list[str]:
+    """The rows of a size, in the paper's order."""
+    return list(published.sizes()[size.name]["rows"])
+
+
+def hint(name: str, every: dict[Size, list[str]]) -> str:
+    """What is right about the name of a row that is not among those chosen, or which name is near."""
+    sizes = [
+        str(size)
+        for size, names in every.items()
+        if name in names or name in (published.experiment(size.name, row) for row in names)
+    ]
+    if sizes:
+        return f" of these sizes, it is of {', '.join(sizes)}"
+    known = list(dict.fromkeys(row for names in every.values() for row in names))
+    if name.startswith(published.TABLE_1):
+        known = list(published.experiments())
+    return nearest(name, known)
+
+
+def number(value: float | list[float] | None) -> Number | None:
+    if value is None:
+        return None
+    return Number(*value) if isinstance(value, list) else Number(value)
+
+
+def make_row(size: Size, name: str, overrides: str) -> Row:
+    content = published.sizes()[size.name]["rows"][name]
+    experiment = published.experiment(size.name, name)
+    return Row(
+        name=experiment,
+        headings=(HEADINGS[size],),
+        labels=(content["title"],),
+        settings=train_settings([f"experiment={experiment}"], overrides),
+        choices=(f"experiment={experiment}",),
+        evaluation=Evaluation(samples=content.get("samples", 0), members=content.get("members", 1)),
+        reference=Reference(
+            valid=number(content.get("valid")),
+            test=number(content.get("test")),
+            words_per_second=content.get("words_per_second"),
+            source=content.get("source"),
+            confirmed=content.get("confirmed", True),
+            same_settings=content.get("same_settings", True),
+        ),
+    )
+
+
+def first_seeds(count: int, stuck: Collection[int]) -> list[int]:
+    """The seeds of so many runs of a row: 1, 2, … without those that are stuck."""
+    return list(islice((seed for seed in itertools.count(1) if seed not in stuck), count))
+
+
+def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()) -> list[Line]:
+    """A line for each precision and device that runs of the row were made with; one without runs where there
+    are none.
+    """
+    groups: dict[tuple[str, str], list[Measured]] = {}
+    for run in finished:
+        stuck_seeds = [other.train.seed for other in stuck if made_with(other) == made_with(run)]
+        measured = measure(row, run, first_seeds(row.evaluation.members, stuck_seeds))
+        if measured is not None:
+            groups.setdefault(made_with(run), []).append(measured)
+    return [Line(row, group) for group in groups.values()] or [Line(row, [])]
+
+
+def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | None:
+    """The row's metrics of a run; None where it has not been evaluated as the row is.
+
+    `members` are the seeds of averaged runs.
+    """
+    how = row.evaluation
+    if how == Evaluation():
+        result = run.result
+        evaluations.require_fields(result, run.folder / "result.json", "valid_ppl", "test_ppl")
+        metrics = {
+            "valid_as_published": result.get("valid_ppl_as_published"),  # of Penn Treebank alone
+            "valid": result["valid_ppl"],
+            "test": result["test_ppl"],
+            "words_per_second": run.words_per_second,
+        }
+        return Measured(run, metrics, run.environments)
+    results = runs.evaluation_of(run, how, members)
+    if results is None:
+        return None
+    test = f"test_ppl_mc{how.samples}" if how.samples else "test_ppl"
+    valid = None if how.samples else "valid_ppl"
+    evaluations.require_fields(results["metrics"], run.folder, test, *filter(None, [valid]))
+    metrics = {"test": results["metrics"][test], "valid": results["metrics"][valid] if valid else None}
+    return Measured(run, metrics, [results.get("environment", {})], results)
+
+
+def marks(reference: Reference) -> str:
+    return ("" if reference.confirmed else "†") + ("" if reference.same_settings else "‡")
+
+
+def published_number(name: str) -> Callable[[Line], str]:
+    def cell(line: Line) -> str:
+        value: Number | None = getattr(line.row.reference, name)
+        if value is None:
+            return "–"
+        std = "" if value.std is None else f" ± {value.std}"
+        return f"{value.value}{std}{marks(line.row.reference)}"
+
+    return cell
+
+
+def published_speed(line: Line) -> str:
+    value = line.row.reference.words_per_second
+    return "–" if value is None else f"{value:,.0f}{marks(line.row.reference)}"
+
+
+def difference(metric: str, name: str) -> Callable[[Line], str]:
+    """Measured less published, where the two compare."""
+
+    def cell(line: Line) -> str:
+        value: Number | None = getattr(line.row.reference, name)
+        values = line.values(metric)
+        if not values or value is None or not line.row.reference.same_settings:
+            return "–"
+        return f"{sum(values) / len(values) - value.value:+.2f}"
+
+    return cell
+
+
+COLUMNS: list[Column] = [
+    ("valid, published", published_number("valid")),
+    ("valid, as published", study.mean("valid_as_published", 2)),
+    ("difference", difference("valid_as_published", "valid")),
+    ("valid, exact", study.mean("valid", 2)),
+    ("test, published", published_number("test")),
+    ("test", study.mean("test", 2)),
+    ("difference", difference("test", "test")),
+    ("words/s, published", published_speed),
+    ("words/s", study.speed),
+]
+UNMEASURED: list[Column] = [
+    ("experiment", lambda line: f"`{line.row.name}`"),
+    ("valid, published", published_number("valid")),
+    ("test, published", published_number("test")),
+    ("words/s, published", published_speed),
+]
+
+
+def drawer(lines: list[Line]) -> Callable[[], Iterator[Drawing]]:
+    return lambda: draw(lines)
+
+
+def draw(lines: list[Line]) -> Iterator[Drawing]:
+    """Pictures of the runs of a size."""
+    measured = [line for line in lines if line.runs]
+    if not measured:
+        return
+    machines = [", ".join(runs.made(line.runs[0].environments)[:2]) for line in measured]
+    labels = pictures.labels([line.row.labels[0] for line in measured], machines)
+    named = dict(zip(labels, measured, strict=True))
+    timed = {label: line for label, line in named.items() if line.values("words_per_second")}
+    prefix = f"{published.TABLE_1}_{measured[0].row.settings.model.size}"
+    if timed:
+        first = {label: line.runs[0].run for label, line in timed.items()}
+        figure = pictures.learning_curves(first, training=False)
+        yield Drawing("Validation perplexity by epoch, first seed", f"{prefix}_validation", figure)
+    samples: dict[str, Any] = {
+        label: line.runs[0].evaluation["mc"]
+        for label, line in named.items()
+        if line.runs[0].evaluation is not None and line.row.evaluation.samples
+    }
+    if samples:
+        title = "MC dropout: test perplexity by number of passes, first seed"
+        yield Drawing(title, f"{prefix}_mc", pictures.by_samples(samples))
+    if timed:
+        theirs = {
+            line.row.labels[0]: line.row.reference.words_per_second
+            for line in lines
+            if line.row.reference.words_per_second is not None
+        }
+        speeds = {
+            label: sum(values) / len(values)
+            for label, line in timed.items()
+            if (values := line.values("words_per_second"))
+        }
+        yield Drawing("Words a second", f"{prefix}_speed", pictures.speeds(speeds, theirs))
