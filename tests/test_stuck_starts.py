@@ -131,13 +131,13 @@ def test_it_is_judged_by_losses_from_before_an_interruption(
     with pytest.raises(StuckError) as expected:
         train.run(run(*CHECKED, "outputs=whole"))
 
-    class Interruption(train.Progress):
+    class Interruption(training.Progress):
         def __call__(self, record: Any) -> None:
             if isinstance(record, Step) and record.step == stop:
                 signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted), interruption.listening():
-        patch.setattr(train, "Progress", Interruption)
+        patch.setattr(training, "Progress", Interruption)
         train.run(run(*CHECKED))
     monkeypatch.setattr(interruption, "received", [])
     with pytest.raises(StuckError) as ended:
@@ -152,13 +152,13 @@ def test_a_run_that_resumes_after_those_steps_is_judged_in_its_first_epoch_alone
     """Stopped after step 12, or after the first of two epochs."""
     for step, outputs in ((12, "outputs"), (15, "later")):
 
-        class Interruption(train.Progress):
+        class Interruption(training.Progress):
             def __call__(self, record: Any, step: int = step) -> None:
                 if isinstance(record, Step) and record.step == step:
                     signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as patch, pytest.raises(Interrupted), interruption.listening():
-            patch.setattr(train, "Progress", Interruption)
+            patch.setattr(training, "Progress", Interruption)
             train.run(run("schedule.epochs=2", f"outputs={outputs}"))
         monkeypatch.setattr(interruption, "received", [])
     with pytest.raises(StuckError):

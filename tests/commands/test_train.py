@@ -305,7 +305,7 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
 ) -> None:
     config = settings(*TINY, *text, "schedule.epochs=3", "log_every=1")
 
-    class Interruption(train.Progress):
+    class Interruption(training.Progress):
         """Who sends a signal in the middle of the third epoch, to a process that listens."""
 
         def __call__(self, record: Any) -> None:
@@ -316,7 +316,7 @@ def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
         monkeypatch.context() as patch,
         pytest.raises(Interrupted, match=r"saved after (step \d+ of epoch 3) in") as stopped,
     ):
-        patch.setattr(train, "Progress", Interruption)
+        patch.setattr(training, "Progress", Interruption)
         with interruption.listening():
             train.run(config)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
@@ -524,7 +524,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoin
         assert list(run.train_epoch())
         run.finish_epoch()
         run.save()
-    monkeypatch.setattr(train, "learning_rate", lambda schedule, epoch: 1e38)
+    monkeypatch.setattr(training, "learning_rate", lambda schedule, epoch: 1e38)
     monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: 1e38)
     with pytest.raises(RunError, match="at epoch 3, step") as stopped:
         train.run(config)
