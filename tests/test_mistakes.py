@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY, TINY_SENTIMENT, examples
 from vdrop_cli import cli, prediction, training
-from vdrop_cli.commands import bench, campaign
+from vdrop_cli.commands import bench
 from vdrop_cli.corpora import cornell, vader
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import keys
@@ -185,7 +185,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "Cost",
         lambda settings, task: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0),
     )
-    monkeypatch.setattr(campaign.Commands, "vdrop", lambda *arguments: None)
+    monkeypatch.setattr(processes.Commands, "vdrop", lambda *arguments: None)
     monkeypatch.setattr(prediction, "PASSES", 3)
     passes_of = RatingPredictor.passes_of
     monkeypatch.setattr(

@@ -302,9 +302,10 @@ def run(command: str, arguments: list[str]) -> None:
         fail(f"{found[1]} must be a number with fewer digits than {len(found[0]) - len(found[1]) - 1:,}")
     if {"-h", "--help"} & {*options}:
         try:
-            print(EXAMPLES[command], help.command_help(command, [] if is_sweep else words), sep="\n", end="")
+            page = help.command_help(command, [] if is_sweep else words)
         except Exception as error:
             fail(explain(error, command))
+        print(EXAMPLES[command], page, sep="\n", end="")
         return
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     job = Job(command)
