@@ -16,7 +16,9 @@ from language_model import CHAIN_VV, SIZE, WORDS, loss, sample, trained
 from vdrop_cli.layers import LSTM, Dropout
 from vdrop_cli.modules import LockedDropout, WeightDrop, WordDropout
 
-P, P_WEIGHT, P_WORD = 0.3, 0.5, 0.1
+P = 0.3
+P_WEIGHT = 0.5
+P_WORD = 0.1
 
 
 class AWD(nn.Module):

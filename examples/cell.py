@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from vdrop_cli.cells import LSTMCell
 from vdrop_cli.layers import Dropout
 
-SENSORS, SIZE, TIME, NOISE = 6, 64, 20, 0.3
+SENSORS = 6
+SIZE = 64
+TIME = 20
+NOISE = 0.3
 P_X, P_H = 0.05, 0.4
 TURN_DD = torch.linalg.qr(torch.randn(SENSORS, SENSORS, generator=torch.Generator().manual_seed(0)))[0]
 
@@ -36,7 +39,9 @@ class Forecaster(nn.Module):
 
     def forward(self, x_TBD: Tensor) -> Tensor:
         """What is expected after each step, [T, B, D]."""
-        masks, state, h_TBH = self.cell.masks(x_TBD.shape[1]), None, []
+        masks = self.cell.masks(x_TBD.shape[1])
+        state = None
+        h_TBH = []
         for x_BD in x_TBD:
             state = self.cell(x_BD, state, masks=masks)
             h_TBH.append(state[0])

@@ -14,7 +14,12 @@ from vdrop_cli.cells import LSTMCell
 from vdrop_cli.layers import LSTM, Dropout
 from vdrop_cli.modules import WordDropout
 
-WORDS, LONGEST, SIZE, NOISE, P, P_WORD = 30, 7, 48, 0.1, 0.5, 0.1
+WORDS = 30
+LONGEST = 7
+SIZE = 48
+NOISE = 0.1
+P = 0.5
+P_WORD = 0.1
 LEXICON_V = torch.randperm(WORDS, generator=torch.Generator().manual_seed(0))
 
 

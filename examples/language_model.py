@@ -16,7 +16,10 @@ from vdrop_cli.layers import LSTM, Dropout
 from vdrop_cli.modules import WordDropout
 from vdrop_cli.sampling import mc_dropout
 
-WORDS, SIZE, TIME, BATCH = 40, 64, 25, 16
+WORDS = 40
+SIZE = 64
+TIME = 25
+BATCH = 16
 P, P_WORD = 0.4, 0.1
 CHAIN_VV = (2 * torch.randn(WORDS, WORDS, generator=torch.Generator().manual_seed(0))).softmax(1)
 

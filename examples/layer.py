@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from vdrop_cli.layers import LSTM
 
-WORDS, DIALECTS, SIZE, LAYERS, LONGEST, P = 20, 3, 64, 2, 20, 0.3
+WORDS = 20
+DIALECTS = 3
+SIZE = 64
+LAYERS = 2
+LONGEST = 20
+P = 0.3
 CHAIN_KVV = (2 * torch.randn(DIALECTS, WORDS, WORDS, generator=torch.Generator().manual_seed(0))).softmax(2)
 
 

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from vdrop_cli.sampling import predict_mc
 
-INPUTS, HIDDEN, NOISE, FAR, P = 8, 64, 0.5, 3.0, 0.1
+INPUTS = 8
+HIDDEN = 64
+NOISE = 0.5
+FAR = 3.0
+P = 0.1
 
 
 def sample(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -55,10 +59,8 @@ def main(steps: int = 600) -> dict[str, float]:
 
     with torch.enable_grad():
         none, dropout = trained(0.0, steps), trained(P, steps)
-    near, far = (
-        predict_mc(dropout, x_BD, samples=100, batch=10, dim=0),
-        predict_mc(dropout, FAR * x_BD, samples=100, batch=10, dim=0),
-    )
+    near = predict_mc(dropout, x_BD, samples=100, batch=10, dim=0)
+    far = predict_mc(dropout, FAR * x_BD, samples=100, batch=10, dim=0)
     figures = {
         "floor": NOISE,
         "none": error(none(x_BD)),

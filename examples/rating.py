@@ -13,7 +13,10 @@ from vdrop_cli.layers import LSTM, Dropout
 from vdrop_cli.modules import WordDropout
 from vdrop_cli.sampling import predict_mc
 
-WORDS, SIZE, LONGEST, NOISE = 60, 64, 20, 0.5
+WORDS = 60
+SIZE = 64
+LONGEST = 20
+NOISE = 0.5
 P, P_WORD = 0.4, 0.1
 
 
@@ -33,10 +36,8 @@ def sample(texts: int, seed: int) -> tuple[Tensor, Tensor]:
 class Rater(nn.Module):
     def __init__(self, p: float, p_word: float) -> None:
         super().__init__()
-        self.embedding, self.words = (
-            nn.Embedding(WORDS, SIZE),
-            WordDropout(p_word, by="type", batch_first=True),
-        )
+        self.embedding = nn.Embedding(WORDS, SIZE)
+        self.words = WordDropout(p_word, by="type", batch_first=True)
         self.layer = LSTM(
             SIZE, SIZE, batch_first=True, dropout=Dropout("variational", tie="none", p_x=p, p_h=p)
         )

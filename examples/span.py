@@ -14,8 +14,14 @@ from torch.nn import functional as F
 from vdrop_cli.cells import GRUCell
 from vdrop_cli.layers import GRU, Dropout, ModelMasks
 
-KEYS, WORDS, STRETCHES, LENGTH, SIZE = 10, 20, 4, 4, 24
-ERROR, P_X, P_H = 0.1, 0.3, 0.3
+KEYS = 10
+WORDS = 20
+STRETCHES = 4
+LENGTH = 4
+SIZE = 24
+ERROR = 0.1
+P_X = 0.3
+P_H = 0.3
 STOP, STATES = WORDS - 1, 3 * 2 * SIZE
 
 

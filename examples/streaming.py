@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from vdrop_cli.layers import GRU
 
-PITCHES, FEATURES, NOTES, FRAMES, SIZE = 6, 8, 10, 4, 48
-WINDOW, HISS, SLIP, P = 20, 0.6, 0.1, 0.2
+PITCHES = 6
+FEATURES = 8
+NOTES = 10
+FRAMES = 4
+SIZE = 48
+WINDOW = 20
+HISS = 0.6
+SLIP = 0.1
+P = 0.2
 
 
 def sample(songs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from vdrop_cli.sampling import predict_mc
 
-WORDS, TIME, SIZE, NOISE, P = 60, 16, 32, 0.1, 0.4
+WORDS = 60
+TIME = 16
+SIZE = 32
+NOISE = 0.1
+P = 0.4
 
 
 def sample(sentences: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,10 +37,8 @@ class Marker(nn.Module):
         super().__init__()
         layer = nn.TransformerEncoderLayer(SIZE, 4, 2 * SIZE, p, batch_first=True)
         self.embedding, self.dropout = nn.Embedding(WORDS, SIZE), nn.Dropout(p)
-        self.layers, self.head = (
-            nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
-            nn.Linear(SIZE, 1),
-        )
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(SIZE, 1)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         y_BTD = self.layers(self.dropout(self.embedding(ids_BT)))

@@ -23,7 +23,12 @@ from vdrop_cli.layers import GRU, Dropout, ModelMasks
 from vdrop_cli.modules import LockedDropout
 from vdrop_cli.sampling import mc_dropout
 
-WORDS, LONGEST, SIZE, NOISE, P_X, P_H = 16, 5, 64, 0.1, 0.2, 0.3
+WORDS = 16
+LONGEST = 5
+SIZE = 64
+NOISE = 0.1
+P_X = 0.2
+P_H = 0.3
 END = 0  # stands before a translation, too
 LEXICON_V = 1 + torch.randperm(WORDS - 1, generator=torch.Generator().manual_seed(0))
 

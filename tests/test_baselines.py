@@ -31,7 +31,9 @@ def test_the_penalty_is_chosen_on_validation() -> None:
     weaker.
     """
     for noise, stronger in ((10.0, True), (0.0, False)):
-        train, valid, test = texts(0, noise), texts(2, noise), texts(1, noise)
+        train = texts(0, noise)
+        valid = texts(2, noise)
+        test = texts(1, noise)
         chosen, one = baselines.ridge(train, test, valid), baselines.ridge(train, test)
         assert (chosen.std() < one.std()) == stronger and not torch.equal(chosen, one)
 

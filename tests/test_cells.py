@@ -67,7 +67,9 @@ def test_steps_with_held_masks_are_the_whole_sequence(
         pytest.skip("a GRU has no cell state")
     cell, whole = ours(5, 7, dropout=dropout, **variant), layer(5, 7, dropout=dropout, **variant)
     whole.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
-    masks, x, state = cell.masks(3), torch.randn(6, 3, 5), None
+    masks = cell.masks(3)
+    x = torch.randn(6, 3, 5)
+    state = None
     y, last = whole(x, masks=masks)
     outputs = []
     for step in x:
@@ -161,7 +163,9 @@ def test_masks_of_another_cell_are_refused() -> None:
 
 @pytest.mark.parametrize(("ours", "theirs"), [(LSTMCell, nn.LSTMCell), (GRUCell, nn.GRUCell)])
 def test_cells_work_under_autocast(ours: Any, theirs: Any) -> None:
-    cell, module, x = ours(5, 7, variational=0.3), theirs(5, 7), torch.randn(3, 5)
+    cell = ours(5, 7, variational=0.3)
+    module = theirs(5, 7)
+    x = torch.randn(3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         masks = cell.masks(3)
         result, types = parts(cell(input=x, masks=masks)), [t.dtype for t in parts(module(x))]
@@ -202,11 +206,9 @@ def test_a_mask_that_is_learned_has_its_gradient_whatever_step_came_first(
     kind: type[LSTMCell] | type[GRUCell],
 ) -> None:
     """And masks that were first met within a transform hold nothing of it."""
-    cell, x_BD, mask = (
-        kind(3, 4, variational=0.3),
-        torch.rand(2, 3),
-        torch.full((1, 1, 2, 3), 0.5, requires_grad=True),
-    )
+    cell = kind(3, 4, variational=0.3)
+    x_BD = torch.rand(2, 3)
+    mask = torch.full((1, 1, 2, 3), 0.5, requires_grad=True)
     masks = ModelMasks([Masks(x=mask)])
     with torch.no_grad():
         expected = parts(cell(x_BD, masks=masks))[0]

@@ -61,10 +61,8 @@ def test_a_cell_is_mean_and_standard_deviation_and_counts_where_some_runs_lack_t
 
 def test_configurations_are_ranked_by_validation_and_those_without_results_come_last() -> None:
     worse, none, better = (Configuration(name) for name in ("worse", "none", "better"))
-    worse.measured, better.measured = (
-        [{"valid_ppl": 9.0, "test_ppl": 1.0}],
-        [{"valid_ppl": 8.0, "test_ppl": 2.0}],
-    )
+    worse.measured = [{"valid_ppl": 9.0, "test_ppl": 1.0}]
+    better.measured = [{"valid_ppl": 8.0, "test_ppl": 2.0}]
     none.unfinished.append("failed")
     rows = comparison.ranked_rows([worse, none, better])
     assert rows[0] == ["", "seeds", "valid_ppl", "test_ppl"]

@@ -12,7 +12,10 @@ from vdrop_cli.kernels import Masks
 from vdrop_cli.policies import Dropout, Policy, WordMask
 from vdrop_cli.random_streams import Stream
 
-TIME, BATCH, INPUT, HIDDEN = 6, 5, 30, 40
+TIME = 6
+BATCH = 5
+INPUT = 30
+HIDDEN = 40
 GATES = {"lstm": 4, "gru": 3}
 
 
@@ -203,11 +206,9 @@ def test_word_masks_by_token_decide_place_by_place() -> None:
 def test_masks_are_a_function_of_their_stream() -> None:
     """The same whatever was drawn before, others at every other step."""
     torch.rand(7)
-    first, again, other = (
-        drawn("lstm", "variational"),
-        drawn("lstm", "variational"),
-        drawn("lstm", "variational", step=1),
-    )
+    first = drawn("lstm", "variational")
+    again = drawn("lstm", "variational")
+    other = drawn("lstm", "variational", step=1)
     assert first.layers[0].x is not None and again.layers[0].x is not None and other.layers[0].x is not None
     assert torch.equal(first.layers[0].x, again.layers[0].x)
     assert not torch.equal(first.layers[0].x, other.layers[0].x)

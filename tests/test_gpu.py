@@ -173,12 +173,12 @@ def test_the_logits_of_many_words_are_never_all_in_memory(
     compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused, "LOGITS_AT_ONCE_ON_GPU", 2**22)
-    rows, words, hidden = 20_000, 10_000, 64
+    rows = 20_000
+    words = 10_000
+    hidden = 64
     x = torch.randn(rows, hidden, device=CUDA, requires_grad=True)
-    w, b = (
-        torch.randn(words, hidden, device=CUDA, requires_grad=True),
-        torch.zeros(words, device=CUDA, requires_grad=True),
-    )
+    w = torch.randn(words, hidden, device=CUDA, requires_grad=True)
+    b = torch.zeros(words, device=CUDA, requires_grad=True)
     targets = torch.randint(words, (rows,), device=CUDA)
 
     def step(x: Tensor = x, w: Tensor = w, b: Tensor = b, backend: str = "auto") -> list[Tensor]:

@@ -79,10 +79,8 @@ def test_they_take_the_place_of_torchs_by_another_import(
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     batch = 4 if module.batch_first else 3
     rows = module.num_layers * (2 if module.bidirectional else 1)
-    h, c = (
-        torch.randn(rows, batch, module.proj_size or 7, dtype=torch.float64),
-        torch.randn(rows, batch, 7, dtype=torch.float64),
-    )
+    h = torch.randn(rows, batch, module.proj_size or 7, dtype=torch.float64)
+    c = torch.randn(rows, batch, 7, dtype=torch.float64)
     start = (h, c) if theirs is nn.LSTM else h
     packed = nn.utils.rnn.pack_padded_sequence(
         x, [1, 3, 2, 3][:batch], module.batch_first, enforce_sorted=False
@@ -255,7 +253,9 @@ def test_the_states_of_all_steps_are_those_of_shorter_texts(options: dict[str, A
 
 
 def test_states_come_in_the_form_of_the_input() -> None:
-    lstm, gru, x = LSTM(5, 7), GRU(5, 7, bidirectional=True), torch.randn(4, 3, 5)
+    lstm = LSTM(5, 7)
+    gru = GRU(5, 7, bidirectional=True)
+    x = torch.randn(4, 3, 5)
     y, h, states = gru(x, return_states=True)
     assert torch.equal(torch.cat([state[0] for state in states], -1), y) and [
         len(state) for state in states
@@ -301,10 +301,8 @@ def test_layer_norm_of_a_gru(reset_after: bool) -> None:
             gain.uniform_(0.5, 1.5)
     x, h = (torch.randn(1, 3, size, dtype=torch.float64) for size in (5, 7))
     w_x = x[0] @ w_ih.T
-    a_rz, a_n = (
-        normalised(w_x[:, :14], gain_ih[:14]) + b_ih[:14],
-        normalised(w_x[:, 14:], gain_ih[14:]) + b_ih[14:],
-    )
+    a_rz = normalised(w_x[:, :14], gain_ih[:14]) + b_ih[:14]
+    a_n = normalised(w_x[:, 14:], gain_ih[14:]) + b_ih[14:]
     r, z = (a_rz + normalised(h[0] @ w_hh[:14].T, gain_hh[:14]) + b_hh[:14]).sigmoid().chunk(2, 1)
     u_n = normalised((h[0] if reset_after else r * h[0]) @ w_hh[14:].T, gain_hh[14:]) + b_hh[14:]
     n = (a_n + (r * u_n if reset_after else u_n)).tanh()
@@ -384,7 +382,9 @@ def test_arguments_that_cannot_be_meant_are_named() -> None:
 
 
 def test_scripts_find_what_they_call_of_torchs_layers() -> None:
-    layer, module, x = LSTM(5, 7, 2), nn.LSTM(5, 7, 2), torch.randn(4, 3, 5)
+    layer = LSTM(5, 7, 2)
+    module = nn.LSTM(5, 7, 2)
+    x = torch.randn(4, 3, 5)
     layer.flatten_parameters()
     assert [[w.shape for w in part] for part in layer.all_weights] == [
         [w.shape for w in part] for part in module.all_weights
@@ -424,10 +424,8 @@ def test_per_sample_gradients_work_with_dropout() -> None:
 
 def test_tools_for_mc_dropout_find_the_switch() -> None:
     """A child that is an `nn.Dropout`, without parameters, which decides whether masks are drawn."""
-    layer, x = (
-        GRU(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=[0.0, 0.4])).eval(),
-        torch.randn(4, 3, 5),
-    )
+    layer = GRU(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=[0.0, 0.4])).eval()
+    x = torch.randn(4, 3, 5)
     plain = layer(x)[0]
     switches = [module for module in layer.modules() if isinstance(module, nn.Dropout)]
     assert len(switches) == 1 and switches[0].p == 0.4 and not list(switches[0].parameters())
@@ -447,10 +445,8 @@ def test_tools_for_mc_dropout_find_the_switch() -> None:
 @pytest.mark.parametrize("backend", ["native", "fused"])
 def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str, dynamic: bool) -> None:
     """With sizes that the compiler knows, and that it does not."""
-    layer, x = (
-        LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend),
-        torch.randn(4, 3, 5),
-    )
+    layer = LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend)
+    x = torch.randn(4, 3, 5)
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     first, second = compiled(x)[0], compiled(x)[0]
     assert not torch.equal(first, second)
@@ -531,7 +527,9 @@ def test_the_carried_state_of_moon_is_multiplied_by_the_keep_probability_in_eval
 
 
 def test_evaluation_mode_has_no_masks_unless_they_are_given() -> None:
-    layer, plain, x = GRU(5, 7, dropout=VARIATIONAL).eval(), GRU(5, 7), torch.randn(4, 3, 5)
+    layer = GRU(5, 7, dropout=VARIATIONAL).eval()
+    plain = GRU(5, 7)
+    x = torch.randn(4, 3, 5)
     plain.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x)[0], plain(x)[0])
     assert torch.equal(layer(x, masks=layer.masks(4, 3))[0], plain(x)[0]), "masks of evaluation are means"

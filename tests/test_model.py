@@ -30,7 +30,9 @@ def test_the_medium_model_has_the_published_number_of_parameters() -> None:
 
 
 def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -> None:
-    model, same, other = small(), small(), small()
+    model = small()
+    same = small()
+    other = small()
     other.initialise(0.5, Stream((1,)))
     for name, parameter in model.named_parameters():
         assert -0.5 <= parameter.min() < -0.1 and 0.1 < parameter.max() <= 0.5

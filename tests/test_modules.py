@@ -165,11 +165,9 @@ def test_a_model_with_all_of_them_compiles_whole(by: str) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding, self.words, self.locked = (
-                nn.Embedding(9, 5),
-                WordDropout(0.3, by),
-                LockedDropout(0.3),
-            )
+            self.embedding = nn.Embedding(9, 5)
+            self.words = WordDropout(0.3, by)
+            self.locked = LockedDropout(0.3)
             self.layer = WeightDrop(LSTM(5, 7, variational=0.3), 0.3)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,10 @@ from vdrop_cli.training import Run
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
 pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
 SMALL = 200  # units
-STEPS, STEPS_OF_RATINGS, STEPS_OF_LARGE = 100, 40, 10  # that are made again
+# that are made again
+STEPS = 100
+STEPS_OF_RATINGS = 40
+STEPS_OF_LARGE = 10
 SAME = (
     "device",
     "torch",
@@ -129,10 +132,8 @@ def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
 
 
 def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
-    theirs, table = (
-        json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())["loss"],
-        table_of_findings(),
-    )
+    theirs = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())["loss"]
+    table = table_of_findings()
     windows = table["word masks"]
     assert len(windows) == 4 and table["in their log"] == [f"{theirs[window]:.2f}" for window in windows]
     for name, folder in (
@@ -171,11 +172,9 @@ def test_the_table_of_ratings_is_what_its_records_hold() -> None:
     """A row for each run: the epoch that is the best on validation, or on test where there is none, and the
     last one.
     """
-    found, of_masks, table = (
-        runs.below(RECORDS / "ratings"),
-        runs.below(RECORDS / "ratings_masks"),
-        table_of_findings(),
-    )
+    found = runs.below(RECORDS / "ratings")
+    of_masks = runs.below(RECORDS / "ratings_masks")
+    table = table_of_findings()
     names = set()
     for run in [*found, *of_masks]:
         train, by = run.train, "valid_rmse" if run.train.task.protocol is SplitProtocol.clean else "test_rmse"

@@ -21,7 +21,9 @@ class Classifier(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self.norm, self.head = layer, nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.layer = layer
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(self.norm(self.layer(x)[0][:, -1]))
@@ -90,10 +92,8 @@ def test_a_model_that_drops_nothing_is_refused(model: nn.Module) -> None:
 
 
 def test_mean_and_standard_deviation_are_those_of_the_samples() -> None:
-    model, x = (
-        nn.Sequential(LockedDropout(0.5, batch_first=True), nn.Linear(5, 2)).eval(),
-        torch.randn(4, 3, 5),
-    )
+    model = nn.Sequential(LockedDropout(0.5, batch_first=True), nn.Linear(5, 2)).eval()
+    x = torch.randn(4, 3, 5)
     prediction = predict_mc(model, x, 7, return_samples=True)
     assert prediction.samples is not None and prediction.samples.shape == (7, 4, 3, 2)
     torch.testing.assert_close(prediction.mean, prediction.samples.mean(0))

@@ -71,7 +71,10 @@ PUBLISHED = {
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_model_and_dropout_alone_select_the_published_settings(size: str, dropout: str, cell: str) -> None:
     c = settings(f"model={cell}_{size}", f"dropout={dropout}")
-    m, d, t, s = c.model, c.dropout, c.task, c.schedule
+    m = c.model
+    d = c.dropout
+    t = c.task
+    s = c.schedule
     found = (
         m.hidden_size,
         t.bptt,
@@ -109,10 +112,8 @@ def test_an_experiment_of_table_1_is_the_model_and_dropout_of_its_row(name: str)
 
 
 def test_the_run_of_the_authors_log_has_the_settings_that_it_prints() -> None:
-    c, large = (
-        settings("experiment=authors_1250"),
-        settings("model=lstm_large", "dropout=variational_untied", "dropout.word_mask=token"),
-    )
+    c = settings("experiment=authors_1250")
+    large = settings("model=lstm_large", "dropout=variational_untied", "dropout.word_mask=token")
     assert c.model == replace(large.model, name="lstm_1250", hidden_size=1250) and c.dropout == large.dropout
     assert (c.dropout.p_word, c.dropout.p_h, c.dropout.p_x, c.dropout.p_out, c.dropout.untied) == (
         0.3,
@@ -208,17 +209,15 @@ def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     assert settings("dropout=none").identity("f") == "bf584e53", (
         "folders of runs are named by it: nothing may change it"
     )
-    without, given = (
-        settings("dropout=none"),
-        settings(
-            "dropout=none",
-            "model.forget_bias=0",
-            "dropout.p_h=0",
-            "seed=5",
-            "log_every=7",
-            "tags=[a]",
-            "run_name=b",
-        ),
+    without = settings("dropout=none")
+    given = settings(
+        "dropout=none",
+        "model.forget_bias=0",
+        "dropout.p_h=0",
+        "seed=5",
+        "log_every=7",
+        "tags=[a]",
+        "run_name=b",
     )
     assert (
         without.identity("f")

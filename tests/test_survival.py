@@ -63,7 +63,9 @@ def disturb(
 
     Where it comes to its end before it is killed, `ended` checks and removes its results, so it restarts.
     """
-    source, codes, ends = random.Random(int(number)), list[int](), 0
+    source = random.Random(int(number))
+    codes = list[int]()
+    ends = 0
     while len(codes) < len(moments):
         moment, before = moments[len(codes)], saved(folder)
         process = fork_server.start(folder, *arguments)

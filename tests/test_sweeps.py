@@ -213,7 +213,9 @@ def sweeper(
     """A sweeper of one job around a replacement of Hydra's."""
     made = sweeps.Sweeper(None)
     made.basic = SimpleNamespace(overrides=overrides, sweep=sweep)  # type: ignore[assignment]
-    made.job, made.folder, made.launcher_name = Job("train", folder=folder), folder, launcher
+    made.job = Job("train", folder=folder)
+    made.folder = folder
+    made.launcher_name = launcher
     made.jobs = [["seed=1"]]
     made.read_jobs = lambda arguments: None  # type: ignore[method-assign]
     return made

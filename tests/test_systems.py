@@ -69,7 +69,10 @@ def test_held_steps_are_the_whole_sequence() -> None:
     cell = example("cell").Forecaster(0.3, 0.4).cell
     layer = LSTM(cell.input_size, cell.hidden_size, dropout=cell.dropout)
     layer.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
-    masks, x_TBD, state, h_TBH = cell.masks(3), torch.randn(5, 3, cell.input_size), None, []
+    masks = cell.masks(3)
+    x_TBD = torch.randn(5, 3, cell.input_size)
+    state = None
+    h_TBH = []
     for x_BD in x_TBD:
         state = cell(x_BD, state, masks=masks)
         h_TBH.append(state[0])

@@ -22,7 +22,9 @@ def test_the_error_is_the_root_of_the_mean_square() -> None:
 
 
 def test_the_likelihood_is_the_gaussians() -> None:
-    mean, variance, at = drawn(5), drawn(5).square() + 0.1, drawn(5)
+    mean = drawn(5)
+    variance = drawn(5).square() + 0.1
+    at = drawn(5)
     expected = torch.distributions.Normal(mean, variance.sqrt()).log_prob(at).mean()
     assert log_likelihood(mean, variance, at).item() == pytest.approx(expected.item())
 

@@ -95,10 +95,11 @@ def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:
     if "checkpoint" not in known:
         return words
     named = [f"checkpoint={word}" if is_path(word) else word for word in words]
-    given = [word for word in named if re.match(r"\+{0,2}checkpoint=", word)]
-    if named != words and len(given) > 1:
+    checkpoints = [word for word in named if re.match(r"\+{0,2}checkpoint=", word)]
+    if named != words and len(checkpoints) > 1:
         raise ConfigError(
-            f"{given[0]} and {given[1]} are two checkpoints; name one, and write other paths as setting=path"
+            f"{checkpoints[0]} and {checkpoints[1]} are two checkpoints; name one, and write other paths as "
+            "setting=path"
         )
     return named
 
@@ -137,30 +138,30 @@ def refuse_groups_of_settings(command: str, words: list[str]) -> None:
         if "." in key:
             by_group.setdefault(key.partition(".")[0], []).append(key)
     for word in words:
-        found = SETTING.fullmatch(word)
+        match = SETTING.fullmatch(word)
         if (
-            not found
-            or found[2] not in by_group
-            or found[2] in groups(command)
-            or found[3].startswith(("{", "null"))
+            not match
+            or match[2] not in by_group
+            or match[2] in groups(command)
+            or match[3].startswith(("{", "null"))
         ):
             continue
         hint = (
             "it says how often checkpoints are written; the same vdrop train command resumes by itself, "
             "vdrop eval reads checkpoints"
         )
-        about = f"; {hint}" if (command, found[2]) == ("train", "checkpoint") else ""
+        about = f"; {hint}" if (command, match[2]) == ("train", "checkpoint") else ""
         raise ConfigError(
-            f"{word}: {found[2]} is a group of settings ({', '.join(by_group[found[2]])}){about}"
+            f"{word}: {match[2]} is a group of settings ({', '.join(by_group[match[2]])}){about}"
         )
 
 
 def override(known: dict[str, Any], word: str, sweep: bool) -> str:
     """One setting in Hydra's grammar."""
-    found = SETTING.fullmatch(word)
-    if not found or found[2] not in known:
+    match = SETTING.fullmatch(word)
+    if not match or match[2] not in known:
         return word
-    prefix, key, value = found.groups()
+    prefix, key, value = match.groups()
     kind, path = known[key], key in PATHS
     if key == VERBATIM:
         value = in_quotes(value)
@@ -180,7 +181,7 @@ def as_list(word: str, value: str, path: bool) -> str:
     """A list setting's value, of which brackets can be left out."""
     if value in ("", "null") or re.fullmatch(r"\$\{[^{}]*\}", value):
         return value
-    inner = found[1] if (found := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)) else value
+    inner = match[1] if (match := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)) else value
     return f"[{','.join(element(part, path) for part in split(word, inner))}]" if inner.strip() else "[]"
 
 
@@ -188,7 +189,7 @@ def split(word: str, value: str, brackets: bool = False) -> list[str]:
     """What commas separate, but for those in quotes and, where they are lists, in brackets. `choice(a,b)` is
     `a,b`.
     """
-    value = found[1] if (found := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
+    value = match[1] if (match := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
     kinds = f"{QUOTED}|\\[.*?\\]" if brackets else QUOTED
     part = re.compile(rf"\s*((?:{kinds})(?=\s*(?:,|\Z))|[^,]*)\s*(,|\Z)", re.DOTALL)
     found_parts, place = [], 0
@@ -221,5 +222,5 @@ def literal(text: str) -> str:
 def in_quotes(text: str, interpolates: bool = False) -> str:
     """In quotes that Hydra takes off again; what it would read as grammar is escaped."""
     special = r"(\\*)('|\Z)" if interpolates else r"(\\*)(\$\{|'|\Z)"
-    escaped = re.sub(special, lambda found: found[1] * 2 + ("\\" + found[2] if found[2] else ""), text)
+    escaped = re.sub(special, lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text)
     return f"'{escaped}'"

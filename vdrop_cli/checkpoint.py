@@ -23,7 +23,7 @@ from vdrop_cli.settings.train import Model, Train
 
 FORMAT = "vdrop checkpoint 4"
 OLDER_FORMAT = "vdrop checkpoint 3"  # without `learned`: the training text is needed for what lies there now
-KEPT = 2  # newest checkpoints, beside the best one
+NEWEST = 2  # newest checkpoints, beside the best one
 Found = TypeVar("Found")
 
 
@@ -83,44 +83,44 @@ TYPES |= {
 }
 
 
-def require_valid(found: Checkpoint) -> None:
+def require_valid(snapshot: Checkpoint) -> None:
     """The one place where the content of a checkpoint is checked. Raises ValueError, with a reason that
     quotes nothing from the file.
     """
     for name, kind in TYPES.items():
-        require(type(getattr(found, name)) is kind, f"its {name} is no {kind.__name__}")
+        require(type(getattr(snapshot, name)) is kind, f"its {name} is no {kind.__name__}")
     for name in COUNTS:
-        require(0 <= getattr(found, name) < 2**63, f"its {name} is not a number that can be")
+        require(0 <= getattr(snapshot, name) < 2**63, f"its {name} is not a number that can be")
     for name in DURATIONS:
-        require(0 <= getattr(found, name) < math.inf, f"its {name} is not a number that can be")
-    has_epochs = found.epoch > 0
+        require(0 <= getattr(snapshot, name) < math.inf, f"its {name} is not a number that can be")
+    has_epochs = snapshot.epoch > 0
     require(
-        found.best_epoch <= found.epoch and (found.best_epoch > 0) == has_epochs,
+        snapshot.best_epoch <= snapshot.epoch and (snapshot.best_epoch > 0) == has_epochs,
         "its best epoch is none of its epochs",
     )
     require(
-        math.isfinite(found.best) if has_epochs else found.best == math.inf,
+        math.isfinite(snapshot.best) if has_epochs else snapshot.best == math.inf,
         "the metric of its best epoch is not a finite number",
     )
     require(
-        all(type(loss) is float and math.isfinite(loss) for loss in found.losses),
+        all(type(loss) is float and math.isfinite(loss) for loss in snapshot.losses),
         "a loss is not a finite number",
     )
-    require(len(found.losses) == found.batch, "it has another number of losses than of batches")
-    for what, tensors in (("a carried state", found.state), ("a weight", list(found.model.values()))):
+    require(len(snapshot.losses) == snapshot.batch, "it has another number of losses than of batches")
+    for what, tensors in (("a carried state", snapshot.state), ("a weight", list(snapshot.model.values()))):
         require(
             all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
             f"{what} is no tensor of float32",
         )
         require(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
-    require(all(type(name) is str for name in found.model), "the name of a weight is no text")
-    for name, value in found.environment.items():
+    require(all(type(name) is str for name in snapshot.model), "the name of a weight is no text")
+    for name, value in snapshot.environment.items():
         require(
             type(name) is str and isinstance(value, str | int | float | None),
             "its environment is not of texts and numbers",
         )
-    require_readable("its settings are not those of a training run", lambda: found.train)
-    require_readable("what it has learned of its text is not as vdrop writes it", lambda: found.knowledge)
+    require_readable("its settings are not those of a training run", lambda: snapshot.train)
+    require_readable("what it has learned of its text is not as vdrop writes it", lambda: snapshot.knowledge)
 
 
 def require_readable(otherwise: str, read: Callable[[], object]) -> None:
@@ -158,9 +158,9 @@ def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -
 
 def require_fitting(weights: dict[str, Tensor], model: nn.Module) -> None:
     """Raises ValueError unless these are the weights of the model, by name and shape."""
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     require(
-        {name: tensor.shape for name, tensor in weights.items()} == wanted,
+        {name: tensor.shape for name, tensor in weights.items()} == shapes,
         "it does not hold the weights that its settings describe",
     )
 
@@ -182,7 +182,7 @@ def all_in(folder: Path) -> list[Path]:
         re.fullmatch(r"checkpoint-(\d{4,})(?:-(\d{5,}))?\.pt", path.name)
         for path in folder.glob("checkpoint-*.pt")
     )
-    places = sorted(((int(found[1]), int(found[2] or 0)) for found in names if found), reverse=True)
+    places = sorted(((int(match[1]), int(match[2] or 0)) for match in names if match), reverse=True)
     return [path_of(folder, *place) for place in places]
 
 
@@ -197,7 +197,7 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
     files.write_tensors(path, {"format": FORMAT, **vars(checkpoint)})
     there = all_in(folder)
     now = there.index(path)  # later ones could not be used, else the run would have gone on from them
-    for old in there[:now] + there[now + KEPT :]:
+    for old in there[:now] + there[now + NEWEST :]:
         if old not in best:
             try:
                 old.unlink(missing_ok=True)
@@ -211,7 +211,7 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
 def load(path: Path) -> Checkpoint:
     """A checkpoint from its file; one that cannot be used is an error that says why."""
     try:
-        held = files.read_tensors(path)
+        content = files.read_tensors(path)
     except FileNotFoundError:
         raise Unusable(
             f"checkpoint={path} does not exist; name a checkpoint file or a run folder below outputs/train"
@@ -224,21 +224,21 @@ def load(path: Path) -> Checkpoint:
         raise Unusable(
             f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run"
         ) from None
-    form = held.pop("format", None)
+    form = content.pop("format", None)
     if form not in (FORMAT, OLDER_FORMAT):
         raise Unusable(
             f"checkpoint={path} was not written by this version of vdrop (there is no “{FORMAT}” in it); "
             "train again"
         )
     try:
-        found = Checkpoint(**held)
-        require_valid(found)
-        require(bool(found.learned) == (form == FORMAT), "it does not hold what its format says")
+        snapshot = Checkpoint(**content)
+        require_valid(snapshot)
+        require(bool(snapshot.learned) == (form == FORMAT), "it does not hold what its format says")
     except TypeError:
         raise unusable(path, "it lacks a part, or has one too many") from None
     except ValueError as reason:
         raise unusable(path, reason) from None
-    return found
+    return snapshot
 
 
 def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
@@ -248,12 +248,12 @@ def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
     Raises ConfigError where it cannot be read now.
     """
     try:
-        found = load(path)
+        snapshot = load(path)
         require(
-            path_of(path.parent, found.epoch, found.batch) == path,
+            path_of(path.parent, snapshot.epoch, snapshot.batch) == path,
             "it is of another epoch than its name says",
         )
-        return use(found)
+        return use(snapshot)
     except Unusable as error:
         print(f"vdrop: {error}", file=sys.stderr)
     except ValueError as reason:
@@ -262,7 +262,7 @@ def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
 
 
 def newest(
-    folder: Path, require_usable: Callable[[Checkpoint], object] = lambda found: None
+    folder: Path, require_usable: Callable[[Checkpoint], object] = lambda snapshot: None
 ) -> Checkpoint | None:
     """The newest one of a run that can be used, None where there is none yet; unusable ones are reported and
     passed over.
@@ -271,14 +271,14 @@ def newest(
     Raises ConfigError where none can be used, or one cannot be read now.
     """
 
-    def use(found: Checkpoint) -> Checkpoint:
-        require_usable(found)
-        return found
+    def use(snapshot: Checkpoint) -> Checkpoint:
+        require_usable(snapshot)
+        return snapshot
 
     there = all_in(folder)
     for path in there:
-        if (found := attempt(path, use)) is not None:
-            return found
+        if (snapshot := attempt(path, use)) is not None:
+            return snapshot
     if there:
         raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
     return None
@@ -288,10 +288,10 @@ def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
     """The one at the end of an epoch. Raises Unusable, or ValueError where it is another one, or its weights
     are not those of the model.
     """
-    found = load(path_of(folder, epoch))
-    require((found.epoch, found.batch) == (epoch, 0), "it is of another epoch than its name says")
-    require_fitting(found.model, model)
-    return found
+    snapshot = load(path_of(folder, epoch))
+    require((snapshot.epoch, snapshot.batch) == (epoch, 0), "it is of another epoch than its name says")
+    require_fitting(snapshot.model, model)
+    return snapshot
 
 
 def find(named: str) -> Path:

@@ -298,8 +298,8 @@ def run(command: str, arguments: list[str]) -> None:
         words = prepared(command, words, is_sweep)
     except ConfigError as error:
         fail(str(error))
-    if found := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", word) for word in words)), None):
-        fail(f"{found[1]} must be a number with fewer digits than {len(found[0]) - len(found[1]) - 1:,}")
+    if match := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", word) for word in words)), None):
+        fail(f"{match[1]} must be a number with fewer digits than {len(match[0]) - len(match[1]) - 1:,}")
     if {"-h", "--help"} & {*options}:
         try:
             page = help.command_help(command, [] if is_sweep else words)

@@ -23,8 +23,8 @@ def answer(commands: Iterable[str], options: list[str]) -> None:
     """Prints a line for each completion of what stands before the cursor."""
     line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 1_000_000)]
     _, *words = (re.sub(r"\\(.)", r"\1", word) for word in re.split(r"(?<!\\) ", line))
-    for found in completions(words or [""], commands, options):
-        print(SPECIAL.sub(r"\\\1", found) + (" " if found in commands else ""))
+    for word in completions(words or [""], commands, options):
+        print(SPECIAL.sub(r"\\\1", word) + (" " if word in commands else ""))
 
 
 def command_in(words: list[str], commands: Iterable[str]) -> str | None:
@@ -58,12 +58,12 @@ def completions(words: list[str], commands: Iterable[str], options: list[str]) -
 
 def next_names(stem: str, keys: list[str]) -> list[str]:
     """Keys up to their next dot: `schedule.` for `sche`; a group is a key, too."""
-    found: dict[str, None] = {}
+    words_of_level: dict[str, None] = {}
     for key in keys:
         if key.startswith(stem):
             head, dot, _ = key[len(stem) :].partition(".")
-            found[f"{stem}{head}{dot or '='}"] = None
-    return list(found)
+            words_of_level[f"{stem}{head}{dot or '='}"] = None
+    return list(words_of_level)
 
 
 def values(command: str, key: str, kind: Any) -> list[str]:
@@ -80,9 +80,9 @@ def values(command: str, key: str, kind: Any) -> list[str]:
         names = {row for size in published.sizes().values() for row in size["rows"]}
         return sorted([*names, *published.experiments()])
     inner = [one for t in (kind, *get_args(kind)) for one in (t, *get_args(t))]
-    found = [value.name for t in inner if isinstance(t, type) and issubclass(t, Enum) for value in t]
-    found += ["true", "false"] if bool in inner else []
-    return [*dict.fromkeys(found)] + (["null"] if type(None) in get_args(kind) and not is_list(kind) else [])
+    values = [value.name for t in inner if isinstance(t, type) and issubclass(t, Enum) for value in t]
+    values += ["true", "false"] if bool in inner else []
+    return [*dict.fromkeys(values)] + (["null"] if type(None) in get_args(kind) and not is_list(kind) else [])
 
 
 def files(stem: str) -> list[str]:

@@ -43,10 +43,10 @@ def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tupl
         if is_shorter(other, settings, fingerprint)
     ]
     ends = [
-        (int(found[1]), path)
+        (int(match[1]), path)
         for other in shorter
         for path in checkpoint.all_in(other)
-        if (found := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
+        if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
     ]
     return sorted(ends, reverse=True)
 
@@ -82,20 +82,20 @@ def find(
     Raises ConfigError where a file cannot be read now.
     """
 
-    def use(found: Checkpoint, shorter: Path) -> Beginning:
-        newest, best = lengthened(found, settings, task.fingerprint), None
+    def use(snapshot: Checkpoint, shorter: Path) -> Beginning:
+        newest, best = lengthened(snapshot, settings, task.fingerprint), None
         require_usable(newest)
-        if settings.reports_best and found.best_epoch < found.epoch:
+        if settings.reports_best and snapshot.best_epoch < snapshot.epoch:
             best = lengthened(
-                checkpoint.at_end_of_epoch(shorter, found.best_epoch, model), settings, task.fingerprint
+                checkpoint.at_end_of_epoch(shorter, snapshot.best_epoch, model), settings, task.fingerprint
             )
-        step = found.epoch * task.batches_an_epoch
+        step = snapshot.epoch * task.batches_an_epoch
         return Beginning(
             shorter,
             newest,
             best,
-            log_until(shorter, found.epoch, step),
-            events_until(shorter, found.epoch, step),
+            log_until(shorter, snapshot.epoch, step),
+            events_until(shorter, snapshot.epoch, step),
         )
 
     ends = ends_of_epochs(folder, settings, task.fingerprint)
@@ -110,15 +110,15 @@ def find(
     return None
 
 
-def lengthened(found: Checkpoint, settings: Train, fingerprint: str) -> Checkpoint:
+def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Checkpoint:
     """A checkpoint of a shorter run as the longer one would have written it. Raises ValueError where it is of
     other settings.
     """
-    longer = with_epochs(found.train, settings.schedule.epochs)
-    same = (longer.identity(found.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
-    is_reached = found.epoch <= found.train.schedule.epochs < settings.schedule.epochs
+    longer = with_epochs(snapshot.train, settings.schedule.epochs)
+    same = (longer.identity(snapshot.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
+    is_reached = snapshot.epoch <= snapshot.train.schedule.epochs < settings.schedule.epochs
     checkpoint.require(same and is_reached, "it is of other settings than those that its folder is named by")
-    return replace(found, config=plain(longer))
+    return replace(snapshot, config=plain(longer))
 
 
 def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
@@ -134,11 +134,11 @@ def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
 
 def events_until(folder: Path, epochs: int, step: int) -> dict[str, bytes]:
     """What TensorBoard shows of a run; a file that cannot be read is left out."""
-    found = {}
+    logs = {}
     for path in ownership.events_in(folder):
         with suppress(OSError, Damaged):
-            found[path.name] = sinks.events_until(files.read(path), epochs, step)
-    return found
+            logs[path.name] = sinks.events_until(files.read(path), epochs, step)
+    return logs
 
 
 def copy(beginning: Beginning, folder: Path) -> None:
@@ -156,6 +156,6 @@ def copy(beginning: Beginning, folder: Path) -> None:
         files.replace(folder / name, content)
     if beginning.log is not None:
         files.replace(folder / "log.jsonl", beginning.log)
-    for found in (beginning.best, beginning.newest):
-        if found is not None:
-            checkpoint.save(found, folder)
+    for snapshot in (beginning.best, beginning.newest):
+        if snapshot is not None:
+            checkpoint.save(snapshot, folder)

@@ -14,7 +14,10 @@ from vdrop_cli.settings.choices import Backend, Precision
 
 COMPUTE_DTYPES = {Precision.fp32: None, Precision.bf16: torch.bfloat16}  # the kernels' argument
 MC_BATCH = {"cpu": 50, "cuda": 500}  # default number of MC passes in a batch, by device
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # options of mallopt(3)
+# options of mallopt(3)
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
 
 
 def choose_device(name: str) -> torch.device:

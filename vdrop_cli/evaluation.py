@@ -36,8 +36,8 @@ class Loaded(NamedTuple):
 
 def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     path = checkpoint.find(named)
-    found = checkpoint.load(path)
-    trained = found.train
+    snapshot = checkpoint.load(path)
+    trained = snapshot.train
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise ConfigError(
             f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}"
@@ -47,12 +47,12 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
     task = task_of(
         path,
-        found,
+        snapshot,
         data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed),
         device,
     )
-    built = build(path, found, task.predictor, settings, device)
-    return Loaded(path, found, task, built.model, built.precision)
+    built = build(path, snapshot, task.predictor, settings, device)
+    return Loaded(path, snapshot, task, built.model, built.precision)
 
 
 def members(first: Path, settings: Eval) -> list[Path]:
@@ -98,7 +98,9 @@ class Partial:
     """How far MC evaluation has come, as a file that lies beside where its result will."""
 
     def __init__(self, path: Path, of: dict[str, str], minutes: float) -> None:
-        self.path, self.of, self.minutes = path, of, minutes
+        self.path = path
+        self.of = of
+        self.minutes = minutes
         self.metrics: dict[str, float] = {}  # the standard ones, which come first
         self.seconds = 0.0  # of the passes
         self.clock = self.saved = time.perf_counter()
@@ -106,15 +108,15 @@ class Partial:
     def load(self, passes: Passes) -> bool:
         """Resumes the passes from it, unless it is missing or belongs to another evaluation."""
         try:
-            held = files.read_tensors(self.path)
-            if held.get("of") == self.of:
-                metrics, seconds = held.get("metrics"), held.get("seconds")
+            content = files.read_tensors(self.path)
+            if content.get("of") == self.of:
+                metrics, seconds = content.get("metrics"), content.get("seconds")
                 numbers = [*metrics.values(), seconds] if isinstance(metrics, dict) else [None]
                 if not all(map(stored.is_finite, numbers)):
                     raise Damaged("its metrics are not numbers")
-                if not isinstance(held.get("passes"), dict):
+                if not isinstance(content.get("passes"), dict):
                     raise Damaged("it holds no passes")
-                passes.load_state_dict(held["passes"])
+                passes.load_state_dict(content["passes"])
                 self.metrics, self.seconds = metrics or {}, float(seconds)  # type: ignore[arg-type]
                 print(f"resuming after {passes.words:,} words of MC passes", file=sys.stderr)
                 return True
@@ -176,8 +178,8 @@ def go_through(passes: Passes, partial: Partial) -> None:
             try:
                 interruption.check()
             except Interrupted as stop:
-                told = f"saved after {passes.words:,} of {words:,} words of MC passes in {partial.path}"
-                raise Interrupted(stop.number, told) from None
+                reason = f"saved after {passes.words:,} of {words:,} words of MC passes in {partial.path}"
+                raise Interrupted(stop.number, reason) from None
 
 
 def require_finite(results: dict[str, Any], path: Path) -> None:

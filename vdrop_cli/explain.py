@@ -30,24 +30,24 @@ def explain(error: BaseException, command: str) -> str:
         )
     if message.startswith("Unexpected type for root"):
         return "data.… needs a corpus to belong to; choose it too: vdrop data data=ptb data.dir=…"
-    if found := re.match(
+    if match := re.match(
         r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires", message, re.DOTALL
     ):
-        return f"{found[1] or found[2]}: several values are a sweep; add -m to run each of them"
-    if found := re.match(r"Could not override '([^']+)'", message):
-        hint = suggestion(found[1], keys(ROOTS[command])) or f"; vdrop {command} --help lists the settings"
-        return f"{found[1]} is not a setting{hint}"
-    if found := re.match(r"Error merging override (\S+)", message):
-        return f"{found[1]}: {one_line(str(error.__cause__))}"
+        return f"{match[1] or match[2]}: several values are a sweep; add -m to run each of them"
+    if match := re.match(r"Could not override '([^']+)'", message):
+        hint = suggestion(match[1], keys(ROOTS[command])) or f"; vdrop {command} --help lists the settings"
+        return f"{match[1]} is not a setting{hint}"
+    if match := re.match(r"Error merging override (\S+)", message):
+        return f"{match[1]}: {one_line(str(error.__cause__))}"
     message = message.removeprefix("ConfigError raised while resolving interpolation: ")
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
 
 
 def one_line(message: str) -> str:
-    kept = [
+    lines = [
         line.strip()
         for line in message.splitlines()
         if line.strip() and not re.match(r"\s*(full_key|object_type|reference_type|See http)", line)
     ]
-    return "; ".join(kept)
+    return "; ".join(lines)

@@ -71,7 +71,9 @@ class RunningAverages:
         return {"seen": self.seen, "sums": self.sums, "perplexities": self.perplexities}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen, self.sums, self.perplexities = state["seen"], state["sums"], state["perplexities"]
+        self.seen = state["seen"]
+        self.sums = state["sums"]
+        self.perplexities = state["perplexities"]
 
     def require_fitting(self, state: Any, tokens: int) -> None:
         """Raises ValueError unless `state` is one of these averages, over so many tokens."""

@@ -133,7 +133,9 @@ def are_moments(values: dict[str, Any], parameter: Tensor) -> bool:
         isinstance(value, Tensor) for value in values.values()
     ):
         return False
-    step, mean, square = values["step"], values["exp_avg"], values["exp_avg_sq"]
+    step = values["step"]
+    mean = values["exp_avg"]
+    square = values["exp_avg_sq"]
     fits = (
         mean.shape == square.shape == parameter.shape
         and mean.dtype == square.dtype == parameter.dtype

@@ -62,7 +62,9 @@ def batched_loss(
     """Returns nats per token, summed over the chunks (number, words, targets) of a text in columns, and the
     number of chunks.
     """
-    state, total, number = model.zero_state(batch), 0.0, 0
+    state = model.zero_state(batch)
+    total = 0.0
+    number = 0
     for _, ids_TB, targets_TB in chunks:
         interruption.check()
         nll_TB, state = model.nll(ids_TB, targets_TB, state, model.mean_masks())

@@ -38,18 +38,18 @@ def load(settings: Predict, device: torch.device) -> Built:
     """
     assert settings.checkpoint is not None
     path = checkpoint.find(settings.checkpoint)
-    found = checkpoint.load(path)
-    if found.knowledge is not None:
-        predictor = predictor_of(found.knowledge, device)
+    snapshot = checkpoint.load(path)
+    if snapshot.knowledge is not None:
+        predictor = predictor_of(snapshot.knowledge, device)
     else:
         otherwise = "train again: newer checkpoints hold what is needed of it"
         predictor = task_of(
             path,
-            found,
-            data_for(found.train.data, settings.data, False, f"checkpoint={path}", otherwise),
+            snapshot,
+            data_for(snapshot.train.data, settings.data, False, f"checkpoint={path}", otherwise),
             device,
         ).predictor
-    return build(path, found, predictor, settings, device)
+    return build(path, snapshot, predictor, settings, device)
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def lines(settings: Predict) -> list[Line]:
             f"file={settings.file} cannot be read ({reason}); name a text file, or give text=…"
         ) from None
     text = content.removeprefix(codecs.BOM_UTF8).decode(errors=UNDECODED)
-    found = [line_of(number, line) for number, line in enumerate(lines_of(text), 1)]
-    if not found:
+    numbered_lines = [line_of(number, line) for number, line in enumerate(lines_of(text), 1)]
+    if not numbered_lines:
         raise ConfigError(f"{origin(settings)} holds no text; give text=…, or one text a line")
-    return found
+    return numbered_lines
 
 
 def line_of(number: int, line: str) -> Line:
@@ -220,7 +220,7 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
     """Each text's rating with its standard deviation over MC passes, and the interval that holds `level` per
     cent of such ratings.
     """
-    given, problems = lines(settings), Problems(settings)
+    inputs, problems = lines(settings), Problems(settings)
     without = built.checkpoint.train.dropout.policy is Policy.none
     if without and settings.mc_samples:
         raise ConfigError(
@@ -234,18 +234,18 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
     print(f"{built.path}: {how}; observation noise {noise.deviation:.4g}, {noise.origin}", file=sys.stderr)
     if not settings.json:
         print(f"{'line':>6} {'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")
-    for line in given:
+    for line in inputs:
         values: dict[str, Any] = dict.fromkeys(("rating", "deviation", "noise", "low", "high", "level"))
         shown = f"{'–':>8} {'–':>10}   {'–':>8}    {'':<8}"
         if line.problem is None and not line.is_blank:
             assert line.text is not None
             passes = predictor.passes_of(built.model, predictor.words(line.text), samples, settings.seed)
-            found = predictive(passes[:, None], noise.deviation)
-            mean, half = found.mean_R.item(), found.half_width(level).item()
+            distribution = predictive(passes[:, None], noise.deviation)
+            mean, half = distribution.mean_R.item(), distribution.half_width(level).item()
             finite(mean + half, "rating", built, line)
             values = {
                 "rating": mean,
-                "deviation": found.model_variance_R.sqrt().item(),
+                "deviation": distribution.model_variance_R.sqrt().item(),
                 "noise": noise.deviation,
             }
             values |= {"low": mean - half, "high": mean + half, "level": level}
@@ -253,12 +253,12 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
         if line.problem is not None:
             problems.report(line)
         print(as_json(line.row | values) if settings.json else f"{line.number:6} {shown}    {line.shown}")
-    problems.end(len(given))
+    problems.end(len(inputs))
 
 
-def as_json(told: dict[str, Any]) -> str:
+def as_json(row: dict[str, Any]) -> str:
     """One line; where the terminal has no UTF-8, all else than ASCII is written as JSON's escapes."""
-    return json.dumps(told, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8")
+    return json.dumps(row, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8")
 
 
 def shortened(text: str) -> str:
@@ -291,11 +291,9 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     Where the training text had one line, and so no word for a line's end, a text's first word is not
     predicted.
     """
-    problems, count, most = (
-        Problems(settings),
-        0,
-        SURPRISES if settings.surprises is None else settings.surprises,
-    )
+    problems = Problems(settings)
+    count = 0
+    most = SURPRISES if settings.surprises is None else settings.surprises
     for line, words, stream_N in read_lines(settings, predictor):
         count += 1
         values: dict[str, Any] = dict.fromkeys(("ppl", "words", "surprises"))
@@ -355,5 +353,5 @@ def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     if settings.json:
         print(as_json({"text": settings.text or "", "sample": drawn}))
     else:
-        told = " ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", "")
-        print("\n".join(map(printable, told.split("\n"))))
+        sampled = " ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", "")
+        print("\n".join(map(printable, sampled.split("\n"))))

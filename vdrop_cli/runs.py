@@ -244,7 +244,7 @@ def stuck_below(folder: Path) -> list[Stuck]:
 
 def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> list[Read]:
     """Of the folders that have a file of this name."""
-    found = []
+    runs_below = []
     for path in sorted(
         path for path in folder.rglob("*.json") if path.name == name
     ):  # links that lead nowhere, too
@@ -253,8 +253,8 @@ def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> li
         except ConfigError as error:
             print(f"vdrop: {error}; left out", file=sys.stderr)
         else:
-            found += [run] if run is not None else []
-    return found
+            runs_below += [run] if run is not None else []
+    return runs_below
 
 
 def evaluation_of(

@@ -121,7 +121,9 @@ class Job:
                     interruption.check()
                     outcome.status = run(settings) or "done"
                 except interruption.Interrupted as stop:
-                    outcome.status, outcome.code, outcome.reason = "interrupted", stop.exit_code, str(stop)
+                    outcome.status = "interrupted"
+                    outcome.code = stop.exit_code
+                    outcome.reason = str(stop)
                     if stop.progress:
                         again = resume_command(self.command, outcome.overrides)
                         outcome.reason += f"; resume with: {again}"
@@ -131,9 +133,13 @@ class Job:
         except interruption.Interrupted:
             return
         except (ConfigError, OmegaConfBaseException) as error:
-            outcome.status, outcome.code, outcome.reason = "failed", 2, explain(error, self.command)
+            outcome.status = "failed"
+            outcome.code = 2
+            outcome.reason = explain(error, self.command)
         except RunError as error:
-            outcome.status, outcome.code, outcome.reason = "failed", 1, str(error)
+            outcome.status = "failed"
+            outcome.code = 1
+            outcome.reason = str(error)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             if output.is_stdout_error(error):

@@ -33,10 +33,10 @@ class Built(NamedTuple):
     precision: Precision
 
 
-def task_of(path: Path, found: Checkpoint, data: Data, device: torch.device) -> Task:
+def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) -> Task:
     """What a checkpoint was trained on, its text as it lies now."""
-    task = tasks.load(replace(found.train, data=data), device, found.corpus)
-    if task.fingerprint != found.corpus:
+    task = tasks.load(replace(snapshot.train, data=data), device, snapshot.corpus)
+    if task.fingerprint != snapshot.corpus:
         otherwise = f", or, if it is that, train again: {READ_BEFORE}" if data.name is not None else ""
         raise ConfigError(
             f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "
@@ -46,19 +46,19 @@ def task_of(path: Path, found: Checkpoint, data: Data, device: torch.device) -> 
 
 
 def build(
-    path: Path, found: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
+    path: Path, snapshot: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
 ) -> Built:
     """The model of a checkpoint. Raises ConfigError where its weights are not those of its settings."""
-    trained = found.train
+    trained = snapshot.train
     backend = choose_backend(settings.backend, device).name
     precision = choose_precision(settings.precision or trained.precision, device)
     try:
-        checkpoint.require_large_enough(found.model, trained.model, predictor.vocabulary_size)
+        checkpoint.require_large_enough(snapshot.model, trained.model, predictor.vocabulary_size)
         model = predictor.model(
             trained.model, trained.dropout.for_layers(), backend, COMPUTE_DTYPES[precision]
         )
-        checkpoint.require_fitting(found.model, model)
+        checkpoint.require_fitting(snapshot.model, model)
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
-    model.load_state_dict(found.model)
-    return Built(path, found, predictor, model.to(device), precision)
+    model.load_state_dict(snapshot.model)
+    return Built(path, snapshot, predictor, model.to(device), precision)

@@ -63,7 +63,9 @@ class Run:
     """One training run, from its start or from its newest good checkpoint."""
 
     def __init__(self, settings: Train, task: Task, folder: Path) -> None:
-        self.settings, self.task, self.folder = settings, task, folder
+        self.settings = settings
+        self.task = task
+        self.folder = folder
         self.model = task.model(
             settings.model,
             settings.dropout.for_layers(),
@@ -73,12 +75,12 @@ class Run:
         self.model.initialise(
             settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias
         )
-        self.epoch, self.batch, self.losses = (
-            0,
-            0,
-            list[float](),
-        )  # epochs finished, batches of the next one, and their losses
-        self.seconds, self.epoch_seconds, self.epoch_words = 0.0, 0.0, 0
+        self.epoch = 0  # finished epochs
+        self.batch = 0  # finished batches of the next epoch
+        self.losses: list[float] = []  # of these batches
+        self.seconds = 0.0
+        self.epoch_seconds = 0.0
+        self.epoch_words = 0
         self.best_epoch, self.best = 0, math.inf
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
@@ -89,24 +91,28 @@ class Run:
         ]()  # steps whose update is launched and whose loss was not read, and their words
         self.best_saved = 0  # the best epoch as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
-        if (found := checkpoint.newest(folder, self.require_resumable)) is not None:
-            self.restore(found)
+        if (snapshot := checkpoint.newest(folder, self.require_resumable)) is not None:
+            self.restore(snapshot)
 
-    def restore(self, found: Checkpoint) -> None:
+    def restore(self, snapshot: Checkpoint) -> None:
         """Takes the place of a run that has come to a checkpoint of its folder."""
-        if self.settings.reports_best and found.best_epoch > 0:
-            self.best_weights(found.best_epoch)  # now, rather than after all epochs, if they cannot be read
-        self.model.load_state_dict(found.model)
-        self.epoch, self.batch, self.losses = found.epoch, found.batch, found.losses
-        self.seconds, self.epoch_seconds, self.epoch_words = (
-            found.seconds,
-            found.epoch_seconds,
-            found.epoch_words,
-        )
-        self.best_epoch, self.best = found.best_epoch, found.best
+        if self.settings.reports_best and snapshot.best_epoch > 0:
+            self.best_weights(
+                snapshot.best_epoch
+            )  # now, rather than after all epochs, if they cannot be read
+        self.model.load_state_dict(snapshot.model)
+        self.epoch = snapshot.epoch
+        self.batch = snapshot.batch
+        self.losses = snapshot.losses
+        self.seconds = snapshot.seconds
+        self.epoch_seconds = snapshot.epoch_seconds
+        self.epoch_words = snapshot.epoch_words
+        self.best_epoch, self.best = snapshot.best_epoch, snapshot.best
         self.best_saved = self.best_epoch
-        self.optimiser.load_state_dict(found.optimiser, self.step)
-        self.state = tuple(part.to(self.task.device) for part in found.state) if found.state else self.state
+        self.optimiser.load_state_dict(snapshot.optimiser, self.step)
+        self.state = (
+            tuple(part.to(self.task.device) for part in snapshot.state) if snapshot.state else self.state
+        )
         self.clock = self.saved = time.perf_counter()
 
     def continue_shorter(self) -> Path | None:
@@ -115,31 +121,33 @@ class Run:
         """
         if checkpoint.all_in(self.folder):
             return None
-        found = continuation.find(self.folder, self.settings, self.task, self.model, self.require_resumable)
-        if found is None:
+        beginning = continuation.find(
+            self.folder, self.settings, self.task, self.model, self.require_resumable
+        )
+        if beginning is None:
             return None
-        continuation.copy(found, self.folder)
-        self.restore(found.newest)
-        return found.folder
+        continuation.copy(beginning, self.folder)
+        self.restore(beginning.newest)
+        return beginning.folder
 
-    def require_resumable(self, found: Checkpoint) -> None:
+    def require_resumable(self, snapshot: Checkpoint) -> None:
         """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another
         one.
         """
-        theirs = (found.train.identity(found.corpus), found.train.seed)
+        theirs = (snapshot.train.identity(snapshot.corpus), snapshot.train.seed)
         if theirs != (self.settings.identity(self.task.fingerprint), self.settings.seed):
             raise ConfigError(
                 f"{self.folder} holds a checkpoint of other settings; start over with force=true"
             )
-        checkpoint.require_fitting(found.model, self.model)
-        steps = found.epoch * self.task.batches_an_epoch + found.batch
-        self.optimiser.require_fitting(found.optimiser, steps)
-        wanted = [part.shape for part in self.task.zero_state(self.model)] if found.batch else []
+        checkpoint.require_fitting(snapshot.model, self.model)
+        steps = snapshot.epoch * self.task.batches_an_epoch + snapshot.batch
+        self.optimiser.require_fitting(snapshot.optimiser, steps)
+        shapes = [part.shape for part in self.task.zero_state(self.model)] if snapshot.batch else []
         checkpoint.require(
-            [part.shape for part in found.state] == wanted,
+            [part.shape for part in snapshot.state] == shapes,
             "its carried state is of another model, or at another place",
         )
-        checkpoint.require(found.batch <= self.task.batches_an_epoch, "it has more batches than an epoch")
+        checkpoint.require(snapshot.batch <= self.task.batches_an_epoch, "it has more batches than an epoch")
 
     @property
     def step(self) -> int:
@@ -196,19 +204,19 @@ class Run:
         while len(self.in_flight) > in_flight:
             numbers, words = self.in_flight.popleft()
             total, norm = numbers.read()
-            told = self.task.told(total)
-            if not (math.isfinite(told) and math.isfinite(norm)):
+            loss = self.task.reported_loss(total)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Diverged(
-                    f"the loss is {told} and its gradient's norm {norm} at epoch {epoch}, step "
+                    f"the loss is {loss} and its gradient's norm {norm} at epoch {epoch}, step "
                     f"{self.step + 1}"
                 )
             self.batch += 1
-            self.losses.append(told)
+            self.losses.append(loss)
             self.epoch_words += words
             yield Step(
                 epoch,
                 self.step,
-                told,
+                loss,
                 norm,
                 learning_rate(self.settings.schedule, epoch),
                 words / self.tick(),
@@ -224,13 +232,14 @@ class Run:
                 raise Diverged(f"{name} is {value} after epoch {self.epoch + 1}, step {self.step}")
         self.measured = measured
         self.tick()
-        loss, seconds, speed = (
-            sum(self.losses) / len(self.losses),
-            self.epoch_seconds,
-            self.epoch_words / trained,
-        )
+        loss = sum(self.losses) / len(self.losses)
+        seconds = self.epoch_seconds
+        speed = self.epoch_words / trained
         self.epoch += 1
-        self.batch, self.losses, self.epoch_seconds, self.epoch_words = 0, [], 0.0, 0
+        self.batch = 0
+        self.losses = []
+        self.epoch_seconds = 0.0
+        self.epoch_words = 0
         self.state = self.task.zero_state(self.model)
         if chosen_by < self.best:
             self.best_epoch, self.best = self.epoch, chosen_by
@@ -301,13 +310,13 @@ class Run:
         cannot be read now.
         """
         try:
-            found = checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
+            snapshot = checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
         except (Unusable, ValueError):
             path = checkpoint.path_of(self.folder, epoch)
             raise ConfigError(
                 f"{path} holds the best epoch so far, and cannot be used; start over with force=true"
             ) from None
-        return found.model
+        return snapshot.model
 
     def result(self) -> Result:
         """The metrics of the epoch that is reported."""
@@ -365,10 +374,8 @@ def records(run: Run) -> Iterator[Record]:
 
 def resolved(settings: Train, device: torch.device) -> Train:
     """With what `auto` comes to on a device."""
-    backend, precision = (
-        choose_backend(settings.backend, device),
-        choose_precision(settings.precision, device),
-    )
+    backend = choose_backend(settings.backend, device)
+    precision = choose_precision(settings.precision, device)
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
@@ -388,12 +395,14 @@ def require_judged_in_first_epoch(settings: Train, task: Task) -> None:
 def last_good(training: Run) -> str:
     """Where a run that failed would resume."""
     try:
-        found = checkpoint.newest(training.folder, training.require_resumable)
+        snapshot = checkpoint.newest(training.folder, training.require_resumable)
     except ConfigError as error:
         return str(error)
-    if found is None:
+    if snapshot is None:
         return "no checkpoint was written yet"
-    return f"the last good checkpoint is {checkpoint.path_of(training.folder, found.epoch, found.batch)}"
+    return (
+        f"the last good checkpoint is {checkpoint.path_of(training.folder, snapshot.epoch, snapshot.batch)}"
+    )
 
 
 def make_folder(folder: Path, settings: Train) -> None:

@@ -35,7 +35,9 @@ def test_the_loop_without_dropout_is_torch_lstm() -> None:
 )
 def test_dropped_inputs_do_not_reach_the_cell(p: dict[str, float], weight: str) -> None:
     """As if its weights were zero."""
-    loop, x, state = CellLoop(5, 1), torch.randn(4, 3, 5), zero_state(1, 3, 5)
+    loop = CellLoop(5, 1)
+    x = torch.randn(4, 3, 5)
+    state = zero_state(1, 3, 5)
     dropped = loop(x, state, Dropout(Policy.variational, **p))[0]
     whole = loop(x, state, NONE)[0]
     with torch.no_grad():
@@ -48,7 +50,9 @@ def test_the_loop_draws_a_mask_a_sequence() -> None:
     """Inputs that are equal at every step, and a cell that remembers nothing, give equal outputs at every
     step.
     """
-    loop, x, state = CellLoop(50, 1), torch.ones(4, 3, 50), zero_state(1, 3, 50)
+    loop = CellLoop(50, 1)
+    x = torch.ones(4, 3, 50)
+    state = zero_state(1, 3, 50)
     with torch.no_grad():
         loop.cells[0].weight_hh.zero_()
         loop.cells[0].bias_ih[50:100] = -100  # the forget gate is shut

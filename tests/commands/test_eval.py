@@ -62,7 +62,9 @@ def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows, contents, parts = ["a b c d\n"] * 20, b"a b c d\n\n" * 20, ("train", "validation", "test")
+    rows = ["a b c d\n"] * 20
+    contents = b"a b c d\n\n" * 20
+    parts = ("train", "validation", "test")
     (tmp_path / "set").mkdir()
     for split in parts:
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))

@@ -254,10 +254,8 @@ def test_min_count_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_parts_cannot_be_confused_by_moving_text_from_one_to_the_next(tmp_path: Path) -> None:
-    one, other = (
-        corpora.load(files(tmp_path, b"a b ", b"c d")),
-        corpora.load(files(tmp_path, b"a b c ", b"d")),
-    )
+    one = corpora.load(files(tmp_path, b"a b ", b"c d"))
+    other = corpora.load(files(tmp_path, b"a b c ", b"d"))
     assert one.fingerprint != other.fingerprint
 
 

@@ -16,7 +16,9 @@ from vdrop_cli.kernels import Masks, fused, gru, linear_cross_entropy, lstm, nat
 from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix
 from vdrop_cli.random_streams import Stream
 
-BATCH, INPUT, HIDDEN = 3, 5, 7
+BATCH = 3
+INPUT = 5
+HIDDEN = 7
 Function = Callable[..., tuple[Tensor, ...]]
 both_back_ends = pytest.mark.parametrize("backend", ["fused", "native"])
 

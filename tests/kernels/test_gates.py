@@ -13,7 +13,11 @@ from vdrop_cli.kernels.gates import (
 )
 from vdrop_cli.kernels.masks import Masks
 
-TIME, BATCH, INPUT, HIDDEN, GATES = 3, 2, 5, 4, 3
+TIME = 3
+BATCH = 2
+INPUT = 5
+HIDDEN = 4
+GATES = 3
 EVERY = slice(0, GATES)
 
 

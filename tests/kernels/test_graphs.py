@@ -123,7 +123,7 @@ def test_strides_of_the_callers_tensors_do_not_matter(recorder: Recorder) -> Non
 
 
 def test_of_many_shapes_those_used_last_are_kept(recorder: Recorder) -> None:
-    graphs = graphs_of(recorder, kept=2)
+    graphs = graphs_of(recorder, max_graphs=2)
 
     def twice(width: int) -> None:
         for _ in range(2):
@@ -139,7 +139,7 @@ def test_of_many_shapes_those_used_last_are_kept(recorder: Recorder) -> None:
 
 def test_more_shapes_than_can_be_held_end_up_without(recorder: Recorder) -> None:
     """In a round of three where there is room for two, every capture would be for nothing."""
-    graphs = graphs_of(recorder, kept=2)
+    graphs = graphs_of(recorder, max_graphs=2)
     for _ in range(200):
         for width in (1, 2, 3):
             x = torch.randn(3, width)
@@ -149,7 +149,7 @@ def test_more_shapes_than_can_be_held_end_up_without(recorder: Recorder) -> None
 
 def test_graphs_hold_so_much_memory(recorder: Recorder) -> None:
     """But the last one always."""
-    graphs = graphs_of(recorder, kept_bytes=1000)
+    graphs = graphs_of(recorder, max_bytes=1000)
     for width in (30, 20, 300):
         for _ in range(2):
             summed(graphs, torch.randn(3, width))
@@ -158,7 +158,7 @@ def test_graphs_hold_so_much_memory(recorder: Recorder) -> None:
 
 def test_memory_that_only_the_graph_holds_counts(recorder: Recorder) -> None:
     """As that of cuBLAS's workspaces, which are larger than the tensors of small cells."""
-    graphs, recorder.pool_bytes = graphs_of(recorder, kept_bytes=2500), 1000
+    graphs, recorder.pool_bytes = graphs_of(recorder, max_bytes=2500), 1000
     for width in (1, 2, 3):
         for _ in range(2):
             summed(graphs, torch.randn(3, width))

@@ -153,7 +153,9 @@ def test_logits_that_are_none_come_out_as_they_do_from_the_definition(
 ) -> None:
     results = []
     for backend in ("reference", "native"):
-        x, w, b = random(5, 6), random(11, 6), random(11)
+        x = random(5, 6)
+        w = random(11, 6)
+        b = random(11)
         with torch.no_grad():
             b[3] = value
         nll = linear_cross_entropy(

@@ -114,7 +114,10 @@ def test_what_torch_compile_traces_is_summed_as_the_user_set_it(
 
 def test_threads_that_overlap_restore_the_users_settings(users_settings: list[bool]) -> None:
     """The first one in is the first one out."""
-    one_is_in, both_are_in, one_is_out, inside = Barrier(2), Barrier(2), Barrier(2), list[list[bool]]()
+    one_is_in = Barrier(2)
+    both_are_in = Barrier(2)
+    one_is_out = Barrier(2)
+    inside = list[list[bool]]()
 
     def first() -> None:
         with exact_sums("cuda"):

@@ -50,7 +50,9 @@ def test_without_masks_the_gru_that_resets_after_the_product_is_torchs() -> None
 
 def test_one_step_of_the_papers_gru_by_hand() -> None:
     """One unit, one input: the reset gate multiplies h before the recurrent product of the candidate."""
-    w, u, b = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.01, 0.02, 0.03]
+    w = [0.1, 0.2, 0.3]
+    u = [0.4, 0.5, 0.6]
+    b = [0.01, 0.02, 0.03]
     x, h = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-0.8, dtype=torch.float64)
     r = (w[0] * x + u[0] * h + b[0]).sigmoid()
     z = (w[1] * x + u[1] * h + b[1]).sigmoid()
@@ -184,10 +186,8 @@ def test_shapes_that_do_not_fit_are_named(change: dict[str, tuple[int, ...]], na
 
 def test_cross_entropy_by_hand() -> None:
     """Two words with logits 0 and ln 3: probabilities 1/4 and 3/4."""
-    w, b = (
-        torch.zeros(2, 1, dtype=torch.float64),
-        torch.tensor([0.0, 3.0], dtype=torch.float64).clamp(min=1).log(),
-    )
+    w = torch.zeros(2, 1, dtype=torch.float64)
+    b = torch.tensor([0.0, 3.0], dtype=torch.float64).clamp(min=1).log()
     nll = linear_cross_entropy(
         torch.ones(2, 1, dtype=torch.float64), w, b, torch.tensor([0, 1]), backend="reference"
     )

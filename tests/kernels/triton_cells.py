@@ -206,11 +206,9 @@ def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
     cell: str, replaying: list[int]
 ) -> None:
     """On a GPU it is one of torch's. A cell in another thread keeps the graphs of all others meanwhile."""
-    inputs, masks, own = (
-        on_device(inputs_of(cell, TIME, torch.float32)),
-        to(masks_of(cell, "variational", TIME), DEVICE),
-        Graphs(),
-    )
+    inputs = on_device(inputs_of(cell, TIME, torch.float32))
+    masks = to(masks_of(cell, "variational", TIME), DEVICE)
+    own = Graphs()
     own.possible = lambda device: True
     loops_of = {f"{cell}_loop", f"{cell}_backward_loop"}
 
@@ -253,10 +251,8 @@ def test_the_self_check_passes_wherever_the_first_call_is(how: str) -> None:
 
 def test_states_and_lengths_need_not_be_contiguous() -> None:
     """Whether the graph's own memory is written or, the first time, theirs."""
-    masks, lengths = (
-        to(masks_of("lstm", "variational", TIME), DEVICE),
-        torch.tensor([[1, 9], [TIME, 9], [2, 9]], device=DEVICE)[:, 0],
-    )
+    masks = to(masks_of("lstm", "variational", TIME), DEVICE)
+    lengths = torch.tensor([[1, 9], [TIME, 9], [2, 9]], device=DEVICE)[:, 0]
     x, h, c, *weights = on_device(inputs_of("lstm", TIME, torch.float32))
     x, h, c = (t.detach().transpose(0, 1).contiguous().transpose(0, 1) for t in (x, h, c))
     assert not any(t.is_contiguous() for t in (x, h, c, lengths))
@@ -300,10 +296,8 @@ def operands(cell: str, **options: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("lengths", [None, [1, TIME, 2]], ids=str)
 def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengths: list[int] | None) -> None:
     """Alone and beside the other outputs."""
-    masks, lengths_B = (
-        to(masks_of("lstm", "moon", TIME), DEVICE),
-        None if lengths is None else torch.tensor(lengths, device=DEVICE),
-    )
+    masks = to(masks_of("lstm", "moon", TIME), DEVICE)
+    lengths_B = None if lengths is None else torch.tensor(lengths, device=DEVICE)
     for used in (slice(None), slice(3, 4)):
         found = []
         for backend in ("triton", "reference"):
@@ -350,7 +344,9 @@ def test_loops_are_captured_with_sums_of_full_precision(
     replaying: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the user's setting, which stays."""
-    matmul, capture, seen = torch.backends.cuda.matmul, ours.GRAPHS.capture, list[bool]()
+    matmul = torch.backends.cuda.matmul
+    capture = ours.GRAPHS.capture
+    seen = list[bool]()
 
     def noted(*arguments: Any) -> Graph:
         seen.append(matmul.allow_bf16_reduced_precision_reduction)
@@ -369,10 +365,8 @@ def test_loops_are_captured_with_sums_of_full_precision(
 )
 def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[str, bool]) -> None:
     """Of inputs and incoming gradients, with padding and masks."""
-    masks, lengths = (
-        to(double(masks_of(cell, "variational_untied", TIME)), DEVICE),
-        torch.tensor([1, TIME, 2], device=DEVICE),
-    )
+    masks = to(double(masks_of(cell, "variational_untied", TIME)), DEVICE)
+    lengths = torch.tensor([1, TIME, 2], device=DEVICE)
     found = []
     for backend in ("triton", "reference"):
         inputs = on_device(inputs_of(cell, TIME, torch.float64))
@@ -385,10 +379,8 @@ def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[
 
 def test_an_autocast_around_it_changes_nothing() -> None:
     """It would round products that are to be exact."""
-    inputs, masks = (
-        on_device(inputs_of("lstm", TIME, torch.float32)),
-        to(masks_of("lstm", "variational", TIME), DEVICE),
-    )
+    inputs = on_device(inputs_of("lstm", TIME, torch.float32))
+    masks = to(masks_of("lstm", "variational", TIME), DEVICE)
     expected = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         found = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)

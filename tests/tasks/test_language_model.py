@@ -79,10 +79,8 @@ def test_one_training_step_by_hand() -> None:
 
 def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
     """Where <unk> is among the words of training it is trained, and no warning is due."""
-    config, (train_N, valid_N) = (
-        settings("task.batch_size=4", "task.bptt=5"),
-        (torch.arange(100) % 3, torch.arange(100) % 4),
-    )
+    config = settings("task.batch_size=4", "task.bptt=5")
+    (train_N, valid_N) = (torch.arange(100) % 3, torch.arange(100) % 4)
 
     def warnings(train_N: torch.Tensor, valid_N: torch.Tensor) -> list[str]:
         made = Corpus(["a", "b", "<eos>", "<unk>"], train_N, valid_N, train_N, "here", "f")
@@ -111,10 +109,8 @@ def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt
 def test_both_validation_perplexities_by_hand() -> None:
     """203 tokens in 4 columns of 50: 9 chunks of 5, by the authors' count (50 - 1) / 5 = 9.8."""
     config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5")
-    model, task = (
-        LanguageModel(config.model, config.dropout.for_layers(), 7),
-        LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"), as_published=True),
-    )
+    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
+    task = LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"), as_published=True)
     model.initialise(1.0, Stream((3,)))
     total = 0.0
     state = model.zero_state(4)

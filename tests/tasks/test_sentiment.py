@@ -147,10 +147,8 @@ def of_ratings(valid: list[float], test: list[float], *overrides: str, own: bool
     """24 texts to train on, rated 0 to 23, and those."""
     config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean", *overrides)
     words = [[f"w{n % 5}"] * (n % 7 + 1) for n in range(24 + len(valid) + len(test))]
-    ratings, parts = (
-        [*map(float, range(24)), *valid, *test],
-        [*PARTS[:24], *["valid"] * len(valid), *["test"] * len(test)],
-    )
+    ratings = [*map(float, range(24)), *valid, *test]
+    parts = [*PARTS[:24], *["valid"] * len(valid), *["test"] * len(test)]
     return Sentiment(
         config.task, config.data, Rated(words, ratings, "here", parts if own else []), torch.device("cpu")
     )
@@ -237,10 +235,8 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
 
 def test_a_validation_part_taken_from_a_sources_training_part_is_dealt_here() -> None:
     """Its ratings may all be outside the range of what is left to train on."""
-    config, parts = (
-        settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"),
-        ["train"] * 16 + ["test"] * 4,
-    )
+    config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean")
+    parts = ["train"] * 16 + ["test"] * 4
     taken = split(Rated([["a"]] * 20, [float(n) for n in range(20)], "here", parts), 0)["valid"]
     ratings = [9.0 + n % 2 if n in taken else float(n % 5) for n in range(20)]
     task = Sentiment(
@@ -261,10 +257,8 @@ def test_no_epoch_is_chosen_by_ratings_that_are_hidden() -> None:
 
 
 def test_texts_without_words_are_warned_of_and_a_part_of_them_is_refused() -> None:
-    config, numbers = (
-        settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"),
-        [float(n) for n in range(40)],
-    )
+    config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean")
+    numbers = [float(n) for n in range(40)]
     texts: list[list[str]] = [[] if n in (3, 30) else ["a"] for n in range(40)]
     task = Sentiment(
         config.task,
@@ -338,10 +332,8 @@ def test_a_part_without_texts_is_an_error() -> None:
 
 def test_a_training_part_with_one_rating_is_an_error() -> None:
     """Of 0.1 the mean is another number by rounding."""
-    config, parts = (
-        settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"),
-        ["train"] * 28 + ["valid"] * 4 + ["test"] * 8,
-    )
+    config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean")
+    parts = ["train"] * 28 + ["valid"] * 4 + ["test"] * 8
     rated = Rated([["a"]] * 40, [0.1] * 28 + [0.2] * 12, "here", parts)
     with pytest.raises(ConfigError, match=r"^data: the train part of here has one rating, 0\.1, for all"):
         Sentiment(config.task, config.data, rated, torch.device("cpu"))
@@ -412,7 +404,9 @@ def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(pool: int) -> N
 def test_a_batch_goes_to_a_gpu_without_a_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """From pinned memory, and nothing of it is read back: its words are counted where it was made."""
     task, expected = made(), sum(made().parts["train"].lengths)
-    task.device, pinned, sent = torch.device("cuda"), set[int](), list[bool]()
+    task.device = torch.device("cuda")
+    pinned = set[int]()
+    sent = list[bool]()
     stays = Tensor.to
 
     def to(tensor: Tensor, where: Any, *, non_blocking: bool = False) -> Tensor:

@@ -49,7 +49,9 @@ class CellLoop(nn.Module):
 
         last = []
         for cell, h, c in zip(self.cells, *state, strict=True):
-            mask_x, mask_h, outputs = mask(dropout.p_x), mask(dropout.p_h), []
+            mask_x = mask(dropout.p_x)
+            mask_h = mask(dropout.p_h)
+            outputs = []
             for x_BH in x_TBH:
                 h, c = cell(x_BH * mask_x, (h * mask_h, c))
                 outputs.append(h)
@@ -78,7 +80,9 @@ def training_step(
     """A whole training step in the usual form: embedding, layers, `nn.Linear`, `cross_entropy`,
     `clip_grad_norm_`, `optim.SGD`.
     """
-    batch, vocabulary, device = ids_TB.shape[1], int(ids_TB.max()) + 1, ids_TB.device
+    batch = ids_TB.shape[1]
+    vocabulary = int(ids_TB.max()) + 1
+    device = ids_TB.device
     embedding = nn.Embedding(vocabulary, model.hidden_size)
     layers = LAYERS[name](model.hidden_size, model.layers)
     head = nn.Linear(model.hidden_size, vocabulary)

@@ -171,10 +171,8 @@ def print_results(measurements: list[Measurement], rates: Rates, device: torch.d
 def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) -> dict[str, Any]:
     """The record of a bench: its settings, the machine, the best rates, and all measurements."""
     device = torch.device(settings.device)
-    backend, precisions = (
-        choose_backend(Backend.auto, device),
-        " and ".join(map(str, settings.precisions)),
-    )
+    backend = choose_backend(Backend.auto, device)
+    precisions = " and ".join(map(str, settings.precisions))
     measured = []
     for m in measurements:
         if m.part == BenchPart.checkpoint.name:

@@ -82,7 +82,9 @@ def training_step(train: Train, precision: Precision) -> Step:
     """A training step as `vdrop train` makes it."""
     time_steps, batch = train.task.steps, train.task.batch_size
     model = language_model(train, precision)
-    optimizer, ids_TB, state = Optimizer(model, train.schedule), random_ids(train), model.zero_state(batch)
+    optimizer = Optimizer(model, train.schedule)
+    ids_TB = random_ids(train)
+    state = model.zero_state(batch)
     masks_by_step = prefetched(
         lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train
     )
@@ -217,7 +219,9 @@ def products_step(train: Train, precision: Precision, rows: list[int], vocabular
     def random(*shape: int) -> Tensor:
         return torch.rand(shape).sub_(0.5).to(train.device, dtype)
 
-    x_NH, gates_NG, w_GH = random(words, hidden), random(words, 4 * hidden), random(4 * hidden, hidden)
+    x_NH = random(words, hidden)
+    gates_NG = random(words, 4 * hidden)
+    w_GH = random(4 * hidden, hidden)
     head_VH, d_logits_NV = random(vocabulary, hidden), random(words, vocabulary)
     forward, backward = WeightMatrix(w_GH, max(rows)), WeightMatrix(w_GH.T, max(rows))
     exact_x_NH, exact_head_VH = x_NH.float(), head_VH.float()

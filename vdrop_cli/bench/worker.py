@@ -72,7 +72,10 @@ class Worker:
     """
 
     def __init__(self, case: Case, train: Train, mc_passes: int, configured: bool, timing: Timing) -> None:
-        self.case, self.timing, self.steps, self.peak = case, timing, 1, 0.0
+        self.case = case
+        self.timing = timing
+        self.steps = 1
+        self.peak = 0.0
         context = get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
         arguments = (child_pipe, case, train, mc_passes, configured, timing.before_turn)
@@ -137,7 +140,9 @@ def measure_rates(device: torch.device, seconds: float) -> Rates:
 def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measurement], Rates]:
     """Measures a group of cases in turns; the best rates so far are measured in between, too."""
     seconds: dict[Case, list[float]] = {case: [] for case in group}
-    peaks, device, timing = dict.fromkeys(group, 0.0), torch.device(settings.device), TIMING
+    peaks = dict.fromkeys(group, 0.0)
+    device = torch.device(settings.device)
+    timing = TIMING
     for _ in range(settings.starts):
         with ExitStack() as stack:
             workers = []

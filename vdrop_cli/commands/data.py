@@ -70,14 +70,14 @@ def streams(data: Data) -> list[str]:
 
 def rated(data: Data) -> list[str]:
     """Of texts with ratings."""
-    found = corpora.rated(data)
-    parts = ", ".join(f"{count:,} {part}" for part, count in Counter(found.parts).items())
+    corpus = corpora.rated(data)
+    parts = ", ".join(f"{count:,} {part}" for part, count in Counter(corpus.parts).items())
     return [
-        f"from    {found.origin}",
-        f"texts   {len(found.texts):>9,}{f' ({parts})' if parts else ''}",
-        f"words   {sum(map(len, found.texts)):>9,}",
-        f"types   {len({word for text in found.texts for word in text}):>9,}",
-        f"ratings {min(found.ratings):g} to {max(found.ratings):g}, mean {fmean(found.ratings):.3f}, "
-        f"deviation {pstdev(found.ratings):.3f}",
-        f"content {found.fingerprint[:16]}",
+        f"from    {corpus.origin}",
+        f"texts   {len(corpus.texts):>9,}{f' ({parts})' if parts else ''}",
+        f"words   {sum(map(len, corpus.texts)):>9,}",
+        f"types   {len({word for text in corpus.texts for word in text}):>9,}",
+        f"ratings {min(corpus.ratings):g} to {max(corpus.ratings):g}, mean {fmean(corpus.ratings):.3f}, "
+        f"deviation {pstdev(corpus.ratings):.3f}",
+        f"content {corpus.fingerprint[:16]}",
     ]

@@ -20,22 +20,22 @@ def run(settings: Eval) -> str:
     device = choose_device(settings.device)
     configure_process(device)
     assert settings.checkpoint is not None
-    path, found, task, model, precision = evaluation.load(settings.checkpoint, settings, device)
+    path, snapshot, task, model, precision = evaluation.load(settings.checkpoint, settings, device)
     print(
-        f"{path}: epoch {found.epoch}, {files.printable(task.origin)}, {device}, back end "
+        f"{path}: epoch {snapshot.epoch}, {files.printable(task.origin)}, {device}, back end "
         f"{model.layers.backend}, {precision}",
         file=sys.stderr,
     )
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "checkpoint": str(path),
-        "epoch": found.epoch,
+        "epoch": snapshot.epoch,
         "seed": settings.seed,
         "metrics": {},
     }
     paths = evaluation.members(path, settings)
-    how, digest = evaluation.describe_evaluation(settings, paths, task, precision, found.train.precision)
+    how, digest = evaluation.describe_evaluation(settings, paths, task, precision, snapshot.train.precision)
     target = path.with_name(f"{how.stem(path.stem, digest)}.json")
     if not ownership.is_run_file(target):  # of a checkpoint with a name of its own
         is_own = stored.readable_by(evaluations.parse)
@@ -52,31 +52,31 @@ def run(settings: Eval) -> str:
             partial.metrics = partial.metrics or task.standard(model)
             evaluation.go_through(passes, partial)
             metrics, by_number = passes.results()
-            told["metrics"] = partial.metrics | metrics
-            told |= {"word_dropout": word_dropout, "mc": by_number, "mc_seconds": partial.seconds}
+            results["metrics"] = partial.metrics | metrics
+            results |= {"word_dropout": word_dropout, "mc": by_number, "mc_seconds": partial.seconds}
         elif settings.members:
-            told["metrics"] = task.ensemble(evaluation.models(paths, settings, device, task.fingerprint))
-            told["members"] = [str(member) for member in paths]
+            results["metrics"] = task.ensemble(evaluation.models(paths, settings, device, task.fingerprint))
+            results["members"] = [str(member) for member in paths]
         else:
-            told["metrics"] = task.standard(model)
+            results["metrics"] = task.standard(model)
         if task.warnings:
-            told["warnings"] = task.warnings
-        told["environment"] = described
-        evaluation.require_finite(told, path)
-        write(target, told)
+            results["warnings"] = task.warnings
+        results["environment"] = described
+        evaluation.require_finite(results, path)
+        write(target, results)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
 
 
-def tell(told: dict[str, Any]) -> None:
+def print_results(results: dict[str, Any]) -> None:
     """The results as a table."""
-    for metric, value in told["metrics"].items():
+    for metric, value in results["metrics"].items():
         print(metric_line(metric, value))
-    if "mc" in told:
-        measure = next(key for key in told["mc"][0] if key not in ("samples", "deviation", "groups"))
+    if "mc" in results:
+        measure = next(key for key in results["mc"][0] if key not in ("samples", "deviation", "groups"))
         digits = 2 if measure == "ppl" else 4
         print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
-        for row in told["mc"]:
+        for row in results["mc"]:
             spread = (
                 f"{row['deviation']:9.{digits}f} of {row['groups']}"
                 if row["deviation"] is not None
@@ -85,14 +85,14 @@ def tell(told: dict[str, Any]) -> None:
             print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
 
 
-def write(path: Path, told: dict[str, Any]) -> None:
+def write(path: Path, results: dict[str, Any]) -> None:
     """The file first, then the table, so that nothing is lost where the latter cannot be shown."""
     try:
-        files.replace(path, (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
+        files.replace(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     except RunError as error:
-        if output.is_written(lambda: tell(told)):
+        if output.is_written(lambda: print_results(results)):
             raise RunError(f"{error}; the results are above") from None
         raise
     with output.stdout_errors_deferred():
-        tell(told)
+        print_results(results)
     print(f"\nwritten to {path}", file=sys.stderr)

@@ -40,9 +40,9 @@ def parse_start(start: bytes) -> dict[str, Any]:
     """
     header = stored.parse_json(start[LENGTH : LENGTH + int.from_bytes(start[:LENGTH], "little")])
     stored.require(header, {"__metadata__": dict})
-    held: dict[str, Any] = header["__metadata__"]
-    stored.require(held, {"config": str, "epoch": str})
-    return held
+    metadata_of_file: dict[str, Any] = header["__metadata__"]
+    stored.require(metadata_of_file, {"config": str, "epoch": str})
+    return metadata_of_file
 
 
 def is_export(start: bytes) -> bool:
@@ -57,29 +57,30 @@ def run(settings: Export) -> None:
         raise ConfigError("vdrop export needs safetensors; pip install 'vdrop[export]'") from None
     assert settings.checkpoint is not None
     path = checkpoint.find(settings.checkpoint)
-    found = checkpoint.load(path)
+    snapshot = checkpoint.load(path)
     target = path.with_suffix(".safetensors") if settings.file is None else Path(settings.file)
     if not target.name or target.is_dir() or not target.parent.is_dir():
         raise ConfigError(f"file must name a file in a folder that is there, got {settings.file!r}")
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {settings.file}")
-    require_whole(path, found)
+    require_whole(path, snapshot)
     ownership.require_own(target, is_export, "choose another file=", start_size(target))
     # each weight with memory of its own, in order: safetensors takes no others
     weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.model.items()
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.model.items()
     }
-    files.replace(Path(os.path.realpath(target)), save(weights, metadata(found)))
-    print(
-        f"{target}: {sum(tensor.numel() for tensor in weights.values()):,} weights after epoch {found.epoch}"
-    )
+    files.replace(Path(os.path.realpath(target)), save(weights, metadata(snapshot)))
+    count = sum(tensor.numel() for tensor in weights.values())
+    print(f"{target}: {count:,} weights after epoch {snapshot.epoch}")
 
 
-def require_whole(path: Path, found: Checkpoint) -> None:
+def require_whole(path: Path, snapshot: Checkpoint) -> None:
     """Raises ConfigError unless the weights are those that the settings, and the vocabulary where it is
     there, describe.
     """
-    trained, knowledge, embedding = found.train, found.knowledge, found.model.get("embedding")
+    trained = snapshot.train
+    knowledge = snapshot.knowledge
+    embedding = snapshot.model.get("embedding")
     try:
         checkpoint.require(embedding is not None and embedding.dim() == 2, "it has no embedding")
         assert embedding is not None
@@ -88,25 +89,25 @@ def require_whole(path: Path, found: Checkpoint) -> None:
             if knowledge is not None
             else len(embedding)
         )
-        checkpoint.require_large_enough(found.model, trained.model, words)
+        checkpoint.require_large_enough(snapshot.model, trained.model, words)
         kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
         checkpoint.require_fitting(
-            found.model, kind(trained.model, trained.dropout.for_layers(), words, "fused")
+            snapshot.model, kind(trained.model, trained.dropout.for_layers(), words, "fused")
         )
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
 
 
-def metadata(found: Checkpoint) -> dict[str, str]:
+def metadata(snapshot: Checkpoint) -> dict[str, str]:
     """JSON of the settings, and of each field of what the model has learned of its text
     (`vdrop_cli.learned`).
     """
-    learned = {name: as_json(value) for name, value in found.learned.items()}
+    learned = {name: as_json(value) for name, value in snapshot.learned.items()}
     return learned | {
-        "config": as_json(found.config),
-        "corpus": found.corpus,
-        "epoch": str(found.epoch),
-        "batch": str(found.batch),
+        "config": as_json(snapshot.config),
+        "corpus": snapshot.corpus,
+        "epoch": str(snapshot.epoch),
+        "batch": str(snapshot.batch),
     }
 
 

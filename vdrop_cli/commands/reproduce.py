@@ -49,9 +49,7 @@ def study_of(settings: Reproduce) -> Study:
 
 
 def page_of(settings: Reproduce) -> list[Study]:
-    """The studies of the page, with all rows, so that it loses none; with overrides the chosen rows of the one
-    study.
-    """
+    """The studies of the page: with all rows, so that it loses none, or with overrides the chosen rows."""
     chosen = study_of(settings)
     table1, film_reviews = Table1(), FilmReviews()
     if isinstance(chosen, FilmReviews):

@@ -35,7 +35,9 @@ class Prepared:
     """A split that the library has read."""
 
     def __init__(self, rows: Any, split: str, where: str) -> None:
-        self.rows, self.split, self.where = rows, split, where
+        self.rows = rows
+        self.split = split
+        self.where = where
 
     def column(self, setting: str, name: str | None) -> list[Any]:
         """Returns a column; `setting` is the setting that chose it."""

@@ -35,7 +35,10 @@ class Table:
     """
 
     def __init__(self, text: str, delimiter: str, where: str, settable: bool = True) -> None:
-        self.text, self.delimiter, self.where, self.settable = text, delimiter, where, settable
+        self.text = text
+        self.delimiter = delimiter
+        self.where = where
+        self.settable = settable
         self.all_rows = self.split_by_tabs() if delimiter == TAB else self.split_as_csv()
         self.names = next(self.all_rows).fields if text else []
         repeated = [name for name, count in Counter(self.names).items() if count > 1 and name]

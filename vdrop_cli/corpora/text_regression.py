@@ -23,7 +23,9 @@ def from_csv(data: Data, path: Path) -> Rated:
     text, rating = (
         table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column")
     )
-    texts, ratings, places = [], [], []
+    texts = []
+    ratings = []
+    places = []
     for line, fields in table.rows():
         ratings.append(number(fields[rating], f"{where}: line {line}"))
         texts.append(words(fields[text]))
@@ -45,7 +47,9 @@ def from_hub(data: Data) -> Rated:
             "use a CSV file, which is split here"
         )
     texts: list[list[str]] = []
-    ratings, parts, places = [], [], []
+    ratings = []
+    parts = []
+    places = []
     for split in splits:
         texts += map(words, hub.texts(data, loaded[split]))
         for row, value in enumerate(loaded[split].column("data.rating_column", data.rating_column)):

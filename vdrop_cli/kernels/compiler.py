@@ -99,8 +99,8 @@ def for_this_processor() -> str:
 
 def processor() -> str:
     """Name and extensions of the processor, as far as the system tells them."""
-    told = map(cpuinfo, ("model name", "flags", "Features", "CPU part", "CPU implementer"))
-    return "\n".join([platform.machine(), platform.system(), platform.processor(), *told])
+    properties = map(cpuinfo, ("model name", "flags", "Features", "CPU part", "CPU implementer"))
+    return "\n".join([platform.machine(), platform.system(), platform.processor(), *properties])
 
 
 def name_of_library(command: list[str]) -> str:

@@ -40,7 +40,10 @@ SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
 # Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
 # is large enough.
 ROUNDED_CHUNKS = 4
-ALL_LSTM, ALL_GRU, R_AND_Z, ONLY_N = slice(0, 4), slice(0, 3), slice(0, 2), slice(2, 3)
+ALL_LSTM = slice(0, 4)
+ALL_GRU = slice(0, 3)
+R_AND_Z = slice(0, 2)
+ONLY_N = slice(2, 3)
 
 
 class Recurrence:
@@ -157,7 +160,9 @@ class LSTM(torch.autograd.Function):
                 c_new.mul_(masks_c[t])
             torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
             h, c = h_new, c_new
-        ctx.layout, ctx.compute_dtype, ctx.cells = layout, compute_dtype, cells
+        ctx.layout = layout
+        ctx.compute_dtype = compute_dtype
+        ctx.cells = cells
         ctx.set_materialize_grads(False)
         saved_inputs_KTBH = recurrence.saved_inputs_KTBH
         saved_hs = hs if saved_inputs_KTBH is None else None

@@ -35,7 +35,9 @@ class Gates:
     """
 
     def __init__(self, memory: Tensor, gates: int) -> None:
-        self.memory, self.gates, self.by_gate = memory, gates, memory.dim() == 4
+        self.memory = memory
+        self.gates = gates
+        self.by_gate = memory.dim() == 4
         self.time, self.batch = memory.shape[-3:-1]
         if self.by_gate:
             self.hidden, self.view_GTBH = memory.shape[-1], memory

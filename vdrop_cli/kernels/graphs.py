@@ -120,13 +120,16 @@ class Graphs:
         capture: Capture = capture,
         possible: Callable[[torch.device], bool] = is_possible,
         *,
-        kept: int = 16,
-        kept_bytes: int = 2**31,
+        max_graphs: int = 16,
+        max_bytes: int = 2**31,
         remembered: int = 1000,
         strict: bool = False,
     ) -> None:
         self.capture, self.possible = capture, possible
-        self.kept, self.kept_bytes, self.remembered, self.strict = kept, kept_bytes, remembered, strict
+        self.max_graphs = max_graphs
+        self.max_bytes = max_bytes
+        self.remembered = remembered
+        self.strict = strict
         self.met: dict[Hashable, Sightings] = {}
         self.failed: set[Hashable] = set()
         self.held: OrderedDict[Hashable, Captured] = OrderedDict()
@@ -136,10 +139,8 @@ class Graphs:
         """`loop(**changed, **filled, **read)`, which may write into `changed`, must fill `filled`, and leaves
         `read`.
         """
-        tensors, device = (
-            {**changed, **filled, **read},
-            next(t.device for t in changed.values() if t is not None),
-        )
+        tensors = {**changed, **filled, **read}
+        device = next(t.device for t in changed.values() if t is not None)
         if not self.possible(device):
             loop(**tensors)
             return
@@ -191,7 +192,7 @@ class Graphs:
             return None
         self.held[key] = made
         while len(self.held) > 1 and (
-            len(self.held) > self.kept or sum(c.bytes for c in self.held.values()) > self.kept_bytes
+            len(self.held) > self.max_graphs or sum(c.bytes for c in self.held.values()) > self.max_bytes
         ):
             lost, _ = self.held.popitem(last=False)
             wanted = self.met[lost].wanted if lost in self.met else 2

@@ -16,7 +16,10 @@ from vdrop_cli.kernels.gates import Gates, select_gates
 
 BLOCK = 128  # elements of H per program
 WARPS = 4
-ALL_LSTM, ALL_GRU, R_AND_Z, ONLY_N = slice(0, 4), slice(0, 3), slice(0, 2), slice(2, 3)
+ALL_LSTM = slice(0, 4)
+ALL_GRU = slice(0, 3)
+R_AND_Z = slice(0, 2)
+ONLY_N = slice(2, 3)
 
 
 def launch(

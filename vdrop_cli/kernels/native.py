@@ -181,7 +181,9 @@ def rounded_rows(x_TBD: Tensor, mask: Tensor | None) -> Tensor:
     x_TBD = x_TBD.contiguous()
     time, batch, columns = x_TBD.shape
     rounded = x_TBD.new_empty(time * batch, padded(columns, torch.bfloat16), dtype=torch.bfloat16)
-    pointer, mask_t, mask_b = None, 0, 0
+    pointer = None
+    mask_t = 0
+    mask_b = 0
     if mask is not None:
         mask = mask.expand(-1, -1, columns).contiguous()
         pointer, mask_t, mask_b = mask, *(mask.stride(d) if mask.shape[d] > 1 else 0 for d in (0, 1))
@@ -232,7 +234,11 @@ def gemm(
     """
     rows, columns = out.shape
     (a, w), data = pairs[0], CGemm()
-    data.rows, data.columns, data.threads, data.add, data.pairs = rows, columns, threads(), add, len(pairs)
+    data.rows = rows
+    data.columns = columns
+    data.threads = threads()
+    data.add = add
+    data.pairs = len(pairs)
     depth = w.shape[-2]
     if transposed:
         data.a_row, data.a_tile = 2 * TILE, TILE_BYTES
@@ -260,7 +266,9 @@ class Pass:
     """
 
     def __init__(self, layer: Layer, gates: int, memory: Tensor | None = None) -> None:
-        self.layer, self.gate_count, self.layout = layer, gates, layout_for(layer.x, layer.lengths)
+        self.layer = layer
+        self.gate_count = gates
+        self.layout = layout_for(layer.x, layer.lengths)
         self.dtype, self.compute_dtype = layer.x.dtype, layer.compute_dtype
         self.hidden = layer.w_hh.shape[1]
         self.suffix = SUFFIXES[self.dtype, self.compute_dtype]
@@ -433,7 +441,9 @@ class Gradients:
     def inputs(self) -> Tensor:
         """The gradient of the layer's input, [T, B, D]."""
         work = self.work
-        mask_x, w_ih, x_TBD = work.layout.pack_mask(work.layer.mask_x), work.layer.w_ih, work.x_TBD
+        mask_x = work.layout.pack_mask(work.layer.mask_x)
+        w_ih = work.layer.w_ih
+        x_TBD = work.x_TBD
         if not work.amx:
             return input_gradient(self.gates(), w_ih.to(work.compute_dtype), mask_x, work.dtype)
         da_NX = self.memory.flatten(1)
@@ -455,7 +465,9 @@ class Gradients:
 def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> Tensors:
     work = Pass(layer, 4)
     work.project()
-    hs, cs, y = work.start(h), work.start(c), work.outputs()
+    hs = work.start(h)
+    cs = work.start(c)
+    y = work.outputs()
     work.allocate_inputs()
     data = work.data
     data.bias = work.pointer(layer.b_ih + layer.b_hh)
@@ -493,9 +505,13 @@ R_AND_Z, ONLY_N = slice(0, 2), slice(2, 3)
 def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> Tensors:
     work = Pass(layer, 3)
     work.project()
-    hs, y, hidden = work.start(h), work.outputs(), work.hidden
+    hs = work.start(h)
+    y = work.outputs()
+    hidden = work.hidden
     work.allocate_inputs()
-    data, bias, inner = work.data, layer.b_ih + layer.b_hh, h.new_empty(0)
+    data = work.data
+    bias = layer.b_ih + layer.b_hh
+    inner = h.new_empty(0)
     if reset_after:
         bias[2 * hidden :] = layer.b_ih[2 * hidden :]
         data.bias_n = work.pointer(layer.b_hh[2 * hidden :].contiguous())
@@ -517,7 +533,9 @@ def gru_backward(
     reset_after: bool,
 ) -> Tensors:
     work = Pass(layer, 3, a)
-    gradients, data, hidden = Gradients(work), work.data, work.hidden
+    gradients = Gradients(work)
+    data = work.data
+    hidden = work.hidden
     if reset_after:
         gradients.with_inner()
     dh = work.layout.sort(writable(dh, hs[0])).contiguous()

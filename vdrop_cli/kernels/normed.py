@@ -323,7 +323,10 @@ class NormedLSTM(torch.autograd.Function):
             mask = None if masks_c is None else masks_c[t]
             steps.lstm(a, u, gain_hh, gain_c, bias_c, mask, c, c_new, h_new, tanh_c, (mu, ru, mc, rc))
             h, c = h_new, c_new
-        ctx.layout, ctx.compute_dtype, ctx.cells, ctx.steps = layout, compute_dtype, cells, steps
+        ctx.layout = layout
+        ctx.compute_dtype = compute_dtype
+        ctx.cells = cells
+        ctx.steps = steps
         ctx.set_materialize_grads(False)
         saved = (*norm_x.saved, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND)
         ctx.save_for_backward(*inputs, mask_x, mask_h, mask_c, lengths, *saved)
@@ -340,7 +343,9 @@ class NormedLSTM(torch.autograd.Function):
         dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        inputs, (mask_x, mask_h, mask_c, lengths), saved = tensors[:11], tensors[11:15], tensors[15:]
+        inputs = tensors[:11]
+        (mask_x, mask_h, mask_c, lengths) = tensors[11:15]
+        saved = tensors[15:]
         if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
             options = {
                 "masks": Masks(mask_x, mask_h, mask_c),
@@ -353,22 +358,20 @@ class NormedLSTM(torch.autograd.Function):
             return *gradients, *[None] * 7
         _, _, _, w_ih, w_hh, _, _, gain_ih, gain_hh, gain_c, _ = inputs
         *saved_x, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND = saved
-        layout, dtype, hidden = ctx.layout, ctx.compute_dtype, len(gain_c)
+        layout = ctx.layout
+        dtype = ctx.compute_dtype
+        hidden = len(gain_c)
         w_GHD, u_GHH = (w.to(dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
         da_NGH, du_NGH = torch.empty_like(gates_NGH), torch.empty_like(gates_NGH)
         dn_NH = torch.empty_like(tanh_NH)
         dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
-        masks_h, masks_c, groups = (
-            layout.masks_by_step(mask_h),
-            layout.masks_by_step(mask_c),
-            group_count(mask_h, 4),
-        )
+        masks_h = layout.masks_by_step(mask_h)
+        masks_c = layout.masks_by_step(mask_c)
+        groups = group_count(mask_h, 4)
         all_rows = (gates_NGH, tanh_NH, u_NGH, mean_u, rstd_u, mean_c, rstd_c, da_NGH, du_NGH, dn_NH)
         by_step = list(zip(*(unbind_rows(layout, rows) for rows in all_rows), strict=True))
-        before, after = (
-            layout.unbind_steps(layout.states_before(cs)),
-            layout.unbind_steps(layout.states_after(cs)),
-        )
+        before = layout.unbind_steps(layout.states_before(cs))
+        after = layout.unbind_steps(layout.states_after(cs))
         dh_last, dc_last = (layout.last_gradient(d, cs) for d in (dh_BH, dc_BH))
         dh, dc = dh_last[:0], dc_last[:0]
         for t in reversed(range(layout.time)):
@@ -441,7 +444,9 @@ class NormedGRU(torch.autograd.Function):
         norm_rz = Normalised(products_NGH[:, :two].contiguous(), gain_ih[:two], b_ih[:two] + b_hh[:two])
         norm_n = Normalised(products_NGH[:, two:].contiguous(), gain_ih[two:], b_ih[two:])
         rz_N, n_N = norm_rz.y_NX, norm_n.y_NX
-        u_rz_N, u_n_N, v_N = torch.empty_like(rz_N), torch.empty_like(n_N), torch.empty_like(n_N)
+        u_rz_N = torch.empty_like(rz_N)
+        u_n_N = torch.empty_like(n_N)
+        v_N = torch.empty_like(n_N)
         inputs_n = h_BH.new_empty(len(n_N), hidden, dtype=compute_dtype)
         mean_rz, rstd_rz, mean_n, rstd_n = (h_BH.new_empty(len(n_N), 1) for _ in range(4))
         h = layout.sort(h_BH)
@@ -472,7 +477,9 @@ class NormedGRU(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        inputs, (mask_x, mask_h, lengths), saved = tensors[:8], tensors[8:11], tensors[11:]
+        inputs = tensors[:8]
+        (mask_x, mask_h, lengths) = tensors[8:11]
+        saved = tensors[11:]
         if needs_reference(upstream := (dy_TBH, dh_BH)):
             options = {"masks": Masks(mask_x, mask_h), **ctx.options}
             gradients = cell_gradients(
@@ -480,13 +487,18 @@ class NormedGRU(torch.autograd.Function):
             )
             return *gradients, *[None] * 6
         _, _, w_ih, w_hh, _, _, gain_ih, gain_hh = inputs
-        saved_rz, saved_n, rows, (hs, x_KND) = saved[:3], saved[3:6], saved[6:16], saved[16:]
+        saved_rz = saved[:3]
+        saved_n = saved[3:6]
+        rows = saved[6:16]
+        (hs, x_KND) = saved[16:]
         rz_N, n_N, u_rz_N, u_n_N, v_N, inputs_n, mean_rz, rstd_rz, mean_n, rstd_n = rows
         reset_after, dtype = ctx.options["reset_after"], ctx.options["compute_dtype"]
         layout, hidden = ctx.layout, n_N.shape[1]
         two = 2 * hidden
         w_GHD, u_GHH = (w.to(dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
-        da_rz_N, da_n_N, dv_N = torch.empty_like(rz_N), torch.empty_like(n_N), torch.empty_like(n_N)
+        da_rz_N = torch.empty_like(rz_N)
+        da_n_N = torch.empty_like(n_N)
+        dv_N = torch.empty_like(n_N)
         du_rz_N, du_n_N = torch.empty_like(rz_N), torch.empty_like(n_N)
         dys = None if dy_TBH is None else layout.unbind_steps(layout.pack(dy_TBH))
         masks_rz, masks_n = (layout.masks_by_step(select_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))

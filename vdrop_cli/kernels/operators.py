@@ -237,7 +237,9 @@ def gru_operator(
     @gru.register_fake
     def gru_fake(h: Tensor, *arguments: Any) -> Tensors:
         layer, reset_after = Layer(*arguments[:-1]), arguments[-1]
-        hs, a, empty = empty_states(h, layer.x.shape[0]), layer.gates().memory, h.new_empty(0)
+        hs = empty_states(h, layer.x.shape[0])
+        a = layer.gates().memory
+        empty = h.new_empty(0)
         saved = (
             (empty, hs, empty)
             if layer.recompute

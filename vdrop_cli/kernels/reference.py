@@ -46,7 +46,9 @@ def lstm(
     cells: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    w_ih, w_hh, norms = weights.w_ih, weights.w_hh, weights.norms
+    w_ih = weights.w_ih
+    w_hh = weights.w_hh
+    norms = weights.norms
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (weights.b_ih + weights.b_hh).view(4, 1, -1)
     gain_ih_GH, gain_hh_GH = (None, None) if norms is None else (norms.ih.view(4, -1), norms.hh.view(4, -1))
@@ -81,7 +83,9 @@ def gru(
     reset_after: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    w_ih, w_hh, norms = weights.w_ih, weights.w_hh, weights.norms
+    w_ih = weights.w_ih
+    w_hh = weights.w_hh
+    norms = weights.norms
     w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
     b_GH, bu_GH = weights.b_ih.view(3, -1), weights.b_hh.view(3, -1)
     gain_GH, gain_u_GH = (None, None) if norms is None else (norms.ih.view(3, -1), norms.hh.view(3, -1))

@@ -18,7 +18,10 @@ def largest_error(cell: str, function: Cell, device: torch.device, passes: int =
     """The largest relative error of an output or a gradient of `lstm` or `gru`; NaN where one of them is
     NaN.
     """
-    time, batch, inputs, hidden = 3, 2, 5, 7
+    time = 3
+    batch = 2
+    inputs = 5
+    hidden = 7
     gates, states = {"lstm": (4, 2), "gru": (3, 1)}[cell]
     rows, generator = gates * hidden, torch.Generator().manual_seed(0)
 

@@ -23,7 +23,9 @@ class JsonLines:
     """
 
     def __init__(self, folder: Path, log_every: int, epochs: int, step: int) -> None:
-        self.path, self.log_every, self.chain = folder / "log.jsonl", log_every, ""
+        self.path = folder / "log.jsonl"
+        self.log_every = log_every
+        self.chain = ""
         if step > 0:
             self.resume(epochs, step)
         else:

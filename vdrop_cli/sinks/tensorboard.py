@@ -35,7 +35,9 @@ class TensorBoard:
         self, folder: Path, config: dict[str, Any], log_every: int, step: int, loss_metrics: LossMetrics
     ) -> None:
         self.folder, self.config = folder, config
-        self.log_every, self.step, self.loss_metrics = log_every, step, loss_metrics
+        self.log_every = log_every
+        self.step = step
+        self.loss_metrics = loss_metrics
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter

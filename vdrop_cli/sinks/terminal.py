@@ -19,7 +19,10 @@ class Progress:
     def __init__(
         self, steps: int, epochs: int, step: int, loss_metrics: LossMetrics, terminal: bool | None = None
     ) -> None:
-        self.steps, self.epochs, self.first, self.loss_metrics = steps, epochs, step, loss_metrics
+        self.steps = steps
+        self.epochs = epochs
+        self.first = step
+        self.loss_metrics = loss_metrics
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.last_line = self.began = time.monotonic()
 

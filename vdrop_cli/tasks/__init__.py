@@ -57,7 +57,7 @@ class Passes(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, held: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises ValueError, and changes nothing, where it is not a state of such passes."""
 
     def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -81,7 +81,7 @@ class Task(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the text, and what is kept of it."""
+        """A digest of the text and of the part that the vocabulary leaves of it."""
 
     @property
     def origin(self) -> str:
@@ -120,7 +120,7 @@ class Task(Protocol):
     def loss(self, model: TaskModel, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """What is descended, and the state for the next batch."""
 
-    def told(self, loss: float) -> float:
+    def reported_loss(self, loss: float) -> float:
         """A loss on the scale on which it is written down."""
 
     def train_metrics(self, loss: float) -> dict[str, float]:

@@ -65,7 +65,10 @@ class LanguageModelling:
         with.
         """
         self.as_published = as_published
-        self.batch_size, self.bptt, self.corpus, self.device = task.batch_size, task.steps, corpus, device
+        self.batch_size = task.batch_size
+        self.bptt = task.steps
+        self.corpus = corpus
+        self.device = device
         self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}
         for part in ("train", "valid"):
             length = len(self.streams[part]) // task.batch_size
@@ -143,7 +146,7 @@ class LanguageModelling:
         nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
         return nll_TB.sum() / self.batch_size, tuple(part.detach() for part in state)
 
-    def told(self, loss: float) -> float:
+    def reported_loss(self, loss: float) -> float:
         """Nats a token."""
         return loss / self.bptt
 
@@ -161,11 +164,11 @@ class LanguageModelling:
         and nothing but Penn Treebank compares with it.
         """
         total, number = batched_loss(model, self.valid_chunks(), self.batch_size)
-        found = {"valid_ppl_batched": ppl(total / number)}
+        metrics = {"valid_ppl_batched": ppl(total / number)}
         if self.as_published:
             their_number = (len(self.valid_columns) - 1) / self.bptt
-            found = {"valid_ppl_as_published": ppl(total / their_number)} | found
-        return found
+            metrics = {"valid_ppl_as_published": ppl(total / their_number)} | metrics
+        return metrics
 
     def standard(self, model: LanguageModel) -> dict[str, float]:
         """Everything the standard approximation gives on the validation and test text."""

@@ -54,7 +54,7 @@ class WordPredictor:
         """The ids of words as they are written, else in lower case, else of the unknown word. Raises
         UnknownWord.
         """
-        found = []
+        ids = []
         for word in words:
             known = next(
                 (form for form in (word, word.lower(), self.learned.unknown) if form in self.ids), None
@@ -63,8 +63,8 @@ class WordPredictor:
                 raise UnknownWord(
                     f"{word!r} is not a word of the training text, and the model has no <unk>; leave it out"
                 )
-            found.append(self.ids[known])
-        return torch.tensor(found, dtype=torch.int64, device=self.device)
+            ids.append(self.ids[known])
+        return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
 
 class RatingPredictor:

@@ -63,7 +63,7 @@ class Part(NamedTuple):
 class Doubt(NamedTuple):
     """Why the ratings of a part say little."""
 
-    told: str
+    message: str
     is_of_measures: bool  # whether likelihood and coverage lose their meaning, too
 
 
@@ -94,10 +94,10 @@ def split(rated: Rated, seed: int) -> dict[str, list[int]]:
 
 
 def vocabulary(texts: list[list[str]], data: Data) -> dict[str, int]:
-    """Ids of the words that are kept, by how often they come, ties by which comes first."""
+    """Ids of the vocabulary's words in order of frequency; equally frequent words in order of appearance."""
     counts = Counter(word for text in texts for word in text)
-    kept = [word for word, count in counts.most_common(data.vocabulary_size) if count >= data.min_count]
-    return {word: number for number, word in enumerate(kept, UNKNOWN + 1)}
+    words = [word for word, count in counts.most_common(data.vocabulary_size) if count >= data.min_count]
+    return {word: number for number, word in enumerate(words, UNKNOWN + 1)}
 
 
 class Sentiment:
@@ -109,12 +109,10 @@ class Sentiment:
 
     def __init__(self, task: TaskSettings, data: Data, rated: Rated, device: torch.device) -> None:
         assert task.protocol is not None and task.split_seed is not None and task.length_pool is not None
-        self.protocol, self.batch_size, self.pool, self.device = (
-            task.protocol,
-            task.batch_size,
-            task.length_pool,
-            device,
-        )
+        self.protocol = task.protocol
+        self.batch_size = task.batch_size
+        self.pool = task.length_pool
+        self.device = device
         self.chunk_words, self.origin = task.chunk_words, rated.origin
         as_read = (
             f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} "
@@ -135,22 +133,22 @@ class Sentiment:
                 ([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])
             ]
             train = int(len(chunks) * (1 - TEST))
-            found = {"train": chunks[:train], "test": chunks[train:]}
+            texts_by_part = {"train": chunks[:train], "test": chunks[train:]}
         else:
             texts = split(rated, task.split_seed)
             self.ids = vocabulary([rated.texts[text] for text in texts["train"]], data)
-            found = {
+            texts_by_part = {
                 part: [(self.cut(rated.texts[text]), rated.ratings[text]) for text in texts[part]]
                 for part in texts
             }
-        self.parts = {part: part_of(texts) for part, texts in found.items()}
-        for part, held in self.parts.items():
-            if not held.sequences:
+        self.parts = {part: part_of(texts) for part, texts in texts_by_part.items()}
+        for part, part_content in self.parts.items():
+            if not part_content.sequences:
                 raise ConfigError(
                     f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give "
                     "it more"
                 )
-            if all(sequence.tolist() == [START] for sequence in held.sequences):
+            if all(sequence.tolist() == [START] for sequence in part_content.sequences):
                 raise ConfigError(
                     f"data: no text of the {part} part of {rated.origin} has words; choose another "
                     "data.column"
@@ -168,7 +166,7 @@ class Sentiment:
             if part != "train" and (doubt := self.doubt(part, part in rated.parts))
         ]
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
-        self.warnings = [*without_words(rated), *(doubt.told for doubt in doubts)]
+        self.warnings = [*without_words(rated), *(doubt.message for doubt in doubts)]
         splitting = "cornell" if data.source is CorpusName.cornell else "plain"
         learned = Ratings(
             list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part
@@ -182,29 +180,29 @@ class Sentiment:
         Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
         """
         train_R, ratings_R = self.parts["train"].ratings_R, self.parts[part].ratings_R
-        low, high, first = train_R.min().item(), train_R.max().item(), ratings_R[0].item()
+        low = train_R.min().item()
+        high = train_R.max().item()
+        first = ratings_R[0].item()
         named = f"ratings of the {part} part of {self.origin}"
         little, without = "an error on them says little", "log-likelihood and coverage are left out"
         hidden = f"as where labels are hidden: {little}, and {without}"
         if own and ((ratings_R < low) | (ratings_R > high)).all():
-            told = (
+            message = (
                 f"all {named} are outside the range of the training part, {low:g} to {high:g} (the first "
                 f"is {first:g})"
             )
             if part == "valid":
                 raise ConfigError(
-                    f"data: {told}, so the best epoch cannot be chosen by them; give data.csv a file of "
+                    f"data: {message}, so the best epoch cannot be chosen by them; give data.csv a file of "
                     "rated texts, to be split here"
                 )
-            return Doubt(f"{told}, {hidden}", True)
+            return Doubt(f"{message}, {hidden}", True)
         if len(ratings_R) == 1 or not (ratings_R == first).all():
             return None
         if own:
             return Doubt(f"all {named} are {first:g}, {hidden}", True)
-        lost, advice = (
-            f", and {without}" if part == "test" else "",
-            "give more texts, or choose another task.split_seed",
-        )
+        lost = f", and {without}" if part == "test" else ""
+        advice = "give more texts, or choose another task.split_seed"
         return Doubt(
             f"all {len(ratings_R):,} {named}, which was dealt here, are {first:g}: {little}{lost}; {advice}",
             part == "test",
@@ -214,11 +212,11 @@ class Sentiment:
         """On the test part; without what loses its meaning where its ratings are in doubt, or those that the
         noise is fitted to.
         """
-        found = predicted.measures(self.parts["test"].ratings_R, of)
+        metrics = predicted.measures(self.parts["test"].ratings_R, of)
         return (
-            {name: value for name, value in found.items() if name == f"noise{of}"}
+            {name: value for name, value in metrics.items() if name == f"noise{of}"}
             if self.are_measures_in_doubt
-            else found
+            else metrics
         )
 
     def cut(self, words: list[str]) -> list[Tensor]:
@@ -286,7 +284,7 @@ class Sentiment:
         """Mean squared error of standardised ratings."""
         return torch.nn.functional.mse_loss(model(batch.ids_TB, batch.lengths_B, masks), batch.targets_B), ()
 
-    def told(self, loss: float) -> float:
+    def reported_loss(self, loss: float) -> float:
         return loss
 
     def train_metrics(self, loss: float) -> dict[str, float]:
@@ -342,10 +340,10 @@ class Sentiment:
         is.
         """
         test_R = self.parts["test"].ratings_R
-        found = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
+        metrics = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
         if baselines.is_available():
             texts = {name: (texts_of(part), part.ratings_R) for name, part in self.parts.items()}
-            found["test_rmse_of_ridge"] = rmse(
+            metrics["test_rmse_of_ridge"] = rmse(
                 baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R
             )
         else:
@@ -353,7 +351,7 @@ class Sentiment:
                 "vdrop: ridge regression is left out, it takes pip install 'vdrop[baselines]'",
                 file=sys.stderr,
             )
-        return found
+        return metrics
 
     def standard(self, model: Regressor) -> dict[str, float]:
         """Everything the standard approximation gives, beside the baselines."""
@@ -399,9 +397,12 @@ class Passes:
     ) -> None:
         dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
-        self.task, self.model, self.samples, self.stream = task, model, samples, Stream((seed, "mc"))
+        self.task = task
+        self.model = model
+        self.samples = samples
+        self.stream = Stream((seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
-        self.work = [(name, *found) for name, part in self.parts.items() for found in task.by_length(part)]
+        self.work = [(name, *batch) for name, part in self.parts.items() for batch in task.by_length(part)]
         self.done = 0  # batches, over all passes
         self.values_SN = {
             name: torch.zeros(samples, len(part.sequences)) for name, part in self.parts.items()
@@ -423,9 +424,9 @@ class Passes:
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "values": self.values_SN}
 
-    def load_state_dict(self, held: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises ValueError, and changes nothing, where it is not a state of such passes."""
-        done, values = held.get("done"), held.get("values")
+        done, values = saved.get("done"), saved.get("values")
         if (
             type(done) is not int
             or not 0 <= done <= self.samples * len(self.work)
@@ -451,10 +452,8 @@ class Passes:
         while self.done < self.samples * len(self.work):
             number, at = divmod(self.done, len(self.work))
             name, group, batch = self.work[at]
-            shape, stream = (
-                self.model.layers.mask_shape(*batch.ids_TB.shape),
-                self.stream.at(number, name, batch.number),
-            )
+            shape = self.model.layers.mask_shape(*batch.ids_TB.shape)
+            stream = self.stream.at(number, name, batch.number)
             masks = draw(self.dropout, shape, stream, self.task.device, outputs=self.model.outputs)
             self.values_SN[name][number, group] = (
                 self.model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
@@ -470,7 +469,9 @@ class Passes:
 
     def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """The metrics, and the error by number of passes."""
-        test_SR, test_R, noise_part = self.ratings("test"), self.parts["test"].ratings_R, self.task.noise_part
+        test_SR = self.ratings("test")
+        test_R = self.parts["test"].ratings_R
+        noise_part = self.task.noise_part
         noise = fit_noise(self.ratings(noise_part), self.parts[noise_part].ratings_R)
         of = f"_mc{self.samples}"
         rows = []
@@ -496,13 +497,13 @@ class Passes:
 
 def without_words(rated: Rated) -> list[str]:
     """A warning where there are such texts."""
-    found = rated.without_words
-    if not found:
+    wordless = rated.without_words
+    if not wordless:
         return []
-    first = rated.places[found[0]] if rated.places else f"text {found[0] + 1}"
+    first = rated.places[wordless[0]] if rated.places else f"text {wordless[0] + 1}"
     return [
-        f"{len(found):,} of {len(rated.texts):,} texts of {rated.origin} have no words, first {first}; all "
-        "are predicted the same rating"
+        f"{len(wordless):,} of {len(rated.texts):,} texts of {rated.origin} have no words, first {first}; "
+        "all are predicted the same rating"
     ]
 
 
