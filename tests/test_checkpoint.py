@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, what is damaged is refused, what is kept."""
+"""Checkpoints: what is saved is loaded, what is damaged is refused, which files stay."""
 
 import errno
 import gzip
@@ -9,7 +9,7 @@ import random
 import zipfile
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 
 from tests.conftest import settings
 from vdrop_cli import checkpoint, files, learned
-from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.checkpoint import Checkpoint, TrainingState, Unusable
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.learned import Words
 from vdrop_cli.settings.fields import plain
@@ -52,6 +52,26 @@ def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Chec
         optimiser={"state": {}, "param_groups": []},
         learned=LEARNED,
     )
+
+
+def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
+    """As run folders of earlier versions have it: each counter is an entry of the file, and none may lack."""
+    checkpoint.save(at_epoch(3, 3, batch=2), tmp_path)
+    path = checkpoint.path_of(tmp_path, 3, 2)
+    content = files.read_tensors(path)
+    counters = {f.name for f in fields(TrainingState)}
+    assert counters == {
+        *("epoch", "batch", "seconds", "epoch_seconds", "epoch_words", "best_epoch", "best", "losses")
+    }
+    assert counters < content.keys()
+    progress = checkpoint.load(path).progress
+    assert progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
+    progress.finish_epoch()
+    assert progress == TrainingState(4, 0, 1.5, 0.0, 0, 3, 99.0, [])
+    for name in counters:
+        files.write_tensors(path, {key: value for key, value in content.items() if key != name})
+        with pytest.raises(Unusable, match="lacks a part"):
+            checkpoint.load(path)
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:

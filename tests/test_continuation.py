@@ -255,7 +255,9 @@ def with_validations(
     """The end of an epoch as if its validation had given that; so it is known which epoch is the best."""
 
     def finish(run: training.Run) -> Any:
-        run.task.validate = lambda model: {run.task.chosen_by: validations.get(run.epoch + 1, 9.0)}  # type: ignore[method-assign]
+        run.task.validate = lambda model: {
+            run.task.selection_metric: validations.get(run.progress.epoch + 1, 9.0)
+        }  # type: ignore[method-assign]
         return finish_epoch(run)
 
     return finish

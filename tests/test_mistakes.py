@@ -173,12 +173,14 @@ def command_lines(command: str) -> st.SearchStrategy[list[str]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Valid runs are cut short: two epochs of two chunks; and nothing is measured, or fetched."""
-    chunks, goes_on = LanguageModelling.batches, training.Run.goes_on.fget
-    assert goes_on is not None
+    chunks, should_continue = LanguageModelling.batches, training.Run.should_continue.fget
+    assert should_continue is not None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LanguageModelling, "batches", lambda task, order=None: iter(list(chunks(task))[:2]))
     monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
-    monkeypatch.setattr(training.Run, "goes_on", property(lambda run: goes_on(run) and run.epoch < 2))
+    monkeypatch.setattr(
+        training.Run, "should_continue", property(lambda run: should_continue(run) and run.progress.epoch < 2)
+    )
     monkeypatch.setattr(bench, "measure_rates", lambda *_: sys.exit(0))
     monkeypatch.setattr(
         plan,

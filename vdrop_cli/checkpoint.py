@@ -6,7 +6,8 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,28 +33,51 @@ class Unusable(ConfigError):
 
 
 @dataclass
-class Checkpoint:
-    """What a run is between two steps; masks and order are functions of seed, epoch and batch, so nothing
-    else is needed.
+class TrainingState:
+    """How far training has come. A checkpoint holds each of these, so none has a default."""
+
+    epoch: int  # finished epochs
+    batch: int  # finished batches of the next epoch
+    seconds: float  # of training and validation
+    epoch_seconds: float  # of these, the seconds of the next epoch
+    epoch_words: int  # words of training text read in it
+    best_epoch: int  # 0: no epoch is finished
+    best: float  # the selection metric of the best epoch; infinite before the first
+    losses: list[float] = field(repr=False)  # of the finished batches, as logged
+
+    @classmethod
+    def at_start(cls) -> "TrainingState":
+        """The state before the first batch."""
+        return cls(0, 0, 0.0, 0.0, 0, 0, math.inf, [])
+
+    def finish_epoch(self) -> None:
+        """Counts an epoch as finished."""
+        self.epoch += 1
+        self.batch = 0
+        self.epoch_seconds = 0.0
+        self.epoch_words = 0
+        self.losses = []
+
+
+@dataclass(kw_only=True)
+class Checkpoint(TrainingState):
+    """A run between two steps. Masks and order are functions of seed, epoch and batch, so that this suffices
+    to resume.
     """
 
     config: dict[str, Any]  # as `settings.fields.plain` writes it
     corpus: str  # fingerprint
     environment: dict[str, Any]  # versions, device, commit
-    epoch: int  # the last one finished, counted from 1
-    batch: int  # how many batches of the epoch after that are done
-    seconds: float  # of training and validation so far
-    epoch_seconds: float  # of these, those that belong to the epoch that is not finished
-    epoch_words: int  # of training text read in it
-    best_epoch: int
-    best: float  # the metric by which it is that
-    losses: list[float] = field(repr=False)  # of the batches done, as they are written down
-    state: list[Tensor] = field(repr=False)  # carried from batch to batch; nothing at the start of an epoch
+    state: list[Tensor] = field(repr=False)  # carried from batch to batch; empty at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
-    learned: dict[str, Any] = field(
-        default_factory=dict, repr=False
-    )  # as `learned.to_dict` writes it; empty in the older format
+    # as `learned.to_dict` writes it; empty in the older format
+    learned: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def progress(self) -> TrainingState:
+        """A copy of the part that training counts."""
+        return TrainingState(**{f.name: copy(getattr(self, f.name)) for f in fields(TrainingState)})
 
     @property
     def train(self) -> Train:

@@ -23,7 +23,7 @@ from vdrop_cli import (
     prefetch,
     stuck_starts,
 )
-from vdrop_cli.checkpoint import Checkpoint, Unusable
+from vdrop_cli.checkpoint import Checkpoint, TrainingState, Unusable
 from vdrop_cli.device import (
     COMPUTE_DTYPES,
     choose_backend,
@@ -75,20 +75,13 @@ class Run:
         self.model.initialise(
             settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias
         )
-        self.epoch = 0  # finished epochs
-        self.batch = 0  # finished batches of the next epoch
-        self.losses: list[float] = []  # of these batches
-        self.seconds = 0.0
-        self.epoch_seconds = 0.0
-        self.epoch_words = 0
-        self.best_epoch, self.best = 0, math.inf
+        self.progress = TrainingState.at_start()
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
         self.optimiser = Optimizer(self.model, settings.schedule)
         self.state = task.zero_state(self.model)
-        self.in_flight = deque[
-            tuple[LossAndNorm, int]
-        ]()  # steps whose update is launched and whose loss was not read, and their words
+        # steps whose update is launched and whose loss was not read, and their words
+        self.in_flight = deque[tuple[LossAndNorm, int]]()
         self.best_saved = 0  # the best epoch as the checkpoint that was written last has it
         self.clock = self.saved = time.perf_counter()
         if (snapshot := checkpoint.newest(folder, self.require_resumable)) is not None:
@@ -97,18 +90,11 @@ class Run:
     def restore(self, snapshot: Checkpoint) -> None:
         """Takes the place of a run that has come to a checkpoint of its folder."""
         if self.settings.reports_best and snapshot.best_epoch > 0:
-            self.best_weights(
-                snapshot.best_epoch
-            )  # now, rather than after all epochs, if they cannot be read
+            # read now rather than after all epochs, so that an error comes before training
+            self.best_weights(snapshot.best_epoch)
         self.model.load_state_dict(snapshot.model)
-        self.epoch = snapshot.epoch
-        self.batch = snapshot.batch
-        self.losses = snapshot.losses
-        self.seconds = snapshot.seconds
-        self.epoch_seconds = snapshot.epoch_seconds
-        self.epoch_words = snapshot.epoch_words
-        self.best_epoch, self.best = snapshot.best_epoch, snapshot.best
-        self.best_saved = self.best_epoch
+        self.progress = snapshot.progress
+        self.best_saved = self.progress.best_epoch
         self.optimiser.load_state_dict(snapshot.optimiser, self.step)
         self.state = (
             tuple(part.to(self.task.device) for part in snapshot.state) if snapshot.state else self.state
@@ -152,25 +138,26 @@ class Run:
     @property
     def step(self) -> int:
         """Updates made so far."""
-        return self.epoch * self.task.batches_an_epoch + self.batch
+        return self.progress.epoch * self.task.batches_an_epoch + self.progress.batch
 
     @property
     def place(self) -> str:
         """Of the last update, for a person; the epoch is that which the step belongs to."""
-        return f"step {self.step} of epoch {self.epoch + (self.batch > 0)}"
+        return f"step {self.step} of epoch {self.progress.epoch + (self.progress.batch > 0)}"
 
     @property
-    def goes_on(self) -> bool:
+    def should_continue(self) -> bool:
         """Whether there is an epoch left to train, and patience for it."""
         patience = self.settings.schedule.patience
-        patient = patience is None or self.epoch - self.best_epoch < patience
-        return self.epoch < self.settings.schedule.epochs and patient
+        patient = patience is None or self.progress.epoch - self.progress.best_epoch < patience
+        return self.progress.epoch < self.settings.schedule.epochs and patient
 
     def tick(self) -> float:
         """Seconds since the last tick, which are added to those of the run."""
         now = time.perf_counter()
         passed, self.clock = now - self.clock, now
-        self.seconds, self.epoch_seconds = self.seconds + passed, self.epoch_seconds + passed
+        self.progress.seconds += passed
+        self.progress.epoch_seconds += passed
         return passed
 
     def train_epoch(self) -> Iterator[Step]:
@@ -178,13 +165,15 @@ class Run:
 
         Deviation: it starts from a zero state, the authors' from the last state of the validation pass.
         """
-        epoch = self.epoch + 1
+        epoch = self.progress.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
 
         def draw(batch: Any) -> ModelMasks:
             return self.task.masks(self.model, batch, stream.at(batch.number))
 
-        batches = islice(self.task.batches(Stream((self.settings.seed, "order", epoch))), self.batch, None)
+        batches = islice(
+            self.task.batches(Stream((self.settings.seed, "order", epoch))), self.progress.batch, None
+        )
         for batch, masks in prefetch.with_masks(
             batches, draw, self.settings.dropout.for_layers(), self.task.device
         ):
@@ -200,7 +189,7 @@ class Run:
 
         A step counts once its loss was read, so nothing may be saved while another is in flight.
         """
-        epoch = self.epoch + 1
+        epoch = self.progress.epoch + 1
         while len(self.in_flight) > in_flight:
             numbers, words = self.in_flight.popleft()
             total, norm = numbers.read()
@@ -210,9 +199,9 @@ class Run:
                     f"the loss is {loss} and its gradient's norm {norm} at epoch {epoch}, step "
                     f"{self.step + 1}"
                 )
-            self.batch += 1
-            self.losses.append(loss)
-            self.epoch_words += words
+            self.progress.batch += 1
+            self.progress.losses.append(loss)
+            self.progress.epoch_words += words
             yield Step(
                 epoch,
                 self.step,
@@ -224,38 +213,38 @@ class Run:
 
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
-        trained = self.epoch_seconds
+        trained = self.progress.epoch_seconds
         measured = self.task.validate(self.model)
-        chosen_by = measured[self.task.chosen_by]
+        selected = measured[self.task.selection_metric]
         for name, value in measured.items():
             if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} after epoch {self.epoch + 1}, step {self.step}")
+                raise Diverged(f"{name} is {value} after epoch {self.progress.epoch + 1}, step {self.step}")
         self.measured = measured
         self.tick()
-        loss = sum(self.losses) / len(self.losses)
-        seconds = self.epoch_seconds
-        speed = self.epoch_words / trained
-        self.epoch += 1
-        self.batch = 0
-        self.losses = []
-        self.epoch_seconds = 0.0
-        self.epoch_words = 0
+        loss = sum(self.progress.losses) / len(self.progress.losses)
+        seconds = self.progress.epoch_seconds
+        speed = self.progress.epoch_words / trained
+        self.progress.finish_epoch()
         self.state = self.task.zero_state(self.model)
-        if chosen_by < self.best:
-            self.best_epoch, self.best = self.epoch, chosen_by
-        lr = learning_rate(self.settings.schedule, self.epoch)
-        return Epoch(self.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds)
+        if selected < self.progress.best:
+            self.progress.best_epoch, self.progress.best = self.progress.epoch, selected
+        lr = learning_rate(self.settings.schedule, self.progress.epoch)
+        return Epoch(
+            self.progress.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds
+        )
 
     @property
     def is_epoch_to_be_saved(self) -> bool:
         """Whether there is to be a checkpoint at the end of the epoch that is finished now."""
-        is_best = self.settings.reports_best and self.best_epoch == self.epoch
-        return self.epoch % self.settings.checkpoint.epochs == 0 or is_best or not self.goes_on
+        is_best = self.settings.reports_best and self.progress.best_epoch == self.progress.epoch
+        return (
+            self.progress.epoch % self.settings.checkpoint.epochs == 0 or is_best or not self.should_continue
+        )
 
     @property
     def is_to_be_saved(self) -> bool:
         """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
-        launched = self.batch + len(self.in_flight)
+        launched = self.progress.batch + len(self.in_flight)
         return (
             time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes
             and launched < self.task.batches_an_epoch
@@ -265,7 +254,11 @@ class Run:
         """Raises StuckError where the first steps were made and say that the start is stuck; what they were
         is known in the first epoch.
         """
-        start = stuck_starts.judge(self.losses, self.settings.stuck) if self.epoch == 0 else None
+        start = (
+            stuck_starts.judge(self.progress.losses, self.settings.stuck)
+            if self.progress.epoch == 0
+            else None
+        )
         if start is not None:
             raise StuckError(self.folder, start)
 
@@ -284,15 +277,8 @@ class Run:
                 config=plain(self.settings),
                 corpus=self.task.fingerprint,
                 environment=self.described(),
-                epoch=self.epoch,
-                batch=self.batch,
-                seconds=self.seconds,
-                epoch_seconds=self.epoch_seconds,
-                epoch_words=self.epoch_words,
-                best_epoch=self.best_epoch,
-                best=self.best,
-                losses=self.losses,
-                state=[part.cpu() for part in self.state] if self.batch else [],
+                **vars(self.progress),
+                state=[part.cpu() for part in self.state] if self.progress.batch else [],
                 model=model,
                 optimiser=self.optimiser.state_dict(),
                 learned=learned.to_dict(self.task.learned(self.measured)),
@@ -300,7 +286,7 @@ class Run:
             self.folder,
             self.best_saved,
         )
-        self.best_saved, self.saved = self.best_epoch, time.perf_counter()
+        self.best_saved, self.saved = self.progress.best_epoch, time.perf_counter()
 
     def described(self) -> dict[str, Any]:
         return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
@@ -320,14 +306,14 @@ class Run:
 
     def result(self) -> Result:
         """The metrics of the epoch that is reported."""
-        epoch = self.best_epoch if self.settings.reports_best else self.epoch
-        if epoch != self.epoch:
+        epoch = self.progress.best_epoch if self.settings.reports_best else self.progress.epoch
+        if epoch != self.progress.epoch:
             self.model.load_state_dict(self.best_weights(epoch))
-        metrics = self.task.result(self.model, self.best_epoch, self.best)
+        metrics = self.task.result(self.model, self.progress.best_epoch, self.progress.best)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {epoch}")
-        return Result(epoch, self.epoch, metrics, self.seconds, self.task.warnings)
+        return Result(epoch, self.progress.epoch, metrics, self.progress.seconds, self.task.warnings)
 
 
 def records(run: Run) -> Iterator[Record]:
@@ -344,11 +330,11 @@ def records(run: Run) -> Iterator[Record]:
             if step.step == run.settings.stuck.steps:
                 run.require_good_start()
 
-    yield Start(plain(run.settings), run.task.fingerprint, run.epoch, run.step, run.described())
+    yield Start(plain(run.settings), run.task.fingerprint, run.progress.epoch, run.step, run.described())
     saved_at = run.step
     run.require_good_start()  # by steps that were made before it was to be judged
     try:
-        while run.goes_on:
+        while run.should_continue:
             for step in judged(run.train_epoch()):
                 yield step
                 interruption.check()
@@ -422,7 +408,7 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
     first = training.step
     steps, measures = settings.schedule.epochs * training.task.batches_an_epoch, training.task.train_metrics
     listeners: list[Sink] = [
-        JsonLines(folder, settings.log_every, training.epoch, first),
+        JsonLines(folder, settings.log_every, training.progress.epoch, first),
         TensorBoard(folder, plain(settings), settings.log_every, first, measures),
         Progress(steps, settings.schedule.epochs, first, measures),
     ]
@@ -437,7 +423,11 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
         except Exception as error:
             with suppress(RunError):  # the disk that the error is about
                 for sink in sinks:
-                    sink(Failure(f"{type(error).__name__}: {error}", training.epoch + 1, training.step))
+                    sink(
+                        Failure(
+                            f"{type(error).__name__}: {error}", training.progress.epoch + 1, training.step
+                        )
+                    )
             if isinstance(error, StuckError):
                 stuck_starts.remember(error.start, folder)
                 raise

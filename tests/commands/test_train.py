@@ -99,7 +99,7 @@ def test_losses_that_are_read_a_step_later_are_the_same(
                     monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
         monkeypatch.setattr(interruption, "received", [])
         again = start(there)
-        assert (again.epoch, again.batch) == (run.epoch, run.batch)
+        assert (again.progress.epoch, again.progress.batch) == (run.progress.epoch, run.progress.batch)
         parts += training.records(again)
         assert [timeless(record) for record in parts if not isinstance(record, Start | Saving)] == whole
 
@@ -243,7 +243,9 @@ def test_the_best_epoch_has_a_checkpoint_where_it_is_reported(
 ) -> None:
     """And at the end of epochs 3 and 6, and of the last, which is the fifth where patience ends the run."""
     measured = iter([5.0, 6.0, 4.0, 7.0, 8.0] if patience == 2 else [5.0, 6.0, 4.5, 4.0, 8.0, 9.0, 9.0])
-    monkeypatch.setattr(LanguageModelling, "validate", lambda task, model: {task.chosen_by: next(measured)})
+    monkeypatch.setattr(
+        LanguageModelling, "validate", lambda task, model: {task.selection_metric: next(measured)}
+    )
     monkeypatch.setattr(LanguageModelling, "result", lambda task, model, *best: {})
     overrides = [
         *text,
@@ -386,11 +388,13 @@ def test_a_newest_checkpoint_that_is_damaged_costs_no_best_epoch(text: list[str]
             if step.step % run.task.batches_an_epoch == 10:
                 run.save()
         run.finish_epoch()
-        run.best_epoch, run.best = (run.epoch, ppl) if (ppl := next(validations)) < 5.5 else (1, 5.0)
+        ppl = next(validations)
+        progress = run.progress
+        progress.best_epoch, progress.best = (progress.epoch, ppl) if ppl < 5.5 else (1, 5.0)
         run.save()
     checkpoint.path_of(run.folder, 3).write_bytes(b"damaged")
     again = start(config)
-    assert (again.epoch, again.batch, again.best_epoch) == (2, 10, 1)
+    assert (again.progress.epoch, again.progress.batch, again.progress.best_epoch) == (2, 10, 1)
 
 
 def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_it_used(
@@ -436,7 +440,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
         for value in values:
             files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(good, **{name: value}))})
             again = start(config)
-            assert (again.epoch, again.step) == (1, run.task.batches_an_epoch)
+            assert (again.progress.epoch, again.step) == (1, run.task.batches_an_epoch)
             assert "checkpoint-0002.pt cannot be used: " in capsys.readouterr().err
     monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: 1e38)
     with pytest.raises(RunError, match=r"the last good checkpoint is \S+checkpoint-0001\.pt"):
@@ -504,7 +508,7 @@ def test_of_a_validation_the_metric_that_is_no_number_is_named(
 ) -> None:
     run = start(settings(*TINY, *text))
     monkeypatch.setattr(
-        run.task, "validate", lambda model: {run.task.chosen_by: 2.0, "another": float("inf")}
+        run.task, "validate", lambda model: {run.task.selection_metric: 2.0, "another": float("inf")}
     )
     with pytest.raises(training.Diverged, match=r"^another is inf after epoch 1, step 0"):
         run.finish_epoch()

@@ -149,8 +149,8 @@ def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() 
     measured = task.validate(model)
     assert list(measured) == ["valid_ppl_batched"]
     told = task.epoch_metrics(1.0, measured)
-    assert list(told) == [task.chosen_by, "train_ppl_dropout"] and told["train_ppl_dropout"] == pytest.approx(
-        math.e
-    )
+    assert list(told) == [task.selection_metric, "train_ppl_dropout"] and told[
+        "train_ppl_dropout"
+    ] == pytest.approx(math.e)
     result = set(task.result(model, 1, 1.0))
     assert {"train_ppl", "test_ppl", "valid_ppl"} <= result and "train_ppl_dropout" not in result

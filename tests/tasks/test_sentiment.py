@@ -24,7 +24,7 @@ from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
 from vdrop_cli.tasks.predictors import START, UNKNOWN
-from vdrop_cli.tasks.sentiment import dealt, head, mean_of_texts, split, texts_of
+from vdrop_cli.tasks.sentiment import head, mean_of_texts, shuffled, split, texts_of
 
 
 def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Sentiment:
@@ -68,7 +68,7 @@ def test_the_papers_protocol_splits_by_chunk() -> None:
         "each for itself"
     )
     order = [rating for part in task.parts.values() for rating in part.ratings_R.tolist()]
-    assert list(dict.fromkeys(order)) == dealt(40, 0) and order != sorted(order)
+    assert list(dict.fromkeys(order)) == shuffled(40, 0) and order != sorted(order)
 
 
 def test_the_real_chunks_are_as_many_as_the_authors(real_data: Path) -> None:
@@ -214,14 +214,14 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
     """Chance, as with few texts; log-likelihood and coverage are those of the test part, whatever the
     validation part is.
     """
-    config, order = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), dealt(20, 0)
+    config, order = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), shuffled(20, 0)
     of_part = {"valid": order[14:16], "test": order[16:]}[constant]
     ratings = [3.0 if text in of_part else float(text) for text in range(20)]
     task = Sentiment(config.task, config.data, Rated([["a"]] * 20, ratings, "here"), torch.device("cpu"))
     (warning,) = task.warnings
     without = ", and log-likelihood and coverage are left out" if constant == "test" else ""
     assert warning == (
-        f"all {len(of_part)} ratings of the {constant} part of here, which was dealt here, are 3: an error "
+        f"all {len(of_part)} ratings of the {constant} part of here, which was drawn here, are 3: an error "
         f"on them says little{without}; "
         "give more texts, or choose another task.split_seed"
     )
@@ -524,7 +524,7 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
     parts = []
     for record in training.records(first):
         parts.append(timeless(record))
-        if first.epoch == 1 and first.batch == 4:
+        if first.progress.epoch == 1 and first.progress.batch == 4:
             first.save()
             break
     parts += [timeless(record) for record in training.records(start("parts"))][1:]
@@ -597,7 +597,7 @@ def test_words_are_dropped_in_passes_or_not() -> None:
 def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
     for protocol, part in (("clean", "valid"), ("paper", "train")):
         task, model = scattered(f"task.protocol={protocol}")
-        measured = task.standard(model)
+        measured = task.evaluate(model)
         held, predicted_R = task.sample(part), task.predict(model, task.sample(part))
         error_there = (predicted_R - held.ratings_R).square().mean().sqrt().item()
         assert measured["noise"] == pytest.approx(error_there), "without passes it is the error there"

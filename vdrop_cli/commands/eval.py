@@ -49,7 +49,7 @@ def run(settings: Eval) -> str:
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
             passes = task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
             resumed = partial.load(passes)
-            partial.metrics = partial.metrics or task.standard(model)
+            partial.metrics = partial.metrics or task.evaluate(model)
             evaluation.go_through(passes, partial)
             metrics, by_number = passes.results()
             results["metrics"] = partial.metrics | metrics
@@ -58,7 +58,7 @@ def run(settings: Eval) -> str:
             results["metrics"] = task.ensemble(evaluation.models(paths, settings, device, task.fingerprint))
             results["members"] = [str(member) for member in paths]
         else:
-            results["metrics"] = task.standard(model)
+            results["metrics"] = task.evaluate(model)
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described

@@ -68,10 +68,10 @@ class Passes(Protocol):
 
 class Task(Protocol):
     """Metrics are named `<part>_<measure>`; which of them is the less the better, and tells the best epoch,
-    is `chosen_by`.
+    is `selection_metric`.
     """
 
-    chosen_by: str
+    selection_metric: str
     word_dropout: bool  # whether the authors keep it on in MC passes
     device: torch.device
 
@@ -133,9 +133,9 @@ class Task(Protocol):
         """Those of an epoch's training and validation, in the order in which they are shown."""
 
     def result(self, model: TaskModel, best_epoch: int, best: float) -> dict[str, float]:
-        """Of the epoch that is reported, which need not be the best, whose metric `chosen_by` is `best`."""
+        """The metrics of the reported epoch; `best` is the selection metric of the best epoch."""
 
-    def standard(self, model: TaskModel) -> dict[str, float]:
+    def evaluate(self, model: TaskModel) -> dict[str, float]:
         """Everything the standard approximation gives."""
 
     def passes(self, model: TaskModel, samples: int, together: int, seed: int, word_dropout: bool) -> Passes:

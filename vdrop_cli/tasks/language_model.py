@@ -55,7 +55,7 @@ def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
 class LanguageModelling:
     """The next word of one long text, read in columns; the state is carried from chunk to chunk."""
 
-    chosen_by = "valid_ppl_batched"
+    selection_metric = "valid_ppl_batched"
     word_dropout = False
 
     def __init__(
@@ -154,7 +154,7 @@ class LanguageModelling:
         return {"train_ppl_dropout": ppl(loss)}
 
     def epoch_metrics(self, loss: float, measured: dict[str, float]) -> dict[str, float]:
-        return {self.chosen_by: measured[self.chosen_by]} | self.train_metrics(loss) | measured
+        return {self.selection_metric: measured[self.selection_metric]} | self.train_metrics(loss) | measured
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
         """Validation in columns and chunks as in training, which is quick.
@@ -170,7 +170,7 @@ class LanguageModelling:
             metrics = {"valid_ppl_as_published": ppl(total / their_number)} | metrics
         return metrics
 
-    def standard(self, model: LanguageModel) -> dict[str, float]:
+    def evaluate(self, model: LanguageModel) -> dict[str, float]:
         """Everything the standard approximation gives on the validation and test text."""
         return {
             "valid_ppl": stream_perplexity(model, self.streams["valid"]),
@@ -197,4 +197,4 @@ class LanguageModelling:
         )
 
     def result(self, model: LanguageModel, best_epoch: int, best: float) -> dict[str, float]:
-        return {"train_ppl": self.train_perplexity(model), **self.standard(model)}
+        return {"train_ppl": self.train_perplexity(model), **self.evaluate(model)}

@@ -67,7 +67,7 @@ class Doubt(NamedTuple):
     is_of_measures: bool  # whether likelihood and coverage lose their meaning, too
 
 
-def dealt(texts: int, seed: int) -> list[int]:
+def shuffled(texts: int, seed: int) -> list[int]:
     """Their numbers in the order of the authors' code, which shuffles with NumPy's generator, seeded with
     0.
     """
@@ -80,7 +80,7 @@ def split(rated: Rated, seed: int) -> dict[str, list[int]]:
     """The texts of each part: 70 % train, 10 % valid, 20 % test, or the source's own, a missing valid part
     being taken from train.
     """
-    order = dealt(len(rated.texts), seed)
+    order = shuffled(len(rated.texts), seed)
     if rated.parts:
         own = {
             part: [text for text in order if rated.parts[text] == part] for part in ("train", "valid", "test")
@@ -119,7 +119,7 @@ class Sentiment:
             f"{task.split_seed} {task.chunk_words}"
         )
         self.fingerprint = hashlib.sha256(as_read.encode()).hexdigest()
-        self.chosen_by = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
+        self.selection_metric = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
         if self.protocol is SplitProtocol.paper and rated.parts:
             raise ConfigError(
                 f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper"
@@ -128,7 +128,7 @@ class Sentiment:
             # that chunks of the text at the border may lie on both sides, and that all texts give the
             # vocabulary, is the authors'
             self.ids = vocabulary(rated.texts, data)
-            order = dealt(len(rated.texts), task.split_seed)
+            order = shuffled(len(rated.texts), task.split_seed)
             chunks = [
                 ([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])
             ]
@@ -175,7 +175,7 @@ class Sentiment:
 
     def doubt(self, part: str, own: bool) -> Doubt | None:
         """Why the ratings of a part say little. `own`: the source says which texts it has; else they were
-        dealt here, and it is chance.
+        drawn here, and it is chance.
 
         Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
         """
@@ -204,7 +204,7 @@ class Sentiment:
         lost = f", and {without}" if part == "test" else ""
         advice = "give more texts, or choose another task.split_seed"
         return Doubt(
-            f"all {len(ratings_R):,} {named}, which was dealt here, are {first:g}: {little}{lost}; {advice}",
+            f"all {len(ratings_R):,} {named}, which was drawn here, are {first:g}: {little}{lost}; {advice}",
             part == "test",
         )
 
@@ -353,7 +353,7 @@ class Sentiment:
             )
         return metrics
 
-    def standard(self, model: Regressor) -> dict[str, float]:
+    def evaluate(self, model: Regressor) -> dict[str, float]:
         """Everything the standard approximation gives, beside the baselines."""
         predicted = {name: self.predict(model, part) for name, part in self.parts.items()}
         errors = {f"{name}_rmse": rmse(predicted[name], part.ratings_R) for name, part in self.parts.items()}
@@ -364,7 +364,7 @@ class Sentiment:
 
     def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
         """With the paper's protocol the best epoch on the test part, too."""
-        measured = self.standard(model)
+        measured = self.evaluate(model)
         if self.protocol is SplitProtocol.paper:
             measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": best_epoch}
         return measured
