@@ -394,10 +394,13 @@ def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, 
 
 
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
-def test_shipped_records_count_wherever_the_outputs_are(vdrop: Vdrop, tmp_path: Path) -> None:
+def test_shipped_records_count_wherever_the_outputs_are(
+    vdrop: Vdrop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From another working folder: the page is written beside the outputs, and is that of the checkout but
     for its pictures and a link.
     """
+    monkeypatch.delenv(WITHOUT_RECORDS)
     ran = vdrop("table", "outputs=elsewhere", "pictures=none")
     assert ran.returncode == 0, ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
