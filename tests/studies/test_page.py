@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import TINY, Vdrop
 from tests.conftest import settings as composed
+from tests.processes import WITHOUT_RECORDS
 from vdrop_cli import RECORDS
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
