@@ -382,7 +382,7 @@ def test_the_corpus_may_lie_elsewhere_now(
     told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict()))
     checkpoint.save(told, tmp_path)
     monkeypatch.setattr(
-        LanguageModelling, "standard", lambda task, model: {"test_ppl": float(len(task.streams["test"]))}
+        LanguageModelling, "evaluate", lambda task, model: {"test_ppl": float(len(task.streams["test"]))}
     )
     with pytest.raises(ConfigError, match=r"data\.dir='gone'.* give data\.dir=…, or stored_data=true"):
         run(tmp_path, "stored_data=false")
