@@ -93,7 +93,7 @@ def serve() -> None:
         signal.signal(number, signal.SIG_IGN)
     assert threading.active_count() == 1, "a fork has only the thread that forks"
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(sys.argv[1])
+        server.bind(f"\0{sys.argv[1]}")
         server.listen()
         print("ready", flush=True)
         while server in select.select([server, sys.stdin], [], [])[0]:

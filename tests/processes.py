@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
+from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
 NUMBER = struct.Struct("q")  # what the server and those who ask it exchange
@@ -59,7 +60,7 @@ class Forked:
         self.returncode: int | None = None
         self.stderr: IO[str] | None = None
         self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.connect(address)
+        self.connection.connect(f"\0{address}")
         request = {"folder": str(folder), "arguments": arguments, "environment": variables}
         content = json.dumps(request).encode()
         socket.send_fds(self.connection, [NUMBER.pack(len(content))], list(outputs))
@@ -119,8 +120,12 @@ class ForkServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Starts the server, whose socket and logs lie in `folder`."""
-        self.folder, self.address = folder, str(folder / "socket")
+        """Starts the server. `folder` is for what commands print.
+
+        The socket has a name of Linux's abstract namespace, because the path of a folder may be too long.
+        """
+        self.folder = folder
+        self.address = f"vdrop-tests-{uuid4()}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from tests.fork_server import serve; serve()", self.address],
             stdin=subprocess.PIPE,

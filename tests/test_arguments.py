@@ -25,7 +25,7 @@ from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, full_keys, liter
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, reproduce, table, train
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.settings.choices import Size, SplitProtocol
 from vdrop_cli.settings.commands import ROOTS, Reproduce
 from vdrop_cli.settings.compose import parse
@@ -156,12 +156,7 @@ def text_settings() -> list[tuple[str, str]]:
 
 def test_the_kinds_are_those_of_the_dataclasses() -> None:
     found = set(text_settings())
-    assert {
-        ("train", "data.train"),
-        ("eval", "checkpoint"),
-        ("predict", "text"),
-        ("table", "csv"),
-    } <= found
+    assert {("train", "data.train"), ("eval", "checkpoint"), ("predict", "text"), ("table", "csv")} <= found
     known = {key for root in ROOTS.values() for key in types(root)}
     assert PATHS - {"hydra.sweep.dir"} <= known and set(NAMES) <= known
 

@@ -370,8 +370,4 @@ def test_a_plan_counts_the_epochs_of_a_shorter_run(run: Callable[..., Train]) ->
     assert [
         factory.training(Row("it", (), (), run(epochs, *more), ()), 1).epochs_done
         for epochs, more in ((2, ()), (5, ()), (5, ("dropout=none",)))
-    ] == [
-        2,
-        2,
-        0,
-    ]
+    ] == [2, 2, 0]

@@ -18,16 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.processes import ROOT
 from vdrop_cli import CONF, cli, sweeps
-from vdrop_cli.commands import (
-    bench,
-    compare,
-    data,
-    export,
-    predict,
-    reproduce,
-    table,
-    train,
-)
+from vdrop_cli.commands import bench, compare, data, export, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.settings.commands import ROOTS, Reproduce
 from vdrop_cli.settings.compose import parse
@@ -162,17 +153,7 @@ def validate(monkeypatch: pytest.MonkeyPatch) -> Line:
     def run(*line: str) -> list[Any]:
         seen.clear()
         with monkeypatch.context() as patch:
-            for command in (
-                bench,
-                compare,
-                data,
-                evaluation,
-                export,
-                predict,
-                reproduce,
-                table,
-                train,
-            ):
+            for command in (bench, compare, data, evaluation, export, predict, reproduce, table, train):
                 patch.setattr(command, "run", record)
             patch.setattr(sweeps.Sweeper, "sweep", sweep)
             dispatch(monkeypatch, *line)

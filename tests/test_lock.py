@@ -38,9 +38,7 @@ with Lock(Path('lock'), 'x'):
 """
 
 
-def test_a_lock_names_its_owner_and_that_of_a_killed_process_blocks_nobody(
-    tmp_path: Path,
-) -> None:
+def test_a_lock_names_its_owner_and_that_of_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for end in ("killed", "ended"):
         owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=tmp_path, env=environment(), **pipes)  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ import torch
 from tests.processes import ROOT
 from vdrop_cli import runs, tasks
 from vdrop_cli.device import configure_process
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import describe
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import Size, SplitProtocol, TaskName

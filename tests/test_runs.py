@@ -12,10 +12,10 @@ import pytest
 
 from tests.conftest import TINY, settings
 from tests.processes import ROOT
-from vdrop_cli import evaluations, pictures, runs
+from vdrop_cli import evaluation_files, pictures, runs
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.settings.fields import plain
 
 
@@ -179,7 +179,7 @@ def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> No
     found = runs.read(folder)
     assert found is not None
     assert [path.name for path in found.evaluations] == ["eval-0003-mc10-s1.json", "eval-0003-standard.json"]
-    assert evaluations.read(found.evaluations[0]) == {"metrics": {}} and found.passes == {10}
+    assert evaluation_files.read(found.evaluations[0]) == {"metrics": {}} and found.passes == {10}
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> No
     ],
 )
 def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, folder: Path) -> None:
-    assert evaluations.are_seeds_of_one_run(members, [1, 2]) == are
-    assert not evaluations.are_seeds_of_one_run(members, [2, 4])
+    assert evaluation_files.are_seeds_of_one_run(members, [1, 2]) == are
+    assert not evaluation_files.are_seeds_of_one_run(members, [2, 4])
     (folder / "eval-0003-ensemble2-0123abcd.json").write_text(json.dumps({"metrics": {}, "members": members}))
     found = runs.read(folder)
     assert found is not None and (runs.evaluation_of(found, Evaluation(members=2), [1, 2]) is not None) == are

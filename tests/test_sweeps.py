@@ -1,4 +1,4 @@
-"""Sweeps: what becomes of each job, with the launchers that are here; the one through SLURM is in
+"""Sweeps: the outcome of each job, with the launchers installed here; the one through SLURM is in
 test_slurm.
 """
 

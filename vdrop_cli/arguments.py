@@ -1,11 +1,9 @@
-"""What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar: a setting of free text holds what
-is typed.
+"""What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar.
 
 - Free text and paths: every character counts, none of it is grammar. Exceptions: `null` unsets, `${…}` is an
-interpolation, and a value
-  that stands in quotes as a whole is read by Hydra's rules. In a path, `~` is the home folder. `text=…` has
+  interpolation, and Hydra's rules apply to a value in quotes. In a path, `~` is the home folder. `text=…` has
   none of these exceptions.
-- Lists: `rows=a` and `rows=a,b` mean `rows=[a,b]`. An element that holds a comma is put in quotes.
+- Lists: `rows=a` and `rows=a,b` mean `rows=[a,b]`. An element with a comma needs quotes.
 - In a sweep (-m) a comma separates the values of runs.
 """
 
@@ -66,9 +64,8 @@ def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[st
     known = types(ROOTS[command]) | {SWEEP_FOLDER: str}
     words = runs_named(known, checkpoint_named(known, list(words)))
     for word in words:
-        if any(
-            "\ud800" <= character <= "\udfff" for character in word
-        ):  # bytes that are no text; they could not be written down
+        # bytes that are not UTF-8, which no file of settings could hold
+        if any("\ud800" <= character <= "\udfff" for character in word):
             raise ConfigError(f"{word!r} is not UTF-8; convert it, or rename the file")
     refuse_groups_of_settings(command, words)
     return [override(known, word, sweep or "hydra.mode=MULTIRUN" in words) for word in words]
@@ -192,17 +189,17 @@ def split(word: str, value: str, brackets: bool = False) -> list[str]:
     value = match[1] if (match := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
     kinds = f"{QUOTED}|\\[.*?\\]" if brackets else QUOTED
     part = re.compile(rf"\s*((?:{kinds})(?=\s*(?:,|\Z))|[^,]*)\s*(,|\Z)", re.DOTALL)
-    found_parts, place = [], 0
+    parts, place = [], 0
     while match := part.match(value, place):
-        found_parts.append(match[1].strip())
+        parts.append(match[1].strip())
         place = match.end()
         if not match[2]:
             break
-    if len(found_parts) > 1 and "" in found_parts:
+    if len(parts) > 1 and "" in parts:
         raise ConfigError(
             f"{word}: there is nothing between two commas; leave one out, or put the value in quotes"
         )
-    return found_parts if len(found_parts) > 1 else [value]
+    return parts if len(parts) > 1 else [value]
 
 
 def element(text: str, path: bool) -> str:

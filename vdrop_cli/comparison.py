@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from vdrop_cli import evaluations, markdown
-from vdrop_cli.runs import Finished, Logged, Unfinished
+from vdrop_cli import markdown
+from vdrop_cli.evaluation_files import Evaluation
+from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
 
 # Settings that name a configuration first. Their values stand alone in a label, without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
@@ -80,13 +81,15 @@ def digits(metric: str, values: Sequence[float]) -> int:
 
 
 def metrics(run: Finished) -> dict[str, float]:
-    """The result of a run, its MC dropout metrics and its speed."""
-    evaluated = {
-        name: value
-        for path in run.evaluations
-        for name, value in evaluations.read(path)["metrics"].items()
-        if "_mc" in name
-    }
+    """The result of a run, its MC dropout metrics and its speed.
+
+    Evaluations in another precision than the training's, or with other word dropout, have the same names for
+    other numbers, so they are left out.
+    """
+    evaluated: dict[str, float] = {}
+    for samples in sorted(run.passes):
+        results = evaluation_of(run, Evaluation(samples)) or {"metrics": {}}
+        evaluated |= {name: value for name, value in results["metrics"].items() if "_mc" in name}
     speed = run.words_per_second
     every = run.result | evaluated | ({"words_per_second": speed} if speed is not None else {})
     return {name: value for name, value in every.items() if name not in LEFT_OUT}

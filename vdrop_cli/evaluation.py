@@ -13,7 +13,7 @@ import torch
 from vdrop_cli import checkpoint, files, interruption, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.policies import Policy
@@ -25,7 +25,7 @@ from vdrop_cli.trained_model import build, task_of
 
 
 class Loaded(NamedTuple):
-    """The same, and the task it was trained on."""
+    """A model with the weights of a checkpoint, and the task that it was trained on."""
 
     path: Path
     checkpoint: Checkpoint

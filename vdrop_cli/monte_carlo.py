@@ -120,13 +120,7 @@ class MonteCarlo:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        stream_N: Tensor,
-        samples: int,
-        batch: int,
-        seed: int,
-        word_dropout: bool,
+        self, model: LanguageModel, stream_N: Tensor, samples: int, batch: int, seed: int, word_dropout: bool
     ) -> None:
         dropout = model.dropout
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)

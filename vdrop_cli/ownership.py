@@ -10,14 +10,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from vdrop_cli import evaluations, files
+from vdrop_cli import evaluation_files, files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.lock import Lock
 
 LOCK = "lock"  # in the run folder, while a process trains there
 CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"
-EVALUATION = rf"eval-\d{{4,}}(?:-\d{{5,}})?-{evaluations.PATTERN}"
+EVALUATION = rf"eval-\d{{4,}}(?:-\d{{5,}})?-{evaluation_files.PATTERN}"
 # what training writes, TensorBoard's events aside
 TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"
 EVENTS = r"events\.out\.tfevents\.\d+\..+"
@@ -126,9 +126,9 @@ def clear(folder: Path) -> None:
     """
     content = entries(folder)
     others = [path.name for path in content if not is_run_file(path)]
-    with ExitStack() as evaluations:
+    with ExitStack() as locks:
         for path in filter(is_lock, filter(is_run_file, content)):
-            evaluations.enter_context(Lock(path, str(path.with_suffix(".json"))))
+            locks.enter_context(Lock(path, str(path.with_suffix(".json"))))
         own = removal_order(folder)
         mounts = mount_points()
         for path in own:
@@ -149,10 +149,7 @@ def clear(folder: Path) -> None:
     if others:
         more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
         listed = ", ".join(map(printable, others[:MAX_NAMES]))
-        print(
-            f"vdrop: force=true leaves other files in {printable(folder)}: {listed}{more}",
-            file=sys.stderr,
-        )
+        print(f"vdrop: force=true leaves other files in {printable(folder)}: {listed}{more}", file=sys.stderr)
 
 
 def unremovable_reason(path: Path, mounts: set[str]) -> str:

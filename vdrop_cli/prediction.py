@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import checkpoint, evaluations, files
+from vdrop_cli import checkpoint, evaluation_files, files
 from vdrop_cli.corpora.text import lines as lines_of
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.generation import sample_words
 from vdrop_cli.perplexity import perplexity, stream_nll
@@ -183,10 +183,10 @@ def noise_of(built: Built, predictor: RatingPredictor, settings: Predict, sample
     if part == "train":
         fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
     for path in sorted(built.path.parent.glob("*.json")):
-        made = evaluations.from_file(path, built.path.stem)
+        made = evaluation_files.from_file(path, built.path.stem)
         if made is None or not how.includes(made):
             continue
-        results = evaluations.read(path)
+        results = evaluation_files.read(path)
         # another checkpoint may have had the same name
         if metric in results["metrics"] and results.get("epoch") == built.checkpoint.epoch:
             noise = results["metrics"][metric]

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import (
-    output,
-)
+from vdrop_cli import output
 from vdrop_cli.metric_names import metric_line
 from vdrop_cli.policies import PLACES, Policy
 from vdrop_cli.settings.commands import stored_places

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import evaluations, files, stored, stuck_starts
+from vdrop_cli import evaluation_files, files, stored, stuck_starts
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
 from vdrop_cli.settings.choices import CorpusName
@@ -94,7 +94,7 @@ class Finished(Logged):
     @property
     def passes(self) -> set[int]:
         """By how many passes of MC dropout it has been evaluated, else as its task and training have it."""
-        made = map(evaluations.from_file, self.evaluations)
+        made = map(evaluation_files.from_file, self.evaluations)
         return {
             one.samples
             for one in made
@@ -266,15 +266,15 @@ def evaluation_of(
     runs.
     """
     for path in (path for one in run.lineage for path in one.evaluations):
-        made = evaluations.from_file(path)
+        made = evaluation_files.from_file(path)
         if made is None or not evaluation.includes(made):
             continue
-        results = evaluations.read(path)
+        results = evaluation_files.read(path)
         if evaluation.members > 1:
-            evaluations.require_fields(results, path, "members")
-            if not evaluations.are_seeds_of_one_run(results["members"], members):
+            evaluation_files.require_fields(results, path, "members")
+            if not evaluation_files.are_seeds_of_one_run(results["members"], members):
                 continue
         elif evaluation.samples:
-            evaluations.require_fields(results, path, "mc")
+            evaluation_files.require_fields(results, path, "mc")
         return results
     return None

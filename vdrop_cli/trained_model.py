@@ -8,11 +8,7 @@ import torch
 
 from vdrop_cli import checkpoint, files, tasks
 from vdrop_cli.checkpoint import Checkpoint
-from vdrop_cli.device import (
-    COMPUTE_DTYPES,
-    choose_backend,
-    choose_precision,
-)
+from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, Predict

@@ -14,21 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdrop_cli import (
-    checkpoint,
-    continuation,
-    files,
-    interruption,
-    learned,
-    prefetch,
-    stuck_starts,
-)
+from vdrop_cli import checkpoint, continuation, files, interruption, learned, prefetch, stuck_starts
 from vdrop_cli.checkpoint import Checkpoint, TrainingState, Unusable
-from vdrop_cli.device import (
-    COMPUTE_DTYPES,
-    choose_backend,
-    choose_precision,
-)
+from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.interruption import Interrupted
@@ -409,7 +397,7 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
     steps, measures = settings.schedule.epochs * training.task.batches_an_epoch, training.task.train_metrics
     listeners: list[Sink] = [
         JsonLines(folder, settings.log_every, training.progress.epoch, first),
-        TensorBoard(folder, plain(settings), settings.log_every, first, measures),
+        TensorBoard(folder, plain(settings), settings.log_every, training.progress.epoch, first, measures),
         Progress(steps, settings.schedule.epochs, first, measures),
     ]
     with ExitStack() as stack:

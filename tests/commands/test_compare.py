@@ -1,6 +1,7 @@
 """`vdrop compare`."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.processes import ROOT
-from vdrop_cli import outcomes
+from vdrop_cli import comparison, outcomes, runs
 from vdrop_cli.commands import compare, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.errors import ConfigError
@@ -71,6 +72,20 @@ def test_a_row_per_configuration_where_there_is_room(
     heading, none, variational, *_ = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["seeds", "epoch", "train_ppl"]
     assert none.split()[:2] == ["none", "1"] and variational.split()[:2] == ["variational", "2"]
+
+
+def test_an_evaluation_made_in_another_way_is_not_shown_as_the_usual_one(folders: list[str]) -> None:
+    """Their metrics have the same name: another precision, another word dropout, a second seed."""
+    folder = next(Path(name) for name in folders if "variational" in name)
+    epoch = runs.read(folder).result["epoch"]
+    for how, ppl in (("mc10-s1", 9.0), ("mc10-s1-bf16", 7.0), ("mc10-s2", 6.0), ("mc10-word-s1", 5.0)):
+        content = {"metrics": {"test_ppl_mc10": ppl}, "mc": [{"samples": 10, "ppl": ppl}]}
+        (folder / f"eval-{epoch:04}-{how}.json").write_text(json.dumps(content))
+    (folder / f"eval-{epoch:04}-mc20-word-s1.json").write_text(
+        json.dumps({"metrics": {"test_ppl_mc20": 4.0}})
+    )
+    shown = comparison.metrics(runs.read(folder))
+    assert shown["test_ppl_mc10"] == 9.0 and "test_ppl_mc20" not in shown
 
 
 @pytest.mark.parametrize("name", ["outputs", "outputs/train", "sweep", "moved/sweep"])

@@ -149,11 +149,7 @@ def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
     ):
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(
-                Partial,
-                "tick",
-                lambda partial: interruption.received.append(signal.SIGTERM),
-            )
+            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
             run(folder, "mc_samples=4", f"mc_batch={first}")
         run(folder, "mc_samples=4", f"mc_batch={second}")
         assert told in capsys.readouterr().err
@@ -171,11 +167,7 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
         monkeypatch.setenv("VDROP_COMMIT", first)
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(
-                Partial,
-                "tick",
-                lambda partial: interruption.received.append(signal.SIGTERM),
-            )
+            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
             run(folder, "mc_samples=4")
         monkeypatch.setenv("VDROP_COMMIT", second)
         run(folder, "mc_samples=4")

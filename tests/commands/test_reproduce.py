@@ -21,7 +21,7 @@ from vdrop_cli.arguments import prepared
 from vdrop_cli.commands import reproduce, train
 from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.lock import Lock
 from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished

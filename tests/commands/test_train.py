@@ -620,11 +620,7 @@ def test_a_place_is_named_the_same_between_epochs_and_within_one(batches: int, t
 
 @pytest.mark.parametrize("task", ["language_model", "sentiment"])
 def test_debug_takes_two_steps_of_everything_and_is_no_run(
-    task: str,
-    text: list[str],
-    rated: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    task: str, text: list[str], rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation, test and checkpoint included; neither a table nor a later run reads its folder."""
     monkeypatch.chdir(tmp_path)

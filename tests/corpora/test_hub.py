@@ -176,8 +176,7 @@ def test_what_is_not_there_is_a_line_without_words_and_what_is_no_text_is_told(f
     corpus = corpora.load(data(folder, name=str(folder / "two")))
     assert corpus.vocabulary == ["a", "<eos>", "<unk>"] and corpus.train_N.tolist() == [0, 1, 1]
     with pytest.raises(
-        ConfigError,
-        match=r"^data\.column=number: row 0 of train holds '1', .*; choose another column",
+        ConfigError, match=r"^data\.column=number: row 0 of train holds '1', .*; choose another column"
     ):
         corpora.load(data(folder, name=str(folder / "two"), column="number"))
 

@@ -10,7 +10,7 @@ from vdrop_cli.errors import ConfigError
 
 def test_words_are_lower_case_and_apart_from_punctuation() -> None:
     assert words("Don't miss «it»: 9.5/10 -- state-of-the-art...") == [
-        *("don't", "miss", "«", "it", "»", ":", "9.5/10", "--", "state-of-the-art", "..."),
+        *("don't", "miss", "«", "it", "»", ":", "9.5/10", "--", "state-of-the-art", "...")
     ]
     assert words("a.b. C!") == ["a.b", ".", "c", "!"] and words(" \n") == []
     assert words("?!! ('x')") == ["?", "!!", "(", "'", "x", "'", ")"]

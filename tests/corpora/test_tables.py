@@ -93,8 +93,7 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(content: str, message: str
 
 def test_a_row_of_a_tsv_that_does_not_fit_is_named_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError,
-        match=r"line 3 has 3 fields, its header 2; fields with a tab cannot be in such a file",
+        ConfigError, match=r"line 3 has 3 fields, its header 2; fields with a tab cannot be in such a file"
     ):
         read(tmp_path, "text\tstars\na\t1\nb\tc\t2\n", "a.tsv")
 

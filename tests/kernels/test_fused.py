@@ -164,8 +164,7 @@ def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> 
     )
     expected, found = (
         outputs_and_gradients(
-            lambda *a, b=name: lstm(*a, Masks(mask_x, mask_h), backend=b),
-            inputs_of("lstm", 6, torch.float64),
+            lambda *a, b=name: lstm(*a, Masks(mask_x, mask_h), backend=b), inputs_of("lstm", 6, torch.float64)
         )
         for name in ("reference", backend)
     )

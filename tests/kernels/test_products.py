@@ -57,7 +57,7 @@ def test_products_gate_by_gate(
 
 @pytest.mark.parametrize("packed_from", [0, 10**9])
 def test_weights_may_be_a_view(packed_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the way back they are the forward weights, transposed; packed or not, the products are the same."""
+    """In the backward pass they are the forward weights, transposed. Packing changes no product."""
     monkeypatch.setattr(WeightMatrix, "TRANSPOSED_FROM", packed_from)
     monkeypatch.setattr(WeightMatrices, "PACKED_FROM", packed_from)
     w, x = torch.randn(3, 17, 33).bfloat16(), torch.randn(3, 5, 17).bfloat16()

@@ -140,7 +140,7 @@ def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
 def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(
     cell: str, replaying: list[int]
 ) -> None:
-    """Five calls on the same shapes, each with its own numbers, all before the first way back."""
+    """Five calls on the same shapes, each with its own numbers, all before the first backward pass."""
     for option in VARIANTS[cell]:
         replaying[:] = [0, 0]
         calls = []
@@ -311,7 +311,7 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengt
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_operators_keep_torchs_rules(cell: str) -> None:
-    """Schema, no aliases, what is told of shapes without running, the way back, and both under
+    """Schema, no aliases, shapes without running, the backward pass, and both under
     `torch.compile`'s tracing.
     """
     for option in VARIANTS[cell]:

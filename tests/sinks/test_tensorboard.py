@@ -1,5 +1,6 @@
 """TensorBoard events of a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_tensorboard_has_the_steps_of_the_log_the_epochs_and_the_settings_with_t
     from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
     config = {"model": {"layers": 2}, "dropout": {"name": "naive"}, "seed": 1, "outputs": "x"}
-    with TensorBoard(tmp_path, config | {"data": {"dir": None}}, 3, 0, loss_metrics) as sink:
+    with TensorBoard(tmp_path, config | {"data": {"dir": None}}, 3, 0, 0, loss_metrics) as sink:
         for record in (Start({}, "f", 0, 0, {}), *map(step, range(1, 8)), EPOCH, RESULT):
             sink(record)
     assert len(list(tmp_path.glob("events.*"))) == 1, "all in one folder"
@@ -47,7 +48,7 @@ def test_events_until_a_step_are_whole_and_without_the_result(tmp_path: Path) ->
     """Of a file that is damaged, those before the damage."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with TensorBoard(tmp_path, {"seed": 1}, 1, 0, loss_metrics) as sink:
+    with TensorBoard(tmp_path, {"seed": 1}, 1, 0, 0, loss_metrics) as sink:
         for record in (*map(step, range(1, 7)), EPOCH, *map(step, range(7, 10)), RESULT):
             sink(record)
     (path,) = tmp_path.glob("events.*")
@@ -72,11 +73,31 @@ def test_events_until_a_step_are_whole_and_without_the_result(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_a_run_that_resumes_has_each_step_and_each_epoch_once(tmp_path: Path) -> None:
+    """It was killed after its third epoch; its last checkpoint is of the first one, after two steps."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first_epoch, resumed_loss in ((0, 9.0), (1, 5.0)):
+        with TensorBoard(tmp_path, {}, 1, first_epoch, 2 * first_epoch, loss_metrics) as board:
+            for epoch in range(first_epoch + 1, 4):
+                board(step(2 * epoch - 1))
+                board(step(2 * epoch))
+                board(replace(EPOCH, epoch=epoch, step=2 * epoch, train_loss=resumed_loss))
+        if first_epoch == 0:  # as if written an hour ago; readers sort files by name
+            (path,) = tmp_path.glob("events.*")
+            path.rename(tmp_path / "events.out.tfevents.1000000000.host")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [scalar.step for scalar in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
+    losses = [(scalar.step, scalar.value) for scalar in events.Scalars("per_epoch/train_loss")]
+    assert losses == [(1, 9.0), (2, 5.0), (3, 5.0)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
 def test_records_before_a_checkpoint_are_on_disk_by_then(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with (
-        TensorBoard(tmp_path, {}, 1, 0, loss_metrics) as board,
+        TensorBoard(tmp_path, {}, 1, 0, 0, loss_metrics) as board,
         JsonLines(tmp_path, log_every=1, epochs=0, step=0) as log,
     ):
         for record in (*map(step, range(1, 7)), Saving()):

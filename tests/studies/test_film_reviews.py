@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import Pictures, SplitProtocol, StudyName

@@ -11,7 +11,7 @@ from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
 from vdrop_cli.errors import RunError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.provenance import device_name
 from vdrop_cli.settings.choices import Precision

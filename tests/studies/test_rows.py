@@ -15,13 +15,15 @@ def hydra(composing: None) -> None:
 
 
 def test_overrides_change_settings_and_a_mistake_in_them_is_named() -> None:
-    changed = rows.train_settings(["experiment=table1_small_moon"], "schedule.epochs=3 'model.name=a_b'")
+    changed = rows.train_settings(("experiment=table1_small_moon",), "schedule.epochs=3 'model.name=a_b'")
     assert (changed.schedule.epochs, changed.model.name, changed.dropout.name) == (3, "a_b", "moon")
     for wrong in ("0", "nope=1", "model=nope", "seed=x", "'", f"schedule.lr=1{'0' * 400}"):
         with pytest.raises(ConfigError, match=f"^overrides={wrong}: "):
-            rows.train_settings(["experiment=table1_small_moon"], wrong)
+            rows.train_settings(("experiment=table1_small_moon",), wrong)
+    with pytest.raises(ConfigError, match=r"^debug must be false in overrides="):
+        rows.train_settings(("experiment=table1_small_moon",), "debug=true")
     with pytest.raises(ConfigError, match=r"^seed must be in"):
-        rows.train_settings(["experiment=table1_small_moon"], "seed=-1")
+        rows.train_settings(("experiment=table1_small_moon",), "seed=-1")
 
 
 def test_a_key_leaves_out_what_does_not_make_a_run_one_of_a_row() -> None:
@@ -50,6 +52,6 @@ def test_a_key_leaves_out_what_does_not_make_a_run_one_of_a_row() -> None:
 
 
 def test_a_run_is_recognised_by_its_settings_and_not_by_the_experiment_that_was_chosen() -> None:
-    changed = rows.train_settings(["experiment=table1_small_none", "dropout=moon"], "")
-    moon = rows.train_settings(["experiment=table1_small_moon"], "")
+    changed = rows.train_settings(("experiment=table1_small_none", "dropout=moon"), "")
+    moon = rows.train_settings(("experiment=table1_small_moon",), "")
     assert rows.key(changed.numbers()) == rows.key(moon.numbers())

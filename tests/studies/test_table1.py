@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import composing_once
 from vdrop_cli import published
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import TABLE_1, Size
 from vdrop_cli.settings.commands import Reproduce

@@ -459,10 +459,7 @@ def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_wi
         assert torch.allclose(task.predict(model, part), torch.stack(expected).double(), atol=1e-4)
     assert mean_of_texts(
         torch.tensor([1.0, 2, 6]), part._replace(text_N=torch.tensor([0, 1, 1]), ratings_R=torch.zeros(2))
-    ).tolist() == [
-        1,
-        4,
-    ]
+    ).tolist() == [1, 4]
 
 
 def test_the_head_of_a_part_has_its_first_texts_whole() -> None:

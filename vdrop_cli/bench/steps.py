@@ -259,11 +259,7 @@ def prefetched(draw_masks: Callable[[int], ModelMasks], train: Train) -> Iterato
 
 def language_model(train: Train, precision: Precision) -> LanguageModel:
     model = LanguageModel(
-        train.model,
-        train.dropout.for_layers(),
-        VOCABULARY,
-        train.backend.name,
-        COMPUTE_DTYPES[precision],
+        train.model, train.dropout.for_layers(), VOCABULARY, train.backend.name, COMPUTE_DTYPES[precision]
     )
     model.initialise(train.model.init, Stream(("bench",)))
     return model.to(train.device)

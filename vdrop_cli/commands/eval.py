@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vdrop_cli import evaluation, evaluations, files, output, ownership, stored, tasks
+from vdrop_cli import evaluation, evaluation_files, files, output, ownership, stored, tasks
 from vdrop_cli.device import choose_device, choose_mc_batch, configure_process
 from vdrop_cli.errors import RunError
 from vdrop_cli.lock import Lock
@@ -38,7 +38,7 @@ def run(settings: Eval) -> str:
     how, digest = evaluation.describe_evaluation(settings, paths, task, precision, snapshot.train.precision)
     target = path.with_name(f"{how.stem(path.stem, digest)}.json")
     if not ownership.is_run_file(target):  # of a checkpoint with a name of its own
-        is_own = stored.readable_by(evaluations.parse)
+        is_own = stored.readable_by(evaluation_files.parse)
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")

@@ -6,24 +6,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vdrop_cli import (
-    checkpoint,
-    files,
-    ownership,
-    stuck_starts,
-    tasks,
-)
-from vdrop_cli.device import (
-    choose_device,
-    configure_process,
-)
+from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
+from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.lock import Lock
 from vdrop_cli.run_summary import print_model, print_next_commands, print_result
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import (
-    read_result,
-)
+from vdrop_cli.sinks import read_result
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.training import Run, log_to_sinks, make_folder, require_judged_in_first_epoch, resolved
 

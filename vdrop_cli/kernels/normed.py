@@ -539,10 +539,7 @@ class NormedGRU(torch.autograd.Function):
             ]
         )
         d_gain_ih = torch.cat(
-            [
-                gain_gradient(da_rz_N, saved_rz, gain_ih[:two]),
-                gain_gradient(da_n_N, saved_n, gain_ih[two:]),
-            ]
+            [gain_gradient(da_rz_N, saved_rz, gain_ih[:two]), gain_gradient(da_n_N, saved_n, gain_ih[two:])]
         )
         d_gain_hh = torch.cat(
             [

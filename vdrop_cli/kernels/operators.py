@@ -104,9 +104,7 @@ class Layer(NamedTuple):
 HAS_TAGS = "tags" in signature(torch.library.custom_op).parameters  # new in torch 2.7
 # A CUDA graph of torch.compile must not contain the graphs of this package.
 operator = partial(
-    torch.library.custom_op,
-    mutates_args=(),
-    **({"tags": (torch.Tag.cudagraph_unsafe,)} if HAS_TAGS else {}),
+    torch.library.custom_op, mutates_args=(), **({"tags": (torch.Tag.cudagraph_unsafe,)} if HAS_TAGS else {})
 )
 LAYER = (
     "Tensor x, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor? mask_x, Tensor? mask_h, Tensor? "

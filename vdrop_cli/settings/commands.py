@@ -140,9 +140,7 @@ class Predict:
 class Export:
     checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
     file: str | None = setting(
-        None,
-        "the file to write; null: beside the checkpoint, ending in .safetensors",
-        limits=FilePath(),
+        None, "the file to write; null: beside the checkpoint, ending in .safetensors", limits=FilePath()
     )
 
     def __post_init__(self) -> None:
@@ -171,10 +169,7 @@ class Bench:
         3, "new processes for each case: a process's memory layout makes it faster or slower", "", POSITIVE
     )
     turns: int = setting(
-        5,
-        "timings of each case in each process, in alternation; medians are over all",
-        "",
-        POSITIVE,
+        5, "timings of each case in each process, in alternation; medians are over all", "", POSITIVE
     )
     mc_passes: int = setting(64, "MC samples that run as one batch", "samples", POSITIVE)
     device: str = setting("auto", DEVICE_HELP)

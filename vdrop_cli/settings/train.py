@@ -375,16 +375,7 @@ class StartCheck:
         require_limits(self, "stuck.")
 
 
-NOT_IN_IDENTITY = (
-    "checkpoint",
-    "stuck",
-    "seed",
-    "outputs",
-    "log_every",
-    "force",
-    "run_name",
-    "tags",
-)
+NOT_IN_IDENTITY = ("checkpoint", "stuck", "seed", "outputs", "log_every", "force", "run_name", "tags")
 FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are named by it
 
 

@@ -1,11 +1,13 @@
 """TensorBoard events of a run, in its own folder."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from vdrop_cli import files
+from vdrop_cli.files import Damaged
 from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Saving, Step, flatten, to_dict
 
 STEP_TAGS = "step/"
@@ -28,14 +30,21 @@ NO_HPARAMS = (
 class TensorBoard:
     """Scalars of every `log_every`-th step and of every epoch, and the settings beside the final metrics.
 
-    A run that resumes after `step` discards the later steps of earlier event files.
+    A run that resumes after `epochs` and `step` discards what earlier event files have of later ones.
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], log_every: int, step: int, loss_metrics: LossMetrics
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        log_every: int,
+        epochs: int,
+        step: int,
+        loss_metrics: LossMetrics,
     ) -> None:
         self.folder, self.config = folder, config
         self.log_every = log_every
+        self.epochs = epochs
         self.step = step
         self.loss_metrics = loss_metrics
 
@@ -44,10 +53,20 @@ class TensorBoard:
 
         self.hook, threading.excepthook = threading.excepthook, self.ignore_disk_errors
         try:
+            self.discard_later_events()
             self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         except OSError as error:
             raise files.file_error(self.folder, error) from None
         return self
+
+    def discard_later_events(self) -> None:
+        """Shortens earlier event files: `purge_step` counts steps, so it leaves the scalars of epochs."""
+        for path in self.folder.glob("events.out.tfevents.*"):
+            with suppress(Damaged):  # it is not a file
+                content = files.read(path)
+                earlier = events_until(content, self.epochs, self.step)
+                if earlier != content:
+                    files.replace(path, earlier)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

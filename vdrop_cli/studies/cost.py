@@ -45,9 +45,8 @@ class Cost:
         stretch_N = task.streams["test"][: SEGMENT_STEPS + 1]
         per_word = self.timed(lambda: stream_perplexity(self.model, stretch_N)) / len(stretch_N)
         words = sum(len(task.streams[part]) for part in ("valid", "test"))
-        return len(
-            list(task.valid_chunks())
-        ) * per_chunk, task.batches_an_epoch * per_chunk + per_word * words
+        validation = len(list(task.valid_chunks())) * per_chunk
+        return validation, task.batches_an_epoch * per_chunk + per_word * words
 
     def measure_ratings(self, task: Sentiment) -> tuple[float, float]:
         sample = head(task.parts["test"], self.TEXTS)

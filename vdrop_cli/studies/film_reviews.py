@@ -6,7 +6,7 @@ from itertools import product
 
 from vdrop_cli import CONF, pictures, runs
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import SplitProtocol, TaskName
@@ -27,10 +27,7 @@ ABOUT = {
     SplitProtocol.clean: "The clean protocol: split by review; the epoch with the best validation is "
     "reported.",
 }
-BASELINES = {
-    "test_rmse_of_mean": "predicting the mean",
-    "test_rmse_of_ridge": "ridge regression on TF-IDF",
-}
+BASELINES = {"test_rmse_of_mean": "predicting the mean", "test_rmse_of_ridge": "ridge regression on TF-IDF"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class FilmReviews(Study):
             f"dropout={dropout}",
             f"schedule.epochs={self.epochs}",
         )
-        settings = train_settings(list(choices), self.overrides)
+        settings = train_settings(choices, self.overrides)
         for name, chosen, composed in (
             ("protocols", protocol, settings.task.protocol),
             ("cells", cell, settings.model.cell),

@@ -12,7 +12,7 @@ from vdrop_cli import checkpoint, continuation, runs, stuck_starts, tasks
 from vdrop_cli.arguments import literal
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import device_name
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Reproduce

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vdrop_cli import RECORDS, evaluations, files, ownership
+from vdrop_cli import RECORDS, evaluation_files, files, ownership
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.runs import Finished, Logged, Stuck
 from vdrop_cli.studies.rows import Collected
@@ -53,8 +53,10 @@ def require_evaluations(run: Finished, target: Path) -> None:
     parts = [(target / name, run.folder / name) for name in ("log.jsonl", "result.json")]
     if all(files.read(old) == files.read(new) for old, new in parts if old.exists()):
         return
-    own = set(map(evaluations.same_kind, run.evaluations))
-    if lacking := [path.name for path in evaluations_in(target) if evaluations.same_kind(path) not in own]:
+    own = set(map(evaluation_files.same_kind, run.evaluations))
+    if lacking := [
+        path.name for path in evaluations_in(target) if evaluation_files.same_kind(path) not in own
+    ]:
         how = f"evaluate it in the same way (vdrop eval checkpoint={run.folder} …), or move them away"
         raise ConfigError(f"{target} would lose {', '.join(lacking)}, which {run.folder} lacks; {how}")
 
@@ -74,9 +76,9 @@ def copy(run: Finished | Stuck, target: Path) -> None:
     for name in ownership.OUTCOMES:
         (target / name).unlink(missing_ok=True)
     own, outcome = (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
-    kinds = set(map(evaluations.same_kind, own))
+    kinds = set(map(evaluation_files.same_kind, own))
     for old in evaluations_in(target):
-        if evaluations.same_kind(old) in kinds:
+        if evaluation_files.same_kind(old) in kinds:
             old.unlink()
     for path in (run.folder / "config.yaml", run.folder / "log.jsonl", *own, run.folder / outcome):
         files.replace(target / path.name, files.read(path))

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import RECORDS, runs
 from vdrop_cli.arguments import prepared
-from vdrop_cli.errors import ConfigError
+from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.explain import explain
 from vdrop_cli.runs import Finished, Logged, Stuck
 from vdrop_cli.settings.compose import parse
@@ -46,10 +47,13 @@ def key(numbers: dict[str, Any]) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def train_settings(choices: list[str], overrides: str) -> Train:
+@cache
+def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
     """The settings of `vdrop train` with these choices, and `overrides` after them."""
     try:
-        return parse(compose("train", [*choices, *prepared("train", shlex.split(overrides))]), Train)
+        settings = parse(compose("train", [*choices, *prepared("train", shlex.split(overrides))]), Train)
+        require(not settings.debug, "debug", f"false in overrides={overrides}", "true")
+        return settings
     except ConfigError:
         raise
     # a quotation that is not closed; a number beyond all floats

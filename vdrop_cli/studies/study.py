@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vdrop_cli import markdown, runs
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.train import Train
 from vdrop_cli.studies.rows import Collected, key

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from vdrop_cli import evaluations, pictures, published, runs
+from vdrop_cli import evaluation_files, pictures, published, runs
 from vdrop_cli.errors import ConfigError, nearest
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.runs import Finished, Stuck
 from vdrop_cli.settings.choices import TABLE_1, Size
 from vdrop_cli.settings.commands import Reproduce, Table
@@ -133,13 +133,13 @@ def number(value: float | list[float] | None) -> Number | None:
 
 def make_row(size: Size, name: str, overrides: str) -> Row:
     content = published.sizes()[size.name]["rows"][name]
-    experiment = published.experiment(size.name, name)
+    trained = (f"experiment={published.experiment(size.name, content.get('runs_of', name))}",)
     return Row(
-        name=experiment,
+        name=published.experiment(size.name, name),
         headings=(HEADINGS[size],),
         labels=(content["title"],),
-        settings=train_settings([f"experiment={experiment}"], overrides),
-        choices=(f"experiment={experiment}",),
+        settings=train_settings(trained, overrides),
+        choices=trained,
         evaluation=Evaluation(samples=content.get("samples", 0), members=content.get("members", 1)),
         reference=Reference(
             valid=number(content.get("valid")),
@@ -178,7 +178,7 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | Non
     how = row.evaluation
     if how == Evaluation():
         result = run.result
-        evaluations.require_fields(result, run.folder / "result.json", "valid_ppl", "test_ppl")
+        evaluation_files.require_fields(result, run.folder / "result.json", "valid_ppl", "test_ppl")
         metrics = {
             "valid_as_published": result.get("valid_ppl_as_published"),  # of Penn Treebank alone
             "valid": result["valid_ppl"],
@@ -191,7 +191,7 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | Non
         return None
     test = f"test_ppl_mc{how.samples}" if how.samples else "test_ppl"
     valid = None if how.samples else "valid_ppl"
-    evaluations.require_fields(results["metrics"], run.folder, test, *filter(None, [valid]))
+    evaluation_files.require_fields(results["metrics"], run.folder, test, *filter(None, [valid]))
     metrics = {"test": results["metrics"][test], "valid": results["metrics"][valid] if valid else None}
     return Measured(run, metrics, [results.get("environment", {})], results)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vdrop_cli import evaluations
+from vdrop_cli import evaluation_files
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluations import Evaluation
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.settings.choices import Precision
 
 PRECISIONS = (None, Precision.fp32, Precision.bf16)
@@ -27,11 +27,11 @@ def test_a_name_says_how_an_evaluation_was_made(how: Evaluation, precision: Prec
     made = Evaluation(how.samples, how.members, how.seed, how.word_dropout, precision)
     for checkpoint in ("checkpoint-0003", "checkpoint-0003-00050"):
         path = Path("a") / f"{made.stem(checkpoint, '0123abcd')}.json"
-        assert evaluations.from_file(path) == evaluations.from_file(path, checkpoint) == made
-        assert evaluations.from_file(path, "checkpoint-0004") is None
+        assert evaluation_files.from_file(path) == evaluation_files.from_file(path, checkpoint) == made
+        assert evaluation_files.from_file(path, "checkpoint-0004") is None
     own = made.stem("my-checkpoint", "0123abcd")
-    assert own.startswith("my-eval-") and evaluations.from_file(Path(f"{own}.json")) is None
-    assert evaluations.from_file(Path(f"{own}.json"), "my-checkpoint") == made
+    assert own.startswith("my-eval-") and evaluation_files.from_file(Path(f"{own}.json")) is None
+    assert evaluation_files.from_file(Path(f"{own}.json"), "my-checkpoint") == made
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_name_says_how_an_evaluation_was_made(how: Evaluation, precision: Prec
     ],
 )
 def test_names_that_are_on_disk_keep_their_meaning(name: str, how: Evaluation | None) -> None:
-    assert evaluations.from_file(Path(name)) == how
+    assert evaluation_files.from_file(Path(name)) == how
 
 
 def test_an_evaluation_without_a_seed_includes_those_of_any_seed_and_no_others() -> None:
@@ -79,4 +79,4 @@ def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "eval-0003-mc10-s1.json"
     path.write_text(damage)
     with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged .*; delete it"):
-        evaluations.read(path)
+        evaluation_files.read(path)
