@@ -418,6 +418,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "data.valid": ([], ["data.valid={folder}/test.txt"], "numbers"),
     "data.test": ([], ["data.test={folder}/valid.txt"], "numbers"),
     "data.min_count": ([], ["data.min_count=30"], "numbers"),
+    "data.fraction": ([], ["data.fraction=0.5"], "numbers"),
     "data.cache": ([], ["data.cache=cache"], "files"),
     "task.batch_size": ([], ["task.batch_size=3"], "numbers"),
     "task.bptt": ([], ["task.bptt=6"], "numbers"),
@@ -428,6 +429,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "schedule.max_epoch": (["schedule.epochs=3"], ["schedule.max_epoch=0"], "numbers"),
     "schedule.clip": ([], ["schedule.clip=0.1"], "numbers"),
     "schedule.weight_decay": ([], ["schedule.weight_decay=0.1"], "numbers"),
+    "schedule.max_steps": ([], ["schedule.max_steps=5"], "numbers"),
     "schedule.patience": (
         ["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"],
         ["schedule.patience=1"],

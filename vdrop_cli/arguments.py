@@ -43,6 +43,8 @@ ALIASES = {
         "clip": "schedule.clip",
         "weight_decay": "schedule.weight_decay",
         "patience": "schedule.patience",
+        "max_steps": "schedule.max_steps",
+        "fraction": "data.fraction",
         "batch_size": "task.batch_size",
         "bptt": "task.bptt",
         "hidden_size": "model.hidden_size",

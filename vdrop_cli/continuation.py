@@ -89,7 +89,7 @@ def find(
             best = lengthened(
                 checkpoint.at_end_of_epoch(shorter, snapshot.best_epoch, model), settings, task.fingerprint
             )
-        step = snapshot.epoch * task.batches_an_epoch
+        step = settings.schedule.steps_after(snapshot.epoch, task.batches_an_epoch)
         return Beginning(
             shorter,
             newest,

@@ -114,7 +114,7 @@ class Run:
                 f"{self.folder} holds a checkpoint of other settings; start over with force=true"
             )
         checkpoint.require_fitting(snapshot.model, self.model)
-        steps = snapshot.epoch * self.task.batches_an_epoch + snapshot.batch
+        steps = self.steps_after(snapshot.epoch) + snapshot.batch
         self.optimiser.require_fitting(snapshot.optimiser, steps)
         shapes = [part.shape for part in self.task.zero_state(self.model)] if snapshot.batch else []
         checkpoint.require(
@@ -126,7 +126,22 @@ class Run:
     @property
     def step(self) -> int:
         """Updates made so far."""
-        return self.progress.epoch * self.task.batches_an_epoch + self.progress.batch
+        return self.steps_after(self.progress.epoch) + self.progress.batch
+
+    def steps_after(self, epochs: int) -> int:
+        """Updates of so many epochs."""
+        return self.settings.schedule.steps_after(epochs, self.task.batches_an_epoch)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole training, unless it stops early."""
+        return self.steps_after(self.settings.schedule.epochs)
+
+    @property
+    def batches_in_epoch(self) -> int:
+        """Batches of the next epoch, which `max_steps` may shorten."""
+        epochs = self.progress.epoch
+        return self.steps_after(epochs + 1) - self.steps_after(epochs)
 
     @property
     def place(self) -> str:
@@ -138,7 +153,7 @@ class Run:
         """Whether there is an epoch left to train, and patience for it."""
         patience = self.settings.schedule.patience
         patient = patience is None or self.progress.epoch - self.progress.best_epoch < patience
-        return self.progress.epoch < self.settings.schedule.epochs and patient
+        return self.steps_after(self.progress.epoch) < self.total_steps and patient
 
     def tick(self) -> float:
         """Seconds since the last tick, which are added to those of the run."""
@@ -160,7 +175,9 @@ class Run:
             return self.task.masks(self.model, batch, stream.at(batch.number))
 
         batches = islice(
-            self.task.batches(Stream((self.settings.seed, "order", epoch))), self.progress.batch, None
+            self.task.batches(Stream((self.settings.seed, "order", epoch))),
+            self.progress.batch,
+            self.batches_in_epoch,
         )
         for batch, masks in prefetch.with_masks(
             batches, draw, self.settings.dropout.for_layers(), self.task.device
@@ -235,7 +252,7 @@ class Run:
         launched = self.progress.batch + len(self.in_flight)
         return (
             time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes
-            and launched < self.task.batches_an_epoch
+            and launched < self.batches_in_epoch
         )
 
     def require_good_start(self) -> None:
@@ -301,7 +318,15 @@ class Run:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {epoch}")
-        return Result(epoch, self.progress.epoch, metrics, self.progress.seconds, self.task.warnings)
+        max_steps = self.settings.schedule.max_steps
+        return Result(
+            epoch,
+            self.progress.epoch,
+            metrics,
+            self.progress.seconds,
+            self.task.warnings,
+            max_steps if self.step == max_steps else None,
+        )
 
 
 def records(run: Run) -> Iterator[Record]:
@@ -394,11 +419,11 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
     """Trains to the end, hands every record to every sink, writes the result and returns it."""
     settings, folder = training.settings, training.folder
     first = training.step
-    steps, measures = settings.schedule.epochs * training.task.batches_an_epoch, training.task.train_metrics
+    measures = training.task.train_metrics
     listeners: list[Sink] = [
         JsonLines(folder, settings.log_every, training.progress.epoch, first),
         TensorBoard(folder, plain(settings), settings.log_every, training.progress.epoch, first, measures),
-        Progress(steps, settings.schedule.epochs, first, measures),
+        Progress(training.total_steps, settings.schedule.epochs, first, measures),
     ]
     with ExitStack() as stack:
         sinks = [stack.enter_context(sink) for sink in listeners]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import settings
-from vdrop_cli import corpora
+from tests.conftest import TINY, settings
+from vdrop_cli import corpora, tasks
 from vdrop_cli.corpora import Corpus, Raw
 from vdrop_cli.corpora.text import PARTS, encoded, from_rows
 from vdrop_cli.errors import ConfigError
@@ -40,6 +41,46 @@ def test_words_are_those_of_the_training_part_alone(tmp_path: Path) -> None:
     assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2], [0, 3, 2], [3, 3, 1, 2]]
     corpus = corpora.load(files(tmp_path / "b", b"the <unk> cat\n", b"the bird\n"))
     assert corpus.vocabulary == ["the", "<unk>", "cat", "<eos>"] and corpus.valid_N.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.3, 0.001])
+def test_a_fraction_is_the_first_tokens_with_the_whole_vocabulary(fraction: float, text: list[str]) -> None:
+    """The fingerprint, by which runs are named, is another one for each fraction."""
+    whole, short = (
+        corpora.load(settings(*text, "data.cache=null", *more).data)
+        for more in ([], [f"data.fraction={fraction}"])
+    )
+    tokens = max(1, round(fraction * len(whole.train_N)))
+    assert short.train_N.tolist() == whole.train_N[:tokens].tolist()
+    assert short.vocabulary == whole.vocabulary
+    assert short.valid_N.equal(whole.valid_N) and short.test_N.equal(whole.test_N)
+    assert f"data.fraction={fraction}" in short.origin
+    again = corpora.load(settings(*text, "data.cache=null", "data.fraction=1").data)
+    assert again.fingerprint == whole.fingerprint != short.fingerprint
+    other = corpora.load(settings(*text, "data.cache=null", "data.fraction=0.4").data)
+    assert other.fingerprint != short.fingerprint
+
+
+def test_a_fraction_is_not_cached_as_the_whole_text(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lengths = [
+        len(corpora.load(settings(*text, "data.cache=cache", f"data.fraction={fraction}").data).train_N)
+        for fraction in (0.5, 1, 0.5)
+    ]
+    assert lengths[0] == lengths[2] < lengths[1] and len(list(Path("cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("fraction", ["0", "-0.1", "1.01", "nan", "inf", "all"])
+def test_a_fraction_is_in_0_to_1(fraction: str) -> None:
+    with pytest.raises((ConfigError, HydraException), match=r"data\.fraction"):
+        settings(f"data.fraction={fraction}")
+
+
+def test_a_fraction_too_small_for_a_batch_is_named(text: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.fraction=0\.001"):
+        tasks.load(settings(*TINY, *text, "data.fraction=0.001"), torch.device("cpu"))
 
 
 def test_words_seen_once_are_unknown_by_default(text: list[str], tmp_path: Path) -> None:

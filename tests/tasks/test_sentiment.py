@@ -129,6 +129,24 @@ def test_what_is_split_otherwise_is_another_text() -> None:
     assert len({made(40, *more).fingerprint for more in ([], *([change] for change in changes))}) == 6
 
 
+@pytest.mark.parametrize(
+    ("protocol", "parts"), [("clean", None), ("clean", ["train"] * 30 + ["test"] * 10), ("paper", None)]
+)
+def test_a_fraction_is_a_random_sample_of_the_training_texts(protocol: str, parts: list[str] | None) -> None:
+    """A smaller one is part of a larger one; vocabulary and other parts stay; the fingerprint changes."""
+    chosen = [f"task.protocol={protocol}", "task.chunk_words=null"]
+    whole, half, tenth = (made(40, *chosen, f"data.fraction={f}", parts=parts) for f in (1, 0.5, 0.1))
+    texts = [task.parts["train"].ratings_R.tolist() for task in (whole, half, tenth)]
+    assert texts[1] == texts[0][: round(0.5 * len(texts[0]))] != sorted(texts[1])
+    assert texts[2] == texts[0][: round(0.1 * len(texts[0]))]
+    assert half.predictor.learned.vocabulary == whole.predictor.learned.vocabulary
+    for name in whole.parts.keys() - {"train"}:
+        assert half.parts[name].ratings_R.tolist() == whole.parts[name].ratings_R.tolist()
+    prints = [task.fingerprint for task in (made(40, *chosen, parts=parts), whole, half, tenth)]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+    assert half.origin == "here (data.fraction=0.5)"
+
+
 def test_ratings_are_exact_whatever_their_size() -> None:
     """Seconds since 1970, twenty of them."""
     config = settings(*TINY_SENTIMENT, "data=vader")

@@ -3,11 +3,22 @@
 from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
 from vdrop_cli.corpora import rated as rated_texts
 from vdrop_cli.corpora.rated import Rated
-from vdrop_cli.corpora.text import Corpus, Raw, unknown_share
+from vdrop_cli.corpora.text import Corpus, Raw, first_part, unknown_share, with_fraction
 from vdrop_cli.settings.choices import CorpusName
 from vdrop_cli.settings.train import Data
 
-__all__ = ["Corpus", "Rated", "Raw", "load", "rated", "read", "unknown_share", "words"]
+__all__ = [
+    "Corpus",
+    "Rated",
+    "Raw",
+    "first_part",
+    "load",
+    "rated",
+    "read",
+    "unknown_share",
+    "with_fraction",
+    "words",
+]
 
 
 def read(data: Data) -> Raw:
@@ -29,7 +40,7 @@ def load(data: Data, fingerprint: str | None = None) -> Corpus:
     corpus = text.encoded(read(data), data, fingerprint)
     if data.source is CorpusName.ptb:
         ptb.check_counts(corpus)
-    return corpus
+    return corpus if data.fraction == 1 else corpus.with_fraction(data.fraction)
 
 
 def rated(data: Data) -> Rated:

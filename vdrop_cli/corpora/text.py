@@ -62,6 +62,25 @@ class Corpus:
         train_N, valid_N, test_N = (part_N[:tokens] for part_N in self.parts.values())
         return replace(self, train_N=train_N, valid_N=valid_N, test_N=test_N)
 
+    def with_fraction(self, fraction: float) -> "Corpus":
+        """The first tokens of the training part, with the whole vocabulary and a fingerprint of its own."""
+        return replace(
+            self,
+            train_N=self.train_N[: first_part(len(self.train_N), fraction)],
+            origin=with_fraction(self.origin, fraction),
+            fingerprint=hashlib.sha256(f"{self.fingerprint} fraction {fraction}".encode()).hexdigest(),
+        )
+
+
+def first_part(items: int, fraction: float) -> int:
+    """How many items a fraction of them is; at least one."""
+    return max(1, round(items * fraction))
+
+
+def with_fraction(origin: str, fraction: float) -> str:
+    """The name of a corpus of which a fraction of the training part is used, for messages."""
+    return origin if fraction == 1 else f"{origin} (data.fraction={fraction:g})"
+
 
 def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
     """Returns the share of tokens that are <unk>."""

@@ -164,6 +164,12 @@ class Data:
         "words",
         POSITIVE,
     )
+    fraction: float = setting(
+        1.0,
+        "share of the training part that is used: the first tokens of a text, or as many texts with ratings, "
+        "drawn by task.split_seed; the vocabulary stays that of the whole part",
+        limits=Limits(above=0, at_most=1),
+    )
     cache: str | None = setting(
         "data/cache",
         "folder of encoded corpora, which are looked up by content; null: no cache; texts with ratings are "
@@ -325,9 +331,21 @@ class Schedule:
         "epochs",
         POSITIVE,
     )
+    max_steps: int | None = setting(
+        None,
+        "stop after this many training steps, even within an epoch, which is then validated; null: train for "
+        "all epochs",
+        "steps",
+        POSITIVE,
+    )
 
     def __post_init__(self) -> None:
         require_limits(self, "schedule.")
+
+    def steps_after(self, epochs: int, steps_per_epoch: int) -> int:
+        """Training steps of so many epochs, the last of which `max_steps` may have shortened."""
+        steps = epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def max_grad_norm(self) -> float:
@@ -425,6 +443,14 @@ class Train:
         require(suits, "data", f"one of {', '.join(others)} with task={self.task.name}", source)
         judged = self.task.name is TaskName.language_model or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
+        require(
+            self.stuck.steps is None
+            or self.schedule.max_steps is None
+            or self.stuck.steps <= self.schedule.max_steps,
+            "stuck.steps",
+            f"at most schedule.max_steps={self.schedule.max_steps}, or null",
+            self.stuck.steps,
+        )
         unchosen = self.task.protocol is SplitProtocol.paper and self.schedule.patience is not None
         require(
             not unchosen,

@@ -13,12 +13,12 @@ from typing import IO, Any, get_origin
 from vdrop_cli import files, stored
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
-from vdrop_cli.sinks.records import Epoch, Failure, Result, Start, Step
+from vdrop_cli.sinks.records import OPTIONAL, Epoch, Failure, Result, Start, Step
 
-# By kind of record: the types of its fields, metrics and warnings apart
+# By kind of record: the types of its fields, metrics and optional ones apart
 FIELDS: dict[str, dict[str, Any]] = {
     kind.kind: {
-        f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name not in ("metrics", "warnings")
+        f.name: get_origin(f.type) or f.type for f in fields(kind) if f.name not in ("metrics", *OPTIONAL)
     }
     for kind in (Start, Step, Epoch, Result, Failure)
 }

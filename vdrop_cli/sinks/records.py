@@ -55,7 +55,9 @@ class Result:
     epochs: int  # trained
     metrics: dict[str, float]  # dropout off; written as fields
     seconds: float  # all epochs
-    warnings: list[str] = field(default_factory=list)  # about the text; an empty list is not written
+    # not written where they are empty or None
+    warnings: list[str] = field(default_factory=list)  # about the text
+    stopped_after_steps: int | None = None  # where schedule.max_steps ended the training
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Saving:
     kind: ClassVar[str] = "saving"
 
 
+OPTIONAL = ("warnings", "stopped_after_steps")  # fields of a result
 Record = Start | Step | Epoch | Result | Failure | Saving
 LossMetrics = Callable[[float], dict[str, float]]  # a training loss as metrics
 
@@ -93,8 +96,8 @@ def to_dict(record: Record) -> dict[str, Any]:
     """The fields of a record, its metrics among them, as they are written."""
     values = asdict(record)
     metrics: dict[str, Any] = values.pop("metrics", {})
-    if isinstance(record, Result) and not record.warnings:
-        del values["warnings"]
+    if isinstance(record, Result):
+        values = {name: value for name, value in values.items() if name not in OPTIONAL or value}
     return values | metrics
 
 

@@ -60,6 +60,12 @@ class Training:
             return float(ends[0][0]) if ends else 0.0
         return newest.epoch + newest.batch / self.task.batches_an_epoch
 
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole training; `max_steps` may end it within one."""
+        schedule, steps = self.settings.schedule, self.task.batches_an_epoch
+        return schedule.steps_after(schedule.epochs, steps) / steps
+
 
 @dataclass(frozen=True)
 class PlannedEvaluation:
@@ -255,10 +261,10 @@ def show(plan: Plan, factory: RunFactory) -> None:
         if training.is_finished:
             print(f"  {training.name}: finished", file=sys.stderr)
             continue
-        schedule, done = training.settings.schedule, training.epochs_done
-        left = (schedule.epochs - done) * cost(training).epoch + cost(training).result
-        early = ", or less, as it stops early" if schedule.patience is not None else ""
-        progress = f"{done:.3g} of {schedule.epochs} epochs are done"
+        done = min(training.epochs_done, training.epochs)
+        left = (training.epochs - done) * cost(training).epoch + cost(training).result
+        early = ", or less, as it stops early" if training.settings.schedule.patience is not None else ""
+        progress = f"{done:.3g} of {training.epochs:.4g} epochs are done"
         print(f"  {training.name}: {readable(left)}{early} ({progress})", file=sys.stderr)
         total += left
     for name, start in plan.stuck.values():

@@ -32,6 +32,7 @@ DATA_IDENTITY = (  # the settings of `data` that say which text it is
     "rating_column",
     "min_count",
     "vocabulary_size",
+    "fraction",
 )
 
 

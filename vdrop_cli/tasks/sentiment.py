@@ -16,7 +16,7 @@ import numpy  # which datasets and tensorboard bring along
 import torch
 from torch import Tensor
 
-from vdrop_cli import baselines, interruption
+from vdrop_cli import baselines, corpora, interruption
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, draw, to_device
 from vdrop_cli.errors import ConfigError
@@ -113,11 +113,13 @@ class Sentiment:
         self.batch_size = task.batch_size
         self.pool = task.length_pool
         self.device = device
-        self.chunk_words, self.origin = task.chunk_words, rated.origin
+        self.chunk_words = task.chunk_words
+        self.origin = corpora.with_fraction(rated.origin, data.fraction)
         as_read = (
             f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} "
             f"{task.split_seed} {task.chunk_words}"
         )
+        as_read += f" fraction {data.fraction}" if data.fraction != 1 else ""
         self.fingerprint = hashlib.sha256(as_read.encode()).hexdigest()
         self.selection_metric = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
         if self.protocol is SplitProtocol.paper and rated.parts:
@@ -141,23 +143,24 @@ class Sentiment:
                 part: [(self.cut(rated.texts[text]), rated.ratings[text]) for text in texts[part]]
                 for part in texts
             }
+        train_texts = texts_by_part["train"]  # in random order
+        texts_by_part["train"] = train_texts[: corpora.first_part(len(train_texts), data.fraction)]
         self.parts = {part: part_of(texts) for part, texts in texts_by_part.items()}
         for part, part_content in self.parts.items():
             if not part_content.sequences:
                 raise ConfigError(
-                    f"data: the {part} part of {rated.origin} is empty, of {len(rated.texts)} texts; give "
+                    f"data: the {part} part of {self.origin} is empty, of {len(rated.texts)} texts; give "
                     "it more"
                 )
             if all(sequence.tolist() == [START] for sequence in part_content.sequences):
                 raise ConfigError(
-                    f"data: no text of the {part} part of {rated.origin} has words; choose another "
-                    "data.column"
+                    f"data: no text of the {part} part of {self.origin} has words; choose another data.column"
                 )
         ratings_R = self.parts["train"].ratings_R
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
         if ratings_R.min() == ratings_R.max():
             raise ConfigError(
-                f"data: the train part of {rated.origin} has one rating, {self.mean:g}, for all; there is "
+                f"data: the train part of {self.origin} has one rating, {self.mean:g}, for all; there is "
                 "nothing to learn"
             )
         doubts = [
