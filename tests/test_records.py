@@ -106,11 +106,12 @@ def table_rows(page: str) -> dict[str, list[str]]:
 
 
 def table_of_findings() -> dict[str, list[str]]:
-    return table_rows((RECORDS / "findings.md").read_text())
+    pages = sorted((ROOT / "docs" / "findings").glob("*.md"))
+    return table_rows("\n".join(page.read_text() for page in pages))
 
 
 def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
-    """In findings.md: a column for theirs, then one for each record, by seed."""
+    """In docs/findings: a column for theirs, then one for each record, by seed."""
     theirs = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())
     found = runs.below(RECORDS / "authors_1250")
     table = table_of_findings()

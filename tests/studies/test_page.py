@@ -54,10 +54,11 @@ def outputs(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def copy(outputs: Path, tmp_path: Path) -> Path:
-    """Outputs with the same runs, to be changed; their findings are known."""
+    """Outputs with the same runs, to be changed, and a page of findings."""
     shutil.copytree(outputs / "train", tmp_path / "outputs" / "train")
     (tmp_path / "outputs" / "record").mkdir()
-    (tmp_path / "outputs" / "record" / "findings.md").write_text("What was found.\n")
+    (tmp_path / "docs" / "findings").mkdir(parents=True)
+    (tmp_path / "docs" / "findings" / "index.md").write_text("# Findings\n")
     return tmp_path / "outputs"
 
 
@@ -180,7 +181,7 @@ def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], 
     )
     shutil.rmtree(copy / "train")
     assert run(copy, changes, tmp_path, sizes=[Size.small]) == first
-    assert "](outputs/record/findings.md)" in first
+    assert "](docs/findings/index.md)" in first
 
 
 def changed(folder: Path, name: str, **values: Any) -> None:
@@ -410,7 +411,7 @@ def test_shipped_records_count_wherever_the_outputs_are(
 
     def text(content: str) -> list[str]:
         content = re.sub(r"\n!\[.*\)\n", "", content)
-        return re.sub(r"(What the runs show): .*", r"\1", content).splitlines()
+        return re.sub(r"\nWhat the runs show: .*\n", "", content).splitlines()
 
     assert text(page) == text((ROOT / "RESULTS.md").read_text())
 

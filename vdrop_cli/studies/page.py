@@ -16,6 +16,7 @@ from vdrop_cli.studies.rows import Collected, made_with
 from vdrop_cli.studies.study import Column, Line, Row, Section, Study
 
 SEEDS: Column = ("seeds", lambda line: line.seeds)
+FINDINGS = "docs/findings/index.md"  # beside the page, in a checkout
 FIRST_MADE = 1  # of runs.MADE the precision is in the first table, the others in the second
 LEGEND = f"""{written_page.MARK} from run folders and the records in `outputs/record/`. A second table says
 how the runs were made; *: the code differed from the commit; ?: it is unknown whether it did."""
@@ -105,12 +106,9 @@ def render(composed: Composed, settings: Table, kind: Pictures) -> str:
                     picture = outputs / "record" / "pictures" / f"{name}.{kind}"
                     pictures.save(figure, picture)
                     parts.append(markdown.picture(title, picture, path))
-    folders = rows.record_folders(outputs)
-    parts += choices([folder / "choices" for folder in folders])
-    findings = [there for folder in folders if (there := folder / "findings.md").is_file()]
-    if findings:
-        link = Path(os.path.relpath(findings[-1], path.parent)).as_posix()
-        parts.append(f"What the runs show: [{link}]({link}).")
+    parts += choices([folder / "choices" for folder in rows.record_folders(outputs)])
+    if (path.parent / FINDINGS).is_file():
+        parts.append(f"What the runs show: [{FINDINGS}]({FINDINGS}).")
     return "\n\n".join(parts) + "\n"
 
 

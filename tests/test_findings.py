@@ -1,0 +1,105 @@
+"""The smaller tables of docs/findings are what the records say; tests/test_records.py has the larger ones."""
+
+from statistics import fmean, stdev
+
+import pytest
+
+from tests.processes import ROOT
+from vdrop_cli import runs
+from vdrop_cli.runs import Finished
+
+RECORDS = ROOT / "outputs" / "record"
+SEEDS = {1: " (one seed)", 2: " (two seeds)", 3: ""}
+pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
+
+
+def tables(page: str, heading: str) -> list[dict[str, list[str]]]:
+    """The tables of a page whose first heading is this: their rows by the first cell."""
+    begin = f"\n| {heading} |"
+    texts = (ROOT / "docs" / "findings" / f"{page}.md").read_text().split(begin)[1:]
+    return [
+        {name: values for name, *values in map(cells, text.partition("\n\n")[0].splitlines()[2:])}
+        for text in texts
+    ]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def recorded(folder: str) -> Finished:
+    (run,) = runs.below(RECORDS / folder)
+    return run
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def errors(folder: str) -> str:
+    """The test error of all seeds in the clean protocol, as the page writes it."""
+    values = [
+        run.result["test_rmse"] for run in runs.below(RECORDS / "ratings" / f"clean_{folder}-bf16-amd_epyc")
+    ]
+    return spread(values, 4) + SEEDS[len(values)]
+
+
+def test_errors_of_film_reviews() -> None:
+    policies, masks = (
+        tables("film_reviews", "test error"),
+        tables("film_reviews", "test error, clean protocol"),
+    )
+    assert policies == [
+        {
+            "GRU": [errors("gru_none-12"), errors("gru_naive-24"), errors("gru_variational-100")],
+            "LSTM": [errors("lstm_none-60"), errors("lstm_naive-60"), errors("lstm_variational-60")],
+        }
+    ]
+    assert masks == [
+        {
+            "LSTM, naive masks": [errors("lstm_naive-60"), errors("lstm_naive_word-40")],
+            "LSTM, variational masks": [errors("lstm_variational_no_word-40"), errors("lstm_variational-60")],
+            "GRU, naive masks": [errors("gru_naive-24"), errors("gru_naive_word-40")],
+            "GRU, variational masks": ["–", errors("gru_variational-100")],
+        }
+    ]
+
+
+def test_the_medium_untied_row() -> None:
+    result = recorded("table1/medium_untied-bf16-intel_xeon").result
+    (table,) = tables("medium_rows", "perplexity")
+    assert [row[0] for row in table.values()] == [
+        f"{result['valid_ppl_as_published']:.2f}",
+        f"{result['test_ppl']:.2f}",
+    ]
+
+
+def test_the_small_rows() -> None:
+    (table,) = tables("small_rows", "row")
+    folders = ["none", "moon", "moon_word", "variational", "zaremba"]
+    means = [
+        fmean(run.result["test_ppl"] for run in runs.below(RECORDS / "table1" / f"small_{row}-bf16-amd_epyc"))
+        for row in folders
+    ]
+    assert [row[0] for row in table.values()] == [f"{ppl:.1f}" for ppl in means]
+
+
+def test_weight_decay() -> None:
+    (table,) = tables("small_rows", "`schedule.weight_decay`")
+    for value, name in (("1e-5", "1e-05"), ("1e-6", "1e-06"), ("1e-7", "1e-07")):
+        run = recorded(f"choices/variational/schedule.weight_decay/{name}")
+        lowest = min(run.epochs, key=lambda epoch: epoch["valid_ppl_batched"])
+        ends_lowest = lowest["epoch"] == run.result["epochs"]
+        assert table[value] == [
+            f"{lowest['valid_ppl_batched']:.1f}" + ("" if ends_lowest else f" (epoch {lowest['epoch']})"),
+            f"{run.result['valid_ppl_batched']:.1f}",
+            f"{run.result['train_ppl']:.1f}",
+            f"{run.result['test_ppl']:.1f}",
+        ]
+
+
+def test_the_mask_on_the_cell_state() -> None:
+    (table,) = tables("moon", "`dropout.p_c`")
+    for p_c in ("0.05", "0.1", "0.25"):
+        run = recorded(f"choices/moon/dropout.p_c/{p_c}")
+        assert table[p_c] == [f"{run.result['valid_ppl']:.1f}"]
