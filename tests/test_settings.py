@@ -218,6 +218,7 @@ def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
         "log_every=7",
         "tags=[a]",
         "run_name=b",
+        "logger=none",
     )
     assert (
         without.identity("f")
@@ -442,6 +443,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "precision": ([], ["precision=bf16"], "numbers"),
     "outputs": ([], ["outputs=elsewhere"], "folder"),
     "log_every": ([], ["log_every=1"], "log"),
+    "logger": ([], ["logger=none"], "files of the run"),
     "debug": ([], ["debug=true"], "folder"),
 }
 SENTIMENT_CHANGES = {  # the same for those of the other task
@@ -489,6 +491,7 @@ def observe(overrides: list[str], shown: str) -> Any:
         "files": lambda: sorted(path.name for path in Path().glob("*")),
         "environment": lambda: log[0]["environment"]["backend"],
         "log": lambda: len(log),
+        "files of the run": lambda: len(list(folder.iterdir())),
         "name": lambda: (log[0]["config"]["run_name"], log[0]["config"]["tags"]),
     }
     return seen[shown]()

@@ -14,7 +14,7 @@ from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
 
 # Settings that name a configuration first. Their values stand alone in a label, without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
-NO_CONFIGURATION = ("seed", "outputs", "log_every", "force", "run_name", "tags")
+NO_CONFIGURATION = ("seed", "outputs", "log_every", "logger", "force", "run_name", "tags")
 NO_CONFIGURATION_GROUPS = ("checkpoint.", "stuck.")
 FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")
 LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched", "warnings", "stopped_after_steps")

@@ -23,12 +23,15 @@ from vdrop_cli.interruption import Interrupted
 from vdrop_cli.optimizer import LossAndNorm, Optimizer, learning_rate
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.choices import LoggerName
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
+    PACKAGES,
     Epoch,
     Failure,
     JsonLines,
+    Logger,
     Progress,
     Record,
     Result,
@@ -415,6 +418,18 @@ def make_folder(folder: Path, settings: Train) -> None:
         ) from None
 
 
+def chosen_logger(training: Run) -> list[Sink]:
+    """The sink of the setting `logger`; an empty list for none."""
+    settings, folder = training.settings, training.folder
+    config, measures, step = plain(settings), training.task.train_metrics, training.step
+    if settings.logger is LoggerName.none:
+        return []
+    if settings.logger is LoggerName.tensorboard:
+        return [TensorBoard(folder, config, settings.log_every, training.progress.epoch, step, measures)]
+    package = PACKAGES[settings.logger.name]
+    return [Logger(package.name, package.open, folder, config, step, measures)]
+
+
 def log_to_sinks(training: Run) -> dict[str, Any]:
     """Trains to the end, hands every record to every sink, writes the result and returns it."""
     settings, folder = training.settings, training.folder
@@ -422,7 +437,7 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
     measures = training.task.train_metrics
     listeners: list[Sink] = [
         JsonLines(folder, settings.log_every, training.progress.epoch, first),
-        TensorBoard(folder, plain(settings), settings.log_every, training.progress.epoch, first, measures),
+        *chosen_logger(training),
         Progress(training.total_steps, settings.schedule.epochs, first, measures),
     ]
     with ExitStack() as stack:

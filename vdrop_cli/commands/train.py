@@ -12,7 +12,7 @@ from vdrop_cli.lock import Lock
 from vdrop_cli.run_summary import print_model, print_next_commands, print_result
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import read_result
+from vdrop_cli.sinks import read_result, require_installed
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.training import Run, log_to_sinks, make_folder, require_judged_in_first_epoch, resolved
 
@@ -30,6 +30,7 @@ def run(
     """
     if settings.debug:
         settings = settings.for_debugging()
+    require_installed(settings.logger.name)
     device = choose_device(settings.device)
     configure_process(device)
     settings = resolved(settings, device)

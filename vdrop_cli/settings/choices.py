@@ -109,6 +109,14 @@ class StudyName(Choice):
     film_reviews = "film_reviews"  # ratings, section 5.2 of the paper
 
 
+class LoggerName(Choice):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    trackio = "trackio"
+    mlflow = "mlflow"
+    none = "none"
+
+
 class Pictures(Choice):
     png = "png"
     svg = "svg"

@@ -15,6 +15,7 @@ from vdrop_cli.settings.choices import (
     RATED,
     Backend,
     CorpusName,
+    LoggerName,
     OptimizerName,
     Precision,
     Size,
@@ -393,7 +394,17 @@ class StartCheck:
         require_limits(self, "stuck.")
 
 
-NOT_IN_IDENTITY = ("checkpoint", "stuck", "seed", "outputs", "log_every", "force", "run_name", "tags")
+NOT_IN_IDENTITY = (
+    "checkpoint",
+    "stuck",
+    "seed",
+    "outputs",
+    "log_every",
+    "logger",
+    "force",
+    "run_name",
+    "tags",
+)
 FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are named by it
 
 
@@ -415,7 +426,11 @@ class Train:
     )
     outputs: str = setting("outputs", "folder in which the run folder is made", limits=FilePath())
     log_every: int = setting(
-        20, "steps between two step records in log.jsonl and TensorBoard", "steps", POSITIVE
+        20, "steps between two step records in log.jsonl and the logger", "steps", POSITIVE
+    )
+    logger: LoggerName = setting(
+        LoggerName.tensorboard,
+        "where curves, settings and the result are also recorded; log.jsonl is always written",
     )
     debug: bool = setting(
         False,

@@ -1,7 +1,8 @@
-"""Records of a training run, and the sinks that receive them: a JSON log, TensorBoard and the terminal."""
+"""Records of a training run, and the sinks that receive them: a JSON log, loggers and the terminal."""
 
 from vdrop_cli.sinks.json_lines import JsonLines
 from vdrop_cli.sinks.log_reader import ADVICE, log_until, read_log, read_result
+from vdrop_cli.sinks.loggers import PACKAGES, Logger, require_installed
 from vdrop_cli.sinks.records import (
     Epoch,
     Failure,
@@ -21,9 +22,11 @@ from vdrop_cli.sinks.terminal import Progress, duration, progress_bar
 
 __all__ = [
     "ADVICE",
+    "PACKAGES",
     "Epoch",
     "Failure",
     "JsonLines",
+    "Logger",
     "LossMetrics",
     "Progress",
     "Record",
@@ -41,5 +44,6 @@ __all__ = [
     "progress_bar",
     "read_log",
     "read_result",
+    "require_installed",
     "to_dict",
 ]

@@ -101,6 +101,15 @@ def to_dict(record: Record) -> dict[str, Any]:
     return values | metrics
 
 
+TAGS = {"step": "step/", "epoch": "per_epoch/", "result": "result/"}  # by kind of record
+
+
+def tagged_scalars(record: Step | Epoch | Result, loss_metrics: LossMetrics) -> dict[str, float]:
+    """The numbers of a record by the names that loggers show: `step/loss`, `per_epoch/valid_ppl_batched`."""
+    values = to_dict(record) | (loss_metrics(record.loss) if isinstance(record, Step) else {})
+    return {f"{TAGS[record.kind]}{name}": value for name, value in values.items() if isinstance(value, float)}
+
+
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their full names, `{"model": {"layers": 2}}` as `{"model.layers": 2}`; unset ones
     are left out, and lists become text.

@@ -8,17 +8,25 @@ from typing import Any, Self
 
 from vdrop_cli import files
 from vdrop_cli.files import Damaged
-from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Saving, Step, flatten, to_dict
+from vdrop_cli.sinks.records import (
+    TAGS,
+    Epoch,
+    LossMetrics,
+    Record,
+    Result,
+    Saving,
+    Step,
+    flatten,
+    tagged_scalars,
+)
 
-STEP_TAGS = "step/"
-EPOCH_TAGS = "per_epoch/"
-RESULT_TAGS = "result/"
 OLDER_EPOCH_TAGS = "epoch/"  # in versions until November 2026, with steps on the axis
 NO_HPARAMS = (
     "checkpoint",
     "debug",
     "force",
     "log_every",
+    "logger",
     "outputs",
     "published",
     "stuck",
@@ -93,21 +101,14 @@ class TensorBoard:
     def write(self, record: Record) -> None:
         if isinstance(record, Step) and record.step % self.log_every != 0:
             return
-        if isinstance(record, Step):
-            self.add_scalars(STEP_TAGS, to_dict(record) | self.loss_metrics(record.loss), record.step)
-        if isinstance(record, Epoch):
-            self.add_scalars(EPOCH_TAGS, to_dict(record), record.epoch)
+        if isinstance(record, Step | Epoch | Result):
+            position = record.step if isinstance(record, Step) else record.epoch
+            for tag, value in tagged_scalars(record, self.loss_metrics).items():
+                self.writer.add_scalar(tag, value, position)
         if isinstance(record, Saving):
             self.writer.flush()
         if isinstance(record, Result):
-            self.add_scalars(RESULT_TAGS, to_dict(record), record.epoch)
             self.write_hparams()
-
-    def add_scalars(self, tags: str, values: dict[str, Any], position: int) -> None:
-        """Writes the numbers among `values`, at a step or an epoch of the horizontal axis."""
-        for name, value in values.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(f"{tags}{name}", value, position)
 
     def write_hparams(self) -> None:
         """Writes the settings for the hparams page, under the short name of the run.
@@ -150,9 +151,9 @@ def events_until(content: bytes, epochs: int, step: int) -> bytes:
             event = Event.FromString(content[begin + 12 : end - 4])
         except DecodeError:
             break
-        limits = {STEP_TAGS: step, OLDER_EPOCH_TAGS: step, EPOCH_TAGS: epochs}
+        limits = {TAGS["step"]: step, OLDER_EPOCH_TAGS: step, TAGS["epoch"]: epochs}
         groups = {f"{value.tag.partition('/')[0]}/" for value in event.summary.value}
-        if all(event.step <= limits.get(group, -1) for group in groups or {STEP_TAGS}):
+        if all(event.step <= limits.get(group, -1) for group in groups or {TAGS["step"]}):
             records.append(content[begin:end])
         begin = end
     return b"".join(records)
