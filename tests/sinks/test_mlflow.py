@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.sinks.examples import loss_metrics
 from tests.sinks.logged import config, logged, train_twice
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.sinks.loggers import Logger
 from vdrop_cli.sinks.records import flatten
 
 mlflow = pytest.importorskip("mlflow")
@@ -34,3 +37,17 @@ def test_a_local_run_has_the_numbers_of_the_log_once(
             assert [point.step for point in history] == list(expected), "each once"
             for point in history:
                 assert point.value == pytest.approx(expected[point.step][name])
+
+
+def test_without_a_server_the_variable_that_names_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vdrop_cli.sinks import mlflow as sink
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sink, "find_spec", lambda name: None)
+    with (
+        pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"),
+        Logger("mlflow", sink.MlflowRun, tmp_path, {"log_every": 1}, 0, loss_metrics),
+    ):
+        pass

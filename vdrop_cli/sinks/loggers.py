@@ -81,6 +81,8 @@ class Logger:
     def __enter__(self) -> Self:
         try:
             self.client = self.open_client(self.folder, self.config, self.step > 0)
+        except ConfigError:
+            raise
         except Exception as error:  # which ones a logger raises is not documented
             raise RunError(
                 f"logger={self.name} cannot start: {one_line(error)}; logger=none trains without it"

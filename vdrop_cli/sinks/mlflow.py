@@ -2,12 +2,14 @@
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.sinks.loggers import PROJECT
 from vdrop_cli.sinks.records import TAGS, flatten
 
@@ -25,6 +27,8 @@ class MlflowRun:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], resumes: bool) -> None:
+        if not mlflow.is_tracking_uri_set() and find_spec("sqlalchemy") is None:
+            raise ConfigError("logger=mlflow needs a server; set MLFLOW_TRACKING_URI=http://…")
         self.client = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)).experiment_id
         self.metrics = list[Metric]()  # not sent yet
