@@ -133,12 +133,12 @@ def test_a_logger_that_cannot_start_ends_the_run_before_its_first_step(
     assert not list(log.parent.glob("events.*")) and read_log(log)[-1]["kind"] == "result"
 
 
-@pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)], ids=["missing", "a folder of that name"])
+@pytest.mark.parametrize("spec", [None, ModuleSpec("wandb", None)], ids=["missing", "a folder of that name"])
 def test_a_missing_package_is_reported_before_anything_is_written(
-    found: ModuleSpec | None, text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: ModuleSpec | None, text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loggers, "find_spec", lambda name: found)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: spec)
     with pytest.raises(ConfigError, match=r"^logger=wandb is not installed; pip install 'vdrop\[wandb\]'$"):
         train.run(settings(*TINY, *text, "logger=wandb"))
     assert not list(tmp_path.iterdir())
