@@ -75,6 +75,7 @@ examples:
   vdrop predict checkpoint=… text="A film to remember ."
   vdrop predict checkpoint=… file=reviews.txt json=true  a row per line of the file; or standard input
   vdrop predict checkpoint=… sample=50                   generate fifty words with a language model
+  vdrop predict checkpoint=… sample=50 temperature=0.8 top_k=50   probable words only
 """,
     "data": """vdrop data: where the corpora lie, what they hold, whether they are right
 

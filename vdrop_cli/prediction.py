@@ -21,7 +21,7 @@ from vdrop_cli.generation import sample_words
 from vdrop_cli.perplexity import perplexity, stream_nll
 from vdrop_cli.policies import Policy
 from vdrop_cli.settings.commands import Predict, data_for
-from vdrop_cli.tasks import RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
+from vdrop_cli.tasks import Predictor, RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.trained_model import Built, build, task_of
 from vdrop_cli.uncertainty import fit_noise, predictive
 
@@ -30,6 +30,7 @@ LEVEL = 95.0  # likewise
 SURPRISES = 5  # likewise
 UNDECODED = "surrogateescape"  # how bytes that are not UTF-8 are carried along
 SHOWN = 60  # characters of a text in the table
+END_OF_INPUT = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D on a new line"
 
 
 def load(settings: Predict, device: torch.device) -> Built:
@@ -101,7 +102,12 @@ def lines(settings: Predict) -> list[Line]:
     try:
         if settings.file is None and sys.stdin is None:
             raise ConfigError("there is no standard input; give text=… or file=…")
-        content = files.read(Path(settings.file)) if settings.file is not None else sys.stdin.buffer.read()
+        if settings.file is not None:
+            content = files.read(Path(settings.file))
+        else:
+            if sys.stdin.isatty():
+                print(f"vdrop: type one text per line; {END_OF_INPUT} ends the input", file=sys.stderr)
+            content = sys.stdin.buffer.read()
     except OSError as error:
         raise ConfigError(
             f"file={settings.file} cannot be read ({error.strerror}); name a text file, or give text=…"
@@ -123,6 +129,28 @@ def line_of(number: int, line: str) -> Line:
         return Line(number, line.encode(errors=UNDECODED).decode())
     except UnicodeDecodeError as error:
         return Line(number, None, f"not UTF-8, {error.reason} at byte {error.start} of the line; convert it")
+
+
+class UnknownWords:
+    """Counts words that are not in the vocabulary, over all lines."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.words = 0
+        self.unknown = 0
+
+    def count(self, words: list[str]) -> None:
+        self.words += len(words)
+        self.unknown += sum(map(self.predictor.is_unknown, words))
+
+    def report(self) -> None:
+        """Prints the counts if a word is unknown."""
+        if self.unknown:
+            print(
+                f"vdrop: {self.unknown:,} of {self.words:,} words unknown: the vocabulary of the model does "
+                "not have them",
+                file=sys.stderr,
+            )
 
 
 class Problems:
@@ -220,7 +248,7 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
     """Each text's rating with its standard deviation over MC passes, and the interval that holds `level` per
     cent of such ratings.
     """
-    inputs, problems = lines(settings), Problems(settings)
+    inputs, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
     without = built.checkpoint.train.dropout.policy is Policy.none
     if without and settings.mc_samples:
         raise ConfigError(
@@ -239,7 +267,9 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
         shown = f"{'–':>8} {'–':>10}   {'–':>8}    {'':<8}"
         if line.problem is None and not line.is_blank:
             assert line.text is not None
-            passes = predictor.passes_of(built.model, predictor.words(line.text), samples, settings.seed)
+            words = predictor.words(line.text)
+            unknown.count(words)
+            passes = predictor.passes_of(built.model, words, samples, settings.seed)
             distribution = predictive(passes[:, None], noise.deviation)
             mean, half = distribution.mean_R.item(), distribution.half_width(level).item()
             finite(mean + half, "rating", built, line)
@@ -253,6 +283,7 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
         if line.problem is not None:
             problems.report(line)
         print(as_json(line.row | values) if settings.json else f"{line.number:6} {shown}    {line.shown}")
+    unknown.report()
     problems.end(len(inputs))
 
 
@@ -291,11 +322,12 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     Where the training text had one line, and so no word for a line's end, a text's first word is not
     predicted.
     """
-    problems = Problems(settings)
+    problems, unknown = Problems(settings), UnknownWords(predictor)
     count = 0
     most = SURPRISES if settings.surprises is None else settings.surprises
     for line, words, stream_N in read_lines(settings, predictor):
         count += 1
+        unknown.count([word for word in words if word not in predictor.line_end])
         values: dict[str, Any] = dict.fromkeys(("ppl", "words", "surprises"))
         if stream_N is not None and len(stream_N) > 1:
             nll_N = stream_nll(built.model, stream_N)
@@ -316,6 +348,7 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
         for one in [] if settings.json else values["surprises"] or []:
             read_as = "" if one["read_as"] == one["word"] else f" (read as {printable(one['read_as'])})"
             print(f"{one['bits']:8.1f} bits  word {one['place']:<4} {printable(one['word'])}{read_as}")
+    unknown.report()
     problems.end(count)
 
 
@@ -338,18 +371,24 @@ def surprises(
 def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
     """Words that the model draws one after the other, after the text, or at the beginning of a sentence."""
     begun = predictor.words(settings.text or "")
+    unknown = UnknownWords(predictor)
+    unknown.count([word for word in begun if word not in predictor.line_end])
     try:
         begin_N = predictor.encode([*predictor.line_end, *begun])
     except UnknownWord as reason:
         raise ConfigError(f"text: {reason}") from None
     generator = torch.Generator(device=predictor.device).manual_seed(settings.seed)
+    temperature = 1.0 if settings.temperature is None else settings.temperature
     try:
         drawn = [
             predictor.vocabulary[number]
-            for number in sample_words(built.model, begin_N, settings.sample, generator)
+            for number in sample_words(
+                built.model, begin_N, settings.sample, generator, temperature, settings.top_k
+            )
         ]
     except ValueError as reason:
         raise RunError(f"{built.path}: {reason}; its weights are not those of a model that works") from None
+    unknown.report()
     if settings.json:
         print(as_json({"text": settings.text or "", "sample": drawn}))
     else:

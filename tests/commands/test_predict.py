@@ -316,6 +316,59 @@ def test_a_language_model_writes_what_it_has_learned(
     assert "<eos>" not in capsys.readouterr().out
 
 
+def test_temperature_and_top_k_choose_among_probable_words(
+    writer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The most probable word each time, by either; a temperature of 1 and all words change nothing."""
+    greedy = [
+        told(capsys, writer, "sample=20", "text=w3", more, "seed=7")
+        for more in ("top_k=1", "temperature=1e-6")
+    ]
+    assert greedy[0] == greedy[1]
+    without = told(capsys, writer, "sample=60", "text=w3")
+    assert told(capsys, writer, "sample=60", "text=w3", "temperature=1", "top_k=1000") == without
+    assert told(capsys, writer, "sample=60", "text=w3", "temperature=3") != without
+
+
+def test_unknown_words_are_counted_once_for_all_lines(
+    here: Path, text: list[str], rated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ends of lines and blank lines are no words; a word of the vocabulary in lower case is known."""
+    train.run(settings(*TINY, *text))
+    train.run(settings(*TINY_SENTIMENT, *rated))
+    writer, critic = (next(here.rglob(f"{task}-*/*-s1")) for task in ("language_model", "sentiment"))
+    Path("words.txt").write_text("w3 W5 unheard\n\nw1 unheard novel\n")
+    Path("ratings.txt").write_text("good1 Bad1 unheard\n\nnovel\n")
+    for folder, file, counts in ((writer, "words.txt", "3 of 6"), (critic, "ratings.txt", "2 of 4")):
+        show(capsys, folder, f"file={file}")
+        assert capsys.readouterr().err.count(f"vdrop: {counts} words unknown") == 1
+    show(capsys, writer, "sample=3", "text=w3 unheard")
+    assert "1 of 2 words unknown" in capsys.readouterr().err
+    for folder, text in ((writer, "w3 W5"), (critic, "good1")):
+        show(capsys, folder, f"text={text}")
+        assert "words unknown" not in capsys.readouterr().err
+
+
+def test_at_a_terminal_it_says_that_it_waits_for_text(
+    writer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keyboard(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    for kind, is_announced in ((Keyboard, True), (io.TextIOWrapper, False)):
+        monkeypatch.setattr("sys.stdin", kind(io.BytesIO(b"w3 w5\n")))
+        show(capsys, writer)
+        shown = capsys.readouterr()
+        assert ("Ctrl-" in shown.err) == is_announced and shown.out.startswith("line 1: perplexity")
+
+
+def show(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> None:
+    """Predicts; what it prints can be read after that."""
+    capsys.readouterr()
+    predict.run(settings(f"checkpoint={folder}", "device=cpu", *overrides, command="predict"))
+
+
 def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> None:
     loaded = load_model(settings(f"checkpoint={writer}", command="predict"), torch.device("cpu"))
     assert isinstance(loaded.predictor, WordPredictor)
@@ -336,6 +389,11 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
         (["text=a", "level=100"], r"level must be in \(0, 100\), or null"),
         (["text=a", "surprises=0"], "surprises must be at least 1, or null"),
         (["sample=3", "surprises=2"], "surprises must be null with sample"),
+        (["sample=3", "temperature=0"], "temperature must be at least"),
+        (["sample=3", "temperature=inf"], "temperature must be at least"),
+        (["sample=3", "top_k=0"], "top_k must be at least 1, or null"),
+        (["text=a", "temperature=0.5"], "temperature must be null without sample"),
+        (["text=a", "top_k=5"], "top_k must be null without sample"),
         (["sample=-1"], "sample must be at least 0"),
         (["sample=3", "file=b"], "file must be null with sample"),
         (["seed=-1", "text=a"], "seed must be in"),

@@ -19,7 +19,15 @@ from vdrop_cli.settings.choices import (
     SplitProtocol,
     StudyName,
 )
-from vdrop_cli.settings.fields import FilePath, FolderName, Items, Limits, require_limits, setting
+from vdrop_cli.settings.fields import (
+    FLOAT32_LIMIT,
+    FilePath,
+    FolderName,
+    Items,
+    Limits,
+    require_limits,
+    setting,
+)
 from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, POSITIVE, SEED, Data, Train
 
 MC_BATCH = Limits(at_least=1, at_most=10**6)
@@ -119,6 +127,17 @@ class Predict:
         None, "language model: number of words shown, the most surprising ones; null: 5", "words", POSITIVE
     )
     sample: int = setting(0, "language model: number of words to generate", "words", Limits(at_least=0))
+    temperature: float | None = setting(
+        None,
+        "with sample: logits are divided by it, so that a low one prefers probable words; null: 1",
+        limits=Limits(at_least=1e-6, below=FLOAT32_LIMIT),
+    )
+    top_k: int | None = setting(
+        None,
+        "with sample: each word is drawn from so many most probable ones; null: from all",
+        "words",
+        POSITIVE,
+    )
     json: bool = setting(False, "print a JSON object per line instead of a table")
     seed: int = setting(1, "seed of the masks of MC samples, or of the generated words", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
@@ -134,6 +153,9 @@ class Predict:
         continues = self.sample == 0 or self.file is None
         require(continues, "file", "null with sample=…, which continues text=…", self.file)
         require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
+        for name in ("temperature", "top_k"):
+            value = getattr(self, name)
+            require(self.sample > 0 or value is None, name, "null without sample=…, which it is for", value)
 
 
 @dataclass

@@ -50,6 +50,10 @@ class WordPredictor:
         """What white space separates; the end of a line is a word of its own where the model knows one."""
         return LINE_END.sub(f" {' '.join(self.line_end)} ", text.strip()).split()
 
+    def is_unknown(self, word: str) -> bool:
+        """Whether a word is in the vocabulary neither as it is written nor in lower case."""
+        return word not in self.ids and word.lower() not in self.ids
+
     def encode(self, words: list[str]) -> Tensor:
         """The ids of words as they are written, else in lower case, else of the unknown word. Raises
         UnknownWord.
@@ -87,6 +91,10 @@ class RatingPredictor:
 
     def words(self, text: str) -> list[str]:
         return corpora.words(self.learned.splitting, text)
+
+    def is_unknown(self, word: str) -> bool:
+        """Whether a word is not in the vocabulary."""
+        return word not in self.ids
 
     def cut(self, words: list[str]) -> list[Tensor]:
         return cut(words, self.ids, self.learned.chunk_words)
