@@ -30,7 +30,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "random_streams": set(),
     "errors": set(),
     "settings": {"errors", "policies", "published", "settings"},
-    "explain": {"errors", "settings"},
+    "explain": {"arguments", "errors", "settings"},
     "interruption": set(),
     "output": set(),
     "launchers": set(),

@@ -88,6 +88,9 @@ def test_a_config_folder_of_ones_own_adds_choices(vdrop: Vdrop, tmp_path: Path) 
 MISTAKES = {  # what is typed: what the one line must say
     ("trian",): "trian is not a command; did you mean train?",
     ("train", "model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
+    ("train", "learning_rat=1"): "learning_rat is not a setting; did you mean schedule.lr?",
+    ("train", "num_layer=1"): "num_layer is not a setting; did you mean model.layers?",
+    ("reproduce", "lr=1"): "vdrop train has schedule.lr; here, overrides='schedule.lr=…' sets it",
     ("train", "+model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
     (
         "train",
@@ -127,6 +130,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("eval", "checkpoint=nowhere"): "checkpoint=nowhere does not exist",
     ("eval", "checkpoint=file"): "checkpoint=file is damaged or not a checkpoint",
     ("eval", "model=lstm_large"): "is not a setting",
+    ("eval", "checkpoint=file", "batch_size=9"): "vdrop train has task.batch_size",
     ("data", "data=no"): "data=no is an unknown choice",
     ("train", "model=null"): "a group takes the name of a choice, not null or a number",
     ("train", "--nope"): "--nope is not an option",

@@ -387,3 +387,9 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
     assert (
         outcome.reason.endswith("(RuntimeError: not requeued)") and "Traceback" not in capsys.readouterr().err
     )
+
+
+def test_a_command_to_resume_names_the_config_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "config_folder_options", lambda: ["--config-dir=my conf"])
+    resumed = sweeps.resume_command("train", ["experiment=short", "force=true"])
+    assert resumed == "vdrop train '--config-dir=my conf' experiment=short"

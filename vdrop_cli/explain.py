@@ -4,6 +4,7 @@ import re
 
 from hydra.errors import MissingConfigException
 
+from vdrop_cli.arguments import ALIASES
 from vdrop_cli.errors import nearest
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import keys, suggestion
@@ -22,7 +23,8 @@ def explain(error: BaseException, command: str) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed; pip install 'vdrop[{extra}]'"
-        return f"{group}={choice} is an unknown choice{nearest(choice, list(error.options or []))}"
+        own = " (a dropout of your own needs one of these beside it)" if group == "schedule" else ""
+        return f"{group}={choice} is an unknown choice{nearest(choice, list(error.options or []))}{own}"
     if message.startswith("Config group override must be"):
         return (
             f"a group takes the name of a choice, not null or a number; vdrop {command} --help lists "
@@ -35,13 +37,22 @@ def explain(error: BaseException, command: str) -> str:
     ):
         return f"{match[1] or match[2]}: several values are a sweep; add -m to run each of them"
     if match := re.match(r"Could not override '([^']+)'", message):
-        hint = suggestion(match[1], keys(ROOTS[command])) or f"; vdrop {command} --help lists the settings"
-        return f"{match[1]} is not a setting{hint}"
+        return f"{match[1]} is not a setting{setting_hint(match[1], command)}"
     if match := re.match(r"Error merging override (\S+)", message):
         return f"{match[1]}: {one_line(str(error.__cause__))}"
     message = message.removeprefix("ConfigError raised while resolving interpolation: ")
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
+
+
+def setting_hint(key: str, command: str) -> str:
+    """What a setting that the command does not have may mean, to be appended to a message."""
+    trained = ALIASES["train"].get(key, key)
+    if command != "train" and trained in keys(ROOTS["train"]):
+        here = f"; here, overrides='{trained}=…' sets it" if "overrides" in keys(ROOTS[command]) else ""
+        return f" of vdrop {command}; vdrop train has {trained}{here}"
+    hint = suggestion(key, keys(ROOTS[command]), ALIASES.get(command))
+    return hint or f"; vdrop {command} --help lists the settings"
 
 
 def one_line(message: str) -> str:

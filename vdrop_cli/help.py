@@ -140,7 +140,8 @@ def key_help(query: str) -> str:
                 )
                 blocks.setdefault(f"{key}\n{block}", []).append(f"vdrop {command}")
     if not blocks:
-        hint = suggestion(query, known) or "; vdrop COMMAND --help lists them"
+        aliases = {name: key for names in ALIASES.values() for name, key in names.items()}
+        hint = suggestion(query, known, aliases) or "; vdrop COMMAND --help lists them"
         raise ConfigError(f"{query} is neither a setting nor a group{hint}")
     texts = []
     for block, commands in blocks.items():

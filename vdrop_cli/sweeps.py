@@ -28,7 +28,7 @@ from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged, lacks_memory
 from vdrop_cli.outcomes import DONE, Outcome
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.compose import parse, register
+from vdrop_cli.settings.compose import config_folder_options, parse, register
 from vdrop_cli.settings.train import Train
 
 SWEEPER = "vdrop"  # a choice of the group hydra/sweeper
@@ -56,7 +56,8 @@ def starts_over(override: str) -> bool:
 
 def resume_command(command: str, overrides: Sequence[str]) -> str:
     """The command line that resumes a job."""
-    return shlex.join(["vdrop", command, *(one for one in overrides if not starts_over(one))])
+    again = [one for one in overrides if not starts_over(one)]
+    return shlex.join(["vdrop", command, *config_folder_options(), *again])
 
 
 @dataclass

@@ -94,6 +94,18 @@ def test_it_is_stopped_goes_on_and_writes_every_row(
 
 
 @pytest.mark.usefixtures("no_shipped_records")
+def test_choices_of_a_config_folder_are_those_of_the_runs(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "dropout").mkdir(parents=True)
+    (tmp_path / "mine" / "dropout" / "light.yaml").write_text("name: light\npolicy: naive\np_h: 0.1\n")
+    short = changes.replace("epochs=12'", "epochs=1 dropout=light schedule=none'")
+    ran = vdrop("reproduce", "--config-dir", "mine", "sizes=[small]", "rows=[none]", "precision=fp32", short)
+    assert ran.returncode == 0, ran.stderr
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    assert folder.parent.name == "language_model-lstm_small-light"
+    assert f"vdrop train -m --config-dir={tmp_path}/mine" in ran.stderr
+
+
+@pytest.mark.usefixtures("no_shipped_records")
 def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
     changes: str, vdrop: Vdrop, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from vdrop_cli import published
@@ -24,6 +25,13 @@ def register() -> None:
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
     OmegaConf.register_new_resolver("schedule_of", schedule_of, replace=True)
+
+
+def config_folder_options() -> list[str]:
+    """The option `--config-dir` of this process, for other commands with choices from that folder."""
+    hydra = GlobalHydra.instance()
+    sources = hydra.config_loader().get_sources() if hydra.is_initialized() else []
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
 
 
 def schedule_of(dropout: str) -> str:

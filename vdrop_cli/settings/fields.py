@@ -211,18 +211,24 @@ def keys(root: type, prefix: str = "") -> list[str]:
     return [key for key, _ in walk(root, prefix)]
 
 
-def suggestion(key: str, known: list[str]) -> str:
-    """The closest key, by all of it or its last part, as a hint to be appended to a message; or nothing."""
+def suggestion(key: str, known: list[str], aliases: dict[str, str] | None = None) -> str:
+    """The closest key, by all of it or its last part, as a hint to be appended to a message; or nothing.
+
+    `aliases` are other names of keys, which are suggested instead.
+    """
     from difflib import get_close_matches
 
+    aliases = aliases or {}
+    names = {name: name for name in known} | aliases
     last: dict[str, str] = {}
     for other in known:
         last.setdefault(other.rpartition(".")[2], other)
-    close = get_close_matches(key, known, n=1, cutoff=0.6)
+    last |= aliases
+    close = get_close_matches(key, list(names), n=1, cutoff=0.6)
     ends = get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.75)
     if not close and not ends:
         return ""
-    return f"; did you mean {close[0] if close else last[ends[0]]}?"
+    return f"; did you mean {names[close[0]] if close else last[ends[0]]}?"
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from vdrop_cli import interruption
 from vdrop_cli.arguments import literal, prepared
 from vdrop_cli.settings.commands import Reproduce, seconds
+from vdrop_cli.settings.compose import config_folder_options
 from vdrop_cli.studies.plan import PlannedEvaluation, Training
 
 
@@ -27,6 +28,7 @@ def train_arguments(trainings: list[Training], settings: Reproduce) -> list[str]
     )
     return [
         "-m",
+        *config_folder_options(),
         *choices,
         f"seed={','.join(seeds)}",
         *(shlex.split(f"hydra/launcher={launcher}") if launcher else []),
