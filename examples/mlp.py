@@ -54,8 +54,8 @@ def main(steps: int = 600) -> dict[str, float]:
     """Errors (root mean square) on new data, and the standard deviations of MC dropout, near and far."""
     x_BD, y_B1 = sample(2000, seed=2)
 
-    def error(found_B1: Tensor) -> float:
-        return math.sqrt((found_B1 - y_B1).square().mean())
+    def error(predicted_B1: Tensor) -> float:
+        return math.sqrt((predicted_B1 - y_B1).square().mean())
 
     with torch.enable_grad():
         none, dropout = trained(0.0, steps), trained(P, steps)

@@ -70,8 +70,8 @@ class Reader(nn.Module):
         masks = self.encoder.masks(time, batch)
         passage_BTJ, question_BQJ = self.encode(passage_BT, masks), self.encode(question_BQ, masks)
         weight_BTQ = (self.match(passage_BTJ) @ question_BQJ.mT / STATES**0.5).softmax(-1)
-        found_BTJ = weight_BTQ @ question_BQJ
-        y_BTH, _ = self.matching(torch.cat([passage_BTJ, found_BTJ, passage_BTJ * found_BTJ], -1))
+        attended_BTJ = weight_BTQ @ question_BQJ
+        y_BTH, _ = self.matching(torch.cat([passage_BTJ, attended_BTJ, passage_BTJ * attended_BTJ], -1))
         h_BH = self.first((self.pool(question_BQJ).softmax(1) * question_BQJ).sum(1))
         pointer_masks, logits = self.pointer.masks(batch), []
         for _ in range(2):
@@ -101,7 +101,9 @@ def main(steps: int = 90) -> dict[str, float]:
         models = {"none": trained(0.0, 0.0, steps), "variational": trained(P_X, P_H, steps)}
     predictions = {name: model(passage_BT, question_BQ).argmax(1) for name, model in models.items()}
     answers = {"floor": right_B2} | predictions
-    return {name: float((found_B2 != marked_B2).any(1).float().mean()) for name, found_B2 in answers.items()}
+    return {
+        name: float((answer_B2 != marked_B2).any(1).float().mean()) for name, answer_B2 in answers.items()
+    }
 
 
 if __name__ == "__main__":

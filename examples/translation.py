@@ -1,7 +1,7 @@
 """bhaddow/dev-nematus and samihadouaj/siyanWork: translation by GRU, with attention and beam search.
 
-The encoder reads both ways. A step of the decoder is a GRU cell, attention, a second cell that reads what
-was found, and a third without an input (a deep transition). With `tie="gates"` the sigmoid gates share a
+The encoder reads both ways. A step of the decoder is a GRU cell, attention, a second cell that reads its
+result, and a third without an input (a deep transition). With `tie="gates"` the sigmoid gates share a
 mask and the proposal has its own; attention and readout have masks, too.
 
 dev-nematus searches without masks only, and siyanWork's recipe leaves dropout switched off. Here one step

@@ -157,10 +157,10 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of the real corpora."""
-    told = os.environ.get("VDROP_DATA")
-    if not told or not (Path(told) / "ptb").is_dir():
+    folder = os.environ.get("VDROP_DATA")
+    if not folder or not (Path(folder) / "ptb").is_dir():
         pytest.skip("needs the real corpora: set VDROP_DATA to a folder with ptb/ in it")
-    return Path(told)
+    return Path(folder)
 
 
 @pytest.fixture

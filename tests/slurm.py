@@ -77,14 +77,14 @@ class Cluster:
         self.folder.chmod(0o755)  # munged looks at who may write where its socket is
         (self.folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (self.folder / "munge.key").chmod(0o400)
-        told = {
+        values = {
             "host": socket.gethostname(),
             "ports": free_ports(2),
             "folder": self.folder,
             "cpus": cpus or os.cpu_count(),
         }
         self.configuration = self.folder / "slurm.conf"
-        self.configuration.write_text(CONFIGURATION.format(**told))
+        self.configuration.write_text(CONFIGURATION.format(**values))
         os.environ["SLURM_CONF"] = str(self.configuration)
 
     def __enter__(self) -> Self:
@@ -120,11 +120,11 @@ class Cluster:
             if asked.stdout.strip() == "idle":
                 return
             time.sleep(0.5)
-        told = "".join(
+        logs = "".join(
             path.read_text()[-2000:]
             for path in sorted(self.folder.glob("*.out")) + sorted(self.folder.glob("*.log"))
         )
-        raise RuntimeError(f"the cluster did not get ready: {told}")
+        raise RuntimeError(f"the cluster did not get ready: {logs}")
 
 
 if __name__ == "__main__":

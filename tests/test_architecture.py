@@ -190,15 +190,15 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
 
 def imported(path: Path) -> set[str]:
     """The parts of vdrop_cli that a file imports, anywhere in it."""
-    found = set()
+    parts = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "vdrop_cli":
-            found |= {alias.name for alias in node.names}
+            parts |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vdrop_cli."):
-            found.add(str(node.module).split(".")[1])
+            parts.add(str(node.module).split(".")[1])
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("vdrop_cli.")}
-    return found
+            parts |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("vdrop_cli.")}
+    return parts
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)

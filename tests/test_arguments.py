@@ -128,20 +128,20 @@ TYPED = [  # the line, the setting, and what it must hold
 ]
 
 
-@pytest.mark.parametrize(("line", "key", "held"), TYPED, ids=[" ".join(line) for line, _, _ in TYPED])
+@pytest.mark.parametrize(("line", "key", "value"), TYPED, ids=[" ".join(line) for line, _, _ in TYPED])
 def test_a_setting_holds_what_is_typed(
-    line: tuple[str, ...], key: str, held: Any, dispatch: Dispatch
+    line: tuple[str, ...], key: str, value: Any, dispatch: Dispatch
 ) -> None:
     home = os.path.expanduser("~")
-    wanted = (
-        [one.replace("{home}", home) for one in held]
+    expected = (
+        [one.replace("{home}", home) for one in value]
         if key == "members"
-        else held.replace("{home}", home)
-        if held == str(held)
-        else held
+        else value.replace("{home}", home)
+        if value == str(value)
+        else value
     )
     (settings,) = dispatch(*line)
-    assert holds(settings, key) == wanted
+    assert holds(settings, key) == expected
 
 
 def text_settings() -> list[tuple[str, str]]:
@@ -155,8 +155,13 @@ def text_settings() -> list[tuple[str, str]]:
 
 
 def test_the_kinds_are_those_of_the_dataclasses() -> None:
-    found = set(text_settings())
-    assert {("train", "data.train"), ("eval", "checkpoint"), ("predict", "text"), ("table", "csv")} <= found
+    known_settings = set(text_settings())
+    assert {
+        ("train", "data.train"),
+        ("eval", "checkpoint"),
+        ("predict", "text"),
+        ("table", "csv"),
+    } <= known_settings
     known = {key for root in ROOTS.values() for key in types(root)}
     assert PATHS - {"hydra.sweep.dir"} <= known and set(NAMES) <= known
 
@@ -174,7 +179,7 @@ texts = st.one_of(
 )
 
 
-def held_after(override: str) -> Any:
+def value_after(override: str) -> Any:
     """The value of an override in a composed configuration."""
     return OmegaConf.create({"value": OverridesParser.create().parse_override(override).value()}).value
 
@@ -185,7 +190,7 @@ def test_for_every_text_what_is_typed_is_what_the_setting_holds(setting: tuple[s
     command, key = setting
     assume(key not in NAMES or "," not in text)
     (override,) = prepared(command, [f"{key}={text}"])
-    assert held_after(override) == (os.path.expanduser(text) if key in PATHS else text)
+    assert value_after(override) == (os.path.expanduser(text) if key in PATHS else text)
     if key != VERBATIM:  # whose quotes are text
         assert prepared(command, [override]) == [override], "what is written down can be typed again"
 
@@ -196,9 +201,9 @@ def test_a_sweep_and_a_list_hold_every_text_that_is_in_quotes(several: list[str]
     in_quotes = ",".join(map(literal, several))
     (override,) = prepared("train", [f"data.train={in_quotes}"], sweep=True)
     (batch,) = BasicSweeper.split_arguments([OverridesParser.create().parse_override(override)], None)
-    assert [held_after(one) for (one,) in batch] == several
+    assert [value_after(one) for (one,) in batch] == several
     (override,) = prepared("eval", [f"members=[{in_quotes}]"])
-    assert list(held_after(override)) == several
+    assert list(value_after(override)) == several
 
 
 @given(texts)
@@ -246,9 +251,9 @@ def test_what_is_in_hydras_quotes_or_no_free_text_is_left_alone() -> None:
 
 
 def test_in_a_sweep_a_comma_separates_runs_also_of_paths_and_lists(dispatch: Dispatch) -> None:
-    found = dispatch("eval", "-m", "checkpoint=a (1),'b,c',~/d", "members=[e,f],g")
+    jobs = dispatch("eval", "-m", "checkpoint=a (1),'b,c',~/d", "members=[e,f],g")
     home = os.path.expanduser("~")
-    assert [(job.checkpoint, job.members) for job in found] == [
+    assert [(job.checkpoint, job.members) for job in jobs] == [
         (checkpoint, members)
         for checkpoint in ("a (1)", "b,c", f"{home}/d")
         for members in (["e", "f"], ["g"])
@@ -330,9 +335,9 @@ def test_overrides_of_rows_are_read_as_typed_on_the_command_line(dispatch: Dispa
         "a, b",
     )
     line = train_arguments(trainings(row, 1, 2), Reproduce(outputs="my, runs", overrides=overrides))
-    found = dispatch("train", *line)
-    assert [job.seed for job in found] == [1, 2] and {job.outputs for job in found} == {"my, runs"}
-    assert all(job.data == row.settings.data for job in found)
+    jobs = dispatch("train", *line)
+    assert [job.seed for job in jobs] == [1, 2] and {job.outputs for job in jobs} == {"my, runs"}
+    assert all(job.data == row.settings.data for job in jobs)
 
 
 @pytest.mark.usefixtures("composing")
@@ -359,8 +364,8 @@ def test_an_evaluation_names_its_checkpoints_whatever_their_folder_is_called(
 
     row = Row("it", (), (), settings, (), Evaluation(members=2))
     members = [Made(row, replace(settings, seed=seed), None) for seed in (1, 2)]  # type: ignore[arg-type]
-    (found,) = dispatch("eval", *PlannedEvaluation(row, list(members)).arguments)
-    assert (found.checkpoint, found.members) == (str(made[0]), [str(made[1])])
+    (job,) = dispatch("eval", *PlannedEvaluation(row, list(members)).arguments)
+    assert (job.checkpoint, job.members) == (str(made[0]), [str(made[1])])
 
 
 def test_nothing_is_quoted_that_need_not_be(dispatch: Dispatch) -> None:

@@ -76,13 +76,13 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     checkpoint.save(at_epoch(3, 3), tmp_path)
-    found = checkpoint.load(checkpoint.path_of(tmp_path, 3))
-    assert vars(found) | {"model": None} == vars(at_epoch(3, 3)) | {"model": None}
-    assert torch.equal(found.model["w"], torch.full((300,), 3.0))
-    assert found.train == settings()
+    loaded = checkpoint.load(checkpoint.path_of(tmp_path, 3))
+    assert vars(loaded) | {"model": None} == vars(at_epoch(3, 3)) | {"model": None}
+    assert torch.equal(loaded.model["w"], torch.full((300,), 3.0))
+    assert loaded.train == settings()
 
 
-def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_newest_two_and_the_best_remain(tmp_path: Path) -> None:
     for epoch, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
         checkpoint.save(at_epoch(epoch, best), tmp_path)
     assert [path.name for path in checkpoint.all_in(tmp_path)] == [
@@ -93,7 +93,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_best_that_the_one_before_the_newest_names_is_kept_with_it(tmp_path: Path) -> None:
+def test_the_best_that_the_one_before_the_newest_names_remains_with_it(tmp_path: Path) -> None:
     checkpoint.save(at_epoch(2, 2), tmp_path)
     for chunk in (5, 10):
         checkpoint.save(at_epoch(4, 2, batch=chunk), tmp_path, 2)
@@ -117,8 +117,8 @@ def test_a_damaged_newest_one_is_reported_and_the_one_before_it_used(
         checkpoint.save(at_epoch(epoch), tmp_path)
     path = checkpoint.path_of(tmp_path, 2)
     path.write_bytes(path.read_bytes()[:-500])
-    found = checkpoint.newest(tmp_path)
-    assert found is not None and found.epoch == 1
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.epoch == 1
     assert "checkpoint-0002.pt is damaged" in capsys.readouterr().err
 
 
@@ -168,7 +168,7 @@ def test_where_all_are_damaged_that_is_an_error_and_they_stay(tmp_path: Path) ->
 def test_what_can_perhaps_be_read_later_is_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the run would go on from an older one, and remove it."""
+    """Else the run would resume from an older one, and remove it."""
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
     path, read = checkpoint.path_of(tmp_path, 2), files.read
@@ -324,8 +324,8 @@ def test_a_checkpoint_under_the_name_of_another_is_passed_over(
         checkpoint.save(at_epoch(epoch, epoch), tmp_path)
     checkpoint.path_of(tmp_path, 2).rename(checkpoint.path_of(tmp_path, 3))
     checkpoint.path_of(tmp_path, 4).mkdir()
-    found = checkpoint.newest(tmp_path)
-    assert found is not None and found.epoch == 1
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.epoch == 1
     said = capsys.readouterr().err
     assert (
         "checkpoint-0003.pt cannot be used: it is of another epoch" in said
@@ -334,12 +334,12 @@ def test_a_checkpoint_under_the_name_of_another_is_passed_over(
 
 
 def test_a_checkpoint_of_the_format_before_this_one_is_read_without_what_it_had_not(tmp_path: Path) -> None:
-    held = {name: value for name, value in vars(at_epoch(1)).items() if name != "learned"}
-    files.write_tensors(tmp_path / "old", {"format": checkpoint.OLDER_FORMAT, **held})
+    content = {name: value for name, value in vars(at_epoch(1)).items() if name != "learned"}
+    files.write_tensors(tmp_path / "old", {"format": checkpoint.OLDER_FORMAT, **content})
     assert checkpoint.load(tmp_path / "old").knowledge is None
     for wrong in (
-        {"format": checkpoint.FORMAT, **held},
-        {"format": checkpoint.OLDER_FORMAT, **held, "learned": LEARNED},
+        {"format": checkpoint.FORMAT, **content},
+        {"format": checkpoint.OLDER_FORMAT, **content, "learned": LEARNED},
     ):
         files.write_tensors(tmp_path / "old", wrong)
         with pytest.raises(ConfigError, match="does not hold what its format says"):
@@ -398,8 +398,8 @@ def test_damaged_checkpoints_are_refused_by_name_or_survived_through_the_one_bef
         count += 1
         with pytest.raises(ConfigError, match=f"checkpoint={path} is damaged or not a checkpoint"):
             checkpoint.load(path)
-        found = checkpoint.newest(tmp_path)
-        assert found is not None and found.epoch == 1
+        newest = checkpoint.newest(tmp_path)
+        assert newest is not None and newest.epoch == 1
         assert "checkpoint-0002.pt is damaged" in capsys.readouterr().err
     assert count == 45 * times + 50 and not (tmp_path / "payload-ran").exists()
 

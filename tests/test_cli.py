@@ -60,8 +60,8 @@ def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
-        told = process.stderr.read()
-    assert process.returncode == 141 and told == "", told
+        stderr = process.stderr.read()
+    assert process.returncode == 141 and stderr == "", stderr
 
 
 def test_cfg_job_shows_the_settings_resolved(vdrop: Vdrop) -> None:
@@ -234,12 +234,12 @@ def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> 
 def test_a_sweep_runs_every_combination(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
     ran = vdrop("train", "-m", *TINY, *text, "dropout=none,variational", "seed=1,2")
     assert ran.returncode == 0, ran.stderr
-    found = {path.parent.relative_to(tmp_path).parts[2:] for path in tmp_path.rglob("result.json")}
-    assert len(found) == 4 and {row for row, _ in found} == {
+    folders = {path.parent.relative_to(tmp_path).parts[2:] for path in tmp_path.rglob("result.json")}
+    assert len(folders) == 4 and {row for row, _ in folders} == {
         "language_model-lstm_small-none",
         "language_model-lstm_small-variational",
     }
-    assert {folder[-3:] for _, folder in found} == {"-s1", "-s2"}
+    assert {folder[-3:] for _, folder in folders} == {"-s1", "-s2"}
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "nothing lies about"
 
 
@@ -250,9 +250,9 @@ def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(
     ran = vdrop("train", "-m", *TINY, *text, "outputs=runs", "schedule.clip=inf", "schedule.lr=2e38,1,-1")
     assert ran.returncode == 2
     assert len(list(tmp_path.rglob("result.json"))) == 1
-    told = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
-    assert "the loss is" in told[0] or "the validation perplexity is" in told[0]
-    assert "schedule.lr must be above 0" in told[1] and told[2] == "vdrop: 3 runs: 1 done, 2 failed"
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
+    assert "the loss is" in lines[0] or "the validation perplexity is" in lines[0]
+    assert "schedule.lr must be above 0" in lines[1] and lines[2] == "vdrop: 3 runs: 1 done, 2 failed"
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 

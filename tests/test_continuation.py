@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_ownership import content
-from tests.test_survival import of_training, timeless
+from tests.test_survival import timeless, training_result
 from vdrop_cli import checkpoint, continuation, files, runs, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
@@ -59,7 +59,7 @@ def starts(folder: Path) -> list[int]:
 
 def require_same(epochs: int, whole: str = "whole") -> None:
     """Result, steps and epochs of the log, and weights are those of a run from the start."""
-    assert of_training(folder_of(epochs))[:3] == of_training(folder_of(epochs, whole))[:3]
+    assert training_result(folder_of(epochs))[:3] == training_result(folder_of(epochs, whole))[:3]
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
     for epochs in (5, 6):
         train.run(run(epochs, *overrides, f"outputs=whole-{epochs}"))
         require_same(epochs, f"whole-{epochs}")
-        found = runs.read(folder_of(epochs))
+        finished_run = runs.read(folder_of(epochs))
         assert (
-            found is not None
-            and found.has_whole_log
-            and [epoch["epoch"] for epoch in found.epochs] == list(range(1, epochs + 1))
+            finished_run is not None
+            and finished_run.has_whole_log
+            and [epoch["epoch"] for epoch in finished_run.epochs] == list(range(1, epochs + 1))
         )
     result = json.loads((folder_of(6) / "result.json").read_text())
     assert (result["epoch"] < 4) == (overrides == WORSE)
@@ -96,9 +96,9 @@ def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
 
 def test_a_run_on_ratings_is_continued_too(rated: list[str]) -> None:
     """Which reports its best epoch, and reads its texts in an order of each epoch."""
-    of_ratings = [*TINY_SENTIMENT, *rated, "task.protocol=clean", "dropout=naive"]
+    rating_overrides = [*TINY_SENTIMENT, *rated, "task.protocol=clean", "dropout=naive"]
     for epochs, outputs in ((2, "outputs"), (4, "outputs"), (4, "whole")):
-        train.run(settings(*of_ratings, f"schedule.epochs={epochs}", f"outputs={outputs}"))
+        train.run(settings(*rating_overrides, f"schedule.epochs={epochs}", f"outputs={outputs}"))
     assert starts(folder_of(4)) == [0, 2]
     require_same(4)
 
@@ -107,9 +107,9 @@ def lose(config: Train, monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int 
     """A run whose process is lost when it has saved at a place within an epoch, or at its end."""
     save = checkpoint.save
 
-    def then_die(found: checkpoint.Checkpoint, *more: Any) -> None:
-        save(found, *more)
-        if (found.epoch, found.batch) >= (epoch, batch):
+    def then_die(state: checkpoint.Checkpoint, *more: Any) -> None:
+        save(state, *more)
+        if (state.epoch, state.batch) >= (epoch, batch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -188,11 +188,11 @@ def test_what_changes_no_number_may_differ(run: Callable[..., Train]) -> None:
     assert steps == [*range(3, steps[-1] // 2 + 1, 3), *range(steps[-1] // 2 + 1, steps[-1] + 1)], (
         "of each part as it was asked for"
     )
-    found = [
+    parts = [
         timeless(json.loads((folder_of(4, outputs) / "result.json").read_text()))
         for outputs in ("outputs", "whole")
     ]
-    assert found[0] == found[1]
+    assert parts[0] == parts[1]
 
 
 def test_force_begins_from_nothing_and_a_folder_with_a_checkpoint_never_looks_elsewhere(
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(
     first, second = (next(Path("outputs").glob(f"train/*/*-s{seed}")) for seed in (1, 2))
     shutil.copy(second / "checkpoint-0002.pt", first)
     (first / "checkpoint-0001.pt").unlink()
-    for name, held in (
+    for name, damaged in (
         ("notes-s1", None),
         ("empty-s1", ""),
         ("list-s1", "[]"),
@@ -292,8 +292,8 @@ def test_a_checkpoint_that_does_not_belong_there_is_none_to_continue(
         ("word-s1", "schedule: {epochs: x}"),
     ):
         (first.parent / name).mkdir()
-        if held is not None:
-            (first.parent / name / "config.yaml").write_text(held)
+        if damaged is not None:
+            (first.parent / name / "config.yaml").write_text(damaged)
     (first.parent / "file-s1").touch()
     train.run(run(3))
     message = capsys.readouterr().err

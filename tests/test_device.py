@@ -51,15 +51,15 @@ def test_the_library_for_fp32_goes_by_the_processor_and_its_error(
 ) -> None:
     monkeypatch.setattr(compiler, "cpuinfo", lambda name: vendor)
     monkeypatch.setattr(device, "products_are_exact", lambda setting: exact)
-    kept = []
-    monkeypatch.setattr(device, "retain_freed_memory", lambda: kept.append(True))
+    calls = []
+    monkeypatch.setattr(device, "retain_freed_memory", lambda: calls.append(True))
     device.configure_process(torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == (
         "medium" if exact and vendor == "AuthenticAMD" else "highest"
     )
     device.configure_process(torch.device("cuda"))
     assert torch.get_float32_matmul_precision() == "highest", "on CUDA that setting is tf32"
-    assert kept == [True, True]
+    assert calls == [True, True]
 
 
 def test_exact_products_are_those_of_fp32_and_no_less() -> None:
@@ -81,7 +81,7 @@ from vdrop_cli import device
 from vdrop_cli.bench.steps import training_step
 from vdrop_cli.settings.choices import Precision
 
-def held():
+def memory():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
@@ -90,7 +90,7 @@ overrides = "model=lstm_small", "dropout=variational_untied", "model.hidden_size
 step = training_step(settings(*overrides), Precision.PRECISION)
 marks = []
 for _ in range(5):
-    marks.append(held())
+    marks.append(memory())
     for _ in range(70):
         step()
 print(min(after - before for before, after in zip(marks[1:], marks[2:])))
@@ -102,7 +102,7 @@ print(min(after - before for before, after in zip(marks[1:], marks[2:])))
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
-    """Over 210 steps; one that kept its logits would take 3 GB. What comes once, when a thread first has to
+    """Over 210 steps; one that stored its logits would take 3 GB. What comes once, when a thread first has to
     wait, is no growth.
     """
     root = Path(device.__file__).parent.parent

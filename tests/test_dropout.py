@@ -99,7 +99,7 @@ def test_words_can_be_dropped_beside_naive_masks() -> None:
         ("variational_no_word", "naive", {"name", "policy"}),
     ],
 )
-def test_masks_and_word_dropout_can_be_told_apart(
+def test_masks_and_word_dropout_have_different_random_numbers(
     of: str, changed: str, other: str, differ: set[str]
 ) -> None:
     """Of two choices of dropout that are compared, one thing differs, and of the schedules nothing."""

@@ -178,9 +178,9 @@ def rows_of(settings: Reproduce) -> list[Row]:
         return reproduce.study_of(settings).rows
 
 
-def check_rest(found: list[Any], validate: Line) -> None:
+def check_rest(outputs: list[Any], validate: Line) -> None:
     """What a command of many runs hands on to `vdrop train`."""
-    for one in found:
+    for one in outputs:
         if isinstance(one, Reproduce):
             trainings = [Training(row, row.settings, None) for row in rows_of(one)]  # type: ignore[arg-type]
             trained = validate("train", *train_arguments(trainings, one))

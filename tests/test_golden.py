@@ -49,7 +49,7 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        found = {
+        recorded = {
             f"{cell} {policy}": losses(cell, policy, Path(folder)) for cell, policy in CELLS_AND_POLICIES
         }
-    RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+    RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")

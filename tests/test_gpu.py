@@ -93,13 +93,13 @@ def test_cells_of_published_sizes_agree_with_the_definition(
     layers, masks, x_TBD = layers_of(cell, policy, hidden, backend="triton", compute_dtype=compute_dtype)
     torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
     layers.to(CUDA)
-    found = [results(layers, moved(masks, CUDA), x_TBD.to(CUDA)) for _ in range(3)]
+    runs = [results(layers, moved(masks, CUDA), x_TBD.to(CUDA)) for _ in range(3)]
     layers.double().backend, layers.compute_dtype = "reference", None
     expected = results(layers, moved(moved(masks, CUDA), torch.float64), x_TBD.to(CUDA).double())
-    for each in found:
+    for each in runs:
         assert max(relative_errors(each, expected)) < tolerance
     if how == "bf16":
-        assert max(relative_errors(found[0], expected)) > 1e-5, "these products were not bf16"
+        assert max(relative_errors(runs[0], expected)) > 1e-5, "these products were not bf16"
 
 
 def test_masks_are_those_of_the_cpu() -> None:
@@ -152,20 +152,20 @@ def peak(run: Callable[[], object]) -> int:
 
 
 def test_recomputing_takes_less_memory_and_gives_the_same() -> None:
-    kept, masks, x_TBD = layers_of("lstm", "variational", 650, backend="triton")
+    saving, masks, x_TBD = layers_of("lstm", "variational", 650, backend="triton")
     less, *_ = layers_of("lstm", "variational", 650, backend="triton", recompute=True)
     masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
-    ours, theirs = (results(layers.to(CUDA), masks, x_TBD) for layers in (less, kept))
+    ours, theirs = (results(layers.to(CUDA), masks, x_TBD) for layers in (less, saving))
     assert max(relative_errors(ours, theirs)) < 1e-4
 
-    def held(layers: Recurrent) -> int:
+    def allocated(layers: Recurrent) -> int:
         before = torch.cuda.memory_allocated()
         output = layers(x_TBD, masks=masks)
         after = torch.cuda.memory_allocated()
         del output
         return after - before
 
-    assert held(less) < 0.6 * held(kept)
+    assert allocated(less) < 0.6 * allocated(saving)
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
@@ -237,8 +237,8 @@ def test_graphs_outlive_others_and_cublass_memory() -> None:
         for _ in range(3):
             results(layers, masks, x_TBD[:time])
         filled = [torch.full((1024, 1024), torch.nan, device=CUDA) for _ in range(16)]
-        found = results(layers, masks, x_TBD)
-        assert max(relative_errors(found, expected)) < 1e-4, time
+        actual = results(layers, masks, x_TBD)
+        assert max(relative_errors(actual, expected)) < 1e-4, time
         del filled
         if time % 5 == 0:
             torch._C._cuda_clearCublasWorkspaces()
@@ -252,10 +252,10 @@ def test_programs_run_where_the_tensors_are() -> None:
     layers.backend = "reference"
     expected = results(layers, masks, x_TBD)
     layers.backend = "triton"
-    found = results(layers.to(where), moved(masks, where), x_TBD.to(where))
+    actual = results(layers.to(where), moved(masks, where), x_TBD.to(where))
     assert (
-        all(t.device == where for t in found)
-        and max(relative_errors([t.cpu() for t in found], expected)) < 1e-3
+        all(t.device == where for t in actual)
+        and max(relative_errors([t.cpu() for t in actual], expected)) < 1e-3
     )
 
 
@@ -285,7 +285,7 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
     ] == torch.cuda.get_device_name()
     losses = [[r["loss"] for r in log_of(folder) if r["kind"] == "step"] for folder in (here, there)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    found = []
+    every_metrics = []
     for folder in (here, there):
         for device in ("cpu", "cuda"):
             ran = vdrop(
@@ -297,15 +297,15 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
                 "precision=fp32",
             )
             assert ran.returncode == 0, ran.stderr
-            found.append(
+            every_metrics.append(
                 json.loads(max(folder.glob("eval*.json"), key=os.path.getmtime).read_text())["metrics"]
             )
-    for metrics in found[1:]:
-        assert metrics == pytest.approx(found[0], rel=1e-2)
+    for metrics in every_metrics[1:]:
+        assert metrics == pytest.approx(every_metrics[0], rel=1e-2)
 
 
-def test_mc_evaluation_on_a_gpu_goes_on_where_it_was_stopped() -> None:
-    """From what is held on the CPU, in the middle of a pass and after some."""
+def test_mc_evaluation_on_a_gpu_resumes_where_it_was_stopped() -> None:
+    """From passes saved on the CPU, in the middle of a pass and after some."""
     train = settings("model=lstm_small", "model.hidden_size=16", "dropout=variational")
     model = LanguageModel(train.model, train.dropout.for_layers(), 50)
     model.initialise(0.5, Stream((1,)))

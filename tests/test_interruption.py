@@ -83,7 +83,7 @@ def test_what_is_ignored_stays_so() -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_who_listened_before_is_told_when_the_run_has_stopped() -> None:
+def test_an_earlier_handler_is_called_when_the_run_has_stopped() -> None:
     process = start("import signal; signal.signal(signal.SIGUSR2, lambda *_: print('requeued', flush=True))")
     process.send_signal(signal.SIGUSR2)
     out, said = process.communicate(timeout=60)
@@ -91,7 +91,7 @@ def test_who_listened_before_is_told_when_the_run_has_stopped() -> None:
     assert "stopping after this step" in said
 
 
-def test_of_two_signals_both_who_listened_are_told() -> None:
+def test_the_earlier_handlers_of_both_signals_are_called() -> None:
     """SLURM sends SIGTERM; the one that requeues may come just after it."""
     process = start(
         "import signal; signal.signal(signal.SIGUSR2, lambda *_: print('requeued', flush=True))", step=0.5

@@ -56,14 +56,14 @@ def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_
     sweep = start(tmp_path, *arguments)
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGKILL)
-    said = ended(sweep)
-    assert sweep.returncode == 1 and "vdrop: 3 runs: 2 lost, 1 not begun" in said, said
+    stderr = ended(sweep)
+    assert sweep.returncode == 1 and "vdrop: 3 runs: 2 lost, 1 not begun" in stderr, stderr
     for seed in (1, 2):
-        assert re.search(rf"  lost: seed={seed}: .*; resume with: vdrop train .*seed={seed}\n", said)
+        assert re.search(rf"  lost: seed={seed}: .*; resume with: vdrop train .*seed={seed}\n", stderr)
     before = {seed: len(starts(tmp_path, seed)) for seed in (1, 2)}
     again = spawn(tmp_path, "train", "-m", *SWEEP[:-1], *arguments)
-    said = ended(again)
-    assert again.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in said, said
+    stderr = ended(again)
+    assert again.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in stderr, stderr
     assert before == {1: 1, 2: 1} and [len(starts(tmp_path, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
     assert starts(tmp_path, 1)[1] > 50, "nothing that was saved was lost"
 
@@ -81,11 +81,13 @@ def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(
     assert not any(map(is_alive, workers))
     for log in tmp_path.rglob("log.jsonl"):
         records = read_log(log)
-        held = checkpoint.load(checkpoint.all_in(log.parent)[0])
+        saved = checkpoint.load(checkpoint.all_in(log.parent)[0])
         (before,) = [
-            told["step"] for told in records if told["kind"] == "epoch" and told["epoch"] == held.epoch
+            record["step"]
+            for record in records
+            if record["kind"] == "epoch" and record["epoch"] == saved.epoch
         ] or [0]
-        assert before + held.batch == [told["step"] for told in records if told["kind"] == "step"][-1]
+        assert before + saved.batch == [record["step"] for record in records if record["kind"] == "step"][-1]
         assert not (log.parent / "lock").exists()
     sweep.communicate()
 
@@ -99,24 +101,22 @@ def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
     workers = wait_for_steps(sweep, tmp_path, 50, 1, 2)
     for pid in (*workers, sweep.pid):
         os.kill(pid, number)
-    told = ended(sweep)
-    assert sweep.returncode == 128 + number and "vdrop: 3 runs: " in told, told
+    stderr = ended(sweep)
+    assert sweep.returncode == 128 + number and "vdrop: 3 runs: " in stderr, stderr
     assert (
-        "3 interrupted" in told
-        and "force=true" not in told.partition("resume with: vdrop train")[2].splitlines()[0]
+        "3 interrupted" in stderr
+        and "force=true" not in stderr.partition("resume with: vdrop train")[2].splitlines()[0]
     )
-    assert "the same command again without force=… skips what is done" in told
+    assert "the same command again without force=… skips what is done" in stderr
 
 
-def test_of_local_jobs_one_that_is_lost_is_told_and_the_others_are_waited_for(
-    text: list[str], tmp_path: Path
-) -> None:
+def test_a_lost_local_job_is_reported_and_the_others_are_awaited(text: list[str], tmp_path: Path) -> None:
     sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
     (pid, _) = wait_for_steps(sweep, tmp_path, 50, 1, 2)
     os.kill(pid, signal.SIGKILL)
-    told = ended(sweep)
-    assert sweep.returncode == 1 and "vdrop: 2 runs: 1 done, 1 lost" in told, told
-    assert "  lost: seed=1: its process was lost; see " in told
+    stderr = ended(sweep)
+    assert sweep.returncode == 1 and "vdrop: 2 runs: 1 done, 1 lost" in stderr, stderr
+    assert "  lost: seed=1: its process was lost; see " in stderr
 
 
 def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces_only_once(
@@ -128,6 +128,6 @@ def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGUSR2)
     os.kill(pid, signal.SIGCONT)
-    told = ended(sweep)
-    assert sweep.returncode == 0 and "vdrop: 2 runs: 1 done, 1 resumed" in told, told
+    stderr = ended(sweep)
+    assert sweep.returncode == 0 and "vdrop: 2 runs: 1 done, 1 resumed" in stderr, stderr
     assert len(starts(tmp_path, 1)) == 2 and starts(tmp_path, 1)[1] >= 100

@@ -288,8 +288,8 @@ def test_layer_norm_is_that_of_the_paper() -> None:
     ).chunk(4, 1)
     c_new = f.sigmoid() * c[0] + i.sigmoid() * g.tanh()
     h_new = o.sigmoid() * (normalised(c_new, gain_c) + bias_c).tanh()
-    _, (h_found, c_found) = layer(x, (h, c))
-    same((h_found[0], c_found[0]), (h_new, c_new), 1e-10)
+    _, (h_layer, c_layer) = layer(x, (h, c))
+    same((h_layer[0], c_layer[0]), (h_new, c_new), 1e-10)
 
 
 @pytest.mark.parametrize("reset_after", [False, True])
@@ -577,7 +577,7 @@ def test_what_does_not_go_together_is_an_error() -> None:
             LSTM(*sizes)
 
 
-def test_inputs_and_states_that_do_not_fit_are_told_as_they_were_given() -> None:
+def test_errors_about_inputs_and_states_show_the_shapes_that_were_passed() -> None:
     x, state = torch.randn(4, 3, 5), torch.randn(2, 3, 7)
     lstm, gru = LSTM(5, 7, num_layers=2), GRU(5, 7, num_layers=2)
     for wrong in (x[..., :4], x[0, :, :4], x[None]):

@@ -42,7 +42,7 @@ def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_the_state_goes_on_where_it_was_left(cell: str) -> None:
+def test_the_state_is_carried_between_calls(cell: str) -> None:
     model = small(cell=cell)
     ids, targets = torch.randint(11, (9, 2)), torch.randint(11, (9, 2))
     whole, _ = model.nll(ids, targets, model.zero_state(2), model.mean_masks())

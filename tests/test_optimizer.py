@@ -52,23 +52,23 @@ def one_step(
 
 
 def test_a_gradient_within_the_limit_is_left_alone() -> None:
-    found, norm = one_step("schedule.clip=5", start=[1.0, 1.0], gradient=[3.0, 4.0])
-    assert norm == pytest.approx(5) and found == pytest.approx([-2, -3], rel=1e-5)
+    weights, norm = one_step("schedule.clip=5", start=[1.0, 1.0], gradient=[3.0, 4.0])
+    assert norm == pytest.approx(5) and weights == pytest.approx([-2, -3], rel=1e-5)
 
 
-def test_a_larger_one_is_scaled_to_the_limit_and_its_own_norm_is_told() -> None:
-    found, norm = one_step("schedule.clip=1", start=[1.0, 1.0], gradient=[30.0, 40.0])
-    assert norm == pytest.approx(50) and found == pytest.approx([1 - 0.6, 1 - 0.8], rel=1e-5)
+def test_a_larger_gradient_is_scaled_to_the_limit_and_its_own_norm_is_returned() -> None:
+    weights, norm = one_step("schedule.clip=1", start=[1.0, 1.0], gradient=[30.0, 40.0])
+    assert norm == pytest.approx(50) and weights == pytest.approx([1 - 0.6, 1 - 0.8], rel=1e-5)
 
 
 def test_weight_decay_comes_after_the_step_and_is_not_scaled_by_the_learning_rate() -> None:
     """w = 1, gradient 2, rate 1/4 in epoch 7, decay 0.1: (1 - 2/4)·(1 - 0.1)."""
-    found, _ = one_step("schedule.weight_decay=0.1", start=[1.0], gradient=[2.0], epoch=7)
-    assert found == pytest.approx([(1 - 2 / 4) * 0.9], rel=1e-9)
+    weights, _ = one_step("schedule.weight_decay=0.1", start=[1.0], gradient=[2.0], epoch=7)
+    assert weights == pytest.approx([(1 - 2 / 4) * 0.9], rel=1e-9)
 
 
 def test_weight_decay_outlives_the_learning_rate() -> None:
-    """After 400 halvings nothing is left of the rate; the decay goes on as before."""
+    """After 400 halvings nothing is left of the rate; the decay continues as before."""
     schedule = settings("model=lstm_small", "dropout=none", "schedule.weight_decay=0.1").schedule
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([1.0, -3.0]))
@@ -90,18 +90,18 @@ def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_
     has signs + and -.
     """
     adam = ["schedule.optimiser=adam", "schedule.lr=0.01"]
-    found, norm = one_step(
+    weights, norm = one_step(
         *adam, "schedule.clip=inf", "schedule.weight_decay=0.5", start=[1.0, -1.0], gradient=[3.0, 0.1]
     )
-    assert norm == pytest.approx(math.hypot(3, 0.1)) and found == pytest.approx([0.99, -0.99], rel=1e-6)
-    found, _ = one_step(
+    assert norm == pytest.approx(math.hypot(3, 0.1)) and weights == pytest.approx([0.99, -0.99], rel=1e-6)
+    weights, _ = one_step(
         *adam, "schedule.clip=1e-3", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0]
     )
-    assert found == pytest.approx([-1e-4 - 0.01], rel=1e-3), "clipped to 1e-3, above the decay's 5e-5"
-    found, _ = one_step(
+    assert weights == pytest.approx([-1e-4 - 0.01], rel=1e-3), "clipped to 1e-3, above the decay's 5e-5"
+    weights, _ = one_step(
         *adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0]
     )
-    assert found == pytest.approx([-1e-4 + 0.01], rel=1e-3), "clipped to 1e-5, below it"
+    assert weights == pytest.approx([-1e-4 + 0.01], rel=1e-3), "clipped to 1e-5, below it"
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,8 @@ def test_a_delayed_update_is_that_of_the_immediate_one(
 ) -> None:
     """Clipped or not; after a gradient that is not finite, too."""
     schedule = replace(schedule, optimiser=descent, clip=clip)
-    (found, numbers), (expected, exact) = (trained(schedule, delayed, bad) for delayed in (True, False))
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    (losses, numbers), (expected, exact) = (trained(schedule, delayed, bad) for delayed in (True, False))
+    assert losses == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert all(a == pytest.approx(b, rel=1e-6, nan_ok=True) for a, b in zip(numbers, exact, strict=True))
     assert [step for step, (_, norm) in enumerate(numbers) if not math.isfinite(norm)] == (
         [] if bad is None else [2]
@@ -148,6 +148,6 @@ def test_a_delayed_update_is_that_of_the_immediate_one(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
-    found, norm = one_step(start=[1.0, 2.0], gradient=[bad, 1.0])
-    assert found == [1.0, 2.0]
+    weights, norm = one_step(start=[1.0, 2.0], gradient=[bad, 1.0])
+    assert weights == [1.0, 2.0]
     assert not math.isfinite(norm)

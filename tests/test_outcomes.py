@@ -42,5 +42,5 @@ def test_a_run_folder_is_relative_to_the_folder_of_the_sweep(
     monkeypatch.chdir(tmp_path)
     assert outcomes.run_folder(Path("outputs/sweeps/1"), outcome) == Path("outputs/train/a/b-s1")
     monkeypatch.chdir("/")
-    found = outcomes.run_folder(tmp_path / "outputs/sweeps/1", outcome)
-    assert found.resolve() == tmp_path / "outputs/train/a/b-s1"
+    folder = outcomes.run_folder(tmp_path / "outputs/sweeps/1", outcome)
+    assert folder.resolve() == tmp_path / "outputs/train/a/b-s1"

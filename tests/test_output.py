@@ -113,7 +113,7 @@ def test_an_evaluation_that_can_neither_be_written_nor_shown_says_why(
     ],
 )
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, 141)])
-def test_output_that_is_lost_is_told_by_the_exit_code(
+def test_lost_output_changes_the_exit_code(
     number: int,
     code: int,
     arguments: list[str],

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, settings
-from tests.test_survival import of_training
+from tests.test_survival import training_result
 from vdrop_cli import checkpoint, ownership
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
@@ -98,7 +98,7 @@ def content(folder: Path) -> dict[str, bytes | str]:
 
 
 def forced(config: Train, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a run that starts over says; the others of a sweep go on."""
+    """What a run that starts over says; the others of a sweep continue."""
     capsys.readouterr()
     settings = Train(**{**vars(config), "force": True})
     with in_seconds(60):
@@ -254,7 +254,7 @@ def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run
         clear(folder)
     assert not (folder / "result.json").exists() and path.exists()
     train.run(config)
-    assert of_training(folder)[:3] == of_training(made)[:3]
+    assert training_result(folder)[:3] == training_result(made)[:3]
 
 
 def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_same_or_none(
@@ -272,7 +272,7 @@ def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_sa
     assert (
         json.loads((folder / "result.json").read_text())["epoch"] < 3 and len(checkpoint.all_in(folder)) == 3
     )
-    whole, expected = Path(shutil.copytree(folder, "whole")), of_training(folder)
+    whole, expected = Path(shutil.copytree(folder, "whole")), training_result(folder)
     names = [path.name for path in removal_order(folder)]
     assert names[0] == "result.json"
     for removed, name in enumerate(names, 1):
@@ -285,7 +285,7 @@ def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_sa
                 path.unlink()
             assert not (folder / "result.json").exists()
             train.run(config)
-            assert of_training(folder)[:3] == expected[:3], f"after {removed} removals"
+            assert training_result(folder)[:3] == expected[:3], f"after {removed} removals"
     assert not list(folder.glob("eval-*")), "of all files the last is gone, too"
 
 

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was measured, and can be told apart without colour."""
+"""Pictures: what is drawn is what was measured, and curves differ without colour."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,11 +140,11 @@ def test_only_drawings_are_overwritten(ending: str, tmp_path: Path) -> None:
     assert path.read_bytes() == b"%PDF mine"
 
 
-def test_names_that_are_there_twice_are_told_apart() -> None:
+def test_equal_names_become_different() -> None:
     assert pictures.labels(["a", "b", "a"], ["bf16", "bf16", "fp32"]) == ["a (bf16)", "b", "a (fp32)"]
 
 
-def test_what_draws_is_an_extra_whose_lack_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_that_draws_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     for draw in (
         lambda: pictures.learning_curves({"a": finished(9, 8)}, training=False),

@@ -135,7 +135,7 @@ def start(*overrides: str) -> training.Run:
     return training.Run(config, task, folder)
 
 
-def told(run: training.Run) -> Iterator[dict[str, Any]]:
+def timeless_records(run: training.Run) -> Iterator[dict[str, Any]]:
     for record in training.records(run):
         if not isinstance(record, Start):
             yield {
@@ -151,11 +151,11 @@ def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
 ) -> None:
     """Without the thread; with it; and with it, stopped in the middle of an epoch and resumed."""
     monkeypatch.chdir(tmp_path)
-    of_task = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
-    overrides = [*of_task, f"dropout={policy}", "schedule.epochs=2"]
-    alone = list(told(start(*overrides)))
+    task_overrides = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
+    overrides = [*task_overrides, f"dropout={policy}", "schedule.epochs=2"]
+    alone = list(timeless_records(start(*overrides)))
     monkeypatch.setattr(prefetch, "is_worthwhile", lambda dropout, device: True)
-    assert list(told(start(*overrides, "outputs=ahead"))) == alone
+    assert list(timeless_records(start(*overrides, "outputs=ahead"))) == alone
     parts, stop = [], 3 * sum("loss" in record for record in alone) // 4
     with pytest.raises(Interrupted):
         for record in training.records(start(*overrides, "outputs=stopped")):
@@ -164,7 +164,11 @@ def test_training_gives_the_same_numbers_bit_for_bit_and_resumes(
                 if record.step == stop:
                     monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
     monkeypatch.setattr(interruption, "received", [])
-    parts += [record["loss"] for record in told(start(*overrides, "outputs=stopped")) if "loss" in record]
+    parts += [
+        record["loss"]
+        for record in timeless_records(start(*overrides, "outputs=stopped"))
+        if "loss" in record
+    ]
     assert parts == [record["loss"] for record in alone if "loss" in record]
 
 

@@ -10,26 +10,26 @@ from vdrop_cli import provenance
 from vdrop_cli.kernels import compiler, native
 
 
-def test_what_is_written_down() -> None:
-    told = provenance.describe(torch.device("cpu"), "fused", "bf16")
-    assert (told["backend"], told["precision"]) == ("fused", "bf16")
-    assert told["torch"] == torch.__version__ and told["threads"] == torch.get_num_threads()
-    assert told["device"], "the processor has a name"
+def test_backend_versions_device_and_commit_are_described() -> None:
+    description = provenance.describe(torch.device("cpu"), "fused", "bf16")
+    assert (description["backend"], description["precision"]) == ("fused", "bf16")
+    assert description["torch"] == torch.__version__ and description["threads"] == torch.get_num_threads()
+    assert description["device"], "the processor has a name"
     root = Path(provenance.__file__).parent.parent
     if (root / ".git").exists():
         head = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        assert told["commit"] == head and isinstance(told["dirty"], bool)
+        assert description["commit"] == head and isinstance(description["dirty"], bool)
 
 
 @pytest.mark.parametrize("backend", ["native"])
-def test_of_a_compiled_back_end_compiler_and_extensions_are_written_down(backend: str) -> None:
-    told = provenance.describe(torch.device("cpu"), backend, "bf16")
+def test_compiler_and_extensions_of_a_compiled_back_end_are_described(backend: str) -> None:
+    description = provenance.describe(torch.device("cpu"), backend, "bf16")
     assert (
-        told["processor_features"] == ", ".join(native.features())
-        and told["compiler"]
-        and compiler.version(*compiler.compiler()).startswith(told["compiler"])
+        description["processor_features"] == ", ".join(native.features())
+        and description["compiler"]
+        and compiler.version(*compiler.compiler()).startswith(description["compiler"])
     )
     assert "compiler" not in provenance.describe(torch.device("cpu"), "fused", "bf16")
 
@@ -45,8 +45,11 @@ def test_without_a_checkout_the_commit_is_the_stated_one(
     assert provenance.commit() == {}
     for stated in ("0123abc", "ABCDEF" * 6 + "abcd", "f" * 64):
         monkeypatch.setenv("VDROP_COMMIT", stated)
-        told = provenance.describe(torch.device("cpu"), "fused", "fp32")
-        assert (told["commit"], told["dirty"]) == (stated.lower(), None) and "code" not in told
+        description = provenance.describe(torch.device("cpu"), "fused", "fp32")
+        assert (description["commit"], description["dirty"]) == (
+            stated.lower(),
+            None,
+        ) and "code" not in description
     (tmp_path / ".git").mkdir()
     assert provenance.commit()["commit"] == "f" * 64
 

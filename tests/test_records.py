@@ -52,13 +52,13 @@ def records() -> list[Finished]:
     """That say what they were made with and hold a loss of these steps; of those that take longer the first
     seed.
     """
-    found = [
+    complete = [
         run
         for run in runs.below(RECORDS)
         if "precision" in run.environment and run.train.log_every <= steps_of(run)
     ]
-    first = {run.folder.parent: run for run in reversed(found)}
-    return [run for run in found if steps_of(run) == STEPS or run is first[run.folder.parent]]
+    first = {run.folder.parent: run for run in reversed(complete)}
+    return [run for run in complete if steps_of(run) == STEPS or run is first[run.folder.parent]]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: P
     finally:
         torch.set_num_threads(threads)
     recorded = {
-        told["step"]: told["loss"]
-        for told in record.log
-        if told["kind"] == "step" and told["step"] <= steps_of(record)
+        entry["step"]: entry["loss"]
+        for entry in record.log
+        if entry["kind"] == "step" and entry["step"] <= steps_of(record)
     }
     recorded = {step: loss for step, loss in recorded.items() if step in losses}  # an epoch may be shorter
     assert len(recorded) == len(losses) // config.log_every > 0
@@ -90,15 +90,15 @@ def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: P
     )
 
 
-def of_window(log: list[dict[str, Any]], window: str) -> str:
+def mean_loss(log: list[dict[str, Any]], window: str) -> str:
     """Mean loss of the steps from-to, in nats a word; a dash where not all of them are there."""
     first, last = map(int, window.split("-"))
-    losses = {told["step"]: told["loss"] for told in log if told["kind"] == "step"}
+    losses = {entry["step"]: entry["loss"] for entry in log if entry["kind"] == "step"}
     return f"{fmean(losses[step] for step in range(first, last + 1)):.2f}" if last in losses else "–"
 
 
 def table_rows(page: str) -> dict[str, list[str]]:
-    """Every row of every table, by its first cell."""
+    """Every row of complete table, by its first cell."""
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")
     ]
@@ -113,18 +113,22 @@ def table_of_findings() -> dict[str, list[str]]:
 def test_the_table_of_the_authors_run_is_what_its_records_hold() -> None:
     """In docs/findings: a column for theirs, then one for each record, by seed."""
     theirs = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())
-    found = runs.below(RECORDS / "authors_1250")
+    own_runs = runs.below(RECORDS / "authors_1250")
     table = table_of_findings()
-    assert len(found) == 3 and table["seed"] == ["theirs", *(str(run.train.seed) for run in found)]
+    assert len(own_runs) == 3 and table["seed"] == ["theirs", *(str(run.train.seed) for run in own_runs)]
     for window, loss in theirs["loss"].items():
         assert table[f"loss, steps {window}"] == [
             f"{loss:.2f}",
-            *(of_window(run.log, window) for run in found),
+            *(mean_loss(run.log, window) for run in own_runs),
         ]
     for epoch, ppl in theirs["valid_ppl_as_published"].items():
         measured = [
-            [f"{told['valid_ppl_as_published']:.1f}" for told in run.epochs if str(told["epoch"]) == epoch]
-            for run in found
+            [
+                f"{measured_epoch['valid_ppl_as_published']:.1f}"
+                for measured_epoch in run.epochs
+                if str(measured_epoch["epoch"]) == epoch
+            ]
+            for run in own_runs
         ]
         assert table[f"validation, epoch {epoch}"] == [
             str(ppl),
@@ -143,7 +147,7 @@ def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
         ("none, seed 3", "authors_1250_without_word_masks/s3"),
     ):
         log = read_log(RECORDS / folder / "log.jsonl")
-        assert table[name] == [of_window(log, window) for window in windows]
+        assert table[name] == [mean_loss(log, window) for window in windows]
         masks = restore(log[0]["config"]).dropout
         assert (masks.word_mask.name, masks.p_word) == (
             ("token" if "token" in name else "type"),
@@ -154,13 +158,15 @@ def test_the_table_of_word_masks_is_what_its_records_hold() -> None:
 @pytest.mark.usefixtures("composing")
 def test_the_table_of_first_epochs_is_what_its_records_hold() -> None:
     """A row for each medium one, with the time of its 39 epochs at the speed of the first."""
-    found, table = runs.below(RECORDS / "medium_first_epoch"), table_of_findings()
+    first_epochs, table = runs.below(RECORDS / "medium_first_epoch"), table_of_findings()
     medium = Table1([Size.medium], overrides="schedule.epochs=1").rows
     titles = {row.key: row.labels[0] for row in medium if row.evaluation == Evaluation()}
-    assert len(found) == 6 and all(run.train.schedule.epochs == run.result["epochs"] == 1 for run in found)
-    for run in found:
-        steps = [told for told in run.log if told["kind"] == "step"]
-        speed, words = median(told["words_per_second"] for told in steps), run.epochs[0]["step"] * 20 * 35
+    assert len(first_epochs) == 6 and all(
+        run.train.schedule.epochs == run.result["epochs"] == 1 for run in first_epochs
+    )
+    for run in first_epochs:
+        steps = [record for record in run.log if record["kind"] == "step"]
+        speed, words = median(record["words_per_second"] for record in steps), run.epochs[0]["step"] * 20 * 35
         hours = 39 * words / speed / 3600
         assert table[titles[rows.key(run.numbers)]] == [
             f"{run.result['valid_ppl']:.1f}",
@@ -173,26 +179,26 @@ def test_the_table_of_ratings_is_what_its_records_hold() -> None:
     """A row for each run: the epoch that is the best on validation, or on test where there is none, and the
     last one.
     """
-    found = runs.below(RECORDS / "ratings")
-    of_masks = runs.below(RECORDS / "ratings_masks")
+    ratings = runs.below(RECORDS / "ratings")
+    without_masks = runs.below(RECORDS / "ratings_masks")
     table = table_of_findings()
     names = set()
-    for run in [*found, *of_masks]:
+    for run in [*ratings, *without_masks]:
         train, by = run.train, "valid_rmse" if run.train.task.protocol is SplitProtocol.clean else "test_rmse"
         best, last = min(run.epochs, key=lambda epoch: epoch[by]), run.epochs[-1]
         measured = [
             epoch.get(f"{part}_rmse") for epoch in (best, last) for part in ("train", "valid", "test")
         ]
-        told = ["–" if value is None else f"{value:.4f}" for value in measured]
+        cells = ["–" if value is None else f"{value:.4f}" for value in measured]
         name = (
             f"{train.task.protocol} {train.model.cell.name.upper()} {train.dropout.name}, "
             f"{train.schedule.epochs} epochs, seed {train.seed}"
         )
-        if run in of_masks:
+        if run in without_masks:
             name += (
                 f", without {' and '.join(p for p in ('p_x', 'p_h', 'p_out') if not vars(train.dropout)[p])}"
             )
-        assert table[name] == [str(best["epoch"]), *told], name
+        assert table[name] == [str(best["epoch"]), *cells], name
         names.add(name)
     assert names == {name for name in table if name.startswith(("clean ", "paper "))}, (
         "a row without a record, or none"

@@ -27,13 +27,13 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
-    (found,) = runs.below(Path("outputs"))
-    assert found.folder == folder and plain(found.train) == plain(
+    (run,) = runs.below(Path("outputs"))
+    assert run.folder == folder and plain(run.train) == plain(
         settings(*TINY, *text, "schedule.epochs=3", "backend=native")
     )
-    assert found.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in found.epochs] == [1, 2, 3]
-    assert found.environment["precision"] == "fp32"
-    assert found.words_per_second == sorted(epoch["words_per_second"] for epoch in found.epochs)[1]
+    assert run.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in run.epochs] == [1, 2, 3]
+    assert run.environment["precision"] == "fp32"
+    assert run.words_per_second == sorted(epoch["words_per_second"] for epoch in run.epochs)[1]
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,10 @@ def test_a_run_whose_log_begins_late_is_read_but_has_no_curve(
         record for line in others[first + 1 :] if (record := json.loads(line)).pop("chain", "") is not None
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (begin, *late)))
-    (found,) = runs.below(tmp_path)
-    assert not found.has_whole_log and found.words_per_second > 0
+    (run,) = runs.below(tmp_path)
+    assert not run.has_whole_log and run.words_per_second > 0
     capsys.readouterr()
-    figure = pictures.learning_curves({"whole": runs.below(trained)[0], "late": found}, training=True)
+    figure = pictures.learning_curves({"whole": runs.below(trained)[0], "late": run}, training=True)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "whole",
         "validation",
@@ -176,10 +176,10 @@ def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> No
         "eval-0003-mc10-s1.partial",
     ):
         (folder / name).write_text(json.dumps({"metrics": {}}))
-    found = runs.read(folder)
-    assert found is not None
-    assert [path.name for path in found.evaluations] == ["eval-0003-mc10-s1.json", "eval-0003-standard.json"]
-    assert evaluation_files.read(found.evaluations[0]) == {"metrics": {}} and found.passes == {10}
+    run = runs.read(folder)
+    assert run is not None
+    assert [path.name for path in run.evaluations] == ["eval-0003-mc10-s1.json", "eval-0003-standard.json"]
+    assert evaluation_files.read(run.evaluations[0]) == {"metrics": {}} and run.passes == {10}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, fol
     assert evaluation_files.are_seeds_of_one_run(members, [1, 2]) == are
     assert not evaluation_files.are_seeds_of_one_run(members, [2, 4])
     (folder / "eval-0003-ensemble2-0123abcd.json").write_text(json.dumps({"metrics": {}, "members": members}))
-    found = runs.read(folder)
-    assert found is not None and (runs.evaluation_of(found, Evaluation(members=2), [1, 2]) is not None) == are
+    run = runs.read(folder)
+    assert run is not None and (runs.evaluation_of(run, Evaluation(members=2), [1, 2]) is not None) == are
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_left_out_of_many(
         runs.read(folder)
     capsys.readouterr()
     assert runs.below(Path("outputs")) == []
-    told = capsys.readouterr().err
-    assert str(folder) in told and told.endswith("; left out\n") and told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert str(folder) in stderr and stderr.endswith("; left out\n") and stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_model_and_dropout_alone_select_the_published_settings(size: str, dropou
     d = c.dropout
     t = c.task
     s = c.schedule
-    found = (
+    values = (
         m.hidden_size,
         t.bptt,
         t.batch_size,
@@ -90,7 +90,7 @@ def test_model_and_dropout_alone_select_the_published_settings(size: str, dropou
         d.p_out,
         s.weight_decay,
     )
-    assert found == PUBLISHED[size, dropout]
+    assert values == PUBLISHED[size, dropout]
     assert (m.layers, s.lr, m.cell) == (2, 1, Cell[cell])
 
 
@@ -137,8 +137,8 @@ def test_untied_differs_from_tied_in_its_masks_alone() -> None:
         for name in ("variational", "variational_untied")
     )
     assert untied["dropout"]["untied"] and not tied["dropout"]["untied"]
-    for told in (tied, untied):
-        del told["dropout"]["untied"], told["dropout"]["name"]
+    for changes in (tied, untied):
+        del changes["dropout"]["untied"], changes["dropout"]["name"]
     assert tied == untied
 
 
@@ -153,7 +153,7 @@ def test_published_settings_can_be_overridden_one_by_one() -> None:
     assert (c.dropout.p_h, c.dropout.p_word, c.schedule.epochs, c.schedule.max_epoch) == (0.1, 0.3, 3, 14)
 
 
-def test_a_run_can_be_told_from_what_was_written_down() -> None:
+def test_a_run_is_restored_from_its_stored_configuration() -> None:
     config = settings("model=gru_small", "dropout=naive", "seed=3", "model.reset_after=true")
     assert restore(json.loads(json.dumps(plain(config)))) == config
 
@@ -196,8 +196,8 @@ def test_what_was_written_down_is_data_and_is_not_resolved(monkeypatch: pytest.M
 
 def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     """So a setting can be added without older runs being made again."""
-    kept = without_defaults(settings("model=lstm_small", "dropout=none"))
-    assert kept["model"] == {
+    stored = without_defaults(settings("model=lstm_small", "dropout=none"))
+    assert stored["model"] == {
         "name": "lstm_small",
         "size": "small",
         "cell": "lstm",
@@ -205,7 +205,7 @@ def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
         "layers": 2,
         "init": 0.1,
     }
-    assert kept["dropout"] == {"name": "none", "policy": "none"} and kept["task"]["bptt"] == 20
+    assert stored["dropout"] == {"name": "none", "policy": "none"} and stored["task"]["bptt"] == 20
     assert settings("dropout=none").identity("f") == "bf584e53", (
         "folders of runs are named by it: nothing may change it"
     )

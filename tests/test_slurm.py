@@ -11,7 +11,7 @@ from tests import slurm
 from tests.conftest import TINY
 from tests.processes import spawn
 from tests.test_launchers import starts
-from tests.test_survival import of_training
+from tests.test_survival import training_result
 from vdrop_cli.sinks import read_log
 
 pytestmark = pytest.mark.slurm
@@ -59,30 +59,30 @@ def wait_for_steps(folder: Path, seed: int, steps: int) -> None:
 
 def slurm_job(number: int) -> str:
     """The array task that runs the job of that number, of the newest array."""
-    told = subprocess.run(
+    ran = subprocess.run(
         ["squeue", "--array", "--noheader", "--states=all", "--format=%F_%K"],
         capture_output=True,
         text=True,
         check=True,
     )
     return max(
-        (job for job in told.stdout.split() if job.endswith(f"_{number}")),
+        (job for job in ran.stdout.split() if job.endswith(f"_{number}")),
         key=lambda job: int(job.split("_")[0]),
     )
 
 
 def ended(sweep: subprocess.Popen[str]) -> str:
     """What it said, once it has ended well."""
-    _, told = sweep.communicate(timeout=300)
-    assert sweep.returncode == 0, told
-    return told
+    _, stderr = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, stderr
+    return stderr
 
 
 def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
     cluster: slurm.Cluster, text: list[str], tmp_path: Path
 ) -> None:
-    told = ended(start(tmp_path / "undisturbed", text, *LAUNCHER))
-    assert f"vdrop: {JOBS} runs: {JOBS} done" in told
+    stderr = ended(start(tmp_path / "undisturbed", text, *LAUNCHER))
+    assert f"vdrop: {JOBS} runs: {JOBS} done" in stderr
     disturbed = tmp_path / "disturbed"
     sweep = start(disturbed, text, *LAUNCHER, "force=true")
     wait_for_steps(disturbed, 1, 500)
@@ -92,11 +92,11 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
     wait_for_steps(disturbed, 2, 1500)
     # as before the time limit, or a preemption: it is to requeue itself
     subprocess.run(["scancel", "--signal=USR2", slurm_job(1)], check=True)
-    told = ended(sweep)
-    assert f"vdrop: {JOBS} runs: 1 done, 2 resumed" in told
+    stderr = ended(sweep)
+    assert f"vdrop: {JOBS} runs: 1 done, 2 resumed" in stderr
     for seed in (1, 2, 3):
         folders = [next((tmp_path / name).rglob(f"*-s{seed}")) for name in ("undisturbed", "disturbed")]
-        assert of_training(folders[0]) == of_training(folders[1])
+        assert training_result(folders[0]) == training_result(folders[1])
     assert [len(starts(disturbed, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
     assert starts(disturbed, 1)[1] >= 500 and starts(disturbed, 2)[1] >= 1500, (
         "nothing was lost, and force=true counts once"

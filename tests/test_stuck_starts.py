@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY, Vdrop, settings
-from tests.test_survival import of_training
+from tests.test_survival import training_result
 from vdrop_cli import interruption, ownership, runs, stuck_starts, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
@@ -70,13 +70,13 @@ def test_a_stuck_run_ends_and_says_so_and_the_same_command_says_it_at_once(
         match=r"^outputs/train/\S+-s1: .* nats a word, above stuck\.loss=0\.001: .*; take another seed$",
     ) as ended:
         train.run(run(*CHECKED))
-    log, held = read_log(folder() / "log.jsonl"), json.loads((folder() / "stuck.json").read_text())
+    log, stuck = read_log(folder() / "log.jsonl"), json.loads((folder() / "stuck.json").read_text())
     assert (
         len(losses(folder())) == 10
         and log[-1]["kind"] == "error"
         and "this start is stuck" in log[-1]["error"]
     )
-    assert held == {"step": 10, "loss": pytest.approx(fmean(losses(folder())[8:])), "limit": 0.001}
+    assert stuck == {"step": 10, "loss": pytest.approx(fmean(losses(folder())[8:])), "limit": 0.001}
     assert (
         all(ownership.is_run_file(path) for path in folder().iterdir())
         and not (folder() / "result.json").exists()
@@ -109,7 +109,7 @@ def test_what_is_remembered_holds_for_the_settings_that_it_was_judged_by(run: Ca
         with pytest.raises(StuckError):
             train.run(run(*CHECKED, outputs))
         train.run(run(outputs, *others))
-        assert of_training(folder(str(number))) == of_training(folder("whole"))
+        assert training_result(folder(str(number))) == training_result(folder("whole"))
     with pytest.raises(StuckError):
         train.run(run("stuck.steps=10", "stuck.loss=0.01", "outputs=3"))
     assert stuck_starts.remembered(folder("3"), StartCheck(10, 0.002)) is not None, (
@@ -121,7 +121,7 @@ def test_what_is_remembered_holds_for_the_settings_that_it_was_judged_by(run: Ca
 def test_a_start_that_is_good_changes_nothing_and_is_finished(run: Callable[..., Train]) -> None:
     train.run(run("outputs=whole"))
     train.run(run("stuck.steps=14"))
-    assert of_training(folder()) == of_training(folder("whole"))
+    assert training_result(folder()) == training_result(folder("whole"))
 
 
 @pytest.mark.parametrize("stop", [3, 9, 10])
@@ -190,7 +190,7 @@ def test_more_steps_than_an_epoch_has_are_refused_when_the_text_is_loaded(run: C
 
 
 @pytest.mark.parametrize(
-    "held",
+    "content",
     [
         "",
         "[]",
@@ -200,10 +200,10 @@ def test_more_steps_than_an_epoch_has_are_refused_when_the_text_is_loaded(run: C
         '{"step": 3, "loss": NaN, "limit": 7}',
     ],
 )
-def test_what_is_damaged_is_named_and_force_starts_over(held: str, run: Callable[..., Train]) -> None:
+def test_what_is_damaged_is_named_and_force_starts_over(content: str, run: Callable[..., Train]) -> None:
     train.run(run())
     (folder() / "result.json").unlink()
-    (folder() / "stuck.json").write_text(held)
+    (folder() / "stuck.json").write_text(content)
     with pytest.raises(
         ConfigError, match=r"stuck\.json is damaged .*; delete it and give the same vdrop train command again"
     ):
@@ -246,12 +246,12 @@ def test_a_run_that_is_read_says_what_it_was(
 ) -> None:
     with pytest.raises(StuckError) as ended:
         train.run(run(*CHECKED))
-    (found,) = runs.stuck_below(Path("outputs"))
-    assert found.start == ended.value.start and replace(found.train, backend=run().backend) == run(*CHECKED)
-    assert found.environment["device_type"] == "cpu" and found.corpus in (folder() / "log.jsonl").read_text()
+    (stuck,) = runs.stuck_below(Path("outputs"))
+    assert stuck.start == ended.value.start and replace(stuck.train, backend=run().backend) == run(*CHECKED)
+    assert stuck.environment["device_type"] == "cpu" and stuck.corpus in (folder() / "log.jsonl").read_text()
     capsys.readouterr()
     unfinished = runs.read_any(folder())
     assert isinstance(unfinished, runs.Unfinished) and unfinished.state == "stuck"
-    assert unfinished.train == found.train and unfinished.log == found.log
+    assert unfinished.train == stuck.train and unfinished.log == stuck.log
     (folder() / "log.jsonl").write_text("")
     assert runs.stuck_below(Path("outputs")) == [] and "its start is missing" in capsys.readouterr().err

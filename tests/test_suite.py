@@ -81,10 +81,10 @@ def test_a_plugin_that_is_merely_installed_may_warn_and_a_test_may_not(tmp_path:
 def recipe(target: str, *given: str) -> list[list[str]]:
     """The commands of a target, as make would run them, as words."""
     command = ["make", "--dry-run", "--always-make", "--no-print-directory", target, *given]
-    told = subprocess.run(
+    printed = subprocess.run(
         command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
     ).stdout
-    return [shlex.split(line) for line in told.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line) for line in printed.replace("\\\n", " ").splitlines()]
 
 
 def test_long_forms_run_only_by_their_own_target(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real processes that are killed at any moment, and go on to what they would have come to undisturbed."""
+"""Real processes that are killed at any moment, and resume to the results of an undisturbed run."""
 
 import json
 import random
@@ -38,12 +38,12 @@ def least(moments: list[int]) -> int:
 
 
 def saved(folder: Path) -> set[tuple[str, int]]:
-    """What there is to go on from, and since when."""
-    found = set()
+    """The files to resume from, with their times."""
+    files = set()
     for path in [*folder.rglob("*.pt"), *folder.rglob("*.partial")]:
         with suppress(FileNotFoundError):
-            found.add((path.name, path.stat().st_mtime_ns))
-    return found
+            files.add((path.name, path.stat().st_mtime_ns))
+    return files
 
 
 def wait_until_it_writes(folder: Path, pid: int) -> None:
@@ -94,7 +94,7 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_training(folder: Path) -> tuple[Any, ...]:
+def training_result(folder: Path) -> tuple[Any, ...]:
     """All that a run comes to but how long it took: result, every step and epoch of its log, and the
     weights.
     """
@@ -102,12 +102,12 @@ def of_training(folder: Path) -> tuple[Any, ...]:
     log = [timeless(record) for record in read_log(result.parent / "log.jsonl") if record["kind"] != "start"]
     last = checkpoint.load(checkpoint.all_in(result.parent)[0])
     weights = {name: tensor.numpy().tobytes() for name, tensor in last.model.items()}
-    kept = sorted(
+    names = sorted(
         path.name
         for path in result.parent.iterdir()
         if not path.name.startswith(("events", f"checkpoint-{last.epoch - 1:04}"))
     )
-    return timeless(json.loads(result.read_text())), log, weights, kept
+    return timeless(json.loads(result.read_text())), log, weights, names
 
 
 @pytest.fixture(scope="module")
@@ -136,31 +136,31 @@ def test_a_training_killed_at_many_moments_comes_to_the_same(
     text: list[str],
     tmp_path: Path,
 ) -> None:
-    expected = of_training(undisturbed(EPOCHS * work))
+    expected = training_result(undisturbed(EPOCHS * work))
     command = ["train", *TRAIN, *text, f"schedule.epochs={EPOCHS * work}", "checkpoint.minutes=0.0005"]
 
     def ended() -> None:
-        assert of_training(tmp_path) == expected
+        assert training_result(tmp_path) == expected
         shutil.rmtree(tmp_path / "outputs")
 
     codes = disturb(fork_server, tmp_path, command, number, moments, ended)
-    assert of_training(tmp_path) == expected
+    assert training_result(tmp_path) == expected
     starts = [
         record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "start"
     ]
     assert starts == sorted(starts)
-    told = (tmp_path / "out").read_text()
-    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", told))) >= max(
+    printed = (tmp_path / "out").read_text()
+    assert len(set(re.findall(r"resuming after step (\d+) of epoch \d+", printed))) >= max(
         1, len(moments) // 3
     ), "it resumed at many places"
     if number is signal.SIGTERM:
         assert set(codes) <= {143, -15} and codes.count(143) >= least(moments), (
             "asked to stop before it listens, a process just ends"
         )
-        assert "resume with: vdrop train" in told
+        assert "resume with: vdrop train" in printed
     else:
         assert set(codes) == {-9}
-    assert "Traceback" not in told and "is damaged" not in told
+    assert "Traceback" not in printed and "is damaged" not in printed
 
 
 @pytest.mark.parametrize(("number", "moments", "work"), DISTURBANCES)

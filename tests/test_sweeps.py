@@ -20,7 +20,7 @@ import torch
 from tests.conftest import TINY, Vdrop, composed
 from tests.processes import ForkServer, environment
 from tests.test_ownership import in_seconds
-from tests.test_survival import of_training
+from tests.test_survival import training_result
 from vdrop_cli import interruption, outcomes, sweeps
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
@@ -33,7 +33,7 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SWEEP = [*TINY, "model.hidden_size=16", "schedule.epochs=3", "log_every=1", "seed=1,2,3"]
 
 
-def test_what_is_done_is_skipped_and_a_failure_is_told_with_its_reason(
+def test_what_is_done_is_skipped_and_a_failure_is_reported_with_its_reason(
     vdrop: Vdrop, text: list[str], tmp_path: Path
 ) -> None:
     first = vdrop("train", "-m", *TINY, *text, "seed=1,2")
@@ -68,7 +68,7 @@ def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(
         assert ran.returncode == 0 and "vdrop: 3 runs: 3 done" in ran.stderr, ran.stderr
     for seed in (1, 2, 3):
         folders = [next((tmp_path / name / "train").rglob(f"*-s{seed}")) for name in ("one", "many")]
-        assert of_training(folders[0])[:3] == of_training(folders[1])[:3]
+        assert training_result(folders[0])[:3] == training_result(folders[1])[:3]
     failing = vdrop("train", "-m", *SWEEP, *text, *JOBLIB, "schedule.lr=1,-1", "outputs=many")
     assert failing.returncode == 2 and "vdrop: 6 runs: 3 skipped, 3 failed" in failing.stderr
 
@@ -77,7 +77,7 @@ def steps(log: Path) -> int:
     return sum(record["kind"] == "step" for record in read_log(log))
 
 
-def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(
+def test_a_stopped_parallel_sweep_saves_and_resumes(
     vdrop: Vdrop, fork_server: ForkServer, text: list[str], tmp_path: Path
 ) -> None:
     """SIGTERM to the process that was started reaches those that it started."""
@@ -92,9 +92,9 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(
             time.sleep(0.1)
         sweep.send_signal(signal.SIGTERM)
         assert sweep.stderr is not None
-        told = sweep.stderr.read()
-    assert sweep.returncode == 128 + signal.SIGTERM and "vdrop: 3 runs: 3 interrupted" in told, told
-    assert told.count("resume with: vdrop train") == 4, "two runs, each when it stopped and in the summary"
+        stderr = sweep.stderr.read()
+    assert sweep.returncode == 128 + signal.SIGTERM and "vdrop: 3 runs: 3 interrupted" in stderr, stderr
+    assert stderr.count("resume with: vdrop train") == 4, "two runs, each when it stopped and in the summary"
     before = {log: steps(log) for log in tmp_path.rglob("log.jsonl")}
     assert len(before) == 2
     ran = vdrop("train", "-m", *long, "schedule.epochs=60")
@@ -104,7 +104,7 @@ def test_a_parallel_sweep_that_is_stopped_saves_and_goes_on(
         assert starts == [0, count], "nothing that was done was lost"
 
 
-def test_the_second_of_two_processes_in_one_run_is_told_so(
+def test_the_second_of_two_processes_in_one_run_is_refused(
     vdrop: Vdrop, fork_server: ForkServer, text: list[str], tmp_path: Path
 ) -> None:
     long = [*TINY, *text, "schedule.epochs=10000"]
@@ -138,7 +138,7 @@ def test_the_summary_names_what_differs() -> None:
 @pytest.mark.skipif(
     torch.__version__ < (2, 7), reason="importing torch.distributed writes a temporary file there"
 )
-def test_an_outcome_that_cannot_be_written_is_told_and_the_run_is_made(
+def test_an_outcome_that_cannot_be_written_is_reported_and_the_run_is_made(
     text: list[str], tmp_path: Path
 ) -> None:
     """A process that may write no files of more than 200 bytes, which all outcomes have."""
@@ -292,8 +292,8 @@ def test_a_sweep_that_cannot_begin_removes_only_the_folders_that_it_has_made(tmp
 )
 def test_what_starts_over_is_not_to_be_given_again(override: str, does: bool) -> None:
     assert starts_over(override) == does
-    told = summary([Outcome([override], "done"), Outcome([override], "failed", 1, "why")], skips=True)
-    assert ("again without force=… skips" in told) == does
+    text = summary([Outcome([override], "done"), Outcome([override], "failed", 1, "why")], skips=True)
+    assert ("again without force=… skips" in text) == does
 
 
 def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
@@ -306,40 +306,43 @@ def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Pat
     )
 
 
-def of_one(launcher: str, folder: Path, outcome: Outcome) -> int:
+def summarise_one(launcher: str, folder: Path, outcome: Outcome) -> int:
     folder.mkdir(exist_ok=True)
     outcomes.write(outcome, outcomes.path_of(folder, 0))
     return sweeper(folder, launcher=launcher).summarise("", [])
 
 
-def test_why_a_single_run_failed_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Here it was told when it happened, unless its process was killed; on a cluster it was not."""
+def test_why_a_single_run_failed_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here it is printed when it happens, unless its process is killed; on a cluster it is not."""
     failed, killed = Outcome(["seed=1"], "failed", 1, "the loss is nan"), Outcome(["seed=1"])
-    assert of_one("BasicLauncher", tmp_path, failed) == 1 and not capsys.readouterr().err
-    assert of_one("BasicLauncher", tmp_path, killed) == 1
+    assert summarise_one("BasicLauncher", tmp_path, failed) == 1 and not capsys.readouterr().err
+    assert summarise_one("BasicLauncher", tmp_path, killed) == 1
     lost = "vdrop: 1 run: 1 lost\n  lost: seed=1: its process was killed; resume with: vdrop train seed=1\n"
     assert lost in capsys.readouterr().err
     assert (
-        of_one("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", tmp_path, failed) == 1
+        summarise_one(
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", tmp_path, failed
+        )
+        == 1
     )
     assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
 
 
-def test_what_cannot_be_swept_is_told_where_a_folder_of_submitit_lies_too(
+def test_a_value_that_cannot_be_swept_is_refused_beside_a_folder_of_submitit(
     vdrop: Vdrop, tmp_path: Path
 ) -> None:
     (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
-    told = vdrop(
+    ran = vdrop(
         "train", "-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "schedule.lr=interval(0,1)"
     )
-    assert (
-        told.returncode == 2 and len(told.stderr.splitlines()) == 1 and "interval" in told.stderr.lower()
-    ), told.stderr
+    assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1 and "interval" in ran.stderr.lower(), (
+        ran.stderr
+    )
 
 
-def test_jobs_that_go_on_on_a_cluster_are_not_to_be_started_twice() -> None:
-    told = summary([Outcome(["seed=1"], "not begun", 1, sweeps.CONTINUES)], skips=True)
-    assert "scancel" in told and "continues with the rest" not in told
+def test_jobs_that_continue_on_a_cluster_are_not_to_be_started_twice() -> None:
+    text = summary([Outcome(["seed=1"], "not begun", 1, sweeps.CONTINUES)], skips=True)
+    assert "scancel" in text and "continues with the rest" not in text
 
 
 def test_force_has_its_effect_once_in_a_sweep(
@@ -348,11 +351,11 @@ def test_force_has_its_effect_once_in_a_sweep(
     """A job that is requeued before its folder is cleared starts over, after that it resumes; it never
     continues a shorter run.
     """
-    forced, told = list[tuple[bool, bool]](), iter([False, True, True])
+    forced, clears = list[tuple[bool, bool]](), iter([False, True, True])
 
     def run(settings: Train, started_over: Callable[[], None], from_nothing: bool, **_: object) -> str:
         forced.append((settings.force, from_nothing))
-        if next(told):
+        if next(clears):
             started_over()
         raise SystemExit(1)  # as by a signal
 

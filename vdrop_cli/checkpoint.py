@@ -25,7 +25,7 @@ from vdrop_cli.settings.train import Model, Train
 FORMAT = "vdrop checkpoint 4"
 OLDER_FORMAT = "vdrop checkpoint 3"  # without `learned`: the training text is needed for what lies there now
 NEWEST = 2  # newest checkpoints, beside the best one
-Found = TypeVar("Found")
+Used = TypeVar("Used")
 
 
 class Unusable(ConfigError):
@@ -265,7 +265,7 @@ def load(path: Path) -> Checkpoint:
     return snapshot
 
 
-def attempt(path: Path, use: Callable[[Checkpoint], Found]) -> Found | None:
+def attempt(path: Path, use: Callable[[Checkpoint], Used]) -> Used | None:
     """What `use` makes of a checkpoint. Where that cannot be used, or `use` raises Unusable or ValueError, it
     is reported, and None.
 

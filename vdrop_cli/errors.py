@@ -11,9 +11,9 @@ class RunError(Exception):
     """What stops a run through no mistake in its settings: one line. Exit code 1."""
 
 
-def require(holds: bool, key: str, wanted: str, got: object) -> None:
+def require(holds: bool, key: str, rule: str, value: object) -> None:
     if not holds:
-        raise ConfigError(f"{key} must be {wanted}, got {got}")
+        raise ConfigError(f"{key} must be {rule}, got {value}")
 
 
 def nearest(word: str, known: list[str]) -> str:

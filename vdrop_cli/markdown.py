@@ -23,12 +23,10 @@ def mean(values: Sequence[float], digits: int) -> str:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Such as 1–4 6 8–11."""
-    found = list[list[int]]()
+    runs = list[list[int]]()
     for number in sorted(numbers):
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            found.append([number])
-    return " ".join(
-        f"{of_range[0]}–{of_range[-1]}" if len(of_range) > 1 else str(of_range[0]) for of_range in found
-    )
+            runs.append([number])
+    return " ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -27,10 +27,10 @@ def metric_in_words(name: str) -> str:
 
     Other names give an empty text.
     """
-    found = re.fullmatch(rf"({'|'.join(PARTS)})_({'|'.join(MEASURES)})(.*)", name)
-    if found is None:
+    match = re.fullmatch(rf"({'|'.join(PARTS)})_({'|'.join(MEASURES)})(.*)", name)
+    if match is None:
         return ""
-    part, measure, variant = found.groups()
+    part, measure, variant = match.groups()
     samples = re.fullmatch(r"_mc(\d+)", variant)
     if samples is None and variant not in VARIANTS:
         return ""

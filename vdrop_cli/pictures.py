@@ -93,7 +93,7 @@ class Measure:
 
 def curves(runs: Curves, title: str | None = None) -> "Figure":
     """Learning curves of perplexity or of the error of ratings. Raises ConfigError for runs of two tasks."""
-    tasks = {run.train.task.name for of_name in runs.values() for run in runs_of(of_name)}
+    tasks = {run.train.task.name for group in runs.values() for run in runs_of(group)}
     if len(tasks) > 1:
         raise ConfigError(
             "a picture is of runs of one task; compare language models and models of ratings apart"
@@ -120,8 +120,8 @@ def by_epoch(
 
     measures = [solid, *([dotted] if dotted else [])]
     has_band = False
-    for (name, of_name), marker in zip(runs.items(), cycle(MARKERS), strict=False):
-        whole = [run for run in runs_of(of_name) if has_curve(run, *(one.metric for one in measures))]
+    for (name, group), marker in zip(runs.items(), cycle(MARKERS), strict=False):
+        whole = [run for run in runs_of(group) if has_curve(run, *(one.metric for one in measures))]
         if not whole:
             continue
         count = min(len(run.epochs) for run in whole)  # a mean over all seeds exists up to here
@@ -212,7 +212,7 @@ def error_curves(runs: Curves, title: str | None = None) -> "Figure":
     """
     figure, axes = by_epoch(runs, Measure("test_rmse", "test"), Measure("train_rmse", "training"), title)
     axes.set_ylabel("RMSE (rating units)")
-    results = [run.result for of_name in runs.values() for run in runs_of(of_name)]
+    results = [run.result for group in runs.values() for run in runs_of(group)]
     for metric, name, line in BASELINES:
         values = dict.fromkeys(result[metric] for result in results if metric in result)
         for value in values:  # one, unless the runs read different data

@@ -14,20 +14,20 @@ def test_a_look_says_what_is_there_and_what_is_not(
     monkeypatch.delenv("VDROP_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     data.run(settings(command="data"))
-    told = capsys.readouterr().out
-    assert "ptb\n  not here (looked in data/ptb); vdrop data data=ptb fetches it" in told
-    assert "pydoc\n  from    pydoc_data.topics of Python 3." in told
+    printed = capsys.readouterr().out
+    assert "ptb\n  not here (looked in data/ptb); vdrop data data=ptb fetches it" in printed
+    assert "pydoc\n  from    pydoc_data.topics of Python 3." in printed
     for name, folder in (("cornell", "cornell_scale"), ("vader", "vader")):
-        assert f"{name}\n  not here (looked in data/{folder}); vdrop data data={name} fetches it" in told
+        assert f"{name}\n  not here (looked in data/{folder}); vdrop data data={name} fetches it" in printed
 
 
-def test_penn_treebank_is_told_with_its_counts(
+def test_penn_treebank_is_printed_with_its_counts(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDROP_DATA", str(real_data))
     data.run(settings("data=ptb", command="data"))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (
         f"from    {real_data}/ptb",
         "929,589 tokens",
@@ -36,22 +36,22 @@ def test_penn_treebank_is_told_with_its_counts(
         "10,000",
         "agree with Mikolov's",
     ):
-        assert part in told
+        assert part in printed
 
 
-def test_the_cornell_reviews_are_told_with_their_counts(
+def test_the_cornell_reviews_are_printed_with_their_counts(
     real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VDROP_DATA", str(real_data))
     data.run(settings("data=cornell", command="data"))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (
         "texts       5,006",
         "words   2,153,170",
         "0 to 1, mean 0.581, deviation 0.182",
         "agree with the authors'",
     ):
-        assert part in told
+        assert part in printed
 
 
 def test_a_text_of_ones_own(
@@ -59,10 +59,10 @@ def test_a_text_of_ones_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data.run(settings(*text, command="data"))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "types          42" in told
-        and told.count("0.00 % <unk>") == 3
-        and "none known for this corpus" in told
+        "types          42" in printed
+        and printed.count("0.00 % <unk>") == 3
+        and "none known for this corpus" in printed
     )
     assert list((tmp_path / "data" / "cache").iterdir())

@@ -47,17 +47,19 @@ def run(folder: Path, *overrides: str) -> None:
 
 def test_reloading_gives_the_same_numbers(folder: Path) -> None:
     run(folder)
-    told = json.loads((folder / "eval-0001-standard.json").read_text())
+    result = json.loads((folder / "eval-0001-standard.json").read_text())
     trained = json.loads((folder / "result.json").read_text())
-    assert told["metrics"] == {name: trained[name] for name in ("valid_ppl", "valid_ppl_batched", "test_ppl")}
-    assert told["environment"]["backend"] == "native" and told["epoch"] == 1
+    assert result["metrics"] == {
+        name: trained[name] for name in ("valid_ppl", "valid_ppl_batched", "test_ppl")
+    }
+    assert result["environment"]["backend"] == "native" and result["epoch"] == 1
 
 
-def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so(
+def test_the_refusal_names_data_sets_that_earlier_versions_read_differently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that end in a line end, to each of which another was added; of files there is nothing to be
-    told.
+    """Rows that end in a line end, to each of which another was added; of files nothing
+    is said.
     """
     import datasets
 
@@ -78,37 +80,39 @@ def test_a_data_set_that_was_read_otherwise_by_earlier_versions_is_told_to_be_so
             for part, split in zip(("train", "valid", "test"), parts, strict=True)
         ),
     ]
-    for data, told in (
+    for data, ending in (
         (
             hub,
             r" trained on, or, if it is that, train again: earlier .* two line ends where a row ends in one$",
         ),
         (files_of, r" trained on$"),
     ):
-        found = replace(at_epoch(1, 1, *TINY, *data), corpus=old, learned={})
+        original = replace(at_epoch(1, 1, *TINY, *data), corpus=old, learned={})
         with pytest.raises(
             ConfigError,
             match=r"^checkpoint=old was trained on another corpus than .*; give it the text that it "
-            rf"was{told}",
+            rf"was{ending}",
         ):
-            task_of(Path("old"), found, found.train.data, torch.device("cpu"))
+            task_of(Path("old"), original, original.train.data, torch.device("cpu"))
 
 
-def test_precision_is_that_of_the_training_unless_told_otherwise(folder: Path) -> None:
-    told = {}
+def test_precision_is_that_of_the_training_unless_it_is_set(folder: Path) -> None:
+    results = {}
     for precision, name in (("null", "standard"), ("fp32", "standard"), ("bf16", "standard-bf16")):
         run(folder, f"precision={precision}")
-        told[precision] = json.loads((folder / f"eval-0001-{name}.json").read_text())
-    assert [t["environment"]["precision"] for t in told.values()] == ["fp32", "fp32", "bf16"]
-    assert told["null"]["metrics"] == told["fp32"]["metrics"] != told["bf16"]["metrics"]
-    assert told["bf16"]["metrics"]["test_ppl"] == pytest.approx(told["fp32"]["metrics"]["test_ppl"], rel=1e-2)
+        results[precision] = json.loads((folder / f"eval-0001-{name}.json").read_text())
+    assert [t["environment"]["precision"] for t in results.values()] == ["fp32", "fp32", "bf16"]
+    assert results["null"]["metrics"] == results["fp32"]["metrics"] != results["bf16"]["metrics"]
+    assert results["bf16"]["metrics"]["test_ppl"] == pytest.approx(
+        results["fp32"]["metrics"]["test_ppl"], rel=1e-2
+    )
 
 
 def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "mc_samples=5")
-    told = json.loads((folder / "eval-0001-mc5-s1.json").read_text())
-    assert [row["samples"] for row in told["mc"]] == [1, 2, 5]
-    assert told["metrics"]["test_ppl_mc5"] == told["mc"][-1]["ppl"] and told["mc"][0]["deviation"] > 0
+    result = json.loads((folder / "eval-0001-mc5-s1.json").read_text())
+    assert [row["samples"] for row in result["mc"]] == [1, 2, 5]
+    assert result["metrics"]["test_ppl_mc5"] == result["mc"][-1]["ppl"] and result["mc"][0]["deviation"] > 0
     assert "MC samples" in capsys.readouterr().out
 
 
@@ -138,11 +142,11 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
     assert again["environment"]["backend"] == "reference"
 
 
-def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
+def test_saved_passes_resume_only_in_batches_of_the_same_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """mc_batch=null is what it comes to on the device; the file of the result is named the same."""
-    for first, second, told in (
+    for first, second, message in (
         ("null", "50", "resuming after"),
         ("50", "null", "resuming after"),
         ("null", "3", "starting over"),
@@ -152,7 +156,7 @@ def test_passes_that_were_saved_go_on_in_batches_of_the_same_size_alone(
             patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
             run(folder, "mc_samples=4", f"mc_batch={first}")
         run(folder, "mc_samples=4", f"mc_batch={second}")
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert [path.name for path in folder.glob("eval-*")] == ["eval-0001-mc4-s1.json"]
 
 
@@ -160,7 +164,7 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nowhere" / "provenance.py"))
-    for first, second, told in (
+    for first, second, message in (
         ("0123abc", "0123abc", "resuming after"),
         ("0123abc", "4567def", "starting over"),
     ):
@@ -171,7 +175,7 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
             run(folder, "mc_samples=4")
         monkeypatch.setenv("VDROP_COMMIT", second)
         run(folder, "mc_samples=4")
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_word_dropout_is_of_models_that_were_trained_with_it(
@@ -193,11 +197,11 @@ def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
     other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)
     run(folder, f"members=[{other}]")
     (written,) = folder.glob("eval-0001-ensemble2-*.json")
-    told = json.loads(written.read_text())
-    assert told["members"] == [str(where / "checkpoint-0001.pt") for where in (folder, other)]
+    result = json.loads(written.read_text())
+    assert result["members"] == [str(where / "checkpoint-0001.pt") for where in (folder, other)]
     alone = [json.loads((where / "result.json").read_text())["test_ppl"] for where in (folder, other)]
-    assert 1 < told["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
-    assert told["metrics"].keys() == {"valid_ppl", "test_ppl"}
+    assert 1 < result["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
+    assert result["metrics"].keys() == {"valid_ppl", "test_ppl"}
     with pytest.raises(ConfigError, match="got one twice"):
         run(folder, f"members=[{folder}]")
     with pytest.raises(ConfigError, match="members must be empty with mc_samples"):
@@ -259,8 +263,8 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
         str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu")
     )
 
-    def is_resumed(held: dict[str, Any]) -> bool:
-        files.write_tensors(path, held)
+    def is_resumed(content: dict[str, Any]) -> bool:
+        files.write_tensors(path, content)
         partial = Partial(path, good["of"], 5)
         passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
         resumed = partial.load(passes)
@@ -325,9 +329,9 @@ def test_what_a_checkpoint_says_of_files_and_folders_is_used_only_where_that_is_
     run(folder, *text[1:])
     assert (folder / "eval-0001-standard.json").exists()
     path = checkpoint.find(str(folder))
-    found = checkpoint.load(path)
-    config = found.config | {"data": found.config["data"] | {"cache": "chosen", "train": "a\x1b[31mb"}}
-    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, config=config))})
+    original = checkpoint.load(path)
+    config = original.config | {"data": original.config["data"] | {"cache": "chosen", "train": "a\x1b[31mb"}}
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(original, config=config))})
     with pytest.raises(ConfigError) as refused:
         run(folder, "stored_data=false")
     assert str(refused.value).isprintable() and r"\x1b" in str(refused.value)
@@ -337,17 +341,17 @@ def test_what_a_checkpoint_says_of_files_and_folders_is_used_only_where_that_is_
 
 def test_what_does_not_fit_or_overflows_is_one_line_and_writes_nothing(folder: Path) -> None:
     path = checkpoint.find(str(folder))
-    found = checkpoint.load(path)
-    larger = found.config | {"model": found.config["model"] | {"hidden_size": 10**9}}
-    deeper = found.config | {"model": found.config["model"] | {"layers": 10**12}}
-    renamed = {f"{name}_": weight for name, weight in found.model.items()}
+    original = checkpoint.load(path)
+    larger = original.config | {"model": original.config["model"] | {"hidden_size": 10**9}}
+    deeper = original.config | {"model": original.config["model"] | {"layers": 10**12}}
+    renamed = {f"{name}_": weight for name, weight in original.model.items()}
     for change in ({"model": renamed}, {"config": larger}, {"config": deeper}):
-        files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, **change))})
+        files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(original, **change))})
         with pytest.raises(ConfigError, match=r"checkpoint-0001\.pt cannot be used: "):
             run(path)
-    bias_V = found.model["head_bias"]
-    huge = found.model | {"head_bias": torch.where(torch.arange(len(bias_V)) % 2 == 0, 3e38, -3e38)}
-    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model=huge))})
+    bias_V = original.model["head_bias"]
+    huge = original.model | {"head_bias": torch.where(torch.arange(len(bias_V)) % 2 == 0, 3e38, -3e38)}
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(original, model=huge))})
     with pytest.raises(RunError, match="are not those of a model that works"):
         run(folder)
     assert not list(folder.glob("eval-*.json"))
@@ -371,8 +375,10 @@ def test_the_corpus_may_lie_elsewhere_now(
     fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
     model.initialise(0.1, Stream((1,)))
-    told = replace(at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict()))
-    checkpoint.save(told, tmp_path)
+    trained_checkpoint = replace(
+        at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict())
+    )
+    checkpoint.save(trained_checkpoint, tmp_path)
     monkeypatch.setattr(
         LanguageModelling, "evaluate", lambda task, model: {"test_ppl": float(len(task.streams["test"]))}
     )
@@ -387,8 +393,8 @@ def test_the_corpus_may_lie_elsewhere_now(
 def test_a_model_of_ratings_is_evaluated_by_the_same_command(
     rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Standard, as an ensemble, and by passes, which are stopped and go on to the same numbers; the text lies
-    elsewhere by then.
+    """Standard, as an ensemble, and by passes, which are stopped and resume to the same numbers; the text
+    has moved by then.
     """
     monkeypatch.chdir(tmp_path)
     for seed in (1, 2):
@@ -397,13 +403,14 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
     moved = tmp_path / "moved.csv"
     moved.write_bytes(Path(rated[1].removeprefix("data.csv=")).read_bytes())
 
-    def told(name: str) -> dict[str, Any]:
+    def result_named(name: str) -> dict[str, Any]:
         return dict(json.loads((first / f"eval-0001-{name}.json").read_text()))
 
     run(first, f"data.csv={moved}")
     trained = json.loads((first / "result.json").read_text())
     assert (
-        told("standard")["metrics"] == {name: trained[name] for name in told("standard")["metrics"]}
+        result_named("standard")["metrics"]
+        == {name: trained[name] for name in result_named("standard")["metrics"]}
         and trained["test_rmse"] > 0
     )
     run(first, f"members=[{second}]")
@@ -417,10 +424,10 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
         run(first, f"members=[{other}]")
     run(first, "mc_samples=6", "word_dropout=false")
     run(first, "mc_samples=6")
-    whole = told("mc6-s1")
+    whole = result_named("mc6-s1")
     assert (
         whole["word_dropout"] is True
-        and whole["metrics"]["test_rmse_mc6"] != told("mc6-no_word-s1")["metrics"]["test_rmse_mc6"]
+        and whole["metrics"]["test_rmse_mc6"] != result_named("mc6-no_word-s1")["metrics"]["test_rmse_mc6"]
     )
     assert {"test_rmse", "test_log_likelihood_mc6", "test_coverage_80_mc6", "noise_mc6"} <= set(
         whole["metrics"]
@@ -441,4 +448,4 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
         with pytest.raises(Interrupted, match=r"saved after [\d,]+ of [\d,]+ words of MC passes"):
             run(first, "mc_samples=6")
     run(first, "mc_samples=6")
-    assert told("mc6-s1")["metrics"] == whole["metrics"] and not list(first.glob("*.partial"))
+    assert result_named("mc6-s1")["metrics"] == whole["metrics"] and not list(first.glob("*.partial"))

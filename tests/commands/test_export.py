@@ -24,18 +24,18 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent
-    held = checkpoint.load(checkpoint.all_in(folder)[0])
+    original = checkpoint.load(checkpoint.all_in(folder)[0])
     for more, target in (
         ([], folder / "checkpoint-0001.safetensors"),
         (["file=there.safetensors"], Path("there.safetensors")),
     ):
         export.run(settings(f"checkpoint={folder}", *more, command="export"))
         weights = load_file(target)
-        assert weights.keys() == held.model.keys()
-        assert all(torch.equal(weights[name], tensor) for name, tensor in held.model.items())
+        assert weights.keys() == original.model.keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in original.model.items())
         with safe_open(target, "pt") as file:
-            told = file.metadata()
-        assert restore(json.loads(told["config"])) == held.train and told["epoch"] == "1"
+            metadata = file.metadata()
+        assert restore(json.loads(metadata["config"])) == original.train and metadata["epoch"] == "1"
 
 
 def test_it_is_whole_whatever_the_weights_memory_is_like(
@@ -47,37 +47,39 @@ def test_it_is_whole_whatever_the_weights_memory_is_like(
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY, *text))
     (path,) = Path().rglob("checkpoint-0001.pt")
-    found = checkpoint.load(path)
-    changed = found.model | {
-        "head_weight": found.model["embedding"],
-        "layers.weight_hh_l0": found.model["layers.weight_hh_l0"].t().contiguous().t(),
+    original = checkpoint.load(path)
+    changed = original.model | {
+        "head_weight": original.model["embedding"],
+        "layers.weight_hh_l0": original.model["layers.weight_hh_l0"].t().contiguous().t(),
     }
     assert not changed["layers.weight_hh_l0"].is_contiguous()
     files.write_tensors(
-        Path("shared.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=changed))}
+        Path("shared.pt"), {"format": checkpoint.FORMAT, **vars(replace(original, model=changed))}
     )
     export.run(settings("checkpoint=shared.pt", command="export"))
     weights = load_file("shared.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in changed.items())
     with safe_open("shared.safetensors", "pt") as file:
-        held = file.metadata()
-    assert json.loads(held["vocabulary"]) == found.learned["vocabulary"] and len(
-        found.learned["vocabulary"]
+        metadata = file.metadata()
+    assert json.loads(metadata["vocabulary"]) == original.learned["vocabulary"] and len(
+        original.learned["vocabulary"]
     ) == len(weights["embedding"])
-    assert json.loads(held["line_end"]) == "<eos>" and all(isinstance(value, str) for value in held.values())
+    assert json.loads(metadata["line_end"]) == "<eos>" and all(
+        isinstance(value, str) for value in metadata.values()
+    )
     for wrong in (
-        {f"{name}_": weight for name, weight in found.model.items()},
-        found.model | {"embedding": found.model["embedding"][1:]},
+        {f"{name}_": weight for name, weight in original.model.items()},
+        original.model | {"embedding": original.model["embedding"][1:]},
     ):
         files.write_tensors(
-            Path("wrong.pt"), {"format": checkpoint.FORMAT, **vars(replace(found, model=wrong))}
+            Path("wrong.pt"), {"format": checkpoint.FORMAT, **vars(replace(original, model=wrong))}
         )
         with pytest.raises(ConfigError, match=r"^checkpoint=wrong\.pt cannot be used: "):
             export.run(settings("checkpoint=wrong.pt", command="export"))
         assert not Path("wrong.safetensors").exists()
 
 
-def test_what_cannot_be_its_file_is_told_before_anything_is_written(
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_written(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,12 +101,12 @@ def test_only_what_it_has_written_is_overwritten(
     train.run(settings(*TINY, *text))
     (path,) = Path().rglob("checkpoint-0001.pt")
     save_file({"w": torch.zeros(2)}, "theirs.safetensors")
-    for name, held in (
+    for name, content in (
         ("mine.txt", b"mine"),
         ("short", b"\x05"),
         ("list", (2).to_bytes(8, "little") + b"[]"),
     ):
-        Path(name).write_bytes(held)
+        Path(name).write_bytes(content)
     for name in ("mine.txt", "short", "list", "theirs.safetensors"):
         before = Path(name).read_bytes()
         with pytest.raises(ConfigError, match=rf"{name} was not written by vdrop, .*; choose another file="):
@@ -124,20 +126,20 @@ def test_what_it_has_written_is_its_own_whatever_the_vocabulary(
     """However long: words are written as they are, but for what is no character."""
     monkeypatch.chdir(tmp_path)
     train.run(settings(*TINY, *text))
-    found = checkpoint.load(next(Path().rglob("checkpoint-0001.pt")))
-    vocabulary = [word, *found.learned["vocabulary"][1:]]
+    original = checkpoint.load(next(Path().rglob("checkpoint-0001.pt")))
+    vocabulary = [word, *original.learned["vocabulary"][1:]]
     files.write_tensors(
         Path("a.pt"),
         {
             "format": checkpoint.FORMAT,
-            **vars(replace(found, learned=found.learned | {"vocabulary": vocabulary})),
+            **vars(replace(original, learned=original.learned | {"vocabulary": vocabulary})),
         },
     )
     for _ in range(2):
         export.run(settings("checkpoint=a.pt", command="export"))
     with safe_open("a.safetensors", "pt") as file:
-        held = file.metadata()["vocabulary"]
-    assert json.loads(held) == vocabulary and len(held) < 1.1 * len(word) + 1000
+        stored_vocabulary = file.metadata()["vocabulary"]
+    assert json.loads(stored_vocabulary) == vocabulary and len(stored_vocabulary) < 1.1 * len(word) + 1000
 
 
 def test_without_a_checkpoint_it_says_so() -> None:

@@ -27,7 +27,7 @@ from vdrop_cli.prediction import load as load_model
 from vdrop_cli.tasks import WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
-Told = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def writer(here: Path, text: list[str]) -> Path:
     return next(here.rglob("result.json")).parent
 
 
-def told(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> Told:
+def predict_rows(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> Rows:
     capsys.readouterr()
     predict.run(settings(f"checkpoint={folder}", "device=cpu", "json=true", *overrides, command="predict"))
     return [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
@@ -67,7 +67,7 @@ def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(
     critic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("texts.txt").write_text("Good1 good2 good3 good1 good0\n\nbad1 bad2 bad3 BAD1 bad0\n")
-    good, blank, bad = told(capsys, critic, "file=texts.txt")
+    good, blank, bad = predict_rows(capsys, critic, "file=texts.txt")
     assert [row["line"] for row in (good, blank, bad)] == [1, 2, 3] and (blank["text"], blank["rating"]) == (
         "",
         None,
@@ -76,7 +76,7 @@ def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(
     for row in (good, bad):
         assert row["low"] < row["rating"] < row["high"] and row["deviation"] > 0
         assert row["high"] - row["rating"] == pytest.approx(row["rating"] - row["low"])
-    (narrow,) = told(capsys, critic, "text='good1 good2 good3 good1 good0'", "level=50")
+    (narrow,) = predict_rows(capsys, critic, "text='good1 good2 good3 good1 good0'", "level=50")
     assert narrow["rating"] == pytest.approx(good["rating"]), "the same words and the same masks"
     assert (narrow["high"] - narrow["low"]) / (good["high"] - good["low"]) == pytest.approx(
         0.6745 / 1.96, rel=1e-3
@@ -96,30 +96,30 @@ def test_a_long_text_is_rated_by_the_mean_over_its_chunks(
     alone = [
         loaded.model(chunk[:, None], torch.tensor([6]), loaded.model.mean_masks()).item() for chunk in chunks
     ]
-    (row,) = told(capsys, folder, f"text='{' '.join(words)}'")
+    (row,) = predict_rows(capsys, folder, f"text='{' '.join(words)}'")
     assert row["rating"] == pytest.approx(scale.mean + scale.deviation * sum(alone) / 2, rel=1e-5)
     with pytest.raises(
         ConfigError, match=r"^mc_samples must be 0 or null, .* was trained without dropout, got 3"
     ):
-        told(capsys, folder, "text=good1", "mc_samples=3")
+        predict_rows(capsys, folder, "text=good1", "mc_samples=3")
 
 
 def test_texts_come_from_standard_input_too(
     critic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffgood1\r\nbad1\u2028bad2\n".encode())))
-    assert [row["text"] for row in told(capsys, critic)] == ["good1", "bad1\u2028bad2"]
+    assert [row["text"] for row in predict_rows(capsys, critic)] == ["good1", "bad1\u2028bad2"]
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ConfigError, match=r"^there is no standard input; give text=… or file=…"):
-        told(capsys, critic)
+        predict_rows(capsys, critic)
 
 
 def test_every_setting_of_it_changes_something(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (base,) = told(capsys, critic, "text=good1 bad2")
+    (base,) = predict_rows(capsys, critic, "text=good1 bad2")
     for change in ("mc_samples=3", "seed=2", "precision=bf16", "mc_samples=60"):
-        (changed,) = told(capsys, critic, "text=good1 bad2", change)
+        (changed,) = predict_rows(capsys, critic, "text=good1 bad2", change)
         assert changed["rating"] != base["rating"], change
-    (standard,) = told(capsys, critic, "text=good1 bad2", "mc_samples=0")
+    (standard,) = predict_rows(capsys, critic, "text=good1 bad2", "mc_samples=0")
     assert standard["deviation"] == 0 and standard["rating"] != base["rating"]
 
 
@@ -139,15 +139,15 @@ def test_the_noise_is_that_of_the_evaluation_where_there_is_one(
         settings(f"checkpoint={critic}", "mc_samples=5", "stored_data=true", "device=cpu", command="eval")
     )
     noise = json.loads(next(critic.glob("eval-*-mc5-s1.json")).read_text())["metrics"]["noise_mc5"]
-    (row,) = told(capsys, critic, "text=good1", "level=68.26894921370859", "mc_samples=5")
+    (row,) = predict_rows(capsys, critic, "text=good1", "level=68.26894921370859", "mc_samples=5")
     assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
 
 
-def test_the_noise_is_found_whatever_the_checkpoint_is_called(
+def test_the_noise_is_found_whatever_the_name_of_the_checkpoint(
     critic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where it is known from nothing but the evaluation."""
-    found = checkpoint.load(checkpoint.find(str(critic)))
+    original = checkpoint.load(checkpoint.find(str(critic)))
     for name, samples, made, metric in (
         ("best [1].pt", 5, "best [1]-mc5-s1.json", "noise_mc5"),
         ("my-checkpoint.pt", 0, "my-eval-standard.json", "noise"),
@@ -155,7 +155,10 @@ def test_the_noise_is_found_whatever_the_checkpoint_is_called(
         path = critic / name
         files.write_tensors(
             path,
-            {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))},
+            {
+                "format": checkpoint.FORMAT,
+                **vars(replace(original, learned=original.learned | {"noise": None})),
+            },
         )
         evaluation.run(
             settings(
@@ -166,13 +169,15 @@ def test_the_noise_is_found_whatever_the_checkpoint_is_called(
                 command="eval",
             )
         )
-        held = json.loads((critic / made).read_text())
-        (critic / made).write_text(json.dumps(held | {"metrics": held["metrics"] | {metric: 0.25}}))
-        (row,) = told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
+        evaluation_file = json.loads((critic / made).read_text())
+        (critic / made).write_text(
+            json.dumps(evaluation_file | {"metrics": evaluation_file["metrics"] | {metric: 0.25}})
+        )
+        (row,) = predict_rows(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
         assert row["noise"] == 0.25
-        (critic / made).write_text(json.dumps(held | {"epoch": held["epoch"] + 1}))
+        (critic / made).write_text(json.dumps(evaluation_file | {"epoch": evaluation_file["epoch"] + 1}))
         with pytest.raises(ConfigError, match="first, which fits the observation noise"):
-            told(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
+            predict_rows(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
 
 
 def test_the_noise_of_another_precision_is_not_taken(
@@ -184,10 +189,10 @@ def test_the_noise_of_another_precision_is_not_taken(
     own = next(critic.glob("eval-*-mc5-s1.json"))
     other = own.with_name(f"{own.stem}-bf16.json")
     other.write_text(own.read_text().replace('"noise_mc5": ', '"noise_mc5": 9'))
-    (row,) = told(capsys, critic, "text=good1", "mc_samples=5")
+    (row,) = predict_rows(capsys, critic, "text=good1", "mc_samples=5")
     assert row["noise"] == json.loads(own.read_text())["metrics"]["noise_mc5"]
     own.unlink()
-    (row,) = told(capsys, critic, "text=good1", "mc_samples=5")
+    (row,) = predict_rows(capsys, critic, "text=good1", "mc_samples=5")
     assert row["noise"] == json.loads((critic / "result.json").read_text())["noise"]
 
 
@@ -195,8 +200,8 @@ def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(
     critic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for more, escaped in ([], "good1 bad1 \\u201chm\\u201d"), (["json=true"], r"good1\nbad1 \u201chm\u201d"):
-        held = io.BytesIO()
-        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
+        stdout = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stdout, encoding="ascii", write_through=True))
         output.prepare()
         predict.run(
             settings(
@@ -208,12 +213,12 @@ def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(
                 command="predict",
             )
         )
-        *_, last = held.getvalue().decode().splitlines()
+        *_, last = stdout.getvalue().decode().splitlines()
         assert escaped in last
         assert not more or json.loads(last)["text"] == "good1\nbad1 “hm”"
 
 
-def test_noise_fitted_to_what_was_learnt_is_told(
+def test_noise_fitted_to_training_data_is_reported(
     rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the paper's protocol, which has no validation part."""
@@ -223,7 +228,7 @@ def test_noise_fitted_to_what_was_learnt_is_told(
     learnt = (
         "fitted to the train part (which the model has learnt: intervals are too narrow where it over-fits)"
     )
-    told(capsys, folder, "text=good1")
+    predict_rows(capsys, folder, "text=good1")
     predict.run(settings(f"checkpoint={folder}", "text=good1", "device=cpu", command="predict"))
     assert learnt in capsys.readouterr().err
     evaluation.run(
@@ -245,18 +250,18 @@ def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_fro
     Path("texts.txt").write_text(
         "\n".join(" ".join(words[int(i)] for i in sequence[1:]) for sequence in part.sequences)
     )
-    rows = told(capsys, critic, "file=texts.txt", "mc_samples=0")
+    rows = predict_rows(capsys, critic, "file=texts.txt", "mc_samples=0")
     assert [row["rating"] for row in rows] == pytest.approx(
         loaded.task.predict(loaded.model, part).tolist(), abs=1e-6
     )
 
 
-def test_an_evaluation_that_is_damaged_is_told(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_evaluation_is_an_error(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (critic / f"{checkpoint.find(str(critic)).stem.replace('checkpoint', 'eval')}-mc50-s1.json").write_text(
         "{"
     )
     with pytest.raises(ConfigError, match=r"eval-\d+-mc50-s1\.json is damaged"):
-        told(capsys, critic, "text=good1")
+        predict_rows(capsys, critic, "text=good1")
 
 
 def test_a_language_model_names_the_words_it_expects_least(
@@ -265,20 +270,20 @@ def test_a_language_model_names_the_words_it_expects_least(
     """In this language w3 is followed by 10, 11, 16 or 20, w10 by 31, 32, 37 or 1."""
     usual, odd = "w3 w10 w31", "w3 w10 w30 W5"
     Path("texts.txt").write_text(f"{usual}\n{odd}\n")
-    first, second = told(capsys, writer, "file=texts.txt", "surprises=2")
+    first, second = predict_rows(capsys, writer, "file=texts.txt", "surprises=2")
     assert first["ppl"] < second["ppl"] and (first["words"], second["words"]) == (4, 5), (
         "and the sentence's end"
     )
     assert len(second["surprises"]) == 2
     assert second["surprises"][0]["bits"] > second["surprises"][1]["bits"]
-    (whole,) = told(capsys, writer, f"text='{odd}'", "surprises=9")
+    (whole,) = predict_rows(capsys, writer, f"text='{odd}'", "surprises=9")
     assert len(whole["surprises"]) == 5
     bits = sum(one["bits"] for one in whole["surprises"]) / 5
     assert 2**bits == pytest.approx(whole["ppl"], rel=1e-6), "perplexity is 2 to the mean surprise"
     by_place = {one["place"]: (one["word"], one["read_as"]) for one in whole["surprises"]}
     assert by_place[4] == ("W5", "w5") and by_place[5] == ("<eos>", "<eos>")
-    (lines,) = told(capsys, writer, f"text='{usual}\n{usual}'")
-    (marked,) = told(capsys, writer, f"text='{usual} <eos> {usual}'")
+    (lines,) = predict_rows(capsys, writer, f"text='{usual}\n{usual}'")
+    (marked,) = predict_rows(capsys, writer, f"text='{usual} <eos> {usual}'")
     assert lines["ppl"] == marked["ppl"] and lines["words"] == 2 * 4
     predict.run(settings(f"checkpoint={writer}", f"text='{odd}'", "device=cpu", command="predict"))
     shown = capsys.readouterr().out
@@ -288,7 +293,7 @@ def test_a_language_model_names_the_words_it_expects_least(
 def test_a_word_that_training_does_not_have_is_unknown(
     writer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (row,) = told(capsys, writer, "text=w3 unheard", "surprises=9")
+    (row,) = predict_rows(capsys, writer, "text=w3 unheard", "surprises=9")
     assert {(one["word"], one["read_as"]) for one in row["surprises"]} == {
         ("w3", "w3"),
         ("unheard", "<unk>"),
@@ -299,7 +304,7 @@ def test_a_word_that_training_does_not_have_is_unknown(
 def test_a_language_model_writes_what_it_has_learned(
     writer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (row,) = told(capsys, writer, "sample=300", "text=w3")
+    (row,) = predict_rows(capsys, writer, "sample=300", "text=w3")
     words = ["w3", *row["sample"]]
     assert len(row["sample"]) == 300 and row["text"] == "w3"
     followed = [
@@ -308,9 +313,9 @@ def test_a_language_model_writes_what_it_has_learned(
     right = [b in {(3 * a + step) % 40 for step in (1, 2, 7, 11)} for a, b in followed]
     assert sum(right) / len(right) > 0.6, "by chance it would be a tenth"
     assert (
-        told(capsys, writer, "sample=300", "text=w3")
+        predict_rows(capsys, writer, "sample=300", "text=w3")
         == [row]
-        != told(capsys, writer, "sample=300", "text=w3", "seed=2")
+        != predict_rows(capsys, writer, "sample=300", "text=w3", "seed=2")
     )
     predict.run(settings(f"checkpoint={writer}", "sample=30", "device=cpu", command="predict"))
     assert "<eos>" not in capsys.readouterr().out
@@ -404,18 +409,20 @@ def test_values_out_of_bounds_are_refused(overrides: list[str], message: str) ->
         settings("checkpoint=a", *overrides, command="predict")
 
 
-def test_what_does_not_fit_the_model_is_told(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_do_not_fit_the_model_are_refused(
+    writer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null of a language model"):
-        told(capsys, writer, "text=w3", "mc_samples=3")
+        predict_rows(capsys, writer, "text=w3", "mc_samples=3")
     with pytest.raises(ConfigError, match=r"^level is for ratings, .* is a language model; leave it out"):
-        told(capsys, writer, "text=w3", "level=50")
+        predict_rows(capsys, writer, "text=w3", "level=50")
     with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
-        told(capsys, writer, "file=nowhere")
+        predict_rows(capsys, writer, "file=nowhere")
     with pytest.raises(ConfigError, match=r"^text='w3\\udcff' is not UTF-8"):
         predict.run(replace(settings(f"checkpoint={writer}", "text=w3", command="predict"), text="w3\udcff"))
     Path("empty").write_text("")
     with pytest.raises(ConfigError, match=r"^file=empty holds no text"):
-        told(capsys, writer, "file=empty")
+        predict_rows(capsys, writer, "file=empty")
 
 
 def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,7 +430,7 @@ def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.Capture
         with pytest.raises(
             ConfigError, match=rf"^{wrong[:-2]} is for language models, .* predicts ratings; leave it out"
         ):
-            told(capsys, critic, wrong)
+            predict_rows(capsys, critic, wrong)
 
 
 def moved_without_data(run: Path, elsewhere: Path) -> Path:
@@ -446,64 +453,65 @@ def test_a_checkpoint_predicts_where_its_text_is_not(
 ) -> None:
     train.run(settings(*TINY, *own_text))
     run = next(here.rglob("result.json")).parent
-    (before,) = told(capsys, run, "text=w3 w10")
+    (before,) = predict_rows(capsys, run, "text=w3 w10")
     shutil.rmtree("corpus")
     folder = moved_without_data(run, here / "elsewhere")
-    assert told(capsys, folder, "text=w3 w10") == [before]
-    assert len(told(capsys, folder, "sample=4")[0]["sample"]) == 4
+    assert predict_rows(capsys, folder, "text=w3 w10") == [before]
+    assert len(predict_rows(capsys, folder, "sample=4")[0]["sample"]) == 4
 
 
 def test_ratings_are_predicted_where_their_texts_are_not(
     critic: Path, rated: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (before,) = told(capsys, critic, "text=good1 bad2")
+    (before,) = predict_rows(capsys, critic, "text=good1 bad2")
     csv = Path(rated[1].removeprefix("data.csv="))
     csv.rename(csv.with_suffix(".away"))
     try:
-        assert told(capsys, moved_without_data(critic, Path("elsewhere")), "text=good1 bad2") == [before], (
-            "with the same interval"
-        )
+        assert predict_rows(capsys, moved_without_data(critic, Path("elsewhere")), "text=good1 bad2") == [
+            before
+        ], "with the same interval"
     finally:
         csv.with_suffix(".away").rename(csv)
 
 
-def test_an_older_checkpoint_needs_its_text_and_is_told_where_it_is_by_the_user_alone(
+def test_an_older_checkpoint_needs_its_text_whose_place_the_user_gives(
     here: Path, own_text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train.run(settings(*TINY, *own_text))
     run = next(here.rglob("result.json")).parent
-    expected = told(capsys, run, "text=w3 w10")
-    held = {
+    expected = predict_rows(capsys, run, "text=w3 w10")
+    content = {
         name: value
         for name, value in vars(checkpoint.load(checkpoint.find(str(run)))).items()
         if name != "learned"
     }
-    files.write_tensors(here / "old.pt", {"format": checkpoint.OLDER_FORMAT, **held})
+    files.write_tensors(here / "old.pt", {"format": checkpoint.OLDER_FORMAT, **content})
     with pytest.raises(
         ConfigError,
         match=r"data\.train='corpus/train\.txt'.* give data\.train=… data\.valid=… data\.test=…, or train "
         r"again",
     ):
-        told(capsys, here / "old.pt", "text=w3 w10")
-    assert told(capsys, here / "old.pt", "text=w3 w10", *own_text[1:]) == expected
+        predict_rows(capsys, here / "old.pt", "text=w3 w10")
+    assert predict_rows(capsys, here / "old.pt", "text=w3 w10", *own_text[1:]) == expected
 
 
 def test_in_the_middle_of_an_epoch_the_noise_is_not_known_and_is_said_to_be_had(
     critic: Path, capsys: pytest.CaptureFixture[str], rated: list[str]
 ) -> None:
-    found = checkpoint.load(checkpoint.find(str(critic)))
-    (end,) = told(capsys, critic, "text=good1", "mc_samples=5")
+    original = checkpoint.load(checkpoint.find(str(critic)))
+    (end,) = predict_rows(capsys, critic, "text=good1", "mc_samples=5")
     Path("middle").mkdir()
     path = Path("middle") / checkpoint.find(str(critic)).name
     files.write_tensors(
-        path, {"format": checkpoint.FORMAT, **vars(replace(found, learned=found.learned | {"noise": None}))}
+        path,
+        {"format": checkpoint.FORMAT, **vars(replace(original, learned=original.learned | {"noise": None}))},
     )
     with pytest.raises(
         ConfigError,
         match=r"data\.csv=.* give data\.csv=…, or run vdrop eval checkpoint=\S+ mc_samples=5 first",
     ):
-        told(capsys, path, "text=good1", "mc_samples=5")
-    (fitted,) = told(capsys, path, "text=good1", "mc_samples=5", rated[1])
+        predict_rows(capsys, path, "text=good1", "mc_samples=5")
+    (fitted,) = predict_rows(capsys, path, "text=good1", "mc_samples=5", rated[1])
     assert fitted["noise"] == pytest.approx(end["noise"], rel=1e-6)
 
 
@@ -516,13 +524,13 @@ def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(
         predict.run(
             settings(f"checkpoint={writer}", "device=cpu", "json=true", "file=lines", command="predict")
         )
-    held = capsys.readouterr()
-    rows = [json.loads(line) for line in held.out.splitlines()]
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
     assert [row["line"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["ppl"] is None for row in rows] == [False, True, True, False, True, False]
     assert [row["text"] for row in rows] == ["w3 w10", "", "", "w3 unheard", None, "w10 w31"]
     assert [row["line"] for row in rows if "error" in row] == [5]
-    assert "file=lines, line 5: not UTF-8" in held.err
+    assert "file=lines, line 5: not UTF-8" in printed.err
     with pytest.raises(ConfigError):
         predict.run(settings(f"checkpoint={writer}", "device=cpu", "file=lines", command="predict"))
     assert "line 2: no perplexity: (blank line)" in capsys.readouterr().out
@@ -530,7 +538,7 @@ def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(
 
 def test_lines_end_as_those_of_a_training_text_do(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("lines").write_bytes(b"\xef\xbb\xbfw3 w10\rw10 w31\r\n\rw3\xe2\x80\xa8w10\n")
-    rows = told(capsys, writer, "file=lines")
+    rows = predict_rows(capsys, writer, "file=lines")
     assert [row["text"] for row in rows] == ["w3 w10", "w10 w31", "", "w3\u2028w10"] and rows[3][
         "ppl"
     ] == rows[0]["ppl"]
@@ -555,17 +563,17 @@ def test_a_corpus_of_one_line_has_no_line_ends_and_texts_are_predicted_and_writt
     train.run(settings(*TINY, *one_line(here, text_folder)))
     path = checkpoint.find(str(next(here.rglob("result.json")).parent))
     words = [word for word in checkpoint.load(path).learned["vocabulary"] if word.startswith("w")]
-    found = without_line_ends(checkpoint.load(path))
-    files.write_tensors(here / "one.pt", {"format": checkpoint.FORMAT, **vars(found)})
-    (row,) = told(capsys, here / "one.pt", f"text='{words[0]} {words[1]}\n{words[2]}'")
+    original = without_line_ends(checkpoint.load(path))
+    files.write_tensors(here / "one.pt", {"format": checkpoint.FORMAT, **vars(original)})
+    (row,) = predict_rows(capsys, here / "one.pt", f"text='{words[0]} {words[1]}\n{words[2]}'")
     assert row["words"] == 2 and [one["place"] for one in row["surprises"]] in ([2, 3], [3, 2]), (
         "the first word is not predicted"
     )
-    (alone,) = told(capsys, here / "one.pt", f"text={words[0]}")
+    (alone,) = predict_rows(capsys, here / "one.pt", f"text={words[0]}")
     assert (alone["ppl"], alone["surprises"]) == (None, None)
-    drawn = told(capsys, here / "one.pt", "sample=5")[0]["sample"]
-    assert len(drawn) == 5 and set(drawn) <= set(found.learned["vocabulary"])
-    assert len(told(capsys, here / "one.pt", "sample=5", f"text={words[0]}")[0]["sample"]) == 5
+    drawn = predict_rows(capsys, here / "one.pt", "sample=5")[0]["sample"]
+    assert len(drawn) == 5 and set(drawn) <= set(original.learned["vocabulary"])
+    assert len(predict_rows(capsys, here / "one.pt", "sample=5", f"text={words[0]}")[0]["sample"]) == 5
 
 
 def one_line(here: Path, text_folder: Path) -> list[str]:
@@ -574,33 +582,33 @@ def one_line(here: Path, text_folder: Path) -> list[str]:
     return ["data=text", *(f"data.{part}={part}.one" for part in ("train", "valid", "test"))]
 
 
-def without_line_ends(found: Checkpoint) -> Checkpoint:
+def without_line_ends(original: Checkpoint) -> Checkpoint:
     """The same model without the words <eos> and <unk>, where it has them."""
-    vocabulary = found.learned["vocabulary"]
-    kept = [number for number, word in enumerate(vocabulary) if word not in ("<eos>", "<unk>")]
-    by_word = {name: found.model[name][kept] for name in ("embedding", "head_weight", "head_bias")}
-    known = learned.to_dict(Words.from_vocabulary([vocabulary[number] for number in kept]))
-    return replace(found, model=found.model | by_word, learned=known)
+    vocabulary = original.learned["vocabulary"]
+    word_ids = [number for number, word in enumerate(vocabulary) if word not in ("<eos>", "<unk>")]
+    by_word = {name: original.model[name][word_ids] for name in ("embedding", "head_weight", "head_bias")}
+    known = learned.to_dict(Words.from_vocabulary([vocabulary[number] for number in word_ids]))
+    return replace(original, model=original.model | by_word, learned=known)
 
 
 def test_a_prediction_that_is_no_number_is_an_error(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights can be finite and still overflow."""
     path = checkpoint.find(str(writer))
-    found = checkpoint.load(path)
-    huge = {name: torch.full_like(weight, 3e38) for name, weight in found.model.items()}
-    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(found, model=huge))})
+    original = checkpoint.load(path)
+    huge = {name: torch.full_like(weight, 3e38) for name, weight in original.model.items()}
+    files.write_tensors(path, {"format": checkpoint.FORMAT, **vars(replace(original, model=huge))})
     for what in ("text=w3 w10", "sample=3"):
         with pytest.raises(RunError, match="are not those of a model that works"):
-            told(capsys, path, what)
+            predict_rows(capsys, path, what)
         assert "nan" not in capsys.readouterr().out.lower()
     files.write_tensors(
         path,
         {
             "format": checkpoint.FORMAT,
-            **vars(replace(found, model={f"{n}_": w for n, w in found.model.items()})),
+            **vars(replace(original, model={f"{n}_": w for n, w in original.model.items()})),
         },
     )
     with pytest.raises(
         ConfigError, match="cannot be used: it does not hold the weights that its settings describe"
     ):
-        told(capsys, path, "text=w3")
+        predict_rows(capsys, path, "text=w3")

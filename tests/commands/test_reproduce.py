@@ -1,4 +1,4 @@
-"""`vdrop reproduce`: a real process that is stopped, goes on, and comes to the table."""
+"""`vdrop reproduce`: a real process that is stopped, resumes, and writes the table."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def changes(text: list[str]) -> str:
 
 
 @pytest.mark.usefixtures("no_shipped_records")
-def test_it_is_stopped_goes_on_and_writes_every_row(
+def test_a_stopped_reproduction_resumes_and_writes_every_row(
     changes: str, vdrop: Vdrop, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     with fork_server.spawn(tmp_path, "reproduce", *ROWS, changes) as process:
@@ -64,11 +64,11 @@ def test_it_is_stopped_goes_on_and_writes_every_row(
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        told = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGTERM, told
+        stderr = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, stderr
     assert (
-        re.search(r"table1_small_none seed 1: \d+ (min|s).* \(0 of 12 epochs are done\)", told)
-        and "4 runs: 4 interrupted" in told
+        re.search(r"table1_small_none seed 1: \d+ (min|s).* \(0 of 12 epochs are done\)", stderr)
+        and "4 runs: 4 interrupted" in stderr
     )
     assert not (tmp_path / "outputs" / "RESULTS.md").exists()
 
@@ -145,26 +145,26 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
         made = [Finished(Path(), plain(replace(row.settings, seed=seed)), [], {}) for seed in seeds]
         return Line(row, [Measured(run, {}, []) for run in made])
 
-    of_both, of_few, of_ensemble = (
+    plan_of_both, plan_of_few, plan_of_ensemble = (
         planned(chosen, overrides, seeds)
         for chosen, seeds in (([*few, *ensemble], 10), (few, 2), (ensemble, 10))
     )
-    on_page = [len(one.on_page) for one in (of_both, of_few, of_ensemble)]
+    on_page = [len(one.on_page) for one in (plan_of_both, plan_of_few, plan_of_ensemble)]
     assert on_page == [2 * 10 + 1, 2 * 2, 1]
-    of_few.require_on_page([line(row, 1, 2) for row in few])
-    of_ensemble.require_on_page([line(ensemble[0], 1)])
+    plan_of_few.require_on_page([line(row, 1, 2) for row in few])
+    plan_of_ensemble.require_on_page([line(ensemble[0], 1)])
     for needed, lines, message in (
         (
-            of_few,
+            plan_of_few,
             [line(few[0], 1, 2), line(few[1])],
             "table1_small_variational_mc seed 1 is finished, but not in the table",
         ),
         (
-            of_few,
+            plan_of_few,
             [line(few[0], 1), line(few[1], 1, 2)],
             "table1_small_none seed 2 is finished, but not in the table",
         ),
-        (of_ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
+        (plan_of_ensemble, [], "table1_large_ensemble seed 1 is finished, but not in the table"),
     ):
         with pytest.raises(RunError, match=message):
             needed.require_on_page(lines)
@@ -265,15 +265,15 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
         pictures=Pictures.none,
         record=True,
     )
-    of_members = {"metrics": {"test_ppl": 5.0, "valid_ppl": 6.0}, "environment": {}}
+    ensemble_result = {"metrics": {"test_ppl": 5.0, "valid_ppl": 6.0}, "environment": {}}
     for seeds in ((1, 2), (1, 3)):
         members = [str(folders[seed] / "checkpoint-0001.pt") for seed in seeds]
         path = folders[1] / f"eval-0001-ensemble2-{seeds[1]:08}.json"
-        path.write_text(json.dumps(of_members | {"members": members}))
-        found = rows.collect(Path("outputs"))
-        (line,) = table1.lines_of(ensemble, found.finished[ensemble.key], found.stuck[ensemble.key])
+        path.write_text(json.dumps(ensemble_result | {"members": members}))
+        collected = rows.collect(Path("outputs"))
+        (line,) = table1.lines_of(ensemble, collected.finished[ensemble.key], collected.stuck[ensemble.key])
         assert line.seeds == ("" if 2 in seeds else "1 3")
-    results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
+    results_page.write(settled, [Table1.from_table(settled), FilmReviews()])
     page, shown = Path("R.md").read_text(), capsys.readouterr().out
     loss = json.loads((folders[2] / "stuck.json").read_text())["loss"]
     item = rf"- Variational \(tied weights\) \(fp32, .*\): seed 2 \({loss:.2f} after 10 steps\)"
@@ -289,16 +289,16 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
         ConfigError,
         match=r"/s2 holds a result, and would be overwritten by a run that is stuck; move it away",
     ):
-        results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
+        results_page.write(settled, [Table1.from_table(settled), FilmReviews()])
     (record / "result.json").unlink()
     for folder in folders.values():
         (folder / "eval-0001-ensemble2-00000003.json").unlink(missing_ok=True)
     shutil.rmtree(folders[2])
     require_planned()
-    results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
+    results_page.write(settled, [Table1.from_table(settled), FilmReviews()])
     assert Path("R.md").read_text() == page, "read from records it is the same"
     make(chosen[0], 2, is_stuck=False)
-    results_page.write(settled, [Table1.of_table(settled), FilmReviews()])
+    results_page.write(settled, [Table1.from_table(settled), FilmReviews()])
     assert "| 1 2 3 |" in (page := Path("R.md").read_text()) and not re.search(item, page)
     assert not (record / "stuck.json").exists() and (record / "result.json").exists(), (
         "a finished run replaces the record of a stuck one"
@@ -315,9 +315,9 @@ def test_rows_with_the_same_seeds_are_one_sweep_and_those_with_others_another(
     chosen = Table1([Size.small], ["none", "zaremba", "variational", "variational_mc"], overrides).rows
 
     def sweeps() -> list[list[tuple[str, int]]]:
-        found = planned(chosen, overrides, 2).sweeps()
+        made = planned(chosen, overrides, 2).sweeps()
         prefix = "table1_small_"
-        return [[(t.row.name.removeprefix(prefix), t.settings.seed) for t in sweep] for sweep in found]
+        return [[(t.row.name.removeprefix(prefix), t.settings.seed) for t in sweep] for sweep in made]
 
     every = [(name, seed) for name in ("none", "zaremba", "variational") for seed in (1, 2)]
     assert sweeps() == [every]
@@ -357,12 +357,14 @@ def test_nothing_to_run_is_an_error() -> None:
         ),
     ],
 )
-def test_what_make_is_told_is_what_runs(given: list[str], meant: Reproduce) -> None:
+def test_variables_of_make_become_settings(given: list[str], meant: Reproduce) -> None:
     root = Path(__file__).parents[2]
     outside = {"PATH": os.environ["PATH"]}  # nothing of a make that runs the tests
     command = ["make", "--dry-run", "--no-print-directory", "reproduce-table", *given]
-    told = subprocess.run(command, cwd=root, env=outside, capture_output=True, text=True, check=True).stdout
-    _, name, *arguments = shlex.split(told[told.index(".venv/bin/vdrop") :].replace("\\\n", " "))
+    printed = subprocess.run(
+        command, cwd=root, env=outside, capture_output=True, text=True, check=True
+    ).stdout
+    _, name, *arguments = shlex.split(printed[printed.index(".venv/bin/vdrop") :].replace("\\\n", " "))
     assert name == "reproduce" and settings(*prepared("reproduce", arguments), command="reproduce") == meant
 
 
@@ -379,15 +381,15 @@ def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings
     table, reviews = page_of(replace(few, overrides="schedule.epochs=1"))
     assert table == Table1([Size.small], ["none"], "schedule.epochs=1", (Size.medium,))
     assert reviews == FilmReviews()
-    of_reviews = Reproduce(StudyName.film_reviews, cells=[Cell.gru], epochs=9)
-    assert page_of(of_reviews) == [Table1(), FilmReviews(epochs=9)]
-    table, reviews = page_of(replace(of_reviews, overrides="schedule.lr=0.1"))
+    reviews_settings = Reproduce(StudyName.film_reviews, cells=[Cell.gru], epochs=9)
+    assert page_of(reviews_settings) == [Table1(), FilmReviews(epochs=9)]
+    table, reviews = page_of(replace(reviews_settings, overrides="schedule.lr=0.1"))
     assert table == Table1()
     assert reviews == FilmReviews(cells=[Cell.gru], epochs=9, overrides="schedule.lr=0.1")
 
 
 @pytest.mark.parametrize("only_plan", [False, True])
-def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_nothing(
+def test_a_page_that_cannot_be_written_is_refused_before_any_work_and_a_plan_writes_nothing(
     only_plan: bool, changes: str, vdrop: Vdrop
 ) -> None:
     ran = vdrop(
@@ -399,8 +401,8 @@ def test_what_cannot_be_written_is_told_before_hours_of_work_and_a_plan_writes_n
         "file=nowhere/R.md",
         f"plan={only_plan}",
     )
-    told = "file=nowhere/R.md is in a folder that does not exist; make it" in ran.stderr
-    assert (ran.returncode, told, "what is needed" in ran.stderr) == (
+    refused = "file=nowhere/R.md is in a folder that does not exist; make it" in ran.stderr
+    assert (ran.returncode, refused, "what is needed" in ran.stderr) == (
         (0, False, True) if only_plan else (2, True, False)
     )
 
@@ -466,8 +468,8 @@ FEW_FILM_REVIEWS = [
 @pytest.fixture
 def film_changes(rated: list[str]) -> str:
     left_out = ("task=", "task.protocol", "schedule.epochs", "device", "precision")
-    kept = [change for change in TINY_SENTIMENT if not change.startswith(left_out)]
-    return f"overrides='{' '.join([*kept, *rated])}'"
+    changes = [change for change in TINY_SENTIMENT if not change.startswith(left_out)]
+    return f"overrides='{' '.join([*changes, *rated])}'"
 
 
 def test_film_reviews_are_planned_made_drawn_and_written_down(

@@ -45,10 +45,10 @@ def timeless(record: Any) -> Any:
 
 def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str]) -> None:
     config = settings(*TINY, *text, "dropout=none", "model.hidden_size=32", "schedule.epochs=2")
-    found = list(training.records(start(config)))
-    assert isinstance(found[0], Start) and isinstance(found[-1], Result)
-    steps = [record for record in found if isinstance(record, Step)]
-    epochs = [record for record in found if isinstance(record, Epoch)]
+    records = list(training.records(start(config)))
+    assert isinstance(records[0], Start) and isinstance(records[-1], Result)
+    steps = [record for record in records if isinstance(record, Step)]
+    epochs = [record for record in records if isinstance(record, Epoch)]
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
     assert [epoch.step for epoch in epochs] == [len(steps) // 2, len(steps)]
     mean = sum(step.loss for step in steps[: len(steps) // 2]) / (len(steps) // 2)
@@ -124,11 +124,11 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
         return value * (torch.nan if next(calls) == bad else 1), state
 
     monkeypatch.setattr(run.task, "loss", broken)
-    found: list[Any] = []
+    seen: list[Any] = []
     with pytest.raises(training.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
         for record in training.records(run):
-            found.append(record)
-    assert [record.step for record in found if isinstance(record, Step)] == list(
+            seen.append(record)
+    assert [record.step for record in seen if isinstance(record, Step)] == list(
         range(1, bad + 1)
     ) and run.step == bad
     assert bad == 0 or start(config).step < bad
@@ -173,8 +173,8 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
         monkeypatch.setattr(interruption, "received", [])
         run = start(settings(*overrides, there))
         assert run.step == stop
-        told = [timeless(r) for r in (*first, *training.records(run)) if not isinstance(r, Start | Saving)]
-        assert told == whole
+        again = [timeless(r) for r in (*first, *training.records(run)) if not isinstance(r, Start | Saving)]
+        assert again == whole
         finished = [
             checkpoint.load(next(Path(folder).rglob("checkpoint-0003.pt")))
             for folder in ("outputs", f"stopped-at-{stop}")
@@ -185,7 +185,7 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
 def test_checkpoints_are_written_after_so_many_minutes_of_training(
     text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that goes on by seven seconds whenever it is looked at."""
+    """A clock that advances by seven seconds whenever it is looked at."""
     saved: dict[str, list[tuple[int, int]]] = {}
     save = checkpoint.save
     for minutes in ("0.2", "5", "inf"):
@@ -298,11 +298,11 @@ def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_end
             if not isinstance(record, Start | Saving)
         ]
         assert records == whole
-        found = checkpoint.load(next(Path(how).rglob("checkpoint-0007.pt")))
-        assert all(torch.equal(tensor, found.model[name]) for name, tensor in weights.items())
+        saved = checkpoint.load(next(Path(how).rglob("checkpoint-0007.pt")))
+        assert all(torch.equal(tensor, saved.model[name]) for name, tensor in weights.items())
 
 
-def test_an_interrupted_run_goes_on_by_itself_and_its_log_holds_every_step_once(
+def test_an_interrupted_run_resumes_and_its_log_holds_every_step_once(
     text: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(*TINY, *text, "schedule.epochs=3", "log_every=1")
@@ -354,13 +354,13 @@ def test_force_starts_over(text: list[str], capsys: pytest.CaptureFixture[str]) 
 def test_a_run_that_is_evaluated_is_not_started_over(text: list[str]) -> None:
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent
-    held = sorted(folder.iterdir())
+    before = sorted(folder.iterdir())
     with (
         Lock(folder / "eval-0001-standard.lock", "it"),
         pytest.raises(ConfigError, match=r"eval-0001-standard\.json is in use by process"),
     ):
         train.run(settings(*TINY, *text, "force=true"))
-    assert sorted(folder.iterdir()) == held
+    assert sorted(folder.iterdir()) == before
 
 
 def test_force_has_had_its_effect_when_the_earlier_run_is_gone(text: list[str]) -> None:
@@ -447,7 +447,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
         train.run(config)
 
 
-def test_a_best_checkpoint_that_is_damaged_is_told_before_more_epochs_are_trained(text: list[str]) -> None:
+def test_a_damaged_best_checkpoint_is_an_error_before_more_epochs_are_trained(text: list[str]) -> None:
     config = settings(
         *TINY,
         *text,
@@ -550,7 +550,7 @@ def test_the_folder_holds_what_a_record_needs(text: list[str]) -> None:
     assert log[0]["config"]["model"]["hidden_size"] == 8
 
 
-def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_saved(
     text: list[str], text_folder: Path
 ) -> None:
     """One chunk an epoch: the loss before the step is fine, the validation after it is not."""
@@ -589,8 +589,8 @@ def test_a_log_that_is_damaged_is_named_before_the_run_resumes(text: list[str]) 
     log.rename("log.jsonl")
     train.run(settings(*TINY, *text))
     assert read_log(log)[0]["epoch"] == 1, "the new one says where it begins"
-    found = runs.read(folder)
-    assert found is not None and found.result["test_ppl"] > 0 and found.words_per_second is None
+    run = runs.read(folder)
+    assert run is not None and run.result["test_ppl"] > 0 and run.words_per_second is None
 
 
 def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:

@@ -54,7 +54,7 @@ def test_a_changed_file_is_named(reviews: Path, tmp_path: Path) -> None:
         cornell.read(Data(CorpusName.cornell, dir=str(folder)))
 
 
-def test_the_archive_is_fetched_verified_and_kept(
+def test_the_archive_is_fetched_verified_and_stored(
     reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tarfile.open(tmp_path / "scale_data.tar.gz", "w:gz") as archive:

@@ -167,7 +167,7 @@ def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
         corpora.load(data(folder, config="three"))
 
 
-def test_what_is_not_there_is_a_line_without_words_and_what_is_no_text_is_told(folder: Path) -> None:
+def test_a_missing_text_is_a_line_without_words_and_what_is_no_text_is_refused(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
 
     for split in ("train", "validation", "test"):

@@ -93,7 +93,7 @@ def server(real_data: Path) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("unreachable")
-def test_the_files_are_fetched_by_address_verified_and_kept(
+def test_the_files_are_fetched_by_address_verified_and_stored(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ptb, "URL", server)
@@ -124,7 +124,7 @@ def test_the_hubs_copy_becomes_the_original_to_the_byte(
 
 
 @pytest.mark.usefixtures("unreachable")
-def test_something_else_at_the_address_is_refused_and_not_kept(
+def test_something_else_at_the_address_is_refused_and_not_stored(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ptb, "URL", server.replace("{part}", "test"))

@@ -76,9 +76,7 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
         ('text,stars\n"a" b,1\n', r"^data\.csv=.*: line 2 begins a quoted field after which ' b,1"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_with_its_line(
-    tmp_path: Path, content: str | bytes, message: str
-) -> None:
+def test_an_error_in_a_file_names_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_csv(tmp_path / "a.csv", content)
 
@@ -127,7 +125,7 @@ def on_hub(folder: Path, *splits: str, rating: str = "stars") -> corpora.Rated:
     )
 
 
-def test_a_data_sets_own_parts_are_kept(tmp_path: Path) -> None:
+def test_a_data_sets_own_parts_are_used(tmp_path: Path) -> None:
     rated = on_hub(tmp_path / "set", "train", "validation", "test")
     assert [(part, rated.parts.count(part)) for part in ("train", "valid", "test")] == [
         ("train", 12),

@@ -20,7 +20,7 @@ def nowhere(elsewhere: Path) -> None:
     pass
 
 
-def test_the_real_snippets_are_fetched_verified_and_kept() -> None:
+def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
     try:
         first = corpora.rated(Data(CorpusName.vader))
     except ConfigError as error:

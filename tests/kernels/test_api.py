@@ -103,11 +103,11 @@ def test_lengths_may_be_of_any_type_that_holds_them(dtype: torch.dtype, backend:
         torch.randn(s, generator=generator) for s in ((300, 2, 3), (2, 4), (12, 3), (12, 4), (12,), (12,))
     ]
     lengths = torch.tensor([5, 100])
-    (expected, found) = (
+    (expected, actual) = (
         kernels.gru(*tensors, kernels.Masks(), lengths=of, backend=backend)[1]
         for of in (lengths, lengths.to(dtype))
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=str)
@@ -120,7 +120,7 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(
     masks = Masks(*(m if m is None else m.double() for m in masks_of("lstm", policy, 4)))
     lengths_B = None if lengths is None else torch.tensor(lengths)
     for used in (slice(None), slice(3, 4)):
-        found = []
+        results = []
         for name in (backend, "reference"):
             inputs = inputs_of("lstm", 4, torch.float64)
             outputs = kernels.lstm(*inputs, masks, cells=True, lengths=lengths_B, backend=name)
@@ -132,8 +132,8 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(
             loss = sum((y * d).sum() for y, d in zip(outputs[used], upstream[used], strict=True))
             first = torch.autograd.grad(loss, inputs, retain_graph=True)
             again = torch.autograd.grad(loss, inputs, create_graph=True)
-            found.append(
+            results.append(
                 [*outputs, *first, *torch.autograd.grad(sum(g.square().sum() for g in again), inputs)]
             )
-        for ours, expected in zip(*found, strict=True):
+        for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)

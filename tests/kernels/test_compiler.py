@@ -121,10 +121,10 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_compilation_and_a_line(
 ) -> None:
     (tiny / "cache").write_text("a file\n")
     assert compiler.library().answer() == 42
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        told.startswith(f"vdrop: the compiled kernels cannot be stored in {tiny}/cache/vdrop (")
-        and told.count("\n") == 1
+        stderr.startswith(f"vdrop: the compiled kernels cannot be stored in {tiny}/cache/vdrop (")
+        and stderr.count("\n") == 1
     )
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_written_whole_is_not_left_behind(tiny: Path) -> N
 
 @pytest.fixture
 def asked_anew() -> None:
-    """Whether the library can be had is found out once in a process."""
+    """Whether the library can be built is determined once in a process."""
     for function in (native.unavailable_reason, kernels.fastest_available):
         function.cache_clear()
     yield

@@ -35,8 +35,8 @@ def pair(cell: str) -> tuple[nn.Module, nn.Module]:
     return theirs, {"lstm": LSTM, "gru": GRU}[cell].from_torch(theirs, backend="fused")
 
 
-def same(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+def same(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -65,7 +65,7 @@ def test_the_hessian_is_torchs(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_gradient_penalty_reaches_all_weights_as_with_torch(cell: str) -> None:
-    found = []
+    results = []
     for module in reversed(pair(cell)):
         x = torch.randn(
             3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
@@ -73,8 +73,8 @@ def test_a_gradient_penalty_reaches_all_weights_as_with_torch(cell: str) -> None
         y, _ = module(x)
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         (y.sum() + (dx.norm() - 1).square()).backward()
-        found.append([x.grad, *(p.grad for p in module.parameters())])
-    same(*found)
+        results.append([x.grad, *(p.grad for p in module.parameters())])
+    same(*results)
 
 
 def penalty_gradients(
@@ -99,7 +99,7 @@ def test_masks_and_lengths_are_those_of_the_definition(
     """Padding is no number for `fused`; it gets no second derivative."""
     masks, lengths_B = double(masks_of(cell, policy, 4)), None if lengths is None else torch.tensor(lengths)
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
-        found = []
+        results = []
         for backend, padding in (("fused", torch.nan), ("reference", 0.0)):
             x, *others = inputs_of(cell, 4, torch.float64)
             if lengths_B is not None:
@@ -108,13 +108,13 @@ def test_masks_and_lengths_are_those_of_the_definition(
                     .masked_fill((torch.arange(4)[:, None] >= lengths_B)[..., None], padding)
                     .requires_grad_()
                 )
-            found.append(
+            results.append(
                 penalty_gradients(
                     partial(CELLS[cell], masks=masks, lengths=lengths_B, backend=backend, **option),
                     [x, *others],
                 )
             )
-        same(*found)
+        same(*results)
 
 
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, None)], ids=["outputs", "last state"])
@@ -142,7 +142,7 @@ def test_arguments_may_depend_on_one_another(cell: str, option: dict[str, bool])
     """The first state is a function of the input, and both biases are one tensor: nothing is counted twice,
     and views are taken.
     """
-    found = []
+    results = []
     for backend in ("fused", "reference"):
         x, *others = inputs_of(cell, 3, torch.float64)
         *states, w_ih, w_hh, b, _ = others
@@ -150,13 +150,15 @@ def test_arguments_may_depend_on_one_another(cell: str, option: dict[str, bool])
         states = [x.mean() * state for state in states]
         outputs = CELLS[cell](seen, *states, w_ih, w_hh, b, b, kernels.Masks(), backend=backend, **option)
         first = torch.autograd.grad(outputs[0].square().sum(), [x, w_hh, b], create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, w_ih, w_hh, b])])
-    same(*found)
+        results.append(
+            [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, w_ih, w_hh, b])]
+        )
+    same(*results)
 
 
 @pytest.mark.parametrize("frozen", ["input", "weights"])
 def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
-    found = []
+    results = []
     for backend in ("fused", "reference"):
         x, *others = inputs_of("lstm", 3, torch.float64)
         places = [x] if frozen == "input" else others[2:]
@@ -165,8 +167,8 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
         inputs = [t for t in (x, *others) if t.requires_grad]
         loss = kernels.lstm(x, *others, kernels.Masks(), backend=backend)[0].square().sum()
         first = torch.autograd.grad(loss, inputs, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
-    same(*found)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
+    same(*results)
 
 
 @pytest.mark.parametrize(("cell", "option"), VARIANTS)
@@ -186,11 +188,11 @@ def test_plain_gradients_do_not_change_when_second_ones_are_taken(cell: str, opt
 def test_bf16_products_have_second_derivatives_close_to_exact_ones() -> None:
     """Also under a user's autocast: to the bit those without."""
     function = partial(kernels.lstm, masks=kernels.Masks(), backend="fused", compute_dtype=torch.bfloat16)
-    found = penalty_gradients(function, inputs_of("lstm", 3, torch.float32))
+    actual = penalty_gradients(function, inputs_of("lstm", 3, torch.float32))
     expected = penalty_gradients(
         partial(kernels.lstm, masks=kernels.Masks(), backend="reference"), inputs_of("lstm", 3, torch.float64)
     )
-    assert 1e-5 < max(relative_errors([t.detach() for t in found], [t.detach() for t in expected])) < 5e-2
+    assert 1e-5 < max(relative_errors([t.detach() for t in actual], [t.detach() for t in expected])) < 5e-2
     inputs = inputs_of("lstm", 3, torch.float32)
     y, *_ = function(*inputs)
     (plain,) = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
@@ -212,7 +214,7 @@ def test_an_input_changed_in_place_is_an_error() -> None:
 @pytest.mark.parametrize("plain_first", [True, False])
 def test_the_head_has_the_second_derivatives_of_cross_entropy(even: bool, plain_first: bool) -> None:
     """Whatever backward pass was before, which scales the gradients that are there in place."""
-    found = []
+    results = []
     for function in (
         partial(linear_cross_entropy, backend="fused"),
         lambda x, w, b, t: F.cross_entropy(x @ w.T + b, t, reduction="none"),
@@ -230,8 +232,8 @@ def test_the_head_has_the_second_derivatives_of_cross_entropy(even: bool, plain_
         second = torch.autograd.grad(
             sum(g.square().sum() for g in first), [*tensors, scale], retain_graph=True
         )
-        found.append([*plain, *first, *second, *torch.autograd.grad(loss, tensors)])
-    same(*found)
+        results.append([*plain, *first, *second, *torch.autograd.grad(loss, tensors)])
+    same(*results)
     tensors, targets = head(3, 4, torch.float64)
     assert torch.autograd.gradgradcheck(
         lambda *a: linear_cross_entropy(*a, targets, backend="fused"), tensors
@@ -241,13 +243,13 @@ def test_the_head_has_the_second_derivatives_of_cross_entropy(even: bool, plain_
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_a_compiled_layer_keeps_the_penalty() -> None:
     _, ours = pair("lstm")
-    found = []
+    results = []
     for module in (torch.compile(ours, backend="eager", fullgraph=True), ours):
         x = torch.ones(2, 1, 3, dtype=torch.float64, requires_grad=True)
         y, _ = module(x)
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        found.append(torch.autograd.grad(y.sum() + dx.square().sum(), x))
-    same(*found)
+        results.append(torch.autograd.grad(y.sum() + dx.square().sum(), x))
+    same(*results)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in its forward mode
@@ -282,5 +284,5 @@ def test_the_head_needs_the_reference_in_transforms_too() -> None:
     (x, w, b), targets = head(3, 4, torch.float64)
     with pytest.raises(ValueError, match=r'use backend="reference"$'):
         torch.func.grad(lambda x: linear_cross_entropy(x, w, b, targets).sum())(x)
-    found = torch.func.grad(lambda x: linear_cross_entropy(x, w, b, targets, backend="reference").sum())(x)
-    same(found, torch.autograd.grad(F.cross_entropy(x @ w.T + b, targets, reduction="sum"), x)[0])
+    actual = torch.func.grad(lambda x: linear_cross_entropy(x, w, b, targets, backend="reference").sum())(x)
+    same(actual, torch.autograd.grad(F.cross_entropy(x @ w.T + b, targets, reduction="sum"), x)[0])

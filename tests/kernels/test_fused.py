@@ -47,11 +47,11 @@ def outputs_and_gradients(
     return [*outputs, *torch.autograd.grad(outputs[used], inputs, upstream[used])]
 
 
-def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
-    assert all(f.isfinite().all() for f in found)  # `max` passes over NaN
+def relative_errors(actual: list[Tensor], expected: list[Tensor]) -> list[float]:
+    assert all(f.isfinite().all() for f in actual)  # `max` passes over NaN
     return [
         ((f.double() - e.double()).norm() / e.double().norm()).item()
-        for f, e in zip(found, expected, strict=True)
+        for f, e in zip(actual, expected, strict=True)
     ]
 
 
@@ -81,11 +81,11 @@ def test_fp32_agrees_with_the_definition_in_float64(
             lambda *a, f=function, o=option: f(*a, double(masks), lengths=lengths, backend="reference", **o),
             inputs_of(cell, time, torch.float64),
         )
-        found = outputs_and_gradients(
+        actual = outputs_and_gradients(
             lambda *a, f=function, o=option: f(*a, masks, lengths=lengths, backend=backend, **o),
             inputs_of(cell, time, torch.float32),
         )
-        assert max(relative_errors(found, expected)) < 1e-5
+        assert max(relative_errors(actual, expected)) < 1e-5
 
 
 @both_back_ends
@@ -104,16 +104,16 @@ def test_padding_is_never_read(
     masks, lengths_B = double(masks_of(cell, policy, 6)), torch.tensor(lengths)
     padding_TB = torch.arange(6)[:, None] >= lengths_B
     for option in [{}] if cell == "lstm" else [{"reset_after": False}, {"reset_after": True}]:
-        found = []
+        results = []
         for name, padding in (("reference", 0.0), ("reference", torch.nan), (backend, torch.nan)):
             x, *others = inputs_of(cell, 6, torch.float64)
             x = x.detach().masked_fill(padding_TB[..., None], padding).requires_grad_()
             function = partial(
                 {"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths_B, backend=name, **option
             )
-            found.append(outputs_and_gradients(function, [x, *others]))
-            assert not found[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
-        for exact, *others in zip(*found, strict=True):
+            results.append(outputs_and_gradients(function, [x, *others]))
+            assert not results[-1][len(others) - 3][padding_TB].any()  # of x, after the outputs
+        for exact, *others in zip(*results, strict=True):
             for ours in others:
                 torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
@@ -130,7 +130,7 @@ def test_what_is_not_used_gives_no_gradient(
 ) -> None:
     monkeypatch.setattr(fused, "DERIVATIVE_BLOCK", 4 * HIDDEN)
     masks = double(masks_of(cell, "variational", 6))
-    expected, found = (
+    expected, actual = (
         outputs_and_gradients(
             partial({"lstm": lstm, "gru": gru}[cell], masks=masks, lengths=lengths, backend=name),
             inputs_of(cell, 6, torch.float64),
@@ -138,7 +138,7 @@ def test_what_is_not_used_gives_no_gradient(
         )
         for name in ("reference", backend)
     )
-    assert max(relative_errors(found, expected)) < 1e-12
+    assert max(relative_errors(actual, expected)) < 1e-12
 
 
 @both_back_ends
@@ -162,13 +162,13 @@ def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> 
     mask_h = (
         torch.rand(1, h_gates, BATCH, HIDDEN, generator=generator, dtype=torch.float64) if h_gates else None
     )
-    expected, found = (
+    expected, actual = (
         outputs_and_gradients(
             lambda *a, b=name: lstm(*a, Masks(mask_x, mask_h), backend=b), inputs_of("lstm", 6, torch.float64)
         )
         for name in ("reference", backend)
     )
-    assert max(relative_errors(found, expected)) < 1e-12
+    assert max(relative_errors(actual, expected)) < 1e-12
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -199,18 +199,18 @@ def test_bf16_products_stay_close_to_the_definition(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             usual = outputs_and_gradients(lambda *a, f=function: f(*a, masks, backend="reference"), inputs)
         for backend in ("reference", "fused", "native"):
-            found = outputs_and_gradients(
+            actual = outputs_and_gradients(
                 lambda *a, b=backend, f=function: f(*a, masks, backend=b, compute_dtype=torch.bfloat16),
                 inputs_of(cell, 12, torch.float32),
             )
-            errors = relative_errors(found, expected)
+            errors = relative_errors(actual, expected)
             assert max(errors) < 2e-2
             assert all(
                 ours < 1.5 * theirs
                 for ours, theirs in zip(errors, relative_errors(usual, expected), strict=True)
             )
             assert max(errors) > 1e-5, "these products were not bf16"
-            assert all(tensor.dtype == torch.float32 for tensor in found)
+            assert all(tensor.dtype == torch.float32 for tensor in actual)
 
 
 @both_back_ends
@@ -224,8 +224,8 @@ def test_an_autocast_around_it_changes_nothing(
     function = partial({"lstm": lstm, "gru": gru}[cell], masks=masks, backend=backend, **option)
     expected = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
-    assert all(map(torch.equal, found, expected))
+        actual = outputs_and_gradients(function, inputs_of(cell, 6, torch.float32))
+    assert all(map(torch.equal, actual, expected))
 
 
 def head(
@@ -282,8 +282,8 @@ def test_a_gpu_works_through_a_steps_logits_at_once(
     """35 steps of 20 sequences with PTB's words; of more words as many rows as fit, but one; the CPU's chunks
     stay in its cache.
     """
-    of_cuda = SimpleNamespace(total_memory=gigabytes * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of_cuda)
+    properties = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     rows, rounded_rows = fused.rows_at_once(torch.device("cuda", 0), words)
     assert rows == rounded_rows == max(1, bound // words)
     assert rows >= 35 * 20 or words > 10_000

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def decaying_sum(total: Tensor, last: Tensor, x: Tensor, mask: Tensor | None) -> None:
-    """A loop in place, as those of the cells are, which goes on from `total` and fills `last`."""
+    """A loop in place, as those of the cells are, which starts from `total` and fills `last`."""
     last.copy_(x[-1])
     for x_t in x:
         total.mul_(0.5).add_(x_t if mask is None else x_t * mask)
@@ -84,7 +84,7 @@ def test_no_mask_is_frozen_and_no_result_overwritten(recorder: Recorder) -> None
         x, mask = torch.randn(3, 4), torch.rand(4)
         calls.append((summed(graphs, x, mask), exact(x, mask)))
     assert recorder.replays == 5
-    assert all(torch.equal(found, expected) for found, expected in calls)
+    assert all(torch.equal(actual, expected) for actual, expected in calls)
 
 
 def test_what_is_read_stays_as_it_was(recorder: Recorder) -> None:
@@ -122,7 +122,7 @@ def test_strides_of_the_callers_tensors_do_not_matter(recorder: Recorder) -> Non
     assert recorder.captures == 1
 
 
-def test_of_many_shapes_those_used_last_are_kept(recorder: Recorder) -> None:
+def test_of_many_shapes_those_used_last_have_graphs(recorder: Recorder) -> None:
     graphs = graphs_of(recorder, max_graphs=2)
 
     def twice(width: int) -> None:
@@ -132,12 +132,12 @@ def test_of_many_shapes_those_used_last_are_kept(recorder: Recorder) -> None:
 
     for width in (1, 2, 1, 3):  # 2 makes room for 3
         twice(width)
-    assert (recorder.captures, len(graphs.held)) == (3, 2)
+    assert (recorder.captures, len(graphs.entries)) == (3, 2)
     twice(1)
     assert recorder.captures == 3
 
 
-def test_more_shapes_than_can_be_held_end_up_without(recorder: Recorder) -> None:
+def test_more_shapes_than_fit_end_up_without_graphs(recorder: Recorder) -> None:
     """In a round of three where there is room for two, every capture would be for nothing."""
     graphs = graphs_of(recorder, max_graphs=2)
     for _ in range(200):
@@ -153,7 +153,7 @@ def test_graphs_hold_so_much_memory(recorder: Recorder) -> None:
     for width in (30, 20, 300):
         for _ in range(2):
             summed(graphs, torch.randn(3, width))
-    assert [captured.bytes for captured in graphs.held.values()] == [5 * 300 * 4]
+    assert [captured.bytes for captured in graphs.entries.values()] == [5 * 300 * 4]
 
 
 def test_memory_that_only_the_graph_holds_counts(recorder: Recorder) -> None:
@@ -162,7 +162,9 @@ def test_memory_that_only_the_graph_holds_counts(recorder: Recorder) -> None:
     for width in (1, 2, 3):
         for _ in range(2):
             summed(graphs, torch.randn(3, width))
-    assert [captured.bytes for captured in graphs.held.values()] == [1000 + 5 * width * 4 for width in (2, 3)]
+    assert [captured.bytes for captured in graphs.entries.values()] == [
+        1000 + 5 * width * 4 for width in (2, 3)
+    ]
 
 
 def test_the_memory_of_shapes_that_were_met_is_bounded(recorder: Recorder) -> None:
@@ -221,7 +223,7 @@ def test_shapes_whose_capture_fails_run_without_a_graph_and_say_so_once() -> Non
         assert torch.equal(summed(graphs, x), exact(x))
     for _ in range(40):
         assert torch.equal(summed(graphs, x), exact(x))
-    assert (failing.captures, failing.replays) == (1, 0) and not graphs.held
+    assert (failing.captures, failing.replays) == (1, 0) and not graphs.entries
 
 
 def test_after_a_failed_capture_other_shapes_are_captured() -> None:
@@ -254,7 +256,7 @@ def test_strict_graphs_raise_where_a_capture_fails() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="capturing"):
             summed(graphs, x)
-    assert not graphs.held
+    assert not graphs.entries
 
 
 @pytest.mark.parametrize("transposed", [False, True])

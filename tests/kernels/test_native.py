@@ -63,11 +63,11 @@ def test_sizes_at_the_edges_of_blocks(
         partial(CELLS[cell], masks=double(masks), backend="reference", **option),
         tensors(cell, time, batch, inputs, hidden, torch.float64),
     )
-    found = outputs_and_gradients(
+    actual = outputs_and_gradients(
         partial(CELLS[cell], masks=masks, backend="native", compute_dtype=compute_dtype, **option),
         tensors(cell, time, batch, inputs, hidden, torch.float32),
     )
-    assert max(relative_errors(found, expected)) < (1e-5 if compute_dtype is None else 3e-2)
+    assert max(relative_errors(actual, expected)) < (1e-5 if compute_dtype is None else 3e-2)
 
 
 @pytest.mark.skipif("not native.has_amx()")
@@ -83,12 +83,12 @@ def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: 
     x_high, x_low = native.halves(x)
     w_high, w_low = (packed.flatten(1, 2) for packed in native.pack_bf16(w, 1, rest=True))
     rounded = x.bfloat16().double() @ w.bfloat16().double().T
-    found = torch.full((rows, columns), torch.nan)
-    native.gemm(found, [(x_high, w_high)])
-    native.gemm(found, [(x_high, w_high)], add=True)
-    assert max(relative_errors([found], [2 * rounded])) < 1e-6
-    native.logits_by_halves(found, x_high, x_low, w_high, w_low)
-    assert max(relative_errors([found], [x.double() @ w.double().T])) < 1e-5
+    actual = torch.full((rows, columns), torch.nan)
+    native.gemm(actual, [(x_high, w_high)])
+    native.gemm(actual, [(x_high, w_high)], add=True)
+    assert max(relative_errors([actual], [2 * rounded])) < 1e-6
+    native.logits_by_halves(actual, x_high, x_low, w_high, w_low)
+    assert max(relative_errors([actual], [x.double() @ w.double().T])) < 1e-5
     summed, upstream = torch.full((columns, depth), torch.nan), random(rows, columns).detach().bfloat16()
     native.gemm(
         summed, [(native.transposed_rows(upstream), native.packed_rows(x_high, depth))], transposed=True
@@ -128,15 +128,15 @@ def test_numbers_that_are_none_come_out_as_they_do_from_the_definition(
     cell: str, option: dict[str, bool], value: float, compute_dtype: torch.dtype | None
 ) -> None:
     """And denormal and huge ones; in the input of one sequence at one step."""
-    found = []
+    results = []
     for backend in ("reference", "native"):
         x, *others = inputs_of(cell, 4, torch.float32)
         x = x.detach().clone()
         x[1, 1, 2] = value
         function = partial(CELLS[cell], masks=Masks(), backend=backend, compute_dtype=compute_dtype, **option)
         with torch.no_grad():
-            found.append(function(x, *others))
-    for expected, ours in zip(*found, strict=True):
+            results.append(function(x, *others))
+    for expected, ours in zip(*results, strict=True):
         torch.testing.assert_close(
             ours,
             expected,
@@ -225,8 +225,8 @@ print(os.waitstatus_to_exitcode(status))
 def test_a_fork_after_the_first_call_works(variables: dict[str, str]) -> None:
     """The threads of OpenMP are not in a forked process: its cells use one."""
     env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"} | variables
-    told = subprocess.run([sys.executable, "-c", FORK], env=env, capture_output=True, text=True, timeout=120)
-    assert told.stdout.split() == ["0"], told.stderr
+    ran = subprocess.run([sys.executable, "-c", FORK], env=env, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.split() == ["0"], ran.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
@@ -324,9 +324,9 @@ def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
     if lacking:
         pytest.skip(f"this processor lacks {', '.join(sorted(lacking))}")
     command = [sys.executable, "-c", AS_ANOTHER, processor]
-    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stdout
-    used = set(told.stdout.splitlines()[0].split(","))
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout
+    used = set(ran.stdout.splitlines()[0].split(","))
     assert "AMX" not in used and ("AVX-512" in used) == (
         "avx512f" in OTHER_PROCESSORS[processor] or processor == "cooperlake"
     )

@@ -72,10 +72,10 @@ def test_outputs_and_gradients_are_those_of_the_definition(
     if policy == "moon" and cell == "gru":
         pytest.skip("a GRU has no cell state")
     masks = double(masks_of(cell, policy, 4))
-    found, expected = (
+    actual, expected = (
         results(backend, cell, masks, lengths, False, **options) for backend in (ours, "reference")
     )
-    assert max(relative_errors(found, expected)) < 1e-9
+    assert max(relative_errors(actual, expected)) < 1e-9
 
 
 @pytest.mark.parametrize(("cell", "options"), CASES, ids=str)
@@ -84,10 +84,10 @@ def test_second_derivatives_are_those_of_the_definition(
     ours: str, cell: str, options: dict[str, bool]
 ) -> None:
     masks = double(masks_of(cell, "variational_untied", 4))
-    found, expected = (
+    actual, expected = (
         results(backend, cell, masks, [4, 0, 2], True, **options) for backend in (ours, "reference")
     )
-    assert max(relative_errors(found, expected)) < 1e-9
+    assert max(relative_errors(actual, expected)) < 1e-9
 
 
 @pytest.mark.parametrize("policy", ["variational", "variational_untied"])
@@ -96,7 +96,7 @@ def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
     """Errors of the size of bf16's rounding, which layer norm magnifies where a gradient is a small
     difference.
     """
-    found = []
+    results = []
     for compute_dtype in (None, torch.bfloat16):
         inputs = inputs_of(cell, 4, torch.float32)
         norms = norms_of(cell, inputs[1].shape[1], torch.float32)
@@ -104,8 +104,8 @@ def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
             *inputs, masks_of(cell, policy, 4), norms=Norms(*norms), compute_dtype=compute_dtype
         )
         loss = sum(y.square().sum() for y in outputs)
-        found.append([*outputs, *torch.autograd.grad(loss, [*inputs, *norms])])
-    errors = relative_errors(*reversed(found))
+        results.append([*outputs, *torch.autograd.grad(loss, [*inputs, *norms])])
+    errors = relative_errors(*reversed(results))
     assert 0 < statistics.median(errors) < 0.03 and max(errors) < 0.2
 
 
@@ -113,16 +113,16 @@ def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
 def test_auto_is_native_on_the_cpu_and_other_types_are_fuseds(cell: str, options: dict[str, bool]) -> None:
     """The mean of a moon mask is one number for all units; float32, of sizes that no vector divides."""
     masks = Masks(c=torch.full((1, 1, 1), 0.75)) if cell == "lstm" else Masks()
-    found = []
+    results = []
     for backend in ("auto", "native", "reference"):
         inputs = inputs_of(cell, 4, torch.float32)
         norms = norms_of(cell, inputs[1].shape[1], torch.float32)
         outputs = CELLS[cell](*inputs, masks, norms=Norms(*norms), backend=backend, **options)
-        found.append(
+        results.append(
             [*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), [*inputs, *norms])]
         )
-    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
-    assert max(relative_errors(found[1], found[2])) < 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert max(relative_errors(results[1], results[2])) < 1e-5
     half = inputs_of(cell, 4, torch.bfloat16)
     half_norms = Norms(*norms_of(cell, half[1].shape[1], torch.bfloat16))
     fused, auto = (

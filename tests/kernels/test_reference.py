@@ -27,10 +27,10 @@ def test_without_masks_the_lstm_is_torchs(time: int) -> None:
     x, h, c = random_tensors((time, 3, 5), (3, 7), (3, 7))
     weights = [theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0, theirs.bias_hh_l0]
     y, (last_h, last_c) = theirs(x, (h[None], c[None]))
-    expected, found = (y, last_h[0], last_c[0]), lstm(x, h, c, *weights, Masks(), backend="reference")
+    expected, actual = (y, last_h[0], last_c[0]), lstm(x, h, c, *weights, Masks(), backend="reference")
     inputs = [x, h, c, *weights]
     for theirs_is, ours_is in zip(
-        (*expected, *gradients(expected, inputs)), (*found, *gradients(found, inputs)), strict=True
+        (*expected, *gradients(expected, inputs)), (*actual, *gradients(actual, inputs)), strict=True
     ):
         torch.testing.assert_close(ours_is, theirs_is, rtol=1e-10, atol=1e-10)
 
@@ -40,10 +40,10 @@ def test_without_masks_the_gru_that_resets_after_the_product_is_torchs() -> None
     x, h = random_tensors((6, 3, 5), (3, 7))
     weights = [theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0, theirs.bias_hh_l0]
     y, last_h = theirs(x, h[None])
-    expected, found = (y, last_h[0]), gru(x, h, *weights, Masks(), reset_after=True, backend="reference")
+    expected, actual = (y, last_h[0]), gru(x, h, *weights, Masks(), reset_after=True, backend="reference")
     inputs = [x, h, *weights]
     for theirs_is, ours_is in zip(
-        (*expected, *gradients(expected, inputs)), (*found, *gradients(found, inputs)), strict=True
+        (*expected, *gradients(expected, inputs)), (*actual, *gradients(actual, inputs)), strict=True
     ):
         torch.testing.assert_close(ours_is, theirs_is, rtol=1e-10, atol=1e-10)
 
@@ -104,9 +104,9 @@ def test_masks_by_gate_act_on_their_gate_alone() -> None:
         mask[0, g] = 0
         without = w_ih.detach().clone()
         without[5 * g : 5 * (g + 1)] = 0
-        found = lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, Masks(x=mask), backend="reference")
+        actual = lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, Masks(x=mask), backend="reference")
         expected = lstm(x, h, c, without, w_hh, b_ih, b_hh, Masks(), backend="reference")
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_carried_state_is_never_masked() -> None:
@@ -133,8 +133,8 @@ def test_a_padded_sequence_is_the_sequence_alone(backend: str) -> None:
         x, h, c, w_ih, w_hh, b_ih, b_hh, Masks(), lengths=torch.tensor([5, 2]), backend=backend
     )
     alone = lstm(x[:2, 1:], h[1:], c[1:], w_ih, w_hh, b_ih, b_hh, Masks(), backend=backend)
-    for found, expected in zip((y[:2, 1:], last_h[1:], last_c[1:]), alone, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip((y[:2, 1:], last_h[1:], last_c[1:]), alone, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     assert (y[2:, 1] == 0).all()
     assert (torch.autograd.grad(y.sum() + last_h.sum() + last_c.sum(), x)[0][2:, 1] == 0).all()
     y, last_h = gru(

@@ -157,8 +157,8 @@ def test_without_triton_auto_says_so_once_and_is_fused(capsys: pytest.CaptureFix
         kernels.choose("triton", CUDA)
     kernels.fastest_available.cache_clear()  # as in another process
     assert choose_backend(Backend.auto, CUDA) is Backend.fused
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("vdrop: backend=auto is fused on cuda")
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1 and stderr.startswith("vdrop: backend=auto is fused on cuda")
 
 
 @pytest.mark.usefixtures("asked_anew", "without_triton")
@@ -217,14 +217,14 @@ def test_a_self_check_that_fails_says_how(failure: str, monkeypatch: pytest.Monk
         return {"lstm": 1e-7, "gru": 0.25 if failure == "wrong" else math.nan}[cell]
 
     monkeypatch.setattr(module, "self_check", check)
-    told = {
+    message = {
         "wrong": "the self-check is off by 0.2",
         "no number": "the self-check is off by nan",
         "raises": "RuntimeError: PTX was compiled with an unsupported toolchain",
     }[failure]
-    with pytest.raises(ValueError, match=f"{told}; choose backend=fused$"):
+    with pytest.raises(ValueError, match=f"{message}; choose backend=fused$"):
         kernels.choose("triton", CUDA)
-    with pytest.warns(UserWarning, match=f"{told}$"):
+    with pytest.warns(UserWarning, match=f"{message}$"):
         assert kernels.choose("auto", CUDA) == "fused"
 
 

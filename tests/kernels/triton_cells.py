@@ -89,7 +89,7 @@ def agreement(
         inputs[0] = (
             inputs[0].detach().masked_fill((torch.arange(TIME)[:, None] >= lengths)[..., None], torch.nan)
         )
-    found = outputs_and_gradients(
+    actual = outputs_and_gradients(
         lambda *a: tuple(
             y.cpu()
             for y in FUNCTIONS[cell](
@@ -98,7 +98,7 @@ def agreement(
         ),
         on_device(inputs),
     )
-    return max(relative_errors([f.cpu() for f in found], expected))
+    return max(relative_errors([f.cpu() for f in actual], expected))
 
 
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
@@ -116,14 +116,14 @@ def test_gates_worked_out_again_are_those_that_were(cell: str, policy: str) -> N
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_layer_that_recomputes_keeps_no_gates(recompute: bool) -> None:
+def test_a_layer_that_recomputes_saves_no_gates(recompute: bool) -> None:
     """Of what its operator returns, and keeps, those are the fourth."""
     for layers, gates in ((LSTM, 4), (GRU, 3)):
         y_TBH, _ = layers(5, 7, backend="triton", recompute=recompute).to(DEVICE)(
             torch.randn(TIME, 3, 5, device=DEVICE)
         )
-        kept = [t.numel() for t in y_TBH.grad_fn.saved_tensors if t is not None]
-        assert (gates * TIME * 3 * 7 in kept) is not recompute
+        sizes = [t.numel() for t in y_TBH.grad_fn.saved_tensors if t is not None]
+        assert (gates * TIME * 3 * 7 in sizes) is not recompute
 
 
 @pytest.mark.parametrize(("x_gates", "h_gates"), [(0, 4), (4, 0), (4, 1), (1, 4)])
@@ -152,16 +152,16 @@ def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(
                 DEVICE,
             )
             inputs = on_device([t.detach() + number / 10 for t in inputs_of(cell, TIME, torch.float32)])
-            expected, found = (
+            expected, actual = (
                 FUNCTIONS[cell](*inputs, masks, backend=b, **option) for b in ("reference", "triton")
             )
-            calls.append((inputs, expected, found))
+            calls.append((inputs, expected, actual))
         assert replaying == [1, 4]
-        for number, (inputs, expected, found) in enumerate(calls):
+        for number, (inputs, expected, actual) in enumerate(calls):
             gradients = [
-                torch.autograd.grad([y.square().sum() for y in ys], inputs) for ys in (found, expected)
+                torch.autograd.grad([y.square().sum() for y in ys], inputs) for ys in (actual, expected)
             ]
-            errors = relative_errors([*found, *gradients[0]], [*expected, *gradients[1]])
+            errors = relative_errors([*actual, *gradients[0]], [*expected, *gradients[1]])
             assert max(errors) < 1e-4, (number, errors)
         assert replaying == [2, 8]
 
@@ -174,8 +174,8 @@ def test_training_gives_the_losses_that_are_recorded_of_the_cpu(
 ) -> None:
     """Masks and all: random numbers do not depend on the device."""
     steps = 2 if programs.INTERPRETED else 20
-    found = losses(cell, policy, tmp_path, "backend=triton", f"device={DEVICE}", steps=steps)
-    assert found == pytest.approx(json.loads(RECORDED.read_text())[f"{cell} {policy}"][:steps], rel=1e-4)
+    actual = losses(cell, policy, tmp_path, "backend=triton", f"device={DEVICE}", steps=steps)
+    assert actual == pytest.approx(json.loads(RECORDED.read_text())[f"{cell} {policy}"][:steps], rel=1e-4)
 
 
 def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +189,11 @@ def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replaying: list[int]) -> None:
-    """Forward and back, captured in the second of three passes; none of them is held after it."""
+    """Forward and back, captured in the second of three passes; none of them remains after it."""
     graphs = ours.GRAPHS
     assert ours.self_check(DEVICE, cell) < 1e-5
     assert replaying == [2, 4]
-    assert ours.GRAPHS is graphs and not graphs.held and not graphs.met
+    assert ours.GRAPHS is graphs and not graphs.entries and not graphs.met
 
 
 def in_another_thread(run: Callable[[], object]) -> None:
@@ -256,10 +256,10 @@ def test_states_and_lengths_need_not_be_contiguous() -> None:
     x, h, c, *weights = on_device(inputs_of("lstm", TIME, torch.float32))
     x, h, c = (t.detach().transpose(0, 1).contiguous().transpose(0, 1) for t in (x, h, c))
     assert not any(t.is_contiguous() for t in (x, h, c, lengths))
-    found, expected = (
+    actual, expected = (
         kernels.lstm(x, h, c, *weights, masks, lengths=lengths, backend=b) for b in ("triton", "reference")
     )
-    assert max(relative_errors([t.detach() for t in found], [t.detach() for t in expected])) < 1e-5
+    assert max(relative_errors([t.detach() for t in actual], [t.detach() for t in expected])) < 1e-5
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -299,13 +299,13 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengt
     masks = to(masks_of("lstm", "moon", TIME), DEVICE)
     lengths_B = None if lengths is None else torch.tensor(lengths, device=DEVICE)
     for used in (slice(None), slice(3, 4)):
-        found = []
+        results = []
         for backend in ("triton", "reference"):
             inputs = [t.detach().requires_grad_() for t in on_device(inputs_of("lstm", TIME, torch.float32))]
             outputs = kernels.lstm(*inputs, masks, cells=True, lengths=lengths_B, backend=backend)
             loss = sum(y.square().sum() for y in outputs[used])
-            found.append([*outputs, *torch.autograd.grad(loss, inputs)])
-        for triton_one, expected in zip(*found, strict=True):
+            results.append([*outputs, *torch.autograd.grad(loss, inputs)])
+        for triton_one, expected in zip(*results, strict=True):
             torch.testing.assert_close(triton_one, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -367,14 +367,14 @@ def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[
     """Of inputs and incoming gradients, with padding and masks."""
     masks = to(double(masks_of(cell, "variational_untied", TIME)), DEVICE)
     lengths = torch.tensor([1, TIME, 2], device=DEVICE)
-    found = []
+    results = []
     for backend in ("triton", "reference"):
         inputs = on_device(inputs_of(cell, TIME, torch.float64))
         scale = torch.tensor(0.7, dtype=torch.float64, device=DEVICE, requires_grad=True)
         outputs = FUNCTIONS[cell](*inputs, masks, lengths=lengths, backend=backend, **option)
         first = torch.autograd.grad([scale * y.square().sum() for y in outputs], inputs, create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [*inputs, scale])])
-    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [*inputs, scale])])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
 def test_an_autocast_around_it_changes_nothing() -> None:
@@ -383,8 +383,8 @@ def test_an_autocast_around_it_changes_nothing() -> None:
     masks = to(masks_of("lstm", "variational", TIME), DEVICE)
     expected = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        found = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        actual = outputs_and_gradients(lambda *a: kernels.lstm(*a, masks, backend="triton"), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_a_gradient_that_does_not_come_is_zero() -> None:
@@ -400,7 +400,7 @@ def test_a_gradient_that_does_not_come_is_zero() -> None:
 
 
 @pytest.mark.parametrize(("t", "gate_stride", "time_stride"), [(1, 7, 2**31 + 8), (0, 2**30 + 8, 28)])
-def test_places_beyond_two_to_the_31_are_found(t: int, gate_stride: int, time_stride: int) -> None:
+def test_elements_beyond_two_to_the_31_are_addressed(t: int, gate_stride: int, time_stride: int) -> None:
     """Of a tensor that is mostly not there: a step, or the fourth gate, lies further than an int32 can
     say.
     """
@@ -439,8 +439,8 @@ def test_functions_are_exact_where_exponentials_lose_digits_or_overflow(
         programs.lstm_forward, (a, p, h, c, enter, None, None, None), numbers, loops.Gates(a, 4), GROUPS=1
     )
     for gate, exact in ((0, x.double().sigmoid()), (2, x.double().tanh())):
-        found = a[0, 0].view(4, size)[gate].double()
+        actual = a[0, 0].view(4, size)[gate].double()
         bound = (
             5e-7 if programs.INTERPRETED else 2e-6
         )  # a GPU's own exponential and division are a little off
-        assert ((found - exact).abs() <= bound * exact.abs()).all()
+        assert ((actual - exact).abs() <= bound * exact.abs()).all()

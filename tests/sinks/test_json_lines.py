@@ -83,9 +83,9 @@ def test_a_log_is_cut_where_the_checkpoint_is(epochs: int, last: int, every: int
     with path.open("a") as file:
         file.write('{"kind": "error", "error": "x", "epoch": 3, "step": 18}\n{"kind": "st')
     with JsonLines(tmp_path, every, epochs, last) as sink:
-        found = read_log(path)
+        remaining = read_log(path)
         limit = {"start": ("step", last - 1), "step": ("step", last), "epoch": ("epoch", epochs)}
-        assert found == [r for r in before if r[limit[r["kind"]][0]] <= limit[r["kind"]][1]]
+        assert remaining == [r for r in before if r[limit[r["kind"]][0]] <= limit[r["kind"]][1]]
         sink(Start({"log_every": every}, "f", epochs, last, {}))
         for number in range(last + 1, 6 * epochs + 7):
             sink(step(number))

@@ -116,7 +116,7 @@ def test_lines_from_the_end_are_those_from_the_beginning(block: int, tmp_path: P
     for content in (b"", b"\n", b"a", b"a\n", b"a\n\nbc\nd", b"\n\n", b"x" * 100 + b"\n" + b"y" * 70 + b"\n"):
         (tmp_path / "f").write_bytes(content)
         with (tmp_path / "f").open("rb") as file:
-            found = list(lines_from_end(file, block))[::-1]
-        assert b"".join(line for _, line in found) == content
-        assert [line for _, line in found] == content.splitlines(keepends=True)
-        assert all(content[begin : begin + len(line)] == line for begin, line in found)
+            lines = list(lines_from_end(file, block))[::-1]
+        assert b"".join(line for _, line in lines) == content
+        assert [line for _, line in lines] == content.splitlines(keepends=True)
+        assert all(content[begin : begin + len(line)] == line for begin, line in lines)

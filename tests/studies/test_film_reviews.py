@@ -34,9 +34,9 @@ def hydra(composing: None) -> None:
 
 
 def test_every_protocol_cell_and_dropout_is_a_row() -> None:
-    found = FilmReviews().rows
-    assert len({row.key for row in found}) == len(found) == 2 * 2 * 3
-    for row in found:
+    rows = FilmReviews().rows
+    assert len({row.key for row in rows}) == len(rows) == 2 * 2 * 3
+    for row in rows:
         task, cell = row.settings.task, row.settings.model.cell
         assert row.name == f"{task.protocol} {cell} {row.settings.dropout.name}"
         assert row.settings.schedule.epochs == 60
@@ -47,10 +47,10 @@ def test_every_protocol_cell_and_dropout_is_a_row() -> None:
 
 def test_the_settings_of_the_command_choose_rows() -> None:
     settings = Reproduce(StudyName.film_reviews, cells=[Cell.gru], epochs=9, mc_samples=3, overrides="a=1")
-    assert FilmReviews.of_reproduce(settings) == FilmReviews(
+    assert FilmReviews.from_reproduce(settings) == FilmReviews(
         cells=[Cell.gru], epochs=9, samples=3, overrides="a=1"
     )
-    assert FilmReviews.of_reproduce(Reproduce(StudyName.film_reviews)) == FilmReviews()
+    assert FilmReviews.from_reproduce(Reproduce(StudyName.film_reviews)) == FilmReviews()
 
 
 def test_an_unknown_dropout_is_an_error() -> None:
@@ -103,12 +103,12 @@ def finished(folder: Path, row: Row, seed: int, test: float) -> Finished:
     }
     there = folder / f"{row.settings.dropout.name}-s{seed}"
     there.mkdir()
-    told = {
+    evaluation_file = {
         "metrics": {"test_rmse": 9.0, "test_rmse_mc2": test - 0.01, "test_coverage_80_mc2": 0.79},
         "mc": [{"samples": 2}],
     }
     if row.settings.dropout.name != "none":
-        (there / "eval-0007-mc2-s1.json").write_text(json.dumps(told))
+        (there / "eval-0007-mc2-s1.json").write_text(json.dumps(evaluation_file))
     return Finished(there, config, log, result)
 
 
@@ -207,9 +207,7 @@ def dates(line: Line) -> list[str | None]:
     return [one.get("date") for measured in line.runs for one in measured.environments]
 
 
-def test_a_run_is_evaluated_as_its_record_until_it_is_itself_and_it_is_told_how_that_was_made(
-    tmp_path: Path,
-) -> None:
+def test_a_run_is_evaluated_as_its_record_until_it_is_itself_and_the_page_says_how(tmp_path: Path) -> None:
     row = FEW.rows[1]
     made = []
     for name in ("old", "new"):

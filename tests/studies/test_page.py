@@ -83,14 +83,14 @@ NOT_RUN = "not yet run"
 
 def rows_of(page: str) -> dict[str, dict[str, str]]:
     """The rows of Table 1, each with its cells by their headings, of all tables that it is in."""
-    found: dict[str, dict[str, str]] = {}
+    by_name: dict[str, dict[str, str]] = {}
     headings: list[str] = []
     for line in page.split(RATINGS)[0].splitlines():
         cells = line.strip("| ").split(" | ") if line.startswith("| ") else []
         if cells and headings and cells[0] != "---":
-            found.setdefault(cells[0], {}).update(zip(headings, cells, strict=True))
+            by_name.setdefault(cells[0], {}).update(zip(headings, cells, strict=True))
         headings = headings or cells if cells else []
-    return found
+    return by_name
 
 
 def not_run(page: str) -> int:
@@ -115,23 +115,27 @@ def test_the_numbers_are_those_of_the_runs(
     def spread(values: list[float]) -> str:
         return f"{fmean(values):.2f} ± {stdev(values):.2f}"
 
-    found = rows["Variational (tied weights)"]
-    assert found["valid, exact"] == spread([result["valid_ppl"] for result in tied])
-    assert found["valid, as published"] == "–", "another text than Penn Treebank has nothing to compare with"
-    assert found["seeds"] == "1 2" and found["precision"] == "fp32" and found["valid, published"] == "–"
-    told = [
+    tied_row = rows["Variational (tied weights)"]
+    assert tied_row["valid, exact"] == spread([result["valid_ppl"] for result in tied])
+    assert tied_row["valid, as published"] == "–", (
+        "another text than Penn Treebank has nothing to compare with"
+    )
+    assert (
+        tied_row["seeds"] == "1 2" and tied_row["precision"] == "fp32" and tied_row["valid, published"] == "–"
+    )
+    perplexities = [
         json.loads(path.read_text())["metrics"]["test_ppl_mc100"]
         for path in outputs.rglob("eval-*-mc100-s1.json")
     ]
     mc = rows["Variational (tied weights, MC)"]
-    assert mc["test"] == spread(told) and mc["words/s"] == "–"
+    assert mc["test"] == spread(perplexities) and mc["words/s"] == "–"
     untied = f"{results(outputs, 'variational_untied')[0]['valid_ppl']:.2f}"
     assert rows["Variational (untied weights)"]["valid, exact"] == untied
     assert "test" not in rows["Variational (untied weights, MC)"], "trained, but not evaluated"
     none = rows["Non-regularized (early stopping)"]
     assert none["test, published"] == "114.5‡" and "test" not in none and not_run(page) == 5
     shown = capsys.readouterr().out
-    assert spread(told) in shown and "Small (200 units)" in shown
+    assert spread(perplexities) in shown and "Small (200 units)" in shown
 
 
 @pytest.mark.usefixtures("composing")
@@ -141,10 +145,10 @@ def test_published_numbers_are_those_of_the_files_and_marked(
     page = run(outputs, changes, tmp_path, sizes=[Size.large])
     rows = rows_of(page)
     columns = ("valid, published", "test, published", "words/s, published")
-    found = {name: tuple(row[column] for column in columns) for name, row in rows.items()}
-    assert found["Moon et al."] == ("122.9†", "118.7†", "3,000†")
-    assert found["Variational (untied weights)"] == ("77.9 ± 0.3", "75.2 ± 0.2", "1,600")
-    assert found["Ten variational models averaged"] == ("–", "68.7", "–")
+    cells = {name: tuple(row[column] for column in columns) for name, row in rows.items()}
+    assert cells["Moon et al."] == ("122.9†", "118.7†", "3,000†")
+    assert cells["Variational (untied weights)"] == ("77.9 ± 0.3", "75.2 ± 0.2", "1,600")
+    assert cells["Ten variational models averaged"] == ("–", "68.7", "–")
     assert len(rows) == not_run(page) == 11
     assert "which is not what was published" in page and "schedule.epochs=2" in page
     assert rows["Ten variational models averaged"]["experiment"] == "`table1_large_ensemble`"
@@ -161,12 +165,12 @@ def test_runs_of_other_settings_are_none_of_the_row(
 @pytest.mark.usefixtures("composing")
 def test_records_give_the_same_page_as_the_runs(copy: Path, changes: list[str], tmp_path: Path) -> None:
     first = run(copy, changes, tmp_path, sizes=[Size.small], record=True)
-    kept = sorted(
+    recorded = sorted(
         path.relative_to(copy / "record" / "table1").as_posix()
         for path in (copy / "record" / "table1").rglob("*.json")
     )
     device = re.sub(r"\W+", "_", processor_name()).lower()
-    assert kept == [
+    assert recorded == [
         f"small_untied-fp32-{device}/s1/result.json",
         *(
             f"small_variational-fp32-{device}/s{seed}/{name}"
@@ -189,9 +193,9 @@ def changed(folder: Path, name: str, **values: Any) -> None:
     first, *others = (
         (folder / name).read_text().splitlines() if name == "log.jsonl" else [(folder / name).read_text()]
     )
-    told = json.loads(first)
-    told.get("environment", told).update(values)
-    (folder / name).write_text("\n".join([json.dumps(told), *others]) + "\n")
+    content = json.loads(first)
+    content.get("environment", content).update(values)
+    (folder / name).write_text("\n".join([json.dumps(content), *others]) + "\n")
 
 
 @pytest.mark.usefixtures("composing")
@@ -199,19 +203,19 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
     copy: Path, changes: list[str], tmp_path: Path
 ) -> None:
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
-    (own,), (kept,) = copy.glob("train/*-variational_untied/*"), (copy / "record" / "table1").glob("*/s1")
+    (own,), (recorded,) = copy.glob("train/*-variational_untied/*"), (copy / "record" / "table1").glob("*/s1")
     changed(own, "result.json", test_ppl=77.77)
     page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"])
     assert rows_of(page)["Variational (untied weights)"]["test"] == "77.77"
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
-    assert json.loads((kept / "result.json").read_text())["test_ppl"] == 77.77
+    assert json.loads((recorded / "result.json").read_text())["test_ppl"] == 77.77
     changed(own, "log.jsonl", device="another")
     page = run(
         copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True, pictures=Pictures.svg
     )
     assert page.count("| Variational (untied weights) |") == 2 * 2, "a line in each of two tables"
     assert {path.name for path in (copy / "record" / "table1").iterdir()} == {
-        kept.parent.name,
+        recorded.parent.name,
         "small_untied-fp32-another",
     }
     drawn = (copy / "record" / "pictures" / "table1_small_speed.svg").read_text()
@@ -239,8 +243,10 @@ def test_a_run_is_evaluated_as_its_record_until_it_is_itself(
     changed(own, "result.json", test_ppl=77.77)
     evaluated.rename(tmp_path / "aside")
     assert tests(tied)[0] == 77.77 and tests(mc) == before
-    told = json.loads((tmp_path / "aside").read_text())
-    evaluated.write_text(json.dumps(told | {"metrics": told["metrics"] | {"test_ppl_mc100": 66.66}}))
+    evaluation_file = json.loads((tmp_path / "aside").read_text())
+    evaluated.write_text(
+        json.dumps(evaluation_file | {"metrics": evaluation_file["metrics"] | {"test_ppl_mc100": 66.66}})
+    )
     assert tests(mc) == [66.66, before[1]]
 
 
@@ -249,19 +255,19 @@ def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes:
     """Of the same training it stays, in place of that of another nothing is copied."""
     (tied,) = Table1([Size.small], ["variational"], overrides(changes)).rows
 
-    def kept() -> dict[str, bytes]:
+    def content() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in (copy / "record").rglob("*") if path.is_file()}
 
     record(copy, tied)
     (own,), (there,) = copy.glob("train/*-variational/*-s1"), copy.glob("record/table1/row-*/s1")
     (there / "eval-0002-mc9-s1.json").write_bytes((there / "eval-0002-mc100-s1.json").read_bytes())
     (own / "eval-0002-mc100-s1.json").unlink()
-    before = kept()
+    before = content()
     record(copy, tied)
-    assert kept() == before
+    assert content() == before
     (there / "result.json").unlink()  # as by a copying that was cut off
     record(copy, tied)
-    assert kept() == before
+    assert content() == before
     changed(own, "result.json", test_ppl=77.77)
     with pytest.raises(
         ConfigError,
@@ -269,7 +275,7 @@ def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes:
         r"evaluate it",
     ):
         record(copy, tied)
-    assert kept() == before
+    assert content() == before
     for samples in (100, 9):
         (own / f"eval-0002-mc{samples}-s1.json").write_text("{}")
     record(copy, tied)
@@ -284,16 +290,16 @@ def test_an_evaluation_tells_with_what_it_was_made_itself(
 ) -> None:
     for path in copy.rglob("eval-*.json"):
         changed(path.parent, path.name, commit="fedcba9876", dirty=False)
-    found = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
-    assert found["Variational (tied weights, MC)"]["commit"] == "fedcba9"
-    assert found["Variational (tied weights)"]["commit"] != "fedcba9"
+    by_row = rows_of(run(copy, changes, tmp_path, sizes=[Size.small], csv=str(tmp_path / "t.csv")))
+    assert by_row["Variational (tied weights, MC)"]["commit"] == "fedcba9"
+    assert by_row["Variational (tied weights)"]["commit"] != "fedcba9"
     exported = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    of_mc = [record for record in exported if record["experiment"] == "table1_small_variational_mc"]
-    assert [(record["commit"], record["mc_samples"]) for record in of_mc] == [("fedcba9876", "100")] * 2
+    mc_records = [record for record in exported if record["experiment"] == "table1_small_variational_mc"]
+    assert [(record["commit"], record["mc_samples"]) for record in mc_records] == [("fedcba9876", "100")] * 2
 
 
 @pytest.mark.usefixtures("composing")
-def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(
+def test_seeds_that_were_made_differently_are_listed_with_how_each_was_made(
     copy: Path, changes: list[str], tmp_path: Path
 ) -> None:
     for seed, made in (
@@ -318,7 +324,7 @@ def test_of_seeds_that_were_made_differently_it_is_told_how_each_was(
 
 
 @pytest.mark.usefixtures("composing")
-def test_what_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for name in ("file", "csv", "latex"):
         with pytest.raises(
             ConfigError, match=f"^{name}=.*/nowhere/a is in a folder that does not exist; make it"
@@ -358,7 +364,7 @@ def test_the_same_numbers_as_csv_latex_and_pictures(copy: Path, changes: list[st
 
 
 @pytest.mark.usefixtures("composing")
-def test_a_row_that_is_none_is_told() -> None:
+def test_an_unknown_row_is_refused() -> None:
     with pytest.raises(ConfigError, match="rows: nonsense is not a row"):
         table.run(Table(rows=["nonsense"]))
     with pytest.raises(ConfigError, match="sizes must be a list"):
@@ -384,9 +390,9 @@ def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, 
         lines = (
             (there / "config.yaml").read_text().replace("policy: variational", "policy: moon").splitlines()
         )
-        kept = [line for line in lines if not line.strip().startswith(("p_x", "p_h", "p_out"))]
+        other_lines = [line for line in lines if not line.strip().startswith(("p_x", "p_h", "p_out"))]
         (there / "config.yaml").write_text(
-            "\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in kept)
+            "\n".join(f"  p_c: {value}" if line.strip().startswith("p_c") else line for line in other_lines)
         )
     parts = results_page.choices([tmp_path / "choices"])
     assert "\n| `dropout.p_c` | moon, lstm_small, 2 epochs | 0.25: 118.25, 0.5: 120.50 | 0.25 |" in parts[-1]
@@ -458,16 +464,16 @@ def test_a_page_that_would_lose_numbers_is_refused_and_nothing_is_written(
         run(copy, changes, tmp_path, sizes=[Size.large], record=True, csv=str(tmp_path / "t.csv"))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     tied = next(line for line in whole.splitlines() if line.startswith("| Variational (tied weights) |"))
-    for new, told in (
+    for new, name in (
         (whole.replace("All runs with `", "All runs with `seed=1 "), "runs with "),
         (whole.replace(tied, tied.replace("| 1 2 |", "| 1 |")), "(seed 2)"),
         (whole.replace(tied, re.sub(r"[0-9.]+ ± [0-9.]+", "–", tied)), "(valid, exact, test)"),
         (whole.replace(tied, f"{tied}\n{tied.replace('| 1 2 |', '| 3 |')}"), ""),
         (whole.replace("## Large", "## More"), ""),
     ):
-        found = written_page.lost_numbers(whole, new)
-        assert [told in one for one in found] == ([True] if told else []), found
-        assert not told or new != whole
+        lost = written_page.lost_numbers(whole, new)
+        assert [name in one for one in lost] == ([True] if name else []), lost
+        assert not name or new != whole
 
 
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
@@ -479,13 +485,13 @@ def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
         "Variational (tied weights)" in name for name in named
     )
     lines = [line for line in whole.splitlines(keepends=True) if line.startswith("| ")]
-    of_runs = [
+    run_lines = [
         line
         for line in lines
         if any(name[-1] in line for name in named) and re.search(r"\| (bf16|fp32) \|$", line)
     ]
-    assert len(of_runs) > len(named)
-    for line in of_runs:
+    assert len(run_lines) > len(named)
+    for line in run_lines:
         assert written_page.lost_numbers(whole, whole.replace(line, "", 1)), line
     assert written_page.lost_numbers(whole, "") and written_page.lost_numbers("", whole) == []
     more_seeds = whole.replace("| naive | 24 ± 0 |", "| naive | 25 ± 2 |")
@@ -533,7 +539,7 @@ def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], 
         file=str(tmp_path / "R.md"),
     )
     again = Table1([Size.small], ["variational", "variational_mc", "untied"]).rows
-    studies = [Table1.of_table(page), FilmReviews()]
+    studies = [Table1.from_table(page), FilmReviews()]
     results_page.compose(page, studies, again)  # rows that will be made again are not lost
     with pytest.raises(
         ConfigError, match=r"would lose numbers of Small \(200 units\) Variational \(tied weights, MC\); give"
@@ -549,17 +555,17 @@ def test_a_record_takes_the_place_of_no_link(copy: Path, changes: list[str], tmp
     (there / "eval-notes.json").write_text("mine")
     shutil.move(there / "log.jsonl", tmp_path / "theirs")
     (there / "log.jsonl").symlink_to(tmp_path / "theirs")
-    held = (tmp_path / "theirs").read_bytes()
+    content = (tmp_path / "theirs").read_bytes()
     with pytest.raises(ConfigError, match=r"s1/log\.jsonl would be overwritten"):
         run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
     (there / "log.jsonl").unlink()
     run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
-    assert (tmp_path / "theirs").read_bytes() == (there / "log.jsonl").read_bytes() == held
+    assert (tmp_path / "theirs").read_bytes() == (there / "log.jsonl").read_bytes() == content
     assert (there / "notes.txt").read_text() == (there / "eval-notes.json").read_text() == "mine"
 
 
 def test_a_page_of_an_earlier_version_is_replaced_by_one_with_its_numbers_only() -> None:
-    """Its tables held seeds, devices and commits, too."""
+    """Its tables have seeds, devices and commits, too."""
     old = "\n".join(
         [
             "## Small (200 units)",

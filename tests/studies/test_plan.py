@@ -29,7 +29,7 @@ def row_of(settings: Train, name: str = "it", samples: int = 0) -> Row:
     return Row(name, (), (), settings, (), Evaluation(samples=samples))
 
 
-def test_a_run_whose_checkpoints_are_damaged_is_told_and_no_reason_to_stop(
+def test_a_run_whose_checkpoints_are_damaged_is_reported_and_no_reason_to_stop(
     tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(*TINY, *text, f"outputs={tmp_path}")
@@ -42,7 +42,7 @@ def test_a_run_whose_checkpoints_are_damaged_is_told_and_no_reason_to_stop(
 
 
 @pytest.mark.parametrize("task", ["language_model", "sentiment"])
-def test_what_is_to_be_done_is_told_with_its_time_until_it_is_done(
+def test_a_plan_lists_what_is_left_with_its_time(
     task: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -47,9 +47,9 @@ def test_rows_are_chosen_by_their_names_or_those_of_experiments() -> None:
     assert chosen([large, small], "moon") == [(large, "moon"), (small, "moon")]
     assert chosen(None, "moon") == [(size, "moon") for size in TABLE_1]
     assert chosen(None, "ensemble") == [(large, "ensemble")]
-    two = Table1.of_reproduce(Reproduce(rows=["none", "table1_large_moon"])).choose()
+    two = Table1.from_reproduce(Reproduce(rows=["none", "table1_large_moon"])).choose()
     assert two == [(medium, "none"), (large, "moon")]
-    assert [size for size, _ in Table1.of_reproduce(Reproduce()).choose()] == [medium] * len(ORDER)
+    assert [size for size, _ in Table1.from_reproduce(Reproduce()).choose()] == [medium] * len(ORDER)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_published_numbers_are_those_of_the_paper(every: dict[str, Row]) -> None
     for name, row in every.items():
         reference = row.reference
         numbers = tuple(one and one.value for one in (reference.valid, reference.test))
-        found = (*numbers, reference.words_per_second)
-        assert found == (expected | OTHER_SOURCES).get(name, (None, None, None)), name
+        actual = (*numbers, reference.words_per_second)
+        assert actual == (expected | OTHER_SOURCES).get(name, (None, None, None)), name
         assert (reference.source == "Gal & Ghahramani 2016, Table 1") == (name in expected), name
-        assert (reference.source is None) == (found == (None, None, None)), name
+        assert (reference.source is None) == (actual == (None, None, None)), name
         unconfirmed = name in expected and name.split("_", 2)[2] in ("none", "moon", "moon_word")
         assert reference.confirmed == (not unconfirmed), name
         assert reference.same_settings == (name != "table1_small_none"), name

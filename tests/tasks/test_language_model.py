@@ -36,8 +36,8 @@ def test_the_published_batches_of_penn_treebank() -> None:
 
 def test_chunks_follow_each_other_and_the_target_is_the_next_word() -> None:
     """Nine words a column: two chunks of four steps with a successor for each word."""
-    found = list(chunks(torch.arange(9)[:, None], 4))
-    assert [(c.number, c.ids_TB[:, 0].tolist(), c.targets_TB[:, 0].tolist()) for c in found] == [
+    every_chunk = list(chunks(torch.arange(9)[:, None], 4))
+    assert [(c.number, c.ids_TB[:, 0].tolist(), c.targets_TB[:, 0].tolist()) for c in every_chunk] == [
         (0, [0, 1, 2, 3], [1, 2, 3, 4]),
         (1, [4, 5, 6, 7], [5, 6, 7, 8]),
     ]
@@ -118,9 +118,9 @@ def test_both_validation_perplexities_by_hand() -> None:
         here = task.valid_columns[start : start + 5], task.valid_columns[start + 1 : start + 6]
         nll, state = model.nll(*here, state, model.mean_masks())
         total += nll.double().mean().item()
-    found = task.validate(model)
-    assert found["valid_ppl_batched"] == pytest.approx(math.exp(total / 9))
-    assert found["valid_ppl_as_published"] == pytest.approx(math.exp(total / 9.8))
+    metrics = task.validate(model)
+    assert metrics["valid_ppl_batched"] == pytest.approx(math.exp(total / 9))
+    assert metrics["valid_ppl_as_published"] == pytest.approx(math.exp(total / 9.8))
 
 
 def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -> None:
@@ -136,9 +136,9 @@ def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -
 def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(
     text: list[str], real_data: Path
 ) -> None:
-    for overrides, wanted in ((text, False), (["data=ptb", f"data.dir={real_data}/ptb"], True)):
+    for overrides, as_published in ((text, False), (["data=ptb", f"data.dir={real_data}/ptb"], True)):
         task = tasks.load(settings(*TINY, *overrides), torch.device("cpu"))
-        assert isinstance(task, LanguageModelling) and task.as_published is wanted
+        assert isinstance(task, LanguageModelling) and task.as_published is as_published
 
 
 def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() -> None:
@@ -148,8 +148,8 @@ def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() 
     model.initialise(0.1, Stream((3,)))
     measured = task.validate(model)
     assert list(measured) == ["valid_ppl_batched"]
-    told = task.epoch_metrics(1.0, measured)
-    assert list(told) == [task.selection_metric, "train_ppl_dropout"] and told[
+    metrics = task.epoch_metrics(1.0, measured)
+    assert list(metrics) == [task.selection_metric, "train_ppl_dropout"] and metrics[
         "train_ppl_dropout"
     ] == pytest.approx(math.e)
     result = set(task.result(model, 1, 1.0))

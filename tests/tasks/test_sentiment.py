@@ -43,7 +43,7 @@ def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Se
 def test_the_clean_protocol_splits_by_text(chunk_words: int | None) -> None:
     task = made(40, "task.protocol=clean", f"task.chunk_words={json.dumps(chunk_words)}")
     ratings = {name: set(part.ratings_R.tolist()) for name, part in task.parts.items()}
-    assert {name: len(found) for name, found in ratings.items()} == {"train": 28, "valid": 4, "test": 8}
+    assert {name: len(values) for name, values in ratings.items()} == {"train": 28, "valid": 4, "test": 8}
     assert sum(map(len, ratings.values())) == len(set.union(*ratings.values())) == 40
     for part in task.parts.values():
         for text, rating in enumerate(part.ratings_R.tolist()):
@@ -87,27 +87,27 @@ def test_the_real_chunks_are_as_many_as_the_authors(real_data: Path) -> None:
     assert model.embedding.shape == (20_002, 128)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    found = task.result(model, 1, 0.1)
+    metrics = task.result(model, 1, 0.1)
     assert (
-        found["test_rmse"]
-        == pytest.approx(found["test_rmse_of_mean"], abs=1e-7)
+        metrics["test_rmse"]
+        == pytest.approx(metrics["test_rmse_of_mean"], abs=1e-7)
         == pytest.approx(0.1915, abs=5e-5)
     )
-    assert found["train_rmse"] == pytest.approx(task.deviation, rel=1e-5)
-    assert (found["test_rmse_chosen_on_test"], found["epoch_chosen_on_test"]) == (0.1, 1)
+    assert metrics["train_rmse"] == pytest.approx(task.deviation, rel=1e-5)
+    assert (metrics["test_rmse_chosen_on_test"], metrics["epoch_chosen_on_test"]) == (0.1, 1)
 
 
-def test_a_sources_own_parts_are_kept_and_a_missing_validation_part_comes_from_train() -> None:
+def test_a_sources_own_parts_are_used_and_a_missing_validation_part_comes_from_train() -> None:
     parts = ["train"] * 24 + ["test"] * 16
     rated = Rated([["a"]] * 40, [float(n) for n in range(40)], "here", parts)
-    found = split(rated, 0)
-    assert sorted(found["test"]) == list(range(24, 40)) and sorted(found["train"] + found["valid"]) == list(
-        range(24)
-    )
-    assert len(found["valid"]) == 3, "an eighth of what is not test, as where all is dealt"
+    by_part = split(rated, 0)
+    assert sorted(by_part["test"]) == list(range(24, 40)) and sorted(
+        by_part["train"] + by_part["valid"]
+    ) == list(range(24))
+    assert len(by_part["valid"]) == 3, "an eighth of what is not test, as where all is dealt"
     parts[:5] = ["valid"] * 5
-    found = split(Rated([["a"]] * 40, [float(n) for n in range(40)], "here", parts), 0)
-    assert sorted(found["valid"]) == list(range(5)) and sorted(found["train"]) == list(range(5, 24))
+    by_part = split(Rated([["a"]] * 40, [float(n) for n in range(40)], "here", parts), 0)
+    assert sorted(by_part["valid"]) == list(range(5)) and sorted(by_part["train"]) == list(range(5, 24))
 
 
 def test_the_papers_protocol_refuses_a_source_with_parts_of_its_own() -> None:
@@ -161,7 +161,7 @@ def test_ratings_are_exact_whatever_their_size() -> None:
 PARTS = ["train"] * 24 + ["valid"] * 6 + ["test"] * 10
 
 
-def of_ratings(valid: list[float], test: list[float], *overrides: str, own: bool = True) -> Sentiment:
+def rated_texts(valid: list[float], test: list[float], *overrides: str, own: bool = True) -> Sentiment:
     """24 texts to train on, rated 0 to 23, and those."""
     config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean", *overrides)
     words = [[f"w{n % 5}"] * (n % 7 + 1) for n in range(24 + len(valid) + len(test))]
@@ -184,7 +184,7 @@ FINE = [1.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize(
-    ("valid", "test", "told"),
+    ("valid", "test", "message"),
     [
         (
             FINE,
@@ -199,11 +199,11 @@ FINE = [1.0, 2.0, 4.0]
     ],
 )
 def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
-    valid: list[float], test: list[float], told: str
+    valid: list[float], test: list[float], message: str
 ) -> None:
-    task, config = of_ratings(valid, test), settings(*TINY_SENTIMENT)
+    task, config = rated_texts(valid, test), settings(*TINY_SENTIMENT)
     (warning,) = task.warnings
-    assert re.search(told, warning) and "log-likelihood and coverage are left out" in warning
+    assert re.search(message, warning) and "log-likelihood and coverage are left out" in warning
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
@@ -215,7 +215,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
 
 def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
     """As where one text is outside the range, or chance has dealt the parts; everything is measured."""
-    task, config = of_ratings(FINE, [*FINE, -1.0]), settings(*TINY_SENTIMENT)
+    task, config = rated_texts(FINE, [*FINE, -1.0]), settings(*TINY_SENTIMENT)
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     assert task.warnings == [] and task.result(model, 1, 0.0).keys() >= METRICS | KNOWN
@@ -224,7 +224,7 @@ def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
         for texts in (10, 12)
         for seed in range(8)
     ] == [[]] * 16
-    assert of_ratings(FINE, [3.0]).warnings == []
+    assert rated_texts(FINE, [3.0]).warnings == []
 
 
 @pytest.mark.parametrize("constant", ["valid", "test"])
@@ -233,14 +233,14 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
     validation part is.
     """
     config, order = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean"), shuffled(20, 0)
-    of_part = {"valid": order[14:16], "test": order[16:]}[constant]
-    ratings = [3.0 if text in of_part else float(text) for text in range(20)]
+    part_texts = {"valid": order[14:16], "test": order[16:]}[constant]
+    ratings = [3.0 if text in part_texts else float(text) for text in range(20)]
     task = Sentiment(config.task, config.data, Rated([["a"]] * 20, ratings, "here"), torch.device("cpu"))
     (warning,) = task.warnings
     without = ", and log-likelihood and coverage are left out" if constant == "test" else ""
     assert warning == (
-        f"all {len(of_part)} ratings of the {constant} part of here, which was drawn here, are 3: an error "
-        f"on them says little{without}; "
+        f"all {len(part_texts)} ratings of the {constant} part of here, which was drawn here, are 3: an "
+        f"error on them says little{without}; "
         "give more texts, or choose another task.split_seed"
     )
     model = task.model(config.model, config.dropout.for_layers(), "fused", None)
@@ -271,7 +271,7 @@ def test_no_epoch_is_chosen_by_ratings_that_are_hidden() -> None:
         match=r"^data: all ratings of the valid part of here are outside .*, so the best epoch cannot be "
         r"chosen",
     ):
-        of_ratings([-1.0] * 4, FINE)
+        rated_texts([-1.0] * 4, FINE)
 
 
 def test_texts_without_words_are_warned_of_and_a_part_of_them_is_refused() -> None:
@@ -368,7 +368,11 @@ def test_of_the_real_reviews_some_are_there_more_than_once(real_data: Path) -> N
         "valid": 8,
         "test": 12,
     }
-    assert {name: len(held) for name, held in texts.items()} == {"train": 3504, "valid": 501, "test": 1001}
+    assert {name: len(part_texts) for name, part_texts in texts.items()} == {
+        "train": 3504,
+        "valid": 501,
+        "test": 1001,
+    }
     assert Counter(Counter(map(tuple, corpora.rated(config.data).texts)).values()) == {1: 4913, 2: 45, 3: 1}
 
 
@@ -511,8 +515,8 @@ def test_it_learns(
     reported = epochs[-1] if protocol == "paper" else best
     assert (result["epoch"], result["epochs"]) == (reported["epoch"], 30)
     assert result["test_rmse"] == pytest.approx(reported["test_rmse"])
-    found = checkpoint.find(str(next(tmp_path.rglob("result.json")).parent))
-    assert found.name == f"checkpoint-{result['epoch']:04}.pt", "which vdrop eval takes"
+    checkpoint_path = checkpoint.find(str(next(tmp_path.rglob("result.json")).parent))
+    assert checkpoint_path.name == f"checkpoint-{result['epoch']:04}.pt", "which vdrop eval takes"
 
 
 def timeless(record: Any) -> Any:
@@ -582,7 +586,7 @@ def test_passes_have_masks_of_their_own_and_their_mean_is_what_counts(protocol: 
     assert rows[-1]["deviation"] is None
 
 
-def test_passes_go_on_where_they_were_stopped() -> None:
+def test_passes_resume_where_they_were_stopped() -> None:
     task, model = scattered()
     whole = task.passes(model, 5, 50, 1, word_dropout=True)
     list(whole.run())
@@ -601,22 +605,22 @@ def test_passes_go_on_where_they_were_stopped() -> None:
 
 def test_words_are_dropped_in_passes_or_not() -> None:
     task, model = scattered()
-    found = []
+    shares = []
     for word_dropout in (True, False):
         passes = task.passes(model, 10, 50, 1, word_dropout)
         list(passes.run())
-        found.append((passes.values_SN["test"] > 60).float().mean().item())
-    assert found[0] == pytest.approx(0.25, abs=0.06) and found[1] == 0
+        shares.append((passes.values_SN["test"] > 60).float().mean().item())
+    assert shares[0] == pytest.approx(0.25, abs=0.06) and shares[1] == 0
 
 
 def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
     for protocol, part in (("clean", "valid"), ("paper", "train")):
         task, model = scattered(f"task.protocol={protocol}")
         measured = task.evaluate(model)
-        held, predicted_R = task.sample(part), task.predict(model, task.sample(part))
-        error_there = (predicted_R - held.ratings_R).square().mean().sqrt().item()
+        sample, predicted_R = task.sample(part), task.predict(model, task.sample(part))
+        error_there = (predicted_R - sample.ratings_R).square().mean().sqrt().item()
         assert measured["noise"] == pytest.approx(error_there), "without passes it is the error there"
-        assert len(held.ratings_R) == len(task.parts["test" if part == "train" else "valid"].ratings_R)
+        assert len(sample.ratings_R) == len(task.parts["test" if part == "train" else "valid"].ratings_R)
         error, noise = measured["test_rmse"], measured["noise"]
         expected = -0.5 * (error**2 / noise**2 + math.log(2 * math.pi * noise**2))
         assert measured["test_log_likelihood"] == pytest.approx(expected, rel=1e-5)
@@ -635,7 +639,7 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
         )
 
 
-def test_a_baseline_that_cannot_be_had_is_told(
+def test_a_baseline_that_is_not_available_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(baselines, "is_available", lambda: False)
@@ -643,12 +647,12 @@ def test_a_baseline_that_cannot_be_had_is_told(
     assert "ridge regression is left out, it takes pip install 'vdrop[baselines]'" in capsys.readouterr().err
 
 
-def test_the_baselines_are_told_beside() -> None:
+def test_the_baselines_are_measured_beside() -> None:
     """The word of a text is n % 5, which says nothing of its number n: no better than the mean."""
-    found = made(200, "task.protocol=clean").baselines
-    assert 40 < found["test_rmse_of_mean"] < 80
+    measured = made(200, "task.protocol=clean").baselines
+    assert 40 < measured["test_rmse_of_mean"] < 80
     if baselines.is_available():
-        assert found["test_rmse_of_ridge"] == pytest.approx(found["test_rmse_of_mean"], rel=0.1)
+        assert measured["test_rmse_of_ridge"] == pytest.approx(measured["test_rmse_of_mean"], rel=0.1)
 
 
 def test_a_state_that_is_not_of_these_passes_is_refused_and_changes_nothing() -> None:
@@ -667,9 +671,9 @@ def test_a_state_that_is_not_of_these_passes_is_refused_and_changes_nothing() ->
     for other in (values[1:], values.double(), values * math.nan, values.tolist()):
         wrong.append(good | {"values": good["values"] | {"test": other}})
     wrong.append(good | {"values": {"test": values}})
-    for held in wrong:
+    for state in wrong:
         with pytest.raises(ValueError, match="its passes are"):
-            second.load_state_dict(held)
+            second.load_state_dict(state)
         assert second.done == 0
     second.load_state_dict(good)
     assert second.done == 1

@@ -44,8 +44,8 @@ def run(settings: Reproduce) -> None:
 
 def study_of(settings: Reproduce) -> Study:
     if settings.study is StudyName.film_reviews:
-        return FilmReviews.of_reproduce(settings)
-    return Table1.of_reproduce(settings)
+        return FilmReviews.from_reproduce(settings)
+    return Table1.from_reproduce(settings)
 
 
 def page_of(settings: Reproduce) -> list[Study]:

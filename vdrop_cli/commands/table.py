@@ -7,4 +7,4 @@ from vdrop_cli.studies.table1 import Table1
 
 
 def run(settings: Table) -> None:
-    page.write(settings, [Table1.of_table(settings), FilmReviews()])
+    page.write(settings, [Table1.from_table(settings), FilmReviews()])

@@ -52,10 +52,10 @@ def compiler() -> list[str]:
                 f"the C compiler of the environment variable CC, {stated[0]}, cannot be found"
             )
         return stated
-    found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if found is None:
+    command = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if command is None:
         raise CompilerError("no C compiler (cc, gcc or clang) can be found; install one, or set CC")
-    return [found]
+    return [command]
 
 
 def run(*command: str) -> str:
@@ -197,7 +197,7 @@ def load(path: Path) -> ctypes.CDLL:
 
 @lru_cache(1)
 def library() -> ctypes.CDLL:
-    """The library, compiled if need be. Raises CompilerError where it cannot be had."""
+    """The library, compiled if need be. Raises CompilerError where it cannot be built."""
     command = compiler()
     try:
         return load(built(command, cache_folder()))
@@ -207,7 +207,7 @@ def library() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(
             prefix="vdrop-"
         ) as folder:  # what is loaded stays when its file is gone
-            found = load(built(command, Path(folder)))
+            loaded = load(built(command, Path(folder)))
     except OSError as error:
         raise CompilerError(
             f"the compiled kernels can be stored neither in {cache_folder()} ({why}) nor in a temporary "
@@ -218,4 +218,4 @@ def library() -> ctypes.CDLL:
         "them anew",
         file=sys.stderr,
     )
-    return found
+    return loaded

@@ -96,12 +96,12 @@ class Captured:
 
 @dataclass
 class Sightings:
-    """How often shapes were met since they last had a graph, and how often they must be before they get
+    """How often shapes were met since they last had a graph, and how often they must be met to get
     one.
     """
 
     seen: int = 0
-    wanted: int = 2
+    threshold: int = 2
 
 
 class Graphs:
@@ -109,8 +109,8 @@ class Graphs:
     products.
 
     A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no
-    captures. Of the graphs those that were used last are held, so many and so much memory. Shapes that lost
-    theirs must be met eight times as often before they get another: more shapes than can be held end up
+    captures. The graphs that were used last remain, within limits of number and memory. Shapes that lost
+    theirs must be met eight times as often before they get another: more shapes than fit the limits end up
     without. Shapes whose capture fails run without a graph from then on, with a warning; where `strict`, the
     error is raised.
     """
@@ -132,7 +132,7 @@ class Graphs:
         self.strict = strict
         self.met: dict[Hashable, Sightings] = {}
         self.failed: set[Hashable] = set()
-        self.held: OrderedDict[Hashable, Captured] = OrderedDict()
+        self.entries: OrderedDict[Hashable, Captured] = OrderedDict()
         self.lock = Lock()
 
     def run(self, loop: Loop, changed: Tensors, filled: Tensors, read: Tensors) -> None:
@@ -146,11 +146,11 @@ class Graphs:
             return
         key = key_of(loop, tensors, device)
         with self.lock:
-            captured = self.held.get(key) or (
-                self.captured(key, loop, tensors, device) if self.is_due(key) else None
+            captured = self.entries.get(key) or (
+                self.add(key, loop, tensors, device) if self.is_due(key) else None
             )
             if captured is not None:
-                self.held.move_to_end(key)
+                self.entries.move_to_end(key)
                 copy(tensors, captured.tensors, (*changed, *read))
                 captured.graph.replay()
                 copy(captured.tensors, tensors, (*changed, *filled))
@@ -165,10 +165,10 @@ class Graphs:
             self.met.clear()
         sightings = self.met.setdefault(key, Sightings())
         sightings.seen += 1
-        return sightings.seen >= sightings.wanted
+        return sightings.seen >= sightings.threshold
 
-    def captured(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured | None:
-        """The new graph; None where it cannot be captured, before anything was written to `tensors`."""
+    def add(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured | None:
+        """Captures and adds a graph; returns None where that fails, before it writes to `tensors`."""
         try:
             with (
                 torch.inference_mode(False),
@@ -190,13 +190,14 @@ class Graphs:
                 stacklevel=2,
             )
             return None
-        self.held[key] = made
-        while len(self.held) > 1 and (
-            len(self.held) > self.max_graphs or sum(c.bytes for c in self.held.values()) > self.max_bytes
+        self.entries[key] = made
+        while len(self.entries) > 1 and (
+            len(self.entries) > self.max_graphs
+            or sum(c.bytes for c in self.entries.values()) > self.max_bytes
         ):
-            lost, _ = self.held.popitem(last=False)
-            wanted = self.met[lost].wanted if lost in self.met else 2
-            self.met[lost] = Sightings(wanted=8 * wanted)
+            lost, _ = self.entries.popitem(last=False)
+            threshold = self.met[lost].threshold if lost in self.met else 2
+            self.met[lost] = Sightings(threshold=8 * threshold)
         return made
 
 

@@ -203,13 +203,13 @@ int vdrop_features(void) {
     return features;
 }
 
-/* How many threads there are where so many are asked for. */
+/* The number of threads that run where `threads` are requested. */
 int vdrop_threads(int threads) {
-    int found = 0;
+    int count = 0;
 #pragma omp parallel num_threads(threads)
 #pragma omp single
-    found = omp_get_num_threads();
-    return found;
+    count = omp_get_num_threads();
+    return count;
 }
 
 /* 16 × 16 numbers of 32 bits, rows `from_row` apart, transposed. */

@@ -32,8 +32,8 @@ def as_text(lines: Iterable[Line]) -> str:
     ]
     by_line = dict(zip(map(id, lines), texts[1:], strict=True))
     parts = [texts[0]]
-    for headings, of_size in by_headings(lines):
-        parts.append("\n".join([headings[0], *(by_line[id(line)] for line in of_size)]))
+    for headings, size_lines in by_headings(lines):
+        parts.append("\n".join([headings[0], *(by_line[id(line)] for line in size_lines)]))
     return "\n\n".join(parts)
 
 
@@ -92,8 +92,11 @@ def as_latex(lines: Iterable[Line]) -> str:
     """A tabular environment for each size."""
     shown = columns("valid, published", "valid, as published", "test, published", "test")
     parts = []
-    for headings, of_size in by_headings(lines):
-        rows = [[heading for heading, _ in shown], *([cell(line) for _, cell in shown] for line in of_size)]
+    for headings, size_lines in by_headings(lines):
+        rows = [
+            [heading for heading, _ in shown],
+            *([cell(line) for _, cell in shown] for line in size_lines),
+        ]
         body = "".join("  " + " & ".join(map(escape, row)) + r" \\" + "\n" for row in rows)
         alignment = f"l{'r' * (len(shown) - 1)}"
         parts.append(f"% {headings[0]}\n\\begin{{tabular}}{{{alignment}}}\n{body}\\end{{tabular}}\n")

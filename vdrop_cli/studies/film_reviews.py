@@ -41,7 +41,7 @@ class FilmReviews(Study):
     overrides: str = ""
 
     @classmethod
-    def of_reproduce(cls, settings: Reproduce) -> "FilmReviews":
+    def from_reproduce(cls, settings: Reproduce) -> "FilmReviews":
         chosen = {
             "protocols": settings.protocols,
             "cells": settings.cells,

@@ -173,9 +173,9 @@ def choices(folders: Iterable[Path]) -> list[str]:
         for run in runs.below(folder):
             by_setting.setdefault(run.folder.parent.relative_to(folder), []).append(run)
     lines = []
-    for setting, of_setting in by_setting.items():
-        perplexities = {run.settings[setting.name]: run.result["valid_ppl"] for run in of_setting}
-        train = of_setting[0].train
+    for setting, setting_runs in by_setting.items():
+        perplexities = {run.settings[setting.name]: run.result["valid_ppl"] for run in setting_runs}
+        train = setting_runs[0].train
         values = ", ".join(f"{value:g}: {perplexities[value]:.2f}" for value in sorted(perplexities))
         best = min(perplexities, key=lambda value: perplexities[value])
         name = f"{setting.parent.name}, {train.model.name}, {train.schedule.epochs} epochs"

@@ -115,9 +115,9 @@ def collect(outputs: Path) -> Collected:
     )
 
 
-def by_key(found: dict[Identity, Run]) -> dict[str, list[Run]]:
+def by_key(by_identity: dict[Identity, Run]) -> dict[str, list[Run]]:
     """In order of seeds."""
     with_key: dict[str, list[Run]] = {}
-    for (shared, *_), run in sorted(found.items(), key=lambda item: item[0][1]):
+    for (shared, *_), run in sorted(by_identity.items(), key=lambda item: item[0][1]):
         with_key.setdefault(shared, []).append(run)
     return with_key

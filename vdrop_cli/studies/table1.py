@@ -41,11 +41,11 @@ class Table1(Study):
     default_sizes: tuple[Size, ...] = tuple(TABLE_1)
 
     @classmethod
-    def of_table(cls, settings: Table) -> "Table1":
+    def from_table(cls, settings: Table) -> "Table1":
         return cls(settings.sizes, settings.rows, settings.overrides)
 
     @classmethod
-    def of_reproduce(cls, settings: Reproduce) -> "Table1":
+    def from_reproduce(cls, settings: Reproduce) -> "Table1":
         return cls(settings.sizes, settings.rows, settings.overrides, (Size.medium,))
 
     def compose_rows(self) -> list[Row]:
@@ -94,8 +94,8 @@ class Table1(Study):
 
     def sections(self, lines: list[Line]) -> list[Section]:
         return [
-            Section(headings, "", of_size, COLUMNS, UNMEASURED, drawer(of_size))
-            for headings, of_size in by_headings(lines)
+            Section(headings, "", size_lines, COLUMNS, UNMEASURED, drawer(size_lines))
+            for headings, size_lines in by_headings(lines)
         ]
 
 

@@ -79,7 +79,7 @@ def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str
 
 def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
     """Every row of the tables of runs, by its headings and labels."""
-    found: list[tuple[Name, dict[str, str]]] = []
+    named_rows: list[tuple[Name, dict[str, str]]] = []
     place: list[str] = []
     names: list[str] = []
     # versions until November 2026 appended findings, with tables of their own
@@ -93,8 +93,8 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
             names = cells
         elif is_of_metrics(names) and len(cells) == len(names) and set(cells) != {"---"}:
             row = dict(zip(names, cells, strict=True))
-            found.append(((*place, *(row[label] for label in LABELS if label in row)), row))
-    return found
+            named_rows.append(((*place, *(row[label] for label in LABELS if label in row)), row))
+    return named_rows
 
 
 def is_of_metrics(headings: list[str]) -> bool:
@@ -106,7 +106,7 @@ def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
     """How many numbers rows have in each column, and how often each seed; and the settings that all runs were
     made with.
     """
-    found: dict[Name, Counter[str]] = {}
+    counts: dict[Name, Counter[str]] = {}
     for name, row in rows(page):
         if row["seeds"] not in UNMEASURED:
             numbers = [
@@ -114,10 +114,10 @@ def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
                 for heading, cell in row.items()
                 if heading not in (*LABELS, *runs.MADE) and re.search(r"\d", cell)
             ]
-            found.setdefault(name, Counter()).update(
+            counts.setdefault(name, Counter()).update(
                 [*numbers, *(f"seed {seed}" for seed in row["seeds"].split())]
             )
-    return found, next(iter(re.findall(r"All runs with `([^`]*)`", page)), "")
+    return counts, next(iter(re.findall(r"All runs with `([^`]*)`", page)), "")
 
 
 def choices(page: str) -> list[str]:

@@ -104,7 +104,7 @@ class RatingPredictor:
         """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard
         approximation [1].
         """
-        of_groups = []
+        group_ratings = []
         for first in range(0, max(samples, 1), PASSES_AT_ONCE):
             passes, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
             for number, ids_T in enumerate(self.cut(words)):
@@ -115,8 +115,8 @@ class RatingPredictor:
                 values.append(
                     model(ids_TS, torch.full((passes,), len(ids_T), device=self.device), masks).double().cpu()
                 )
-            of_groups.append(torch.stack(values).mean(0))
-        return self.learned.mean + self.learned.deviation * torch.cat(of_groups)
+            group_ratings.append(torch.stack(values).mean(0))
+        return self.learned.mean + self.learned.deviation * torch.cat(group_ratings)
 
 
 Predictor = WordPredictor | RatingPredictor

@@ -313,11 +313,11 @@ class Sentiment:
     @torch.no_grad()
     def predict(self, model: Regressor, part: Part) -> Tensor:
         """A rating for each text [R], by the standard approximation."""
-        found_N = torch.empty(len(part.sequences))
+        output_N = torch.empty(len(part.sequences))
         for group, batch in self.by_length(part):
             interruption.check()
-            found_N[group] = model(batch.ids_TB, batch.lengths_B, model.mean_masks()).float().cpu()
-        return self.ratings(found_N, part)
+            output_N[group] = model(batch.ids_TB, batch.lengths_B, model.mean_masks()).float().cpu()
+        return self.ratings(output_N, part)
 
     def rmse(self, model: Regressor, part: Part) -> float:
         return rmse(self.predict(model, part), part.ratings_R)
@@ -381,7 +381,9 @@ class Sentiment:
         """Of the mean of the ratings that all models give."""
         parts = {name: self.parts[name] for name in ("valid", "test") if name in self.parts}
         predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
-        means = {name: torch.stack([of_model[name] for of_model in predicted]).mean(0) for name in parts}
+        means = {
+            name: torch.stack([model_ratings[name] for model_ratings in predicted]).mean(0) for name in parts
+        }
         return {
             f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()
         } | self.baselines
@@ -439,13 +441,13 @@ class Passes:
         if set(values) != set(self.values_SN):
             raise ValueError("its passes are of other parts")
         for name, value_SN in self.values_SN.items():
-            held_SN = values[name]
+            stored_SN = values[name]
             fits = (
-                isinstance(held_SN, Tensor)
-                and held_SN.shape == value_SN.shape
-                and held_SN.dtype == value_SN.dtype
+                isinstance(stored_SN, Tensor)
+                and stored_SN.shape == value_SN.shape
+                and stored_SN.dtype == value_SN.dtype
             )
-            if not (fits and bool(held_SN.isfinite().all())):
+            if not (fits and bool(stored_SN.isfinite().all())):
                 raise ValueError("its passes are of other texts, or not finite")
         self.done, self.values_SN = done, values
 
