@@ -326,13 +326,13 @@ def test_temperature_and_top_k_choose_among_probable_words(
 ) -> None:
     """The most probable word each time, by either; a temperature of 1 and all words change nothing."""
     greedy = [
-        told(capsys, writer, "sample=20", "text=w3", more, "seed=7")
+        predict_rows(capsys, writer, "sample=20", "text=w3", more, "seed=7")
         for more in ("top_k=1", "temperature=1e-6")
     ]
     assert greedy[0] == greedy[1]
-    without = told(capsys, writer, "sample=60", "text=w3")
-    assert told(capsys, writer, "sample=60", "text=w3", "temperature=1", "top_k=1000") == without
-    assert told(capsys, writer, "sample=60", "text=w3", "temperature=3") != without
+    without = predict_rows(capsys, writer, "sample=60", "text=w3")
+    assert predict_rows(capsys, writer, "sample=60", "text=w3", "temperature=1", "top_k=1000") == without
+    assert predict_rows(capsys, writer, "sample=60", "text=w3", "temperature=3") != without
 
 
 def test_unknown_words_are_counted_once_for_all_lines(
