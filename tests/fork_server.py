@@ -27,7 +27,11 @@ LIBRARIES = (
     "sklearn.linear_model",
     "torch.utils.tensorboard.summary",
 )
-NOT_IMPORTED = ("vdrop_cli.__main__", "vdrop_cli.kernels.")  # the commands import what this machine can run
+NOT_IMPORTED = (  # the commands import what this machine can run
+    "vdrop_cli.__main__",
+    "vdrop_cli.kernels.",
+    *(f"vdrop_cli.sinks.{logger}" for logger in ("mlflow", "trackio", "wandb")),
+)
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
