@@ -15,17 +15,38 @@ def test_the_page_of_settings_is_the_one_that_make_docs_settings_writes() -> Non
 
 @pytest.mark.parametrize("command", ROOTS)
 def test_every_setting_says_what_it_means(command: str) -> None:
-    for key, f in walk(ROOTS[command]):
+    for key, f, _ in walk(ROOTS[command]):
         assert len(f.metadata["help"].text) > 8, key
 
 
-@pytest.mark.parametrize("command", ROOTS)
-def test_help_of_a_command_has_a_line_for_each_setting_within_the_width(command: str) -> None:
-    lines = help.command_help(command, []).splitlines()
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [*((command, []) for command in ROOTS), ("train", ["task=sentiment"]), ("data", ["data=text"])],
+)
+def test_help_has_a_line_for_each_setting_that_applies_within_the_width(
+    command: str, words: list[str]
+) -> None:
+    lines = help.command_help(command, words).splitlines()
     shown = [line.split("=")[0].strip() for line in lines if line.startswith("  ") and "=" in line[:40]]
-    expected = {key for key in keys(ROOTS[command]) if not key.startswith("published.")}
-    assert expected <= set(shown)
+    groups = {"train": ["data=ptb", "task=language_model"], "data": []}.get(command, [])
+    chosen = {"task=sentiment": ["data=cornell", "task=sentiment"], "data=text": ["data=text"]}.get(
+        "".join(words), groups
+    )
+    expected = [
+        key for key, _, choice in walk(ROOTS[command]) if not choice or not chosen or choice in chosen
+    ]
+    assert set(expected) <= set(shown)
+    if chosen:
+        unsuitable = {key for key in keys(ROOTS[command]) if key not in expected}
+        assert len(unsuitable) > 5 and not unsuitable & set(shown)
     assert max(map(len, lines)) <= help.WIDTH
+
+
+def test_a_setting_of_several_corpora_has_the_default_of_each() -> None:
+    explained = help.key_help("data.min_count")
+    text, ratings = explained.strip().split("\n\n")
+    assert text.startswith("data.min_count (vdrop train data=pydoc,text,hub; vdrop data data=pydoc,text,hub)")
+    assert text.endswith("default: 2") and ratings.endswith("default: 1")
 
 
 def test_values_are_those_of_the_command_line() -> None:

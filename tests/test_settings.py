@@ -1,6 +1,7 @@
 """Settings: what the files hold, which values are refused, and that each one changes something."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -10,13 +11,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from tests.conftest import TINY, TINY_SENTIMENT, settings
+from tests.conftest import TINY, TINY_SENTIMENT, composed, settings
 from vdrop_cli import CONF, published
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.compose import restore
+from vdrop_cli.settings.compose import parse, restore
 from vdrop_cli.settings.fields import FilePath, keys, plain, rule, walk, without_defaults
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
@@ -158,6 +159,56 @@ def test_a_run_is_restored_from_its_stored_configuration() -> None:
     assert restore(json.loads(json.dumps(plain(config)))) == config
 
 
+FORMER_NULLS = ("dir", "train", "valid", "test", "csv", "delimiter", "name", "config", "revision", "column")
+
+
+@pytest.mark.parametrize(
+    ("words", "former"),
+    [
+        ([], {"min_count": 1, "vocabulary_size": None}),
+        (["data=pydoc"], {"vocabulary_size": None}),
+        (["task=sentiment"], {"cache": "elsewhere"}),
+        (["task=sentiment", "data=vader"], {"cache": None}),
+    ],
+)
+def test_former_configurations_with_the_settings_of_every_corpus_and_task_are_read(
+    words: list[str], former: dict[str, Any]
+) -> None:
+    config = settings(*words)
+    values = plain(config)
+    task_nulls = dict.fromkeys(("bptt", "protocol", "chunk_words", "split_seed", "length_pool"))
+    values["data"] = dict.fromkeys((*FORMER_NULLS, "rating_column")) | former | values["data"]
+    values["task"] = task_nulls | values["task"]
+    assert restore(values) == config
+
+
+def test_a_stored_setting_of_another_corpus_or_task_is_refused() -> None:
+    values = plain(settings("data=pydoc"))
+    for group, key, value in (
+        ("data", "csv", "a"),
+        ("data", "vocabulary_size", 9),
+        ("task", "protocol", "paper"),
+        ("task", "bptt", None),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{group}\.{key} must be "):
+            restore(values | {group: values[group] | {key: value}})
+
+
+@pytest.mark.parametrize(("command", "words"), [("train", ["task=sentiment"]), ("data", ["data=pydoc"])])
+def test_a_composed_configuration_can_be_sent_to_another_process(command: str, words: list[str]) -> None:
+    """As launchers do."""
+    sent = pickle.loads(pickle.dumps(composed(*words, command=command)))
+    assert parse(sent, ROOTS[command]) == settings(*words, command=command)
+
+
+def test_the_settings_of_a_corpus_and_a_task_are_those_that_apply() -> None:
+    assert set(plain(settings())["data"]) == {"source", "dir", "cache", "fraction"}
+    assert set(plain(settings())["task"]) == {"name", "batch_size", "bptt"}
+    ratings = plain(settings("task=sentiment"))
+    assert set(ratings["data"]) == {"source", "dir", "min_count", "vocabulary_size", "fraction"}
+    assert "bptt" not in ratings["task"]
+
+
 def test_what_was_written_down_is_data_and_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither OmegaConf's interpolations, nor groups within each other without an end, nor the same group
     again and again.
@@ -235,10 +286,7 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["data=ptb", "data.min_count=2"],
-            r"data\.min_count must be 1 with data=ptb, which has its own <unk>, got 2",
-        ),
+        (["data=ptb", "data.min_count=2"], r"data\.min_count must be unset with data=ptb, got 2"),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
@@ -287,10 +335,10 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             ["task=sentiment", "data=ptb"],
             r"data must be one of cornell, vader, text_regression with task=sentiment, got ptb",
         ),
-        (["task=sentiment", "task.bptt=3"], r"task\.bptt must be null with task=sentiment, got 3"),
+        (["task=sentiment", "task.bptt=3"], r"task\.bptt must be unset with task=sentiment, got 3"),
         (
             ["task=sentiment", "task.protocol=null"],
-            r"task\.protocol must be set with task=sentiment, got null",
+            r"task\.protocol must be set with task=sentiment, got nothing",
         ),
         (["task=sentiment", "task.chunk_words=1"], r"task\.chunk_words must be at least 2, or null, got 1"),
         (["task=sentiment", "task.split_seed=-1"], r"task\.split_seed must be in"),
@@ -310,10 +358,12 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"data\.revision",
         ),
         (["task=sentiment", "task.length_pool=0"], r"task\.length_pool must be at least 1"),
-        (["task.bptt=null"], r"task\.bptt must be set with task=language_model, got null"),
-        (["task.chunk_words=9"], r"task\.chunk_words must be null with task=language_model, got 9"),
+        (["task.bptt=null"], r"task\.bptt must be set with task=language_model, got nothing"),
+        (["task.chunk_words=9"], r"task\.chunk_words must be unset with task=language_model, got 9"),
         (["model.forget_bias=nan"], r"model\.forget_bias must be finite"),
         (["model=gru_small", "model.forget_bias=1"], r"model\.forget_bias must be 0 for a GRU"),
+        (["task=sentiment", "data.cache=a"], r"data\.cache must be unset with data=cornell, got a"),
+        (["data=text", "data.source=ptb"], r"data\.min_count must be unset with data=ptb, got 2"),
         (["data.vocabulary_size=9"], r"data\.vocabulary_size must be unset with data=ptb"),
         (
             ["data=cornell", "data.vocabulary_size=0"],
@@ -572,7 +622,7 @@ MORE_PATHS = {"checkpoint", "members", "outputs", "file", "csv", "latex", "markd
 
 @pytest.mark.parametrize("command", sorted(ROOTS))
 def test_what_is_a_path(command: str) -> None:
-    paths = {key for key, f in walk(ROOTS[command]) if isinstance(rule(f), FilePath)}
+    paths = {key for key, f, _ in walk(ROOTS[command]) if isinstance(rule(f), FilePath)}
     expected = {f"data.{name}" for name in PATHS.get(command, ())} | (MORE_PATHS & set(keys(ROOTS[command])))
     assert paths == expected
 

@@ -29,7 +29,7 @@ NAMES = (
 VERBATIM = "text"  # what is to be read: not even null, ${…} or quotes are anything but text
 SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
 PATHS = {SWEEP_FOLDER} | {
-    key for root in ROOTS.values() for key, f in walk(root) if isinstance(rule(f), FilePath)
+    key for root in ROOTS.values() for key, f, _ in walk(root) if isinstance(rule(f), FilePath)
 }
 # what people type first, and the setting that they mean
 ALIASES = {

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from vdrop_cli import published
 from vdrop_cli.arguments import PATHS, choices, groups
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.fields import is_list, types
+from vdrop_cli.settings.fields import is_list, walk
 
 LAUNCHER = "hydra/launcher"
 LAUNCHERS = ["basic", "joblib", "submitit_local", "submitit_slurm"]
@@ -40,7 +40,7 @@ def completions(words: list[str], commands: Iterable[str], options: list[str]) -
         return [name for name in commands if name.startswith(last)]
     if command not in ROOTS:
         return []  # bash then takes file names
-    known = types(ROOTS[command])
+    known = settings_of(command, words)
     named = re.match(r"(\+{0,2}([\w./]+)=\[?(?:.*,)?\s*)(.*)", last, re.DOTALL)
     if named is None or ("/" in named[2] and named[2] != LAUNCHER):
         paths = files(last) if {"checkpoint", "runs"} & known.keys() and last else []
@@ -54,6 +54,13 @@ def completions(words: list[str], commands: Iterable[str], options: list[str]) -
         for value in values(command, key, known.get(key))
         if value.startswith(stem) and value not in taken
     ]
+
+
+def settings_of(command: str, words: list[str]) -> dict[str, Any]:
+    """The types of a command's settings; only those that suit the corpus and the task in `words`, if any."""
+    every = [*walk(ROOTS[command])]
+    chosen = {choice.partition("=")[0]: choice for _, _, choice in every if choice in words}
+    return {key: f.type for key, f, choice in every if choice == chosen.get(choice.partition("=")[0], choice)}
 
 
 def next_names(stem: str, keys: list[str]) -> list[str]:

@@ -3,18 +3,19 @@
 import textwrap
 from collections.abc import Iterator
 from dataclasses import Field
+from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vdrop_cli import CONF
 from vdrop_cli.arguments import ALIASES, choices, groups, literal
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Choice
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.compose import register
+from vdrop_cli.settings.compose import register, variant_groups
 from vdrop_cli.settings.fields import FilePath, Help, is_optional, rule, suggestion, walk
 
 WIDTH = 110
@@ -25,9 +26,12 @@ Every setting of every command, generated from the code by `make docs-settings`.
 command shows the same with the values of a command line. `vdrop help schedule.lr` shows one setting, and
 `vdrop help schedule` a group.
 
-Defaults are those of the command without arguments. For `vdrop train` these are `model=lstm_medium`,
-`dropout=variational` and `data=ptb`. Values that were published per size follow the model. `null` unsets a
-setting that allows it. A whole number without another upper limit is at most 2,147,483,647.
+A section such as `data=text` lists the settings that apply with that choice.
+
+Defaults are those of the command without arguments, apart from the choice in the heading. For `vdrop train`
+these are `model=lstm_medium`, `dropout=variational` and `data=ptb`. Values that were published per size
+follow the model. `null` unsets a setting that allows it. A whole number without another upper limit is at
+most 2,147,483,647.
 """
 
 
@@ -39,21 +43,31 @@ def composed(command: str, words: list[str]) -> DictConfig:
 
 
 def command_help(command: str, words: list[str]) -> str:
-    """The groups of a command and a line for each setting with the value that `words` lead to."""
+    """The groups of a command and a line for each setting with the value that `words` lead to.
+
+    Where a corpus or a task is chosen, settings of others are left out.
+    """
     config = composed(command, words)
+    chosen = chosen_variants(config, ROOTS[command])
     sections: dict[str, list[str]] = {}
-    for key, f in walk(ROOTS[command]):
+    for key, f, choice in walk(ROOTS[command]):
         group = key.rpartition(".")[0]
-        is_absent = bool(group) and OmegaConf.select(config, group) is None
-        if is_absent and group not in groups(command):
-            continue  # nothing in this group applies
-        text = line(f"{key}={shown(value(config, key, f))}", described(f))
-        sections.setdefault(group, []).append(text)
+        if group in chosen and choice != chosen[group]:
+            continue
+        source = config if not choice or group in chosen else with_choice(command, choice)
+        text = line(f"{key}={shown(value(source, key, f))}", described(f))
+        sections.setdefault(choice or group, []).append(text)
     parts = [line_of_choices(name) for name in groups(command)]
     parts = ["groups, as group=choice:", *parts, ""] if parts else []
     for group in (*filter(None, sections), *(("",) if "" in sections else ())):
         parts += [f"{group or 'settings'}:", *sections[group], ""]
     return "\n".join(parts)
+
+
+def chosen_variants(config: DictConfig, root: type) -> dict[str, str]:
+    """The choice of each group with variants, such as data=ptb; groups without a choice are left out."""
+    groups = [variants for f, variants in variant_groups(root) if config[f.name] is not None]
+    return {one.group: f"{one.group}={config[one.group][one.selector]}" for one in groups}
 
 
 def line_of_choices(group: str) -> str:
@@ -78,6 +92,8 @@ def described(f: "Field[Any]") -> str:
 
 def allowed(f: "Field[Any]", unit: str = "") -> str:
     """The type or unit of a setting, its limits, and whether it can be null."""
+    if not f.init:
+        return str(f.default)  # the name of a variant
     kind: Any = f.type
     if is_optional(kind):
         kind = next(one for one in get_args(kind) if one is not NoneType)
@@ -96,11 +112,9 @@ def allowed(f: "Field[Any]", unit: str = "") -> str:
 
 
 def value(config: DictConfig, key: str, f: "Field[Any]") -> Any:
-    """The value of a setting in a configuration; its default where its group is not chosen."""
-    group = key.rpartition(".")[0]
-    if group and OmegaConf.select(config, group) is None:
-        return f.default
-    return OmegaConf.select(config, key, throw_on_missing=False)
+    """The value of a setting in a configuration; of one that must be set and is not: MISSING."""
+    value = OmegaConf.select(config, key, throw_on_missing=False)
+    return MISSING if value is None and f.default is MISSING and not is_optional(f.type) else value
 
 
 def shown(value: Any) -> str:
@@ -113,7 +127,7 @@ def shown(value: Any) -> str:
         return f"[{','.join(map(shown, value))}]"
     if isinstance(value, Choice):
         return value.name
-    if value == "???":
+    if value == MISSING:
         return ""
     return literal(value) if isinstance(value, str) else str(value)
 
@@ -123,22 +137,21 @@ def key_help(query: str) -> str:
 
     Raises ConfigError if no command has it.
     """
-    blocks: dict[str, list[str]] = {}
-    configs: dict[str, DictConfig] = {}
+    blocks: dict[str, dict[str, list[str]]] = {}  # the choices that have a text, by command
     known: list[str] = []
     for command, root in ROOTS.items():
         full = ALIASES.get(command, {}).get(query, query)
-        for key, f in walk(root):
+        for key, f, choice in walk(root):
             known.append(key)
             if full == key or key.endswith(f".{full}") or key.startswith(f"{full}."):
-                config = configs.setdefault(command, composed(command, []))
+                config = with_choice(command, choice)
                 block = "\n".join(
                     [
                         *textwrap.wrap(described(f), WIDTH - 2, initial_indent="  ", subsequent_indent="  "),
                         f"  default: {shown(value(config, key, f)) or 'none'}",
                     ]
                 )
-                blocks.setdefault(f"{key}\n{block}", []).append(f"vdrop {command}")
+                blocks.setdefault(f"{key}\n{block}", {}).setdefault(command, []).append(choice)
     if not blocks:
         aliases = {name: key for names in ALIASES.values() for name, key in names.items()}
         hint = suggestion(query, known, aliases) or "; vdrop COMMAND --help lists them"
@@ -146,8 +159,21 @@ def key_help(query: str) -> str:
     texts = []
     for block, commands in blocks.items():
         key, _, rest = block.partition("\n")
-        texts.append(f"{key} ({', '.join(commands)})\n{rest}\n")
+        where = [f"vdrop {command} {in_one(choices)}".rstrip() for command, choices in commands.items()]
+        texts.append(f"{key} ({'; '.join(where)})\n{rest}\n")
     return "\n".join(texts)
+
+
+def in_one(choices: list[str]) -> str:
+    """Choices of one group as one word: data=text,hub."""
+    group, _, _ = choices[0].partition("=")
+    return f"{group}={','.join(choice.partition('=')[2] for choice in choices)}" if group else ""
+
+
+@cache
+def with_choice(command: str, choice: str) -> DictConfig:
+    """The configuration of a command with no other argument than a choice of a group."""
+    return composed(command, [choice] if choice else [])
 
 
 def page() -> str:
@@ -155,12 +181,12 @@ def page() -> str:
     parts = [PAGE_HEAD]
     for command, root in ROOTS.items():
         parts.append(f"## vdrop {command}\n")
-        config, section = composed(command, []), "no group yet"
-        for key, f in walk(root):
-            group = key.rpartition(".")[0]
-            if group != section:
-                parts += ["", *table_head(group)]
-                section = group
+        section = "no group yet"
+        for key, f, choice in walk(root):
+            config, title = with_choice(command, choice), choice or key.rpartition(".")[0]
+            if title != section:
+                parts += ["", *table_head(title)]
+                section = title
             about: Help = f.metadata["help"]
             cells = [f"`{key}`", about.text, about.unit, code(shown(value(config, key, f))), allowed(f)]
             parts.append("| " + " | ".join(cell.replace("<", "&lt;") for cell in cells) + " |")

@@ -12,7 +12,7 @@ from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, Predict
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import Data, HubData
 from vdrop_cli.tasks import Predictor, Task, TaskModel
 
 # of data sets by name
@@ -33,7 +33,11 @@ def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) 
     """What a checkpoint was trained on, its text as it lies now."""
     task = tasks.load(replace(snapshot.train, data=data), device, snapshot.corpus)
     if task.fingerprint != snapshot.corpus:
-        otherwise = f", or, if it is that, train again: {READ_BEFORE}" if data.name is not None else ""
+        otherwise = (
+            f", or, if it is that, train again: {READ_BEFORE}"
+            if isinstance(data, HubData) and data.name
+            else ""
+        )
         raise ConfigError(
             f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "
             f"give it the text that it was trained on{otherwise}"

@@ -9,8 +9,7 @@ import pytest
 from vdrop_cli import corpora
 from vdrop_cli.corpora import cornell
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import CornellReviews
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,7 @@ def reviews(real_data: Path) -> Path:
 
 
 def test_the_real_files_have_the_known_counts(reviews: Path) -> None:
-    rated = corpora.rated(Data(CorpusName.cornell, dir=str(reviews)))
+    rated = corpora.rated(CornellReviews(dir=str(reviews)))
     assert len(rated.texts) == len(rated.ratings) == 1027 + 1307 + 902 + 1770
     assert sum(map(len, rated.texts)) == 2_148_164 + 5_006, "and the end of each"
     assert {text[-1] for text in rated.texts} == {"<end>"} and not rated.parts
@@ -34,7 +33,7 @@ def test_the_real_files_have_the_known_counts(reviews: Path) -> None:
 
 def test_a_text_from_elsewhere_is_read_as_the_reviews_are(reviews: Path) -> None:
     """Those of them are read as they stand, every one."""
-    rated = corpora.rated(Data(CorpusName.cornell, dir=str(reviews)))
+    rated = corpora.rated(CornellReviews(dir=str(reviews)))
     for text in rated.texts:
         assert cornell.words(" ".join(text[:-1])) == text
     typed = corpora.words("cornell", 'A fine, "moving" film (of the kids\' own)... $100!')
@@ -51,7 +50,7 @@ def test_a_changed_file_is_named(reviews: Path, tmp_path: Path) -> None:
         match=r"^data\.dir: .*/rating\.Scott\+Renshaw is not that of the Cornell .*: MD5 .*, expected "
         r"ca289e96",
     ):
-        cornell.read(Data(CorpusName.cornell, dir=str(folder)))
+        cornell.read(CornellReviews(dir=str(folder)))
 
 
 def test_the_archive_is_fetched_verified_and_stored(
@@ -60,10 +59,10 @@ def test_the_archive_is_fetched_verified_and_stored(
     with tarfile.open(tmp_path / "scale_data.tar.gz", "w:gz") as archive:
         archive.add(reviews / "scaledata", "scaledata")
     monkeypatch.setattr(cornell, "URL", (tmp_path / "scale_data.tar.gz").as_uri())
-    first = cornell.read(Data(CorpusName.cornell))
+    first = cornell.read(CornellReviews())
     assert "downloaded from file:" in first.origin
     monkeypatch.setattr(cornell, "URL", "http://127.0.0.1:1/")
-    again = cornell.read(Data(CorpusName.cornell))  # from data/cornell_scale
+    again = cornell.read(CornellReviews())  # from data/cornell_scale
     assert again.origin == "data/cornell_scale" and again.fingerprint == first.fingerprint
 
 
@@ -80,7 +79,7 @@ def test_when_it_cannot_be_fetched_the_ways_out_are_listed(
             archive.add(tmp_path / "readme", "scaledata/readme")
     monkeypatch.setattr(cornell, "URL", path.as_uri())
     with pytest.raises(ConfigError) as caught:
-        cornell.read(Data(CorpusName.cornell))
+        cornell.read(CornellReviews())
     for way in ("data.dir=", "VDROP_DATA=", "data/cornell_scale", "Tried file:"):
         assert way in str(caught.value)
     assert not Path("data").exists()

@@ -9,8 +9,7 @@ import pytest
 from vdrop_cli import corpora
 from vdrop_cli.corpora import hub
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import HubText, TextFiles
 
 
 @pytest.fixture
@@ -29,8 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def data(folder: Path, **changes: str) -> Data:
-    return Data(CorpusName.hub, **{"name": str(folder / "one"), "column": "line"} | changes, cache=None)  # type: ignore[arg-type]
+def data(folder: Path, **changes: str) -> HubText:
+    return HubText(**{"name": str(folder / "one"), "column": "line"} | changes, cache=None)  # type: ignore[arg-type]
 
 
 def test_each_row_is_a_line(folder: Path) -> None:
@@ -67,7 +66,7 @@ def test_a_folder_of_text_files_is_read_as_the_files_are(folder: Path, tmp_path:
         (tmp_path / "texts" / f"{split}.txt").write_bytes(content)
     paths = {part: str(tmp_path / "texts" / f"{split}.txt") for part, split in hub.SPLITS.items()}
     one = corpora.load(data(folder, name=str(tmp_path / "texts"), column="text"))
-    other = corpora.load(Data(CorpusName.text, **paths, cache=None))  # type: ignore[arg-type]
+    other = corpora.load(TextFiles(**paths, cache=None))  # type: ignore[arg-type]
     assert one.train_N.tolist() == [0, 1, 2, 2, 0, 1, 2, 1, 2, 2] and one.test_N.tolist() == [0, 1, 0, 2]
     assert one.fingerprint == other.fingerprint and one.vocabulary == other.vocabulary
 
@@ -155,7 +154,7 @@ def test_a_copy_that_was_read_by_other_rules_is_not_used(monkeypatch: pytest.Mon
         ConfigError,
         match=r"^data\.name=owner/name: the Hub cannot be reached, .*; name a folder that has them$",
     ):
-        corpora.read(Data(CorpusName.hub, name="owner/name", column="text"))
+        corpora.read(HubText(name="owner/name", column="text"))
 
 
 def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
@@ -204,5 +203,5 @@ def test_name_configuration_and_revision_go_to_the_library_as_they_are(
         ConfigError,
         match=r"data\.name=owner/name cannot be loaded from the Hub \(ConnectionError: no network\)",
     ):
-        corpora.read(Data(CorpusName.hub, name="owner/name", config="c", revision="r", column="text"))
+        corpora.read(HubText(name="owner/name", config="c", revision="r", column="text"))
     assert asked == [(("owner/name", "c"), {"revision": "r"})]

@@ -6,15 +6,14 @@ import pytest
 
 from vdrop_cli.corpora import places
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import VaderSnippets
 
 FILES = ["a.txt", "sub/b.txt"]
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_first_place_that_has_all_files_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Data(CorpusName.vader)
+    data = VaderSnippets()
     monkeypatch.setenv("VDROP_DATA", str(tmp_path / "root"))
     assert places.local(data, "name", FILES) is None
     folder = places.store("name", {file: file.encode() for file in FILES})
@@ -35,7 +34,7 @@ def test_a_folder_that_was_named_is_the_only_one(tmp_path: Path) -> None:
         ConfigError,
         match=r"^data\.dir=.* has no sub/b\.txt; set data\.dir to a folder with a\.txt and sub/b\.txt",
     ):
-        places.local(Data(CorpusName.vader, dir=str(tmp_path)), "name", FILES)
+        places.local(VaderSnippets(dir=str(tmp_path)), "name", FILES)
 
 
 @pytest.mark.usefixtures("elsewhere")

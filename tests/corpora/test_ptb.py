@@ -14,8 +14,7 @@ import pytest
 from vdrop_cli import corpora
 from vdrop_cli.corpora import ptb
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import HubText, PennTreebank
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +25,12 @@ def nowhere(elsewhere: Path) -> None:
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the Hub nor the address answers."""
-    monkeypatch.setattr(ptb, "HUB", Data(CorpusName.hub, name="./not-here", column="sentence"))
+    monkeypatch.setattr(ptb, "HUB", HubText(name="./not-here", column="sentence"))
     monkeypatch.setattr(ptb, "URL", "http://127.0.0.1:1/ptb.{part}.txt")
 
 
 def test_the_real_files_have_the_known_counts(real_data: Path) -> None:
-    corpus = corpora.load(Data(CorpusName.ptb, dir=str(real_data / "ptb"), cache=None))
+    corpus = corpora.load(PennTreebank(dir=str(real_data / "ptb"), cache=None))
     assert {part: len(stream) for part, stream in corpus.parts.items()} == {
         "train": 929_589,
         "valid": 73_760,
@@ -44,7 +43,7 @@ def test_the_real_files_have_the_known_counts(real_data: Path) -> None:
 
 def test_vdrop_data_is_the_folder_above(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDROP_DATA", str(real_data))
-    assert ptb.read(Data(CorpusName.ptb)).origin == str(real_data / "ptb")
+    assert ptb.read(PennTreebank()).origin == str(real_data / "ptb")
 
 
 def test_a_changed_file_is_named(real_data: Path, tmp_path: Path) -> None:
@@ -56,19 +55,19 @@ def test_a_changed_file_is_named(real_data: Path, tmp_path: Path) -> None:
         ConfigError,
         match=r"data\.dir: .*ptb\.valid\.txt is not Mikolov's Penn Treebank: MD5 .* expected aa0affc0",
     ):
-        corpora.load(Data(CorpusName.ptb, dir=str(folder), cache=None))
+        corpora.load(PennTreebank(dir=str(folder), cache=None))
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_the_first(tmp_path: Path) -> None:
     (tmp_path / "ptb.train.txt").touch()
     with pytest.raises(ConfigError, match=r"data\.dir=.* has no ptb\.valid\.txt; set data\.dir"):
-        ptb.read(Data(CorpusName.ptb, dir=str(tmp_path)))
+        ptb.read(PennTreebank(dir=str(tmp_path)))
 
 
 @pytest.mark.usefixtures("unreachable")
 def test_when_nothing_can_be_reached_the_ways_out_are_listed() -> None:
     with pytest.raises(ConfigError) as caught:
-        ptb.read(Data(CorpusName.ptb))
+        ptb.read(PennTreebank())
     for way in ("data.dir=", "VDROP_DATA=", "data/ptb", "data=pydoc", "the Hub", "127.0.0.1"):
         assert way in str(caught.value)
 
@@ -97,10 +96,10 @@ def test_the_files_are_fetched_by_address_verified_and_stored(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ptb, "URL", server)
-    raw = ptb.read(Data(CorpusName.ptb))
+    raw = ptb.read(PennTreebank())
     assert server in raw.origin
     monkeypatch.setattr(ptb, "URL", "http://127.0.0.1:1/{part}")
-    assert ptb.read(Data(CorpusName.ptb)).parts == raw.parts  # the second time from data/ptb
+    assert ptb.read(PennTreebank()).parts == raw.parts  # the second time from data/ptb
 
 
 @pytest.mark.usefixtures("unreachable")
@@ -117,8 +116,8 @@ def test_the_hubs_copy_becomes_the_original_to_the_byte(
         datasets.Dataset.from_dict({"sentence": [line.strip() for line in lines]}).to_parquet(
             str(folder / f"{split}.parquet")
         )
-    monkeypatch.setattr(ptb, "HUB", Data(CorpusName.hub, name=str(folder), column="sentence"))
-    raw = ptb.read(Data(CorpusName.ptb))
+    monkeypatch.setattr(ptb, "HUB", HubText(name=str(folder), column="sentence"))
+    raw = ptb.read(PennTreebank())
     assert "the Hub" in raw.origin
     assert raw.parts["train"] == (real_data / "ptb" / "ptb.train.txt").read_bytes()
 
@@ -129,7 +128,7 @@ def test_something_else_at_the_address_is_refused_and_not_stored(
 ) -> None:
     monkeypatch.setattr(ptb, "URL", server.replace("{part}", "test"))
     with pytest.raises(ConfigError, match=r"train part from http.*is not Mikolov's"):
-        ptb.read(Data(CorpusName.ptb))
+        ptb.read(PennTreebank())
     assert not Path("data").exists()
 
 
@@ -138,7 +137,7 @@ def test_a_folder_that_cannot_be_written_is_named(server: str, monkeypatch: pyte
     monkeypatch.setattr(ptb, "URL", server)
     Path("data").write_text("in the way")
     with pytest.raises(ConfigError, match="data/ptb cannot be written"):
-        ptb.read(Data(CorpusName.ptb))
+        ptb.read(PennTreebank())
 
 
 @pytest.mark.usefixtures("unreachable")
@@ -156,6 +155,6 @@ def test_a_connection_that_ends_too_soon_is_a_refusal_like_others(monkeypatch: p
     thread.start()
     monkeypatch.setattr(ptb, "URL", f"http://127.0.0.1:{listening.getsockname()[1]}/{{part}}")
     with pytest.raises(ConfigError, match="IncompleteRead"):
-        ptb.read(Data(CorpusName.ptb))
+        ptb.read(PennTreebank())
     thread.join()
     listening.close()

@@ -16,16 +16,15 @@ from vdrop_cli.corpora import Corpus, Raw
 from vdrop_cli.corpora.text import PARTS, encoded, from_rows
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import write_tensors
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import HubText, TextFiles
 
 
-def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n") -> Data:
+def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n") -> TextFiles:
     folder.mkdir(exist_ok=True)
     for part, content in (("train", train), ("valid", valid), ("test", test)):
         (folder / part).write_bytes(content)
     paths = {part: str(folder / part) for part in ("train", "valid", "test")}
-    return Data(CorpusName.text, **paths, cache=None)
+    return TextFiles(**paths, cache=None)
 
 
 def test_ids_follow_first_appearance_and_line_ends_are_words(tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_the
     fingerprints = {}
     for name, content in contents.items():
         corpus = encoded(
-            Raw(dict.fromkeys(PARTS, content), "here"), Data(CorpusName.hub, name="a", column="b", cache=None)
+            Raw(dict.fromkeys(PARTS, content), "here"), HubText(name="a", column="b", cache=None)
         )
         assert [corpus.vocabulary[number] for number in corpus.test_N] == expected, name
         fingerprints[name] = corpus.fingerprint

@@ -11,8 +11,7 @@ import pytest
 from vdrop_cli import corpora
 from vdrop_cli.corpora import vader
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import VaderSnippets
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +21,7 @@ def nowhere(elsewhere: Path) -> None:
 
 def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
     try:
-        first = corpora.rated(Data(CorpusName.vader))
+        first = corpora.rated(VaderSnippets())
     except ConfigError as error:
         pytest.skip(f"needs a package index: {error}")
     assert "downloaded with vaderSentiment 3.3.2" in first.origin and len(first.texts) == 10_605
@@ -30,7 +29,7 @@ def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
         -4 <= min(first.ratings) < -3.8 and 3.9 < max(first.ratings) <= 4 and abs(fmean(first.ratings)) < 0.01
     )
     assert first.texts[2] == ["effective", "but", "too", "tepid", "biopic"]
-    again = corpora.rated(Data(CorpusName.vader))
+    again = corpora.rated(VaderSnippets())
     assert again.origin == "data/vader" and again.fingerprint == first.fingerprint
     (Path("data/vader") / vader.FILE).open("a").close()
     with (Path("data/vader") / vader.FILE).open("a") as file:
@@ -38,7 +37,7 @@ def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
     with pytest.raises(
         ConfigError, match=r"data/vader/movieReview.* is not that of vaderSentiment 3\.3\.2: SHA-256"
     ):
-        corpora.rated(Data(CorpusName.vader))
+        corpora.rated(VaderSnippets())
 
 
 def test_when_there_is_no_index_the_ways_out_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +46,7 @@ def test_when_there_is_no_index_the_ways_out_are_listed(monkeypatch: pytest.Monk
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(ConfigError) as caught:
-        vader.read(Data(CorpusName.vader))
+        vader.read(VaderSnippets())
     for way in ("data.dir=", "VDROP_DATA=", "data/vader", "with pip: ERROR"):
         assert way in str(caught.value)
     assert not Path("data").exists()
@@ -59,4 +58,4 @@ def test_an_index_that_does_not_answer_is_not_waited_for_forever(monkeypatch: py
 
     monkeypatch.setattr(subprocess, "run", hangs)
     with pytest.raises(ConfigError, match="no answer within 300 seconds"):
-        vader.read(Data(CorpusName.vader))
+        vader.read(VaderSnippets())

@@ -5,8 +5,7 @@ import torch
 
 from vdrop_cli.corpora.text import PARTS, Raw, encoded
 from vdrop_cli.learned import Words
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import HubText
 from vdrop_cli.tasks import WordPredictor
 
 
@@ -14,8 +13,7 @@ from vdrop_cli.tasks import WordPredictor
 def test_a_text_is_read_as_in_training(text: str) -> None:
     """With the end of its last line."""
     corpus = encoded(
-        Raw(dict.fromkeys(PARTS, text.encode()), "here"),
-        Data(CorpusName.hub, name="a", column="b", cache=None),
+        Raw(dict.fromkeys(PARTS, text.encode()), "here"), HubText(name="a", column="b", cache=None)
     )
     predictor = WordPredictor(Words.from_vocabulary(corpus.vocabulary), torch.device("cpu"))
     assert torch.equal(predictor.encode([*predictor.words(text), *predictor.line_end]), corpus.train_N)

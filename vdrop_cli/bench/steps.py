@@ -29,6 +29,7 @@ from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision
+from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.training import Run
@@ -80,7 +81,7 @@ def alternative_step(case: Case, train: Train) -> Step:
 
 def training_step(train: Train, precision: Precision) -> Step:
     """A training step as `vdrop train` makes it."""
-    time_steps, batch = train.task.steps, train.task.batch_size
+    time_steps, batch = chunk_shape(train)
     model = language_model(train, precision)
     optimizer = Optimizer(model, train.schedule)
     ids_TB = random_ids(train)
@@ -126,7 +127,7 @@ def layer_step(train: Train, precision: Precision) -> Step:
     """Forward and backward of one layer; masks are drawn at every step."""
     layers = language_model(train, precision).layers
     x_TBH, numbers = random_input(train).requires_grad_(), count(1)
-    weights, shape = layers.weights(0), layers.mask_shape(train.task.steps, train.task.batch_size)
+    weights, shape = layers.weights(0), layers.mask_shape(*chunk_shape(train))
     shape = replace(shape, input_sizes=shape.input_sizes[:1])
     h_BH, c_BH = (part[0] for part in layers.zero_state(train.task.batch_size))
 
@@ -184,7 +185,8 @@ def mc_step(train: Train, precision: Precision, passes: int) -> Step:
 
 def checkpoint_step(train: Train, precision: Precision) -> Step:
     """Writing a checkpoint in the middle of an epoch, as `vdrop train` does."""
-    ids_N = torch.randint(VOCABULARY, (2 * train.task.batch_size * (train.task.steps + 1),))
+    assert isinstance(train.task, LanguageModelTask)
+    ids_N = torch.randint(VOCABULARY, (2 * train.task.batch_size * (train.task.bptt + 1),))
     corpus = Corpus([str(word) for word in range(VOCABULARY)], ids_N, ids_N, ids_N, "random words", "bench")
     outputs = Path(train.outputs) / "bench"
     outputs.mkdir(parents=True, exist_ok=True)
@@ -265,16 +267,23 @@ def language_model(train: Train, precision: Precision) -> LanguageModel:
     return model.to(train.device)
 
 
+def chunk_shape(train: Train) -> tuple[int, int]:
+    """Time steps and columns of a chunk of a language model."""
+    assert isinstance(train.task, LanguageModelTask)
+    return train.task.bptt, train.task.batch_size
+
+
 def random_ids(train: Train) -> Tensor:
     """Words of a chunk and their successors, [T + 1, B], with the last word of the vocabulary among them."""
-    ids_TB = torch.randint(VOCABULARY, (train.task.steps + 1, train.task.batch_size))
+    time_steps, batch = chunk_shape(train)
+    ids_TB = torch.randint(VOCABULARY, (time_steps + 1, batch))
     ids_TB[0, 0] = VOCABULARY - 1
     return ids_TB.to(train.device)
 
 
 def random_input(train: Train) -> Tensor:
     """Input of one layer, [T, B, H]."""
-    x_TBH = torch.rand(train.task.steps, train.task.batch_size, train.model.hidden_size) - 0.5
+    x_TBH = torch.rand(*chunk_shape(train), train.model.hidden_size) - 0.5
     return x_TBH.to(train.device)
 
 
@@ -282,7 +291,7 @@ def random_ratings(train: Train) -> tuple[Tensor, Tensor, Tensor]:
     """Words [T, B], lengths and ratings [B], like those of the Cornell reviews: five chunks of eight are
     full, the others shorter, the longest first.
     """
-    assert train.task.chunk_words is not None
+    assert isinstance(train.task, SentimentTask) and train.task.chunk_words is not None
     time_steps, batch = train.task.chunk_words, train.task.batch_size
     generator = torch.Generator().manual_seed(1)
     lengths_B = torch.randint(1, time_steps, (batch,), generator=generator)
@@ -299,6 +308,7 @@ def words_per_time_step(train: Train, part: BenchPart) -> list[int]:
     if part is BenchPart.cell_step:
         return [1]
     if part is not BenchPart.ratings:
-        return [train.task.batch_size] * train.task.steps
+        time_steps, batch = chunk_shape(train)
+        return [batch] * time_steps
     ids_TB, lengths_B, _ = random_ratings(train)
     return [int((lengths_B > t).sum()) for t in range(len(ids_TB))]

@@ -1,15 +1,23 @@
 """`vdrop data`: the corpora, where they lie, what they hold, whether they are right."""
 
 from collections import Counter
-from collections.abc import Callable
 from statistics import fmean, pstdev
 
 from vdrop_cli import corpora
 from vdrop_cli.corpora import cornell, places, ptb, vader
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import RATED, CorpusName
+from vdrop_cli.settings.choices import CorpusName
 from vdrop_cli.settings.commands import ListData
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import (
+    CornellReviews,
+    Data,
+    LocalData,
+    PennTreebank,
+    PythonTopics,
+    RatedData,
+    TextData,
+    VaderSnippets,
+)
 
 CHECKS = {
     CorpusName.ptb: "MD5 of the three files, token counts and vocabulary agree with Mikolov's",
@@ -27,14 +35,9 @@ def run(settings: ListData) -> None:
     if settings.data is not None:
         tell(settings.data)
         return
-    for data in (
-        Data(CorpusName.ptb),
-        Data(CorpusName.pydoc, min_count=2),
-        Data(CorpusName.cornell),
-        Data(CorpusName.vader),
-    ):
+    for data in (PennTreebank(), PythonTopics(min_count=2), CornellReviews(), VaderSnippets()):
         name, files = FETCHED.get(data.source, ("", []))
-        if name and places.local(data, name, files) is None:
+        if isinstance(data, LocalData) and places.local(data, name, files) is None:
             looked = ", ".join(str(folder) for _, folder in places.places(data, name))
             print(
                 f"{data.source}\n  not here (looked in {looked}); vdrop data data={data.source} fetches it\n"
@@ -48,12 +51,18 @@ def run(settings: ListData) -> None:
 
 
 def tell(data: Data) -> None:
-    describe: Callable[[Data], list[str]] = rated if data.source in RATED else streams
-    print("\n".join([str(data.source), *(f"  {line}" for line in describe(data))]))
+    match data:
+        case RatedData():
+            lines = rated(data)
+        case TextData():
+            lines = streams(data)
+        case _:
+            raise TypeError(data)
+    print("\n".join([str(data.source), *(f"  {line}" for line in lines)]))
     print(f"  checks  {CHECKS.get(data.source, 'none known for this corpus')}\n")
 
 
-def streams(data: Data) -> list[str]:
+def streams(data: TextData) -> list[str]:
     """Of a language modelling corpus."""
     corpus = corpora.load(data)
     counts = [
@@ -68,7 +77,7 @@ def streams(data: Data) -> list[str]:
     ]
 
 
-def rated(data: Data) -> list[str]:
+def rated(data: RatedData) -> list[str]:
     """Of texts with ratings."""
     corpus = corpora.rated(data)
     origin = corpora.with_fraction(corpus.origin, data.fraction)

@@ -4,8 +4,17 @@ from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, v
 from vdrop_cli.corpora import rated as rated_texts
 from vdrop_cli.corpora.rated import Rated
 from vdrop_cli.corpora.text import Corpus, Raw, first_part, unknown_share, with_fraction
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import (
+    CornellReviews,
+    HubText,
+    PennTreebank,
+    PythonTopics,
+    RatedData,
+    RatedTable,
+    TextData,
+    TextFiles,
+    VaderSnippets,
+)
 
 __all__ = [
     "Corpus",
@@ -21,36 +30,41 @@ __all__ = [
 ]
 
 
-def read(data: Data) -> Raw:
+def read(data: TextData) -> Raw:
     """Returns the text of the three parts; downloads and verifies it where the source says so."""
-    readers = {
-        CorpusName.ptb: ptb.read,
-        CorpusName.pydoc: pydoc.read,
-        CorpusName.text: text.read,
-        CorpusName.hub: hub.read,
-    }
-    return readers[data.source](data)
+    match data:
+        case PennTreebank():
+            return ptb.read(data)
+        case PythonTopics():
+            return pydoc.read(data)
+        case TextFiles():
+            return text.read(data)
+        case HubText():
+            return hub.read(data)
+    raise TypeError(data)
 
 
-def load(data: Data, fingerprint: str | None = None) -> Corpus:
+def load(data: TextData, fingerprint: str | None = None) -> Corpus:
     """Returns the corpus as ids.
 
     `fingerprint` is that of a checkpoint's corpus: the text is encoded as it was then.
     """
     corpus = text.encoded(read(data), data, fingerprint)
-    if data.source is CorpusName.ptb:
+    if isinstance(data, PennTreebank):
         ptb.check_counts(corpus)
     return corpus if data.fraction == 1 else corpus.with_fraction(data.fraction)
 
 
-def rated(data: Data) -> Rated:
+def rated(data: RatedData) -> Rated:
     """Returns texts with their ratings."""
-    readers = {
-        CorpusName.cornell: cornell.read,
-        CorpusName.vader: vader.read,
-        CorpusName.text_regression: text_regression.read,
-    }
-    return readers[data.source](data)
+    match data:
+        case CornellReviews():
+            return cornell.read(data)
+        case VaderSnippets():
+            return vader.read(data)
+        case RatedTable():
+            return text_regression.read(data)
+    raise TypeError(data)
 
 
 def words(splitting: str, text: str) -> list[str]:

@@ -12,7 +12,7 @@ from vdrop_cli.corpora import places
 from vdrop_cli.corpora.rated import Rated, number
 from vdrop_cli.corpora.text import read_file
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import CornellReviews
 
 NAME = "cornell_scale"  # name of the folder
 AUTHORS = ("Dennis+Schwartz", "James+Berardinelli", "Scott+Renshaw", "Steve+Rhodes")
@@ -34,7 +34,7 @@ PUNCTUATION = '.,:;!?()"'  # signs that the data set always separates from words
 END = "<end>"  # of a review: the authors' code splits on single spaces, so the line's end is a word
 
 
-def read(data: Data) -> Rated:
+def read(data: CornellReviews) -> Rated:
     """Returns all reviews, author by author.
 
     A review is an "extract" of the data set: a line of words that are already separated.

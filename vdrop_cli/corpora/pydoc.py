@@ -7,13 +7,13 @@ import platform
 import re
 
 from vdrop_cli.corpora.text import Raw, from_rows
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import PythonTopics
 
 WORD = re.compile(r"\w+|([^\w\s])\1*")  # repetitions of one sign, such as a ruled line, are one word
 PARTS_OF_TEN = ("train",) * 8 + ("valid", "test")  # the part of each of ten successive paragraphs
 
 
-def read(data: Data) -> Raw:
+def read(data: PythonTopics) -> Raw:
     """Returns the paragraphs in the order of topics, without repetitions.
 
     They are lower-case, with words and punctuation separated. Of ten, eight are for training, one for

@@ -22,8 +22,7 @@ from torch import Tensor
 from vdrop_cli import files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
-from vdrop_cli.settings.choices import CorpusName
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import CountedText, TextData, TextFiles
 
 PARTS = ("train", "valid", "test")
 EOS, UNK = "<eos>", "<unk>"
@@ -89,13 +88,9 @@ def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
     )
 
 
-def read(data: Data) -> Raw:
+def read(data: TextFiles) -> Raw:
     """Reads three local files."""
-    paths = {
-        part: Path(path)
-        for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True)
-        if path is not None
-    }
+    paths = {part: Path(path) for part, path in zip(PARTS, (data.train, data.valid, data.test), strict=True)}
     return Raw(
         {part: read_file(path, f"data.{part}={path}") for part, path in paths.items()},
         ", ".join(map(str, paths.values())),
@@ -168,24 +163,25 @@ def fingerprint_of(contents: Iterable[bytes], encoding: str, min_count: int) -> 
     return digest.hexdigest()
 
 
-def encoded(raw: Raw, data: Data, checkpoint_fingerprint: str | None = None) -> Corpus:
+def encoded(raw: Raw, data: TextData, checkpoint_fingerprint: str | None = None) -> Corpus:
     """Returns the ids of a corpus, from the cache if it has them.
 
     `checkpoint_fingerprint` is that of a checkpoint's corpus: a text of the first encoding is encoded as it
     was then.
     """
-    fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, data.min_count), True
+    min_count = data.min_count if isinstance(data, CountedText) else 1
+    fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, min_count), True
     texts = [decode_part(content, part, raw.origin) for part, content in raw.parts.items()]
-    if data.source is not CorpusName.ptb and fingerprint != checkpoint_fingerprint:
+    if isinstance(data, CountedText) and fingerprint != checkpoint_fingerprint:
         texts, first = [with_line_ends(text) for text in texts], False
-        fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, data.min_count)
+        fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
         try:
             return cached_corpus(files.read_tensors(cached), raw.origin, fingerprint)
         except (OSError, Damaged) as error:
             print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
-    corpus = encode(texts, data.min_count, raw.origin, fingerprint, first)
+    corpus = encode(texts, min_count, raw.origin, fingerprint, first)
     if cached is not None:
         store(corpus, cached)
     return corpus

@@ -7,14 +7,14 @@ from vdrop_cli.corpora.rated import Rated, number, words
 from vdrop_cli.corpora.tables import Table, delimiter_of
 from vdrop_cli.corpora.text import decoded, read_file
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import RatedTable
 
 
-def read(data: Data) -> Rated:
+def read(data: RatedTable) -> Rated:
     return from_csv(data, Path(data.csv)) if data.csv is not None else from_hub(data)
 
 
-def from_csv(data: Data, path: Path) -> Rated:
+def from_csv(data: RatedTable, path: Path) -> Rated:
     """Reads the two named columns; every row must fit the header."""
     where = f"data.csv={path}"
     table = Table(
@@ -33,7 +33,7 @@ def from_csv(data: Data, path: Path) -> Rated:
     return Rated(texts, ratings, str(path), places=places)
 
 
-def from_hub(data: Data) -> Rated:
+def from_hub(data: RatedTable) -> Rated:
     """Reads the splits train, validation and test as the parts; a single split has no parts.
 
     Other splits are left out. Raises ConfigError where several splits include no test.

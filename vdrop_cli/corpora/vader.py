@@ -15,7 +15,7 @@ from vdrop_cli.corpora import places
 from vdrop_cli.corpora.rated import Rated, number, words
 from vdrop_cli.corpora.text import read_file
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.settings.train import Data
+from vdrop_cli.settings.data import VaderSnippets
 
 NAME = "vader"  # name of the folder
 FILE = "movieReviewSnippets_GroundTruth.txt"
@@ -26,7 +26,7 @@ INNER = f"{PACKAGE}-{VERSION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 TIMEOUT = 300  # seconds for the package index
 
 
-def read(data: Data) -> Rated:
+def read(data: VaderSnippets) -> Rated:
     """Returns the snippets; each rating is the mean of some twenty people's, in [-4, 4]."""
     place = places.local(data, NAME, [FILE])
     if place is None:

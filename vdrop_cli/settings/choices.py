@@ -39,9 +39,6 @@ class CorpusName(Choice):
     text_regression = "text_regression"
 
 
-RATED = (CorpusName.cornell, CorpusName.vader, CorpusName.text_regression)  # texts with a number each
-
-
 class Backend(Choice):
     auto = "auto"
     reference = "reference"

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Cell
@@ -12,15 +12,16 @@ from vdrop_cli.settings.choices import (
     BenchCell,
     BenchPart,
     BenchSize,
-    CorpusName,
     Pictures,
     Precision,
     Size,
     SplitProtocol,
     StudyName,
 )
+from vdrop_cli.settings.data import CORPORA, Data, RatedTable, TextData
 from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
+    POSITIVE,
     FilePath,
     FolderName,
     Items,
@@ -28,7 +29,8 @@ from vdrop_cli.settings.fields import (
     require_limits,
     setting,
 )
-from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, POSITIVE, SEED, Data, Train
+from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, SEED, Train
+from vdrop_cli.settings.variants import variant_of
 
 MC_BATCH = Limits(at_least=1, at_most=10**6)
 SEEDS = Limits(at_least=1, at_most=1000)
@@ -207,7 +209,9 @@ class Bench:
 
 @dataclass
 class ListData:
-    data: Data | None = setting(None, "a corpus to fetch if necessary, load and check; null: an overview")
+    """`data` is a corpus to fetch if necessary, load and check; null: an overview."""
+
+    data: Data | None = variant_of(CORPORA, None)
 
 
 @dataclass
@@ -369,7 +373,7 @@ ROOTS: dict[str, type] = {
 
 def stored_places(data: Data) -> dict[str, str]:
     """The settings of a training run's data that name files, folders and data sets."""
-    values = {f.name: getattr(data, f.name) for f in dataclasses.fields(Place)}
+    values = {f.name: getattr(data, f.name, None) for f in dataclasses.fields(Place)}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -381,7 +385,7 @@ def data_for(trained: Data, places: Place, stored_data: bool, where: str, otherw
     """
     moved = {name: value for name, value in vars(places).items() if value is not None}
     for one, other in (("csv", "name"), ("name", "csv")):
-        if one in moved and trained.source is CorpusName.text_regression:
+        if one in moved and isinstance(trained, RatedTable):
             moved.setdefault(other, None)
     if moved.get("csv"):
         moved |= {"config": None, "revision": None}
@@ -395,4 +399,6 @@ def data_for(trained: Data, places: Place, stored_data: bool, where: str, otherw
             f"{where} names its own data, {named}, which is used only if asked for; give {names}, or "
             f"{otherwise}"
         )
-    return replace(trained, **moved, cache=None if trained.cache is None else Data.cache)
+    if isinstance(trained, TextData) and trained.cache is not None:
+        moved["cache"] = TextData.cache
+    return CORPORA.typed(vars(trained) | moved)

@@ -1,25 +1,47 @@
 """From files and overrides, which Hydra composes, to typed settings."""
 
+from dataclasses import Field, dataclass, fields
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vdrop_cli import published
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import SCHEDULES
-from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.commands import ROOTS, ListData
+from vdrop_cli.settings.data import RATED, AnyData
 from vdrop_cli.settings.fields import refuse_unknown, require_plain
+from vdrop_cli.settings.task import AnyTask
 from vdrop_cli.settings.train import FORMER_SIZE, Train
+from vdrop_cli.settings.variants import Variants
 
 Root = TypeVar("Root")
 
 
+@dataclass
+class ComposedTrain(Train):
+    """What Hydra composes for `vdrop train`: the settings of every corpus and task."""
+
+    data: AnyData = MISSING
+    task: AnyTask = MISSING
+
+
+@dataclass
+class ComposedListData(ListData):
+    """Likewise for `vdrop data`."""
+
+    data: AnyData | None = None
+
+
+SCHEMAS = ROOTS | {"train": ComposedTrain, "data": ComposedListData}
+
+
 def register() -> None:
     """Registers the typed roots, the experiments of Table 1 and the resolvers of conf/ with Hydra."""
-    for command, root in ROOTS.items():
-        ConfigStore.instance().store(name=f"{command}_schema", node=root)
+    for command, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     for name, node in published.experiments().items():
         ConfigStore.instance().store(name, node, group="experiment", package="_global_")
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
@@ -59,12 +81,21 @@ def by_source(table: dict[str, Any], *, _root_: DictConfig) -> Any:
     return table.get(str(OmegaConf.select(_root_, "data.source")), table["other"])
 
 
+def variant_groups(root: type) -> list[tuple["Field[Any]", Variants[Any]]]:
+    return [(f, f.metadata["variants"]) for f in fields(root) if "variants" in f.metadata]
+
+
 def parse(config: DictConfig, root: type[Root]) -> Root:
     """The configuration as typed objects, every value checked."""
-    parsed = OmegaConf.to_object(config)
-    assert isinstance(parsed, root)
-    refuse_unknown(parsed, "")
-    return parsed
+    values = {
+        str(name): OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
+        for name, node in config.items()
+    }
+    refuse_unknown(root, values)
+    for f, variants in variant_groups(root):
+        if values[f.name] is not None:
+            values[f.name] = variants.typed(vars(values[f.name]))
+    return root(**values)
 
 
 def restore(values: dict[str, Any]) -> Train:
@@ -73,9 +104,13 @@ def restore(values: dict[str, Any]) -> Train:
     Raises ConfigError, or what OmegaConf raises, if it is something else.
     """
     require_plain(values)
-    model = values.get("model")
+    model, data = values.get("model"), values.get("data")
     if isinstance(model, dict) and model.get("size") == FORMER_SIZE:
         values = values | {"model": model | {"size": None}}
-    # versions until November 2026 wrote the published numbers of a row with the settings of its runs
+    # versions until November 2026 wrote the published numbers of a row with the settings of its runs, and a
+    # cache for texts with ratings, which had none
     values = {name: value for name, value in values.items() if name != "published"}
-    return parse(OmegaConf.merge(OmegaConf.structured(Train), values), Train)  # type: ignore[arg-type]
+    if isinstance(data, dict) and data.get("source") in [str(source) for source in RATED]:
+        values["data"] = {name: value for name, value in data.items() if name != "cache"}
+    composed = OmegaConf.merge(OmegaConf.structured(ComposedTrain), values)
+    return parse(composed, Train)  # type: ignore[arg-type]

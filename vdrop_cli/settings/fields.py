@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args, get_origin
 
@@ -66,6 +66,9 @@ class Limits:
             return f"{lower} {digits(low)}, and finite"
         left, right = "[" if lower == "at least" else "(", "]" if upper == "at most" else ")"
         return f"in {left}{digits(low)}, {digits(high)}{right}"
+
+
+POSITIVE = Limits(at_least=1)
 
 
 def digits(number: float | None) -> str:
@@ -178,37 +181,46 @@ def is_text(kind: Any) -> bool:
     return str in (kind, *get_args(kind))
 
 
-def refuse_unknown(node: Any, prefix: str) -> None:
-    """Refuses what no field reads: Hydra's `+key=value` writes past the schema."""
-    known = {f.name for f in dataclasses.fields(node)}
-    for key, value in vars(node).items():
+def refuse_unknown(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuses values that no field of the dataclass `kind` reads: Hydra's `+key=value` writes past the
+    schema.
+    """
+    known = {f.name for f in dataclasses.fields(kind)}
+    for key, value in values.items():
         if key not in known:
             hint = suggestion(prefix + key, [prefix + name for name in sorted(known)])
             raise ConfigError(f"{prefix}{key} is not a setting{hint}")
         if dataclasses.is_dataclass(value):
-            refuse_unknown(value, f"{prefix}{key}.")
+            refuse_unknown(type(value), vars(value), f"{prefix}{key}.")
 
 
-def walk(root: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
-    """The full name and the field of every setting below a typed root."""
+def walk(root: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", str]]:
+    """The full name and the field of every setting below a typed root, and the choice that it applies to.
+
+    The choice is empty for settings that apply to all. A name that several choices have is there for each.
+    """
     for f in dataclasses.fields(root):
         inner = [
             t for t in (f.type, *get_args(f.type)) if isinstance(t, type) and dataclasses.is_dataclass(t)
         ]
-        if inner:
+        if "variants" in f.metadata:
+            for choice, kind in f.metadata["variants"].kinds.items():
+                for key, inner_field, _ in walk(kind, f"{prefix}{f.name}."):
+                    yield key, inner_field, f"{f.name}={choice}"
+        elif inner:
             yield from walk(inner[0], f"{prefix}{f.name}.")
         else:
-            yield prefix + f.name, f
+            yield prefix + f.name, f, ""
 
 
-def types(root: type, prefix: str = "") -> dict[str, Any]:
+def types(root: type) -> dict[str, Any]:
     """The type of every setting below a typed root, by its full name."""
-    return {key: f.type for key, f in walk(root, prefix)}
+    return {key: f.type for key, f, _ in walk(root)}
 
 
-def keys(root: type, prefix: str = "") -> list[str]:
-    """The full name of every setting below a typed root."""
-    return [key for key, _ in walk(root, prefix)]
+def keys(root: type) -> list[str]:
+    """The full name of every setting below a typed root, once."""
+    return list(types(root))
 
 
 def suggestion(key: str, known: list[str], aliases: dict[str, str] | None = None) -> str:
@@ -264,12 +276,12 @@ def require_plain(values: Any) -> None:
 
 
 def without_defaults(settings: Any) -> dict[str, Any]:
-    """Nested settings as plain values, without those that equal their fields' defaults."""
+    """Nested settings as plain values, without those that a user left at their fields' defaults."""
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if dataclasses.is_dataclass(value):
             changed[f.name] = without_defaults(value)
-        elif value != f.default:
+        elif value != f.default or not f.init:  # a field with one value names the variant of a group
             changed[f.name] = value.name if isinstance(value, Choice) else value
     return changed

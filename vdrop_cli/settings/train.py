@@ -4,26 +4,18 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import MISSING
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import PLACES, Cell, Dropout, Policy, Tie, WordMask
-from vdrop_cli.settings.choices import (
-    RATED,
-    Backend,
-    CorpusName,
-    LoggerName,
-    OptimizerName,
-    Precision,
-    Size,
-    SplitProtocol,
-    TaskName,
-)
+from vdrop_cli.settings.choices import Backend, LoggerName, OptimizerName, Precision, Size, SplitProtocol
+from vdrop_cli.settings.data import CORPORA, RATED, Data
 from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
+    POSITIVE,
     SEED_LIMIT,
     FilePath,
     FolderName,
@@ -33,8 +25,9 @@ from vdrop_cli.settings.fields import (
     setting,
     without_defaults,
 )
+from vdrop_cli.settings.task import TASKS, SentimentTask, TaskSettings
+from vdrop_cli.settings.variants import variant_of
 
-POSITIVE = Limits(at_least=1)
 PROBABILITY = Limits(at_least=0, below=1)
 SEED = Limits(at_least=0, below=SEED_LIMIT)
 MC_SAMPLES = Limits(at_least=0, at_most=10**6)
@@ -122,181 +115,6 @@ class DropoutSettings:
         except ValueError as error:
             message = re.sub(r"\b(policy|p_word)=", r"dropout.\1=", str(error))
             raise ConfigError(f"dropout.{message}") from None
-
-
-@dataclass
-class Data:
-    source: CorpusName = setting(MISSING, "the corpus; data=… selects it")
-    dir: str | None = setting(
-        None,
-        "ptb: folder of ptb.{train,valid,test}.txt; cornell: folder of scaledata/; vader: folder of its "
-        "snippets; null: data/ of the checkout or the working folder",
-        limits=FilePath(),
-    )
-    train: str | None = setting(None, "text: file to train on", limits=FilePath())
-    valid: str | None = setting(None, "text: file to validate on", limits=FilePath())
-    test: str | None = setting(None, "text: file to test on", limits=FilePath())
-    csv: str | None = setting(
-        None,
-        "text_regression: a CSV file with column names in its first line; or data.name",
-        limits=FilePath(),
-    )
-    delimiter: str | None = setting(
-        None, "with data.csv: the character between columns, or tab; null: a comma, or a tab in a .tsv file"
-    )
-    name: str | None = setting(
-        None,
-        'hub, text_regression: the data set, "owner/name", or a local folder that `datasets` can load',
-        limits=FilePath(),
-    )
-    config: str | None = setting(None, "hub, text_regression: one of the data set's configurations")
-    revision: str | None = setting(None, "hub, text_regression: branch, tag or commit of the data set")
-    column: str | None = setting(None, "hub, text_regression: the column with the text")
-    rating_column: str | None = setting(None, "text_regression: the column with the number to predict")
-    min_count: int = setting(
-        1,
-        "words that occur less often in the training part (task.protocol=paper: in all parts) are <unk>; "
-        "2 by default for text, hub and pydoc",
-        limits=POSITIVE,
-    )
-    vocabulary_size: int | None = setting(
-        None,
-        "texts with ratings: size of the vocabulary, the most frequent words; null: all",
-        "words",
-        POSITIVE,
-    )
-    fraction: float = setting(
-        1.0,
-        "share of the training part that is used: the first tokens of a text, or as many texts with ratings, "
-        "drawn by task.split_seed; the vocabulary stays that of the whole part",
-        limits=Limits(above=0, at_most=1),
-    )
-    cache: str | None = setting(
-        "data/cache",
-        "folder of encoded corpora, which are looked up by content; null: no cache; texts with ratings are "
-        "never cached",
-        limits=FilePath(),
-    )
-
-    def __post_init__(self) -> None:
-        require_limits(self, "data.")
-        for key, sources in OPTIONAL_KEYS.items():
-            value = getattr(self, key)
-            is_allowed = value is None or self.source in sources
-            require(is_allowed, f"data.{key}", f"unset with data={self.source}", value)
-        for key in REQUIRED_KEYS.get(self.source, ()):
-            require(bool(getattr(self, key)), f"data.{key}", f"set with data={self.source}", "nothing")
-        require(
-            self.source is not CorpusName.ptb or self.min_count == 1,
-            "data.min_count",
-            "1 with data=ptb, which has its own <unk>",
-            self.min_count,
-        )
-        if self.source is CorpusName.text_regression:
-            self.require_table()
-
-    def require_table(self) -> None:
-        """Raises ConfigError unless the settings of a table of ratings agree; `tab` becomes the sign."""
-        got = "both" if self.csv else "neither"
-        require(
-            bool(self.csv) != bool(self.name), "data.csv", "set with data=text_regression, or data.name", got
-        )
-        require(
-            self.column != self.rating_column,
-            "data.rating_column",
-            "another column than data.column",
-            self.rating_column,
-        )
-        require(
-            self.delimiter is None or self.csv is not None,
-            "data.delimiter",
-            "null without data.csv",
-            self.delimiter,
-        )
-        self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
-        require(
-            self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
-            "data.delimiter",
-            "one character that is no quotation mark or line end, or tab",
-            repr(self.delimiter),
-        )
-        for key in ("config", "revision"):
-            value = getattr(self, key)
-            require(value is None or self.csv is None, f"data.{key}", "null with data.csv", value)
-
-
-# the settings of data that only some corpora have, and those that a corpus needs
-OPTIONAL_KEYS: dict[str, tuple[CorpusName, ...]] = {
-    "dir": (CorpusName.ptb, CorpusName.cornell, CorpusName.vader),
-    **dict.fromkeys(("train", "valid", "test"), (CorpusName.text,)),
-    **dict.fromkeys(("name", "config", "revision", "column"), (CorpusName.hub, CorpusName.text_regression)),
-    **dict.fromkeys(("csv", "delimiter", "rating_column"), (CorpusName.text_regression,)),
-    "vocabulary_size": RATED,
-}
-REQUIRED_KEYS: dict[CorpusName, tuple[str, ...]] = {
-    CorpusName.text: ("train", "valid", "test"),
-    CorpusName.hub: ("name", "column"),
-    CorpusName.text_regression: ("column", "rating_column"),
-}
-
-
-@dataclass
-class TaskSettings:
-    name: TaskName = setting(MISSING, "what is learned; task=… selects it")
-    batch_size: int = setting(
-        MISSING,
-        "language_model: columns that the training text is cut into; sentiment: sequences in a batch",
-        "sequences",
-        POSITIVE,
-    )
-    bptt: int | None = setting(
-        None, "language_model: time steps of a chunk, through which gradients flow", "steps", POSITIVE
-    )
-    protocol: SplitProtocol | None = setting(
-        None,
-        "sentiment: paper: chunks are split 80/20 without a validation part, as by the authors; clean: texts "
-        "are split 70/10/20, and the best epoch on validation is reported",
-    )
-    chunk_words: int | None = setting(
-        None,
-        "sentiment: longer texts are cut into chunks of this length; null: texts are read whole",
-        "words",
-        Limits(at_least=2),
-    )
-    split_seed: int | None = setting(
-        None, "sentiment: seed of the split into parts", limits=Limits(at_least=0, below=2**32)
-    )
-    length_pool: int | None = setting(
-        None,
-        "sentiment: length bucketing: this many batches are drawn together and sorted by length, which saves "
-        "padding; 1: off",
-        "batches",
-        POSITIVE,
-    )
-
-    def __post_init__(self) -> None:
-        require_limits(self, "task.")
-        required, optional = TASK_KEYS[self.name]
-        for key in (f.name for f in fields(self) if f.name not in ("name", "batch_size")):
-            value = getattr(self, key)
-            require(
-                value is not None or key not in required, f"task.{key}", f"set with task={self.name}", "null"
-            )
-            is_allowed = value is None or key in required or key in optional
-            require(is_allowed, f"task.{key}", f"null with task={self.name}", value)
-
-    @property
-    def steps(self) -> int:
-        """`bptt` of a language model, where it is always set."""
-        assert self.bptt is not None
-        return self.bptt
-
-
-# the settings that a task needs beside the batch size, and those that can be null
-TASK_KEYS: dict[TaskName, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    TaskName.language_model: (("bptt",), ()),
-    TaskName.sentiment: (("protocol", "split_seed", "length_pool"), ("chunk_words",)),
-}
 
 
 @dataclass
@@ -412,8 +230,8 @@ FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are nam
 class Train:
     model: Model = MISSING
     dropout: DropoutSettings = MISSING
-    data: Data = MISSING
-    task: TaskSettings = MISSING
+    data: Data = variant_of(CORPORA)
+    task: TaskSettings = variant_of(TASKS)
     schedule: Schedule = MISSING
     checkpoint: Checkpoints = setting(Checkpoints, "when checkpoints are written")
     stuck: StartCheck = setting(StartCheck, "when a start counts as stuck")
@@ -452,11 +270,11 @@ class Train:
             "another policy than moon with a GRU, which has no cell state",
             self.dropout.name,
         )
-        rated, source = self.data.source in RATED, self.data.source
-        suits = rated == (self.task.name is TaskName.sentiment)
-        others = [other.name for other in CorpusName if (other in RATED) != rated]
-        require(suits, "data", f"one of {', '.join(others)} with task={self.task.name}", source)
-        judged = self.task.name is TaskName.language_model or self.stuck.steps is None
+        rates = isinstance(self.task, SentimentTask)
+        source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == rates]
+        names = ", ".join(map(str, suitable))
+        require(source in suitable, "data", f"one of {names} with task={self.task.name}", source)
+        judged = not rates or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
         require(
             self.stuck.steps is None
@@ -466,7 +284,7 @@ class Train:
             f"at most schedule.max_steps={self.schedule.max_steps}, or null",
             self.stuck.steps,
         )
-        unchosen = self.task.protocol is SplitProtocol.paper and self.schedule.patience is not None
+        unchosen = self.protocol is SplitProtocol.paper and self.schedule.patience is not None
         require(
             not unchosen,
             "schedule.patience",
@@ -475,9 +293,14 @@ class Train:
         )
 
     @property
+    def protocol(self) -> SplitProtocol | None:
+        """How texts with ratings are split into parts; None for a language model."""
+        return self.task.protocol if isinstance(self.task, SentimentTask) else None
+
+    @property
     def reports_best(self) -> bool:
         """Whether the epoch that is reported is the best on validation, instead of the last."""
-        return self.schedule.patience is not None or self.task.protocol is SplitProtocol.clean
+        return self.schedule.patience is not None or self.protocol is SplitProtocol.clean
 
     def for_debugging(self) -> "Train":
         """One epoch that starts over and logs every step."""

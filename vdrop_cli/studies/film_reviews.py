@@ -66,7 +66,7 @@ class FilmReviews(Study):
         )
         settings = train_settings(choices, self.overrides)
         for name, chosen, composed in (
-            ("protocols", protocol, settings.task.protocol),
+            ("protocols", protocol, settings.protocol),
             ("cells", cell, settings.model.cell),
             ("dropouts", dropout, settings.dropout.name),
             ("epochs", self.epochs, settings.schedule.epochs),
@@ -93,7 +93,7 @@ class FilmReviews(Study):
             names = {
                 train.dropout.name
                 for train in trained
-                if (train.task.protocol, train.model.cell) == (protocol, cell)
+                if (train.protocol, train.model.cell) == (protocol, cell)
             }
             for name in sorted(names - set(self.dropouts)):
                 if (CONF / "dropout" / f"{name}.yaml").is_file():
@@ -146,7 +146,7 @@ class FilmReviews(Study):
 
 
 def protocol_of(line: Line) -> SplitProtocol:
-    protocol = line.row.settings.task.protocol
+    protocol = line.row.settings.protocol
     assert protocol is not None
     return protocol
 

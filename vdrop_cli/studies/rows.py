@@ -44,7 +44,7 @@ def key(numbers: dict[str, Any]) -> str:
     shared = {
         name: value for name, value in numbers.items() if name not in ("device", "backend", "precision")
     }
-    shared["data"] = {name: shared["data"][name] for name in DATA_IDENTITY}
+    shared["data"] = {name: shared["data"].get(name) for name in DATA_IDENTITY}
     return json.dumps(shared, sort_keys=True)
 
 

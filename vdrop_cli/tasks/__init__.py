@@ -16,8 +16,9 @@ from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.settings.choices import CorpusName, TaskName
-from vdrop_cli.settings.train import Model, TaskSettings, Train
+from vdrop_cli.settings.data import PennTreebank, RatedData, TextData
+from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
+from vdrop_cli.settings.train import Model, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment
@@ -154,7 +155,7 @@ def warn(task: Task) -> None:
 DEBUG_STEPS = 2
 
 
-def shortened(rated: Rated, task: TaskSettings) -> Rated:
+def shortened(rated: Rated, task: SentimentTask) -> Rated:
     """Texts of one chunk each, of which the training part, 70 % or 80 %, has two batches."""
     words = None if task.chunk_words is None else task.chunk_words - 1  # a start token precedes them
     return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
@@ -162,12 +163,12 @@ def shortened(rated: Rated, task: TaskSettings) -> Rated:
 
 def load(settings: Train, device: torch.device, fingerprint: str | None = None) -> Task:
     """The task of a training run, with its text; `fingerprint` is the one that a checkpoint has of it."""
-    if settings.task.name is TaskName.sentiment:
-        rated = corpora.rated(settings.data)
-        if settings.debug:
-            rated = shortened(rated, settings.task)
-        return Sentiment(settings.task, settings.data, rated, device)
-    corpus = corpora.load(settings.data, fingerprint)
+    task, data = settings.task, settings.data
+    if isinstance(task, SentimentTask) and isinstance(data, RatedData):
+        rated = corpora.rated(data)
+        return Sentiment(task, data, shortened(rated, task) if settings.debug else rated, device)
+    assert isinstance(task, LanguageModelTask) and isinstance(data, TextData)  # `Train` refuses others
+    corpus = corpora.load(data, fingerprint)
     if settings.debug:
-        corpus = corpus.shortened((DEBUG_STEPS * settings.task.steps + 1) * settings.task.batch_size)
-    return LanguageModelling(settings.task, corpus, device, settings.data.source is CorpusName.ptb)
+        corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
+    return LanguageModelling(task, corpus, device, isinstance(data, PennTreebank))

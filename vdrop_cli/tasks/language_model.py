@@ -21,7 +21,8 @@ from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.settings.train import Model, TaskSettings
+from vdrop_cli.settings.task import LanguageModelTask
+from vdrop_cli.settings.train import Model
 from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks.predictors import WordPredictor
 
@@ -59,14 +60,14 @@ class LanguageModelling:
     word_dropout = False
 
     def __init__(
-        self, task: TaskSettings, corpus: Corpus, device: torch.device, as_published: bool = False
+        self, task: LanguageModelTask, corpus: Corpus, device: torch.device, as_published: bool = False
     ) -> None:
         """`as_published`: whether there is a published validation column that the text's numbers compare
         with.
         """
         self.as_published = as_published
         self.batch_size = task.batch_size
-        self.bptt = task.steps
+        self.bptt = task.bptt
         self.corpus = corpus
         self.device = device
         self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}

@@ -26,8 +26,10 @@ from vdrop_cli.model import Regressor
 from vdrop_cli.monte_carlo import sample_counts, std
 from vdrop_cli.policies import Dropout, WordMask
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.settings.choices import CorpusName, SplitProtocol
-from vdrop_cli.settings.train import Data, Model, TaskSettings
+from vdrop_cli.settings.choices import SplitProtocol
+from vdrop_cli.settings.data import CornellReviews, RatedData
+from vdrop_cli.settings.task import SentimentTask
+from vdrop_cli.settings.train import Model
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
 from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, predictive, rmse
 
@@ -93,7 +95,7 @@ def split(rated: Rated, seed: int) -> dict[str, list[int]]:
     return {"train": order[: -test - valid], "valid": order[-test - valid : -test], "test": order[-test:]}
 
 
-def vocabulary(texts: list[list[str]], data: Data) -> dict[str, int]:
+def vocabulary(texts: list[list[str]], data: RatedData) -> dict[str, int]:
     """Ids of the vocabulary's words in order of frequency; equally frequent words in order of appearance."""
     counts = Counter(word for text in texts for word in text)
     words = [word for word, count in counts.most_common(data.vocabulary_size) if count >= data.min_count]
@@ -107,8 +109,7 @@ class Sentiment:
 
     word_dropout = True
 
-    def __init__(self, task: TaskSettings, data: Data, rated: Rated, device: torch.device) -> None:
-        assert task.protocol is not None and task.split_seed is not None and task.length_pool is not None
+    def __init__(self, task: SentimentTask, data: RatedData, rated: Rated, device: torch.device) -> None:
         self.protocol = task.protocol
         self.batch_size = task.batch_size
         self.pool = task.length_pool
@@ -170,7 +171,7 @@ class Sentiment:
         ]
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
         self.warnings = [*without_words(rated), *(doubt.message for doubt in doubts)]
-        splitting = "cornell" if data.source is CorpusName.cornell else "plain"
+        splitting = "cornell" if isinstance(data, CornellReviews) else "plain"
         learned = Ratings(
             list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part
         )

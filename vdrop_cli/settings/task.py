@@ -1,0 +1,58 @@
+"""The settings of each task."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from vdrop_cli.settings.choices import SplitProtocol, TaskName
+from vdrop_cli.settings.fields import POSITIVE, Limits, require_limits, setting
+from vdrop_cli.settings.variants import Variants, selector
+
+
+@dataclass
+class TaskSettings:
+    """What all tasks share."""
+
+    name: TaskName = setting(MISSING, "what is learned; task=… selects it")
+    batch_size: int = setting(MISSING, "sequences in a batch", "sequences", POSITIVE)
+
+    def __post_init__(self) -> None:
+        require_limits(self, "task.")
+
+
+@dataclass
+class LanguageModelTask(TaskSettings):
+    name: TaskName = selector(TaskName.language_model, "the next word of a text; task=… selects another task")
+    batch_size: int = setting(MISSING, "columns that the training text is cut into", "sequences", POSITIVE)
+    bptt: int = setting(MISSING, "time steps of a chunk, through which gradients flow", "steps", POSITIVE)
+
+
+@dataclass
+class SentimentTask(TaskSettings):
+    name: TaskName = selector(TaskName.sentiment, "the rating of a text; task=… selects another task")
+    protocol: SplitProtocol = setting(
+        MISSING,
+        "paper: chunks are split 80/20 without a validation part, as by the authors; clean: texts are split "
+        "70/10/20, and the best epoch on validation is reported",
+    )
+    chunk_words: int | None = setting(
+        None,
+        "longer texts are cut into chunks of this length; null: texts are read whole",
+        "words",
+        Limits(at_least=2),
+    )
+    split_seed: int = setting(MISSING, "seed of the split into parts", limits=Limits(at_least=0, below=2**32))
+    length_pool: int = setting(
+        MISSING,
+        "length bucketing: this many batches are drawn together and sorted by length, which saves padding; "
+        "1: off",
+        "batches",
+        POSITIVE,
+    )
+
+
+TASKS: Variants[TaskSettings] = Variants(
+    "task", "name", {kind.name: kind for kind in (LanguageModelTask, SentimentTask)}
+)
+AnyTask: Any = TASKS.schema
