@@ -401,4 +401,4 @@ def data_for(trained: Data, places: Place, stored_data: bool, where: str, otherw
         )
     if isinstance(trained, TextData) and trained.cache is not None:
         moved["cache"] = TextData.cache
-    return CORPORA.typed(vars(trained) | moved)
+    return CORPORA.changed(trained, moved)

@@ -67,6 +67,11 @@ class Variants(Generic[Group]):
                 require(value not in (None, ""), key, f"set with {chosen}", "nothing")
         return kind(**{name: values[name] for name, f in own.items() if f.init})  # type: ignore[no-any-return]
 
+    def changed(self, settings: Group, changes: Mapping[str, Any]) -> Group:
+        """The same variant with some settings changed. Raises ConfigError as `typed` does."""
+        values = {f.name: getattr(settings, f.name) for f in fields(settings)}  # type: ignore[arg-type]
+        return self.typed(values | dict(changes))
+
 
 def variant_of(variants: Variants[Any], default: Any = MISSING) -> Any:
     """A field of a settings dataclass that is a group with variants."""
