@@ -1,11 +1,15 @@
 """Who may know whom: the table of CONTRIBUTING.md, read from the imports."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import vdrop_cli
+from tests.processes import ROOT
 
 PACKAGE = Path(vdrop_cli.__file__).parent
 MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may import
@@ -180,6 +184,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "random_streams",
         "runs",
         "settings",
+        "sinks",
         "studies",
         "stuck_starts",
         "tasks",
@@ -249,3 +254,35 @@ def modules(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return {name.removeprefix("vdrop_cli.") for name in names}
+
+
+DISTRIBUTIONS = {  # where the name of a package is not that of its distribution, or another one brings it
+    "google": "tensorboard",
+    "hydra": "hydra-core",
+    "mlflow": "mlflow-skinny",
+    "sklearn": "scikit-learn",
+    "submitit": "hydra-submitit-launcher",
+    "yaml": "pyyaml",
+}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [
+        *project["dependencies"],
+        *(line for name in extras if name != "dev" for line in extras[name]),
+    ]
+    declared = {re.split(r"[<>=;\[]", line)[0] for line in required}
+    imports = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imports |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imports.add(str(node.module).split(".")[0])
+    packages = imports - {*sys.stdlib_module_names, "vdrop_cli"}
+    assert {DISTRIBUTIONS.get(package, package) for package in packages} == declared - NOT_IMPORTED
+
+
+NOT_IMPORTED = {"hydra-joblib-launcher"}  # a plugin of Hydra

@@ -19,7 +19,7 @@ from vdrop_cli.interruption import Interrupted
 from vdrop_cli.policies import Policy
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, data_for
-from vdrop_cli.sinks import progress_bar
+from vdrop_cli.sinks import phase, progress_bar
 from vdrop_cli.tasks import Passes, Task, TaskModel
 from vdrop_cli.trained_model import build, task_of
 
@@ -45,12 +45,9 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     if settings.word_dropout and trained.dropout.p_word == 0:
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
-    task = task_of(
-        path,
-        snapshot,
-        data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed),
-        device,
-    )
+    data = data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed)
+    with phase("loading the data"):
+        task = task_of(path, snapshot, data, device)
     built = build(path, snapshot, task.predictor, settings, device)
     return Loaded(path, snapshot, task, built.model, built.precision)
 

@@ -29,6 +29,7 @@ from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
     PACKAGES,
     Epoch,
+    Evaluating,
     Failure,
     JsonLines,
     Logger,
@@ -334,7 +335,7 @@ class Run:
 
 def records(run: Run) -> Iterator[Record]:
     """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one
-    before a checkpoint is written.
+    before a checkpoint is written and before the final evaluation.
 
     Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; StuckError;
     RunError where the disk fails.
@@ -365,6 +366,7 @@ def records(run: Run) -> Iterator[Record]:
                 run.save()
                 saved_at = run.step
             interruption.check()
+        yield Evaluating()
         yield run.result()
     except Interrupted as stop:
         yield from run.finish_steps()

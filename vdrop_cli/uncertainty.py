@@ -51,7 +51,11 @@ class Predictive(NamedTuple):
 
 
 def log_likelihood(mean_R: Tensor, variance_R: Tensor, ratings_R: Tensor) -> Tensor:
-    """Of Gaussians, the mean over texts."""
+    """Of Gaussians, the mean over texts.
+
+    `torch.distributions.Normal` takes a root and squares it again, which rounds otherwise than the recorded
+    numbers.
+    """
     error_R = ratings_R.double() - mean_R.double()
     return -0.5 * (error_R.square() / variance_R + variance_R.log() + math.log(2 * math.pi)).mean()
 

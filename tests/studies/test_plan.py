@@ -137,11 +137,3 @@ def test_the_time_of_passes_is_measured_with_as_many_as_run_together(
     for samples, mc_batch in ((1000, None), (1000, 7), (5, 7)):
         cost.mc(samples, mc_batch)
     assert batches == [50, 7, 5]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3599.6, "1 h 0 min"), (22525, "6 h 15 min")],
-)
-def test_times_are_readable(seconds: float, text: str) -> None:
-    assert plan.readable(seconds) == text

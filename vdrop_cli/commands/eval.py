@@ -13,6 +13,7 @@ from vdrop_cli.lock import Lock
 from vdrop_cli.metric_names import metric_line
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.commands import Eval
+from vdrop_cli.sinks import phase
 
 
 def run(settings: Eval) -> str:
@@ -28,12 +29,7 @@ def run(settings: Eval) -> str:
     )
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
-    results: dict[str, Any] = {
-        "checkpoint": str(path),
-        "epoch": snapshot.epoch,
-        "seed": settings.seed,
-        "metrics": {},
-    }
+    results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
     paths = evaluation.members(path, settings)
     how, digest = evaluation.describe_evaluation(settings, paths, task, precision, snapshot.train.precision)
     target = path.with_name(f"{how.stem(path.stem, digest)}.json")
@@ -49,16 +45,17 @@ def run(settings: Eval) -> str:
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
             passes = task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
             resumed = partial.load(passes)
-            partial.metrics = partial.metrics or task.evaluate(model)
+            with phase("evaluating by the standard approximation"):
+                partial.metrics = partial.metrics or task.evaluate(model)
             evaluation.go_through(passes, partial)
             metrics, by_number = passes.results()
             results["metrics"] = partial.metrics | metrics
             results |= {"word_dropout": word_dropout, "mc": by_number, "mc_seconds": partial.seconds}
-        elif settings.members:
-            results["metrics"] = task.ensemble(evaluation.models(paths, settings, device, task.fingerprint))
-            results["members"] = [str(member) for member in paths]
         else:
-            results["metrics"] = task.evaluate(model)
+            with phase("evaluating"):
+                members = evaluation.models(paths, settings, device, task.fingerprint)
+                results["metrics"] = task.ensemble(members) if settings.members else task.evaluate(model)
+            results |= {"members": [str(member) for member in paths]} if settings.members else {}
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described

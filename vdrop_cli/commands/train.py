@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.lock import Lock
-from vdrop_cli.run_summary import print_model, print_next_commands, print_result
+from vdrop_cli.run_summary import print_next_commands, print_result, print_start
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import read_result, require_installed
+from vdrop_cli.sinks import phase, read_result, require_installed
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.training import Run, log_to_sinks, make_folder, require_judged_in_first_epoch, resolved
 
@@ -34,7 +34,8 @@ def run(
     device = choose_device(settings.device)
     configure_process(device)
     settings = resolved(settings, device)
-    task = tasks.load(settings, device)
+    with phase("loading the data"):
+        task = tasks.load(settings, device)
     require_judged_in_first_epoch(settings, task)
     folder = checkpoint.run_folder(settings, task.fingerprint)
     report_folder(folder)
@@ -60,11 +61,11 @@ def run(
         training = Run(settings, task, folder)
         shorter = None if settings.force or from_nothing else training.continue_shorter()
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"
-        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {task.origin}, {made_with}"
+        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {made_with}"
         how = f"continuing {shorter}" if shorter else "resuming"
         before = f", {how} after {training.place}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
-        print_model(settings, training)
+        print_start(settings, training)
         tasks.warn(task)
         print_result(log_to_sinks(training))
         print_next_commands(settings, folder)

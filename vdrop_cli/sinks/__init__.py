@@ -5,6 +5,7 @@ from vdrop_cli.sinks.log_reader import ADVICE, log_until, read_log, read_result
 from vdrop_cli.sinks.loggers import PACKAGES, Logger, require_installed
 from vdrop_cli.sinks.records import (
     Epoch,
+    Evaluating,
     Failure,
     LossMetrics,
     Record,
@@ -18,12 +19,13 @@ from vdrop_cli.sinks.records import (
     to_dict,
 )
 from vdrop_cli.sinks.tensorboard import TensorBoard, events_until
-from vdrop_cli.sinks.terminal import Progress, duration, progress_bar
+from vdrop_cli.sinks.terminal import Progress, phase, progress_bar, time_in_words
 
 __all__ = [
     "ADVICE",
     "PACKAGES",
     "Epoch",
+    "Evaluating",
     "Failure",
     "JsonLines",
     "Logger",
@@ -36,14 +38,15 @@ __all__ = [
     "Start",
     "Step",
     "TensorBoard",
-    "duration",
     "events_until",
     "flatten",
     "log_until",
+    "phase",
     "ppl",
     "progress_bar",
     "read_log",
     "read_result",
     "require_installed",
+    "time_in_words",
     "to_dict",
 ]

@@ -14,7 +14,7 @@ from vdrop_cli import files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
 from vdrop_cli.sinks.log_reader import chain, find_end
-from vdrop_cli.sinks.records import Epoch, Record, Result, Saving, Step, to_dict
+from vdrop_cli.sinks.records import Epoch, Evaluating, Record, Result, Saving, Step, to_dict
 
 
 class JsonLines:
@@ -73,6 +73,8 @@ class JsonLines:
             self.file.close()
 
     def __call__(self, record: Record) -> None:
+        if isinstance(record, Evaluating):
+            return
         if isinstance(record, Step) and record.step % self.log_every != 0:
             return
         try:

@@ -77,8 +77,15 @@ class Saving:
     kind: ClassVar[str] = "saving"
 
 
+@dataclass(frozen=True)
+class Evaluating:
+    """Training has ended; the model that is reported is about to be evaluated."""
+
+    kind: ClassVar[str] = "evaluating"
+
+
 OPTIONAL = ("warnings", "stopped_after_steps")  # fields of a result
-Record = Start | Step | Epoch | Result | Failure | Saving
+Record = Start | Step | Epoch | Result | Failure | Saving | Evaluating
 LossMetrics = Callable[[float], dict[str, float]]  # a training loss as metrics
 
 

@@ -17,6 +17,7 @@ from vdrop_cli.provenance import device_name
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.train import Train
+from vdrop_cli.sinks import time_in_words
 from vdrop_cli.stuck_starts import StuckStart
 from vdrop_cli.studies import rows
 from vdrop_cli.studies.cost import Cost
@@ -265,7 +266,7 @@ def show(plan: Plan, factory: RunFactory) -> None:
         left = (training.epochs - done) * cost(training).epoch + cost(training).result
         early = ", or less, as it stops early" if training.settings.schedule.patience is not None else ""
         progress = f"{done:.3g} of {training.epochs:.4g} epochs are done"
-        print(f"  {training.name}: {readable(left)}{early} ({progress})", file=sys.stderr)
+        print(f"  {training.name}: {time_in_words(left)}{early} ({progress})", file=sys.stderr)
         total += left
     for name, start in plan.stuck.values():
         print(f"  {name}: stuck, {start}; another seed replaces it", file=sys.stderr)
@@ -278,9 +279,9 @@ def show(plan: Plan, factory: RunFactory) -> None:
         if samples:
             left = cost(first).mc(samples, evaluation.mc_batch)
         how = f"MC, {samples} samples" if samples else f"average of {len(evaluation.trainings)} runs"
-        print(f"  {evaluation.name} ({how}): {readable(left)}", file=sys.stderr)
+        print(f"  {evaluation.name} ({how}): {time_in_words(left)}", file=sys.stderr)
         total += left
-    print(f"  together: {readable(total)}", file=sys.stderr, flush=True)
+    print(f"  together: {time_in_words(total)}", file=sys.stderr, flush=True)
 
 
 def machine(plan: Plan, factory: RunFactory) -> str:
@@ -289,12 +290,3 @@ def machine(plan: Plan, factory: RunFactory) -> str:
     threads = torch.get_num_threads()
     counted = f"{threads} thread{'s' if threads != 1 else ''}"
     return f"{device_name(factory.device)} ({counted}, {', '.join(precisions)})"
-
-
-def readable(seconds: float) -> str:
-    """A time such as 6 h 15 min, 12 min or 40 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{rest} s"

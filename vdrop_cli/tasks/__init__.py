@@ -89,6 +89,10 @@ class Task(Protocol):
         """Of the text, for a person."""
 
     @property
+    def part_sizes(self) -> dict[str, str]:
+        """The size of each part of the text, for a person."""
+
+    @property
     def warnings(self) -> list[str]:
         """What is wrong with the text, a line each, that changes what its metrics mean; every result has
         them.

@@ -97,6 +97,10 @@ class LanguageModelling:
     def origin(self) -> str:
         return self.corpus.origin
 
+    @property
+    def part_sizes(self) -> dict[str, str]:
+        return {part: f"{len(stream_N):,} tokens" for part, stream_N in self.streams.items()}
+
     @cached_property
     def warnings(self) -> list[str]:
         """Of unknown words, where training has none, so that <unk> is not trained."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy  # which datasets and tensorboard bring along
+import numpy
 import torch
 from torch import Tensor
 
@@ -232,6 +232,13 @@ class Sentiment:
         """
         noise = max(measured[f"{self.noise_part}_rmse"], MIN_NOISE) if measured is not None else None
         return replace(self.predictor.learned, noise=noise)
+
+    @property
+    def part_sizes(self) -> dict[str, str]:
+        return {
+            name: f"{len(part.sequences):,} sequences of {sum(part.lengths):,} tokens"
+            for name, part in self.parts.items()
+        }
 
     @property
     def batches_an_epoch(self) -> int:
