@@ -372,7 +372,7 @@ class Recurrent(nn.Module):
     def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
         """Draws masks in training mode, and returns their means in evaluation mode.
 
-        They are on `device` (None: that of the weights). For MC dropout with held masks, draw them after
+        They are on `device` (None: that of the weights). For MC dropout with these masks, draw them after
         `sampling.train()`, or inside `sampling.mc_dropout(model)`. They come from torch's global random
         state, which does not change where the policy drops nothing.
         """

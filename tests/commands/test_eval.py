@@ -17,7 +17,7 @@ from tests.test_checkpoint import at_epoch
 from vdrop_cli import checkpoint, corpora, files, interruption, provenance
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
-from vdrop_cli.corpora.text import FIRST_ENCODING, fingerprint_of
+from vdrop_cli.corpora.text import FIRST_ENCODING, compute_fingerprint
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation import Partial, load
 from vdrop_cli.interruption import Interrupted
@@ -71,7 +71,7 @@ def test_the_refusal_names_data_sets_that_earlier_versions_read_differently(
     for split in parts:
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
         (tmp_path / split).write_text("".join(rows))
-    old = fingerprint_of([contents] * 3, FIRST_ENCODING, 2)
+    old = compute_fingerprint([contents] * 3, FIRST_ENCODING, 2)
     hub = ["data=hub", f"data.name={tmp_path}/set", "data.column=text"]
     files_of = [
         "data=text",

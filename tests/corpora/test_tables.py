@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdrop_cli.corpora.tables import Table, delimiter_of
-from vdrop_cli.corpora.text import decoded
+from vdrop_cli.corpora.tables import Table, default_delimiter
+from vdrop_cli.corpora.text import decode
 from vdrop_cli.errors import ConfigError
 
 
 def table(folder: Path, content: str | bytes, name: str = "a.csv", delimiter: str | None = None) -> Table:
     where = f"data.csv={folder / name}"
-    text = decoded(content if isinstance(content, bytes) else content.encode(), where)
-    return Table(text, delimiter or delimiter_of(name), where)
+    text = decode(content if isinstance(content, bytes) else content.encode(), where)
+    return Table(text, delimiter or default_delimiter(name), where)
 
 
 def read(

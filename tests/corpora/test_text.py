@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import TINY, settings
 from vdrop_cli import corpora, tasks
 from vdrop_cli.corpora import Corpus, Raw
-from vdrop_cli.corpora.text import PARTS, encoded, from_rows
+from vdrop_cli.corpora.text import PARTS, from_rows, load_encoded
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import write_tensors
 from vdrop_cli.settings.data import HubText, TextFiles
@@ -144,7 +144,7 @@ def test_a_text_has_the_same_tokens_whatever_its_lines_end_with_and_wherever_the
     }
     fingerprints = {}
     for name, content in contents.items():
-        corpus = encoded(
+        corpus = load_encoded(
             Raw(dict.fromkeys(PARTS, content), "here"), HubText(name="a", column="b", cache=None)
         )
         assert [corpus.vocabulary[number] for number in corpus.test_N] == expected, name

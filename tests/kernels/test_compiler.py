@@ -88,12 +88,12 @@ def test_a_library_is_compiled_once_and_loaded_again(tiny: Path) -> None:
     [lambda content: content[: len(content) // 2], lambda content: b"", lambda c: c[:99] + b"?" + c[100:]],
 )
 def test_a_damaged_library_is_built_again(tiny: Path, damage: Callable[[bytes], bytes]) -> None:
-    compiler.built(compiler.compiler(), compiler.cache_folder())
+    compiler.find_or_build(compiler.compiler(), compiler.cache_folder())
     (path,) = libraries(tiny)
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     assert compiler.library().answer() == 42
-    assert compiler.is_whole(path) and linked(tiny) == 2
+    assert compiler.is_undamaged(path) and linked(tiny) == 2
 
 
 def test_processes_that_start_at_once_build_one_library(tiny: Path, start: Start) -> None:
@@ -107,12 +107,12 @@ def test_a_library_is_of_one_source_compiler_and_processor(
 ) -> None:
     """A home folder may be shared by machines with different processors."""
     command = compiler.compiler()
-    names = [compiler.name_of_library(command)]
+    names = [compiler.library_name(command)]
     monkeypatch.setattr(compiler, "processor", lambda: "another")
-    names.append(compiler.name_of_library(command))
-    names.append(compiler.name_of_library([*command, "-O1"]))
+    names.append(compiler.library_name(command))
+    names.append(compiler.library_name([*command, "-O1"]))
     (tiny / "tiny.c").write_text(f"{TINY}\n")
-    names.append(compiler.name_of_library(command))
+    names.append(compiler.library_name(command))
     assert len(set(names)) == 4
 
 
@@ -158,11 +158,11 @@ def test_a_file_that_cannot_be_written_whole_is_not_left_behind(tiny: Path) -> N
     """The size of files is limited below that of the library, as a disk that is full would."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     folder = compiler.cache_folder()
-    name = compiler.name_of_library(compiler.compiler())
+    name = compiler.library_name(compiler.compiler())
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
     try:
         with pytest.raises(CompilerError, match="failed"):
-            compiler.built(compiler.compiler(), folder)
+            compiler.find_or_build(compiler.compiler(), folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in folder.iterdir()) == [f"{name.removesuffix('.so')}.lock"]
@@ -234,7 +234,7 @@ def test_there_is_one_openmp_runtime_whose_threads_are_torchs() -> None:
 
 
 def test_the_name_of_a_library_says_nothing_of_the_machine() -> None:
-    name = compiler.name_of_library(compiler.compiler())
+    name = compiler.library_name(compiler.compiler())
     assert name.startswith("native-") and len(name) == len("native-.so") + 24
 
 

@@ -18,7 +18,7 @@ from vdrop_cli.kernels.graphs import (
     capture_stream,
     copy,
     is_possible,
-    precision_of_products,
+    product_precision,
 )
 
 CPU = torch.device("cpu")
@@ -171,7 +171,7 @@ def test_the_memory_of_shapes_that_were_met_is_bounded(recorder: Recorder) -> No
     graphs = graphs_of(recorder, remembered=10)
     for time in range(1, 50):
         summed(graphs, torch.randn(time, 2))
-        assert len(graphs.met) <= 10
+        assert len(graphs.counts) <= 10
 
 
 def test_a_graph_captured_in_inference_mode_serves_training(recorder: Recorder) -> None:
@@ -182,16 +182,16 @@ def test_a_graph_captured_in_inference_mode_serves_training(recorder: Recorder) 
     assert torch.equal(summed(graphs, x), exact(x)) and recorder.captures == 1
 
 
-def test_the_precision_of_products_is_read_by_torchs_new_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_precision_is_read_by_torchs_new_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The older one raises where the newer was used."""
-    before = precision_of_products()
+    before = product_precision()
     matmul = SimpleNamespace(
         fp32_precision="tf32",
         allow_bf16_reduced_precision_reduction=True,
         allow_fp16_reduced_precision_reduction=True,
     )
     monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
-    assert precision_of_products() != before
+    assert product_precision() != before
 
 
 def test_where_no_graph_is_possible_the_loop_runs_as_it_is(recorder: Recorder) -> None:

@@ -300,7 +300,7 @@ AS_ANOTHER = """
 import sys
 import pytest
 from vdrop_cli.kernels import compiler, native
-compiler.for_this_processor = lambda: f"-march={sys.argv[1]}"
+compiler.processor_flag = lambda: f"-march={sys.argv[1]}"
 print(*native.features(), sep=",")
 chosen = "sizes or (tied and native) or numbers_that_are_none or logits_that_are_none"
 files = ["tests/kernels/test_native.py", "tests/kernels/test_fused.py"]

@@ -49,7 +49,7 @@ def load(data: TextData, fingerprint: str | None = None) -> Corpus:
 
     `fingerprint` is that of a checkpoint's corpus: the text is encoded as it was then.
     """
-    corpus = text.encoded(read(data), data, fingerprint)
+    corpus = text.load_encoded(read(data), data, fingerprint)
     if isinstance(data, PennTreebank):
         ptb.check_counts(corpus)
     return corpus if data.fraction == 1 else corpus.with_fraction(data.fraction)

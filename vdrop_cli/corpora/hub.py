@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vdrop_cli.corpora.tables import Lines, Row, Table, delimiter_of, require_column
-from vdrop_cli.corpora.text import PARTS, Raw, decoded, from_rows, read_file
+from vdrop_cli.corpora.tables import Lines, Row, Table, default_delimiter, require_column
+from vdrop_cli.corpora.text import PARTS, Raw, decode, from_rows, read_file
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.data import HubData, HubText
 
@@ -152,14 +152,14 @@ def read_files(paths: dict[str, dict[str, str]], separator: str | None, where: s
 
     Columns are separated by the sign that the file's name implies, or else by `separator`.
     """
-    defaults = {delimiter_of(name) for files in paths.values() for name in files}
+    defaults = {default_delimiter(name) for files in paths.values() for name in files}
     splits: dict[str, Split] = {}
     for split, files in paths.items():
         tables: dict[str, Table | Lines] = {}
         for name, path in files.items():
             where_file = f"{where}: {name}"
-            text = decoded(read_file(Path(path), where_file), where_file)
-            delimiter = separator if separator not in defaults else delimiter_of(name)
+            text = decode(read_file(Path(path), where_file), where_file)
+            delimiter = separator if separator not in defaults else default_delimiter(name)
             if delimiter is None:
                 tables[name] = Lines(text, where_file)
             else:

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     fields: list[str]  # empty for a blank line
 
 
-def delimiter_of(name: str) -> str:
+def default_delimiter(name: str) -> str:
     """Returns the delimiter that a file's name implies: a tab for .tsv, compressed or not, else a comma."""
     return TAB if ".tsv" in map(str.lower, PurePath(name).suffixes) else ","
 

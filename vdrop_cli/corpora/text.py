@@ -110,7 +110,7 @@ def read_file(path: Path, where: str, kind: str = "a text file") -> bytes:
         raise ConfigError(f"{where} cannot be read ({reason}); name {kind}") from None
 
 
-def decoded(content: bytes, where: str) -> str:
+def decode(content: bytes, where: str) -> str:
     """Decodes UTF-8; raises ConfigError where the content is not text."""
     try:
         text = content.decode("utf-8")
@@ -150,31 +150,31 @@ def with_line_ends(text: str) -> str:
 def decode_part(content: bytes, part: str, origin: str) -> str:
     """Decodes a part; raises ConfigError where it has no words."""
     where = f"data.{part}: the {part} part of {origin}"
-    text = decoded(content, where)
+    text = decode(content, where)
     if not text.strip():
         raise ConfigError(f"{where} is empty; it needs words")
     return text
 
 
-def fingerprint_of(contents: Iterable[bytes], encoding: str, min_count: int) -> str:
+def compute_fingerprint(contents: Iterable[bytes], encoding: str, min_count: int) -> str:
     digest = hashlib.sha256(f"{encoding} {min_count}".encode())
     for content in contents:
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
 
-def encoded(raw: Raw, data: TextData, checkpoint_fingerprint: str | None = None) -> Corpus:
+def load_encoded(raw: Raw, data: TextData, checkpoint_fingerprint: str | None = None) -> Corpus:
     """Returns the ids of a corpus, from the cache if it has them.
 
     `checkpoint_fingerprint` is that of a checkpoint's corpus: a text of the first encoding is encoded as it
     was then.
     """
     min_count = data.min_count if isinstance(data, CountedText) else 1
-    fingerprint, first = fingerprint_of(raw.parts.values(), FIRST_ENCODING, min_count), True
+    fingerprint, first = compute_fingerprint(raw.parts.values(), FIRST_ENCODING, min_count), True
     texts = [decode_part(content, part, raw.origin) for part, content in raw.parts.items()]
     if isinstance(data, CountedText) and fingerprint != checkpoint_fingerprint:
         texts, first = [with_line_ends(text) for text in texts], False
-        fingerprint = fingerprint_of((text.encode() for text in texts), ENCODING, min_count)
+        fingerprint = compute_fingerprint((text.encode() for text in texts), ENCODING, min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
         try:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from vdrop_cli.corpora import hub
 from vdrop_cli.corpora.rated import Rated, number, words
-from vdrop_cli.corpora.tables import Table, delimiter_of
-from vdrop_cli.corpora.text import decoded, read_file
+from vdrop_cli.corpora.tables import Table, default_delimiter
+from vdrop_cli.corpora.text import decode, read_file
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.data import RatedTable
 
@@ -18,7 +18,9 @@ def from_csv(data: RatedTable, path: Path) -> Rated:
     """Reads the two named columns; every row must fit the header."""
     where = f"data.csv={path}"
     table = Table(
-        decoded(read_file(path, where, "a CSV file"), where), data.delimiter or delimiter_of(path.name), where
+        decode(read_file(path, where, "a CSV file"), where),
+        data.delimiter or default_delimiter(path.name),
+        where,
     )
     text, rating = (
         table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column")

@@ -1,9 +1,8 @@
-"""The library of `native.c`: compiled on first use by the system's C compiler, and stored in the user's cache
-folder.
+"""The library of `native.c`: compiled on first use by the system's C compiler, and stored in a cache.
 
-The file's name is made from the source, the compiler's version, its flags and the processor, so that nothing
-built for another is loaded. A library ends in its own digest: one that is damaged is built again. It has no
-OpenMP runtime of its own but uses that of torch.
+The file's name is a digest of the source, the compiler's version, its flags and the processor, so a library
+for another processor is not loaded. The file ends in a digest of its content; a damaged one is built again.
+The library uses torch's OpenMP runtime.
 """
 
 import ctypes
@@ -32,7 +31,7 @@ FLAGS = (
     "-Wno-psabi",
 )
 DIGEST = 32  # bytes, at the end of a library
-SECONDS = 300  # that a compiler may take
+TIMEOUT = 300  # seconds for the compiler
 
 
 class CompilerError(Exception):
@@ -40,18 +39,17 @@ class CompilerError(Exception):
 
 
 def compiler() -> list[str]:
-    """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang. Raises
-    CompilerError without one.
+    """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang.
+
+    Raises CompilerError where none is installed.
     """
     if os.name != "posix":
         raise CompilerError(f"it is compiled on POSIX systems only, not on {platform.system()}")
-    stated = shlex.split(os.environ.get("CC", ""))
-    if stated:
-        if shutil.which(stated[0]) is None:
-            raise CompilerError(
-                f"the C compiler of the environment variable CC, {stated[0]}, cannot be found"
-            )
-        return stated
+    cc = shlex.split(os.environ.get("CC", ""))
+    if cc:
+        if shutil.which(cc[0]) is None:
+            raise CompilerError(f"the C compiler of the environment variable CC, {cc[0]}, cannot be found")
+        return cc
     command = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
     if command is None:
         raise CompilerError("no C compiler (cc, gcc or clang) can be found; install one, or set CC")
@@ -59,15 +57,15 @@ def compiler() -> list[str]:
 
 
 def run(*command: str) -> str:
-    """What a command printed. Raises CompilerError where it fails."""
-    env = {**os.environ, "LC_ALL": "C"}  # its messages are looked through
+    """The output of a command. Raises CompilerError where it fails."""
+    env = {**os.environ, "LC_ALL": "C"}  # its messages are parsed
     try:
         finished = subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=SECONDS,
+            timeout=TIMEOUT,
             stdin=subprocess.DEVNULL,
             env=env,
         )
@@ -82,28 +80,30 @@ def run(*command: str) -> str:
 
 @lru_cache
 def version(*command: str) -> str:
-    """What a compiler says of itself."""
+    """The version text of a compiler."""
     return run(*command, "--version")
 
 
 def cpuinfo(name: str) -> str:
-    """A line of /proc/cpuinfo, of the first processor; empty where there is none."""
+    """The value of a line of /proc/cpuinfo, for the first processor; empty where the line is missing."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")
 
 
-def for_this_processor() -> str:
+def processor_flag() -> str:
+    """The flag that allows all extensions of this processor."""
     return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
 
 
 def processor() -> str:
-    """Name and extensions of the processor, as far as the system tells them."""
+    """Name and extensions of the processor, as far as the system reports them."""
     properties = map(cpuinfo, ("model name", "flags", "Features", "CPU part", "CPU implementer"))
     return "\n".join([platform.machine(), platform.system(), platform.processor(), *properties])
 
 
-def name_of_library(command: list[str]) -> str:
+def library_name(command: list[str]) -> str:
+    """The file's name, which changes with everything that the library depends on."""
     parts = (
         SOURCE.read_bytes(),
         version(*command).encode(),
@@ -115,17 +115,17 @@ def name_of_library(command: list[str]) -> str:
 
 
 def flags() -> tuple[str, ...]:
-    return (*FLAGS, for_this_processor())
+    return (*FLAGS, processor_flag())
 
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/vdrop, by default ~/.cache/vdrop."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(stated) if os.path.isabs(stated) else Path("~/.cache").expanduser()) / "vdrop"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()) / "vdrop"
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a library is as it was built."""
+def is_undamaged(path: Path) -> bool:
+    """Whether a library has the content that its digest is for."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -134,8 +134,9 @@ def is_whole(path: Path) -> bool:
 
 
 def build(command: list[str], path: Path) -> None:
-    """Compiles the source beside `path` and renames the library into place. Raises CompilerError, or OSError
-    of the folder.
+    """Compiles the source beside `path` and renames the library into place.
+
+    Raises CompilerError, or OSError where the folder cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
@@ -151,25 +152,26 @@ def build(command: list[str], path: Path) -> None:
         os.replace(linked, path)
 
 
-def built(command: list[str], folder: Path) -> Path:
-    """The library in a folder, built where it is not there or damaged; one process builds, others wait for
-    it.
+def find_or_build(command: list[str], folder: Path) -> Path:
+    """The path of the library in a folder, which is built unless an undamaged one is there.
+
+    Of several processes one builds and the others wait.
     """
-    import fcntl  # which Windows has not
+    import fcntl  # not on Windows
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name_of_library(command)
-    if is_whole(path):
+    path = folder / library_name(command)
+    if is_undamaged(path):
         return path
     with open(folder / f"{path.stem}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_whole(path):
+        if not is_undamaged(path):
             build(command, path)
     return path
 
 
-def openmp_of_torch() -> str:
-    """The file of the OpenMP runtime that torch has loaded. Raises CompilerError where there is none."""
+def torch_openmp() -> str:
+    """The file of the OpenMP runtime that torch has loaded. Raises CompilerError where torch has none."""
     maps = Path("/proc/self/maps")
     mapped = (
         {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
@@ -187,9 +189,8 @@ def openmp_of_torch() -> str:
 
 def load(path: Path) -> ctypes.CDLL:
     try:
-        ctypes.CDLL(
-            openmp_of_torch(), mode=ctypes.RTLD_GLOBAL
-        )  # it is loaded already: its names are made known to the library
+        # Torch has loaded it; RTLD_GLOBAL makes its symbols visible to the library.
+        ctypes.CDLL(torch_openmp(), mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError as error:
         raise CompilerError(f"the compiled library cannot be loaded: {error}") from None
@@ -197,25 +198,24 @@ def load(path: Path) -> ctypes.CDLL:
 
 @lru_cache(1)
 def library() -> ctypes.CDLL:
-    """The library, compiled if need be. Raises CompilerError where it cannot be built."""
+    """The loaded library, which is compiled first if necessary. Raises CompilerError."""
     command = compiler()
     try:
-        return load(built(command, cache_folder()))
+        return load(find_or_build(command, cache_folder()))
     except (OSError, CompilerError) as error:
         why = error
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="vdrop-"
-        ) as folder:  # what is loaded stays when its file is gone
-            loaded = load(built(command, Path(folder)))
+        # A loaded library remains when its file is removed.
+        with tempfile.TemporaryDirectory(prefix="vdrop-") as folder:
+            loaded = load(find_or_build(command, Path(folder)))
     except OSError as error:
         raise CompilerError(
             f"the compiled kernels can be stored neither in {cache_folder()} ({why}) nor in a temporary "
             f"folder ({error})"
         ) from None
     print(
-        f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}), each process compiles "
-        "them anew",
+        f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}); each process compiles "
+        "them again",
         file=sys.stderr,
     )
     return loaded

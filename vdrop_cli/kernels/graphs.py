@@ -1,9 +1,8 @@
 """Loops over time as CUDA graphs: one launch for all steps instead of some for each.
 
-A graph works on memory that never changes place. So a loop that is run often on tensors of the same shapes
-gets memory of its own; every call copies all it reads into it, masks and weights too, replays, and copies out
-what was written: no mask is frozen, and no result is overwritten by a later call. Nothing random happens
-inside.
+A graph works on memory at fixed addresses. A loop that often runs on tensors of the same shapes has such
+memory: every call copies its inputs there, masks and weights too, replays the graph, and copies the results.
+So no mask is frozen, and no later call overwrites a result. A loop draws no random numbers.
 """
 
 import warnings
@@ -22,10 +21,10 @@ Tensors = Mapping[str, Tensor | None]
 
 
 class Graph(NamedTuple):
-    """A captured loop: `replay` does again, on the same memory, whatever the loop did on the device."""
+    """A captured loop: `replay` repeats its work on the device, on the same memory."""
 
     replay: Callable[[], object]
-    bytes: int  # of its own memory pool: cuBLAS's workspaces, and what the loop allocates
+    bytes: int  # of its memory pool: cuBLAS's workspaces and the allocations of the loop
 
 
 CAPTURING = Lock()  # one at a time: captures share streams, and cuBLAS's workspaces are cleared for all
@@ -41,12 +40,12 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def capture(run: Callable[[], None], device: torch.device) -> Graph:
-    """`run` as a graph.
+    """Captures `run` as a graph.
 
-    cuBLAS takes its workspace inside the graph, where it stays as long as the graph does, and gives it back
-    there: one that it has from elsewhere could be freed under the graph.
+    cuBLAS allocates its workspace inside the graph's pool, so the workspace exists as long as the graph. One
+    from outside could be freed before a replay.
     """
-    run()  # makes libraries and programs ready
+    run()  # loads libraries and compiles programs
     graph = torch.cuda.CUDAGraph()
     # the stream is restored if a capture fails
     with CAPTURING, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
@@ -61,22 +60,20 @@ def capture(run: Callable[[], None], device: torch.device) -> Graph:
 
 
 def pool_bytes(pool: tuple[int, int]) -> int:
-    """Memory that the device has set apart for a pool; 0 where the allocator does not tell, as CUDA's own
-    (`cudaMallocAsync`) does not.
+    """Memory that the device reserves for a pool; 0 where the allocator does not report it, such as
+    `cudaMallocAsync`.
     """
     try:
         segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         return sum(
             segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool)
         )
-    except Exception:  # of allocators, by many names; the graph is there, whatever it takes
+    except Exception:  # allocators raise many types; the graph works without its size
         return 0
 
 
 def is_possible(device: torch.device) -> bool:
-    """Whether a graph can be captured or replayed now: there is a device, and it is not part of a user's own
-    graph.
-    """
+    """Whether a graph can be captured or replayed now: on a GPU, and outside a user's own capture."""
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
@@ -95,24 +92,21 @@ class Captured:
 
 
 @dataclass
-class Sightings:
-    """How often shapes were met since they last had a graph, and how often they must be met to get
-    one.
-    """
+class CallCount:
+    """Calls with some shapes since these last had a graph, and the number of calls that earns them one."""
 
-    seen: int = 0
+    calls: int = 0
     threshold: int = 2
 
 
 class Graphs:
-    """Graphs of loops, by what they depend on: the shapes and types of tensors, stream and precision of
-    products.
+    """Graphs of loops by shapes and types of tensors, stream and precision of products.
 
-    A loop runs as it is the first time that its shapes are met, so that shapes which never come again cost no
-    captures. The graphs that were used last remain, within limits of number and memory. Shapes that lost
-    theirs must be met eight times as often before they get another: more shapes than fit the limits end up
-    without. Shapes whose capture fails run without a graph from then on, with a warning; where `strict`, the
-    error is raised.
+    The first call with new shapes runs without a graph, so shapes that occur once cost no capture. The graphs
+    that were used last remain, within limits of number and memory. Shapes whose graph was removed need eight
+    times as many calls for another one; of more shapes than the limits allow, some then run without. Where a
+    capture fails, its shapes run without a graph from then on, with a warning; with `strict` the error is
+    raised.
     """
 
     def __init__(
@@ -130,7 +124,7 @@ class Graphs:
         self.max_bytes = max_bytes
         self.remembered = remembered
         self.strict = strict
-        self.met: dict[Hashable, Sightings] = {}
+        self.counts: dict[Hashable, CallCount] = {}
         self.failed: set[Hashable] = set()
         self.entries: OrderedDict[Hashable, Captured] = OrderedDict()
         self.lock = Lock()
@@ -144,7 +138,7 @@ class Graphs:
         if not self.possible(device):
             loop(**tensors)
             return
-        key = key_of(loop, tensors, device)
+        key = graph_key(loop, tensors, device)
         with self.lock:
             captured = self.entries.get(key) or (
                 self.add(key, loop, tensors, device) if self.is_due(key) else None
@@ -158,29 +152,27 @@ class Graphs:
         loop(**tensors)
 
     def is_due(self, key: Hashable) -> bool:
-        """Whether these shapes, met once more, are to have a graph."""
+        """Counts a call; whether its shapes get a graph now."""
         if key in self.failed or len(self.failed) >= self.remembered:
             return False
-        if key not in self.met and len(self.met) >= self.remembered:
-            self.met.clear()
-        sightings = self.met.setdefault(key, Sightings())
-        sightings.seen += 1
-        return sightings.seen >= sightings.threshold
+        if key not in self.counts and len(self.counts) >= self.remembered:
+            self.counts.clear()
+        count = self.counts.setdefault(key, CallCount())
+        count.calls += 1
+        return count.calls >= count.threshold
 
     def add(self, key: Hashable, loop: Loop, tensors: Tensors, device: torch.device) -> Captured | None:
         """Captures and adds a graph; returns None where that fails, before it writes to `tensors`."""
         try:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # or later calls could not write into its memory
+            # Outside inference mode, or later calls could not write into this memory.
+            with torch.inference_mode(False), torch.no_grad():
                 own = {
                     n: None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
                     for n, t in tensors.items()
                 }
                 copy(tensors, own, tensors)  # the loop runs on them while it is captured
-                made = Captured(self.capture(lambda: loop(**own), device), own)
-        except Exception as error:  # of CUDA, its libraries or the allocator, by many names
+                captured = Captured(self.capture(lambda: loop(**own), device), own)
+        except Exception as error:  # CUDA, its libraries and the allocator raise many types
             if self.strict:
                 raise
             self.failed.add(key)
@@ -190,40 +182,40 @@ class Graphs:
                 stacklevel=2,
             )
             return None
-        self.entries[key] = made
+        self.entries[key] = captured
         while len(self.entries) > 1 and (
             len(self.entries) > self.max_graphs
             or sum(c.bytes for c in self.entries.values()) > self.max_bytes
         ):
-            lost, _ = self.entries.popitem(last=False)
-            threshold = self.met[lost].threshold if lost in self.met else 2
-            self.met[lost] = Sightings(threshold=8 * threshold)
-        return made
+            removed, _ = self.entries.popitem(last=False)
+            threshold = self.counts[removed].threshold if removed in self.counts else 2
+            self.counts[removed] = CallCount(threshold=8 * threshold)
+        return captured
 
 
 def copy(source: Tensors, target: Tensors, names: Iterable[str]) -> None:
-    """All tensors of a type and layout by one call, which is one launch on a GPU."""
+    """Copies tensors; those of one type and layout by one call, which is one launch on a GPU."""
     groups: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
     for name in names:
-        into, of = target[name], source[name]
-        if into is not None and of is not None:
+        into, value = target[name], source[name]
+        if into is not None and value is not None:
             targets, sources = groups.setdefault(
-                (of.dtype, into.is_contiguous() and of.is_contiguous()), ([], [])
+                (value.dtype, into.is_contiguous() and value.is_contiguous()), ([], [])
             )
             targets.append(into)
-            sources.append(of)
+            sources.append(value)
     for targets, sources in groups.values():
         torch._foreach_copy_(targets, sources)
 
 
-def key_of(loop: Loop, tensors: Tensors, device: torch.device) -> Hashable:
+def graph_key(loop: Loop, tensors: Tensors, device: torch.device) -> Hashable:
     shapes = tuple((name, None if t is None else (t.shape, t.dtype)) for name, t in tensors.items())
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return (loop.__module__, loop.__qualname__, shapes, device, stream, precision_of_products())
+    return (loop.__module__, loop.__qualname__, shapes, device, stream, product_precision())
 
 
-def precision_of_products() -> Hashable:
-    """By torch's newer setting where there is one: the older one raises when that was used."""
+def product_precision() -> Hashable:
+    """The precision that is set for products. Torch's older setting raises where the newer one was used."""
     matmul = torch.backends.cuda.matmul
     rounded = (matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction)
     return (matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32, *rounded)

@@ -30,7 +30,7 @@ from vdrop_cli.settings.fields import (
     setting,
 )
 from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, SEED, Train
-from vdrop_cli.settings.variants import variant_of
+from vdrop_cli.settings.variants import group_field
 
 MC_BATCH = Limits(at_least=1, at_most=10**6)
 SEEDS = Limits(at_least=1, at_most=1000)
@@ -211,7 +211,7 @@ class Bench:
 class ListData:
     """`data` is a corpus to fetch if necessary, load and check; null: an overview."""
 
-    data: Data | None = variant_of(CORPORA, None)
+    data: Data | None = group_field(CORPORA, None)
 
 
 @dataclass

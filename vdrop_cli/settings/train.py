@@ -26,7 +26,7 @@ from vdrop_cli.settings.fields import (
     without_defaults,
 )
 from vdrop_cli.settings.task import TASKS, SentimentTask, TaskSettings
-from vdrop_cli.settings.variants import variant_of
+from vdrop_cli.settings.variants import group_field
 
 PROBABILITY = Limits(at_least=0, below=1)
 SEED = Limits(at_least=0, below=SEED_LIMIT)
@@ -230,8 +230,8 @@ FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are nam
 class Train:
     model: Model = MISSING
     dropout: DropoutSettings = MISSING
-    data: Data = variant_of(CORPORA)
-    task: TaskSettings = variant_of(TASKS)
+    data: Data = group_field(CORPORA)
+    task: TaskSettings = group_field(TASKS)
     schedule: Schedule = MISSING
     checkpoint: Checkpoints = setting(Checkpoints, "when checkpoints are written")
     stuck: StartCheck = setting(StartCheck, "when a start counts as stuck")
@@ -270,11 +270,11 @@ class Train:
             "another policy than moon with a GRU, which has no cell state",
             self.dropout.name,
         )
-        rates = isinstance(self.task, SentimentTask)
-        source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == rates]
+        has_ratings = isinstance(self.task, SentimentTask)
+        source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == has_ratings]
         names = ", ".join(map(str, suitable))
         require(source in suitable, "data", f"one of {names} with task={self.task.name}", source)
-        judged = not rates or self.stuck.steps is None
+        judged = not has_ratings or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
         require(
             self.stuck.steps is None

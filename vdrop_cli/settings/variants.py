@@ -73,6 +73,6 @@ class Variants(Generic[Group]):
         return self.typed(values | dict(changes))
 
 
-def variant_of(variants: Variants[Any], default: Any = MISSING) -> Any:
+def group_field(variants: Variants[Any], default: Any = MISSING) -> Any:
     """A field of a settings dataclass that is a group with variants."""
     return field(default=default, metadata={"variants": variants})
