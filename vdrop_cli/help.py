@@ -180,12 +180,12 @@ def page() -> str:
     """The text of docs/settings.md."""
     parts = [PAGE_HEAD]
     for command, root in ROOTS.items():
-        parts.append(f"## vdrop {command}\n")
-        section = "no group yet"
+        parts.append(f"## vdrop {command}")
+        section = None
         for key, f, choice in walk(root):
             config, title = with_choice(command, choice), choice or key.rpartition(".")[0]
             if title != section:
-                parts += ["", *table_head(title)]
+                parts += ["", *table_head(title or ("" if section is None else "other settings"))]
                 section = title
             about: Help = f.metadata["help"]
             cells = [f"`{key}`", about.text, about.unit, code(shown(value(config, key, f))), allowed(f)]

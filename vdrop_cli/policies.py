@@ -25,7 +25,7 @@ class Cell(Choice):
 class Policy(Choice):
     none = "none"
     zaremba = "zaremba"  # new masks every step, on layer inputs and the output (Zaremba et al. 2014)
-    naive = "naive"  # new masks every step and gate, on layer inputs and the recurrence
+    naive = "naive"  # new masks every step and gate, on layer inputs, the recurrence and the output
     moon = "moon"  # one mask over time on the cell state (Moon et al. 2015, rnnDrop)
     # one mask over time on layer inputs, the recurrence, word types and the output
     variational = "variational"
@@ -81,8 +81,8 @@ class Dropout:
 
     Policies, ties and word masks may be names, as in `Dropout("variational", p_x=0.3, p_h=0.3)`. `p_x`, `p_h`
     and `p_c` may be sequences with a probability for each layer. `tie` defaults to `none` for the policy
-    naive and to `all` for the others. Raises ValueError for a probability that is out of range or that the
-    policy does not use.
+    naive and to `all` for variational; the others take no `tie`. Raises ValueError for a probability that is
+    out of range or that the policy does not use.
     """
 
     policy: Policy | str

@@ -45,8 +45,8 @@ class SentimentTask(TaskSettings):
     split_seed: int = setting(MISSING, "seed of the split into parts", limits=Limits(at_least=0, below=2**32))
     length_pool: int = setting(
         MISSING,
-        "length bucketing: this many batches are drawn together and sorted by length, which saves padding; "
-        "1: off",
+        "length bucketing: this many batches are drawn together and sorted by length, so a batch has fewer "
+        "steps; 1: off",
         "batches",
         POSITIVE,
     )
