@@ -617,7 +617,18 @@ PATHS = {  # settings that name a file, a folder or a data set
     "predict": {"dir", "train", "valid", "test", "csv", "name"},
     "data": {"dir", "train", "valid", "test", "csv", "name", "cache"},
 }
-MORE_PATHS = {"checkpoint", "members", "outputs", "file", "csv", "latex", "markdown", "picture", "runs"}
+MORE_PATHS = {
+    "checkpoint",
+    "members",
+    "outputs",
+    "file",
+    "folder",
+    "csv",
+    "latex",
+    "markdown",
+    "picture",
+    "runs",
+}
 
 
 @pytest.mark.parametrize("command", sorted(ROOTS))

@@ -37,6 +37,7 @@ SEEDS = Limits(at_least=1, at_most=1000)
 JOBS = Limits(at_least=1, at_most=1000)
 CHECKPOINT_HELP = "a checkpoint file or a run folder"
 PRECISION_HELP = "of matrix products; null: that of the training"
+REPOSITORY = r"[\w.-]+/[\w.-]+"
 OUTPUTS_HELP = "folder of runs, pictures and records"
 
 
@@ -166,10 +167,22 @@ class Export:
     file: str | None = setting(
         None, "the file to write; null: beside the checkpoint, ending in .safetensors", limits=FilePath()
     )
+    folder: str | None = setting(
+        None, "a folder to write instead: weights, vocabulary, settings and a model card", limits=FilePath()
+    )
+    push: str | None = setting(
+        None, "upload the folder to this repository, owner/name, of the Hugging Face Hub"
+    )
+    private: bool = setting(True, "push: a new repository is visible to its owner only")
 
     def __post_init__(self) -> None:
         require_limits(self)
         require_checkpoint("export", self.checkpoint)
+        for key in ("folder", "push"):
+            value = getattr(self, key)
+            require(value is None or self.file is None, key, "null with file=…", value)
+        is_name = self.push is None or re.fullmatch(REPOSITORY, self.push, re.ASCII) is not None
+        require(is_name, "push", "owner/name, of letters, digits, _ . and -", repr(self.push))
 
 
 def require_checkpoint(command: str, checkpoint: str | None) -> None:

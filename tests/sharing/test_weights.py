@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_written(
     (path,) = Path().rglob("checkpoint-0001.pt")
     before = path.read_bytes()
     for file in ("''", ".", "/", "..", str(path.parent), "nowhere/a.safetensors"):
-        with pytest.raises(ConfigError, match="file must name a file in a folder that is there"):
+        with pytest.raises(ConfigError, match="file must name a file in a folder that exists"):
             export.run(settings(f"checkpoint={path}", f"file={file}", command="export"))
     with pytest.raises(ConfigError, match="another one than the checkpoint"):
         export.run(settings(f"checkpoint={path.parent}", f"file={path}", command="export"))

@@ -1,0 +1,76 @@
+"""Uploads an export to the Hugging Face Hub."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from vdrop_cli import stored
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.sharing import folder as export_folder
+
+HUB_FILES = {".gitattributes"}  # which the Hub itself adds to a new repository
+REFUSED = (401, 403)  # HTTP status codes
+
+
+def require_token() -> None:
+    """Raises ConfigError where no token is stored."""
+    if get_token() is None:
+        raise ConfigError("push needs a token of the Hugging Face Hub; set HF_TOKEN, or run hf auth login")
+
+
+def push(folder: Path, name: str, private: bool, message: str) -> str:
+    """Uploads an export as one commit and returns its address. A new repository is private if `private`.
+
+    Raises ConfigError where the repository holds other files or refuses the token, RunError where the upload
+    fails.
+    """
+    api = HfApi()
+    with one_line_errors(name):
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        require_export(api, name)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    return address
+
+
+def require_export(api: HfApi, name: str) -> None:
+    """Raises ConfigError unless a repository is new or holds an export."""
+    present = set(api.list_repo_files(name)) - HUB_FILES
+    if not present:
+        return
+    if export_folder.CONFIG in present:
+        with TemporaryDirectory() as temporary:
+            config = api.hf_hub_download(name, export_folder.CONFIG, local_dir=temporary)
+            if stored.readable_by(export_folder.parse_config)(Path(config).read_bytes()):
+                return
+    raise ConfigError(f"push={name} holds other files than an export; choose another name")
+
+
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Errors of the Hub and of the network as one line."""
+    try:
+        yield
+    except (ConfigError, RunError):
+        raise
+    except HFValidationError as error:
+        raise ConfigError(f"push must be owner/name, got {name!r} ({one_line(error)})") from None
+    except HfHubHTTPError as error:
+        status = None if error.response is None else error.response.status_code
+        if status in REFUSED:
+            raise ConfigError(
+                f"push={name} was refused (HTTP {status}); use a token that may write there, or another name"
+            ) from None
+        raise RunError(f"push={name} failed ({one_line(error)}); repeat the command later") from None
+    except Exception as error:  # the network's errors depend on the version of huggingface_hub
+        raise RunError(
+            f"push={name} failed ({one_line(error)}); check the network, and repeat the command"
+        ) from None
+
+
+def one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

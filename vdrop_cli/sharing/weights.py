@@ -1,0 +1,115 @@
+"""A checkpoint's weights, and what prediction needs beside them, as a safetensors file."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdrop_cli import checkpoint, files, stored
+from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.files import Damaged
+from vdrop_cli.model import LanguageModel, Regressor
+from vdrop_cli.settings.choices import TaskName
+from vdrop_cli.tasks import predictor_of
+
+LENGTH = 8  # bytes that hold the length of the header, which follows: names, shapes and settings as JSON
+HEADER_LIMIT = 100_000_000  # bytes of the longest header that safetensors reads
+
+
+def start_size(path: Path) -> int:
+    """The bytes that hold the header of a safetensors file; of any other file, too few for a header."""
+    try:
+        size = int.from_bytes(files.read_start(path, LENGTH), "little")
+    except (OSError, Damaged):
+        size = 0
+    return LENGTH + (size if size <= HEADER_LIMIT else 0)
+
+
+def parse_start(start: bytes) -> dict[str, Any]:
+    """The metadata from the start of a file that `encode` made. Raises Damaged."""
+    header = stored.parse_json(start[LENGTH : LENGTH + int.from_bytes(start[:LENGTH], "little")])
+    stored.require(header, {"__metadata__": dict})
+    metadata_of_file: dict[str, Any] = header["__metadata__"]
+    stored.require(metadata_of_file, {"config": str, "epoch": str})
+    return metadata_of_file
+
+
+def are_equal(one: bytes, other: bytes) -> bool:
+    """Whether two files hold the same weights and metadata: safetensors writes metadata in any order."""
+    return split(one) == split(other)
+
+
+def split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the numbers of a file."""
+    end = LENGTH + int.from_bytes(content[:LENGTH], "little")
+    return stored.parse_json(content[LENGTH:end]), content[end:]
+
+
+def is_export(start: bytes) -> bool:
+    """Whether a file starts like those that `encode` makes, or is empty."""
+    return not start or stored.readable_by(parse_start)(start)
+
+
+def require_installed() -> None:
+    """Raises ConfigError where safetensors is missing."""
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError:
+        raise ConfigError("vdrop export needs safetensors; pip install 'vdrop[export]'") from None
+
+
+def encode(snapshot: Checkpoint) -> bytes:
+    """The content of a safetensors file."""
+    from safetensors.torch import save
+
+    # each weight with memory of its own, in order: safetensors takes no others
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.model.items()
+    }
+    return save(weights, metadata(snapshot))
+
+
+def require_whole(path: Path, snapshot: Checkpoint) -> None:
+    """Raises ConfigError unless the weights are those that the settings and, where it is stored, the
+    vocabulary describe.
+    """
+    trained = snapshot.train
+    knowledge = snapshot.knowledge
+    embedding = snapshot.model.get("embedding")
+    try:
+        checkpoint.require(embedding is not None and embedding.dim() == 2, "it has no embedding")
+        assert embedding is not None
+        words = (
+            predictor_of(knowledge, torch.device("cpu")).vocabulary_size
+            if knowledge is not None
+            else len(embedding)
+        )
+        checkpoint.require_large_enough(snapshot.model, trained.model, words)
+        kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
+        checkpoint.require_fitting(
+            snapshot.model, kind(trained.model, trained.dropout.for_layers(), words, "fused")
+        )
+    except ValueError as reason:
+        raise checkpoint.unusable(path, reason) from None
+
+
+def metadata(snapshot: Checkpoint) -> dict[str, str]:
+    """JSON of the settings, and of each field of what the model has learned of its text
+    (`vdrop_cli.learned`).
+    """
+    learned = {name: as_json(value) for name, value in snapshot.learned.items()}
+    return learned | {
+        "config": as_json(snapshot.config),
+        "corpus": snapshot.corpus,
+        "epoch": str(snapshot.epoch),
+        "batch": str(snapshot.batch),
+    }
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """JSON with characters as they are, halves of surrogate pairs apart, which UTF-8 lacks."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return re.sub(r"[\ud800-\udfff]", lambda half: rf"\u{ord(half[0]):04x}", text)
