@@ -206,7 +206,7 @@ def test_an_example_works_as_printed(
         assert configs or options & {"--help", "--cfg"}
         check_rest(configs, validate)
     slow = command == "table" and not any(word.startswith("sizes=") for word in words)
-    if command in RUN and not slow and not any(word.startswith("data.dir=") for word in words):
+    if command in RUN and not slow and not any(word.startswith(("data.dir=", "push=")) for word in words):
         dispatch(monkeypatch, *(re.sub("mc_samples=.*", "mc_samples=2", word) for word in words))
         assert capsys.readouterr().out
 

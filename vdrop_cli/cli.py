@@ -14,7 +14,7 @@ COMMANDS = {
     "eval": "perplexity or error of a checkpoint: standard approximation, and MC dropout",
     "predict": "predict a rating, or the surprisal of each word, or sample words from a model",
     "data": "the corpora: where they lie, what they hold, whether they are right",
-    "export": "a checkpoint as a safetensors file: its weights, vocabulary and settings",
+    "export": "a checkpoint as a safetensors file, or as a folder to share, with a model card",
     "bench": "how fast the cells are, beside torch.nn.LSTM and the machine's limit",
     "table": "what was measured beside what was published: RESULTS.md, pictures",
     "reproduce": "run or resume the rows of a study of the paper, evaluate them, and write RESULTS.md",
@@ -86,11 +86,13 @@ examples:
   vdrop data data=hub data.name=owner/name data.column=text
   vdrop data data=text_regression data.csv=a.csv data.column=text data.rating_column=stars
 """,
-    "export": """vdrop export: a checkpoint as a safetensors file; needs pip install 'vdrop[export]'
+    "export": """vdrop export: a checkpoint as a file or a folder to share; needs pip install 'vdrop[export]'
 
 examples:
   vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
   vdrop export checkpoint=… file=model.safetensors
+  vdrop export checkpoint=… folder=shared                with vocabulary, settings and a model card
+  vdrop export checkpoint=… folder=shared push=me/model  and upload it to the Hugging Face Hub
 """,
     "compare": """vdrop compare: results as mean ± standard deviation over seeds, settings that differ, curves
 

@@ -145,7 +145,7 @@ def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]
     yield "training data", ", ".join([f"`data={train.data.source}`", *(f"`{name}`" for name in named)])
     yield "checksum of the training data", f"`{snapshot.corpus}`"
     steps = f" and {snapshot.batch} steps" if snapshot.batch else ""
-    yield "training", f"{snapshot.epoch} epochs{steps}, {train.schedule.optimiser}, seed {train.seed}"
+    yield "training", f"epochs: {snapshot.epoch}{steps}, {train.schedule.optimiser}, seed {train.seed}"
     software = [f"{name} {environment[name]}" for name in SOFTWARE if environment.get(name) is not None]
     yield "software", ", ".join(software)
     hardware = [str(environment[name]) for name in ("device", "precision") if name in environment]
