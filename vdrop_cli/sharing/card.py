@@ -50,11 +50,11 @@ def measurements(path: Path, snapshot: Checkpoint) -> list[Measurement]:
         return []
     measured = list[Measurement]()
     if isinstance(run, Finished) and (run.result["epoch"], 0) == (snapshot.epoch, snapshot.batch):
-        measured += of_metrics(run.result, "vdrop train")
+        measured += to_measurements(run.result, "vdrop train")
     for file in sorted(folder.glob("eval-*.json")):
         evaluation = evaluation_files.from_file(file, path.stem)
         if evaluation is not None and evaluation.members == 1:
-            measured += of_metrics(evaluation_files.read(file)["metrics"], command_of(evaluation))
+            measured += to_measurements(evaluation_files.read(file)["metrics"], command_of(evaluation))
     return list({(one.metric, one.value): one for one in reversed(measured)}.values())[::-1]
 
 
@@ -62,7 +62,7 @@ def identity(settings: Train, corpus: str) -> tuple[str, int]:
     return settings.identity(corpus), settings.seed
 
 
-def of_metrics(values: dict[str, Any], command: str) -> list[Measurement]:
+def to_measurements(values: dict[str, Any], command: str) -> list[Measurement]:
     """The metrics among the values of a result or an evaluation."""
     return [Measurement(name, value, command) for name, value in values.items() if metric_in_words(name)]
 

@@ -102,7 +102,7 @@ def parse_config(content: bytes) -> None:
     """Raises Damaged unless this is the config.json of an export."""
     values = stored.parse_json(content, infinite=True)
     if values.get("format") != FORMAT:
-        raise Damaged("it is no export")
+        raise Damaged("it is not an export")
 
 
 def parse_vocabulary(content: bytes) -> None:
