@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,11 +12,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from tests.conftest import settings
 from vdrop_cli.commands import export
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.sharing import hub as upload
 
 pytest.importorskip("safetensors")
 NAMES = {"README.md", "config.json", "model.safetensors", "vocabulary.json"}
@@ -106,7 +108,7 @@ class Answers(BaseHTTPRequestHandler):
                     assert (line["key"], line["value"]["encoding"]) == ("file", "base64")
                     content[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self.answer(
-                {"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40}
+                {"commitUrl": f"{constants.ENDPOINT}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40}
             )
         siblings = [{"rfilename": path} for path in content]
         self.answer({"id": name, "sha": "1" * 40, "siblings": siblings})
@@ -118,9 +120,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with Hub() as server:
         thread = Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(upload, "HfApi", partial(HfApi, endpoint=server.url))
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield server
@@ -175,7 +175,7 @@ def test_a_refusal_is_one_line(status: int, kind: type[Exception], hub: Hub, run
 def test_no_network_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Hub() as closed:
         url = closed.url
-    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(upload, "HfApi", partial(HfApi, endpoint=url))
     with pytest.raises(RunError, match=r"^push=me/model failed [^\n]+check the network"):
         exported(run, "push=me/model")
 
