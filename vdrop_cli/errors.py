@@ -16,6 +16,12 @@ def require(holds: bool, key: str, rule: str, value: object) -> None:
         raise ConfigError(f"{key} must be {rule}, got {value}")
 
 
+def one_line(error: Exception) -> str:
+    """The kind of another library's error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A hint for a mistyped word, ready to be appended to a message."""
     from difflib import get_close_matches

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import settings
 from tests.sharing.exports import language_model, model_of_ratings
-from vdrop_cli import checkpoint, files
+from vdrop_cli import checkpoint, files, stored
 from vdrop_cli.commands import export
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.compose import restore
@@ -49,6 +49,15 @@ def test_the_folder_holds_all_that_the_checkpoint_knows(
     assert (config["task"], config["epoch"], config["batch"]) == (task, 1, 0)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.keys() and json.loads(file.metadata()["config"]) == config["settings"]
+
+
+def test_the_settings_are_strict_json(text: list[str]) -> None:
+    """JSON has no infinity."""
+    run = language_model(text, "schedule.clip=inf", "checkpoint.minutes=inf")
+    exported(run)
+    config = stored.read_json(Path("shared/config.json"))
+    assert restore(config["settings"]).schedule == checkpoint.load(checkpoint.all_in(run)[0]).train.schedule
+    exported(run)
 
 
 def test_an_export_is_replaced_by_another_and_other_files_stay(runs: tuple[Path, Path]) -> None:

@@ -1,5 +1,6 @@
 """A folder to share: weights, vocabulary, settings and a model card."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -92,15 +93,27 @@ def config(snapshot: Checkpoint) -> bytes:
         "batch": snapshot.batch,
         "corpus": snapshot.corpus,
         "learned": {name: value for name, value in snapshot.learned.items() if name != "vocabulary"},
-        "settings": snapshot.config,
+        "settings": strict(snapshot.config),
         "environment": snapshot.environment,
     }
     return f"{weights.as_json(content, indent=2)}\n".encode()
 
 
+def strict(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings for JSON, which lacks infinity: it becomes a text, which a setting accepts, too."""
+    return {
+        key: strict(value)
+        if isinstance(value, dict)
+        else str(value)
+        if isinstance(value, float) and math.isinf(value)
+        else value
+        for key, value in values.items()
+    }
+
+
 def parse_config(content: bytes) -> None:
     """Raises Damaged unless this is the config.json of an export."""
-    values = stored.parse_json(content, infinite=True)
+    values = stored.parse_json(content)
     if values.get("format") != FORMAT:
         raise Damaged("it is not an export")
 

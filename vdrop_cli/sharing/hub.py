@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from vdrop_cli import stored
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError, one_line
 from vdrop_cli.sharing import folder as export_folder
 
 HUB_FILES = {".gitattributes"}  # which the Hub itself adds to a new repository
@@ -69,8 +69,3 @@ def one_line_errors(name: str) -> Iterator[None]:
         raise RunError(
             f"push={name} failed ({one_line(error)}); check the network, and repeat the command"
         ) from None
-
-
-def one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

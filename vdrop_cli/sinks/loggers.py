@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError, one_line
 from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Step, tagged_scalars
 
 PROJECT = "vdrop"  # where no environment variable names the project or experiment
@@ -121,10 +121,3 @@ class Logger:
             failed_client, self.client = self.client, None
             with suppress(Exception):
                 failed_client.finish(failed=True)
-
-
-def one_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message."""
-    message = str(error).strip()
-    first = message.splitlines()[0] if message else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
