@@ -88,6 +88,13 @@ def test_a_config_folder_of_ones_own_adds_choices(vdrop: Vdrop, tmp_path: Path) 
 MISTAKES = {  # what is typed: what the one line must say
     ("trian",): "trian is not a command; did you mean train?",
     ("train", "model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
+    ("train", "--epochs", "5"): "epochs=…",
+    ("train", "lstm_small"): "lstm_small is not key=value; did you mean model=lstm_small?",
+    ("train", "naive"): "did you mean dropout=naive?",
+    ("train", "model=small"): "model=small is an unknown choice; choose from gru_small, lstm_small",
+    ("train", "dropout=0.5"): "dropout takes the name of a choice",
+    ("train", "data=my/text.txt"): "data=my/text.txt is an unknown choice; a text of your own is data=text",
+    ("generate",): "vdrop predict sample=50",
     ("train", "learning_rat=1"): "learning_rat is not a setting; did you mean schedule.lr?",
     ("train", "num_layer=1"): "num_layer is not a setting; did you mean model.layers?",
     ("reproduce", "lr=1"): "vdrop train has schedule.lr; here, overrides='schedule.lr=…' sets it",
@@ -114,7 +121,7 @@ MISTAKES = {  # what is typed: what the one line must say
         "data.valid=no",
         "data.test=no",
     ): "data.train=no cannot be read (No such file or directory)",
-    ("train", "model.layers"): "Error parsing override 'model.layers'",
+    ("train", "model.layers"): "model.layers is not key=value; give it a value: model.layers=…",
     (
         "train",
         "data=pydoc",

@@ -13,9 +13,10 @@ from vdrop_cli.metric_names import metric_in_words, metric_line
         ("test_rmse", "test RMSE"),
         ("test_rmse_of_mean", "test RMSE of predicting the mean"),
         ("test_coverage_95_mc50", "test share in the 95 % interval, 50 MC samples"),
-        ("seconds", ""),
+        ("seconds", "of training and validation"),
+        ("seconds_of_it", ""),
         ("test_ppl_mc", ""),
-        ("noise", ""),
+        ("noise", "standard deviation of the observation noise"),
     ],
 )
 def test_a_metric_is_named_in_words(name: str, words: str) -> None:

@@ -70,6 +70,7 @@ def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[st
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise ConfigError(f"{word!r} is not UTF-8; convert it, or rename the file")
     refuse_groups_of_settings(command, words)
+    refuse_numbers_as_choices(command, words)
     return [override(known, word, sweep or "hydra.mode=MULTIRUN" in words) for word in words]
 
 
@@ -153,6 +154,18 @@ def refuse_groups_of_settings(command: str, words: list[str]) -> None:
         raise ConfigError(
             f"{word}: {match[2]} is a group of settings ({', '.join(by_group[match[2]])}){about}"
         )
+
+
+def refuse_numbers_as_choices(command: str, words: list[str]) -> None:
+    """`dropout=0.5`, where `dropout` takes the name of a choice."""
+    for word in words:
+        match = SETTING.fullmatch(word)
+        if match and match[2] in groups(command) and re.fullmatch(r"[-+]?\.?\d[\d.,e+-]*", match[3]):
+            probabilities = ", ".join(f"dropout.{place}" for place in PLACES)
+            hint = f"; probabilities are {probabilities}" if match[2] == "dropout" else ""
+            raise ConfigError(
+                f"{word}: {match[2]} takes the name of a choice, which vdrop {command} --help lists{hint}"
+            )
 
 
 def override(known: dict[str, Any], word: str, sweep: bool) -> str:

@@ -22,6 +22,15 @@ COMMANDS = {
     "completion": "print the completion script for bash",
 }
 RENAMED = {"figures": "reproduce study=film_reviews"}
+ELSEWHERE = {  # what other programs call it: the command
+    "evaluate": "eval",
+    "fit": "train",
+    "generate": "predict sample=50",
+    "plot": "compare RUN picture=curves.png",
+    "run": "train",
+    "sample": "predict sample=50",
+    "test": "eval",
+}
 
 HELP = f"""vdrop: dropout in LSTM and GRU as in Gal & Ghahramani (2016)
 
@@ -191,6 +200,8 @@ def dispatch() -> None:
         run(command, arguments)
     elif command in RENAMED:
         fail(f"{command} is not a command; it is now vdrop {RENAMED[command]}")
+    elif command in ELSEWHERE:
+        fail(f"{command} is not a command; use vdrop {ELSEWHERE[command]}")
     else:
         from vdrop_cli.errors import nearest
 
@@ -276,7 +287,7 @@ def run(command: str, arguments: list[str]) -> None:
     import hydra
 
     from vdrop_cli import help
-    from vdrop_cli.arguments import full_keys, prepared
+    from vdrop_cli.arguments import ALIASES, full_keys, prepared
     from vdrop_cli.errors import ConfigError
     from vdrop_cli.explain import explain
     from vdrop_cli.settings.commands import ROOTS
@@ -289,7 +300,7 @@ def run(command: str, arguments: list[str]) -> None:
     options, words = options_of(arguments)
     if other := next((word for word in words if word.startswith("hydra/sweeper=")), None):
         fail(f"{other}: hydra/sweeper must be unset, vdrop brings its own")
-    if mistake := mistake_in(options, types(ROOTS[command])):
+    if mistake := mistake_in(options, {*types(ROOTS[command]), *ALIASES.get(command, ())}):
         fail(f"{mistake}; vdrop {command} --help shows the settings")
     if any(option.split("=")[0] in ("--cfg", "-c") for option in options) and "--resolve" not in options:
         options = [*options, "--resolve"]

@@ -26,5 +26,8 @@ def nearest(word: str, known: list[str]) -> str:
     """A hint for a mistyped word, ready to be appended to a message."""
     from difflib import get_close_matches
 
+    with_word = [name for name in known if word in name.split("_")]  # small: gru_small, lstm_small
+    if len(with_word) > 1:
+        return f"; choose from {', '.join(with_word)}"
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(known)}"

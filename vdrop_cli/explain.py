@@ -4,7 +4,7 @@ import re
 
 from hydra.errors import MissingConfigException
 
-from vdrop_cli.arguments import ALIASES
+from vdrop_cli.arguments import ALIASES, choices, groups
 from vdrop_cli.errors import nearest
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import keys, suggestion
@@ -23,6 +23,11 @@ def explain(error: BaseException, command: str) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed; pip install 'vdrop[{extra}]'"
+        if match := re.fullmatch(r"data/(.*[./].*)", error.missing_cfg_file):
+            return (
+                f"data={match[1]} is an unknown choice; a text of your own is data=text data.train=… "
+                "data.valid=… data.test=…"
+            )
         own = " (a dropout of your own needs one of these beside it)" if group == "schedule" else ""
         return f"{group}={choice} is an unknown choice{nearest(choice, list(error.options or []))}{own}"
     if message.startswith("Config group override must be"):
@@ -36,6 +41,8 @@ def explain(error: BaseException, command: str) -> str:
         r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires", message, re.DOTALL
     ):
         return f"{match[1] or match[2]}: several values are a sweep; add -m to run each of them"
+    if match := re.match(r"Error parsing override '([\w.-]+)'", message):
+        return f"{match[1]} is not key=value{value_hint(match[1], command)}"
     if match := re.match(r"Could not override '([^']+)'", message):
         return f"{match[1]} is not a setting{setting_hint(match[1], command)}"
     if match := re.match(r"Error merging override (\S+)", message):
@@ -53,6 +60,16 @@ def setting_hint(key: str, command: str) -> str:
         return f" of vdrop {command}; vdrop train has {trained}{here}"
     hint = suggestion(key, keys(ROOTS[command]), ALIASES.get(command))
     return hint or f"; vdrop {command} --help lists the settings"
+
+
+def value_hint(word: str, command: str) -> str:
+    """What a word without = may mean, the name of a choice or of a setting, to be appended to a message."""
+    if word in (*keys(ROOTS[command]), *ALIASES.get(command, ())):
+        return f"; give it a value: {word}=…"
+    meant = [f"{group}={word}" for group in groups(command) if word in choices(group)]
+    return (
+        f"; did you mean {' or '.join(meant)}?" if meant else f"; vdrop {command} --help shows the settings"
+    )
 
 
 def one_line(message: str) -> str:

@@ -22,11 +22,22 @@ VARIANTS = {
 }
 
 
+COUNTS = {
+    "epoch": "the epoch that is reported",
+    "epochs": "epochs trained",
+    "seconds": "of training and validation",
+    "stopped_after_steps": "training steps, by schedule.max_steps",
+    "noise": "standard deviation of the observation noise",
+}
+
+
 def metric_in_words(name: str) -> str:
     """A metric such as `test_ppl_mc100` in words, `test perplexity, 100 MC samples`.
 
     Other names give an empty text.
     """
+    if name in COUNTS:
+        return COUNTS[name]
     match = re.fullmatch(rf"({'|'.join(PARTS)})_({'|'.join(MEASURES)})(.*)", name)
     if match is None:
         return ""
