@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +89,16 @@ def composed(*overrides: str, command: str = "train") -> DictConfig:
 def settings(*overrides: str, command: str = "train") -> Any:
     """The typed configuration of a command line, without running it."""
     return parse(composed(*overrides, command=command), ROOTS[command])
+
+
+def mark_long(cases: Iterable[Any], short: Container[Any]) -> list[Any]:
+    """Cases for parametrize; those that are not in `short` have the marker `long`."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=() if case in short else pytest.mark.long
+        )
+        for case in cases
+    ]
 
 
 @contextmanager

@@ -253,7 +253,7 @@ def test_a_sweep_runs_every_combination(vdrop: Vdrop, text: list[str], tmp_path:
 def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(
     vdrop: Vdrop, text: list[str], tmp_path: Path
 ) -> None:
-    """One diverges, one is impossible, one works: it is run, and the exit code tells of the worst."""
+    """One diverges, one is impossible, one works: it is run, and the exit code is that of the worst."""
     ran = vdrop("train", "-m", *TINY, *text, "outputs=runs", "schedule.clip=inf", "schedule.lr=2e38,1,-1")
     assert ran.returncode == 2
     assert len(list(tmp_path.rglob("result.json"))) == 1
@@ -304,7 +304,7 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
     ("limit", "more", "named"),
     [
         (90_000, ["model.hidden_size=64", "schedule.epochs=2"], "checkpoint-0001.pt"),
-        (60_000, ["model.hidden_size=2", "schedule.epochs=30"], ""),
+        (60_000, ["model.hidden_size=2", "schedule.epochs=8"], ""),
     ],
 )
 def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(

@@ -33,7 +33,7 @@ def configuration(**changes: object) -> Configuration:
         ([configuration(schedule__clip=5), configuration()], ["clip=5", "clip=null"]),
     ],
 )
-def test_a_label_is_the_fewest_settings_that_tell_configurations_apart(
+def test_a_label_is_the_fewest_settings_in_which_configurations_differ(
     configurations: list[Configuration], expected: list[str]
 ) -> None:
     assert comparison.labels(configurations) == expected

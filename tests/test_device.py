@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import mark_long
 from vdrop_cli import device
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import compiler
@@ -91,23 +92,29 @@ step = training_step(settings(*overrides), Precision.PRECISION)
 marks = []
 for _ in range(5):
     marks.append(memory())
-    for _ in range(70):
+    for _ in range(STEPS):
         step()
 print(min(after - before for before, after in zip(marks[1:], marks[2:])))
 """
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="this system does not tell what memory a process holds"
+    not Path("/proc/self/status").exists(), reason="this system does not report the memory of a process"
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_warm_training_step_asks_for_no_more_memory(precision: str) -> None:
-    """Over 210 steps; one that stored its logits would take 3 GB. What comes once, when a thread first has to
-    wait, is no growth.
+@pytest.mark.parametrize(
+    ("precision", "steps"),
+    mark_long(
+        [(precision, steps) for precision in ("fp32", "bf16") for steps in (20, 70)],
+        [("fp32", 20), ("bf16", 20)],
+    ),
+)
+def test_a_warm_training_step_asks_for_no_more_memory(precision: str, steps: int) -> None:
+    """One that stored its logits would take 16 MB a step. What comes once, when a thread first waits, is
+    no growth.
     """
     root = Path(device.__file__).parent.parent
     ran = subprocess.run(
-        [sys.executable, "-c", GROWTH.replace("PRECISION", precision)],
+        [sys.executable, "-c", GROWTH.replace("PRECISION", precision).replace("STEPS", str(steps))],
         cwd=root,
         capture_output=True,
         text=True,

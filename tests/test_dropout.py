@@ -173,8 +173,8 @@ def test_masks_are_drawn_on_the_cpu_whatever_torchs_default_device_is(policy: st
 
 
 def test_a_word_meets_the_same_fate_wherever_it_stands() -> None:
-    """«the dog and the cat» becomes «– dog and – cat», never «– dog and the cat»; another sequence decides
-    for itself.
+    """«the dog and the cat» becomes «– dog and – cat», never «– dog and the cat»; another sequence has a
+    mask of its own.
     """
     ids = torch.tensor([0, 1, 2, 0, 3, 0, 1])[:, None].expand(-1, 500)
     keep = WordMasks(

@@ -212,7 +212,7 @@ def test_an_example_works_as_printed(
 
 
 def validate_make(words: list[str], validate: Line) -> None:
-    """Of a target the commands of ours that it runs."""
+    """Validates the commands of vdrop that a target runs."""
     made = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", *words],
         cwd=ROOT,

@@ -47,6 +47,8 @@ def test_small_cells_agree_with_the_definition_and_replay_as_graphs() -> None:
         "0",
         "-p",
         "no:cacheprovider",
+        "-m",
+        "long or not long",
         "tests/kernels/triton_cells.py",
     ]
     variables = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}

@@ -1,31 +1,34 @@
-"""Sweeps whose processes are killed or preempted, with the launchers that run several; real processes, each
-of them.
-"""
+"""Sweeps whose processes are killed or preempted, with the launchers that run several processes."""
 
 import os
 import re
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY
-from tests.processes import is_alive, spawn
+from tests.processes import Forked, ForkServer, is_alive
 from vdrop_cli import checkpoint
 from vdrop_cli.sinks import read_log
 
-SWEEP = [*TINY, "model.hidden_size=16", "log_every=1", "schedule.epochs=30", "force=true"]
+SWEEP = [*TINY, "model.hidden_size=16", "log_every=1", "schedule.epochs=14", "force=true"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"]
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return spawn(folder, "train", "-m", *SWEEP, *arguments)
+Start = Callable[..., Forked]
 
 
-def wait_for_steps(sweep: "subprocess.Popen[str]", folder: Path, steps: int, *seeds: int) -> list[int]:
+@pytest.fixture
+def start(fork_server: ForkServer, tmp_path: Path) -> Start:
+    """Starts a sweep in an empty folder."""
+    return lambda *arguments: fork_server.spawn(tmp_path, "train", "-m", *SWEEP, *arguments)
+
+
+def wait_for_steps(sweep: Forked, folder: Path, steps: int, *seeds: int) -> list[int]:
     """Until the runs of those seeds have made so many; the processes that run them."""
     pids = dict[int, int]()
     until = time.monotonic() + 120
@@ -44,16 +47,16 @@ def starts(folder: Path, seed: int) -> list[int]:
     return [record["step"] for record in read_log(log) if record["kind"] == "start"]
 
 
-def ended(sweep: "subprocess.Popen[str]") -> str:
+def ended(sweep: Forked) -> str:
     return sweep.communicate(timeout=240)[1]
 
 
 def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_resumes(
-    text: list[str], tmp_path: Path
+    start: Start, text: list[str], tmp_path: Path
 ) -> None:
     """The kernel kills a process when memory is short; joblib then kills the whole pool."""
     arguments = (*text, *JOBLIB, "checkpoint.minutes=0.005", "seed=1,2,3")
-    sweep = start(tmp_path, *arguments)
+    sweep = start(*arguments)
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGKILL)
     stderr = ended(sweep)
@@ -61,7 +64,7 @@ def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_
     for seed in (1, 2):
         assert re.search(rf"  lost: seed={seed}: .*; resume with: vdrop train .*seed={seed}\n", stderr)
     before = {seed: len(starts(tmp_path, seed)) for seed in (1, 2)}
-    again = spawn(tmp_path, "train", "-m", *SWEEP[:-1], *arguments)
+    again = start(*arguments, "force=false")
     stderr = ended(again)
     assert again.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in stderr, stderr
     assert before == {1: 1, 2: 1} and [len(starts(tmp_path, seed)) for seed in (1, 2, 3)] == [2, 2, 1]
@@ -69,10 +72,10 @@ def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_
 
 
 def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(
-    text: list[str], tmp_path: Path
+    start: Start, text: list[str], tmp_path: Path
 ) -> None:
     """Nothing that they had done is lost, though no checkpoint was due."""
-    sweep = start(tmp_path, *text, *JOBLIB, "schedule.epochs=10000", "checkpoint.minutes=inf", "seed=1,2")
+    sweep = start(*text, *JOBLIB, "schedule.epochs=10000", "checkpoint.minutes=inf", "seed=1,2")
     workers = wait_for_steps(sweep, tmp_path, 10, 1, 2)
     sweep.kill()
     until = time.monotonic() + 20
@@ -94,10 +97,10 @@ def test_processes_of_a_pool_end_after_a_sweep_that_was_killed_and_save_first(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
 def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
-    number: signal.Signals, text: list[str], tmp_path: Path
+    number: signal.Signals, start: Start, text: list[str], tmp_path: Path
 ) -> None:
     """Those of its processes, too, that get the signal themselves, as all do in a terminal."""
-    sweep = start(tmp_path, *text, *JOBLIB, "seed=1,2,3")
+    sweep = start(*text, *JOBLIB, "seed=1,2,3")
     workers = wait_for_steps(sweep, tmp_path, 50, 1, 2)
     for pid in (*workers, sweep.pid):
         os.kill(pid, number)
@@ -110,8 +113,10 @@ def test_a_pool_that_is_asked_to_stop_exits_with_the_signal_it_was_asked_by(
     assert "the same command again without force=… skips what is done" in stderr
 
 
-def test_a_lost_local_job_is_reported_and_the_others_are_awaited(text: list[str], tmp_path: Path) -> None:
-    sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
+def test_a_lost_local_job_is_reported_and_the_others_are_awaited(
+    start: Start, text: list[str], tmp_path: Path
+) -> None:
+    sweep = start(*text, *LOCAL, "seed=1,2")
     (pid, _) = wait_for_steps(sweep, tmp_path, 50, 1, 2)
     os.kill(pid, signal.SIGKILL)
     stderr = ended(sweep)
@@ -120,9 +125,9 @@ def test_a_lost_local_job_is_reported_and_the_others_are_awaited(text: list[str]
 
 
 def test_a_preempted_job_is_requeued_though_another_signal_came_first_and_forces_only_once(
-    text: list[str], tmp_path: Path
+    start: Start, text: list[str], tmp_path: Path
 ) -> None:
-    sweep = start(tmp_path, *text, *LOCAL, "seed=1,2")
+    sweep = start(*text, *LOCAL, "seed=1,2")
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGSTOP)  # so that both are there when it looks
     os.kill(pid, signal.SIGTERM)

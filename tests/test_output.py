@@ -65,7 +65,7 @@ def test_training_and_evaluation_end_well_whoever_reads(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Results are in their files; the exit code tells where the table on standard output was lost."""
+    """Results are in their files; the exit code shows that the table on standard output was lost."""
     for command in ("train", "eval"):
         with monkeypatch.context() as patch:
             patch.setattr(sys, channel, broken(number))

@@ -144,7 +144,7 @@ def differing(configurations: Sequence[Configuration]) -> list[str]:
 
 
 def labels(configurations: Sequence[Configuration]) -> list[str]:
-    """A short name for each: its `run_name`, or the fewest differing settings that tell it apart."""
+    """A short name for each: its `run_name`, or the fewest settings that set it apart."""
     keys = differing(configurations)
     shortened = [key.rpartition(".")[2] for key in keys]
     parts: list[list[str]] = [[] for _ in configurations]

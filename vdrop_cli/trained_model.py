@@ -30,7 +30,7 @@ class Built(NamedTuple):
 
 
 def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) -> Task:
-    """What a checkpoint was trained on, its text as it lies now."""
+    """The task that a checkpoint was trained on, with its text as it is now."""
     task = tasks.load(replace(snapshot.train, data=data), device, snapshot.corpus)
     if task.fingerprint != snapshot.corpus:
         otherwise = (

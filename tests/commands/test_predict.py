@@ -495,7 +495,7 @@ def test_an_older_checkpoint_needs_its_text_whose_place_the_user_gives(
     assert predict_rows(capsys, here / "old.pt", "text=w3 w10", *own_text[1:]) == expected
 
 
-def test_in_the_middle_of_an_epoch_the_noise_is_not_known_and_is_said_to_be_had(
+def test_in_the_middle_of_an_epoch_the_error_says_how_to_measure_the_noise(
     critic: Path, capsys: pytest.CaptureFixture[str], rated: list[str]
 ) -> None:
     original = checkpoint.load(checkpoint.find(str(critic)))

@@ -45,7 +45,7 @@ def changes(text: list[str]) -> str:
     changed = [
         *(change for change in TINY if not change.startswith(("model=", "precision", "device"))),
         *text,
-        "schedule.epochs=12",
+        "schedule.epochs=8",
     ]
     return f"overrides='{' '.join(changed)}'"
 
@@ -67,14 +67,14 @@ def test_a_stopped_reproduction_resumes_and_writes_every_row(
         stderr = process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert (
-        re.search(r"table1_small_none seed 1: \d+ (min|s).* \(0 of 12 epochs are done\)", stderr)
+        re.search(r"table1_small_none seed 1: \d+ (min|s).* \(0 of 8 epochs are done\)", stderr)
         and "4 runs: 4 interrupted" in stderr
     )
     assert not (tmp_path / "outputs" / "RESULTS.md").exists()
 
     planned = vdrop("reproduce", *ROWS, changes, "plan=true")
-    (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 12 epochs are done\)", planned.stderr)
-    assert 1 <= float(done) < 12 and planned.returncode == 0
+    (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 8 epochs are done\)", planned.stderr)
+    assert 1 <= float(done) < 8 and planned.returncode == 0
 
     ran = vdrop("reproduce", *ROWS, changes)
     assert ran.returncode == 0, ran.stderr
@@ -229,7 +229,7 @@ def test_the_first_seeds_that_are_not_stuck_are_planned_evaluated_and_in_the_tab
 ) -> None:
     """Of three seeds the second is stuck, by its run folder, and then by its record alone."""
     monkeypatch.chdir(tmp_path)
-    overrides = f"{overrides_of(changes).replace('schedule.epochs=12', 'schedule.epochs=1')} stuck.steps=10"
+    overrides = f"{overrides_of(changes).replace('schedule.epochs=8', 'schedule.epochs=1')} stuck.steps=10"
     chosen = Table1([Size.small], ["variational", "variational_mc"], overrides).rows
     ensemble = replace(chosen[0], name="table1_small_ensemble", evaluation=Evaluation(members=2))
     lower = [
@@ -472,6 +472,7 @@ def film_changes(rated: list[str]) -> str:
     return f"overrides='{' '.join([*changes, *rated])}'"
 
 
+@pytest.mark.usefixtures("no_shipped_records")
 def test_film_reviews_are_planned_made_drawn_and_written_down(
     film_changes: str, vdrop: Vdrop, tmp_path: Path
 ) -> None:
@@ -500,6 +501,7 @@ def test_film_reviews_are_planned_made_drawn_and_written_down(
     )
 
 
+@pytest.mark.usefixtures("no_shipped_records")
 def test_a_run_of_film_reviews_that_could_not_be_made_is_an_error(
     film_changes: str, vdrop: Vdrop, tmp_path: Path
 ) -> None:

@@ -156,7 +156,7 @@ def test_a_batch_of_nothing(backend: str, cell: str) -> None:
 @pytest.mark.parametrize("x_gates", [0, 1, 4])
 @pytest.mark.parametrize("h_gates", [0, 1, 4])
 def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> None:
-    """The contract lets the masks of input and recurrence be tied or not, fixed or not, each for itself."""
+    """The contract lets masks of input and recurrence be tied or not, fixed or not, independently."""
     generator = torch.Generator().manual_seed(4)
     mask_x = torch.rand(6, x_gates, 1, INPUT, generator=generator, dtype=torch.float64) if x_gates else None
     mask_h = (

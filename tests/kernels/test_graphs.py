@@ -383,7 +383,7 @@ def test_the_memory_of_a_graph_is_that_of_its_pool(cuda: FakeCuda) -> None:
     assert capture(lambda: None, torch.device("cuda", 0)).bytes == 2**21 + 2**25
 
 
-def test_a_graph_is_used_where_the_allocator_does_not_tell_its_memory(
+def test_a_graph_is_used_where_the_allocator_does_not_report_its_memory(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
@@ -396,7 +396,7 @@ def test_a_graph_is_used_where_the_allocator_does_not_tell_its_memory(
     assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0 and cuda.captured_on
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"total_size": 1}])
     assert capture(lambda: None, torch.device("cuda", 0)).bytes == 0, (
-        "of an older torch, which tells no pools"
+        "of an older torch, which reports no pools"
     )
 
 

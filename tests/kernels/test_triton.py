@@ -41,19 +41,32 @@ CELLS = Path(
     "tests/kernels/triton_cells.py"
 )  # tests that are run in processes of their own, a part of them in each
 CELL_TESTS = re.findall(r"^def (test_\w+)", (ROOT / CELLS).read_text(), re.MULTILINE)
-PARTS = 5
+PARTS = 3
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_the_cells_agree_with_the_definition_in_tritons_interpreter(part: int) -> None:
-    """In a process of its own: whether programs are interpreted is settled when Triton is imported."""
-    tests = [f"{CELLS}::{name}" for name in CELL_TESTS[part::PARTS]]
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *tests]
+def passed_in_interpreter(tests: list[str], marker: str) -> int:
+    """How many of these tests ran and passed, in a process that interprets Triton's programs.
+
+    Whether programs are interpreted is settled when Triton is imported.
+    """
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", marker, *tests]
     variables = {**environment(), "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-4000:]
     passed = re.search(r"(\d+) passed", ran.stdout)
-    assert passed and int(passed[1]) >= len(tests) and "skipped" not in ran.stdout
+    assert passed and "skipped" not in ran.stdout
+    return int(passed[1])
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_cells_agree_with_the_definition_in_tritons_interpreter(part: int) -> None:
+    tests = [f"{CELLS}::{name}" for name in CELL_TESTS[part::PARTS]]
+    assert passed_in_interpreter(tests, "not long") >= len(tests)
+
+
+@pytest.mark.long
+def test_all_cells_agree_with_the_definition_in_tritons_interpreter() -> None:
+    assert passed_in_interpreter([str(CELLS)], "long") > 30
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

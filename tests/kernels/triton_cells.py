@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from tests.conftest import CELLS_AND_POLICIES
+from tests.conftest import CELLS_AND_POLICIES, mark_long
 from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gradients, relative_errors
 from tests.test_golden import RECORDED, losses
 from vdrop_cli import kernels
@@ -101,15 +101,35 @@ def agreement(
     return max(relative_errors([f.cpu() for f in actual], expected))
 
 
-@pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
-@pytest.mark.parametrize("padded", [False, True])
+SHORT = [  # each kind of masks, with and without padding
+    ("lstm", "naive", True),
+    ("lstm", "moon_word", True),
+    ("lstm", "variational_untied", True),
+    ("lstm", "variational", False),
+    ("gru", "variational", True),
+    ("gru", "variational_untied", True),
+    ("gru", "none", False),
+]
+
+
+@pytest.mark.parametrize(
+    ("cell", "policy", "padded"),
+    mark_long([(*pair, padded) for padded in (False, True) for pair in CELLS_AND_POLICIES], SHORT),
+)
 def test_every_policy_agrees_with_the_definition(cell: str, policy: str, padded: bool) -> None:
     for option in VARIANTS[cell]:
         assert agreement(cell, masks_of(cell, policy, TIME), padded, **option) < 1e-5
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("policy", ["none", "naive", "variational", "variational_untied"])
+SOME_POLICIES = [
+    (cell, policy)
+    for policy in ("none", "naive", "variational", "variational_untied")
+    for cell in ("lstm", "gru")
+]
+SOME_SHORT = [("lstm", "variational_untied"), ("gru", "naive")]
+
+
+@pytest.mark.parametrize(("cell", "policy"), mark_long(SOME_POLICIES, SOME_SHORT))
 def test_gates_worked_out_again_are_those_that_were(cell: str, policy: str) -> None:
     for option in VARIANTS[cell]:
         assert agreement(cell, masks_of(cell, policy, TIME), True, recompute=True, **option) < 1e-5
@@ -126,7 +146,9 @@ def test_a_layer_that_recomputes_saves_no_gates(recompute: bool) -> None:
         assert (gates * TIME * 3 * 7 in sizes) is not recompute
 
 
-@pytest.mark.parametrize(("x_gates", "h_gates"), [(0, 4), (4, 0), (4, 1), (1, 4)])
+@pytest.mark.parametrize(
+    ("x_gates", "h_gates"), mark_long([(0, 4), (4, 0), (4, 1), (1, 4)], [(0, 4), (4, 1)])
+)
 def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
     """Broadcast along other dimensions than by the policies, too; in fp64, for what fp32 would hide."""
     generator = torch.Generator().manual_seed(4)
@@ -136,7 +158,7 @@ def test_tied_and_untied_masks_mix(x_gates: int, h_gates: int) -> None:
     assert agreement("lstm", Masks(mask_x, mask_h, mask_c), True, torch.float64) < 1e-10
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
 def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(
     cell: str, replaying: list[int]
 ) -> None:
@@ -167,7 +189,11 @@ def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(
 
 
 @pytest.mark.parametrize(
-    ("cell", "policy"), [("lstm", "variational_untied"), ("lstm", "moon_word"), ("gru", "naive")]
+    ("cell", "policy"),
+    mark_long(
+        [("lstm", "variational_untied"), ("lstm", "moon_word"), ("gru", "naive")],
+        [("lstm", "variational_untied")],
+    ),
 )
 def test_training_gives_the_losses_that_are_recorded_of_the_cpu(
     cell: str, policy: str, tmp_path: Path
@@ -187,7 +213,7 @@ def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) 
     assert ours.self_check(DEVICE, "lstm") < 1e-5
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
 def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replaying: list[int]) -> None:
     """Forward and back, captured in the second of three passes; none of them remains after it."""
     graphs = ours.GRAPHS
@@ -201,7 +227,7 @@ def in_another_thread(run: Callable[[], object]) -> None:
         pool.submit(run).result()
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
 def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
     cell: str, replaying: list[int]
 ) -> None:
@@ -237,7 +263,10 @@ def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: p
     assert ours.GRAPHS is empty
 
 
-@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "autocast", "default device"])
+@pytest.mark.parametrize(
+    "how",
+    mark_long(["no_grad", "inference_mode", "autocast", "default device"], ["autocast", "default device"]),
+)
 def test_the_self_check_passes_wherever_the_first_call_is(how: str) -> None:
     modes = {
         "no_grad": torch.no_grad(),
@@ -262,8 +291,7 @@ def test_states_and_lengths_need_not_be_contiguous() -> None:
     assert max(relative_errors([t.detach() for t in actual], [t.detach() for t in expected])) < 1e-5
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("policy", ["none", "naive", "variational", "variational_untied"])
+@pytest.mark.parametrize(("cell", "policy"), mark_long(SOME_POLICIES, SOME_SHORT))
 def test_bf16_products_stay_close_to_the_definition(cell: str, policy: str) -> None:
     for option in VARIANTS[cell]:
         error = agreement(cell, masks_of(cell, policy, TIME), True, compute_dtype=torch.bfloat16, **option)
@@ -293,7 +321,7 @@ def operands(cell: str, **options: Any) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("lengths", [None, [1, TIME, 2]], ids=str)
+@pytest.mark.parametrize("lengths", mark_long([None, [1, TIME, 2]], [[1, TIME, 2]]))
 def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengths: list[int] | None) -> None:
     """Alone and beside the other outputs."""
     masks = to(masks_of("lstm", "moon", TIME), DEVICE)
@@ -309,8 +337,8 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengt
             torch.testing.assert_close(triton_one, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_the_operators_keep_torchs_rules(cell: str) -> None:
+@pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
+def test_the_operators_follow_torchs_rules(cell: str) -> None:
     """Schema, no aliases, shapes without running, the backward pass, and both under
     `torch.compile`'s tracing.
     """

@@ -285,7 +285,7 @@ def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes:
 
 
 @pytest.mark.usefixtures("composing")
-def test_an_evaluation_tells_with_what_it_was_made_itself(
+def test_the_row_of_an_evaluation_has_the_commit_of_that_evaluation(
     copy: Path, changes: list[str], tmp_path: Path
 ) -> None:
     for path in copy.rglob("eval-*.json"):

@@ -65,7 +65,7 @@ def test_the_papers_protocol_splits_by_chunk() -> None:
         "test": chunks - int(chunks * 0.8),
     }
     assert all(part.text_N.tolist() == list(range(len(part.sequences))) for part in task.parts.values()), (
-        "each for itself"
+        "each chunk is a text of its own"
     )
     order = [rating for part in task.parts.values() for rating in part.ratings_R.tolist()]
     assert list(dict.fromkeys(order)) == shuffled(40, 0) and order != sorted(order)

@@ -33,7 +33,7 @@ FETCHED = {
 
 def run(settings: ListData) -> None:
     if settings.data is not None:
-        tell(settings.data)
+        print_data(settings.data)
         return
     for data in (PennTreebank(), PythonTopics(min_count=2), CornellReviews(), VaderSnippets()):
         name, files = FETCHED.get(data.source, ("", []))
@@ -44,13 +44,13 @@ def run(settings: ListData) -> None:
             )
             continue
         try:
-            tell(data)
+            print_data(data)
         except ConfigError as error:
             print(f"{data.source}\n  {error}\n")
     print("text, hub, text_regression\n  your own; vdrop data --help shows how to name them")
 
 
-def tell(data: Data) -> None:
+def print_data(data: Data) -> None:
     match data:
         case RatedData():
             lines = rated(data)

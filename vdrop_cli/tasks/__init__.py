@@ -54,7 +54,7 @@ class Passes(Protocol):
         """To be read."""
 
     def run(self) -> Iterator[int]:
-        """Reads on to the end, and tells how many words more it has read."""
+        """Reads to the end; yields how many more words it has read."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -68,8 +68,8 @@ class Passes(Protocol):
 
 
 class Task(Protocol):
-    """Metrics are named `<part>_<measure>`; which of them is the less the better, and tells the best epoch,
-    is `selection_metric`.
+    """Metrics are named `<part>_<measure>`; `selection_metric` is the one whose lowest value marks the best
+    epoch.
     """
 
     selection_metric: str
