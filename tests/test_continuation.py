@@ -152,7 +152,7 @@ def test_one_that_patience_has_ended_is_not_trained_further(run: Callable[..., T
     require_same(30)
 
 
-def test_one_that_would_have_gone_on_after_its_last_epoch_does(run: Callable[..., Train]) -> None:
+def test_a_run_continues_one_that_would_have_trained_after_its_last_epoch(run: Callable[..., Train]) -> None:
     patient = [*WORSE, "schedule.patience=4"]
     for epochs, outputs in ((3, "outputs"), (30, "outputs"), (30, "whole")):
         train.run(run(epochs, *patient, f"outputs={outputs}"))

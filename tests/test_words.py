@@ -26,6 +26,7 @@ PHRASES = (
     "way back",
     "goes on",
     "go on",
+    "gone on",
     "what becomes of",
     "be had",
     "of ours",

@@ -220,7 +220,7 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
     best = [path_of(folder, epoch) for epoch in (checkpoint.best_epoch, best_before)]
     files.write_tensors(path, {"format": FORMAT, **vars(checkpoint)})
     there = all_in(folder)
-    now = there.index(path)  # later ones could not be used, else the run would have gone on from them
+    now = there.index(path)  # later ones could not be used, else the run would have resumed from them
     for old in there[:now] + there[now + NEWEST :]:
         if old not in best:
             try:

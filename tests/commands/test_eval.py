@@ -2,7 +2,6 @@
 test_cli.
 """
 
-import errno
 import json
 import signal
 from dataclasses import replace
@@ -14,26 +13,28 @@ import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_checkpoint import at_epoch
-from vdrop_cli import checkpoint, corpora, files, interruption, provenance
+from vdrop_cli import checkpoint, corpora, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
-from vdrop_cli.corpora.text import FIRST_ENCODING, compute_fingerprint
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluation import Partial, load
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.tasks.sentiment import Passes
-from vdrop_cli.trained_model import task_of
+
+
+def train_model(text: list[str]) -> Path:
+    """The folder of a run on this text."""
+    train.run(settings(*TINY, *text, "dropout=variational_untied", "model=gru_small", "model.hidden_size=8"))
+    return next(Path().rglob("result.json")).parent
 
 
 @pytest.fixture
 def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    train.run(settings(*TINY, *text, "dropout=variational_untied", "model=gru_small", "model.hidden_size=8"))
-    return next(Path().rglob("result.json")).parent
+    return train_model(text)
 
 
 def run(folder: Path, *overrides: str) -> None:
@@ -53,47 +54,6 @@ def test_reloading_gives_the_same_numbers(folder: Path) -> None:
         name: trained[name] for name in ("valid_ppl", "valid_ppl_batched", "test_ppl")
     }
     assert result["environment"]["backend"] == "native" and result["epoch"] == 1
-
-
-def test_the_refusal_names_data_sets_that_earlier_versions_read_differently(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows that end in a line end, to each of which another was added; of files nothing
-    is said.
-    """
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = ["a b c d\n"] * 20
-    contents = b"a b c d\n\n" * 20
-    parts = ("train", "validation", "test")
-    (tmp_path / "set").mkdir()
-    for split in parts:
-        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
-        (tmp_path / split).write_text("".join(rows))
-    old = compute_fingerprint([contents] * 3, FIRST_ENCODING, 2)
-    hub = ["data=hub", f"data.name={tmp_path}/set", "data.column=text"]
-    files_of = [
-        "data=text",
-        *(
-            f"data.{part}={tmp_path}/{split}"
-            for part, split in zip(("train", "valid", "test"), parts, strict=True)
-        ),
-    ]
-    for data, ending in (
-        (
-            hub,
-            r" trained on, or, if it is that, train again: earlier .* two line ends where a row ends in one$",
-        ),
-        (files_of, r" trained on$"),
-    ):
-        original = replace(at_epoch(1, 1, *TINY, *data), corpus=old, learned={})
-        with pytest.raises(
-            ConfigError,
-            match=r"^checkpoint=old was trained on another corpus than .*; give it the text that it "
-            rf"was{ending}",
-        ):
-            task_of(Path("old"), original, original.train.data, torch.device("cpu"))
 
 
 def test_precision_is_that_of_the_training_unless_it_is_set(folder: Path) -> None:
@@ -142,42 +102,6 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
     assert again["environment"]["backend"] == "reference"
 
 
-def test_saved_passes_resume_only_in_batches_of_the_same_size(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """mc_batch=null is what it comes to on the device; the file of the result is named the same."""
-    for first, second, message in (
-        ("null", "50", "resuming after"),
-        ("50", "null", "resuming after"),
-        ("null", "3", "starting over"),
-    ):
-        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
-            patch.setattr(interruption, "received", [])
-            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
-            run(folder, "mc_samples=4", f"mc_batch={first}")
-        run(folder, "mc_samples=4", f"mc_batch={second}")
-        assert message in capsys.readouterr().err
-    assert [path.name for path in folder.glob("eval-*")] == ["eval-0001-mc4-s1.json"]
-
-
-def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commit(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nowhere" / "provenance.py"))
-    for first, second, message in (
-        ("0123abc", "0123abc", "resuming after"),
-        ("0123abc", "4567def", "starting over"),
-    ):
-        monkeypatch.setenv("VDROP_COMMIT", first)
-        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
-            patch.setattr(interruption, "received", [])
-            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
-            run(folder, "mc_samples=4")
-        monkeypatch.setenv("VDROP_COMMIT", second)
-        run(folder, "mc_samples=4")
-        assert message in capsys.readouterr().err
-
-
 def test_word_dropout_is_of_models_that_were_trained_with_it(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,99 +145,6 @@ def test_other_members_are_another_result(folder: Path, text: list[str]) -> None
         run(folder, f"members=[{others[0]}]")
     with pytest.raises(ConfigError, match="is damaged or not a checkpoint"):
         run(folder, f"members=[{others[0]}/checkpoint-0001.pt]")
-
-
-def test_passes_that_are_saved_are_gone_on_from_with_other_threads(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As in another process of a pool, or on another machine of a cluster."""
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
-        patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
-        run(folder, "mc_samples=4")
-    monkeypatch.setattr(interruption, "received", [])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    run(folder, "mc_samples=4")
-    assert "resuming after" in capsys.readouterr().err
-    (target,) = folder.glob("eval-*.json")
-    partial = target.with_suffix(".partial")
-    files.write_tensors(partial, {"of": {"torch": "another"}, "passes": {}, "metrics": {}, "seconds": 0.0})
-    run(folder, "mc_samples=4")
-    assert "is of other settings or code; starting over" in capsys.readouterr().err and not partial.exists()
-    partial.write_bytes(b"")
-
-    def unreadable(path: Path) -> None:
-        raise OSError(errno.ESTALE, "Stale file handle")
-
-    monkeypatch.setattr(files, "read_tensors", unreadable)
-    with pytest.raises(ConfigError, match=r"mc4-s1\.partial cannot be read \(Stale file handle\)"):
-        Partial(partial, {}, 5).load(None)
-    assert partial.exists()
-
-
-def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
-        run(folder, "mc_samples=4")
-    monkeypatch.setattr(interruption, "received", [])
-    (path,) = folder.glob("*.partial")
-    good = files.read_tensors(path)
-    loaded = load(
-        str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu")
-    )
-
-    def is_resumed(content: dict[str, Any]) -> bool:
-        files.write_tensors(path, content)
-        partial = Partial(path, good["of"], 5)
-        passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
-        resumed = partial.load(passes)
-        assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), (
-            "nothing of it is taken over"
-        )
-        return resumed
-
-    assert is_resumed(good)
-    averages = good["passes"]["averages"]
-    wrong: list[dict[str, Any]] = [
-        {"metrics": []},
-        {"metrics": {"test_ppl": float("nan")}},
-        {"seconds": None},
-        {"seconds": float("inf")},
-    ]
-    wrong += [
-        {"metrics": {"test_ppl": 10**400}},
-        {"metrics": {"test_ppl": torch.zeros(2)}},
-        {"seconds": 10**400},
-        {"seconds": True},
-    ]
-    wrong += [{"passes": []}, {"passes": {}}]
-    for change in (
-        {"number": -1},
-        {"number": 10**9},
-        {"number": "1"},
-        {"state": []},
-        {"state": [torch.zeros(3)]},
-        {"log_p": torch.zeros(2)},
-    ):
-        wrong.append({"passes": good["passes"] | change})
-    wrong.append({"passes": good["passes"] | {"log_p": good["passes"]["log_p"] * float("nan")}})
-    for change in (
-        {"seen": 4},
-        {"seen": 1},
-        {"seen": True},
-        {"sums": {}},
-        {"perplexities": {1: [float("nan")], 2: [], 4: []}},
-    ):
-        wrong.append({"passes": good["passes"] | {"averages": averages | change}})
-    capsys.readouterr()
-    for change in wrong:
-        assert not is_resumed(good | change), change
-        assert "is damaged (" in capsys.readouterr().err
-    path.unlink()
-    path.mkdir()
-    assert not Partial(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
-    assert "is damaged (it is a folder)" in capsys.readouterr().err
 
 
 def test_what_a_checkpoint_says_of_files_and_folders_is_used_only_where_that_is_allowed(

@@ -1,26 +1,24 @@
-"""Training: resuming, early stopping, divergence, what is written."""
+"""`vdrop train`: resuming, force, divergence, what is written; the loop is in tests/test_training.py."""
 
-import itertools
 import json
 import re
 import signal
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import CELLS_AND_POLICIES, TINY, TINY_SENTIMENT, settings
+from tests.conftest import TINY, TINY_SENTIMENT, settings
+from tests.test_training import start
 from vdrop_cli import checkpoint, corpora, files, interruption, runs, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import LOCK
-from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import Epoch, Result, Saving, Start, Step, read_log
+from vdrop_cli.sinks import Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.training import Run
 
@@ -28,278 +26,6 @@ from vdrop_cli.training import Run
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def start(config: Train) -> Run:
-    corpus = corpora.load(config.data)
-    folder = checkpoint.run_folder(config, corpus.fingerprint)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Run(config, LanguageModelling(config.task, corpus, torch.device("cpu")), folder)
-
-
-def timeless(record: Any) -> Any:
-    return {
-        name: value for name, value in vars(record).items() if name not in ("seconds", "words_per_second")
-    }
-
-
-def test_the_records_begin_with_the_start_and_end_with_the_result(text: list[str]) -> None:
-    config = settings(*TINY, *text, "dropout=none", "model.hidden_size=32", "schedule.epochs=2")
-    records = list(training.records(start(config)))
-    assert isinstance(records[0], Start) and isinstance(records[-1], Result)
-    steps = [record for record in records if isinstance(record, Step)]
-    epochs = [record for record in records if isinstance(record, Epoch)]
-    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
-    assert [epoch.step for epoch in epochs] == [len(steps) // 2, len(steps)]
-    mean = sum(step.loss for step in steps[: len(steps) // 2]) / (len(steps) // 2)
-    assert epochs[0].train_loss == pytest.approx(mean)
-    assert epochs[1].metrics["valid_ppl_batched"] < epochs[0].metrics["valid_ppl_batched"] < 40 * 1.1, (
-        "it learns"
-    )
-
-
-@pytest.fixture
-def delayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Updates are launched before the loss is read, as on a GPU."""
-    monkeypatch.setattr(training, "Optimizer", partial(training.Optimizer, delayed=True))
-
-
-@pytest.mark.usefixtures("delayed")
-@pytest.mark.parametrize("minutes", [30, 1e-9])
-def test_losses_that_are_read_a_step_later_are_the_same(
-    minutes: float, text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped and resumed, too; and no checkpoint holds a step that was not reported before it."""
-    overrides = [*TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=2", "task.bptt=15"]
-    whole = [
-        timeless(record)
-        for record in training.records(start(settings(*overrides)))
-        if not isinstance(record, Start | Saving)
-    ]
-    with monkeypatch.context() as immediate:
-        immediate.setattr(training, "Optimizer", training.Optimizer.func)  # type: ignore[attr-defined]
-        expected = [
-            timeless(record)
-            for record in training.records(start(settings(*overrides, "outputs=immediate")))
-            if vars(record)
-        ]
-    losses = [[r["loss"] for r in records if "loss" in r] for records in (whole, expected)]
-    assert len(losses[0]) > 10 and losses[0] == pytest.approx(losses[1], rel=1e-5)
-    steps = len(losses[0]) // 2
-    for stop in (steps // 2, steps - 1, steps, steps + 1):
-        parts: list[Any] = []
-        there = settings(*overrides, f"outputs=stopped-at-{stop}", f"checkpoint.minutes={minutes}")
-        run = start(there)
-        with pytest.raises(Interrupted):
-            for record in training.records(run):
-                parts.append(record)
-                if isinstance(record, Saving):
-                    assert not run.in_flight and parts[-2].step == run.step
-                if getattr(record, "step", 0) == stop:
-                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
-        monkeypatch.setattr(interruption, "received", [])
-        again = start(there)
-        assert (again.progress.epoch, again.progress.batch) == (run.progress.epoch, run.progress.batch)
-        parts += training.records(again)
-        assert [timeless(record) for record in parts if not isinstance(record, Start | Saving)] == whole
-
-
-@pytest.mark.usefixtures("delayed")
-@pytest.mark.parametrize("bad", [0, 3, -1])
-def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
-    bad: int, text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first, one in the middle, and the last of an epoch; its update and that of a later one are in no
-    checkpoint.
-    """
-    config = settings(
-        *TINY, *text, "model.hidden_size=8", "dropout=none", "schedule.epochs=1", "checkpoint.minutes=1e-9"
-    )
-    run = start(config)
-    bad %= run.task.batches_an_epoch
-    loss, calls = run.task.loss, itertools.count()
-
-    def broken(*arguments: Any) -> Any:
-        value, state = loss(*arguments)
-        return value * (torch.nan if next(calls) == bad else 1), state
-
-    monkeypatch.setattr(run.task, "loss", broken)
-    seen: list[Any] = []
-    with pytest.raises(training.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
-        for record in training.records(run):
-            seen.append(record)
-    assert [record.step for record in seen if isinstance(record, Step)] == list(
-        range(1, bad + 1)
-    ) and run.step == bad
-    assert bad == 0 or start(config).step < bad
-
-
-SHORT = (("lstm", "moon"), ("lstm", "variational_untied"), ("gru", "naive"))  # of cells and policies
-
-
-@pytest.mark.parametrize(
-    ("cell", "policy"),
-    [
-        pytest.param(*pair, marks=() if pair in SHORT else (pytest.mark.long,), id="-".join(pair))
-        for pair in CELLS_AND_POLICIES
-    ],
-)
-def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
-    cell: str, policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped at the end of an epoch, in the middle of one, and at its last step, before the validation."""
-    overrides = [
-        *TINY,
-        *text,
-        f"model={cell}_small",
-        "model.hidden_size=8",
-        f"dropout={policy}",
-        "schedule.epochs=3",
-    ]
-    whole = [
-        timeless(record)
-        for record in training.records(start(settings(*overrides)))
-        if not isinstance(record, Start | Saving)
-    ]
-    steps = max(record["step"] for record in whole if "step" in record) // 3
-    for stop in (steps, 3 * steps // 2, 2 * steps):
-        there = f"outputs=stopped-at-{stop}"
-        first = []
-        with pytest.raises(Interrupted):
-            for record in training.records(start(settings(*overrides, there))):
-                first.append(record)
-                if isinstance(record, Step) and record.step == stop:
-                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
-        monkeypatch.setattr(interruption, "received", [])
-        run = start(settings(*overrides, there))
-        assert run.step == stop
-        again = [timeless(r) for r in (*first, *training.records(run)) if not isinstance(r, Start | Saving)]
-        assert again == whole
-        finished = [
-            checkpoint.load(next(Path(folder).rglob("checkpoint-0003.pt")))
-            for folder in ("outputs", f"stopped-at-{stop}")
-        ]
-        assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
-
-
-def test_checkpoints_are_written_after_so_many_minutes_of_training(
-    text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A clock that advances by seven seconds whenever it is looked at."""
-    saved: dict[str, list[tuple[int, int]]] = {}
-    save = checkpoint.save
-    for minutes in ("0.2", "5", "inf"):
-        now = itertools.count(0, 7)
-        monkeypatch.setattr(training.time, "perf_counter", lambda now=now: next(now))
-        places = saved.setdefault(minutes, [])
-        monkeypatch.setattr(
-            checkpoint,
-            "save",
-            lambda c, *to, places=places: places.append((c.epoch, c.batch)) or save(c, *to),
-        )
-        list(
-            training.records(
-                start(
-                    settings(
-                        *TINY,
-                        *text,
-                        f"checkpoint.minutes={minutes}",
-                        f"outputs=every-{minutes}",
-                        "schedule.epochs=2",
-                    )
-                )
-            )
-        )
-    ends = [(1, 0), (2, 0)]
-    assert saved["inf"] == ends
-    assert set(ends) < set(saved["5"]) < set(saved["0.2"]) and saved["0.2"] == sorted(saved["0.2"])
-    assert len({chunk for _, chunk in saved["5"]}) > 3, "in the middle of epochs"
-
-
-def places_saved(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[tuple[int, int]]:
-    """Epochs and batches of every checkpoint that a run writes."""
-    places: list[tuple[int, int]] = []
-    save = checkpoint.save
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", lambda c, *to: places.append((c.epoch, c.batch)) or save(c, *to))
-        list(training.records(start(settings(*TINY, *overrides))))
-    return places
-
-
-def test_a_checkpoint_is_at_the_end_of_every_so_many_epochs_and_of_the_last(
-    text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    every_third = places_saved(monkeypatch, *text, "schedule.epochs=7", "checkpoint.epochs=3")
-    assert every_third == [(3, 0), (6, 0), (7, 0)]
-    assert places_saved(monkeypatch, *text, "schedule.epochs=2", "outputs=every") == [(1, 0), (2, 0)]
-    assert places_saved(monkeypatch, *text, "schedule.epochs=2", "checkpoint.epochs=9", "outputs=few") == [
-        (2, 0)
-    ]
-
-
-@pytest.mark.parametrize(("patience", "expected"), [(5, [1, 3, 4, 6, 7]), (2, [1, 3, 5])])
-def test_the_best_epoch_has_a_checkpoint_where_it_is_reported(
-    patience: int, expected: list[int], text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And at the end of epochs 3 and 6, and of the last, which is the fifth where patience ends the run."""
-    measured = iter([5.0, 6.0, 4.0, 7.0, 8.0] if patience == 2 else [5.0, 6.0, 4.5, 4.0, 8.0, 9.0, 9.0])
-    monkeypatch.setattr(
-        LanguageModelling, "validate", lambda task, model: {task.selection_metric: next(measured)}
-    )
-    monkeypatch.setattr(LanguageModelling, "result", lambda task, model, *best: {})
-    overrides = [
-        *text,
-        "dropout=none",
-        "schedule.epochs=7",
-        f"schedule.patience={patience}",
-        "checkpoint.epochs=3",
-    ]
-    assert places_saved(monkeypatch, *overrides) == [(epoch, 0) for epoch in expected]
-
-
-@pytest.mark.parametrize("policy", ["none", "variational"])
-def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_ends(
-    policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped after epoch 4 or in epoch 5, where it saves at once; or lost after epoch 4, where it resumes
-    from its last checkpoint.
-    """
-    overrides = [*TINY, *text, "task.batch_size=20", f"dropout={policy}", "schedule.epochs=7"]
-    whole = [
-        timeless(record)
-        for record in training.records(start(settings(*overrides)))
-        if not isinstance(record, Start | Saving)
-    ]
-    epochs = [record for record in whole if "train_loss" in record]
-    best_of_4 = min(epochs[:4], key=lambda record: record["metrics"]["valid_ppl_batched"])["epoch"]
-    steps = epochs[0]["step"]
-    weights = checkpoint.load(next(Path("outputs").rglob("checkpoint-0007.pt"))).model
-    for how, kind, last_step, resumed_step in (
-        ("stopped after epoch 4", Epoch, 4 * steps, 4 * steps),
-        ("stopped in epoch 5", Step, 4 * steps + 2, 4 * steps + 2),
-        ("lost after epoch 4", Epoch, 4 * steps, (4 if policy == "none" and best_of_4 == 4 else 3) * steps),
-    ):
-        there = settings(*overrides, f"outputs={how}", "checkpoint.epochs=3", "checkpoint.minutes=inf")
-        first: list[Any] = []
-        with pytest.raises(KeyError if "lost" in how else Interrupted):
-            for record in training.records(start(there)):
-                first.append(record)
-                if isinstance(record, kind) and getattr(record, "step", 0) == last_step:
-                    if "lost" in how:
-                        raise KeyError
-                    monkeypatch.setattr(interruption, "received", [signal.SIGTERM])
-        monkeypatch.setattr(interruption, "received", [])
-        run = start(there)
-        assert run.step == resumed_step
-        records = [record for record in first if getattr(record, "step", 0) <= run.step]
-        records = [
-            timeless(record)
-            for record in (*records, *training.records(run))
-            if not isinstance(record, Start | Saving)
-        ]
-        assert records == whole
-        saved = checkpoint.load(next(Path(how).rglob("checkpoint-0007.pt")))
-        assert all(torch.equal(tensor, saved.model[name]) for name, tensor in weights.items())
 
 
 def test_an_interrupted_run_resumes_and_its_log_holds_every_step_once(
@@ -481,39 +207,6 @@ def test_the_checkpoint_gives_the_result_again(text: list[str]) -> None:
     assert (folder / "result.json").read_text() == first
 
 
-def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
-    """A rate that makes training worse: it stops `patience` epochs after the best, whose weights it
-    reports.
-    """
-    config = settings(
-        *TINY,
-        *text,
-        "dropout=none",
-        "schedule.epochs=30",
-        "schedule.patience=2",
-        "schedule.lr=8",
-        "schedule.clip=inf",
-    )
-    records = list(training.records(start(config)))
-    epochs = [record for record in records if isinstance(record, Epoch)]
-    result = records[-1]
-    assert isinstance(result, Result)
-    best = min(epochs, key=lambda epoch: epoch.metrics["valid_ppl_batched"])
-    assert result.epoch == best.epoch < result.epochs == best.epoch + 2 < 30
-    assert result.metrics["valid_ppl_batched"] == pytest.approx(best.metrics["valid_ppl_batched"])
-
-
-def test_of_a_validation_the_metric_that_is_no_number_is_named(
-    text: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start(settings(*TINY, *text))
-    monkeypatch.setattr(
-        run.task, "validate", lambda model: {run.task.selection_metric: 2.0, "another": float("inf")}
-    )
-    with pytest.raises(training.Diverged, match=r"^another is inf after epoch 1, step 0"):
-        run.finish_epoch()
-
-
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
     text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,7 +255,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_saved(
     assert read_log(log)[-1]["kind"] == "error"
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(text: list[str]) -> None:
+def test_no_run_resumes_from_a_checkpoint_of_other_settings(text: list[str]) -> None:
     config, other = (settings(*TINY, *text, "backend=fused", f"seed={seed}") for seed in (1, 2))
     fingerprint = corpora.load(config.data).fingerprint
     train.run(config)
@@ -600,22 +293,6 @@ def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:
         path.write_text(damage)
         with pytest.raises(ConfigError, match=r"result\.json is damaged .*; delete it"):
             train.run(settings(*TINY, *text))
-
-
-@pytest.mark.parametrize("batches", [0, 2])
-def test_a_place_is_named_the_same_between_epochs_and_within_one(batches: int, text: list[str]) -> None:
-    """After the last step of epoch 1 the place is in epoch 1; the next step is of epoch 2."""
-    config = settings(*TINY, *text, "schedule.epochs=3")
-    run = start(config)
-    for _ in run.train_epoch():
-        pass
-    run.finish_epoch()
-    first = run.step
-    for _ in itertools.islice(run.train_epoch(), batches):
-        pass
-    assert run.place == f"step {first + batches} of epoch {2 if batches else 1}"
-    run.save()
-    assert start(config).place == run.place
 
 
 @pytest.mark.parametrize("task", ["language_model", "sentiment"])
