@@ -300,3 +300,52 @@ def test_every_package_that_is_imported_is_declared() -> None:
 
 
 NOT_IMPORTED = {"hydra-joblib-launcher"}  # a plugin of Hydra
+
+
+TESTED_ELSEWHERE = {  # modules without a test file of their name: where their laws are tested
+    "errors": "test_mistakes.py",  # the one line of every error
+    "explain": "test_mistakes.py",
+    "learned": "test_checkpoint.py",
+    "prediction": "commands/test_predict.py",  # the command is a leaf, and its tests are those of the module
+    "published": "studies/test_table1.py",
+    "commands/table": "studies/test_page.py",
+    "kernels/autograd": "kernels/test_fused.py",  # what the back ends share, and plain tuples of tensors
+    "kernels/backend": "kernels/test_api.py",
+    "kernels/loops": "kernels/triton_cells.py",
+    "kernels/masks": "kernels/test_reference.py",
+    "kernels/normed_native": "kernels/test_normed.py",
+    "kernels/operators": "kernels/test_triton.py",
+    "kernels/programs": "kernels/test_triton.py",
+    "kernels/self_check": "kernels/test_triton.py",
+    "kernels/weights": "kernels/test_normed.py",
+    "settings/choices": "test_settings.py",  # the settings are tested as one
+    "settings/commands": "test_settings.py",
+    "settings/compose": "test_settings.py",
+    "settings/data": "test_settings.py",
+    "settings/fields": "test_settings.py",
+    "settings/task": "test_settings.py",
+    "settings/train": "test_settings.py",
+    "settings/variants": "test_settings.py",
+    "sinks/records": "sinks/test_sink_records.py",  # tests/test_records.py is of the shipped records
+    "studies/exports": "studies/test_page.py",  # one fixture of runs for page, exports and records
+    "studies/records": "studies/test_page.py",
+    "studies/study": "studies/test_rows.py",
+}
+
+
+def test_every_module_has_its_tests() -> None:
+    """In the file of its name, or in the one that the table names."""
+    tests = Path(__file__).parent
+    modules = {
+        path.relative_to(PACKAGE).with_suffix("")
+        for path in PACKAGE.rglob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    }
+    without = {
+        module.as_posix()
+        for module in modules
+        if not (tests / module.parent / f"test_{module.name}.py").exists()
+    }
+    assert without == set(TESTED_ELSEWHERE)
+    for file in TESTED_ELSEWHERE.values():
+        assert (tests / file).exists(), file

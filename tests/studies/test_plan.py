@@ -12,17 +12,13 @@ from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
 from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_files import Evaluation
-from vdrop_cli.model import LanguageModel
 from vdrop_cli.provenance import device_name
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import read_log
 from vdrop_cli.studies import plan
-from vdrop_cli.studies.cost import Cost
 from vdrop_cli.studies.plan import Plan, PlannedEvaluation, RunFactory, Training
-from vdrop_cli.studies.processes import Commands
 from vdrop_cli.studies.study import Row
-from vdrop_cli.tasks import LanguageModelling, Sentiment
+from vdrop_cli.tasks import LanguageModelling
 
 
 def row_of(settings: Train, name: str = "it", samples: int = 0) -> Row:
@@ -84,23 +80,6 @@ def test_a_plan_lists_what_is_left_with_its_time(
     assert settings(*together.arguments, command="eval").mc_batch is None, "an ensemble has no passes"
 
 
-def test_when_the_time_is_up_what_runs_is_stopped_and_saved_and_nothing_else_begins(
-    tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A real process, which has minutes of training before it."""
-    config = settings(*TINY, *text, f"outputs={tmp_path}", "schedule.epochs=100000")
-    arguments = [change for change in (*TINY, *text) if not change.startswith("schedule.epochs")]
-    commands = Commands("12s")
-    commands.vdrop("train", *arguments, f"outputs={tmp_path}", "schedule.epochs=100000")
-    assert commands.time_is_up and "until=12s has passed; stopping what runs" in capsys.readouterr().err
-    training = RunFactory(Precision.fp32, str(tmp_path)).training(row_of(config), config.seed)
-    log = read_log(training.folder / "log.jsonl")
-    last = max((record["epoch"] for record in log if record["kind"] == "epoch"), default=0)
-    assert last <= training.epochs_done < last + 1 and training.epochs_done > 0 and not training.is_finished
-    commands.vdrop("train", *arguments, "outputs=nothing-begins")
-    assert capsys.readouterr().err == ""
-
-
 def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     factory, loaded = RunFactory(Precision.fp32, "outputs"), []
@@ -109,31 +88,3 @@ def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for more in ([], ["dropout=none"], ["task.protocol=clean"]):
         factory.training(row_of(settings(*TINY_SENTIMENT, *rated, *more)), 1)
     assert len(loaded) == 2, "each protocol splits it anew"
-
-
-def test_reading_costs_in_proportion_to_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    training = RunFactory(Precision.fp32, "outputs").training(row_of(settings(*TINY_SENTIMENT, *rated)), 1)
-    cost, task = Cost(training.settings, training.task), training.task
-    assert isinstance(task, Sentiment)
-    words = sum(task.parts["train"].lengths) + sum(task.parts["test"].lengths)
-    assert cost.reading(task.parts.values()) == pytest.approx(cost.per_word * words)
-    assert cost.mc(10, None) == pytest.approx(10 * cost.mc(1, None)) and cost.epoch > 0
-
-
-def test_the_time_of_passes_is_measured_with_as_many_as_run_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    training = RunFactory(Precision.fp32, "outputs").training(row_of(settings(*TINY, *text)), 1)
-    cost = Cost(training.settings, training.task)
-    batches: list[int] = []
-    zero_state = LanguageModel.zero_state
-    monkeypatch.setattr(
-        LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch)
-    )
-    for samples, mc_batch in ((1000, None), (1000, 7), (5, 7)):
-        cost.mc(samples, mc_batch)
-    assert batches == [50, 7, 5]
