@@ -10,6 +10,7 @@ from vdrop_cli.settings.choices import CorpusName
 from vdrop_cli.settings.fields import POSITIVE, FilePath, Limits, require_limits, setting
 from vdrop_cli.settings.variants import Variants, selector
 
+HUB_NAME_HELP = 'the data set, "owner/name", or a local folder that `datasets` can load'
 FRACTION = Limits(above=0, at_most=1)
 
 
@@ -36,9 +37,7 @@ class LocalData(Data):
 class HubData(Data):
     """A data set of the Hugging Face Hub."""
 
-    name: str | None = setting(
-        None, 'the data set, "owner/name", or a local folder that `datasets` can load', limits=FilePath()
-    )
+    name: str | None = setting(None, HUB_NAME_HELP, limits=FilePath())
     config: str | None = setting(None, "one of the data set's configurations")
     revision: str | None = setting(None, "branch, tag or commit of the data set")
     column: str = setting(MISSING, "the column with the text")
@@ -109,9 +108,7 @@ class TextFiles(CountedText):
 @dataclass
 class HubText(HubData, CountedText):
     source: CorpusName = selector(CorpusName.hub, "a text column of a data set of the Hugging Face Hub")
-    name: str = setting(
-        MISSING, 'the data set, "owner/name", or a local folder that `datasets` can load', limits=FilePath()
-    )
+    name: str = setting(MISSING, HUB_NAME_HELP, limits=FilePath())
 
 
 @dataclass

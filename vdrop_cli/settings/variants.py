@@ -43,8 +43,9 @@ class Variants(Generic[Group]):
                 members.append((name, f.type | None, None))
             else:
                 members.append((name, f.type, f.default))
-        name = f"Any{self.group.title()}"
-        return make_dataclass(name, members, namespace={"__module__": kinds[0].__module__})
+        schema = make_dataclass(f"Any{self.group.title()}", members)
+        schema.__module__ = kinds[0].__module__
+        return schema
 
     def typed(self, values: Mapping[str, Any]) -> Group:
         """The variant that `values`, the settings of all variants, select.
