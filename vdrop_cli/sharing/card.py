@@ -13,7 +13,7 @@ from vdrop_cli import evaluation_files, markdown, runs
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.learned import Learned, Ratings
-from vdrop_cli.metric_names import metric_in_words
+from vdrop_cli.metric_names import PARTS, metric_in_words
 from vdrop_cli.policies import PLACES, Cell
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.fields import without_defaults
@@ -64,7 +64,12 @@ def identity(settings: Train, corpus: str) -> tuple[str, int]:
 
 def to_measurements(values: dict[str, Any], command: str) -> list[Measurement]:
     """The metrics among the values of a result or an evaluation."""
-    return [Measurement(name, value, command) for name, value in values.items() if metric_in_words(name)]
+    return [Measurement(name, value, command) for name, value in values.items() if is_metric(name)]
+
+
+def is_metric(name: str) -> bool:
+    """Whether a value of a result is an error or likelihood on a part of the data, rather than a count."""
+    return name.partition("_")[0] in PARTS and bool(metric_in_words(name))
 
 
 def command_of(evaluation: Evaluation) -> str:
