@@ -219,7 +219,7 @@ def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replay
     graphs = ours.GRAPHS
     assert ours.self_check(DEVICE, cell) < 1e-5
     assert replaying == [2, 4]
-    assert ours.GRAPHS is graphs and not graphs.entries and not graphs.met
+    assert ours.GRAPHS is graphs and not graphs.entries and not graphs.counts
 
 
 def in_another_thread(run: Callable[[], object]) -> None:
@@ -244,13 +244,13 @@ def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
 
     with operators.pass_context(own):
         passes(in_another_thread)
-        assert {key[1] for key in own.met} == loops_of and not ours.GRAPHS.met
-        own.met.clear()
+        assert {key[1] for key in own.counts} == loops_of and not ours.GRAPHS.counts
+        own.counts.clear()
         in_another_thread(lambda: passes(lambda run: run()))
-    assert {key[1] for key in ours.GRAPHS.met} == loops_of and not own.met
-    own.met.clear()
+    assert {key[1] for key in ours.GRAPHS.counts} == loops_of and not own.counts
+    own.counts.clear()
     passes(in_another_thread)
-    assert not own.met
+    assert not own.counts
 
 
 def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
