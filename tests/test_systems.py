@@ -236,7 +236,8 @@ def test_the_tables_are_of_the_ten_systems_and_the_files_that_are_here() -> None
     files = {path.stem for path in FOLDER.glob("*.py")}
     assert files == set(FIGURES) == {name for names in SYSTEMS.values() for name in names} | {"awd_lstm"}
     page = (ROOT / "docs" / "examples.md").read_text()
-    assert re.findall(r"^## (.*)", page, re.MULTILINE) == [*SYSTEMS, "AWD-LSTM, beside the ten"]
+    headings = [f"[{name}](https://github.com/{name})" for name in SYSTEMS]
+    assert re.findall(r"^## (.*)", page, re.MULTILINE) == [*headings, "AWD-LSTM, beside the ten"]
     assert set(re.findall(r"python examples/(\w+)\.py", page)) == files
 
 

@@ -97,7 +97,7 @@ def test_a_stopped_reproduction_resumes_and_writes_every_row(
 def test_choices_of_a_config_folder_are_those_of_the_runs(changes: str, vdrop: Vdrop, tmp_path: Path) -> None:
     (tmp_path / "mine" / "dropout").mkdir(parents=True)
     (tmp_path / "mine" / "dropout" / "light.yaml").write_text("name: light\npolicy: naive\np_h: 0.1\n")
-    short = changes.replace("epochs=12'", "epochs=1 dropout=light schedule=none'")
+    short = changes.replace("epochs=8'", "epochs=1 dropout=light schedule=none'")
     ran = vdrop("reproduce", "--config-dir", "mine", "sizes=[small]", "rows=[none]", "precision=fp32", short)
     assert ran.returncode == 0, ran.stderr
     (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
