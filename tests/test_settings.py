@@ -523,8 +523,8 @@ SHOWN_ELSEWHERE = {
 }
 
 
-def observe(overrides: list[str], shown: str) -> Any:
-    """Runs a training to its end and returns what can be seen of it."""
+def observe(overrides: list[str]) -> dict[str, Any]:
+    """Runs a training to its end and returns what can be seen of it, by name."""
     settled = settings(*overrides)
     before = set(Path().rglob("*"))
     train.run(settled)
@@ -535,43 +535,50 @@ def observe(overrides: list[str], shown: str) -> Any:
         for name, value in json.loads((folder / "result.json").read_text()).items()
         if name != "seconds"
     }
-    seen: dict[str, Callable[[], Any]] = {
-        "numbers": lambda: numbers,
-        "folder": lambda: folder.parent,
-        "files": lambda: sorted(path.name for path in Path().glob("*")),
-        "environment": lambda: log[0]["environment"]["backend"],
-        "log": lambda: len(log),
-        "files of the run": lambda: len(list(folder.iterdir())),
-        "name": lambda: (log[0]["config"]["run_name"], log[0]["config"]["tags"]),
+    return {
+        "numbers": numbers,
+        "folder": folder.parent,
+        "files": sorted(path.name for path in Path().glob("*")),
+        "environment": log[0]["environment"]["backend"],
+        "log": len(log),
+        "files of the run": len(list(folder.iterdir())),
+        "name": (log[0]["config"]["run_name"], log[0]["config"]["tags"]),
     }
-    return seen[shown]()
+
+
+Observe = Callable[[list[str]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def observe_once(tmp_path_factory: pytest.TempPathFactory) -> Observe:
+    """`observe` in a folder of its own; the same training is run once."""
+    seen = dict[tuple[str, ...], dict[str, Any]]()
+
+    def run(overrides: list[str]) -> dict[str, Any]:
+        if (key := tuple(overrides)) not in seen:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(tmp_path_factory.mktemp("observed"))
+                seen[key] = observe(overrides)
+        return seen[key]
+
+    return run
 
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_every_setting_changes_something(
-    key: str, text: list[str], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, text: list[str], text_folder: Path, observe_once: Observe
 ) -> None:
     without, override, shown = CHANGES[key]
-    outcomes = []
-    for name, more in (("without", []), ("with", override)):
-        folder = tmp_path / name
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        outcomes.append(
-            observe([*TINY, *text, *without, *(o.format(folder=text_folder) for o in more)], shown)
-        )
-    assert outcomes[0] != outcomes[1]
+    base = [*TINY, *text, *without]
+    before = observe_once(base)
+    after = observe_once([*base, *(one.format(folder=text_folder) for one in override)])
+    assert before[shown] != after[shown]
 
 
 @pytest.mark.parametrize("key", SENTIMENT_CHANGES)
-def test_every_setting_of_the_other_task_does(
-    key: str, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    without, changed = (
-        observe([*TINY_SENTIMENT, *rated, *more], "numbers") for more in ([], [SENTIMENT_CHANGES[key]])
-    )
-    assert without != changed
+def test_every_setting_of_the_other_task_does(key: str, rated: list[str], observe_once: Observe) -> None:
+    base = [*TINY_SENTIMENT, *rated]
+    assert observe_once(base)["numbers"] != observe_once([*base, SENTIMENT_CHANGES[key]])["numbers"]
 
 
 def test_no_setting_is_left_out_of_that() -> None:

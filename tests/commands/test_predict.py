@@ -36,9 +36,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def critic(here: Path, rated: list[str]) -> Path:
-    """A run that has learned the share of good words."""
+def train_in(folder: Path, *overrides: str) -> Path:
+    """Trains with this working folder, and returns the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train.run(settings(*overrides))
+    return folder
+
+
+def copy_of_run(trained: Path, here: Path) -> Path:
+    """The run folder of a copy of the outputs, which a test can change."""
+    shutil.copytree(trained / "outputs", here / "outputs")
+    return next(here.rglob("result.json")).parent
+
+
+@pytest.fixture(scope="module")
+def trained_critic(rated: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = [
         "task.chunk_words=null",
         "task.protocol=clean",
@@ -46,15 +59,25 @@ def critic(here: Path, rated: list[str]) -> Path:
         "dropout.p_h=0.1",
         "dropout.p_word=0.1",
     ]
-    train.run(settings(*TINY_SENTIMENT, *rated, *more))
-    return next(here.rglob("result.json")).parent
+    return train_in(tmp_path_factory.mktemp("critic"), *TINY_SENTIMENT, *rated, *more)
 
 
 @pytest.fixture
-def writer(here: Path, text: list[str]) -> Path:
+def critic(here: Path, trained_critic: Path) -> Path:
+    """A run that has learned the share of good words."""
+    return copy_of_run(trained_critic, here)
+
+
+@pytest.fixture(scope="module")
+def trained_writer(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    more = ["dropout=none", "model.hidden_size=32", "schedule.epochs=8", *ADAM]
+    return train_in(tmp_path_factory.mktemp("writer"), *TINY, *text, *more)
+
+
+@pytest.fixture
+def writer(here: Path, trained_writer: Path) -> Path:
     """A language model of the 40 words."""
-    train.run(settings(*TINY, *text, "dropout=none", "model.hidden_size=32", "schedule.epochs=8", *ADAM))
-    return next(here.rglob("result.json")).parent
+    return copy_of_run(trained_writer, here)
 
 
 def predict_rows(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> Rows:
