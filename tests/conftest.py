@@ -123,14 +123,12 @@ def composing() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few
+def write_text(folder: Path, **lines_of_part: int) -> None:
+    """Writes train.txt, valid.txt and test.txt of a language with 40 words, in which each word prefers a few
     successors.
     """
-    folder = tmp_path_factory.mktemp("text")
     source = random.Random(0)
-    for part, lines in (("train", 150), ("valid", 40), ("test", 40)):
+    for part, lines in lines_of_part.items():
         text = []
         for _ in range(lines):
             word, line = source.randrange(40), []
@@ -139,13 +137,32 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 word = (3 * word + source.choice((1, 1, 1, 2, 7, 11))) % 40
             text.append(" ".join(line))
         (folder / f"{part}.txt").write_text("\n".join(text) + "\n")
+
+
+def text_overrides(folder: Path) -> list[str]:
+    return ["data=text", *(f"data.{part}={folder}/{part}.txt" for part in ("train", "valid", "test"))]
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 730 tokens to train on."""
+    folder = tmp_path_factory.mktemp("text")
+    write_text(folder, train=75, valid=30, test=30)
     return folder
 
 
 @pytest.fixture(scope="session")
 def text(text_folder: Path) -> list[str]:
     """The overrides that choose that text."""
-    return ["data=text", *(f"data.{part}={text_folder}/{part}.txt" for part in ("train", "valid", "test"))]
+    return text_overrides(text_folder)
+
+
+@pytest.fixture(scope="session")
+def long_text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The overrides that choose a text of twice the length, for tests that need more steps or more words."""
+    folder = tmp_path_factory.mktemp("long_text")
+    write_text(folder, train=150, valid=40, test=40)
+    return text_overrides(folder)
 
 
 @pytest.fixture(scope="session")

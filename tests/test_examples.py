@@ -75,7 +75,7 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("examples")
     outputs = f"outputs={folder}/outputs"
     for seed in (1, 2):
-        train.run(settings(*TINY, *text, "data.min_count=30", "tags=[ablation]", f"seed={seed}", outputs))
+        train.run(settings(*TINY, *text, "data.min_count=17", "tags=[ablation]", f"seed={seed}", outputs))
     train.run(settings(*TINY_SENTIMENT, *rated, outputs))
     for name, setting in zip("abc", text[1:], strict=True):
         shutil.copy(setting.partition("=")[2], folder / f"{name}.txt")

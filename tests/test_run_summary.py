@@ -28,7 +28,7 @@ def test_a_language_models_start_names_its_corpus_size_and_length(
     assert about["corpus"] == f"corpus: {corpus.origin}; {sizes}; vocabulary {len(corpus.vocabulary):,}"
     assert "1,866 parameters" in about["model"] and "p_word" not in about["model"]
     assert "p_x 0.25, p_h 0.25, p_out 0.25" in about["model"]
-    assert "epochs: 3, 72 steps per epoch, 20 steps in all" in about["training"]
+    assert "epochs: 3, 36 steps per epoch, 20 steps in all" in about["training"]
 
 
 def test_a_start_with_ratings_counts_sequences(rated: list[str], capsys: pytest.CaptureFixture[str]) -> None:

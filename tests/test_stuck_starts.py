@@ -30,12 +30,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(text: list[str]) -> Callable[..., Train]:
+def run(long_text: list[str]) -> Callable[..., Train]:
     """Settings of a short run of 14 steps an epoch."""
 
     def made(*overrides: str) -> Train:
         config: Train = settings(
-            *TINY, *text, "task.batch_size=10", "task.bptt=10", "log_every=1", *overrides
+            *TINY, *long_text, "task.batch_size=10", "task.bptt=10", "log_every=1", *overrides
         )
         return config
 
@@ -213,7 +213,7 @@ def test_what_is_damaged_is_named_and_force_starts_over(content: str, run: Calla
 
 
 def test_one_stuck_run_does_not_end_the_others_of_a_sweep(
-    run: Callable[..., Train], text: list[str], vdrop: Vdrop
+    run: Callable[..., Train], long_text: list[str], vdrop: Vdrop
 ) -> None:
     """A limit between the losses of seeds, so that one of three is stuck."""
     first = {}
@@ -225,7 +225,7 @@ def test_one_stuck_run_does_not_end_the_others_of_a_sweep(
     (stuck,) = (seed for seed, loss in first.items() if loss == high)
     overrides = [
         *TINY,
-        *text,
+        *long_text,
         "task.batch_size=10",
         "task.bptt=10",
         "stuck.steps=8",

@@ -275,7 +275,7 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
 
 
 def test_checkpoints_are_written_after_so_many_minutes_of_training(
-    text: list[str], monkeypatch: pytest.MonkeyPatch
+    long_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that advances by seven seconds whenever it is looked at."""
     saved: dict[str, list[tuple[int, int]]] = {}
@@ -294,7 +294,7 @@ def test_checkpoints_are_written_after_so_many_minutes_of_training(
                 start(
                     settings(
                         *TINY,
-                        *text,
+                        *long_text,
                         f"checkpoint.minutes={minutes}",
                         f"outputs=every-{minutes}",
                         "schedule.epochs=2",
@@ -351,12 +351,12 @@ def test_the_best_epoch_has_a_checkpoint_where_it_is_reported(
 
 @pytest.mark.parametrize("policy", ["none", "variational"])
 def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_ends(
-    policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
+    policy: str, long_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after epoch 4 or in epoch 5, where it saves at once; or lost after epoch 4, where it resumes
     from its last checkpoint.
     """
-    overrides = [*TINY, *text, "task.batch_size=20", f"dropout={policy}", "schedule.epochs=7"]
+    overrides = [*TINY, *long_text, "task.batch_size=20", f"dropout={policy}", "schedule.epochs=7"]
     whole = [
         timeless(record)
         for record in training.records(start(settings(*overrides)))

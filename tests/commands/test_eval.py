@@ -189,7 +189,7 @@ def test_what_does_not_fit_or_overflows_is_one_line_and_writes_nothing(folder: P
 
 
 def test_members_must_know_the_same_words(folder: Path, text: list[str]) -> None:
-    train.run(settings(*TINY, *text, "data.min_count=30"))
+    train.run(settings(*TINY, *text, "data.min_count=17"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)
     with pytest.raises(ConfigError, match="average models of the same words"):
         run(folder, f"members=[{other}]")

@@ -69,9 +69,9 @@ def critic(here: Path, trained_critic: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained_writer(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_writer(long_text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = ["dropout=none", "model.hidden_size=32", "schedule.epochs=8", *ADAM]
-    return train_in(tmp_path_factory.mktemp("writer"), *TINY, *text, *more)
+    return train_in(tmp_path_factory.mktemp("writer"), *TINY, *long_text, *more)
 
 
 @pytest.fixture

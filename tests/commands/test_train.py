@@ -173,10 +173,10 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
         train.run(config)
 
 
-def test_a_damaged_best_checkpoint_is_an_error_before_more_epochs_are_trained(text: list[str]) -> None:
+def test_a_damaged_best_checkpoint_is_an_error_before_more_epochs_are_trained(long_text: list[str]) -> None:
     config = settings(
         *TINY,
-        *text,
+        *long_text,
         "backend=fused",
         "dropout=none",
         "schedule.epochs=3",

@@ -102,10 +102,10 @@ def test_a_run_whose_process_died_is_recorded_as_in_its_log(
 
 
 def test_a_logger_that_fails_is_reported_once_and_the_training_ends_well(
-    memory: Memory, text: list[str], capsys: pytest.CaptureFixture[str]
+    memory: Memory, long_text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory.capacity = 3
-    assert train.run(settings(*TINY, *text, "logger=wandb", "log_every=1")) == "done"
+    assert train.run(settings(*TINY, *long_text, "logger=wandb", "log_every=1")) == "done"
     errors = capsys.readouterr().err
     assert errors.count("logger=wandb") == 1 and "ConnectionError: no route;" not in errors
     assert "(ConnectionError: no route)" in errors and "to host" not in errors
