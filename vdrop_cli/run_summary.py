@@ -9,7 +9,7 @@ import torch
 
 from vdrop_cli import output
 from vdrop_cli.metric_names import PARTS, metric_line
-from vdrop_cli.policies import PLACES, Policy
+from vdrop_cli.policies import Policy
 from vdrop_cli.settings.commands import stored_places
 from vdrop_cli.settings.train import Train
 from vdrop_cli.training import Run
@@ -19,12 +19,10 @@ def print_start(settings: Train, training: Run) -> None:
     """Prints corpus, model and length of the training."""
     task = training.task
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    probabilities = {name: getattr(settings.dropout, name) for name in PLACES}
-    dropped = ", ".join(f"{name} {value:g}" for name, value in probabilities.items() if value > 0) or "none"
     sizes = ", ".join(f"{PARTS[part]} {size}" for part, size in task.part_sizes.items())
     for line in (
         f"corpus: {task.origin}; {sizes}; vocabulary {task.predictor.vocabulary_size:,}",
-        f"model: {parameters:,} parameters; dropout probabilities: {dropped}",
+        f"model: {parameters:,} parameters; dropout probabilities: {settings.dropout.in_words}",
         f"training: epochs: {settings.schedule.epochs}, {task.batches_an_epoch:,} steps per epoch, "
         f"{training.total_steps:,} steps in all; threads: {torch.get_num_threads()}",
     ):

@@ -429,7 +429,7 @@ def chosen_logger(training: Run) -> list[Sink]:
     if settings.logger is LoggerName.tensorboard:
         return [TensorBoard(folder, config, settings.log_every, training.progress.epoch, step, measures)]
     package = PACKAGES[settings.logger.name]
-    return [Logger(package.name, package.open, folder, config, step, measures)]
+    return [Logger(package.name, package.open, folder, config, step > 0, measures)]
 
 
 def log_to_sinks(training: Run) -> dict[str, Any]:

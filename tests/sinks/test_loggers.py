@@ -56,7 +56,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Memory:
 
 def test_a_client_receives_every_nth_step_every_epoch_and_the_result(tmp_path: Path) -> None:
     client = Memory()
-    with Logger("x", client.open, tmp_path, {"log_every": 3}, 0, loss_metrics) as sink:
+    with Logger("x", client.open, tmp_path, {"log_every": 3}, False, loss_metrics) as sink:
         for record in (*map(step, range(1, 7)), EPOCH, RESULT):
             sink(record)
         assert client.ends == []
@@ -77,7 +77,7 @@ def test_a_client_receives_every_nth_step_every_epoch_and_the_result(tmp_path: P
 def test_records_that_the_logger_has_are_not_repeated(tmp_path: Path) -> None:
     client = Memory()
     for first, epochs in ((0, (1, 2)), (6, (2, 3))):
-        with Logger("x", client.open, tmp_path, {"log_every": 2}, first, loss_metrics) as sink:
+        with Logger("x", client.open, tmp_path, {"log_every": 2}, first > 0, loss_metrics) as sink:
             for epoch in epochs:
                 for number in range(6 * epoch - 5, 6 * epoch + 1):
                     sink(step(number))

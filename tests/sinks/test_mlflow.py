@@ -48,6 +48,6 @@ def test_without_a_server_the_variable_that_names_one_is_named(
     monkeypatch.setattr(sink, "find_spec", lambda name: None)
     with (
         pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"),
-        Logger("mlflow", sink.MlflowRun, tmp_path, {"log_every": 1}, 0, loss_metrics),
+        Logger("mlflow", sink.MlflowRun, tmp_path, {"log_every": 1}, False, loss_metrics),
     ):
         pass

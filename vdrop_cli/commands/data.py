@@ -80,10 +80,9 @@ def streams(data: TextData) -> list[str]:
 def rated(data: RatedData) -> list[str]:
     """Of texts with ratings."""
     corpus = corpora.rated(data)
-    origin = corpora.with_fraction(corpus.origin, data.fraction)
     parts = ", ".join(f"{count:,} {part}" for part, count in Counter(corpus.parts).items())
     return [
-        f"from    {origin}",
+        f"from    {corpus.origin}",
         f"texts   {len(corpus.texts):>9,}{f' ({parts})' if parts else ''}",
         f"words   {sum(map(len, corpus.texts)):>9,}",
         f"types   {len({word for text in corpus.texts for word in text}):>9,}",

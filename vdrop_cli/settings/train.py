@@ -105,6 +105,12 @@ class DropoutSettings:
         )
         self.for_layers()
 
+    @property
+    def in_words(self) -> str:
+        """The probabilities above 0, such as `p_x 0.35, p_h 0.2`; or `none`."""
+        probabilities = {name: getattr(self, name) for name in PLACES}
+        return ", ".join(f"{name} {value:g}" for name, value in probabilities.items() if value > 0) or "none"
+
     def for_layers(self) -> Dropout:
         """The policy as the layers take it."""
         probabilities = {name: getattr(self, name) for name in PLACES}

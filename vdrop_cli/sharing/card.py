@@ -14,7 +14,7 @@ from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.learned import Learned, Ratings
 from vdrop_cli.metric_names import PARTS, metric_in_words
-from vdrop_cli.policies import PLACES, Cell
+from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.fields import without_defaults
 from vdrop_cli.settings.train import Train
@@ -139,11 +139,9 @@ def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]
         f"{str(model.cell).upper()}, {model.layers} layers of {model.hidden_size:,} units, "
         f"vocabulary {len(knowledge.vocabulary):,}, {count:,} weights",
     )
-    probabilities = {name: getattr(dropout, name) for name in PLACES}
-    dropped = ", ".join(f"{name} {value:g}" for name, value in probabilities.items() if value > 0)
     yield (
         "dropout in training",
-        f"{dropout.policy}{', untied' if dropout.untied else ''}: {dropped or 'none'}",
+        f"{dropout.policy}{', untied' if dropout.untied else ''}: {dropout.in_words}",
     )
     data = without_defaults(train.data)
     named = [f"{name}={data[name]}" for name in DATA_NAMES if data.get(name) is not None]

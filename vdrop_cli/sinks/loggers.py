@@ -68,19 +68,19 @@ class Logger:
         open_client: Callable[[Path, dict[str, Any], bool], Client],
         folder: Path,
         config: dict[str, Any],
-        step: int,
+        resumes: bool,
         loss_metrics: LossMetrics,
     ) -> None:
         self.name = name
         self.open_client = open_client
         self.folder, self.config = folder, config
-        self.step = step
+        self.resumes = resumes
         self.loss_metrics = loss_metrics
         self.client: Client | None = None
 
     def __enter__(self) -> Self:
         try:
-            self.client = self.open_client(self.folder, self.config, self.step > 0)
+            self.client = self.open_client(self.folder, self.config, self.resumes)
         except ConfigError:
             raise
         except Exception as error:  # which ones a logger raises is not documented
