@@ -67,14 +67,3 @@ def test_configurations_are_ranked_by_validation_and_those_without_results_come_
     rows = comparison.ranked_rows([worse, none, better])
     assert rows[0] == ["", "seeds", "valid_ppl", "test_ppl"]
     assert [row[0] for row in rows[1:]] == ["1. better", "2. worse", "none"]
-
-
-def test_a_table_is_transposed_only_where_that_makes_it_narrower() -> None:
-    rows = [["", "a long heading", "another long heading"], ["x", "1", "2"]]
-    assert comparison.fitted(rows, 80) == [
-        "   a long heading  another long heading",
-        "x               1                     2",
-    ]
-    assert comparison.fitted(rows, 10)[0].split() == ["x"]
-    narrow = [list(column) for column in zip(*rows, strict=True)]
-    assert comparison.fitted(narrow, 10) == comparison.aligned(narrow)

@@ -12,6 +12,8 @@ from vdrop_cli.metric_names import metric_in_words, metric_line
         ("test_ppl_mc100", "test perplexity, 100 MC samples"),
         ("test_rmse", "test RMSE"),
         ("test_rmse_of_mean", "test RMSE of predicting the mean"),
+        ("noise_mc50", "standard deviation of the observation noise, 50 MC samples"),
+        ("test_interval_score_95", "test score of the 95 % interval"),
         ("test_coverage_95_mc50", "test share in the 95 % interval, 50 MC samples"),
         ("seconds", "of training and validation"),
         ("seconds_of_it", ""),

@@ -1,11 +1,12 @@
-"""Errors, likelihoods and intervals of predicted numbers, by law."""
+"""Errors, likelihoods and scores of predicted numbers, by law."""
 
 import math
 
 import pytest
 import torch
 
-from vdrop_cli.uncertainty import LEVELS, fit_noise, log_likelihood, moments, predictive, rmse
+from vdrop_cli.intervals import LEVELS, gaussian
+from vdrop_cli.uncertainty import Predictive, fit_noise, log_likelihood, moments, rmse
 
 
 @pytest.fixture(autouse=True)
@@ -46,24 +47,50 @@ def test_the_noise_that_made_the_ratings_is_found_and_its_intervals_hold_what_th
     ratings = truth + model_deviation * drawn(5_000) + 0.5 * drawn(5_000)
     noise = fit_noise(passes_SR, ratings)
     assert noise == pytest.approx(0.5, rel=0.05)
-    prediction = predictive(passes_SR, noise)
+    predicted = Predictive(passes_SR, noise)
     for level in LEVELS:
-        assert prediction.coverage(ratings, level) == pytest.approx(level / 100, abs=0.02)
-    assert prediction.log_likelihood(ratings) > max(
-        predictive(passes_SR, noise * off).log_likelihood(ratings) for off in (0.8, 1.25)
-    )
-    measures = prediction.measures(ratings, "_mc40")
-    assert measures["noise_mc40"] == noise and measures["test_coverage_95_mc40"] == prediction.coverage(
-        ratings, 95
-    )
-    assert measures["test_log_likelihood_mc40"] == pytest.approx(prediction.log_likelihood(ratings))
+        assert gaussian(predicted)(level).coverage(ratings) == pytest.approx(level / 100, abs=0.02)
+    for off in (0.8, 1.25):
+        other = Predictive(passes_SR, noise * off)
+        assert predicted.log_likelihood(ratings) > other.log_likelihood(ratings)
+        assert predicted.crps(ratings) < other.crps(ratings), "both scores are proper"
 
 
 def test_half_of_a_gaussian_lies_within_0_674_deviations() -> None:
-    prediction = predictive(torch.zeros(1, 3), 2.0)
-    assert prediction.half_width(50).tolist() == pytest.approx([2 * 0.6744898] * 3, rel=1e-6)
-    assert prediction.half_width(95).tolist() == pytest.approx([2 * 1.959964] * 3, rel=1e-6)
+    predicted = Predictive(torch.zeros(1, 3), 2.0)
+    assert predicted.half_width(50).tolist() == pytest.approx([2 * 0.6744898] * 3, rel=1e-6)
+    assert predicted.half_width(95).tolist() == pytest.approx([2 * 1.959964] * 3, rel=1e-6)
 
 
 def test_ratings_that_are_met_exactly_need_no_noise() -> None:
     assert fit_noise(torch.ones(1, 4), torch.ones(4)) < 1e-4
+
+
+def test_the_crps_is_the_integral_that_defines_it() -> None:
+    """∫ (F(x) - [x ≥ rating])² dx, by the trapezoidal rule on either side of the rating."""
+    passes_SR = drawn(7, 20)
+    ratings = 2 * drawn(20)
+    predicted = Predictive(passes_SR, 0.4)
+    integrals = []
+    for mean, std, rating in zip(predicted.mean_R, predicted.std_R, ratings, strict=True):
+        distribution = torch.distributions.Normal(mean, std)
+        below = torch.linspace(float(rating) - 20, float(rating), 40_001, dtype=torch.float64)
+        above = torch.linspace(float(rating), float(rating) + 20, 40_001, dtype=torch.float64)
+        integrals.append(
+            torch.trapezoid(distribution.cdf(below).square(), below)
+            + torch.trapezoid((1 - distribution.cdf(above)).square(), above)
+        )
+    assert predicted.crps(ratings) == pytest.approx(float(torch.stack(integrals).mean()), rel=1e-6)
+
+
+def test_the_crps_without_uncertainty_is_the_mean_absolute_error() -> None:
+    mean = drawn(1, 50)
+    ratings = drawn(50)
+    assert Predictive(mean, 1e-9).crps(ratings) == pytest.approx(float((mean[0] - ratings).abs().mean()))
+
+
+def test_the_distribution_is_the_mixture_of_the_passes() -> None:
+    """Two passes far apart: a quarter lies below the lower one, half between them."""
+    predicted = Predictive(torch.tensor([[0.0], [100.0]]), 1.0)
+    for value, expected in ((0.0, 0.25), (50.0, 0.5), (100.0, 0.75)):
+        assert predicted.cdf(torch.tensor([value])).item() == pytest.approx(expected)

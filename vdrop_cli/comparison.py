@@ -11,6 +11,7 @@ from typing import Any
 from vdrop_cli import markdown
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
+from vdrop_cli.text_tables import Rows
 
 # Settings that name a configuration first. Their values stand alone in a label, without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
@@ -169,9 +170,6 @@ def own_label(one: Configuration) -> str:
     return " ".join(str(one.settings[key]) for key in NAMES[1:])
 
 
-Rows = list[list[str]]
-
-
 def result_rows(configurations: Sequence[Configuration]) -> Rows:
     """A heading, then a row per configuration: tags if there are any, seeds and metrics."""
     names = metric_names(configurations)
@@ -212,27 +210,6 @@ def ranked_rows(configurations: Iterable[Configuration]) -> Rows:
         for n, one in enumerate(ranked, 1)
     ]
     return [["", "seeds", *names], *rows]
-
-
-def fitted(rows: Rows, columns: int) -> list[str]:
-    """The lines of a table, transposed if it is wider than `columns` and narrower when transposed."""
-    lines = aligned(rows)
-    if width(lines) <= columns:
-        return lines
-    transposed = aligned([list(column) for column in zip(*rows, strict=True)])
-    return transposed if width(transposed) < width(lines) else lines
-
-
-def width(lines: Iterable[str]) -> int:
-    return max(map(len, lines), default=0)
-
-
-def aligned(rows: Rows) -> list[str]:
-    """Lines of columns: the first on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
 
 
 def as_markdown(configurations: Sequence[Configuration]) -> str:

@@ -181,11 +181,13 @@ def go_through(passes: Passes, partial: Partial) -> None:
 
 def require_finite(results: dict[str, Any], path: Path) -> None:
     """Raises RunError where a result is no number: weights that are finite can still overflow."""
-    numbers = [
-        *results["metrics"].items(),
-        *(pair for row in results.get("mc", []) for pair in row.items() if pair[1] is not None),
+    rows = [*results.get("mc", []), *(row for table in results.get("tables", {}).values() for row in table)]
+    numbers = [*results["metrics"].items(), *(pair for row in rows for pair in row.items())]
+    broken = [
+        f"{name} is {value}"
+        for name, value in numbers
+        if isinstance(value, float) and not math.isfinite(value)
     ]
-    broken = [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]
     if broken:
         raise RunError(
             f"{path}: {broken[0]}; its weights are not those of a model that works, take another checkpoint "

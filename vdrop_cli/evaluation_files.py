@@ -75,7 +75,13 @@ def same_kind(path: Path) -> str:
     return re.sub(r"^eval-\d+(?:-\d+)?-", "", path.stem)
 
 
-FIELDS: dict[str, type] = {"mc": list, "members": list, "environment": dict}  # where a file has them
+FIELDS: dict[str, type] = {  # where a file has them
+    "mc": list,
+    "members": list,
+    "environment": dict,
+    "tables": dict,
+    "conformal_scores": list,
+}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -105,6 +111,11 @@ def parse(content: bytes) -> dict[str, Any]:
             raise Damaged("mc must hold numbers")
     if not all(isinstance(member, str) for member in results.get("members", ())):
         raise Damaged("members must be a list of texts")
+    scores = results.get("conformal_scores", [])
+    if not all(type(score) is float and stored.is_finite(score) for score in scores) or scores != sorted(
+        scores
+    ):
+        raise Damaged("conformal_scores must be finite numbers, ascending")
     return results
 
 

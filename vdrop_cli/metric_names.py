@@ -7,9 +7,12 @@ MEASURES = {
     "ppl": "perplexity",
     "rmse": "RMSE",
     "log_likelihood": "log-likelihood",
-    "coverage_50": "share in the 50 % interval",
-    "coverage_80": "share in the 80 % interval",
-    "coverage_95": "share in the 95 % interval",
+    "crps": "CRPS",
+    **{f"coverage_{level}": f"share in the {level} % interval" for level in (50, 80, 90, 95)},
+    "width_95": "mean width of the 95 % interval",
+    "interval_score_95": "score of the 95 % interval",
+    "calibration_error": "calibration error of intervals",
+    "aurc": "RMSE, mean over shares of the most certain texts",
 }
 VARIANTS = {
     "": "",
@@ -38,6 +41,8 @@ def metric_in_words(name: str) -> str:
     """
     if name in COUNTS:
         return COUNTS[name]
+    if noise := re.fullmatch(r"noise_mc(\d+)", name):
+        return f"{COUNTS['noise']}, {noise[1]} MC samples"
     match = re.fullmatch(rf"({'|'.join(PARTS)})_({'|'.join(MEASURES)})(.*)", name)
     if match is None:
         return ""

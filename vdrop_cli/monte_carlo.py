@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vdrop_cli.dropout import ModelMasks, concat_batch, draw
 from vdrop_cli.layers import State
+from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.perplexity import perplexity, segments
 from vdrop_cli.policies import WordMask
@@ -151,10 +152,11 @@ class MonteCarlo:
         """The number of words to read, over all passes."""
         return self.samples * self.log_p_SN.shape[1]
 
-    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def results(self) -> Measured:
         """Returns the metrics, and the perplexity by number of passes."""
         averages = self.averages.results()
-        return {f"test_ppl_mc{self.samples}": averages[-1].ppl}, [a._asdict() for a in averages]
+        metrics = {f"test_ppl_mc{self.samples}": averages[-1].ppl}
+        return Measured(metrics, {"mc": [row._asdict() for row in averages]})
 
     def state_dict(self) -> dict[str, Any]:
         return {

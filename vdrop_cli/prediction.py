@@ -23,7 +23,7 @@ from vdrop_cli.policies import Policy
 from vdrop_cli.settings.commands import Predict, data_for
 from vdrop_cli.tasks import Predictor, RatingPredictor, Sentiment, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.trained_model import Built, build, task_of
-from vdrop_cli.uncertainty import fit_noise, predictive
+from vdrop_cli.uncertainty import Predictive, fit_noise
 
 PASSES = 50  # of MC dropout, where the settings leave it open
 LEVEL = 95.0  # likewise
@@ -270,7 +270,7 @@ def rate(built: Built, predictor: RatingPredictor, settings: Predict) -> None:
             words = predictor.words(line.text)
             unknown.count(words)
             passes = predictor.passes_of(built.model, words, samples, settings.seed)
-            distribution = predictive(passes[:, None], noise.deviation)
+            distribution = Predictive(passes[:, None], noise.deviation)
             mean, half = distribution.mean_R.item(), distribution.half_width(level).item()
             finite(mean + half, "rating", built, line)
             values = {

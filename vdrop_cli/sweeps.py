@@ -22,7 +22,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import interruption, launchers, outcomes, output, ownership, stored
+from vdrop_cli import interruption, launchers, outcomes, output, ownership, stored, text_tables
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged, lacks_memory
@@ -349,7 +349,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                     one.add(run)
                     one.label = one.label or comparison.own_label(one)  # no setting but the seed differs
         if any(one.measured for one in configurations.values()):
-            print("\n" + "\n".join(comparison.aligned(comparison.ranked_rows(configurations.values()))))
+            print("\n" + "\n".join(text_tables.aligned(comparison.ranked_rows(configurations.values()))))
 
 
 def distinct(jobs: Sequence[Sequence[str]]) -> list[str]:

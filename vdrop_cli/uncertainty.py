@@ -1,15 +1,15 @@
-"""Measures predicted numbers: error, Gaussian predictive likelihood, and coverage of intervals.
+"""Predicted numbers with their uncertainty: error, likelihood and CRPS, and the observation noise.
 
-R texts  S passes of MC dropout
+R texts  S passes: of MC dropout, of the members of an ensemble, or both
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-LEVELS = (50, 80, 95)  # per cent of the texts that intervals are to cover
 NOISE_CANDIDATES = 801  # noise levels to try, evenly spaced in the logarithm
 MIN_NOISE = 1e-6  # where every prediction is exact
 
@@ -18,12 +18,25 @@ def rmse(predicted_R: Tensor, ratings_R: Tensor) -> float:
     return (predicted_R.double() - ratings_R.double()).square().mean().sqrt().item()
 
 
-class Predictive(NamedTuple):
-    """A Gaussian for each text: the passes' mean, and their variance plus that of the observation noise."""
+@dataclass(frozen=True)
+class Predictive:
+    """The distribution of each text's rating: a Gaussian around every pass, as wide as the observation noise,
+    and all passes equally probable.
 
-    mean_R: Tensor
-    model_variance_R: Tensor  # over passes; zero in the standard approximation
+    Likelihood, CRPS and `std_R` are of the Gaussian with the same mean and variance; `cdf` is of the mixture.
+    """
+
+    passes_SR: Tensor
     noise: float  # standard deviation of the observations, τ^(-1/2) of Gal & Ghahramani
+
+    @cached_property
+    def mean_R(self) -> Tensor:
+        return moments(self.passes_SR)[0]
+
+    @cached_property
+    def model_variance_R(self) -> Tensor:
+        """Over passes; zero in the standard approximation."""
+        return moments(self.passes_SR)[1]
 
     @property
     def std_R(self) -> Tensor:
@@ -33,21 +46,25 @@ class Predictive(NamedTuple):
         """Returns the log-likelihood of ratings under Gaussians in nats, averaged over texts."""
         return log_likelihood(self.mean_R, self.model_variance_R + self.noise**2, ratings_R).item()
 
+    def crps(self, ratings_R: Tensor) -> float:
+        """Returns the continuous ranked probability score, averaged over texts, in rating units.
+
+        It is ∫ (F(x) - [x ≥ rating])² dx of the Gaussians, in closed form (Gneiting & Raftery 2007, section
+        4.2). The lower, the better; without uncertainty it is the mean absolute error.
+        """
+        z_R = (ratings_R.double() - self.mean_R) / self.std_R
+        density_R = (-0.5 * z_R.square()).exp() / math.sqrt(2 * math.pi)
+        scaled_R = z_R * torch.erf(z_R / math.sqrt(2)) + 2 * density_R - 1 / math.sqrt(math.pi)
+        return (self.std_R * scaled_R).mean().item()
+
+    def cdf(self, values_R: Tensor) -> Tensor:
+        """Returns the probability of a rating of at most `values_R`, [R]."""
+        below_SR: Tensor = torch.special.ndtr((values_R - self.passes_SR.double()) / self.noise)
+        return below_SR.mean(0)
+
     def half_width(self, level: float) -> Tensor:
         """Returns half the width of the central interval that contains `level` per cent, [R]."""
         return self.std_R * math.sqrt(2) * torch.erfinv(torch.tensor(level / 100, dtype=torch.float64))
-
-    def coverage(self, ratings_R: Tensor, level: float) -> float:
-        """Returns the share of texts whose rating lies in the central interval."""
-        return ((ratings_R.double() - self.mean_R).abs() <= self.half_width(level)).double().mean().item()
-
-    def measures(self, ratings_R: Tensor, suffix: str) -> dict[str, float]:
-        """Returns all measures by name; names end with `suffix`, such as _mc50."""
-        shares = {f"test_coverage_{level}{suffix}": self.coverage(ratings_R, level) for level in LEVELS}
-        return {
-            f"test_log_likelihood{suffix}": self.log_likelihood(ratings_R),
-            f"noise{suffix}": self.noise,
-        } | shares
 
 
 def log_likelihood(mean_R: Tensor, variance_R: Tensor, ratings_R: Tensor) -> Tensor:
@@ -78,7 +95,3 @@ def fit_noise(passes_SR: Tensor, ratings_R: Tensor) -> float:
     return float(
         max(noises, key=lambda noise: log_likelihood(mean_R, variance_R + noise**2, ratings_R).item())
     )
-
-
-def predictive(passes_SR: Tensor, noise: float) -> Predictive:
-    return Predictive(*moments(passes_SR), noise)

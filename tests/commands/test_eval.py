@@ -18,6 +18,7 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.fields import plain
@@ -74,6 +75,8 @@ def test_mc_by_number_of_samples_with_its_spread(folder: Path, capsys: pytest.Ca
     assert [row["samples"] for row in result["mc"]] == [1, 2, 5]
     assert result["metrics"]["test_ppl_mc5"] == result["mc"][-1]["ppl"] and result["mc"][0]["deviation"] > 0
     assert "MC samples" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"^interval is for ratings, .* is a language model"):
+        run(folder, "interval=conformal")
 
 
 def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +213,11 @@ def test_the_corpus_may_lie_elsewhere_now(
         at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict())
     )
     checkpoint.save(trained_checkpoint, tmp_path)
-    monkeypatch.setattr(
-        LanguageModelling, "evaluate", lambda task, model: {"test_ppl": float(len(task.streams["test"]))}
-    )
+
+    def count(task: LanguageModelling, model: LanguageModel) -> Measured:
+        return Measured({"test_ppl": float(len(task.streams["test"]))}, {})
+
+    monkeypatch.setattr(LanguageModelling, "evaluate", count)
     with pytest.raises(ConfigError, match=r"data\.dir='gone'.* give data\.dir=…, or stored_data=true"):
         run(tmp_path, "stored_data=false")
     with pytest.raises(ConfigError, match=r"data\.dir=gone has no ptb\.train\.txt"):
@@ -222,7 +227,7 @@ def test_the_corpus_may_lie_elsewhere_now(
 
 
 def test_a_model_of_ratings_is_evaluated_by_the_same_command(
-    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Standard, as an ensemble, and by passes, which are stopped and resume to the same numbers; the text
     has moved by then.
@@ -244,11 +249,19 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
         == {name: trained[name] for name in result_named("standard")["metrics"]}
         and trained["test_rmse"] > 0
     )
+    assert "quantile" in capsys.readouterr().out
+    run(first, f"data.csv={moved}", "interval=conformal")
+    shown = capsys.readouterr()
+    assert "quantile" not in shown.out and "conformal intervals of 95 % need 19" in shown.err
+    standard = result_named("standard")
+    assert len(standard["conformal_scores"]) == 12 and "quantile" in standard["tables"]["calibration"][0]
     run(first, f"members=[{second}]")
     ensemble = next(first.glob("eval-0001-ensemble2-*.json"))
     averaged = json.loads(ensemble.read_text())["metrics"]
+    trained_alone = result_named("standard")["metrics"]
     beside = {name: value for name, value in trained.items() if name.startswith("test_rmse_of_")}
-    assert beside and set(averaged) == {"valid_rmse", "test_rmse", *beside} and averaged == averaged | beside
+    assert beside and averaged == averaged | beside
+    assert set(averaged) - {"test_aurc"} == set(trained_alone) - {"train_rmse"}, "the spread gives one more"
     train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", "task.split_seed=1"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent not in (first, second))
     with pytest.raises(ConfigError, match=r"was trained on another corpus than .*, or another split of it"):

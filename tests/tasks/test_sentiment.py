@@ -179,7 +179,16 @@ METRICS = {
     "test_rmse_of_mean",
     "noise",
 }  # beside the baseline that takes scikit-learn
-KNOWN = {"test_log_likelihood", "test_coverage_50", "test_coverage_80", "test_coverage_95"}
+KNOWN = {
+    *(
+        "test_log_likelihood",
+        "test_crps",
+        "test_width_95",
+        "test_interval_score_95",
+        "test_calibration_error",
+    ),
+    *(f"test_coverage_{level}" for level in (50, 80, 90, 95)),
+}
 FINE = [1.0, 2.0, 4.0]
 
 
@@ -210,7 +219,9 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
     assert measured.keys() >= METRICS and not KNOWN & measured.keys()
     passes = task.passes(model, 3, 50, 1, word_dropout=True)
     list(passes.run())
-    assert set(passes.results()[0]) == {"test_rmse_mc3", "noise_mc3"}
+    results = passes.results()
+    assert set(results.metrics) == {"test_rmse_mc3", "noise_mc3"} and set(results.tables) == {"mc"}
+    assert results.assessment is None
 
 
 def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
@@ -575,7 +586,9 @@ def test_passes_have_masks_of_their_own_and_their_mean_is_what_counts(protocol: 
     test_SR, part = passes.ratings("test"), task.parts["test"]
     assert all(len(test_SR[:, text].unique()) > 2 for text in range(len(part.ratings_R))), "over passes"
     assert len((test_SR[0] - task.predict(model, part)).unique()) > 2, "over texts"
-    metrics, rows = passes.results()
+    metrics, tables, assessment = passes.results()
+    rows = tables["mc"]
+    assert assessment is not None and (assessment.scores_n is None) == (protocol == "paper")
     expected = ((test_SR.mean(0) - part.ratings_R) ** 2).mean().sqrt().item()
     assert metrics["test_rmse_mc20"] == pytest.approx(expected) == pytest.approx(rows[-1]["rmse"])
     assert [(row["samples"], row["groups"]) for row in rows] == [(1, 20), (2, 10), (5, 4), (10, 2), (20, 1)]
@@ -616,7 +629,7 @@ def test_words_are_dropped_in_passes_or_not() -> None:
 def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
     for protocol, part in (("clean", "valid"), ("paper", "train")):
         task, model = scattered(f"task.protocol={protocol}")
-        measured = task.evaluate(model)
+        measured = task.evaluate(model).metrics
         sample, predicted_R = task.sample(part), task.predict(model, task.sample(part))
         error_there = (predicted_R - sample.ratings_R).square().mean().sqrt().item()
         assert measured["noise"] == pytest.approx(error_there), "without passes it is the error there"
@@ -634,7 +647,7 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
         model.initialise(0.5, Stream((number,)))
     for name, part in (("valid", task.parts["valid"]), ("test", task.parts["test"])):
         mean = (task.predict(models[0], part) + task.predict(models[1], part)) / 2
-        assert task.ensemble(models)[f"{name}_rmse"] == pytest.approx(
+        assert task.ensemble(models).metrics[f"{name}_rmse"] == pytest.approx(
             (mean - part.ratings_R).square().mean().sqrt().item(), rel=1e-5
         )
 

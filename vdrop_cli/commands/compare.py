@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vdrop_cli import comparison, files, outcomes, output, ownership, pictures, runs
+from vdrop_cli import comparison, files, outcomes, output, ownership, pictures, runs, text_tables
 from vdrop_cli.comparison import Configuration
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.runs import Finished, Unfinished
@@ -86,5 +86,5 @@ def write(settings: Compare, configurations: list[Configuration]) -> None:
 def print_tables(configurations: list[Configuration]) -> None:
     columns = shutil.get_terminal_size().columns
     tables = [comparison.result_rows(configurations), comparison.setting_rows(configurations)]
-    blocks = ["\n".join(comparison.fitted(rows, columns)) for rows in tables if rows]
+    blocks = ["\n".join(text_tables.fitted(rows, columns)) for rows in tables if rows]
     print("\n\n".join(blocks))

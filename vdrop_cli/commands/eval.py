@@ -8,10 +8,11 @@ from typing import Any
 
 from vdrop_cli import evaluation, evaluation_files, files, output, ownership, stored, tasks
 from vdrop_cli.device import choose_device, choose_mc_batch, configure_process
-from vdrop_cli.errors import RunError
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluation_report import print_results
 from vdrop_cli.lock import Lock
-from vdrop_cli.metric_names import metric_line
 from vdrop_cli.provenance import describe
+from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
 from vdrop_cli.sinks import phase
 
@@ -27,6 +28,8 @@ def run(settings: Eval) -> str:
         f"{model.layers.backend}, {precision}",
         file=sys.stderr,
     )
+    if settings.interval is not None and not isinstance(task, tasks.Sentiment):
+        raise ConfigError(f"interval is for ratings, {path} is a language model; leave it out")
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
@@ -46,50 +49,42 @@ def run(settings: Eval) -> str:
             passes = task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
             resumed = partial.load(passes)
             with phase("evaluating by the standard approximation"):
-                partial.metrics = partial.metrics or task.evaluate(model)
+                partial.metrics = partial.metrics or task.evaluate(model).metrics
             evaluation.go_through(passes, partial)
-            metrics, by_number = passes.results()
-            results["metrics"] = partial.metrics | metrics
-            results |= {"word_dropout": word_dropout, "mc": by_number, "mc_seconds": partial.seconds}
+            measured = passes.results()
+            results["metrics"] = partial.metrics | measured.metrics
+            results |= {"word_dropout": word_dropout, "mc": measured.tables["mc"]}
+            results["mc_seconds"] = partial.seconds
         else:
             with phase("evaluating"):
                 members = evaluation.models(paths, settings, device, task.fingerprint)
-                results["metrics"] = task.ensemble(members) if settings.members else task.evaluate(model)
+                measured = task.ensemble(members) if settings.members else task.evaluate(model)
+            results["metrics"] = measured.metrics
             results |= {"members": [str(member) for member in paths]} if settings.members else {}
+        if tables := {name: rows for name, rows in measured.tables.items() if name != "mc"}:
+            results["tables"] = tables
+        if measured.assessment is not None:
+            for problem in measured.assessment.problems:
+                print(f"vdrop: {problem}", file=sys.stderr)
+            if measured.assessment.scores_n is not None:
+                results["conformal_scores"] = measured.assessment.scores_n.tolist()
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described
         evaluation.require_finite(results, path)
-        write(target, results)
+        write(target, results, settings.interval)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """The results as a table."""
-    for metric, value in results["metrics"].items():
-        print(metric_line(metric, value))
-    if "mc" in results:
-        measure = next(key for key in results["mc"][0] if key not in ("samples", "deviation", "groups"))
-        digits = 2 if measure == "ppl" else 4
-        print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
-        for row in results["mc"]:
-            spread = (
-                f"{row['deviation']:9.{digits}f} of {row['groups']}"
-                if row["deviation"] is not None
-                else "        –"
-            )
-            print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
+def write(path: Path, results: dict[str, Any], interval: Interval | None) -> None:
     """The file first, then the table, so that nothing is lost where the latter cannot be shown."""
     try:
         files.replace(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     except RunError as error:
-        if output.is_written(lambda: print_results(results)):
+        if output.is_written(lambda: print_results(results, interval)):
             raise RunError(f"{error}; the results are above") from None
         raise
     with output.stdout_errors_deferred():
-        print_results(results)
+        print_results(results, interval)
     print(f"\nwritten to {path}", file=sys.stderr)

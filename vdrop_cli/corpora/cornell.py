@@ -47,14 +47,17 @@ def read(data: CornellReviews) -> Rated:
         contents = {file: read_file(folder / file, f"{setting}: {folder / file}") for file in FILES}
         origin = str(folder)
         check_sums(contents, f"{setting}: {folder}/{{name}}")
-    texts, ratings = [], []
+    texts: list[list[str]] = []
+    ratings: list[float] = []
+    sources: list[str] = []
     for author in AUTHORS:
         reviews, numbers = (
             contents[f"scaledata/{author}/{kind}.{author}"].decode("latin-1") for kind in ("subj", "rating")
         )
         texts += [words(review) for review in reviews.splitlines()]
         ratings += [number(rating, f"rating.{author}") for rating in numbers.split()]
-    return Rated(texts, ratings, origin)
+        sources += [author.replace("+", " ")] * (len(ratings) - len(sources))
+    return Rated(texts, ratings, origin, sources=sources)
 
 
 def words(text: str) -> list[str]:

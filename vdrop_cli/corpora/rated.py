@@ -25,6 +25,8 @@ class Rated:
     parts: list[str] = field(default_factory=list, repr=False)
     # the position of each text in the source, such as "line 3", for messages
     places: list[str] = field(default_factory=list, repr=False)
+    # who or what each text is from, such as its reviewer, where the source says so
+    sources: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.texts) < MIN_TEXTS:
@@ -54,6 +56,7 @@ class Rated:
             self.origin,
             [self.parts[number] for number in chosen] if self.parts else [],
             [self.places[number] for number in chosen] if self.places else [],
+            [self.sources[number] for number in chosen] if self.sources else [],
         )
 
     @property

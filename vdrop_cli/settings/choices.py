@@ -114,6 +114,12 @@ class LoggerName(Choice):
     none = "none"
 
 
+class Interval(Choice):
+    gaussian = "gaussian"  # symmetric, from mean and standard deviation
+    quantile = "quantile"  # between quantiles of the passes, each with the observation noise
+    conformal = "conformal"  # as wide as the errors on the validation part ask for
+
+
 class Pictures(Choice):
     png = "png"
     svg = "svg"

@@ -12,6 +12,7 @@ from vdrop_cli.settings.choices import (
     BenchCell,
     BenchPart,
     BenchSize,
+    Interval,
     Pictures,
     Precision,
     Size,
@@ -87,6 +88,7 @@ class Eval:
     word_dropout: bool | None = setting(
         None, "word dropout in MC samples; null: as the authors, off for language models, on for ratings"
     )
+    interval: Interval | None = setting(None, "ratings: the kind of interval to print; null: every kind")
     seed: int = setting(1, "seed of the masks of MC samples", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
     backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")

@@ -14,6 +14,7 @@ from vdrop_cli.corpora.rated import MIN_TEXTS, Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
+from vdrop_cli.measured import Measured
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.data import PennTreebank, RatedData, TextData
@@ -61,9 +62,9 @@ class Passes(Protocol):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises ValueError, and changes nothing, where it is not a state of such passes."""
 
-    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics, and the first of them by number of passes: `samples`, the measure, `deviation`,
-        `groups`.
+    def results(self) -> Measured:
+        """Metrics, and tables. The table `mc` has the first metric by number of passes: `samples`, the
+        measure, `deviation`, `groups`.
         """
 
 
@@ -140,13 +141,13 @@ class Task(Protocol):
     def result(self, model: TaskModel, best_epoch: int, best: float) -> dict[str, float]:
         """The metrics of the reported epoch; `best` is the selection metric of the best epoch."""
 
-    def evaluate(self, model: TaskModel) -> dict[str, float]:
+    def evaluate(self, model: TaskModel) -> Measured:
         """Everything the standard approximation gives."""
 
     def passes(self, model: TaskModel, samples: int, together: int, seed: int, word_dropout: bool) -> Passes:
         """MC dropout; up to `together` passes may share a batch."""
 
-    def ensemble(self, models: Iterable[TaskModel]) -> dict[str, float]:
+    def ensemble(self, models: Iterable[TaskModel]) -> Measured:
         """Of several models together."""
 
 

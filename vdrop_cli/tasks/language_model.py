@@ -16,6 +16,7 @@ from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Words
+from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
@@ -175,13 +176,14 @@ class LanguageModelling:
             metrics = {"valid_ppl_as_published": ppl(total / their_number)} | metrics
         return metrics
 
-    def evaluate(self, model: LanguageModel) -> dict[str, float]:
+    def evaluate(self, model: LanguageModel) -> Measured:
         """Everything the standard approximation gives on the validation and test text."""
-        return {
+        metrics = {
             "valid_ppl": stream_perplexity(model, self.streams["valid"]),
             **self.validate(model),
             "test_ppl": stream_perplexity(model, self.streams["test"]),
         }
+        return Measured(metrics, {})
 
     def train_perplexity(self, model: LanguageModel) -> float:
         """On the training text in columns and chunks, without masks: set beside validation, it shows
@@ -195,11 +197,10 @@ class LanguageModelling:
     ) -> MonteCarlo:
         return MonteCarlo(model, self.streams["test"], samples, together, seed, word_dropout)
 
-    def ensemble(self, models: Iterable[LanguageModel]) -> dict[str, float]:
+    def ensemble(self, models: Iterable[LanguageModel]) -> Measured:
         """Of the mean of the probabilities that all models give."""
-        return ensemble_perplexities(
-            models, {f"{part}_ppl": self.streams[part] for part in ("valid", "test")}
-        )
+        streams = {f"{part}_ppl": self.streams[part] for part in ("valid", "test")}
+        return Measured(ensemble_perplexities(models, streams), {})
 
     def result(self, model: LanguageModel, best_epoch: int, best: float) -> dict[str, float]:
-        return {"train_ppl": self.train_perplexity(model), **self.evaluate(model)}
+        return {"train_ppl": self.train_perplexity(model), **self.evaluate(model).metrics}

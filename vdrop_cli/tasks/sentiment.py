@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from vdrop_cli import baselines, corpora, interruption
+from vdrop_cli.assessment import Assessment
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, draw, to_device
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.intervals import conformal_scores
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
+from vdrop_cli.measured import Measured
 from vdrop_cli.model import Regressor
 from vdrop_cli.monte_carlo import sample_counts, std
 from vdrop_cli.policies import Dropout, WordMask
@@ -31,7 +34,7 @@ from vdrop_cli.settings.data import CornellReviews, RatedData
 from vdrop_cli.settings.task import SentimentTask
 from vdrop_cli.settings.train import Model
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
-from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, predictive, rmse
+from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, rmse
 
 TEST, VALID = 0.2, 0.1  # of the texts
 READ_AT_ONCE = 256  # sequences, without gradients
@@ -56,10 +59,17 @@ class Part(NamedTuple):
     sequences: list[Tensor]  # ids
     text_N: Tensor  # of which text each sequence is
     ratings_R: Tensor  # of the texts
+    sources: list[str]  # of each text, such as its reviewer; empty: unknown
 
     @property
     def lengths(self) -> list[int]:
         return [len(sequence) for sequence in self.sequences]
+
+    @property
+    def tokens_R(self) -> Tensor:
+        """The length of each text."""
+        sums_R = torch.zeros(len(self.ratings_R), dtype=torch.int64)
+        return sums_R.index_add(0, self.text_N, torch.tensor(self.lengths))
 
 
 class Doubt(NamedTuple):
@@ -132,21 +142,18 @@ class Sentiment:
             # vocabulary, is the authors'
             self.ids = vocabulary(rated.texts, data)
             order = shuffled(len(rated.texts), task.split_seed)
-            chunks = [
-                ([chunk], rated.ratings[text]) for text in order for chunk in self.cut(rated.texts[text])
-            ]
+            chunks = [(text, [chunk]) for text in order for chunk in self.cut(rated.texts[text])]
             train = int(len(chunks) * (1 - TEST))
             texts_by_part = {"train": chunks[:train], "test": chunks[train:]}
         else:
             texts = split(rated, task.split_seed)
             self.ids = vocabulary([rated.texts[text] for text in texts["train"]], data)
             texts_by_part = {
-                part: [(self.cut(rated.texts[text]), rated.ratings[text]) for text in texts[part]]
-                for part in texts
+                part: [(text, self.cut(rated.texts[text])) for text in texts[part]] for part in texts
             }
         train_texts = texts_by_part["train"]  # in random order
         texts_by_part["train"] = train_texts[: corpora.first_part(len(train_texts), data.fraction)]
-        self.parts = {part: part_of(texts) for part, texts in texts_by_part.items()}
+        self.parts = {part: part_of(texts, rated) for part, texts in texts_by_part.items()}
         for part, part_content in self.parts.items():
             if not part_content.sequences:
                 raise ConfigError(
@@ -212,16 +219,26 @@ class Sentiment:
             part == "test",
         )
 
-    def measures(self, predicted: Predictive, of: str) -> dict[str, float]:
-        """On the test part; without what loses its meaning where its ratings are in doubt, or those that the
-        noise is fitted to.
+    def assess(self, passes: dict[str, Tensor], suffix: str) -> Measured:
+        """What passes, [S, R] by part, say of the test part beside its error; names of metrics end with
+        `suffix`. The noise is fitted to as many texts as there are passes of `noise_part`.
+
+        Without what loses its meaning where its ratings are in doubt, or those that the noise is fitted to.
         """
-        metrics = predicted.measures(self.parts["test"].ratings_R, of)
-        return (
-            {name: value for name, value in metrics.items() if name == f"noise{of}"}
-            if self.are_measures_in_doubt
-            else metrics
+        test, fitted = self.parts["test"], self.parts[self.noise_part]
+        fitted_R = fitted.ratings_R[: passes[self.noise_part].shape[1]]
+        noise = fit_noise(passes[self.noise_part], fitted_R)
+        if self.are_measures_in_doubt:
+            return Measured({f"noise{suffix}": noise}, {})
+        has_validation = self.noise_part == "valid"
+        assessment = Assessment(
+            Predictive(passes["test"], noise),
+            test.ratings_R,
+            test.tokens_R,
+            conformal_scores(Predictive(passes["valid"], noise), fitted_R) if has_validation else None,
+            test.sources,
         )
+        return Measured(assessment.metrics(suffix), assessment.tables(), assessment)
 
     def cut(self, words: list[str]) -> list[Tensor]:
         return cut(words, self.ids, self.chunk_words)
@@ -364,18 +381,18 @@ class Sentiment:
             )
         return metrics
 
-    def evaluate(self, model: Regressor) -> dict[str, float]:
+    def evaluate(self, model: Regressor) -> Measured:
         """Everything the standard approximation gives, beside the baselines."""
         predicted = {name: self.predict(model, part) for name, part in self.parts.items()}
         errors = {f"{name}_rmse": rmse(predicted[name], part.ratings_R) for name, part in self.parts.items()}
-        sample = self.sample(self.noise_part)
-        noise = fit_noise(predicted[self.noise_part][None, : len(sample.ratings_R)], sample.ratings_R)
-        known = self.measures(predictive(predicted["test"][None], noise), "")
-        return errors | self.baselines | known
+        texts = len(self.sample(self.noise_part).ratings_R)
+        passes = {self.noise_part: predicted[self.noise_part][None, :texts], "test": predicted["test"][None]}
+        assessed = self.assess(passes, "")
+        return assessed._replace(metrics=errors | self.baselines | assessed.metrics)
 
     def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
         """With the paper's protocol the best epoch on the test part, too."""
-        measured = self.evaluate(model)
+        measured = self.evaluate(model).metrics
         if self.protocol is SplitProtocol.paper:
             measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": best_epoch}
         return measured
@@ -385,16 +402,18 @@ class Sentiment:
     ) -> "Passes":
         return Passes(self, model, samples, seed, word_dropout)
 
-    def ensemble(self, models: Iterable[Regressor]) -> dict[str, float]:
-        """Of the mean of the ratings that all models give."""
-        parts = {name: self.parts[name] for name in ("valid", "test") if name in self.parts}
+    def ensemble(self, models: Iterable[Regressor]) -> Measured:
+        """Of the mean of the ratings that all models give, with their spread as the model's uncertainty."""
+        parts = {name: self.sample(name) for name in (self.noise_part, "test")}
         predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
-        means = {
-            name: torch.stack([model_ratings[name] for model_ratings in predicted]).mean(0) for name in parts
+        passes = {name: torch.stack([member[name] for member in predicted]) for name in parts}
+        errors = {
+            f"{name}_rmse": rmse(passes[name].mean(0), part.ratings_R)
+            for name, part in parts.items()
+            if name != "train"
         }
-        return {
-            f"{name}_rmse": rmse(means[name], part.ratings_R) for name, part in parts.items()
-        } | self.baselines
+        assessed = self.assess(passes, "")
+        return assessed._replace(metrics=errors | self.baselines | assessed.metrics)
 
 
 class Passes:
@@ -480,13 +499,11 @@ class Passes:
             [self.task.ratings(values_N, self.parts[name]) for values_N in self.values_SN[name]]
         )
 
-    def results(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def results(self) -> Measured:
         """The metrics, and the error by number of passes."""
         test_SR = self.ratings("test")
         test_R = self.parts["test"].ratings_R
-        noise_part = self.task.noise_part
-        noise = fit_noise(self.ratings(noise_part), self.parts[noise_part].ratings_R)
-        of = f"_mc{self.samples}"
+        suffix = f"_mc{self.samples}"
         rows = []
         for number in sample_counts(self.samples):
             groups = [
@@ -502,10 +519,9 @@ class Passes:
                     "groups": len(groups),
                 }
             )
-        metrics = {f"test_rmse{of}": rmse(test_SR.mean(0), test_R)} | self.task.measures(
-            predictive(test_SR, noise), of
-        )
-        return metrics, rows
+        assessed = self.task.assess({name: self.ratings(name) for name in self.parts}, suffix)
+        metrics = {f"test_rmse{suffix}": rmse(test_SR.mean(0), test_R)} | assessed.metrics
+        return Measured(metrics, {"mc": rows} | assessed.tables, assessed.assessment)
 
 
 def without_words(rated: Rated) -> list[str]:
@@ -528,16 +544,21 @@ def texts_of(part: Part) -> list[list[int]]:
     return texts
 
 
-def part_of(texts: list[tuple[list[Tensor], float]]) -> Part:
-    sequences = [sequence for group, _ in texts for sequence in group]
-    text_N = torch.tensor([text for text, (group, _) in enumerate(texts) for _ in group])
-    return Part(sequences, text_N, torch.tensor([rating for _, rating in texts], dtype=torch.float64))
+def part_of(texts: list[tuple[int, list[Tensor]]], rated: Rated) -> Part:
+    """`texts` are sequences with the number of their text in `rated`."""
+    sequences = [sequence for _, group in texts for sequence in group]
+    text_N = torch.tensor([text for text, (_, group) in enumerate(texts) for _ in group])
+    ratings = [rated.ratings[number] for number, _ in texts]
+    sources = [rated.sources[number] for number, _ in texts] if rated.sources else []
+    return Part(sequences, text_N, torch.tensor(ratings, dtype=torch.float64), sources)
 
 
 def head(part: Part, texts: int) -> Part:
     """The first texts of a part."""
     sequences = int((part.text_N < texts).sum())
-    return Part(part.sequences[:sequences], part.text_N[:sequences], part.ratings_R[:texts])
+    return Part(
+        part.sequences[:sequences], part.text_N[:sequences], part.ratings_R[:texts], part.sources[:texts]
+    )
 
 
 def mean_of_texts(values_N: Tensor, part: Part) -> Tensor:

@@ -1,0 +1,63 @@
+"""The results of an evaluation as a terminal shows them: metrics, then tables."""
+
+from typing import Any
+
+from vdrop_cli.assessment import LEVEL, Row
+from vdrop_cli.metric_names import metric_line
+from vdrop_cli.settings.choices import Interval
+from vdrop_cli.text_tables import Rows, aligned
+
+TITLES = {
+    "calibration": "share of test ratings in intervals, by their level in %",
+    "intervals": f"width and interval score of the intervals of {LEVEL} %, and calibration error",
+    "groups": f"test RMSE, and share of ratings in intervals of {LEVEL} %, by group",
+    "selective": "test RMSE of the most certain texts, by their share in %: by standard deviation,\n"
+    "by length, and by the error itself, which is the lowest possible",
+}
+
+
+def print_results(results: dict[str, Any], interval: Interval | None = None) -> None:
+    """Prints everything; of several kinds of interval only `interval`, unless it is None."""
+    for metric, value in results["metrics"].items():
+        print(metric_line(metric, value))
+    if "mc" in results:
+        print_passes(results["mc"])
+    for name, rows in results.get("tables", {}).items():
+        print(f"\n{TITLES[name]}")
+        print("\n".join(aligned(cells(chosen(rows, interval)))))
+
+
+def print_passes(rows: list[Row]) -> None:
+    """The error by number of passes."""
+    measure = next(key for key in rows[0] if key not in ("samples", "deviation", "groups"))
+    digits = 2 if measure == "ppl" else 4
+    print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
+    for row in rows:
+        spread = (
+            f"{row['deviation']:9.{digits}f} of {row['groups']}"
+            if row["deviation"] is not None
+            else "        –"
+        )
+        print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
+
+
+def chosen(rows: list[Row], interval: Interval | None) -> list[Row]:
+    """Rows without the columns and rows of other kinds of interval."""
+    others = {str(kind) for kind in Interval} - {str(interval)} if interval is not None else set()
+    return [
+        {key: value for key, value in row.items() if key not in others}
+        for row in rows
+        if row.get("intervals") not in others
+    ]
+
+
+def cells(rows: list[Row]) -> Rows:
+    """The headings, and a line for each row; – where a value is missing."""
+    columns = list(rows[0])
+    return [columns, *([cell(row[column]) for column in columns] for row in rows)]
+
+
+def cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
