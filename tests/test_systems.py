@@ -223,22 +223,27 @@ def test_gates_share_a_mask_and_the_proposal_has_its_own() -> None:
 
 
 def table() -> list[tuple[str, list[str]]]:
-    """The systems of README's table, each with its files."""
-    section = (ROOT / "README.md").read_text().partition("## Systems\n")[2].partition("\n#")[0]
-    rows = [line.split("|") for line in section.splitlines() if line.startswith("| [")]
+    """The systems of the page's table, each with its files."""
+    page = (ROOT / "docs" / "examples.md").read_text()
+    rows = [line.split("|") for line in page.partition("\n## ")[0].splitlines() if line.startswith("| [")]
     systems = [re.findall(r"\[([\w/-]+)\]", row[1])[0] for row in rows]
-    files = [re.findall(r"\(examples/(\w+)\.py\)", row[2]) for row in rows]
+    files = [re.findall(r"`(\w+)\.py`", row[2]) for row in rows]
     return list(zip(systems, files, strict=True))
 
 
-def test_the_tables_are_of_the_ten_systems_and_the_files_that_are_here() -> None:
-    assert dict(table()) == SYSTEMS and len(table()) == len(SYSTEMS) == 10
+def test_the_page_has_the_ten_systems_and_the_files_that_are_here() -> None:
+    assert table() == [*SYSTEMS.items(), ("AWD-LSTM", ["awd_lstm"])] and len(SYSTEMS) == 10
     files = {path.stem for path in FOLDER.glob("*.py")}
-    assert files == set(FIGURES) == {name for names in SYSTEMS.values() for name in names} | {"awd_lstm"}
+    assert files == set(FIGURES) == {name for _, names in table() for name in names}
     page = (ROOT / "docs" / "examples.md").read_text()
     headings = [f"[{name}](https://github.com/{name})" for name in SYSTEMS]
-    assert re.findall(r"^## (.*)", page, re.MULTILINE) == [*headings, "AWD-LSTM, beside the ten"]
+    assert re.findall(r"^## (.*)", page, re.MULTILINE) == [
+        "The figures",
+        *headings,
+        "AWD-LSTM, beside the ten",
+    ]
     assert set(re.findall(r"python examples/(\w+)\.py", page)) == files
+    assert "(docs/examples.md)" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", FIGURES)
