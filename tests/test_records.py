@@ -40,6 +40,21 @@ SAME = (
     "fp32_products",
 )  # of the environment, for losses to be the same
 
+SLOWER = (  # rows of docs/speed.md: record, size and part, cell
+    ("20261128-061728", "small layer", "variational"),
+    ("20261128-061728", "small layer", "naive"),
+    ("20261125-093741", "small layer", "variational"),
+    ("20261128-061728", "medium layer", "naive"),
+    ("20261125-093741", "medium layer", "variational"),
+    ("20261128-061728", "medium step", "naive"),
+    ("20261128-061728", "medium step", "fused"),
+    ("20261128-065234", "sentiment ratings", "naive"),
+    ("20261126-070152", "sentiment ratings", "naive"),
+    ("20261126-070152", "sentiment ratings", "variational_untied"),
+    ("20261128-123829", "sentiment cell_step", "variational"),
+    ("20261128-123829", "sentiment cell_step", "gru"),
+)
+
 
 def steps_of(run: Finished) -> int:
     """So many that they take seconds."""
@@ -247,6 +262,54 @@ def test_the_table_of_logits_by_one_product_is_what_its_records_hold() -> None:
     assert table == [
         (mean_and_error(one, digits), mean_and_error(two, digits)) for one, two, digits in columns
     ]
+
+
+def measured(record: str, case: str, cell: str, precision: str) -> dict[str, Any]:
+    """Of a record of `vdrop bench`; a case is a size and a part."""
+    size, part = case.split()
+    (timed,) = (
+        timed
+        for timed in json.loads((RECORDS / "bench" / f"{record}.json").read_text())["measured"]
+        if [timed[name] for name in ("size", "part", "cell", "precision")] == [size, part, cell, precision]
+    )
+    return dict(timed)
+
+
+def ratio(record: str, case: str, cell: str, other: str, precision: str) -> float:
+    """How many times as fast a cell is as another, by the median over the turns."""
+    ours, theirs = (measured(record, case, name, precision)["seconds"] for name in (cell, other))
+    return median(there / here for here, there in zip(ours, theirs, strict=True))
+
+
+def first_tables_of_speed() -> list[list[list[str]]]:
+    """The cells of the two tables in front of the first section of docs/speed.md, without their headings."""
+    head = (ROOT / "docs" / "speed.md").read_text().partition("\n## ")[0]
+    blocks = [block.splitlines() for block in head.split("\n\n") if block.startswith("|")]
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in block[2:]] for block in blocks]
+
+
+def test_the_speed_of_the_medium_step_is_what_its_records_hold() -> None:
+    rows, _ = first_tables_of_speed()
+    machines = ("20261128-061728", "20261128-065234", "20261125-091906", "20261126-070407")
+    for record, row in zip([name for name in machines for _ in ("fp32", "bf16")], rows, strict=True):
+        _, _, precision, *cells = row
+        step = measured(record, "medium step", "variational", precision)
+        expected = [f"{step['words'] / median(step['seconds']):,.0f}"]
+        expected.append(f"{ratio(record, 'medium step', 'variational', 'torch_lstm', precision):.2f}")
+        if cells[-1] != "–":
+            expected.append(f"{ratio(record, 'medium step', 'variational', 'cell_loop', precision):.2f}")
+        assert cells == [*expected, "–"][:3], row
+
+
+def test_what_is_slower_than_torch_is_what_its_records_hold() -> None:
+    _, rows = first_tables_of_speed()
+    assert len(rows) == len(SLOWER)
+    for (record, case, cell), (name, _, *cells) in zip(SLOWER, rows, strict=True):
+        other = "torch_gru" if cell == "gru" else "torch_lstm"
+        for precision, written in zip(("fp32", "bf16"), cells, strict=True):
+            if written != "–":
+                digits = len(written.partition(".")[2])
+                assert written == f"{ratio(record, case, cell, other, precision):.{digits}f}", name
 
 
 def test_records_hold_what_they_are_to() -> None:
