@@ -116,6 +116,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
             "evaluation_files",
             "files",
             "interruption",
+            "measured",
             "policies",
             "settings",
             "sinks",

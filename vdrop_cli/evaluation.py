@@ -16,11 +16,12 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.measured import Measured
 from vdrop_cli.policies import Policy
-from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.choices import Interval, Precision
 from vdrop_cli.settings.commands import Eval, data_for
 from vdrop_cli.sinks import phase, progress_bar
-from vdrop_cli.tasks import Passes, Task, TaskModel
+from vdrop_cli.tasks import Passes, Sentiment, Task, TaskModel
 from vdrop_cli.trained_model import build, task_of
 
 
@@ -89,6 +90,32 @@ def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint:
                 "average models of the same words"
             )
         yield loaded.model
+
+
+def require_intervals(interval: Interval | None, task: Task, path: Path) -> None:
+    """Raises ConfigError where a task has no intervals of that kind."""
+    if interval is None:
+        return
+    if not isinstance(task, Sentiment):
+        raise ConfigError(f"interval is for ratings, {path} is a language model; leave it out")
+    if interval is Interval.conformal and task.noise_part == "train":
+        raise ConfigError(
+            f"interval must be gaussian, quantile or null, got conformal: {path} was trained by the paper's "
+            "protocol, which has no validation part; train with task.protocol=clean"
+        )
+
+
+def details(measured: Measured) -> dict[str, Any]:
+    """What an evaluation's file has beside metrics and MC passes. Prints why intervals are left out."""
+    stored_details: dict[str, Any] = {}
+    if tables := {name: rows for name, rows in measured.tables.items() if name != "mc"}:
+        stored_details["tables"] = tables
+    if measured.assessment is not None:
+        for problem in measured.assessment.problems:
+            print(f"vdrop: {problem}", file=sys.stderr)
+        if measured.assessment.scores_n is not None:
+            stored_details["conformal_scores"] = measured.assessment.scores_n.tolist()
+    return stored_details
 
 
 class Partial:

@@ -23,8 +23,9 @@ def print_results(results: dict[str, Any], interval: Interval | None = None) -> 
     if "mc" in results:
         print_passes(results["mc"])
     for name, rows in results.get("tables", {}).items():
-        print(f"\n{TITLES[name]}")
-        print("\n".join(aligned(cells(chosen(rows, interval)))))
+        if shown := chosen(rows, interval):  # a kind of interval may be left out
+            print(f"\n{TITLES[name]}")
+            print("\n".join(aligned(cells(shown))))
 
 
 def print_passes(rows: list[Row]) -> None:

@@ -226,6 +226,20 @@ def test_the_corpus_may_lie_elsewhere_now(
     assert "82430.00" in capsys.readouterr().out
 
 
+def test_conformal_intervals_take_a_validation_part(
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=paper"))
+    (folder,) = (path.parent for path in Path().rglob("result.json"))
+    with pytest.raises(ConfigError, match=r"^interval must be gaussian, .*; train with task\.protocol=clean"):
+        run(folder, "interval=conformal")
+    capsys.readouterr()
+    run(folder, "interval=quantile")
+    assert "no validation part that training has not seen" in capsys.readouterr().err
+    assert "conformal_scores" not in json.loads((folder / "eval-0001-standard.json").read_text())
+
+
 def test_a_model_of_ratings_is_evaluated_by_the_same_command(
     rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,7 +268,8 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
     shown = capsys.readouterr()
     assert "quantile" not in shown.out and "conformal intervals of 95 % need 19" in shown.err
     standard = result_named("standard")
-    assert len(standard["conformal_scores"]) == 12 and "quantile" in standard["tables"]["calibration"][0]
+    assert len(standard["conformal_scores"]) == 6, "one for each validation text"
+    assert "quantile" in standard["tables"]["calibration"][0]
     run(first, f"members=[{second}]")
     ensemble = next(first.glob("eval-0001-ensemble2-*.json"))
     averaged = json.loads(ensemble.read_text())["metrics"]

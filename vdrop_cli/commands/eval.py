@@ -8,7 +8,7 @@ from typing import Any
 
 from vdrop_cli import evaluation, evaluation_files, files, output, ownership, stored, tasks
 from vdrop_cli.device import choose_device, choose_mc_batch, configure_process
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_report import print_results
 from vdrop_cli.lock import Lock
 from vdrop_cli.provenance import describe
@@ -28,8 +28,7 @@ def run(settings: Eval) -> str:
         f"{model.layers.backend}, {precision}",
         file=sys.stderr,
     )
-    if settings.interval is not None and not isinstance(task, tasks.Sentiment):
-        raise ConfigError(f"interval is for ratings, {path} is a language model; leave it out")
+    evaluation.require_intervals(settings.interval, task, path)
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
@@ -61,13 +60,7 @@ def run(settings: Eval) -> str:
                 measured = task.ensemble(members) if settings.members else task.evaluate(model)
             results["metrics"] = measured.metrics
             results |= {"members": [str(member) for member in paths]} if settings.members else {}
-        if tables := {name: rows for name, rows in measured.tables.items() if name != "mc"}:
-            results["tables"] = tables
-        if measured.assessment is not None:
-            for problem in measured.assessment.problems:
-                print(f"vdrop: {problem}", file=sys.stderr)
-            if measured.assessment.scores_n is not None:
-                results["conformal_scores"] = measured.assessment.scores_n.tolist()
+        results |= evaluation.details(measured)
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described
