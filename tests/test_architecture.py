@@ -70,6 +70,10 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},
     "perplexity": {"interruption", "model", "sinks"},
     "monte_carlo": {"dropout", "layers", "measured", "model", "perplexity", "policies", "random_streams"},
+    "next_word": {
+        *("assessment", "dropout", "interruption", "layers", "measured", "model", "monte_carlo"),
+        *("perplexity", "sinks"),
+    },
     "generation": {"model"},
     "baselines": set(),
     "uncertainty": set(),
@@ -92,6 +96,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "measured",
         "model",
         "monte_carlo",
+        "next_word",
         "perplexity",
         "policies",
         "random_streams",

@@ -26,6 +26,17 @@ def test_shares_have_four_digits_and_a_missing_one_a_dash() -> None:
     assert cells([{"group": "a", "texts": 12345}]) == [["group", "texts"], ["a", "12,345"]]
 
 
+def test_large_numbers_have_two_digits_and_tables_of_mc_samples_say_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [{"position": "2 to 5", "tokens": 12345, "ppl": 104.1234, "entropy": 4.00004}]
+    print_results({"metrics": {}, "tables": {"positions": rows, "positions_mc": rows}})
+    standard, averaged = capsys.readouterr().out.strip().split("\n\n")
+    assert standard.splitlines()[0] == "test tokens by their position in the sentence"
+    assert averaged.splitlines()[0] == "test tokens by their position in the sentence, MC samples averaged"
+    assert standard.splitlines()[2].split()[-3:] == ["12,345", "104.12", "4.0000"]
+
+
 def test_every_table_is_printed_below_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     mc = [
         {"samples": 1, "rmse": 0.5, "deviation": 0.1, "groups": 2},

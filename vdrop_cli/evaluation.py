@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, files, interruption, stored
+from vdrop_cli import checkpoint, evaluation_files, files, interruption, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
@@ -18,10 +19,10 @@ from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.measured import Measured
 from vdrop_cli.policies import Policy
-from vdrop_cli.settings.choices import Interval, Precision
+from vdrop_cli.settings.choices import Interval, Precision, TaskName
 from vdrop_cli.settings.commands import Eval, data_for
 from vdrop_cli.sinks import phase, progress_bar
-from vdrop_cli.tasks import Passes, Sentiment, Task, TaskModel
+from vdrop_cli.tasks import LanguageModelling, Passes, Sentiment, Task, TaskModel
 from vdrop_cli.trained_model import build, task_of
 
 
@@ -45,6 +46,11 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
         )
     if settings.word_dropout and trained.dropout.p_word == 0:
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
+    if settings.calibration and trained.task.name is not TaskName.language_model:
+        raise ConfigError(
+            f"calibration is for language models, {path} is a model of ratings, which always have such "
+            "measures; leave it out"
+        )
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
     data = data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed)
     with phase("loading the data"):
@@ -118,6 +124,57 @@ def details(measured: Measured) -> dict[str, Any]:
     return stored_details
 
 
+def passes(task: Task, model: TaskModel, settings: Eval, mc_batch: int, word_dropout: bool) -> Passes:
+    """MC dropout as the settings ask for it."""
+    if settings.calibration:
+        assert isinstance(task, LanguageModelling)  # `load` refuses others
+        return task.next_word_passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
+    return task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
+
+
+def next_word(task: Task, model: TaskModel) -> Measured:
+    """How sure the standard approximation is of the next word."""
+    assert isinstance(task, LanguageModelling)
+    with phase("measuring how sure the standard approximation is of the next word"):
+        return task.next_word(model)
+
+
+NEXT_WORD = re.compile(r"test_(?:entropy|accuracy|ece|mutual_information)(?:_mc\d+)?")
+NEXT_WORD_TABLES = ("reliability", "positions", "frequencies")
+ROUNDING = 1e-4  # relative; metrics of one checkpoint differ less between back ends, batches and machines
+
+
+def add_earlier_calibration(results: dict[str, Any], target: Path) -> None:
+    """Adds what an earlier evaluation with calibration=true has in the file that is to be replaced.
+
+    Only if its other metrics are the same but for rounding; else a message says that it is lost.
+    """
+    try:
+        earlier = evaluation_files.parse(files.read(target, stored.JSON_LIMIT))
+    except (OSError, Damaged):
+        return
+    measured = {name: value for name, value in earlier["metrics"].items() if NEXT_WORD.fullmatch(name)}
+    if not measured:
+        return
+    metrics = results["metrics"]
+    others = {name: value for name, value in earlier["metrics"].items() if name not in measured}
+    if others.keys() != metrics.keys() or not all(
+        math.isclose(value, metrics[name], rel_tol=ROUNDING) for name, value in others.items()
+    ):
+        print(
+            f"vdrop: the calibration in {target} is of other numbers and was removed; calibration=true "
+            "measures it again",
+            file=sys.stderr,
+        )
+        return
+    results["metrics"] = metrics | measured
+    results["tables"] = {
+        name: rows
+        for name, rows in earlier.get("tables", {}).items()
+        if name.removesuffix("_mc") in NEXT_WORD_TABLES
+    }
+
+
 class Partial:
     """How far MC evaluation has come, as a file that lies beside where its result will."""
 
@@ -173,18 +230,18 @@ class Partial:
 
 
 def partial_of(
-    target: Path, path: Path, task: Task, mc_batch: int, described: dict[str, Any], minutes: float
+    target: Path, path: Path, task: Task, mc_batch: int, described: dict[str, Any], settings: Eval
 ) -> Partial:
     """Returns the partial file of an evaluation, with all that its numbers depend on, to the last bit on one
     machine with as many threads.
     """
     identity = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": mc_batch}
+    identity |= {"calibration": True} if settings.calibration else {}
     version = "code" if "code" in described else "commit"
     decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
     identity |= {name: described[name] for name in decisive if name in described}
-    return Partial(
-        target.with_suffix(".partial"), {key: str(value) for key, value in identity.items()}, minutes
-    )
+    of = {key: str(value) for key, value in identity.items()}
+    return Partial(target.with_suffix(".partial"), of, settings.save_minutes)
 
 
 def go_through(passes: Passes, partial: Partial) -> None:

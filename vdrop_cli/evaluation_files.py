@@ -109,6 +109,11 @@ def parse(content: bytes) -> dict[str, Any]:
         stored.require(row, {"samples": int})
         if not all(value is None or stored.is_finite(value) for value in row.values()):
             raise Damaged("mc must hold numbers")
+    for name, rows in results.get("tables", {}).items():
+        if not isinstance(rows, list) or not rows or not all(map(is_row, rows)):
+            raise Damaged(f"tables.{name} must be a list of objects with numbers and texts")
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise Damaged(f"tables.{name} must have the same columns in all rows")
     if not all(isinstance(member, str) for member in results.get("members", ())):
         raise Damaged("members must be a list of texts")
     scores = results.get("conformal_scores", [])
@@ -117,6 +122,15 @@ def parse(content: bytes) -> dict[str, Any]:
     ):
         raise Damaged("conformal_scores must be finite numbers, ascending")
     return results
+
+
+def is_row(row: object) -> bool:
+    """Whether a row of a table has columns of numbers, texts and missing values alone."""
+    return (
+        isinstance(row, dict)
+        and bool(row)
+        and all(value is None or isinstance(value, str) or stored.is_finite(value) for value in row.values())
+    )
 
 
 def require_fields(results: dict[str, Any], path: Path, *names: str) -> None:

@@ -8,6 +8,9 @@ from vdrop_cli.settings.choices import Interval
 from vdrop_cli.text_tables import Rows, aligned
 
 TITLES = {
+    "reliability": "test tokens by the probability of the most probable word",
+    "positions": "test tokens by their position in the sentence",
+    "frequencies": "test tokens by how often the training text has the word",
     "calibration": "share of test ratings in intervals, by their level in %",
     "intervals": f"width and interval score of the intervals of {LEVEL} %, and calibration error",
     "groups": f"test RMSE, and share of ratings in intervals of {LEVEL} %, by group",
@@ -24,8 +27,14 @@ def print_results(results: dict[str, Any], interval: Interval | None = None) -> 
         print_passes(results["mc"])
     for name, rows in results.get("tables", {}).items():
         if shown := chosen(rows, interval):  # a kind of interval may be left out
-            print(f"\n{TITLES[name]}")
+            print(f"\n{title(name)}")
             print("\n".join(aligned(cells(shown))))
+
+
+def title(table: str) -> str:
+    """The title of a table; of MC samples where its name ends in _mc."""
+    name = table.removesuffix("_mc")
+    return TITLES[name] + (", MC samples averaged" if name != table else "")
 
 
 def print_passes(rows: list[Row]) -> None:
@@ -61,4 +70,6 @@ def cells(rows: list[Row]) -> Rows:
 def cell(value: str | int | float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+    if isinstance(value, float):
+        return f"{value:.{2 if abs(value) >= 10 else 4}f}"
+    return f"{value:,}" if isinstance(value, int) else value

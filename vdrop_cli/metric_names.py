@@ -5,6 +5,10 @@ import re
 PARTS = {"train": "training", "valid": "validation", "test": "test"}
 MEASURES = {
     "ppl": "perplexity",
+    "entropy": "entropy of the next word, nats",
+    "accuracy": "share of most probable words that are right",
+    "ece": "calibration error of the most probable word",
+    "mutual_information": "mutual information of next word and masks, nats",
     "rmse": "RMSE",
     "log_likelihood": "log-likelihood",
     "crps": "CRPS",

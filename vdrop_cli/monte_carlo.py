@@ -112,23 +112,39 @@ class RunningAverages:
         ]
 
 
+class PassMasks:
+    """The masks of MC passes, as functions of seed and pass, and of the segment where they are not held.
+
+    Without `word_dropout` the word mask is left out, as in the authors' evaluation.
+    """
+
+    def __init__(self, model: LanguageModel, seed: int, word_dropout: bool) -> None:
+        dropout = model.dropout
+        self.model = model
+        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
+        self.is_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
+        self.stream = Stream((seed, "mc"))
+
+    def draw(self, passes: range, segment: int, time: int) -> ModelMasks:
+        """Returns the masks of some passes for a segment of `time` steps, a column for each pass."""
+        shape, number = self.model.layers.mask_shape(time, 1), 0 if self.is_fixed else segment
+        masks = concat_batch([draw(self.dropout, shape, self.stream.at(s, number)) for s in passes])
+        return masks.to(self.model.embedding.device)
+
+
 class MonteCarlo:
     """MC dropout: each token's probability is averaged over `samples` passes, then the log is taken.
 
-    `batch` passes share a batch; the result does not depend on it but for rounding. Without `word_dropout`
-    the word mask is left out, as in the authors' evaluation. Between two segments of text the passes can
-    stop, and resume from `state_dict` to the same result bit for bit.
+    `batch` passes share a batch; the result does not depend on it but for rounding. Between two segments of
+    text the passes can stop, and resume from `state_dict` to the same result bit for bit.
     """
 
     def __init__(
         self, model: LanguageModel, stream_N: Tensor, samples: int, batch: int, seed: int, word_dropout: bool
     ) -> None:
-        dropout = model.dropout
-        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
-        self.is_mask_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
+        self.pass_masks = PassMasks(model, seed, word_dropout)
         self.model, self.stream_N = model, stream_N
         self.samples, self.batch = samples, batch
-        self.masks_stream = Stream((seed, "mc"))
         self.averages = RunningAverages(samples)
         self.start_batch()
 
@@ -193,19 +209,13 @@ class MonteCarlo:
         if not all(is_numeric(part, zero.shape, zero.dtype) for part, zero in zip(parts, zeros, strict=True)):
             raise ValueError("its state is of another model")
 
-    def draw_masks(self, time: int) -> ModelMasks:
-        shape, number = self.model.layers.mask_shape(time, 1), 0 if self.is_mask_fixed else self.number
-        return concat_batch(
-            [draw(self.dropout, shape, self.masks_stream.at(s, number)) for s in self.passes]
-        ).to(self.stream_N.device)
-
     @torch.no_grad()
     def run(self) -> Iterator[int]:
         """Reads the text to its end in all passes; yields after each segment how many words that was."""
         while True:
             for number, ids_T, targets_T in islice(segments(self.stream_N, SEGMENT_STEPS), self.number, None):
-                if self.masks is None or not self.is_mask_fixed:
-                    self.masks = self.draw_masks(len(ids_T))
+                if self.masks is None or not self.pass_masks.is_fixed:
+                    self.masks = self.pass_masks.draw(self.passes, number, len(ids_T))
                 ids_TS, targets_TS = (t[:, None].expand(-1, len(self.passes)) for t in (ids_T, targets_T))
                 nll_TS, self.state = self.model.nll(ids_TS, targets_TS, self.state, self.masks)
                 self.log_p_SN[:, number * SEGMENT_STEPS :][:, : len(ids_T)] = -nll_TS.T

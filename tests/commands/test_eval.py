@@ -17,6 +17,7 @@ from vdrop_cli import checkpoint, corpora, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluation import Partial
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
@@ -308,3 +309,97 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
             run(first, "mc_samples=6")
     run(first, "mc_samples=6")
     assert result_named("mc6-s1")["metrics"] == whole["metrics"] and not list(first.glob("*.partial"))
+
+
+def test_calibration_is_measured_with_and_without_passes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that an evaluation without it has is there, too; the numbers of the passes agree but for
+    rounding.
+    """
+
+    def result_of(*overrides: str) -> dict[str, Any]:
+        for path in folder.glob("eval-*"):
+            path.unlink()
+        run(folder, *overrides)
+        (path,) = folder.glob("eval-*.json")
+        return dict(json.loads(path.read_text()))
+
+    added = {"test_entropy", "test_accuracy", "test_ece"}
+    without, standard = result_of(), result_of("calibration=true")
+    assert set(standard["metrics"]) - set(without["metrics"]) == added
+    assert standard["metrics"] == standard["metrics"] | without["metrics"]
+    assert list(standard["tables"]) == ["reliability", "positions", "frequencies"] and "tables" not in without
+    without, both = result_of("mc_samples=5"), result_of("mc_samples=5", "calibration=true", "mc_batch=2")
+    averaged = {f"{name}_mc5" for name in (*added, "test_mutual_information")}
+    assert set(both["metrics"]) - set(without["metrics"]) == added | averaged
+    assert {name: both["metrics"][name] for name in without["metrics"]} == pytest.approx(
+        without["metrics"], rel=1e-5
+    )
+    assert {name: both["metrics"][name] for name in added} == {
+        name: standard["metrics"][name] for name in added
+    }
+    assert list(both["tables"]) == [*standard["tables"], *(f"{name}_mc" for name in standard["tables"])]
+    assert [row["samples"] for row in both["mc"]] == [1, 2, 5]
+    tokens = {sum(row["tokens"] for row in rows) for rows in both["tables"].values()}
+    assert len(tokens) == 1, "every table is of the whole text"
+    printed = capsys.readouterr().out
+    assert "test_mutual_information_mc5" in printed and "position in the sentence, MC samples" in printed
+
+
+def test_an_evaluation_without_calibration_leaves_that_of_an_earlier_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If its other numbers are the same; if they are not, it says that they are gone."""
+    for samples in ([], ["mc_samples=3"]):
+        run(folder, *samples, "calibration=true")
+        (path,) = folder.glob("eval-*.json")
+        measured = json.loads(path.read_text())
+        run(folder, *samples)
+        again = json.loads(path.read_text())
+        assert again["metrics"] == pytest.approx(measured["metrics"], rel=1e-5)
+        assert again["tables"] == measured["tables"]
+        measured["metrics"]["test_ppl"] *= 1.01
+        path.write_text(json.dumps(measured))
+        assert "calibration" not in capsys.readouterr().err
+        run(folder, *samples)
+        again = json.loads(path.read_text())
+        assert "test_ece" not in again["metrics"] and "tables" not in again
+        assert "is of other numbers and was removed; calibration=true measures" in capsys.readouterr().err
+        path.unlink()
+
+
+def test_calibration_that_is_stopped_resumes_to_the_same_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And never from passes without it."""
+    run(folder, "mc_samples=4", "calibration=true")
+    (path,) = folder.glob("eval-*.json")
+    whole = json.loads(path.read_text())
+    path.unlink()
+    for first, second, message in (
+        ("true", "true", "resuming after"),
+        ("true", "false", "starting over"),
+        ("false", "true", "starting over"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
+            patch.setattr(interruption, "received", [])
+            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            run(folder, "mc_samples=4", f"calibration={first}")
+        run(folder, "mc_samples=4", f"calibration={second}")
+        assert message in capsys.readouterr().err
+        if second == "true":
+            again = json.loads(path.read_text())
+            assert again["metrics"] == whole["metrics"] and again["tables"] == whole["tables"]
+
+
+def test_calibration_is_of_one_language_model(
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY_SENTIMENT, *rated))
+    folder = next(Path().rglob("result.json")).parent
+    with pytest.raises(ConfigError, match=r"^calibration is for language models, .*; leave it out"):
+        run(folder, "calibration=true")
+    with pytest.raises(ConfigError, match=r"^members must be empty with calibration"):
+        run(folder, "calibration=true", "members=[a]")

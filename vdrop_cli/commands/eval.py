@@ -11,6 +11,7 @@ from vdrop_cli.device import choose_device, choose_mc_batch, configure_process
 from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_report import print_results
 from vdrop_cli.lock import Lock
+from vdrop_cli.measured import Measured
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
@@ -41,30 +42,33 @@ def run(settings: Eval) -> str:
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
+        next_word = evaluation.next_word(task, model) if settings.calibration else Measured({}, {})
         if settings.mc_samples > 0:
             mc_batch = choose_mc_batch(settings.mc_batch, device)
-            partial = evaluation.partial_of(target, path, task, mc_batch, described, settings.save_minutes)
+            partial = evaluation.partial_of(target, path, task, mc_batch, described, settings)
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
-            passes = task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
+            passes = evaluation.passes(task, model, settings, mc_batch, word_dropout)
             resumed = partial.load(passes)
             with phase("evaluating by the standard approximation"):
                 partial.metrics = partial.metrics or task.evaluate(model).metrics
             evaluation.go_through(passes, partial)
             measured = passes.results()
-            results["metrics"] = partial.metrics | measured.metrics
+            results["metrics"] = partial.metrics | next_word.metrics | measured.metrics
             results |= {"word_dropout": word_dropout, "mc": measured.tables["mc"]}
             results["mc_seconds"] = partial.seconds
         else:
             with phase("evaluating"):
                 members = evaluation.models(paths, settings, device, task.fingerprint)
                 measured = task.ensemble(members) if settings.members else task.evaluate(model)
-            results["metrics"] = measured.metrics
+            results["metrics"] = measured.metrics | next_word.metrics
             results |= {"members": [str(member) for member in paths]} if settings.members else {}
-        results |= evaluation.details(measured)
+        results |= evaluation.details(measured._replace(tables=next_word.tables | measured.tables))
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described
         evaluation.require_finite(results, path)
+        if not settings.calibration:
+            evaluation.add_earlier_calibration(results, target)
         write(target, results, settings.interval)
         target.with_suffix(".partial").unlink(missing_ok=True)
     return "resumed" if resumed else "done"

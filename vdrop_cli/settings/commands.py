@@ -89,6 +89,9 @@ class Eval:
         None, "word dropout in MC samples; null: as the authors, off for language models, on for ratings"
     )
     interval: Interval | None = setting(None, "ratings: the kind of interval to print; null: every kind")
+    calibration: bool = setting(
+        False, "language model: measure how sure it is of the next word; ratings always have such measures"
+    )
     seed: int = setting(1, "seed of the masks of MC samples", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
     backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
@@ -107,6 +110,12 @@ class Eval:
             self.mc_samples == 0 or not self.members,
             "members",
             "empty with mc_samples, which is of one model",
+            len(self.members),
+        )
+        require(
+            not self.calibration or not self.members,
+            "members",
+            "empty with calibration, which is of one model",
             len(self.members),
         )
 

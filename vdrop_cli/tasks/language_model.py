@@ -15,10 +15,11 @@ from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
-from vdrop_cli.learned import Words
+from vdrop_cli.learned import LINE_END, Words
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
+from vdrop_cli.next_word import Groups, NextWordPasses, standard
 from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
@@ -196,6 +197,25 @@ class LanguageModelling:
         self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool
     ) -> MonteCarlo:
         return MonteCarlo(model, self.streams["test"], samples, together, seed, word_dropout)
+
+    @cached_property
+    def test_groups(self) -> Groups:
+        """By which the measures of the next word are broken down."""
+        vocabulary, parts = self.corpus.vocabulary, self.corpus.parts
+        line_end = vocabulary.index(LINE_END) if LINE_END in vocabulary else None
+        return Groups.from_text(parts["test"], parts["train"], line_end)
+
+    def next_word(self, model: LanguageModel) -> Measured:
+        """How sure the standard approximation is of the next word of the test text."""
+        return standard(model, self.streams["test"], self.test_groups)
+
+    def next_word_passes(
+        self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool
+    ) -> NextWordPasses:
+        """MC dropout as in `passes`, which also measures how sure the model is of the next word."""
+        return NextWordPasses(
+            model, self.streams["test"], self.test_groups, samples, together, seed, word_dropout
+        )
 
     def ensemble(self, models: Iterable[LanguageModel]) -> Measured:
         """Of the mean of the probabilities that all models give."""
