@@ -25,10 +25,7 @@ from vdrop_cli.sinks import ppl
 BINS = 15  # of the most probable word's probability, equally wide (Guo et al. 2017)
 POSITIONS = (1, 2, 6, 11, 21)  # lowest position of each group, in words of a sentence
 FREQUENCIES = (0, 10, 100, 1_000, 10_000)  # lowest count of each group, in the training text
-LOGITS = {
-    "cpu": 2**20,
-    "cuda": 2**26,
-}  # of so many logits a softmax is taken at once: on the CPU a cache holds them
+LOGITS = {"cpu": 2**22, "cuda": 2**26}  # in memory at once, by device; no fewer than those of one pass
 
 
 class Tokens(NamedTuple):
@@ -167,7 +164,8 @@ def predictions(model: LanguageModel, y_TSH: Tensor, targets_T: Tensor) -> Predi
     at_once = max(1, LOGITS[y_TSH.device.type] // (steps * vocabulary))
     for first in range(0, passes, at_once):
         some = slice(first, first + at_once)
-        log_p_TsV = functional.linear(y_TSH[:, some], model.head_weight, model.head_bias).log_softmax(-1)
+        y_TsH = y_TSH[:, some].contiguous()  # otherwise it is one small product a step
+        log_p_TsV = functional.linear(y_TsH, model.head_weight, model.head_bias).log_softmax(-1)
         index_Ts1 = targets_T[:, None, None].expand(*log_p_TsV.shape[:2], 1)
         log_p_TS[:, some] = log_p_TsV.gather(-1, index_Ts1)[..., 0]
         p_TsV = log_p_TsV.exp()
@@ -195,7 +193,8 @@ def tokens_of(parts: list[Predictions], targets_T: Tensor) -> Tokens:
 def standard_tokens(model: LanguageModel, stream_N: Tensor) -> Tokens:
     """Reads the text once by the standard approximation: batch 1, state carried."""
     state, parts = model.zero_state(1), []
-    for _, ids_T, targets_T in segments(stream_N, SEGMENT_STEPS):
+    steps = max(1, LOGITS[stream_N.device.type] // len(model.head_bias))
+    for _, ids_T, targets_T in segments(stream_N, steps):
         interruption.check()
         y_TSH, state = model(ids_T[:, None], state, model.mean_masks())
         parts.append(tokens_of([predictions(model, y_TSH, targets_T)], targets_T))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ENDINGS = (".png", ".svg", ".pdf")
 MARKS = 40  # the largest number of markers on a curve, about
 MARKERS = "osD^vPX*"  # curves differ without colour, too
 LONG_LABEL = 26  # characters; a legend with longer labels stands below the axes
@@ -46,14 +47,21 @@ def require_matplotlib() -> None:
 
 
 def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
+    figure, (axes,) = panels(1, width, height)
+    return figure, axes
+
+
+def panels(count: int, width: float = 8, height: float = 5) -> "tuple[Figure, list[Axes]]":
+    """Axes side by side, each so wide and so high, in inches."""
     require_matplotlib()
     from matplotlib.figure import Figure  # slow to import, so only where it is used
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    return figure, axes
+    figure = Figure(figsize=(count * width, height), layout="constrained")
+    every = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in every:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return figure, every
 
 
 def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
@@ -76,6 +84,14 @@ def save(figure: "Figure", path: Path) -> None:
         files.replace(Path(os.path.realpath(path)), drawn.getbuffer())
     except (OSError, ValueError, RunError) as error:
         raise ConfigError(f"the picture {path} cannot be written ({error}); choose another file") from None
+
+
+def require_writable(path: Path) -> None:
+    """Raises ConfigError where `save` would, as far as that can be known before anything is drawn."""
+    require_matplotlib()
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"picture must end in {', '.join(ENDINGS)}, got {path}")
+    ownership.require_own(path, is_drawing, "choose another file")
 
 
 def is_drawing(content: bytes) -> bool:

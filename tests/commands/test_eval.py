@@ -403,3 +403,11 @@ def test_calibration_is_of_one_language_model(
         run(folder, "calibration=true")
     with pytest.raises(ConfigError, match=r"^members must be empty with calibration"):
         run(folder, "calibration=true", "members=[a]")
+
+
+def test_a_picture_is_drawn_of_the_results(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^picture of a language model needs mc_samples=…, calibration"):
+        run(folder, "picture=a.svg")
+    run(folder, "picture=a.svg", "mc_samples=3", "calibration=true")
+    drawn = Path("a.svg").read_text()
+    assert "standard approximation" in drawn and "share of tokens" in drawn

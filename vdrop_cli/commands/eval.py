@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vdrop_cli import evaluation, evaluation_files, files, output, ownership, stored, tasks
+from vdrop_cli import (
+    evaluation,
+    evaluation_files,
+    evaluation_pictures,
+    files,
+    output,
+    ownership,
+    stored,
+    tasks,
+)
 from vdrop_cli.device import choose_device, choose_mc_batch, configure_process
 from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_report import print_results
@@ -30,6 +39,7 @@ def run(settings: Eval) -> str:
         file=sys.stderr,
     )
     evaluation.require_intervals(settings.interval, task, path)
+    evaluation_pictures.require_drawable(settings, snapshot.train.task.name)
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
@@ -71,6 +81,7 @@ def run(settings: Eval) -> str:
             evaluation.add_earlier_calibration(results, target)
         write(target, results, settings.interval)
         target.with_suffix(".partial").unlink(missing_ok=True)
+    evaluation_pictures.write(results, settings, snapshot.train.task.name)
     return "resumed" if resumed else "done"
 
 

@@ -92,6 +92,9 @@ class Eval:
     calibration: bool = setting(
         False, "language model: measure how sure it is of the next word; ratings always have such measures"
     )
+    picture: str | None = setting(
+        None, "a file for a picture of the results: .png, .svg or .pdf", limits=FilePath()
+    )
     seed: int = setting(1, "seed of the masks of MC samples", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
     backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")

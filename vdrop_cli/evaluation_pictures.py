@@ -1,0 +1,106 @@
+"""The picture of an evaluation, a function for each task."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdrop_cli import pictures
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.next_word import BINS
+from vdrop_cli.settings.choices import TaskName
+from vdrop_cli.settings.commands import Eval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Results = Mapping[str, Any]  # what `vdrop eval` writes
+
+
+def require_drawable(settings: Eval, task: TaskName) -> None:
+    """Raises ConfigError where the evaluation has nothing to draw, or the picture could not be written."""
+    if settings.picture is None:
+        return
+    pictures.require_writable(Path(settings.picture))
+    if task not in PICTURES:
+        raise ConfigError("picture is for language models; leave it out")
+    if task is TaskName.language_model and settings.mc_samples == 0 and not settings.calibration:
+        raise ConfigError(
+            "picture of a language model needs mc_samples=…, calibration=true or both, got neither"
+        )
+
+
+def write(results: Results, settings: Eval, task: TaskName) -> None:
+    """Writes the picture that the settings ask for."""
+    if settings.picture is not None:
+        pictures.save(PICTURES[task](results), Path(settings.picture))
+
+
+def language_model(results: Results) -> "Figure":
+    """Perplexity by number of passes, and a reliability diagram, as far as the results have them."""
+    tables = results.get("tables", {})
+    reliability = {
+        name: tables[table]
+        for table, name in (
+            ("reliability", "standard approximation"),
+            ("reliability_mc", "MC samples averaged"),
+        )
+        if table in tables
+    }
+    figure, every = pictures.panels(("mc" in results) + bool(reliability), width=6)
+    panels = iter(every)
+    if "mc" in results:
+        draw_passes(next(panels), results["mc"], results["metrics"]["test_ppl"])
+    if reliability:
+        draw_reliability(next(panels), reliability)
+    return figure
+
+
+def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float) -> None:
+    """Perplexity by the number of passes, and that of the standard approximation as a line."""
+    axes.errorbar(
+        [row["samples"] for row in rows],
+        [row["ppl"] for row in rows],
+        [row["deviation"] or 0.0 for row in rows],
+        color="tab:blue",
+        marker="o",
+        markersize=4,
+        capsize=3,
+        label="MC samples averaged",
+    )
+    axes.axhline(standard, color="black", linestyle="--", label="standard approximation")
+    axes.set_xscale("log")
+    axes.set_xlabel("MC samples (log scale); bars: standard deviation over groups of so many samples")
+    axes.set_ylabel("test perplexity")
+    axes.legend(fontsize="small")
+
+
+def draw_reliability(axes: "Axes", tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Accuracy by confidence, a curve for each table by its name; bars show where the tokens of the last one
+    are.
+    """
+    rows = list(tables.values())[-1]
+    total = sum(row["tokens"] for row in rows)
+    axes.bar(
+        [(math.ceil(row["confidence"] * BINS) - 0.5) / BINS for row in rows],
+        [row["tokens"] / total for row in rows],
+        1 / BINS,
+        color="0.85",
+        edgecolor="0.7",
+        label="share of tokens",
+    )
+    axes.plot([0, 1], [0, 1], ":", color="black", label="calibrated")
+    looks = (("black", "s", "--"), ("tab:blue", "o", "-"))
+    for (name, points), (color, marker, line) in zip(tables.items(), looks, strict=False):
+        confidence = [row["confidence"] for row in points]
+        accuracy = [row["accuracy"] for row in points]
+        axes.plot(confidence, accuracy, line, color=color, marker=marker, markersize=4, label=name)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("probability of the most probable word, mean of each bin")
+    axes.set_ylabel("share of tokens for which that word is right")
+    axes.legend(fontsize="small")
+
+
+PICTURES: dict[TaskName, Callable[[Results], "Figure"]] = {TaskName.language_model: language_model}
