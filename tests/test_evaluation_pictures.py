@@ -31,6 +31,7 @@ def test_perplexity_by_number_of_passes_and_the_standard_approximation_as_a_line
     (bars,) = [c for c in axes.collections if len(c.get_paths()) == 3]
     heights = [path.vertices[:, 1].tolist() for path in bars.get_paths()]
     assert heights == [[97, 101], [94, 96], [90, 90]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "5", "10"]
     assert axes.get_xscale() == "log" and axes.get_ylabel() == "test perplexity"
 
 

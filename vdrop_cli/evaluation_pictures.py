@@ -71,7 +71,10 @@ def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float) -> No
     )
     axes.axhline(standard, color="black", linestyle="--", label="standard approximation")
     axes.set_xscale("log")
-    axes.set_xlabel("MC samples (log scale); bars: standard deviation over groups of so many samples")
+    counts = [row["samples"] for row in rows]
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("MC samples (log scale)\nbars: standard deviation over groups of so many samples")
     axes.set_ylabel("test perplexity")
     axes.legend(fontsize="small")
 
