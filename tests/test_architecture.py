@@ -80,6 +80,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "intervals": {"uncertainty"},
     "selective": set(),
     "assessment": {"intervals", "selective", "uncertainty"},
+    "assessment_picture": {"assessment", "intervals", "pictures", "settings"},
     "measured": {"assessment"},
     "evaluation_report": {"assessment", "metric_names", "settings", "text_tables"},
     "text_tables": set(),

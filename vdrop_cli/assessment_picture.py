@@ -1,0 +1,104 @@
+"""The picture of an evaluation of ratings: are the intervals right, and does the model know where it errs?"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vdrop_cli.assessment import LEVEL, Assessment
+from vdrop_cli.intervals import TooFewTexts
+from vdrop_cli.pictures import canvases
+from vdrop_cli.settings.choices import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS = 10  # groups of texts with like standard deviations
+BARS = 200  # the largest number of texts with error bars
+STYLES = {"gaussian": ("tab:blue", "o"), "quantile": ("tab:orange", "s"), "conformal": ("tab:green", "^")}
+ORDERS = {"std": "by standard deviation", "length": "by length", "error": "by the error itself"}
+
+
+def draw(assessment: Assessment, interval: Interval | None = None) -> "Figure":
+    """Four axes: calibration curve, predicted against true ratings, error by standard deviation, and
+    selective prediction. Of several kinds of interval only `interval`, unless it is None.
+
+    Where the standard deviation is the same for all texts, no error by standard deviation is drawn.
+    """
+    kinds = [kind for kind in assessment.intervals if interval is None or kind == str(interval)]
+    count = 4 if assessment.has_spread else 3
+    figure, axes = canvases(count)
+    draw_calibration(axes[0], assessment, kinds)
+    draw_ratings(axes[1], assessment, kinds[-1])
+    draw_selective(axes[2], assessment)
+    if assessment.has_spread:
+        draw_errors(axes[3], assessment)
+    return figure
+
+
+def draw_calibration(axes: "Axes", assessment: Assessment, kinds: list[str]) -> None:
+    """The share of ratings inside intervals by their level; on the diagonal they are what they say."""
+    axes.plot([0, 100], [0, 100], color="0.5", linestyle="--", label="calibrated")
+    rows = assessment.calibration()
+    for kind in kinds:
+        shown = [row for row in rows if row[kind] is not None]
+        colour, marker = STYLES[kind]
+        shares = [100 * row[kind] for row in shown]
+        axes.plot(
+            [row["level"] for row in shown], shares, color=colour, marker=marker, markersize=4, label=kind
+        )
+    axes.set_xlabel("level of the interval, %")
+    axes.set_ylabel("test ratings inside, %")
+    axes.legend(fontsize="small", loc="upper left")
+
+
+def draw_ratings(axes: "Axes", assessment: Assessment, kind: str) -> None:
+    """Predicted against true ratings, with intervals; evenly spaced texts where there are many."""
+    texts = len(assessment.ratings_R)
+    shown = torch.linspace(0, texts - 1, min(texts, BARS)).round().long()
+    mean, ratings = assessment.predicted.mean_R[shown], assessment.ratings_R[shown]
+    try:
+        low_R, high_R = assessment.intervals[kind](LEVEL)
+    except TooFewTexts:
+        kind = "gaussian"
+        low_R, high_R = assessment.intervals[kind](LEVEL)
+    bars = torch.stack([mean - low_R[shown], high_R[shown] - mean]).clamp(min=0)
+    axes.errorbar(
+        ratings, mean, bars, fmt="o", markersize=3, elinewidth=0.5, color="tab:blue", ecolor="0.75", alpha=0.8
+    )
+    ends = [ratings.min().item(), ratings.max().item()]
+    axes.plot(ends, ends, color="0.3", linestyle="--")
+    axes.set_xlabel(f"true rating ({len(shown):,} of {texts:,} texts)")
+    axes.set_ylabel(f"predicted rating, {kind} {LEVEL} % intervals")
+
+
+def draw_selective(axes: "Axes", assessment: Assessment) -> None:
+    """The error of the most certain texts by their share."""
+    rows = assessment.selective()[:-1]
+    for (name, label), marker in zip(ORDERS.items(), "os^", strict=True):
+        if name in rows[0]:
+            axes.plot(
+                [row["share"] for row in rows],
+                [row[name] for row in rows],
+                marker=marker,
+                markersize=4,
+                label=label,
+            )
+    axes.set_xlabel("share of texts, the most certain ones, %")
+    axes.set_ylabel("test RMSE (rating units)")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+
+
+def draw_errors(axes: "Axes", assessment: Assessment) -> None:
+    """RMSE of texts with like standard deviations; on the diagonal the model knows its error."""
+    std_R = assessment.predicted.std_R
+    squared_R = (assessment.predicted.mean_R - assessment.ratings_R).square()
+    groups = [group for group in std_R.argsort().tensor_split(BINS) if len(group)]
+    stds = [std_R[group].mean().item() for group in groups]
+    errors = [squared_R[group].mean().sqrt().item() for group in groups]
+    axes.plot(stds, errors, "o-", color="tab:blue", markersize=4)
+    ends = [min(stds), max(stds)]
+    axes.plot(ends, ends, color="0.5", linestyle="--")
+    axes.set_xlabel(f"predicted standard deviation, {len(groups)} groups of texts")
+    axes.set_ylabel("test RMSE (rating units)")
