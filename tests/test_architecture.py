@@ -185,7 +185,9 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "runs": {"errors", "evaluation_files", "explain", "files", "settings", "sinks", "stored", "stuck_starts"},
     "comparison": {"evaluation_files", "markdown", "runs", "text_tables"},
     "pictures": {"errors", "files", "ownership", "policies", "runs", "settings"},
-    "evaluation_pictures": {"errors", "next_word", "pictures", "settings"},
+    "evaluation_pictures": {
+        *("assessment", "assessment_picture", "errors", "next_word", "pictures", "settings", "tasks")
+    },
     "markdown": set(),
     "metric_names": set(),
     "published": {"CONF"},

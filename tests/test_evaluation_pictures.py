@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import settings
+from tests.tasks.test_sentiment import rated_texts
+from tests.test_assessment import assessed
 from vdrop_cli import evaluation_pictures, pictures
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_pictures import language_model, require_drawable
-from vdrop_cli.settings.choices import TaskName
 
 MC = [{"samples": n, "ppl": 100.0 - n, "deviation": d} for n, d in ((1, 2.0), (5, 1.0), (10, None))]
 RELIABILITY = [
@@ -17,6 +18,7 @@ RELIABILITY = [
     {"probability": "0.93 to 1.00", "tokens": 10, "confidence": 1.0, "accuracy": 0.75},
 ]
 METRICS = {"test_ppl": 95.0}
+LANGUAGE_MODEL: Any = object()  # any task but ratings
 
 
 def evaluation(*overrides: str) -> Any:
@@ -65,14 +67,14 @@ def test_what_cannot_be_drawn_is_an_error_before_anything_is_evaluated(
     monkeypatch.chdir(tmp_path)
     Path("mine.png").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=message):
-        require_drawable(evaluation(*overrides), TaskName.language_model)
+        require_drawable(evaluation(*overrides), LANGUAGE_MODEL)
 
 
 def test_without_the_extra_that_draws_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    require_drawable(evaluation("mc_samples=3"), TaskName.language_model)
+    require_drawable(evaluation("mc_samples=3"), LANGUAGE_MODEL)
     with pytest.raises(ConfigError, match=r"pictures need matplotlib; pip install 'vdrop\[plot\]'"):
-        require_drawable(evaluation("picture=a.png", "mc_samples=3"), TaskName.language_model)
+        require_drawable(evaluation("picture=a.png", "mc_samples=3"), LANGUAGE_MODEL)
 
 
 @pytest.mark.parametrize("ending", evaluation_pictures.pictures.ENDINGS)
@@ -80,6 +82,21 @@ def test_a_picture_is_written_where_the_settings_name_a_file(ending: str, tmp_pa
     path = tmp_path / f"a{ending}"
     chosen = evaluation(f"picture={path}", "mc_samples=3")
     for _ in range(2):
-        require_drawable(chosen, TaskName.language_model)
-        evaluation_pictures.write({"metrics": METRICS, "mc": MC}, chosen, TaskName.language_model)
+        require_drawable(chosen, LANGUAGE_MODEL)
+        evaluation_pictures.write({"metrics": METRICS, "mc": MC}, None, chosen)
+    assert pictures.is_drawing(path.read_bytes())
+
+
+def test_ratings_that_say_little_have_no_picture(tmp_path: Path) -> None:
+    task, chosen = rated_texts([1.0, 2.0, 4.0], [3.0] * 9), evaluation(f"picture={tmp_path}/a.png")
+    with pytest.raises(ConfigError, match=r"^picture of ratings shows intervals, which are left out"):
+        require_drawable(chosen, task)
+    require_drawable(chosen, rated_texts([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]))
+
+
+def test_of_ratings_the_assessment_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "a.svg"
+    evaluation_pictures.write(
+        {"metrics": {}}, assessed(), evaluation(f"picture={path}", "interval=conformal")
+    )
     assert pictures.is_drawing(path.read_bytes())

@@ -6,7 +6,7 @@ import torch
 
 from vdrop_cli.assessment import LEVEL, Assessment
 from vdrop_cli.intervals import TooFewTexts
-from vdrop_cli.pictures import canvases
+from vdrop_cli.pictures import panels
 from vdrop_cli.settings.choices import Interval
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def draw(assessment: Assessment, interval: Interval | None = None) -> "Figure":
     """
     kinds = [kind for kind in assessment.intervals if interval is None or kind == str(interval)]
     count = 4 if assessment.has_spread else 3
-    figure, axes = canvases(count)
+    figure, axes = panels(count, width=5, height=4.5)
     draw_calibration(axes[0], assessment, kinds)
     draw_ratings(axes[1], assessment, kinds[-1])
     draw_selective(axes[2], assessment)

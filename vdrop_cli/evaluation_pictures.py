@@ -1,15 +1,16 @@
 """The picture of an evaluation, a function for each task."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdrop_cli import pictures
+from vdrop_cli import assessment_picture, pictures
+from vdrop_cli.assessment import Assessment
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.next_word import BINS
-from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.commands import Eval
+from vdrop_cli.tasks import Sentiment, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,23 +19,33 @@ if TYPE_CHECKING:
 Results = Mapping[str, Any]  # what `vdrop eval` writes
 
 
-def require_drawable(settings: Eval, task: TaskName) -> None:
+def require_drawable(settings: Eval, task: Task) -> None:
     """Raises ConfigError where the evaluation has nothing to draw, or the picture could not be written."""
     if settings.picture is None:
         return
     pictures.require_writable(Path(settings.picture))
-    if task not in PICTURES:
-        raise ConfigError("picture is for language models; leave it out")
-    if task is TaskName.language_model and settings.mc_samples == 0 and not settings.calibration:
+    if isinstance(task, Sentiment):
+        if task.are_measures_in_doubt:
+            raise ConfigError(
+                "picture of ratings shows intervals, which are left out where test ratings say little (see "
+                "the warnings of the training); leave it out"
+            )
+    elif settings.mc_samples == 0 and not settings.calibration:
         raise ConfigError(
             "picture of a language model needs mc_samples=…, calibration=true or both, got neither"
         )
 
 
-def write(results: Results, settings: Eval, task: TaskName) -> None:
-    """Writes the picture that the settings ask for."""
-    if settings.picture is not None:
-        pictures.save(PICTURES[task](results), Path(settings.picture))
+def write(results: Results, assessment: Assessment | None, settings: Eval) -> None:
+    """Writes the picture that the settings ask for. Ratings have an assessment."""
+    if settings.picture is None:
+        return
+    figure = (
+        language_model(results)
+        if assessment is None
+        else assessment_picture.draw(assessment, settings.interval)
+    )
+    pictures.save(figure, Path(settings.picture))
 
 
 def language_model(results: Results) -> "Figure":
@@ -104,6 +115,3 @@ def draw_reliability(axes: "Axes", tables: Mapping[str, list[dict[str, Any]]]) -
     axes.set_xlabel("probability of the most probable word, mean of each bin")
     axes.set_ylabel("share of tokens for which that word is right")
     axes.legend(fontsize="small")
-
-
-PICTURES: dict[TaskName, Callable[[Results], "Figure"]] = {TaskName.language_model: language_model}

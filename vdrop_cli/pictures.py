@@ -64,21 +64,6 @@ def panels(count: int, width: float = 8, height: float = 5) -> "tuple[Figure, li
     return figure, every
 
 
-def canvases(count: int) -> "tuple[Figure, list[Axes]]":
-    """Several axes in two columns."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    rows = -(-count // 2)
-    figure = Figure(figsize=(5 * min(count, 2), 4 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows, min(count, 2))
-    all_axes = [figure.add_subplot(grid[number // 2, number % 2]) for number in range(count)]
-    for axes in all_axes:
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    return figure, all_axes
-
-
 def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
     """The names; those that occur more than once are followed by their details."""
     return [

@@ -265,7 +265,8 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
         and trained["test_rmse"] > 0
     )
     assert "quantile" in capsys.readouterr().out
-    run(first, f"data.csv={moved}", "interval=conformal")
+    run(first, f"data.csv={moved}", "interval=conformal", f"picture={tmp_path}/ratings.svg")
+    assert (tmp_path / "ratings.svg").stat().st_size > 10_000
     shown = capsys.readouterr()
     assert "quantile" not in shown.out and "conformal intervals of 95 % need 19" in shown.err
     standard = result_named("standard")

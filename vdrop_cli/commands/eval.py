@@ -39,7 +39,7 @@ def run(settings: Eval) -> str:
         file=sys.stderr,
     )
     evaluation.require_intervals(settings.interval, task, path)
-    evaluation_pictures.require_drawable(settings, snapshot.train.task.name)
+    evaluation_pictures.require_drawable(settings, task)
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
@@ -81,7 +81,7 @@ def run(settings: Eval) -> str:
             evaluation.add_earlier_calibration(results, target)
         write(target, results, settings.interval)
         target.with_suffix(".partial").unlink(missing_ok=True)
-    evaluation_pictures.write(results, settings, snapshot.train.task.name)
+    evaluation_pictures.write(results, measured.assessment, settings)
     return "resumed" if resumed else "done"
 
 
