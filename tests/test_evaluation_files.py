@@ -19,6 +19,7 @@ PRECISIONS = (None, Precision.fp32, Precision.bf16)
     [
         Evaluation(),
         Evaluation(members=10),
+        Evaluation(5, members=10, seed=7, word_dropout=False),
         *(Evaluation(100, seed=7, word_dropout=word) for word in (None, True, False)),
     ],
     ids=str,
@@ -41,6 +42,9 @@ def test_a_name_says_how_an_evaluation_was_made(how: Evaluation, precision: Prec
         ("eval-0039-mc1000-s1.json", Evaluation(1000, seed=1)),
         ("eval-0001-00012-mc3-no_word-s7-bf16.json", Evaluation(3, 1, 7, False, Precision.bf16)),
         ("eval-0001-ensemble10-0123abcd-fp32.json", Evaluation(members=10, precision=Precision.fp32)),
+        ("eval-0001-ensemble3-0123abcd-mc50-s2-fp32.json", Evaluation(50, 3, 2, None, Precision.fp32)),
+        ("eval-0001-ensemble3-0123abcd-standard.json", None),
+        ("eval-0001-ensemble3-0123abcdmc50-s2.json", None),
         ("eval-0001-notes.json", None),
         ("eval-0001-mc3.json", None),
         ("eval-0001-standard.partial", None),
@@ -57,6 +61,18 @@ def test_an_evaluation_without_a_seed_includes_those_of_any_seed_and_no_others()
     made = [Evaluation(s, 1, seed, word, precision) for s, seed, word, precision in changes]
     assert [one for one in made if row.includes(one)] == [Evaluation(100, seed=1), Evaluation(100, seed=2)]
     assert [one for one in made if Evaluation(100, seed=2).includes(one)] == [Evaluation(100, seed=2)]
+
+
+def test_passes_of_several_runs_are_neither_those_of_one_nor_an_ensemble_without() -> None:
+    pooled = Evaluation(samples=100, members=3, seed=1)
+    assert not Evaluation(samples=100).includes(pooled) and not Evaluation(members=3).includes(pooled)
+    assert Evaluation(samples=100, members=3).includes(pooled)
+
+
+def test_members_have_one_name_in_any_order(tmp_path: Path) -> None:
+    paths = [tmp_path / run / "checkpoint-0001.pt" for run in ("a", "b")]
+    assert evaluation_files.members_digest(paths) == evaluation_files.members_digest(paths[::-1])
+    assert evaluation_files.members_digest(paths) != evaluation_files.members_digest(paths[:1])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint: which models, under which file name, and MC passes that can stop and resume."""
 
-import hashlib
 import math
 import re
 import sys
@@ -51,6 +50,11 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
             f"calibration is for language models, {path} is a model of ratings, which always have such "
             "measures; leave it out"
         )
+    if settings.members and settings.mc_samples and trained.task.name is TaskName.language_model:
+        raise ConfigError(
+            f"members must be empty with mc_samples, {path} is a language model, whose members are averaged "
+            f"by the standard approximation, got {len(settings.members)}"
+        )
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
     data = data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed)
     with phase("loading the data"):
@@ -75,7 +79,6 @@ def describe_evaluation(
     `trained` is the precision of their training.
     """
     is_default = settings.mc_samples == 0 or settings.word_dropout in (None, task.word_dropout)
-    together = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
     how = Evaluation(
         samples=settings.mc_samples,
         members=len(paths),
@@ -83,16 +86,20 @@ def describe_evaluation(
         word_dropout=None if is_default else settings.word_dropout,
         precision=None if precision is trained else precision,
     )
-    return how, hashlib.sha256(together.encode()).hexdigest()[:8]
+    return how, evaluation_files.members_digest(paths)
 
 
-def models(paths: list[Path], settings: Eval, device: torch.device, fingerprint: str) -> Iterator[TaskModel]:
-    """Of all members, one at a time."""
+def models(
+    paths: list[Path], settings: Eval, device: torch.device, fingerprint: str, first: Path
+) -> Iterator[TaskModel]:
+    """Of members, one at a time. Raises ConfigError unless `fingerprint` is that of their corpus, which is
+    the one of the checkpoint `first`.
+    """
     for path in paths:
         loaded = load(str(path), settings, device)
         if loaded.task.fingerprint != fingerprint:
             raise ConfigError(
-                f"members: {path} was trained on another corpus than {paths[0]}, or another split of it; "
+                f"members: {path} was trained on another corpus than {first}, or another split of it; "
                 "average models of the same words"
             )
         yield loaded.model
@@ -124,8 +131,12 @@ def details(measured: Measured) -> dict[str, Any]:
     return stored_details
 
 
-def passes(task: Task, model: TaskModel, settings: Eval, mc_batch: int, word_dropout: bool) -> Passes:
-    """MC dropout as the settings ask for it."""
+def passes(task: Task, members: list[TaskModel], settings: Eval, mc_batch: int, word_dropout: bool) -> Passes:
+    """MC dropout as the settings ask for it, of one model or several."""
+    if len(members) > 1:
+        assert isinstance(task, Sentiment)  # `load` refuses others
+        return task.pooled_passes(members, settings.mc_samples, settings.seed, word_dropout)
+    (model,) = members
     if settings.calibration:
         assert isinstance(task, LanguageModelling)  # `load` refuses others
         return task.next_word_passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
@@ -230,12 +241,13 @@ class Partial:
 
 
 def partial_of(
-    target: Path, path: Path, task: Task, mc_batch: int, described: dict[str, Any], settings: Eval
+    target: Path, paths: list[Path], task: Task, mc_batch: int, described: dict[str, Any], settings: Eval
 ) -> Partial:
     """Returns the partial file of an evaluation, with all that its numbers depend on, to the last bit on one
     machine with as many threads.
     """
-    identity = {"checkpoint": files.checksum(path), "corpus": task.fingerprint, "mc_batch": mc_batch}
+    checkpoints = " ".join(map(files.checksum, paths))
+    identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
     identity |= {"calibration": True} if settings.calibration else {}
     version = "code" if "code" in described else "commit"
     decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")

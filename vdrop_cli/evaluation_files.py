@@ -1,5 +1,6 @@
 """How a checkpoint is evaluated, and the file that holds its results: `eval-<epoch>-<how>.json`."""
 
+import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.settings.choices import Precision
 
-# what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged
+# what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged, each with
+# dropout off or with MC samples
+MC = r"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)"
+MEMBER = "member_"  # before the names of groups that are of each member
+MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
-    r"(?:standard|mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)"
-    r"|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{8}))(?:-(?P<precision>fp32|bf16))?"
+    rf"(?:standard|{MC}|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{{8}})(?:-{MEMBER_MC})?)"
+    r"(?:-(?P<precision>fp32|bf16))?"
 )
 PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without names, to be part of other patterns
 WORDS = {None: "", True: "-word", False: "-no_word"}
@@ -24,8 +29,8 @@ WORDS = {None: "", True: "-word", False: "-no_word"}
 class Evaluation:
     """How a checkpoint is evaluated: by default with dropout off, alone, in the precision of its training."""
 
-    samples: int = 0  # MC samples
-    members: int = 1  # runs whose probabilities are averaged
+    samples: int = 0  # MC samples, of each member
+    members: int = 1  # runs whose probabilities or ratings are averaged
     seed: int | None = None  # of the samples' masks; None: any
     word_dropout: bool | None = None  # None: on or off as the task has it
     precision: Precision | None = None  # None: that of the training
@@ -35,13 +40,11 @@ class Evaluation:
 
         `checkpoint` is the stem of the checkpoint's name, `digest` eight hex digits that name the members.
         """
-        how = "standard"
+        how = [f"ensemble{self.members}-{digest}"] if self.members > 1 else []
         if self.samples:
-            how = f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}"
-        elif self.members > 1:
-            how = f"ensemble{self.members}-{digest}"
-        in_another = "" if self.precision is None else f"-{self.precision}"
-        return f"{checkpoint.replace('checkpoint', 'eval')}-{how}{in_another}"
+            how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}")
+        in_another = [] if self.precision is None else [str(self.precision)]
+        return "-".join([checkpoint.replace("checkpoint", "eval"), *(how or ["standard"]), *in_another])
 
     def includes(self, other: "Evaluation") -> bool:
         """Whether another evaluation is this one, with any seed where this one names none."""
@@ -61,13 +64,20 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
     match = re.fullmatch(rf"{start}-{HOW}\.json", path.name, re.ASCII)
     if match is None:
         return None
+    samples, words, seed = (match[name] or match[f"{MEMBER}{name}"] for name in ("samples", "words", "seed"))
     return Evaluation(
-        samples=int(match["samples"] or 0),
+        samples=int(samples or 0),
         members=int(match["members"] or 1),
-        seed=None if match["seed"] is None else int(match["seed"]),
-        word_dropout=next(value for value, words in WORDS.items() if words == (match["words"] or "")),
+        seed=None if seed is None else int(seed),
+        word_dropout=next(value for value, name in WORDS.items() if name == (words or "")),
         precision=None if match["precision"] is None else Precision[match["precision"]],
     )
+
+
+def members_digest(paths: list[Path]) -> str:
+    """Eight hex digits that name the checkpoints that are evaluated together, in any order."""
+    together = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
+    return hashlib.sha256(together.encode()).hexdigest()[:8]
 
 
 def same_kind(path: Path) -> str:

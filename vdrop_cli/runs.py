@@ -274,7 +274,7 @@ def evaluation_of(
             evaluation_files.require_fields(results, path, "members")
             if not evaluation_files.are_seeds_of_one_run(results["members"], members):
                 continue
-        elif evaluation.samples:
+        if evaluation.samples:
             evaluation_files.require_fields(results, path, "mc")
         return results
     return None

@@ -132,7 +132,7 @@ def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
     assert result["metrics"].keys() == {"valid_ppl", "test_ppl"}
     with pytest.raises(ConfigError, match="got one twice"):
         run(folder, f"members=[{folder}]")
-    with pytest.raises(ConfigError, match="members must be empty with mc_samples"):
+    with pytest.raises(ConfigError, match=r"^members must be empty with mc_samples, \S+ is a language model"):
         run(folder, f"members=[{other}]", "mc_samples=3")
 
 
@@ -279,6 +279,17 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
     beside = {name: value for name, value in trained.items() if name.startswith("test_rmse_of_")}
     assert beside and averaged == averaged | beside
     assert set(averaged) - {"test_aurc"} == set(trained_alone) - {"train_rmse"}, "the spread gives one more"
+    run(first, f"members=[{second}]", "mc_samples=3")
+    pooled = next(first.glob("eval-0001-ensemble2-*-mc3-s1.json"))
+    results = json.loads(pooled.read_text())
+    assert pooled.name == f"{ensemble.stem}-mc3-s1.json"
+    assert results["members"] == [str(where / "checkpoint-0001.pt") for where in (first, second)]
+    assert results["metrics"] == results["metrics"] | {
+        name: value for name, value in averaged.items() if name != "noise"
+    }, "dropout off, as without passes"
+    assert [row["samples"] for row in results["mc"]] == [1, 2, 5, 6], "of all members"
+    assert len(results["conformal_scores"]) == 6 and results["metrics"]["noise_mc3"] > 0
+    assert results["metrics"]["test_rmse_mc3"] == results["mc"][-1]["rmse"]
     train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", "task.split_seed=1"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent not in (first, second))
     with pytest.raises(ConfigError, match=r"was trained on another corpus than .*, or another split of it"):

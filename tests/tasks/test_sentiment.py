@@ -24,7 +24,7 @@ from vdrop_cli.random_streams import Stream
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
 from vdrop_cli.tasks.predictors import START, UNKNOWN
-from vdrop_cli.tasks.sentiment import head, mean_of_texts, shuffled, split, texts_of
+from vdrop_cli.tasks.sentiment import Passes, head, mean_of_texts, shuffled, split, texts_of
 
 
 def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Sentiment:
@@ -614,6 +614,30 @@ def test_passes_resume_where_they_were_stopped() -> None:
     other = task.passes(model, 5, 50, 2, word_dropout=True)
     list(other.run())
     assert not torch.equal(other.values_SN["test"], whole.values_SN["test"])
+
+
+def test_passes_of_several_models_alternate_and_resume_where_they_were_stopped() -> None:
+    """A group of passes spreads over all models; here the second predicts 1,000 more."""
+    task, first = scattered()
+    second = scattered()[1]
+    plain = second.forward
+    second.forward = lambda *arguments: plain(*arguments) + 1000  # type: ignore[method-assign]
+
+    def new() -> Passes:
+        return task.pooled_passes([first, second], 3, 1, word_dropout=True)
+
+    whole, stopped, resumed = (new() for _ in range(3))
+    list(whole.run())
+    assert whole.words == whole.total == 2 * task.passes(first, 3, 50, 1, word_dropout=True).total
+    test_SN = whole.values_SN["test"]
+    assert len(test_SN) == 6 and (test_SN[1::2] > 500).all() and (test_SN[::2] < 500).all()
+    list(itertools.islice(stopped.run(), 5))
+    resumed.load_state_dict(stopped.state_dict())
+    list(resumed.run())
+    assert all(torch.equal(resumed.values_SN[name], whole.values_SN[name]) for name in ("train", "test"))
+    metrics, tables, _ = whole.results()
+    assert "test_rmse_mc3" in metrics and [row["samples"] for row in tables["mc"]] == [1, 2, 5, 6]
+    assert tables["mc"][1]["deviation"] < tables["mc"][0]["deviation"] / 10, "two passes have both models"
 
 
 def test_words_are_dropped_in_passes_or_not() -> None:

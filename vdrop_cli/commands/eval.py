@@ -55,21 +55,26 @@ def run(settings: Eval) -> str:
         next_word = evaluation.next_word(task, model) if settings.calibration else Measured({}, {})
         if settings.mc_samples > 0:
             mc_batch = choose_mc_batch(settings.mc_batch, device)
-            partial = evaluation.partial_of(target, path, task, mc_batch, described, settings)
+            partial = evaluation.partial_of(target, paths, task, mc_batch, described, settings)
             word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
-            passes = evaluation.passes(task, model, settings, mc_batch, word_dropout)
+            rest = evaluation.models(paths[1:], settings, device, task.fingerprint, path)
+            members = [model, *rest]
+            passes = evaluation.passes(task, members, settings, mc_batch, word_dropout)
             resumed = partial.load(passes)
             with phase("evaluating by the standard approximation"):
-                partial.metrics = partial.metrics or task.evaluate(model).metrics
+                if not partial.metrics:
+                    measured = task.ensemble(members) if settings.members else task.evaluate(model)
+                    partial.metrics = measured.metrics
             evaluation.go_through(passes, partial)
             measured = passes.results()
             results["metrics"] = partial.metrics | next_word.metrics | measured.metrics
             results |= {"word_dropout": word_dropout, "mc": measured.tables["mc"]}
             results["mc_seconds"] = partial.seconds
+            results |= {"members": [str(member) for member in paths]} if settings.members else {}
         else:
             with phase("evaluating"):
-                members = evaluation.models(paths, settings, device, task.fingerprint)
-                measured = task.ensemble(members) if settings.members else task.evaluate(model)
+                every = evaluation.models(paths, settings, device, task.fingerprint, path)
+                measured = task.ensemble(every) if settings.members else task.evaluate(model)
             results["metrics"] = measured.metrics | next_word.metrics
             results |= {"members": [str(member) for member in paths]} if settings.members else {}
         results |= evaluation.details(measured._replace(tables=next_word.tables | measured.tables))

@@ -110,12 +110,6 @@ class Eval:
             self.word_dropout,
         )
         require(
-            self.mc_samples == 0 or not self.members,
-            "members",
-            "empty with mc_samples, which is of one model",
-            len(self.members),
-        )
-        require(
             not self.calibration or not self.members,
             "members",
             "empty with calibration, which is of one model",

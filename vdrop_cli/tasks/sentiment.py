@@ -400,7 +400,11 @@ class Sentiment:
     def passes(
         self, model: Regressor, samples: int, together: int, seed: int, word_dropout: bool
     ) -> "Passes":
-        return Passes(self, model, samples, seed, word_dropout)
+        return Passes(self, [model], samples, seed, word_dropout)
+
+    def pooled_passes(self, models: list[Regressor], samples: int, seed: int, word_dropout: bool) -> "Passes":
+        """MC dropout with `samples` passes of each model."""
+        return Passes(self, models, samples, seed, word_dropout)
 
     def ensemble(self, models: Iterable[Regressor]) -> Measured:
         """Of the mean of the ratings that all models give, with their spread as the model's uncertainty."""
@@ -420,24 +424,30 @@ class Passes:
     """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each
     sequence.
 
+    The models of an ensemble make `samples` passes each, in turn, so that a group of successive passes
+    spreads over all models.
+
     `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and
     resumes to the same result bit for bit, from what `state_dict` gives.
     """
 
     def __init__(
-        self, task: Sentiment, model: Regressor, samples: int, seed: int, word_dropout: bool
+        self, task: Sentiment, models: list[Regressor], samples: int, seed: int, word_dropout: bool
     ) -> None:
-        dropout = model.dropout
-        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
+        self.dropouts = [
+            model.dropout if word_dropout else replace(model.dropout, p_word=0.0, word_mask=WordMask.type)
+            for model in models
+        ]
         self.task = task
-        self.model = model
-        self.samples = samples
+        self.models = models
+        self.samples = samples  # of each model
+        self.pooled = samples * len(models)  # S, passes of all models
         self.stream = Stream((seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
         self.work = [(name, *batch) for name, part in self.parts.items() for batch in task.by_length(part)]
         self.done = 0  # batches, over all passes
         self.values_SN = {
-            name: torch.zeros(samples, len(part.sequences)) for name, part in self.parts.items()
+            name: torch.zeros(self.pooled, len(part.sequences)) for name, part in self.parts.items()
         }
 
     @property
@@ -451,7 +461,7 @@ class Passes:
     @property
     def total(self) -> int:
         """How many there are to read."""
-        return self.samples * sum(self.task.words(batch) for _, _, batch in self.work)
+        return self.pooled * sum(self.task.words(batch) for _, _, batch in self.work)
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "values": self.values_SN}
@@ -461,7 +471,7 @@ class Passes:
         done, values = saved.get("done"), saved.get("values")
         if (
             type(done) is not int
-            or not 0 <= done <= self.samples * len(self.work)
+            or not 0 <= done <= self.pooled * len(self.work)
             or not isinstance(values, dict)
         ):
             raise ValueError("its passes are not counted")
@@ -481,15 +491,15 @@ class Passes:
     @torch.no_grad()
     def run(self) -> Iterator[int]:
         """Reads on to the end; yields how many words a batch had."""
-        while self.done < self.samples * len(self.work):
+        while self.done < self.pooled * len(self.work):
             number, at = divmod(self.done, len(self.work))
             name, group, batch = self.work[at]
-            shape = self.model.layers.mask_shape(*batch.ids_TB.shape)
+            member = number % len(self.models)
+            model, dropout = self.models[member], self.dropouts[member]
+            shape = model.layers.mask_shape(*batch.ids_TB.shape)
             stream = self.stream.at(number, name, batch.number)
-            masks = draw(self.dropout, shape, stream, self.task.device, outputs=self.model.outputs)
-            self.values_SN[name][number, group] = (
-                self.model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
-            )
+            masks = draw(dropout, shape, stream, self.task.device, outputs=model.outputs)
+            self.values_SN[name][number, group] = model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
             self.done += 1
             yield self.task.words(batch)
 
@@ -505,7 +515,7 @@ class Passes:
         test_R = self.parts["test"].ratings_R
         suffix = f"_mc{self.samples}"
         rows = []
-        for number in sample_counts(self.samples):
+        for number in sample_counts(self.pooled):
             groups = [
                 rmse(group_SR.mean(0), test_R)
                 for group_SR in torch.split(test_SR, number)
