@@ -129,18 +129,13 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         ),
         *("stored", "tasks", "trained_model"),
     },
+    "prediction_inputs": {"corpora", "errors", "files", "settings", "stored"},
+    "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
+    "rating_noise": {"errors", "evaluation_files", "settings", "tasks", "trained_model", "uncertainty"},
     "prediction": {
-        *(
-            "checkpoint",
-            "corpora",
-            "errors",
-            "evaluation_files",
-            "files",
-            "generation",
-            "perplexity",
-            "policies",
-        ),
-        *("settings", "tasks", "trained_model", "uncertainty"),
+        *("checkpoint", "errors", "files", "generation", "intervals", "learned", "perplexity", "policies"),
+        *("prediction_inputs", "prediction_rows", "rating_noise", "settings", "tasks", "trained_model"),
+        "uncertainty",
     },
     "continuation": {"checkpoint", "files", "ownership", "settings", "sinks", "stored", "tasks"},
     "bench": {
@@ -327,6 +322,9 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "errors": "test_mistakes.py",  # the one line of every error
     "explain": "test_mistakes.py",
     "learned": "test_checkpoint.py",
+    "prediction_inputs": "commands/test_predict.py",
+    "prediction_rows": "commands/test_predict.py",
+    "rating_noise": "commands/test_predict.py",
     "prediction": "commands/test_predict.py",  # the command is a leaf, and its tests are those of the module
     "published": "studies/test_table1.py",
     "commands/table": "studies/test_page.py",

@@ -137,6 +137,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("eval", "checkpoint=nowhere"): "checkpoint=nowhere does not exist",
     ("eval", "checkpoint=file"): "checkpoint=file is damaged or not a checkpoint",
     ("eval", "model=lstm_large"): "is not a setting",
+    ("predict", "checkpoint=a", "json=true"): "json is not a setting; give format=json",
     ("eval", "checkpoint=file", "batch_size=9"): "vdrop train has task.batch_size",
     ("data", "data=no"): "data=no is an unknown choice",
     ("train", "model=null"): "a group takes the name of a choice, not null or a number",

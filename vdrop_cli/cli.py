@@ -82,7 +82,8 @@ examples:
 
 examples:
   vdrop predict checkpoint=… text="A film to remember ."
-  vdrop predict checkpoint=… file=reviews.txt json=true  a row per line of the file; or standard input
+  vdrop predict checkpoint=… file=a.csv format=csv      the columns of the file, and the predictions
+  vdrop predict checkpoint=… file=reviews.txt            a row per line of the file; or standard input
   vdrop predict checkpoint=… sample=50                   generate fifty words with a language model
   vdrop predict checkpoint=… sample=50 temperature=0.8 top_k=50   probable words only
 """,

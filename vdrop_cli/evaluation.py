@@ -63,14 +63,6 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
     return Loaded(path, snapshot, task, built.model, built.precision)
 
 
-def members(first: Path, settings: Eval) -> list[Path]:
-    """The checkpoints that are evaluated together, or the only one."""
-    paths = [first, *(checkpoint.find(named) for named in settings.members)]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError("members must be other checkpoints, each once, got one twice")
-    return paths
-
-
 def describe_evaluation(
     settings: Eval, paths: list[Path], task: Task, precision: Precision, trained: Precision
 ) -> tuple[Evaluation, str]:
@@ -105,6 +97,11 @@ def models(
         yield loaded.model
 
 
+def standard(task: Task, members: list[TaskModel]) -> Measured:
+    """What the standard approximation gives, of one model or several."""
+    return task.ensemble(members) if len(members) > 1 else task.evaluate(members[0])
+
+
 def require_intervals(interval: Interval | None, task: Task, path: Path) -> None:
     """Raises ConfigError where a task has no intervals of that kind."""
     if interval is None:
@@ -131,16 +128,22 @@ def details(measured: Measured) -> dict[str, Any]:
     return stored_details
 
 
-def passes(task: Task, members: list[TaskModel], settings: Eval, mc_batch: int, word_dropout: bool) -> Passes:
+def word_dropout(task: Task, settings: Eval) -> bool:
+    """Whether it is on in MC passes."""
+    return task.word_dropout if settings.word_dropout is None else settings.word_dropout
+
+
+def passes(task: Task, members: list[TaskModel], settings: Eval, mc_batch: int) -> Passes:
     """MC dropout as the settings ask for it, of one model or several."""
+    with_words = word_dropout(task, settings)
     if len(members) > 1:
         assert isinstance(task, Sentiment)  # `load` refuses others
-        return task.pooled_passes(members, settings.mc_samples, settings.seed, word_dropout)
+        return task.pooled_passes(members, settings.mc_samples, settings.seed, with_words)
     (model,) = members
     if settings.calibration:
         assert isinstance(task, LanguageModelling)  # `load` refuses others
-        return task.next_word_passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
-    return task.passes(model, settings.mc_samples, mc_batch, settings.seed, word_dropout)
+        return task.next_word_passes(model, settings.mc_samples, mc_batch, settings.seed, with_words)
+    return task.passes(model, settings.mc_samples, mc_batch, settings.seed, with_words)
 
 
 def next_word(task: Task, model: TaskModel) -> Measured:

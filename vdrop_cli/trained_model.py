@@ -45,6 +45,14 @@ def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) 
     return task
 
 
+def member_paths(first: Path, named: list[str]) -> list[Path]:
+    """The checkpoints that are averaged, or the only one. Raises ConfigError where one is there twice."""
+    paths = [first, *map(checkpoint.find, named)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("members must be other checkpoints, each once, got one twice")
+    return paths
+
+
 def build(
     path: Path, snapshot: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
 ) -> Built:

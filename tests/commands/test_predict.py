@@ -2,9 +2,11 @@
 people.
 """
 
+import csv
 import io
 import itertools
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +84,7 @@ def writer(here: Path, trained_writer: Path) -> Path:
 
 def predict_rows(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> Rows:
     capsys.readouterr()
-    predict.run(settings(f"checkpoint={folder}", "device=cpu", "json=true", *overrides, command="predict"))
+    predict.run(settings(f"checkpoint={folder}", "device=cpu", "format=json", *overrides, command="predict"))
     return [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
 
 
@@ -97,7 +99,7 @@ def test_a_good_text_is_rated_above_a_bad_one_with_an_interval_about_it(
     )
     assert good["rating"] > bad["rating"] + 0.3 and good["text"].startswith("Good1")
     for row in (good, bad):
-        assert row["low"] < row["rating"] < row["high"] and row["deviation"] > 0
+        assert row["low"] < row["rating"] < row["high"] and row["std_model"] > 0
         assert row["high"] - row["rating"] == pytest.approx(row["rating"] - row["low"])
     (narrow,) = predict_rows(capsys, critic, "text='good1 good2 good3 good1 good0'", "level=50")
     assert narrow["rating"] == pytest.approx(good["rating"]), "the same words and the same masks"
@@ -143,7 +145,7 @@ def test_every_setting_of_it_changes_something(critic: Path, capsys: pytest.Capt
         (changed,) = predict_rows(capsys, critic, "text=good1 bad2", change)
         assert changed["rating"] != base["rating"], change
     (standard,) = predict_rows(capsys, critic, "text=good1 bad2", "mc_samples=0")
-    assert standard["deviation"] == 0 and standard["rating"] != base["rating"]
+    assert standard["std_model"] is None and standard["rating"] != base["rating"]
 
 
 def test_the_noise_is_that_of_the_evaluation_where_there_is_one(
@@ -163,7 +165,7 @@ def test_the_noise_is_that_of_the_evaluation_where_there_is_one(
     )
     noise = json.loads(next(critic.glob("eval-*-mc5-s1.json")).read_text())["metrics"]["noise_mc5"]
     (row,) = predict_rows(capsys, critic, "text=good1", "level=68.26894921370859", "mc_samples=5")
-    assert row["high"] - row["rating"] == pytest.approx((row["deviation"] ** 2 + noise**2) ** 0.5, rel=1e-6)
+    assert row["high"] - row["rating"] == pytest.approx((row["std_model"] ** 2 + noise**2) ** 0.5, rel=1e-6)
 
 
 def test_the_noise_is_found_whatever_the_name_of_the_checkpoint(
@@ -197,7 +199,7 @@ def test_the_noise_is_found_whatever_the_name_of_the_checkpoint(
             json.dumps(evaluation_file | {"metrics": evaluation_file["metrics"] | {metric: 0.25}})
         )
         (row,) = predict_rows(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
-        assert row["noise"] == 0.25
+        assert row["std_noise"] == 0.25
         (critic / made).write_text(json.dumps(evaluation_file | {"epoch": evaluation_file["epoch"] + 1}))
         with pytest.raises(ConfigError, match="first, which fits the observation noise"):
             predict_rows(capsys, critic, f"checkpoint='{path}'", "text=good1", f"mc_samples={samples}")
@@ -213,16 +215,19 @@ def test_the_noise_of_another_precision_is_not_taken(
     other = own.with_name(f"{own.stem}-bf16.json")
     other.write_text(own.read_text().replace('"noise_mc5": ', '"noise_mc5": 9'))
     (row,) = predict_rows(capsys, critic, "text=good1", "mc_samples=5")
-    assert row["noise"] == json.loads(own.read_text())["metrics"]["noise_mc5"]
+    assert row["std_noise"] == json.loads(own.read_text())["metrics"]["noise_mc5"]
     own.unlink()
     (row,) = predict_rows(capsys, critic, "text=good1", "mc_samples=5")
-    assert row["noise"] == json.loads((critic / "result.json").read_text())["noise"]
+    assert row["std_noise"] == json.loads((critic / "result.json").read_text())["noise"]
 
 
 def test_a_text_in_lines_is_one_row_and_what_cannot_be_shown_is_escaped(
     critic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for more, escaped in ([], "good1 bad1 \\u201chm\\u201d"), (["json=true"], r"good1\nbad1 \u201chm\u201d"):
+    for more, escaped in (
+        ([], "good1 bad1 \\u201chm\\u201d"),
+        (["format=json"], r"good1\nbad1 \u201chm\u201d"),
+    ):
         stdout = io.BytesIO()
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stdout, encoding="ascii", write_through=True))
         output.prepare()
@@ -425,6 +430,12 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
         (["sample=-1"], "sample must be at least 0"),
         (["sample=3", "file=b"], "file must be null with sample"),
         (["seed=-1", "text=a"], "seed must be in"),
+        (["text=a", "column=b"], "column must be null with text"),
+        (["text=a", "input=csv"], "input must be null with text"),
+        (["sample=3", "input=csv"], "input must be null with sample"),
+        (["sample=3", "format=csv"], "format must be table or json with sample"),
+        (["format=csv", "surprises=3"], "surprises must be null with format=csv"),
+        (["text=a", "passes=true"], "passes must be false without format=json"),
     ],
 )
 def test_values_out_of_bounds_are_refused(overrides: list[str], message: str) -> None:
@@ -437,8 +448,10 @@ def test_settings_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null of a language model"):
         predict_rows(capsys, writer, "text=w3", "mc_samples=3")
-    with pytest.raises(ConfigError, match=r"^level is for ratings, .* is a language model; leave it out"):
-        predict_rows(capsys, writer, "text=w3", "level=50")
+    for wrong in ("level=50", "interval=quantile", f"members=[{writer / '..' / writer.name}]", "passes=true"):
+        name = wrong.partition("=")[0]
+        with pytest.raises(ConfigError, match=rf"^{name} is for ratings, .* is a language model; leave it"):
+            predict_rows(capsys, writer, "text=w3", wrong)
     with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
         predict_rows(capsys, writer, "file=nowhere")
     with pytest.raises(ConfigError, match=r"^text='w3\\udcff' is not UTF-8"):
@@ -535,7 +548,7 @@ def test_in_the_middle_of_an_epoch_the_error_says_how_to_measure_the_noise(
     ):
         predict_rows(capsys, path, "text=good1", "mc_samples=5")
     (fitted,) = predict_rows(capsys, path, "text=good1", "mc_samples=5", rated[1])
-    assert fitted["noise"] == pytest.approx(end["noise"], rel=1e-6)
+    assert fitted["std_noise"] == pytest.approx(end["std_noise"], rel=1e-6)
 
 
 def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(
@@ -545,7 +558,7 @@ def test_every_line_has_a_row_and_one_that_cannot_be_read_takes_no_other_along(
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"^file=lines: nothing is predicted from 1 of 6 lines"):
         predict.run(
-            settings(f"checkpoint={writer}", "device=cpu", "json=true", "file=lines", command="predict")
+            settings(f"checkpoint={writer}", "device=cpu", "format=json", "file=lines", command="predict")
         )
     printed = capsys.readouterr()
     rows = [json.loads(line) for line in printed.out.splitlines()]
@@ -635,3 +648,204 @@ def test_a_prediction_that_is_no_number_is_an_error(writer: Path, capsys: pytest
         ConfigError, match="cannot be used: it does not hold the weights that its settings describe"
     ):
         predict_rows(capsys, path, "text=w3")
+
+
+def evaluated(folder: Path, *overrides: str) -> dict[str, Any]:
+    """The newest evaluation, made with these settings."""
+    evaluation.run(
+        settings(f"checkpoint={folder}", "stored_data=true", "device=cpu", *overrides, command="eval")
+    )
+    path = max(folder.glob("eval-*.json"), key=lambda one: one.stat().st_mtime_ns)
+    return dict(json.loads(path.read_text()))
+
+
+def test_intervals_of_each_kind_are_those_of_the_passes_and_the_noise(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Conformal ones take noise and scores of the evaluation in the same way."""
+    text = ("text=good1 bad2", "mc_samples=5", "level=60")
+    with pytest.raises(
+        ConfigError, match=r"^interval=conformal takes .*; run vdrop eval checkpoint=\S+ mc_samples=5 first"
+    ):
+        predict_rows(capsys, critic, *text, "interval=conformal")
+    results = evaluated(critic, "mc_samples=5")
+    evaluated(critic)
+    rows = {
+        kind: predict_rows(capsys, critic, *text, f"interval={kind}", "passes=true")[0]
+        for kind in ("gaussian", "quantile", "conformal")
+    }
+    passes_S, noise = (
+        torch.tensor(rows["gaussian"]["passes"], dtype=torch.float64),
+        results["metrics"]["noise_mc5"],
+    )
+    for row in rows.values():
+        assert row["passes"] == passes_S.tolist() and row["std_noise"] == noise and len(passes_S) == 5
+        assert row["rating"] == pytest.approx(passes_S.mean().item(), rel=1e-5)
+        assert row["std_model"] == pytest.approx(passes_S.std(correction=0).item(), rel=1e-3)
+    std = (rows["gaussian"]["std_model"] ** 2 + noise**2) ** 0.5
+    assert rows["gaussian"]["high"] - rows["gaussian"]["rating"] == pytest.approx(0.8416 * std, rel=1e-3)
+    rank = math.ceil(7 * 0.6)
+    half = results["conformal_scores"][rank - 1] * std
+    assert rows["conformal"]["high"] - rows["conformal"]["rating"] == pytest.approx(half, rel=1e-6)
+    low, high = (torch.tensor(rows["quantile"][end]) for end in ("low", "high"))
+    for end, below in ((low, 0.2), (high, 0.8)):
+        assert torch.special.ndtr((end - passes_S) / noise).mean().item() == pytest.approx(below, abs=1e-4)
+    with pytest.raises(ConfigError, match=r"^level: conformal intervals of 95 % need 19 .*, got 6; choose a"):
+        predict_rows(capsys, critic, "text=good1", "mc_samples=5", "interval=conformal")
+
+
+def test_one_pass_has_no_standard_deviation_and_says_so(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for samples in (0, 1):
+        row = {
+            kind: predict_rows(capsys, critic, "text=good1", f"mc_samples={samples}", f"interval={kind}")[0]
+            for kind in ("gaussian", "quantile")
+        }
+        assert row["gaussian"]["std_model"] is None
+        assert row["gaussian"]["low"] == pytest.approx(row["quantile"]["low"], rel=1e-5)
+    predict.run(
+        settings(f"checkpoint={critic}", "text=good1", "device=cpu", "mc_samples=1", command="predict")
+    )
+    shown = capsys.readouterr()
+    assert "vdrop: one pass has no standard deviation of the model" in shown.err and "   –   " in shown.out
+
+
+def test_passes_without_any_dropout_probability_have_no_standard_deviation(
+    here: Path, rated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero = [f"dropout.{name}=0" for name in ("p_word", "p_x", "p_h", "p_out")]
+    train.run(settings(*TINY_SENTIMENT, *rated, *zero))
+    folder = next(here.rglob("result.json")).parent
+    predict.run(
+        settings(f"checkpoint={folder}", "text=good1", "device=cpu", "format=json", command="predict")
+    )
+    shown = capsys.readouterr()
+    assert "all passes are the same, as every dropout probability" in shown.err
+    assert json.loads(shown.out.splitlines()[-1])["std_model"] is None
+
+
+def test_a_table_gets_its_predictions_beside_its_columns(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = b'id,review\r\n1,"good1, ""good2""\nbad1"\r\n2,ca\xe9\r\n3,bad1,more\r\n4,\r\n5," bad1"\r\n'
+    Path("reviews.csv").write_bytes(content)
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"^file=reviews.csv: nothing is predicted from 2 of 5 lines"):
+        predict.run(
+            settings(
+                f"checkpoint={critic}",
+                "device=cpu",
+                "file=reviews.csv",
+                "column=review",
+                "format=csv",
+                command="predict",
+            )
+        )
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    names = ["line", "id", "review", "rating", "std_model", "std_noise", "low", "high", "level", "error"]
+    assert list(rows[0]) == names
+    assert [row["line"] for row in rows] == ["2", "4", "5", "6", "7"], "lines of the file"
+    assert [row["id"] for row in rows] == ["1", "2", "", "4", "5"]
+    assert rows[0]["review"] == 'good1, "good2"\nbad1' and rows[4]["review"] == " bad1"
+    assert [bool(row["rating"]) for row in rows] == [True, False, False, False, True]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False, False]
+    assert "line 4: not UTF-8" in printed.err and "line 5: 3 fields, the header has 2" in printed.err
+    (alone,) = predict_rows(capsys, critic, "text=bad1")
+    assert float(rows[4]["rating"]) == alone["rating"] and float(rows[4]["low"]) == alone["low"]
+    with pytest.raises(ConfigError, match=r"^column=text is not a column of file=.*; choose from id, review"):
+        predict_rows(capsys, critic, "file=reviews.csv")
+    Path("reviews.tsv").write_text('rating\ttext\n3\tgood1 "x"\n')
+    with pytest.raises(
+        ConfigError, match=r"^file=reviews.tsv has a column rating, as the output has; rename"
+    ):
+        predict_rows(capsys, critic, "file=reviews.tsv")
+    Path("reviews.tsv").write_text('stars\ttext\n3\tgood1 "x"\n')
+    (row,) = predict_rows(capsys, critic, "file=reviews.tsv")
+    assert (row["stars"], row["text"]) == ("3", 'good1 "x"')
+
+
+def test_json_lines_keep_their_fields_and_one_that_cannot_be_read_is_named(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.jsonl").write_bytes(
+        b'{"text": "good1", "n": [1]}\n{"n": 2}\n{"text": 3}\n{"text"\n\n{"text": "\\ud800"}\n"x"\n\xff\n'
+    )
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"^file=a.jsonl: nothing is predicted from 6 of 8 lines"):
+        predict.run(
+            settings(f"checkpoint={critic}", "device=cpu", "file=a.jsonl", "format=json", command="predict")
+        )
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["line"] for row in rows] == [*range(1, 9)]
+    assert rows[0]["n"] == [1] and rows[0]["rating"] is not None and rows[1]["n"] == 2
+    problems = ["no field text", "not text", "not JSON", "surrogate", "not a JSON object", "not UTF-8"]
+    for row, problem in zip([rows[n] for n in (1, 2, 3, 5, 6, 7)], problems, strict=True):
+        assert row["rating"] is None and problem in row["error"], row
+    assert "error" not in rows[4] and rows[4]["rating"] is None
+    Path("a.jsonl").write_text('{"review": "good1"}\n')
+    with pytest.raises(
+        ConfigError, match=r"^column=text is not a column of file=a.jsonl; choose from review"
+    ):
+        predict_rows(capsys, critic, "file=a.jsonl")
+
+
+def test_standard_input_and_files_are_read_in_the_format_that_is_named(
+    writer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"text,n\nw3 w10,1\n"))
+    monkeypatch.setattr("sys.stdin", stream)
+    (row,) = predict_rows(capsys, writer, "input=csv")
+    assert row["n"] == "1" and row["ppl"] > 1
+    Path("a.csv").write_text("w3 w10\nw10 w31\n")
+    assert len(predict_rows(capsys, writer, "file=a.csv", "input=lines")) == 2
+    predict.run(
+        settings(
+            f"checkpoint={writer}", "device=cpu", "file=a.csv", "input=lines", "format=csv", command="predict"
+        )
+    )
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(rows[0]) == ["line", "text", "ppl", "words", "error"] and rows[1]["words"] == "3"
+    with pytest.raises(
+        ConfigError, match=r"^column must be null, .* is read as lines, which have no columns"
+    ):
+        predict_rows(capsys, writer, "file=a.csv", "input=lines", "column=text")
+
+
+def test_members_pool_their_passes_and_take_the_noise_of_their_evaluation(
+    here: Path, rated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["task.protocol=clean", "schedule.epochs=1"]
+    for seed in (1, 2):
+        train.run(settings(*TINY_SENTIMENT, *rated, *more, f"seed={seed}"))
+    first, second = sorted(path.parent for path in here.rglob("result.json"))
+    together = ("text=good1 bad2", "passes=true", f"members=[{second}]")
+    with pytest.raises(
+        ConfigError, match=r"^members have no observation noise together yet; run vdrop eval .* members=\["
+    ):
+        predict_rows(capsys, first, *together)
+    results = evaluated(first, f"members=[{second}]")
+    (row,) = predict_rows(capsys, first, *together)
+    alone = [
+        predict_rows(capsys, folder, "text=good1 bad2", "mc_samples=0")[0]["rating"]
+        for folder in (first, second)
+    ]
+    assert row["passes"] == pytest.approx(alone, rel=1e-6), "the standard approximation of each"
+    assert row["rating"] == pytest.approx(sum(alone) / 2, rel=1e-6)
+    assert row["std_model"] == pytest.approx(abs(alone[0] - alone[1]) / 2, rel=1e-4)
+    assert row["std_noise"] == results["metrics"]["noise"]
+    (swapped,) = predict_rows(capsys, second, *together[:2], f"members=[{first}]")
+    assert swapped["std_noise"] == row["std_noise"] and swapped["rating"] == pytest.approx(row["rating"])
+    pooled = evaluated(first, f"members=[{second}]", "mc_samples=3")
+    (mixed,) = predict_rows(capsys, first, *together, "mc_samples=3", "interval=conformal", "level=50")
+    assert len(mixed["passes"]) == 6 and mixed["std_noise"] == pooled["metrics"]["noise_mc3"]
+    half = pooled["conformal_scores"][3] * (mixed["std_model"] ** 2 + mixed["std_noise"] ** 2) ** 0.5
+    assert mixed["high"] - mixed["rating"] == pytest.approx(half, rel=1e-6)
+    train.run(settings(*TINY_SENTIMENT, *rated, *more, "task.split_seed=1"))
+    other = next(path.parent for path in here.rglob("result.json") if path.parent not in (first, second))
+    with pytest.raises(ConfigError, match=r"^members: .* was trained on another corpus than"):
+        predict_rows(capsys, first, "text=good1", f"members=[{other}]")
+    with pytest.raises(ConfigError, match="got one twice"):
+        predict_rows(capsys, first, "text=good1", f"members=[{first}]")

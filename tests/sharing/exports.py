@@ -28,6 +28,6 @@ def model_of_ratings(rated: list[str], *overrides: str) -> Path:
 def predicted(run: Path, text: str, capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, float]:
     """The row that `vdrop predict` prints for a text."""
     capsys.readouterr()
-    predict.run(settings(f"checkpoint={run}", f"text={text}", "json=true", *overrides, command="predict"))
+    predict.run(settings(f"checkpoint={run}", f"text={text}", "format=json", *overrides, command="predict"))
     row: dict[str, float] = json.loads(capsys.readouterr().out)
     return row

@@ -25,6 +25,7 @@ from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
 from vdrop_cli.sinks import phase
+from vdrop_cli.trained_model import member_paths
 
 
 def run(settings: Eval) -> str:
@@ -43,7 +44,8 @@ def run(settings: Eval) -> str:
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
-    paths = evaluation.members(path, settings)
+    paths = member_paths(path, settings.members)
+    results |= {"members": [str(member) for member in paths]} if settings.members else {}
     how, digest = evaluation.describe_evaluation(settings, paths, task, precision, snapshot.train.precision)
     target = path.with_name(f"{how.stem(path.stem, digest)}.json")
     if not ownership.is_run_file(target):  # of a checkpoint with a name of its own
@@ -56,27 +58,21 @@ def run(settings: Eval) -> str:
         if settings.mc_samples > 0:
             mc_batch = choose_mc_batch(settings.mc_batch, device)
             partial = evaluation.partial_of(target, paths, task, mc_batch, described, settings)
-            word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
-            rest = evaluation.models(paths[1:], settings, device, task.fingerprint, path)
-            members = [model, *rest]
-            passes = evaluation.passes(task, members, settings, mc_batch, word_dropout)
+            together = [model, *evaluation.models(paths[1:], settings, device, task.fingerprint, path)]
+            passes = evaluation.passes(task, together, settings, mc_batch)
             resumed = partial.load(passes)
             with phase("evaluating by the standard approximation"):
-                if not partial.metrics:
-                    measured = task.ensemble(members) if settings.members else task.evaluate(model)
-                    partial.metrics = measured.metrics
+                partial.metrics = partial.metrics or evaluation.standard(task, together).metrics
             evaluation.go_through(passes, partial)
             measured = passes.results()
             results["metrics"] = partial.metrics | next_word.metrics | measured.metrics
-            results |= {"word_dropout": word_dropout, "mc": measured.tables["mc"]}
+            results |= {"word_dropout": evaluation.word_dropout(task, settings), "mc": measured.tables["mc"]}
             results["mc_seconds"] = partial.seconds
-            results |= {"members": [str(member) for member in paths]} if settings.members else {}
         else:
             with phase("evaluating"):
-                every = evaluation.models(paths, settings, device, task.fingerprint, path)
-                measured = task.ensemble(every) if settings.members else task.evaluate(model)
+                members = evaluation.models(paths, settings, device, task.fingerprint, path)
+                measured = task.ensemble(members) if settings.members else task.evaluate(model)
             results["metrics"] = measured.metrics | next_word.metrics
-            results |= {"members": [str(member) for member in paths]} if settings.members else {}
         results |= evaluation.details(measured._replace(tables=next_word.tables | measured.tables))
         if task.warnings:
             results["warnings"] = task.warnings

@@ -2,7 +2,7 @@
 
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.prediction import load, rate, surprise, write
+from vdrop_cli.prediction import load, rate, surprise, with_members, write
 from vdrop_cli.settings.commands import Predict
 from vdrop_cli.tasks import RatingPredictor
 
@@ -17,15 +17,16 @@ def run(settings: Predict) -> None:
                 raise ConfigError(
                     f"{name} is for language models, {built.path} predicts ratings; leave it out"
                 )
-        rate(built, built.predictor, settings)
+        rate(with_members(built, settings, device), built.predictor, settings)
         return
     if settings.mc_samples:
         raise ConfigError(
             "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop "
             "eval has MC perplexity"
         )
-    if settings.level is not None:
-        raise ConfigError(f"level is for ratings, {built.path} is a language model; leave it out")
+    for name in ("level", "interval", "members", "passes"):
+        if getattr(settings, name):
+            raise ConfigError(f"{name} is for ratings, {built.path} is a language model; leave it out")
     if settings.sample > 0:
         write(built, built.predictor, settings)
     else:

@@ -120,6 +120,19 @@ class Interval(Choice):
     conformal = "conformal"  # as wide as the errors on the validation part ask for
 
 
+class InputFormat(Choice):
+    lines = "lines"  # one text a line
+    csv = "csv"  # commas between columns
+    tsv = "tsv"  # tabs between columns
+    jsonl = "jsonl"  # a JSON object a line
+
+
+class OutputFormat(Choice):
+    table = "table"
+    json = "json"  # an object a line
+    csv = "csv"
+
+
 class Pictures(Choice):
     png = "png"
     svg = "svg"

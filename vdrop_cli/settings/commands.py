@@ -12,7 +12,9 @@ from vdrop_cli.settings.choices import (
     BenchCell,
     BenchPart,
     BenchSize,
+    InputFormat,
     Interval,
+    OutputFormat,
     Pictures,
     Precision,
     Size,
@@ -121,12 +123,23 @@ class Eval:
 class Predict:
     checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
     text: str | None = setting(None, "the text to predict from")
-    file: str | None = setting(
-        None, "a file with one text per line; null, and no text: standard input", limits=FilePath()
+    file: str | None = setting(None, "a file of texts; null, and no text: standard input", limits=FilePath())
+    input: InputFormat | None = setting(
+        None, "format of file or standard input; null: by the file's ending, else one text per line"
     )
+    column: str | None = setting(None, "input=csv, tsv or jsonl: the column of the texts; null: text")
     data: Place = setting(Place, "for checkpoints of older versions, which lack what prediction needs of it")
     mc_samples: int | None = setting(
-        None, "MC samples of a rating; null: 50, or 0 for a model without dropout", "samples", MC_SAMPLES
+        None,
+        "MC samples of a rating, of each member; null: 50, or 0 with members or for a model without dropout",
+        "samples",
+        MC_SAMPLES,
+    )
+    members: list[str] = setting(
+        [], "ratings: more checkpoints, whose passes are averaged with those of checkpoint", "", FilePath()
+    )
+    interval: Interval | None = setting(
+        None, "ratings: the kind of interval; null: gaussian; conformal needs a vdrop eval before"
     )
     level: float | None = setting(
         None,
@@ -149,7 +162,10 @@ class Predict:
         "words",
         POSITIVE,
     )
-    json: bool = setting(False, "print a JSON object per line instead of a table")
+    format: OutputFormat = setting(
+        OutputFormat.table, "of the output; json: an object per text; csv: with the columns of the input"
+    )
+    passes: bool = setting(False, "with format=json: the rating of every pass, too")
     seed: int = setting(1, "seed of the masks of MC samples, or of the generated words", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
     backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
@@ -163,6 +179,16 @@ class Predict:
         require(has_words, "text", "a text with words in it", repr(self.text))
         continues = self.sample == 0 or self.file is None
         require(continues, "file", "null with sample=…, which continues text=…", self.file)
+        for name in ("input", "column"):
+            value = getattr(self, name)
+            require(self.text is None or value is None, name, "null with text=…", value)
+            require(self.sample == 0 or value is None, name, "null with sample=…", value)
+        is_csv = self.format is OutputFormat.csv
+        require(self.sample == 0 or not is_csv, "format", "table or json with sample=…", self.format)
+        has_surprises = self.surprises is not None
+        require(not (is_csv and has_surprises), "surprises", "null with format=csv", self.surprises)
+        is_json = self.format is OutputFormat.json
+        require(is_json or not self.passes, "passes", "false without format=json", "true")
         require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
         for name in ("temperature", "top_k"):
             value = getattr(self, name)

@@ -100,16 +100,21 @@ class RatingPredictor:
         return cut(words, self.ids, self.learned.chunk_words)
 
     @torch.no_grad()
-    def passes_of(self, model: Regressor, words: list[str], samples: int, seed: int) -> Tensor:
+    def passes_of(
+        self, model: Regressor, words: list[str], samples: int, seed: int, member: int = 0
+    ) -> Tensor:
         """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard
         approximation [1].
+
+        Each `member` of an ensemble has masks of its own.
         """
+        path_end = (member,) if member else ()
         group_ratings = []
         for first in range(0, max(samples, 1), PASSES_AT_ONCE):
             passes, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
             for number, ids_T in enumerate(self.cut(words)):
                 interruption.check()
-                stream = Stream((seed, "predict", first, number))
+                stream = Stream((seed, "predict", first, number, *path_end))
                 masks = model.masks(len(ids_T), passes, stream) if samples else model.mean_masks()
                 ids_TS = ids_T[:, None].expand(-1, passes).to(self.device)
                 values.append(

@@ -1,0 +1,196 @@
+"""Texts to predict from: of the command line, of a file or of standard input, as lines, a table or JSON
+objects.
+"""
+
+import codecs
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from vdrop_cli import files, stored
+from vdrop_cli.corpora.tables import TAB, Table, field_count, require_column
+from vdrop_cli.corpora.text import lines as lines_of
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.files import Damaged, printable
+from vdrop_cli.settings.choices import InputFormat
+from vdrop_cli.settings.commands import Predict
+
+COLUMN = "text"  # of the texts, where the settings leave it open
+UNDECODED = "surrogateescape"  # how bytes that are not UTF-8 are carried along
+SHOWN = 60  # characters of a text in the table
+END_OF_INPUT = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D on a new line"
+ENDINGS = {
+    ".csv": InputFormat.csv,
+    ".tsv": InputFormat.tsv,
+    ".jsonl": InputFormat.jsonl,
+    ".ndjson": InputFormat.jsonl,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One text to predict from. `number` is that of its first line in the input, from 1."""
+
+    number: int
+    text: str | None  # None: it could not be read
+    problem: str | None = None  # why nothing can be predicted from it
+    fields: dict[str, Any] | None = None  # all columns of its row in the input; None: a plain line
+
+    @property
+    def is_blank(self) -> bool:
+        return self.text is not None and not self.text.strip()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The start of its row in the output."""
+        plain = {"text": "" if self.is_blank else self.text}
+        fields = plain if self.fields is None else self.fields
+        return {"line": self.number} | fields | ({"error": self.problem} if self.problem else {})
+
+    @property
+    def shown(self) -> str:
+        """For a table."""
+        if self.is_blank:
+            return "(blank line)"
+        return shortened(self.text or "") + (f" ({self.problem})" if self.problem else "")
+
+
+def shortened(text: str) -> str:
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def origin(settings: Predict) -> str:
+    """Of the texts, for a message."""
+    if settings.text is not None:
+        return "text"
+    return "standard input" if settings.file is None else f"file={settings.file}"
+
+
+def lines(settings: Predict) -> list[Line]:
+    """From the command line, which is line 1 whatever it holds, a file, or standard input."""
+    if settings.text is not None:
+        if any("\ud800" <= character <= "\udfff" for character in settings.text):
+            raise ConfigError(f"text={settings.text!r} is not UTF-8; convert it")
+        return [Line(1, settings.text)]
+    kind = format_of(settings)
+    if kind is InputFormat.lines and settings.column is not None:
+        raise ConfigError(
+            f"column must be null, {origin(settings)} is read as lines, which have no columns, got "
+            f"{settings.column}; give input=csv or input=jsonl if it is such a file"
+        )
+    text = content_of(settings).removeprefix(codecs.BOM_UTF8).decode(errors=UNDECODED)
+    column = COLUMN if settings.column is None else settings.column
+    if kind is InputFormat.lines:
+        texts = [plain_line(number, line) for number, line in enumerate(lines_of(text), 1)]
+    elif kind is InputFormat.jsonl:
+        texts = [json_line(number, line, column) for number, line in enumerate(lines_of(text), 1)]
+        require_objects_with(column, texts, origin(settings))
+    else:
+        delimiter = TAB if kind is InputFormat.tsv else ","
+        texts = list(table_lines(Table(text, delimiter, origin(settings), settable=False), column))
+    if not texts:
+        raise ConfigError(f"{origin(settings)} holds no text; give text=…, or one text a line")
+    return texts
+
+
+def format_of(settings: Predict) -> InputFormat:
+    """As the settings say, else by the file's ending."""
+    if settings.input is not None or settings.file is None:
+        return settings.input or InputFormat.lines
+    return ENDINGS.get(PurePath(settings.file).suffix.lower(), InputFormat.lines)
+
+
+def content_of(settings: Predict) -> bytes:
+    """Of the file or of standard input."""
+    advice = "name a text file, or give text=…"
+    try:
+        if settings.file is not None:
+            return files.read(Path(settings.file))
+        if sys.stdin is None:
+            raise ConfigError("there is no standard input; give text=… or file=…")
+        if sys.stdin.isatty():
+            print(f"vdrop: type one text per line; {END_OF_INPUT} ends the input", file=sys.stderr)
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); {advice}") from None
+    except Damaged as reason:
+        raise ConfigError(f"file={settings.file} cannot be read ({reason}); {advice}") from None
+
+
+def decoded(text: str, whole: str) -> str:
+    """`text` as it is in UTF-8. Raises Damaged where it holds other bytes; `whole` is what has them."""
+    try:
+        return text.encode(errors=UNDECODED).decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(f"not UTF-8, {error.reason} at byte {error.start} of the {whole}; convert it") from None
+
+
+def plain_line(number: int, line: str) -> Line:
+    try:
+        return Line(number, decoded(line, "line"))
+    except Damaged as reason:
+        return Line(number, None, str(reason))
+
+
+def table_lines(table: Table, column: str) -> Iterator[Line]:
+    """Each row below the header; a blank line is a row without values. Raises ConfigError where the ends of
+    it is unclear where rows end.
+    """
+    for name in table.names:
+        if not name or "\ud800" <= max(name) <= "\udfff":
+            raise ConfigError(f"{table.where}: line 1 has a column without a name in UTF-8; give it one")
+    place = table.place(column, "column")
+    for number, values in table.all_rows:
+        if not values:
+            yield Line(number, "", fields=dict.fromkeys(table.names))
+            continue
+        fields: dict[str, Any] = dict.fromkeys(table.names)
+        problems = []
+        if len(values) != len(table.names):
+            problems = [f"{field_count(len(values))}, the header has {len(table.names)}"]
+        else:
+            for name, value in zip(table.names, values, strict=True):
+                try:
+                    fields[name] = decoded(value, f"field {name}")
+                except Damaged as reason:
+                    problems.append(str(reason))
+        text = fields[table.names[place]]
+        yield Line(number, None if problems else text, problems[0] if problems else None, fields)
+
+
+def json_line(number: int, line: str, column: str) -> Line:
+    """A JSON object; a blank line is one without values."""
+    fields: dict[str, Any] = {}
+    try:
+        text = decoded(line, "line")
+        if not text.strip():
+            return Line(number, "", fields={column: ""})
+        fields = stored.parse_json(text.encode())
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            fields = {}
+            raise Damaged("it has half of a surrogate pair, which is not text") from None
+        if column not in fields:
+            raise Damaged(f"it has no field {column}")
+        if not isinstance(fields[column], str):
+            raise Damaged(f"its field {column} is not text")
+    except Damaged as reason:
+        return Line(number, None, str(reason), fields)
+    return Line(number, fields[column], fields=fields)
+
+
+def require_objects_with(column: str, texts: list[Line], where: str) -> None:
+    """Raises ConfigError where there are JSON objects, and none has the field of the texts."""
+    names = list(dict.fromkeys(name for line in texts for name in line.fields or {}))
+    if names:
+        require_column(column, names, "column", where)
+
+
+def columns(texts: list[Line]) -> list[str]:
+    """The names of the input's columns, in order of first appearance."""
+    return list(dict.fromkeys(name for line in texts for name in (line.fields or {"text": None})))

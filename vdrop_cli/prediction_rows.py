@@ -1,0 +1,111 @@
+"""Rows of predictions as they are printed: a table, JSON or CSV; and what is reported of texts beside."""
+
+import codecs
+import csv
+import json
+import math
+import sys
+from typing import Any
+
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.prediction_inputs import Line, columns, origin
+from vdrop_cli.settings.choices import OutputFormat
+from vdrop_cli.settings.commands import Predict
+from vdrop_cli.tasks import Predictor
+from vdrop_cli.trained_model import Built
+
+
+class Rows:
+    """Prints a row for each text in the format of the settings: the columns of the input, then those of the
+    prediction.
+    """
+
+    def __init__(self, settings: Predict, texts: list[Line], predicted: tuple[str, ...]) -> None:
+        self.format = settings.format
+        names = columns(texts)
+        if self.format is not OutputFormat.table:
+            twice = [name for name in names if name in ("line", *predicted, "error")]
+            if twice:
+                raise ConfigError(
+                    f"{origin(settings)} has a column {twice[0]}, as the output has; rename it in the file"
+                )
+        if self.format is OutputFormat.csv:
+            self.header = ["line", *names, *predicted, "error"]
+            self.writer = csv.writer(sys.stdout, lineterminator="\n")
+            self.writer.writerow(self.header)
+
+    def write(self, line: Line, values: dict[str, Any], shown: str) -> None:
+        """`shown` is the row of a table."""
+        if self.format is OutputFormat.table:
+            print(shown)
+        elif self.format is OutputFormat.json:
+            print(as_json(line.row | values))
+        else:
+            row = line.row | values
+            self.writer.writerow([as_cell(row.get(name)) for name in self.header])
+
+
+def as_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def as_json(row: dict[str, Any]) -> str:
+    """One line; where the terminal has no UTF-8, all else than ASCII is written as JSON's escapes."""
+    return json.dumps(row, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8")
+
+
+class UnknownWords:
+    """Counts words that are not in the vocabulary, over all lines."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.words = 0
+        self.unknown = 0
+
+    def count(self, words: list[str]) -> None:
+        self.words += len(words)
+        self.unknown += sum(map(self.predictor.is_unknown, words))
+
+    def report(self) -> None:
+        """Prints the counts if a word is unknown."""
+        if self.unknown:
+            print(
+                f"vdrop: {self.unknown:,} of {self.words:,} words unknown: the vocabulary of the model does "
+                "not have them",
+                file=sys.stderr,
+            )
+
+
+class Problems:
+    """Lines that nothing could be predicted from: reported as they come, and an error when all others are
+    done.
+    """
+
+    def __init__(self, settings: Predict) -> None:
+        self.settings, self.count = settings, 0
+
+    def report(self, line: Line) -> None:
+        assert line.problem is not None
+        if self.settings.text is not None:
+            raise ConfigError(f"text: {line.problem}")
+        print(f"vdrop: {origin(self.settings)}, line {line.number}: {line.problem}", file=sys.stderr)
+        self.count += 1
+
+    def end(self, lines: int) -> None:
+        """Raises ConfigError where there were some, once all output is on its way."""
+        if self.count:
+            sys.stdout.flush()
+            raise ConfigError(
+                f"{origin(self.settings)}: nothing is predicted from {self.count} of {lines} lines; see above"
+            )
+
+
+def finite(value: float, what: str, built: Built, line: Line) -> float:
+    if not math.isfinite(value):
+        raise RunError(
+            f"{built.path}: the {what} of line {line.number} is {value}; its weights are not those of a "
+            "model that works"
+        )
+    return value
