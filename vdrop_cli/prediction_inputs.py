@@ -137,12 +137,15 @@ def plain_line(number: int, line: str) -> Line:
 
 
 def table_lines(table: Table, column: str) -> Iterator[Line]:
-    """Each row below the header; a blank line is a row without values. Raises ConfigError where the ends of
-    it is unclear where rows end.
+    """Each row below the header; a blank line is a row without values. Raises ConfigError where
+    quotation marks leave open where rows end.
     """
-    for name in table.names:
-        if not name or "\ud800" <= max(name) <= "\udfff":
-            raise ConfigError(f"{table.where}: line 1 has a column without a name in UTF-8; give it one")
+    if table.names.count("") > 1:
+        raise ConfigError(f"{table.where}: line 1 has more than one column without a name; name them")
+    try:
+        decoded("".join(table.names), "names")
+    except Damaged as reason:
+        raise ConfigError(f"{table.where}: line 1 is {reason}") from None
     place = table.place(column, "column")
     for number, values in table.all_rows:
         if not values:

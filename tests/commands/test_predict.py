@@ -756,6 +756,16 @@ def test_a_table_gets_its_predictions_beside_its_columns(
     assert float(rows[4]["rating"]) == alone["rating"] and float(rows[4]["low"]) == alone["low"]
     with pytest.raises(ConfigError, match=r"^column=text is not a column of file=.*; choose from id, review"):
         predict_rows(capsys, critic, "file=reviews.csv")
+    for header, message in (
+        (b",,text", "has more than one column without a name"),
+        (b"\xe9,text", "is not UTF"),
+    ):
+        Path("names.csv").write_bytes(header + b"\na,b,c\n")
+        with pytest.raises(ConfigError, match=f"^file=names.csv: line 1 {message}"):
+            predict_rows(capsys, critic, "file=names.csv")
+    Path("names.csv").write_text(",text\n0,good1\n")
+    (row,) = predict_rows(capsys, critic, "file=names.csv")
+    assert row[""] == "0", "as of a table with numbered rows"
     Path("reviews.tsv").write_text('rating\ttext\n3\tgood1 "x"\n')
     with pytest.raises(
         ConfigError, match=r"^file=reviews.tsv has a column rating, as the output has; rename"
