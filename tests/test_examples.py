@@ -81,6 +81,7 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
         shutil.copy(setting.partition("=")[2], folder / f"{name}.txt")
     shutil.copy(rated[1].partition("=")[2], folder / "a.csv")
     (folder / "reviews.txt").write_text("good1 bad2\ngood3\n")
+    (folder / "reviews.csv").write_text('id,review\n1,good1 bad2\n2,"good3, bad1"\n')
     short = re.search(r"```yaml\n(# @package.*?)```", (ROOT / "docs/runs.md").read_text(), re.DOTALL)
     assert short is not None
     (folder / "mine" / "experiment").mkdir(parents=True)
