@@ -1,11 +1,12 @@
 """The smaller tables of docs/findings are what the records say; tests/test_records.py has the larger ones."""
 
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 
 from tests.processes import ROOT
-from vdrop_cli import runs
+from vdrop_cli import evaluation_files, runs
 from vdrop_cli.runs import Finished
 
 RECORDS = ROOT / "outputs" / "record"
@@ -103,3 +104,67 @@ def test_the_mask_on_the_cell_state() -> None:
     for p_c in ("0.05", "0.1", "0.25"):
         run = recorded(f"choices/moon/dropout.p_c/{p_c}")
         assert table[p_c] == [f"{run.result['valid_ppl']:.1f}"]
+
+
+UNCERTAINTY = RECORDS / "uncertainty"
+LEVELS = (50, 80, 90, 95)
+
+
+def evaluated(row: str, kind: str, seed: int = 1) -> dict[str, Any]:
+    """The evaluation of a record: `mc50-s1`, `standard`, or of an ensemble."""
+    (path,) = (UNCERTAINTY / row / f"s{seed}").glob(f"eval-*-{kind}.json")
+    return evaluation_files.read(path)
+
+
+def coverages(results: dict[str, Any], kind: str) -> list[float]:
+    by_level = {row["level"]: row[kind] for row in results["tables"]["calibration"]}
+    return [100 * by_level[level] for level in LEVELS]
+
+
+INTERVALS = {  # name on the page: record and evaluation
+    "LSTM, none": ("lstm_none-12", "standard"),
+    "LSTM, naive": ("lstm_naive-12", "mc50-s1"),
+    "LSTM, variational": ("lstm_variational-40", "mc50-s1"),
+    "GRU, none": ("gru_none-12", "standard"),
+    "GRU, naive": ("gru_naive-24", "mc50-s1"),
+    "GRU, variational": ("gru_variational-100", "mc50-s1"),
+}
+
+
+def test_coverage_of_intervals() -> None:
+    (table,) = tables("uncertainty", "intervals")
+    expected = {}
+    for name, (row, how) in INTERVALS.items():
+        results = evaluated(row, how)
+        for kind in ("gaussian", "conformal"):
+            width = next(w["width_95"] for w in results["tables"]["intervals"] if w["intervals"] == kind)
+            expected[f"{name}: {kind}"] = [f"{share:.1f}" for share in coverages(results, kind)] + [f"{width:.3f}"]
+    assert table == expected
+
+
+def test_coverage_over_splits() -> None:
+    (table,) = tables("uncertainty", "split")
+    rows = ["gru_none-12", *(f"gru_none-12-split{split}" for split in range(1, 5))]
+    shares = [coverages(evaluated(row, "standard"), "conformal") for row in rows]
+    expected = {str(split): [f"{share:.1f}" for share in row] for split, row in enumerate(shares)}
+    expected["mean"] = [f"{fmean(column):.1f}" for column in zip(*shares, strict=True)]
+    assert table == expected
+
+
+def test_selective_prediction() -> None:
+    (table,) = tables("uncertainty", "uncertainty from")
+    passes = [evaluated("gru_variational-100", "mc50-s1", seed) for seed in (1, 2, 3)]
+    ensembles = {
+        f"ensemble of three, {name}": evaluated(row, "ensemble3-*")
+        for name, row in (("variational", "gru_variational-100"), ("none", "gru_none-12"))
+    }
+
+    def line(evaluations: list[dict[str, Any]], order: str) -> list[str]:
+        curves = [one["tables"]["selective"] for one in evaluations]
+        by_share = [{row["share"]: row for row in curve} for curve in curves]
+        return [spread([rows[share][order] for rows in by_share], 4) for share in (100, 50, "area")]
+
+    expected = {"50 MC passes": line(passes, "std"), "length, of the same": line(passes, "length")}
+    for name, results in ensembles.items():
+        expected[name] = line([results], "std")
+    assert table == expected
