@@ -138,7 +138,9 @@ def test_coverage_of_intervals() -> None:
         results = evaluated(row, how)
         for kind in ("gaussian", "conformal"):
             width = next(w["width_95"] for w in results["tables"]["intervals"] if w["intervals"] == kind)
-            expected[f"{name}: {kind}"] = [f"{share:.1f}" for share in coverages(results, kind)] + [f"{width:.3f}"]
+            expected[f"{name}: {kind}"] = [f"{share:.1f}" for share in coverages(results, kind)] + [
+                f"{width:.3f}"
+            ]
     assert table == expected
 
 
