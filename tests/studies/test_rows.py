@@ -3,10 +3,13 @@
 import pytest
 from hydra import compose
 
+from tests.processes import ROOT
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.train import Train
 from vdrop_cli.studies import rows
+
+RECORDS = ROOT / "outputs" / "record"
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +58,12 @@ def test_a_run_is_recognised_by_its_settings_and_not_by_the_experiment_that_was_
     changed = rows.train_settings(("experiment=table1_small_none", "dropout=moon"), "")
     moon = rows.train_settings(("experiment=table1_small_moon",), "")
     assert rows.key(changed.numbers()) == rows.key(moon.numbers())
+
+
+@pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
+def test_records_of_findings_are_no_rows() -> None:
+    """They are runs of settings that film reviews have rows of, made again."""
+    collected = [run.folder for run in rows.collect(ROOT / "outputs").all_finished]
+    assert any(folder.is_relative_to(RECORDS / "ratings") for folder in collected)
+    assert list((RECORDS / rows.FINDINGS).rglob("result.json"))
+    assert not any(folder.is_relative_to(RECORDS / rows.FINDINGS) for folder in collected)

@@ -75,6 +75,7 @@ class Collected:
         return (run for with_key in self.finished.values() for run in with_key)
 
 
+FINDINGS = "uncertainty"  # records that have a page of their own in docs/findings, and are no rows of tables
 Identity = tuple[str, int, str, str]  # key, seed, precision and device
 
 
@@ -98,13 +99,16 @@ def collect(outputs: Path) -> Collected:
 
     A run replaces its record, and one that was made before it with the same settings; until it is evaluated,
     their evaluations count. Records that come with a checkout count for other outputs, too. A stuck run does
-    not count where there is a finished one: that was not judged, or by another limit.
+    not count where there is a finished one: that was not judged, or by another limit. Nor do records below
+    `FINDINGS`.
     """
     finished: dict[Identity, Finished] = {}
     stuck: dict[Identity, Stuck] = {}
     for folder in (*record_folders(outputs), outputs / "train"):
         here: dict[Identity, Finished] = {}
         for run in runs.below(folder):
+            if run.folder.is_relative_to(folder / FINDINGS):
+                continue
             known = here.get(identity(run))
             if known is None or len(run.evaluations) > len(known.evaluations):
                 here[identity(run)] = run
