@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests import quick_hydra
+from tests.fork_server import Popen
 from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, environment
 from vdrop_cli import CONF, interruption
 from vdrop_cli.kernels import native
@@ -233,6 +234,13 @@ def poisoned() -> Iterator[None]:
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     with ForkServer(tmp_path_factory.mktemp("forks")) as server:
         yield server
+
+
+@pytest.fixture
+def forked_commands(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server forks what a command of this process starts as `vdrop …`, too."""
+    monkeypatch.setattr(Popen, "address", fork_server.address, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
 
 
 @pytest.fixture

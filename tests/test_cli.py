@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Vdrop
-from tests.processes import environment
+from tests.processes import ForkServer, environment
 from vdrop_cli import cli
 from vdrop_cli.sinks import read_log
 
@@ -309,32 +309,23 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
     ],
 )
 def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(
-    limit: int, more: list[str], named: str, text: list[str], tmp_path: Path
+    limit: int, more: list[str], named: str, text: list[str], fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Files may not grow beyond a limit: the checkpoint does at once, or the log and TensorBoard's events
     when they have got long.
     """
-    command = [sys.executable, "-m", "vdrop_cli", "train", *TINY, *text, *more, "log_every=1"]
-
-    def run(limit: int) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
-        )
-
-    ran = run(limit)
-    (said,) = [line for line in ran.stderr.splitlines() if line.startswith("vdrop: ")]
-    assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
+    command = ["train", *TINY, *text, *more, "log_every=1"]
+    with fork_server.spawn(tmp_path, *command) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        _, stderr = process.communicate()
+    (said,) = [line for line in stderr.splitlines() if line.startswith("vdrop: ")]
+    assert process.returncode == 1 and "Traceback" not in stderr, stderr
     assert (
         f"{named} cannot be written (File too large); make room, or check the disk" in said
         and "outputs/train/" in said
     )
     assert read_log(next(tmp_path.rglob("log.jsonl")))
-    again = run(resource.RLIM_INFINITY)
+    again = fork_server.run(tmp_path, *command)
     assert again.returncode == 0 and "is damaged" not in again.stderr
     steps = [
         record["step"] for record in read_log(next(tmp_path.rglob("log.jsonl"))) if record["kind"] == "step"

@@ -103,10 +103,7 @@ print(min(after - before for before, after in zip(marks[1:], marks[2:])))
 )
 @pytest.mark.parametrize(
     ("precision", "steps"),
-    mark_long(
-        [(precision, steps) for precision in ("fp32", "bf16") for steps in (20, 70)],
-        [("fp32", 20), ("bf16", 20)],
-    ),
+    mark_long([(precision, steps) for precision in ("fp32", "bf16") for steps in (20, 70)], [("bf16", 20)]),
 )
 def test_a_warm_training_step_asks_for_no_more_memory(precision: str, steps: int) -> None:
     """One that stored its logits would take 16 MB a step. What comes once, when a thread first waits, is

@@ -51,12 +51,13 @@ def ended(sweep: Forked) -> str:
     return sweep.communicate(timeout=240)[1]
 
 
+@pytest.mark.parametrize("launcher", [[], pytest.param(JOBLIB, marks=pytest.mark.long)])
 def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_resumes(
-    start: Start, text: list[str], tmp_path: Path
+    launcher: list[str], start: Start, text: list[str], tmp_path: Path
 ) -> None:
     """The kernel kills a process when memory is short; joblib then kills the whole pool."""
-    arguments = (*text, *JOBLIB, "checkpoint.minutes=0.005", "seed=1,2,3")
-    sweep = start(*arguments)
+    arguments = (*text, "checkpoint.minutes=0.005", "seed=1,2,3")
+    sweep = start(*arguments, *JOBLIB)
     (pid, _) = wait_for_steps(sweep, tmp_path, 100, 1, 2)
     os.kill(pid, signal.SIGKILL)
     stderr = ended(sweep)
@@ -64,7 +65,7 @@ def test_a_killed_process_of_a_pool_ends_the_sweep_which_names_what_is_lost_and_
     for seed in (1, 2):
         assert re.search(rf"  lost: seed={seed}: .*; resume with: vdrop train .*seed={seed}\n", stderr)
     before = {seed: len(starts(tmp_path, seed)) for seed in (1, 2)}
-    again = start(*arguments, "force=false")
+    again = start(*arguments, *launcher, "force=false")
     stderr = ended(again)
     assert again.returncode == 0 and "vdrop: 3 runs: 1 done, 2 resumed" in stderr, stderr
     assert before == {1: 1, 2: 1} and [len(starts(tmp_path, seed)) for seed in (1, 2, 3)] == [2, 2, 1]

@@ -24,14 +24,14 @@ from vdrop_cli.studies import plan, processes
 from vdrop_cli.tasks import LanguageModelling, RatingPredictor
 
 EXAMPLES = {
-    "train": 50,
-    "eval": 50,
-    "data": 40,
-    "bench": 40,
-    "table": 20,
-    "reproduce": 15,
-    "predict": 35,
-    "film_reviews": 12,
+    "train": 30,
+    "eval": 30,
+    "data": 25,
+    "bench": 25,
+    "table": 12,
+    "reproduce": 10,
+    "predict": 20,
+    "film_reviews": 8,
 }
 numbers = st.one_of(
     st.integers(-2, 9),

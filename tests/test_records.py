@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import mark_long
 from tests.processes import ROOT
 from vdrop_cli import runs, tasks
 from vdrop_cli.device import configure_process
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import describe
-from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import Size, SplitProtocol, TaskName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.sinks import read_log
@@ -56,31 +56,58 @@ SLOWER = (  # rows of docs/speed.md: record, size and part, cell
 )
 
 
-def steps_of(run: Finished) -> int:
-    """So many that they take seconds."""
-    if run.train.task.name is TaskName.sentiment:
-        return STEPS_OF_RATINGS
-    return STEPS if run.train.model.hidden_size <= SMALL else STEPS_OF_LARGE
-
-
-def records() -> list[Finished]:
-    """That say what they were made with and hold a loss of these steps; of those that take longer the first
-    seed.
-    """
-    complete = [
-        run
-        for run in runs.below(RECORDS)
-        if "precision" in run.environment and run.train.log_every <= steps_of(run)
-    ]
-    first = {run.folder.parent: run for run in reversed(complete)}
-    return [run for run in complete if steps_of(run) == STEPS or run is first[run.folder.parent]]
-
-
-@pytest.mark.parametrize(
-    "record", records(), ids=lambda record: record.folder.relative_to(RECORDS).as_posix()
+SHORT = (  # each task, cell and precision once; the others are long
+    "precision/lstm_small-variational-bf16/s3",
+    "precision/lstm_small-variational-fp32/s2",
+    "choices/moon_word/dropout.p_word/0.1",
+    "ratings/clean_gru_variational-100-bf16-amd_epyc/s1",
+    "ratings/clean_lstm_none-60-bf16-amd_epyc/s1",
 )
-def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: Path, tmp_path: Path) -> None:
-    config = record.train
+
+
+def steps_of(config: dict[str, Any]) -> int:
+    """So many that they take seconds."""
+    if config["task"]["name"] == TaskName.sentiment.name:
+        return STEPS_OF_RATINGS
+    return STEPS if config["model"]["hidden_size"] <= SMALL else STEPS_OF_LARGE
+
+
+def starts() -> dict[Path, dict[str, Any]]:
+    """The first record of every finished run, without reading the others, by run folder."""
+    made = {}
+    for path in sorted(RECORDS.rglob("result.json")):
+        with (path.parent / "log.jsonl").open() as log:
+            made[path.parent] = json.loads(log.readline())
+    return made
+
+
+def records() -> list[Any]:
+    """The run folders that say what they were made with and hold a loss of these steps; of those that take
+    longer the first seed.
+    """
+    steps = {
+        folder: steps_of(start["config"])
+        for folder, start in starts().items()
+        if "precision" in start["environment"] and start["config"]["log_every"] <= steps_of(start["config"])
+    }
+    first = {folder.parent: folder for folder in reversed(steps)}
+    names = [
+        folder.relative_to(RECORDS).as_posix()
+        for folder, count in steps.items()
+        if count == STEPS or folder is first[folder.parent]
+    ]
+    return mark_long(names, SHORT)
+
+
+def test_the_short_form_has_records_of_every_task_and_precision() -> None:
+    marks = [(case.values[0], case.marks) for case in records()]
+    assert [name for name, long in marks if not long] == sorted(SHORT) and len(marks) > 8 * len(SHORT)
+
+
+@pytest.mark.parametrize("name", records())
+def test_a_record_is_still_what_its_command_gives(name: str, real_data: Path, tmp_path: Path) -> None:
+    record = runs.read(RECORDS / name)
+    config, step_count = record.train, steps_of(record.log[0]["config"])
     device, threads = torch.device("cpu"), torch.get_num_threads()
     configure_process(device)
     here = describe(device, config.backend.name, config.precision.name)
@@ -89,13 +116,13 @@ def test_a_record_is_still_what_its_command_gives(record: Finished, real_data: P
     torch.set_num_threads(record.environment["threads"])
     try:
         run = Run(config, tasks.load(config, device), tmp_path)
-        losses = {step.step: step.loss for step in islice(run.train_epoch(), steps_of(record))}
+        losses = {step.step: step.loss for step in islice(run.train_epoch(), step_count)}
     finally:
         torch.set_num_threads(threads)
     recorded = {
         entry["step"]: entry["loss"]
         for entry in record.log
-        if entry["kind"] == "step" and entry["step"] <= steps_of(record)
+        if entry["kind"] == "step" and entry["step"] <= step_count
     }
     recorded = {step: loss for step, loss in recorded.items() if step in losses}  # an epoch may be shorter
     assert len(recorded) == len(losses) // config.log_every > 0

@@ -1,5 +1,6 @@
 """The examples: each learns, and the laws of masks hold where systems are built of layers and cells."""
 
+import math
 import re
 from importlib import import_module
 from types import ModuleType
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import mark_long
 from tests.processes import ROOT
 from vdrop_cli.layers import LSTM, ModelMasks
 from vdrop_cli.sampling import mc_dropout
@@ -50,13 +52,27 @@ def example(name: str) -> ModuleType:
     return import_module(name)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+LONG = ("encoder", "rating", "translation")  # learn for ten seconds and more
+
+
+@pytest.mark.parametrize("name", mark_long(FIGURES, FIGURES.keys() - set(LONG)))
 def test_an_example_learns(name: str) -> None:
     """With fewer steps than as a program: between the floor and what is clearly better than guessing."""
     steps, figure, bound = FIGURES[name]
     figures = example(name).main(steps)
     assert figures["floor"] < figures[figure] < bound, figures
     assert "none" in figures
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_example_runs_to_its_end(name: str) -> None:
+    figures = example(name).main(1)
+    assert {"floor", "none", FIGURES[name][1]} <= figures.keys()
+    assert all(
+        math.isfinite(figure) and figure > figures["floor"] > 0
+        for figure in figures.values()
+        if figure != figures["floor"]
+    )
 
 
 def test_uncertainty_grows_away_from_the_data() -> None:

@@ -37,7 +37,7 @@ from vdrop_cli.studies.plan import Plan, RunFactory
 from vdrop_cli.studies.study import Line, Measured, Row
 from vdrop_cli.studies.table1 import Table1
 
-ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "seeds=2", "precision=fp32"]
+ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "precision=fp32"]
 
 
 @pytest.fixture
@@ -50,11 +50,13 @@ def changes(text: list[str]) -> str:
     return f"overrides='{' '.join(changed)}'"
 
 
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("no_shipped_records")
 def test_a_stopped_reproduction_resumes_and_writes_every_row(
-    changes: str, vdrop: Vdrop, fork_server: ForkServer, tmp_path: Path
+    seeds: int, changes: str, vdrop: Vdrop, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    with fork_server.spawn(tmp_path, "reproduce", *ROWS, changes) as process:
+    line = ["reproduce", *ROWS, f"seeds={seeds}", changes]
+    with fork_server.spawn(tmp_path, *line) as process:
         until = time.monotonic() + 120
         while (
             not list(tmp_path.rglob("checkpoint-*.pt"))
@@ -68,28 +70,34 @@ def test_a_stopped_reproduction_resumes_and_writes_every_row(
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert (
         re.search(r"table1_small_none seed 1: \d+ (min|s).* \(0 of 8 epochs are done\)", stderr)
-        and "4 runs: 4 interrupted" in stderr
+        and f"{2 * seeds} runs: {2 * seeds} interrupted" in stderr
     )
     assert not (tmp_path / "outputs" / "RESULTS.md").exists()
 
-    planned = vdrop("reproduce", *ROWS, changes, "plan=true")
+    planned = vdrop(*line, "plan=true")
     (done,) = re.findall(r"table1_small_none seed 1: .*\(([\d.]+) of 8 epochs are done\)", planned.stderr)
     assert 1 <= float(done) < 8 and planned.returncode == 0
 
-    ran = vdrop("reproduce", *ROWS, changes)
+    ran = vdrop(*line)
     assert ran.returncode == 0, ran.stderr
     page = (tmp_path / "outputs" / "RESULTS.md").read_text()
     made = rows_of(page)
-    assert all(row["seeds"] == "1 2" for row in made.values()) and len(made) == 3 and not not_run(page)
+    assert (
+        all(row["seeds"] == ("1 2" if seeds == 2 else "1") for row in made.values())
+        and len(made) == 3
+        and not not_run(page)
+    )
     starts = [
         record["step"]
         for record in read_log(next(tmp_path.rglob("*-none/*-s1/log.jsonl")))
         if record["kind"] == "start"
     ]
     assert len(starts) == 2 and starts[1] > 0, "what was done before the stop was not done again"
-    again = vdrop("reproduce", *ROWS, changes)
+    again = vdrop(*line)
     assert (
-        again.returncode == 0 and again.stderr.count(": finished") == 6 and "vdrop train" not in again.stderr
+        again.returncode == 0
+        and again.stderr.count(": finished") == 3 * seeds
+        and "vdrop train" not in again.stderr
     )
 
 
@@ -105,19 +113,20 @@ def test_choices_of_a_config_folder_are_those_of_the_runs(changes: str, vdrop: V
     assert f"vdrop train -m --config-dir={tmp_path}/mine" in ran.stderr
 
 
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("no_shipped_records")
 def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
-    changes: str, vdrop: Vdrop, tmp_path: Path
+    jobs: int, changes: str, vdrop: Vdrop, tmp_path: Path
 ) -> None:
     ran = vdrop(
         "reproduce",
         "sizes=[small]",
         "rows=[none,moon]",
         "precision=fp32",
-        "jobs=2",
+        f"jobs={jobs}",
         changes[:-1] + " schedule.lr=1e30'",
     )
-    assert "hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr
+    assert ("hydra/launcher=joblib hydra.launcher.n_jobs=2" in ran.stderr) is (jobs == 2)
     assert ran.returncode == 1 and "2 runs: 2 failed" in ran.stderr, ran.stderr
     assert "is not finished, nor are 1 others; the same command resumes" in ran.stderr.splitlines()[-1]
     assert not_run((tmp_path / "outputs" / "RESULTS.md").read_text()) == 2
@@ -173,11 +182,11 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
 CHECKED = "stuck.steps=10 stuck.loss=0.001"  # a limit that is always exceeded
 
 
-@pytest.mark.usefixtures("composing", "no_shipped_records")
+@pytest.mark.usefixtures("composing", "no_shipped_records", "forked_commands")
 def test_a_row_of_which_every_seed_is_stuck_ends_with_an_error_that_names_them(
     changes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Real processes: two seeds, then one in place of them."""
+    """Processes: two seeds, then one in place of them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "MORE_SEEDS", 1)
     asked = Reproduce(

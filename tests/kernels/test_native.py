@@ -221,7 +221,13 @@ print(os.waitstatus_to_exitcode(status))
 """
 
 
-@pytest.mark.parametrize("variables", [{}, {"OMP_NUM_THREADS": "1"}], ids=["threads", "one thread"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({}, id="threads"),
+        pytest.param({"OMP_NUM_THREADS": "1"}, id="one thread", marks=pytest.mark.long),
+    ],
+)
 def test_a_fork_after_the_first_call_works(variables: dict[str, str]) -> None:
     """The threads of OpenMP are not in a forked process: its cells use one."""
     env = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"} | variables
@@ -311,10 +317,7 @@ sys.exit(pytest.main(["-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k"
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="it compiles for x86-64")
 @pytest.mark.parametrize(
     "processor",
-    [
-        pytest.param(name, marks=() if name in ("x86-64", "haswell") else (pytest.mark.long,))
-        for name in OTHER_PROCESSORS
-    ],
+    [pytest.param(name, marks=() if name == "haswell" else (pytest.mark.long,)) for name in OTHER_PROCESSORS],
 )
 def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
     """With vectors of other widths, with and without bf16 in hardware, without AMX; tests of this file and of

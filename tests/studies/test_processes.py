@@ -12,15 +12,16 @@ from vdrop_cli.studies.plan import RunFactory
 from vdrop_cli.studies.processes import Commands
 
 
+@pytest.mark.usefixtures("forked_commands")
 def test_when_the_time_is_up_what_runs_is_stopped_and_saved_and_nothing_else_begins(
     tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A real process, which has minutes of training before it."""
+    """A process, which has minutes of training before it."""
     config = settings(*TINY, *text, f"outputs={tmp_path}", "schedule.epochs=100000")
     arguments = [change for change in (*TINY, *text) if not change.startswith("schedule.epochs")]
-    commands = Commands("12s")
+    commands = Commands("5s")
     commands.vdrop("train", *arguments, f"outputs={tmp_path}", "schedule.epochs=100000")
-    assert commands.time_is_up and "until=12s has passed; stopping what runs" in capsys.readouterr().err
+    assert commands.time_is_up and "until=5s has passed; stopping what runs" in capsys.readouterr().err
     training = RunFactory(Precision.fp32, str(tmp_path)).training(row_of(config), config.seed)
     log = read_log(training.folder / "log.jsonl")
     last = max((record["epoch"] for record in log if record["kind"] == "epoch"), default=0)
