@@ -76,7 +76,7 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
     outputs = f"outputs={folder}/outputs"
     for seed in (1, 2):
         train.run(settings(*TINY, *text, "data.min_count=17", "tags=[ablation]", f"seed={seed}", outputs))
-    train.run(settings(*TINY_SENTIMENT, *rated, outputs))
+    train.run(settings(*TINY_SENTIMENT, *rated, "task.protocol=clean", outputs))
     for name, setting in zip("abc", text[1:], strict=True):
         shutil.copy(setting.partition("=")[2], folder / f"{name}.txt")
     shutil.copy(rated[1].partition("=")[2], folder / "a.csv")
@@ -87,12 +87,10 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
     (folder / "mine" / "experiment").mkdir(parents=True)
     (folder / "mine" / "experiment" / "short.yaml").write_text(short[1])
     lm, other = (str(next(folder.rglob(f"language_model-*/*-s{seed}"))) for seed in (1, 2))
-    return {
-        "folder": str(folder),
-        "language_model": lm,
-        "another": other,
-        "sentiment": str(next(folder.rglob("sentiment-*/*-s1"))),
-    }
+    rated_run = str(next(folder.rglob("sentiment-*/*-s1")))
+    how = (f"checkpoint={rated_run}", "mc_samples=50", "stored_data=true")  # conformal intervals take it
+    evaluation.run(settings(*how, command="eval"))
+    return {"folder": str(folder), "language_model": lm, "another": other, "sentiment": rated_run}
 
 
 def filled(line: str, made: dict[str, str]) -> list[str]:

@@ -173,15 +173,14 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
         train.run(config)
 
 
-def test_a_damaged_best_checkpoint_is_an_error_before_more_epochs_are_trained(long_text: list[str]) -> None:
+def test_a_damaged_best_checkpoint_is_an_error_before_more_epochs_are_trained(
+    long_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs after the first have a learning rate that makes the model worse."""
+    rates = {1: 1.0, 2: 16.0, 3: 16.0}
+    monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: rates[epoch])
     config = settings(
-        *TINY,
-        *long_text,
-        "backend=fused",
-        "dropout=none",
-        "schedule.epochs=3",
-        "schedule.lr=8",
-        "schedule.clip=inf",
+        *TINY, *long_text, "backend=fused", "dropout=none", "schedule.epochs=3", "schedule.clip=inf"
     )
     train.run(config)
     folder = next(Path().rglob("result.json")).parent

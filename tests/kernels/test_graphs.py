@@ -186,7 +186,7 @@ def test_the_product_precision_is_read_by_torchs_new_setting(monkeypatch: pytest
     """The older one raises where the newer was used."""
     before = product_precision()
     matmul = SimpleNamespace(
-        fp32_precision="tf32",
+        fp32_precision="bf16",  # no other test sets it
         allow_bf16_reduced_precision_reduction=True,
         allow_fp16_reduced_precision_reduction=True,
     )
