@@ -5,7 +5,7 @@ R test texts  n validation texts
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -42,11 +42,11 @@ class Assessment:
 
     @cached_property
     def intervals(self) -> dict[str, Intervals]:
-        """Every kind of interval by its name."""
+        """Every kind of interval by its name; each level is computed once."""
         kinds = {"gaussian": gaussian(self.predicted), "quantile": quantile(self.predicted)}
         if self.scores_n is not None:
             kinds["conformal"] = conformal(self.predicted, self.scores_n)
-        return kinds
+        return {kind: cache(intervals) for kind, intervals in kinds.items()}
 
     @property
     def problems(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The picture of an evaluation, a function for each task."""
+"""The picture of an evaluation: whether there is one to draw, and that of a language model."""
 
 import math
 from collections.abc import Mapping

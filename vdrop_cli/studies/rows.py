@@ -104,10 +104,11 @@ def collect(outputs: Path) -> Collected:
     """
     finished: dict[Identity, Finished] = {}
     stuck: dict[Identity, Stuck] = {}
-    for folder in (*record_folders(outputs), outputs / "train"):
+    records = record_folders(outputs)
+    for folder in (*records, outputs / "train"):
         here: dict[Identity, Finished] = {}
         for run in runs.below(folder):
-            if run.folder.is_relative_to(folder / FINDINGS):
+            if folder in records and run.folder.is_relative_to(folder / FINDINGS):
                 continue
             known = here.get(identity(run))
             if known is None or len(run.evaluations) > len(known.evaluations):
