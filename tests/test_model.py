@@ -91,6 +91,55 @@ def test_the_forget_gates_bias_is_raised_and_no_other() -> None:
         assert torch.allclose(change, expected, atol=1e-6), name
 
 
+@pytest.mark.parametrize("size", [6, 4, 9])
+def test_a_tied_embedding_gets_the_gradients_of_both_its_uses(size: int) -> None:
+    """Those that embedding and head of a model without ties get at the same weights; the projection is a
+    part of the head.
+    """
+    tied = small("model.tie_embeddings=true", f"model.embedding_size={size}")
+    other = small(f"model.embedding_size={size}")
+    assert hasattr(tied, "head_projection") == (size != 6)
+    projection_EH = tied.head_projection.detach() if size != 6 else torch.eye(6)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            expected = tied.embedding @ projection_EH if name == "head_weight" else tied.get_parameter(name)
+            parameter.copy_(expected)
+    ids, targets = torch.randint(11, (9, 2)), torch.randint(11, (9, 2))
+    losses = [
+        model.nll(ids, targets, model.zero_state(2), model.masks(9, 2, Stream((1,))))[0].sum()
+        for model in (tied, other)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+    for loss in losses:
+        loss.backward()
+    assert tied.embedding.grad is not None and other.embedding.grad is not None
+    as_head_VH = other.head_weight.grad
+    assert as_head_VH is not None
+    torch.testing.assert_close(tied.embedding.grad, other.embedding.grad + as_head_VH @ projection_EH.T)
+    torch.testing.assert_close(tied.layers.weight_hh_l0.grad, other.layers.weight_hh_l0.grad)
+    if size != 6:
+        torch.testing.assert_close(tied.head_projection.grad, tied.embedding.detach().T @ as_head_VH)
+
+
+@pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true", "model.embedding_size=4")])
+def test_logits_are_those_of_the_loss(options: tuple[str, ...]) -> None:
+    model = small(*options)
+    ids, targets = torch.randint(11, (9, 2)), torch.randint(11, (9, 2))
+    nll, _ = model.nll(ids, targets, model.zero_state(2), model.mean_masks())
+    y_TBH, _ = model(ids, model.zero_state(2), model.mean_masks())
+    log_p_TBV = model.logits(y_TBH).log_softmax(-1)
+    torch.testing.assert_close(nll, -log_p_TBV.gather(-1, targets[..., None])[..., 0])
+
+
+def test_a_model_of_ten_million_parameters_with_a_tied_embedding() -> None:
+    """One layer of 1,194 units, an embedding of 268 (Melis et al. 2018)."""
+    options = ["hidden_size=1194", "layers=1", "embedding_size=268", "tie_embeddings=true"]
+    config = settings(*(f"model.{option}" for option in options))
+    model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
+    recurrent = 4 * 1194 * (268 + 1194 + 2)
+    assert sum(p.numel() for p in model.parameters()) == 10_000 * 269 + recurrent + 268 * 1194 < 10.1e6
+
+
 def regressor(cell: str = "lstm", policy: str = "variational") -> Regressor:
     config = settings(f"model={cell}_small", "model.hidden_size=6", f"dropout={policy}")
     model = Regressor(config.model, config.dropout.for_layers(), 11)

@@ -287,6 +287,11 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
     ("overrides", "message"),
     [
         (["data=ptb", "data.min_count=2"], r"data\.min_count must be unset with data=ptb, got 2"),
+        (
+            ["task=sentiment", "model.tie_embeddings=true"],
+            r"model\.tie_embeddings must be false with task=sentiment, .*, got true",
+        ),
+        (["model.embedding_size=0"], r"model\.embedding_size must be at least 1, or null, got 0"),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
@@ -456,6 +461,8 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "model.init": ([], ["model.init=0.2"], "numbers"),
     "model.forget_bias": ([], ["model.forget_bias=1"], "numbers"),
     "model.reset_after": (["model=gru_small"], ["model.reset_after=true"], "numbers"),
+    "model.embedding_size": ([], ["model.embedding_size=9"], "numbers"),
+    "model.tie_embeddings": ([], ["model.tie_embeddings=true"], "numbers"),
     "dropout.name": ([], ["dropout.name=other"], "folder"),
     "dropout.policy": (["dropout.p_word=0"], ["dropout.policy=naive"], "numbers"),
     "dropout.untied": ([], ["dropout.untied=true"], "numbers"),

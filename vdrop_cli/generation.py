@@ -27,10 +27,10 @@ def sample_words(
     """
     state, ids_TB = model.zero_state(1), prompt_N[:, None]
     for _ in range(count):
-        logits_V = model.head_bias
+        logits_V: Tensor = model.head_bias
         if len(ids_TB):
             y_TBH, state = model(ids_TB, state, model.mean_masks())
-            logits_V = y_TBH[-1, 0] @ model.head_weight.T + logits_V
+            logits_V = model.logits(y_TBH[-1, 0])
         p_V = probabilities(logits_V, temperature, top_k)
         if not bool(p_V.isfinite().all()):
             raise ValueError("the probabilities of the next word are not finite")

@@ -1,6 +1,6 @@
 """The models: embedding, stacked layers, and a head over the vocabulary or with one number.
 
-T time  B batch  H hidden size  V vocabulary  L layers
+T time  B batch  E size of a word's vector  H hidden size  V vocabulary  L layers
 """
 
 from dataclasses import replace
@@ -20,7 +20,9 @@ from vdrop_cli.settings.train import Model
 class Encoder(nn.Module):
     """Embedding, stacked layers and the weights of a head with `rows` rows.
 
-    The embedding has the size of the hidden layers (Zaremba et al. 2014).
+    The embedding has the size of the hidden layers (Zaremba et al. 2014), unless the settings have another.
+    With `tie_embeddings` the word vectors are the weights of the head (Press & Wolf 2017); a projection
+    `head_projection [E, H]` of the output comes before it where the sizes differ.
     """
 
     outputs: int | None = None  # number of last steps whose output the head reads; None: all
@@ -35,7 +37,7 @@ class Encoder(nn.Module):
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = model.hidden_size
+        hidden, size = model.hidden_size, model.word_size
         self.dropout = dropout
         without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # the embedding has them
         options: dict[str, Any] = {
@@ -44,13 +46,17 @@ class Encoder(nn.Module):
             "backend": backend,
             "compute_dtype": compute_dtype,
         }
-        self.embedding = nn.Parameter(torch.empty(vocabulary_size, hidden))
+        self.embedding = nn.Parameter(torch.empty(vocabulary_size, size))
         self.layers: Recurrent = (
-            LSTM(hidden, hidden, **options)
+            LSTM(size, hidden, **options)
             if model.cell is Cell.lstm
-            else GRU(hidden, hidden, reset_after=model.reset_after, **options)
+            else GRU(size, hidden, reset_after=model.reset_after, **options)
         )
-        self.head_weight = nn.Parameter(torch.empty(rows, hidden))
+        self.tie_embeddings = model.tie_embeddings
+        if not model.tie_embeddings:
+            self.head_weight = nn.Parameter(torch.empty(rows, hidden))
+        elif size != hidden:
+            self.head_projection = nn.Parameter(torch.empty(size, hidden))
         self.head_bias = nn.Parameter(torch.empty(rows))
 
     @torch.no_grad()
@@ -87,9 +93,9 @@ class Encoder(nn.Module):
         return self.layers.mean_masks()
 
     def embed(self, ids_TB: Tensor, masks: ModelMasks) -> Tensor:
-        """Returns the vectors of the words, [T, B, H]; those of dropped words are zero."""
-        x_TBH = nn.functional.embedding(ids_TB, self.embedding)
-        return x_TBH if masks.word is None else x_TBH * masks.word.keep(ids_TB)[..., None].to(x_TBH.dtype)
+        """Returns the vectors of the words, [T, B, E]; those of dropped words are zero."""
+        x_TBE = nn.functional.embedding(ids_TB, self.embedding)
+        return x_TBE if masks.word is None else x_TBE * masks.word.keep(ids_TB)[..., None].to(x_TBE.dtype)
 
 
 class LanguageModel(Encoder):
@@ -110,14 +116,30 @@ class LanguageModel(Encoder):
         y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=replace(masks, word=None))
         return y_TBH, last if isinstance(last, tuple) else (last,)
 
+    @property
+    def word_weights(self) -> Tensor:
+        """The weights of the head, [V, H], or [V, E] where they are the word vectors."""
+        return self.embedding if self.tie_embeddings else self.head_weight
+
+    def head_input(self, y_TBH: Tensor) -> Tensor:
+        """Returns what the head multiplies: the output itself, or its projection [T, B, E]."""
+        if not hasattr(self, "head_projection"):
+            return y_TBH
+        dtype = self.layers.compute_dtype or y_TBH.dtype
+        return nn.functional.linear(y_TBH.to(dtype), self.head_projection.to(dtype)).to(y_TBH.dtype)
+
+    def logits(self, y_TBH: Tensor) -> Tensor:
+        """Returns the logits of the next word, [T, B, V], from the output of the last layer."""
+        return nn.functional.linear(self.head_input(y_TBH), self.word_weights, self.head_bias)
+
     def nll(
         self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
     ) -> tuple[Tensor, State]:
         """Returns the negative log-likelihood of each target in nats, [T, B], and the state after it."""
         y_TBH, state = self(ids_TB, state, masks)
         nll_N = kernels.linear_cross_entropy(
-            y_TBH.flatten(0, 1),
-            self.head_weight,
+            self.head_input(y_TBH).flatten(0, 1),
+            self.word_weights,
             self.head_bias,
             targets_TB.flatten(),
             backend=self.layers.backend,

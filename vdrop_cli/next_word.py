@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vdrop_cli import interruption
 from vdrop_cli.assessment import Row
@@ -165,7 +164,7 @@ def predictions(model: LanguageModel, y_TSH: Tensor, targets_T: Tensor) -> Predi
     for first in range(0, passes, at_once):
         some = slice(first, first + at_once)
         y_TsH = y_TSH[:, some].contiguous()  # otherwise it is one small product a step
-        log_p_TsV = functional.linear(y_TsH, model.head_weight, model.head_bias).log_softmax(-1)
+        log_p_TsV = model.logits(y_TsH).log_softmax(-1)
         index_Ts1 = targets_T[:, None, None].expand(*log_p_TsV.shape[:2], 1)
         log_p_TS[:, some] = log_p_TsV.gather(-1, index_Ts1)[..., 0]
         p_TsV = log_p_TsV.exp()

@@ -45,8 +45,11 @@ def run_code(run: Path, monkeypatch: pytest.MonkeyPatch, old: str = "", new: str
         [],
         ["model=gru_small", "model.hidden_size=8"],
         ["model=gru_small", "model.hidden_size=8", "model.reset_after=true", "model.layers=1"],
+        ["model.embedding_size=6"],
+        ["model.tie_embeddings=true"],
+        ["model.tie_embeddings=true", "model.embedding_size=6"],
     ],
-    ids=["LSTM", "GRU", "GRU of torch"],
+    ids=["LSTM", "GRU", "GRU of torch", "smaller embedding", "tied", "tied by a projection"],
 )
 def test_the_code_gives_the_probabilities_of_vdrop_predict(
     model: list[str], text: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -42,7 +42,7 @@ class Model:
         "the published settings that ${by_size:…} in conf/ selects; null: a model without published sizes",
     )
     cell: Cell = setting(MISSING, "the recurrent cell")
-    hidden_size: int = setting(MISSING, "size of each layer and of the embedding", "units", POSITIVE)
+    hidden_size: int = setting(MISSING, "size of each layer", "units", POSITIVE)
     layers: int = setting(MISSING, "number of layers", limits=Limits(at_least=1, at_most=1000))
     init: float = setting(
         MISSING,
@@ -56,6 +56,14 @@ class Model:
     )
     reset_after: bool = setting(
         False, "GRU: the reset gate acts after the recurrent product, as in torch and cuDNN"
+    )
+    embedding_size: int | None = setting(
+        None, "size of a word's vector; null: that of the hidden layers", "units", POSITIVE
+    )
+    tie_embeddings: bool = setting(
+        False,
+        "language_model: the word vectors are the weights of the head, too (Press & Wolf 2017); the output "
+        "is projected to embedding_size where hidden_size is another",
     )
 
     def __post_init__(self) -> None:
@@ -72,6 +80,11 @@ class Model:
             "false for an LSTM, which has no reset gate",
             "true",
         )
+
+    @property
+    def word_size(self) -> int:
+        """The size of a word's vector."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
 
 @dataclass
@@ -280,6 +293,12 @@ class Train:
         source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == has_ratings]
         names = ", ".join(map(str, suitable))
         require(source in suitable, "data", f"one of {names} with task={self.task.name}", source)
+        require(
+            not (has_ratings and self.model.tie_embeddings),
+            "model.tie_embeddings",
+            f"false with task={self.task.name}, whose head has no row for each word",
+            "true",
+        )
         judged = not has_ratings or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
         require(

@@ -212,7 +212,7 @@ layers.eval()
 NEXT_WORD = """text = words[:3]  # words of the vocabulary; put yours here
 ids = torch.tensor([words.index(word) for word in text])
 outputs, _ = layers(weights["embedding"][ids][:, None])  # time, batch, units
-logits = outputs[:, 0] @ weights["head_weight"].T + weights["head_bias"]
+logits = outputs[:, 0]{projection} @ weights["{head}"].T + weights["head_bias"]
 log_probabilities = logits.log_softmax(-1)  # of the word after each word of the text
 print(words[log_probabilities[-1].argmax()])
 """
@@ -231,10 +231,14 @@ def example(train: Train, knowledge: Learned) -> str:
     model, is_lstm = train.model, train.model.cell is Cell.lstm
     kind = "LSTM" if is_lstm else "GRU"
     option = ", reset_after=True" if model.reset_after else ""
-    layers = f"{kind}({model.hidden_size}, {model.hidden_size}, {model.layers}{option})"
+    layers = f"{kind}({model.word_size}, {model.hidden_size}, {model.layers}{option})"
     layer_import = f"from vdrop_cli.layers import {kind}\n"
     if not isinstance(knowledge, Ratings):
-        return LOAD.format(imports=layer_import, layers=layers) + NEXT_WORD
+        is_projected = model.tie_embeddings and model.word_size != model.hidden_size
+        return LOAD.format(imports=layer_import, layers=layers) + NEXT_WORD.format(
+            projection=' @ weights["head_projection"].T' if is_projected else "",
+            head="embedding" if model.tie_embeddings else "head_weight",
+        )
     imports = f"from vdrop_cli.corpora import words as split\n{layer_import}"
     length = knowledge.chunk_words
     chunks = (
