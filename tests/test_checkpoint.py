@@ -55,15 +55,15 @@ def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Chec
 
 
 def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
-    """As run folders of earlier versions have it: each counter is an entry of the file, and none may lack."""
+    """As run folders of earlier versions have it: each counter is an entry of the file, and none may lack but
+    those that are newer, which were 0 then.
+    """
     checkpoint.save(at_epoch(3, 3, batch=2), tmp_path)
     path = checkpoint.path_of(tmp_path, 3, 2)
     content = files.read_tensors(path)
-    counters = {f.name for f in fields(TrainingState)}
-    assert counters == {
-        *("epoch", "batch", "seconds", "epoch_seconds", "epoch_words", "best_epoch", "best", "losses")
-    }
-    assert counters < content.keys()
+    counters = {"epoch", "batch", "seconds", "epoch_seconds", "epoch_words", "best_epoch", "best", "losses"}
+    newer = {"lr_falls", "lr_fell_after"}
+    assert {f.name for f in fields(TrainingState)} == counters | newer < content.keys()
     progress = checkpoint.load(path).progress
     assert progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
     progress.finish_epoch()
@@ -72,6 +72,11 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
         files.write_tensors(path, {key: value for key, value in content.items() if key != name})
         with pytest.raises(Unusable, match="lacks a part"):
             checkpoint.load(path)
+    files.write_tensors(path, {key: value for key, value in content.items() if key not in newer})
+    assert checkpoint.load(path).progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
+    files.write_tensors(path, content | {"lr_falls": 2, "lr_fell_after": 4})
+    with pytest.raises(Unusable, match="the falls of its learning rate"):
+        checkpoint.load(path)
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vdrop_cli.studies.plan import RunFactory
 from vdrop_cli.studies.study import Row
 
 SHORT = ("task.batch_size=20", "task.bptt=10", "log_every=3")
+PLATEAU = ("schedule.lr_shape=plateau", "schedule.decay=2", "schedule.max_epoch=0", "schedule.lr=20")
 WORSE = ("dropout=none", "schedule.lr=8", "schedule.clip=inf")  # after its first epochs
 
 
@@ -63,7 +64,9 @@ def require_same(epochs: int, whole: str = "whole") -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), WORSE, ("dropout=naive", "schedule.optimiser=adam", "schedule.lr=0.01")], ids=" ".join
+    "overrides",
+    [(), WORSE, ("dropout=naive", "schedule.optimiser=adam", "schedule.lr=0.01"), PLATEAU],
+    ids=" ".join,
 )
 def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
     overrides: tuple[str, ...], run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
@@ -176,6 +179,14 @@ def test_a_run_continues_one_that_would_have_trained_after_its_last_epoch(run: C
 def test_a_run_of_other_settings_is_none_to_continue(other: str, run: Callable[..., Train]) -> None:
     train.run(run(1))
     train.run(run(2, other))
+    assert starts(folder_of(2)) == [0]
+
+
+def test_a_run_whose_rate_falls_to_its_end_continues_no_shorter_one(run: Callable[..., Train]) -> None:
+    """The rates of the shorter one fall sooner."""
+    linear = ("schedule.lr_shape=linear", "schedule.decay=1", "schedule.max_epoch=0")
+    train.run(run(1, *linear))
+    train.run(run(2, *linear))
     assert starts(folder_of(2)) == [0]
 
 

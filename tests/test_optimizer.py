@@ -1,4 +1,4 @@
-"""The optimiser's step and the learning rate, by hand."""
+"""The optimiser's step, by hand."""
 
 import math
 from dataclasses import replace
@@ -8,45 +8,20 @@ import torch
 from torch import nn
 
 from tests.conftest import settings
-from vdrop_cli.optimizer import Optimizer, global_norm, learning_rate
+from vdrop_cli.optimizer import Optimizer, global_norm
 from vdrop_cli.settings.choices import OptimizerName
 from vdrop_cli.settings.train import Schedule
 
 
-def test_zarembas_decay_epoch_by_epoch() -> None:
-    """Small: decay 2, max_epoch 4. The rate is halved at the end of epochs 5, 6, …: the first drop is seen in
-    epoch 6.
-    """
-    schedule = settings("model=lstm_small", "dropout=none").schedule
-    assert [learning_rate(schedule, epoch) for epoch in range(1, 10)] == [
-        1,
-        1,
-        1,
-        1,
-        1,
-        1 / 2,
-        1 / 4,
-        1 / 8,
-        1 / 16,
-    ]
-
-
-def test_the_large_variational_row_decays_earlier_than_zarembas() -> None:
-    for dropout, first in (("variational", 12), ("zaremba", 16)):
-        schedule = settings("model=lstm_large", f"dropout={dropout}").schedule
-        assert learning_rate(schedule, first - 1) == 1
-        assert learning_rate(schedule, first) == pytest.approx(1 / 1.15)
-
-
 def one_step(
-    *overrides: str, start: list[float], gradient: list[float], epoch: int = 1
+    *overrides: str, start: list[float], gradient: list[float], lr: float = 1
 ) -> tuple[list[float], float]:
     schedule = settings("model=lstm_small", "dropout=none", *overrides).schedule
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     loss = (model.w * torch.tensor(gradient, dtype=torch.float64)).sum()
     before = loss.item()
-    total, norm = Optimizer(model, schedule).step(loss, epoch).read()
+    total, norm = Optimizer(model, schedule).step(loss, lr).read()
     assert total == before or not math.isfinite(before)
     return model.w.tolist(), norm
 
@@ -62,17 +37,17 @@ def test_a_larger_gradient_is_scaled_to_the_limit_and_its_own_norm_is_returned()
 
 
 def test_weight_decay_comes_after_the_step_and_is_not_scaled_by_the_learning_rate() -> None:
-    """w = 1, gradient 2, rate 1/4 in epoch 7, decay 0.1: (1 - 2/4)·(1 - 0.1)."""
-    weights, _ = one_step("schedule.weight_decay=0.1", start=[1.0], gradient=[2.0], epoch=7)
+    """w = 1, gradient 2, rate 1/4, decay 0.1: (1 - 2/4)·(1 - 0.1)."""
+    weights, _ = one_step("schedule.weight_decay=0.1", start=[1.0], gradient=[2.0], lr=1 / 4)
     assert weights == pytest.approx([(1 - 2 / 4) * 0.9], rel=1e-9)
 
 
 def test_weight_decay_outlives_the_learning_rate() -> None:
-    """After 400 halvings nothing is left of the rate; the decay continues as before."""
+    """After 400 halvings nothing is left of the rate; the decay is as before."""
     schedule = settings("model=lstm_small", "dropout=none", "schedule.weight_decay=0.1").schedule
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([1.0, -3.0]))
-    Optimizer(model, schedule).step((model.w * 2).sum(), 400)
+    Optimizer(model, schedule).step((model.w * 2).sum(), 2.0**-400)
     assert model.w.tolist() == pytest.approx([0.9, -2.7], rel=1e-6)
 
 
@@ -89,24 +64,52 @@ def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_
     """The penalty is added to the gradient before it: at w = (1, -1) with decay 0.5, (3, 0.1) + (0.5, -0.5)
     has signs + and -.
     """
-    adam = ["schedule.optimiser=adam", "schedule.lr=0.01"]
+    adam = ["schedule.optimiser=adam"]
     weights, norm = one_step(
-        *adam, "schedule.clip=inf", "schedule.weight_decay=0.5", start=[1.0, -1.0], gradient=[3.0, 0.1]
+        *(*adam, "schedule.clip=inf", "schedule.weight_decay=0.5"),
+        start=[1.0, -1.0],
+        gradient=[3.0, 0.1],
+        lr=0.01,
     )
     assert norm == pytest.approx(math.hypot(3, 0.1)) and weights == pytest.approx([0.99, -0.99], rel=1e-6)
     weights, _ = one_step(
-        *adam, "schedule.clip=1e-3", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0]
+        *(*adam, "schedule.clip=1e-3", "schedule.weight_decay=0.5"), start=[-1e-4], gradient=[3.0], lr=0.01
     )
     assert weights == pytest.approx([-1e-4 - 0.01], rel=1e-3), "clipped to 1e-3, above the decay's 5e-5"
     weights, _ = one_step(
-        *adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5", start=[-1e-4], gradient=[3.0]
+        *(*adam, "schedule.clip=1e-5", "schedule.weight_decay=0.5"), start=[-1e-4], gradient=[3.0], lr=0.01
     )
     assert weights == pytest.approx([-1e-4 + 0.01], rel=1e-3), "clipped to 1e-5, below it"
 
 
+def test_adamw_shrinks_the_weights_by_the_learning_rate_times_the_decay_beside_its_step() -> None:
+    """The decay has no part in the gradient: (2, -2)·(1 - 0.01·0.5) - 0.01·(1, 1)."""
+    adamw = ["schedule.optimiser=adamw", "schedule.clip=null", "schedule.weight_decay=0.5"]
+    weights, norm = one_step(*adamw, start=[2.0, -2.0], gradient=[3.0, 0.1], lr=0.01)
+    assert norm == pytest.approx(math.hypot(3, 0.1))
+    assert weights == pytest.approx([2 * 0.995 - 0.01, -2 * 0.995 - 0.01], rel=1e-6)
+
+
+@pytest.mark.parametrize("descent", [OptimizerName.adam, OptimizerName.adamw])
+def test_the_decays_of_adams_moments_are_free(descent: OptimizerName) -> None:
+    """With beta1 = 0 (Melis et al. 2018) the second step knows nothing of the first gradient's sign: it is
+    lr·g/√(mean of squares), mean of squares = (0.5·0.5·1 + 0.5·4) / (1 - 0.25) with beta2 = 0.5.
+    """
+    schedule = settings(
+        f"schedule.optimiser={descent}", "schedule.beta1=0", "schedule.beta2=0.5", "schedule.weight_decay=0"
+    ).schedule
+    model = nn.Module()
+    model.w = nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
+    optimiser = Optimizer(model, schedule)
+    optimiser.step(-model.w.sum(), 0.1)
+    assert model.w.item() == pytest.approx(0.1)
+    optimiser.step(2 * model.w.sum(), 0.1)
+    assert model.w.item() == pytest.approx(0.1 - 0.1 * 2 / (2.25 / 0.75) ** 0.5)
+
+
 @pytest.fixture(scope="module")
 def schedule() -> Schedule:
-    """With weight decay and a rate that falls."""
+    """With weight decay."""
     return settings(
         "model=lstm_small", "dropout=none", "schedule.lr=0.05", "schedule.weight_decay=0.01"
     ).schedule
@@ -124,7 +127,7 @@ def trained(
     for step in range(steps):
         size = bad if bad is not None and step == 2 else 3.0 ** (step - 2)
         loss = size * (model.w.sin().sum() + (model.b**2).sum())
-        numbers.append(optimiser.step(loss, epoch=4 + step).read())
+        numbers.append(optimiser.step(loss, schedule.lr / 2**step).read())
     return [*model.w.tolist(), *model.b.tolist()], numbers
 
 

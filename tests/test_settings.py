@@ -291,6 +291,28 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             ["task=sentiment", "model.tie_embeddings=true"],
             r"model\.tie_embeddings must be false with task=sentiment, .*, got true",
         ),
+        (
+            ["schedule.lr_shape=cosine"],
+            r"schedule\.decay must be 1 with schedule\.lr_shape=cosine, .*, got 1\.2",
+        ),
+        (
+            ["schedule.lr_shape=linear", "schedule.decay=1", "schedule.max_epoch=39"],
+            r"schedule\.max_epoch must be below schedule\.epochs=39 .*, got 39",
+        ),
+        (
+            ["schedule.lr_shape=plateau", "schedule.decay=1"],
+            r"schedule\.decay must be above 1 with schedule\.lr_shape=plateau, got 1\.0",
+        ),
+        (
+            ["task=sentiment", "schedule.lr_shape=plateau", "schedule.decay=2"],
+            r"schedule\.lr_shape must be another than plateau with task\.protocol=paper",
+        ),
+        (
+            ["schedule.plateau_epochs=3"],
+            r"schedule\.plateau_epochs must be 1 with schedule\.lr_shape=step, got 3",
+        ),
+        (["schedule.lr_end=0.1"], r"schedule\.lr_end must be 0\.0 with schedule\.lr_shape=step, got 0\.1"),
+        (["schedule.beta1=0"], r"schedule\.beta1 must be 0\.9 with schedule\.optimiser=sgd, got 0\.0"),
         (["model.embedding_size=0"], r"model\.embedding_size must be at least 1, or null, got 0"),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
@@ -450,6 +472,7 @@ def test_the_set_of_settings_is_frozen() -> None:
     )
 
 
+PLATEAU = ("schedule.lr_shape=plateau", "schedule.decay=9", "schedule.max_epoch=0")
 # What each setting of `vdrop train` changes: overrides without it, the override itself, and where the
 # difference shows.
 CHANGES: dict[str, tuple[list[str], list[str], str]] = {
@@ -488,6 +511,24 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "schedule.clip": ([], ["schedule.clip=0.1"], "numbers"),
     "schedule.weight_decay": ([], ["schedule.weight_decay=0.1"], "numbers"),
     "schedule.max_steps": ([], ["schedule.max_steps=5"], "numbers"),
+    "schedule.beta1": (["schedule.lr=0.01", "schedule.optimiser=adam"], ["schedule.beta1=0"], "numbers"),
+    "schedule.beta2": (["schedule.lr=0.01", "schedule.optimiser=adamw"], ["schedule.beta2=0.5"], "numbers"),
+    "schedule.lr_shape": (
+        ["schedule.decay=1", "schedule.max_epoch=0"],
+        ["schedule.lr_shape=linear"],
+        "numbers",
+    ),
+    "schedule.warmup": ([], ["schedule.warmup=3"], "numbers"),
+    "schedule.plateau_epochs": (
+        ["schedule.epochs=6", "schedule.lr=30", "schedule.clip=inf", *PLATEAU],
+        ["schedule.plateau_epochs=3"],
+        "numbers",
+    ),
+    "schedule.lr_end": (
+        ["schedule.decay=1", "schedule.max_epoch=0", "schedule.lr_shape=cosine"],
+        ["schedule.lr_end=0.9"],
+        "numbers",
+    ),
     "schedule.patience": (
         ["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"],
         ["schedule.patience=1"],

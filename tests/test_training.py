@@ -239,15 +239,37 @@ SHORT = (("lstm", "moon"), ("lstm", "variational_untied"), ("gru", "naive"))  # 
 def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
     cell: str, policy: str, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped at the end of an epoch, in the middle of one, and at its last step, before the validation."""
-    overrides = [
-        *TINY,
-        *text,
-        f"model={cell}_small",
-        "model.hidden_size=8",
-        f"dropout={policy}",
-        "schedule.epochs=3",
-    ]
+    options = [*text, f"model={cell}_small", "model.hidden_size=8", f"dropout={policy}"]
+    require_parts_are_the_whole([*TINY, *options, "schedule.epochs=3"], monkeypatch)
+
+
+ADAM = ["schedule.optimiser=adam", "schedule.lr=0.1", "schedule.beta1=0"]
+PLATEAU = ["schedule.lr_shape=plateau", "schedule.decay=9", "schedule.max_epoch=0"]
+COSINE = ["schedule.lr_shape=cosine", "schedule.decay=1", "schedule.max_epoch=0", "schedule.warmup=40"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.tie_embeddings=true", "model.embedding_size=6", *ADAM, *PLATEAU],
+        ["schedule.optimiser=adamw", "schedule.lr=0.01", "schedule.weight_decay=0.1", *COSINE],
+    ],
+    ids=["plateau", "cosine"],
+)
+def test_two_parts_of_a_run_with_another_schedule_are_the_whole_bit_for_bit(
+    options: list[str], text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate falls within these epochs."""
+    whole = require_parts_are_the_whole([*TINY, *text, *options, "schedule.epochs=3"], monkeypatch)
+    rates = [record["lr"] for record in whole if "step" in record and "epoch" in record]
+    assert rates[-1] < rates[len(rates) // 2]
+
+
+def require_parts_are_the_whole(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stopped at the end of an epoch, in the middle of one, and at its last step, before the validation.
+
+    Returns the records of the whole.
+    """
     whole = [
         timeless(record)
         for record in training.records(start(settings(*overrides)))
@@ -272,6 +294,13 @@ def test_two_parts_of_a_run_are_the_whole_bit_for_bit(
             for folder in ("outputs", f"stopped-at-{stop}")
         ]
         assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
+    return whole
+
+
+def test_a_warm_up_ends_within_the_training(text: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^schedule\.warmup must be below 36, .* got 36"):
+        train.run(settings(*TINY, *text, "schedule.warmup=36"))
+    train.run(settings(*TINY, *text, "schedule.warmup=35"))
 
 
 def test_checkpoints_are_written_after_so_many_minutes_of_training(

@@ -34,7 +34,9 @@ class Unusable(ConfigError):
 
 @dataclass
 class TrainingState:
-    """How far training has come. A checkpoint holds each of these, so none has a default."""
+    """How far training has come. A checkpoint holds each of these; those with a default are newer than the
+    format.
+    """
 
     epoch: int  # finished epochs
     batch: int  # finished batches of the next epoch
@@ -44,6 +46,8 @@ class TrainingState:
     best_epoch: int  # 0: no epoch is finished
     best: float  # the selection metric of the best epoch; infinite before the first
     losses: list[float] = field(repr=False)  # of the finished batches, as logged
+    lr_falls: int = 0  # how often the rate of a plateau has fallen
+    lr_fell_after: int = 0  # the epoch of the last fall; 0: none
 
     @classmethod
     def at_start(cls) -> "TrainingState":
@@ -93,7 +97,7 @@ class Checkpoint(TrainingState):
         )
 
 
-COUNTS = ("epoch", "batch", "epoch_words", "best_epoch")
+COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "lr_falls", "lr_fell_after")
 DURATIONS = ("seconds", "epoch_seconds")
 TYPES: dict[str, type] = {
     **dict.fromkeys(COUNTS, int),
@@ -121,6 +125,10 @@ def require_valid(snapshot: Checkpoint) -> None:
     require(
         snapshot.best_epoch <= snapshot.epoch and (snapshot.best_epoch > 0) == has_epochs,
         "its best epoch is none of its epochs",
+    )
+    require(
+        snapshot.lr_falls <= snapshot.lr_fell_after <= snapshot.epoch,
+        "the falls of its learning rate are not within its epochs",
     )
     require(
         math.isfinite(snapshot.best) if has_epochs else snapshot.best == math.inf,

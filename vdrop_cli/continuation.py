@@ -53,8 +53,10 @@ def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tupl
 
 def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
     """Whether the run in a folder differs from one of these settings in having fewer epochs; its name is of
-    all settings that count.
+    all settings that count. None is where the learning rate depends on the number of epochs.
     """
+    if settings.schedule.falls_to_the_end:
+        return False
     try:
         epochs = stored.read_yaml(folder / "config.yaml")["schedule"]["epochs"]
     except (OSError, Damaged, KeyError, TypeError):  # no run folder, or one whose settings cannot be read

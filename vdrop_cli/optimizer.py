@@ -1,4 +1,4 @@
-"""The optimiser's step, and the learning rate as a function of the epoch."""
+"""The optimiser's step."""
 
 import math
 from typing import Any
@@ -13,18 +13,12 @@ from vdrop_cli.settings.train import Schedule
 SMALLEST_RATE = 1e-30
 
 
-def learning_rate(schedule: Schedule, epoch: int) -> float:
-    """Returns the rate of an epoch, counted from 1: `lr` is divided by `decay` at the end of every epoch
-    after `max_epoch` (Zaremba et al. 2014, code).
-    """
-    return schedule.lr / schedule.decay ** max(0, epoch - 1 - schedule.max_epoch)
-
-
 class Optimizer:
-    """Plain SGD or Adam, with a limit on the gradient's global norm.
+    """Plain SGD, Adam or AdamW, with a limit on the gradient's global norm.
 
     Weight decay acts on every parameter. SGD: after the step, in the same two passes over the weights; Adam:
-    in the gradient, as the authors' penalty of weight_decay/2 on the squared weights.
+    in the gradient, as the authors' penalty of weight_decay/2 on the squared weights; AdamW: before the step,
+    by the learning rate times weight_decay.
 
     `delayed` (by default on a GPU alone): the update does not wait for the gradient's norm, which is read
     later.
@@ -35,12 +29,17 @@ class Optimizer:
         self.parameters: list[Tensor] = list(model.parameters())
         self.delayed = self.parameters[0].is_cuda if delayed is None else delayed
         self.inner: torch.optim.Optimizer
-        if schedule.optimiser is OptimizerName.adam:
-            self.inner = torch.optim.Adam(
-                self.parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
-            )
-        else:
+        if schedule.optimiser is OptimizerName.sgd:
             self.inner = torch.optim.SGD(self.parameters, lr=schedule.lr, fused=True)
+        else:
+            is_coupled = schedule.optimiser is OptimizerName.adam
+            self.inner = (torch.optim.Adam if is_coupled else torch.optim.AdamW)(
+                self.parameters,
+                lr=schedule.lr,
+                betas=(schedule.beta1, schedule.beta2),
+                weight_decay=schedule.weight_decay,
+                fused=True,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
@@ -67,7 +66,7 @@ class Optimizer:
             raise ValueError("its optimiser has other parameters")
         if not isinstance(moments, dict) or not all(isinstance(values, dict) for values in moments.values()):
             raise ValueError("its optimiser has no state")
-        if self.schedule.optimiser is not OptimizerName.adam:
+        if self.schedule.optimiser is OptimizerName.sgd:
             if any(value is not None for values in moments.values() for value in values.values()):
                 raise ValueError("its optimiser has a state, and plain SGD has none")
         elif (steps > 0 or moments) and (
@@ -76,9 +75,9 @@ class Optimizer:
         ):
             raise ValueError("its optimiser lacks the moments of some weights")
 
-    def step(self, loss: Tensor, epoch: int) -> "LossAndNorm":
-        """Makes one step down the gradient of `loss`; returns the loss and the gradient's norm before
-        clipping.
+    def step(self, loss: Tensor, lr: float) -> "LossAndNorm":
+        """Makes one step down the gradient of `loss` at the learning rate `lr`; returns the loss and the
+        gradient's norm before clipping.
 
         If the norm is not finite, no weight changes.
         """
@@ -88,36 +87,36 @@ class Optimizer:
         norm = global_norm(gradients)
         numbers = LossAndNorm(torch.stack([loss.detach().double(), norm.double()]))
         if self.delayed:
-            self.update_without_waiting(norm, epoch)
+            self.update_without_waiting(norm, lr)
         else:
-            self.update(numbers.read()[1], gradients, epoch)
+            self.update(numbers.read()[1], gradients, lr)
         return numbers
 
-    def update(self, norm: float, gradients: list[Tensor], epoch: int) -> None:
+    def update(self, norm: float, gradients: list[Tensor], lr: float) -> None:
         """Updates the weights with a norm that was read."""
         if not math.isfinite(norm):
             return
         scale = min(1.0, self.schedule.max_grad_norm / (norm + 1e-6))
-        if scale < 1 and self.schedule.optimiser is OptimizerName.adam:
+        if scale < 1 and self.schedule.optimiser is not OptimizerName.sgd:
             for gradient in gradients:
                 gradient.mul_(scale)
             scale = 1.0
-        self.set_rates(epoch, scale)
+        self.set_rates(lr, scale)
         self.inner.step()
 
-    def update_without_waiting(self, norm: Tensor, epoch: int) -> None:
+    def update_without_waiting(self, norm: Tensor, lr: float) -> None:
         """Makes the same update with a norm on the GPU: the fused optimiser divides gradients by `grad_scale`
         and skips the step if `found_inf` is not 0.
         """
         inner: Any = self.inner
         inner.grad_scale = ((norm + 1e-6) / self.schedule.max_grad_norm).clamp(min=1).float()
         inner.found_inf = (~norm.isfinite()).float()
-        self.set_rates(epoch)
+        self.set_rates(lr)
         inner.step()
 
-    def set_rates(self, epoch: int, scale: float = 1.0) -> None:
+    def set_rates(self, lr: float, scale: float = 1.0) -> None:
         """Sets learning rate and weight decay; `scale` is the factor by which the gradient is clipped."""
-        lr, weight_decay = learning_rate(self.schedule, epoch), self.schedule.weight_decay
+        weight_decay = self.schedule.weight_decay
         if self.schedule.optimiser is OptimizerName.sgd:
             # w ← (1 - wd)·(w - lr·g) as the one step that `SGD` makes, w - lr'·(g + wd'·w); clipping scales
             # lr or g.

@@ -20,7 +20,8 @@ from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.interruption import Interrupted
-from vdrop_cli.optimizer import LossAndNorm, Optimizer, learning_rate
+from vdrop_cli.learning_rate import LearningRate, is_fall
+from vdrop_cli.optimizer import LossAndNorm, Optimizer
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.choices import LoggerName
@@ -71,6 +72,7 @@ class Run:
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
         self.optimiser = Optimizer(self.model, settings.schedule)
+        self.learning_rate = LearningRate(settings.schedule, task.batches_an_epoch, self.total_steps)
         self.state = task.zero_state(self.model)
         # steps whose update is launched and whose loss was not read, and their words
         self.in_flight = deque[tuple[LossAndNorm, int]]()
@@ -188,7 +190,8 @@ class Run:
         ):
             loss, self.state = self.task.loss(self.model, batch, self.state, masks)
             self.measured = None
-            self.in_flight.append((self.optimiser.step(loss, epoch), self.task.words(batch)))
+            lr = self.learning_rate.at(self.step + len(self.in_flight), self.progress.lr_falls)
+            self.in_flight.append((self.optimiser.step(loss, lr), self.task.words(batch)))
             yield from self.finish_steps(1 if self.optimiser.delayed else 0)
         yield from self.finish_steps()
 
@@ -208,17 +211,11 @@ class Run:
                     f"the loss is {loss} and its gradient's norm {norm} at epoch {epoch}, step "
                     f"{self.step + 1}"
                 )
+            lr = self.learning_rate.at(self.step, self.progress.lr_falls)
             self.progress.batch += 1
             self.progress.losses.append(loss)
             self.progress.epoch_words += words
-            yield Step(
-                epoch,
-                self.step,
-                loss,
-                norm,
-                learning_rate(self.settings.schedule, epoch),
-                words / self.tick(),
-            )
+            yield Step(epoch, self.step, loss, norm, lr, words / self.tick())
 
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
@@ -237,7 +234,12 @@ class Run:
         self.state = self.task.zero_state(self.model)
         if selected < self.progress.best:
             self.progress.best_epoch, self.progress.best = self.progress.epoch, selected
-        lr = learning_rate(self.settings.schedule, self.progress.epoch)
+        lr = self.learning_rate.at(self.step - 1, self.progress.lr_falls)
+        if is_fall(
+            self.settings.schedule, self.progress.epoch, self.progress.best_epoch, self.progress.lr_fell_after
+        ):
+            self.progress.lr_falls += 1
+            self.progress.lr_fell_after = self.progress.epoch
         return Epoch(
             self.progress.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds
         )
@@ -383,16 +385,24 @@ def resolved(settings: Train, device: torch.device) -> Train:
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
-def require_judged_in_first_epoch(settings: Train, task: Task) -> None:
-    """Raises ConfigError where a start is to be judged after more steps than an epoch has: a checkpoint holds
-    the losses of one.
+def require_steps_within(settings: Train, task: Task) -> None:
+    """Raises ConfigError where a start is to be judged after more steps than an epoch has, whose losses a
+    checkpoint holds; or where the learning rate would still rise when training ends.
     """
-    steps, limit = settings.stuck.steps, task.batches_an_epoch
+    schedule, judged = settings.schedule, settings.stuck.steps
+    limit = task.batches_an_epoch
     require(
-        steps is None or steps <= limit,
+        judged is None or judged <= limit,
         "stuck.steps",
         f"at most {limit:,}, the batches of an epoch of {task.origin}, or null",
-        steps,
+        judged,
+    )
+    steps = schedule.steps_after(schedule.epochs, limit)
+    require(
+        schedule.warmup < steps,
+        "schedule.warmup",
+        f"below {steps:,}, the steps of the training on {task.origin}",
+        schedule.warmup,
     )
 
 

@@ -71,7 +71,7 @@ def test_one_training_step_by_hand() -> None:
     chunk = next(task.batches())
     before = model.head_bias.detach().clone()
     loss, _ = task.loss(model, chunk, model.zero_state(2), model.mean_masks())
-    Optimizer(model, config.schedule).step(loss, epoch=1)
+    Optimizer(model, config.schedule).step(loss, lr=config.schedule.lr)
     counts = torch.zeros(7).index_add_(0, chunk.targets_TB.flatten(), torch.ones(8))
     expected = before - 0.5 * (4 * before.softmax(0) - counts / 2)
     torch.testing.assert_close(model.head_bias.detach(), expected)

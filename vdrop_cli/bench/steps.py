@@ -95,7 +95,7 @@ def training_step(train: Train, precision: Precision) -> Step:
         masks = next(masks_by_step)
         nll_TB, last = model.nll(ids_TB[:-1], ids_TB[1:], state, masks)
         state = tuple(part.detach() for part in last)
-        return optimizer.step(nll_TB.sum() / batch, 1)
+        return optimizer.step(nll_TB.sum() / batch, train.schedule.lr)
 
     return step
 
@@ -118,7 +118,7 @@ def ratings_step(train: Train, precision: Precision) -> Step:
 
     def step() -> object:
         predicted_B = model(ids_TB, lengths_B, next(masks_by_step))
-        return optimizer.step(torch.nn.functional.mse_loss(predicted_B, targets_B), 1)
+        return optimizer.step(torch.nn.functional.mse_loss(predicted_B, targets_B), train.schedule.lr)
 
     return step
 

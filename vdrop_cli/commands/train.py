@@ -14,7 +14,7 @@ from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import phase, read_result, require_installed
 from vdrop_cli.stuck_starts import StuckError
-from vdrop_cli.training import Run, log_to_sinks, make_folder, require_judged_in_first_epoch, resolved
+from vdrop_cli.training import Run, log_to_sinks, make_folder, require_steps_within, resolved
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     settings = resolved(settings, device)
     with phase("loading the data"):
         task = tasks.load(settings, device)
-    require_judged_in_first_epoch(settings, task)
+    require_steps_within(settings, task)
     folder = checkpoint.run_folder(settings, task.fingerprint)
     report_folder(folder)
     if not settings.force:

@@ -27,6 +27,14 @@ class SplitProtocol(Choice):
 class OptimizerName(Choice):
     sgd = "sgd"
     adam = "adam"
+    adamw = "adamw"  # Adam with decoupled weight decay (Loshchilov & Hutter 2019)
+
+
+class LrShape(Choice):
+    step = "step"  # divided by decay at the end of every epoch after max_epoch
+    plateau = "plateau"  # divided by decay after plateau_epochs epochs without a better validation
+    cosine = "cosine"  # full until max_epoch, then half a cosine down to lr_end
+    linear = "linear"  # full until max_epoch, then a line down to lr_end
 
 
 class CorpusName(Choice):

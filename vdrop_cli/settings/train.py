@@ -4,14 +4,22 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from omegaconf import MISSING
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import PLACES, Cell, Dropout, Policy, Tie, WordMask
-from vdrop_cli.settings.choices import Backend, LoggerName, OptimizerName, Precision, Size, SplitProtocol
+from vdrop_cli.settings.choices import (
+    Backend,
+    LoggerName,
+    LrShape,
+    OptimizerName,
+    Precision,
+    Size,
+    SplitProtocol,
+)
 from vdrop_cli.settings.data import CORPORA, RATED, Data
 from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
@@ -147,7 +155,8 @@ class Schedule:
     )
     decay: float = setting(
         MISSING,
-        "the learning rate is divided by it at the end of every epoch after max_epoch",
+        "the learning rate is divided by it at the end of every epoch after max_epoch; plateau: at each "
+        "fall; 1 with cosine and linear",
         limits=Limits(at_least=1, below=math.inf),
     )
     max_epoch: int = setting(MISSING, "last epoch at the full learning rate", "epochs", Limits(at_least=0))
@@ -159,7 +168,7 @@ class Schedule:
     weight_decay: float = setting(
         0.0,
         "sgd: w ← (1 - weight_decay)·w after each step, not multiplied by lr; adam: weight_decay·w is "
-        "added to the gradient",
+        "added to the gradient; adamw: w ← (1 - lr·weight_decay)·w before each step",
         limits=PROBABILITY,
     )
     patience: int | None = setting(
@@ -176,9 +185,55 @@ class Schedule:
         "steps",
         POSITIVE,
     )
+    beta1: float = setting(0.9, "adam, adamw: decay of the mean of gradients", limits=PROBABILITY)
+    beta2: float = setting(0.999, "adam, adamw: decay of the mean of squared gradients", limits=PROBABILITY)
+    lr_shape: LrShape = setting(LrShape.step, "how the learning rate falls")
+    warmup: int = setting(
+        0, "the learning rate rises from 0 during so many steps", "steps", Limits(at_least=0)
+    )
+    plateau_epochs: int = setting(
+        1, "plateau: the rate falls after so many epochs without a better validation", "epochs", POSITIVE
+    )
+    lr_end: float = setting(
+        0.0, "cosine, linear: learning rate of the last step, as a share of lr", limits=Limits(0, None, 1)
+    )
 
     def __post_init__(self) -> None:
         require_limits(self, "schedule.")
+        for name in ("beta1", "beta2"):
+            self.require_unused(name, self.optimiser is not OptimizerName.sgd, f"optimiser={self.optimiser}")
+        shape = f"lr_shape={self.lr_shape}"
+        self.require_unused("plateau_epochs", self.lr_shape is LrShape.plateau, shape)
+        self.require_unused("lr_end", self.falls_to_the_end, shape)
+        require(
+            self.lr_shape is not LrShape.plateau or self.decay > 1,
+            "schedule.decay",
+            f"above 1 with schedule.{shape}",
+            self.decay,
+        )
+        require(
+            not self.falls_to_the_end or self.decay == 1,
+            "schedule.decay",
+            f"1 with schedule.{shape}, whose end is schedule.lr_end",
+            self.decay,
+        )
+        require(
+            not self.falls_to_the_end or self.max_epoch < self.epochs,
+            "schedule.max_epoch",
+            f"below schedule.epochs={self.epochs} with schedule.{shape}",
+            self.max_epoch,
+        )
+
+    def require_unused(self, name: str, is_used: bool, by: str) -> None:
+        """Raises ConfigError where a setting that another one leaves without effect is not as by default."""
+        default = next(f.default for f in fields(self) if f.name == name)
+        value = getattr(self, name)
+        require(is_used or value == default, f"schedule.{name}", f"{default} with schedule.{by}", value)
+
+    @property
+    def falls_to_the_end(self) -> bool:
+        """Whether the learning rate depends on the length of the training."""
+        return self.lr_shape in (LrShape.cosine, LrShape.linear)
 
     def steps_after(self, epochs: int, steps_per_epoch: int) -> int:
         """Training steps of so many epochs, the last of which `max_steps` may have shortened."""
@@ -315,6 +370,13 @@ class Train:
             "schedule.patience",
             "null with task.protocol=paper, which has no validation part",
             self.schedule.patience,
+        )
+        is_plateau = self.schedule.lr_shape is LrShape.plateau
+        require(
+            not (is_plateau and self.protocol is SplitProtocol.paper),
+            "schedule.lr_shape",
+            "another than plateau with task.protocol=paper, which has no validation part",
+            self.schedule.lr_shape,
         )
 
     @property

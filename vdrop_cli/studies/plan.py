@@ -23,7 +23,7 @@ from vdrop_cli.studies import rows
 from vdrop_cli.studies.cost import Cost
 from vdrop_cli.studies.study import Line, Row
 from vdrop_cli.tasks import Task
-from vdrop_cli.training import require_judged_in_first_epoch, resolved
+from vdrop_cli.training import require_steps_within, resolved
 
 MORE_SEEDS = 10  # of a row, beyond those asked for, that are tried where others are stuck
 
@@ -122,7 +122,7 @@ class RunFactory:
         text = str((settings.task, settings.data))
         if text not in self.tasks:
             self.tasks[text] = tasks.load(settings, self.device)
-        require_judged_in_first_epoch(settings, self.tasks[text])
+        require_steps_within(settings, self.tasks[text])
         return Training(row, settings, self.tasks[text])
 
     @cached_property

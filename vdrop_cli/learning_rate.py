@@ -1,0 +1,46 @@
+"""The learning rate as a function of the step, so that a run that resumes needs no more than counts."""
+
+import math
+from dataclasses import dataclass
+
+from vdrop_cli.settings.choices import LrShape
+from vdrop_cli.settings.train import Schedule
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The rate of each update of a training.
+
+    - `step`: `lr`, divided by `decay` at the end of every epoch after `max_epoch` (Zaremba et al. 2014,
+      code);
+    - `plateau`: divided by `decay` at each fall (`is_fall`);
+    - `cosine` and `linear`: `lr` until the end of `max_epoch`, then down to `lr_end · lr` at the last update.
+
+    During the first `warmup` updates the rate rises in equal parts, the last of them has all of it.
+    """
+
+    schedule: Schedule
+    steps_per_epoch: int
+    total_steps: int
+
+    def at(self, step: int, falls: int = 0) -> float:
+        """Returns the rate of the update after `step` others, and after so many falls."""
+        schedule = self.schedule
+        warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+        if schedule.lr_shape is LrShape.step:
+            epoch = step // self.steps_per_epoch + 1
+            return warm * schedule.lr / schedule.decay ** max(0, epoch - 1 - schedule.max_epoch)
+        if schedule.lr_shape is LrShape.plateau:
+            return warm * schedule.lr / schedule.decay**falls
+        start = max(schedule.max_epoch * self.steps_per_epoch, schedule.warmup)
+        share = min(1.0, max(0.0, (step - start) / max(1, self.total_steps - 1 - start)))
+        height = 1 - share if schedule.lr_shape is LrShape.linear else (1 + math.cos(math.pi * share)) / 2
+        return warm * schedule.lr * (schedule.lr_end + (1 - schedule.lr_end) * height)
+
+
+def is_fall(schedule: Schedule, epoch: int, best_epoch: int, last_fall: int) -> bool:
+    """Returns whether the rate falls at the end of an epoch: after `plateau_epochs` epochs without a better
+    validation, counted from the best epoch, the last fall or `max_epoch`, whichever was last.
+    """
+    waiting = epoch - max(best_epoch, last_fall, schedule.max_epoch)
+    return schedule.lr_shape is LrShape.plateau and waiting >= schedule.plateau_epochs
