@@ -62,11 +62,11 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
     path = checkpoint.path_of(tmp_path, 3, 2)
     content = files.read_tensors(path)
     counters = {"epoch", "batch", "seconds", "epoch_seconds", "epoch_words", "best_epoch", "best", "losses"}
-    newer = {"lr_falls", "lr_fell_after"}
+    newer = {"lr_falls", "lr_fell_after", "averaged", "validations"}
     assert {f.name for f in fields(TrainingState)} == counters | newer < content.keys()
     progress = checkpoint.load(path).progress
     assert progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
-    progress.finish_epoch()
+    progress.finish_epoch(98.0)
     assert progress == TrainingState(4, 0, 1.5, 0.0, 0, 3, 99.0, [])
     for name in counters:
         files.write_tensors(path, {key: value for key, value in content.items() if key != name})
@@ -77,6 +77,16 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
     files.write_tensors(path, content | {"lr_falls": 2, "lr_fell_after": 4})
     with pytest.raises(Unusable, match="the falls of its learning rate"):
         checkpoint.load(path)
+    average = torch.zeros(300)
+    for wrong, reason in (
+        ({"averaged": 1}, "it has no average of its updates"),
+        ({"average": {"w": average}}, "or one of none"),
+        ({"averaged": 1, "average": {"v": average}}, "the average of its weights is one of others"),
+        ({"validations": [98.0]}, "its validations are not"),
+    ):
+        files.write_tensors(path, content | wrong)
+        with pytest.raises(Unusable, match=reason):
+            checkpoint.load(path)
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:

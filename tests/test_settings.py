@@ -529,6 +529,21 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
         ["schedule.lr_end=0.9"],
         "numbers",
     ),
+    "schedule.average_decay": (
+        ["schedule.average_from=0", "schedule.average_decay=1"],
+        ["schedule.average_decay=0.9"],
+        "numbers",
+    ),
+    "schedule.average_from": (
+        ["schedule.epochs=3", "schedule.average_decay=1", "schedule.average_from=2"],
+        ["schedule.average_from=1"],
+        "numbers",
+    ),
+    "schedule.average_trigger": (
+        ["schedule.epochs=6", "schedule.lr=30", "schedule.clip=inf", "schedule.average_decay=1"],
+        ["schedule.average_trigger=1"],
+        "numbers",
+    ),
     "schedule.patience": (
         ["schedule.epochs=8", "schedule.lr=30", "schedule.clip=inf"],
         ["schedule.patience=1"],

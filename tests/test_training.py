@@ -253,8 +253,9 @@ COSINE = ["schedule.lr_shape=cosine", "schedule.decay=1", "schedule.max_epoch=0"
     [
         ["model.tie_embeddings=true", "model.embedding_size=6", *ADAM, *PLATEAU],
         ["schedule.optimiser=adamw", "schedule.lr=0.01", "schedule.weight_decay=0.1", *COSINE],
+        ["schedule.average_decay=0.9", "schedule.average_from=1", "schedule.max_epoch=1"],
     ],
-    ids=["plateau", "cosine"],
+    ids=["plateau", "cosine", "average"],
 )
 def test_two_parts_of_a_run_with_another_schedule_are_the_whole_bit_for_bit(
     options: list[str], text: list[str], monkeypatch: pytest.MonkeyPatch
@@ -294,6 +295,8 @@ def require_parts_are_the_whole(overrides: list[str], monkeypatch: pytest.Monkey
             for folder in ("outputs", f"stopped-at-{stop}")
         ]
         assert all(torch.equal(tensor, finished[1].model[name]) for name, tensor in finished[0].model.items())
+        pairs = [(tensor, finished[1].average[name]) for name, tensor in finished[0].average.items()]
+        assert all(torch.equal(*pair) for pair in pairs) and len(finished[1].average) == len(pairs)
     return whole
 
 

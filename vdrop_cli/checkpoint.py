@@ -48,14 +48,18 @@ class TrainingState:
     losses: list[float] = field(repr=False)  # of the finished batches, as logged
     lr_falls: int = 0  # how often the rate of a plateau has fallen
     lr_fell_after: int = 0  # the epoch of the last fall; 0: none
+    averaged: int = 0  # updates whose weights are in the average
+    validations: list[float] = field(default_factory=list, repr=False)  # the selection metric of each epoch
 
     @classmethod
     def at_start(cls) -> "TrainingState":
         """The state before the first batch."""
         return cls(0, 0, 0.0, 0.0, 0, 0, math.inf, [])
 
-    def finish_epoch(self) -> None:
-        """Counts an epoch as finished."""
+    def finish_epoch(self, selected: float) -> None:
+        """Counts an epoch as finished, whose selection metric is `selected`."""
+        if len(self.validations) == self.epoch:  # not after a checkpoint of an earlier version
+            self.validations.append(selected)
         self.epoch += 1
         self.batch = 0
         self.epoch_seconds = 0.0
@@ -77,11 +81,17 @@ class Checkpoint(TrainingState):
     optimiser: dict[str, Any] = field(repr=False)
     # as `learned.to_dict` writes it; empty in the older format
     learned: dict[str, Any] = field(default_factory=dict, repr=False)
+    average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the weights; empty: none yet
 
     @property
     def progress(self) -> TrainingState:
         """A copy of the part that training counts."""
         return TrainingState(**{f.name: copy(getattr(self, f.name)) for f in fields(TrainingState)})
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Of the model that is reported: their average, where there is one."""
+        return self.average or self.model
 
     @property
     def train(self) -> Train:
@@ -97,7 +107,7 @@ class Checkpoint(TrainingState):
         )
 
 
-COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "lr_falls", "lr_fell_after")
+COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "lr_falls", "lr_fell_after", "averaged")
 DURATIONS = ("seconds", "epoch_seconds")
 TYPES: dict[str, type] = {
     **dict.fromkeys(COUNTS, int),
@@ -105,9 +115,10 @@ TYPES: dict[str, type] = {
     "corpus": str,
 }
 TYPES |= {
-    **dict.fromkeys(("config", "environment", "model", "optimiser", "learned"), dict),
+    **dict.fromkeys(("config", "environment", "model", "optimiser", "learned", "average"), dict),
     "losses": list,
     "state": list,
+    "validations": list,
 }
 
 
@@ -138,13 +149,28 @@ def require_valid(snapshot: Checkpoint) -> None:
         all(type(loss) is float and math.isfinite(loss) for loss in snapshot.losses),
         "a loss is not a finite number",
     )
+    require(
+        all(type(value) is float and math.isfinite(value) for value in snapshot.validations)
+        and len(snapshot.validations) in (0, snapshot.epoch),  # 0: of an earlier version
+        "its validations are not a finite number for each epoch",
+    )
     require(len(snapshot.losses) == snapshot.batch, "it has another number of losses than of batches")
-    for what, tensors in (("a carried state", snapshot.state), ("a weight", list(snapshot.model.values()))):
+    for what, tensors in (
+        ("a carried state", snapshot.state),
+        ("a weight", list(snapshot.model.values())),
+        ("an average", list(snapshot.average.values())),
+    ):
         require(
             all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
             f"{what} is no tensor of float32",
         )
         require(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
+    shapes, averages = (
+        {name: tensor.shape for name, tensor in tensors.items()}
+        for tensors in (snapshot.model, snapshot.average)
+    )
+    require((snapshot.averaged > 0) == bool(averages), "it has no average of its updates, or one of none")
+    require(not averages or averages == shapes, "the average of its weights is one of others")
     require(all(type(name) is str for name in snapshot.model), "the name of a weight is no text")
     for name, value in snapshot.environment.items():
         require(

@@ -21,6 +21,9 @@ MEASURES = {
 VARIANTS = {
     "": "",
     "_batched": ", read in columns",
+    "_raw": ", weights not averaged",
+    "_batched_raw": ", read in columns, weights not averaged",
+    "_as_published_raw": ", as the authors compute it, weights not averaged",
     "_as_published": ", as the authors compute it",
     "_dropout": ", dropout on",
     "_chosen_on_test": ", best epoch on the test part",

@@ -61,12 +61,12 @@ def build(
     backend = choose_backend(settings.backend, device).name
     precision = choose_precision(settings.precision or trained.precision, device)
     try:
-        checkpoint.require_large_enough(snapshot.model, trained.model, predictor.vocabulary_size)
+        checkpoint.require_large_enough(snapshot.weights, trained.model, predictor.vocabulary_size)
         model = predictor.model(
             trained.model, trained.dropout.for_layers(), backend, COMPUTE_DTYPES[precision]
         )
-        checkpoint.require_fitting(snapshot.model, model)
+        checkpoint.require_fitting(snapshot.weights, model)
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
-    model.load_state_dict(snapshot.model)
+    model.load_state_dict(snapshot.weights)
     return Built(path, snapshot, predictor, model.to(device), precision)

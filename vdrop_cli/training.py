@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vdrop_cli import checkpoint, continuation, files, interruption, learned, prefetch, stuck_starts
+from vdrop_cli.averaging import Average, is_to_begin
 from vdrop_cli.checkpoint import Checkpoint, TrainingState, Unusable
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.dropout import ModelMasks
@@ -72,6 +72,7 @@ class Run:
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
         self.optimiser = Optimizer(self.model, settings.schedule)
+        self.average = Average(self.model, settings.schedule.average_decay or 1.0)
         self.learning_rate = LearningRate(settings.schedule, task.batches_an_epoch, self.total_steps)
         self.state = task.zero_state(self.model)
         # steps whose update is launched and whose loss was not read, and their words
@@ -85,11 +86,12 @@ class Run:
         """Takes the place of a run that has come to a checkpoint of its folder."""
         if self.settings.reports_best and snapshot.best_epoch > 0:
             # read now rather than after all epochs, so that an error comes before training
-            self.best_weights(snapshot.best_epoch)
+            self.best_checkpoint(snapshot.best_epoch)
         self.model.load_state_dict(snapshot.model)
         self.progress = snapshot.progress
         self.best_saved = self.progress.best_epoch
         self.optimiser.load_state_dict(snapshot.optimiser, self.step)
+        self.average.load_state_dict(snapshot.average, snapshot.averaged)
         self.state = (
             tuple(part.to(self.task.device) for part in snapshot.state) if snapshot.state else self.state
         )
@@ -176,6 +178,7 @@ class Run:
         """
         epoch = self.progress.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
+        averages = is_to_begin(self.settings.schedule, self.progress.validations)
 
         def draw(batch: Any) -> ModelMasks:
             return self.task.masks(self.model, batch, stream.at(batch.number))
@@ -192,6 +195,9 @@ class Run:
             self.measured = None
             lr = self.learning_rate.at(self.step + len(self.in_flight), self.progress.lr_falls)
             self.in_flight.append((self.optimiser.step(loss, lr), self.task.words(batch)))
+            if averages:
+                self.average.update()
+                self.progress.averaged = self.average.count
             yield from self.finish_steps(1 if self.optimiser.delayed else 0)
         yield from self.finish_steps()
 
@@ -220,9 +226,11 @@ class Run:
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
         trained = self.progress.epoch_seconds
-        measured = self.task.validate(self.model)
+        with self.average.in_model():
+            measured = self.task.validate(self.model)
+        raw = raw_metrics(self.task.validate(self.model)) if self.average.count else {}
         selected = measured[self.task.selection_metric]
-        for name, value in measured.items():
+        for name, value in (measured | raw).items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {self.progress.epoch + 1}, step {self.step}")
         self.measured = measured
@@ -230,19 +238,18 @@ class Run:
         loss = sum(self.progress.losses) / len(self.progress.losses)
         seconds = self.progress.epoch_seconds
         speed = self.progress.epoch_words / trained
-        self.progress.finish_epoch()
+        self.progress.finish_epoch(selected)
         self.state = self.task.zero_state(self.model)
         if selected < self.progress.best:
             self.progress.best_epoch, self.progress.best = self.progress.epoch, selected
+        metrics = self.task.epoch_metrics(loss, measured) | raw
         lr = self.learning_rate.at(self.step - 1, self.progress.lr_falls)
         if is_fall(
             self.settings.schedule, self.progress.epoch, self.progress.best_epoch, self.progress.lr_fell_after
         ):
             self.progress.lr_falls += 1
             self.progress.lr_fell_after = self.progress.epoch
-        return Epoch(
-            self.progress.epoch, self.step, loss, self.task.epoch_metrics(loss, measured), lr, speed, seconds
-        )
+        return Epoch(self.progress.epoch, self.step, loss, metrics, lr, speed, seconds)
 
     @property
     def is_epoch_to_be_saved(self) -> bool:
@@ -292,6 +299,7 @@ class Run:
                 state=[part.cpu() for part in self.state] if self.progress.batch else [],
                 model=model,
                 optimiser=self.optimiser.state_dict(),
+                average={name: tensor.cpu() for name, tensor in self.average.state_dict().items()},
                 learned=learned.to_dict(self.task.learned(self.measured)),
             ),
             self.folder,
@@ -302,25 +310,29 @@ class Run:
     def described(self) -> dict[str, Any]:
         return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
-    def best_weights(self, epoch: int) -> dict[str, Tensor]:
+    def best_checkpoint(self, epoch: int) -> Checkpoint:
         """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or
         cannot be read now.
         """
         try:
-            snapshot = checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
+            return checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
         except (Unusable, ValueError):
             path = checkpoint.path_of(self.folder, epoch)
             raise ConfigError(
                 f"{path} holds the best epoch so far, and cannot be used; start over with force=true"
             ) from None
-        return snapshot.model
 
     def result(self) -> Result:
         """The metrics of the epoch that is reported."""
         epoch = self.progress.best_epoch if self.settings.reports_best else self.progress.epoch
         if epoch != self.progress.epoch:
-            self.model.load_state_dict(self.best_weights(epoch))
-        metrics = self.task.result(self.model, self.progress.best_epoch, self.progress.best)
+            best = self.best_checkpoint(epoch)
+            self.model.load_state_dict(best.model)
+            self.average.load_state_dict(best.average, best.averaged)
+        with self.average.in_model():
+            metrics = self.task.result(self.model, self.progress.best_epoch, self.progress.best)
+        if self.average.count:
+            metrics |= raw_metrics(self.task.evaluate(self.model).metrics)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {epoch}")
@@ -333,6 +345,13 @@ class Run:
             self.task.warnings,
             max_steps if self.step == max_steps else None,
         )
+
+
+def raw_metrics(measured: dict[str, float]) -> dict[str, float]:
+    """Perplexities or errors of the last weights, beside those of their average."""
+    return {
+        f"{name}_raw": value for name, value in measured.items() if "_ppl" in name or name.endswith("_rmse")
+    }
 
 
 def records(run: Run) -> Iterator[Record]:

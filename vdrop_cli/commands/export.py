@@ -51,5 +51,5 @@ def export_folder(path: Path, snapshot: Checkpoint, target: Path, settings: Expo
 
 
 def describe(snapshot: Checkpoint) -> str:
-    count = sum(tensor.numel() for tensor in snapshot.model.values())
+    count = sum(tensor.numel() for tensor in snapshot.weights.values())
     return f"{count:,} weights after epoch {snapshot.epoch}"

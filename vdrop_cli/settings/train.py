@@ -197,6 +197,24 @@ class Schedule:
     lr_end: float = setting(
         0.0, "cosine, linear: learning rate of the last step, as a share of lr", limits=Limits(0, None, 1)
     )
+    average_decay: float | None = setting(
+        None,
+        "the average of the weights over updates is the model that is validated and reported; 1: their plain "
+        "mean, below 1: an exponential one; null: the weights themselves",
+        limits=Limits(above=0, at_most=1),
+    )
+    average_from: int | None = setting(
+        None,
+        "the average begins after so many epochs; null: when validation stops getting better",
+        "epochs",
+        Limits(at_least=0),
+    )
+    average_trigger: int = setting(
+        5,
+        "the average begins once validation is worse than the best of those more than so many epochs before",
+        "epochs",
+        POSITIVE,
+    )
 
     def __post_init__(self) -> None:
         require_limits(self, "schedule.")
@@ -205,6 +223,19 @@ class Schedule:
         shape = f"lr_shape={self.lr_shape}"
         self.require_unused("plateau_epochs", self.lr_shape is LrShape.plateau, shape)
         self.require_unused("lr_end", self.falls_to_the_end, shape)
+        averages = self.average_decay is not None
+        self.require_unused("average_from", averages, "average_decay=null")
+        self.require_unused(
+            "average_trigger",
+            averages and self.average_from is None,
+            f"average_from={self.average_from}" if averages else "average_decay=null",
+        )
+        require(
+            self.average_from is None or self.average_from < self.epochs,
+            "schedule.average_from",
+            f"below schedule.epochs={self.epochs}, or null",
+            self.average_from,
+        )
         require(
             self.lr_shape is not LrShape.plateau or self.decay > 1,
             "schedule.decay",
@@ -370,6 +401,13 @@ class Train:
             "schedule.patience",
             "null with task.protocol=paper, which has no validation part",
             self.schedule.patience,
+        )
+        is_triggered = self.schedule.average_decay is not None and self.schedule.average_from is None
+        require(
+            not (is_triggered and self.protocol is SplitProtocol.paper),
+            "schedule.average_from",
+            "a number of epochs with task.protocol=paper, which has no validation part",
+            "null",
         )
         is_plateau = self.schedule.lr_shape is LrShape.plateau
         require(

@@ -133,7 +133,7 @@ def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]
     """What the model is and how it was trained: names and values."""
     train, environment = snapshot.train, snapshot.environment
     model, dropout = train.model, train.dropout
-    count = sum(weight.numel() for weight in snapshot.model.values())
+    count = sum(weight.numel() for weight in snapshot.weights.values())
     yield (
         "model",
         f"{str(model.cell).upper()}, {model.layers} layers of {model.hidden_size:,} units, "

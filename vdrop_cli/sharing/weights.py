@@ -67,7 +67,7 @@ def encode(snapshot: Checkpoint) -> bytes:
 
     # each weight with memory of its own, in order: safetensors takes no others
     weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.model.items()
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.weights.items()
     }
     return save(weights, metadata(snapshot))
 
@@ -78,7 +78,7 @@ def require_whole(path: Path, snapshot: Checkpoint) -> None:
     """
     trained = snapshot.train
     knowledge = snapshot.knowledge
-    embedding = snapshot.model.get("embedding")
+    embedding = snapshot.weights.get("embedding")
     try:
         checkpoint.require(embedding is not None and embedding.dim() == 2, "it has no embedding")
         assert embedding is not None
@@ -87,10 +87,10 @@ def require_whole(path: Path, snapshot: Checkpoint) -> None:
             if knowledge is not None
             else len(embedding)
         )
-        checkpoint.require_large_enough(snapshot.model, trained.model, words)
+        checkpoint.require_large_enough(snapshot.weights, trained.model, words)
         kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
         checkpoint.require_fitting(
-            snapshot.model, kind(trained.model, trained.dropout.for_layers(), words, "fused")
+            snapshot.weights, kind(trained.model, trained.dropout.for_layers(), words, "fused")
         )
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
