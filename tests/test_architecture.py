@@ -69,7 +69,9 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "model": {"dropout", "kernels", "layers", "policies", "random_streams", "settings"},
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},
     "perplexity": {"interruption", "model", "sinks"},
-    "monte_carlo": {"dropout", "layers", "measured", "model", "perplexity", "policies", "random_streams"},
+    "monte_carlo": {
+        *("dropout", "kernels", "layers", "measured", "model", "perplexity", "policies", "random_streams")
+    },
     "next_word": {
         *("assessment", "dropout", "interruption", "layers", "measured", "model", "monte_carlo"),
         *("perplexity", "sinks"),

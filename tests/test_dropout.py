@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
-from vdrop_cli.dropout import MaskShape, ModelMasks, WordMasks, concat_batch, draw, drop_threshold, mean_masks
+from vdrop_cli.dropout import (
+    MaskShape,
+    ModelMasks,
+    WordMasks,
+    concat_batch,
+    draw,
+    draw_traceable,
+    drop_threshold,
+    mean_masks,
+)
 from vdrop_cli.kernels import Masks
 from vdrop_cli.policies import Dropout, Policy, WordMask
 from vdrop_cli.random_streams import Stream
@@ -75,6 +84,31 @@ def test_each_policy_masks_what_the_table_says(cell: str, policy: str) -> None:
             )
     if masks.out is not None:
         assert varies(masks.out, 0) == new_every_step and varies(masks.out, 1)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("places", [("p_x",), ("p_between", "p_out"), ("p_h",)])
+def test_each_place_has_held_masks_or_new_ones(places: tuple[str, ...], traced: bool) -> None:
+    dropout = Dropout("variational", p_x=0.5, p_h=0.5, p_out=0.5, p_between=0.25, new_each_step=places)
+    shape = MaskShape(TIME, BATCH, (INPUT, HIDDEN, HIDDEN), HIDDEN, 4)
+    if traced:
+        masks = draw_traceable(dropout, shape, torch.device("cpu"), torch.float32)
+    else:
+        masks = draw(dropout, shape, Stream((0,)))
+    first, *others = masks.layers
+    by_place = {
+        "p_x": [first.x],
+        "p_between": [layer.x for layer in others],
+        "p_h": [layer.h for layer in masks.layers],
+        "p_out": [masks.out],
+    }
+    for place, place_masks in by_place.items():
+        for mask in place_masks:
+            assert mask is not None and mask.shape[0] == (TIME if place in places else 1)
+            assert varies(mask, 0) == (place in places)
+    assert masks.time == TIME
+    assert others[0].x is not None and others[0].x.max() == pytest.approx(1 / 0.75, rel=1e-4)
+    assert first.x is not None and first.x.max() == 2
 
 
 def test_words_can_be_dropped_beside_naive_masks() -> None:

@@ -1,6 +1,7 @@
 """MC dropout, by hand and by law."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,11 +38,15 @@ def test_without_dropout_mc_is_the_standard_perplexity() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", ["zaremba", "naive", "moon", "moon_word", "variational", "variational_untied"]
+    "policy",
+    [
+        *("zaremba", "naive", "moon", "moon_word", "variational", "variational_untied"),
+        "variational dropout.new_each_step=[p_x,p_out]",
+    ],
 )
 @pytest.mark.parametrize("word", [False, True])
 def test_mc_does_not_depend_on_how_passes_are_batched(policy: str, word: bool) -> None:
-    model, task = trained(f"dropout={policy}")
+    model, task = trained(*f"dropout={policy}".split())
     results = [mc(model, task, 6, batch, word) for batch in (1, 4, 6, 50)]
     assert results == pytest.approx([results[0]] * 4, rel=1e-5)
 
@@ -56,6 +61,23 @@ def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
     masks = draw(dropout, model.layers.mask_shape(35, 1), Stream((1, "mc", 0, 0)))
     nll, _ = model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), masks)
     assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)
+
+
+def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step() -> None:
+    """By hand: the recurrence's mask of the first segment, the output's of each; of a longer text."""
+    model, task = trained("dropout=variational", "dropout.p_x=0", "dropout.new_each_step=[p_out]")
+    stream = task.streams["test"].repeat(3)[:80]
+    dropout = replace(model.dropout, p_word=0.0)
+    losses = list[torch.Tensor]()
+    state, layers = model.zero_state(1), None
+    for number, first in enumerate(range(0, 79, 35)):
+        ids, targets = stream[first : min(first + 35, 79)], stream[first + 1 : first + 36]
+        masks = draw(dropout, model.layers.mask_shape(len(ids), 1), Stream((1, "mc", 0, number)))
+        layers = masks.layers if layers is None else layers
+        nll, state = model.nll(ids[:, None], targets[:, None], state, replace(masks, layers=layers))
+        losses.append(nll.flatten())
+    (averages,) = mc_perplexity(model, stream, 1, 1, 1, False)
+    assert averages.ppl == pytest.approx(torch.cat(losses).double().mean().exp().item(), rel=1e-6)
 
 
 def test_mc_averages_probabilities_not_their_logs() -> None:

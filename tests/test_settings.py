@@ -278,6 +278,11 @@ def test_what_is_as_by_default_is_no_part_of_a_runs_identity() -> None:
     )
 
 
+def test_the_order_of_places_is_no_part_of_a_runs_identity() -> None:
+    one, other = (settings(f"dropout.new_each_step=[{places}]") for places in ("p_x,p_out", "p_out,p_x,p_x"))
+    assert one.identity("f") == other.identity("f") != settings().identity("f")
+
+
 def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
     one, other, cpu = (settings(f"device={device}").identity("f") for device in ("cuda", "cuda:1", "cpu"))
     assert one == other != cpu
@@ -318,6 +323,12 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_c=0.5"], r"dropout\.p_c must be 0 with dropout\.policy=variational"),
+        (["dropout.new_each_step=[p_c]"], r"dropout\.new_each_step must be of p_x, p_between, p_h, p_out"),
+        (
+            ["dropout=naive", "dropout.new_each_step=[p_h]"],
+            r"dropout\.new_each_step must be empty with dropout\.policy=naive, got p_h",
+        ),
+        (["dropout=none", "dropout.p_between=0.5"], r"dropout\.p_between must be None with dropout\.policy"),
         (["dropout=none", "dropout.p_h=0.5"], r"dropout\.p_h must be 0 with dropout\.policy=none"),
         (
             ["dropout=zaremba", "dropout.p_word=0.5"],
@@ -491,6 +502,8 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "dropout.untied": ([], ["dropout.untied=true"], "numbers"),
     "dropout.p_word": ([], ["dropout.p_word=0.4"], "numbers"),
     "dropout.p_x": ([], ["dropout.p_x=0.4"], "numbers"),
+    "dropout.p_between": ([], ["dropout.p_between=0.4"], "numbers"),
+    "dropout.new_each_step": ([], ["dropout.new_each_step=[p_out]"], "numbers"),
     "dropout.p_h": ([], ["dropout.p_h=0.4"], "numbers"),
     "dropout.p_c": (["dropout=moon"], ["dropout.p_c=0.4"], "numbers"),
     "dropout.p_out": ([], ["dropout.p_out=0.4"], "numbers"),

@@ -16,7 +16,7 @@ import yaml
 
 from vdrop_cli import CONF, published
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.policies import PLACES
+from vdrop_cli.policies import BETWEEN, PLACES
 from vdrop_cli.settings.choices import SCHEDULES
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import FilePath, is_list, is_text, rule, types, walk
@@ -51,7 +51,7 @@ ALIASES = {
         "layers": "model.layers",
         "num_layers": "model.layers",
         "cell": "model.cell",
-        **{name: f"dropout.{name}" for name in PLACES},
+        **{name: f"dropout.{name}" for name in (*PLACES, BETWEEN)},
     }
 }
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""

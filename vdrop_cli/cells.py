@@ -67,6 +67,11 @@ class RecurrentCell(nn.Module):
                 f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use "
                 "LockedDropout on the output"
             )
+        if chosen.new_each_step:
+            raise ValueError(
+                "new_each_step must be empty in a cell, whose masks are held over the sequence, got "
+                f"{', '.join(chosen.new_each_step)}"
+            )
         if chosen.new_every_step and chosen.drops:
             raise ValueError(
                 "policy must be variational or moon in a cell, whose masks are held over the sequence, got "

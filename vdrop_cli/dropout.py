@@ -15,7 +15,7 @@ from torch import Tensor
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.derivatives import in_transform
 from vdrop_cli.kernels.masks import BATCH_DIMS
-from vdrop_cli.policies import Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.policies import BETWEEN, Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.random_streams import Stream, new_stream
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
@@ -329,7 +329,12 @@ def gate_mask(p: float, size: int, tie: object, shape: MaskShape, time: int, kee
     return torch.cat([mask[:, 1:] if gate == candidate else mask[:, :1] for gate in range(shape.gates)], 1)
 
 
-def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> list[Masks]:
+def mask_time(dropout: Dropout, place: str, shape: MaskShape) -> int:
+    """Returns the first size of the masks of a place."""
+    return shape.time if dropout.is_new_each_step(place) else 1
+
+
+def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
     """Draws the masks of all layers and directions.
 
     The mask on the cell state is not divided by the keep probability. It multiplies the carried state itself,
@@ -339,7 +344,9 @@ def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> li
     layers = len(shape.input_sizes)
     p_x, p_h, p_c = (dropout.layer_probabilities(name, layers) for name in ("p_x", "p_h", "p_c"))
     masks: list[Masks] = []
+    time_h = mask_time(dropout, "p_h", shape)
     for layer in range(layers):
+        time_x = mask_time(dropout, BETWEEN if layer else "p_x", shape)
         for direction in range(shape.directions):
             # Ordinary dropout between layers is on the output of a layer; both directions of the next one
             # read it.
@@ -348,9 +355,9 @@ def layer_masks(dropout: Dropout, shape: MaskShape, time: int, keep: Keep) -> li
                 Masks(
                     x=masks[-1].x
                     if shared
-                    else gate_mask(p_x[layer], shape.input_sizes[layer], dropout.tie, shape, time, keep),
-                    h=gate_mask(p_h[layer], shape.state_size, dropout.tie, shape, time, keep),
-                    c=keep(p_c[layer], (time, shape.batch, shape.hidden_size), divided=False),
+                    else gate_mask(p_x[layer], shape.input_sizes[layer], dropout.tie, shape, time_x, keep),
+                    h=gate_mask(p_h[layer], shape.state_size, dropout.tie, shape, time_h, keep),
+                    c=keep(p_c[layer], (1, shape.batch, shape.hidden_size), divided=False),
                 )
             )
     return masks
@@ -368,9 +375,9 @@ def draw(
     `outputs` is the number of steps whose output is used; None: all.
     """
     generator = stream.generator()
-    time = shape.time if dropout.new_every_step else 1
     keep = partial(keep_mask, generator=generator)
-    layers = layer_masks(dropout, shape, time, keep)
+    layers = layer_masks(dropout, shape, keep)
+    time = mask_time(dropout, "p_out", shape)
     out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.directions * shape.state_size))
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
     return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape)).to(device)
@@ -414,12 +421,10 @@ def draw_traceable(
 
     The random numbers come from torch's global random state on the device.
     """
-    time = shape.time if dropout.new_every_step else 1
+    time = mask_time(dropout, "p_out", shape)
     keep = partial(traceable_keep_mask, device=device, dtype=dtype)
     out = keep(dropout.p_out, (time, shape.batch, shape.directions * shape.state_size))
-    return ModelMasks(
-        layer_masks(dropout, shape, time, keep), None, out, shape.batch, mask_steps(dropout, shape)
-    )
+    return ModelMasks(layer_masks(dropout, shape, keep), None, out, shape.batch, mask_steps(dropout, shape))
 
 
 def mean_masks(dropout: Dropout, layers: int, like: Tensor, directions: int = 1) -> ModelMasks:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.dropout import ModelMasks, concat_batch, draw
+from vdrop_cli.kernels import Masks
 from vdrop_cli.layers import State
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.perplexity import perplexity, segments
-from vdrop_cli.policies import WordMask
+from vdrop_cli.policies import BETWEEN, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
 
 SEGMENT_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
@@ -115,6 +116,8 @@ class RunningAverages:
 class PassMasks:
     """The masks of MC passes, as functions of seed and pass, and of the segment where they are not held.
 
+    Where only some places have new masks at every step, the masks of the others are one for the whole text.
+
     Without `word_dropout` the word mask is left out, as in the authors' evaluation.
     """
 
@@ -129,7 +132,24 @@ class PassMasks:
         """Returns the masks of some passes for a segment of `time` steps, a column for each pass."""
         shape, number = self.model.layers.mask_shape(time, 1), 0 if self.is_fixed else segment
         masks = concat_batch([draw(self.dropout, shape, self.stream.at(s, number)) for s in passes])
+        if number > 0 and self.dropout.new_each_step:
+            first = concat_batch([draw(self.dropout, shape, self.stream.at(s, 0)) for s in passes])
+            masks = joined_masks(masks, first, self.dropout)
         return masks.to(self.model.embedding.device)
+
+
+def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> ModelMasks:
+    """Returns the masks of a segment, with those that are held over the text from its first segment."""
+    layers = [
+        Masks(
+            x=new.x if dropout.is_new_each_step(BETWEEN if layer else "p_x") else one.x,
+            h=new.h if dropout.is_new_each_step("p_h") else one.h,
+        )
+        for layer, (new, one) in enumerate(zip(masks.layers, first.layers, strict=True))
+    ]
+    out = masks.out if dropout.is_new_each_step("p_out") else first.out
+    word = masks.word if dropout.word_mask is WordMask.token else first.word
+    return replace(masks, layers=layers, out=out, word=word)
 
 
 class MonteCarlo:

@@ -47,6 +47,8 @@ class WordMask(Choice):
 NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
 PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out")
 BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
+BETWEEN = "p_between"  # the inputs of all layers but the first, where they differ from the first one's
+EITHER = ("p_x", BETWEEN, "p_h", "p_out")  # places whose masks can be held or new at every step
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
     Policy.zaremba: ("p_x", "p_out"),
@@ -81,8 +83,9 @@ class Dropout:
 
     Policies, ties and word masks may be names, as in `Dropout("variational", p_x=0.3, p_h=0.3)`. `p_x`, `p_h`
     and `p_c` may be sequences with a probability for each layer. `tie` defaults to `none` for the policy
-    naive and to `all` for variational; the others take no `tie`. Raises ValueError for a probability that is
-    out of range or that the policy does not use.
+    naive and to `all` for variational; the others take no `tie`. `new_each_step` names places of the policy
+    variational whose masks are new at every step, from `EITHER` (Melis et al. 2018 hold only that of the
+    recurrence). Raises ValueError for a probability that is out of range or that the policy does not use.
     """
 
     policy: Policy | str
@@ -90,10 +93,12 @@ class Dropout:
     tie: Tie | str | None = None
     p_word: float = 0.0  # a word of the vocabulary
     p_x: Probability = 0.0  # the input of each layer
+    p_between: float | None = None  # the inputs of all layers but the first; None: as p_x
     p_h: Probability = 0.0  # the previous hidden state where it enters the recurrent product
     p_c: Probability = 0.0  # the cell state
     p_out: float = 0.0  # the output of the last layer
     word_mask: WordMask | str = WordMask.type
+    new_each_step: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         policy = choice(Policy, "policy", self.policy)
@@ -112,12 +117,43 @@ class Dropout:
             for p in value if isinstance(value, tuple) else (value,):
                 if checked_probability(name, p) > 0 and name not in ALLOWED[policy]:
                     raise ValueError(f"{name} must be 0 with policy={policy}, which does not use it, got {p}")
+        self.check_between(policy)
+        self.check_new_each_step(policy)
         if word_mask is WordMask.token and self.p_word == 0:
             raise ValueError("word_mask must be type where p_word=0, which masks no words, got token")
+
+    def check_between(self, policy: Policy) -> None:
+        """Raises ValueError for a probability between layers that cannot be meant."""
+        if self.p_between is None:
+            return
+        if checked_probability(BETWEEN, self.p_between) > 0 and "p_x" not in ALLOWED[policy]:
+            raise ValueError(
+                f"{BETWEEN} must be None with policy={policy}, which does not use it, got {self.p_between}"
+            )
+        if isinstance(self.p_x, tuple):
+            raise ValueError(f"{BETWEEN} must be None where p_x has a probability for each layer")
+
+    def check_new_each_step(self, policy: Policy) -> None:
+        """Raises ValueError for places that have no masks of their own, or for another policy."""
+        if isinstance(self.new_each_step, str):
+            raise ValueError(f"new_each_step must be a list of places, got {self.new_each_step!r}")
+        places = tuple(self.new_each_step)
+        if places and policy is not Policy.variational:
+            raise ValueError(f"new_each_step must be empty with policy={policy}, got {', '.join(places)}")
+        for place in places:
+            if place not in EITHER:
+                raise ValueError(f"new_each_step must be of {', '.join(EITHER)}, got {place!r}")
+        object.__setattr__(self, "new_each_step", tuple(p for p in EITHER if p in places))
+
+    def is_new_each_step(self, place: str) -> bool:
+        """Whether the masks of a place, one of `EITHER`, are resampled at every step."""
+        return self.policy in NEW_EVERY_STEP or place in self.new_each_step
 
     def layer_probabilities(self, name: str, layers: int) -> tuple[float, ...]:
         """Returns `p_x`, `p_h` or `p_c` of each layer; raises ValueError for another number of layers."""
         p = getattr(self, name)
+        if name == "p_x" and self.p_between is not None:
+            return (p, *[self.p_between] * (layers - 1))
         if not isinstance(p, tuple):
             return (p,) * layers
         if len(p) != layers:
@@ -132,13 +168,13 @@ class Dropout:
     @property
     def max_probability(self) -> float:
         """The largest of all probabilities."""
-        values = [getattr(self, name) for name in PLACES]
+        values = [getattr(self, name) for name in PLACES] + [self.p_between or 0.0]
         return float(max(p for value in values for p in (value if isinstance(value, tuple) else (value,))))
 
     @property
     def new_every_step(self) -> bool:
-        """Whether masks are resampled at every step, rather than held over the sequence."""
-        return self.policy in NEW_EVERY_STEP
+        """Whether any mask is resampled at every step, rather than held over the sequence."""
+        return self.policy in NEW_EVERY_STEP or bool(self.new_each_step)
 
 
 NO_DROPOUT = Dropout(Policy.none)

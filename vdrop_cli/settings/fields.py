@@ -280,8 +280,9 @@ def without_defaults(settings: Any) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         if dataclasses.is_dataclass(value):
             changed[f.name] = without_defaults(value)
-        elif value != f.default or not f.init:  # a field with one value names the variant of a group
+        elif value != default or not f.init:  # a field with one value names the variant of a group
             changed[f.name] = value.name if isinstance(value, Choice) else value
     return changed

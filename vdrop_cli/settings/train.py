@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vdrop_cli.errors import ConfigError, require
-from vdrop_cli.policies import PLACES, Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.policies import BETWEEN, EITHER, PLACES, Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.settings.choices import (
     Backend,
     LoggerName,
@@ -104,6 +104,11 @@ class DropoutSettings:
     )
     p_word: float = setting(0.0, "probability of dropping a word of the vocabulary", limits=PROBABILITY)
     p_x: float = setting(0.0, "probability of dropping a unit of each layer's input", limits=PROBABILITY)
+    p_between: float | None = setting(
+        None,
+        "probability of dropping a unit of the input of all layers but the first; null: p_x",
+        limits=PROBABILITY,
+    )
     p_h: float = setting(
         0.0,
         "probability of dropping a unit of the previous hidden state in the recurrent product",
@@ -117,6 +122,11 @@ class DropoutSettings:
         "type: a dropped word is dropped wherever it occurs in the sequence; token: each occurrence "
         "by itself, as in the authors' code until 2017-01",
     )
+    new_each_step: list[str] = setting(
+        [],
+        f"variational: places whose masks are new at every step instead of held, of {', '.join(EITHER)}; for "
+        "words see word_mask",
+    )
 
     def __post_init__(self) -> None:
         require_limits(self, "dropout.")
@@ -124,20 +134,25 @@ class DropoutSettings:
         require(
             not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true"
         )
-        self.for_layers()
+        self.new_each_step = list(self.for_layers().new_each_step)  # in one order, for the identity
 
     @property
     def in_words(self) -> str:
         """The probabilities above 0, such as `p_x 0.35, p_h 0.2`; or `none`."""
-        probabilities = {name: getattr(self, name) for name in PLACES}
-        return ", ".join(f"{name} {value:g}" for name, value in probabilities.items() if value > 0) or "none"
+        named = [(name, getattr(self, name)) for name in (*PLACES[:2], BETWEEN, *PLACES[2:])]
+        return ", ".join(f"{name} {value:g}" for name, value in named if value) or "none"
 
     def for_layers(self) -> Dropout:
         """The policy as the layers take it."""
         probabilities = {name: getattr(self, name) for name in PLACES}
         try:
             return Dropout(
-                self.policy, tie=Tie.none if self.untied else None, word_mask=self.word_mask, **probabilities
+                self.policy,
+                tie=Tie.none if self.untied else None,
+                word_mask=self.word_mask,
+                p_between=self.p_between,
+                new_each_step=self.new_each_step,
+                **probabilities,
             )
         except ValueError as error:
             message = re.sub(r"\b(policy|p_word)=", r"dropout.\1=", str(error))
