@@ -72,6 +72,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "monte_carlo": {
         *("dropout", "kernels", "layers", "measured", "model", "perplexity", "policies", "random_streams")
     },
+    "temperature": {"interruption", "model", "perplexity"},
     "next_word": {
         *("assessment", "dropout", "interruption", "layers", "measured", "model", "monte_carlo"),
         *("perplexity", "sinks"),
@@ -106,6 +107,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "settings",
         "sinks",
         "tasks",
+        "temperature",
         "uncertainty",
     },
     "averaging": {"settings"},

@@ -1,5 +1,6 @@
 """Files of evaluations: their names, which say how they were made, and their content."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -20,12 +21,13 @@ PRECISIONS = (None, Precision.fp32, Precision.bf16)
         Evaluation(),
         Evaluation(members=10),
         Evaluation(5, members=10, seed=7, word_dropout=False),
+        Evaluation(tempered=True),
         *(Evaluation(100, seed=7, word_dropout=word) for word in (None, True, False)),
     ],
     ids=str,
 )
 def test_a_name_says_how_an_evaluation_was_made(how: Evaluation, precision: Precision | None) -> None:
-    made = Evaluation(how.samples, how.members, how.seed, how.word_dropout, precision)
+    made = replace(how, precision=precision)
     for checkpoint in ("checkpoint-0003", "checkpoint-0003-00050"):
         path = Path("a") / f"{made.stem(checkpoint, '0123abcd')}.json"
         assert evaluation_files.from_file(path) == evaluation_files.from_file(path, checkpoint) == made
@@ -45,6 +47,8 @@ def test_a_name_says_how_an_evaluation_was_made(how: Evaluation, precision: Prec
         ("eval-0001-ensemble3-0123abcd-mc50-s2-fp32.json", Evaluation(50, 3, 2, None, Precision.fp32)),
         ("eval-0001-ensemble3-0123abcd-standard.json", None),
         ("eval-0001-ensemble3-0123abcdmc50-s2.json", None),
+        ("eval-0039-tempered.json", Evaluation(tempered=True)),
+        ("eval-0039-tempered-mc5-s1.json", None),
         ("eval-0001-notes.json", None),
         ("eval-0001-mc3.json", None),
         ("eval-0001-standard.partial", None),

@@ -50,6 +50,8 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
             f"calibration is for language models, {path} is a model of ratings, which always have such "
             "measures; leave it out"
         )
+    if settings.tempered and trained.task.name is not TaskName.language_model:
+        raise ConfigError(f"tempered is for language models, {path} is a model of ratings; leave it out")
     if settings.members and settings.mc_samples and trained.task.name is TaskName.language_model:
         raise ConfigError(
             f"members must be empty with mc_samples, {path} is a language model, whose members are averaged "
@@ -77,6 +79,7 @@ def describe_evaluation(
         seed=settings.seed,
         word_dropout=None if is_default else settings.word_dropout,
         precision=None if precision is trained else precision,
+        tempered=settings.tempered,
     )
     return how, evaluation_files.members_digest(paths)
 
@@ -100,6 +103,24 @@ def models(
 def standard(task: Task, members: list[TaskModel]) -> Measured:
     """What the standard approximation gives, of one model or several."""
     return task.ensemble(members) if len(members) > 1 else task.evaluate(members[0])
+
+
+def without_passes(
+    task: Task, model: TaskModel, paths: list[Path], settings: Eval, device: torch.device
+) -> Measured:
+    """What the settings ask for where they ask for no MC passes; `model` is that of the first path. Raises
+    RunError where no temperature is the best.
+    """
+    if settings.tempered:
+        assert isinstance(task, LanguageModelling)  # `load` refuses others
+        with phase("choosing the temperature on the validation text"):
+            try:
+                return task.tempered(model)
+            except ValueError as error:
+                raise RunError(f"{paths[0]}: {error}; take another checkpoint of the run") from None
+    with phase("evaluating"):
+        members = models(paths, settings, device, task.fingerprint, paths[0])
+        return task.ensemble(members) if settings.members else task.evaluate(model)
 
 
 def require_intervals(interval: Interval | None, task: Task, path: Path) -> None:

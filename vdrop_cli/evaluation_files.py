@@ -18,7 +18,7 @@ MC = r"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)"
 MEMBER = "member_"  # before the names of groups that are of each member
 MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
-    rf"(?:standard|{MC}|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{{8}})(?:-{MEMBER_MC})?)"
+    rf"(?:standard|(?P<tempered>tempered)|{MC}|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{{8}})(?:-{MEMBER_MC})?)"
     r"(?:-(?P<precision>fp32|bf16))?"
 )
 PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without names, to be part of other patterns
@@ -34,6 +34,7 @@ class Evaluation:
     seed: int | None = None  # of the samples' masks; None: any
     word_dropout: bool | None = None  # None: on or off as the task has it
     precision: Precision | None = None  # None: that of the training
+    tempered: bool = False  # at the temperature that is the best on the validation text
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
         """The name of its file without the suffix.
@@ -43,13 +44,14 @@ class Evaluation:
         how = [f"ensemble{self.members}-{digest}"] if self.members > 1 else []
         if self.samples:
             how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}")
+        how += ["tempered"] if self.tempered else []
         in_another = [] if self.precision is None else [str(self.precision)]
         return "-".join([checkpoint.replace("checkpoint", "eval"), *(how or ["standard"]), *in_another])
 
     def includes(self, other: "Evaluation") -> bool:
         """Whether another evaluation is this one, with any seed where this one names none."""
-        mine = (self.samples, self.members, self.word_dropout, self.precision)
-        theirs = (other.samples, other.members, other.word_dropout, other.precision)
+        mine = (self.samples, self.members, self.word_dropout, self.precision, self.tempered)
+        theirs = (other.samples, other.members, other.word_dropout, other.precision, other.tempered)
         return mine == theirs and self.seed in (None, other.seed)
 
 
@@ -71,6 +73,7 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
         seed=None if seed is None else int(seed),
         word_dropout=next(value for value, name in WORDS.items() if name == (words or "")),
         precision=None if match["precision"] is None else Precision[match["precision"]],
+        tempered=match["tempered"] is not None,
     )
 
 

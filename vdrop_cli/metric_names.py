@@ -27,6 +27,7 @@ VARIANTS = {
     "_as_published": ", as the authors compute it",
     "_dropout": ", dropout on",
     "_chosen_on_test": ", best epoch on the test part",
+    "_tempered": ", at that temperature",
     "_of_mean": " of predicting the mean",
     "_of_ridge": " of ridge regression",
 }
@@ -37,6 +38,7 @@ COUNTS = {
     "epochs": "epochs trained",
     "seconds": "of training and validation",
     "stopped_after_steps": "training steps, by schedule.max_steps",
+    "temperature": "of the softmax, chosen on validation",
     "noise": "standard deviation of the observation noise",
 }
 

@@ -415,6 +415,27 @@ def test_calibration_is_of_one_language_model(
         run(folder, "calibration=true")
     with pytest.raises(ConfigError, match=r"^members must be empty with calibration"):
         run(folder, "calibration=true", "members=[a]")
+    with pytest.raises(ConfigError, match=r"^tempered is for language models, .*; leave it out"):
+        run(folder, "tempered=true")
+
+
+def test_a_temperature_is_chosen_on_validation_and_its_result_stands_beside_the_plain_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder)
+    plain = (folder / "eval-0001-standard.json").read_bytes()
+    capsys.readouterr()
+    run(folder, "tempered=true")
+    assert "chosen on validation" in capsys.readouterr().out
+    tempered = json.loads((folder / "eval-0001-tempered.json").read_text())["metrics"]
+    assert set(tempered) == {"temperature", "valid_ppl_tempered", "test_ppl_tempered"}
+    assert tempered["valid_ppl_tempered"] < json.loads(plain)["metrics"]["valid_ppl"]
+    assert (folder / "eval-0001-standard.json").read_bytes() == plain
+    for other in ("mc_samples=3", "members=[a]", "calibration=true", "picture=a.png"):
+        with pytest.raises(
+            ConfigError, match=rf"^tempered must be false with {other.partition('=')[0]}, got"
+        ):
+            run(folder, "tempered=true", other)
 
 
 def test_a_picture_is_drawn_of_the_results(folder: Path) -> None:

@@ -69,9 +69,7 @@ def run(settings: Eval) -> str:
             results |= {"word_dropout": evaluation.word_dropout(task, settings), "mc": measured.tables["mc"]}
             results["mc_seconds"] = partial.seconds
         else:
-            with phase("evaluating"):
-                members = evaluation.models(paths, settings, device, task.fingerprint, path)
-                measured = task.ensemble(members) if settings.members else task.evaluate(model)
+            measured = evaluation.without_passes(task, model, paths, settings, device)
             results["metrics"] = measured.metrics | next_word.metrics
         results |= evaluation.details(measured._replace(tables=next_word.tables | measured.tables))
         if task.warnings:

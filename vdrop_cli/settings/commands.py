@@ -94,6 +94,11 @@ class Eval:
     calibration: bool = setting(
         False, "language model: measure how sure it is of the next word; ratings always have such measures"
     )
+    tempered: bool = setting(
+        False,
+        "language model: choose the temperature of the softmax on the validation text, and measure both "
+        "texts with it; a result of its own beside the plain one",
+    )
     picture: str | None = setting(
         None, "a file for a picture of the results: .png, .svg or .pdf", limits=FilePath()
     )
@@ -111,6 +116,9 @@ class Eval:
             "null without mc_samples, which it is for",
             self.word_dropout,
         )
+        for name in ("mc_samples", "members", "calibration", "picture"):
+            value = getattr(self, name)
+            require(not (self.tempered and value), "tempered", f"false with {name}", "true")
         require(
             not self.calibration or not self.members,
             "members",

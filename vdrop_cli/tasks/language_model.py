@@ -27,6 +27,7 @@ from vdrop_cli.settings.task import LanguageModelTask
 from vdrop_cli.settings.train import Model
 from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks.predictors import WordPredictor
+from vdrop_cli.temperature import best_temperature, tempered_perplexity
 
 
 class Chunk(NamedTuple):
@@ -204,6 +205,17 @@ class LanguageModelling:
         vocabulary, parts = self.corpus.vocabulary, self.corpus.parts
         line_end = vocabulary.index(LINE_END) if LINE_END in vocabulary else None
         return Groups.from_text(parts["test"], parts["train"], line_end)
+
+    def tempered(self, model: LanguageModel) -> Measured:
+        """Perplexities at the temperature of the softmax that is the best on the validation text. Raises
+        ValueError where there is none.
+        """
+        temperature = best_temperature(model, self.streams["valid"])
+        metrics = {
+            f"{part}_ppl_tempered": tempered_perplexity(model, self.streams[part], temperature)
+            for part in ("valid", "test")
+        }
+        return Measured({"temperature": temperature} | metrics, {})
 
     def next_word(self, model: LanguageModel) -> Measured:
         """How sure the standard approximation is of the next word of the test text."""

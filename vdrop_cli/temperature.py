@@ -1,0 +1,64 @@
+"""The temperature of the softmax at which a text is the most probable.
+
+T time  N predicted tokens  V vocabulary
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vdrop_cli import interruption
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.perplexity import perplexity, segments
+
+SEGMENT_STEPS = 500  # time steps whose logits [T, V] are in memory at once
+TOLERANCE = 1e-4  # relative
+LIMIT = 4.0  # a temperature above it, or below its inverse, is of no model that was trained on such a text
+
+
+def logits_and_targets(model: LanguageModel, stream_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the logits [T, V] and the next words [T] of successive segments: batch 1, state carried."""
+    state = model.zero_state(1)
+    for _, ids_T, targets_T in segments(stream_N, SEGMENT_STEPS):
+        interruption.check()
+        y_TBH, state = model(ids_T[:, None], state, model.mean_masks())
+        yield model.logits(y_TBH[:, 0]), targets_T
+
+
+@torch.no_grad()
+def best_temperature(model: LanguageModel, stream_N: Tensor) -> float:
+    """Returns the temperature with the lowest perplexity, to four digits.
+
+    The loss is convex in the inverse temperature b, with the slope E[z] - z of the target and the curvature
+    Var[z] under softmax(b·z), so that Newton's method finds the minimum. Raises ValueError where it is not
+    between 1 / LIMIT and LIMIT.
+    """
+    inverse, change = 1.0, 1.0
+    while abs(change) > TOLERANCE * inverse:
+        slope = curvature = 0.0
+        for logits_TV, targets_T in logits_and_targets(model, stream_N):
+            p_TV = torch.softmax(inverse * logits_TV, -1)
+            mean_T = (p_TV * logits_TV).sum(-1)
+            variance_T = (p_TV * (logits_TV - mean_T[:, None]) ** 2).sum(-1)
+            target_T = logits_TV.gather(-1, targets_T[:, None])[:, 0]
+            slope += (mean_T - target_T).double().sum().item()
+            curvature += variance_T.double().sum().item()
+        # a far minimum is approached by factors of 2, since the curvature there may be another
+        step = -slope / curvature if curvature > 0 else math.inf
+        change = min(max(step, -inverse / 2), inverse)
+        inverse += change
+        if not 1 / LIMIT <= inverse <= LIMIT:
+            raise ValueError(f"the best temperature is not between {1 / LIMIT} and {LIMIT}")
+    return 1 / inverse
+
+
+@torch.no_grad()
+def tempered_perplexity(model: LanguageModel, stream_N: Tensor, temperature: float) -> float:
+    """Returns the perplexity of a text by softmax(z / temperature)."""
+    losses = [
+        torch.nn.functional.cross_entropy(logits_TV / temperature, targets_T, reduction="none")
+        for logits_TV, targets_T in logits_and_targets(model, stream_N)
+    ]
+    return perplexity(torch.cat(losses))
