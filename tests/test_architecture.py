@@ -326,6 +326,7 @@ NOT_IMPORTED = {"hydra-joblib-launcher"}  # a plugin of Hydra
 
 
 TESTED_ELSEWHERE = {  # modules without a test file of their name: where their laws are tested
+    "tasks/objective": "tasks/test_language_model.py",
     "errors": "test_mistakes.py",  # the one line of every error
     "explain": "test_mistakes.py",
     "learned": "test_checkpoint.py",

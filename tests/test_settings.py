@@ -203,7 +203,9 @@ def test_a_composed_configuration_can_be_sent_to_another_process(command: str, w
 
 def test_the_settings_of_a_corpus_and_a_task_are_those_that_apply() -> None:
     assert set(plain(settings())["data"]) == {"source", "dir", "cache", "fraction"}
-    assert set(plain(settings())["task"]) == {"name", "batch_size", "bptt"}
+    assert set(plain(settings())["task"]) == {
+        *("name", "batch_size", "bptt", "random_length", "reset", "ar", "tar")
+    }
     ratings = plain(settings("task=sentiment"))
     assert set(ratings["data"]) == {"source", "dir", "min_count", "vocabulary_size", "fraction"}
     assert "bptt" not in ratings["task"]
@@ -319,6 +321,12 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["schedule.lr_end=0.1"], r"schedule\.lr_end must be 0\.0 with schedule\.lr_shape=step, got 0\.1"),
         (["schedule.beta1=0"], r"schedule\.beta1 must be 0\.9 with schedule\.optimiser=sgd, got 0\.0"),
         (["model.embedding_size=0"], r"model\.embedding_size must be at least 1, or null, got 0"),
+        (
+            ["task.bptt=9", "task.random_length=true"],
+            r"task\.random_length must be false with task\.bptt below 10, got true",
+        ),
+        (["task.reset=1.5"], r"task\.reset must be in \[0, 1\], got 1\.5"),
+        (["task.tar=-1"], r"task\.tar must be at least 0, and finite, got -1\.0"),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
@@ -516,6 +524,10 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "data.cache": ([], ["data.cache=cache"], "files"),
     "task.batch_size": ([], ["task.batch_size=3"], "numbers"),
     "task.bptt": ([], ["task.bptt=6"], "numbers"),
+    "task.random_length": (["task.bptt=10"], ["task.random_length=true"], "numbers"),
+    "task.reset": ([], ["task.reset=0.5"], "numbers"),
+    "task.ar": ([], ["task.ar=2"], "numbers"),
+    "task.tar": ([], ["task.tar=2"], "numbers"),
     "schedule.epochs": ([], ["schedule.epochs=2"], "numbers"),
     "schedule.optimiser": (["schedule.lr=0.01"], ["schedule.optimiser=adam"], "numbers"),
     "schedule.lr": ([], ["schedule.lr=0.5"], "numbers"),

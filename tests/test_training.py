@@ -212,8 +212,9 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
     loss, calls = run.task.loss, itertools.count()
 
     def broken(*arguments: Any) -> Any:
-        value, state = loss(*arguments)
-        return value * (torch.nan if next(calls) == bad else 1), state
+        objective = loss(*arguments)
+        value = objective.descended * (torch.nan if next(calls) == bad else 1)
+        return objective._replace(descended=value, reported=value)
 
     monkeypatch.setattr(run.task, "loss", broken)
     seen: list[Any] = []
@@ -253,7 +254,11 @@ COSINE = ["schedule.lr_shape=cosine", "schedule.decay=1", "schedule.max_epoch=0"
     [
         ["model.tie_embeddings=true", "model.embedding_size=6", *ADAM, *PLATEAU],
         ["schedule.optimiser=adamw", "schedule.lr=0.01", "schedule.weight_decay=0.1", *COSINE],
-        ["schedule.average_decay=0.9", "schedule.average_from=1", "schedule.max_epoch=1"],
+        [
+            *("schedule.average_decay=0.9", "schedule.average_from=1", "schedule.max_epoch=1"),
+            *("task.bptt=10", "task.random_length=true", "task.reset=0.3", "task.ar=1", "task.tar=1"),
+            "dropout.new_each_step=[p_x,p_out]",
+        ],
     ],
     ids=["plateau", "cosine", "average"],
 )

@@ -4,7 +4,7 @@ T time  B batch  E size of a word's vector  H hidden size  V vocabulary  L layer
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,13 @@ class Encoder(nn.Module):
         return x_TBE if masks.word is None else x_TBE * masks.word.keep(ids_TB)[..., None].to(x_TBE.dtype)
 
 
+class Squares(NamedTuple):
+    """Means of squares of the last layer's output, for penalties."""
+
+    output: Tensor  # of the masked output
+    change: Tensor  # of the differences between successive steps, not masked; 0 for one step
+
+
 class LanguageModel(Encoder):
     """Predicts the next word."""
 
@@ -137,6 +144,20 @@ class LanguageModel(Encoder):
     ) -> tuple[Tensor, State]:
         """Returns the negative log-likelihood of each target in nats, [T, B], and the state after it."""
         y_TBH, state = self(ids_TB, state, masks)
+        return self.nll_of_output(y_TBH, targets_TB), state
+
+    def nll_and_squares(
+        self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
+    ) -> tuple[Tensor, State, Squares]:
+        """Returns what `nll` does, and the squares of the output."""
+        raw_TBH, state = self(ids_TB, state, replace(masks, out=None))
+        y_TBH = raw_TBH if masks.out is None else raw_TBH * masks.out
+        change_TBH = raw_TBH[1:] - raw_TBH[:-1]
+        change = change_TBH.square().mean() if len(change_TBH) else raw_TBH.new_zeros(())
+        return self.nll_of_output(y_TBH, targets_TB), state, Squares(y_TBH.square().mean(), change)
+
+    def nll_of_output(self, y_TBH: Tensor, targets_TB: Tensor) -> Tensor:
+        """Returns the negative log-likelihood of each target in nats, [T, B], from the masked output."""
         nll_N = kernels.linear_cross_entropy(
             self.head_input(y_TBH).flatten(0, 1),
             self.word_weights,
@@ -145,7 +166,7 @@ class LanguageModel(Encoder):
             backend=self.layers.backend,
             compute_dtype=self.layers.compute_dtype,
         )
-        return nll_N.view_as(targets_TB), state
+        return nll_N.view_as(targets_TB)
 
 
 class Regressor(Encoder):

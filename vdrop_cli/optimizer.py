@@ -75,9 +75,9 @@ class Optimizer:
         ):
             raise ValueError("its optimiser lacks the moments of some weights")
 
-    def step(self, loss: Tensor, lr: float) -> "LossAndNorm":
-        """Makes one step down the gradient of `loss` at the learning rate `lr`; returns the loss and the
-        gradient's norm before clipping.
+    def step(self, loss: Tensor, lr: float, reported: Tensor | None = None) -> "LossAndNorm":
+        """Makes one step down the gradient of `loss` at the learning rate `lr`; returns the loss, or the one
+        that is `reported` in its place, and the gradient's norm before clipping.
 
         If the norm is not finite, no weight changes.
         """
@@ -85,7 +85,8 @@ class Optimizer:
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = global_norm(gradients)
-        numbers = LossAndNorm(torch.stack([loss.detach().double(), norm.double()]))
+        reported = loss if reported is None else reported
+        numbers = LossAndNorm(torch.stack([reported.detach().double(), norm.double()]))
         if self.delayed:
             self.update_without_waiting(norm, lr)
         else:

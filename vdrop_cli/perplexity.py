@@ -5,6 +5,7 @@ T time  B batch  N predicted tokens
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from vdrop_cli.model import LanguageModel
 from vdrop_cli.sinks import ppl
 
 SEGMENT_STEPS = 1000  # time steps of a call; the results do not depend on it but for rounding
+
+
+class Chunk(Protocol):
+    """Successive words of a text in columns, and the word after each."""
+
+    @property
+    def ids_TB(self) -> Tensor: ...
+
+    @property
+    def targets_TB(self) -> Tensor: ...
 
 
 def segments(stream_N: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -56,17 +67,13 @@ def ensemble_perplexities(models: Iterable[LanguageModel], streams: dict[str, Te
 
 
 @torch.no_grad()
-def batched_loss(
-    model: LanguageModel, chunks: Iterable[tuple[int, Tensor, Tensor]], batch: int
-) -> tuple[float, int]:
-    """Returns nats per token, summed over the chunks (number, words, targets) of a text in columns, and the
-    number of chunks.
-    """
+def batched_loss(model: LanguageModel, chunks: Iterable[Chunk], batch: int) -> tuple[float, int]:
+    """Returns nats per token, summed over the chunks of a text in columns, and the number of chunks."""
     state = model.zero_state(batch)
     total = 0.0
     number = 0
-    for _, ids_TB, targets_TB in chunks:
+    for chunk in chunks:
         interruption.check()
-        nll_TB, state = model.nll(ids_TB, targets_TB, state, model.mean_masks())
+        nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, model.mean_masks())
         total, number = total + nll_TB.double().mean().item(), number + 1
     return total, number

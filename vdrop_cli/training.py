@@ -191,10 +191,11 @@ class Run:
         for batch, masks in prefetch.with_masks(
             batches, draw, self.settings.dropout.for_layers(), self.task.device
         ):
-            loss, self.state = self.task.loss(self.model, batch, self.state, masks)
+            descended, reported, self.state = self.task.loss(self.model, batch, self.state, masks)
             self.measured = None
             lr = self.learning_rate.at(self.step + len(self.in_flight), self.progress.lr_falls)
-            self.in_flight.append((self.optimiser.step(loss, lr), self.task.words(batch)))
+            numbers = self.optimiser.step(descended, lr, reported)
+            self.in_flight.append((numbers, self.task.words(batch)))
             if averages:
                 self.average.update()
                 self.progress.averaged = self.average.count
@@ -211,7 +212,7 @@ class Run:
         while len(self.in_flight) > in_flight:
             numbers, words = self.in_flight.popleft()
             total, norm = numbers.read()
-            loss = self.task.reported_loss(total)
+            loss = self.task.reported_loss(total, words)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Diverged(
                     f"the loss is {loss} and its gradient's norm {norm} at epoch {epoch}, step "

@@ -1,6 +1,8 @@
 """Columns, chunks and the loss, by hand on small streams."""
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.tasks.language_model import LanguageModelling, chunks, columns
+from vdrop_cli.tasks.language_model import LanguageModelling, chunks, columns, random_bounds
+
+ORDER = Stream((1, "order", 1))
 
 
 def corpus(length: int, words: int = 7) -> Corpus:
@@ -49,7 +53,7 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     task = LanguageModelling(config.task, corpus(100), torch.device("cpu"))
     model = LanguageModel(config.model, config.dropout.for_layers(), 7)
     model.initialise(1e-30, Stream((0,)))
-    loss, _ = task.loss(model, next(task.batches()), model.zero_state(4), model.mean_masks())
+    loss = task.loss(model, next(task.batches(ORDER)), model.zero_state(4), model.mean_masks()).reported
     assert loss.item() == pytest.approx(5 * torch.tensor(7.0).log().item(), rel=1e-6)
 
 
@@ -68,13 +72,92 @@ def test_one_training_step_by_hand() -> None:
     model.initialise(1e-30, Stream((0,)))
     with torch.no_grad():
         model.head_bias.copy_(torch.arange(7) / 10)
-    chunk = next(task.batches())
+    chunk = next(task.batches(ORDER))
     before = model.head_bias.detach().clone()
-    loss, _ = task.loss(model, chunk, model.zero_state(2), model.mean_masks())
+    loss = task.loss(model, chunk, model.zero_state(2), model.mean_masks()).descended
     Optimizer(model, config.schedule).step(loss, lr=config.schedule.lr)
     counts = torch.zeros(7).index_add_(0, chunk.targets_TB.flatten(), torch.ones(8))
     expected = before - 0.5 * (4 * before.softmax(0) - counts / 2)
     torch.testing.assert_close(model.head_bias.detach(), expected)
+
+
+def task_and_model(*overrides: str, length: int = 700) -> tuple[LanguageModelling, LanguageModel]:
+    config = settings("model=lstm_small", "model.hidden_size=6", "task.batch_size=3", *overrides)
+    task = LanguageModelling(config.task, corpus(length), torch.device("cpu"))
+    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
+    model.initialise(1.0, Stream((0,)))
+    return task, model
+
+
+def test_random_chunks_are_the_whole_text_in_as_many_chunks_others_in_each_epoch() -> None:
+    task, model = task_and_model("task.bptt=12", "task.random_length=true")
+    epochs = [list(task.batches(Stream((1, "order", epoch)))) for epoch in (1, 2, 1)]
+    lengths = [[len(chunk.ids_TB) for chunk in epoch] for epoch in epochs]
+    assert lengths[0] == lengths[2] != lengths[1]
+    text = task.train_columns
+    for epoch in epochs:
+        assert len(epoch) == task.batches_an_epoch == (len(text) - 1) // 12
+        assert torch.equal(torch.cat([chunk.ids_TB for chunk in epoch]), text[:-1])
+        assert torch.equal(torch.cat([chunk.targets_TB for chunk in epoch]), text[1:])
+        assert [chunk.number for chunk in epoch] == list(range(len(epoch)))
+    first = epochs[0][0]
+    masks = task.masks(model, first, Stream((2,)))
+    loss = task.loss(model, first, task.zero_state(model), masks).reported.item()
+    nll_TB, _ = model.nll(first.ids_TB, first.targets_TB, task.zero_state(model), masks)
+    assert task.reported_loss(loss, task.words(first)) == pytest.approx(nll_TB.mean().item(), rel=1e-6)
+
+
+def test_lengths_of_random_chunks_are_about_those_of_merity_et_al() -> None:
+    """35 with a standard deviation of 5; in one of twenty 17.5; none shorter than 5 but for rounding."""
+    bounds = torch.tensor(random_bounds(35 * 40_000, 35, Stream((1,))))
+    lengths = 0.975 * (bounds[1:] - bounds[:-1])  # before they were scaled to a mean of 35
+    middle, above = lengths.quantile(torch.tensor([0.475, 0.475 + 0.95 * 0.3413]) + 0.05).tolist()
+    assert lengths.min() > 4 and 0.045 < (lengths < 24).float().mean() < 0.065
+    assert middle == pytest.approx(35, abs=1) and above - middle == pytest.approx(5, abs=1)
+
+
+@pytest.mark.parametrize("bptt", [10, 11, 35])
+def test_no_random_chunk_is_empty(bptt: int) -> None:
+    for steps in (bptt, 2 * bptt - 1, 50 * bptt):
+        bounds = random_bounds(steps, bptt, Stream((bptt, steps)))
+        assert bounds[0] == 0 and bounds[-1] == steps and len(bounds) == steps // bptt + 1
+        assert all(a < b for a, b in pairwise(bounds))
+
+
+def test_states_are_reset_with_their_probability_each_column_by_itself() -> None:
+    task, model = task_and_model("task.bptt=5", "task.reset=0.25", length=9000)
+    keep = torch.stack([chunk.keep_B for chunk in task.batches(ORDER) if chunk.keep_B is not None])
+    assert len(keep) == task.batches_an_epoch and set(keep.unique().tolist()) == {0, 1}
+    assert keep.mean() == pytest.approx(0.75, abs=0.04) and not torch.equal(keep[:, 0], keep[:, 1])
+    chunk = next(iter(task.batches(ORDER)))._replace(keep_B=torch.tensor([1.0, 0, 1]))
+    state = tuple(torch.randn(2, 3, 6) for _ in range(2))
+    expected = tuple(part.clone() for part in state)
+    for part in expected:
+        part[:, 1] = 0
+    masks = model.mean_masks()
+    whole = task.loss(model, chunk._replace(keep_B=None), expected, masks)
+    reset = task.loss(model, chunk, state, masks)
+    assert reset.reported == whole.reported and torch.equal(reset.state[0], whole.state[0])
+    assert all(chunk.keep_B is None for chunk in task_and_model("task.bptt=5")[0].batches(ORDER))
+
+
+@pytest.mark.parametrize(("ar", "tar"), [(2.0, 0.0), (0.0, 3.0), (0.5, 1.5)])
+def test_penalties_on_the_output_are_descended_and_not_reported(ar: float, tar: float) -> None:
+    """Merity et al. 2017: α·mean (m·h)² and β·mean (h' - h)², on the scale of the loss of a step."""
+    task, model = task_and_model("task.bptt=5", f"task.ar={ar}", f"task.tar={tar}")
+    chunk, state = next(task.batches(ORDER)), task.zero_state(model)
+    masks = task.masks(model, chunk, Stream((2,)))
+    descended, reported, after = task.loss(model, chunk, state, masks)
+    plain, *_ = task_and_model("task.bptt=5")
+    without = plain.loss(model, chunk, state, masks)
+    torch.testing.assert_close(reported, without.reported)
+    torch.testing.assert_close(after[0], without.state[0])
+    raw_TBH, _ = model(chunk.ids_TB, state, replace(masks, out=None))
+    masked_TBH, _ = model(chunk.ids_TB, state, masks)
+    penalty = ar * masked_TBH.square().mean() + tar * (raw_TBH[1:] - raw_TBH[:-1]).square().mean()
+    torch.testing.assert_close(descended, reported + 5 * penalty)
+    single = chunk._replace(ids_TB=chunk.ids_TB[:1], targets_TB=chunk.targets_TB[:1])
+    assert task.loss(model, single, state, masks).descended.isfinite()
 
 
 def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:

@@ -5,9 +5,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from vdrop_cli.errors import require
 from vdrop_cli.settings.choices import SplitProtocol, TaskName
-from vdrop_cli.settings.fields import POSITIVE, Limits, require_limits, setting
+from vdrop_cli.settings.fields import FLOAT32_LIMIT, POSITIVE, Limits, require_limits, setting
 from vdrop_cli.settings.variants import Variants, selector
+
+PENALTY = Limits(at_least=0, below=FLOAT32_LIMIT)
+LEAST_RANDOM = 10  # steps; the shortest random chunks have a seventh of them
 
 
 @dataclass
@@ -26,6 +30,37 @@ class LanguageModelTask(TaskSettings):
     name: TaskName = selector(TaskName.language_model, "the next word of a text; task=… selects another task")
     batch_size: int = setting(MISSING, "columns that the training text is cut into", "sequences", POSITIVE)
     bptt: int = setting(MISSING, "time steps of a chunk, through which gradients flow", "steps", POSITIVE)
+    random_length: bool = setting(
+        False,
+        "chunks of training have random lengths about bptt, others in each epoch (Merity et al. 2018); they "
+        "are as many, and end with the text",
+    )
+    reset: float = setting(
+        0.0,
+        "probability that the state of a column is set to zero before a chunk (Melis et al. 2018)",
+        limits=Limits(at_least=0, at_most=1),
+    )
+    ar: float = setting(
+        0.0,
+        "activation regularisation: this factor times the mean square of the masked output is added to the "
+        "loss of each step (Merity et al. 2017)",
+        limits=PENALTY,
+    )
+    tar: float = setting(
+        0.0,
+        "temporal activation regularisation: likewise of the differences between outputs of successive "
+        "steps, not masked",
+        limits=PENALTY,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.random_length or self.bptt >= LEAST_RANDOM,
+            "task.random_length",
+            f"false with task.bptt below {LEAST_RANDOM}",
+            "true",
+        )
 
 
 @dataclass

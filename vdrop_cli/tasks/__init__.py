@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from vdrop_cli import corpora
 from vdrop_cli.corpora.rated import MIN_TEXTS, Rated
@@ -21,6 +20,7 @@ from vdrop_cli.settings.data import PennTreebank, RatedData, TextData
 from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
 from vdrop_cli.settings.train import Model, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
+from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment
 
@@ -123,11 +123,11 @@ class Task(Protocol):
     def masks(self, model: TaskModel, batch: Batch, stream: Stream) -> ModelMasks:
         """Of a batch, on the CPU, as a function of the stream."""
 
-    def loss(self, model: TaskModel, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
-        """What is descended, and the state for the next batch."""
+    def loss(self, model: TaskModel, batch: Batch, state: State, masks: ModelMasks) -> Objective:
+        """What is descended and reported, and the state for the next batch."""
 
-    def reported_loss(self, loss: float) -> float:
-        """A loss on the scale on which it is written down."""
+    def reported_loss(self, loss: float, words: int) -> float:
+        """The loss of a batch of so many words on the scale on which it is written down."""
 
     def train_metrics(self, loss: float) -> dict[str, float]:
         """From the mean of such losses over an epoch."""

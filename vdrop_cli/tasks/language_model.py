@@ -1,10 +1,11 @@
 """The next word of one long text.
 
-T time steps of a chunk  B columns of the batch  N tokens of the stream
+T time steps of a chunk  B columns of the batch  N tokens of the stream  H hidden size
 """
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise, starmap
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.task import LanguageModelTask
 from vdrop_cli.settings.train import Model
 from vdrop_cli.sinks import ppl
+from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import WordPredictor
 from vdrop_cli.temperature import best_temperature, tempered_perplexity
 
@@ -36,6 +38,7 @@ class Chunk(NamedTuple):
     number: int
     ids_TB: Tensor
     targets_TB: Tensor
+    keep_B: Tensor | None = None  # factor on the carried state of each column, 0 or 1; None: all 1
 
 
 def columns(stream_N: Tensor, batch: int) -> Tensor:
@@ -45,6 +48,26 @@ def columns(stream_N: Tensor, batch: int) -> Tensor:
     total, length = len(stream_N), len(stream_N) // batch
     starts = [(2 * i * total + batch) // (2 * batch) for i in range(batch)]
     return torch.stack([stream_N[start : start + length] for start in starts], 1)
+
+
+def random_bounds(steps: int, bptt: int, order: Stream) -> list[int]:
+    """Where chunks begin and end: `steps // bptt` chunks, together all steps, of random lengths.
+
+    Lengths are normal about bptt, in one of twenty chunks about half of it, with a standard deviation of
+    bptt / 7 (5 for 35: Merity et al. 2018), at least that, and scaled by a factor near 1.
+    """
+    generator, count = order.generator(), steps // bptt
+    centre_K = torch.where(torch.rand(count, generator=generator) < 0.95, 1.0, 0.5)
+    length_K = (centre_K + torch.randn(count, generator=generator) / 7).clamp(min=1 / 7).double()
+    ends_K = (length_K.cumsum(0) / length_K.sum() * steps).round().long()
+    return [0, *ends_K.tolist()]
+
+
+def random_chunks(columns_NB: Tensor, bptt: int, order: Stream) -> Iterator[Chunk]:
+    """Successive chunks of random lengths, each word with the next one as its target."""
+    bounds = random_bounds(len(columns_NB) - 1, bptt, order)
+    for number, here in enumerate(starmap(slice, pairwise(bounds))):
+        yield Chunk(number, columns_NB[:-1][here], columns_NB[1:][here])
 
 
 def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
@@ -71,6 +94,8 @@ class LanguageModelling:
         self.as_published = as_published
         self.batch_size = task.batch_size
         self.bptt = task.bptt
+        self.random_length, self.reset = task.random_length, task.reset
+        self.ar, self.tar = task.ar, task.tar
         self.corpus = corpus
         self.device = device
         self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}
@@ -121,9 +146,20 @@ class LanguageModelling:
     def batches_an_epoch(self) -> int:
         return (len(self.train_columns) - 1) // self.bptt
 
-    def batches(self, order: Stream | None = None) -> Iterator[Chunk]:
-        """Of training; the text's order is the only one."""
-        return chunks(self.train_columns, self.bptt)
+    def batches(self, order: Stream) -> Iterator[Chunk]:
+        """Of training, in the order of the text; `order` decides on lengths and resets that are random."""
+        if self.random_length:
+            cut = random_chunks(self.train_columns, self.bptt, order.at("lengths"))
+        else:
+            cut = chunks(self.train_columns, self.bptt)
+        for chunk in cut:
+            keep_B = self.keep(order.at("reset", chunk.number)) if self.reset > 0 else None
+            yield chunk._replace(keep_B=keep_B)
+
+    def keep(self, stream: Stream) -> Tensor:
+        """Draws the factors on the carried state: 0 with the probability `reset`."""
+        keep_B = torch.rand(self.batch_size, generator=stream.generator()) >= self.reset
+        return keep_B.to(self.device, torch.float32)
 
     def valid_chunks(self) -> Iterator[Chunk]:
         return chunks(self.valid_columns, self.bptt)
@@ -143,20 +179,27 @@ class LanguageModelling:
         return model.zero_state(self.batch_size)
 
     def masks(self, model: LanguageModel, chunk: Chunk, stream: Stream) -> ModelMasks:
-        return model.host_masks(self.bptt, self.batch_size, stream)
+        return model.host_masks(len(chunk.ids_TB), self.batch_size, stream)
 
-    def loss(
-        self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks
-    ) -> tuple[Tensor, State]:
+    def loss(self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks) -> Objective:
         """Nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip are on
-        their published scale.
+        their published scale; penalties are added to what is descended.
         """
-        nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
-        return nll_TB.sum() / self.batch_size, tuple(part.detach() for part in state)
+        if chunk.keep_B is not None:
+            state = tuple(part * chunk.keep_B[:, None] for part in state)
+        if self.ar or self.tar:
+            nll_TB, state, squares = model.nll_and_squares(chunk.ids_TB, chunk.targets_TB, state, masks)
+            penalty = len(nll_TB) * (self.ar * squares.output + self.tar * squares.change)
+        else:
+            nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
+            penalty = None
+        loss = nll_TB.sum() / self.batch_size
+        descended = loss if penalty is None else loss + penalty
+        return Objective(descended, loss, tuple(part.detach() for part in state))
 
-    def reported_loss(self, loss: float) -> float:
+    def reported_loss(self, loss: float, words: int) -> float:
         """Nats a token."""
-        return loss / self.bptt
+        return loss * self.batch_size / words
 
     def train_metrics(self, loss: float) -> dict[str, float]:
         return {"train_ppl_dropout": ppl(loss)}
@@ -191,7 +234,7 @@ class LanguageModelling:
         """On the training text in columns and chunks, without masks: set beside validation, it shows
         over-fitting.
         """
-        total, number = batched_loss(model, self.batches(), self.batch_size)
+        total, number = batched_loss(model, chunks(self.train_columns, self.bptt), self.batch_size)
         return ppl(total / number)
 
     def passes(

@@ -33,6 +33,7 @@ from vdrop_cli.settings.choices import SplitProtocol
 from vdrop_cli.settings.data import CornellReviews, RatedData
 from vdrop_cli.settings.task import SentimentTask
 from vdrop_cli.settings.train import Model
+from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
 from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, rmse
 
@@ -308,11 +309,13 @@ class Sentiment:
         time, sequences = batch.ids_TB.shape
         return model.host_masks(time, sequences, stream)
 
-    def loss(self, model: Regressor, batch: Batch, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
+    def loss(self, model: Regressor, batch: Batch, state: State, masks: ModelMasks) -> Objective:
         """Mean squared error of standardised ratings."""
-        return torch.nn.functional.mse_loss(model(batch.ids_TB, batch.lengths_B, masks), batch.targets_B), ()
+        predicted_B = model(batch.ids_TB, batch.lengths_B, masks)
+        loss = torch.nn.functional.mse_loss(predicted_B, batch.targets_B)
+        return Objective(loss, loss, ())
 
-    def reported_loss(self, loss: float) -> float:
+    def reported_loss(self, loss: float, words: int) -> float:
         return loss
 
     def train_metrics(self, loss: float) -> dict[str, float]:
