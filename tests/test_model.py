@@ -131,13 +131,27 @@ def test_logits_are_those_of_the_loss(options: tuple[str, ...]) -> None:
     torch.testing.assert_close(nll, -log_p_TBV.gather(-1, targets[..., None])[..., 0])
 
 
-def test_a_model_of_ten_million_parameters_with_a_tied_embedding() -> None:
-    """One layer of 1,194 units, an embedding of 268 (Melis et al. 2018)."""
-    options = ["hidden_size=1194", "layers=1", "embedding_size=268", "tie_embeddings=true"]
-    config = settings(*(f"model.{option}" for option in options))
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("melis_10m", 10_000 * (268 + 1) + 4 * 1194 * (268 + 1194 + 2) + 268 * 1194),
+        ("quick_tied", 10_000 * (512 + 1) + 2 * 4 * 512 * (512 + 512 + 2)),
+    ],
+)
+def test_recipes_with_tied_embeddings_have_ten_million_parameters_and_the_masks_of_their_source(
+    recipe: str, expected: int
+) -> None:
+    """Melis et al. 2018: one layer of 1,194 units, an embedding of 268; held masks on the recurrence alone.
+    The other one has none there, and none on the words.
+    """
+    config = settings(f"experiment={recipe}")
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
-    recurrent = 4 * 1194 * (268 + 1194 + 2)
-    assert sum(p.numel() for p in model.parameters()) == 10_000 * 269 + recurrent + 268 * 1194 < 10.1e6
+    assert sum(p.numel() for p in model.parameters()) == expected < 10.1e6
+    masks = model.masks(5, 3, Stream((1,)))
+    kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out, masks.word)]
+    assert kinds == {"melis_10m": [5, 1, 5, None], "quick_tied": [None, None, 5, None]}[recipe]
+    later = [layer.x is not None and len(layer.x) == 5 for layer in masks.layers[1:]]
+    assert later == [True] * (config.model.layers - 1)
 
 
 def regressor(cell: str = "lstm", policy: str = "variational") -> Regressor:
