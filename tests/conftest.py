@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from tests import quick_hydra
@@ -80,11 +81,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.filterwarnings("error"), append=False)
 
 
+register_once = cache(register)  # nothing unregisters, and it takes as long as a composition
+
+
 def composed(*overrides: str, command: str = "train") -> DictConfig:
     """What Hydra makes of a command line."""
-    register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose(command, list(overrides))
+    register_once()
+    return quick_hydra.compose(command, overrides)
 
 
 def settings(*overrides: str, command: str = "train") -> Any:
@@ -105,7 +108,7 @@ def mark_long(cases: Iterable[Any], short: Container[Any]) -> list[Any]:
 @contextmanager
 def composing_once() -> Iterator[None]:
     """As within a command: further settings can be composed."""
-    register()
+    register_once()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         yield
 

@@ -2,16 +2,19 @@
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+import hydra
 import omegaconf._utils
 import omegaconf.base
 import omegaconf.grammar_parser
-from hydra import version
+from hydra import initialize_config_dir, version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import JobRuntime
 from omegaconf import DictConfig
 
@@ -67,6 +70,37 @@ def load_configuration(*arguments: Any, **options: Any) -> DictConfig:
 
 
 remembered_composition = remembering(ConfigLoaderImpl.load_configuration, composition_key)
+
+
+def compose(command: str, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra's function of this name returns. The choices of groups are composed once; values are set in
+    a copy, as Hydra does last.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override for override in parsed if is_value(override)]
+    others = [override.input_line for override in parsed if not is_value(override)]
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        if any(line.startswith(("+", "~")) or "@" in line or "hydra" in line for line in others):
+            return hydra.compose(command, list(overrides))
+        composed: DictConfig = pickle.loads(composed_groups(command, tuple(others)))
+    ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return composed
+
+
+def is_value(override: Override) -> bool:
+    """Whether an override sets the value of a setting that there is, rather than the choice of a group."""
+    return (
+        override.type is OverrideType.CHANGE
+        and override.package is None
+        and not override.is_sweep_override()
+        and not override.is_hydra_override()
+        and not (CONF / override.key_or_group).is_dir()
+    )
+
+
+@lru_cache(1000)
+def composed_groups(command: str, overrides: tuple[str, ...]) -> bytes:
+    return pickle.dumps(hydra.compose(command, list(overrides)))
 
 
 @cache
