@@ -319,6 +319,14 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"schedule\.plateau_epochs must be 1 with schedule\.lr_shape=step, got 3",
         ),
         (["schedule.lr_end=0.1"], r"schedule\.lr_end must be 0\.0 with schedule\.lr_shape=step, got 0\.1"),
+        (
+            ["schedule.report_last=true"],
+            r"schedule\.report_last must be false, except with task\.protocol=clean and without",
+        ),
+        (
+            ["task=sentiment", "task.protocol=clean", "schedule.report_last=true", "schedule.patience=2"],
+            r"schedule\.report_last must be false, except with task\.protocol=clean and without",
+        ),
         (["schedule.beta1=0"], r"schedule\.beta1 must be 0\.9 with schedule\.optimiser=sgd, got 0\.0"),
         (["model.embedding_size=0"], r"model\.embedding_size must be at least 1, or null, got 0"),
         (
@@ -602,6 +610,7 @@ SHOWN_ELSEWHERE = {
     "data.delimiter": "tests/corpora/test_text_regression.py",
     "data.rating_column": "tests/corpora/test_text_regression.py",
     "task.name": "tests/tasks",
+    "schedule.report_last": "tests/test_training.py",
     "device": "tests/test_device.py",
     "force": "tests/commands/test_train.py",
     "checkpoint.minutes": "tests/commands/test_train.py",

@@ -431,6 +431,28 @@ def test_a_run_with_few_checkpoints_comes_to_the_same_bit_for_bit_however_it_end
         assert all(torch.equal(tensor, saved.model[name]) for name, tensor in weights.items())
 
 
+def test_the_last_epoch_is_reported_where_that_is_asked_for(
+    rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same training; the best one is an earlier epoch, and evaluation takes the same one."""
+    monkeypatch.chdir(tmp_path)
+    common = [*TINY_SENTIMENT, *rated, "task.protocol=clean", "schedule.epochs=4", "schedule.lr=0.1"]
+    for name, options in (("best", []), ("last", ["schedule.report_last=true"])):
+        train.run(settings(*common, *options, f"outputs={name}"))
+    runs = {name: next(Path(name).rglob("result.json")).parent for name in ("best", "last")}
+    epochs = {
+        name: [record for record in read_log(folder / "log.jsonl") if record["kind"] == "epoch"]
+        for name, folder in runs.items()
+    }
+    errors = [epoch["valid_rmse"] for epoch in epochs["best"]]
+    assert errors == [epoch["valid_rmse"] for epoch in epochs["last"]]
+    results = {name: json.loads((folder / "result.json").read_text()) for name, folder in runs.items()}
+    best = errors.index(min(errors)) + 1
+    assert best < 4 and (results["best"]["epoch"], results["last"]["epoch"]) == (best, 4)
+    assert checkpoint.find(str(runs["last"])).name == "checkpoint-0004.pt"
+    assert results["last"]["valid_rmse"] == pytest.approx(errors[-1], rel=1e-5)
+
+
 def test_early_stopping_reports_the_best_epoch(text: list[str]) -> None:
     """A rate that makes training worse: it stops `patience` epochs after the best, whose weights it
     reports.

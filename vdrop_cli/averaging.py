@@ -67,8 +67,8 @@ class Average:
 def is_to_begin(schedule: Schedule, validations: list[float]) -> bool:
     """Returns whether updates after these epochs are averaged, by their selection metrics.
 
-    They are after `average_from` epochs; where that is unset, once a validation is not better than the best
-    one of those that are more than `average_trigger` epochs older (Merity et al. 2018).
+    They are after `average_from` epochs; where that is unset, once a validation is worse than the best of
+    those that are more than `average_trigger` epochs older (Merity et al. 2018).
     """
     if schedule.average_decay is None:
         return False

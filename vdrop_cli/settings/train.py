@@ -200,6 +200,11 @@ class Schedule:
         "steps",
         POSITIVE,
     )
+    report_last: bool = setting(
+        False,
+        "ratings, clean protocol: report the last epoch instead of the best on validation; intervals that "
+        "are calibrated on the validation part then have their guarantee",
+    )
     beta1: float = setting(0.9, "adam, adamw: decay of the mean of gradients", limits=PROBABILITY)
     beta2: float = setting(0.999, "adam, adamw: decay of the mean of squared gradients", limits=PROBABILITY)
     lr_shape: LrShape = setting(LrShape.step, "how the learning rate falls")
@@ -417,6 +422,13 @@ class Train:
             "null with task.protocol=paper, which has no validation part",
             self.schedule.patience,
         )
+        require(
+            not self.schedule.report_last
+            or (self.protocol is SplitProtocol.clean and self.schedule.patience is None),
+            "schedule.report_last",
+            "false, except with task.protocol=clean and without schedule.patience",
+            "true",
+        )
         is_triggered = self.schedule.average_decay is not None and self.schedule.average_from is None
         require(
             not (is_triggered and self.protocol is SplitProtocol.paper),
@@ -440,7 +452,8 @@ class Train:
     @property
     def reports_best(self) -> bool:
         """Whether the epoch that is reported is the best on validation, instead of the last."""
-        return self.schedule.patience is not None or self.protocol is SplitProtocol.clean
+        best = self.schedule.patience is not None or self.protocol is SplitProtocol.clean
+        return best and not self.schedule.report_last
 
     def for_debugging(self) -> "Train":
         """One epoch that starts over and logs every step."""
