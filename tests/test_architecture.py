@@ -73,6 +73,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("dropout", "kernels", "layers", "measured", "model", "perplexity", "policies", "random_streams")
     },
     "temperature": {"interruption", "model", "perplexity"},
+    "scaled_passes": {"measured", "model", "monte_carlo"},
     "next_word": {
         *("assessment", "dropout", "interruption", "layers", "measured", "model", "monte_carlo"),
         *("perplexity", "sinks"),
@@ -104,6 +105,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "perplexity",
         "policies",
         "random_streams",
+        "scaled_passes",
         "settings",
         "sinks",
         "tasks",

@@ -50,6 +50,10 @@ def load(named: str, settings: Eval, device: torch.device) -> Loaded:
             f"calibration is for language models, {path} is a model of ratings, which always have such "
             "measures; leave it out"
         )
+    if settings.dropout_factors and trained.task.name is not TaskName.language_model:
+        raise ConfigError(
+            f"dropout_factors are for language models, {path} is a model of ratings; leave them out"
+        )
     if settings.tempered and trained.task.name is not TaskName.language_model:
         raise ConfigError(f"tempered is for language models, {path} is a model of ratings; leave it out")
     if settings.members and settings.mc_samples and trained.task.name is TaskName.language_model:
@@ -80,6 +84,7 @@ def describe_evaluation(
         word_dropout=None if is_default else settings.word_dropout,
         precision=None if precision is trained else precision,
         tempered=settings.tempered,
+        scaled=bool(settings.dropout_factors),
     )
     return how, evaluation_files.members_digest(paths)
 
@@ -164,6 +169,13 @@ def passes(task: Task, members: list[TaskModel], settings: Eval, mc_batch: int) 
     if settings.calibration:
         assert isinstance(task, LanguageModelling)  # `load` refuses others
         return task.next_word_passes(model, settings.mc_samples, mc_batch, settings.seed, with_words)
+    if settings.dropout_factors:
+        assert isinstance(task, LanguageModelling)  # `load` refuses others
+        how = (settings.mc_samples, mc_batch, settings.seed, with_words)
+        try:
+            return task.scaled_passes(model, settings.dropout_factors, *how)
+        except ValueError as error:
+            raise ConfigError(f"dropout_factors: {error}; leave out the larger ones") from None
     return task.passes(model, settings.mc_samples, mc_batch, settings.seed, with_words)
 
 
@@ -273,6 +285,7 @@ def partial_of(
     checkpoints = " ".join(map(files.checksum, paths))
     identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
     identity |= {"calibration": True} if settings.calibration else {}
+    identity |= {"factors": settings.dropout_factors} if settings.dropout_factors else {}
     version = "code" if "code" in described else "commit"
     decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
     identity |= {name: described[name] for name in decisive if name in described}

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from vdrop_cli.settings.choices import Precision
 
 # what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged, each with
 # dropout off or with MC samples
-MC = r"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)"
+MC = r"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)(?P<scaled>-scaled)?"
 MEMBER = "member_"  # before the names of groups that are of each member
 MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
@@ -35,6 +35,7 @@ class Evaluation:
     word_dropout: bool | None = None  # None: on or off as the task has it
     precision: Precision | None = None  # None: that of the training
     tempered: bool = False  # at the temperature that is the best on the validation text
+    scaled: bool = False  # with the factor on dropout probabilities that is the best there
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
         """The name of its file without the suffix.
@@ -43,16 +44,15 @@ class Evaluation:
         """
         how = [f"ensemble{self.members}-{digest}"] if self.members > 1 else []
         if self.samples:
-            how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}")
+            scaled = "-scaled" if self.scaled else ""
+            how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}{scaled}")
         how += ["tempered"] if self.tempered else []
         in_another = [] if self.precision is None else [str(self.precision)]
         return "-".join([checkpoint.replace("checkpoint", "eval"), *(how or ["standard"]), *in_another])
 
     def includes(self, other: "Evaluation") -> bool:
         """Whether another evaluation is this one, with any seed where this one names none."""
-        mine = (self.samples, self.members, self.word_dropout, self.precision, self.tempered)
-        theirs = (other.samples, other.members, other.word_dropout, other.precision, other.tempered)
-        return mine == theirs and self.seed in (None, other.seed)
+        return replace(self, seed=None) == replace(other, seed=None) and self.seed in (None, other.seed)
 
 
 def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
@@ -74,6 +74,7 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
         word_dropout=next(value for value, name in WORDS.items() if name == (words or "")),
         precision=None if match["precision"] is None else Precision[match["precision"]],
         tempered=match["tempered"] is not None,
+        scaled=match["scaled"] is not None,
     )
 
 

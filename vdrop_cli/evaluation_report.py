@@ -11,6 +11,7 @@ TITLES = {
     "reliability": "test tokens by the probability of the most probable word",
     "positions": "test tokens by their position in the sentence",
     "frequencies": "test tokens by how often the training text has the word",
+    "factors": "perplexity of the validation text by the factor on dropout probabilities",
     "calibration": "share of test ratings in intervals, by their level in %",
     "intervals": f"width and interval score of the intervals of {LEVEL} %, and calibration error",
     "groups": f"test RMSE, and share of ratings in intervals of {LEVEL} %, by group",

@@ -39,6 +39,7 @@ COUNTS = {
     "seconds": "of training and validation",
     "stopped_after_steps": "training steps, by schedule.max_steps",
     "temperature": "of the softmax, chosen on validation",
+    "dropout_factor": "on dropout probabilities, chosen on validation",
     "noise": "standard deviation of the observation noise",
 }
 
@@ -56,10 +57,11 @@ def metric_in_words(name: str) -> str:
     if match is None:
         return ""
     part, measure, variant = match.groups()
-    samples = re.fullmatch(r"_mc(\d+)", variant)
+    samples = re.fullmatch(r"_mc(\d+)(_scaled)?", variant)
     if samples is None and variant not in VARIANTS:
         return ""
-    suffix = f", {samples[1]} MC samples" if samples else VARIANTS[variant]
+    scaled = ", dropout times that factor" if samples and samples[2] else ""
+    suffix = f", {samples[1]} MC samples{scaled}" if samples else VARIANTS[variant]
     return f"{PARTS[part]} {MEASURES[measure]}{suffix}"
 
 

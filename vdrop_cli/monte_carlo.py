@@ -121,8 +121,11 @@ class PassMasks:
     Without `word_dropout` the word mask is left out, as in the authors' evaluation.
     """
 
-    def __init__(self, model: LanguageModel, seed: int, word_dropout: bool) -> None:
-        dropout = model.dropout
+    def __init__(
+        self, model: LanguageModel, seed: int, word_dropout: bool, dropout: Dropout | None = None
+    ) -> None:
+        """`dropout`: the policy of the passes; None: that of the model."""
+        dropout = model.dropout if dropout is None else dropout
         self.model = model
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
         self.is_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
@@ -160,9 +163,17 @@ class MonteCarlo:
     """
 
     def __init__(
-        self, model: LanguageModel, stream_N: Tensor, samples: int, batch: int, seed: int, word_dropout: bool
+        self,
+        model: LanguageModel,
+        stream_N: Tensor,
+        samples: int,
+        batch: int,
+        seed: int,
+        word_dropout: bool,
+        dropout: Dropout | None = None,
     ) -> None:
-        self.pass_masks = PassMasks(model, seed, word_dropout)
+        """`dropout`: the policy of the passes; None: that of the model."""
+        self.pass_masks = PassMasks(model, seed, word_dropout, dropout)
         self.model, self.stream_N = model, stream_N
         self.samples, self.batch = samples, batch
         self.averages = RunningAverages(samples)

@@ -5,9 +5,9 @@ This module imports neither torch nor Hydra.
 
 import numbers
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 
 class Choice(Enum):
@@ -148,6 +148,15 @@ class Dropout:
     def is_new_each_step(self, place: str) -> bool:
         """Whether the masks of a place, one of `EITHER`, are resampled at every step."""
         return self.policy in NEW_EVERY_STEP or place in self.new_each_step
+
+    def scaled(self, factor: float) -> "Dropout":
+        """Returns the policy with all probabilities multiplied; raises ValueError where one is not below 1."""
+        changed: dict[str, Any] = {}
+        for name in (*PLACES, BETWEEN):
+            p = getattr(self, name)
+            many = isinstance(p, tuple)
+            changed[name] = tuple(factor * one for one in p) if many else p if p is None else factor * p
+        return replace(self, **changed)
 
     def layer_probabilities(self, name: str, layers: int) -> tuple[float, ...]:
         """Returns `p_x`, `p_h` or `p_c` of each layer; raises ValueError for another number of layers."""

@@ -417,6 +417,8 @@ def test_calibration_is_of_one_language_model(
         run(folder, "calibration=true", "members=[a]")
     with pytest.raises(ConfigError, match=r"^tempered is for language models, .*; leave it out"):
         run(folder, "tempered=true")
+    with pytest.raises(ConfigError, match=r"^dropout_factors are for language models, .*; leave them out"):
+        run(folder, "dropout_factors=[1]", "mc_samples=2")
 
 
 def test_a_temperature_is_chosen_on_validation_and_its_result_stands_beside_the_plain_one(
@@ -436,6 +438,29 @@ def test_a_temperature_is_chosen_on_validation_and_its_result_stands_beside_the_
             ConfigError, match=rf"^tempered must be false with {other.partition('=')[0]}, got"
         ):
             run(folder, "tempered=true", other)
+
+
+def test_a_factor_on_dropout_is_chosen_on_validation_and_its_result_stands_beside_the_plain_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, "mc_samples=4")
+    plain = (folder / "eval-0001-mc4-s1.json").read_bytes()
+    capsys.readouterr()
+    run(folder, "mc_samples=4", "dropout_factors=[0.5,1]")
+    assert "by the factor on dropout probabilities" in capsys.readouterr().out
+    results = json.loads((folder / "eval-0001-mc4-s1-scaled.json").read_text())
+    assert results["metrics"]["dropout_factor"] in (0.5, 1) and "test_ppl_mc4" not in results["metrics"]
+    assert [row["factor"] for row in results["tables"]["factors"]] == [0.5, 1]
+    assert (folder / "eval-0001-mc4-s1.json").read_bytes() == plain
+    for others, message in (
+        (["mc_samples=0"], "dropout_factors must be empty without mc_samples"),
+        (["mc_samples=4", "calibration=true"], "dropout_factors must be empty with calibration"),
+        (["mc_samples=4", "dropout_factors=[1,1]"], "dropout_factors must be factors that differ"),
+        (["mc_samples=4", "dropout_factors=[0]"], "dropout_factors must be above 0, and finite, got 0.0"),
+        (["mc_samples=4", "dropout_factors=[9]"], r"dropout_factors: p_word must be in \[0, 1\), got 2.25"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            run(folder, "dropout_factors=[0.5,1]", *others)
 
 
 def test_a_picture_is_drawn_of_the_results(folder: Path) -> None:

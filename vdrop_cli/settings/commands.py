@@ -1,6 +1,7 @@
 """The settings of every other command."""
 
 import dataclasses
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ class Eval:
         "language model: choose the temperature of the softmax on the validation text, and measure both "
         "texts with it; a result of its own beside the plain one",
     )
+    dropout_factors: list[float] = setting(
+        [],
+        "language model: multiply all dropout probabilities of MC samples by the one of these factors that "
+        "is the best on the validation text; a result of its own beside the plain one",
+        limits=Limits(above=0, below=math.inf),
+    )
     picture: str | None = setting(
         None, "a file for a picture of the results: .png, .svg or .pdf", limits=FilePath()
     )
@@ -119,6 +126,22 @@ class Eval:
         for name in ("mc_samples", "members", "calibration", "picture"):
             value = getattr(self, name)
             require(not (self.tempered and value), "tempered", f"false with {name}", "true")
+        factors = ", ".join(map(str, self.dropout_factors))
+        for name in ("tempered", "members", "calibration", "picture"):
+            value = getattr(self, name)
+            require(not (self.dropout_factors and value), "dropout_factors", f"empty with {name}", factors)
+        require(
+            not self.dropout_factors or self.mc_samples > 0,
+            "dropout_factors",
+            "empty without mc_samples, which they are for",
+            factors,
+        )
+        require(
+            len(set(self.dropout_factors)) == len(self.dropout_factors),
+            "dropout_factors",
+            "factors that differ",
+            factors,
+        )
         require(
             not self.calibration or not self.members,
             "members",

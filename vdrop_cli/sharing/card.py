@@ -79,6 +79,8 @@ def command_of(evaluation: Evaluation) -> str:
         words += [f"mc_samples={evaluation.samples}", f"seed={evaluation.seed}"]
     if evaluation.word_dropout is not None:
         words.append(f"word_dropout={str(evaluation.word_dropout).lower()}")
+    if evaluation.scaled:
+        words.append("'dropout_factors=[…]'")
     if evaluation.tempered:
         words.append("tempered=true")
     if evaluation.precision is not None:

@@ -24,6 +24,7 @@ from vdrop_cli.next_word import Groups, NextWordPasses, standard
 from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.scaled_passes import ScaledPasses
 from vdrop_cli.settings.task import LanguageModelTask
 from vdrop_cli.settings.train import Model
 from vdrop_cli.sinks import ppl
@@ -241,6 +242,21 @@ class LanguageModelling:
         self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool
     ) -> MonteCarlo:
         return MonteCarlo(model, self.streams["test"], samples, together, seed, word_dropout)
+
+    def scaled_passes(
+        self,
+        model: LanguageModel,
+        factors: list[float],
+        samples: int,
+        together: int,
+        seed: int,
+        word_dropout: bool,
+    ) -> ScaledPasses:
+        """MC dropout with the factor on all probabilities that is the best on the validation text. Raises
+        ValueError where a probability would not be below 1.
+        """
+        texts = (self.streams["valid"], self.streams["test"])
+        return ScaledPasses(model, *texts, factors, samples, together, seed, word_dropout)
 
     @cached_property
     def test_groups(self) -> Groups:
