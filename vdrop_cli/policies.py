@@ -154,8 +154,10 @@ class Dropout:
         changed: dict[str, Any] = {}
         for name in (*PLACES, BETWEEN):
             p = getattr(self, name)
-            many = isinstance(p, tuple)
-            changed[name] = tuple(factor * one for one in p) if many else p if p is None else factor * p
+            if isinstance(p, tuple):
+                changed[name] = tuple(factor * one for one in p)
+            elif p is not None:
+                changed[name] = factor * p
         return replace(self, **changed)
 
     def layer_probabilities(self, name: str, layers: int) -> tuple[float, ...]:
