@@ -150,7 +150,7 @@ class Dropout:
         return self.policy in NEW_EVERY_STEP or place in self.new_each_step
 
     def scaled(self, factor: float) -> "Dropout":
-        """Returns the policy with all probabilities multiplied; raises ValueError where one is not below 1."""
+        """Returns the policy with all probabilities multiplied; raises ValueError unless all are below 1."""
         changed: dict[str, Any] = {}
         for name in (*PLACES, BETWEEN):
             p = getattr(self, name)
