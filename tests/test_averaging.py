@@ -83,6 +83,7 @@ def test_validation_and_result_are_of_the_average_and_the_weights_stand_beside(f
     for metric in ("valid_ppl", "test_ppl", "valid_ppl_batched"):
         assert result[metric] < result[f"{metric}_raw"], "at a large rate the average is better"
     assert result["valid_ppl_batched"] == pytest.approx(newest.validations[-1])
+    assert result["averaged"] == newest.averaged
 
 
 def evaluated(folder: Path) -> dict[str, Any]:
@@ -127,8 +128,12 @@ def test_ratings_have_averages_too(rated: list[str], tmp_path: Path, monkeypatch
     ("options", "message"),
     [
         (["schedule.average_decay=1", "schedule.average_from=39"], "average_from must be below .*=39"),
-        (["schedule.average_from=3"], "average_from must be None with schedule.average_decay=null, got 3"),
+        (["schedule.average_from=3"], "average_from must be null with schedule.average_decay=null, got 3"),
         ([*MEAN, "schedule.average_trigger=3"], "average_trigger must be 5 with schedule.average_from=1"),
+        (
+            ["schedule.average_decay=1", "schedule.epochs=7"],
+            "average_trigger must be below 5, so that an average can begin within schedule.epochs=7, got 5",
+        ),
         (["schedule.average_decay=0"], r"average_decay must be in \(0, 1\], or null, got 0.0"),
         (
             ["task=sentiment", "schedule.average_decay=1"],

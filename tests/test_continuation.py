@@ -182,6 +182,15 @@ def test_a_run_of_other_settings_is_none_to_continue(other: str, run: Callable[.
     assert starts(folder_of(2)) == [0]
 
 
+def test_a_shorter_run_that_could_not_have_these_settings_is_none_to_continue(
+    run: Callable[..., Train],
+) -> None:
+    """Its training ends before the average would begin."""
+    train.run(run(1))
+    train.run(run(3, "schedule.average_decay=1", "schedule.average_from=2"))
+    assert starts(folder_of(3)) == [0]
+
+
 def test_a_run_whose_rate_falls_to_its_end_continues_no_shorter_one(run: Callable[..., Train]) -> None:
     """The rates of the shorter one fall sooner."""
     linear = ("schedule.lr_shape=linear", "schedule.decay=1", "schedule.max_epoch=0")

@@ -1,7 +1,6 @@
 """MC dropout, by hand and by law."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from tests.conftest import settings
 from tests.test_perplexity import trained
 from vdrop_cli.dropout import draw
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.monte_carlo import RunningAverages, mc_perplexity, sample_counts
+from vdrop_cli.monte_carlo import PassMasks, RunningAverages, mc_perplexity, sample_counts
 from vdrop_cli.perplexity import stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks import LanguageModelling
@@ -63,21 +62,29 @@ def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
     assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)
 
 
-def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step() -> None:
-    """By hand: the recurrence's mask of the first segment, the output's of each; of a longer text."""
-    model, task = trained("dropout=variational", "dropout.p_x=0", "dropout.new_each_step=[p_out]")
-    stream = task.streams["test"].repeat(3)[:80]
-    dropout = replace(model.dropout, p_word=0.0)
-    losses = list[torch.Tensor]()
-    state, layers = model.zero_state(1), None
-    for number, first in enumerate(range(0, 79, 35)):
-        ids, targets = stream[first : min(first + 35, 79)], stream[first + 1 : first + 36]
-        masks = draw(dropout, model.layers.mask_shape(len(ids), 1), Stream((1, "mc", 0, number)))
-        layers = masks.layers if layers is None else layers
-        nll, state = model.nll(ids[:, None], targets[:, None], state, replace(masks, layers=layers))
-        losses.append(nll.flatten())
-    (averages,) = mc_perplexity(model, stream, 1, 1, 1, False)
-    assert averages.ppl == pytest.approx(torch.cat(losses).double().mean().exp().item(), rel=1e-6)
+@pytest.mark.parametrize("place", ["p_x", "p_between", "p_h", "p_out"])
+def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step(place: str) -> None:
+    """In the last segment, too, which is shorter; whichever place is new."""
+    options = [f"dropout.{name}=0.5" for name in ("p_x", "p_h", "p_out")]
+    model, _ = trained("dropout=variational", *options, f"dropout.new_each_step=[{place}]")
+    masks = PassMasks(model, 1, word_dropout=True)
+    first = masks.draw(range(2), 0, 35)
+    for number, time in ((1, 35), (2, 9)):
+        later = masks.draw(range(2), number, time)
+        by_place = {
+            "p_x": (first.layers[0].x, later.layers[0].x),
+            "p_between": (first.layers[1].x, later.layers[1].x),
+            "p_h": (first.layers[1].h, later.layers[1].h),
+            "p_out": (first.out, later.out),
+        }
+        for name, (before, after) in by_place.items():
+            assert before is not None and after is not None
+            if name == place:
+                assert len(after) == time and not torch.equal(before[:time], after), number
+            else:
+                assert len(after) == 1 and torch.equal(before, after), (number, name)
+        words = [one.word.by_type_B for one in (first, later) if one.word is not None]
+        assert words[0] is not None and words[1] is not None and torch.equal(words[0], words[1])
 
 
 def test_mc_averages_probabilities_not_their_logs() -> None:

@@ -38,11 +38,11 @@ def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
         ({"policy": "variational", "p_h": True}, r"^p_h must be in \[0, 1\), got True$"),
         ({"policy": "zaremba", "tie": "none"}, r"^tie must be all with policy=zaremba, got none$"),
         ({"policy": "variational", "word_mask": "token"}, r"^word_mask must be type where p_word=0"),
-        ({"policy": "moon", "p_between": 0.3}, r"^p_between must be None with policy=moon"),
+        ({"policy": "moon", "p_between": 0.3}, r"^p_between must be unset with policy=moon"),
         ({"policy": "variational", "p_between": 1}, r"^p_between must be in \[0, 1\), got 1$"),
         (
             {"policy": "variational", "p_x": (0.1, 0.2), "p_between": 0.3},
-            r"^p_between must be None where p_x has a probability for each layer$",
+            r"^p_between must be unset where p_x has a probability for each layer$",
         ),
         (
             {"policy": "naive", "new_each_step": ["p_h"]},

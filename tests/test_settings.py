@@ -339,12 +339,28 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_c=0.5"], r"dropout\.p_c must be 0 with dropout\.policy=variational"),
+        (
+            ["dropout.p_out=0", "dropout.new_each_step=[p_out]"],
+            r"dropout\.new_each_step must be without p_out, where nothing is dropped, got p_out",
+        ),
+        (["model.layers=1", "dropout.p_between=0.5"], r"dropout\.p_between must be null, and not in"),
+        (
+            ["model.layers=1", "dropout.new_each_step=[p_between]"],
+            r"dropout\.p_between must be null, and not",
+        ),
+        *(
+            (
+                ["task=sentiment", "task.protocol=clean", "schedule.report_last=true", *steered],
+                r"schedule\.report_last must be false where validation decides",
+            )
+            for steered in (["schedule.lr_shape=plateau", "schedule.decay=2"], ["schedule.average_decay=1"])
+        ),
         (["dropout.new_each_step=[p_c]"], r"dropout\.new_each_step must be of p_x, p_between, p_h, p_out"),
         (
             ["dropout=naive", "dropout.new_each_step=[p_h]"],
             r"dropout\.new_each_step must be empty with dropout\.policy=naive, got p_h",
         ),
-        (["dropout=none", "dropout.p_between=0.5"], r"dropout\.p_between must be None with dropout\.policy"),
+        (["dropout=none", "dropout.p_between=0.5"], r"dropout\.p_between must be unset with dropout\.policy"),
         (["dropout=none", "dropout.p_h=0.5"], r"dropout\.p_h must be 0 with dropout\.policy=none"),
         (
             ["dropout=zaremba", "dropout.p_word=0.5"],
@@ -573,7 +589,10 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
         "numbers",
     ),
     "schedule.average_trigger": (
-        ["schedule.epochs=6", "schedule.lr=30", "schedule.clip=inf", "schedule.average_decay=1"],
+        [
+            *("schedule.epochs=6", "schedule.lr=30", "schedule.clip=inf", "schedule.average_decay=1"),
+            "schedule.average_trigger=3",
+        ],
         ["schedule.average_trigger=1"],
         "numbers",
     ),

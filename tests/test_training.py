@@ -305,6 +305,39 @@ def require_parts_are_the_whole(overrides: list[str], monkeypatch: pytest.Monkey
     return whole
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["schedule.warmup=500", "schedule.lr_shape=linear", "schedule.decay=1"],
+        ["schedule.average_decay=1", "schedule.average_from=6"],
+        ["schedule.average_decay=1", "schedule.average_trigger=7"],
+    ],
+)
+def test_what_needs_a_longer_training_is_left_out_of_debugging(
+    options: list[str], text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text, *options, "schedule.epochs=30", "debug=true"))
+    assert list(tmp_path.rglob("outputs/debug/**/result.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["schedule.lr_shape=cosine", "schedule.decay=1", "schedule.max_epoch=1"], "max_epoch"),
+        (["schedule.average_decay=1", "schedule.average_from=1"], "average_from"),
+    ],
+)
+def test_what_never_begins_within_max_steps_is_refused(
+    options: list[str], name: str, text: list[str]
+) -> None:
+    """An epoch has 36 steps."""
+    common = [*TINY, *text, *options, "schedule.epochs=3"]
+    with pytest.raises(ConfigError, match=rf"^schedule\.{name} must be so many epochs that .* 36, the steps"):
+        train.run(settings(*common, "schedule.max_steps=36"))
+    train.run(settings(*common, "schedule.max_steps=37"))
+
+
 def test_a_warm_up_ends_within_the_training(text: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^schedule\.warmup must be below 36, .* got 36"):
         train.run(settings(*TINY, *text, "schedule.warmup=36"))

@@ -18,7 +18,10 @@ NAMES = ("task.name", "data.source", "model.name", "dropout.name")
 NO_CONFIGURATION = ("seed", "outputs", "log_every", "logger", "force", "run_name", "tags")
 NO_CONFIGURATION_GROUPS = ("checkpoint.", "stuck.")
 FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")
-LEFT_OUT = ("epochs", "seconds", "valid_ppl_batched", "warnings", "stopped_after_steps")
+LEFT_OUT = (
+    *("epochs", "seconds", "averaged", "valid_ppl_batched", "valid_ppl_batched_raw", "warnings"),
+    "stopped_after_steps",
+)
 RANKED_BY = ("valid_ppl", "valid_rmse", "test_ppl", "test_rmse")  # the first of them that a run has
 MAIN = r"(?:train|valid|test)_(?:ppl|rmse)"
 WHOLE = ("words_per_second",)  # metrics that are shown without decimals

@@ -14,6 +14,7 @@ from torch import nn
 
 from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
@@ -63,7 +64,11 @@ def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
         return False
     if not (isinstance(epochs, int) and 1 <= epochs < settings.schedule.epochs):
         return False
-    return folder.name == checkpoint.run_folder(with_epochs(settings, epochs), fingerprint).name
+    try:
+        shorter = with_epochs(settings, epochs)
+    except ConfigError:  # an average that begins later, for example
+        return False
+    return folder.name == checkpoint.run_folder(shorter, fingerprint).name
 
 
 def with_epochs(settings: Train, epochs: int) -> Train:

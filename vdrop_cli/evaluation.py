@@ -84,7 +84,7 @@ def describe_evaluation(
         word_dropout=None if is_default else settings.word_dropout,
         precision=None if precision is trained else precision,
         tempered=settings.tempered,
-        scaled=bool(settings.dropout_factors),
+        scaled="_".join(f"{factor:g}" for factor in settings.dropout_factors),
     )
     return how, evaluation_files.members_digest(paths)
 

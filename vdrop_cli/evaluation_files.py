@@ -14,7 +14,8 @@ from vdrop_cli.settings.choices import Precision
 
 # what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged, each with
 # dropout off or with MC samples
-MC = r"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)(?P<scaled>-scaled)?"
+SCALED = r"-scaled_(?P<scaled>[-+.\de]+(?:_[-+.\de]+)*)"  # factors on dropout probabilities
+MC = rf"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)(?:{SCALED})?"
 MEMBER = "member_"  # before the names of groups that are of each member
 MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
@@ -35,7 +36,7 @@ class Evaluation:
     word_dropout: bool | None = None  # None: on or off as the task has it
     precision: Precision | None = None  # None: that of the training
     tempered: bool = False  # at the temperature that is the best on the validation text
-    scaled: bool = False  # with the factor on dropout probabilities that is the best there
+    scaled: str = ""  # with the factor on dropout probabilities that is the best there: those, as `0.5_1`
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
         """The name of its file without the suffix.
@@ -44,7 +45,7 @@ class Evaluation:
         """
         how = [f"ensemble{self.members}-{digest}"] if self.members > 1 else []
         if self.samples:
-            scaled = "-scaled" if self.scaled else ""
+            scaled = f"-scaled_{self.scaled}" if self.scaled else ""
             how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}{scaled}")
         how += ["tempered"] if self.tempered else []
         in_another = [] if self.precision is None else [str(self.precision)]
@@ -74,7 +75,7 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
         word_dropout=next(value for value, name in WORDS.items() if name == (words or "")),
         precision=None if match["precision"] is None else Precision[match["precision"]],
         tempered=match["tempered"] is not None,
-        scaled=match["scaled"] is not None,
+        scaled=match["scaled"] or "",
     )
 
 

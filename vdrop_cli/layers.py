@@ -19,7 +19,17 @@ from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks, Norms
 from vdrop_cli.kernels.masks import is_broadcastable
-from vdrop_cli.policies import BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask, checked_probability
+from vdrop_cli.policies import (
+    BETWEEN,
+    BY_LAYER,
+    NO_DROPOUT,
+    Cell,
+    Dropout,
+    Policy,
+    Tie,
+    WordMask,
+    checked_probability,
+)
 
 __all__ = ["GRU", "LSTM", "Dropout", "Masks", "ModelMasks", "Policy", "Tie", "WordMask", "WordMasks"]
 
@@ -116,6 +126,8 @@ def check_policy(dropout: object, cell: Cell, layers: int) -> None:
         )
     for name in BY_LAYER:
         dropout.layer_probabilities(name, layers)
+    if layers == 1 and (dropout.p_between is not None or BETWEEN in dropout.new_each_step):
+        raise ValueError("p_between must be unset, and not in new_each_step, in a single layer")
 
 
 class Recurrent(nn.Module):

@@ -36,6 +36,7 @@ VARIANTS = {
 COUNTS = {
     "epoch": "the epoch that is reported",
     "epochs": "epochs trained",
+    "averaged": "updates in the average of the weights",
     "seconds": "of training and validation",
     "stopped_after_steps": "training steps, by schedule.max_steps",
     "temperature": "of the softmax, chosen on validation",

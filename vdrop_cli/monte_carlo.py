@@ -130,15 +130,23 @@ class PassMasks:
         self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
         self.is_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
         self.stream = Stream((seed, "mc"))
+        # of the last passes: the masks of their first segment, which are held where they are not new
+        self.first: tuple[range, ModelMasks] | None = None
 
     def draw(self, passes: range, segment: int, time: int) -> ModelMasks:
         """Returns the masks of some passes for a segment of `time` steps, a column for each pass."""
-        shape, number = self.model.layers.mask_shape(time, 1), 0 if self.is_fixed else segment
-        masks = concat_batch([draw(self.dropout, shape, self.stream.at(s, number)) for s in passes])
-        if number > 0 and self.dropout.new_each_step:
-            first = concat_batch([draw(self.dropout, shape, self.stream.at(s, 0)) for s in passes])
-            masks = joined_masks(masks, first, self.dropout)
+        number = 0 if self.is_fixed else segment
+        masks = self.drawn(passes, number, time)
+        if self.dropout.new_each_step:
+            if self.first is None or self.first[0] != passes:
+                # Always of as many steps: how many numbers a place takes decides on those of the next one.
+                self.first = (passes, self.drawn(passes, 0, SEGMENT_STEPS))
+            masks = joined_masks(masks, self.first[1], self.dropout)
         return masks.to(self.model.embedding.device)
+
+    def drawn(self, passes: range, number: int, time: int) -> ModelMasks:
+        shape = self.model.layers.mask_shape(time, 1)
+        return concat_batch([draw(self.dropout, shape, self.stream.at(s, number)) for s in passes])
 
 
 def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> ModelMasks:

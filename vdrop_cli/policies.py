@@ -128,10 +128,10 @@ class Dropout:
             return
         if checked_probability(BETWEEN, self.p_between) > 0 and "p_x" not in ALLOWED[policy]:
             raise ValueError(
-                f"{BETWEEN} must be None with policy={policy}, which does not use it, got {self.p_between}"
+                f"{BETWEEN} must be unset with policy={policy}, which does not use it, got {self.p_between}"
             )
         if isinstance(self.p_x, tuple):
-            raise ValueError(f"{BETWEEN} must be None where p_x has a probability for each layer")
+            raise ValueError(f"{BETWEEN} must be unset where p_x has a probability for each layer")
 
     def check_new_each_step(self, policy: Policy) -> None:
         """Raises ValueError for places that have no masks of their own, or for another policy."""

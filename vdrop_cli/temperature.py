@@ -15,6 +15,7 @@ from vdrop_cli.perplexity import perplexity, segments
 
 SEGMENT_STEPS = 500  # time steps whose logits [T, V] are in memory at once
 TOLERANCE = 1e-4  # relative
+MOST_PASSES = 50  # it takes about five
 LIMIT = 4.0  # a temperature above it, or below its inverse, is of no model that was trained on such a text
 
 
@@ -35,8 +36,8 @@ def best_temperature(model: LanguageModel, stream_N: Tensor) -> float:
     Var[z] under softmax(b·z), so that Newton's method finds the minimum. Raises ValueError where it is not
     between 1 / LIMIT and LIMIT.
     """
-    inverse, change = 1.0, 1.0
-    while abs(change) > TOLERANCE * inverse:
+    inverse = 1.0
+    for _ in range(MOST_PASSES):
         slope = curvature = 0.0
         for logits_TV, targets_T in logits_and_targets(model, stream_N):
             p_TV = torch.softmax(inverse * logits_TV, -1)
@@ -50,8 +51,10 @@ def best_temperature(model: LanguageModel, stream_N: Tensor) -> float:
         change = min(max(step, -inverse / 2), inverse)
         inverse += change
         if not 1 / LIMIT <= inverse <= LIMIT:
-            raise ValueError(f"the best temperature is not between {1 / LIMIT} and {LIMIT}")
-    return 1 / inverse
+            break
+        if abs(change) <= TOLERANCE * inverse:
+            return 1 / inverse
+    raise ValueError(f"the best temperature is not between {1 / LIMIT} and {LIMIT}")
 
 
 @torch.no_grad()

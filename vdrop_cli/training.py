@@ -334,6 +334,8 @@ class Run:
             metrics = self.task.result(self.model, self.progress.best_epoch, self.progress.best)
         if self.average.count:
             metrics |= raw_metrics(self.task.evaluate(self.model).metrics)
+        if self.settings.schedule.average_decay is not None:
+            metrics["averaged"] = self.average.count
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after epoch {epoch}")
@@ -407,7 +409,8 @@ def resolved(settings: Train, device: torch.device) -> Train:
 
 def require_steps_within(settings: Train, task: Task) -> None:
     """Raises ConfigError where a start is to be judged after more steps than an epoch has, whose losses a
-    checkpoint holds; or where the learning rate would still rise when training ends.
+    checkpoint holds; or where the learning rate would still rise, or not fall, or an average not begin before
+    training ends.
     """
     schedule, judged = settings.schedule, settings.stuck.steps
     limit = task.batches_an_epoch
@@ -418,12 +421,15 @@ def require_steps_within(settings: Train, task: Task) -> None:
         judged,
     )
     steps = schedule.steps_after(schedule.epochs, limit)
-    require(
-        schedule.warmup < steps,
-        "schedule.warmup",
-        f"below {steps:,}, the steps of the training on {task.origin}",
-        schedule.warmup,
-    )
+    training = f"{steps:,}, the steps of the training on {task.origin}"
+    require(schedule.warmup < steps, "schedule.warmup", f"below {training}", schedule.warmup)
+    epochs = f"so many epochs that they have fewer steps than {training}"
+    if schedule.falls_to_the_end:
+        enough = schedule.max_epoch * limit < steps
+        require(enough, "schedule.max_epoch", epochs, schedule.max_epoch)
+    if schedule.average_from is not None:
+        enough = schedule.average_from * limit < steps
+        require(enough, "schedule.average_from", epochs, schedule.average_from)
 
 
 def last_good(training: Run) -> str:

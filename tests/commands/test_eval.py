@@ -448,7 +448,7 @@ def test_a_factor_on_dropout_is_chosen_on_validation_and_its_result_stands_besid
     capsys.readouterr()
     run(folder, "mc_samples=4", "dropout_factors=[0.5,1]")
     assert "by the factor on dropout probabilities" in capsys.readouterr().out
-    results = json.loads((folder / "eval-0001-mc4-s1-scaled.json").read_text())
+    results = json.loads((folder / "eval-0001-mc4-s1-scaled_0.5_1.json").read_text())
     assert results["metrics"]["dropout_factor"] in (0.5, 1) and "test_ppl_mc4" not in results["metrics"]
     assert [row["factor"] for row in results["tables"]["factors"]] == [0.5, 1]
     assert (folder / "eval-0001-mc4-s1.json").read_bytes() == plain

@@ -32,8 +32,8 @@ class LanguageModelTask(TaskSettings):
     bptt: int = setting(MISSING, "time steps of a chunk, through which gradients flow", "steps", POSITIVE)
     random_length: bool = setting(
         False,
-        "chunks of training have random lengths about bptt, others in each epoch (Merity et al. 2018); they "
-        "are as many, and end with the text",
+        "chunks of training have random lengths about bptt, others in each epoch (Merity et al. 2018); the "
+        "number of chunks stays the same, and no word is left out",
     )
     reset: float = setting(
         0.0,
@@ -69,7 +69,7 @@ class SentimentTask(TaskSettings):
     protocol: SplitProtocol = setting(
         MISSING,
         "paper: chunks are split 80/20 without a validation part, as by the authors; clean: texts are split "
-        "70/10/20, and the best epoch on validation is reported",
+        "70/10/20, and the best epoch on validation is reported, unless schedule.report_last",
     )
     chunk_words: int | None = setting(
         None,

@@ -124,8 +124,8 @@ class DropoutSettings:
     )
     new_each_step: list[str] = setting(
         [],
-        f"variational: places whose masks are new at every step instead of held, of {', '.join(EITHER)}; for "
-        "words see word_mask",
+        f"variational: places whose masks are new at every step instead of held, of {', '.join(EITHER)}; "
+        "p_x is the first layer's input alone; for words see word_mask",
     )
 
     def __post_init__(self) -> None:
@@ -135,12 +135,18 @@ class DropoutSettings:
             not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true"
         )
         self.new_each_step = list(self.for_layers().new_each_step)  # in one order, for the identity
+        for place in self.new_each_step:
+            p = getattr(self, place)
+            p = self.p_x if place == BETWEEN and p is None else p
+            require(p > 0, "dropout.new_each_step", f"without {place}, where nothing is dropped", place)
 
     @property
     def in_words(self) -> str:
         """The probabilities above 0, such as `p_x 0.35, p_h 0.2`; or `none`."""
         named = [(name, getattr(self, name)) for name in (*PLACES[:2], BETWEEN, *PLACES[2:])]
-        return ", ".join(f"{name} {value:g}" for name, value in named if value) or "none"
+        named = [(name, p) for name, p in named if p or (name == BETWEEN and p is not None)]
+        new = dict.fromkeys(self.new_each_step, " new at every step")
+        return ", ".join(f"{name} {p:g}{new.get(name, '')}" for name, p in named) or "none"
 
     def for_layers(self) -> Dropout:
         """The policy as the layers take it."""
@@ -231,7 +237,8 @@ class Schedule:
     )
     average_trigger: int = setting(
         5,
-        "the average begins once validation is worse than the best of those more than so many epochs before",
+        "average_from=null: the average begins once validation is worse than the best validation from more "
+        "than so many epochs ago",
         "epochs",
         POSITIVE,
     )
@@ -249,6 +256,12 @@ class Schedule:
             "average_trigger",
             averages and self.average_from is None,
             f"average_from={self.average_from}" if averages else "average_decay=null",
+        )
+        require(
+            not averages or self.average_from is not None or self.epochs > self.average_trigger + 2,
+            "schedule.average_trigger",
+            f"below {self.epochs - 2}, so that an average can begin within schedule.epochs={self.epochs}",
+            self.average_trigger,
         )
         require(
             self.average_from is None or self.average_from < self.epochs,
@@ -279,7 +292,8 @@ class Schedule:
         """Raises ConfigError where a setting that another one leaves without effect is not as by default."""
         default = next(f.default for f in fields(self) if f.name == name)
         value = getattr(self, name)
-        require(is_used or value == default, f"schedule.{name}", f"{default} with schedule.{by}", value)
+        shown = "null" if default is None else default
+        require(is_used or value == default, f"schedule.{name}", f"{shown} with schedule.{by}", value)
 
     @property
     def falls_to_the_end(self) -> bool:
@@ -395,6 +409,13 @@ class Train:
             "another policy than moon with a GRU, which has no cell state",
             self.dropout.name,
         )
+        has_between = self.dropout.p_between is not None
+        require(
+            self.model.layers > 1 or not (has_between or BETWEEN in self.dropout.new_each_step),
+            "dropout.p_between",
+            "null, and not in dropout.new_each_step, with model.layers=1",
+            self.dropout.p_between,
+        )
         has_ratings = isinstance(self.task, SentimentTask)
         source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == has_ratings]
         names = ", ".join(map(str, suitable))
@@ -429,6 +450,15 @@ class Train:
             "false, except with task.protocol=clean and without schedule.patience",
             "true",
         )
+        steers = self.schedule.lr_shape is LrShape.plateau or (
+            self.schedule.average_decay is not None and self.schedule.average_from is None
+        )
+        require(
+            not (self.schedule.report_last and steers),
+            "schedule.report_last",
+            "false where validation decides on the learning rate or on when an average begins",
+            "true",
+        )
         is_triggered = self.schedule.average_decay is not None and self.schedule.average_from is None
         require(
             not (is_triggered and self.protocol is SplitProtocol.paper),
@@ -456,10 +486,18 @@ class Train:
         return best and not self.schedule.report_last
 
     def for_debugging(self) -> "Train":
-        """One epoch that starts over and logs every step."""
+        """One epoch that starts over and logs every step, without what needs a longer training."""
+        schedule = self.schedule
         return replace(
             self,
-            schedule=replace(self.schedule, epochs=1),
+            schedule=replace(
+                schedule,
+                epochs=1,
+                warmup=0,
+                max_epoch=0 if schedule.falls_to_the_end else schedule.max_epoch,
+                average_from=None if schedule.average_decay is None else 0,
+                average_trigger=5,
+            ),
             stuck=replace(self.stuck, steps=None),
             log_every=1,
             force=True,

@@ -69,7 +69,8 @@ def to_measurements(values: dict[str, Any], command: str) -> list[Measurement]:
 
 def is_metric(name: str) -> bool:
     """Whether a value of a result is an error or likelihood on a part of the data, rather than a count."""
-    return name.partition("_")[0] in PARTS and bool(metric_in_words(name))
+    is_of_others = name.endswith(("_raw", "_tempered", "_scaled"))  # weights, temperature or probabilities
+    return name.partition("_")[0] in PARTS and bool(metric_in_words(name)) and not is_of_others
 
 
 def command_of(evaluation: Evaluation) -> str:
@@ -79,10 +80,6 @@ def command_of(evaluation: Evaluation) -> str:
         words += [f"mc_samples={evaluation.samples}", f"seed={evaluation.seed}"]
     if evaluation.word_dropout is not None:
         words.append(f"word_dropout={str(evaluation.word_dropout).lower()}")
-    if evaluation.scaled:
-        words.append("'dropout_factors=[…]'")
-    if evaluation.tempered:
-        words.append("tempered=true")
     if evaluation.precision is not None:
         words.append(f"precision={evaluation.precision}")
     return " ".join(words)
@@ -141,8 +138,11 @@ def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]
     yield (
         "model",
         f"{str(model.cell).upper()}, {model.layers} layers of {model.hidden_size:,} units, "
+        f"word vectors of {model.word_size:,}{', tied to the head' if model.tie_embeddings else ''}, "
         f"vocabulary {len(knowledge.vocabulary):,}, {count:,} weights",
     )
+    if snapshot.averaged:
+        yield "weights", f"the average over {snapshot.averaged:,} updates"
     yield (
         "dropout in training",
         f"{dropout.policy}{', untied' if dropout.untied else ''}: {dropout.in_words}",

@@ -35,6 +35,8 @@ class Cost:
         else:
             assert isinstance(self.task, LanguageModelling)
             validation, self.result = self.measure_language_model(self.task)
+        if settings.schedule.average_decay is not None:  # the weights are measured beside their average
+            validation, self.result = 2 * validation, 2 * self.result
         self.epoch = words / speed + validation
 
     def measure_language_model(self, task: LanguageModelling) -> tuple[float, float]:

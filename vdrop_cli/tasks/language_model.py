@@ -55,7 +55,7 @@ def random_bounds(steps: int, bptt: int, order: Stream) -> list[int]:
     """Where chunks begin and end: `steps // bptt` chunks, together all steps, of random lengths.
 
     Lengths are normal about bptt, in one of twenty chunks about half of it, with a standard deviation of
-    bptt / 7 (5 for 35: Merity et al. 2018), at least that, and scaled by a factor near 1.
+    bptt / 7 (5 for 35: Merity et al. 2018). The shortest is bptt / 7. A factor near 1 makes the sum right.
     """
     generator, count = order.generator(), steps // bptt
     centre_K = torch.where(torch.rand(count, generator=generator) < 0.95, 1.0, 0.5)
