@@ -146,7 +146,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("prediction_inputs", "prediction_rows", "rating_noise", "settings", "tasks", "trained_model"),
         "uncertainty",
     },
-    "continuation": {"checkpoint", "files", "ownership", "settings", "sinks", "stored", "tasks"},
+    "continuation": {"checkpoint", "errors", "files", "ownership", "settings", "sinks", "stored", "tasks"},
     "bench": {
         "bench",
         "cells",

@@ -278,7 +278,7 @@ def test_cfg_in_one_word_is_resolved_too(vdrop: Vdrop) -> None:
         ),
         (
             "vdrop train dropout.p_",
-            {"dropout.p_word=", "dropout.p_x=", "dropout.p_h=", "dropout.p_c=", "dropout.p_out="},
+            {f"dropout.p_{place}=" for place in ("word", "x", "between", "h", "c", "out")},
         ),
         ("vdrop eval checkpoint=v", {"checkpoint=vdrop"}),
     ],

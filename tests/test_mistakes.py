@@ -176,7 +176,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     chunks, should_continue = LanguageModelling.batches, training.Run.should_continue.fget
     assert should_continue is not None
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(LanguageModelling, "batches", lambda task, order=None: iter(list(chunks(task))[:2]))
+    monkeypatch.setattr(LanguageModelling, "batches", lambda task, order: iter(list(chunks(task, order))[:2]))
     monkeypatch.setattr(LanguageModelling, "batches_an_epoch", 2)
     monkeypatch.setattr(
         training.Run, "should_continue", property(lambda run: should_continue(run) and run.progress.epoch < 2)

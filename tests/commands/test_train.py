@@ -16,6 +16,7 @@ from vdrop_cli import checkpoint, corpora, files, interruption, runs, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.learning_rate import LearningRate
 from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import LOCK
 from vdrop_cli.sinks import Step, read_log
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_reported_and_the_one_before_i
             again = start(config)
             assert (again.progress.epoch, again.step) == (1, run.task.batches_an_epoch)
             assert "checkpoint-0002.pt cannot be used: " in capsys.readouterr().err
-    monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: 1e38)
+    monkeypatch.setattr(LearningRate, "at", lambda rate, step, falls=0: 1e38)
     with pytest.raises(RunError, match=r"the last good checkpoint is \S+checkpoint-0001\.pt"):
         train.run(config)
 
@@ -178,7 +179,9 @@ def test_a_damaged_best_checkpoint_is_an_error_before_more_epochs_are_trained(
 ) -> None:
     """Epochs after the first have a learning rate that makes the model worse."""
     rates = {1: 1.0, 2: 16.0, 3: 16.0}
-    monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: rates[epoch])
+    monkeypatch.setattr(
+        LearningRate, "at", lambda rate, step, falls=0: rates[step // rate.steps_per_epoch + 1]
+    )
     config = settings(
         *TINY, *long_text, "backend=fused", "dropout=none", "schedule.epochs=3", "schedule.clip=inf"
     )
@@ -220,8 +223,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoin
         assert list(run.train_epoch())
         run.finish_epoch()
         run.save()
-    monkeypatch.setattr(training, "learning_rate", lambda schedule, epoch: 1e38)
-    monkeypatch.setattr("vdrop_cli.optimizer.learning_rate", lambda schedule, epoch: 1e38)
+    monkeypatch.setattr(LearningRate, "at", lambda rate, step, falls=0: 1e38)
     with pytest.raises(RunError, match="at epoch 3, step") as stopped:
         train.run(config)
     assert "the last good checkpoint is" in str(stopped.value) and "checkpoint-0002.pt" in str(stopped.value)
