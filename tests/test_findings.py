@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.processes import ROOT
-from vdrop_cli import evaluation_files, runs
+from vdrop_cli import evaluation_files, runs, sinks
 from vdrop_cli.runs import Finished
 
 RECORDS = ROOT / "outputs" / "record"
@@ -110,9 +110,13 @@ UNCERTAINTY = RECORDS / "uncertainty"
 LEVELS = (50, 80, 90, 95)
 
 
-def evaluated(row: str, kind: str, seed: int = 1) -> dict[str, Any]:
-    """The evaluation of a record: `mc50-s1`, `standard`, or of an ensemble."""
-    (path,) = (UNCERTAINTY / row / f"s{seed}").glob(f"eval-*-{kind}.json")
+def evaluated(row: str, kind: str, seed: int = 1, *, last: bool = False) -> dict[str, Any]:
+    """The evaluation of a record: `mc50-s1`, `standard`, or of an ensemble; of the epoch that is reported, or
+    of the last one.
+    """
+    folder = UNCERTAINTY / row / f"s{seed}"
+    result = sinks.read_result(folder)
+    (path,) = folder.glob(f"eval-{result['epochs' if last else 'epoch']:04}-{kind}.json")
     return evaluation_files.read(path)
 
 
@@ -131,26 +135,53 @@ INTERVALS = {  # name on the page: record and evaluation
 }
 
 
+SPLITS = dict.fromkeys(INTERVALS, 5) | {"GRU, variational": 4}  # its training takes the longest
+LAST_EPOCHS = 4  # splits whose runs are evaluated at their last epoch, too
+
+
+def over_splits(name: str, *, last: bool = False) -> list[dict[str, Any]]:
+    """The evaluations of a model on every split."""
+    row, how = INTERVALS[name]
+    rows = [row, *(f"{row}-split{split}" for split in range(1, LAST_EPOCHS if last else SPLITS[name]))]
+    return [evaluated(one, how, last=last) for one in rows]
+
+
+def coverage_line(evaluations: list[dict[str, Any]], kind: str) -> list[str]:
+    columns = zip(*(coverages(one, kind) for one in evaluations), strict=True)
+    return [spread(list(column), 1) for column in columns]
+
+
+def width(results: dict[str, Any], kind: str) -> float:
+    return next(row["width_95"] for row in results["tables"]["intervals"] if row["intervals"] == kind)
+
+
 def test_coverage_of_intervals() -> None:
-    (table,) = tables("uncertainty", "intervals")
+    """The mean of conformal intervals is within three percentage points of every level, as the page says."""
+    (table,) = tables("uncertainty", "mean over splits")
     expected = {}
-    for name, (row, how) in INTERVALS.items():
-        results = evaluated(row, how)
+    for name in INTERVALS:
+        evaluations = over_splits(name)
         for kind in ("gaussian", "conformal"):
-            width = next(w["width_95"] for w in results["tables"]["intervals"] if w["intervals"] == kind)
-            expected[f"{name}: {kind}"] = [f"{share:.1f}" for share in coverages(results, kind)] + [
-                f"{width:.3f}"
-            ]
+            mean_width = fmean(width(one, kind) for one in evaluations)
+            expected[f"{name}: {kind}"] = [*coverage_line(evaluations, kind), f"{mean_width:.3f}"]
     assert table == expected
+    for name, values in table.items():
+        if name.endswith("conformal"):
+            means = [float(value.partition(" ")[0]) for value in values[: len(LEVELS)]]
+            assert all(abs(mean - level) <= 3 for mean, level in zip(means, LEVELS, strict=True)), name
 
 
-def test_coverage_over_splits() -> None:
+def test_coverage_of_the_last_epoch() -> None:
+    (table,) = tables("uncertainty", "conformal, last epoch")
+    names = [name for name in INTERVALS if not name.endswith("naive")]
+    assert table == {name: coverage_line(over_splits(name, last=True), "conformal") for name in names}
+
+
+def test_coverage_of_single_splits() -> None:
     (table,) = tables("uncertainty", "split")
     rows = ["gru_none-12", *(f"gru_none-12-split{split}" for split in range(1, 5))]
     shares = [coverages(evaluated(row, "standard"), "conformal") for row in rows]
-    expected = {str(split): [f"{share:.1f}" for share in row] for split, row in enumerate(shares)}
-    expected["mean"] = [f"{fmean(column):.1f}" for column in zip(*shares, strict=True)]
-    assert table == expected
+    assert table == {str(split): [f"{share:.1f}" for share in row] for split, row in enumerate(shares)}
 
 
 def test_selective_prediction() -> None:
