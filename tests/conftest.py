@@ -63,11 +63,6 @@ TINY_SENTIMENT = (
 )
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: a fifth of the time tests wait for other processes."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings are errors during tests, unless a test's own mark says otherwise.
 
