@@ -171,6 +171,13 @@ def test_coverage_of_intervals() -> None:
             assert all(abs(mean - level) <= 3 for mean, level in zip(means, LEVELS, strict=True)), name
 
 
+def test_quantile_intervals_are_nearly_the_gaussian_ones() -> None:
+    """By at most 0.4 percentage points at every level, as the page says, and by that somewhere."""
+    tables_of = [one["tables"]["calibration"] for name in INTERVALS for one in over_splits(name)]
+    differences = [100 * abs(row["quantile"] - row["gaussian"]) for table in tables_of for row in table]
+    assert f"{max(differences):.1f}" == "0.4"
+
+
 def test_coverage_of_the_last_epoch() -> None:
     (table,) = tables("uncertainty", "conformal, last epoch")
     names = [name for name in INTERVALS if not name.endswith("naive")]
