@@ -63,9 +63,8 @@ def draw_ratings(axes: "Axes", assessment: Assessment, kind: str) -> None:
         kind = "gaussian"
         low_R, high_R = assessment.intervals[kind](LEVEL)
     bars = torch.stack([mean - low_R[shown], high_R[shown] - mean]).clamp(min=0)
-    axes.errorbar(
-        ratings, mean, bars, fmt="o", markersize=3, elinewidth=0.5, color="tab:blue", ecolor="0.75", alpha=0.8
-    )
+    points = (ratings.numpy(), mean.numpy(), bars.numpy())  # older versions of Matplotlib take no tensors
+    axes.errorbar(*points, fmt="o", markersize=3, elinewidth=0.5, color="tab:blue", ecolor="0.75", alpha=0.8)
     ends = [ratings.min().item(), ratings.max().item()]
     axes.plot(ends, ends, color="0.3", linestyle="--")
     axes.set_xlabel(f"true rating ({len(shown):,} of {texts:,} texts)")
