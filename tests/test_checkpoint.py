@@ -62,7 +62,7 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
     path = checkpoint.path_of(tmp_path, 3, 2)
     content = files.read_tensors(path)
     counters = {"epoch", "batch", "seconds", "epoch_seconds", "epoch_words", "best_epoch", "best", "losses"}
-    newer = {"lr_falls", "lr_fell_after", "averaged", "validations"}
+    newer = {"averaged", "validations"}
     assert {f.name for f in fields(TrainingState)} == counters | newer < content.keys()
     progress = checkpoint.load(path).progress
     assert progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
@@ -74,9 +74,6 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
             checkpoint.load(path)
     files.write_tensors(path, {key: value for key, value in content.items() if key not in newer})
     assert checkpoint.load(path).progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
-    files.write_tensors(path, content | {"lr_falls": 2, "lr_fell_after": 4})
-    with pytest.raises(Unusable, match="the falls of its learning rate"):
-        checkpoint.load(path)
     average = torch.zeros(300)
     for wrong, reason in (
         ({"averaged": 1}, "it has no average of its updates"),

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from tests.conftest import settings
-from vdrop_cli.learning_rate import LearningRate, is_fall
+from vdrop_cli.learning_rate import LearningRate, falls_after
 
 PLAIN = ["schedule.lr=2", "schedule.decay=1", "schedule.epochs=4"]
 
@@ -63,16 +63,12 @@ def test_the_last_step_has_the_last_rate_when_steps_are_limited() -> None:
 def test_a_plateau_falls_after_so_many_epochs_without_a_better_validation() -> None:
     """Of the losses 5 4 4 4 3 3 3 3 with two epochs of patience: after epochs 4, 7; not before max_epoch."""
     plateau = ["schedule.lr_shape=plateau", "schedule.plateau_epochs=2", "schedule.decay=4"]
-    losses = [5, 4, 4, 4, 3, 3, 3, 3]
+    losses = [5.0, 4, 4, 4, 3, 3, 3, 3]
     for max_epoch, expected in ((0, [4, 7]), (4, [7]), (6, [8])):
         schedule = settings(*plateau, f"schedule.max_epoch={max_epoch}").schedule
-        falls, best_epoch = list[int](), 0
-        for epoch, loss in enumerate(losses, 1):
-            if loss < min(losses[: epoch - 1], default=9):
-                best_epoch = epoch
-            if is_fall(schedule, epoch, best_epoch, falls[-1] if falls else 0):
-                falls.append(epoch)
-        assert falls == expected
+        falls = [falls_after(schedule, losses[:epoch]) for epoch in range(9)]
+        assert [epoch for epoch in range(1, 9) if falls[epoch] > falls[epoch - 1]] == expected
+        assert falls[-1] == len(expected)
     rate = LearningRate(schedule, 5, 100)
     assert [rate.at(99, falls) for falls in range(3)] == [schedule.lr, schedule.lr / 4, schedule.lr / 16]
-    assert not any(is_fall(settings().schedule, epoch, 1, 0) for epoch in range(1, 40))
+    assert falls_after(settings().schedule, losses) == 0

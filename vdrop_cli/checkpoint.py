@@ -46,8 +46,6 @@ class TrainingState:
     best_epoch: int  # 0: no epoch is finished
     best: float  # the selection metric of the best epoch; infinite before the first
     losses: list[float] = field(repr=False)  # of the finished batches, as logged
-    lr_falls: int = 0  # how often the rate of a plateau has fallen
-    lr_fell_after: int = 0  # the epoch of the last fall; 0: none
     averaged: int = 0  # updates whose weights are in the average
     validations: list[float] = field(default_factory=list, repr=False)  # the selection metric of each epoch
 
@@ -107,7 +105,7 @@ class Checkpoint(TrainingState):
         )
 
 
-COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "lr_falls", "lr_fell_after", "averaged")
+COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "averaged")
 DURATIONS = ("seconds", "epoch_seconds")
 TYPES: dict[str, type] = {
     **dict.fromkeys(COUNTS, int),
@@ -136,10 +134,6 @@ def require_valid(snapshot: Checkpoint) -> None:
     require(
         snapshot.best_epoch <= snapshot.epoch and (snapshot.best_epoch > 0) == has_epochs,
         "its best epoch is none of its epochs",
-    )
-    require(
-        snapshot.lr_falls <= snapshot.lr_fell_after <= snapshot.epoch,
-        "the falls of its learning rate are not within its epochs",
     )
     require(
         math.isfinite(snapshot.best) if has_epochs else snapshot.best == math.inf,

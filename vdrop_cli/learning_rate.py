@@ -13,7 +13,7 @@ class LearningRate:
 
     - `step`: `lr`, divided by `decay` at the end of every epoch after `max_epoch` (Zaremba et al. 2014,
       code);
-    - `plateau`: divided by `decay` at each fall (`is_fall`);
+    - `plateau`: divided by `decay` at each fall (`falls_after`);
     - `cosine` and `linear`: `lr` until the end of `max_epoch`, then down to `lr_end · lr` at the last update.
 
     During the first `warmup` updates the rate rises in equal parts, the last of them has all of it.
@@ -38,9 +38,18 @@ class LearningRate:
         return warm * schedule.lr * (schedule.lr_end + (1 - schedule.lr_end) * height)
 
 
-def is_fall(schedule: Schedule, epoch: int, best_epoch: int, last_fall: int) -> bool:
-    """Returns whether the rate falls at the end of an epoch: after `plateau_epochs` epochs without a better
-    validation, counted from the best epoch, the last fall or `max_epoch`, whichever was last.
+def falls_after(schedule: Schedule, validations: list[float]) -> int:
+    """Returns how often the rate of a plateau has fallen after these epochs, by their selection metrics.
+
+    It falls after `plateau_epochs` epochs without a better validation, counted from the best epoch, the last
+    fall or `max_epoch`, whichever was last.
     """
-    waiting = epoch - max(best_epoch, last_fall, schedule.max_epoch)
-    return schedule.lr_shape is LrShape.plateau and waiting >= schedule.plateau_epochs
+    if schedule.lr_shape is not LrShape.plateau:
+        return 0
+    best, since, falls = math.inf, schedule.max_epoch, 0
+    for epoch, validation in enumerate(validations, 1):
+        if validation < best:
+            best, since = validation, max(since, epoch)
+        if epoch - since >= schedule.plateau_epochs:
+            since, falls = epoch, falls + 1
+    return falls

@@ -106,19 +106,21 @@ def format_of(settings: Predict) -> InputFormat:
 
 def content_of(settings: Predict) -> bytes:
     """Of the file or of standard input."""
-    advice = "name a text file, or give text=…"
+    where, advice = f"file={settings.file}", "name a text file, or give text=…"
+    if settings.file is None:
+        where, advice = "standard input", "give text=… or file=…"
     try:
         if settings.file is not None:
             return files.read(Path(settings.file))
         if sys.stdin is None:
-            raise ConfigError("there is no standard input; give text=… or file=…")
+            raise ConfigError(f"there is no standard input; {advice}")
         if sys.stdin.isatty():
             print(f"vdrop: type one text per line; {END_OF_INPUT} ends the input", file=sys.stderr)
         return sys.stdin.buffer.read()
     except OSError as error:
-        raise ConfigError(f"file={settings.file} cannot be read ({error.strerror}); {advice}") from None
+        raise ConfigError(f"{where} cannot be read ({error.strerror}); {advice}") from None
     except Damaged as reason:
-        raise ConfigError(f"file={settings.file} cannot be read ({reason}); {advice}") from None
+        raise ConfigError(f"{where} cannot be read ({reason}); {advice}") from None
 
 
 def decoded(text: str, whole: str) -> str:

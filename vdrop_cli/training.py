@@ -20,7 +20,7 @@ from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.interruption import Interrupted
-from vdrop_cli.learning_rate import LearningRate, is_fall
+from vdrop_cli.learning_rate import LearningRate, falls_after
 from vdrop_cli.optimizer import LossAndNorm, Optimizer
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
@@ -136,6 +136,11 @@ class Run:
         """Updates made so far."""
         return self.steps_after(self.progress.epoch) + self.progress.batch
 
+    @property
+    def lr_falls(self) -> int:
+        """How often the rate of a plateau has fallen before the next epoch."""
+        return falls_after(self.settings.schedule, self.progress.validations)
+
     def steps_after(self, epochs: int) -> int:
         """Updates of so many epochs."""
         return self.settings.schedule.steps_after(epochs, self.task.batches_an_epoch)
@@ -179,6 +184,7 @@ class Run:
         epoch = self.progress.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
         averages = is_to_begin(self.settings.schedule, self.progress.validations)
+        falls = self.lr_falls
 
         def draw(batch: Any) -> ModelMasks:
             return self.task.masks(self.model, batch, stream.at(batch.number))
@@ -193,7 +199,7 @@ class Run:
         ):
             descended, reported, self.state = self.task.loss(self.model, batch, self.state, masks)
             self.measured = None
-            lr = self.learning_rate.at(self.step + len(self.in_flight), self.progress.lr_falls)
+            lr = self.learning_rate.at(self.step + len(self.in_flight), falls)
             numbers = self.optimiser.step(descended, lr, reported)
             self.in_flight.append((numbers, self.task.words(batch)))
             if averages:
@@ -208,7 +214,7 @@ class Run:
 
         A step counts once its loss was read, so nothing may be saved while another is in flight.
         """
-        epoch = self.progress.epoch + 1
+        epoch, falls = self.progress.epoch + 1, self.lr_falls
         while len(self.in_flight) > in_flight:
             numbers, words = self.in_flight.popleft()
             total, norm = numbers.read()
@@ -218,7 +224,7 @@ class Run:
                     f"the loss is {loss} and its gradient's norm {norm} at epoch {epoch}, step "
                     f"{self.step + 1}"
                 )
-            lr = self.learning_rate.at(self.step, self.progress.lr_falls)
+            lr = self.learning_rate.at(self.step, falls)
             self.progress.batch += 1
             self.progress.losses.append(loss)
             self.progress.epoch_words += words
@@ -226,7 +232,7 @@ class Run:
 
     def finish_epoch(self) -> Epoch:
         """Validates, remembers the best epoch, and gets ready for the next one."""
-        trained = self.progress.epoch_seconds
+        trained, falls = self.progress.epoch_seconds, self.lr_falls
         with self.average.in_model():
             measured = self.task.validate(self.model)
         raw = raw_metrics(self.task.validate(self.model)) if self.average.count else {}
@@ -244,12 +250,7 @@ class Run:
         if selected < self.progress.best:
             self.progress.best_epoch, self.progress.best = self.progress.epoch, selected
         metrics = self.task.epoch_metrics(loss, measured) | raw
-        lr = self.learning_rate.at(self.step - 1, self.progress.lr_falls)
-        if is_fall(
-            self.settings.schedule, self.progress.epoch, self.progress.best_epoch, self.progress.lr_fell_after
-        ):
-            self.progress.lr_falls += 1
-            self.progress.lr_fell_after = self.progress.epoch
+        lr = self.learning_rate.at(self.step - 1, falls)
         return Epoch(self.progress.epoch, self.step, loss, metrics, lr, speed, seconds)
 
     @property

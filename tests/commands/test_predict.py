@@ -26,6 +26,7 @@ from vdrop_cli.generation import sample_words
 from vdrop_cli.learned import Ratings, Words
 from vdrop_cli.perplexity import stream_nll
 from vdrop_cli.prediction import load as load_model
+from vdrop_cli.prediction_inputs import content_of
 from vdrop_cli.tasks import WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
@@ -441,6 +442,22 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
 def test_values_out_of_bounds_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings("checkpoint=a", *overrides, command="predict")
+
+
+def test_standard_input_that_cannot_be_read_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        @staticmethod
+        def isatty() -> bool:
+            return False
+
+        class buffer:
+            @staticmethod
+            def read() -> bytes:
+                raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stdin", Broken)
+    with pytest.raises(ConfigError, match=r"^standard input cannot be read \(Input/output error\); give"):
+        content_of(settings("checkpoint=a", command="predict"))
 
 
 def test_settings_that_do_not_fit_the_model_are_refused(
