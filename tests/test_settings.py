@@ -529,6 +529,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "model.reset_after": (["model=gru_small"], ["model.reset_after=true"], "numbers"),
     "model.embedding_size": ([], ["model.embedding_size=9"], "numbers"),
     "model.tie_embeddings": ([], ["model.tie_embeddings=true"], "numbers"),
+    "model.embedding_std": ([], ["model.embedding_std=1"], "numbers"),
     "dropout.name": ([], ["dropout.name=other"], "folder"),
     "dropout.policy": (["dropout.p_word=0"], ["dropout.policy=naive"], "numbers"),
     "dropout.untied": ([], ["dropout.untied=true"], "numbers"),

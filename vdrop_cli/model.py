@@ -60,16 +60,22 @@ class Encoder(nn.Module):
         self.head_bias = nn.Parameter(torch.empty(rows))
 
     @torch.no_grad()
-    def initialise(self, init: float, stream: Stream, forget_bias: float = 0.0) -> None:
+    def initialise(
+        self, init: float, stream: Stream, forget_bias: float = 0.0, embedding_std: float | None = None
+    ) -> None:
         """Draws every parameter, biases too, uniformly from [-init, init].
 
-        `forget_bias` is added to the bias of an LSTM's forget gates.
+        `forget_bias` is added to the bias of an LSTM's forget gates. With `embedding_std` the word vectors
+        are normal with that standard deviation.
         """
         generator = stream.generator()
         for parameter in self.parameters():
             parameter.copy_(
                 torch.empty(parameter.shape, device="cpu").uniform_(-init, init, generator=generator)
             )
+        if embedding_std is not None:
+            words = torch.empty(self.embedding.shape, device="cpu")
+            self.embedding.copy_(words.normal_(0, embedding_std, generator=generator))
         if self.layers.cell is Cell.lstm:
             for layer in range(self.layers.num_layers):
                 _, forget, _, _ = self.layers.weights(layer)[2].chunk(4)

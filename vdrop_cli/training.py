@@ -66,7 +66,10 @@ class Run:
             COMPUTE_DTYPES[settings.precision],
         )
         self.model.initialise(
-            settings.model.init, Stream((settings.seed, "init")), settings.model.forget_bias
+            settings.model.init,
+            Stream((settings.seed, "init")),
+            settings.model.forget_bias,
+            settings.model.embedding_std,
         )
         self.progress = TrainingState.at_start()
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since

@@ -73,6 +73,11 @@ class Model:
         "language_model: the word vectors are the weights of the head, too (Press & Wolf 2017); the output "
         "is projected to embedding_size where hidden_size is another",
     )
+    embedding_std: float | None = setting(
+        None,
+        "word vectors start normal with this standard deviation; null: uniform like the other parameters",
+        limits=Limits(above=0, below=FLOAT32_LIMIT),
+    )
 
     def __post_init__(self) -> None:
         require_limits(self, "model.")
