@@ -41,6 +41,19 @@ def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -
         )
 
 
+def test_word_vectors_start_normal_and_nothing_else_changes() -> None:
+    config = settings("model.hidden_size=6")
+    model, other = (LanguageModel(config.model, config.dropout.for_layers(), 5_000) for _ in range(2))
+    other.initialise(0.5, Stream((1,)))
+    model.initialise(0.5, Stream((1,)), embedding_std=3.0)
+    words = model.embedding.detach()
+    assert words.mean().item() == pytest.approx(0, abs=0.07)
+    assert words.std().item() == pytest.approx(3, rel=0.02)
+    assert (words.abs() > 6).double().mean().item() == pytest.approx(0.0455, rel=0.1)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)) == (name != "embedding")
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_state_is_carried_between_calls(cell: str) -> None:
     model = small(cell=cell)
