@@ -41,8 +41,11 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch
 def test_a_gpu_has_500_passes_run_together_the_cpu_50() -> None:
     """The paper's 1,000 are two batches there."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
-    assert [device.choose_mc_batch(None, on) for on in (cpu, gpu)] == [50, 500]
-    assert [device.choose_mc_batch(3, on) for on in (cpu, gpu)] == [3, 3]
+    assert [device.choose_mc_batch(None, on, 0.0) for on in (cpu, gpu)] == [50, 500]
+    assert [device.choose_mc_batch(3, on, 0.0) for on in (cpu, gpu)] == [3, 3]
+    assert [device.choose_mc_batch(setting, cpu, 0.5) for setting in (None, 1)] == [1, 1]
+    with pytest.raises(ConfigError, match=r"mc_batch must be 1 or null with dropout\.p_weight=0\.5, got 3"):
+        device.choose_mc_batch(3, cpu, 0.5)
 
 
 @pytest.mark.parametrize("exact", [True, False])

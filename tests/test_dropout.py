@@ -282,6 +282,15 @@ def test_rows_are_whole_numbers() -> None:
                 part.rows(wrong)
 
 
+def test_masks_on_weights_cannot_be_joined() -> None:
+    """A batch has one of each."""
+    dropout = Dropout("variational", p_weight=0.5)
+    masks = [draw(dropout, MaskShape(2, 1, (4,), 5, 4), Stream((number,))) for number in range(2)]
+    assert concat_batch(masks[:1]).weights is masks[0].weights
+    with pytest.raises(ValueError, match="masks on weights cannot be joined"):
+        concat_batch(masks)
+
+
 def test_masks_of_batches_that_lack_some_are_joined_with_ones() -> None:
     with_x = ModelMasks([Masks(x=torch.full((1, 1, 2, 3), 2.0))])
     joined = concat_batch([ModelMasks([Masks()], batch=1), with_x])

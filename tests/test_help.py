@@ -64,7 +64,7 @@ def test_a_setting_is_explained_by_its_key_its_last_part_or_an_alias(query: str)
 
 def test_a_group_is_explained_by_its_settings() -> None:
     explained = help.key_help("schedule")
-    assert explained.count("default:") == 19 and "schedule.patience (vdrop train)" in explained
+    assert explained.count("default:") == 20 and "schedule.patience (vdrop train)" in explained
 
 
 def test_a_setting_of_several_commands_is_explained_for_each() -> None:

@@ -136,6 +136,134 @@ def test_a_probability_means_what_it_means_in_torch() -> None:
     assert LSTM(5, 7, recurrent_dropout=0.3).dropout == Dropout("variational", p_h=0.3)
 
 
+SIZES = (7, 4, 6)
+
+
+def chain(stack: LSTM | GRU) -> list[LSTM | GRU]:
+    """The layers of a stack as layers of their own."""
+    layers = []
+    for number, (inputs, size) in enumerate(zip(stack.input_sizes, stack.hidden_sizes, strict=True)):
+        layer = type(stack)(inputs, size, bidirectional=stack.bidirectional, dtype=torch.float64)
+        for name in list(layer._parameters):
+            setattr(layer, name, nn.Parameter(getattr(stack, name.replace("_l0", f"_l{number}")).detach()))
+        layers.append(layer)
+    return layers
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("ours", [LSTM, GRU])
+def test_a_stack_is_its_layers_one_after_the_other(ours: Any, residual: bool, bidirectional: bool) -> None:
+    """With sizes that differ or the layer's input added to its output: outputs, states and gradients, under
+    masks on inputs and states, and with lengths.
+    """
+    sizes = (7, 7, 7) if residual else SIZES
+    dropout = Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3)
+    stack = ours(
+        5, sizes, dropout=dropout, residual=residual, bidirectional=bidirectional, dtype=torch.float64
+    )
+    assert stack.num_layers == 3 and stack.hidden_size == (7 if residual else sizes)
+    layers, lengths = chain(stack), torch.tensor([4, 2, 3])
+    masks, x_TBD = stack.masks(4, 3), torch.randn(4, 3, 5, dtype=torch.float64)
+    directions = stack.directions
+    states = [[torch.randn(directions, 3, size).double() for size in sizes] for _ in stack.zero_state(3)]
+    joined = tuple(torch.cat(part, 0 if residual else -1) for part in states)
+    assert [part.shape for part in joined] == [part.shape for part in stack.zero_state(3)]
+    hx = joined if ours is LSTM else joined[0]
+    y_TBH, last = stack(x_TBD, hx, masks=masks, lengths=lengths)
+    expected, ends = x_TBD, []
+    for number, layer in enumerate(layers):
+        own = ModelMasks(masks.layers[number * directions : (number + 1) * directions])
+        first = tuple(part[number] for part in states)
+        h_TBH, end = layer(expected, first if ours is LSTM else first[0], masks=own, lengths=lengths)
+        expected = h_TBH + expected if residual and number > 0 else h_TBH
+        ends.append(end if ours is LSTM else (end,))
+    expected_last = tuple(torch.cat(part, 0 if residual else -1) for part in zip(*ends, strict=True))
+    same(y_TBH, expected * masks.out)
+    same(last if ours is LSTM else (last,), expected_last)
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    upstream = torch.randn_like(y_TBH)
+    same(
+        torch.autograd.grad(y_TBH, list(stack.parameters()), upstream),
+        torch.autograd.grad(expected * masks.out, weights, upstream),
+    )
+
+
+def test_a_stack_of_equal_sizes_is_that_of_one_size() -> None:
+    torch.manual_seed(1)
+    one = LSTM(5, 7, 2)
+    torch.manual_seed(1)
+    other = LSTM(5, [7, 7])
+    x_TBD = torch.randn(4, 3, 5)
+    (y, state), (other_y, other_state) = one(x_TBD), other(x_TBD)
+    assert torch.equal(y, other_y) and all(map(torch.equal, state, other_state)) and other.hidden_size == 7
+    assert one.zero_state(3)[0].shape == (2, 3, 7) and LSTM(5, SIZES).zero_state(3)[0].shape == (1, 3, 17)
+
+
+@pytest.mark.parametrize("ours", [LSTM, GRU])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_weight_drop_is_the_layer_with_masked_recurrent_weights(ours: Any, bidirectional: bool) -> None:
+    """And gradients are zero where a weight is dropped; other places drop as without it."""
+    p = 0.4
+    layer = ours(5, SIZES, bidirectional=bidirectional, dropout=Dropout("variational", p_h=0.3, p_weight=p))
+    masks, x_TBD = layer.masks(4, 3), torch.randn(4, 3, 5)
+    assert masks.weights is not None and len(masks.weights) == 3 * layer.directions
+    y_TBH, _ = layer(x_TBD, masks=masks)
+    names = [f"weight_hh{suffix}" for number in range(3) for suffix in layer.suffixes(number)]
+    gradients = torch.autograd.grad(y_TBH.sum(), [getattr(layer, name) for name in names])
+    plain = copy.deepcopy(layer)
+    with torch.no_grad():
+        for name, mask, gradient in zip(names, masks.weights, gradients, strict=True):
+            assert mask is not None
+            assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)
+            assert not gradient[mask == 0].any() and gradient[mask > 0].any()
+            getattr(plain, name).mul_(mask)
+    assert torch.equal(y_TBH, plain(x_TBD, masks=ModelMasks(masks.layers))[0])
+    share = torch.cat([mask.flatten() for mask in masks.weights if mask is not None]).eq(0).double().mean()
+    assert share.item() == pytest.approx(p, abs=0.07)
+    assert layer.eval().masks(4, 3).weights is None, "the mean of a mask is 1"
+
+
+def test_weight_drop_is_drawn_after_the_other_masks() -> None:
+    """Which are those of the same policy without it; selected sequences keep the masks on weights."""
+    drawn = []
+    for p in (0.0, 0.5):
+        torch.manual_seed(1)
+        layer = LSTM(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3, p_weight=p))
+        drawn.append(layer.masks(4, 3))
+    without, with_weights = drawn
+    same([list(masks) for masks in with_weights.layers], [list(masks) for masks in without.layers])
+    same(with_weights.out, without.out)
+    rows = with_weights.rows([2, 0]).to("cpu", torch.float64).weights
+    assert rows is not None and with_weights.weights is not None
+    for mask, whole in zip(rows, with_weights.weights, strict=True):
+        assert mask is not None and whole is not None and torch.equal(mask, whole.double())
+
+
+def test_sizes_and_weight_masks_that_do_not_fit_are_refused() -> None:
+    for arguments, options, message in (
+        ((5, (7, 4), 3), {}, r"hidden_size must be one size or 3, one for each layer, got \[7, 4\]"),
+        ((5, ()), {}, "hidden_size must be one size or 1, one for each layer, got"),
+        ((5, (7, 0)), {}, "hidden_size must be at least 1, got 0"),
+        (
+            (5, (7, 4)),
+            {"residual": True},
+            r"residual must be False where .* differ, got hidden_size=\(7, 4\)",
+        ),
+        ((5, (7, 4)), {"proj_size": 2}, "proj_size must be 0 where the sizes of the layers differ"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LSTM(*arguments, **options)  # type: ignore[arg-type]
+    layer, x_TBD = LSTM(5, (7, 4)), torch.randn(4, 3, 5)
+    with pytest.raises(ValueError, match=r"the state must be \(h, c\), each \[1, 3, 11\], got"):
+        layer(x_TBD, (torch.zeros(2, 3, 7), torch.zeros(2, 3, 7)))
+    wrong = ModelMasks([Masks(), Masks()], weights=[None, torch.ones(16, 5)])
+    with pytest.raises(ValueError, match=r"masks.weights must be \[16, 4\] on cpu .*, got \[16, 5\]"):
+        layer(x_TBD, masks=wrong)
+    with pytest.raises(ValueError, match=r"masks\.weights must be for 2 layers, got 1"):
+        layer(x_TBD, masks=ModelMasks([Masks(), Masks()], weights=[None]))
+
+
 def test_layers_may_have_probabilities_of_their_own() -> None:
     layer = LSTM(400, 500, 2, dropout=Dropout("variational", p_x=(0.5, 0.0), p_h=[0.1, 0.4]))
     first, second = layer.masks(1, 20).layers

@@ -1,8 +1,10 @@
 """The learning rate of every update, by hand."""
 
+import math
 from itertools import pairwise
 
 import pytest
+import torch
 
 from tests.conftest import settings
 from vdrop_cli.learning_rate import LearningRate, falls_after
@@ -72,3 +74,25 @@ def test_a_plateau_falls_after_so_many_epochs_without_a_better_validation() -> N
     rate = LearningRate(schedule, 5, 100)
     assert [rate.at(99, falls) for falls in range(3)] == [schedule.lr, schedule.lr / 4, schedule.lr / 16]
     assert falls_after(settings().schedule, losses) == 0
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.2])
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_a_plateau_is_that_of_torchs_scheduler(gain: float, epochs: int) -> None:
+    """On losses that fall by less and less, with noise."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=epochs - 1, threshold=gain, eps=0
+    )
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(30, generator=generator).tolist()
+    losses = [2 + math.exp(-epoch / 5) + 0.05 * noise[epoch] for epoch in range(30)]
+    how = [f"schedule.plateau_epochs={epochs}", f"schedule.plateau_gain={gain}", "schedule.decay=2"]
+    schedule = settings("schedule.lr_shape=plateau", "schedule.max_epoch=0", *how).schedule
+    falls = 0
+    for epoch in range(30):
+        scheduler.step(losses[epoch])
+        falls = falls_after(schedule, losses[: epoch + 1])
+        assert optimizer.param_groups[0]["lr"] == 0.5**falls
+    assert 1 <= falls < 30

@@ -149,22 +149,27 @@ def test_logits_are_those_of_the_loss(options: tuple[str, ...]) -> None:
     [
         ("melis_10m", 10_000 * (268 + 1) + 4 * 1194 * (268 + 1194 + 2) + 268 * 1194),
         ("quick_tied", 10_000 * (512 + 1) + 2 * 4 * 512 * (512 + 512 + 2)),
+        ("awd_lstm", 10_000 * (400 + 1) + 4 * (1150 * (400 + 1152 + 1150 + 1152) + 400 * (1150 + 402))),
     ],
 )
-def test_recipes_with_tied_embeddings_have_ten_million_parameters_and_the_masks_of_their_source(
-    recipe: str, expected: int
-) -> None:
+def test_recipes_have_the_parameters_and_masks_of_their_source(recipe: str, expected: int) -> None:
     """Melis et al. 2018: one layer of 1,194 units, an embedding of 268; held masks on the recurrence alone.
-    The other one has none there, and none on the words.
+    The quick one has none there, and none on the words. Merity et al. 2018: all held, the recurrent weights
+    masked; 24 million parameters.
     """
     config = settings(f"experiment={recipe}")
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
-    assert sum(p.numel() for p in model.parameters()) == expected < 10.1e6
+    assert sum(p.numel() for p in model.parameters()) == expected
     masks = model.masks(5, 3, Stream((1,)))
-    kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out, masks.word)]
-    assert kinds == {"melis_10m": [5, 1, 5, None], "quick_tied": [None, None, 5, None]}[recipe]
-    later = [layer.x is not None and len(layer.x) == 5 for layer in masks.layers[1:]]
-    assert later == [True] * (config.model.layers - 1)
+    kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out)]
+    assert kinds == {"melis_10m": [5, 1, 5], "quick_tied": [None, None, 5], "awd_lstm": [1, None, 1]}[recipe]
+    assert (masks.word is not None) == (recipe == "awd_lstm")
+    steps = 1 if recipe == "awd_lstm" else 5
+    assert [layer.x is not None and len(layer.x) for layer in masks.layers[1:]] == [steps] * (
+        config.model.layers - 1
+    )
+    weights = [list(mask.shape) for mask in masks.weights or () if mask is not None]
+    assert weights == ([[4600, 1150], [4600, 1150], [1600, 400]] if recipe == "awd_lstm" else [])
 
 
 def regressor(cell: str = "lstm", policy: str = "variational") -> Regressor:

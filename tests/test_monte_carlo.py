@@ -1,6 +1,8 @@
 """MC dropout, by hand and by law."""
 
+import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from vdrop_cli.monte_carlo import PassMasks, RunningAverages, mc_perplexity, sam
 from vdrop_cli.perplexity import stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks import LanguageModelling
+
+NO_OTHER = [f"dropout.{name}=0" for name in ("p_word", "p_x", "p_h", "p_out")]
 
 
 def mc(
@@ -85,6 +89,35 @@ def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step(p
                 assert len(after) == 1 and torch.equal(before, after), (number, name)
         words = [one.word.by_type_B for one in (first, later) if one.word is not None]
         assert words[0] is not None and words[1] is not None and torch.equal(words[0], words[1])
+
+
+def test_a_pass_has_one_mask_on_weights_for_the_whole_text_and_no_other_pass_shares_it() -> None:
+    """By hand: the model with the recurrent weights of a pass masked. Passes cannot share a batch."""
+    model, task = trained("dropout=variational", "dropout.p_weight=0.5", "dropout.new_each_step=[p_x]")
+    stream_N, passes = task.streams["test"], PassMasks(model, 1, word_dropout=False)
+    first = passes.draw(range(1), 0, 35).weights
+    later, other = passes.draw(range(1), 1, 9).weights, passes.draw(range(1, 2), 0, 35).weights
+    assert first is not None and later is not None and other is not None
+    for one, same, another in zip(first, later, other, strict=True):
+        assert one is not None and same is not None and another is not None
+        assert torch.equal(one, same) and not torch.equal(one, another)
+    with pytest.raises(ValueError, match="masks on weights cannot be joined"):
+        mc(model, task, 2, batch=2)
+    model, task = trained("dropout=variational", "dropout.p_weight=0.5", *NO_OTHER)
+    expected = []
+    for number in range(2):
+        weights = PassMasks(model, 1, word_dropout=False).draw(range(number, number + 1), 0, 35).weights
+        masked = copy.deepcopy(model)
+        assert weights is not None
+        with torch.no_grad():
+            for layer, mask in enumerate(weights):
+                masked.layers.get_parameter(f"weight_hh_l{layer}").mul_(mask)
+            nll, _ = masked.nll(
+                stream_N[:-1, None], stream_N[1:, None], model.zero_state(1), model.mean_masks()
+            )
+        expected.append(-nll[:, 0].double())
+    by_hand = (math.log(2) - torch.logaddexp(*expected)).mean().exp().item()
+    assert mc(model, task, 2, batch=1) == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_mc_averages_probabilities_not_their_logs() -> None:

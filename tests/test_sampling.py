@@ -134,8 +134,10 @@ def test_passes_at_once_need_the_dimension_of_sequences_and_masks_of_their_own()
         predict_mc(layer, x, 20, batch=10)
     alone, together = (predict_mc(layer, x, 400, batch=batch, dim=1).std.mean().item() for batch in (1, 50))
     assert together == pytest.approx(alone, rel=0.1)
-    with pytest.raises(ValueError, match="batch must be 1 for a model with dropped weights"):
-        predict_mc(First(WeightDrop(nn.LSTM(5, 7), 0.5)), x, 20, batch=10, dim=1)
+    for dropped in (WeightDrop(nn.LSTM(5, 7), 0.5), LSTM(5, 7, dropout=Dropout("variational", p_weight=0.5))):
+        assert predict_mc(First(dropped), x, 20).std.mean() > 0.01
+        with pytest.raises(ValueError, match="batch must be 1 for a model with dropped weights"):
+            predict_mc(First(dropped), x, 20, batch=10, dim=1)
 
 
 class First(nn.Module):

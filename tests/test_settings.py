@@ -315,6 +315,10 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"schedule\.lr_shape must be another than plateau with task\.protocol=paper",
         ),
         (
+            ["schedule.plateau_gain=0.1"],
+            r"schedule\.plateau_gain must be 0\.0 with schedule\.lr_shape=step, got 0\.1",
+        ),
+        (
             ["schedule.plateau_epochs=3"],
             r"schedule\.plateau_epochs must be 1 with schedule\.lr_shape=step, got 3",
         ),
@@ -328,6 +332,21 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"schedule\.report_last must be false, except with task\.protocol=clean and without",
         ),
         (["schedule.beta1=0"], r"schedule\.beta1 must be 0\.9 with schedule\.optimiser=sgd, got 0\.0"),
+        (
+            ["model.lower_sizes=[3,4]"],
+            r"model\.lower_sizes must be 1 sizes with model\.layers=2, or empty, got",
+        ),
+        (["model.lower_sizes=[0]"], r"model\.lower_sizes must be at least 1, got 0"),
+        (
+            ["model.lower_sizes=[9]", "model.residual=true"],
+            r"model\.residual must be false where the sizes of the layers differ",
+        ),
+        (["model.layers=1", "model.residual=true"], r"model\.residual must be false with model\.layers=1"),
+        (["dropout.p_weight=1"], r"dropout\.p_weight must be in \[0, 1\), got 1"),
+        (
+            ["dropout=naive", "dropout.p_weight=0.1"],
+            r"dropout\.p_weight must be 0 with dropout\.policy=naive",
+        ),
         (["model.embedding_size=0"], r"model\.embedding_size must be at least 1, or null, got 0"),
         (
             ["task.bptt=9", "task.random_length=true"],
@@ -529,6 +548,8 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "model.reset_after": (["model=gru_small"], ["model.reset_after=true"], "numbers"),
     "model.embedding_size": ([], ["model.embedding_size=9"], "numbers"),
     "model.tie_embeddings": ([], ["model.tie_embeddings=true"], "numbers"),
+    "model.lower_sizes": ([], ["model.lower_sizes=[9]"], "numbers"),
+    "model.residual": ([], ["model.residual=true"], "numbers"),
     "model.embedding_std": ([], ["model.embedding_std=1"], "numbers"),
     "dropout.name": ([], ["dropout.name=other"], "folder"),
     "dropout.policy": (["dropout.p_word=0"], ["dropout.policy=naive"], "numbers"),
@@ -539,6 +560,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "dropout.new_each_step": ([], ["dropout.new_each_step=[p_out]"], "numbers"),
     "dropout.p_h": ([], ["dropout.p_h=0.4"], "numbers"),
     "dropout.p_c": (["dropout=moon"], ["dropout.p_c=0.4"], "numbers"),
+    "dropout.p_weight": ([], ["dropout.p_weight=0.4"], "numbers"),
     "dropout.p_out": ([], ["dropout.p_out=0.4"], "numbers"),
     "dropout.word_mask": ([], ["dropout.word_mask=token"], "numbers"),
     "data.train": ([], ["data.train={folder}/valid.txt"], "numbers"),
@@ -569,6 +591,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
         "numbers",
     ),
     "schedule.warmup": ([], ["schedule.warmup=3"], "numbers"),
+    "schedule.plateau_gain": (["schedule.epochs=3", *PLATEAU], ["schedule.plateau_gain=0.9"], "numbers"),
     "schedule.plateau_epochs": (
         ["schedule.epochs=6", "schedule.lr=30", "schedule.clip=inf", *PLATEAU],
         ["schedule.plateau_epochs=3"],

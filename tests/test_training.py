@@ -259,8 +259,12 @@ COSINE = ["schedule.lr_shape=cosine", "schedule.decay=1", "schedule.max_epoch=0"
             *("task.bptt=10", "task.random_length=true", "task.reset=0.3", "task.ar=1", "task.tar=1"),
             "dropout.new_each_step=[p_x,p_out]",
         ],
+        [
+            *("schedule.average_decay=1", "schedule.average_from=1", "schedule.max_epoch=1"),
+            *("model.layers=3", "model.lower_sizes=[9,7]", "dropout.p_weight=0.5"),
+        ],
     ],
-    ids=["plateau", "cosine", "average"],
+    ids=["plateau", "cosine", "average", "weight drop"],
 )
 def test_two_parts_of_a_run_with_another_schedule_are_the_whole_bit_for_bit(
     options: list[str], text: list[str], monkeypatch: pytest.MonkeyPatch

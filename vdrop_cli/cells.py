@@ -61,6 +61,11 @@ class RecurrentCell(nn.Module):
         self.bias = bias
         if dropout is not None:
             check_policy(dropout, self.cell, 1)
+            if dropout.p_weight > 0:
+                raise ValueError(
+                    f"p_weight must be 0 in a cell, got {dropout.p_weight}: its weights would be dropped "
+                    "anew at every step; use a layer"
+                )
         chosen = chosen_dropout(dropout, variational, recurrent_dropout, 1, output=False)
         if chosen.p_out > 0:
             raise ValueError(

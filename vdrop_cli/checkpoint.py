@@ -202,7 +202,8 @@ def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -
     memory = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()
     }
-    recurrent = 3 * model.hidden_size * (model.word_size + (2 * model.layers - 1) * model.hidden_size)
+    inputs = (model.word_size, *model.hidden_sizes)
+    recurrent = sum(3 * size * (inputs[at] + size) for at, size in enumerate(model.hidden_sizes))
     least = words * model.word_size + recurrent  # of a GRU
     require(
         least <= sum(memory.values()) // float32.itemsize, "it has fewer weights than its settings describe"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vdrop_cli import kernels, provenance
-from vdrop_cli.errors import ConfigError
+from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.kernels import compiler
 from vdrop_cli.settings.choices import Backend, Precision
 
@@ -45,8 +45,15 @@ def choose_precision(setting: Precision, device: torch.device) -> Precision:
     return Precision.bf16 if {"avx512_bf16", "amx_bf16", "bf16"} & set(processor_flags()) else Precision.fp32
 
 
-def choose_mc_batch(setting: int | None, device: torch.device) -> int:
-    """Returns how many MC passes share a batch; a GPU needs many, as it waits once a step for each batch."""
+def choose_mc_batch(setting: int | None, device: torch.device, p_weight: float) -> int:
+    """Returns how many MC passes share a batch; a GPU needs many, as it waits once a step for each batch.
+
+    `p_weight`: the probability of dropping an element of the recurrent weights. Raises ConfigError for a
+    larger batch with it.
+    """
+    if p_weight > 0:  # a batch has one mask on its weights
+        require(setting in (None, 1), "mc_batch", f"1 or null with dropout.p_weight={p_weight:g}", setting)
+        return 1
     return MC_BATCH[device.type] if setting is None else setting
 
 

@@ -36,15 +36,23 @@ class MaskShape:
     time: int
     batch: int
     input_sizes: tuple[int, ...]
-    hidden_size: int
+    hidden_size: int | tuple[int, ...]  # a tuple has H of each layer
     gates: int
     directions: int = 1
     projected_size: int = 0  # size P of the hidden state of an LSTM with projections; 0: H
 
+    def cell_size(self, layer: int) -> int:
+        """The size H of the cell state of a layer."""
+        return self.hidden_size[layer] if isinstance(self.hidden_size, tuple) else self.hidden_size
+
+    def state_size(self, layer: int) -> int:
+        """The size P of the hidden state h of a layer."""
+        return self.projected_size or self.cell_size(layer)
+
     @property
-    def state_size(self) -> int:
-        """The size P of the hidden state h."""
-        return self.projected_size or self.hidden_size
+    def output_size(self) -> int:
+        """The size of the last layer's output, in all directions."""
+        return self.directions * self.state_size(len(self.input_sizes) - 1)
 
 
 def row_index(index: Index) -> Tensor:
@@ -158,6 +166,8 @@ class ModelMasks:
     out: Tensor | None = None  # broadcastable to [T, B, H]
     batch: int | None = None  # number of sequences; None: any, where all share their masks
     time: int | None = None  # number of steps; None: any, where masks are held over the sequence
+    # on the recurrent weights of each layer and direction, [G·H, P], for all sequences
+    weights: list[Tensor | None] | None = None
     # A cell's cache: the masks that it has checked, their sizes, and the result of `cells.step_masks`.
     checked_masks: tuple[Masks, tuple[object, ...], Masks] | None = field(
         default=None, init=False, repr=False
@@ -193,7 +203,11 @@ class ModelMasks:
     ) -> "ModelMasks":
         """Returns new masks: `function(mask, batch dimension)` of every mask of layers and output."""
         layers = [Masks(*map(function, layer, BATCH_DIMS)) for layer in self.layers]
-        return ModelMasks(layers, word, function(self.out, 1), batch, self.time)
+        return ModelMasks(layers, word, function(self.out, 1), batch, self.time, self.weights)
+
+    def map_weights(self, function: Callable[[Tensor | None], Tensor | None]) -> "ModelMasks":
+        """Returns the same masks but for those on weights."""
+        return self if self.weights is None else replace(self, weights=list(map(function, self.weights)))
 
     def rows(self, index: Index) -> "ModelMasks":
         """Returns the masks of some sequences, in the order of `index`, integers below the batch size."""
@@ -212,12 +226,13 @@ class ModelMasks:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelMasks":
         """Moves the masks to a device, and converts them where a type is passed."""
         word = None if self.word is None else self.word.to(device, dtype)
-        return self.map(lambda mask, _: to_device(mask, device, dtype), word, self.batch)
+        masks = self.map(lambda mask, _: to_device(mask, device, dtype), word, self.batch)
+        return masks.map_weights(lambda mask: to_device(mask, device, dtype))
 
     def pin_memory(self) -> "ModelMasks":
         """Copies the masks into page-locked memory."""
         word = None if self.word is None else self.word.pin_memory()
-        return self.map(lambda mask, _: pin(mask), word, self.batch)
+        return self.map(lambda mask, _: pin(mask), word, self.batch).map_weights(pin)
 
 
 def pin(mask: Tensor | None) -> Tensor | None:
@@ -356,11 +371,22 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
                     x=masks[-1].x
                     if shared
                     else gate_mask(p_x[layer], shape.input_sizes[layer], dropout.tie, shape, time_x, keep),
-                    h=gate_mask(p_h[layer], shape.state_size, dropout.tie, shape, time_h, keep),
-                    c=keep(p_c[layer], (1, shape.batch, shape.hidden_size), divided=False),
+                    h=gate_mask(p_h[layer], shape.state_size(layer), dropout.tie, shape, time_h, keep),
+                    c=keep(p_c[layer], (1, shape.batch, shape.cell_size(layer)), divided=False),
                 )
             )
     return masks
+
+
+def weight_masks(p: float, shape: MaskShape, keep: Keep) -> list[Tensor | None] | None:
+    """Draws a mask [G·H, P] on the recurrent weights of each layer and direction; None where p is 0."""
+    if p == 0:
+        return None
+    return [
+        keep(p, (shape.gates * shape.cell_size(layer), shape.state_size(layer)))
+        for layer in range(len(shape.input_sizes))
+        for _ in range(shape.directions)
+    ]
 
 
 def draw(
@@ -378,9 +404,10 @@ def draw(
     keep = partial(keep_mask, generator=generator)
     layers = layer_masks(dropout, shape, keep)
     time = mask_time(dropout, "p_out", shape)
-    out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.directions * shape.state_size))
+    out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.output_size))
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
-    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape)).to(device)
+    weights = weight_masks(dropout.p_weight, shape, keep)
+    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights).to(device)
 
 
 def mask_steps(dropout: Dropout, shape: MaskShape) -> int | None:
@@ -423,8 +450,10 @@ def draw_traceable(
     """
     time = mask_time(dropout, "p_out", shape)
     keep = partial(traceable_keep_mask, device=device, dtype=dtype)
-    out = keep(dropout.p_out, (time, shape.batch, shape.directions * shape.state_size))
-    return ModelMasks(layer_masks(dropout, shape, keep), None, out, shape.batch, mask_steps(dropout, shape))
+    out = keep(dropout.p_out, (time, shape.batch, shape.output_size))
+    layers = layer_masks(dropout, shape, keep)
+    weights = weight_masks(dropout.p_weight, shape, keep)
+    return ModelMasks(layers, None, out, shape.batch, mask_steps(dropout, shape), weights)
 
 
 def mean_masks(dropout: Dropout, layers: int, like: Tensor, directions: int = 1) -> ModelMasks:
@@ -448,8 +477,13 @@ def mean_masks(dropout: Dropout, layers: int, like: Tensor, directions: int = 1)
 def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
     """Joins the masks of several batches to those of one; ones replace masks that are None.
 
-    Raises ValueError where steps, layers or kinds of word masks differ.
+    Raises ValueError where steps, layers or kinds of word masks differ, and for masks on weights, of which a
+    batch has one for all its sequences.
     """
+    if len(masks) == 1:
+        return masks[0]
+    if any(m.weights is not None for m in masks):
+        raise ValueError("masks on weights cannot be joined: all sequences of a batch share them")
     if len({(m.time, len(m.layers)) for m in masks}) > 1:
         raise ValueError("masks to be joined must have the same number of steps and layers")
     batches = [m.batch for m in masks]

@@ -1,12 +1,14 @@
 """`LSTM` and `GRU` with dropout on inputs, recurrence or cell state, in the interface of `torch.nn`.
 
 T time  B batch  D input size  H hidden size  P size of the hidden state (H, or that of a projection) L layers
+G gates
 """
 
 import math
 import numbers
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -114,6 +116,17 @@ def chosen_dropout(
     return Dropout(Policy.zaremba, p_x=(0.0, *[checked_probability("dropout", dropout)] * (layers - 1)))
 
 
+def checked_sizes(hidden_size: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Returns the hidden size of each layer; raises ValueError for another number of sizes than of layers."""
+    if not isinstance(hidden_size, Sequence):
+        return (hidden_size,) * num_layers
+    if len(hidden_size) == 0 or num_layers not in (1, len(hidden_size)):
+        raise ValueError(
+            f"hidden_size must be one size or {num_layers}, one for each layer, got {list(hidden_size)}"
+        )
+    return tuple(hidden_size)
+
+
 def check_policy(dropout: object, cell: Cell, layers: int) -> None:
     """Raises TypeError or ValueError for a policy that the layer cannot apply."""
     if not isinstance(dropout, Dropout):
@@ -150,6 +163,10 @@ class Recurrent(nn.Module):
       does not change it; inputs and states are converted to the type of the weights.
     - `backend`: one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input.
     - `recompute`: the back end `triton` stores less and computes it again in the backward pass.
+    - `hidden_size` may be a sequence with the size of each layer. States of layers whose sizes differ are
+      joined in the last dimension: h and c are [directions, B, sum of the sizes].
+    - `residual`: the input of each layer but the first is added to its output, not to its states. Their sizes
+      must be equal. The input is added before the dropout of the layer is applied to it.
     - `layer_norm`: normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters
       `norm_…`. The back end `triton` does not have it.
     - `proj_size` (LSTM): a projection of the hidden state, computed by the back end `reference`, a plain
@@ -166,7 +183,7 @@ class Recurrent(nn.Module):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -179,22 +196,35 @@ class Recurrent(nn.Module):
         variational: float | None = None,
         recurrent_dropout: float | None = None,
         reverse: bool = False,
+        residual: bool = False,
         layer_norm: bool = False,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.hidden_sizes = checked_sizes(hidden_size, num_layers)
+        num_layers = num_layers if num_layers < 1 else len(self.hidden_sizes)
         for name, size in (
             ("input_size", input_size),
-            ("hidden_size", hidden_size),
+            *(("hidden_size", size) for size in self.hidden_sizes),
             ("num_layers", num_layers),
         ):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        if not 0 <= proj_size < hidden_size:
+        self.has_equal_sizes = len(set(self.hidden_sizes)) == 1
+        self.hidden_size: int | tuple[int, ...] = (
+            self.hidden_sizes[0] if self.has_equal_sizes else self.hidden_sizes
+        )
+        if (proj_size or residual) and not self.has_equal_sizes:
+            name, unset = ("proj_size", 0) if proj_size else ("residual", False)
             raise ValueError(
-                f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}"
+                f"{name} must be {unset} where the sizes of the layers differ, got "
+                f"hidden_size={self.hidden_size}"
+            )
+        if not 0 <= proj_size < min(self.hidden_sizes):
+            raise ValueError(
+                f"proj_size must be at least 0 and below hidden_size={self.hidden_size}, got {proj_size}"
             )
         if proj_size and self.cell is not Cell.lstm:
             raise ValueError(f"proj_size must be 0 for a {type(self).__name__}: only an LSTM has projections")
@@ -202,8 +232,7 @@ class Recurrent(nn.Module):
             raise ValueError(
                 "reverse must be False with bidirectional=True, which has a backward layer already"
             )
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.num_layers = num_layers
+        self.input_size, self.num_layers, self.residual = input_size, num_layers, residual
         self.bias, self.batch_first = bias, batch_first
         self.bidirectional, self.reverse = bidirectional, reverse
         self.proj_size, self.layer_norm = proj_size, layer_norm
@@ -242,31 +271,41 @@ class Recurrent(nn.Module):
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    def state_size(self, layer: int) -> int:
+        """The size P of the hidden state h of a layer."""
+        return self.proj_size or self.hidden_sizes[layer]
+
     @property
-    def state_size(self) -> int:
-        """The size P of the hidden state h."""
-        return self.proj_size or self.hidden_size
+    def output_size(self) -> int:
+        """The size of the output, in all directions."""
+        return self.directions * self.state_size(self.num_layers - 1)
 
     def suffixes(self, layer: int) -> list[str]:
         """Returns the suffixes of the weights' names in a layer, one for each direction."""
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
 
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """The size D of the input of each layer."""
+        lower = range(self.num_layers - 1)
+        return (self.input_size, *(self.directions * self.state_size(layer) for layer in lower))
+
     def weight_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the weights of one layer and direction by name, in torch's order."""
-        rows = GATES[self.cell] * self.hidden_size
-        width = self.input_size if layer == 0 else self.directions * self.state_size
+        hidden_size = self.hidden_sizes[layer]
+        rows = GATES[self.cell] * hidden_size
         shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (rows, width),
-            "weight_hh": (rows, self.state_size),
+            "weight_ih": (rows, self.input_sizes[layer]),
+            "weight_hh": (rows, self.state_size(layer)),
         }
         if self.bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
-            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+            shapes["weight_hr"] = (self.proj_size, hidden_size)
         if self.layer_norm:
             shapes |= {"norm_ih": (rows,), "norm_hh": (rows,)}
             if self.cell is Cell.lstm:
-                shapes |= {"norm_c": (self.hidden_size,), "norm_c_bias": (self.hidden_size,)}
+                shapes |= {"norm_c": (hidden_size,), "norm_c_bias": (hidden_size,)}
         return shapes
 
     def reset_parameters(self) -> None:
@@ -274,12 +313,19 @@ class Recurrent(nn.Module):
 
         Gains of layer norm become 1, its biases 0.
         """
-        limit = 1 / math.sqrt(self.hidden_size)
+        limits = [1 / math.sqrt(size) for size in self.hidden_sizes]
         for name, parameter in self.named_parameters():
             if name.startswith("norm_"):
                 nn.init.constant_(parameter, 0.0 if "bias" in name else 1.0)
             else:
+                limit = limits[self.layer_of(name)]
                 nn.init.uniform_(parameter, -limit, limit)
+
+    @staticmethod
+    def layer_of(name: str) -> int:
+        """The layer of a parameter, such as 1 of `weight_hh_l1_reverse`."""
+        match = re.search(r"_l(\d+)", name)
+        return int(match[1]) if match else 0
 
     @classmethod
     def from_torch(
@@ -334,6 +380,11 @@ class Recurrent(nn.Module):
         zeros = w_ih.new_zeros(len(w_ih))
         return w_ih, w_hh, zeros, zeros
 
+    def masked_weights(self, layer: int, direction: int, mask: Tensor | None) -> Weights:
+        """Returns the weights of a layer and direction, the recurrent ones masked."""
+        w_ih, w_hh, b_ih, b_hh = self.weights(layer, direction)
+        return w_ih, w_hh if mask is None else w_hh * mask.to(w_hh.dtype), b_ih, b_hh
+
     def projection(self, layer: int, direction: int = 0) -> Tensor | None:
         """Returns the weights [P, H] of the projection, if any."""
         return getattr(self, f"weight_hr{self.suffixes(layer)[direction]}") if self.proj_size else None
@@ -367,19 +418,43 @@ class Recurrent(nn.Module):
         return {"backend": self.backend, "compute_dtype": self.compute_dtype, "recompute": self.recompute}
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
-        widths = (self.input_size, *[self.directions * self.state_size] * (self.num_layers - 1))
         return MaskShape(
-            time, batch, widths, self.hidden_size, GATES[self.cell], self.directions, self.proj_size
+            time, batch, self.input_sizes, self.hidden_size, GATES[self.cell], self.directions, self.proj_size
         )
+
+    def state_shapes(self, batch: int) -> list[list[int]]:
+        """The shapes of the states of all layers, of h and for an LSTM of c."""
+        if not self.has_equal_sizes:
+            return [[self.directions, batch, sum(self.hidden_sizes)]] * STATES[self.cell]
+        sizes = (self.state_size(0), self.hidden_sizes[0])[: STATES[self.cell]]
+        return [[self.num_layers * self.directions, batch, size] for size in sizes]
+
+    def layer_state(self, states: State, layer: int) -> State:
+        """Returns the part of the states of all layers that belongs to one, each [directions, B, …]."""
+        if self.has_equal_sizes:
+            rows = slice(layer * self.directions, (layer + 1) * self.directions)
+            return tuple(part[rows] for part in states)
+        return tuple(torch.split(part, list(self.hidden_sizes), -1)[layer] for part in states)
+
+    def join_states(self, states: list[State]) -> State:
+        """Joins the states of all layers and directions, [B, …] each, to the layout of `state_shapes`."""
+        if self.has_equal_sizes:
+            return tuple(torch.stack(part) for part in zip(*states, strict=True))
+        rows = range(0, len(states), self.directions)
+        layers = [
+            [torch.stack(part) for part in zip(*states[row : row + self.directions], strict=True)]
+            for row in rows
+        ]
+        return tuple(torch.cat(part, -1) for part in zip(*layers, strict=True))
 
     def zero_state(self, batch: int) -> State:
         """Returns zero states, the default start of a sequence.
 
-        [L · directions, B, P] and, for an LSTM, [L · directions, B, H].
+        [L · directions, B, P] and, for an LSTM, [L · directions, B, H]; where the sizes of the layers differ,
+        [directions, B, sum of the sizes].
         """
-        sizes = (self.state_size, self.hidden_size)[: STATES[self.cell]]
         like = self.parameter_like()
-        return tuple(like.new_zeros(self.num_layers * self.directions, batch, size) for size in sizes)
+        return tuple(like.new_zeros(shape) for shape in self.state_shapes(batch))
 
     def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
         """Draws masks in training mode, and returns their means in evaluation mode.
@@ -402,6 +477,7 @@ class Recurrent(nn.Module):
     def run_cell(
         self,
         place: tuple[int, int],
+        weights: Weights,
         x_TBD: Tensor,
         state: State,
         masks: Masks,
@@ -416,34 +492,31 @@ class Recurrent(nn.Module):
         raise NotImplementedError
 
     def run_layer(
-        self,
-        layer: int,
-        x_TBD: Tensor,
-        states: State,
-        masks: list[Masks],
-        lengths: Tensor | None,
-        cells: bool,
+        self, layer: int, x_TBD: Tensor, states: State, masks: ModelMasks, lengths: Tensor | None, cells: bool
     ) -> tuple[list[State], list[State]]:
-        """Runs one layer in all directions; `states` are [directions, B, …].
+        """Runs one layer in all directions; `states` are [directions, B, …] and `masks` of all layers.
 
         Returns for each direction the states of all steps, (h,) or with `cells` of an LSTM (h, c), and the
         last state.
         """
         steps, last = [], []
         for direction in range(self.directions):
-            layer_masks, x = masks[direction], x_TBD
+            number = layer * self.directions + direction
+            layer_masks, x = masks.layers[number], x_TBD
+            weight_mask = None if masks.weights is None else masks.weights[number]
+            weights = self.masked_weights(layer, direction, weight_mask)
             backward = self.reverse or direction == 1
             if backward:
                 order = reversed_order(len(x_TBD), lengths)
                 x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
             first = tuple(part[direction] for part in states)
-            new_steps, new = self.run_cell((layer, direction), x, first, layer_masks, lengths, cells)
+            new_steps, new = self.run_cell((layer, direction), weights, x, first, layer_masks, lengths, cells)
             steps.append(tuple(reverse_time(part, order) for part in new_steps) if backward else new_steps)
             last.append(new)
         return steps, last
 
     def checked_state(self, hx: Any, batch: int, batched: bool) -> State:
-        """Returns the initial states, each [L · directions, B, …]; raises TypeError or ValueError."""
+        """Returns the initial states, in the layout of `zero_state`; raises TypeError or ValueError."""
         if hx is None:
             return self.zero_state(batch)
         parts: State = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
@@ -451,9 +524,7 @@ class Recurrent(nn.Module):
             raise TypeError(f"the state must be tensors, got {', '.join(map(shape_text, parts))}")
         if not batched:
             parts = tuple(part.unsqueeze(1) if part.dim() == 2 else part for part in parts)
-        rows = self.num_layers * self.directions
-        sizes = (self.state_size, self.hidden_size)[: STATES[self.cell]]
-        expected, shapes = [[rows, batch, size] for size in sizes], [list(part.shape) for part in parts]
+        expected, shapes = self.state_shapes(batch), [list(part.shape) for part in parts]
         if shapes != expected:
             if self.cell is not Cell.lstm:
                 names = f"h, {expected[0]}"
@@ -492,8 +563,10 @@ class Recurrent(nn.Module):
                 "masks.word must be None: the input of a layer has no words; multiply the embedding by "
                 "masks.word.keep(ids)"
             )
+        if masks.weights is not None:
+            self.check_weight_masks(masks.weights, x_TBD)
         if masks.out is not None:
-            shape = (time, batch, self.directions * self.state_size)
+            shape = (time, batch, self.output_size)
             if masks.out.dtype != x_TBD.dtype or masks.out.device != x_TBD.device:
                 raise ValueError(
                     f"masks.out must be {x_TBD.dtype} on {x_TBD.device} like the input, got "
@@ -502,6 +575,22 @@ class Recurrent(nn.Module):
             if not is_broadcastable(masks.out.shape, shape):
                 raise ValueError(
                     f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}"
+                )
+
+    def check_weight_masks(self, weights: list[Tensor | None], x_TBD: Tensor) -> None:
+        """Raises ValueError for masks that do not fit the recurrent weights."""
+        shapes = [
+            [GATES[self.cell] * size, self.state_size(layer)]
+            for layer, size in enumerate(self.hidden_sizes)
+            for _ in range(self.directions)
+        ]
+        if len(weights) != len(shapes):
+            raise ValueError(f"masks.weights must be for {len(shapes)} layers, got {len(weights)}")
+        for mask, shape in zip(weights, shapes, strict=True):
+            if mask is not None and (list(mask.shape) != shape or mask.device != x_TBD.device):
+                raise ValueError(
+                    f"masks.weights must be {shape} on {x_TBD.device} like the weights, got "
+                    f"{list(mask.shape)} on {mask.device}"
                 )
 
     def forward(
@@ -572,18 +661,14 @@ class Recurrent(nn.Module):
         last: list[State] = []
         steps: list[State] = []
         for layer in range(self.num_layers):
-            rows = slice(layer * self.directions, (layer + 1) * self.directions)
-            first = tuple(part[rows] for part in states)
-            new_steps, new = self.run_layer(layer, x_TBD, first, masks.layers[rows], lengths, return_states)
-            x_TBD = new_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in new_steps], -1)
+            first = self.layer_state(states, layer)
+            new_steps, new = self.run_layer(layer, x_TBD, first, masks, lengths, return_states)
+            h_TBP = new_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in new_steps], -1)
+            x_TBD = h_TBP + x_TBD if self.residual and layer > 0 else h_TBP
             last += new
             steps += new_steps
         y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
-        return Results(
-            y_TBP,
-            tuple(torch.stack(part) for part in zip(*last, strict=True)),
-            steps if return_states else None,
-        )
+        return Results(y_TBP, self.join_states(last), steps if return_states else None)
 
     def repr_arguments(self) -> Iterator[str]:
         """Yields the sizes, the arguments that differ from their defaults, `batch_first` and the dropout."""
@@ -594,6 +679,7 @@ class Recurrent(nn.Module):
             "bidirectional": False,
             "proj_size": 0,
             "reverse": False,
+            "residual": False,
             "layer_norm": False,
         }
         for name, value in defaults.items():
@@ -700,6 +786,7 @@ class LSTM(Recurrent):
     def run_cell(
         self,
         place: tuple[int, int],
+        weights: Weights,
         x_TBD: Tensor,
         state: State,
         masks: Masks,
@@ -714,7 +801,7 @@ class LSTM(Recurrent):
             "lengths": lengths,
             **self.options,
         }
-        y_TBP, h_BP, c_BH, *c_TBH = kernels.lstm(x_TBD, h_BP, c_BH, *self.weights(*place), masks, **options)
+        y_TBP, h_BP, c_BH, *c_TBH = kernels.lstm(x_TBD, h_BP, c_BH, *weights, masks, **options)
         return (y_TBP, *c_TBH), (h_BP, c_BH)
 
 
@@ -737,6 +824,7 @@ class GRU(Recurrent):
     def run_cell(
         self,
         place: tuple[int, int],
+        weights: Weights,
         x_TBD: Tensor,
         state: State,
         masks: Masks,
@@ -750,7 +838,7 @@ class GRU(Recurrent):
             "reset_after": self.reset_after,
             **self.options,
         }
-        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *self.weights(*place), masks, **options)
+        y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, **options)
         return (y_TBH,), (h_BH,)
 
     def extra_repr(self) -> str:

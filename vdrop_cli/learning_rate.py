@@ -42,13 +42,13 @@ def falls_after(schedule: Schedule, validations: list[float]) -> int:
     """Returns how often the rate of a plateau has fallen after these epochs, by their selection metrics.
 
     It falls after `plateau_epochs` epochs without a better validation, counted from the best epoch, the last
-    fall or `max_epoch`, whichever was last.
+    fall or `max_epoch`, whichever was last. A better one is below the best by the share `plateau_gain` of it.
     """
     if schedule.lr_shape is not LrShape.plateau:
         return 0
     best, since, falls = math.inf, schedule.max_epoch, 0
     for epoch, validation in enumerate(validations, 1):
-        if validation < best:
+        if validation < best * (1 - schedule.plateau_gain):
             best, since = validation, max(since, epoch)
         if epoch - since >= schedule.plateau_epochs:
             since, falls = epoch, falls + 1

@@ -42,15 +42,16 @@ class Encoder(nn.Module):
         without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # the embedding has them
         options: dict[str, Any] = {
             "num_layers": model.layers,
+            "residual": model.residual,
             "dropout": without_words,
             "backend": backend,
             "compute_dtype": compute_dtype,
         }
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, size))
         self.layers: Recurrent = (
-            LSTM(size, hidden, **options)
+            LSTM(size, model.hidden_sizes, **options)
             if model.cell is Cell.lstm
-            else GRU(size, hidden, reset_after=model.reset_after, **options)
+            else GRU(size, model.hidden_sizes, reset_after=model.reset_after, **options)
         )
         self.tie_embeddings = model.tie_embeddings
         if not model.tie_embeddings:

@@ -160,7 +160,7 @@ def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> Mode
     ]
     out = masks.out if dropout.is_new_each_step("p_out") else first.out
     word = masks.word if dropout.word_mask is WordMask.token else first.word
-    return replace(masks, layers=layers, out=out, word=word)
+    return replace(masks, layers=layers, out=out, word=word, weights=first.weights)
 
 
 class MonteCarlo:

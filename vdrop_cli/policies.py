@@ -45,7 +45,8 @@ class WordMask(Choice):
 
 
 NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
-PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out")
+WEIGHT = "p_weight"
+PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out", WEIGHT)
 BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
 BETWEEN = "p_between"  # the inputs of all layers but the first, where they differ from the first one's
 EITHER = ("p_x", BETWEEN, "p_h", "p_out")  # places whose masks can be held or new at every step
@@ -54,7 +55,7 @@ ALLOWED = {  # the probabilities that each policy uses
     Policy.zaremba: ("p_x", "p_out"),
     Policy.naive: ("p_word", "p_x", "p_h", "p_out"),
     Policy.moon: ("p_word", "p_c"),
-    Policy.variational: ("p_word", "p_x", "p_h", "p_out"),
+    Policy.variational: ("p_word", "p_x", "p_h", "p_out", WEIGHT),
 }
 
 AnyChoice = TypeVar("AnyChoice", bound=Choice)
@@ -97,6 +98,9 @@ class Dropout:
     p_h: Probability = 0.0  # the previous hidden state where it enters the recurrent product
     p_c: Probability = 0.0  # the cell state
     p_out: float = 0.0  # the output of the last layer
+    p_weight: float = (
+        0.0  # an element of the recurrent weights, for all sequences of a batch (Merity et al. 2018)
+    )
     word_mask: WordMask | str = WordMask.type
     new_each_step: Sequence[str] = ()
 

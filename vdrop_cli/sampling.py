@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from vdrop_cli.layers import MaskSampling
+
 # In evaluation mode their fast path skips the dropout of their parts.
 WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -68,6 +70,13 @@ class Prediction(NamedTuple):
     samples: Tensor | None = None  # [S, …], with `return_samples`
 
 
+def drops_weights(name: str, module: nn.Module) -> bool:
+    """Whether a module draws masks on weights: by `WeightDrop`, or by `p_weight` of a layer."""
+    if isinstance(module, MaskSampling):
+        return module.dropout.p_weight > 0
+    return "parametrizations" in name and isinstance(module, nn.Dropout)
+
+
 @torch.no_grad()
 def predict_mc(
     model: nn.Module,
@@ -85,8 +94,8 @@ def predict_mc(
     is faster, and has the same distribution where masks are drawn for each sequence. Everything that does not
     drop is in evaluation mode meanwhile. Sums are in float64; mean and standard deviation have the type of
     the output, or float32 where the output is integers. Raises ValueError for `batch` > 1 without `dim` or
-    with dropped weights (`WeightDrop`), which all passes of a batch would share, and for an output of another
-    shape.
+    with dropped weights (`WeightDrop`, `p_weight`), which all passes of a batch would share, and for an
+    output of another shape.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
@@ -95,10 +104,7 @@ def predict_mc(
             "dim is required with batch > 1: the dimension of sequences, 0 where the batch comes first, 1 "
             "where time does"
         )
-    if batch > 1 and any(
-        "parametrizations" in name and isinstance(module, nn.Dropout)
-        for name, module in model.named_modules()
-    ):
+    if batch > 1 and any(drops_weights(name, module) for name, module in model.named_modules()):
         raise ValueError(
             "batch must be 1 for a model with dropped weights, which all passes of a batch would share"
         )

@@ -48,8 +48,13 @@ def run_code(run: Path, monkeypatch: pytest.MonkeyPatch, old: str = "", new: str
         ["model.embedding_size=6"],
         ["model.tie_embeddings=true"],
         ["model.tie_embeddings=true", "model.embedding_size=6"],
+        ["model.lower_sizes=[6]"],
+        ["model.residual=true"],
     ],
-    ids=["LSTM", "GRU", "GRU of torch", "smaller embedding", "tied", "tied by a projection"],
+    ids=[
+        *("LSTM", "GRU", "GRU of torch", "smaller embedding", "tied", "tied by a projection", "two sizes"),
+        "residual",
+    ],
 )
 def test_the_code_gives_the_probabilities_of_vdrop_predict(
     model: list[str], text: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

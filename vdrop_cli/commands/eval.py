@@ -56,7 +56,7 @@ def run(settings: Eval) -> str:
         resumed = False
         next_word = evaluation.next_word(task, model) if settings.calibration else Measured({}, {})
         if settings.mc_samples > 0:
-            mc_batch = choose_mc_batch(settings.mc_batch, device)
+            mc_batch = choose_mc_batch(settings.mc_batch, device, model.dropout.p_weight)
             partial = evaluation.partial_of(target, paths, task, mc_batch, described, settings)
             together = [model, *evaluation.models(paths[1:], settings, device, task.fingerprint, path)]
             passes = evaluation.passes(task, together, settings, mc_batch)

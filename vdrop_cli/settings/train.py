@@ -52,6 +52,16 @@ class Model:
     cell: Cell = setting(MISSING, "the recurrent cell")
     hidden_size: int = setting(MISSING, "size of each layer", "units", POSITIVE)
     layers: int = setting(MISSING, "number of layers", limits=Limits(at_least=1, at_most=1000))
+    lower_sizes: list[int] = setting(
+        [],
+        "sizes of all layers but the last, from the first on, where they are not hidden_size; empty: "
+        "hidden_size",
+        "units",
+        POSITIVE,
+    )
+    residual: bool = setting(
+        False, "the input of each layer but the first is added to its output (its states stay as they are)"
+    )
     init: float = setting(
         MISSING,
         "every parameter starts uniform in [-init, init]",
@@ -88,10 +98,37 @@ class Model:
             self.forget_bias,
         )
         require(
+            len(self.lower_sizes) in (0, self.layers - 1),
+            "model.lower_sizes",
+            f"{self.layers - 1} sizes with model.layers={self.layers}, or empty",
+            self.lower_sizes,
+        )
+        if self.lower_sizes == [self.hidden_size] * (self.layers - 1):
+            self.lower_sizes = []  # for the identity
+        require(
+            not (self.residual and self.lower_sizes),
+            "model.residual",
+            f"false where the sizes of the layers differ, as with model.lower_sizes={self.lower_sizes}",
+            "true",
+        )
+        require(
+            not self.residual or self.layers > 1,
+            "model.residual",
+            f"false with model.layers={self.layers}",
+            "true",
+        )
+        require(
             not self.reset_after or self.cell is Cell.gru,
             "model.reset_after",
             "false for an LSTM, which has no reset gate",
             "true",
+        )
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]:
+        """The size of each layer."""
+        return (
+            (*self.lower_sizes, self.hidden_size) if self.lower_sizes else (self.hidden_size,) * self.layers
         )
 
     @property
@@ -122,6 +159,11 @@ class DropoutSettings:
     )
     p_c: float = setting(0.0, "probability of dropping a unit of the cell state", limits=PROBABILITY)
     p_out: float = setting(0.0, "probability of dropping a unit of the last layer's output", "", PROBABILITY)
+    p_weight: float = setting(
+        0.0,
+        "probability of dropping an element of the recurrent weights; sequences of a batch share the mask",
+        limits=PROBABILITY,
+    )
     word_mask: WordMask = setting(
         WordMask.type,
         "type: a dropped word is dropped wherever it occurs in the sequence; token: each occurrence "
@@ -225,6 +267,11 @@ class Schedule:
     plateau_epochs: int = setting(
         1, "plateau: the rate falls after so many epochs without a better validation", "epochs", POSITIVE
     )
+    plateau_gain: float = setting(
+        0.0,
+        "plateau: a validation counts as better if it is below the best by more than this share of it",
+        limits=Limits(at_least=0, below=1),
+    )
     lr_end: float = setting(
         0.0, "cosine, linear: learning rate of the last step, as a share of lr", limits=Limits(0, None, 1)
     )
@@ -253,7 +300,8 @@ class Schedule:
         for name in ("beta1", "beta2"):
             self.require_unused(name, self.optimiser is not OptimizerName.sgd, f"optimiser={self.optimiser}")
         shape = f"lr_shape={self.lr_shape}"
-        self.require_unused("plateau_epochs", self.lr_shape is LrShape.plateau, shape)
+        for name in ("plateau_epochs", "plateau_gain"):
+            self.require_unused(name, self.lr_shape is LrShape.plateau, shape)
         self.require_unused("lr_end", self.falls_to_the_end, shape)
         averages = self.average_decay is not None
         self.require_unused("average_from", averages, "average_decay=null")

@@ -17,7 +17,7 @@ from vdrop_cli.metric_names import PARTS, metric_in_words
 from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.fields import without_defaults
-from vdrop_cli.settings.train import Train
+from vdrop_cli.settings.train import Model, Train
 
 MARK = "<!-- written by vdrop export; SHA-256 of the lines above: "
 END = " -->\n"
@@ -130,6 +130,14 @@ def render(snapshot: Checkpoint, measured: list[Measurement]) -> str:
     return f"{body}{MARK}{checksum(body)}{END}"
 
 
+def layers_in_words(model: Model) -> str:
+    """Number and sizes of the layers."""
+    sizes = f"{model.hidden_size:,}"
+    if model.lower_sizes:
+        sizes = f"{', '.join(f'{size:,}' for size in model.lower_sizes)} and {sizes}"
+    return f"{model.layers} layers of {sizes} units{', residual' if model.residual else ''}"
+
+
 def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]:
     """What the model is and how it was trained: names and values."""
     train, environment = snapshot.train, snapshot.environment
@@ -137,7 +145,7 @@ def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]
     count = sum(weight.numel() for weight in snapshot.weights.values())
     yield (
         "model",
-        f"{str(model.cell).upper()}, {model.layers} layers of {model.hidden_size:,} units, "
+        f"{str(model.cell).upper()}, {layers_in_words(model)}, "
         f"word vectors of {model.word_size:,}{', tied to the head' if model.tie_embeddings else ''}, "
         f"vocabulary {len(knowledge.vocabulary):,}, {count:,} weights",
     )
@@ -234,8 +242,9 @@ def example(train: Train, knowledge: Learned) -> str:
     """The code that loads the files and predicts, with dropout off."""
     model, is_lstm = train.model, train.model.cell is Cell.lstm
     kind = "LSTM" if is_lstm else "GRU"
-    option = ", reset_after=True" if model.reset_after else ""
-    layers = f"{kind}({model.word_size}, {model.hidden_size}, {model.layers}{option})"
+    options = [f"{name}=True" for name in ("residual", "reset_after") if getattr(model, name)]
+    sizes = model.hidden_sizes if model.lower_sizes else model.hidden_size
+    layers = f"{kind}({', '.join([str(model.word_size), str(sizes), str(model.layers), *options])})"
     layer_import = f"from vdrop_cli.layers import {kind}\n"
     if not isinstance(knowledge, Ratings):
         is_projected = model.tie_embeddings and model.word_size != model.hidden_size

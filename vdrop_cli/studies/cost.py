@@ -64,7 +64,7 @@ class Cost:
         if isinstance(self.task, Sentiment):
             return samples * self.reading(self.task.sample(name) for name in (self.task.noise_part, "test"))
         assert isinstance(self.task, LanguageModelling)
-        together = min(samples, choose_mc_batch(mc_batch, self.task.device))
+        together = min(samples, choose_mc_batch(mc_batch, self.task.device, self.model.dropout.p_weight))
         stream_N = self.task.streams["test"]
         passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
         words: list[int] = []

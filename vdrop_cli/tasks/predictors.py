@@ -106,12 +106,14 @@ class RatingPredictor:
         """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard
         approximation [1].
 
-        Each `member` of an ensemble has masks of its own.
+        Each `member` of an ensemble has masks of its own. A batch has one mask on weights, so with those each
+        pass has a batch of its own.
         """
+        at_once = 1 if model.dropout.p_weight > 0 else PASSES_AT_ONCE
         path_end = (member,) if member else ()
         group_ratings = []
-        for first in range(0, max(samples, 1), PASSES_AT_ONCE):
-            passes, values = min(PASSES_AT_ONCE, max(samples, 1) - first), []
+        for first in range(0, max(samples, 1), at_once):
+            passes, values = min(at_once, max(samples, 1) - first), []
             for number, ids_T in enumerate(self.cut(words)):
                 interruption.check()
                 stream = Stream((seed, "predict", first, number, *path_end))
