@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -297,9 +298,9 @@ class Run:
         self.tick()
         checkpoint.save(
             Checkpoint(
-                config=plain(self.settings),
+                config=self.config,
                 corpus=self.task.fingerprint,
-                environment=self.described(),
+                environment=self.environment,
                 **vars(self.progress),
                 state=[part.cpu() for part in self.state] if self.progress.batch else [],
                 model=model,
@@ -312,7 +313,13 @@ class Run:
         )
         self.best_saved, self.saved = self.progress.best_epoch, time.perf_counter()
 
-    def described(self) -> dict[str, Any]:
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return plain(self.settings)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """As it is at the start: a later commit, or change of a file, is not in the code that is running."""
         return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def best_checkpoint(self, epoch: int) -> Checkpoint:
@@ -375,7 +382,7 @@ def records(run: Run) -> Iterator[Record]:
             if step.step == run.settings.stuck.steps:
                 run.require_good_start()
 
-    yield Start(plain(run.settings), run.task.fingerprint, run.progress.epoch, run.step, run.described())
+    yield Start(run.config, run.task.fingerprint, run.progress.epoch, run.step, run.environment)
     saved_at = run.step
     run.require_good_start()  # by steps that were made before it was to be judged
     try:

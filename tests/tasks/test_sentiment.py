@@ -83,7 +83,7 @@ def test_the_real_chunks_are_as_many_as_the_authors(real_data: Path) -> None:
         "test": 2_655,
     }
     assert max(task.parts["train"].lengths) == 200 and task.batches_an_epoch == 83
-    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
+    model = task.model(config.model, config.dropout.for_layers(), "native", None)
     assert model.embedding.shape == (20_002, 8)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
