@@ -305,7 +305,7 @@ def test_bash_completes_commands_groups_and_keys(line: str, expected: set[str], 
     ("limit", "more", "named"),
     [
         (90_000, ["model.hidden_size=64", "schedule.epochs=2"], "checkpoint-0001.pt"),
-        (60_000, ["model.hidden_size=2", "schedule.epochs=8"], ""),
+        (30_000, ["model.hidden_size=2", "schedule.epochs=4"], ""),
     ],
 )
 def test_a_disk_that_is_full_stops_a_run_by_name_and_what_was_there_stays_good(

@@ -38,10 +38,22 @@ FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": kernels.lstm,
 TENSORS = ("x", "h", "c", "w_ih", "w_hh", "b_ih", "b_hh")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def checked() -> None:
+    """The self-check, once in a process, with one program for all elements of H, which is quick."""
+    kernels.choose("triton", DEVICE)
+
+
 @pytest.fixture(autouse=True)
-def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_programs(checked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two programs for the seven elements of H, the second not full."""
     monkeypatch.setattr(loops, "BLOCK", 4)
+
+
+@pytest.fixture
+def one_program(small_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that need none of several: in the interpreter each takes its time."""
+    monkeypatch.setattr(loops, "BLOCK", 64)
 
 
 @pytest.fixture
@@ -49,7 +61,6 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A graph for every shape from its second call on; in the interpreter the loop itself stands for it.
     Counts captures and replays.
     """
-    kernels.choose("triton", DEVICE)  # the self-check, once in a process, is not to be counted
     counts = [0, 0]
 
     def capture(run: Callable[[], None], device: torch.device) -> Graph:
@@ -135,6 +146,7 @@ def test_gates_worked_out_again_are_those_that_were(cell: str, policy: str) -> N
         assert agreement(cell, masks_of(cell, policy, TIME), True, recompute=True, **option) < 1e-5
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_layer_that_recomputes_saves_no_gates(recompute: bool) -> None:
     """Of what its operator returns, and keeps, those are the fourth."""
@@ -188,6 +200,7 @@ def test_replays_see_every_calls_masks_and_leave_earlier_results_alone(
         assert replaying == [2, 8]
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize(
     ("cell", "policy"),
     mark_long(
@@ -204,6 +217,7 @@ def test_training_gives_the_losses_that_are_recorded_of_the_cpu(
     assert actual == pytest.approx(json.loads(RECORDED.read_text())[f"{cell} {policy}"][:steps], rel=1e-4)
 
 
+@pytest.mark.usefixtures("one_program")
 def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one gradient of many, which a comparison would pass over."""
     exact = reference.lstm
@@ -213,6 +227,7 @@ def test_the_self_check_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) 
     assert ours.self_check(DEVICE, "lstm") < 1e-5
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
 def test_the_self_check_captures_and_replays_graphs_of_its_own(cell: str, replaying: list[int]) -> None:
     """Forward and back, captured in the second of three passes; none of them remains after it."""
@@ -227,6 +242,7 @@ def in_another_thread(run: Callable[[], object]) -> None:
         pool.submit(run).result()
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
 def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
     cell: str, replaying: list[int]
@@ -253,6 +269,7 @@ def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
     assert not own.counts
 
 
+@pytest.mark.usefixtures("one_program")
 def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that was captured empty; and a capture that fails is an error."""
     empty = Graphs(lambda run, device: Graph(lambda: None, 0), possible=lambda device: True)
@@ -263,6 +280,7 @@ def test_a_graph_that_replays_something_else_fails_the_self_check(monkeypatch: p
     assert ours.GRAPHS is empty
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize(
     "how",
     mark_long(["no_grad", "inference_mode", "autocast", "default device"], ["autocast", "default device"]),
@@ -337,6 +355,7 @@ def test_the_cell_states_of_all_steps_have_the_gradients_of_the_definition(lengt
             torch.testing.assert_close(triton_one, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.parametrize("cell", mark_long(["lstm", "gru"], ["lstm"]))
 def test_the_operators_follow_torchs_rules(cell: str) -> None:
     """Schema, no aliases, shapes without running, the backward pass, and both under
@@ -348,6 +367,7 @@ def test_the_operators_follow_torchs_rules(cell: str) -> None:
         )
 
 
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_compile_takes_a_model_whole() -> None:
     """One graph and no break, forward and back: `fullgraph` would raise."""
@@ -368,6 +388,7 @@ def test_compile_takes_a_model_whole() -> None:
         assert torch.allclose(*losses) and max(relative_errors(list(gradients[1]), list(gradients[0]))) < 1e-5
 
 
+@pytest.mark.usefixtures("one_program")
 def test_loops_are_captured_with_sums_of_full_precision(
     replaying: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +426,7 @@ def test_second_derivatives_are_those_of_the_definition(cell: str, option: dict[
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("one_program")
 def test_an_autocast_around_it_changes_nothing() -> None:
     """It would round products that are to be exact."""
     inputs = on_device(inputs_of("lstm", TIME, torch.float32))
@@ -415,6 +437,7 @@ def test_an_autocast_around_it_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
+@pytest.mark.usefixtures("one_program")
 def test_a_gradient_that_does_not_come_is_zero() -> None:
     """Only the last state is used, or only one output."""
     masks = to(masks_of("lstm", "variational", TIME), DEVICE)
