@@ -152,6 +152,11 @@ def test_masks_of_another_cell_are_refused() -> None:
             r"masks\.c must be None: a GRU has no cell state",
         ),
         (LSTMCell(5, 7), LSTM(5, 7, variational=0.3).masks(4, 3), r"masks\.word and masks\.out must be None"),
+        (
+            LSTMCell(5, 7),
+            LSTM(5, 7, dropout=Dropout("variational", p_weight=0.5)).masks(1, 3),
+            r"masks\.weights must be None: a cell drops no weights",
+        ),
         (LSTMCell(5, 7), ModelMasks([Masks(x=torch.ones(9, 1, 3, 5))]), r"masks\.x must be broadcastable"),
     ]
     for cell, masks, message in cases:

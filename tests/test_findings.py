@@ -10,6 +10,11 @@ from vdrop_cli import evaluation_files, runs, sinks
 from vdrop_cli.runs import Finished
 
 RECORDS = ROOT / "outputs" / "record"
+READINGS = {
+    "validation, read in 128 columns": "valid_ppl_batched",
+    "validation, read as one text": "valid_ppl",
+    "test, read as one text": "test_ppl",
+}
 SEEDS = {1: " (one seed)", 2: " (two seeds)", 3: ""}
 pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
 
@@ -73,6 +78,23 @@ def test_the_medium_untied_row() -> None:
         f"{result['valid_ppl_as_published']:.2f}",
         f"{result['test_ppl']:.2f}",
     ]
+
+
+def test_the_small_tied_model() -> None:
+    run = recorded("baselines/quick_tied-bf16-amd_epyc")
+    (table,) = tables("quick_tied", "perplexity")
+    assert [table[name][0] for name in (*READINGS, "training, with dropout, last epoch")] == [
+        *(f"{run.result[metric]:.2f}" for metric in READINGS.values()),
+        f"{run.epochs[-1]['train_ppl_dropout']:.2f}",
+    ]
+    assert run.result["epochs"] == 30
+    by_epoch = {epoch["epoch"]: (f"{epoch['valid_ppl_batched']:.1f}", epoch["lr"]) for epoch in run.epochs}
+    assert by_epoch[1][0] == "207.8"
+    assert [by_epoch[epoch] for epoch in (19, 20)] == [("92.1", 0.01), ("81.4", 0.0025)]
+    assert [by_epoch[epoch] for epoch in (26, 27)] == [("78.1", 0.0025), ("77.2", 0.000625)]
+    text = (ROOT / "docs" / "baselines.md").read_text()
+    measured = f"{run.result['valid_ppl']:.1f} / {run.result['test_ppl']:.2f}"
+    assert f"| 76.2 / 73.27, after 30 epochs | {measured} (" in text
 
 
 def test_the_small_rows() -> None:

@@ -250,6 +250,7 @@ def test_sizes_and_weight_masks_that_do_not_fit_are_refused() -> None:
             {"residual": True},
             r"residual must be False where .* differ, got hidden_size=\(7, 4\)",
         ),
+        ((5, 7), {"residual": True}, "residual must be False in a single layer"),
         ((5, (7, 4)), {"proj_size": 2}, "proj_size must be 0 where the sizes of the layers differ"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -260,6 +261,8 @@ def test_sizes_and_weight_masks_that_do_not_fit_are_refused() -> None:
     wrong = ModelMasks([Masks(), Masks()], weights=[None, torch.ones(16, 5)])
     with pytest.raises(ValueError, match=r"masks.weights must be \[16, 4\] on cpu .*, got \[16, 5\]"):
         layer(x_TBD, masks=wrong)
+    with pytest.raises(ValueError, match=r"masks\.weights must not require gradients"):
+        layer(x_TBD, masks=ModelMasks([Masks(), Masks()], weights=[None, torch.ones(16, 4).requires_grad_()]))
     with pytest.raises(ValueError, match=r"masks\.weights must be for 2 layers, got 1"):
         layer(x_TBD, masks=ModelMasks([Masks(), Masks()], weights=[None]))
 

@@ -206,6 +206,23 @@ def test_a_text_is_read_the_same_beside_longer_ones(cell: str, policy: str) -> N
         assert torch.allclose(alone_B, together_B[b : b + 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("option", ["model.lower_sizes=[9,7]", "model.residual=true"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_number_is_linear_in_the_output_after_the_last_word(cell: str, option: str) -> None:
+    """Of layers whose sizes differ that of the last one; of residual layers the sum, not the state."""
+    config = settings(f"model={cell}_small", "model.layers=3", "model.hidden_size=6", option)
+    model = Regressor(config.model, config.dropout.for_layers(), 11)
+    model.initialise(0.5, Stream((0,)))
+    ids_TB, lengths_B = torch.randint(11, (4, 2)), torch.tensor([4, 3])
+    masks = model.masks(4, 2, Stream((1,)))
+    inner = replace(masks, word=None, out=None)
+    y_TBH, _ = model.layers(model.embed(ids_TB, masks), lengths=lengths_B, masks=inner)
+    assert masks.out is not None
+    h_BH = torch.stack([y_TBH[3, 0], y_TBH[2, 1]]) * masks.out[0]
+    expected = h_BH @ model.head_weight[0] + model.head_bias
+    assert torch.allclose(model(ids_TB, lengths_B, masks), expected, atol=1e-6)
+
+
 def test_the_number_is_linear_in_the_masked_state_after_the_last_word() -> None:
     model = regressor()
     ids_TB, lengths_B = torch.randint(11, (4, 2)), torch.tensor([4, 3])

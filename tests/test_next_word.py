@@ -80,6 +80,18 @@ def test_the_averaged_distribution_by_brute_force(policy: str, word: bool) -> No
             torch.testing.assert_close(values_N, getattr(expected, name), rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("new_each_step", ["", "p_x"])
+def test_masks_on_weights_are_those_of_each_pass(new_each_step: str) -> None:
+    """Drawn again for each segment, or at its beginning alone: the same ones."""
+    options = ["dropout=variational", "dropout.p_weight=0.5", f"dropout.new_each_step=[{new_each_step}]"]
+    model, task = trained(*options)
+    stream_N = task.streams["test"]
+    p_NV = every_probability(model, stream_N, 3, word=False).mean(0)
+    expected_N = -p_NV[torch.arange(len(stream_N) - 1), stream_N[1:]].log()
+    tokens = finished(passes_of(model, task, 3, batch=1)).tokens
+    torch.testing.assert_close(tokens.nll_N, expected_N, rtol=1e-4, atol=1e-5)
+
+
 def test_the_standard_approximation_by_brute_force() -> None:
     model, task = trained()
     stream_N = task.streams["test"]

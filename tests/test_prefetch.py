@@ -15,7 +15,7 @@ from vdrop_cli import checkpoint, interruption, prefetch, tasks, training
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.kernels import Masks
-from vdrop_cli.policies import Policy
+from vdrop_cli.policies import Dropout, Policy
 from vdrop_cli.sinks import Start, Step
 
 CPU = torch.device("cpu")
@@ -38,7 +38,8 @@ def no_thread_is_left() -> Iterator[None]:
     assert not drawing_threads()
 
 
-def test_it_is_worthwhile_on_a_gpu_where_masks_are_new_at_every_step() -> None:
+def test_it_is_worthwhile_on_a_gpu_where_masks_are_many() -> None:
+    """New at every step, or on weights."""
     dropouts = {policy: settings(f"dropout={policy}").dropout.for_layers() for policy in Policy}
     ahead = {
         policy
@@ -46,6 +47,7 @@ def test_it_is_worthwhile_on_a_gpu_where_masks_are_new_at_every_step() -> None:
         if prefetch.is_worthwhile(dropout, torch.device("cuda:1"))
     }
     assert ahead == {Policy.zaremba, Policy.naive}
+    assert prefetch.is_worthwhile(Dropout("variational", p_weight=0.5), torch.device("cuda"))
     assert not any(prefetch.is_worthwhile(dropout, CPU) for dropout in dropouts.values()), (
         "the thread would take a core"
     )

@@ -62,7 +62,6 @@ SHORT = (  # each task, cell and precision once; the others are long
     "precision/lstm_small-variational-fp32/s2",
     "choices/moon_word/dropout.p_word/0.1",
     "ratings/clean_gru_variational-100-bf16-amd_epyc/s1",
-    "ratings/clean_lstm_none-60-bf16-amd_epyc/s1",
 )
 
 

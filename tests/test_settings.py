@@ -334,7 +334,7 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["schedule.beta1=0"], r"schedule\.beta1 must be 0\.9 with schedule\.optimiser=sgd, got 0\.0"),
         (
             ["model.lower_sizes=[3,4]"],
-            r"model\.lower_sizes must be 1 sizes with model\.layers=2, or empty, got",
+            r"model\.lower_sizes must be empty, or 1 sizes, with model\.layers=2, got",
         ),
         (["model.lower_sizes=[0]"], r"model\.lower_sizes must be at least 1, got 0"),
         (

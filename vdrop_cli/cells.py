@@ -157,6 +157,8 @@ class RecurrentCell(nn.Module):
                 "masks.word and masks.out must be None: a cell uses neither; use WordDropout and "
                 "LockedDropout"
             )
+        if masks.weights is not None:
+            raise ValueError("masks.weights must be None: a cell drops no weights; use a layer")
         if masks.layers[0].c is not None and self.cell is Cell.gru:
             raise ValueError("masks.c must be None: a GRU has no cell state")
         check_sizes(

@@ -163,10 +163,11 @@ class Recurrent(nn.Module):
       does not change it; inputs and states are converted to the type of the weights.
     - `backend`: one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input.
     - `recompute`: the back end `triton` stores less and computes it again in the backward pass.
-    - `hidden_size` may be a sequence with the size of each layer. States of layers whose sizes differ are
-      joined in the last dimension: h and c are [directions, B, sum of the sizes].
+    - `hidden_size` may be a sequence with the size of each layer; `num_layers` is its length. States of
+      layers whose sizes differ are joined in the last dimension: h and c are [directions, B, sum of the
+      sizes], those of the last layer at the end.
     - `residual`: the input of each layer but the first is added to its output, not to its states. Their sizes
-      must be equal. The input is added before the dropout of the layer is applied to it.
+      must be equal. The input that is added is that without the dropout of the layer.
     - `layer_norm`: normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters
       `norm_…`. The back end `triton` does not have it.
     - `proj_size` (LSTM): a projection of the hidden state, computed by the back end `reference`, a plain
@@ -222,6 +223,8 @@ class Recurrent(nn.Module):
                 f"{name} must be {unset} where the sizes of the layers differ, got "
                 f"hidden_size={self.hidden_size}"
             )
+        if residual and num_layers == 1:
+            raise ValueError("residual must be False in a single layer")
         if not 0 <= proj_size < min(self.hidden_sizes):
             raise ValueError(
                 f"proj_size must be at least 0 and below hidden_size={self.hidden_size}, got {proj_size}"
@@ -324,7 +327,7 @@ class Recurrent(nn.Module):
     @staticmethod
     def layer_of(name: str) -> int:
         """The layer of a parameter, such as 1 of `weight_hh_l1_reverse`."""
-        match = re.search(r"_l(\d+)", name)
+        match = re.search(r"(?:weight|bias|norm)_\w+?_l(\d+)(?:_reverse)?(?:\.|$)", name)
         return int(match[1]) if match else 0
 
     @classmethod
@@ -587,6 +590,8 @@ class Recurrent(nn.Module):
         if len(weights) != len(shapes):
             raise ValueError(f"masks.weights must be for {len(shapes)} layers, got {len(weights)}")
         for mask, shape in zip(weights, shapes, strict=True):
+            if mask is not None and mask.requires_grad:
+                raise ValueError("masks.weights must not require gradients: masks are data")
             if mask is not None and (list(mask.shape) != shape or mask.device != x_TBD.device):
                 raise ValueError(
                     f"masks.weights must be {shape} on {x_TBD.device} like the weights, got "

@@ -179,7 +179,7 @@ class LanguageModel(Encoder):
 class Regressor(Encoder):
     """Predicts a number from a text.
 
-    The number is a linear function of the last layer's state after the text's last word.
+    The number is a linear function of the last layer's output after the text's last word.
     """
 
     outputs = 1
@@ -196,10 +196,13 @@ class Regressor(Encoder):
 
     def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
         """Returns the numbers [B]; words beyond a text's length are never read."""
-        _, last = self.layers(
+        y_TBH, last = self.layers(
             self.embed(ids_TB, masks), lengths=lengths_B, masks=replace(masks, word=None, out=None)
         )
-        h_BH = (last[0] if isinstance(last, tuple) else last)[-1]
+        if self.layers.residual:  # the output is not the state
+            h_BH = y_TBH[lengths_B - 1, torch.arange(len(lengths_B), device=lengths_B.device)]
+        else:
+            h_BH = (last[0] if isinstance(last, tuple) else last)[-1][:, -self.layers.output_size :]
         if masks.out is not None:
             h_BH = h_BH * masks.out[0]
         return nn.functional.linear(h_BH, self.head_weight, self.head_bias)[:, 0]

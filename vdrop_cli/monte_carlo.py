@@ -136,17 +136,20 @@ class PassMasks:
     def draw(self, passes: range, segment: int, time: int) -> ModelMasks:
         """Returns the masks of some passes for a segment of `time` steps, a column for each pass."""
         number = 0 if self.is_fixed else segment
-        masks = self.drawn(passes, number, time)
         if self.dropout.new_each_step:
             if self.first is None or self.first[0] != passes:
                 # Always of as many steps: how many numbers a place takes decides on those of the next one.
-                self.first = (passes, self.drawn(passes, 0, SEGMENT_STEPS))
+                self.first = (passes, self.drawn(self.dropout, passes, 0, SEGMENT_STEPS))
+            # masks on weights, which are drawn last, are those of the first segment
+            masks = self.drawn(replace(self.dropout, p_weight=0.0), passes, number, time)
             masks = joined_masks(masks, self.first[1], self.dropout)
+        else:
+            masks = self.drawn(self.dropout, passes, number, time)
         return masks.to(self.model.embedding.device)
 
-    def drawn(self, passes: range, number: int, time: int) -> ModelMasks:
+    def drawn(self, dropout: Dropout, passes: range, number: int, time: int) -> ModelMasks:
         shape = self.model.layers.mask_shape(time, 1)
-        return concat_batch([draw(self.dropout, shape, self.stream.at(s, number)) for s in passes])
+        return concat_batch([draw(dropout, shape, self.stream.at(s, number)) for s in passes])
 
 
 def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> ModelMasks:

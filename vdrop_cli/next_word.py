@@ -253,7 +253,9 @@ class NextWordPasses:
     @torch.no_grad()
     def run(self) -> Iterator[int]:
         """Reads the text to its end; yields after each segment how many words all passes have read in it."""
-        masks_of = self.fixed_masks() if self.masks.is_fixed else self.masks.draw
+        # Masks on weights are large, and each pass has its own: they are drawn again for each segment.
+        is_stored = self.masks.is_fixed and self.masks.dropout.p_weight == 0
+        masks_of = self.fixed_masks() if is_stored else self.masks.draw
         for number, ids_T, targets_T in islice(segments(self.stream_N, SEGMENT_STEPS), self.number, None):
             parts, states = [], []
             for passes, state in zip(self.batches, self.states, strict=True):

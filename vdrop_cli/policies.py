@@ -98,9 +98,8 @@ class Dropout:
     p_h: Probability = 0.0  # the previous hidden state where it enters the recurrent product
     p_c: Probability = 0.0  # the cell state
     p_out: float = 0.0  # the output of the last layer
-    p_weight: float = (
-        0.0  # an element of the recurrent weights, for all sequences of a batch (Merity et al. 2018)
-    )
+    # an element of the recurrent weights, for all sequences of a batch (Merity et al. 2018)
+    p_weight: float = 0.0
     word_mask: WordMask | str = WordMask.type
     new_each_step: Sequence[str] = ()
 

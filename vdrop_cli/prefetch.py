@@ -18,7 +18,7 @@ def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
 
     On the CPU the thread would take a core from the matrix products.
     """
-    return device.type == "cuda" and dropout.new_every_step
+    return device.type == "cuda" and (dropout.new_every_step or dropout.p_weight > 0)
 
 
 def with_masks(

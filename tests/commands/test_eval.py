@@ -48,6 +48,25 @@ def run(folder: Path, *overrides: str) -> None:
     evaluation.run(settings(f"checkpoint={folder}", "device=cpu", *stored, *overrides, command="eval"))
 
 
+def test_passes_with_masks_on_weights_are_read_one_by_one(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger batch is refused before anything is read; without one, passes differ."""
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text, "dropout.p_weight=0.5", "model.lower_sizes=[7]"))
+    folder = next(Path().rglob("result.json")).parent
+    for more in ([], ["calibration=true"]):
+        with pytest.raises(
+            ConfigError, match=r"^mc_batch must be 1 or null with dropout\.p_weight=0\.5, got 3"
+        ):
+            run(folder, "mc_samples=4", "mc_batch=3", *more)
+    assert not list(folder.glob("eval-*.json"))
+    run(folder, "mc_samples=4")
+    (path,) = folder.glob("eval-*.json")
+    table = json.loads(path.read_text())["mc"]
+    assert table[0]["samples"] == 1 and table[0]["deviation"] > 0
+
+
 def test_reloading_gives_the_same_numbers(folder: Path) -> None:
     run(folder)
     result = json.loads((folder / "eval-0001-standard.json").read_text())

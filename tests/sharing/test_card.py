@@ -70,8 +70,13 @@ def test_the_code_gives_the_probabilities_of_vdrop_predict(
 
 @pytest.mark.parametrize(
     ("model", "chunk_words"),
-    [([], "null"), (["model=gru_sentiment", "model.hidden_size=8"], "20")],
-    ids=["LSTM", "GRU"],
+    [
+        ([], "null"),
+        (["model=gru_sentiment", "model.hidden_size=8"], "20"),
+        (["model.layers=2", "model.lower_sizes=[6]"], "null"),
+        (["model.layers=2", "model.residual=true"], "null"),
+    ],
+    ids=["LSTM", "GRU", "two sizes", "residual"],
 )
 def test_the_code_gives_the_rating_of_vdrop_predict(
     model: list[str],

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -614,6 +615,17 @@ def test_passes_resume_where_they_were_stopped() -> None:
     other = task.passes(model, 5, 50, 2, word_dropout=True)
     list(other.run())
     assert not torch.equal(other.values_SN["test"], whole.values_SN["test"])
+
+
+def test_passes_of_a_text_have_masks_on_weights_of_their_own() -> None:
+    """Also in `vdrop predict`, which reads passes side by side without them."""
+    task = made(40, "task.protocol=clean")
+    config = settings(*TINY_SENTIMENT, "dropout=variational", "dropout.p_weight=0.5", "data=vader")
+    zero = {f"p_{name}": 0.0 for name in ("word", "x", "h", "out")}
+    model = task.model(config.model, replace(config.dropout.for_layers(), **zero), "auto", None)
+    model.initialise(0.5, Stream((0,)))
+    ratings_S = task.predictor.passes_of(model, ["w1", "w2", "w3"], 6, seed=1)
+    assert len(ratings_S.unique()) == 6
 
 
 def test_passes_of_several_models_alternate_and_resume_where_they_were_stopped() -> None:

@@ -21,6 +21,7 @@ from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_report import print_results
 from vdrop_cli.lock import Lock
 from vdrop_cli.measured import Measured
+from vdrop_cli.model import LanguageModel
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
@@ -54,9 +55,10 @@ def run(settings: Eval) -> str:
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         resumed = False
+        p_weight = model.dropout.p_weight if isinstance(model, LanguageModel) else 0.0
+        mc_batch = choose_mc_batch(settings.mc_batch, device, p_weight)
         next_word = evaluation.next_word(task, model) if settings.calibration else Measured({}, {})
         if settings.mc_samples > 0:
-            mc_batch = choose_mc_batch(settings.mc_batch, device, model.dropout.p_weight)
             partial = evaluation.partial_of(target, paths, task, mc_batch, described, settings)
             together = [model, *evaluation.models(paths[1:], settings, device, task.fingerprint, path)]
             passes = evaluation.passes(task, together, settings, mc_batch)

@@ -72,7 +72,8 @@ class Eval:
     mc_samples: int = setting(0, "MC samples; 0: the standard approximation only", "samples", MC_SAMPLES)
     mc_batch: int | None = setting(
         None,
-        "MC samples of a language model that run as one batch; null: 50 on the CPU, 500 on a GPU",
+        "MC samples of a language model that run as one batch; null: 50 on the CPU, 500 on a GPU, 1 with "
+        "dropout.p_weight",
         "samples",
         MC_BATCH,
     )

@@ -50,7 +50,9 @@ class Model:
         "the published settings that ${by_size:…} in conf/ selects; null: a model without published sizes",
     )
     cell: Cell = setting(MISSING, "the recurrent cell")
-    hidden_size: int = setting(MISSING, "size of each layer", "units", POSITIVE)
+    hidden_size: int = setting(
+        MISSING, "size of each layer; with lower_sizes of the last one", "units", POSITIVE
+    )
     layers: int = setting(MISSING, "number of layers", limits=Limits(at_least=1, at_most=1000))
     lower_sizes: list[int] = setting(
         [],
@@ -76,7 +78,7 @@ class Model:
         False, "GRU: the reset gate acts after the recurrent product, as in torch and cuDNN"
     )
     embedding_size: int | None = setting(
-        None, "size of a word's vector; null: that of the hidden layers", "units", POSITIVE
+        None, "size of a word's vector; null: hidden_size", "units", POSITIVE
     )
     tie_embeddings: bool = setting(
         False,
@@ -97,10 +99,11 @@ class Model:
             "0 for a GRU, which has no forget gate",
             self.forget_bias,
         )
+        rule = f"empty, or {self.layers - 1} sizes," if self.layers > 1 else "empty"
         require(
             len(self.lower_sizes) in (0, self.layers - 1),
             "model.lower_sizes",
-            f"{self.layers - 1} sizes with model.layers={self.layers}, or empty",
+            f"{rule} with model.layers={self.layers}",
             self.lower_sizes,
         )
         if self.lower_sizes == [self.hidden_size] * (self.layers - 1):

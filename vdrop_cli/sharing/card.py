@@ -232,8 +232,8 @@ RATING = """learned = json.loads(Path("config.json").read_text(encoding="utf-8")
 ids = {{word: number for number, word in enumerate(words, 2)}}
 text = split(learned["splitting"], "A film to remember .")
 text_ids = torch.tensor([0, *(ids.get(word, 1) for word in text)]){chunks}
-_, {state} = layers(weights["embedding"][text_ids][:, None])  # time, batch, units
-output = h[-1, 0] @ weights["head_weight"][0] + weights["head_bias"][0]
+outputs, _ = layers(weights["embedding"][text_ids][:, None])  # time, batch, units
+output = outputs[-1, 0] @ weights["head_weight"][0] + weights["head_bias"][0]
 print(learned["mean"] + learned["deviation"] * output.item())
 """
 
@@ -257,6 +257,4 @@ def example(train: Train, knowledge: Learned) -> str:
     chunks = (
         "" if length is None else f"  # the rating of a longer text: the mean over pieces of {length} ids"
     )
-    return LOAD.format(imports=imports, layers=layers) + RATING.format(
-        chunks=chunks, state="(h, _)" if is_lstm else "h"
-    )
+    return LOAD.format(imports=imports, layers=layers) + RATING.format(chunks=chunks)
