@@ -41,7 +41,7 @@ CELLS = Path(
     "tests/kernels/triton_cells.py"
 )  # tests that are run in processes of their own, a part of them in each
 CELL_TESTS = re.findall(r"^def (test_\w+)", (ROOT / CELLS).read_text(), re.MULTILINE)
-PARTS = 2
+PARTS = 3
 
 
 def passed_in_interpreter(tests: list[str], marker: str) -> int:
