@@ -64,7 +64,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "prefetch": {"dropout", "kernels", "policies"},
     "cells": {"dropout", "kernels", "layers", "policies"},
     "modules": {"cells", "dropout", "policies"},
-    "sampling": {"layers"},
+    "sampling": set(),
     "layers": {"dropout", "kernels", "policies"},
     "model": {"dropout", "kernels", "layers", "policies", "random_streams", "settings"},
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},

@@ -1,5 +1,6 @@
 """The smaller tables of docs/findings are what the records say; tests/test_records.py has the larger ones."""
 
+import json
 from statistics import fmean, stdev
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_the_small_tied_model() -> None:
     assert run.result["epochs"] == 30
     by_epoch = {epoch["epoch"]: (f"{epoch['valid_ppl_batched']:.1f}", epoch["lr"]) for epoch in run.epochs}
     assert by_epoch[1][0] == "207.8"
+    (first,) = [
+        record
+        for record in sinks.read_log(RECORDS / "baselines/quick_tied_uniform_start/s1/log.jsonl")
+        if record["kind"] == "epoch"
+    ]
+    page = (ROOT / "docs" / "findings" / "quick_tied.md").read_text()
+    assert f"validation is {first['valid_ppl_batched']:.1f} after the first epoch" in page
+    columns = json.loads((RECORDS / "baselines/quick_tied-bf16-amd_epyc/columns.json").read_text())
+    assert columns["valid"] == pytest.approx(run.result["valid_ppl_batched"])
+    assert table["test, read in 128 columns"][0] == f"{columns['test']:.2f}"
+    readme = (ROOT / "README.md").read_text()
+    assert f"9.3 million parameters, test perplexity {run.result['test_ppl']:.1f} |" in readme
     assert [by_epoch[epoch] for epoch in (19, 20)] == [("92.1", 0.01), ("81.4", 0.0025)]
     assert [by_epoch[epoch] for epoch in (26, 27)] == [("78.1", 0.0025), ("77.2", 0.000625)]
     text = (ROOT / "docs" / "baselines.md").read_text()

@@ -156,10 +156,9 @@ class ModelMasks:
     """All masks of one forward pass; None stands for all ones.
 
     Masks belong to sequences, not to positions in a batch, except for those on weights, which all sequences
-    share. In beam search they are repeated for the beam
-    (`repeat`); reordering hypotheses does not move them, since all hypotheses are of the same sentence.
-    `rows` selects masks when sentences leave the batch. Raises ValueError where the masks have different
-    batch sizes.
+    share. In beam search they are repeated for the beam (`repeat`); reordering hypotheses does not move them,
+    since all hypotheses are of the same sentence. `rows` selects masks when sentences leave the batch. Raises
+    ValueError where the masks have different batch sizes.
     """
 
     layers: list[Masks]  # one for each layer and direction, in torch's order

@@ -67,6 +67,11 @@ class MaskSampling(nn.Dropout):
     def p(self) -> float:  # type: ignore[override]
         return self.dropout.max_probability
 
+    @property
+    def drops_weights(self) -> bool:
+        """Whether it draws masks on weights, which a batch has one of; `sampling` looks for it."""
+        return self.dropout.p_weight > 0
+
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("sampling only switches the masks of a layer; call the layer")
 

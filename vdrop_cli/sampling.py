@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from vdrop_cli.layers import MaskSampling
-
 # In evaluation mode their fast path skips the dropout of their parts.
 WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -72,9 +70,8 @@ class Prediction(NamedTuple):
 
 def drops_weights(name: str, module: nn.Module) -> bool:
     """Whether a module draws masks on weights: by `WeightDrop`, or by `p_weight` of a layer."""
-    if isinstance(module, MaskSampling):
-        return module.dropout.p_weight > 0
-    return "parametrizations" in name and isinstance(module, nn.Dropout)
+    is_parametrization = "parametrizations" in name and isinstance(module, nn.Dropout)
+    return is_parametrization or getattr(module, "drops_weights", False)
 
 
 @torch.no_grad()

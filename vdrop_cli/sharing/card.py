@@ -240,8 +240,8 @@ print(learned["mean"] + learned["deviation"] * output.item())
 
 def example(train: Train, knowledge: Learned) -> str:
     """The code that loads the files and predicts, with dropout off."""
-    model, is_lstm = train.model, train.model.cell is Cell.lstm
-    kind = "LSTM" if is_lstm else "GRU"
+    model = train.model
+    kind = "LSTM" if model.cell is Cell.lstm else "GRU"
     options = [f"{name}=True" for name in ("residual", "reset_after") if getattr(model, name)]
     sizes = model.hidden_sizes if model.lower_sizes else model.hidden_size
     layers = f"{kind}({', '.join([str(model.word_size), str(sizes), str(model.layers), *options])})"
