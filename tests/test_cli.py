@@ -150,6 +150,12 @@ MISTAKES = {  # what is typed: what the one line must say
     ("figures",): "vdrop reproduce study=film_reviews",
     ("reproduce", "protocols=[clean]"): "protocols must be null with study=table1",
     ("reproduce", "study=film_reviews", "sizes=[small]"): "sizes must be null with study=film_reviews",
+    ("reproduce", "study=baselines", "mc_batch=5"): "mc_batch must be null with study=baselines",
+    (
+        "reproduce",
+        "study=baselines",
+        "rows=[quick]",
+    ): "quick is not a row of study=baselines; did you mean quick_tied",
     ("eval", "checkpoint=file", "word_dropout=true"): "word_dropout must be null without mc_samples",
     ("train", f"model.hidden_size={'9' * 5000}"): "model.hidden_size must be a number with fewer digits",
     ("train", f"schedule.lr={'9' * 350}"): "schedule.lr must be a number with fewer digits",

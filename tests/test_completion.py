@@ -63,6 +63,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("reproduce rows=[none,zar", ["rows=[none,zaremba"]),
         ("table sizes=[small,", ["sizes=[small,medium", "sizes=[small,large"]),
         ("reproduce study=f", ["study=film_reviews"]),
+        ("reproduce study=baselines rows=[qu", ["rows=[quick_tied"]),
         ("reproduce dropouts=naive_", ["dropouts=naive_word"]),
         ("compare outputs/t", ["outputs/train/"]),
         ("compare outputs/a.csv picture=outputs/t", ["picture=outputs/train/"]),

@@ -112,6 +112,16 @@ def test_mc_by_number_of_passes_with_its_deviation() -> None:
     assert axes.get_xscale() == "log"
 
 
+def test_perplexity_by_hours_measured_and_published() -> None:
+    figure = pictures.by_hours({"a": (2.0, 70.0), "b": (3.0, 80.0)}, {"c": 60.0})
+    (axes,) = figure.axes
+    *points, line = axes.lines
+    assert [(*point.get_xdata(), *point.get_ydata()) for point in points] == [(2.0, 70.0), (3.0, 80.0)]
+    assert list(line.get_ydata()) == [60.0, 60.0]
+    assert axes.get_xlim()[0] == 0.0 and axes.get_ylim()[0] < 60.0
+    assert legend(figure) == ["a", "b", "published: c"]
+
+
 @pytest.mark.parametrize("published", [{}, {"b": 5500.0}])
 def test_speeds_measured_and_published(published: dict[str, float]) -> None:
     figure = pictures.speeds({"a": 1000.0}, published)

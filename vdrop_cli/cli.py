@@ -120,7 +120,7 @@ examples:
   vdrop table sizes=[small] file=small.md csv=small.csv latex=small.tex
   vdrop table record=true                              and keep what is small of the runs in outputs/record
 """,
-    "reproduce": """vdrop reproduce: the rows of a study of the paper: run, resumed, evaluated, written down
+    "reproduce": """vdrop reproduce: the rows of a study: run, resumed, evaluated, written down
 
 examples:
   vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
@@ -130,6 +130,7 @@ examples:
   vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes them
   vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
   vdrop reproduce study=film_reviews protocols=[clean] cells=[lstm] epochs=250 seeds=3
+  vdrop reproduce study=baselines rows=[quick_tied]    a small model of later years
 """,
     "bench": """vdrop bench: words per second, time, fraction of the machine's limit, peak memory
 

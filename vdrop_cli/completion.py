@@ -85,6 +85,7 @@ def values(command: str, key: str, kind: Any) -> list[str]:
         return choices("dropout")
     if key == "rows":
         names = {row for size in published.sizes().values() for row in size["rows"]}
+        names |= set(published.baselines()["rows"]) if command == "reproduce" else set()
         return sorted([*names, *published.experiments()])
     inner = [one for t in (kind, *get_args(kind)) for one in (t, *get_args(t))]
     values = [value.name for t in inner if isinstance(t, type) and issubclass(t, Enum) for value in t]

@@ -255,6 +255,21 @@ def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figur
     return figure
 
 
+def by_hours(measured: Mapping[str, tuple[float, float]], published: Mapping[str, float]) -> "Figure":
+    """Test perplexities against hours of training, a point per name, and published ones as lines."""
+    figure, axes = canvas(height=6)
+    for number, ((name, point), marker) in enumerate(zip(measured.items(), cycle(MARKERS), strict=False)):
+        axes.plot(*point, marker, color=f"C{number}", markersize=8, label=name)
+    for (name, value), line in zip(published.items(), cycle(("--", "-.", ":")), strict=False):
+        axes.axhline(value, color="0.5", linestyle=line, label=f"published: {name}")
+    axes.set_xlim(left=0)
+    axes.margins(y=0.1)
+    axes.set_xlabel("hours of training")
+    axes.set_ylabel("test perplexity")
+    add_legend(figure, axes)
+    return figure
+
+
 def speeds(measured: Mapping[str, float], published: Mapping[str, float]) -> "Figure":
     """Words a second of training by the name of a row: measured, and published for a GPU of 2015."""
     names = list(dict.fromkeys([*measured, *published]))

@@ -1,4 +1,4 @@
-"""The rows of a published table, from `conf/published/`, and the experiments that train their runs."""
+"""Published numbers, from `conf/published/`, and the experiments that train the rows of Table 1."""
 
 from functools import cache
 from typing import Any
@@ -10,11 +10,22 @@ from vdrop_cli import CONF
 TABLE_1 = "table1"
 
 
+def read(name: str) -> dict[str, Any]:
+    path = CONF / "published" / f"{name}.yaml"
+    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return dict(content)
+
+
+@cache
+def baselines() -> dict[str, Any]:
+    """The content of `conf/published/baselines.yaml`."""
+    return read("baselines")
+
+
 @cache
 def sizes() -> dict[str, Any]:
     """The content of `conf/published/table1.yaml`, by size; each row with its title and its source."""
-    path = CONF / "published" / f"{TABLE_1}.yaml"
-    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    content = read(TABLE_1)
     for size in content["sizes"].values():
         for name, row in size["rows"].items():
             row["title"] = content["titles"][name]

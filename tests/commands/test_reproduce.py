@@ -32,6 +32,7 @@ from vdrop_cli.sinks import read_log
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.studies import page as results_page
 from vdrop_cli.studies import plan, rows, table1
+from vdrop_cli.studies.baselines import Baselines
 from vdrop_cli.studies.film_reviews import FilmReviews
 from vdrop_cli.studies.plan import Plan, RunFactory
 from vdrop_cli.studies.study import Line, Measured, Row
@@ -386,15 +387,19 @@ def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, cha
 
 def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings() -> None:
     few = Reproduce(sizes=[Size.small], rows=["none"])
-    assert page_of(few) == [Table1(), FilmReviews()]
-    table, reviews = page_of(replace(few, overrides="schedule.epochs=1"))
-    assert table == Table1([Size.small], ["none"], "schedule.epochs=1", (Size.medium,))
-    assert reviews == FilmReviews()
-    reviews_settings = Reproduce(StudyName.film_reviews, cells=[Cell.gru], epochs=9)
-    assert page_of(reviews_settings) == [Table1(), FilmReviews(epochs=9)]
-    table, reviews = page_of(replace(reviews_settings, overrides="schedule.lr=0.1"))
-    assert table == Table1()
-    assert reviews == FilmReviews(cells=[Cell.gru], epochs=9, overrides="schedule.lr=0.1")
+    assert page_of(few) == [Table1(), FilmReviews(), Baselines()]
+    chosen = Table1([Size.small], ["none"], "schedule.epochs=1", (Size.medium,))
+    assert page_of(replace(few, overrides="schedule.epochs=1")) == [chosen, FilmReviews(), Baselines()]
+    reviews = Reproduce(StudyName.film_reviews, cells=[Cell.gru], epochs=9)
+    assert page_of(reviews) == [Table1(), FilmReviews(epochs=9), Baselines()]
+    changed = FilmReviews(cells=[Cell.gru], epochs=9, overrides="schedule.lr=0.1")
+    assert page_of(replace(reviews, overrides="schedule.lr=0.1")) == [Table1(), changed, Baselines()]
+    baselines = Reproduce(StudyName.baselines, rows=["quick_tied"])
+    assert page_of(baselines) == [Table1(), FilmReviews(), Baselines()]
+    changed_baselines = Baselines(["quick_tied"], "schedule.lr=0.1")
+    assert page_of(replace(baselines, overrides="schedule.lr=0.1")) == [
+        *(Table1(), FilmReviews(), changed_baselines)
+    ]
 
 
 @pytest.mark.parametrize("only_plan", [False, True])
@@ -497,7 +502,7 @@ def test_film_reviews_are_planned_made_drawn_and_written_down(
     assert ran.returncode == 0, ran.stderr
     page = (tmp_path / "outputs" / "RESULTS.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("| LSTM | ")]
-    reviews = page[page.index(RATINGS) :]
+    reviews = page[page.index(RATINGS) : page.index("## Stronger baselines")]
     assert len(lines) == 2 * 4 and NOT_RUN not in reviews
     for name in ("paper", "clean"):
         assert f"(record/pictures/ratings_{name}_lstm.png)" in page

@@ -8,6 +8,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import StudyName
 from vdrop_cli.settings.commands import Reproduce, Table
 from vdrop_cli.studies import page, plan
+from vdrop_cli.studies.baselines import Baselines
 from vdrop_cli.studies.film_reviews import FilmReviews
 from vdrop_cli.studies.plan import RunFactory
 from vdrop_cli.studies.processes import Commands, train_arguments
@@ -45,18 +46,22 @@ def run(settings: Reproduce) -> None:
 def study_of(settings: Reproduce) -> Study:
     if settings.study is StudyName.film_reviews:
         return FilmReviews.from_reproduce(settings)
+    if settings.study is StudyName.baselines:
+        return Baselines.from_reproduce(settings)
     return Table1.from_reproduce(settings)
 
 
 def page_of(settings: Reproduce) -> list[Study]:
     """The studies of the page: with all rows, so that it loses none, or with overrides the chosen rows."""
     chosen = study_of(settings)
-    table1, film_reviews = Table1(), FilmReviews()
+    table1, film_reviews, baselines = Table1(), FilmReviews(), Baselines()
     if isinstance(chosen, FilmReviews):
-        film_reviews = replace(film_reviews, epochs=chosen.epochs)
-    if settings.overrides:
-        return [table1, chosen] if isinstance(chosen, FilmReviews) else [chosen, film_reviews]
-    return [table1, film_reviews]
+        film_reviews = chosen if settings.overrides else replace(film_reviews, epochs=chosen.epochs)
+    elif settings.overrides and isinstance(chosen, Table1):
+        table1 = chosen
+    elif settings.overrides and isinstance(chosen, Baselines):
+        baselines = chosen
+    return [table1, film_reviews, baselines]
 
 
 def enough_seeds(rows: Sequence[Row], seeds: int) -> list[Row]:

@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import chain
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Cell
@@ -346,18 +347,23 @@ class Table:
 STUDY_SETTINGS = {  # of `vdrop reproduce`, by the study that reads them
     StudyName.table1: ("sizes", "rows", "mc_batch"),
     StudyName.film_reviews: ("protocols", "cells", "dropouts", "epochs", "mc_samples"),
+    StudyName.baselines: ("rows",),
 }
 
 
 @dataclass
 class Reproduce:
     study: StudyName = setting(
-        StudyName.table1, "table1: perplexities on Penn Treebank; film_reviews: ratings, section 5.2"
+        StudyName.table1,
+        "table1: perplexities on Penn Treebank; film_reviews: ratings, section 5.2; "
+        "baselines: small models of later years",
     )
     sizes: list[Size] | None = setting(
         None, "table1: sizes of the models; null: medium, or those that rows name", limits=Items()
     )
-    rows: list[str] | None = setting(None, "table1: rows as in vdrop table; null: all", limits=Items())
+    rows: list[str] | None = setting(
+        None, "table1: rows as in vdrop table; baselines: names of experiments; null: all", limits=Items()
+    )
     mc_batch: int | None = setting(None, "table1: as in vdrop eval", "samples", MC_BATCH)
     protocols: list[SplitProtocol] | None = setting(
         None,
@@ -404,11 +410,11 @@ class Reproduce:
 
     def __post_init__(self) -> None:
         require_limits(self)
-        for study, names in STUDY_SETTINGS.items():
-            for name in names:
-                value = getattr(self, name)
-                shown = [str(one) for one in value] if isinstance(value, list) else value
-                require(value is None or study is self.study, name, f"null with study={self.study}", shown)
+        for name in dict.fromkeys(chain.from_iterable(STUDY_SETTINGS.values())):
+            value = getattr(self, name)
+            shown = [str(one) for one in value] if isinstance(value, list) else value
+            is_read = name in STUDY_SETTINGS[self.study]
+            require(value is None or is_read, name, f"null with study={self.study}", shown)
         require_command_words("launcher", self.launcher or "")
         require(
             self.jobs == 1 or not self.launcher,

@@ -141,14 +141,19 @@ def make_row(size: Size, name: str, overrides: str) -> Row:
         settings=train_settings(trained, overrides),
         choices=trained,
         evaluation=Evaluation(samples=content.get("samples", 0), members=content.get("members", 1)),
-        reference=Reference(
-            valid=number(content.get("valid")),
-            test=number(content.get("test")),
-            words_per_second=content.get("words_per_second"),
-            source=content.get("source"),
-            confirmed=content.get("confirmed", True),
-            same_settings=content.get("same_settings", True),
-        ),
+        reference=reference(content),
+    )
+
+
+def reference(content: dict[str, Any]) -> Reference:
+    """The published numbers of a row in a file of `conf/published/`."""
+    return Reference(
+        valid=number(content.get("valid")),
+        test=number(content.get("test")),
+        words_per_second=content.get("words_per_second"),
+        source=content.get("source"),
+        confirmed=content.get("confirmed", True),
+        same_settings=content.get("same_settings", True),
     )
 
 

@@ -1,0 +1,118 @@
+"""Stronger baselines: their rows, what is published beside them, and the section of the page."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdrop_cli import ROOT, published, runs
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.runs import Finished
+from vdrop_cli.settings.choices import Pictures, Size, StudyName
+from vdrop_cli.settings.commands import Reproduce, Table
+from vdrop_cli.studies import baselines, page, rows, table1
+from vdrop_cli.studies.baselines import Baselines
+from vdrop_cli.studies.rows import Collected
+from vdrop_cli.studies.study import Row
+
+PUBLISHED = {"quick_tied": (76.18, 73.27), "melis_10m": (61.8, 59.6), "awd_lstm": (61.2, 58.8)}
+
+
+@pytest.fixture(autouse=True)
+def hydra(composing: None) -> None:
+    pass
+
+
+def collected(*finished: Finished) -> Collected:
+    return Collected({rows.key(run.numbers): [run] for run in finished}, {})
+
+
+@pytest.fixture(scope="module")
+def quick_tied() -> Finished:
+    (run,) = runs.below(ROOT / "outputs/record/baselines/quick_tied-bf16-amd_epyc")
+    return run
+
+
+@pytest.fixture(scope="module")
+def untied() -> Finished:
+    (run,) = runs.below(ROOT / "outputs/record/table1/medium_untied-bf16-intel_xeon")
+    return run
+
+
+def test_every_row_is_the_experiment_of_its_name_with_the_published_numbers() -> None:
+    every = Baselines().rows
+    assert len({row.key for row in every}) == len(every)
+    for row in every:
+        reference = row.reference
+        numbers = tuple(one and one.value for one in (reference.valid, reference.test))
+        assert numbers == PUBLISHED.get(row.name, (None, None)), row.name
+        assert (reference.source is None) == (row.name not in PUBLISHED), row.name
+
+
+def test_rows_are_chosen_by_name() -> None:
+    chosen = Baselines.from_reproduce(Reproduce(StudyName.baselines, rows=["melis_10m"], overrides="seed=2"))
+    assert chosen == Baselines(["melis_10m"], "seed=2")
+    assert [row.name for row in chosen.rows] == ["melis_10m"]
+    assert chosen.rows[0].settings.seed == 2
+    with pytest.raises(ConfigError, match=r"^rows: melis is not a row of study=baselines; did you mean mel"):
+        _ = Baselines(["melis"]).rows
+
+
+def test_parameters_are_those_of_the_models() -> None:
+    for row in [*Baselines().rows, *baselines.rows_of_table1()]:
+        with torch.device("meta"):
+            model = LanguageModel(row.settings.model, row.settings.dropout.for_layers(), 10_000)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        assert baselines.parameters(row) == round(count / 1e6, 1), row.name
+
+
+def test_the_lines_are_the_rows_and_those_of_table_1_that_are_measured(
+    quick_tied: Finished, untied: Finished
+) -> None:
+    study = Baselines()
+    by_name = {line.row.name: line for line in study.lines(collected(quick_tied, untied))}
+    assert list(by_name) == [*published.baselines()["rows"], "table1_medium_untied"]
+    assert {name for name, line in by_name.items() if line.runs} == {"quick_tied", "table1_medium_untied"}
+    ours = by_name["quick_tied"]
+    assert ours.values("test") == [quick_tied.result["test_ppl"]]
+    trained = sum(epoch["seconds"] for epoch in quick_tied.epochs)
+    assert baselines.hours(ours) == [pytest.approx(trained / 3600, rel=1e-5)]
+    names = study.record_names(list(by_name.values()))
+    assert names[rows.key(quick_tied.numbers)] == "baselines/quick_tied"
+    assert rows.key(untied.numbers) not in names, "it is a record of Table 1"
+
+
+def test_the_section_sets_measured_beside_published(
+    quick_tied: Finished, untied: Finished, tmp_path: Path
+) -> None:
+    study, every = Baselines(), collected(quick_tied, untied)
+    composed = page.Composed([study], every, [study.lines(every)])
+    table = Table(outputs=str(tmp_path), file=str(tmp_path / "R.md"))
+    whole = page.render(composed, table, Pictures.svg)
+    lines = {cells[1]: cells for line in whole.splitlines() if len(cells := line.split(" | ")) > 8}
+    hours, test = quick_tied.result["seconds"] / 3600, quick_tied.result["test_ppl"]
+    assert lines["`quick_tied`"][2:9] == [
+        *("9.3", f"{hours:.1f}", "76.18", f"{quick_tied.result['valid_ppl']:.2f}", "73.27"),
+        *(f"{test:.2f}", f"{test - 73.27:+.2f}"),
+    ]
+    paper = lines["`table1_medium_untied`"]
+    assert paper[0] == "| Table 1, medium: Variational (untied weights)"
+    assert paper[4] == "–", "their validation is not that of every token"
+    assert paper[6:8] == ["79.7 ± 0.1", f"{untied.result['test_ppl']:.2f}"]
+    assert "| `melis_10m` | 10 | 61.8 | 59.6 |" in whole
+    drawn = (tmp_path / "record" / "pictures" / "baselines_hours.svg").read_text()
+    assert "hours of training" in drawn and "published: 10 million, 241 epochs" in drawn
+
+
+def test_the_paper_rows_are_those_of_table_1() -> None:
+    ours = baselines.rows_of_table1()
+    theirs: list[Row] = [
+        table1.make_row(size, name, "")
+        for size in (Size.medium, Size.large)
+        for name in ("zaremba", "variational", "untied")
+    ]
+    assert [row.key for row in ours] == [row.key for row in theirs]
+    assert [row.choices for row in ours] == [row.choices for row in theirs]
+    assert all(dataclasses.asdict(row)["reference"]["valid"] is None for row in ours)
