@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY, TINY_SENTIMENT, composed, settings
 from vdrop_cli import CONF, published
@@ -157,6 +158,21 @@ def test_published_settings_can_be_overridden_one_by_one() -> None:
 def test_a_run_is_restored_from_its_stored_configuration() -> None:
     config = settings("model=gru_small", "dropout=naive", "seed=3", "model.reset_after=true")
     assert restore(json.loads(json.dumps(plain(config)))) == config
+
+
+def test_plain_values_are_those_of_omegaconf() -> None:
+    chosen = [
+        ("experiment=awd_lstm", "schedule.lr=1", "schedule.clip=null", "tags=[a,b]"),
+        ("experiment=melis_10m", "data=hub", "data.name=a", "data.column=b", "stuck.steps=3"),
+        ("task=sentiment", "data=vader", "checkpoint.minutes=2"),
+    ]
+    for choices in chosen:
+        config = settings(*choices)
+        expected = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+        assert json.dumps(plain(config)) == json.dumps(expected), choices
+    whole = replace(settings(), schedule=replace(settings().schedule, lr=2, clip=5))
+    assert json.dumps(plain(whole)["schedule"]["lr"]) == "2.0"
+    assert json.dumps(plain(whole)["schedule"]["clip"]) == "5.0"
 
 
 FORMER_NULLS = ("dir", "train", "valid", "test", "csv", "delimiter", "name", "config", "revision", "column")

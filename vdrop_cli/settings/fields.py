@@ -5,9 +5,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol, get_args, get_origin
-
-from omegaconf import OmegaConf
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Choice
@@ -177,6 +176,12 @@ def is_list(kind: Any) -> bool:
     return any(get_origin(one) is list for one in (kind, *get_args(kind)))
 
 
+@cache
+def has_floats(kind: Any) -> bool:
+    """Whether it is float, perhaps as an alternative or in a list."""
+    return kind is float or any(map(has_floats, get_args(kind)))
+
+
 def is_text(kind: Any) -> bool:
     return str in (kind, *get_args(kind))
 
@@ -245,9 +250,24 @@ def suggestion(key: str, known: list[str], aliases: dict[str, str] | None = None
 
 def plain(config: Any) -> dict[str, Any]:
     """The configuration as dicts, strings and numbers, to be written down."""
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
+    values = plain_group(config)
     require_plain(values)
     return values
+
+
+def plain_group(group: Any) -> dict[str, Any]:
+    return {f.name: plain_value(getattr(group, f.name), f.type) for f in dataclasses.fields(group)}
+
+
+def plain_value(value: Any, kind: Any) -> Any:
+    """A setting of the type `kind`. A whole number is a float where the setting is one."""
+    if dataclasses.is_dataclass(value):
+        return plain_group(value)
+    if isinstance(value, list):
+        return [plain_value(one, kind) for one in value]
+    if isinstance(value, Choice):
+        return value.name
+    return float(value) if type(value) is int and has_floats(kind) else value
 
 
 def require_plain(values: Any) -> None:

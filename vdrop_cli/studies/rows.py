@@ -113,7 +113,9 @@ def collect(outputs: Path) -> Collected:
             known = here.get(identity(run))
             if known is None or len(run.evaluations) > len(known.evaluations):
                 here[identity(run)] = run
-        finished |= {one: replace(run, record=finished.get(one)) for one, run in here.items()}
+        finished |= {
+            one: replace(run, record=finished[one]) if one in finished else run for one, run in here.items()
+        }
         stuck |= {identity(run): run for run in runs.stuck_below(folder)}
     return Collected(
         by_key(finished), by_key({one: run for one, run in stuck.items() if one not in finished})
