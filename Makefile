@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
+.PHONY: help setup demo baseline reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -32,6 +32,9 @@ sizes = $(if $(filter all,$(SIZE)),small$(comma)medium$(comma)large,$(SIZE))
 reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… JOBS=1 UNTIL=8h PRECISION=…
 	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) $(if $(ROWS),'rows=[$(ROWS)]') \
 	  $(if $(UNTIL),until=$(UNTIL)) $(if $(MC_BATCH),mc_batch=$(MC_BATCH)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
+
+baseline: setup  ## a strong small model of Penn Treebank, in a few hours on two cores; SEEDS=1 UNTIL=2h PRECISION=…
+	$(BIN)/vdrop reproduce study=baselines 'rows=[ptb_3h]' seeds=$(SEEDS) precision=$(PRECISION) $(if $(UNTIL),until=$(UNTIL))
 
 EPOCHS ?= 60
 PROTOCOLS ?= paper,clean

@@ -12,12 +12,12 @@ PICTURES = "outputs/record/pictures"
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pictures below their own path."""
     root = Path(config.config_file_path or "mkdocs.yml").parent
-    for path in sorted((root / PICTURES).iterdir()):
+    for path in sorted((root / PICTURES).glob("*")):
         files.append(File.generated(config, f"{PICTURES}/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Makes links from docs/ to the pictures ones from the page to the added files."""
+    """Points links to the pictures at the added files."""
     up = "../" * len(PurePosixPath(page.file.src_uri).parents)
     return markdown.replace(f"]({up}{PICTURES}/", f"]({up.removeprefix('../')}{PICTURES}/")

@@ -65,7 +65,14 @@ def require_same(epochs: int, whole: str = "whole") -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), WORSE, ("dropout=naive", "schedule.optimiser=adam", "schedule.lr=0.01"), PLATEAU],
+    [
+        pytest.param((), marks=pytest.mark.long),
+        WORSE,
+        pytest.param(
+            ("dropout=naive", "schedule.optimiser=adam", "schedule.lr=0.01"), marks=pytest.mark.long
+        ),
+        PLATEAU,
+    ],
     ids=" ".join,
 )
 def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(

@@ -130,7 +130,7 @@ examples:
   vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes them
   vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
   vdrop reproduce study=film_reviews protocols=[clean] cells=[lstm] epochs=250 seeds=3
-  vdrop reproduce study=baselines rows=[quick_tied]    a small model of later years
+  vdrop reproduce study=baselines rows=[quick_tied]    a newer, small model
 """,
     "bench": """vdrop bench: words per second, time, fraction of the machine's limit, peak memory
 

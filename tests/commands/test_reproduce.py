@@ -515,6 +515,7 @@ def test_film_reviews_are_planned_made_drawn_and_written_down(
     )
 
 
+@pytest.mark.long  # in short, Table 1's rows that could not be made
 @pytest.mark.usefixtures("no_shipped_records")
 def test_a_run_of_film_reviews_that_could_not_be_made_is_an_error(
     film_changes: str, vdrop: Vdrop, tmp_path: Path

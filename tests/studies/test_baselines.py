@@ -1,12 +1,11 @@
 """Stronger baselines: their rows, what is published beside them, and the section of the page."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from vdrop_cli import ROOT, published, runs
+from vdrop_cli import RECORDS, ROOT, runs
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.runs import Finished
@@ -15,7 +14,7 @@ from vdrop_cli.settings.commands import Reproduce, Table
 from vdrop_cli.studies import baselines, page, rows, table1
 from vdrop_cli.studies.baselines import Baselines
 from vdrop_cli.studies.rows import Collected
-from vdrop_cli.studies.study import Row
+from vdrop_cli.studies.study import Line
 
 PUBLISHED = {"quick_tied": (76.18, 73.27), "melis_10m": (61.8, 59.6), "awd_lstm": (61.2, 58.8)}
 
@@ -61,19 +60,17 @@ def test_rows_are_chosen_by_name() -> None:
 
 
 def test_parameters_are_those_of_the_models() -> None:
-    for row in [*Baselines().rows, *baselines.rows_of_table1()]:
+    for row in Baselines().rows:
         with torch.device("meta"):
             model = LanguageModel(row.settings.model, row.settings.dropout.for_layers(), 10_000)
         count = sum(parameter.numel() for parameter in model.parameters())
-        assert baselines.parameters(row) == round(count / 1e6, 1), row.name
+        assert baselines.parameters(Line(row, [])) == f"{count / 1e6:.1f}", row.name
 
 
-def test_the_lines_are_the_rows_and_those_of_table_1_that_are_measured(
-    quick_tied: Finished, untied: Finished
-) -> None:
+@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
+def test_the_lines_are_those_of_the_rows_and_of_table_1(quick_tied: Finished, untied: Finished) -> None:
     study = Baselines()
     by_name = {line.row.name: line for line in study.lines(collected(quick_tied, untied))}
-    assert list(by_name) == [*published.baselines()["rows"], "table1_medium_untied"]
     assert {name for name, line in by_name.items() if line.runs} == {"quick_tied", "table1_medium_untied"}
     ours = by_name["quick_tied"]
     assert ours.values("test") == [quick_tied.result["test_ppl"]]
@@ -84,6 +81,7 @@ def test_the_lines_are_the_rows_and_those_of_table_1_that_are_measured(
     assert rows.key(untied.numbers) not in names, "it is a record of Table 1"
 
 
+@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_the_section_sets_measured_beside_published(
     quick_tied: Finished, untied: Finished, tmp_path: Path
 ) -> None:
@@ -94,25 +92,28 @@ def test_the_section_sets_measured_beside_published(
     lines = {cells[1]: cells for line in whole.splitlines() if len(cells := line.split(" | ")) > 8}
     hours, test = quick_tied.result["seconds"] / 3600, quick_tied.result["test_ppl"]
     assert lines["`quick_tied`"][2:9] == [
-        *("9.3", f"{hours:.1f}", "76.18", f"{quick_tied.result['valid_ppl']:.2f}", "73.27"),
-        *(f"{test:.2f}", f"{test - 73.27:+.2f}"),
+        *("9.3", f"{hours:.1f}", "76.18‡", f"{quick_tied.result['valid_ppl']:.2f}", "73.27‡"),
+        *(f"{test:.2f}", "–"),  # read in columns there: they do not compare
     ]
-    paper = lines["`table1_medium_untied`"]
-    assert paper[0] == "| Table 1, medium: Variational (untied weights)"
-    assert paper[4] == "–", "their validation is not that of every token"
-    assert paper[6:8] == ["79.7 ± 0.1", f"{untied.result['test_ppl']:.2f}"]
-    assert "| `melis_10m` | 10 | 61.8 | 59.6 |" in whole
+    assert "| `melis_10m` | 10.0 | 61.8‡ | 59.6‡ |" in whole
+    assert "table1_medium_untied" not in whole, "it is in the table of Table 1"
     drawn = (tmp_path / "record" / "pictures" / "baselines_hours.svg").read_text()
-    assert "hours of training" in drawn and "published: 10 million, 241 epochs" in drawn
+    for name in ("hours of training", "published: 10 million, at most 241 epochs", "Table 1, medium: "):
+        assert name in drawn
 
 
-def test_the_paper_rows_are_those_of_table_1() -> None:
-    ours = baselines.rows_of_table1()
-    theirs: list[Row] = [
+def test_with_overrides_there_are_no_rows_of_table_1() -> None:
+    changed = Baselines(["quick_tied"], "schedule.lr=0.1")
+    (line,) = changed.lines(collected())
+    assert line.row.settings.schedule.lr == 0.1
+    (section,) = changed.sections([line])
+    assert "All runs with `schedule.lr=0.1`, which is not what was published." in section.about
+
+
+def test_the_rows_in_the_picture_are_those_of_table_1() -> None:
+    theirs = [
         table1.make_row(size, name, "")
         for size in (Size.medium, Size.large)
         for name in ("zaremba", "variational", "untied")
     ]
-    assert [row.key for row in ours] == [row.key for row in theirs]
-    assert [row.choices for row in ours] == [row.choices for row in theirs]
-    assert all(dataclasses.asdict(row)["reference"]["valid"] is None for row in ours)
+    assert [row.key for row in baselines.rows_of_table1()] == [row.key for row in theirs]

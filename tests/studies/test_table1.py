@@ -55,6 +55,7 @@ def test_rows_are_chosen_by_their_names_or_those_of_experiments() -> None:
 @pytest.mark.parametrize(
     ("sizes", "name", "message"),
     [
+        (None, "quick_tied", "rows: quick_tied is not a row; it is one of study=baselines"),
         ([Size.small], "mon", "rows: mon is not a row; did you mean moon"),
         (None, "table1_small_mon", "rows: table1_small_mon is not a row; did you mean table1_small_moon"),
         ([Size.small], "ensemble", "rows: ensemble is not a row of these sizes, it is of large"),

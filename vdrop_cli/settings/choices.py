@@ -112,7 +112,7 @@ class BenchCell(Choice):
 class StudyName(Choice):
     table1 = "table1"  # perplexities on Penn Treebank
     film_reviews = "film_reviews"  # ratings, section 5.2 of the paper
-    baselines = "baselines"  # small models of later years on Penn Treebank
+    baselines = "baselines"  # newer models on Penn Treebank
 
 
 class LoggerName(Choice):

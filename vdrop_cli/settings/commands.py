@@ -355,14 +355,13 @@ STUDY_SETTINGS = {  # of `vdrop reproduce`, by the study that reads them
 class Reproduce:
     study: StudyName = setting(
         StudyName.table1,
-        "table1: perplexities on Penn Treebank; film_reviews: ratings, section 5.2; "
-        "baselines: small models of later years",
+        "table1: perplexities on Penn Treebank; film_reviews: ratings, section 5.2; baselines: newer models",
     )
     sizes: list[Size] | None = setting(
         None, "table1: sizes of the models; null: medium, or those that rows name", limits=Items()
     )
     rows: list[str] | None = setting(
-        None, "table1: rows as in vdrop table; baselines: names of experiments; null: all", limits=Items()
+        None, "table1: rows as in vdrop table; baselines: ptb_3h, quick_tied, …; null: all", limits=Items()
     )
     mc_batch: int | None = setting(None, "table1: as in vdrop eval", "samples", MC_BATCH)
     protocols: list[SplitProtocol] | None = setting(

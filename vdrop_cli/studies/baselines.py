@@ -1,11 +1,10 @@
-"""Small models of later years on Penn Treebank, beside the paper's: what a test perplexity costs."""
+"""Newer models on Penn Treebank beside the paper's: parameters, hours of training and perplexities."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from vdrop_cli import markdown, pictures, published
-from vdrop_cli.arguments import prepared
 from vdrop_cli.errors import ConfigError, nearest
 from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce
@@ -14,11 +13,11 @@ from vdrop_cli.studies.rows import Collected, train_settings
 from vdrop_cli.studies.study import Column, Drawing, Line, Row, Section, Study
 
 HEADING = "Stronger baselines"
-ABOUT = """Models of later years on Penn Treebank, single and without MC dropout, with the rows of
-Table 1 below them as far as they are measured. `vdrop reproduce study=baselines` makes the runs and this
-section; the settings are explained in `docs/baselines.md`. *hours*: of training, on the device below.
-*valid*, *test*: every token but the first, in one pass over the text. The sources of the published numbers
-are in `conf/published/baselines.yaml`."""
+ABOUT = """Newer models on Penn Treebank, single and without MC dropout. `vdrop reproduce study=baselines`
+trains them; `docs/baselines.md` explains their settings. *hours*: time that passed in training, on the device
+below and beside other programs in some runs. *valid*, *test*: every token but the first, in one pass over the
+text. ‡: read or evaluated in another way, see `conf/published/baselines.yaml`. The picture has rows of
+Table 1, too."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Baselines(Study):
 
     def row(self, name: str) -> Row:
         content = published.baselines()["rows"][name]
-        changes = content.get("changes", ())
-        choices = (f"experiment={content.get('experiment', name)}", *prepared("train", changes))
+        choices = (f"experiment={name}",)
         return Row(
             name=name,
             headings=(HEADING,),
@@ -52,56 +50,55 @@ class Baselines(Study):
         )
 
     def lines(self, collected: Collected) -> list[Line]:
-        """The lines of every row, then those of Table 1 that are measured."""
-        own = [line for row in self.rows for line in lines_of(row, collected)]
-        return own + [line for row in rows_of_table1() for line in lines_of(row, collected) if line.runs]
+        """The lines of every row; without overrides also those of Table 1, for the picture."""
+        chosen = self.rows if self.overrides else [*self.rows, *rows_of_table1()]
+        return [
+            line
+            for row in chosen
+            for line in table1.lines_of(
+                row, collected.finished.get(row.key, []), collected.stuck.get(row.key, [])
+            )
+        ]
 
     def record_names(self, lines: list[Line]) -> dict[str, str]:
-        every = published.baselines()["rows"]
-        return {line.row.key: f"baselines/{line.row.name}" for line in lines if line.row.name in every}
+        return {line.row.key: f"baselines/{line.row.name}" for line in own(lines)}
 
     def introduction(self) -> list[str]:
         return []
 
     def sections(self, lines: list[Line]) -> list[Section]:
-        changed = f" All runs with `{self.overrides}`." if self.overrides else ""
-        return [Section((HEADING,), ABOUT + changed, lines, COLUMNS, UNMEASURED, lambda: draw(lines))]
+        changed = ""
+        if self.overrides:
+            changed = f" All runs with `{self.overrides}`, which is not what was published."
+        return [Section((HEADING,), ABOUT + changed, own(lines), COLUMNS, UNMEASURED, lambda: draw(lines))]
+
+
+def own(lines: list[Line]) -> list[Line]:
+    """Without those of Table 1."""
+    return [line for line in lines if line.row.name in published.baselines()["rows"]]
 
 
 def rows_of_table1() -> list[Row]:
-    """Rows of Table 1, with their size in the label. Their published validation is of another computation."""
+    """With their size in the label."""
     chosen = [(Size[size], name) for size, names in published.baselines()["table1"].items() for name in names]
-    return [in_this_study(table1.make_row(size, name, "")) for size, name in chosen]
+    return [in_picture(table1.make_row(size, name, ""), size) for size, name in chosen]
 
 
-def in_this_study(row: Row) -> Row:
-    size = str(row.settings.model.size)
-    label = f"Table 1, {size}: {row.labels[0]}"
-    return replace(row, headings=(HEADING,), labels=(label,), reference=replace(row.reference, valid=None))
+def in_picture(row: Row, size: Size) -> Row:
+    return replace(row, labels=(f"Table 1, {size}: {row.labels[0]}",))
 
 
-def lines_of(row: Row, collected: Collected) -> list[Line]:
-    return table1.lines_of(row, collected.finished.get(row.key, []), collected.stuck.get(row.key, []))
-
-
-def parameters(row: Row) -> float:
+def parameters(line: Line) -> str:
     """In millions."""
-    content = published.baselines()
-    if row.name in content["rows"]:
-        return float(content["rows"][row.name]["parameters"])
-    size, name = row.name.removeprefix(f"{published.TABLE_1}_").split("_", 1)
-    return float(content["table1"][size][name])
+    return f"{published.baselines()['rows'][line.row.name]['parameters']:.1f}"
 
 
 def hours(line: Line) -> list[float]:
-    """Of each run's training, validations included."""
+    """Of each run's training, with its validations but without the evaluation at the end."""
     return [measured.run.result["seconds"] / 3600 for measured in line.runs]
 
 
-NAMED: list[Column] = [
-    ("experiment", lambda line: f"`{' '.join(line.row.choices).removeprefix('experiment=')}`"),
-    ("million parameters", lambda line: f"{parameters(line.row):g}"),
-]
+NAMED: list[Column] = [("experiment", lambda line: f"`{line.row.name}`"), ("million parameters", parameters)]
 COLUMNS: list[Column] = [
     *NAMED,
     ("hours", lambda line: markdown.mean(hours(line), 1)),

@@ -119,6 +119,8 @@ def hint(name: str, every: dict[Size, list[str]]) -> str:
     ]
     if sizes:
         return f" of these sizes, it is of {', '.join(sizes)}"
+    if name in published.baselines()["rows"]:
+        return "; it is one of study=baselines"
     known = list(dict.fromkeys(row for names in every.values() for row in names))
     if name.startswith(published.TABLE_1):
         known = list(published.experiments())
