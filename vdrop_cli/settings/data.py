@@ -79,7 +79,7 @@ class RatedData(Data):
     )
     min_count: int = setting(
         1,
-        "words that occur less often in the training part (task.protocol=paper: in all parts) are <unk>",
+        "words that occur less often in the training part (task.protocol=paper: in all parts) are <unknown>",
         limits=POSITIVE,
     )
     vocabulary_size: int | None = setting(
