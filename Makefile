@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE  # many processes of the tests import the same modules: these are compiled once
 .PHONY: help setup demo baseline reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
 
 help:  ## what can be made
