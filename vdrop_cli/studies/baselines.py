@@ -118,12 +118,8 @@ UNMEASURED: list[Column] = [
 def draw(lines: list[Line]) -> Iterator[Drawing]:
     """Test perplexity against hours of training: a point for each line."""
     points = {
-        f"{line.row.labels[0]}, {line.made[0]}, {line.made[1]}": (
-            fmean(hours(line)),
-            fmean(line.values("test")),
-        )
-        for line in lines
-        if line.runs
+        label: (fmean(hours(line)), fmean(line.values("test")))
+        for label, line in table1.by_label([line for line in lines if line.runs]).items()
     }
     if points:
         figure = pictures.by_hours(points, published.baselines()["systems"])

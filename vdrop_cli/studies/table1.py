@@ -259,14 +259,19 @@ def drawer(lines: list[Line]) -> Callable[[], Iterator[Drawing]]:
     return lambda: draw(lines)
 
 
+def by_label(measured: list[Line]) -> dict[str, Line]:
+    """By the names of their rows, with precision and device where a row has several lines."""
+    machines = [", ".join(runs.made(line.runs[0].environments)[:2]) for line in measured]
+    labels = pictures.labels([line.row.labels[0] for line in measured], machines)
+    return dict(zip(labels, measured, strict=True))
+
+
 def draw(lines: list[Line]) -> Iterator[Drawing]:
     """Pictures of the runs of a size."""
     measured = [line for line in lines if line.runs]
     if not measured:
         return
-    machines = [", ".join(runs.made(line.runs[0].environments)[:2]) for line in measured]
-    labels = pictures.labels([line.row.labels[0] for line in measured], machines)
-    named = dict(zip(labels, measured, strict=True))
+    named = by_label(measured)
     timed = {label: line for label, line in named.items() if line.values("words_per_second")}
     prefix = f"{published.TABLE_1}_{measured[0].row.settings.model.size}"
     if timed:
