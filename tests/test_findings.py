@@ -101,14 +101,70 @@ def test_the_small_tied_model() -> None:
     columns = json.loads((RECORDS / "baselines/quick_tied-bf16-amd_epyc/columns.json").read_text())
     assert columns["valid"] == pytest.approx(run.result["valid_ppl_batched"])
     assert table["test, read in 128 columns"][0] == f"{columns['test']:.2f}"
-    readme = (ROOT / "README.md").read_text()
-    assert f"9.3 million parameters, test perplexity {run.result['test_ppl']:.1f} |" in readme
     assert [by_epoch[epoch] for epoch in (19, 20)] == [("92.1", 0.01), ("81.4", 0.0025)]
     assert [by_epoch[epoch] for epoch in (26, 27)] == [("78.1", 0.0025), ("77.2", 0.000625)]
     text = (ROOT / "docs" / "baselines.md").read_text()
     in_columns = f"{columns['valid']:.1f} / {columns['test']:.2f} read in 128 columns"
     as_one_text = f"{run.result['valid_ppl']:.1f} / {run.result['test_ppl']:.2f} as one text ("
     assert f"| 76.2 / 73.27, after 30 epochs, read in 128 columns | {in_columns}; {as_one_text}" in text
+
+
+def test_the_small_model_in_three_hours() -> None:
+    run = recorded("baselines/ptb_3h-bf16-amd_epyc")
+    result, by_epoch = run.result, {epoch["epoch"]: epoch for epoch in run.epochs}
+    test, hours = f"{result['test_ppl']:.2f}", f"{result['seconds'] / 3600:.1f}"
+    assert (result["epochs"], result["seconds"] <= 3 * 3600) == (46, True)
+    (table,) = tables("ptb_3h", "perplexity")
+    measured = [f"{result['valid_ppl']:.2f}", test, f"{run.epochs[-1]['train_ppl_dropout']:.2f}"]
+    assert [values[0] for values in table.values()] == measured
+    less = {
+        record["epoch"]: record
+        for record in sinks.read_log(RECORDS / "baselines/ptb_3h_less_dropout/s1/log.jsonl")
+        if record["kind"] == "epoch"
+    }
+    (curves,) = tables("ptb_3h", "epoch")
+    assert {"17", "46"} <= set(curves)
+    for epoch, values in curves.items():
+        assert values == [
+            f"{epochs[int(epoch)][metric]:.1f}" if int(epoch) in epochs else "–"
+            for epochs in (by_epoch, less)
+            for metric in ("valid_ppl_batched", "train_ppl_dropout")
+        ], epoch
+    page = (ROOT / "docs" / "findings" / "ptb_3h.md").read_text()
+    assert f"reaches a test perplexity of {test} in {hours} hours of training on two cores" in page
+    assert f"training perplexity is {result['train_ppl']:.1f} at the end" in page
+    recipe = (ROOT / "conf" / "experiment" / "ptb_3h.yaml").read_text()
+    assert f"validation {result['valid_ppl']:.2f}, test {test}, in {hours} hours on two cores" in recipe
+    text = (ROOT / "docs" / "baselines.md").read_text()
+    assert f"| `ptb_3h` | 10.0 million | this project's own | {result['valid_ppl']:.1f} / {test} (" in text
+    readme = (ROOT / "README.md").read_text()
+    assert f"10 million parameters, test perplexity {result['test_ppl']:.1f} in {hours} hours" in readme
+
+
+def test_times_of_recorded_runs() -> None:
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    for what, pattern in (
+        ("a small row, 39 epochs", "table1/small_*"),
+        ("`table1_medium_untied`", "table1/medium_untied-bf16-intel_xeon"),
+        ("`quick_tied`, 30 epochs", "baselines/quick_tied-bf16-amd_epyc"),
+        ("`ptb_3h`, 46 epochs", "baselines/ptb_3h-bf16-amd_epyc"),
+        ("variational LSTM on film reviews, 60 epochs", "ratings/*_lstm_variational-60-bf16-amd_epyc"),
+    ):
+        recorded_runs = [run for folder in RECORDS.glob(pattern) for run in runs.below(folder)]
+        minutes = sorted(
+            run.result["seconds"] / 60
+            for run in recorded_runs
+            if run.result["epochs"] == run.train.schedule.epochs  # all but those that stopped early
+        )
+        shortest, longest = clock(minutes[0]), clock(minutes[-1])
+        time = longest if shortest == longest else f"{shortest} to {longest}"
+        (row, *_) = [line for line in text.splitlines() if line.startswith(f"| {what} |")]
+        assert row.split(" | ")[2].startswith(time), (what, time)
+
+
+def clock(minutes: float) -> str:
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"
 
 
 def test_the_small_rows() -> None:

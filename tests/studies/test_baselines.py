@@ -1,5 +1,7 @@
 """Stronger baselines: their rows, what is published beside them, and the section of the page."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,8 @@ def test_parameters_are_those_of_the_models() -> None:
             model = LanguageModel(row.settings.model, row.settings.dropout.for_layers(), 10_000)
         count = sum(parameter.numel() for parameter in model.parameters())
         assert baselines.parameters(Line(row, [])) == f"{count / 1e6:.1f}", row.name
+        if row.name == "ptb_3h":
+            assert count <= 10_000_000
 
 
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
@@ -117,3 +121,81 @@ def test_the_rows_in_the_picture_are_those_of_table_1() -> None:
         for name in ("zaremba", "variational", "untied")
     ]
     assert [row.key for row in baselines.rows_of_table1()] == [row.key for row in theirs]
+
+
+def test_every_ablation_differs_from_its_recipe_in_what_it_names() -> None:
+    differences = {
+        row.name: baselines.changes("ptb_3h", row.settings, "")
+        for row in Baselines().rows
+        if baselines.base_name(row.name) == "ptb_3h"
+    }
+    assert differences == {
+        "ptb_3h_no_recurrent": {"dropout.p_h": 0.0},
+        "ptb_3h_new_recurrent": {"dropout.new_each_step": "p_x, p_between, p_h, p_out"},
+        "ptb_3h_averaged": {
+            "schedule.lr_shape": "step",
+            "schedule.average_decay": 1.0,
+            "schedule.average_from": 34,
+        },
+        "ptb_3h_untied_vectors": {"model.tie_embeddings": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        (
+            "ptb_3h_no_recurrent",
+            "dropout.p_h=0.2",
+            "must leave what ptb_3h_no_recurrent changes (dropout.p_h)",
+        ),
+        ("ptb_3h_no_recurrent", "dropout.p_h=0", "must leave what ptb_3h_no_recurrent changes (dropout.p_h)"),
+        ("ptb_3h_averaged", "schedule.epochs=20", "ptb_3h_averaged: schedule.average_from must be"),
+    ],
+)
+def test_overrides_do_not_undo_an_ablation(name: str, overrides: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        _ = Baselines([name], overrides).rows
+    (row,) = Baselines([name], "model.hidden_size=20 schedule.epochs=40").rows
+    assert row.settings.model.hidden_size == 20
+
+
+@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
+def test_ablations_have_a_section_with_the_difference_from_their_recipe(quick_tied: Finished) -> None:
+    study = Baselines(["ptb_3h", "ptb_3h_averaged", "ptb_3h_no_recurrent"])
+    test = quick_tied.result["test_ppl"]
+    better = replace(quick_tied, result=quick_tied.result | {"test_ppl": test - 3})
+    averaged = replace(quick_tied, result=quick_tied.result | {"test_ppl": test - 2, "test_ppl_raw": test})
+    elsewhere = replace(quick_tied, config=quick_tied.config | {"precision": "fp32"})
+    keys = {row.name: row.key for row in study.rows}
+    measured = {
+        keys["ptb_3h"]: [better],
+        keys["ptb_3h_averaged"]: [averaged],
+        keys["ptb_3h_no_recurrent"]: [quick_tied, elsewhere],
+    }
+    recipes, ablations = study.sections(study.lines(Collected(measured, {})))
+    assert [line.row.name for line in recipes.lines] == ["ptb_3h"]
+    assert "`ptb_3h` with one part changed" in ablations.about
+    cells = [
+        [
+            line.row.name,
+            *(dict(ablations.columns)[name](line) for name in ("test", "test, raw", "difference")),
+        ]
+        for line in ablations.lines
+    ]
+    assert sorted(cells) == [
+        ["ptb_3h_averaged", f"{test - 2:.2f}", f"{test:.2f}", "+1.00"],
+        ["ptb_3h_no_recurrent", f"{test:.2f}", "–", "+3.00"],
+        ["ptb_3h_no_recurrent", f"{test:.2f}", "–", "–"],  # no run of the recipe is in this precision
+    ]
+    alone = Baselines(["ptb_3h_averaged"], "model.hidden_size=20")
+    sections = alone.sections(alone.lines(collected()))
+    assert [[line.row.name for line in section.lines] for section in sections] == [
+        ["ptb_3h"],  # not run, but on the page: the difference needs it
+        ["ptb_3h_averaged"],
+    ]
+    assert sections[0].lines[0].row.settings.model.hidden_size == 20
+    drawn = [drawing.figure for drawing in recipes.draw()]
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels[0] == "Two layers of 700, tied, held recurrent mask"
+    assert not any("recurrence" in label for label in labels), "ablations are not in the picture"

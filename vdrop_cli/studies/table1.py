@@ -190,6 +190,7 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | Non
             "valid_as_published": result.get("valid_ppl_as_published"),  # of Penn Treebank alone
             "valid": result["valid_ppl"],
             "test": result["test_ppl"],
+            "test_raw": result.get("test_ppl_raw"),  # of runs that average their weights
             "words_per_second": run.words_per_second,
         }
         return Measured(run, metrics, run.environments)
