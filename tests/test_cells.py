@@ -151,7 +151,11 @@ def test_masks_of_another_cell_are_refused() -> None:
             LSTM(5, 7, dropout=Dropout("moon", p_c=0.3)).masks(4, 3),
             r"masks\.c must be None: a GRU has no cell state",
         ),
-        (LSTMCell(5, 7), LSTM(5, 7, variational=0.3).masks(4, 3), r"masks\.word and masks\.out must be None"),
+        (
+            LSTMCell(5, 7),
+            LSTM(5, 7, variational=0.3).masks(4, 3),
+            r"masks\.word, masks\.out and masks\.head must be None",
+        ),
         (
             LSTMCell(5, 7),
             LSTM(5, 7, dropout=Dropout("variational", p_weight=0.5)).masks(1, 3),

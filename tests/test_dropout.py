@@ -1,6 +1,6 @@
 """Laws of dropout: what is shared over time, gates, sequences and words, and that masks average to one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -38,9 +38,8 @@ def drawn(cell: str, policy: str, step: int = 0) -> ModelMasks:
 def tensors(masks: ModelMasks) -> list[Tensor]:
     """All that there are."""
     word = [] if masks.word is None else [masks.word.by_type_B, masks.word.by_token_TB]
-    return [
-        t for t in (*(mask for layer in masks.layers for mask in layer), masks.out, *word) if t is not None
-    ]
+    layer_masks = (mask for layer in masks.layers for mask in layer)
+    return [mask for mask in (*layer_masks, masks.out, masks.head, *word) if mask is not None]
 
 
 def varies(mask: Tensor, dim: int) -> bool:
@@ -109,6 +108,32 @@ def test_each_place_has_held_masks_or_new_ones(places: tuple[str, ...], traced: 
     assert masks.time == TIME
     assert others[0].x is not None and others[0].x.max() == pytest.approx(1 / 0.75, rel=1e-4)
     assert first.x is not None and first.x.max() == 2
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_the_mask_of_the_head_is_held_or_new_and_follows_its_sequences(new: bool) -> None:
+    places = ["p_head"] if new else []
+    dropout = Dropout("variational", p_x=0.5, p_out=0.5, p_head=0.25, p_weight=0.5, new_each_step=places)
+    shape = MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4, head_size=400)
+    masks = draw(dropout, shape, Stream((0,)))
+    head = masks.head
+    assert head is not None and head.shape == (TIME if new else 1, BATCH, 400)
+    assert varies(head, 0) == new and varies(head, 1)
+    assert sorted(head.unique().tolist()) == pytest.approx([0, 4 / 3], rel=1e-4)
+    assert head.mean().item() == pytest.approx(1, abs=0.1)
+    for changed, expected in (
+        (masks.rows([2, 0]), head[:, [2, 0]]),
+        (masks.repeat(2), head.repeat_interleave(2, 1)),
+        (masks.to("cpu", torch.float64), head.double()),
+    ):
+        assert changed.head is not None and torch.equal(changed.head, expected)
+    without = draw(replace(dropout, p_head=0.0, new_each_step=()), shape, Stream((0,)))
+    if not new:  # other places have the same masks with and without it
+        assert all(map(torch.equal, tensors(replace(masks, head=None)), tensors(without)))
+    joined = concat_batch([replace(one, weights=None) for one in (masks, draw(dropout, shape, Stream((1,))))])
+    assert joined.head is not None and torch.equal(joined.head[:, :BATCH], head)
+    with pytest.raises(ValueError, match="masks must be for one batch"):
+        replace(masks, head=head[:, :1].expand(-1, BATCH + 1, -1))
 
 
 def test_words_can_be_dropped_beside_naive_masks() -> None:

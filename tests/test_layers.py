@@ -467,6 +467,8 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         layer(x[:, :1], masks=layer.masks(4, 6))
     with pytest.raises(ValueError, match=r"masks\.out must be broadcastable to \[4, 3, 7\], got \[1, 3, 6\]"):
         layer(x, masks=ModelMasks([Masks()], None, torch.ones(1, 3, 6)))
+    with pytest.raises(ValueError, match=r"masks\.head must be None"):
+        layer(x, masks=ModelMasks([Masks()], head=torch.ones(1, 3, 6)))
     with pytest.raises(ValueError, match=r"masks\.word must be None"):
         layer(x, masks=ModelMasks([Masks()], WordMasks(0.5, by_type_B=torch.arange(3))))
 
@@ -697,6 +699,8 @@ def test_what_does_not_go_together_is_an_error() -> None:
         LSTM(5, 7, 2, dropout=0.2, variational=0.3)
     with pytest.raises(ValueError, match=r"p_word must be 0 in a layer, .* use WordDropout"):
         LSTM(5, 7, dropout=Dropout("variational", p_word=0.3))
+    with pytest.raises(ValueError, match=r"p_head must be 0 in a layer, which has no head, got 0\.3"):
+        LSTM(5, 7, dropout=Dropout("variational", p_head=0.3))
     with pytest.raises(ValueError, match="p_h must be one probability or 2, one for each layer, got 3"):
         LSTM(5, 7, 2, dropout=Dropout("variational", p_h=[0.1, 0.2, 0.3]))
     with pytest.raises(ValueError, match="proj_size must be 0 for a GRU"):

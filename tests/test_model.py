@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tests.conftest import settings
 from vdrop_cli.dropout import WordMasks
@@ -134,6 +135,26 @@ def test_a_tied_embedding_gets_the_gradients_of_both_its_uses(size: int) -> None
         torch.testing.assert_close(tied.head_projection.grad, tied.embedding.detach().T @ as_head_VH)
 
 
+def test_the_mask_of_the_head_is_on_the_projected_output() -> None:
+    """By hand, in the loss, the logits and the loss with penalties."""
+    tied = ("model.tie_embeddings=true", "model.embedding_size=4")
+    model = small(*tied, "dropout.p_out=0.3", "dropout.p_head=0.5", "dropout.new_each_step=[p_head]")
+    ids, targets, state = torch.randint(11, (9, 2)), torch.randint(11, (9, 2)), model.zero_state(2)
+    masks = model.masks(9, 2, Stream((1,)))
+    assert masks.head is not None and masks.head.shape == (9, 2, 4)
+    y_TBH, _ = model.read(ids, state, masks)
+    logits_TBV = (y_TBH @ model.head_projection.T * masks.head) @ model.embedding.T + model.head_bias
+    expected = nn.functional.cross_entropy(logits_TBV.flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(model.logits(model(ids, state, masks)[0]), logits_TBV)
+    for nll_TB in (
+        model.nll(ids, targets, state, masks)[0],
+        model.nll_and_squares(ids, targets, state, masks)[0],
+    ):
+        torch.testing.assert_close(nll_TB, expected.view(9, 2))
+    without, _ = model.nll(ids, targets, state, replace(masks, head=None))
+    assert not torch.allclose(without, expected.view(9, 2))
+
+
 @pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true", "model.embedding_size=4")])
 def test_logits_are_those_of_the_loss(options: tuple[str, ...]) -> None:
     model = small(*options)
@@ -161,8 +182,13 @@ def test_recipes_have_the_parameters_and_masks_of_their_source(recipe: str, expe
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
     assert sum(p.numel() for p in model.parameters()) == expected
     masks = model.masks(5, 3, Stream((1,)))
-    kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out)]
-    assert kinds == {"melis_10m": [5, 1, 5], "quick_tied": [None, None, 5], "awd_lstm": [1, None, 1]}[recipe]
+    kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out, masks.head)]
+    assert (
+        kinds
+        == {"melis_10m": [5, 1, 5, 5], "quick_tied": [None, None, 5, None], "awd_lstm": [1, None, 1, None]}[
+            recipe
+        ]
+    )
     assert (masks.word is not None) == (recipe == "awd_lstm")
     steps = 1 if recipe == "awd_lstm" else 5
     assert [layer.x is not None and len(layer.x) for layer in masks.layers[1:]] == [steps] * (

@@ -66,11 +66,12 @@ def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
     assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("place", ["p_x", "p_between", "p_h", "p_out"])
+@pytest.mark.parametrize("place", ["p_x", "p_between", "p_h", "p_out", "p_head"])
 def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step(place: str) -> None:
     """In the last segment, too, which is shorter; whichever place is new."""
-    options = [f"dropout.{name}=0.5" for name in ("p_x", "p_h", "p_out")]
-    model, _ = trained("dropout=variational", *options, f"dropout.new_each_step=[{place}]")
+    options = [f"dropout.{name}=0.5" for name in ("p_x", "p_h", "p_out", "p_head")]
+    tied = ["model.tie_embeddings=true", "model.embedding_size=9"]
+    model, _ = trained("dropout=variational", *tied, *options, f"dropout.new_each_step=[{place}]")
     masks = PassMasks(model, 1, word_dropout=True)
     first = masks.draw(range(2), 0, 35)
     for number, time in ((1, 35), (2, 9)):
@@ -80,6 +81,7 @@ def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step(p
             "p_between": (first.layers[1].x, later.layers[1].x),
             "p_h": (first.layers[1].h, later.layers[1].h),
             "p_out": (first.out, later.out),
+            "p_head": (first.head, later.head),
         }
         for name, (before, after) in by_place.items():
             assert before is not None and after is not None

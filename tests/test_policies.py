@@ -38,6 +38,7 @@ def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
         ({"policy": "variational", "p_h": True}, r"^p_h must be in \[0, 1\), got True$"),
         ({"policy": "zaremba", "tie": "none"}, r"^tie must be all with policy=zaremba, got none$"),
         ({"policy": "variational", "word_mask": "token"}, r"^word_mask must be type where p_word=0"),
+        ({"policy": "moon", "p_head": 0.3}, r"^p_head must be 0 with policy=moon"),
         ({"policy": "moon", "p_between": 0.3}, r"^p_between must be unset with policy=moon"),
         ({"policy": "variational", "p_between": 1}, r"^p_between must be in \[0, 1\), got 1$"),
         (
@@ -50,7 +51,7 @@ def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
         ),
         (
             {"policy": "variational", "new_each_step": ["p_word"]},
-            r"^new_each_step must be of p_x, p_between, p_h, p_out, got 'p_word'$",
+            r"^new_each_step must be of p_x, p_between, p_h, p_out, p_head, got 'p_word'$",
         ),
         ({"policy": "variational", "new_each_step": "p_h"}, r"^new_each_step must be a list of places, got"),
     ],
@@ -84,9 +85,9 @@ def test_layers_after_the_first_may_have_a_probability_of_their_own() -> None:
 
 def test_masks_are_held_or_new_every_step() -> None:
     assert {policy for policy in Policy if Dropout(policy).new_every_step} == {Policy.zaremba, Policy.naive}
-    mixed = Dropout("variational", p_x=0.1, p_h=0.1, p_out=0.1, new_each_step=["p_out", "p_x"])
+    mixed = Dropout("variational", p_x=0.1, p_h=0.1, p_out=0.1, p_head=0.1, new_each_step=["p_out", "p_x"])
     assert mixed.new_every_step and mixed.new_each_step == ("p_x", "p_out")
-    places = ("p_x", "p_between", "p_h", "p_out")
-    assert [mixed.is_new_each_step(place) for place in places] == [True, False, False, True]
+    places = ("p_x", "p_between", "p_h", "p_out", "p_head")
+    assert [mixed.is_new_each_step(place) for place in places] == [True, False, False, True, False]
     assert all(Dropout("naive").is_new_each_step(place) for place in places)
     assert not any(Dropout("moon").is_new_each_step(place) for place in places)

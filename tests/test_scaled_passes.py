@@ -73,10 +73,18 @@ def test_a_state_of_other_passes_is_refused_and_changes_nothing() -> None:
 
 def test_every_probability_is_multiplied() -> None:
     dropout = Dropout(
-        "variational", p_word=0.1, p_x=0.2, p_between=0.4, p_h=[0.1, 0.3], p_out=0.5, new_each_step=["p_x"]
+        "variational",
+        p_word=0.1,
+        p_x=0.2,
+        p_between=0.4,
+        p_h=[0.1, 0.3],
+        p_out=0.5,
+        p_head=0.6,
+        new_each_step=["p_x"],
     )
     scaled = dropout.scaled(0.5)
     assert (scaled.p_word, scaled.p_x, scaled.p_between, scaled.p_out) == (0.05, 0.1, 0.2, 0.25)
+    assert scaled.p_head == 0.3
     assert scaled.p_h == (0.05, 0.15) and scaled.new_each_step == ("p_x",) and scaled.tie is dropout.tie
     assert Dropout("naive", p_h=0.4).scaled(2).p_h == 0.8
     with pytest.raises(ValueError, match=r"p_out must be in \[0, 1\), got 1\.0"):

@@ -390,7 +390,15 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             )
             for steered in (["schedule.lr_shape=plateau", "schedule.decay=2"], ["schedule.average_decay=1"])
         ),
-        (["dropout.new_each_step=[p_c]"], r"dropout\.new_each_step must be of p_x, p_between, p_h, p_out"),
+        (["dropout.p_head=0.3"], r"dropout\.p_head must be 0 without a projection, which comes with"),
+        (
+            ["model.tie_embeddings=true", "dropout.p_head=0.3"],
+            r"dropout\.p_head must be 0 without a projection, which comes with",
+        ),
+        (
+            ["dropout.new_each_step=[p_c]"],
+            r"dropout\.new_each_step must be of p_x, p_between, p_h, p_out, p_head",
+        ),
         (
             ["dropout=naive", "dropout.new_each_step=[p_h]"],
             r"dropout\.new_each_step must be empty with dropout\.policy=naive, got p_h",
@@ -578,6 +586,11 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "dropout.p_c": (["dropout=moon"], ["dropout.p_c=0.4"], "numbers"),
     "dropout.p_weight": ([], ["dropout.p_weight=0.4"], "numbers"),
     "dropout.p_out": ([], ["dropout.p_out=0.4"], "numbers"),
+    "dropout.p_head": (
+        ["model.tie_embeddings=true", "model.embedding_size=3"],
+        ["dropout.p_head=0.4"],
+        "numbers",
+    ),
     "dropout.word_mask": ([], ["dropout.word_mask=token"], "numbers"),
     "data.train": ([], ["data.train={folder}/valid.txt"], "numbers"),
     "data.valid": ([], ["data.valid={folder}/test.txt"], "numbers"),

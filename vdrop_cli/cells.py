@@ -152,10 +152,10 @@ class RecurrentCell(nn.Module):
             raise ValueError(
                 f"masks must be for one layer and {batch} sequences, held over time; use cell.masks({batch})"
             )
-        if masks.word is not None or masks.out is not None:
+        if masks.word is not None or masks.out is not None or masks.head is not None:
             raise ValueError(
-                "masks.word and masks.out must be None: a cell uses neither; use WordDropout and "
-                "LockedDropout"
+                "masks.word, masks.out and masks.head must be None: a cell uses none of them; use "
+                "WordDropout and LockedDropout"
             )
         if masks.weights is not None:
             raise ValueError("masks.weights must be None: a cell drops no weights; use a layer")

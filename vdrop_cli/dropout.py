@@ -40,6 +40,7 @@ class MaskShape:
     gates: int
     directions: int = 1
     projected_size: int = 0  # size P of the hidden state of an LSTM with projections; 0: H
+    head_size: int = 0  # size E of the projected output that enters the head; 0: it is not projected
 
     def cell_size(self, layer: int) -> int:
         """The size H of the cell state of a layer."""
@@ -168,6 +169,7 @@ class ModelMasks:
     time: int | None = None  # number of steps; None: any, where masks are held over the sequence
     # on the recurrent weights of each layer and direction, [G·H, P], for all sequences
     weights: list[Tensor | None] | None = None
+    head: Tensor | None = None  # broadcastable to [T, B, E]
     # A cell's cache: the masks that it has checked, their sizes, and the result of `cells.step_masks`.
     checked_masks: tuple[Masks, tuple[object, ...], Masks] | None = field(
         default=None, init=False, repr=False
@@ -180,7 +182,7 @@ class ModelMasks:
             for mask, dim in zip(layer, BATCH_DIMS, strict=True)
             if mask is not None
         }
-        sizes |= set() if self.out is None else {int(self.out.shape[-2])}
+        sizes |= {int(mask.shape[-2]) for mask in (self.out, self.head) if mask is not None}
         if self.word is not None:
             sizes.add(self.word.batch)
         sizes -= {1}
@@ -201,9 +203,10 @@ class ModelMasks:
         word: WordMasks | None,
         batch: int | None,
     ) -> "ModelMasks":
-        """Returns new masks: `function(mask, batch dimension)` of every mask of layers and output."""
+        """Returns new masks: `function(mask, batch dimension)` of every mask of layers, output and head."""
         layers = [Masks(*map(function, layer, BATCH_DIMS)) for layer in self.layers]
-        return ModelMasks(layers, word, function(self.out, 1), batch, self.time, self.weights)
+        out, head = function(self.out, 1), function(self.head, 1)
+        return ModelMasks(layers, word, out, batch, self.time, self.weights, head)
 
     def map_weights(self, function: Callable[[Tensor | None], Tensor | None]) -> "ModelMasks":
         """Returns the same masks but for those on weights."""
@@ -406,8 +409,9 @@ def draw(
     time = mask_time(dropout, "p_out", shape)
     out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.output_size))
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
+    head = keep(dropout.p_head, (mask_time(dropout, "p_head", shape), shape.batch, shape.head_size))
     weights = weight_masks(dropout.p_weight, shape, keep)
-    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights).to(device)
+    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights, head).to(device)
 
 
 def mask_steps(dropout: Dropout, shape: MaskShape) -> int | None:
@@ -510,7 +514,8 @@ def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
     ]
     total = None if None in batches else sum(batch for batch in batches if batch is not None)
     word = concat_words([m.word for m in masks])
-    return ModelMasks(layers, word, join([m.out for m in masks], 1), total, masks[0].time)
+    out, head = join([m.out for m in masks], 1), join([m.head for m in masks], 1)
+    return ModelMasks(layers, word, out, total, masks[0].time, head=head)
 
 
 def concat_words(words: Sequence[WordMasks | None]) -> WordMasks | None:

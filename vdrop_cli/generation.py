@@ -29,8 +29,8 @@ def sample_words(
     for _ in range(count):
         logits_V: Tensor = model.head_bias
         if len(ids_TB):
-            y_TBH, state = model(ids_TB, state, model.mean_masks())
-            logits_V = model.logits(y_TBH[-1, 0])
+            x_TBE, state = model(ids_TB, state, model.mean_masks())
+            logits_V = model.logits(x_TBE[-1, 0])
         p_V = probabilities(logits_V, temperature, top_k)
         if not bool(p_V.isfinite().all()):
             raise ValueError("the probabilities of the next word are not finite")

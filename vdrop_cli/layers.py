@@ -142,6 +142,8 @@ def check_policy(dropout: object, cell: Cell, layers: int) -> None:
         raise ValueError(
             f"p_word must be 0 in a layer, whose input has no words, got {dropout.p_word}; use WordDropout(p)"
         )
+    if dropout.p_head > 0:
+        raise ValueError(f"p_head must be 0 in a layer, which has no head, got {dropout.p_head}")
     for name in BY_LAYER:
         dropout.layer_probabilities(name, layers)
     if layers == 1 and (dropout.p_between is not None or BETWEEN in dropout.new_each_step):
@@ -571,6 +573,8 @@ class Recurrent(nn.Module):
                 "masks.word must be None: the input of a layer has no words; multiply the embedding by "
                 "masks.word.keep(ids)"
             )
+        if masks.head is not None:
+            raise ValueError("masks.head must be None: a layer has no head")
         if masks.weights is not None:
             self.check_weight_masks(masks.weights, x_TBD)
         if masks.out is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vdrop_cli import kernels
-from vdrop_cli.dropout import ModelMasks, draw
+from vdrop_cli.dropout import MaskShape, ModelMasks, draw
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 from vdrop_cli.policies import Cell, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
@@ -39,11 +39,15 @@ class Encoder(nn.Module):
         super().__init__()
         hidden, size = model.hidden_size, model.word_size
         self.dropout = dropout
-        without_words = replace(dropout, p_word=0.0, word_mask=WordMask.type)  # the embedding has them
+        # the embedding has the masks of words, the head its own
+        layer_places = tuple(place for place in dropout.new_each_step if place != "p_head")
+        in_layers = replace(
+            dropout, p_word=0.0, word_mask=WordMask.type, p_head=0.0, new_each_step=layer_places
+        )
         options: dict[str, Any] = {
             "num_layers": model.layers,
             "residual": model.residual,
-            "dropout": without_words,
+            "dropout": in_layers,
             "backend": backend,
             "compute_dtype": compute_dtype,
         }
@@ -56,7 +60,7 @@ class Encoder(nn.Module):
         self.tie_embeddings = model.tie_embeddings
         if not model.tie_embeddings:
             self.head_weight = nn.Parameter(torch.empty(rows, hidden))
-        elif size != hidden:
+        elif model.has_projection:
             self.head_projection = nn.Parameter(torch.empty(size, hidden))
         self.head_bias = nn.Parameter(torch.empty(rows))
 
@@ -85,13 +89,20 @@ class Encoder(nn.Module):
     def zero_state(self, batch: int) -> State:
         return self.layers.zero_state(batch)
 
+    def mask_shape(self, time: int, batch: int) -> MaskShape:
+        """The sizes of the masks for `time` steps of `batch` sequences."""
+        shape = self.layers.mask_shape(time, batch)
+        return (
+            replace(shape, head_size=self.embedding.shape[1]) if hasattr(self, "head_projection") else shape
+        )
+
     def masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
         """Draws masks for `time` steps of `batch` sequences, as a function of the stream."""
         return self.host_masks(time, batch, stream).to(self.embedding.device)
 
     def host_masks(self, time: int, batch: int, stream: Stream) -> ModelMasks:
         """Draws the same masks on the CPU, page-locked where the model is on a GPU."""
-        shape = self.layers.mask_shape(time, batch)
+        shape = self.mask_shape(time, batch)
         masks = draw(self.dropout, shape, stream, outputs=self.outputs).to("cpu", self.embedding.dtype)
         return masks.pin_memory() if self.embedding.is_cuda else masks
 
@@ -126,8 +137,17 @@ class LanguageModel(Encoder):
         super().__init__(model, dropout, vocabulary_size, vocabulary_size, backend, compute_dtype)
 
     def forward(self, ids_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
+        """Returns the input of the head and the state after it.
+
+        The input is the masked output of the last layer, [T, B, H], or its masked projection, [T, B, E].
+        """
+        y_TBH, state = self.read(ids_TB, state, masks)
+        return self.head_input(y_TBH, masks.head), state
+
+    def read(self, ids_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """Returns the masked output of the last layer, [T, B, H], and the state after it."""
-        y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=replace(masks, word=None))
+        in_layers = replace(masks, word=None, head=None)
+        y_TBH, last = self.layers(self.embed(ids_TB, masks), state, masks=in_layers)
         return y_TBH, last if isinstance(last, tuple) else (last,)
 
     @property
@@ -135,38 +155,40 @@ class LanguageModel(Encoder):
         """The weights of the head, [V, H], or [V, E] where they are the word vectors."""
         return self.embedding if self.tie_embeddings else self.head_weight
 
-    def head_input(self, y_TBH: Tensor) -> Tensor:
-        """Returns what the head multiplies: the output itself, or its projection [T, B, E]."""
+    def head_input(self, y_TBH: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns what the head multiplies: the output itself, or its masked projection [T, B, E]."""
         if not hasattr(self, "head_projection"):
             return y_TBH
         dtype = self.layers.compute_dtype or y_TBH.dtype
-        return nn.functional.linear(y_TBH.to(dtype), self.head_projection.to(dtype)).to(y_TBH.dtype)
+        x_TBE = nn.functional.linear(y_TBH.to(dtype), self.head_projection.to(dtype)).to(y_TBH.dtype)
+        return x_TBE if mask is None else x_TBE * mask
 
-    def logits(self, y_TBH: Tensor) -> Tensor:
-        """Returns the logits of the next word, [T, B, V], from the output of the last layer."""
-        return nn.functional.linear(self.head_input(y_TBH), self.word_weights, self.head_bias)
+    def logits(self, x_TBE: Tensor) -> Tensor:
+        """Returns the logits of the next word, [T, B, V], from the input of the head."""
+        return nn.functional.linear(x_TBE, self.word_weights, self.head_bias)
 
     def nll(
         self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
     ) -> tuple[Tensor, State]:
         """Returns the negative log-likelihood of each target in nats, [T, B], and the state after it."""
-        y_TBH, state = self(ids_TB, state, masks)
-        return self.nll_of_output(y_TBH, targets_TB), state
+        x_TBE, state = self(ids_TB, state, masks)
+        return self.nll_of_input(x_TBE, targets_TB), state
 
     def nll_and_squares(
         self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
     ) -> tuple[Tensor, State, Squares]:
         """Returns what `nll` does, and the squares of the output."""
-        raw_TBH, state = self(ids_TB, state, replace(masks, out=None))
+        raw_TBH, state = self.read(ids_TB, state, replace(masks, out=None))
         y_TBH = raw_TBH if masks.out is None else raw_TBH * masks.out
         change_TBH = raw_TBH[1:] - raw_TBH[:-1]
         change = change_TBH.square().mean() if len(change_TBH) else raw_TBH.new_zeros(())
-        return self.nll_of_output(y_TBH, targets_TB), state, Squares(y_TBH.square().mean(), change)
+        nll_TB = self.nll_of_input(self.head_input(y_TBH, masks.head), targets_TB)
+        return nll_TB, state, Squares(y_TBH.square().mean(), change)
 
-    def nll_of_output(self, y_TBH: Tensor, targets_TB: Tensor) -> Tensor:
-        """Returns the negative log-likelihood of each target in nats, [T, B], from the masked output."""
+    def nll_of_input(self, x_TBE: Tensor, targets_TB: Tensor) -> Tensor:
+        """Returns the negative log-likelihood of each target in nats, [T, B], from the input of the head."""
         nll_N = kernels.linear_cross_entropy(
-            self.head_input(y_TBH).flatten(0, 1),
+            x_TBE.flatten(0, 1),
             self.word_weights,
             self.head_bias,
             targets_TB.flatten(),

@@ -148,7 +148,7 @@ class PassMasks:
         return masks.to(self.model.embedding.device)
 
     def drawn(self, dropout: Dropout, passes: range, number: int, time: int) -> ModelMasks:
-        shape = self.model.layers.mask_shape(time, 1)
+        shape = self.model.mask_shape(time, 1)
         return concat_batch([draw(dropout, shape, self.stream.at(s, number)) for s in passes])
 
 
@@ -162,8 +162,9 @@ def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> Mode
         for layer, (new, one) in enumerate(zip(masks.layers, first.layers, strict=True))
     ]
     out = masks.out if dropout.is_new_each_step("p_out") else first.out
+    head = masks.head if dropout.is_new_each_step("p_head") else first.head
     word = masks.word if dropout.word_mask is WordMask.token else first.word
-    return replace(masks, layers=layers, out=out, word=word, weights=first.weights)
+    return replace(masks, layers=layers, out=out, head=head, word=word, weights=first.weights)
 
 
 class MonteCarlo:

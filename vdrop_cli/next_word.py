@@ -153,18 +153,18 @@ class Predictions(NamedTuple):
     entropy_T: Tensor  # summed over the passes, float64
 
 
-def predictions(model: LanguageModel, y_TSH: Tensor, targets_T: Tensor) -> Predictions:
+def predictions(model: LanguageModel, x_TSE: Tensor, targets_T: Tensor) -> Predictions:
     """Takes the softmax of a few passes at a time; all logits, [T, S, V], do not fit in memory."""
-    steps, passes, _ = y_TSH.shape
+    steps, passes, _ = x_TSE.shape
     vocabulary = len(model.head_bias)
-    p_TV = torch.zeros(steps, vocabulary, dtype=torch.float64, device=y_TSH.device)
-    entropy_T = torch.zeros(steps, dtype=torch.float64, device=y_TSH.device)
-    log_p_TS = torch.empty(steps, passes, device=y_TSH.device)
-    at_once = max(1, LOGITS[y_TSH.device.type] // (steps * vocabulary))
+    p_TV = torch.zeros(steps, vocabulary, dtype=torch.float64, device=x_TSE.device)
+    entropy_T = torch.zeros(steps, dtype=torch.float64, device=x_TSE.device)
+    log_p_TS = torch.empty(steps, passes, device=x_TSE.device)
+    at_once = max(1, LOGITS[x_TSE.device.type] // (steps * vocabulary))
     for first in range(0, passes, at_once):
         some = slice(first, first + at_once)
-        y_TsH = y_TSH[:, some].contiguous()  # otherwise it is one small product a step
-        log_p_TsV = model.logits(y_TsH).log_softmax(-1)
+        x_TsE = x_TSE[:, some].contiguous()  # otherwise it is one small product a step
+        log_p_TsV = model.logits(x_TsE).log_softmax(-1)
         index_Ts1 = targets_T[:, None, None].expand(*log_p_TsV.shape[:2], 1)
         log_p_TS[:, some] = log_p_TsV.gather(-1, index_Ts1)[..., 0]
         p_TsV = log_p_TsV.exp()
@@ -195,8 +195,8 @@ def standard_tokens(model: LanguageModel, stream_N: Tensor) -> Tokens:
     steps = max(1, LOGITS[stream_N.device.type] // len(model.head_bias))
     for _, ids_T, targets_T in segments(stream_N, steps):
         interruption.check()
-        y_TSH, state = model(ids_T[:, None], state, model.mean_masks())
-        parts.append(tokens_of([predictions(model, y_TSH, targets_T)], targets_T))
+        x_TSE, state = model(ids_T[:, None], state, model.mean_masks())
+        parts.append(tokens_of([predictions(model, x_TSE, targets_T)], targets_T))
     return Tokens(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -260,8 +260,8 @@ class NextWordPasses:
             parts, states = [], []
             for passes, state in zip(self.batches, self.states, strict=True):
                 ids_TS = ids_T[:, None].expand(-1, len(passes))
-                y_TSH, after = self.model(ids_TS, state, masks_of(passes, number, len(ids_T)))
-                parts.append(predictions(self.model, y_TSH, targets_T))
+                x_TSE, after = self.model(ids_TS, state, masks_of(passes, number, len(ids_T)))
+                parts.append(predictions(self.model, x_TSE, targets_T))
                 states.append(after)
             self.add(number, parts, targets_T)
             self.states, self.number = states, number + 1

@@ -46,16 +46,16 @@ class WordMask(Choice):
 
 NEW_EVERY_STEP = (Policy.zaremba, Policy.naive)
 WEIGHT = "p_weight"
-PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out", WEIGHT)
+PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out", "p_head", WEIGHT)
 BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
 BETWEEN = "p_between"  # the inputs of all layers but the first, where they differ from the first one's
-EITHER = ("p_x", BETWEEN, "p_h", "p_out")  # places whose masks can be held or new at every step
+EITHER = ("p_x", BETWEEN, "p_h", "p_out", "p_head")  # places whose masks can be held or new at every step
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
-    Policy.zaremba: ("p_x", "p_out"),
-    Policy.naive: ("p_word", "p_x", "p_h", "p_out"),
+    Policy.zaremba: ("p_x", "p_out", "p_head"),
+    Policy.naive: ("p_word", "p_x", "p_h", "p_out", "p_head"),
     Policy.moon: ("p_word", "p_c"),
-    Policy.variational: ("p_word", "p_x", "p_h", "p_out", WEIGHT),
+    Policy.variational: ("p_word", "p_x", "p_h", "p_out", "p_head", WEIGHT),
 }
 
 AnyChoice = TypeVar("AnyChoice", bound=Choice)
@@ -98,6 +98,8 @@ class Dropout:
     p_h: Probability = 0.0  # the previous hidden state where it enters the recurrent product
     p_c: Probability = 0.0  # the cell state
     p_out: float = 0.0  # the output of the last layer
+    # the projected output of a language model with tied word vectors, where it enters the head; 0 in layers
+    p_head: float = 0.0
     # an element of the recurrent weights, for all sequences of a batch (Merity et al. 2018)
     p_weight: float = 0.0
     word_mask: WordMask | str = WordMask.type

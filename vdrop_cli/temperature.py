@@ -24,8 +24,8 @@ def logits_and_targets(model: LanguageModel, stream_N: Tensor) -> Iterator[tuple
     state = model.zero_state(1)
     for _, ids_T, targets_T in segments(stream_N, SEGMENT_STEPS):
         interruption.check()
-        y_TBH, state = model(ids_T[:, None], state, model.mean_masks())
-        yield model.logits(y_TBH[:, 0]), targets_T
+        x_TBE, state = model(ids_T[:, None], state, model.mean_masks())
+        yield model.logits(x_TBE[:, 0]), targets_T
 
 
 @torch.no_grad()

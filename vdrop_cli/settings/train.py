@@ -139,6 +139,11 @@ class Model:
         """The size of a word's vector."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
 
+    @property
+    def has_projection(self) -> bool:
+        """Whether the output is projected to the size of the word vectors, which are the head's weights."""
+        return self.tie_embeddings and self.word_size != self.hidden_size
+
 
 @dataclass
 class DropoutSettings:
@@ -162,6 +167,12 @@ class DropoutSettings:
     )
     p_c: float = setting(0.0, "probability of dropping a unit of the cell state", limits=PROBABILITY)
     p_out: float = setting(0.0, "probability of dropping a unit of the last layer's output", "", PROBABILITY)
+    p_head: float = setting(
+        0.0,
+        "probability of dropping a unit of the projected output, where it enters the head; for tied word "
+        "vectors that are not as large as the last layer",
+        limits=PROBABILITY,
+    )
     p_weight: float = setting(
         0.0,
         "probability of dropping an element of the recurrent weights; sequences of a batch share the mask",
@@ -471,6 +482,13 @@ class Train:
             "dropout.p_between",
             "null, and not in dropout.new_each_step, with model.layers=1",
             self.dropout.p_between,
+        )
+        require(
+            self.dropout.p_head == 0 or self.model.has_projection,
+            "dropout.p_head",
+            "0 without a projection, which comes with model.tie_embeddings=true and another "
+            "model.embedding_size than model.hidden_size",
+            self.dropout.p_head,
         )
         has_ratings = isinstance(self.task, SentimentTask)
         source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == has_ratings]

@@ -499,7 +499,7 @@ class Passes:
             name, group, batch = self.work[at]
             member = number % len(self.models)
             model, dropout = self.models[member], self.dropouts[member]
-            shape = model.layers.mask_shape(*batch.ids_TB.shape)
+            shape = model.mask_shape(*batch.ids_TB.shape)
             stream = self.stream.at(number, name, batch.number)
             masks = draw(dropout, shape, stream, self.task.device, outputs=model.outputs)
             self.values_SN[name][number, group] = model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
