@@ -284,7 +284,7 @@ def test_cfg_in_one_word_is_resolved_too(vdrop: Vdrop) -> None:
         ),
         (
             "vdrop train dropout.p_",
-            {f"dropout.p_{place}=" for place in ("word", "x", "between", "h", "c", "out", "weight")},
+            {f"dropout.p_{place}=" for place in ("word", "x", "between", "h", "c", "out", "head", "weight")},
         ),
         ("vdrop eval checkpoint=v", {"checkpoint=vdrop"}),
     ],
