@@ -29,6 +29,7 @@ the [glossary](glossary.md) explains the terms.
 | B | batch, the number of sequences |
 | D | input size |
 | H | hidden size |
+| E | size of a word's vector |
 | P | size of the hidden state: H, or that of a projection |
 | G | gates: 4 of an LSTM (i f g o), 3 of a GRU (r z n) |
 | L | layers |

@@ -128,12 +128,21 @@ def test_the_mask_of_the_head_is_held_or_new_and_follows_its_sequences(new: bool
     ):
         assert changed.head is not None and torch.equal(changed.head, expected)
     without = draw(replace(dropout, p_head=0.0, new_each_step=()), shape, Stream((0,)))
-    if not new:  # other places have the same masks with and without it
+    if not new:  # other places but the weights have the same masks with and without it
         assert all(map(torch.equal, tensors(replace(masks, head=None)), tensors(without)))
     joined = concat_batch([replace(one, weights=None) for one in (masks, draw(dropout, shape, Stream((1,))))])
     assert joined.head is not None and torch.equal(joined.head[:, :BATCH], head)
     with pytest.raises(ValueError, match="masks must be for one batch"):
         replace(masks, head=head[:, :1].expand(-1, BATCH + 1, -1))
+
+
+@pytest.mark.parametrize("policy", ["zaremba", "naive"])
+def test_the_mask_of_the_head_is_new_at_every_step_with_policies_that_are(policy: str) -> None:
+    shape = MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4, head_size=400)
+    masks = draw(Dropout(policy, p_head=0.5), shape, Stream((0,)))
+    assert masks.head is not None and varies(masks.head, 0) and masks.time == TIME
+    with pytest.raises(ValueError, match=r"p_head must be 0 without a projection of the output, got 0\.5"):
+        draw(Dropout(policy, p_head=0.5), replace(shape, head_size=0), Stream((0,)))
 
 
 def test_words_can_be_dropped_beside_naive_masks() -> None:

@@ -699,8 +699,12 @@ def test_what_does_not_go_together_is_an_error() -> None:
         LSTM(5, 7, 2, dropout=0.2, variational=0.3)
     with pytest.raises(ValueError, match=r"p_word must be 0 in a layer, .* use WordDropout"):
         LSTM(5, 7, dropout=Dropout("variational", p_word=0.3))
-    with pytest.raises(ValueError, match=r"p_head must be 0 in a layer, which has no head, got 0\.3"):
+    with pytest.raises(
+        ValueError, match=r"p_head must be 0, and not in new_each_step, .* got 0\.3; use Lock"
+    ):
         LSTM(5, 7, dropout=Dropout("variational", p_head=0.3))
+    with pytest.raises(ValueError, match="p_head must be 0, and not in new_each_step, in a layer"):
+        LSTM(5, 7, dropout=Dropout("variational", p_x=0.3, new_each_step=["p_head"]))
     with pytest.raises(ValueError, match="p_h must be one probability or 2, one for each layer, got 3"):
         LSTM(5, 7, 2, dropout=Dropout("variational", p_h=[0.1, 0.2, 0.3]))
     with pytest.raises(ValueError, match="proj_size must be 0 for a GRU"):

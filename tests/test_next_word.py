@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.conftest import examples
 from tests.test_perplexity import trained
 from vdrop_cli import next_word
+from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo, PassMasks
 from vdrop_cli.next_word import (
@@ -37,10 +38,22 @@ def passes_of(
     return task.next_word_passes(model, samples, batch, seed=1, word_dropout=word)
 
 
+TIED = "model.tie_embeddings=true model.embedding_size=9 dropout.p_head=0.5"
+PROJECTED = [f"variational {TIED}", f"variational {TIED} dropout.new_each_step=[p_head]"]
+
+
 def finished(passes: NextWordPasses) -> NextWordPasses:
     for _ in passes.run():
         pass
     return passes
+
+
+def projected(model: LanguageModel, y_TBH: Tensor, masks: ModelMasks) -> Tensor:
+    """What enters the head, by hand."""
+    if not hasattr(model, "head_projection"):
+        return y_TBH
+    x_TBE = y_TBH @ model.head_projection.T
+    return x_TBE if masks.head is None else x_TBE * masks.head
 
 
 @torch.no_grad()
@@ -52,17 +65,18 @@ def every_probability(model: LanguageModel, stream_N: Tensor, samples: int, word
         for segment, start in enumerate(range(0, len(stream_N) - 1, 35)):
             ids_T = stream_N[start : min(start + 35, len(stream_N) - 1)]
             drawn = masks.draw(range(number, number + 1), segment, len(ids_T))
-            y_TBH, state = model(ids_T[:, None], state, drawn)
-            parts.append((y_TBH[:, 0] @ model.head_weight.T + model.head_bias).double().softmax(-1))
+            y_TBH, state = model.read(ids_T[:, None], state, drawn)
+            logits_TV = (projected(model, y_TBH, drawn) @ model.word_weights.T + model.head_bias)[:, 0]
+            parts.append(logits_TV.double().softmax(-1))
         p_SNV.append(torch.cat(parts))
     return torch.stack(p_SNV)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, *PROJECTED])
 @pytest.mark.parametrize("word", [False, True])
 def test_the_averaged_distribution_by_brute_force(policy: str, word: bool) -> None:
     """All passes stacked, in batches of other sizes, and with a few logits at a time."""
-    model, task = trained(f"dropout={policy}")
+    model, task = trained(*f"dropout={policy}".split())
     stream_N = task.streams["test"]
     p_SNV = every_probability(model, stream_N, 5, word)
     p_NV = p_SNV.mean(0)
@@ -92,12 +106,15 @@ def test_masks_on_weights_are_those_of_each_pass(new_each_step: str) -> None:
     torch.testing.assert_close(tokens.nll_N, expected_N, rtol=1e-4, atol=1e-5)
 
 
-def test_the_standard_approximation_by_brute_force() -> None:
-    model, task = trained()
+@pytest.mark.parametrize("policy", ["variational", PROJECTED[0]])
+def test_the_standard_approximation_by_brute_force(policy: str) -> None:
+    model, task = trained(*f"dropout={policy}".split())
     stream_N = task.streams["test"]
     with torch.no_grad():
-        y_TBH, _ = model(stream_N[:-1, None], model.zero_state(1), model.mean_masks())
-        p_NV = (y_TBH[:, 0] @ model.head_weight.T + model.head_bias).double().softmax(-1)
+        masks = model.mean_masks()
+        y_TBH, _ = model.read(stream_N[:-1, None], model.zero_state(1), masks)
+        logits_NV = (projected(model, y_TBH, masks) @ model.word_weights.T + model.head_bias)[:, 0]
+        p_NV = logits_NV.double().softmax(-1)
     tokens = standard_tokens(model, stream_N)
     torch.testing.assert_close(tokens.entropy_N, -(p_NV * p_NV.log()).sum(-1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tokens.confidence_N, p_NV.max(-1).values, rtol=1e-4, atol=1e-5)
@@ -106,10 +123,10 @@ def test_the_standard_approximation_by_brute_force() -> None:
     assert set(task.next_word(model).metrics) == {"test_entropy", "test_accuracy", "test_ece"}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, *PROJECTED])
 def test_perplexities_are_those_of_mc_dropout(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all passes and of every group of them, though the softmax is of few logits at a time."""
-    model, task = trained(f"dropout={policy}")
+    model, task = trained(*f"dropout={policy}".split())
     reference = MonteCarlo(model, task.streams["test"], 12, 5, 1, False)
     for _ in reference.run():
         pass

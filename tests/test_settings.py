@@ -390,6 +390,7 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             )
             for steered in (["schedule.lr_shape=plateau", "schedule.decay=2"], ["schedule.average_decay=1"])
         ),
+        (["task=sentiment", "dropout.p_head=0.3"], r"dropout\.p_head must be 0 with task=sentiment"),
         (["dropout.p_head=0.3"], r"dropout\.p_head must be 0 without a projection, which comes with"),
         (
             ["model.tie_embeddings=true", "dropout.p_head=0.3"],

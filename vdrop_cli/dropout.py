@@ -1,6 +1,6 @@
 """Draws mask tensors from a dropout policy; the cells know masks and never policies.
 
-T time  B batch  D input size  H hidden size  G gates
+T time  B batch  D input size  H hidden size  G gates  E size of a word's vector
 """
 
 import math
@@ -409,6 +409,8 @@ def draw(
     time = mask_time(dropout, "p_out", shape)
     out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.output_size))
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
+    if dropout.p_head > 0 and shape.head_size == 0:
+        raise ValueError(f"p_head must be 0 without a projection of the output, got {dropout.p_head}")
     head = keep(dropout.p_head, (mask_time(dropout, "p_head", shape), shape.batch, shape.head_size))
     weights = weight_masks(dropout.p_weight, shape, keep)
     return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights, head).to(device)

@@ -142,8 +142,11 @@ def check_policy(dropout: object, cell: Cell, layers: int) -> None:
         raise ValueError(
             f"p_word must be 0 in a layer, whose input has no words, got {dropout.p_word}; use WordDropout(p)"
         )
-    if dropout.p_head > 0:
-        raise ValueError(f"p_head must be 0 in a layer, which has no head, got {dropout.p_head}")
+    if dropout.p_head > 0 or "p_head" in dropout.new_each_step:
+        raise ValueError(
+            f"p_head must be 0, and not in new_each_step, in a layer, which has no head, got {dropout.p_head}"
+            "; use LockedDropout on a projection"
+        )
     for name in BY_LAYER:
         dropout.layer_probabilities(name, layers)
     if layers == 1 and (dropout.p_between is not None or BETWEEN in dropout.new_each_step):

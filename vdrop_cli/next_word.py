@@ -1,6 +1,7 @@
 """How sure a language model is of the next word: entropy, accuracy, calibration, mutual information.
 
-T time steps of a segment  N predicted tokens  S passes in a batch  H hidden size  V vocabulary
+T time steps of a segment  N predicted tokens  S passes in a batch  E size of the head's input
+V vocabulary
 """
 
 import math

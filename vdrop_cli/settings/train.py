@@ -483,14 +483,16 @@ class Train:
             "null, and not in dropout.new_each_step, with model.layers=1",
             self.dropout.p_between,
         )
+        has_ratings = isinstance(self.task, SentimentTask)
         require(
             self.dropout.p_head == 0 or self.model.has_projection,
             "dropout.p_head",
-            "0 without a projection, which comes with model.tie_embeddings=true and another "
+            f"0 with task={self.task.name}"
+            if has_ratings
+            else "0 without a projection, which comes with model.tie_embeddings=true and another "
             "model.embedding_size than model.hidden_size",
             self.dropout.p_head,
         )
-        has_ratings = isinstance(self.task, SentimentTask)
         source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == has_ratings]
         names = ", ".join(map(str, suitable))
         require(source in suitable, "data", f"one of {names} with task={self.task.name}", source)

@@ -247,9 +247,8 @@ def example(train: Train, knowledge: Learned) -> str:
     layers = f"{kind}({', '.join([str(model.word_size), str(sizes), str(model.layers), *options])})"
     layer_import = f"from vdrop_cli.layers import {kind}\n"
     if not isinstance(knowledge, Ratings):
-        is_projected = model.tie_embeddings and model.word_size != model.hidden_size
         return LOAD.format(imports=layer_import, layers=layers) + NEXT_WORD.format(
-            projection=' @ weights["head_projection"].T' if is_projected else "",
+            projection=' @ weights["head_projection"].T' if model.has_projection else "",
             head="embedding" if model.tie_embeddings else "head_weight",
         )
     imports = f"from vdrop_cli.corpora import words as split\n{layer_import}"
