@@ -137,6 +137,8 @@ def test_the_small_model_in_three_hours() -> None:
     assert f"validation {result['valid_ppl']:.2f}, test {test}, in {hours} hours on two cores" in recipe
     text = (ROOT / "docs" / "baselines.md").read_text()
     assert f"| `ptb_3h` | 10.0 million | this project's own | {result['valid_ppl']:.1f} / {test} (" in text
+    index = (ROOT / "docs" / "findings" / "index.md").read_text()
+    assert f"10 million parameters reach a test perplexity of {test} in {hours} hours on two cores" in index
     readme = (ROOT / "README.md").read_text()
     assert f"10 million parameters, test perplexity {result['test_ppl']:.1f} in {hours} hours" in readme
 

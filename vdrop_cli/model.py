@@ -156,11 +156,11 @@ class LanguageModel(Encoder):
         return self.embedding if self.tie_embeddings else self.head_weight
 
     def head_input(self, y_TBH: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns what the head multiplies: the output itself, or its masked projection [T, B, E]."""
-        if not hasattr(self, "head_projection"):
-            return y_TBH
-        dtype = self.layers.compute_dtype or y_TBH.dtype
-        x_TBE = nn.functional.linear(y_TBH.to(dtype), self.head_projection.to(dtype)).to(y_TBH.dtype)
+        """Returns what the head multiplies: the output itself, or its projection [T, B, E], masked."""
+        x_TBE = y_TBH
+        if hasattr(self, "head_projection"):
+            dtype = self.layers.compute_dtype or y_TBH.dtype
+            x_TBE = nn.functional.linear(y_TBH.to(dtype), self.head_projection.to(dtype)).to(y_TBH.dtype)
         return x_TBE if mask is None else x_TBE * mask
 
     def logits(self, x_TBE: Tensor) -> Tensor:
