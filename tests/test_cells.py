@@ -126,6 +126,8 @@ def test_what_a_cell_cannot_do_is_refused() -> None:
         LSTMCell(5, 7, dropout=Dropout("naive", p_h=0.3))
     with pytest.raises(ValueError, match="p_out must be 0 in a cell"):
         LSTMCell(5, 7, dropout=Dropout("variational", p_out=0.3))
+    with pytest.raises(ValueError, match="one_state_mask must be False in a cell"):
+        LSTMCell(5, 7, dropout=Dropout("variational", p_h=0.3, one_state_mask=True))
     with pytest.raises(ValueError, match="moon"):
         GRUCell(5, 7, dropout=Dropout("moon", p_c=0.3))
     for name in ("variational", "recurrent_dropout"):

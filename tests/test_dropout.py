@@ -110,6 +110,29 @@ def test_each_place_has_held_masks_or_new_ones(places: tuple[str, ...], traced: 
     assert first.x is not None and first.x.max() == 2
 
 
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("sizes", [(HIDDEN,), (HIDDEN, 70, 20)])
+def test_one_mask_on_a_state_wherever_it_enters(sizes: tuple[int, ...], traced: bool) -> None:
+    """The recurrence, the next layer and the output; inputs of the first layer have their own."""
+    dropout = Dropout("variational", p_x=0.25, p_h=0.5, one_state_mask=True)
+    shape = MaskShape(TIME, BATCH, (INPUT, *sizes[:-1]), sizes, 4)
+    if traced:
+        masks = draw_traceable(dropout, shape, torch.device("cpu"), torch.float32)
+    else:
+        masks = draw(dropout, shape, Stream((0,)))
+    first = masks.layers[0].x
+    assert first is not None and first.shape == (1, 1, BATCH, INPUT)
+    assert sorted(first.unique().tolist()) == pytest.approx([0, 4 / 3], rel=1e-4)
+    uses = [*(layer.x for layer in masks.layers[1:]), masks.out]
+    for size, layer, use in zip(sizes, masks.layers, uses, strict=True):
+        assert layer.h is not None and layer.h.shape == (1, 1, BATCH, size)
+        assert use is not None and torch.equal(use.view_as(layer.h), layer.h) and use.dim() in (3, 4)
+        assert varies(layer.h, 2) and set(layer.h.unique().tolist()) == {0, 2}
+    assert masks.out is not None and masks.out.shape == (1, BATCH, sizes[-1]) and masks.time is None
+    without = draw(replace(dropout, p_h=0.0), shape, Stream((0,)))
+    assert without.out is None and all(layer.h is None for layer in without.layers)
+
+
 @pytest.mark.parametrize("new", [False, True])
 def test_the_mask_of_the_head_is_held_or_new_and_follows_its_sequences(new: bool) -> None:
     places = ["p_head"] if new else []

@@ -703,6 +703,10 @@ def test_what_does_not_go_together_is_an_error() -> None:
         ValueError, match=r"p_head must be 0, and not in new_each_step, .* got 0\.3; use Lock"
     ):
         LSTM(5, 7, dropout=Dropout("variational", p_head=0.3))
+    one = Dropout("variational", p_h=0.3, one_state_mask=True)
+    for option in ("bidirectional", "residual"):
+        with pytest.raises(ValueError, match="one_state_mask must be False with bidirectional=True or resid"):
+            LSTM(5, 7, 2, dropout=one, **{option: True})
     with pytest.raises(ValueError, match="p_head must be 0, and not in new_each_step, in a layer"):
         LSTM(5, 7, dropout=Dropout("variational", p_x=0.3, new_each_step=["p_head"]))
     with pytest.raises(ValueError, match="p_h must be one probability or 2, one for each layer, got 3"):

@@ -146,13 +146,30 @@ def test_the_mask_of_the_head_is_on_the_projected_output() -> None:
     logits_TBV = (y_TBH @ model.head_projection.T * masks.head) @ model.embedding.T + model.head_bias
     expected = nn.functional.cross_entropy(logits_TBV.flatten(0, 1), targets.flatten(), reduction="none")
     torch.testing.assert_close(model.logits(model(ids, state, masks)[0]), logits_TBV)
-    for nll_TB in (
-        model.nll(ids, targets, state, masks)[0],
-        model.nll_and_squares(ids, targets, state, masks)[0],
-    ):
+    x_TBE, *_ = model.head_input_and_squares(ids, state, masks)
+    for nll_TB in (model.nll(ids, targets, state, masks)[0], model.nll_of_input(x_TBE, targets)):
         torch.testing.assert_close(nll_TB, expected.view(9, 2))
     without, _ = model.nll(ids, targets, state, replace(masks, head=None))
     assert not torch.allclose(without, expected.view(9, 2))
+
+
+@pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true", "model.embedding_size=4")])
+def test_the_augmented_loss_is_a_divergence_from_the_similarity_of_words(options: tuple[str, ...]) -> None:
+    """Inan et al. 2017: but for the entropy of the similarity it is eq. 3.2, its gradient is eq. 3.4."""
+    model = small(*options).double()
+    x_TBE = torch.randn(9, 2, model.word_weights.shape[1], dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (9, 2))
+    loss_TB = model.augmented_loss(x_TBE, targets, 3.0)
+    prediction_TBV = torch.softmax(model.logits(x_TBE) / 3, -1)
+    similarity_TBV = torch.softmax(model.embedding[targets] @ model.embedding.T / 3, -1)
+    divergence_TB = (similarity_TBV * (similarity_TBV / prediction_TBV).log()).sum(-1)
+    entropy_TB = -(similarity_TBV * similarity_TBV.log()).sum(-1)
+    torch.testing.assert_close(loss_TB.double(), divergence_TB + entropy_TB, rtol=1e-5, atol=1e-5)
+    gradient = torch.autograd.grad(loss_TB.sum(), (x_TBE, model.word_weights))
+    d_logits_TBV = (prediction_TBV - similarity_TBV) / 3
+    torch.testing.assert_close(gradient[0], d_logits_TBV @ model.word_weights, rtol=1e-4, atol=1e-5)
+    expected_VE = torch.einsum("tbv,tbe->ve", d_logits_TBV, x_TBE)
+    torch.testing.assert_close(gradient[1], expected_VE, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true", "model.embedding_size=4")])
@@ -170,13 +187,14 @@ def test_logits_are_those_of_the_loss(options: tuple[str, ...]) -> None:
     [
         ("melis_10m", 10_000 * (268 + 1) + 4 * 1194 * (268 + 1194 + 2) + 268 * 1194),
         ("quick_tied", 10_000 * (512 + 1) + 2 * 4 * 512 * (512 + 512 + 2)),
+        ("inan_medium_tied", 10_000 * (650 + 1) + 2 * 4 * 650 * (650 + 650 + 2)),
         ("awd_lstm", 10_000 * (400 + 1) + 4 * (1150 * (400 + 1152 + 1150 + 1152) + 400 * (1150 + 402))),
     ],
 )
 def test_recipes_have_the_parameters_and_masks_of_their_source(recipe: str, expected: int) -> None:
     """Melis et al. 2018: one layer of 1,194 units, an embedding of 268; held masks on the recurrence alone.
     The quick one has none there, and none on the words. Merity et al. 2018: all held, the recurrent weights
-    masked; 24 million parameters.
+    masked; 24 million parameters. Inan et al. 2017: all held, none on the words.
     """
     config = settings(f"experiment={recipe}")
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
@@ -185,12 +203,15 @@ def test_recipes_have_the_parameters_and_masks_of_their_source(recipe: str, expe
     kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out, masks.head)]
     assert (
         kinds
-        == {"melis_10m": [5, 1, 5, 5], "quick_tied": [None, None, 5, None], "awd_lstm": [1, None, 1, None]}[
-            recipe
-        ]
+        == {
+            "melis_10m": [5, 1, 5, 5],
+            "quick_tied": [None, None, 5, None],
+            "inan_medium_tied": [1, 1, 1, None],
+            "awd_lstm": [1, None, 1, None],
+        }[recipe]
     )
     assert (masks.word is not None) == (recipe == "awd_lstm")
-    steps = 1 if recipe == "awd_lstm" else 5
+    steps = 1 if recipe in ("awd_lstm", "inan_medium_tied") else 5
     assert [layer.x is not None and len(layer.x) for layer in masks.layers[1:]] == [steps] * (
         config.model.layers - 1
     )

@@ -54,6 +54,25 @@ def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
             r"^new_each_step must be of p_x, p_between, p_h, p_out, p_head, got 'p_word'$",
         ),
         ({"policy": "variational", "new_each_step": "p_h"}, r"^new_each_step must be a list of places, got"),
+        (
+            {"policy": "naive", "one_state_mask": True},
+            r"^one_state_mask must be False with policy=naive, got True$",
+        ),
+        (
+            {"policy": "variational", "tie": "gates", "one_state_mask": True},
+            r"^one_state_mask must be False with tie=gates, got True$",
+        ),
+        *(
+            (
+                {"policy": "variational", "p_h": 0.5, "one_state_mask": True, **other},
+                r"^one_state_mask must be False with p_between, p_out, or a p_x for each layer",
+            )
+            for other in ({"p_out": 0.5}, {"p_between": 0.5}, {"p_x": (0.5, 0.5)})
+        ),
+        (
+            {"policy": "variational", "p_h": 0.5, "one_state_mask": True, "new_each_step": ["p_x", "p_h"]},
+            r"^new_each_step must be without p_h with one_state_mask=True, which holds their mask$",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -81,6 +100,8 @@ def test_layers_after_the_first_may_have_a_probability_of_their_own() -> None:
     assert dropout.layer_probabilities("p_x", 3) == (0.1, 0.4, 0.4) and dropout.max_probability == 0.4
     assert Dropout("variational", p_between=0.4).drops
     assert Dropout("variational", p_x=0.1, p_between=0.0).layer_probabilities("p_x", 2) == (0.1, 0)
+    one = Dropout("variational", p_x=0.1, p_h=(0.2, 0.3, 0.4), one_state_mask=True)
+    assert one.layer_probabilities("p_x", 3) == (0.1, 0.2, 0.3)
 
 
 def test_masks_are_held_or_new_every_step() -> None:

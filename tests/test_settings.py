@@ -220,7 +220,8 @@ def test_a_composed_configuration_can_be_sent_to_another_process(command: str, w
 def test_the_settings_of_a_corpus_and_a_task_are_those_that_apply() -> None:
     assert set(plain(settings())["data"]) == {"source", "dir", "cache", "fraction"}
     assert set(plain(settings())["task"]) == {
-        *("name", "batch_size", "bptt", "random_length", "reset", "ar", "tar")
+        *("name", "batch_size", "bptt", "random_length", "reset", "ar", "tar"),
+        *("augmented_loss", "augmented_temperature"),
     }
     ratings = plain(settings("task=sentiment"))
     assert set(ratings["data"]) == {"source", "dir", "min_count", "vocabulary_size", "fraction"}
@@ -369,6 +370,30 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"task\.random_length must be false with task\.bptt below 10, got true",
         ),
         (["task.reset=1.5"], r"task\.reset must be in \[0, 1\], got 1\.5"),
+        (
+            ["task.augmented_loss=13"],
+            r"task\.augmented_temperature must be a number with task\.augmented_loss=13, got null",
+        ),
+        (
+            ["task.augmented_temperature=20"],
+            r"task\.augmented_temperature must be null with task\.augmented_loss=0, got 20\.0",
+        ),
+        (
+            ["dropout.p_out=0", "dropout.p_h=0", "dropout.one_state_mask=true"],
+            r"dropout\.one_state_mask must be false with dropout\.p_h=0, got true",
+        ),
+        (
+            ["dropout.one_state_mask=true"],
+            r"dropout\.one_state_mask must be false with p_between, p_out, .*; with true, p_h is",
+        ),
+        (
+            ["dropout.p_out=0", "dropout.one_state_mask=true", "model.residual=true"],
+            r"dropout\.one_state_mask must be false with model\.residual=true, got true",
+        ),
+        (
+            ["dropout.p_out=0", "dropout.one_state_mask=true", "dropout.new_each_step=[p_h]"],
+            r"dropout\.new_each_step must be without p_h with dropout\.one_state_mask=true",
+        ),
         (["task.tar=-1"], r"task\.tar must be at least 0, and finite, got -1\.0"),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
@@ -592,6 +617,7 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
         ["dropout.p_head=0.4"],
         "numbers",
     ),
+    "dropout.one_state_mask": (["dropout.p_out=0"], ["dropout.one_state_mask=true"], "numbers"),
     "dropout.word_mask": ([], ["dropout.word_mask=token"], "numbers"),
     "data.train": ([], ["data.train={folder}/valid.txt"], "numbers"),
     "data.valid": ([], ["data.valid={folder}/test.txt"], "numbers"),
@@ -605,6 +631,16 @@ CHANGES: dict[str, tuple[list[str], list[str], str]] = {
     "task.reset": ([], ["task.reset=0.5"], "numbers"),
     "task.ar": ([], ["task.ar=2"], "numbers"),
     "task.tar": ([], ["task.tar=2"], "numbers"),
+    "task.augmented_loss": (
+        ["task.augmented_loss=1", "task.augmented_temperature=20"],
+        ["task.augmented_loss=3"],
+        "numbers",
+    ),
+    "task.augmented_temperature": (
+        ["task.augmented_loss=1", "task.augmented_temperature=20"],
+        ["task.augmented_temperature=2"],
+        "numbers",
+    ),
     "schedule.epochs": ([], ["schedule.epochs=2"], "numbers"),
     "schedule.optimiser": (["schedule.lr=0.01"], ["schedule.optimiser=adam"], "numbers"),
     "schedule.lr": ([], ["schedule.lr=0.5"], "numbers"),

@@ -72,6 +72,11 @@ class RecurrentCell(nn.Module):
                 f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use "
                 "LockedDropout on the output"
             )
+        if chosen.one_state_mask:
+            raise ValueError(
+                "one_state_mask must be False in a cell, whose output is its state; use LockedDropout on the "
+                "output"
+            )
         if chosen.new_each_step:
             raise ValueError(
                 "new_each_step must be empty in a cell, whose masks are held over the sequence, got "

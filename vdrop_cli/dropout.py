@@ -368,17 +368,29 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
         for direction in range(shape.directions):
             # Ordinary dropout between layers is on the output of a layer; both directions of the next one
             # read it.
-            shared = direction == 1 and dropout.policy is Policy.zaremba
+            is_shared = direction == 1 and dropout.policy is Policy.zaremba
             masks.append(
                 Masks(
                     x=masks[-1].x
-                    if shared
+                    if is_shared
+                    else masks[-1].h
+                    if layer and dropout.one_state_mask
                     else gate_mask(p_x[layer], shape.input_sizes[layer], dropout.tie, shape, time_x, keep),
                     h=gate_mask(p_h[layer], shape.state_size(layer), dropout.tie, shape, time_h, keep),
                     c=keep(p_c[layer], (1, shape.batch, shape.cell_size(layer)), divided=False),
                 )
             )
     return masks
+
+
+def output_mask(
+    dropout: Dropout, shape: MaskShape, layers: list[Masks], time: int, keep: Keep
+) -> Tensor | None:
+    """Draws the mask on the output of `time` steps, unless it is that on the last layer's state."""
+    if dropout.one_state_mask:
+        state_mask = layers[-1].h
+        return None if state_mask is None else state_mask[:, 0]
+    return keep(dropout.p_out, (time, shape.batch, shape.output_size))
 
 
 def weight_masks(p: float, shape: MaskShape, keep: Keep) -> list[Tensor | None] | None:
@@ -407,7 +419,7 @@ def draw(
     keep = partial(keep_mask, generator=generator)
     layers = layer_masks(dropout, shape, keep)
     time = mask_time(dropout, "p_out", shape)
-    out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.output_size))
+    out = output_mask(dropout, shape, layers, min(time, outputs or time), keep)
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
     if dropout.p_head > 0 and shape.head_size == 0:
         raise ValueError(f"p_head must be 0 without a projection of the output, got {dropout.p_head}")
@@ -456,8 +468,8 @@ def draw_traceable(
     """
     time = mask_time(dropout, "p_out", shape)
     keep = partial(traceable_keep_mask, device=device, dtype=dtype)
-    out = keep(dropout.p_out, (time, shape.batch, shape.output_size))
     layers = layer_masks(dropout, shape, keep)
+    out = output_mask(dropout, shape, layers, time, keep)
     weights = weight_masks(dropout.p_weight, shape, keep)
     return ModelMasks(layers, None, out, shape.batch, mask_steps(dropout, shape), weights)
 

@@ -132,8 +132,11 @@ def checked_sizes(hidden_size: int | Sequence[int], num_layers: int) -> tuple[in
     return tuple(hidden_size)
 
 
-def check_policy(dropout: object, cell: Cell, layers: int) -> None:
-    """Raises TypeError or ValueError for a policy that the layer cannot apply."""
+def check_policy(dropout: object, cell: Cell, layers: int, *, is_chain: bool = True) -> None:
+    """Raises TypeError or ValueError for a policy that the layer cannot apply.
+
+    `is_chain`: whether the input of each layer but the first is the hidden state of the one below.
+    """
     if not isinstance(dropout, Dropout):
         raise TypeError(f'dropout must be a Dropout, as Dropout("variational", p_h=0.3), got {dropout!r}')
     if dropout.policy is Policy.moon and cell is not Cell.lstm:
@@ -151,6 +154,11 @@ def check_policy(dropout: object, cell: Cell, layers: int) -> None:
         dropout.layer_probabilities(name, layers)
     if layers == 1 and (dropout.p_between is not None or BETWEEN in dropout.new_each_step):
         raise ValueError("p_between must be unset, and not in new_each_step, in a single layer")
+    if dropout.one_state_mask and not is_chain:
+        raise ValueError(
+            "one_state_mask must be False with bidirectional=True or residual=True, where the input of a "
+            "layer is not one hidden state"
+        )
 
 
 class Recurrent(nn.Module):
@@ -271,7 +279,8 @@ class Recurrent(nn.Module):
 
     @dropout.setter
     def dropout(self, dropout: Dropout) -> None:
-        check_policy(dropout, self.cell, self.num_layers)
+        is_chain = not (self.bidirectional or self.residual)
+        check_policy(dropout, self.cell, self.num_layers, is_chain=is_chain)
         self.sampling.dropout = dropout
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -174,16 +174,15 @@ class LanguageModel(Encoder):
         x_TBE, state = self(ids_TB, state, masks)
         return self.nll_of_input(x_TBE, targets_TB), state
 
-    def nll_and_squares(
-        self, ids_TB: Tensor, targets_TB: Tensor, state: State, masks: ModelMasks
+    def head_input_and_squares(
+        self, ids_TB: Tensor, state: State, masks: ModelMasks
     ) -> tuple[Tensor, State, Squares]:
-        """Returns what `nll` does, and the squares of the output."""
+        """Returns the input of the head and the state after it, and the squares of the output."""
         raw_TBH, state = self.read(ids_TB, state, replace(masks, out=None))
         y_TBH = raw_TBH if masks.out is None else raw_TBH * masks.out
         change_TBH = raw_TBH[1:] - raw_TBH[:-1]
         change = change_TBH.square().mean() if len(change_TBH) else raw_TBH.new_zeros(())
-        nll_TB = self.nll_of_input(self.head_input(y_TBH, masks.head), targets_TB)
-        return nll_TB, state, Squares(y_TBH.square().mean(), change)
+        return self.head_input(y_TBH, masks.head), state, Squares(y_TBH.square().mean(), change)
 
     def nll_of_input(self, x_TBE: Tensor, targets_TB: Tensor) -> Tensor:
         """Returns the negative log-likelihood of each target in nats, [T, B], from the input of the head."""
@@ -196,6 +195,25 @@ class LanguageModel(Encoder):
             compute_dtype=self.layers.compute_dtype,
         )
         return nll_N.view_as(targets_TB)
+
+    def augmented_loss(self, x_TBE: Tensor, targets_TB: Tensor, temperature: float) -> Tensor:
+        """Returns the augmented loss of each target in nats, [T, B] (Inan et al. 2017, eq. 3.2).
+
+        It is the cross-entropy from softmax(E e / τ), the similarity of all word vectors E to that of the
+        target, e, to the prediction, softmax(logits / τ), without the entropy of the former. The similarity
+        is a target without a gradient, so that entropy has none.
+        """
+        dtype = self.layers.compute_dtype or x_TBE.dtype
+
+        def logits(x_NE: Tensor, w_VE: Tensor) -> Tensor:
+            return nn.functional.linear(x_NE.to(dtype), w_VE.to(dtype)).float() / temperature
+
+        with torch.no_grad():
+            target_NE = nn.functional.embedding(targets_TB.flatten(), self.embedding)
+            similarity_NV = logits(target_NE, self.embedding).softmax(1)
+        logits_NV = logits(x_TBE.flatten(0, 1), self.word_weights) + self.head_bias / temperature
+        loss_N = nn.functional.cross_entropy(logits_NV, similarity_NV, reduction="none")
+        return loss_N.view_as(targets_TB)
 
 
 class Regressor(Encoder):

@@ -50,6 +50,7 @@ PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out", "p_head", WEIGHT)
 BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
 BETWEEN = "p_between"  # the inputs of all layers but the first, where they differ from the first one's
 EITHER = ("p_x", BETWEEN, "p_h", "p_out", "p_head")  # places whose masks can be held or new at every step
+STATE_PLACES = (BETWEEN, "p_h", "p_out")  # where the hidden state of a layer enters
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
     Policy.zaremba: ("p_x", "p_out", "p_head"),
@@ -86,7 +87,10 @@ class Dropout:
     and `p_c` may be sequences with a probability for each layer. `tie` defaults to `none` for the policy
     naive and to `all` for variational; the others take no `tie`. `new_each_step` names places of the policy
     variational whose masks are new at every step, from `EITHER` (Melis et al. 2018 hold only that of the
-    recurrence). Raises ValueError for a probability that is out of range or that the policy does not use.
+    recurrence). With `one_state_mask` the mask on the hidden state of a layer is also on that state where it
+    enters the next layer, and where it is the output (Inan et al. 2017): `p_h` is the probability of all
+    three, and `p_x` is that of the first layer's input. Raises ValueError for a probability that is out of
+    range or that the policy does not use.
     """
 
     policy: Policy | str
@@ -104,6 +108,7 @@ class Dropout:
     p_weight: float = 0.0
     word_mask: WordMask | str = WordMask.type
     new_each_step: Sequence[str] = ()
+    one_state_mask: bool = False  # of the policy variational; p_between and p_out are then unset
 
     def __post_init__(self) -> None:
         policy = choice(Policy, "policy", self.policy)
@@ -124,6 +129,8 @@ class Dropout:
                     raise ValueError(f"{name} must be 0 with policy={policy}, which does not use it, got {p}")
         self.check_between(policy)
         self.check_new_each_step(policy)
+        if self.one_state_mask:
+            self.check_one_state_mask(policy, tie)
         if word_mask is WordMask.token and self.p_word == 0:
             raise ValueError("word_mask must be type where p_word=0, which masks no words, got token")
 
@@ -150,6 +157,24 @@ class Dropout:
                 raise ValueError(f"new_each_step must be of {', '.join(EITHER)}, got {place!r}")
         object.__setattr__(self, "new_each_step", tuple(p for p in EITHER if p in places))
 
+    def check_one_state_mask(self, policy: Policy, tie: Tie) -> None:
+        """Raises ValueError unless the mask on the hidden state can be that of its other uses."""
+        if policy is not Policy.variational:
+            raise ValueError(f"one_state_mask must be False with policy={policy}, got True")
+        if tie is not Tie.all:
+            raise ValueError(f"one_state_mask must be False with tie={tie}, got True")
+        if self.p_between is not None or self.p_out > 0 or isinstance(self.p_x, tuple):
+            raise ValueError(
+                "one_state_mask must be False with p_between, p_out, or a p_x for each layer; with True, "
+                "p_h is the probability of them"
+            )
+        fixed_places = [place for place in self.new_each_step if place in STATE_PLACES]
+        if fixed_places:
+            raise ValueError(
+                f"new_each_step must be without {', '.join(fixed_places)} with one_state_mask=True, which "
+                "holds their mask"
+            )
+
     def is_new_each_step(self, place: str) -> bool:
         """Whether the masks of a place, one of `EITHER`, are resampled at every step."""
         return self.policy in NEW_EVERY_STEP or place in self.new_each_step
@@ -168,6 +193,8 @@ class Dropout:
     def layer_probabilities(self, name: str, layers: int) -> tuple[float, ...]:
         """Returns `p_x`, `p_h` or `p_c` of each layer; raises ValueError for another number of layers."""
         p = getattr(self, name)
+        if name == "p_x" and self.one_state_mask:
+            return (self.p_x, *self.layer_probabilities("p_h", layers)[:-1])  # type: ignore[arg-type]
         if name == "p_x" and self.p_between is not None:
             return (p, *[self.p_between] * (layers - 1))
         if not isinstance(p, tuple):

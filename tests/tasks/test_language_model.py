@@ -160,6 +160,22 @@ def test_penalties_on_the_output_are_descended_and_not_reported(ar: float, tar: 
     assert task.loss(model, single, state, masks).descended.isfinite()
 
 
+@pytest.mark.parametrize("penalty", [[], ["task.ar=2"]])
+def test_the_augmented_loss_is_descended_and_not_reported(penalty: list[str]) -> None:
+    """On the scale of the loss, summed over steps and averaged over the batch, beside other penalties."""
+    options = ["task.bptt=5", *penalty]
+    plain, model = task_and_model(*options)
+    task, _ = task_and_model(*options, "task.augmented_loss=13", "task.augmented_temperature=20")
+    chunk, state = next(task.batches(ORDER)), task.zero_state(model)
+    masks = task.masks(model, chunk, Stream((2,)))
+    without, augmented = (one.loss(model, chunk, state, masks) for one in (plain, task))
+    torch.testing.assert_close(augmented.reported, without.reported)
+    torch.testing.assert_close(augmented.state[0], without.state[0])
+    x_TBE, _ = model(chunk.ids_TB, state, masks)
+    expected = 13 * model.augmented_loss(x_TBE, chunk.targets_TB, 20.0).sum() / task.batch_size
+    torch.testing.assert_close(augmented.descended - without.descended, expected)
+
+
 def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
     """Where <unk> is among the words of training it is trained, and no warning is due."""
     config = settings("task.batch_size=4", "task.bptt=5")

@@ -52,6 +52,17 @@ class LanguageModelTask(TaskSettings):
         "steps, not masked",
         limits=PENALTY,
     )
+    augmented_loss: float = setting(
+        0.0,
+        "factor of the augmented loss: the divergence of the prediction from the similarity of all words to "
+        "the target, both at augmented_temperature (Inan et al. 2017)",
+        limits=PENALTY,
+    )
+    augmented_temperature: float | None = setting(
+        None,
+        "temperature of both distributions of the augmented loss; null: no augmented loss",
+        limits=Limits(above=0, below=FLOAT32_LIMIT),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +71,13 @@ class LanguageModelTask(TaskSettings):
             "task.random_length",
             f"false with task.bptt below {LEAST_RANDOM}",
             "true",
+        )
+        has_loss, has_temperature = self.augmented_loss > 0, self.augmented_temperature is not None
+        require(
+            has_loss == has_temperature,
+            "task.augmented_temperature",
+            f"{'a number' if has_loss else 'null'} with task.augmented_loss={self.augmented_loss:g}",
+            "null" if self.augmented_temperature is None else self.augmented_temperature,
         )
 
 

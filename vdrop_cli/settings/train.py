@@ -188,6 +188,11 @@ class DropoutSettings:
         f"variational: places whose masks are new at every step instead of held, of {', '.join(EITHER)}; "
         "p_x is the first layer's input alone; for words see word_mask",
     )
+    one_state_mask: bool = setting(
+        False,
+        "variational: the mask of p_h is also on the hidden state where it enters the next layer, and where "
+        "it is the output (Inan et al. 2017); p_x is then of the first layer, p_between null and p_out 0",
+    )
 
     def __post_init__(self) -> None:
         require_limits(self, "dropout.")
@@ -200,14 +205,22 @@ class DropoutSettings:
             p = getattr(self, place)
             p = self.p_x if place == BETWEEN and p is None else p
             require(p > 0, "dropout.new_each_step", f"without {place}, where nothing is dropped", place)
+        require(
+            not self.one_state_mask or self.p_h > 0,
+            "dropout.one_state_mask",
+            "false with dropout.p_h=0",
+            "true",
+        )
 
     @property
     def in_words(self) -> str:
         """The probabilities above 0, such as `p_x 0.35, p_h 0.2`; or `none`."""
         named = [(name, getattr(self, name)) for name in (*PLACES[:2], BETWEEN, *PLACES[2:])]
         named = [(name, p) for name, p in named if p or (name == BETWEEN and p is not None)]
-        new = dict.fromkeys(self.new_each_step, " new at every step")
-        return ", ".join(f"{name} {p:g}{new.get(name, '')}" for name, p in named) or "none"
+        note = dict.fromkeys(self.new_each_step, " new at every step")
+        if self.one_state_mask:
+            note["p_h"] = " wherever the state enters"
+        return ", ".join(f"{name} {p:g}{note.get(name, '')}" for name, p in named) or "none"
 
     def for_layers(self) -> Dropout:
         """The policy as the layers take it."""
@@ -219,10 +232,12 @@ class DropoutSettings:
                 word_mask=self.word_mask,
                 p_between=self.p_between,
                 new_each_step=self.new_each_step,
+                one_state_mask=self.one_state_mask,
                 **probabilities,
             )
         except ValueError as error:
-            message = re.sub(r"\b(policy|p_word)=", r"dropout.\1=", str(error))
+            message = re.sub(r"\b(policy|p_word|one_state_mask)=", r"dropout.\1=", str(error))
+            message = message.replace("True", "true").replace("False", "false")
             raise ConfigError(f"dropout.{message}") from None
 
 
@@ -482,6 +497,12 @@ class Train:
             "dropout.p_between",
             "null, and not in dropout.new_each_step, with model.layers=1",
             self.dropout.p_between,
+        )
+        require(
+            not (self.dropout.one_state_mask and self.model.residual),
+            "dropout.one_state_mask",
+            "false with model.residual=true",
+            "true",
         )
         has_ratings = isinstance(self.task, SentimentTask)
         require(

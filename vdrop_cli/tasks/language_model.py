@@ -97,6 +97,7 @@ class LanguageModelling:
         self.bptt = task.bptt
         self.random_length, self.reset = task.random_length, task.reset
         self.ar, self.tar = task.ar, task.tar
+        self.augmented_loss, self.augmented_temperature = task.augmented_loss, task.augmented_temperature
         self.corpus = corpus
         self.device = device
         self.streams = {part: stream_N.to(device) for part, stream_N in corpus.parts.items()}
@@ -189,14 +190,16 @@ class LanguageModelling:
         if chunk.keep_B is not None:
             state = tuple(part * chunk.keep_B[:, None] for part in state)
         if self.ar or self.tar:
-            nll_TB, state, squares = model.nll_and_squares(chunk.ids_TB, chunk.targets_TB, state, masks)
-            penalty = len(nll_TB) * (self.ar * squares.output + self.tar * squares.change)
+            x_TBE, state, squares = model.head_input_and_squares(chunk.ids_TB, state, masks)
+            penalties = [len(x_TBE) * (self.ar * squares.output + self.tar * squares.change)]
         else:
-            nll_TB, state = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
-            penalty = None
-        loss = nll_TB.sum() / self.batch_size
-        descended = loss if penalty is None else loss + penalty
-        return Objective(descended, loss, tuple(part.detach() for part in state))
+            x_TBE, state = model(chunk.ids_TB, state, masks)
+            penalties = []
+        if self.augmented_temperature is not None:
+            augmented_TB = model.augmented_loss(x_TBE, chunk.targets_TB, self.augmented_temperature)
+            penalties.append(self.augmented_loss * augmented_TB.sum() / self.batch_size)
+        loss = model.nll_of_input(x_TBE, chunk.targets_TB).sum() / self.batch_size
+        return Objective(sum(penalties, loss), loss, tuple(part.detach() for part in state))
 
     def reported_loss(self, loss: float, words: int) -> float:
         """Nats a token."""
