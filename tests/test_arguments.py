@@ -268,6 +268,18 @@ def test_in_a_sweep_a_comma_separates_runs_also_of_paths_and_lists(dispatch: Dis
     ]
 
 
+def test_lists_of_numbers_stay_numbers_and_lists_of_texts_texts() -> None:
+    """As they are shown in the command that resumes a run."""
+    words = ["model.lower_sizes=640, 640", "dropout.new_each_step=[p_x]", "tags=[a,1]"]
+    numbers, places, tags = prepared("train", words)
+    assert (numbers, places) == ("model.lower_sizes=[640,640]", "dropout.new_each_step=[p_x]")
+    assert tags == "tags=[a,'1']"
+    assert prepared("train", ["model.lower_sizes=[640,640],[3,4]"], True) == [
+        "model.lower_sizes=[640,640],[3,4]"
+    ]
+    assert prepared("eval", ["dropout_factors=[0.5,1]"]) == ["dropout_factors=[0.5,1]"]
+
+
 def test_the_folder_of_a_sweep_is_a_path_as_typed(dispatch: Dispatch, tmp_path: Path) -> None:
     dispatch("train", "-m", "seed=1", "hydra.sweep.dir=my sweeps, (1)")
     assert (tmp_path / "my sweeps, (1)" / "summary.json").exists()

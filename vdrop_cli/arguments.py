@@ -9,7 +9,8 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import yaml
@@ -19,7 +20,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import BETWEEN, PLACES
 from vdrop_cli.settings.choices import SCHEDULES
 from vdrop_cli.settings.commands import ROOTS
-from vdrop_cli.settings.fields import FilePath, is_list, is_text, rule, types, walk
+from vdrop_cli.settings.fields import FilePath, has, is_list, is_text, rule, types, walk
 
 NAMES = (
     "device",
@@ -178,9 +179,9 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
     if key == VERBATIM:
         value = in_quotes(value)
     elif is_list(kind):
-        value = ",".join(
-            as_list(word, part, path) for part in (split(word, value, brackets=True) if sweep else [value])
-        )
+        parts = split(word, value, brackets=True) if sweep else [value]
+        write = partial(element, path=path) if has(kind, str) else str
+        value = ",".join(as_list(word, part, write) for part in parts)
     elif is_text(kind):
         if not sweep and key in NAMES and "," in value:
             raise ConfigError(f"{word}: several values are a sweep; add -m to run each of them")
@@ -189,12 +190,12 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
     return f"{prefix}{key}={value}"
 
 
-def as_list(word: str, value: str, path: bool) -> str:
-    """A list setting's value, of which brackets can be left out."""
+def as_list(word: str, value: str, write: Callable[[str], str]) -> str:
+    """A list setting's value, of which brackets can be left out; `write` returns an element for Hydra."""
     if value in ("", "null") or re.fullmatch(r"\$\{[^{}]*\}", value):
         return value
     inner = match[1] if (match := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)) else value
-    return f"[{','.join(element(part, path) for part in split(word, inner))}]" if inner.strip() else "[]"
+    return f"[{','.join(map(write, split(word, inner)))}]" if inner.strip() else "[]"
 
 
 def split(word: str, value: str, brackets: bool = False) -> list[str]:

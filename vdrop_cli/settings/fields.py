@@ -177,9 +177,9 @@ def is_list(kind: Any) -> bool:
 
 
 @cache
-def has_floats(kind: Any) -> bool:
-    """Whether it is float, perhaps as an alternative or in a list."""
-    return kind is float or any(map(has_floats, get_args(kind)))
+def has(kind: Any, element: type) -> bool:
+    """Whether it is `element`, perhaps as an alternative or in a list."""
+    return kind is element or any(has(one, element) for one in get_args(kind))
 
 
 def is_text(kind: Any) -> bool:
@@ -267,7 +267,7 @@ def plain_value(value: Any, kind: Any) -> Any:
         return [plain_value(one, kind) for one in value]
     if isinstance(value, Choice):
         return value.name
-    return float(value) if type(value) is int and has_floats(kind) else value
+    return float(value) if type(value) is int and has(kind, float) else value
 
 
 def require_plain(values: Any) -> None:
