@@ -277,7 +277,17 @@ def test_lists_of_numbers_stay_numbers_and_lists_of_texts_texts() -> None:
     assert prepared("train", ["model.lower_sizes=[640,640],[3,4]"], True) == [
         "model.lower_sizes=[640,640],[3,4]"
     ]
-    assert prepared("eval", ["dropout_factors=[0.5,1]"]) == ["dropout_factors=[0.5,1]"]
+    assert prepared("eval", ["dropout_factors=[0.5,1e-1]"]) == ["dropout_factors=[0.5,1e-1]"]
+    # mistakes are left to the setting, which names itself, instead of Hydra's grammar
+    mistakes = {
+        "eval": "dropout_factors=[0.5(]",
+        "train": "model.lower_sizes=[640;3]",
+        "bench": "parts=[a;b]",
+    }
+    for command, word in mistakes.items():
+        (prepared_word,) = prepared(command, [word])
+        name, _, value = word.partition("=")
+        assert prepared_word == f"{name}=['{value[1:-1]}']"
 
 
 def test_the_folder_of_a_sweep_is_a_path_as_typed(dispatch: Dispatch, tmp_path: Path) -> None:

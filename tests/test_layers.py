@@ -150,15 +150,26 @@ def chain(stack: LSTM | GRU) -> list[LSTM | GRU]:
     return layers
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("residual", "bidirectional", "one_state_mask"),
+    [
+        (False, False, False),
+        (False, False, True),
+        (False, True, False),
+        (True, False, False),
+        (True, True, False),
+    ],
+)
 @pytest.mark.parametrize("ours", [LSTM, GRU])
-def test_a_stack_is_its_layers_one_after_the_other(ours: Any, residual: bool, bidirectional: bool) -> None:
+def test_a_stack_is_its_layers_one_after_the_other(
+    ours: Any, residual: bool, bidirectional: bool, one_state_mask: bool
+) -> None:
     """With sizes that differ or the layer's input added to its output: outputs, states and gradients, under
     masks on inputs and states, and with lengths.
     """
     sizes = (7, 7, 7) if residual else SIZES
-    dropout = Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3)
+    p_out = 0.0 if one_state_mask else 0.3
+    dropout = Dropout("variational", p_x=0.3, p_h=0.3, p_out=p_out, one_state_mask=one_state_mask)
     stack = ours(
         5, sizes, dropout=dropout, residual=residual, bidirectional=bidirectional, dtype=torch.float64
     )

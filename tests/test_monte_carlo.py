@@ -93,6 +93,21 @@ def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step(p
         assert words[0] is not None and words[1] is not None and torch.equal(words[0], words[1])
 
 
+def test_one_mask_on_a_state_is_held_for_the_whole_text_where_inputs_have_new_ones() -> None:
+    """On the recurrence, on the next layer's input and on the output, and for each pass another."""
+    options = ["dropout.p_out=0", "dropout.p_h=0.5", "dropout.one_state_mask=true", "dropout.p_x=0.5"]
+    model, _ = trained("dropout=variational", *options, "dropout.new_each_step=[p_x]")
+    masks = PassMasks(model, 1, word_dropout=True)
+    first = masks.draw(range(2), 0, 35)
+    for segment in (first, masks.draw(range(2), 1, 35), masks.draw(range(2), 2, 9)):
+        below, above = segment.layers
+        assert below.h is not None and above.h is not None
+        assert above.x is not None and torch.equal(above.x, below.h)
+        assert segment.out is not None and torch.equal(segment.out, above.h[:, 0])
+        assert first.layers[0].h is not None and torch.equal(below.h, first.layers[0].h)
+        assert not torch.equal(below.h[:, :, 0], below.h[:, :, 1])
+
+
 def test_a_pass_has_one_mask_on_weights_for_the_whole_text_and_no_other_pass_shares_it() -> None:
     """By hand: the model with the recurrent weights of a pass masked. Passes cannot share a batch."""
     model, task = trained("dropout=variational", "dropout.p_weight=0.5", "dropout.new_each_step=[p_x]")

@@ -63,11 +63,17 @@ def test_a_policy_takes_the_probabilities_that_it_uses(policy: Policy) -> None:
             r"^one_state_mask must be False with tie=gates, got True$",
         ),
         *(
-            (
-                {"policy": "variational", "p_h": 0.5, "one_state_mask": True, **other},
-                r"^one_state_mask must be False with p_between, p_out, or a p_x for each layer",
+            ({"policy": "variational", "p_h": 0.5, "one_state_mask": True, **other}, message)
+            for other, message in (
+                ({"p_out": 0.5}, r"^p_out must be 0 with one_state_mask=True, got 0\.5$"),
+                ({"p_between": 0.5}, r"^p_between must be unset with one_state_mask=True, got 0\.5$"),
+                (
+                    {"p_x": (0.5, 0.5)},
+                    r"^p_x must be one probability with one_state_mask=True, .*\(0\.5, 0\.5\)$",
+                ),
+                ({"p_h": 0}, r"^one_state_mask must be False with p_h=0, got True$"),
+                ({"p_h": (0, 0)}, r"^one_state_mask must be False with p_h=0, got True$"),
             )
-            for other in ({"p_out": 0.5}, {"p_between": 0.5}, {"p_x": (0.5, 0.5)})
         ),
         (
             {"policy": "variational", "p_h": 0.5, "one_state_mask": True, "new_each_step": ["p_x", "p_h"]},

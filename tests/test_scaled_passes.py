@@ -87,5 +87,7 @@ def test_every_probability_is_multiplied() -> None:
     assert scaled.p_head == 0.3
     assert scaled.p_h == (0.05, 0.15) and scaled.new_each_step == ("p_x",) and scaled.tie is dropout.tie
     assert Dropout("naive", p_h=0.4).scaled(2).p_h == 0.8
+    one = Dropout("variational", p_x=0.2, p_h=0.4, one_state_mask=True).scaled(0.5)
+    assert one.one_state_mask and (one.p_x, one.p_h) == (0.1, 0.2)
     with pytest.raises(ValueError, match=r"p_out must be in \[0, 1\), got 1\.0"):
         dropout.scaled(2)

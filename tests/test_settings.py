@@ -384,7 +384,15 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         ),
         (
             ["dropout.one_state_mask=true"],
-            r"dropout\.one_state_mask must be false with p_between, p_out, .*; with true, p_h is",
+            r"dropout\.p_out must be 0 with dropout\.one_state_mask=true, got 0\.35",
+        ),
+        (
+            ["dropout.p_out=0", "dropout.p_between=0.2", "dropout.one_state_mask=true"],
+            r"dropout\.p_between must be unset with dropout\.one_state_mask=true, got 0\.2",
+        ),
+        (
+            ["dropout=variational_untied", "dropout.p_out=0", "dropout.one_state_mask=true"],
+            r"dropout\.untied must be false with dropout\.one_state_mask=true, got true",
         ),
         (
             ["dropout.p_out=0", "dropout.one_state_mask=true", "model.residual=true"],

@@ -9,8 +9,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -59,6 +58,7 @@ QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 # what Hydra reads as it stands, but for its keywords
 PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*|\.{1,2}/[A-Za-z0-9_./-]*"
 KEYWORDS = ("null", "true", "false", "inf", "nan")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 
 
@@ -180,8 +180,8 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
         value = in_quotes(value)
     elif is_list(kind):
         parts = split(word, value, brackets=True) if sweep else [value]
-        write = partial(element, path=path) if has(kind, str) else str
-        value = ",".join(as_list(word, part, write) for part in parts)
+        are_numbers = has(kind, int) or has(kind, float)
+        value = ",".join(as_list(word, part, path, are_numbers) for part in parts)
     elif is_text(kind):
         if not sweep and key in NAMES and "," in value:
             raise ConfigError(f"{word}: several values are a sweep; add -m to run each of them")
@@ -190,12 +190,15 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
     return f"{prefix}{key}={value}"
 
 
-def as_list(word: str, value: str, write: Callable[[str], str]) -> str:
-    """A list setting's value, of which brackets can be left out; `write` returns an element for Hydra."""
+def as_list(word: str, value: str, path: bool, are_numbers: bool) -> str:
+    """A list setting's value, of which brackets can be left out."""
     if value in ("", "null") or re.fullmatch(r"\$\{[^{}]*\}", value):
         return value
     inner = match[1] if (match := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)) else value
-    return f"[{','.join(map(write, split(word, inner)))}]" if inner.strip() else "[]"
+    elements = [
+        part if are_numbers and NUMBER.fullmatch(part) else element(part, path) for part in split(word, inner)
+    ]
+    return f"[{','.join(elements)}]" if inner.strip() else "[]"
 
 
 def split(word: str, value: str, brackets: bool = False) -> list[str]:

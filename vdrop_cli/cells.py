@@ -74,8 +74,8 @@ class RecurrentCell(nn.Module):
             )
         if chosen.one_state_mask:
             raise ValueError(
-                "one_state_mask must be False in a cell, whose output is its state; use LockedDropout on the "
-                "output"
+                "one_state_mask must be False in a cell, whose output is its state; multiply the output by "
+                "masks.layers[0].h"
             )
         if chosen.new_each_step:
             raise ValueError(

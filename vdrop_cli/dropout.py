@@ -383,14 +383,9 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
     return masks
 
 
-def output_mask(
-    dropout: Dropout, shape: MaskShape, layers: list[Masks], time: int, keep: Keep
-) -> Tensor | None:
-    """Draws the mask on the output of `time` steps, unless it is that on the last layer's state."""
-    if dropout.one_state_mask:
-        state_mask = layers[-1].h
-        return None if state_mask is None else state_mask[:, 0]
-    return keep(dropout.p_out, (time, shape.batch, shape.output_size))
+def state_mask(layer: Masks) -> Tensor | None:
+    """Returns the mask on a layer's hidden state as one on the output, [T, B, H]."""
+    return None if layer.h is None else layer.h[:, 0]
 
 
 def weight_masks(p: float, shape: MaskShape, keep: Keep) -> list[Tensor | None] | None:
@@ -419,7 +414,9 @@ def draw(
     keep = partial(keep_mask, generator=generator)
     layers = layer_masks(dropout, shape, keep)
     time = mask_time(dropout, "p_out", shape)
-    out = output_mask(dropout, shape, layers, min(time, outputs or time), keep)
+    out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.output_size))
+    if dropout.one_state_mask:
+        out = state_mask(layers[-1])
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
     if dropout.p_head > 0 and shape.head_size == 0:
         raise ValueError(f"p_head must be 0 without a projection of the output, got {dropout.p_head}")
@@ -468,8 +465,10 @@ def draw_traceable(
     """
     time = mask_time(dropout, "p_out", shape)
     keep = partial(traceable_keep_mask, device=device, dtype=dtype)
+    out = keep(dropout.p_out, (time, shape.batch, shape.output_size))
     layers = layer_masks(dropout, shape, keep)
-    out = output_mask(dropout, shape, layers, time, keep)
+    if dropout.one_state_mask:
+        out = state_mask(layers[-1])
     weights = weight_masks(dropout.p_weight, shape, keep)
     return ModelMasks(layers, None, out, shape.batch, mask_steps(dropout, shape), weights)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vdrop_cli import kernels
 from vdrop_cli.dropout import MaskShape, ModelMasks, draw
+from vdrop_cli.kernels.augmented import augmented_loss
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 from vdrop_cli.policies import Cell, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
@@ -197,23 +198,10 @@ class LanguageModel(Encoder):
         return nll_N.view_as(targets_TB)
 
     def augmented_loss(self, x_TBE: Tensor, targets_TB: Tensor, temperature: float) -> Tensor:
-        """Returns the augmented loss of each target in nats, [T, B] (Inan et al. 2017, eq. 3.2).
-
-        It is the cross-entropy from softmax(E e / τ), the similarity of all word vectors E to that of the
-        target, e, to the prediction, softmax(logits / τ), without the entropy of the former. The similarity
-        is a target without a gradient, so that entropy has none.
-        """
-        dtype = self.layers.compute_dtype or x_TBE.dtype
-
-        def logits(x_NE: Tensor, w_VE: Tensor) -> Tensor:
-            return nn.functional.linear(x_NE.to(dtype), w_VE.to(dtype)).float() / temperature
-
-        with torch.no_grad():
-            target_NE = nn.functional.embedding(targets_TB.flatten(), self.embedding)
-            similarity_NV = logits(target_NE, self.embedding).softmax(1)
-        logits_NV = logits(x_TBE.flatten(0, 1), self.word_weights) + self.head_bias / temperature
-        loss_N = nn.functional.cross_entropy(logits_NV, similarity_NV, reduction="none")
-        return loss_N.view_as(targets_TB)
+        """Returns the augmented loss of Inan et al. (2017) in nats, summed over the targets."""
+        x_NE, targets_N = x_TBE.flatten(0, 1), targets_TB.flatten()
+        head, dtype = (self.word_weights, self.head_bias), self.layers.compute_dtype
+        return augmented_loss(x_NE, *head, self.embedding, targets_N, temperature, dtype)
 
 
 class Regressor(Encoder):

@@ -163,11 +163,17 @@ class Dropout:
             raise ValueError(f"one_state_mask must be False with policy={policy}, got True")
         if tie is not Tie.all:
             raise ValueError(f"one_state_mask must be False with tie={tie}, got True")
-        if self.p_between is not None or self.p_out > 0 or isinstance(self.p_x, tuple):
+        if self.p_between is not None:
+            raise ValueError(f"p_between must be unset with one_state_mask=True, got {self.p_between}")
+        if self.p_out > 0:
+            raise ValueError(f"p_out must be 0 with one_state_mask=True, got {self.p_out}")
+        if isinstance(self.p_x, tuple):
             raise ValueError(
-                "one_state_mask must be False with p_between, p_out, or a p_x for each layer; with True, "
-                "p_h is the probability of them"
+                "p_x must be one probability with one_state_mask=True, that of the first layer's input, got "
+                f"{self.p_x}"
             )
+        if not any(self.p_h if isinstance(self.p_h, tuple) else (self.p_h,)):
+            raise ValueError("one_state_mask must be False with p_h=0, got True")
         fixed_places = [place for place in self.new_each_step if place in STATE_PLACES]
         if fixed_places:
             raise ValueError(

@@ -170,8 +170,7 @@ def cell_step(cell: BenchCell, train: Train) -> Step:
     if cell in (BenchCell.torch_lstm, BenchCell.torch_gru):
         torch_cell = (torch.nn.GRUCell if is_gru else torch.nn.LSTMCell)(size, size, device=train.device)
         return lambda: torch_cell(x_BD, state)
-    # a cell has neither words nor an output
-    dropout = replace(train.dropout.for_layers(), p_word=0.0, p_out=0.0, one_state_mask=False)
+    dropout = replace(train.dropout.for_layers(), p_word=0.0, p_out=0.0)  # a cell has neither
     vdrop_cell = (GRUCell if is_gru else LSTMCell)(size, size, dropout=dropout, device=train.device)
     masks = vdrop_cell.masks(1)
     return lambda: vdrop_cell(x_BD, state, masks=masks)

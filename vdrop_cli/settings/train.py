@@ -191,7 +191,8 @@ class DropoutSettings:
     one_state_mask: bool = setting(
         False,
         "variational: the mask of p_h is also on the hidden state where it enters the next layer, and where "
-        "it is the output (Inan et al. 2017); p_x is then of the first layer, p_between null and p_out 0",
+        "it is the output (Inan et al. 2017); p_x is then that of the first layer's input, p_between is null "
+        "and p_out is 0",
     )
 
     def __post_init__(self) -> None:
@@ -200,17 +201,17 @@ class DropoutSettings:
         require(
             not (self.untied and tied), "dropout.untied", f"false with dropout.policy={self.policy}", "true"
         )
+        require(
+            not (self.untied and self.one_state_mask),
+            "dropout.untied",
+            "false with dropout.one_state_mask=true",
+            "true",
+        )
         self.new_each_step = list(self.for_layers().new_each_step)  # in one order, for the identity
         for place in self.new_each_step:
             p = getattr(self, place)
             p = self.p_x if place == BETWEEN and p is None else p
             require(p > 0, "dropout.new_each_step", f"without {place}, where nothing is dropped", place)
-        require(
-            not self.one_state_mask or self.p_h > 0,
-            "dropout.one_state_mask",
-            "false with dropout.p_h=0",
-            "true",
-        )
 
     @property
     def in_words(self) -> str:
@@ -219,7 +220,7 @@ class DropoutSettings:
         named = [(name, p) for name, p in named if p or (name == BETWEEN and p is not None)]
         note = dict.fromkeys(self.new_each_step, " new at every step")
         if self.one_state_mask:
-            note["p_h"] = " wherever the state enters"
+            note["p_h"] = " on the state, wherever it enters, and on the output"
         return ", ".join(f"{name} {p:g}{note.get(name, '')}" for name, p in named) or "none"
 
     def for_layers(self) -> Dropout:
@@ -236,7 +237,7 @@ class DropoutSettings:
                 **probabilities,
             )
         except ValueError as error:
-            message = re.sub(r"\b(policy|p_word|one_state_mask)=", r"dropout.\1=", str(error))
+            message = re.sub(r"\b(policy|p_word|p_h|one_state_mask)=", r"dropout.\1=", str(error))
             message = message.replace("True", "true").replace("False", "false")
             raise ConfigError(f"dropout.{message}") from None
 

@@ -196,8 +196,8 @@ class LanguageModelling:
             x_TBE, state = model(chunk.ids_TB, state, masks)
             penalties = []
         if self.augmented_temperature is not None:
-            augmented_TB = model.augmented_loss(x_TBE, chunk.targets_TB, self.augmented_temperature)
-            penalties.append(self.augmented_loss * augmented_TB.sum() / self.batch_size)
+            augmented = model.augmented_loss(x_TBE, chunk.targets_TB, self.augmented_temperature)
+            penalties.append(self.augmented_loss * augmented / self.batch_size)
         loss = model.nll_of_input(x_TBE, chunk.targets_TB).sum() / self.batch_size
         return Objective(sum(penalties, loss), loss, tuple(part.detach() for part in state))
 
