@@ -202,5 +202,5 @@ def test_ablations_have_a_section_with_the_difference_from_their_recipe(quick_ti
     assert sections[0].lines[0].row.settings.model.hidden_size == 20
     drawn = [drawing.figure for drawing in recipes.draw()]
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert labels[0] == "Two layers of 700, tied, held recurrent mask"
+    assert labels[0] == "Layers of 640, 640 and 300, tied, held recurrent mask"
     assert not any("recurrence" in label for label in labels), "ablations are not in the picture"
