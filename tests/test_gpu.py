@@ -131,13 +131,7 @@ def test_masks_drawn_ahead_are_those_that_are_drawn_in_time(
             f"outputs={tmp_path}/{ahead}",
         )
         train.run(config)
-        losses.append(
-            [
-                r["loss"]
-                for r in log_of(next((tmp_path / str(ahead)).rglob("log.jsonl")).parent)
-                if r["kind"] == "step"
-            ]
-        )
+        losses.append(step_losses(tmp_path / str(ahead)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) > 10
     model = LanguageModel(config.model, config.dropout.for_layers(), 10).to(CUDA)
     assert all(m is None or m.is_pinned() for m in model.host_masks(3, 2, Stream((1,))).layers[0])
@@ -265,6 +259,35 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def step_losses(folder: Path) -> list[float]:
+    """Losses of the steps of the only run in a folder."""
+    (log,) = folder.rglob("log.jsonl")
+    return [record["loss"] for record in log_of(log.parent) if record["kind"] == "step"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.embedding_size=6", "dropout.p_head=0.3", "dropout.new_each_step=[p_head]", "task.ar=2"],
+        [
+            "dropout.one_state_mask=true",
+            "dropout.p_out=0",
+            "task.augmented_loss=13",
+            "task.augmented_temperature=20",
+        ],
+    ],
+    ids=["p_head", "one_state_mask"],
+)
+def test_settings_of_the_stronger_baselines_train_as_on_the_cpu(
+    options: list[str], tmp_path: Path, text: list[str]
+) -> None:
+    tied = [*text, "dropout=variational", "model.tie_embeddings=true", *options, "log_every=1"]
+    for device, overrides in (("cpu", TINY), ("cuda", ON_CUDA)):
+        train.run(settings(*overrides, *tied, f"outputs={tmp_path}/{device}"))
+    here, there = (step_losses(tmp_path / device) for device in ("cpu", "cuda"))
+    assert there == pytest.approx(here, rel=1e-3)
+
+
 def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: Path, text: list[str]) -> None:
     """The same losses as on the CPU, MC evaluation of a run of either on both."""
     for device in ("cpu", "cuda"):
@@ -285,7 +308,7 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
     assert [e["backend"] for e in environments] == ["native", "triton"] and environments[1][
         "device"
     ] == torch.cuda.get_device_name()
-    losses = [[r["loss"] for r in log_of(folder) if r["kind"] == "step"] for folder in (here, there)]
+    losses = [step_losses(folder) for folder in (here, there)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     every_metrics = []
     for folder in (here, there):

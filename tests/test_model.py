@@ -161,7 +161,9 @@ def test_the_augmented_loss_compares_the_logits_with_the_word_vectors(options: t
     x_TBE, _ = model(ids, model.zero_state(2), model.mean_masks())
     similarity_TBV = torch.softmax(model.embedding[targets] @ model.embedding.T / 3, -1)
     expected = -(similarity_TBV * torch.log_softmax(model.logits(x_TBE) / 3, -1)).sum()
-    torch.testing.assert_close(model.augmented_loss(x_TBE, targets, 3.0), expected)
+    loss, nll = model.augmented_nll(x_TBE, targets, 5.0, 3.0)
+    torch.testing.assert_close(nll, model.nll_of_input(x_TBE, targets).sum().detach())
+    torch.testing.assert_close(loss, nll + 5 * expected)
 
 
 @pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true", "model.embedding_size=4")])

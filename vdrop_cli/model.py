@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vdrop_cli import kernels
 from vdrop_cli.dropout import MaskShape, ModelMasks, draw
-from vdrop_cli.kernels.augmented import augmented_loss
+from vdrop_cli.kernels.augmented import augmented_cross_entropy
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 from vdrop_cli.policies import Cell, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
@@ -197,11 +197,15 @@ class LanguageModel(Encoder):
         )
         return nll_N.view_as(targets_TB)
 
-    def augmented_loss(self, x_TBE: Tensor, targets_TB: Tensor, temperature: float) -> Tensor:
-        """Returns the augmented loss of Inan et al. (2017) in nats, summed over the targets."""
-        x_NE, targets_N = x_TBE.flatten(0, 1), targets_TB.flatten()
-        head, dtype = (self.word_weights, self.head_bias), self.layers.compute_dtype
-        return augmented_loss(x_NE, *head, self.embedding, targets_N, temperature, dtype)
+    def augmented_nll(
+        self, x_TBE: Tensor, targets_TB: Tensor, factor: float, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the negative log-likelihood in nats, summed over the targets: with the augmented loss of
+        Inan et al. (2017) times `factor`, and without it, which has no gradient.
+        """
+        head, dtype = (self.word_weights, self.head_bias, self.embedding), self.layers.compute_dtype
+        inputs = (x_TBE.flatten(0, 1), *head, targets_TB.flatten())
+        return augmented_cross_entropy(*inputs, factor, temperature, dtype)
 
 
 class Regressor(Encoder):

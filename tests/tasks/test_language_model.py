@@ -172,7 +172,8 @@ def test_the_augmented_loss_is_descended_and_not_reported(penalty: list[str]) ->
     torch.testing.assert_close(augmented.reported, without.reported)
     torch.testing.assert_close(augmented.state[0], without.state[0])
     x_TBE, _ = model(chunk.ids_TB, state, masks)
-    expected = 13 * model.augmented_loss(x_TBE, chunk.targets_TB, 20.0) / task.batch_size
+    with_augmented, nll = model.augmented_nll(x_TBE, chunk.targets_TB, 13.0, 20.0)
+    expected = (with_augmented - nll) / task.batch_size
     torch.testing.assert_close(augmented.descended - without.descended, expected)
 
 

@@ -1,6 +1,7 @@
-"""The augmented loss of language models (Inan et al. 2017, section 3).
+"""The cross-entropy of language models with the augmented loss (Inan et al. 2017, section 3).
 
 M rows of a chunk  N tokens  D size of the head's input  E size of a word's vector  V words
+U words among the targets of a chunk
 """
 
 from typing import Any
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels.autograd import without_autocast
-from vdrop_cli.kernels.fused import chunks, rows_at_once
+from vdrop_cli.kernels.fused import chunks, head_logits, rows_at_once, softmax
 from vdrop_cli.kernels.products import mm_into
 
 
-class AugmentedLoss(torch.autograd.Function):
-    """Computes the logits in chunks, and the gradients of a chunk while its logits are in memory."""
+class AugmentedCrossEntropy(torch.autograd.Function):
+    """Computes the logits in chunks, and the gradients of a chunk while its logits are in memory.
+
+    Both losses have the same logits, and one gradient of them.
+    """
 
     @staticmethod
     @without_autocast
@@ -25,48 +29,70 @@ class AugmentedLoss(torch.autograd.Function):
         b_V: Tensor,
         words_VE: Tensor,
         targets_N: Tensor,
+        factor: float,
         temperature: float,
         compute_dtype: torch.dtype,
-    ) -> Tensor:
-        loss = x_ND.new_zeros(())
+    ) -> tuple[Tensor, Tensor]:
+        nll, augmented = x_ND.new_zeros(()), x_ND.new_zeros(())
         dx_ND, dw_VD, db_V = torch.empty_like(x_ND), torch.zeros_like(w_VD), torch.zeros_like(b_V)
         w_lowp_VD, x_lowp_ND = w_VD.to(compute_dtype), x_ND.to(compute_dtype)
         for part in chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0]):
-            similarity_MV = (words_VE[targets_N[part]] @ words_VE.T).div_(temperature).softmax(1)
-            log_p_MV = (x_ND[part] @ w_VD.T).add_(b_V).div_(temperature).log_softmax(1)
-            loss -= torch.dot(similarity_MV.flatten(), log_p_MV.flatten())
-            d_MV = log_p_MV.exp_().sub_(similarity_MV).div_(temperature)
+            targets_M = targets_N[part]
+            logits_MV = head_logits(x_ND[part], w_VD, b_V)
+            nll_M, d_MV = softmax(logits_MV, targets_M)
+            nll += nll_M.sum()
+            d_MV.scatter_add_(1, targets_M[:, None], d_MV.new_full((len(d_MV), 1), -1.0))
+            similarity_MV = similarity(words_VE, targets_M, temperature)
+            log_p_MV = logits_MV.div_(temperature).log_softmax(1)
+            augmented -= torch.dot(similarity_MV.flatten(), log_p_MV.flatten())
+            d_MV.add_(log_p_MV.exp_().sub_(similarity_MV), alpha=factor / temperature)
             db_V += d_MV.sum(0)
             d_lowp_MV = d_MV.to(compute_dtype)
             mm_into(dx_ND[part], d_lowp_MV, w_lowp_VD)
             mm_into(dw_VD, d_lowp_MV.T, x_lowp_ND[part], add=True)
         ctx.save_for_backward(dx_ND, dw_VD, db_V)
-        return loss
+        ctx.mark_non_differentiable(nll)
+        return nll + factor * augmented, nll
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *(d_loss * gradient for gradient in ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(d_loss * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
-def augmented_loss(
+def similarity(words_VE: Tensor, targets_M: Tensor, temperature: float) -> Tensor:
+    """The softmax of the products of each target's vector with those of all words, [M, V].
+
+    It is computed once for each word among the targets. A GPU computes it for each target, since a count of
+    the words would have to wait for it.
+    """
+    if targets_M.is_cuda:
+        return (words_VE[targets_M] @ words_VE.T).div_(temperature).softmax(1)
+    words_U, rows_M = targets_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return (words_VE[words_U] @ words_VE.T).div_(temperature).softmax(1)[rows_M]
+
+
+def augmented_cross_entropy(
     x_ND: Tensor,
     w_VD: Tensor,
     b_V: Tensor,
     words_VE: Tensor,
     targets_N: Tensor,
+    factor: float,
     temperature: float,
     compute_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Returns the augmented loss in nats, summed over the tokens.
+) -> tuple[Tensor, Tensor]:
+    """Returns the cross-entropy with the augmented loss times `factor`, and without it, in nats.
 
-    For each token it is the cross-entropy from softmax(E e / τ), the similarity of the vectors E of all words
-    to that of the target, e, to the prediction softmax((x Wᵀ + b) / τ). It exceeds their divergence, which
-    the paper adds to the loss, by the entropy of the similarity. That similarity is a target, through which
-    no gradient flows, so its entropy has none. Logits are in the type of the weights, products of gradients
-    in `compute_dtype`. No more than a chunk of the logits [N, V] is in memory at once.
+    Both are summed over the tokens. The second has no gradient. The augmented loss of a token is the
+    cross-entropy from softmax(E e / τ), the similarity of the vectors E of all words to that of the target,
+    e, to the prediction softmax((x Wᵀ + b) / τ). It exceeds their divergence, which the paper adds to the
+    loss, by the entropy of the similarity. That similarity is a target, through which no gradient flows, so
+    its entropy has none. Logits are in the type of the weights, products of gradients in `compute_dtype`. No
+    more than a chunk of the logits [N, V] is in memory at once.
     """
-    loss: Tensor = AugmentedLoss.apply(  # type: ignore[no-untyped-call]
-        x_ND.to(w_VD.dtype), w_VD, b_V, words_VE.detach(), targets_N, temperature, compute_dtype or w_VD.dtype
+    inputs = (x_ND.to(w_VD.dtype), w_VD, b_V, words_VE.detach(), targets_N)
+    losses: tuple[Tensor, Tensor] = AugmentedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        *inputs, factor, temperature, compute_dtype or w_VD.dtype
     )
-    return loss
+    return losses

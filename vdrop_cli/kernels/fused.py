@@ -453,9 +453,16 @@ def loss_and_probabilities(
     x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
-    logits_MV = (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
-    softmax = softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities
-    return softmax(logits_MV, targets_M)
+    return softmax(head_logits(x_MD, w_VD, b_V), targets_M)
+
+
+def head_logits(x_MD: Tensor, w_VD: Tensor, b_V: Tensor) -> Tensor:
+    return (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
+
+
+def softmax(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and probabilities."""
+    return (softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities)(logits_MV, targets_M)
 
 
 def softmax_by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:

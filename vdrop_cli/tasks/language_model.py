@@ -195,11 +195,13 @@ class LanguageModelling:
         else:
             x_TBE, state = model(chunk.ids_TB, state, masks)
             penalties = []
-        if self.augmented_temperature is not None:
-            augmented = model.augmented_loss(x_TBE, chunk.targets_TB, self.augmented_temperature)
-            penalties.append(self.augmented_loss * augmented / self.batch_size)
-        loss = model.nll_of_input(x_TBE, chunk.targets_TB).sum() / self.batch_size
-        return Objective(sum(penalties, loss), loss, tuple(part.detach() for part in state))
+        if self.augmented_temperature is None:
+            descended = nll = model.nll_of_input(x_TBE, chunk.targets_TB).sum()
+        else:
+            augmented = self.augmented_loss, self.augmented_temperature
+            descended, nll = model.augmented_nll(x_TBE, chunk.targets_TB, *augmented)
+        descended, loss = descended / self.batch_size, nll / self.batch_size
+        return Objective(sum(penalties, descended), loss, tuple(part.detach() for part in state))
 
     def reported_loss(self, loss: float, words: int) -> float:
         """Nats a token."""
