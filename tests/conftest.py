@@ -24,6 +24,8 @@ from tests.fork_server import Popen
 from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, environment
 from vdrop_cli import CONF, interruption
 from vdrop_cli.kernels import native
+from vdrop_cli.kernels.products import multiplies_bf16
+from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import parse, register
 from vdrop_cli.studies import records, rows
@@ -61,6 +63,12 @@ TINY_SENTIMENT = (
     "device=cpu",
     "precision=fp32",
 )
+
+
+def require_torch_lstm(cell: str, precision: Precision) -> None:
+    """Skips a test of a cell that torch cannot run on this processor."""
+    if cell == "torch_lstm" and precision is Precision.bf16 and not multiplies_bf16():
+        pytest.skip("torch.nn.LSTM cannot run in bf16 on this processor")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vdrop_cli import kernels
 from vdrop_cli.dropout import MaskShape, ModelMasks, draw
 from vdrop_cli.kernels.augmented import augmented_cross_entropy
+from vdrop_cli.kernels.products import operand
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
 from vdrop_cli.policies import Cell, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
@@ -161,7 +162,8 @@ class LanguageModel(Encoder):
         x_TBE = y_TBH
         if hasattr(self, "head_projection"):
             dtype = self.layers.compute_dtype or y_TBH.dtype
-            x_TBE = nn.functional.linear(y_TBH.to(dtype), self.head_projection.to(dtype)).to(y_TBH.dtype)
+            sides = (operand(side.to(dtype)) for side in (y_TBH, self.head_projection))
+            x_TBE = nn.functional.linear(*sides).to(y_TBH.dtype)
         return x_TBE if mask is None else x_TBE * mask
 
     def logits(self, x_TBE: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import settings
+from tests.conftest import require_torch_lstm, settings
 from vdrop_cli.bench.alternatives import (
     CellLoop,
     TorchLayers,
@@ -65,6 +65,7 @@ def test_the_loop_draws_a_mask_a_sequence() -> None:
 @pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 def test_a_training_step_learns(name: str, precision: Precision) -> None:
+    require_torch_lstm(name, precision)
     train = settings("model=lstm_small", "model.hidden_size=16", "dropout=variational", "schedule.lr=0.5")
     torch.manual_seed(0)
     ids = torch.randint(50, (9, 4))
@@ -80,6 +81,7 @@ def test_a_training_step_learns(name: str, precision: Precision) -> None:
 @pytest.mark.parametrize("name", ["torch_lstm", "cell_loop"])
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 def test_a_step_of_ratings_learns_from_the_output_at_each_last_word(name: str, precision: Precision) -> None:
+    require_torch_lstm(name, precision)
     train = settings("task=sentiment", "model.hidden_size=16", "dropout=variational", "schedule.lr=0.01")
     torch.manual_seed(0)
     ids_TB, lengths_B = torch.randint(20, (9, 4)), torch.tensor([9, 2, 5, 1])

@@ -1,7 +1,10 @@
 """Which cases exist and which take turns with each other."""
 
+import pytest
+
 from tests.conftest import settings
 from vdrop_cli.bench.cases import Case, cases
+from vdrop_cli.kernels import compiler
 from vdrop_cli.settings.choices import BenchCell, BenchPart, BenchSize, Precision
 
 
@@ -9,9 +12,8 @@ def test_which_cases_exist() -> None:
     """MC evaluation needs dropout, Keras has no bf16 that compares, and the products alone are those of a
     whole step.
     """
-    groups = cases(
-        settings("sizes=[small]", "cells=[none,variational,products,torch_lstm,keras]", command="bench")
-    )
+    chosen = ["sizes=[small]", "cells=[none,variational,products,torch_lstm,keras]", "precisions=[fp32,bf16]"]
+    groups = cases(settings(*chosen, command="bench"))
     assert {str(case) for group in groups for case in group} == {
         *(
             f"small {part} {cell} {p}"
@@ -30,6 +32,18 @@ def test_which_cases_exist() -> None:
     }
     assert all(len({(case.size, case.part, case.precision) for case in group}) == 1 for group in groups)
     assert not Case(BenchSize.small, BenchPart.mc, BenchCell.none, Precision.fp32).exists
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("avx2", ["fp32"]), ("avx512_bf16", ["fp32", "bf16"])])
+def test_bf16_is_measured_by_default_where_the_processor_has_it(
+    flags: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "cpuinfo", lambda name: flags)
+    chosen = ["device=cpu", "sizes=[small]", "parts=[layer]", "cells=[variational]"]
+    groups = cases(settings(*chosen, command="bench"))
+    assert [str(case.precision) for group in groups for case in group] == expected
+    ((case,),) = cases(settings(*chosen, "precisions=[bf16]", command="bench"))
+    assert case.precision is Precision.bf16
 
 
 def test_directions_are_compared_for_both_cells_and_a_step_with_torchs() -> None:

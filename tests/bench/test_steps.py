@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.conftest import settings
+from tests.conftest import require_torch_lstm, settings
 from vdrop_cli.bench.cases import Case
 from vdrop_cli.bench.steps import (
     MC_WORDS,
@@ -110,6 +110,7 @@ def gradients_restored() -> Iterator[None]:
     ],
 )
 def test_every_part_has_a_step_that_runs_again_and_again(part: str, cell: str, tmp_path: Path) -> None:
+    require_torch_lstm(cell, Precision.bf16)
     size = BenchSize.sentiment if part == "ratings" else BenchSize.small
     overrides = ["task=sentiment", "task.chunk_words=9"] if part == "ratings" else ["task.bptt=3"]
     overrides += ["model.hidden_size=16", "task.batch_size=4", "dropout=variational", "device=cpu"]

@@ -9,12 +9,13 @@ import pytest
 from hydra import compose
 
 from tests.bench.test_worker import QUICK
-from tests.conftest import Vdrop, settings
+from tests.conftest import Vdrop, require_torch_lstm, settings
 from vdrop_cli.bench import worker
 from vdrop_cli.bench.report import Measurement, Rates, measurement_limit
 from vdrop_cli.bench.steps import random_ratings
 from vdrop_cli.commands import bench
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Bench
 from vdrop_cli.settings.compose import parse
 
@@ -90,6 +91,7 @@ def test_keras_beside_the_rest(vdrop: Vdrop, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("size", ["small", "sentiment"])
 def test_all_parts_in_real_time(size: str, vdrop: Vdrop, tmp_path: Path) -> None:
+    require_torch_lstm("torch_lstm", Precision.bf16)
     cells = {"variational", "torch_lstm"}
     chosen = [f"sizes=[{size}]", f"cells=[{','.join(sorted(cells))}]", "precisions=[bf16]"]
     ran = vdrop("bench", *chosen, "starts=1", "turns=2", "outputs=o")

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.conftest import settings
 from tests.kernels.test_fused import inputs_of, masks_of
 from vdrop_cli import kernels
-from vdrop_cli.kernels import fused, products
+from vdrop_cli.kernels import fused, native, products
 from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, exact_sums, full_precision_sums, mm_into
+from vdrop_cli.layers import GRU, LSTM, Recurrent
+from vdrop_cli.model import LanguageModel
 
 CELLS: dict[str, Any] = {"lstm": kernels.lstm, "gru": kernels.gru}
 MATMUL = torch.backends.cuda.matmul
@@ -61,18 +65,96 @@ def test_weights_may_be_a_view(packed_from: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(WeightMatrix, "TRANSPOSED_FROM", packed_from)
     monkeypatch.setattr(WeightMatrices, "PACKED_FROM", packed_from)
     w, x = torch.randn(3, 17, 33).bfloat16(), torch.randn(3, 5, 17).bfloat16()
-    torch.testing.assert_close(WeightMatrix(w[0].T, 5).product(x[0]), x[0] @ w[0], rtol=2e-2, atol=5e-2)
-    torch.testing.assert_close(WeightMatrices(w.mT, 5).product(x), x @ w, rtol=2e-2, atol=5e-2)
+    expected, within = x.float() @ w.float(), {"rtol": 2e-2, "atol": 5e-2}
+    torch.testing.assert_close(WeightMatrix(w[0].T, 5).product(x[0]).float(), expected[0], **within)
+    torch.testing.assert_close(WeightMatrices(w.mT, 5).product(x).float(), expected, **within)
+
+
+PRODUCTS = [
+    *((torch, name) for name in ("mm", "bmm", "addmm")),
+    *((Tensor, name) for name in ("__matmul__", "addmm_", "baddbmm_")),
+    (torch.nn.functional, "linear"),
+]
+
+
+@pytest.fixture
+def product_types(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+    """The types of the tensors that are multiplied."""
+    seen = set[torch.dtype]()
+
+    def record(product: Any) -> Any:
+        def recorded(*args: Any, **options: Any) -> Any:
+            seen.update(x.dtype for x in args if isinstance(x, Tensor))
+            return product(*args, **options)
+
+        return recorded
+
+    for owner, name in PRODUCTS:
+        monkeypatch.setattr(owner, name, record(getattr(owner, name)))
+    return seen
+
+
+@pytest.fixture(params=[True, False], ids=["bf16", "no_bf16"])
+def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether torch multiplies bf16 on a processor without AMX."""
+    monkeypatch.setattr(products, "multiplies_bf16", lambda: request.param)
+    monkeypatch.setattr(native, "has_amx", lambda: False)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("backend", ["fused", "native"])
+@pytest.mark.parametrize("policy", ["variational_no_word", "naive"])
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("layers", [LSTM, GRU])
+def test_layers_multiply_bf16_where_the_processor_does(
+    layers: type[Recurrent],
+    layer_norm: bool,
+    policy: str,
+    backend: str,
+    has_bf16: bool,
+    product_types: set[torch.dtype],
+) -> None:
+    """Elsewhere they multiply the rounded numbers in fp32, in the forward and the backward pass."""
+    dropout = settings("model=lstm_small", f"dropout={policy}").dropout.for_layers()
+    options = {"layer_norm": layer_norm, "backend": backend, "compute_dtype": torch.bfloat16}
+    layer = layers(6, 8, dropout=dropout, **options)
+    layer(torch.randn(5, 2, 6, requires_grad=True))[0].sum().backward()
+    assert product_types and (torch.bfloat16 in product_types) == has_bf16
+
+
+@pytest.mark.parametrize("backend", ["fused", "native"])
+def test_the_head_and_its_projection_do_so_too(
+    backend: str, has_bf16: bool, product_types: set[torch.dtype]
+) -> None:
+    train = settings("model=lstm_small", "model.tie_embeddings=true", "model.embedding_size=4")
+    model = LanguageModel(train.model, train.dropout.for_layers(), 11, backend, torch.bfloat16)
+    y_TBH = torch.randn(5, 2, train.model.hidden_size, requires_grad=True)
+    x_TBE = model.head_input(y_TBH, None)
+    assert (torch.bfloat16 in product_types) == has_bf16
+    product_types.clear()
+    model.nll_of_input(x_TBE, torch.arange(10).view(5, 2)).sum().backward()
+    assert product_types and (torch.bfloat16 in product_types) == has_bf16
+
+
+def test_rounded_numbers_are_multiplied_exactly_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of their products are not rounded to bf16."""
+    monkeypatch.setattr(products, "multiplies_bf16", lambda: False)
+    w, x = torch.randn(33, 17).bfloat16(), torch.randn(5, 17).bfloat16()
+    exact = (x.double() @ w.double().T).float()
+    mm_into(out := torch.empty(5, 33), x, w.T)
+    for product in (WeightMatrix(w, 5).product(x), WeightMatrices(w[None], 5).product(x[None])[0], out):
+        torch.testing.assert_close(product, exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mm_into_writes_or_adds(dtype: torch.dtype) -> None:
     a, b = torch.randn(4, 6).to(dtype), torch.randn(6, 3).to(dtype)
     out = torch.full((4, 3), 7.0)
+    expected, within = a.float() @ b.float(), {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
     mm_into(out, a, b)
-    torch.testing.assert_close(out, (a @ b).float())
+    torch.testing.assert_close(out, expected, **within)
     mm_into(out, a, b, add=True)
-    torch.testing.assert_close(out, 2 * (a @ b).float())
+    torch.testing.assert_close(out, 2 * expected, **within)
 
 
 def reduced() -> list[bool]:

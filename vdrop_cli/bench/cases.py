@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from hydra import compose
 
-from vdrop_cli.device import choose_backend
+from vdrop_cli.device import choose_backend, choose_device, choose_precision
 from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, BenchSize, Precision
 from vdrop_cli.settings.commands import Bench
 from vdrop_cli.settings.compose import parse
@@ -64,12 +64,18 @@ class Case:
         return f"{self.size} {self.part} {self.cell} {self.precision}"
 
 
+def measured_precisions(settings: Bench) -> list[Precision]:
+    """Those of the settings, by default fp32 and what the device multiplies fastest."""
+    fastest = choose_precision(Precision.auto, choose_device(settings.device))
+    return settings.precisions or list(dict.fromkeys((Precision.fp32, fastest)))
+
+
 def cases(settings: Bench) -> list[list[Case]]:
     """All cases, in groups that take turns."""
     groups = []
     for size in settings.sizes:
         for part in settings.parts:
-            for precision in settings.precisions:
+            for precision in measured_precisions(settings):
                 group = [Case(size, part, cell, precision) for cell in settings.cells or BenchCell]
                 groups.append([case for case in group if case.exists])
     return [group for group in groups if group]

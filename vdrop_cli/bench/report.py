@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vdrop_cli import files, output
-from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case, train_settings
+from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case, measured_precisions, train_settings
 from vdrop_cli.bench.steps import MC_WORDS, VOCABULARY, is_native, words_per_time_step
 from vdrop_cli.device import choose_backend
 from vdrop_cli.errors import ConfigError, RunError
@@ -172,7 +172,7 @@ def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) ->
     """The record of a bench: its settings, the machine, the best rates, and all measurements."""
     device = torch.device(settings.device)
     backend = choose_backend(Backend.auto, device)
-    precisions = " and ".join(map(str, settings.precisions))
+    precisions = " and ".join(map(str, measured_precisions(settings)))
     measured = []
     for m in measurements:
         if m.part == BenchPart.checkpoint.name:

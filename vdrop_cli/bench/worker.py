@@ -21,6 +21,7 @@ from vdrop_cli.bench.report import Measurement, Rates, measurement, product_size
 from vdrop_cli.bench.steps import build
 from vdrop_cli.device import configure_process, peak_megabytes, synchronize
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.kernels.products import operand
 from vdrop_cli.settings.commands import Bench
 from vdrop_cli.settings.train import Train
 
@@ -103,7 +104,7 @@ class Worker:
             return self.pipe.recv()
         except (EOFError, BrokenPipeError):
             raise ConfigError(
-                f"{self.case} could not run, see above; leave it out of cells, parts or sizes"
+                f"{self.case} could not run, see above; leave it out of sizes, parts, precisions or cells"
             ) from None
 
     def turn(self) -> float:
@@ -124,7 +125,7 @@ def measure_rates(device: torch.device, seconds: float) -> Rates:
     size = product_size(device)
 
     def best(dtype: torch.dtype) -> float:
-        a, b = (torch.rand(size, size).to(device, dtype) for _ in range(2))
+        a, b = (operand(torch.rand(size, size).to(device, dtype)) for _ in range(2))
         fastest, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
             synchronize(device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout
-from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, mm_into
+from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, mm_into, operand
 
 
 def differs_by_gate(mask: Tensor | None) -> bool:
@@ -116,7 +116,7 @@ def input_gradient(da_lowp: Gates, w_ih: Tensor, mask_x: Tensor | None, dtype: t
     """The gradient of the layer's input, [T, B, D], from those of the gates in the type of the products."""
     dx_TBD: Tensor | None = None
     for group in da_lowp.groups(slice(0, da_lowp.gates)):
-        product_ND = da_lowp.matrix(group) @ w_ih[da_lowp.rows(group)]
+        product_ND = operand(da_lowp.matrix(group)) @ operand(w_ih[da_lowp.rows(group)])
         group_dx_TBD = product_ND.view(da_lowp.time, da_lowp.batch, w_ih.shape[1]).to(dtype)
         mask = select_gates(mask_x, group)
         if mask is not None:

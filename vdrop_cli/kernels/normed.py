@@ -19,6 +19,7 @@ from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.gates import select_gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout, layout_for
+from vdrop_cli.kernels.products import operand
 from vdrop_cli.kernels.weights import Weights
 
 EPS = 1e-5  # added to the variance, as torch's layer norm
@@ -68,15 +69,17 @@ def masked_groups(x_BX: Tensor, mask_KBX: Tensor | None, dtype: torch.dtype) -> 
 def gate_products(x_KBX: Tensor, w_GHX: Tensor, like: Tensor) -> Tensor:
     """`W_g x` of all gates, [B, G·H]."""
     if len(x_KBX) == 1:
-        return (x_KBX[0] @ w_GHX.flatten(0, 1).T).to(like.dtype)
-    return torch.bmm(x_KBX, w_GHX.mT).transpose(0, 1).flatten(1).to(like.dtype)
+        return (operand(x_KBX[0]) @ operand(w_GHX.flatten(0, 1)).T).to(like.dtype)
+    return torch.bmm(operand(x_KBX), operand(w_GHX).mT).transpose(0, 1).flatten(1).to(like.dtype)
 
 
 def input_gradients(d_BGH: Tensor, w_GHX: Tensor, groups: int, like: Tensor) -> Tensor:
     """The gradients of the inputs of the products of each group, [K, B, X]."""
     if groups == 1:
-        return (d_BGH @ w_GHX.flatten(0, 1))[None].to(like.dtype)
-    return torch.bmm(d_BGH.view(len(d_BGH), groups, -1).transpose(0, 1), w_GHX).to(like.dtype)
+        return (operand(d_BGH) @ operand(w_GHX.flatten(0, 1)))[None].to(like.dtype)
+    return torch.bmm(operand(d_BGH).view(len(d_BGH), groups, -1).transpose(0, 1), operand(w_GHX)).to(
+        like.dtype
+    )
 
 
 def sum_groups(d_KBX: Tensor, mask_KBX: Tensor | None) -> Tensor:
@@ -87,9 +90,9 @@ def sum_groups(d_KBX: Tensor, mask_KBX: Tensor | None) -> Tensor:
 def weight_gradient(d_NGH: Tensor, x_KNX: Tensor, like: Tensor) -> Tensor:
     """The gradient of weights, [G·H, X], from those of the gates and the inputs at all steps."""
     if len(x_KNX) == 1:
-        return (d_NGH.T @ x_KNX[0]).to(like.dtype)
+        return (operand(d_NGH).T @ operand(x_KNX[0])).to(like.dtype)
     d_GNH = d_NGH.view(len(d_NGH), len(x_KNX), -1).transpose(0, 1)
-    return torch.bmm(d_GNH.mT, x_KNX).flatten(0, 1).to(like.dtype)
+    return torch.bmm(operand(d_GNH).mT, operand(x_KNX)).flatten(0, 1).to(like.dtype)
 
 
 def group_count(mask: Tensor | None, gates: int) -> int:

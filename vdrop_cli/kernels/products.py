@@ -25,6 +25,24 @@ def can_pack() -> bool:
         return False
 
 
+@lru_cache
+def multiplies_bf16() -> bool:
+    """Whether torch multiplies bf16 fast on this processor, by oneDNN. Otherwise its loops take a hundred
+    times as long as products in fp32.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or bool(supported())
+
+
+def operand(x: Tensor) -> Tensor:
+    """One side of a product: bf16 becomes fp32 where the processor does not multiply bf16.
+
+    Products of two numbers of bf16 are exact in fp32, so the result is that of bf16 with sums in fp32.
+    """
+    is_slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not multiplies_bf16()
+    return x.float() if is_slow else x
+
+
 def pack(w_NK: Tensor, rows: int) -> Tensor:
     if not w_NK.is_contiguous():
         w_NK = torch.cat(w_NK.chunk(4, 1), 1)  # `contiguous` would use one processor only
@@ -48,6 +66,7 @@ class WeightMatrix:
     TRANSPOSED_FROM = 4_000_000  # elements
 
     def __init__(self, w_NK: Tensor, rows: int) -> None:
+        w_NK = operand(w_NK)
         on_cpu = w_NK.device.type == "cpu"
         is_worthwhile = w_NK.is_contiguous() or w_NK.numel() >= self.TRANSPOSED_FROM
         should_pack = on_cpu and w_NK.dtype == torch.bfloat16 and is_worthwhile and can_pack()
@@ -55,10 +74,11 @@ class WeightMatrix:
         self.w_KN = w_NK.T.contiguous() if on_cpu and self.packed is None else w_NK.T
 
     def product(self, x_MK: Tensor) -> Tensor:
-        return x_MK @ self.w_KN if self.packed is None else packed_product(x_MK, self.packed)
+        return operand(x_MK) @ self.w_KN if self.packed is None else packed_product(x_MK, self.packed)
 
     def add_product(self, out_MN: Tensor, x_MK: Tensor) -> None:
         """`out += x @ w.T`, where the product may be of a lower precision than `out`."""
+        x_MK = operand(x_MK)
         if x_MK.dtype == out_MN.dtype:
             out_MN.addmm_(x_MK, self.w_KN)
         else:
@@ -75,6 +95,7 @@ class WeightMatrices:
     PACKED_FROM = 1_000_000  # elements of a matrix
 
     def __init__(self, w_GNK: Tensor, rows: int) -> None:
+        w_GNK = operand(w_GNK)
         should_pack = (
             w_GNK.device.type == "cpu"
             and w_GNK.dtype == torch.bfloat16
@@ -86,12 +107,13 @@ class WeightMatrices:
 
     def product(self, x_GMK: Tensor) -> Tensor:
         if self.packed is None:
-            return torch.bmm(x_GMK, self.w_GKN)
+            return torch.bmm(operand(x_GMK), self.w_GKN)
         pairs = zip(x_GMK, self.packed, strict=True)
         return torch.stack([packed_product(x_MK, packed) for x_MK, packed in pairs])
 
     def add_product(self, out_GMN: Tensor, x_GMK: Tensor) -> None:
         """`out += x @ w.T`, where the product may be of a lower precision than `out`."""
+        x_GMK = operand(x_GMK)
         if x_GMK.dtype == out_GMN.dtype:
             out_GMN.baddbmm_(x_GMK, self.w_GKN)
         else:
@@ -100,6 +122,7 @@ class WeightMatrices:
 
 def mm_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
     """`out (+)= a @ b` for matrices, where `a` and `b` may be of a lower precision than `out`."""
+    a, b = operand(a), operand(b)
     if a.dtype != out.dtype:
         out.add_(a @ b) if add else out.copy_(a @ b)
     elif add:

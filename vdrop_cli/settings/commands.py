@@ -264,9 +264,10 @@ class Bench:
     cells: list[BenchCell] | None = setting(
         None, "cells to time; null: all, keras if it is installed", limits=Items(unique=True)
     )
-    precisions: list[Precision] = setting(
-        [Precision.fp32, Precision.bf16],
-        "of matrix products; alternatives get bf16 by autocast",
+    precisions: list[Precision] | None = setting(
+        None,
+        "of matrix products; null: fp32, and bf16 if the device has instructions for it; alternatives get "
+        "bf16 by autocast",
         limits=Items(unique=True),
     )
     starts: int = setting(
@@ -284,7 +285,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         require_limits(self)
-        require(Precision.auto not in self.precisions, "precisions", "a list of fp32 and bf16", "auto")
+        has_auto = self.precisions is not None and Precision.auto in self.precisions
+        require(not has_auto, "precisions", "a list of fp32 and bf16", "auto")
 
 
 @dataclass
