@@ -46,9 +46,9 @@ def test_it_adds_the_divergence_from_the_similarity_of_words(
     torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
     expected = torch.autograd.grad(7 * expected_loss, inputs[:3], retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(7 * loss, inputs[:3]), expected, rtol=1e-10, atol=1e-12)
-    of_divergence, *_ = torch.autograd.grad(divergence, x_ND)
+    divergence_grad, *_ = torch.autograd.grad(divergence, x_ND)
     d_logits_NV = (prediction_NV - similarity_NV) / TEMPERATURE
-    torch.testing.assert_close(of_divergence, d_logits_NV @ w_VD, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(divergence_grad, d_logits_NV @ w_VD, rtol=1e-10, atol=1e-12)
 
 
 def test_the_loss_alone_has_a_gradient() -> None:
@@ -75,8 +75,8 @@ def test_bf16_rounds_the_products_of_gradients_alone() -> None:
     exact = augmented_cross_entropy(*inputs, targets_N, FACTOR, TEMPERATURE)
     rounded = augmented_cross_entropy(*inputs, targets_N, FACTOR, TEMPERATURE, torch.bfloat16)
     assert all(map(torch.equal, exact, rounded))
-    of_exact, of_rounded = (torch.autograd.grad(loss, inputs[:3]) for loss, _ in (exact, rounded))
-    for one, other in zip(of_exact, of_rounded, strict=True):
+    exact_grads, rounded_grads = (torch.autograd.grad(loss, inputs[:3]) for loss, _ in (exact, rounded))
+    for one, other in zip(exact_grads, rounded_grads, strict=True):
         assert one.dtype == other.dtype == torch.float32
         assert 0 < (other - one).norm() < 0.01 * one.norm() or one.ndim == 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
