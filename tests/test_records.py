@@ -52,6 +52,13 @@ SLOWER = (  # rows of docs/speed.md: record, size and part, cell
     ("20261128-065234", "sentiment ratings", "naive"),
     ("20261126-070152", "sentiment ratings", "naive"),
     ("20261126-070152", "sentiment ratings", "variational_untied"),
+    ("20261129-194823", "small layer", "variational"),
+    ("20261129-194823", "small layer", "naive"),
+    ("20261129-194823", "medium layer", "variational"),
+    ("20261129-194823", "medium layer", "naive"),
+    ("20261129-194823", "medium step", "variational"),
+    ("20261129-194823", "medium step", "fused"),
+    ("20261129-195828", "sentiment ratings", "naive"),
     ("20261128-123829", "sentiment cell_step", "variational"),
     ("20261128-123829", "sentiment cell_step", "gru"),
 )
@@ -324,15 +331,39 @@ def first_tables_of_speed() -> list[list[list[str]]]:
 
 def test_the_speed_of_the_medium_step_is_what_its_records_hold() -> None:
     rows, _ = first_tables_of_speed()
-    machines = ("20261128-061728", "20261128-065234", "20261125-091906", "20261126-070407")
-    for record, row in zip([name for name in machines for _ in ("fp32", "bf16")], rows, strict=True):
-        _, _, precision, *cells = row
+    with_bf16 = ("20261128-061728", "20261128-065234", "20261125-091906", "20261126-070407")
+    cases = [(name, precision) for name in with_bf16 for precision in ("fp32", "bf16")]
+    cases += [(name, "fp32") for name in ("20261129-194823", "20261129-195734")]
+    for (record, precision), row in zip(cases, rows, strict=True):
+        _, _, written, *cells = row
+        assert written == precision
         step = measured(record, "medium step", "variational", precision)
         expected = [f"{step['words'] / median(step['seconds']):,.0f}"]
         expected.append(f"{ratio(record, 'medium step', 'variational', 'torch_lstm', precision):.2f}")
         if cells[-1] != "–":
             expected.append(f"{ratio(record, 'medium step', 'variational', 'cell_loop', precision):.2f}")
         assert cells == [*expected, "–"][:3], row
+
+
+def test_the_tables_of_a_processor_with_avx2_are_what_their_record_holds() -> None:
+    record = "20261129-194823"
+    section = (
+        (ROOT / "docs" / "speed.md").read_text().partition("## AMD EPYC with AVX2")[2].partition("\n## ")[0]
+    )
+    for size, table in zip(
+        ("medium", "small"), re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE), strict=True
+    ):
+        for line in table.splitlines()[2:]:
+            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+            cell = "fused" if "backend=fused" in name else name.split("`")[1]
+            expected = []
+            for part in ("step", "layer") if cell != "products" else ("step",):
+                timed = measured(record, f"{size} {part}", cell, "fp32")
+                expected.append(f"{timed['words_per_second']:,.0f}")
+                expected += [f"{timed['fraction']:.2f}"] if part == "step" else []
+                for other in ("torch_lstm", "cell_loop"):
+                    expected.append(f"{ratio(record, f'{size} {part}', cell, other, 'fp32'):.2f}")
+            assert cells == [*expected, "–", "–", "–"][: len(cells)], (size, name)
 
 
 def test_what_is_slower_than_torch_is_what_its_records_hold() -> None:
