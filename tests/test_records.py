@@ -39,6 +39,7 @@ SAME = (
     "precision",
     "backend",
     "fp32_products",
+    "processor_features",
 )  # of the environment, for losses to be the same
 
 SLOWER = (  # rows of docs/speed.md: record, size and part, cell
@@ -56,6 +57,11 @@ SLOWER = (  # rows of docs/speed.md: record, size and part, cell
     ("20261129-194823", "small layer", "naive"),
     ("20261129-194823", "medium layer", "variational"),
     ("20261129-194823", "medium layer", "naive"),
+    ("20261129-194823", "small layer", "variational_untied"),
+    ("20261129-194823", "medium layer", "variational_untied"),
+    ("20261129-194823", "small step", "naive"),
+    ("20261129-194823", "medium step", "naive"),
+    ("20261129-194823", "medium step", "variational_untied"),
     ("20261129-194823", "medium step", "variational"),
     ("20261129-194823", "medium step", "fused"),
     ("20261129-195828", "sentiment ratings", "naive"),
@@ -122,8 +128,8 @@ def test_a_record_is_still_what_its_command_gives(
     device, threads = torch.device("cpu"), torch.get_num_threads()
     configure_process(device)
     here = describe(device, config.backend.name, config.precision.name)
-    if any(here[name] != record.environment[name] for name in SAME):
-        pytest.skip(f"made with {', '.join(str(record.environment[name]) for name in SAME)}")
+    if any(here.get(name) != record.environment.get(name) for name in SAME):
+        pytest.skip(f"made with {', '.join(str(record.environment.get(name)) for name in SAME)}")
     if config.precision is Precision.bf16 and choose_precision(Precision.auto, device) is Precision.fp32:
         pytest.skip("this processor has no bf16, and rounds other numbers than those that have it")
     if step_count == steps_of(record.log[0]["config"]):  # fewer are the same with one thread, and faster
@@ -347,12 +353,15 @@ def test_the_speed_of_the_medium_step_is_what_its_records_hold() -> None:
 
 def test_the_tables_of_a_processor_with_avx2_are_what_their_record_holds() -> None:
     record = "20261129-194823"
+    policies = ["variational", "variational_untied", "naive"]
+    rows = {"medium": [*policies, "fused", "products", "torch_lstm"], "small": policies}
     section = (
         (ROOT / "docs" / "speed.md").read_text().partition("## AMD EPYC with AVX2")[2].partition("\n## ")[0]
     )
     for size, table in zip(
         ("medium", "small"), re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE), strict=True
     ):
+        seen = []
         for line in table.splitlines()[2:]:
             name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
             cell = "fused" if "backend=fused" in name else name.split("`")[1]
@@ -363,7 +372,29 @@ def test_the_tables_of_a_processor_with_avx2_are_what_their_record_holds() -> No
                 expected += [f"{timed['fraction']:.2f}"] if part == "step" else []
                 for other in ("torch_lstm", "cell_loop"):
                     expected.append(f"{ratio(record, f'{size} {part}', cell, other, 'fp32'):.2f}")
-            assert cells == [*expected, "–", "–", "–"][: len(cells)], (size, name)
+            assert cells == [*expected, *["–"] * (7 - len(expected))], (size, name)
+            seen.append(cell)
+        assert seen == rows[size]
+
+
+def test_ratios_in_the_text_on_avx2_are_those_of_their_records() -> None:
+    text = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    bf16 = {}
+    for size in ("medium", "small"):
+        fp32, low = (measured("20261129-202810", f"{size} step", "variational", p) for p in ("fp32", "bf16"))
+        bf16[size] = f"{low['step_seconds'] / fp32['step_seconds']:.2f}"
+    assert (
+        f"takes {bf16['medium']} times as long as in fp32 at the medium size, and {bf16['small']} times"
+        in text
+    )
+    ratings = {
+        cell: f"{ratio('20261129-195828', 'sentiment ratings', cell, 'torch_lstm', 'fp32'):.2f}"
+        for cell in ("variational", "none", "naive")
+    }
+    assert (
+        f"with `variational` is {ratings['variational']} times as fast as with torch, with `none` "
+        f"{ratings['none']} times, with `naive` {ratings['naive']} times" in text
+    )
 
 
 def test_what_is_slower_than_torch_is_what_its_records_hold() -> None:

@@ -162,8 +162,8 @@ class LanguageModel(Encoder):
         x_TBE = y_TBH
         if hasattr(self, "head_projection"):
             dtype = self.layers.compute_dtype or y_TBH.dtype
-            sides = (operand(side.to(dtype)) for side in (y_TBH, self.head_projection))
-            x_TBE = nn.functional.linear(*sides).to(y_TBH.dtype)
+            y_lowp_TBH, w_EH = operand(y_TBH.to(dtype)), operand(self.head_projection.to(dtype))
+            x_TBE = nn.functional.linear(y_lowp_TBH, w_EH).to(y_TBH.dtype)
         return x_TBE if mask is None else x_TBE * mask
 
     def logits(self, x_TBE: Tensor) -> Tensor:
@@ -203,7 +203,8 @@ class LanguageModel(Encoder):
         self, x_TBE: Tensor, targets_TB: Tensor, factor: float, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Returns the negative log-likelihood in nats, summed over the targets: with the augmented loss of
-        Inan et al. (2017) times `factor`, and without it, which has no gradient.
+        Inan et al. (2017) times `factor`, and without it, which has no gradient. The head is computed by
+        torch's operations, whatever the back end.
         """
         head, dtype = (self.word_weights, self.head_bias, self.embedding), self.layers.compute_dtype
         inputs = (x_TBE.flatten(0, 1), *head, targets_TB.flatten())

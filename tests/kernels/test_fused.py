@@ -294,11 +294,11 @@ def test_a_gpu_works_through_a_steps_logits_at_once(
 def test_cross_entropy_in_one_chunk_is_that_of_the_whole(
     compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunk = fused.loss_and_probabilities
+    chunk = fused.losses_and_probabilities
     calls: list[int] = []
     monkeypatch.setattr(fused, "rows_at_once", lambda device, words: (101, 101))
     monkeypatch.setattr(
-        fused, "loss_and_probabilities", lambda x, *rest: (calls.append(len(x)), chunk(x, *rest))[1]
+        fused, "losses_and_probabilities", lambda x, *rest: (calls.append(len(x)), chunk(x, *rest))[1]
     )
     results = []
     for backend, dtype in (("reference", torch.float64), ("fused", torch.float32)):

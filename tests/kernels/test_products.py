@@ -15,6 +15,7 @@ from vdrop_cli.kernels import fused, native, products
 from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, exact_sums, full_precision_sums, mm_into
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.random_streams import Stream
 
 CELLS: dict[str, Any] = {"lstm": kernels.lstm, "gru": kernels.gru}
 MATMUL = torch.backends.cuda.matmul
@@ -102,7 +103,7 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return bool(request.param)
 
 
-@pytest.mark.parametrize("backend", ["fused", "native"])
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
 @pytest.mark.parametrize("policy", ["variational_no_word", "naive"])
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("layers", [LSTM, GRU])
@@ -134,6 +135,25 @@ def test_the_head_and_its_projection_do_so_too(
     product_types.clear()
     model.nll_of_input(x_TBE, torch.arange(10).view(5, 2)).sum().backward()
     assert product_types and (torch.bfloat16 in product_types) == has_bf16
+
+
+def test_compiled_code_in_bf16_is_whole_and_the_same() -> None:
+    """Whether the processor multiplies bf16 is a constant to the compiler."""
+    train = settings("model=lstm_small", "model.tie_embeddings=true", "model.embedding_size=4")
+    model = LanguageModel(train.model, train.dropout.for_layers(), 11, "fused", torch.bfloat16)
+    model.initialise(0.5, Stream((1,)))
+    layer = LSTM(6, train.model.hidden_size, backend="fused", compute_dtype=torch.bfloat16)
+
+    def head_input(x_TBD: Tensor) -> Tensor:
+        return model.head_input(layer(x_TBD)[0], None)
+
+    x_TBD = torch.randn(5, 2, 6, requires_grad=True)
+    compiled = torch.compile(head_input, fullgraph=True, backend="aot_eager")
+    results = [
+        (y_TBE := function(x_TBD), *torch.autograd.grad(y_TBE.square().sum(), x_TBD))
+        for function in (head_input, compiled)
+    ]
+    assert all(map(torch.equal, *results))
 
 
 def test_rounded_numbers_are_multiplied_exactly_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

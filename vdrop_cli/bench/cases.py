@@ -65,7 +65,7 @@ class Case:
 
 
 def measured_precisions(settings: Bench) -> list[Precision]:
-    """Those of the settings, by default fp32 and what the device multiplies fastest."""
+    """The precisions to measure: those of the settings, or fp32 and what `precision=auto` is here."""
     fastest = choose_precision(Precision.auto, choose_device(settings.device))
     return settings.precisions or list(dict.fromkeys((Precision.fp32, fastest)))
 

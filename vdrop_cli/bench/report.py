@@ -128,7 +128,12 @@ def product_size(device: torch.device) -> int:
 def print_results(measurements: list[Measurement], rates: Rates, device: torch.device) -> None:
     """Prints the table, and a line for each comparison that is no row of it."""
     size = product_size(device)
-    products = f"{size}³ product: fp32 {rates.fp32 / 1e9:.0f}, bf16 {rates.bf16 / 1e9:.0f} GFLOP/s"
+    named = {
+        name: rate for name, rate in asdict(rates).items() if name in {m.precision for m in measurements}
+    }
+    products = (
+        f"{size}³ product: {', '.join(f'{name} {rate / 1e9:.0f}' for name, rate in named.items())} GFLOP/s"
+    )
     uses = f"; native uses {', '.join(native.features()) or 'no extension'}" if is_native(device) else ""
     print(f"{device}, {torch.get_num_threads()} threads; {products}{uses}")
     columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'× cell_loop':>13}{'peak MB':>9}"

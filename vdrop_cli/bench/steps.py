@@ -22,7 +22,7 @@ from vdrop_cli.corpora import Corpus
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.kernels import native
-from vdrop_cli.kernels.products import WeightMatrix
+from vdrop_cli.kernels.products import WeightMatrix, operand
 from vdrop_cli.layers import GRU, LSTM
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.monte_carlo import mc_perplexity
@@ -219,7 +219,7 @@ def products_step(train: Train, precision: Precision, rows: list[int], vocabular
     dtype = COMPUTE_DTYPES[precision] or torch.float32
 
     def random(*shape: int) -> Tensor:
-        return torch.rand(shape).sub_(0.5).to(train.device, dtype)
+        return operand(torch.rand(shape).sub_(0.5).to(train.device, dtype))
 
     x_NH = random(words, hidden)
     gates_NG = random(words, 4 * hidden)

@@ -21,7 +21,7 @@ from vdrop_cli.bench.report import Measurement, Rates, measurement, product_size
 from vdrop_cli.bench.steps import build
 from vdrop_cli.device import configure_process, peak_megabytes, synchronize
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.kernels.products import operand
+from vdrop_cli.kernels.products import multiplies_bf16
 from vdrop_cli.settings.commands import Bench
 from vdrop_cli.settings.train import Train
 
@@ -121,11 +121,13 @@ class Worker:
 
 
 def measure_rates(device: torch.device, seconds: float) -> Rates:
-    """The best rates of many products of each precision, with the library that the cells use."""
+    """The best rates of many products of each precision, with the library that the cells use. Where the CPU
+    does not multiply bf16, that of bf16 is that of fp32.
+    """
     size = product_size(device)
 
     def best(dtype: torch.dtype) -> float:
-        a, b = (operand(torch.rand(size, size).to(device, dtype)) for _ in range(2))
+        a, b = (torch.rand(size, size).to(device, dtype) for _ in range(2))
         fastest, end = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < end:
             synchronize(device)
@@ -135,7 +137,9 @@ def measure_rates(device: torch.device, seconds: float) -> Rates:
             fastest = min(fastest, time.perf_counter() - start)
         return 2 * size**3 / fastest
 
-    return Rates(best(torch.float32), best(torch.bfloat16))
+    fp32 = best(torch.float32)
+    has_bf16 = device.type != "cpu" or multiplies_bf16()
+    return Rates(fp32, best(torch.bfloat16) if has_bf16 else fp32)
 
 
 def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measurement], Rates]:

@@ -7,11 +7,12 @@ Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`,
 which is part of its policy). Sequences with `lengths [B]` keep their state after their last word, and their
 output is zero there. Deviation: the authors' code computes steps of padding like any others.
 
-`compute_dtype` (None: that of the input) is the type of the matrix products (with AMX, `native` returns them
-in float32), except for the forward logits of `linear_cross_entropy`; sums, states, gates and losses have the
-type of the input, which is also that of states, weights and masks. A user's autocast changes only
-`reference`. With `recompute` the back end `triton` computes the gates again in the backward pass instead of
-saving them: less memory, two products more; the other back ends ignore it.
+`compute_dtype` (None: that of the input) is the type of the matrix products (`native` returns them in
+float32 with AMX, and every back end on a CPU that does not multiply bf16), except for the forward logits of
+`linear_cross_entropy`; sums, states, gates and losses have the type of the input, which is also that of
+states, weights and masks. A user's autocast changes only `reference`. With `recompute` the back end `triton`
+computes the gates again in the backward pass instead of saving them: less memory, two products more; the
+other back ends ignore it.
 
 With `create_graph=True` the gradients of every back end are computed by `reference`, so that second
 derivatives are right.

@@ -1,7 +1,7 @@
 """The cross-entropy of language models with the augmented loss (Inan et al. 2017, section 3).
 
 M rows of a chunk  N tokens  D size of the head's input  E size of a word's vector  V words
-U words among the targets of a chunk
+U distinct words among the targets of a chunk
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels.autograd import without_autocast
-from vdrop_cli.kernels.fused import chunks, head_logits, rows_at_once, softmax
-from vdrop_cli.kernels.products import mm_into
+from vdrop_cli.kernels.fused import chunks, head_logits, losses_and_probabilities, rows_at_once
+from vdrop_cli.kernels.products import mm_into, operand
 
 
 class AugmentedCrossEntropy(torch.autograd.Function):
@@ -35,11 +35,11 @@ class AugmentedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         nll, augmented = x_ND.new_zeros(()), x_ND.new_zeros(())
         dx_ND, dw_VD, db_V = torch.empty_like(x_ND), torch.zeros_like(w_VD), torch.zeros_like(b_V)
-        w_lowp_VD, x_lowp_ND = w_VD.to(compute_dtype), x_ND.to(compute_dtype)
+        w_lowp_VD, x_lowp_ND = (operand(side.to(compute_dtype)) for side in (w_VD, x_ND))
         for part in chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0]):
             targets_M = targets_N[part]
             logits_MV = head_logits(x_ND[part], w_VD, b_V)
-            nll_M, d_MV = softmax(logits_MV, targets_M)
+            nll_M, d_MV = losses_and_probabilities(logits_MV, targets_M)
             nll += nll_M.sum()
             d_MV.scatter_add_(1, targets_M[:, None], d_MV.new_full((len(d_MV), 1), -1.0))
             similarity_MV = similarity(words_VE, targets_M, temperature)
@@ -47,7 +47,7 @@ class AugmentedCrossEntropy(torch.autograd.Function):
             augmented -= torch.dot(similarity_MV.flatten(), log_p_MV.flatten())
             d_MV.add_(log_p_MV.exp_().sub_(similarity_MV), alpha=factor / temperature)
             db_V += d_MV.sum(0)
-            d_lowp_MV = d_MV.to(compute_dtype)
+            d_lowp_MV = operand(d_MV.to(compute_dtype))
             mm_into(dx_ND[part], d_lowp_MV, w_lowp_VD)
             mm_into(dw_VD, d_lowp_MV.T, x_lowp_ND[part], add=True)
         ctx.save_for_backward(dx_ND, dw_VD, db_V)
@@ -63,8 +63,8 @@ class AugmentedCrossEntropy(torch.autograd.Function):
 def similarity(words_VE: Tensor, targets_M: Tensor, temperature: float) -> Tensor:
     """The softmax of the products of each target's vector with those of all words, [M, V].
 
-    It is computed once for each word among the targets. A GPU computes it for each target, since a count of
-    the words would have to wait for it.
+    The CPU computes it once for each distinct word. A GPU computes it for each target, since counting the
+    words would wait for the device.
     """
     if targets_M.is_cuda:
         return (words_VE[targets_M] @ words_VE.T).div_(temperature).softmax(1)

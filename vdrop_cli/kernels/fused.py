@@ -29,7 +29,7 @@ from vdrop_cli.kernels.gates import (
 )
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout, layout_for
-from vdrop_cli.kernels.products import WeightMatrix, mm_into
+from vdrop_cli.kernels.products import WeightMatrix, mm_into, operand
 from vdrop_cli.kernels.weights import Weights
 
 # Elements of a gate whose derivatives are computed together, just before their steps: they fit the cache.
@@ -100,7 +100,7 @@ class RecurrenceGradient:
         grad_h = self.w.product(step)
         if self.by_gate:
             return (grad_h if mask_KBH is None else grad_h * mask_KBH).sum(0, dtype=self.dtype)
-        return grad_h.to(self.dtype) if mask_KBH is None else grad_h * mask_KBH[0]
+        return (grad_h if mask_KBH is None else grad_h * mask_KBH[0]).to(self.dtype)
 
 
 def recurrent_inputs(
@@ -449,20 +449,14 @@ def rows_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
     return rows, rows
 
 
-def loss_and_probabilities(
-    x_MD: Tensor, w_VD: Tensor, b_V: Tensor, targets_M: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
-    return softmax(head_logits(x_MD, w_VD, b_V), targets_M)
-
-
 def head_logits(x_MD: Tensor, w_VD: Tensor, b_V: Tensor) -> Tensor:
     return (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
 
 
-def softmax(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and probabilities."""
-    return (softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities)(logits_MV, targets_M)
+def losses_and_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
+    softmax = softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities
+    return softmax(logits_MV, targets_M)
 
 
 def softmax_by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -484,7 +478,8 @@ def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tens
 
 def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
     parts = chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0])
-    return torch.cat([loss_and_probabilities(x_ND[part], w_VD, b_V, targets_N[part])[0] for part in parts])
+    chunked = ((head_logits(x_ND[part], w_VD, b_V), targets_N[part]) for part in parts)
+    return torch.cat([losses_and_probabilities(*chunk)[0] for chunk in chunked])
 
 
 def loss_and_gradients(
@@ -498,14 +493,17 @@ def loss_and_gradients(
     """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
     nll_N, dx_ND = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND)
     dw_VD, db_V = torch.empty_like(w_VD), torch.zeros_like(b_V)
-    w_lowp_VD, x_lowp_ND = w_VD.to(compute_dtype), x_ND.to(compute_dtype)
+    w_lowp_VD, x_lowp_ND = (operand(side.to(compute_dtype)) for side in (w_VD, x_ND))
     is_rounded = compute_dtype != x_ND.dtype
     rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
     for block in chunks(len(x_ND), rounded_rows if is_rounded else rows):
         block_ND, targets_M = x_ND[block], targets_N[block]
-        d_lowp_MV = w_lowp_VD.new_empty(len(block_ND), len(b_V)) if is_rounded else w_lowp_VD
+        d_lowp_MV = w_VD
+        if is_rounded:
+            d_lowp_MV = w_VD.new_empty(len(block_ND), len(b_V), dtype=compute_dtype)
         for part in chunks(len(block_ND), rows):
-            nll_N[block][part], d_MV = loss_and_probabilities(block_ND[part], w_VD, b_V, targets_M[part])
+            logits_MV = head_logits(block_ND[part], w_VD, b_V)
+            nll_N[block][part], d_MV = losses_and_probabilities(logits_MV, targets_M[part])
             d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
             if dnll_N is not None:
                 d_MV.mul_(dnll_N[block][part, None])
@@ -514,6 +512,7 @@ def loss_and_gradients(
                 d_lowp_MV[part] = d_MV
             else:
                 d_lowp_MV = d_MV
+        d_lowp_MV = operand(d_lowp_MV)
         mm_into(dx_ND[block], d_lowp_MV, w_lowp_VD)
         mm_into(dw_VD, d_lowp_MV.T, x_lowp_ND[block], add=block.start > 0)
     return nll_N, [dx_ND, dw_VD, db_V]

@@ -30,7 +30,7 @@ from vdrop_cli.kernels.gates import (
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import Layer, Tensors, empty_states, gru_operator, lstm_operator, writable
 from vdrop_cli.kernels.packing import layout_for
-from vdrop_cli.kernels.products import mm_into
+from vdrop_cli.kernels.products import mm_into, operand
 from vdrop_cli.kernels.self_check import Cell, largest_error
 from vdrop_cli.kernels.weights import Weights
 
@@ -668,7 +668,7 @@ def head(
     nll_N, sums = x_ND.new_empty(tokens), x_ND.new_zeros(threads(), words)
     packed = [weights.flatten(1, 2) for weights in pack_bf16(w_VD, 1, rest=True)] if amx else []
     gradients = [torch.empty_like(x_ND), torch.empty_like(w_VD)] if needs_gradients else []
-    w_lowp_VD = w_VD if amx else w_VD.to(compute_dtype)
+    w_lowp_VD = w_VD if amx else operand(w_VD.to(compute_dtype))
     packed_back = w_lowp_VD
     if amx and needs_gradients:
         packed_back = pack(w_VD, torch.bfloat16, 1, transposed=True).flatten(1, 2)
@@ -696,6 +696,7 @@ def head(
             pair = (transposed_rows(d_MV), packed_rows(x_high, x_MD.shape[1]))
             gemm(dw_VD, [pair], add=part.start > 0, transposed=True)
         else:
+            d_MV = operand(d_MV)
             mm_into(dx_ND[part], d_MV, w_lowp_VD)
             mm_into(dw_VD, d_MV.T, x_MD.to(compute_dtype), add=part.start > 0)
     return nll_N, [*gradients, sums.sum(0)] if needs_gradients else []

@@ -307,6 +307,7 @@ class NormedLSTM(torch.autograd.Function):
         layout, hidden = layout_for(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
+        u_GHH = operand(u_GHH)  # once for all steps
         x_KND = inputs_by_group(x_TBD, layout.pack_mask(mask_x), compute_dtype)
         norm_x = Normalised(gate_products(x_KND, w_GHD, h_BH), gain_ih, b_ih + b_hh)
         gates_NGH = norm_x.y_NX
@@ -365,6 +366,7 @@ class NormedLSTM(torch.autograd.Function):
         dtype = ctx.compute_dtype
         hidden = len(gain_c)
         w_GHD, u_GHH = (w.to(dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
+        u_GHH = operand(u_GHH)  # once for all steps
         da_NGH, du_NGH = torch.empty_like(gates_NGH), torch.empty_like(gates_NGH)
         dn_NH = torch.empty_like(tanh_NH)
         dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
@@ -442,6 +444,7 @@ class NormedGRU(torch.autograd.Function):
         two = 2 * hidden  # r and z
         x_TBD = layout.pack(x_TBD)
         w_GHD, u_GHH = (w.to(compute_dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
+        u_GHH = operand(u_GHH)  # once for all steps
         x_KND = inputs_by_group(x_TBD, layout.pack_mask(mask_x), compute_dtype)
         products_NGH = gate_products(x_KND, w_GHD, h_BH)
         norm_rz = Normalised(products_NGH[:, :two].contiguous(), gain_ih[:two], b_ih[:two] + b_hh[:two])
@@ -499,6 +502,7 @@ class NormedGRU(torch.autograd.Function):
         layout, hidden = ctx.layout, n_N.shape[1]
         two = 2 * hidden
         w_GHD, u_GHH = (w.to(dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
+        u_GHH = operand(u_GHH)  # once for all steps
         da_rz_N = torch.empty_like(rz_N)
         da_n_N = torch.empty_like(n_N)
         dv_N = torch.empty_like(n_N)

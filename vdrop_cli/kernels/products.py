@@ -1,4 +1,5 @@
-"""Many small products with the same weights, which are first packed or transposed for fast reads.
+"""Matrix products: many small ones with the same weights, which are first packed or transposed for fast
+reads, and those of bf16 on processors that do not multiply it.
 
 G gates  M rows  K inputs  N outputs
 """
@@ -26,18 +27,24 @@ def can_pack() -> bool:
 
 
 @lru_cache
-def multiplies_bf16() -> bool:
-    """Whether torch multiplies bf16 fast on this processor, by oneDNN. Otherwise its loops take a hundred
-    times as long as products in fp32.
-    """
+def onednn_multiplies_bf16() -> bool:
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return supported is None or bool(supported())
+    return supported is not None and bool(supported())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def multiplies_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 on this processor: with AVX-512 or instructions for bf16. Elsewhere
+    torch has slow loops.
+    """
+    return onednn_multiplies_bf16()
 
 
 def operand(x: Tensor) -> Tensor:
     """One side of a product: bf16 becomes fp32 where the processor does not multiply bf16.
 
-    Products of two numbers of bf16 are exact in fp32, so the result is that of bf16 with sums in fp32.
+    Products of two numbers of bf16 are exact in fp32. The result is their sum in fp32, which is not rounded
+    to bf16.
     """
     is_slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not multiplies_bf16()
     return x.float() if is_slow else x

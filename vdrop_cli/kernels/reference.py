@@ -9,12 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vdrop_cli.kernels.masks import Masks, mask_at
+from vdrop_cli.kernels.products import operand
 from vdrop_cli.kernels.weights import Weights
 
 
 def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
     """`a @ b`, multiplied in `compute_dtype`, returned in the type of `a`."""
-    return a @ b if compute_dtype is None else (a.to(compute_dtype) @ b.to(compute_dtype)).to(a.dtype)
+    if compute_dtype is None:
+        return a @ b
+    return (operand(a.to(compute_dtype)) @ operand(b.to(compute_dtype))).to(a.dtype)
 
 
 def masked(value: Tensor, mask: Tensor | None) -> Tensor:

@@ -196,11 +196,11 @@ class LanguageModelling:
             x_TBE, state = model(chunk.ids_TB, state, masks)
             penalties = []
         if self.augmented_temperature is None:
-            descended = nll = model.nll_of_input(x_TBE, chunk.targets_TB).sum()
+            descended = loss = model.nll_of_input(x_TBE, chunk.targets_TB).sum() / self.batch_size
         else:
             augmented = self.augmented_loss, self.augmented_temperature
-            descended, nll = model.augmented_nll(x_TBE, chunk.targets_TB, *augmented)
-        descended, loss = descended / self.batch_size, nll / self.batch_size
+            sums = model.augmented_nll(x_TBE, chunk.targets_TB, *augmented)
+            descended, loss = (one / self.batch_size for one in sums)
         return Objective(sum(penalties, descended), loss, tuple(part.detach() for part in state))
 
     def reported_loss(self, loss: float, words: int) -> float:
