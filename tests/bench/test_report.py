@@ -111,6 +111,18 @@ def test_the_table_sets_each_cell_beside_the_alternatives_of_the_same_kind(
     assert rows[5][-3:-1] == ["–", "–"], "no alternative in bf16 here"
 
 
+@pytest.mark.parametrize(
+    ("precisions", "rates"),
+    [(["fp32"], "fp32 200 GFLOP/s"), (["fp32", "bf16"], "fp32 200, bf16 400 GFLOP/s")],
+)
+def test_the_rates_of_the_measured_precisions_are_printed(
+    precisions: list[str], rates: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measurements = [example("variational", [0.25], precision=precision) for precision in precisions]
+    print_results(measurements, RATES, torch.device("cpu"))
+    assert f"2048³ product: {rates}" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("composing")
 def test_on_a_gpu_mc_evaluation_reads_more_and_has_a_note_on_latency(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import settings
 from vdrop_cli.bench import worker
@@ -68,3 +69,11 @@ def test_a_turn_has_as_many_steps_as_it_is_asked_for_and_untimed_ones_before(
     assert ready is None and len(turns) == 2
     assert all(seconds >= 0 and peak > 50 for seconds, peak in turns)
     assert (len(calls) == 8) == (before_turn == 0)
+
+
+def test_a_processor_without_bf16_has_the_rate_of_fp32_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "product_size", lambda device: 64)
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(worker, "multiplies_bf16", lambda has_bf16=has_bf16: has_bf16)
+        rates = worker.measure_rates(torch.device("cpu"), 0.01)
+        assert (rates.bf16 == rates.fp32) == (not has_bf16)
