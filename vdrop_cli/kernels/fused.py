@@ -478,8 +478,9 @@ def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tens
 
 def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
     parts = chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0])
-    chunked = ((head_logits(x_ND[part], w_VD, b_V), targets_N[part]) for part in parts)
-    return torch.cat([losses_and_probabilities(*chunk)[0] for chunk in chunked])
+    return torch.cat(
+        [losses_and_probabilities(head_logits(x_ND[part], w_VD, b_V), targets_N[part])[0] for part in parts]
+    )
 
 
 def loss_and_gradients(
@@ -502,8 +503,9 @@ def loss_and_gradients(
         if is_rounded:
             d_lowp_MV = w_VD.new_empty(len(block_ND), len(b_V), dtype=compute_dtype)
         for part in chunks(len(block_ND), rows):
-            logits_MV = head_logits(block_ND[part], w_VD, b_V)
-            nll_N[block][part], d_MV = losses_and_probabilities(logits_MV, targets_M[part])
+            nll_N[block][part], d_MV = losses_and_probabilities(
+                head_logits(block_ND[part], w_VD, b_V), targets_M[part]
+            )
             d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
             if dnll_N is not None:
                 d_MV.mul_(dnll_N[block][part, None])
