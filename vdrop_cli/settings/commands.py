@@ -285,8 +285,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         require_limits(self)
-        has_auto = self.precisions is not None and Precision.auto in self.precisions
-        require(not has_auto, "precisions", "a list of fp32 and bf16", "auto")
+        has_auto = Precision.auto in (self.precisions or ())
+        require(not has_auto, "precisions", "a list of fp32 and bf16, or null", "auto")
 
 
 @dataclass
