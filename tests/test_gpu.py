@@ -59,7 +59,8 @@ def test_small_cells_agree_with_the_definition_and_replay_as_graphs() -> None:
 def layers_of(cell: str, policy: str, hidden: int, **options: Any) -> tuple[Recurrent, ModelMasks, Tensor]:
     """Two layers, masks for 35 steps of 20 sequences, and inputs, from a fixed seed."""
     torch.manual_seed(0)
-    dropout: Dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.for_layers()
+    settings_of_model = settings("model=lstm_medium", f"dropout={policy}", "dropout.p_word=0")
+    dropout: Dropout = settings_of_model.dropout.for_layers()
     layers = {"lstm": LSTM, "gru": GRU}[cell](hidden, hidden, 2, dropout=dropout, **options)
     masks = draw(
         dropout, MaskShape(35, 20, (hidden, hidden), hidden, GATES[layers.cell]), Stream((1, policy))
@@ -348,7 +349,7 @@ def test_mc_evaluation_on_a_gpu_resumes_where_it_was_stopped() -> None:
 
 
 def test_layers_take_the_back_end_of_the_device_that_they_are_moved_to() -> None:
-    layers = LSTM(5, 7, dropout=Dropout(name="v", policy=Policy.variational, p_h=0.5))
+    layers = LSTM(5, 7, dropout=Dropout(Policy.variational, p_h=0.5))
     layers(torch.zeros(2, 1, 5))
     assert kernels.choose(layers.backend, CUDA) == "triton"
     layers.to(CUDA)(torch.zeros(2, 1, 5, device=CUDA))[0].sum().backward()

@@ -43,7 +43,7 @@ def outputs_and_gradients(
     """With a random gradient from upstream for each output that is used."""
     outputs = function(*inputs)
     generator = torch.Generator().manual_seed(9)
-    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
     return [*outputs, *torch.autograd.grad(outputs[used], inputs, upstream[used])]
 
 
