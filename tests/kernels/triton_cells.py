@@ -464,7 +464,29 @@ def test_elements_beyond_two_to_the_31_are_addressed(t: int, gate_stride: int, t
         torch.zeros(s, device=DEVICE) for s in ((1, 28), (2 + t, 1, 7), (2 + t, 1, 7), (1, 1, 7))
     )
     programs.lstm_forward[(1, 2)](
-        *(a, p, h, c, enter, None, None, None, t, t + 1, 1, 7, gate_stride, time_stride, 28, 7, 28, 0, 0, 0),
+        *(
+            a,
+            p,
+            h,
+            c,
+            enter,
+            None,
+            None,
+            None,
+            t,
+            t + 1,
+            1,
+            7,
+            7,
+            gate_stride,
+            time_stride,
+            28,
+            7,
+            28,
+            0,
+            0,
+            0,
+        ),
         **{"GROUPS": 1, "ACC": tl.float32, "BLOCK": 4},
     )
     i, _, g, o = numbers
@@ -485,7 +507,7 @@ def test_functions_are_exact_where_exponentials_lose_digits_or_overflow(
         x.repeat(1, 1, 4),
         *(torch.zeros(s, device=DEVICE) for s in ((1, 4 * size), (2, 1, size), (2, 1, size), (1, 1, size))),
     )
-    numbers = (0, 1, 1, size, size, 0, 4 * size, size, 4 * size, 0, 0, 0)
+    numbers = (0, 1, 1, size, size, size, 0, 4 * size, size, 4 * size, 0, 0, 0)
     loops.launch(
         programs.lstm_forward, (a, p, h, c, enter, None, None, None), numbers, loops.Gates(a, 4), GROUPS=1
     )

@@ -88,8 +88,8 @@ class Layer(NamedTuple):
         hidden = self.w_hh.shape[1]
         return Gates.allocate(self.x, hidden, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
 
-    def loop_inputs(self) -> dict[str, Tensor | None]:
-        """The inputs of a loop over time, forward and backward."""
+    def loop_masks(self) -> dict[str, Tensor | None]:
+        """The masks and lengths as a loop over time reads them, forward and backward."""
 
         def expand(mask: Tensor | None) -> Tensor | None:
             if mask is None:
@@ -97,8 +97,7 @@ class Layer(NamedTuple):
             return mask.expand(*mask.shape[:-2], self.x.shape[1], self.w_hh.shape[1]).contiguous()
 
         lengths = None if self.lengths is None else self.lengths.contiguous()
-        masks = {"mask_h": expand(self.mask_h), "mask_c": expand(self.mask_c)}
-        return {"w_hh": self.lowp(self.w_hh), **masks, "lengths": lengths}
+        return {"mask_h": expand(self.mask_h), "mask_c": expand(self.mask_c), "lengths": lengths}
 
 
 HAS_TAGS = "tags" in signature(torch.library.custom_op).parameters  # new in torch 2.7

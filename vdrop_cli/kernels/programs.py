@@ -1,12 +1,14 @@
 """The pointwise part of a cell's step as Triton programs, one from each matrix product to the next.
 `triton.py` calls them.
 
-T time  B batch  H hidden size  G gates (LSTM i f g o; GRU r z n)  K groups of gates with one product each
+T time  B batch  H hidden size  R size of an aligned row, at least H
+G gates (LSTM i f g o; GRU r z n)  K groups of gates with one product each
 
     a [G, T, B, H]      the gates: before their activation, then after it; `da` is their gradient
-    p [G, B, H]         the recurrent products of this step
-    inputs [K, B, H]    the inputs of the next step's recurrent products, m_h ∘ h, in the type of products
-    grad_h [K, B, H]    the gradient of these inputs from step t + 1; zero at the last step
+    p [G, B, R]         the recurrent products of this step
+    inputs [K, B, R]    the inputs of the next step's recurrent products, m_h ∘ h, in the type of products
+    grad_h [K, B, R]    the gradient of these inputs from step t + 1; zero at the last step
+    step [G, B, R]      the gradients of this step's recurrent products, in the type of products
     h, c [T + 1, B, H]  the states, the first ones first
     dh, dc [B, H]       the other terms of their gradients
     mask_h [T, K, B, H], mask_c [T, B, H]
@@ -51,6 +53,12 @@ def position(batch, hidden, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def aligned_position(batch, row, b, j):
+    """R·B, and the offsets of (b, j) in [B, R]."""
+    return tl.cast(batch, tl.int64) * row, b * row + j
+
+
+@triton.jit
 def read(ptr, at, exists, ACC: tl.constexpr):
     return tl.load(ptr + at, exists, other=0.0).to(ACC)
 
@@ -66,34 +74,26 @@ def is_alive(lengths_ptr, b, t):
 
 @triton.jit
 def write_inputs(
-    h, inputs_ptr, mask_ptr, t, mask_t, mask_k, size, at, exists, GROUPS: tl.constexpr, ACC: tl.constexpr
-):
+    h, inputs_ptr, mask_ptr, t, mask_t, mask_k, at, rows, row_at, exists,
+    GROUPS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Writes the inputs of the products of step t for each group, m_h ∘ h."""
     for k in tl.static_range(GROUPS):
         masked = h
         if mask_ptr is not None:
             masked = h * read(mask_ptr, t * mask_t + k * mask_k + at, exists, ACC)
-        tl.store(inputs_ptr + k * size + at, masked, exists)
+        tl.store(inputs_ptr + k * rows + row_at, masked, exists)
 
 
 @triton.jit
 def recurrent_gradient(
-    grad_h_ptr,
-    mask_ptr,
-    t,
-    mask_t,
-    mask_k,
-    size,
-    at,
-    exists,
-    GROUPS: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    grad_h_ptr, mask_ptr, t, mask_t, mask_k, at, rows, row_at, exists,
+    GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The gradient of h through the products of step t, summed over groups."""
     total = tl.zeros((BLOCK,), ACC)
     for k in tl.static_range(GROUPS):
-        grad_h = read(grad_h_ptr, k * size + at, exists, ACC)
+        grad_h = read(grad_h_ptr, k * rows + row_at, exists, ACC)
         if mask_ptr is not None:
             grad_h = grad_h * read(mask_ptr, t * mask_t + k * mask_k + at, exists, ACC)
         total += grad_h
@@ -103,11 +103,12 @@ def recurrent_gradient(
 @program
 def lstm_forward(
     a_ptr, p_ptr, h_ptr, c_ptr, inputs_ptr, mask_h_ptr, mask_c_ptr, lengths_ptr,
-    t, time, batch, hidden, a_g, a_t, a_b, p_g, p_b, mask_h_t, mask_h_k, mask_c_t,
+    t, time, batch, hidden, row, a_g, a_t, a_b, p_g, p_b, mask_h_t, mask_h_k, mask_c_t,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
+    rows, row_at = aligned_position(batch, row, b, j)
     a_at, p_at = t * a_t + b * a_b + j, b * p_b + j
     i = sigmoid(read(a_ptr, a_at, exists, ACC) + read(p_ptr, p_at, exists, ACC))
     f = sigmoid(read(a_ptr, a_at + a_g, exists, ACC) + read(p_ptr, p_at + p_g, exists, ACC))
@@ -127,23 +128,27 @@ def lstm_forward(
     tl.store(h_ptr + (t + 1) * size + at, h, exists)
     tl.store(c_ptr + (t + 1) * size + at, c, exists)
     if t + 1 < time:
-        write_inputs(h, inputs_ptr, mask_h_ptr, t + 1, mask_h_t, mask_h_k, size, at, exists, GROUPS, ACC)
+        write_inputs(
+            h, inputs_ptr, mask_h_ptr, t + 1, mask_h_t, mask_h_k, at, rows, row_at, exists, GROUPS, ACC
+        )
 
 
 @program
 def lstm_backward(
-    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, grad_h_ptr, mask_h_ptr, mask_c_ptr,
-    lengths_ptr, t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k, mask_c_t,
+    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, step_ptr, grad_h_ptr, mask_h_ptr,
+    mask_c_ptr, lengths_ptr,
+    t, time, batch, hidden, row, a_g, a_t, a_b, s_g, s_b, mask_h_t, mask_h_k, mask_c_t,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
-    a_at, now = t * a_t + b * a_b + j, t * size + at
+    rows, row_at = aligned_position(batch, row, b, j)
+    a_at, now, step_at = t * a_t + b * a_b + j, t * size + at, b * s_b + j
     # At the last step the gradient through the products is zero, under any mask.
     after = tl.minimum(t + 1, time - 1)
     dh = read(dh_ptr, at, exists, ACC)
     dh += recurrent_gradient(
-        grad_h_ptr, mask_h_ptr, after, mask_h_t, mask_h_k, size, at, exists, GROUPS, ACC, BLOCK
+        grad_h_ptr, mask_h_ptr, after, mask_h_t, mask_h_k, at, rows, row_at, exists, GROUPS, ACC, BLOCK
     )
     dc = read(dc_ptr, at, exists, ACC)
     alive = is_alive(lengths_ptr, b, t)
@@ -156,14 +161,18 @@ def lstm_backward(
     dc_new = dc + dh * o * (1.0 - tanh_c * tanh_c)
     if mask_c_ptr is not None:
         dc_new = dc_new * read(mask_c_ptr, t * mask_c_t + at, exists, ACC)
-    di = dc_new * g * i * (1.0 - i)
-    df = dc_new * read(c_ptr, now, exists, ACC) * f * (1.0 - f)
-    dg = dc_new * i * (1.0 - g * g)
-    do = dh * tanh_c * o * (1.0 - o)
-    tl.store(da_ptr + a_at, tl.where(alive, di, 0.0), exists)
-    tl.store(da_ptr + a_at + a_g, tl.where(alive, df, 0.0), exists)
-    tl.store(da_ptr + a_at + 2 * a_g, tl.where(alive, dg, 0.0), exists)
-    tl.store(da_ptr + a_at + 3 * a_g, tl.where(alive, do, 0.0), exists)
+    di = tl.where(alive, dc_new * g * i * (1.0 - i), 0.0)
+    df = tl.where(alive, dc_new * read(c_ptr, now, exists, ACC) * f * (1.0 - f), 0.0)
+    dg = tl.where(alive, dc_new * i * (1.0 - g * g), 0.0)
+    do = tl.where(alive, dh * tanh_c * o * (1.0 - o), 0.0)
+    tl.store(da_ptr + a_at, di, exists)
+    tl.store(da_ptr + a_at + a_g, df, exists)
+    tl.store(da_ptr + a_at + 2 * a_g, dg, exists)
+    tl.store(da_ptr + a_at + 3 * a_g, do, exists)
+    tl.store(step_ptr + step_at, di, exists)
+    tl.store(step_ptr + step_at + s_g, df, exists)
+    tl.store(step_ptr + step_at + 2 * s_g, dg, exists)
+    tl.store(step_ptr + step_at + 3 * s_g, do, exists)
     tl.store(dh_ptr + at, tl.where(alive, 0.0, dh), exists)
     tl.store(dc_ptr + at, tl.where(alive, dc_new * f, dc), exists)
 
@@ -182,12 +191,13 @@ def gru_end(a_ptr, a_at, a_g, h_ptr, lengths_ptr, z, n, t, b, size, at, exists, 
 @program
 def gru_reset_after(
     a_ptr, p_ptr, bias_ptr, h_ptr, inner_ptr, inputs_ptr, mask_h_ptr, lengths_ptr,
-    t, time, batch, hidden, a_g, a_t, a_b, p_g, p_b, mask_h_t, mask_h_k,
+    t, time, batch, hidden, row, a_g, a_t, a_b, p_g, p_b, mask_h_t, mask_h_k,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A whole step; `inner` is U_n (m_h ∘ h) + b_hh,n, of all steps."""
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
+    rows, row_at = aligned_position(batch, row, b, j)
     a_at, p_at = t * a_t + b * a_b + j, b * p_b + j
     r = sigmoid(read(a_ptr, a_at, exists, ACC) + read(p_ptr, p_at, exists, ACC))
     z = sigmoid(read(a_ptr, a_at + a_g, exists, ACC) + read(p_ptr, p_at + p_g, exists, ACC))
@@ -197,18 +207,21 @@ def gru_reset_after(
     tl.store(inner_ptr + t * size + at, inner, exists)
     h = gru_end(a_ptr, a_at, a_g, h_ptr, lengths_ptr, z, n, t, b, size, at, exists, ACC)
     if t + 1 < time:
-        write_inputs(h, inputs_ptr, mask_h_ptr, t + 1, mask_h_t, mask_h_k, size, at, exists, GROUPS, ACC)
+        write_inputs(
+            h, inputs_ptr, mask_h_ptr, t + 1, mask_h_t, mask_h_k, at, rows, row_at, exists, GROUPS, ACC
+        )
 
 
 @program
 def gru_gates(
     a_ptr, p_ptr, h_ptr, inputs_ptr, mask_h_ptr,
-    t, batch, hidden, a_g, a_t, a_b, p_g, p_b, mask_h_t, mask_h_k,
+    t, batch, hidden, row, a_g, a_t, a_b, p_g, p_b, mask_h_t, mask_h_k,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """r and z, and the input of the candidate's product of the same step, [B, H]: r ∘ m_h,n ∘ h."""
+    """r and z, and the input of the candidate's product of the same step, [B, R]: r ∘ m_h,n ∘ h."""
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
+    _, row_at = aligned_position(batch, row, b, j)
     a_at, p_at = t * a_t + b * a_b + j, b * p_b + j
     r = sigmoid(read(a_ptr, a_at, exists, ACC) + read(p_ptr, p_at, exists, ACC))
     z = sigmoid(read(a_ptr, a_at + a_g, exists, ACC) + read(p_ptr, p_at + p_g, exists, ACC))
@@ -217,32 +230,36 @@ def gru_gates(
     masked = r * read(h_ptr, t * size + at, exists, ACC)
     if mask_h_ptr is not None:
         masked = masked * read(mask_h_ptr, t * mask_h_t + 2 * mask_h_k + at, exists, ACC)
-    tl.store(inputs_ptr + at, masked, exists)
+    tl.store(inputs_ptr + row_at, masked, exists)
 
 
 @program
 def gru_candidate(
     a_ptr, p_ptr, h_ptr, inputs_ptr, mask_h_ptr, lengths_ptr,
-    t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k,
+    t, time, batch, hidden, row, a_g, a_t, a_b, mask_h_t, mask_h_k,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The candidate, whose product is `p` [B, H], and the new state; `inputs` are those of r and z of the
+    """The candidate, whose product is `p` [B, R], and the new state; `inputs` are those of r and z of the
     next step.
     """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
+    rows, row_at = aligned_position(batch, row, b, j)
     a_at = t * a_t + b * a_b + j
-    n = tanh(read(a_ptr, a_at + 2 * a_g, exists, ACC) + read(p_ptr, at, exists, ACC))
+    n = tanh(read(a_ptr, a_at + 2 * a_g, exists, ACC) + read(p_ptr, row_at, exists, ACC))
     z = read(a_ptr, a_at + a_g, exists, ACC)
     h = gru_end(a_ptr, a_at, a_g, h_ptr, lengths_ptr, z, n, t, b, size, at, exists, ACC)
     if t + 1 < time:
-        write_inputs(h, inputs_ptr, mask_h_ptr, t + 1, mask_h_t, mask_h_k, size, at, exists, GROUPS, ACC)
+        write_inputs(
+            h, inputs_ptr, mask_h_ptr, t + 1, mask_h_t, mask_h_k, at, rows, row_at, exists, GROUPS, ACC
+        )
 
 
 @program
 def gru_backward(
-    a_ptr, h_ptr, inner_ptr, dy_ptr, dh_ptr, da_ptr, dp_ptr, grad_h_ptr, mask_h_ptr, lengths_ptr,
-    t, time, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k,
+    a_ptr, h_ptr, inner_ptr, dy_ptr, dh_ptr, da_ptr, dp_ptr, step_ptr, n_step_ptr,
+    grad_h_ptr, mask_h_ptr, lengths_ptr,
+    t, time, batch, hidden, row, a_g, a_t, a_b, s_g, s_b, mask_h_t, mask_h_k,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The backward pass of z and the candidate, and where the reset gate comes after the product (`inner` is
@@ -254,12 +271,13 @@ def gru_backward(
     """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
-    a_at, now = t * a_t + b * a_b + j, t * size + at
+    rows, row_at = aligned_position(batch, row, b, j)
+    a_at, now, step_at = t * a_t + b * a_b + j, t * size + at, b * s_b + j
     # At the last step the gradient through the products is zero, under any mask.
     after = tl.minimum(t + 1, time - 1)
     dh = read(dh_ptr, at, exists, ACC)
     dh += recurrent_gradient(
-        grad_h_ptr, mask_h_ptr, after, mask_h_t, mask_h_k, size, at, exists, GROUPS, ACC, BLOCK
+        grad_h_ptr, mask_h_ptr, after, mask_h_t, mask_h_k, at, rows, row_at, exists, GROUPS, ACC, BLOCK
     )
     alive = is_alive(lengths_ptr, b, t)
     dh += tl.where(alive, read(dy_ptr, now, exists, ACC), 0.0)
@@ -268,33 +286,41 @@ def gru_backward(
     dn = tl.where(alive, dh * (1.0 - z) * (1.0 - n * n), 0.0)
     tl.store(da_ptr + a_at + a_g, dz, exists)
     tl.store(da_ptr + a_at + 2 * a_g, dn, exists)
+    tl.store(step_ptr + step_at + s_g, dz, exists)
     tl.store(dh_ptr + at, tl.where(alive, dh * z, dh), exists)
-    if inner_ptr is not None:
+    if inner_ptr is None:
+        tl.store(n_step_ptr + row_at, dn, exists)
+    else:
         r = read(a_ptr, a_at, exists, ACC)
         dr = dn * read(inner_ptr, now, exists, ACC) * r * (1.0 - r)
         tl.store(da_ptr + a_at, dr, exists)
         tl.store(dp_ptr + a_at, dr, exists)
         tl.store(dp_ptr + a_at + a_g, dz, exists)
         tl.store(dp_ptr + a_at + 2 * a_g, dn * r, exists)
+        tl.store(step_ptr + step_at, dr, exists)
+        tl.store(step_ptr + step_at + 2 * s_g, dn * r, exists)
 
 
 @program
 def gru_gates_backward(
-    a_ptr, h_ptr, dh_ptr, da_ptr, grad_h_ptr, mask_h_ptr,
-    t, batch, hidden, a_g, a_t, a_b, mask_h_t, mask_h_k,
+    a_ptr, h_ptr, dh_ptr, da_ptr, step_ptr, grad_h_ptr, mask_h_ptr,
+    t, batch, hidden, row, a_g, a_t, a_b, s_b, mask_h_t, mask_h_k,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The backward pass of r, from the gradient of the input of the candidate's product, `grad_h` [B, H]:
+    """The backward pass of r, from the gradient of the input of the candidate's product, `grad_h` [B, R]:
     zero beyond the end of a sequence.
     """
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
+    _, row_at = aligned_position(batch, row, b, j)
     a_at = t * a_t + b * a_b + j
-    grad_h = read(grad_h_ptr, at, exists, ACC)
+    grad_h = read(grad_h_ptr, row_at, exists, ACC)
     if mask_h_ptr is not None:
         grad_h = grad_h * read(mask_h_ptr, t * mask_h_t + 2 * mask_h_k + at, exists, ACC)
     r = read(a_ptr, a_at, exists, ACC)
-    tl.store(da_ptr + a_at, grad_h * read(h_ptr, t * size + at, exists, ACC) * r * (1.0 - r), exists)
+    dr = grad_h * read(h_ptr, t * size + at, exists, ACC) * r * (1.0 - r)
+    tl.store(da_ptr + a_at, dr, exists)
+    tl.store(step_ptr + b * s_b + j, dr, exists)
     tl.store(dh_ptr + at, read(dh_ptr, at, exists, ACC) + grad_h * r, exists)
 
 

@@ -30,6 +30,7 @@ from vdrop_cli.kernels.loops import (
     ALL_LSTM,
     ONLY_N,
     R_AND_Z,
+    aligned_weights,
     gru_backward_loop,
     gru_loop,
     lstm_backward_loop,
@@ -74,6 +75,11 @@ def outputs(hs: Tensor, lengths: Tensor | None) -> Tensor:
     return hs[1:] * alive_TB[..., None]
 
 
+def loop_inputs(layer: Layer) -> dict[str, Tensor | None]:
+    """The inputs of a loop over time, forward and backward."""
+    return {"w_GRR": aligned_weights(layer.w_hh, layer.compute_dtype), **layer.loop_masks()}
+
+
 def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor]) -> None:
     """Adds the recurrent products of all steps at once, which is possible once all states are known."""
     for group, input_ND in zip(gates.groups(part), inputs_ND, strict=True):
@@ -85,7 +91,7 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     hs, cs = empty_states(h, time), empty_states(c, time)
     project_inputs(gates, layer.x, layer.lowp(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
     graphs().run(
-        lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | layer.loop_inputs()
+        lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | loop_inputs(layer)
     )
     saved = (gates.memory.new_empty(0) if layer.recompute else gates.memory, hs, cs)
     cells = outputs(cs, layer.lengths) if layer.cells else cs.new_empty(0)
@@ -115,7 +121,7 @@ def lstm_backward(
     gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
     da, dh = gates.empty_like(layer.compute_dtype), writable(dh, hs[0])
     dc = writable(dc, cs[0])
-    read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | layer.loop_inputs()
+    read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | loop_inputs(layer)
     read["dcells"] = dcells if dcells is None else dcells.contiguous()
     graphs().run(lstm_backward_loop, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
     dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
@@ -170,7 +176,7 @@ def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) 
 def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...]:
     gates, hs = layer.gates(), empty_states(h, layer.x.shape[0])
     project_gru(layer, gates, reset_after)
-    filled, read = {"h": hs}, {"h_BH": h} | layer.loop_inputs()
+    filled, read = {"h": hs}, {"h_BH": h} | loop_inputs(layer)
     inner = h.new_empty(0)
     if reset_after:
         filled["inner"] = inner = torch.empty_like(hs[1:])
@@ -208,7 +214,7 @@ def gru_backward(
     gates, inner = gru_gates(layer, hs, reset_after) if layer.recompute else (Gates(a, 3), inner)
     da, dh = gates.empty_like(layer.compute_dtype), writable(dh, hs[0])
     dp, filled = da, {"da": da.memory}
-    read = {"a": gates.memory, "h": hs, "dy": zeros_or(dy, hs[1:])} | layer.loop_inputs()
+    read = {"a": gates.memory, "h": hs, "dy": zeros_or(dy, hs[1:])} | loop_inputs(layer)
     if reset_after:
         dp, read["inner"] = da.empty_like(), inner
         filled["dp"] = dp.memory
