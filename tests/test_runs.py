@@ -34,6 +34,9 @@ def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     assert run.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in run.epochs] == [1, 2, 3]
     assert run.environment["precision"] == "fp32"
     assert run.words_per_second == sorted(epoch["words_per_second"] for epoch in run.epochs)[1]
+    assert run.hours == run.result["seconds"] / 3600
+    (folder / runs.SHARED_DEVICE).write_text("six others")
+    assert run.words_per_second is None and run.hours is None, "they say nothing about this run"
 
 
 @pytest.fixture(scope="module")

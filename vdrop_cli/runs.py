@@ -23,6 +23,8 @@ from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import ADVICE, flatten, read_log, read_result
 from vdrop_cli.stuck_starts import StuckStart
 
+SHARED_DEVICE = "shared_device.txt"  # beside a log whose times are not those of a run alone on its device
+
 
 @dataclass(frozen=True)
 class Logged:
@@ -74,9 +76,24 @@ class Finished(Logged):
         return bool(self.epochs) and self.epochs[0]["epoch"] == 1
 
     @property
+    def has_shared_device(self) -> bool:
+        """Whether so many other runs had the same device that the times in the log measure nothing."""
+        return (self.folder / SHARED_DEVICE).exists()
+
+    @property
     def words_per_second(self) -> float | None:
-        """Of training, the median over its epochs; None where its log was lost with all of them."""
-        return float(median(epoch["words_per_second"] for epoch in self.epochs)) if self.epochs else None
+        """Of training, the median over its epochs; None where its log was lost with all of them, or its
+        device was shared.
+        """
+        timed = [] if self.has_shared_device else self.epochs
+        return float(median(epoch["words_per_second"] for epoch in timed)) if timed else None
+
+    @property
+    def hours(self) -> float | None:
+        """Of training, with its validations but without the evaluation at the end; None where its device was
+        shared.
+        """
+        return None if self.has_shared_device else float(self.result["seconds"]) / 3600
 
     @property
     def evaluations(self) -> list[Path]:

@@ -1,6 +1,7 @@
 """Stronger baselines: their rows, what is published beside them, and the section of the page."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def test_parameters_are_those_of_the_models() -> None:
 
 
 @pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
-def test_the_lines_are_those_of_the_rows_and_of_table_1(quick_tied: Finished, untied: Finished) -> None:
+def test_the_lines_are_those_of_the_rows_and_of_table_1(
+    quick_tied: Finished, untied: Finished, tmp_path: Path
+) -> None:
     study = Baselines()
     by_name = {line.row.name: line for line in study.lines(collected(quick_tied, untied))}
     assert {name for name, line in by_name.items() if line.runs} == {"quick_tied", "table1_medium_untied"}
@@ -85,6 +88,9 @@ def test_the_lines_are_those_of_the_rows_and_of_table_1(quick_tied: Finished, un
     assert ours.values("test") == [quick_tied.result["test_ppl"]]
     trained = sum(epoch["seconds"] for epoch in quick_tied.epochs)
     assert baselines.hours(ours) == [pytest.approx(trained / 3600, rel=1e-5)]
+    copied = shutil.copytree(quick_tied.folder, tmp_path / "s1")
+    (copied / runs.SHARED_DEVICE).write_text("another run")
+    assert baselines.hours(replace(ours, runs=[replace(ours.runs[0], run=runs.read(copied))])) == []
     names = study.record_names(list(by_name.values()))
     assert names[rows.key(quick_tied.numbers)] == "baselines/quick_tied"
     assert rows.key(untied.numbers) not in names, "it is a record of Table 1"

@@ -19,6 +19,7 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.provenance import processor_name
+from vdrop_cli.runs import SHARED_DEVICE
 from vdrop_cli.settings.choices import Pictures, Size
 from vdrop_cli.settings.commands import Reproduce, Table
 from vdrop_cli.studies import page as results_page
@@ -224,6 +225,39 @@ def test_a_run_of_ones_own_stands_before_a_record_and_one_of_another_device_besi
 
 def record(outputs: Path, row: Row) -> None:
     records.write({row.key: "table1/row"}, rows.collect(outputs), outputs / "record")
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_that_shared_its_device_has_a_curve_and_no_speed(
+    copy: Path, changes: list[str], tmp_path: Path
+) -> None:
+    """Its record, too, until a run that had the device alone replaces it."""
+    for name in copy.glob("train/*-variational/*"):
+        (name / SHARED_DEVICE).write_text("another run")
+    (tied,) = Table1([Size.small], ["variational"], overrides(changes)).rows
+    record(copy, tied)
+    recorded = list(copy.glob("record/table1/row-*/*"))
+    assert len(recorded) == 2 and all(
+        (name / SHARED_DEVICE).read_text() == "another run" for name in recorded
+    )
+    shutil.rmtree(copy / "train")
+    page = run(copy, changes, tmp_path, sizes=[Size.small], pictures=Pictures.svg)
+    assert rows_of(page)["Variational (tied weights)"]["words/s"] == "–"
+    pictures = copy / "record" / "pictures"
+    assert "Variational (tied weights)" in (pictures / "table1_small_validation.svg").read_text()
+    assert not (pictures / "table1_small_speed.svg").exists()
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_that_had_its_device_alone_replaces_the_record_of_one_that_shared_it(
+    copy: Path, changes: list[str]
+) -> None:
+    (tied,) = Table1([Size.small], ["variational"], overrides(changes)).rows
+    record(copy, tied)
+    recorded, *_ = copy.glob("record/table1/row-*/*")
+    (recorded / SHARED_DEVICE).write_text("another run")
+    record(copy, tied)
+    assert not (recorded / SHARED_DEVICE).exists() and (recorded / "result.json").exists()
 
 
 @pytest.mark.usefixtures("composing")

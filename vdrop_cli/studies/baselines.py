@@ -23,7 +23,7 @@ ABOUT = """Newer models on Penn Treebank, single and without MC dropout. `vdrop 
 trains them; `docs/baselines.md` explains their settings. *hours*: time that passed in training, on the device
 below and beside other programs in some runs. *valid*, *test*: every token but the first, in one pass over the
 text. ‡: read or evaluated in another way, see `conf/published/baselines.yaml`. The picture has rows of
-Table 1, too."""
+Table 1, too, but for runs that shared their device with others."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def parameters(line: Line) -> str:
 
 
 def hours(line: Line) -> list[float]:
-    """Of each run's training, with its validations but without the evaluation at the end."""
-    return [measured.run.result["seconds"] / 3600 for measured in line.runs]
+    """Of the training of each run that did not share its device."""
+    return [hours for measured in line.runs if (hours := measured.run.hours) is not None]
 
 
 NAMED: list[Column] = [("experiment", lambda line: f"`{line.row.name}`"), ("million parameters", parameters)]
@@ -199,7 +199,7 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
     """Test perplexity against hours of training: a point for each line."""
     points = {
         label: (fmean(hours(line)), fmean(line.values("test")))
-        for label, line in table1.by_label([line for line in lines if line.runs]).items()
+        for label, line in table1.by_label([line for line in lines if hours(line)]).items()
     }
     if points:
         figure = pictures.by_hours(points, published.baselines()["systems"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vdrop_cli import RECORDS, evaluation_files, files, ownership
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.runs import Finished, Logged, Stuck
+from vdrop_cli.runs import SHARED_DEVICE, Finished, Logged, Stuck
 from vdrop_cli.studies.rows import Collected
 
 
@@ -73,12 +73,13 @@ def copy(run: Finished | Stuck, target: Path) -> None:
     A copy that is cut off half-way is not a run that has ended: its outcome is removed first and comes last.
     """
     target.mkdir(parents=True, exist_ok=True)
-    for name in ownership.OUTCOMES:
+    for name in (*ownership.OUTCOMES, SHARED_DEVICE):
         (target / name).unlink(missing_ok=True)
     own, outcome = (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
     kinds = set(map(evaluation_files.same_kind, own))
     for old in evaluations_in(target):
         if evaluation_files.same_kind(old) in kinds:
             old.unlink()
-    for path in (run.folder / "config.yaml", run.folder / "log.jsonl", *own, run.folder / outcome):
+    shared = [path for path in [run.folder / SHARED_DEVICE] if path.exists()]
+    for path in (run.folder / "config.yaml", run.folder / "log.jsonl", *shared, *own, run.folder / outcome):
         files.replace(target / path.name, files.read(path))

@@ -27,6 +27,7 @@ INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
   compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
   the text. ±: standard deviation over seeds; of published numbers, theirs. Published words/s: a GPU of 2015.
+  Measured words/s: –: other runs had the same device at the same time.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs),
   with which it is published nowhere."""
@@ -273,10 +274,11 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
     if not measured:
         return
     named = by_label(measured)
+    trained = [label for label, line in named.items() if line.runs[0].evaluation is None]
+    first = {label: named[label].runs[0].run for label in trained if named[label].runs[0].run.epochs}
     timed = {label: line for label, line in named.items() if line.values("words_per_second")}
     prefix = f"{published.TABLE_1}_{measured[0].row.settings.model.size}"
-    if timed:
-        first = {label: line.runs[0].run for label, line in timed.items()}
+    if first:
         figure = pictures.learning_curves(first, training=False)
         yield Drawing("Validation perplexity by epoch, first seed", f"{prefix}_validation", figure)
     samples: dict[str, Any] = {
