@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.processes import ROOT
-from vdrop_cli import evaluation_files, runs, sinks
-from vdrop_cli.runs import Finished
+from vdrop_cli import evaluation_files, published, runs, sinks
+from vdrop_cli.runs import Finished, Unfinished
 
 RECORDS = ROOT / "outputs" / "record"
 READINGS = {
@@ -72,13 +72,185 @@ def test_errors_of_film_reviews() -> None:
     ]
 
 
-def test_the_medium_untied_row() -> None:
-    result = recorded("table1/medium_untied-bf16-intel_xeon").result
-    (table,) = tables("medium_rows", "perplexity")
-    assert [row[0] for row in table.values()] == [
-        f"{result['valid_ppl_as_published']:.2f}",
-        f"{result['test_ppl']:.2f}",
-    ]
+MEDIUM = {  # name on the page: row in conf/published/table1.yaml and record
+    "none, epoch 3": ("none", "table1/medium_none-bf16-nvidia_h200"),
+    "Zaremba": ("zaremba", "table1/medium_zaremba-bf16-nvidia_h200"),
+    "variational (tied)": ("variational", "table1/medium_variational-bf16-nvidia_h200"),
+    "variational (untied)": ("untied", "table1/medium_untied-bf16-intel_xeon"),
+}
+TIED_MC = "variational (tied), 1,000 MC passes"
+REPRODUCED = 1.0  # from the published test perplexity
+
+
+def words_of(page: str) -> str:
+    """The text of a page in one line."""
+    return " ".join((ROOT / "docs" / "findings" / f"{page}.md").read_text().split())
+
+
+def published_ppl(size: str, row: str, name: str) -> tuple[float, str]:
+    """A published perplexity, and how a page writes it."""
+    content = published.sizes()[size]["rows"][row]
+    value, *std = content[name] if isinstance(content[name], list) else [content[name]]
+    mark = "" if content.get("confirmed", True) else "†"
+    return value, " ± ".join(map(str, [value, *std])) + mark
+
+
+def by_epoch(folder: str) -> dict[int, float]:
+    """Validation perplexity as published, of a record that may be unfinished."""
+    log = sinks.read_log(RECORDS / folder / "log.jsonl")
+    return {entry["epoch"]: entry["valid_ppl_as_published"] for entry in log if entry["kind"] == "epoch"}
+
+
+def medium_mc() -> dict[str, Any]:
+    """The 1,000 MC passes of the tied row."""
+    return evaluation_files.read(
+        RECORDS / "table1/medium_variational-bf16-nvidia_h200/s1/eval-0039-mc1000-s1.json"
+    )
+
+
+def test_the_medium_rows() -> None:
+    (table,) = tables("medium_rows", "medium row")
+    expected, differences = {}, {}
+    for name, (row, folder) in MEDIUM.items():
+        result = recorded(folder).result
+        (_, valid), (value, test) = (published_ppl("medium", row, part) for part in ("valid", "test"))
+        differences[name] = result["test_ppl"] - value
+        expected[name] = [
+            *(f"{result['valid_ppl_as_published']:.2f}", valid, f"{result['test_ppl']:.2f}", test),
+            *(f"{differences[name]:+.2f}", f"{result['train_ppl']:.1f}"),
+        ]
+    value, test = published_ppl("medium", "variational_mc", "test")
+    mc_ppl = medium_mc()["metrics"]["test_ppl_mc1000"]
+    differences[TIED_MC] = mc_ppl - value
+    expected[TIED_MC] = ["–", "–", f"{mc_ppl:.2f}", test, f"{differences[TIED_MC]:+.2f}", "–"]
+    assert table == expected
+    assert f"{differences.pop('none, epoch 3'):.1f} above" in words_of("medium_rows")
+    assert all(-REPRODUCED <= difference < 0 for difference in differences.values())
+    variational = [-difference for name, difference in differences.items() if name != "Zaremba"]
+    smallest, largest = f"{min(variational):.1f}", f"{max(variational):.1f}"
+    assert f"rows are {smallest} to {largest} better than published" in words_of("medium_rows")
+    zaremba, tied, untied = (recorded(MEDIUM[name][1]).result["test_ppl"] for name in list(MEDIUM)[1:])
+    gains = f"{zaremba - tied:.1f} to {zaremba - untied:.1f}"
+    assert f"rows are {gains} ahead of Zaremba's dropout (published: 3.0)" in words_of("medium_rows")
+    measured = (
+        f"{zaremba:.2f} (Zaremba), {tied:.2f} (tied), {mc_ppl:.2f} (tied, 1,000 MC passes) and {untied:.2f}"
+    )
+    assert f"test perplexity {measured} (untied)" in words_of("index")
+    text = " ".join((ROOT / "docs" / "reproduce.md").read_text().split())
+    assert f"The tied row has {tied:.2f}, and {mc_ppl:.2f} with a thousand MC passes" in text
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"1,000 passes takes the medium tied row to {mc_ppl:.2f} (published {value})" in text
+
+
+def test_mc_passes_of_the_medium_tied_row() -> None:
+    (table,) = tables("medium_rows", "passes")
+    evaluation = medium_mc()
+    rows = {row["samples"]: row for row in evaluation["mc"]}
+    assert table == {
+        str(samples): [f"{row['ppl']:.2f}", "–" if row["deviation"] is None else f"{row['deviation']:.2f}"]
+        for samples, row in rows.items()
+    }
+    off, last = evaluation["metrics"]["test_ppl"], rows[1000]["ppl"]
+    text = words_of("medium_rows")
+    assert f"from {off:.2f} to {last:.2f}, a gain of {off - last:.2f} (published: 0.7)" in text
+    assert rows[20]["ppl"] > off > rows[50]["ppl"]
+    shares = {samples: f"{100 * (off - rows[samples]['ppl']) / (off - last):.0f} %" for samples in (100, 200)}
+    assert f"A hundred passes have {shares[100]} of the gain, two hundred {shares[200]}" in text
+
+
+def test_the_medium_rows_by_epoch() -> None:
+    curves = [by_epoch(f"{folder}/s1") for _, folder in MEDIUM.values()]
+    *_, xeon = curves
+    stopped = by_epoch("medium_unfinished/untied")
+    (table,) = tables("medium_rows", "epoch")
+    assert table == {
+        epoch: [f"{curve[int(epoch)]:.1f}" if int(epoch) in curve else "–" for curve in (*curves, stopped)]
+        for epoch in table
+    }
+    assert {"1", "20", "39"} <= set(table)
+    text = words_of("medium_rows")
+    assert f"stopped after {len(stopped)} of its 39 epochs" in text
+    assert f"after epoch 20 is {stopped[20] - xeon[20]:.1f} above that of the run on the Xeon" in text
+
+
+@pytest.mark.parametrize("size", ["medium", "large"])
+def test_the_rows_without_dropout(size: str) -> None:
+    run = recorded(f"table1/{size}_none-bf16-nvidia_h200")
+    text, curve = words_of(f"{size}_rows"), {e["epoch"]: e["valid_ppl_as_published"] for e in run.epochs}
+    best = run.result["epoch"]
+    assert curve[best] == min(curve.values()) and len(curve) == best + 5
+    near = min(best - 1, best + 1, key=lambda epoch: curve[epoch])
+    both = f"epoch {best} and nearly the same after epoch {near} ({curve[best]:.2f}, {curve[near]:.2f})"
+    assert f"lowest after {both}" in text
+    assert f"It is {curve[best + 5]:.1f} when training stops after epoch {best + 5}" in text
+    if size == "medium":
+        assert f"training perplexity falls to {run.epochs[-1]['train_ppl_dropout']:.1f}." in text
+        assert f"test perplexity of {run.result['test_ppl']:.2f}, published 121.7†" in text
+        return
+    assert f"training perplexity of {run.result['train_ppl']:.1f} after epoch {best}" in text
+    (value, test), (_, valid) = (published_ppl(size, "none", name) for name in ("test", "valid"))
+    (table,) = tables("large_rows", "large row without dropout")
+    assert table == {
+        "validation, as published": [f"{run.result['valid_ppl_as_published']:.2f}", valid],
+        "test": [f"{run.result['test_ppl']:.2f}", test],
+    }
+    above = f"{run.result['test_ppl'] - value:.1f} above"
+    assert f"test perplexity {run.result['test_ppl']:.2f} (one seed), {above}" in text
+
+
+LARGE = {  # name on the page: row in conf/published/table1.yaml
+    "untied, seed 1": "untied",
+    "tied, seed 2": "variational",
+    "Zaremba, seed 1": "zaremba",
+}
+
+
+def test_the_unfinished_large_rows() -> None:
+    """They are no runs of a row, which RESULTS.md would show."""
+    folder = RECORDS / "large_unfinished"
+    assert not runs.below(folder) and not runs.stuck_below(folder)
+    curves = {name: by_epoch(f"large_unfinished/{row}") for name, row in LARGE.items()}
+    valid = {name: published_ppl("large", row, "valid") for name, row in LARGE.items()}
+    (table,) = tables("large_rows", "large row")
+    for name, curve in curves.items():
+        run = runs.read_any(folder / LARGE[name])
+        assert isinstance(run, Unfinished) and run.state == "unfinished"
+        assert (run.train.seed, run.train.schedule.epochs) == (int(name[-1]), 55)
+        best = min(curve, key=lambda epoch: curve[epoch])
+        assert table[name] == [
+            *(str(len(curve)), f"{curve[len(curve)]:.2f}", f"{curve[best]:.2f} (epoch {best})"),
+            valid[name][1],
+        ]
+    theirs = json.loads((RECORDS / "authors_1250" / "theirs.json").read_text())
+    log = theirs["valid_ppl_as_published"] | theirs["later_valid_ppl_as_published"]
+    (table,) = tables("large_rows", "epoch")
+    last = table.pop("55, published")
+    assert last == [*(text for _, text in valid.values()), str(log["55"])]
+    assert list(table) == ["1", "2", "3", "4", "5", "10", "20", "30", "40"]
+    for epoch, values in table.items():
+        assert values == [*(f"{curve[int(epoch)]:.1f}" for curve in curves.values()), str(log[epoch])], epoch
+    untied, tied, zaremba = curves.values()
+    assert [epoch for epoch in table if untied[int(epoch)] > log[epoch]] == ["1", "2", "4", "5"]
+    text = words_of("large_rows")
+    assert f"still falling, by {tied[38] - tied[43]:.2f} in its last five epochs" in text and len(tied) == 43
+    assert f"end value with {55 - len(untied)} epochs to go" in text
+    below = f"{valid['Zaremba, seed 1'][0] - zaremba[45]:.1f} below it with {55 - len(zaremba)} epochs to go"
+    assert below in text
+    ends = f"{len(untied)}, {len(tied)} and {len(zaremba)} of"
+    assert ends in text and ends in words_of("index")
+
+
+def test_the_stuck_starts_of_large_rows() -> None:
+    none, tied = runs.stuck_below(RECORDS / "table1")
+    assert [run.train.dropout.name for run in (none, tied)] == ["none", "variational"]
+    assert none.train.seed == tied.train.seed == 1 and none.start.step == tied.start.step == 200
+    losses = f"{none.start.loss:.2f} and {tied.start.loss:.2f} nats a word, above the limit of 7."
+    assert f"over steps 151 to 200 is {losses}" in words_of("large_rows")
+
+
+def test_runs_that_shared_a_device_have_no_speed() -> None:
+    on_the_gpu = [run for run in runs.below(RECORDS) if run.environment["device_type"] == "cuda"]
+    assert len(on_the_gpu) == 4 and all(run.words_per_second is run.hours is None for run in on_the_gpu)
 
 
 def test_the_small_tied_model() -> None:
