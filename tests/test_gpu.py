@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.conftest import CELLS_AND_POLICIES, TINY, Vdrop, settings
 from tests.kernels.test_fused import relative_errors
 from tests.processes import ROOT, environment
-from vdrop_cli import kernels, prefetch
+from vdrop_cli import kernels, prefetch, tasks, training
 from vdrop_cli.commands import train
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
 from vdrop_cli.kernels import Masks, fused
@@ -26,6 +26,7 @@ from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.policies import Dropout, Policy
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.choices import Backend
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -254,6 +255,42 @@ def test_programs_run_where_the_tensors_are() -> None:
         all(t.device == where for t in actual)
         and max(relative_errors([t.cpu() for t in actual], expected)) < 1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dropout=variational_untied"],
+        ["dropout=zaremba", "schedule.optimiser=adam", "schedule.lr=0.01"],
+        ["dropout=variational", "model.tie_embeddings=true", "task.reset=0.5", "task.ar=2", "task.tar=1"],
+        ["dropout=variational", "dropout.p_weight=0.4", "dropout.p_h=0"],
+        ["model=gru_small", "dropout=variational", "model.hidden_size=8"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+@pytest.mark.filterwarnings("error:.*without a CUDA graph")
+def test_training_steps_are_one_graph(overrides: list[str], tmp_path: Path, text: list[str]) -> None:
+    """Which gives the same losses, gradients and weights as steps without one, over epochs with validations
+    in between.
+    """
+    runs = []
+    for has_graph in (True, False):
+        config = settings(*ON_CUDA, *text, *overrides)
+        config.backend = Backend.triton
+        run = training.Run(config, tasks.load(config, CUDA), tmp_path / str(has_graph))
+        if not has_graph:
+            run.gradient_step.graphs = None
+        losses = []
+        for _ in range(2):
+            losses += [(step.loss, step.grad_norm) for step in run.train_epoch()]
+            run.finish_epoch()
+        runs.append((losses, list(run.model.parameters())))
+        assert run.gradient_step.is_captured is has_graph and run.gradient_step.checks_left == 2 * (
+            not has_graph
+        )
+    (graphed, plain), (weights, plain_weights) = zip(*runs, strict=True)
+    assert len(plain) > 20 and torch.allclose(torch.tensor(graphed), torch.tensor(plain), rtol=1e-4)
+    assert max(relative_errors(weights, plain_weights)) < 1e-4
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

@@ -209,14 +209,14 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
     )
     run = start(config)
     bad %= run.task.batches_an_epoch
-    loss, calls = run.task.loss, itertools.count()
+    loss, calls = run.gradient_step.loss, itertools.count()
 
     def broken(*arguments: Any) -> Any:
         objective = loss(*arguments)
         value = objective.descended * (torch.nan if next(calls) == bad else 1)
         return objective._replace(descended=value, reported=value)
 
-    monkeypatch.setattr(run.task, "loss", broken)
+    run.gradient_step.loss = broken
     seen: list[Any] = []
     with pytest.raises(training.Diverged, match=rf"the loss is nan .* at epoch 1, step {bad + 1}$"):
         for record in training.records(run):

@@ -4,7 +4,7 @@ T time  B batch  D input size  H hidden size  G gates  E size of a word's vector
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import overload
@@ -211,6 +211,36 @@ class ModelMasks:
     def map_weights(self, function: Callable[[Tensor | None], Tensor | None]) -> "ModelMasks":
         """Returns the same masks but for those on weights."""
         return self if self.weights is None else replace(self, weights=list(map(function, self.weights)))
+
+    @property
+    def tensors(self) -> dict[str, Tensor | None]:
+        """All masks by name; None where there is none."""
+        named = {
+            f"masks.{n}.{place}": mask
+            for n, layer in enumerate(self.layers)
+            for place, mask in layer._asdict().items()
+        }
+        if self.word is not None:
+            named |= {"masks.word_type": self.word.by_type_B, "masks.word_token": self.word.by_token_TB}
+        named |= {f"masks.weights.{n}": mask for n, mask in enumerate(self.weights or [])}
+        return named | {"masks.out": self.out, "masks.head": self.head}
+
+    def replaced(self, tensors: Mapping[str, Tensor | None]) -> "ModelMasks":
+        """Returns masks of the same kind with other tensors, which have the names of `tensors`."""
+        layers = [
+            Masks(*(tensors[f"masks.{n}.{place}"] for place in Masks._fields))
+            for n in range(len(self.layers))
+        ]
+        by_type_B, by_token_TB = (tensors.get(f"masks.word_{kind}") for kind in ("type", "token"))
+        weights = self.weights and [tensors[f"masks.weights.{n}"] for n in range(len(self.weights))]
+        return replace(
+            self,
+            layers=layers,
+            word=self.word and replace(self.word, by_type_B=by_type_B, by_token_TB=by_token_TB),
+            out=tensors["masks.out"],
+            weights=weights,
+            head=tensors["masks.head"],
+        )
 
     def rows(self, index: Index) -> "ModelMasks":
         """Returns the masks of some sequences, in the order of `index`, integers below the batch size."""

@@ -81,17 +81,28 @@ class Optimizer:
 
         If the norm is not finite, no weight changes.
         """
+        return self.descend(self.differentiate(loss, reported), lr)
+
+    def differentiate(self, loss: Tensor, reported: Tensor | None = None) -> Tensor:
+        """Computes the gradients; returns the loss that is reported and the gradients' norm, in float64."""
         self.inner.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = global_norm(gradients)
+        norm = global_norm(self.gradients)
         reported = loss if reported is None else reported
-        numbers = LossAndNorm(torch.stack([reported.detach().double(), norm.double()]))
+        return torch.stack([reported.detach().double(), norm.double()])
+
+    def descend(self, loss_and_norm_2: Tensor, lr: float) -> "LossAndNorm":
+        """Makes the step down the gradients that `differentiate` computed."""
+        numbers = LossAndNorm(loss_and_norm_2)
         if self.delayed:
-            self.update_without_waiting(norm, lr)
+            self.update_without_waiting(loss_and_norm_2[1], lr)
         else:
-            self.update(numbers.read()[1], gradients, lr)
+            self.update(numbers.read()[1], self.gradients, lr)
         return numbers
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     def update(self, norm: float, gradients: list[Tensor], lr: float) -> None:
         """Updates the weights with a norm that was read."""

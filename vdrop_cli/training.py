@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from vdrop_cli.checkpoint import Checkpoint, TrainingState, Unusable
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError, RunError, require
+from vdrop_cli.gradient_step import GradientStep, graphs_of_steps
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.learning_rate import LearningRate, falls_after
 from vdrop_cli.optimizer import LossAndNorm, Optimizer
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.settings.choices import LoggerName
+from vdrop_cli.settings.choices import Backend, LoggerName
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
@@ -76,6 +77,11 @@ class Run:
         self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
         self.model.to(task.device)
         self.optimiser = Optimizer(self.model, settings.schedule)
+        self.gradient_step = GradientStep(
+            partial(self.task.loss, self.model),
+            self.optimiser,
+            graphs_of_steps if task.repeats_shapes and settings.backend is Backend.triton else None,
+        )
         self.average = Average(self.model, settings.schedule.average_decay or 1.0)
         self.learning_rate = LearningRate(settings.schedule, task.batches_an_epoch, self.total_steps)
         self.state = task.zero_state(self.model)
@@ -201,10 +207,10 @@ class Run:
         for batch, masks in prefetch.with_masks(
             batches, draw, self.settings.dropout.for_layers(), self.task.device
         ):
-            descended, reported, self.state = self.task.loss(self.model, batch, self.state, masks)
+            loss_and_norm_2, self.state = self.gradient_step(batch, self.state, masks)
             self.measured = None
             lr = self.learning_rate.at(self.step + len(self.in_flight), falls)
-            numbers = self.optimiser.step(descended, lr, reported)
+            numbers = self.optimiser.descend(loss_and_norm_2, lr)
             self.in_flight.append((numbers, self.task.words(batch)))
             if averages:
                 self.average.update()

@@ -21,9 +21,10 @@ from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
+from vdrop_cli.gradient_step import GradientStep, graphs_of_steps
 from vdrop_cli.kernels import native
 from vdrop_cli.kernels.products import WeightMatrix, operand
-from vdrop_cli.layers import GRU, LSTM
+from vdrop_cli.layers import GRU, LSTM, State
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.optimizer import Optimizer
@@ -32,6 +33,8 @@ from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision
 from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling
+from vdrop_cli.tasks.language_model import Chunk
+from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.training import Run
 
 Step = Callable[[], object]
@@ -90,12 +93,19 @@ def training_step(train: Train, precision: Precision) -> Step:
         lambda number: model.host_masks(time_steps, batch, Stream(("bench", number))), train
     )
 
+    def loss(chunk: Chunk, state: State, masks: ModelMasks) -> Objective:
+        nll_TB, last = model.nll(chunk.ids_TB, chunk.targets_TB, state, masks)
+        nats = nll_TB.sum() / batch
+        return Objective(nats, nats, tuple(part.detach() for part in last))
+
+    graphs = graphs_of_steps if train.backend is Backend.triton else None
+    gradient_step = GradientStep(loss, optimizer, graphs)
+    chunk = Chunk(0, ids_TB[:-1], ids_TB[1:])
+
     def step() -> object:
         nonlocal state
-        masks = next(masks_by_step)
-        nll_TB, last = model.nll(ids_TB[:-1], ids_TB[1:], state, masks)
-        state = tuple(part.detach() for part in last)
-        return optimizer.step(nll_TB.sum() / batch, train.schedule.lr)
+        loss_and_norm_2, state = gradient_step(chunk, state, next(masks_by_step))
+        return optimizer.descend(loss_and_norm_2, train.schedule.lr)
 
     return step
 

@@ -118,12 +118,14 @@ class Graphs:
         max_bytes: int = 2**31,
         remembered: int = 1000,
         strict: bool = False,
+        name: str = "a loop over time",
     ) -> None:
         self.capture, self.possible = capture, possible
         self.max_graphs = max_graphs
         self.max_bytes = max_bytes
         self.remembered = remembered
         self.strict = strict
+        self.name = name
         self.counts: dict[Hashable, CallCount] = {}
         self.failed: set[Hashable] = set()
         self.entries: OrderedDict[Hashable, Captured] = OrderedDict()
@@ -178,7 +180,7 @@ class Graphs:
             self.failed.add(key)
             why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             warnings.warn(
-                f"a loop over time runs without a CUDA graph, which is slower: the capture failed with {why}",
+                f"{self.name} runs without a CUDA graph, which is slower: the capture failed with {why}",
                 stacklevel=2,
             )
             return None

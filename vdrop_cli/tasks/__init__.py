@@ -90,6 +90,10 @@ class Task(Protocol):
         """Of the text, for a person."""
 
     @property
+    def repeats_shapes(self) -> bool:
+        """Whether `loss` works on tensors of the same shapes for every batch, and never waits for a GPU."""
+
+    @property
     def part_sizes(self) -> dict[str, str]:
         """The size of each part of the text, for a person."""
 

@@ -128,6 +128,11 @@ class LanguageModelling:
         return self.corpus.origin
 
     @property
+    def repeats_shapes(self) -> bool:
+        """Whether `loss` works on tensors of the same shapes for every batch, and never waits for a GPU."""
+        return not self.random_length and self.augmented_temperature is None
+
+    @property
     def part_sizes(self) -> dict[str, str]:
         return {part: f"{len(stream_N):,} tokens" for part, stream_N in self.streams.items()}
 

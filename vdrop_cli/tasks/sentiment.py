@@ -252,6 +252,11 @@ class Sentiment:
         return replace(self.predictor.learned, noise=noise)
 
     @property
+    def repeats_shapes(self) -> bool:
+        """Whether all batches have the same shapes: a batch is as long as its longest text."""
+        return False
+
+    @property
     def part_sizes(self) -> dict[str, str]:
         return {
             name: f"{len(part.sequences):,} sequences of {sum(part.lengths):,} tokens"
