@@ -65,6 +65,11 @@ SLOWER = (  # rows of docs/speed.md: record, size and part, cell
     ("20261129-194823", "medium step", "variational"),
     ("20261129-194823", "medium step", "fused"),
     ("20261129-195828", "sentiment ratings", "naive"),
+    ("20261129-225406", "medium step", "variational"),
+    ("20261129-225406", "medium step", "variational_untied"),
+    ("20261129-225406", "medium step", "none"),
+    ("20261129-225507", "large step", "variational"),
+    ("20261129-225507", "large step", "variational_untied"),
     ("20261128-123829", "sentiment cell_step", "variational"),
     ("20261128-123829", "sentiment cell_step", "gru"),
 )
@@ -375,6 +380,34 @@ def test_the_tables_of_a_processor_with_avx2_are_what_their_record_holds() -> No
             assert cells == [*expected, *["–"] * (7 - len(expected))], (size, name)
             seen.append(cell)
         assert seen == rows[size]
+
+
+def test_the_table_of_a_gpu_is_what_its_records_hold() -> None:
+    text = (ROOT / "docs" / "speed.md").read_text()
+    (table,) = re.findall(
+        r"(?:^\|.*\n)+", text.partition("## NVIDIA H200")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0].split("`")[1] for row in rows] == [
+        *("variational", "variational_untied", "none", "torch_lstm", "cell_loop")
+    ]
+    for name, *cells in rows:
+        cell, expected = name.split("`")[1], []
+        for record, size in (("20261129-225406", "medium"), ("20261129-225507", "large")):
+            case = f"{size} step"
+            timed = measured(record, case, cell, "bf16")
+            expected += [f"{timed['words_per_second']:,.0f}", f"{timed['step_seconds'] * 1e3:.1f}"]
+            expected += [
+                f"{ratio(record, case, cell, other, 'bf16'):.2f}" for other in ("torch_lstm", "cell_loop")
+            ]
+        assert cells == expected, name
+    medium, large = (row[1 + 4 * size : 5 + 4 * size] for row in rows[:1] for size in range(2))
+    head = " ".join(text.partition("\n## ")[0].split())
+    assert f"was {float(medium[3]):.1f} (medium) and {float(large[3]):.1f} (large) times as fast" in head
+    assert f"{medium[2]} and {large[2]} times as fast as with `torch.nn.LSTM`" in head
+    assert f"was {large[2]} times as fast, and {large[3]} times" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
 
 
 def test_ratios_in_the_text_on_avx2_are_those_of_their_records() -> None:
