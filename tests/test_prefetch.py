@@ -1,5 +1,6 @@
-"""Masks drawn ahead: the same numbers, one batch ahead, and a thread that ends whatever happens."""
+"""Masks drawn ahead: the same numbers, a batch ahead for each thread, and threads that end whatever happens."""
 
+import os
 import signal
 import threading
 import time
@@ -53,12 +54,33 @@ def test_it_is_worthwhile_on_a_gpu_where_masks_are_many() -> None:
     )
 
 
+@pytest.mark.parametrize("ahead", [1, 3])
 @pytest.mark.parametrize("batches", [0, 1, 2, 5])
-def test_every_batch_comes_once_with_its_own_masks(batches: int) -> None:
-    pairs = list(prefetch.draw_ahead(range(batches), numbered, CPU))
+def test_every_batch_comes_once_with_its_own_masks(batches: int, ahead: int) -> None:
+    def draw(number: int) -> ModelMasks:
+        time.sleep(0.01 * (number % 2 == 0))  # later ones are ready first
+        return numbered(number)
+
+    pairs = list(prefetch.draw_ahead(range(batches), draw, CPU, ahead))
     assert [(batch, float(masks.layers[0].x)) for batch, masks in pairs] == [
         (n, float(n)) for n in range(batches)
     ]
+
+
+def test_two_threads_draw_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def draw(number: int) -> ModelMasks:
+        both.wait()
+        return numbered(number)
+
+    assert len(list(prefetch.draw_ahead(range(4), draw, CPU, 2))) == 4
+
+
+def test_threads_leave_a_core_to_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, 1), (2, 1), (4, 3), (64, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)))
+        assert prefetch.threads() == expected
 
 
 def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
@@ -70,7 +92,7 @@ def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
         drawn[number].set()
         return numbered(number)
 
-    pairs = prefetch.draw_ahead(range(4), draw, CPU)
+    pairs = prefetch.draw_ahead(range(4), draw, CPU, 1)
     assert next(pairs)[0] == 0
     assert drawn[1].wait(10) and not drawn[2].is_set()
     assert next(pairs)[0] == 1 and drawn[2].wait(10) and not drawn[3].is_set()
@@ -80,7 +102,7 @@ def test_the_next_batch_is_drawn_by_another_thread_and_no_further_one() -> None:
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", 1), ("cuda:0", 0)])
-def test_the_thread_draws_for_the_device_of_the_one_that_asks(
+def test_threads_draw_for_the_device_of_the_one_that_asks(
     device: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As torch has it, the current device is a thread's own, the first in a new one, and is set by index
@@ -103,7 +125,7 @@ def test_the_thread_draws_for_the_device_of_the_one_that_asks(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     current.index = 1
-    assert len(list(prefetch.draw_ahead(range(3), draw, torch.device(device)))) == 3
+    assert len(list(prefetch.draw_ahead(range(3), draw, torch.device(device), 2))) == 3
     assert chosen == {expected}
 
 
@@ -113,7 +135,7 @@ def test_what_drawing_raises_comes_with_its_batch() -> None:
             raise MemoryError("no room for the masks of batch 1")
         return numbered(number)
 
-    pairs = prefetch.draw_ahead(range(3), draw, CPU)
+    pairs = prefetch.draw_ahead(range(3), draw, CPU, 2)
     assert next(pairs)[0] == 0
     with pytest.raises(MemoryError, match="batch 1"):
         next(pairs)
@@ -126,7 +148,7 @@ def test_what_the_batches_raise_is_passed_on() -> None:
         raise OSError("the text is gone")
 
     with pytest.raises(OSError, match="the text is gone"):
-        list(prefetch.draw_ahead(batches(), numbered, CPU))
+        list(prefetch.draw_ahead(batches(), numbered, CPU, 2))
 
 
 def start(*overrides: str) -> training.Run:

@@ -1,5 +1,7 @@
-"""Draws the masks of the next batch in a thread, while the current batch is trained on."""
+"""Draws the masks of the next batches in threads, while the current batch is trained on."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -11,12 +13,13 @@ from vdrop_cli.kernels import with_index
 from vdrop_cli.policies import Dropout
 
 Batch = TypeVar("Batch")
+MOST_THREADS = 4
 
 
 def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
-    """Whether a thread saves time: where drawing takes long and the processor is otherwise idle.
+    """Whether threads save time: where drawing takes long and the processor is otherwise idle.
 
-    On the CPU the thread would take a core from the matrix products.
+    On the CPU they would take cores from the matrix products.
     """
     return device.type == "cuda" and (dropout.new_every_step or dropout.p_weight > 0)
 
@@ -26,11 +29,11 @@ def with_masks(
 ) -> Iterator[tuple[Batch, ModelMasks]]:
     """Yields each batch with its masks on the device.
 
-    `draw` returns the masks of a batch on the CPU, as a function of the batch alone, so the thread that draws
-    them makes no difference. Its errors are raised here, when that batch is due.
+    `draw` returns the masks of a batch on the CPU, as a function of the batch alone, so the threads that draw
+    them make no difference. Its errors are raised here, when that batch is due.
     """
     pairs = (
-        draw_ahead(batches, draw, device)
+        draw_ahead(batches, draw, device, threads())
         if is_worthwhile(dropout, device)
         else ((batch, draw(batch)) for batch in batches)
     )
@@ -38,12 +41,19 @@ def with_masks(
         yield batch, masks.to(device)
 
 
-def draw_ahead(
-    batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device
-) -> Iterator[tuple[Batch, ModelMasks]]:
-    """Yields each batch with its masks on the CPU, drawn by a thread.
+def threads() -> int:
+    """How many threads draw: those that the launching thread leaves over, and at most `MOST_THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, cores - 1))
 
-    The thread ends with the batches, or when the caller stops iterating.
+
+def draw_ahead(
+    batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device, ahead: int
+) -> Iterator[tuple[Batch, ModelMasks]]:
+    """Yields each batch with its masks on the CPU; those of the `ahead` next ones are drawn meanwhile, each
+    by a thread.
+
+    The threads end with the batches, or when the caller stops iterating.
     """
     indexed = with_index(device)  # in this thread: the current device of a new one is the first GPU
 
@@ -51,15 +61,16 @@ def draw_ahead(
         if indexed.type == "cuda":
             torch.cuda.set_device(indexed)  # else pinning in this thread would open the first GPU
 
-    pool = ThreadPoolExecutor(1, "masks", prepare)
-    current: tuple[Batch, Future[ModelMasks]] | None = None
+    pool = ThreadPoolExecutor(ahead, "masks", prepare)
+    submitted: deque[tuple[Batch, Future[ModelMasks]]] = deque()
     try:
         for batch in batches:
-            following = batch, pool.submit(draw, batch)
-            if current is not None:
-                yield current[0], current[1].result()
-            current = following
-        if current is not None:
-            yield current[0], current[1].result()
+            submitted.append((batch, pool.submit(draw, batch)))
+            if len(submitted) > ahead:
+                due, masks = submitted.popleft()
+                yield due, masks.result()
+        while submitted:
+            due, masks = submitted.popleft()
+            yield due, masks.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
