@@ -1,4 +1,4 @@
-"""Masks drawn ahead: the same numbers, a batch ahead for each thread, and threads that end whatever happens."""
+"""Masks drawn ahead: the same numbers, a batch ahead for each thread; threads that end whatever happens."""
 
 import os
 import signal
