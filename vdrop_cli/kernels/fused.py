@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import normed, reference
+from vdrop_cli.kernels.alignment import pad_columns
 from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
 from vdrop_cli.kernels.gates import (
@@ -483,6 +484,11 @@ def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
     )
 
 
+def pads_columns(side: Tensor) -> bool:
+    """Whether products are faster with aligned rows, which cost a copy: on a GPU."""
+    return side.is_cuda
+
+
 def loss_and_gradients(
     x_ND: Tensor,
     w_VD: Tensor,
@@ -494,8 +500,13 @@ def loss_and_gradients(
     """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
     nll_N, dx_ND = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND)
     dw_VD, db_V = torch.empty_like(w_VD), torch.zeros_like(b_V)
-    w_lowp_VD, x_lowp_ND = (operand(side.to(compute_dtype)) for side in (w_VD, x_ND))
     is_rounded = compute_dtype != x_ND.dtype
+    w_lowp_VD, x_lowp_ND = (
+        pad_columns(side, compute_dtype)
+        if is_rounded and pads_columns(side)
+        else operand(side.to(compute_dtype))
+        for side in (w_VD, x_ND)
+    )
     rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
     for block in chunks(len(x_ND), rounded_rows if is_rounded else rows):
         block_ND, targets_M = x_ND[block], targets_N[block]

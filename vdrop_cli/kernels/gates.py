@@ -22,9 +22,14 @@ def select_gates(mask_TGBH: Tensor | None, part: slice) -> Tensor | None:
     return mask_TGBH[:, part] if mask_TGBH is not None and differs_by_gate(mask_TGBH) else mask_TGBH
 
 
-def masked_input(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`tensor ∘ mask`, rounded to the type of the products."""
-    return (tensor if mask is None else tensor * mask).to(dtype)
+def masked_input(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype, size: int | None = None) -> Tensor:
+    """`tensor ∘ mask`, rounded to the type of the products, in rows of `size` with zeros at their end."""
+    columns = tensor.shape[-1]
+    if size is None or size == columns:
+        return (tensor if mask is None else tensor * mask).to(dtype)
+    rows = tensor.new_zeros(*tensor.shape[:-1], size, dtype=dtype)
+    rows[..., :columns] = tensor if mask is None else tensor * mask
+    return rows
 
 
 class Gates:
@@ -90,21 +95,25 @@ class Gates:
 
 
 def masked_inputs(
-    gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, mask: Tensor | None
+    gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, mask: Tensor | None, size: int | None = None
 ) -> list[Tensor]:
-    """The inputs of the products of each group of the gates of `part`, at all steps, [T·B, D]."""
+    """The inputs of the products of each group of the gates of `part`, at all steps, [T·B, D], or with rows
+    of `size`, at least D.
+    """
     masks_TKBD = [select_gates(mask, group) for group in gates.groups(part)]
-    return [masked_input(x_TBD, None if m is None else m[:, 0], dtype).flatten(0, 1) for m in masks_TKBD]
+    return [
+        masked_input(x_TBD, None if m is None else m[:, 0], dtype, size).flatten(0, 1) for m in masks_TKBD
+    ]
 
 
 def project_inputs(
     gates: Gates, x_TBD: Tensor, w_ih: Tensor, bias: Tensor | None, mask_x: Tensor | None
 ) -> list[Tensor]:
     """Fills the gates with `W (m_x ∘ x) + b` for all steps at once; returns the masked inputs of each group,
-    [T·B, D].
+    [T·B, D], in rows as long as those of `w_ih`.
     """
     all_gates = slice(0, gates.gates)
-    inputs_ND = masked_inputs(gates, all_gates, x_TBD, w_ih.dtype, mask_x)
+    inputs_ND = masked_inputs(gates, all_gates, x_TBD, w_ih.dtype, mask_x, w_ih.shape[1])
     for group, input_ND in zip(gates.groups(all_gates), inputs_ND, strict=True):
         mm_into(gates.matrix(group), input_ND, w_ih[gates.rows(group)].T)
     if bias is not None:
@@ -112,12 +121,17 @@ def project_inputs(
     return inputs_ND
 
 
-def input_gradient(da_lowp: Gates, w_ih: Tensor, mask_x: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The gradient of the layer's input, [T, B, D], from those of the gates in the type of the products."""
+def input_gradient(
+    da_lowp: Gates, w_ih: Tensor, mask_x: Tensor | None, dtype: torch.dtype, columns: int | None = None
+) -> Tensor:
+    """The gradient of the layer's input, [T, B, D], from those of the gates in the type of the products.
+    `columns` is D where the rows of `w_ih` are longer.
+    """
     dx_TBD: Tensor | None = None
     for group in da_lowp.groups(slice(0, da_lowp.gates)):
         product_ND = operand(da_lowp.matrix(group)) @ operand(w_ih[da_lowp.rows(group)])
-        group_dx_TBD = product_ND.view(da_lowp.time, da_lowp.batch, w_ih.shape[1]).to(dtype)
+        product_TBD = product_ND.view(da_lowp.time, da_lowp.batch, w_ih.shape[1])
+        group_dx_TBD = product_TBD[..., :columns].to(dtype).contiguous()
         mask = select_gates(mask_x, group)
         if mask is not None:
             group_dx_TBD.mul_(mask[:, 0])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import reference
+from vdrop_cli.kernels.alignment import aligned_size
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.gates import Gates
 from vdrop_cli.kernels.masks import Masks
@@ -79,14 +80,11 @@ class Layer(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self[:9]
 
-    def lowp(self, weights: Tensor) -> Tensor:
-        """Weights in the type of the products."""
-        return weights.to(self.compute_dtype)
-
-    def gates(self) -> Gates:
-        """Memory for the gates of all steps."""
+    def gates(self, is_aligned: bool = False) -> Gates:
+        """Memory for the gates of all steps, in rows of H elements or in aligned ones."""
         hidden = self.w_hh.shape[1]
-        return Gates.allocate(self.x, hidden, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
+        row = aligned_size(hidden, self.compute_dtype) if is_aligned else hidden
+        return Gates.allocate(self.x, row, self.w_hh.shape[0] // hidden, Masks(self.mask_x, self.mask_h))
 
     def loop_masks(self) -> dict[str, Tensor | None]:
         """The masks and lengths as a loop over time reads them, forward and backward."""
@@ -132,13 +130,18 @@ def writable(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 def lstm_operator(
-    name: str, forward: Callable[[Tensor, Tensor, Layer], Tensors], backward: Callable[..., Tensors]
+    name: str,
+    forward: Callable[[Tensor, Tensor, Layer], Tensors],
+    backward: Callable[..., Tensors],
+    *,
+    is_aligned: bool = False,
 ) -> Any:
     """`vdrop::<name>`, an LSTM.
 
     `forward(h, c, layer)` returns y, the last h and c, the cell states of all steps (empty without `cells`),
     the gates, and the states h and c of all steps. `backward((dy, dh, dc, dcells), gates, hs, cs, layer)`
-    returns the gradients of h, c, x and the weights; upstream gradients may be None.
+    returns the gradients of h, c, x and the weights; upstream gradients may be None. `is_aligned`: whether
+    the rows of the gates are.
     """
 
     @operator(
@@ -154,7 +157,7 @@ def lstm_operator(
     def lstm_fake(h: Tensor, c: Tensor, *arguments: Any) -> Tensors:
         layer = Layer(*arguments)
         hs, cs = (empty_states(state, layer.x.shape[0]) for state in (h, c))
-        a = layer.gates().memory
+        a = layer.gates(is_aligned).memory
         cells = torch.empty_like(cs[1:]) if layer.cells else c.new_empty(0)
         return (
             torch.empty_like(hs[1:]),
@@ -213,13 +216,18 @@ def lstm_operator(
 
 
 def gru_operator(
-    name: str, forward: Callable[[Tensor, Layer, bool], Tensors], backward: Callable[..., Tensors]
+    name: str,
+    forward: Callable[[Tensor, Layer, bool], Tensors],
+    backward: Callable[..., Tensors],
+    *,
+    is_aligned: bool = False,
 ) -> Any:
     """`vdrop::<name>`, a GRU.
 
     `forward(h, layer, reset_after)` returns y, the last h, the gates, the states of all steps, and with
     `reset_after` the products U_n (m ∘ h) + b of all steps. `backward(dy, dh, gates, hs, inner, layer,
-    reset_after)` returns the gradients of h, x and the weights.
+    reset_after)` returns the gradients of h, x and the weights. `is_aligned`: whether the rows of the gates
+    are.
     """
 
     @operator(
@@ -235,7 +243,7 @@ def gru_operator(
     def gru_fake(h: Tensor, *arguments: Any) -> Tensors:
         layer, reset_after = Layer(*arguments[:-1]), arguments[-1]
         hs = empty_states(h, layer.x.shape[0])
-        a = layer.gates().memory
+        a = layer.gates(is_aligned).memory
         empty = h.new_empty(0)
         saved = (
             (empty, hs, empty)

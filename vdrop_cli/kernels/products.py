@@ -128,10 +128,13 @@ class WeightMatrices:
 
 
 def mm_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
-    """`out (+)= a @ b` for matrices, where `a` and `b` may be of a lower precision than `out`."""
+    """`out (+)= a @ b` for matrices, where `a` and `b` may be of a lower precision than `out`, and then have
+    more columns than `out`.
+    """
     a, b = operand(a), operand(b)
     if a.dtype != out.dtype:
-        out.add_(a @ b) if add else out.copy_(a @ b)
+        product = (a @ b)[:, : out.shape[1]]
+        out.add_(product) if add else out.copy_(product)
     elif add:
         out.addmm_(a, b)
     else:

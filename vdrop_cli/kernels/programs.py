@@ -4,11 +4,10 @@
 T time  B batch  H hidden size  R size of an aligned row, at least H
 G gates (LSTM i f g o; GRU r z n)  K groups of gates with one product each
 
-    a [G, T, B, H]      the gates: before their activation, then after it; `da` is their gradient
+    a [G, T, B, R]      the gates: before their activation, then after it; `da` is their gradient
     p [G, B, R]         the recurrent products of this step
     inputs [K, B, R]    the inputs of the next step's recurrent products, m_h ∘ h, in the type of products
     grad_h [K, B, R]    the gradient of these inputs from step t + 1; zero at the last step
-    step [G, B, R]      the gradients of this step's recurrent products, in the type of products
     h, c [T + 1, B, H]  the states, the first ones first
     dh, dc [B, H]       the other terms of their gradients
     mask_h [T, K, B, H], mask_c [T, B, H]
@@ -135,15 +134,14 @@ def lstm_forward(
 
 @program
 def lstm_backward(
-    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, step_ptr, grad_h_ptr, mask_h_ptr,
-    mask_c_ptr, lengths_ptr,
-    t, time, batch, hidden, row, a_g, a_t, a_b, s_g, s_b, mask_h_t, mask_h_k, mask_c_t,
+    a_ptr, c_ptr, dy_ptr, dcells_ptr, dh_ptr, dc_ptr, da_ptr, grad_h_ptr, mask_h_ptr, mask_c_ptr,
+    lengths_ptr, t, time, batch, hidden, row, a_g, a_t, a_b, mask_h_t, mask_h_k, mask_c_t,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
     rows, row_at = aligned_position(batch, row, b, j)
-    a_at, now, step_at = t * a_t + b * a_b + j, t * size + at, b * s_b + j
+    a_at, now = t * a_t + b * a_b + j, t * size + at
     # At the last step the gradient through the products is zero, under any mask.
     after = tl.minimum(t + 1, time - 1)
     dh = read(dh_ptr, at, exists, ACC)
@@ -169,10 +167,6 @@ def lstm_backward(
     tl.store(da_ptr + a_at + a_g, df, exists)
     tl.store(da_ptr + a_at + 2 * a_g, dg, exists)
     tl.store(da_ptr + a_at + 3 * a_g, do, exists)
-    tl.store(step_ptr + step_at, di, exists)
-    tl.store(step_ptr + step_at + s_g, df, exists)
-    tl.store(step_ptr + step_at + 2 * s_g, dg, exists)
-    tl.store(step_ptr + step_at + 3 * s_g, do, exists)
     tl.store(dh_ptr + at, tl.where(alive, 0.0, dh), exists)
     tl.store(dc_ptr + at, tl.where(alive, dc_new * f, dc), exists)
 
@@ -257,9 +251,8 @@ def gru_candidate(
 
 @program
 def gru_backward(
-    a_ptr, h_ptr, inner_ptr, dy_ptr, dh_ptr, da_ptr, dp_ptr, step_ptr, n_step_ptr,
-    grad_h_ptr, mask_h_ptr, lengths_ptr,
-    t, time, batch, hidden, row, a_g, a_t, a_b, s_g, s_b, mask_h_t, mask_h_k,
+    a_ptr, h_ptr, inner_ptr, dy_ptr, dh_ptr, da_ptr, dp_ptr, grad_h_ptr, mask_h_ptr, lengths_ptr,
+    t, time, batch, hidden, row, a_g, a_t, a_b, mask_h_t, mask_h_k,
     GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The backward pass of z and the candidate, and where the reset gate comes after the product (`inner` is
@@ -272,7 +265,7 @@ def gru_backward(
     t, a_g = tl.cast(t, tl.int64), tl.cast(a_g, tl.int64)
     b, j, exists, size, at = position(batch, hidden, BLOCK)
     rows, row_at = aligned_position(batch, row, b, j)
-    a_at, now, step_at = t * a_t + b * a_b + j, t * size + at, b * s_b + j
+    a_at, now = t * a_t + b * a_b + j, t * size + at
     # At the last step the gradient through the products is zero, under any mask.
     after = tl.minimum(t + 1, time - 1)
     dh = read(dh_ptr, at, exists, ACC)
@@ -286,25 +279,20 @@ def gru_backward(
     dn = tl.where(alive, dh * (1.0 - z) * (1.0 - n * n), 0.0)
     tl.store(da_ptr + a_at + a_g, dz, exists)
     tl.store(da_ptr + a_at + 2 * a_g, dn, exists)
-    tl.store(step_ptr + step_at + s_g, dz, exists)
     tl.store(dh_ptr + at, tl.where(alive, dh * z, dh), exists)
-    if inner_ptr is None:
-        tl.store(n_step_ptr + row_at, dn, exists)
-    else:
+    if inner_ptr is not None:
         r = read(a_ptr, a_at, exists, ACC)
         dr = dn * read(inner_ptr, now, exists, ACC) * r * (1.0 - r)
         tl.store(da_ptr + a_at, dr, exists)
         tl.store(dp_ptr + a_at, dr, exists)
         tl.store(dp_ptr + a_at + a_g, dz, exists)
         tl.store(dp_ptr + a_at + 2 * a_g, dn * r, exists)
-        tl.store(step_ptr + step_at, dr, exists)
-        tl.store(step_ptr + step_at + 2 * s_g, dn * r, exists)
 
 
 @program
 def gru_gates_backward(
-    a_ptr, h_ptr, dh_ptr, da_ptr, step_ptr, grad_h_ptr, mask_h_ptr,
-    t, batch, hidden, row, a_g, a_t, a_b, s_b, mask_h_t, mask_h_k,
+    a_ptr, h_ptr, dh_ptr, da_ptr, grad_h_ptr, mask_h_ptr,
+    t, batch, hidden, row, a_g, a_t, a_b, mask_h_t, mask_h_k,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The backward pass of r, from the gradient of the input of the candidate's product, `grad_h` [B, R]:
@@ -318,9 +306,7 @@ def gru_gates_backward(
     if mask_h_ptr is not None:
         grad_h = grad_h * read(mask_h_ptr, t * mask_h_t + 2 * mask_h_k + at, exists, ACC)
     r = read(a_ptr, a_at, exists, ACC)
-    dr = grad_h * read(h_ptr, t * size + at, exists, ACC) * r * (1.0 - r)
-    tl.store(da_ptr + a_at, dr, exists)
-    tl.store(step_ptr + b * s_b + j, dr, exists)
+    tl.store(da_ptr + a_at, grad_h * read(h_ptr, t * size + at, exists, ACC) * r * (1.0 - r), exists)
     tl.store(dh_ptr + at, read(dh_ptr, at, exists, ACC) + grad_h * r, exists)
 
 

@@ -6,6 +6,7 @@ as in `fused`; the loop is a CUDA graph (`graphs`). The cells are operators of t
 `recompute` the states alone: two more products recompute the gates.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
+R, S sizes of aligned rows, at least H and D (`alignment.py`): gates and products have such rows, states none
 K groups of gates: 1, or one for each gate
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import programs
+from vdrop_cli.kernels.alignment import pad_bias, pad_weights, unpad_bias, unpad_weights
 from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
     Gates,
@@ -26,11 +28,9 @@ from vdrop_cli.kernels.gates import (
 )
 from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.kernels.loops import (
-    ALL_GRU,
     ALL_LSTM,
     ONLY_N,
     R_AND_Z,
-    aligned_weights,
     gru_backward_loop,
     gru_loop,
     lstm_backward_loop,
@@ -75,9 +75,14 @@ def outputs(hs: Tensor, lengths: Tensor | None) -> Tensor:
     return hs[1:] * alive_TB[..., None]
 
 
+def aligned(layer: Layer, weights: Tensor) -> Tensor:
+    """Weights in the type of the products, in rows that are aligned: [G·R, S]."""
+    return pad_weights(weights, layer.w_hh.shape[1], layer.compute_dtype)
+
+
 def loop_inputs(layer: Layer) -> dict[str, Tensor | None]:
     """The inputs of a loop over time, forward and backward."""
-    return {"w_GRR": aligned_weights(layer.w_hh, layer.compute_dtype), **layer.loop_masks()}
+    return {"w_hh": aligned(layer, layer.w_hh), **layer.loop_masks()}
 
 
 def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor]) -> None:
@@ -86,10 +91,18 @@ def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor
         mm_into(gates.matrix(group), input_ND, w_hh[gates.rows(group)].T, add=True)
 
 
+def project_lstm(layer: Layer) -> Gates:
+    """The input products with all biases."""
+    gates, hidden = layer.gates(is_aligned=True), layer.w_hh.shape[1]
+    bias = pad_bias(layer.b_ih + layer.b_hh, hidden, gates.hidden)
+    project_inputs(gates, layer.x, aligned(layer, layer.w_ih), bias, layer.mask_x)
+    return gates
+
+
 def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
-    gates, time = layer.gates(), layer.x.shape[0]
+    time = layer.x.shape[0]
     hs, cs = empty_states(h, time), empty_states(c, time)
-    project_inputs(gates, layer.x, layer.lowp(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
+    gates = project_lstm(layer)
     graphs().run(
         lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | loop_inputs(layer)
     )
@@ -100,18 +113,39 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
 
 def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
     """The gates of all steps, computed from the states of all steps."""
-    gates = layer.gates()
-    project_inputs(gates, layer.x, layer.lowp(layer.w_ih), layer.b_ih + layer.b_hh, layer.mask_x)
-    add_products(
-        gates,
-        ALL_LSTM,
-        layer.lowp(layer.w_hh),
-        masked_inputs(gates, ALL_LSTM, hs[:-1], layer.compute_dtype, layer.mask_h),
-    )
+    gates = project_lstm(layer)
+    add_products(gates, ALL_LSTM, aligned(layer, layer.w_hh), recurrent_inputs(layer, gates, ALL_LSTM, hs))
     g_TBH = gates.view_GTBH[2].tanh()
     gates.memory.sigmoid_()
     gates.view_GTBH[2].copy_(g_TBH)
     return gates
+
+
+def recurrent_inputs(layer: Layer, gates: Gates, part: slice, hs: Tensor) -> list[Tensor]:
+    """The inputs of the recurrent products of each group of gates at all steps, [T·B, R]."""
+    return masked_inputs(gates, part, hs[:-1], layer.compute_dtype, layer.mask_h, gates.hidden)
+
+
+def weight_gradients(layer: Layer, weights: Tensor, *products: tuple[Gates, slice, list[Tensor]]) -> Tensor:
+    """The gradient of weights from those of products, each of some gates, and the inputs of these."""
+    hidden, row, (inputs_NS, *_) = layer.w_hh.shape[1], products[0][0].hidden, products[0][2]
+    padded = inputs_NS.new_empty(len(weights) // hidden * row, inputs_NS.shape[1])
+    for gates, part, inputs in products:
+        weight_gradient(gates, part, inputs, padded)
+    return unpad_weights(padded, weights, hidden, row)
+
+
+def input_gradients(layer: Layer, da: Gates) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the input, of the weights that multiply it, and of its bias."""
+    w_ih, all_gates, size = aligned(layer, layer.w_ih), slice(0, da.gates), layer.x.shape[2]
+    inputs = masked_inputs(da, all_gates, layer.x, layer.compute_dtype, layer.mask_x, w_ih.shape[1])
+    dw_ih = weight_gradients(layer, layer.w_ih, (da, all_gates, inputs))
+    db = bias_gradient(layer, da)
+    return input_gradient(da, w_ih, layer.mask_x, layer.x.dtype, size), dw_ih, db
+
+
+def bias_gradient(layer: Layer, da: Gates) -> Tensor:
+    return unpad_bias(sum_over_steps(da, layer.b_ih.dtype), layer.w_hh.shape[1], da.hidden)
 
 
 def lstm_backward(
@@ -124,19 +158,12 @@ def lstm_backward(
     read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | loop_inputs(layer)
     read["dcells"] = dcells if dcells is None else dcells.contiguous()
     graphs().run(lstm_backward_loop, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
-    dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
-    weight_gradient(
-        da, ALL_LSTM, masked_inputs(da, ALL_LSTM, layer.x, layer.compute_dtype, layer.mask_x), dw_ih
-    )
-    weight_gradient(
-        da, ALL_LSTM, masked_inputs(da, ALL_LSTM, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh
-    )
-    db = sum_over_steps(da, layer.b_ih.dtype)
-    dx = input_gradient(da, layer.lowp(layer.w_ih), layer.mask_x, layer.x.dtype)
+    dx, dw_ih, db = input_gradients(layer, da)
+    dw_hh = weight_gradients(layer, layer.w_hh, (da, ALL_LSTM, recurrent_inputs(layer, da, ALL_LSTM, hs)))
     return dh, dc, dx, dw_ih, dw_hh, db, db.clone()
 
 
-apply_lstm = lstm_operator("lstm", lstm_forward, lstm_backward)
+apply_lstm = lstm_operator("lstm", lstm_forward, lstm_backward, is_aligned=True)
 
 
 def lstm(
@@ -157,30 +184,32 @@ def lstm(
     return outputs[: 4 if cells else 3]
 
 
-def project_gru(layer: Layer, gates: Gates, reset_after: bool) -> None:
+def project_gru(layer: Layer, reset_after: bool) -> Gates:
     """The input products with all biases but the candidate's recurrent one where that is inside the reset
     gate.
     """
+    gates, hidden = layer.gates(is_aligned=True), layer.w_hh.shape[1]
     bias = layer.b_ih + layer.b_hh
     if reset_after:
-        bias[2 * gates.hidden :] = layer.b_ih[2 * gates.hidden :]
-    project_inputs(gates, layer.x, layer.lowp(layer.w_ih), bias, layer.mask_x)
+        bias[2 * hidden :] = layer.b_ih[2 * hidden :]
+    bias = pad_bias(bias, hidden, gates.hidden)
+    project_inputs(gates, layer.x, aligned(layer, layer.w_ih), bias, layer.mask_x)
+    return gates
 
 
 def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) -> list[Tensor]:
-    """The inputs of the candidate's recurrent product at all steps."""
-    h_TBH = hs[:-1] if reset_after else hs[:-1] * gates.view_GTBH[0]
-    return masked_inputs(gates, ONLY_N, h_TBH, layer.compute_dtype, layer.mask_h)
+    """The inputs of the candidate's recurrent product at all steps, [T·B, R]."""
+    h_TBH = hs[:-1] if reset_after else hs[:-1] * gates.view_GTBH[0, ..., : hs.shape[2]]
+    return masked_inputs(gates, ONLY_N, h_TBH, layer.compute_dtype, layer.mask_h, gates.hidden)
 
 
 def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...]:
-    gates, hs = layer.gates(), empty_states(h, layer.x.shape[0])
-    project_gru(layer, gates, reset_after)
+    gates, hs = project_gru(layer, reset_after), empty_states(h, layer.x.shape[0])
     filled, read = {"h": hs}, {"h_BH": h} | loop_inputs(layer)
     inner = h.new_empty(0)
     if reset_after:
         filled["inner"] = inner = torch.empty_like(hs[1:])
-        read["b_n"] = layer.b_hh[2 * gates.hidden :]
+        read["b_n"] = layer.b_hh[2 * h.shape[1] :]
     graphs().run(gru_loop, {"a": gates.memory}, filled, read)
     saved = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
     return outputs(hs, layer.lengths), hs[-1].clone(), *saved
@@ -188,17 +217,18 @@ def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...
 
 def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tensor]:
     """The gates of all steps, and the products U_n (m ∘ h) + b, computed from the states of all steps."""
-    gates, w_hh = layer.gates(), layer.lowp(layer.w_hh)
-    project_gru(layer, gates, reset_after)
-    add_products(gates, R_AND_Z, w_hh, masked_inputs(gates, R_AND_Z, hs[:-1], w_hh.dtype, layer.mask_h))
-    r_TBH, z_TBH, n_TBH = gates.view_GTBH
-    r_TBH.sigmoid_()
-    z_TBH.sigmoid_()
-    (n_input_ND,) = candidate_inputs(layer, gates, hs, reset_after)
-    inner_TBH = (n_input_ND @ w_hh[gates.rows(ONLY_N)].T).view_as(n_TBH).to(hs.dtype)
+    gates, w_hh, hidden = project_gru(layer, reset_after), aligned(layer, layer.w_hh), hs.shape[2]
+    add_products(gates, R_AND_Z, w_hh, recurrent_inputs(layer, gates, R_AND_Z, hs))
+    r_TBR, z_TBR, n_TBR = gates.view_GTBH
+    r_TBR.sigmoid_()
+    z_TBR.sigmoid_()
+    (n_input_NR,) = candidate_inputs(layer, gates, hs, reset_after)
+    product_TBR = (n_input_NR @ w_hh[gates.rows(ONLY_N)].T).view_as(n_TBR)
+    inner_TBH = product_TBR[..., :hidden].to(hs.dtype).contiguous()
     if reset_after:
-        inner_TBH = inner_TBH + layer.b_hh[2 * gates.hidden :]
-    n_TBH.add_(r_TBH * inner_TBH if reset_after else inner_TBH).tanh_()
+        inner_TBH = inner_TBH + layer.b_hh[2 * hidden :]
+    n_TBH = n_TBR[..., :hidden]
+    n_TBH.add_(r_TBR[..., :hidden] * inner_TBH if reset_after else inner_TBH).tanh_()
     return gates, inner_TBH
 
 
@@ -219,20 +249,17 @@ def gru_backward(
         dp, read["inner"] = da.empty_like(), inner
         filled["dp"] = dp.memory
     graphs().run(gru_backward_loop, {"dh": dh}, filled, read)
-    dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
-    weight_gradient(
-        da, ALL_GRU, masked_inputs(da, ALL_GRU, layer.x, layer.compute_dtype, layer.mask_x), dw_ih
+    dx, dw_ih, db_ih = input_gradients(layer, da)
+    dw_hh = weight_gradients(
+        layer,
+        layer.w_hh,
+        (dp, R_AND_Z, recurrent_inputs(layer, da, R_AND_Z, hs)),
+        (dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after)),
     )
-    weight_gradient(
-        dp, R_AND_Z, masked_inputs(da, R_AND_Z, hs[:-1], layer.compute_dtype, layer.mask_h), dw_hh
-    )
-    weight_gradient(dp, ONLY_N, candidate_inputs(layer, gates, hs, reset_after), dw_hh)
-    db_ih, db_hh = (sum_over_steps(gates, layer.b_ih.dtype) for gates in (da, dp))
-    dx = input_gradient(da, layer.lowp(layer.w_ih), layer.mask_x, layer.x.dtype)
-    return dh, dx, dw_ih, dw_hh, db_ih, db_hh
+    return dh, dx, dw_ih, dw_hh, db_ih, bias_gradient(layer, dp)
 
 
-apply_gru = gru_operator("gru", gru_forward, gru_backward)
+apply_gru = gru_operator("gru", gru_forward, gru_backward, is_aligned=True)
 
 
 def gru(
