@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 
 
-@lru_cache
 def can_pack() -> bool:
+    """Whether oneDNN packs bf16 weights here. torch.compile cannot trace these operators."""
+    return not torch.compiler.is_compiling() and onednn_packs_bf16()
+
+
+@lru_cache
+def onednn_packs_bf16() -> bool:
     """Whether oneDNN's packed bf16 weights work in this build of torch, which does not promise their
     operators.
     """
