@@ -115,7 +115,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "averaging": {"settings"},
     "learning_rate": {"settings"},
     "optimizer": {"settings"},
-    "gradient_step": {"dropout", "kernels", "layers", "optimizer", "tasks"},
+    "gradient_step": {"dropout", "kernels", "layers", "optimizer", "settings", "tasks"},
     "checkpoint": {"errors", "files", "learned", "settings"},
     "training": {
         *("averaging", "checkpoint", "continuation", "device", "dropout", "errors", "files", "interruption"),

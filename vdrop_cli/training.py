@@ -26,7 +26,7 @@ from vdrop_cli.learning_rate import LearningRate, falls_after
 from vdrop_cli.optimizer import LossAndNorm, Optimizer
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.settings.choices import Backend, LoggerName
+from vdrop_cli.settings.choices import LoggerName
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
@@ -80,7 +80,7 @@ class Run:
         self.gradient_step = GradientStep(
             partial(self.task.loss, self.model),
             self.optimiser,
-            graphs_of_steps if task.repeats_shapes and settings.backend is Backend.triton else None,
+            graphs_of_steps(task.can_be_captured, settings.backend, task.device),
         )
         self.average = Average(self.model, settings.schedule.average_decay or 1.0)
         self.learning_rate = LearningRate(settings.schedule, task.batches_an_epoch, self.total_steps)
@@ -408,6 +408,7 @@ def records(run: Run) -> Iterator[Record]:
                 saved_at = run.step
             interruption.check()
         yield Evaluating()
+        run.gradient_step.close()
         yield run.result()
     except Interrupted as stop:
         yield from run.finish_steps()

@@ -98,7 +98,7 @@ def training_step(train: Train, precision: Precision) -> Step:
         nats = nll_TB.sum() / batch
         return Objective(nats, nats, tuple(part.detach() for part in last))
 
-    graphs = graphs_of_steps if train.backend is Backend.triton else None
+    graphs = graphs_of_steps(can_be_captured=True, backend=train.backend, device=ids_TB.device)
     gradient_step = GradientStep(loss, optimizer, graphs)
     chunk = Chunk(0, ids_TB[:-1], ids_TB[1:])
 

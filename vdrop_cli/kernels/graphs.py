@@ -1,4 +1,5 @@
-"""Loops over time as CUDA graphs: one launch for all steps instead of some for each.
+"""Loops over time as CUDA graphs: one launch for all steps instead of some for each. Training steps, too
+(`gradient_step.py`).
 
 A graph works on memory at fixed addresses. A loop that often runs on tensors of the same shapes has such
 memory: every call copies its inputs there, masks and weights too, replays the graph, and copies the results.

@@ -28,7 +28,10 @@ class Cost:
         with TemporaryDirectory() as folder:
             run = Run(settings, self.task, Path(folder))
         self.model = run.model
-        speed = median(step.words_per_second for step in islice(run.train_epoch(), self.STEPS))
+        slow = run.gradient_step.slow_calls
+        steps = list(islice(run.train_epoch(), slow + self.STEPS))
+        speed = median(step.words_per_second for step in steps[slow:] or steps)
+        run.gradient_step.close()
         words = sum(self.task.words(batch) for batch in self.task.batches(Stream(("cost",))))
         if isinstance(self.task, Sentiment):
             validation, self.result = self.measure_ratings(self.task)

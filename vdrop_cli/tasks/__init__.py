@@ -90,8 +90,8 @@ class Task(Protocol):
         """Of the text, for a person."""
 
     @property
-    def repeats_shapes(self) -> bool:
-        """Whether `loss` works on tensors of the same shapes for every batch, and never waits for a GPU."""
+    def can_be_captured(self) -> bool:
+        """Whether `loss` can be a CUDA graph: its shapes stay the same, and it never waits for the GPU."""
 
     @property
     def part_sizes(self) -> dict[str, str]:

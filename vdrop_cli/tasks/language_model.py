@@ -128,8 +128,8 @@ class LanguageModelling:
         return self.corpus.origin
 
     @property
-    def repeats_shapes(self) -> bool:
-        """Whether `loss` works on tensors of the same shapes for every batch, and never waits for a GPU."""
+    def can_be_captured(self) -> bool:
+        """Whether `loss` can be a CUDA graph: its shapes stay the same, and it never waits for the GPU."""
         return not self.random_length and self.augmented_temperature is None
 
     @property

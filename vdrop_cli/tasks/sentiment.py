@@ -252,8 +252,8 @@ class Sentiment:
         return replace(self.predictor.learned, noise=noise)
 
     @property
-    def repeats_shapes(self) -> bool:
-        """Whether all batches have the same shapes: a batch is as long as its longest text."""
+    def can_be_captured(self) -> bool:
+        """Whether `loss` can be a CUDA graph: no, as a batch is as long as its longest text."""
         return False
 
     @property
