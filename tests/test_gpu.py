@@ -20,7 +20,7 @@ from tests.processes import ROOT, environment
 from vdrop_cli import kernels, prefetch, tasks, training
 from vdrop_cli.commands import train
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
-from vdrop_cli.kernels import Masks, fused
+from vdrop_cli.kernels import Masks, fused, halves
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
@@ -188,6 +188,12 @@ def test_the_logits_of_many_words_are_never_all_in_memory(
         step(), step(*(t.detach().double().requires_grad_() for t in (x, w, b)), backend="reference")
     )
     assert errors[0] < 1e-5 and max(errors) < (1e-4 if compute_dtype is None else 3e-2)
+
+
+def test_products_by_halves_are_exact_where_torch_has_them() -> None:
+    """Those of the forward logits; torch has a product of bf16 with results in fp32 from 2.8 on."""
+    has_product = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+    assert halves.is_exact_on(torch.device("cuda", torch.cuda.current_device())) is has_product
 
 
 def test_a_users_own_graph_can_hold_a_layer() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels.autograd import without_autocast
-from vdrop_cli.kernels.fused import chunks, head_logits, losses_and_probabilities, rows_at_once
+from vdrop_cli.kernels.fused import chunks, logits_by, losses_and_probabilities, rows_at_once
 from vdrop_cli.kernels.products import mm_into, operand
 
 
@@ -36,9 +36,10 @@ class AugmentedCrossEntropy(torch.autograd.Function):
         nll, augmented = x_ND.new_zeros(()), x_ND.new_zeros(())
         dx_ND, dw_VD, db_V = torch.empty_like(x_ND), torch.zeros_like(w_VD), torch.zeros_like(b_V)
         w_lowp_VD, x_lowp_ND = (operand(side.to(compute_dtype)) for side in (w_VD, x_ND))
+        logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
         for part in chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0]):
             targets_M = targets_N[part]
-            logits_MV = head_logits(x_ND[part], w_VD, b_V)
+            logits_MV = logits(x_ND[part])
             nll_M, d_MV = losses_and_probabilities(logits_MV, targets_M)
             nll += nll_M.sum()
             d_MV.scatter_add_(1, targets_M[:, None], d_MV.new_full((len(d_MV), 1), -1.0))

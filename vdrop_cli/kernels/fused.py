@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import normed, reference
+from vdrop_cli.kernels import halves, normed, reference
 from vdrop_cli.kernels.alignment import pad_columns
 from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
@@ -37,6 +37,7 @@ from vdrop_cli.kernels.weights import Weights
 DERIVATIVE_BLOCK = 2**18
 LOGITS_AT_ONCE = 4_000_000  # elements of a chunk of logits in fp32: 16 MB
 LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
+LEAST_ROWS_BY_HALVES = 128  # with fewer, the halves of the weights take longer than they save
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
 # Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
 # is large enough.
@@ -454,6 +455,22 @@ def head_logits(x_MD: Tensor, w_VD: Tensor, b_V: Tensor) -> Tensor:
     return (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
 
 
+def logits_by(w_VD: Tensor, b_V: Tensor, rows: int, compute_dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Computes logits as exactly as in fp32 from chunks of so many rows in all: where products are in bf16,
+    on a GPU by three of them.
+    """
+    if not (compute_dtype == torch.bfloat16 and rows >= LEAST_ROWS_BY_HALVES and has_halves(w_VD)):
+        return lambda x_MD: head_logits(x_MD, w_VD, b_V)
+    w_VX = halves.side_by_side(w_VD, halves.RIGHT)
+    return lambda x_MD: halves.product(halves.side_by_side(x_MD, halves.LEFT), w_VX).add_(b_V)
+
+
+def has_halves(w_VD: Tensor) -> bool:
+    """Whether products by halves are possible, and faster: on a GPU, except where torch.compile traces."""
+    is_possible = w_VD.is_cuda and w_VD.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return is_possible and halves.is_exact_on(w_VD.device)
+
+
 def losses_and_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
     softmax = softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities
@@ -477,11 +494,10 @@ def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tens
     return nll_M, p_MV
 
 
-def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor) -> Tensor:
+def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
     parts = chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0])
-    return torch.cat(
-        [losses_and_probabilities(head_logits(x_ND[part], w_VD, b_V), targets_N[part])[0] for part in parts]
-    )
+    logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
+    return torch.cat([losses_and_probabilities(logits(x_ND[part]), targets_N[part])[0] for part in parts])
 
 
 def pads_columns(side: Tensor) -> bool:
@@ -508,15 +524,14 @@ def loss_and_gradients(
         for side in (w_VD, x_ND)
     )
     rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
+    logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
     for block in chunks(len(x_ND), rounded_rows if is_rounded else rows):
         block_ND, targets_M = x_ND[block], targets_N[block]
         d_lowp_MV = w_VD
         if is_rounded:
             d_lowp_MV = w_VD.new_empty(len(block_ND), len(b_V), dtype=compute_dtype)
         for part in chunks(len(block_ND), rows):
-            nll_N[block][part], d_MV = losses_and_probabilities(
-                head_logits(block_ND[part], w_VD, b_V), targets_M[part]
-            )
+            nll_N[block][part], d_MV = losses_and_probabilities(logits(block_ND[part]), targets_M[part])
             d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
             if dnll_N is not None:
                 d_MV.mul_(dnll_N[block][part, None])
@@ -584,6 +599,6 @@ def linear_cross_entropy(
     with torch.autocast(x_ND.device.type, enabled=False):  # it would round the logits
         x_ND = x_ND.to(w_VD.dtype)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
-            return loss(x_ND, w_VD, b_V, targets_N)
+            return loss(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)
         nll_N: Tensor = apply_head(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)
         return nll_N

@@ -1,0 +1,57 @@
+"""fp32 products on a GPU by its units for bf16, which are many times faster than those for fp32.
+
+Each number is the sum of two of bf16, a high half and a low one. Three of the four products of halves make a
+product of numbers with 16 bits: high by high, low by high and high by low. Side by side they are one product
+of bf16 with sums in fp32.
+
+N, M rows  D columns  S size of an aligned row, at least D  V vocabulary
+"""
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.kernels.alignment import aligned_size
+
+TOLERANCE = 1e-5  # relative error of such a product; that of bf16 alone is 3e-3, and fp32's 3e-7
+CHECKED: dict[torch.device, bool] = {}  # whether the products of a device are exact
+LEFT, RIGHT = (0, 1, 0), (0, 0, 1)  # the halves of each side of a product: 0 high, 1 low
+
+
+def side_by_side(x_ND: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The halves of a matrix in this order, each in an aligned row: [N, 3·S]."""
+    columns = x_ND.shape[1]
+    size = aligned_size(columns, torch.bfloat16)
+    high_ND = x_ND.bfloat16()
+    halves = (high_ND, (x_ND - high_ND).bfloat16())
+    rows_NKS = x_ND.new_zeros(len(x_ND), len(order), size, dtype=torch.bfloat16)
+    for place, half in enumerate(order):
+        rows_NKS[:, place, :columns] = halves[half]
+    return rows_NKS.flatten(1)
+
+
+def product(left_MX: Tensor, right_NX: Tensor) -> Tensor:
+    """`left @ right.T` of bf16, with sums and results in fp32."""
+    return torch.mm(left_MX, right_NX.T, out_dtype=torch.float32)
+
+
+def is_exact_on(device: torch.device) -> bool:
+    """Whether a device computes such products as exactly as they are to be; torch has them from 2.8 on.
+
+    The first call on a device tries one, except while a CUDA graph is captured, which cannot contain that.
+    """
+    if device not in CHECKED:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+        CHECKED[device] = check(device)
+    return CHECKED[device]
+
+
+def check(device: torch.device) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x_MD, w_VD = (torch.randn(rows, 650, generator=generator).to(device) for rows in (64, 96))
+    try:
+        actual_MV = product(side_by_side(x_MD, LEFT), side_by_side(w_VD, RIGHT)).double()
+    except (TypeError, NotImplementedError, RuntimeError):
+        return False
+    exact_MV = x_MD.double() @ w_VD.double().T
+    return bool((actual_MV - exact_MV).norm() < TOLERANCE * exact_MV.norm())
