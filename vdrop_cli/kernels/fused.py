@@ -494,10 +494,17 @@ def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tens
     return nll_M, p_MV
 
 
+def losses(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """Negative log-likelihood of each token, [M], without the probabilities of other words."""
+    if logits_MV.is_cuda:
+        return torch.nn.functional.cross_entropy(logits_MV, targets_M, reduction="none")
+    return softmax_by_probabilities(logits_MV, targets_M)[0]
+
+
 def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
     parts = chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0])
     logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
-    return torch.cat([losses_and_probabilities(logits(x_ND[part]), targets_N[part])[0] for part in parts])
+    return torch.cat([losses(logits(x_ND[part]), targets_N[part]) for part in parts])
 
 
 def pads_columns(side: Tensor) -> bool:
