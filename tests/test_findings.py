@@ -72,6 +72,35 @@ def test_errors_of_film_reviews() -> None:
     ]
 
 
+def test_the_authors_epochs_of_the_variational_lstm() -> None:
+    runs_by = {
+        name: recorded(f"ratings/paper_lstm_{name}-bf16-amd_epyc")
+        for name in ("none-60", "naive-60", "variational-60", "variational-250")
+    }
+    long = runs_by["variational-250"].result
+    (passes,) = (RECORDS / "ratings/paper_lstm_variational-250-bf16-amd_epyc/s1").glob("eval*")
+    mc = evaluation_files.read(passes)["metrics"]["test_rmse_mc50"]
+    text = words_of("film_reviews")
+    error, best = long["test_rmse"], long["test_rmse_chosen_on_test"]
+    assert f"has {error:.4f} there, and {mc:.4f} with 50 MC passes.** Its best epoch" in text
+    assert f"is the {long['epoch_chosen_on_test']}th ({best:.4f})" in text
+    others = [runs_by[name].result["test_rmse_chosen_on_test"] for name in ("none-60", "naive-60")]
+    assert error < min(others)
+    (table,) = tables("film_reviews", "run")[-1:]
+    for name, run in runs_by.items():
+        policy, epochs = name.split("-")
+        by_number = {epoch["epoch"]: epoch for epoch in run.epochs}
+        number = run.result["epoch_chosen_on_test"]
+        expected = [str(number)]
+        for epoch in (by_number[number], by_number[int(epochs)]):
+            expected += [f"{epoch['train_rmse']:.4f}", "–", f"{epoch['test_rmse']:.4f}"]
+        assert table[f"paper LSTM {policy}, {epochs} epochs, seed 1"] == expected
+    none, naive = (runs_by[name].result["test_rmse"] for name in ("none-60", "naive-60"))
+    for page in ("findings/index.md", "ratings.md"):
+        words = " ".join((ROOT / "docs" / page).read_text().split())
+        assert f"{error:.4f}" in words and f"{none:.4f} and naive {naive:.4f} after 60" in words
+
+
 MEDIUM = {  # name on the page: row in conf/published/table1.yaml and record
     "none, epoch 3": ("none", "table1/medium_none-bf16-nvidia_h200"),
     "Zaremba": ("zaremba", "table1/medium_zaremba-bf16-nvidia_h200"),
