@@ -48,7 +48,6 @@ class GradientStep:
         self.capture = capture
         self.graphs = None if graphs is None else graphs(self.capture_gradients)
         self.calls = 0
-        self.is_captured = False
         self.batch: Any = None
         self.masks = ModelMasks([])
 
@@ -103,7 +102,6 @@ class GradientStep:
         memory.
         """
         graph = self.capture(run, device)
-        self.is_captured = True
         gradients = self.get_gradients()
 
         def replay() -> None:
@@ -135,7 +133,7 @@ class GradientStep:
             self.compute(**results, **read)
             return
         graphs.run(self.compute, changed, filled, read)
-        if not self.is_captured:
+        if not graphs.entries:
             self.graphs = None  # where the capture failed, it said why
             return
         if not expected[LOSS_AND_NORM].isfinite().all():

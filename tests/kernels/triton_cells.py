@@ -466,29 +466,8 @@ def test_elements_beyond_two_to_the_31_are_addressed(t: int, gate_stride: int, t
         torch.zeros(s, device=DEVICE) for s in ((1, 28), (2 + t, 1, 7), (2 + t, 1, 7), (1, 1, 7))
     )
     programs.lstm_forward[(1, 2)](
-        *(
-            a,
-            p,
-            h,
-            c,
-            enter,
-            None,
-            None,
-            None,
-            t,
-            t + 1,
-            1,
-            7,
-            7,
-            gate_stride,
-            time_stride,
-            28,
-            7,
-            28,
-            0,
-            0,
-            0,
-        ),
+        *(a, p, h, c, enter, None, None, None),
+        *(t, t + 1, 1, 7, 7, gate_stride, time_stride, 28, 7, 28, 0, 0, 0),
         **{"GROUPS": 1, "ACC": tl.float32, "BLOCK": 4},
     )
     i, _, g, o = numbers

@@ -28,14 +28,15 @@ def pad_weights(w: Tensor, hidden: int, dtype: torch.dtype) -> Tensor:
     return w_GRS.flatten(0, 1)
 
 
-def pad_columns(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix in the type of the products, in rows that are aligned, [N, S]."""
-    columns = x_ND.shape[1]
-    if (size := aligned_size(columns, dtype)) == columns:
-        return x_ND.to(dtype)
-    x_NS = x_ND.new_zeros(len(x_ND), size, dtype=dtype)
-    x_NS[:, :columns] = x_ND
-    return x_NS
+def pad_columns(x: Tensor, dtype: torch.dtype, size: int | None = None) -> Tensor:
+    """A tensor in the type of the products, in rows of `size`, by default in aligned ones: [..., S]."""
+    columns = x.shape[-1]
+    size = aligned_size(columns, dtype) if size is None else size
+    if size == columns:
+        return x.to(dtype)
+    padded = x.new_zeros(*x.shape[:-1], size, dtype=dtype)
+    padded[..., :columns] = x
+    return padded
 
 
 def unpad_weights(padded: Tensor, like: Tensor, hidden: int, rows: int) -> Tensor:

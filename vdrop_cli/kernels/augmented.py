@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels.autograd import without_autocast
-from vdrop_cli.kernels.fused import chunks, logits_by, losses_and_probabilities, rows_at_once
+from vdrop_cli.kernels.fused import chunks, head_operand, logits_by, losses_and_probabilities, rows_at_once
 from vdrop_cli.kernels.products import mm_into, operand
 
 
@@ -35,7 +35,7 @@ class AugmentedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         nll, augmented = x_ND.new_zeros(()), x_ND.new_zeros(())
         dx_ND, dw_VD, db_V = torch.empty_like(x_ND), torch.zeros_like(w_VD), torch.zeros_like(b_V)
-        w_lowp_VD, x_lowp_ND = (operand(side.to(compute_dtype)) for side in (w_VD, x_ND))
+        w_lowp_VD, x_lowp_ND = (head_operand(side, compute_dtype) for side in (w_VD, x_ND))
         logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
         for part in chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0]):
             targets_M = targets_N[part]

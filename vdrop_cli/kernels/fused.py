@@ -37,7 +37,7 @@ from vdrop_cli.kernels.weights import Weights
 DERIVATIVE_BLOCK = 2**18
 LOGITS_AT_ONCE = 4_000_000  # elements of a chunk of logits in fp32: 16 MB
 LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
-LEAST_ROWS_BY_HALVES = 128  # with fewer, the halves of the weights take longer than they save
+LEAST_ROWS_BY_HALVES = 128  # with fewer, most of the work would be to halve the weights
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
 # Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
 # is large enough.
@@ -512,6 +512,13 @@ def pads_columns(side: Tensor) -> bool:
     return side.is_cuda
 
 
+def head_operand(side: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """One side of the products of the head's gradients: in bf16 on a GPU, in aligned rows."""
+    if compute_dtype != side.dtype and pads_columns(side):
+        return pad_columns(side, compute_dtype)
+    return operand(side.to(compute_dtype))
+
+
 def loss_and_gradients(
     x_ND: Tensor,
     w_VD: Tensor,
@@ -524,12 +531,7 @@ def loss_and_gradients(
     nll_N, dx_ND = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND)
     dw_VD, db_V = torch.empty_like(w_VD), torch.zeros_like(b_V)
     is_rounded = compute_dtype != x_ND.dtype
-    w_lowp_VD, x_lowp_ND = (
-        pad_columns(side, compute_dtype)
-        if is_rounded and pads_columns(side)
-        else operand(side.to(compute_dtype))
-        for side in (w_VD, x_ND)
-    )
+    w_lowp_VD, x_lowp_ND = (head_operand(side, compute_dtype) for side in (w_VD, x_ND))
     rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
     logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
     for block in chunks(len(x_ND), rounded_rows if is_rounded else rows):

@@ -8,6 +8,7 @@ K groups of gates: 1, or one for each gate
 import torch
 from torch import Tensor
 
+from vdrop_cli.kernels.alignment import pad_columns
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout
 from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, mm_into, operand
@@ -24,12 +25,7 @@ def select_gates(mask_TGBH: Tensor | None, part: slice) -> Tensor | None:
 
 def masked_input(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype, size: int | None = None) -> Tensor:
     """`tensor ∘ mask`, rounded to the type of the products, in rows of `size` with zeros at their end."""
-    columns = tensor.shape[-1]
-    if size is None or size == columns:
-        return (tensor if mask is None else tensor * mask).to(dtype)
-    rows = tensor.new_zeros(*tensor.shape[:-1], size, dtype=dtype)
-    rows[..., :columns] = tensor if mask is None else tensor * mask
-    return rows
+    return pad_columns(tensor if mask is None else tensor * mask, dtype, size or tensor.shape[-1])
 
 
 class Gates:

@@ -210,10 +210,8 @@ def gru_backward_loop(
     if dp is not None:
         part, product_gradients = ALL_GRU, Gates(dp, 3)
         zero_padding(product_gradients, h.shape[2])
-    sizes, strided = (
-        (gates.time, gates.batch, h.shape[2], gates.hidden),
-        (*strides(gates), *mask_strides(mask_h, 2)),
-    )
+    sizes = (gates.time, gates.batch, h.shape[2], gates.hidden)
+    strided = (*strides(gates), *mask_strides(mask_h, 2))
     recurrence_grad = RecurrenceGradient(product_gradients, part, w_hh)
     w_n, n_steps = w_hh[gates.rows(ONLY_N)], gate_gradients.view_GTBH[2].unbind(0)
     n_grad_BR = w_hh.new_empty(gates.batch, gates.hidden)
