@@ -108,7 +108,9 @@ def test_the_authors_epochs_of_variational_dropout() -> None:
     assert f"is the {lstm['epoch_chosen_on_test']}th ({best:.4f})" in text
     others = [results["LSTM", name] for name in ("none-60", "naive-60")]
     assert error < min(result["test_rmse_chosen_on_test"] for result in others)
-    assert f"the LSTM has a test error of {error:.4f} and the GRU {gru['test_rmse']:.4f} (one seed)" in text
+    assert (
+        f"the LSTM then has a test error of {error:.4f} and the GRU {gru['test_rmse']:.4f} (one seed)" in text
+    )
     assert f"{short_mc:.4f} (40 epochs) and {gru_mc:.4f} (250) with 50" in text
     ridge, chosen = gru["test_rmse_of_ridge"], gru["test_rmse_chosen_on_test"]
     assert f"clean protocol, {ridge:.4f} in the paper's" in text and f"is ahead there ({chosen:.4f})" in text
@@ -216,8 +218,11 @@ def test_the_medium_rows_by_epoch() -> None:
     }
     assert {"1", "20", "39"} <= set(table)
     text = words_of("medium_rows")
-    assert f"stopped after {len(stopped)} of its 39 epochs" in text
-    assert f"after epoch 20 is {stopped[20] - xeon[20]:.1f} above that of the run on the Xeon" in text
+    assert f"stopped after {len(stopped)} of 39 epochs" in text
+    assert (
+        f"After epoch 20 its validation perplexity was {stopped[20] - xeon[20]:.1f} above that of the run on the Xeon"
+        in text
+    )
 
 
 @pytest.mark.parametrize("size", ["medium", "large"])

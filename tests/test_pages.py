@@ -86,6 +86,6 @@ def test_the_figures_of_the_demo_are_those_of_its_records() -> None:
     text = (ROOT / "README.md").read_text().partition("The demo ends with")[2]
     quoted = re.findall(r"(none|variational|naive) (\d+\.\d)", text.partition(")")[0])
     assert demo_record("demo.txt") == dict(quoted) and len(quoted) == 3
-    other = re.findall(r"\d+\.\d", text.partition("an AMD EPYC ends\nat ")[2].partition("(")[0])
+    other = re.findall(r"\d+\.\d", text.partition("an AMD EPYC ends at ")[2].partition("(")[0])
     names = [name for name, _ in quoted]
     assert demo_record("demo_amd_epyc.txt") == dict(zip(names, other, strict=True))
