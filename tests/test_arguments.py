@@ -421,4 +421,4 @@ def test_what_people_type_first_is_the_setting_that_they_mean_and_is_noted(word:
 @pytest.mark.parametrize("word", ["schedule.lr=0.5", "schedule=none", "epochs", "dropout=naive"])
 def test_what_is_a_setting_already_stays_without_a_note(word: str) -> None:
     assert full_keys("train", [word]) == ([word], [])
-    assert full_keys("figures", ["epochs=3"]) == (["epochs=3"], [])
+    assert full_keys("bench", ["epochs=3"]) == (["epochs=3"], [])

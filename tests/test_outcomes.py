@@ -1,6 +1,7 @@
 """Outcomes of jobs as files."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,17 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert outcomes.read_summary(tmp_path) == [outcome, outcome] and outcomes.paths(tmp_path) == [path]
 
 
-def test_an_outcome_of_an_older_version_has_no_folder(tmp_path: Path) -> None:
-    older = {"overrides": ["seed=1"], "status": "was done", "code": 0, "reason": "", "started_over": False}
-    outcome = outcomes.parse(json.dumps(older).encode())
-    assert outcome.folder == "" and outcome.is_done
-    for wrong in ({**older, "mine": 1}, {**older, "folder": 1}, {**older, "overrides": [1]}, [older]):
+def test_what_is_not_an_outcome_is_refused() -> None:
+    values = asdict(Outcome(["seed=1"], "skipped"))
+    assert outcomes.parse(json.dumps(values).encode()).is_done
+    without_folder = {name: value for name, value in values.items() if name != "folder"}
+    for wrong in (
+        values | {"mine": 1},
+        values | {"folder": 1},
+        values | {"overrides": [1]},
+        [values],
+        without_folder,
+    ):
         with pytest.raises(Damaged):
             outcomes.parse(json.dumps(wrong).encode())
 

@@ -23,7 +23,6 @@ from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.train import Model, Train
 
 FORMAT = "vdrop checkpoint 4"
-OLDER_FORMAT = "vdrop checkpoint 3"  # without `learned`: the training text is needed for what lies there now
 NEWEST = 2  # newest checkpoints, beside the best one
 Used = TypeVar("Used")
 
@@ -77,8 +76,7 @@ class Checkpoint(TrainingState):
     state: list[Tensor] = field(repr=False)  # carried from batch to batch; empty at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
-    # as `learned.to_dict` writes it; empty in the older format
-    learned: dict[str, Any] = field(default_factory=dict, repr=False)
+    learned: dict[str, Any] = field(repr=False)  # as `learned.to_dict` writes it
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the weights; empty: none yet
 
     @property
@@ -96,13 +94,9 @@ class Checkpoint(TrainingState):
         return restore(self.config)
 
     @property
-    def knowledge(self) -> Learned | None:
-        """What the model knows of its training text; None in the older format."""
-        return (
-            learned.from_dict(self.learned, self.train.task.name is TaskName.sentiment)
-            if self.learned
-            else None
-        )
+    def knowledge(self) -> Learned:
+        """What the model knows of its training text."""
+        return learned.from_dict(self.learned, self.train.task.name is TaskName.sentiment)
 
 
 COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "averaged")
@@ -278,8 +272,7 @@ def load(path: Path) -> Checkpoint:
         raise Unusable(
             f"checkpoint={path} is damaged or not a checkpoint ({damage}); take another one of the run"
         ) from None
-    form = content.pop("format", None)
-    if form not in (FORMAT, OLDER_FORMAT):
+    if content.pop("format", None) != FORMAT:
         raise Unusable(
             f"checkpoint={path} was not written by this version of vdrop (there is no “{FORMAT}” in it); "
             "train again"
@@ -287,7 +280,6 @@ def load(path: Path) -> Checkpoint:
     try:
         snapshot = Checkpoint(**content)
         require_valid(snapshot)
-        require(bool(snapshot.learned) == (form == FORMAT), "it does not hold what its format says")
     except TypeError:
         raise unusable(path, "it lacks a part, or has one too many") from None
     except ValueError as reason:

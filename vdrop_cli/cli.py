@@ -21,7 +21,6 @@ COMMANDS = {
     "compare": "runs side by side: their results over seeds, settings that differ, curves",
     "completion": "print the completion script for bash",
 }
-RENAMED = {"figures": "reproduce study=film_reviews"}
 ELSEWHERE = {  # what other programs call it: the command
     "evaluate": "eval",
     "fit": "train",
@@ -200,8 +199,6 @@ def dispatch() -> None:
         print(COMPLETION, end="")
     elif command in COMMANDS:
         run(command, arguments)
-    elif command in RENAMED:
-        fail(f"{command} is not a command; it is now vdrop {RENAMED[command]}")
     elif command in ELSEWHERE:
         fail(f"{command} is not a command; use vdrop {ELSEWHERE[command]}")
     else:

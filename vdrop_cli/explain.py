@@ -15,8 +15,6 @@ EXTRAS = {
     "hydra/launcher=submitit_local": "slurm",
 }
 
-REPLACED = {("predict", "json"): "format=json"}  # settings of before, and what is given instead
-
 
 def explain(error: BaseException, command: str) -> str:
     """One line that names the setting and what to do."""
@@ -60,8 +58,6 @@ def setting_hint(key: str, command: str) -> str:
     if command != "train" and trained in keys(ROOTS["train"]):
         here = f"; here, overrides='{trained}=…' sets it" if "overrides" in keys(ROOTS[command]) else ""
         return f" of vdrop {command}; vdrop train has {trained}{here}"
-    if now := REPLACED.get((command, key)):
-        return f"; give {now}"
     hint = suggestion(key, keys(ROOTS[command]), ALIASES.get(command))
     return hint or f"; vdrop {command} --help lists the settings"
 

@@ -14,12 +14,7 @@ from vdrop_cli.files import Damaged
 
 SUMMARY = "summary.json"
 SIZE_LIMIT = 10_000_000  # bytes
-DONE = (
-    "done",
-    "resumed",
-    "skipped",
-    "was done",
-)  # versions until November 2026 wrote "was done" for "skipped"
+DONE = ("done", "resumed", "skipped")
 
 
 @dataclass
@@ -39,7 +34,6 @@ class Outcome:
 
 
 TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Outcome)}
-ADDED = ("folder",)  # fields that older versions did not write
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -54,9 +48,9 @@ def paths(folder: Path) -> list[Path]:
 
 def from_plain(values: object) -> Outcome:
     """An outcome from a JSON value. Raises Damaged."""
-    if not isinstance(values, dict) or {*values, *ADDED} != TYPES.keys():
+    if not isinstance(values, dict) or values.keys() != TYPES.keys():
         raise Damaged("it is not an outcome")
-    stored.require(values, {name: TYPES[name] for name in values})
+    stored.require(values, TYPES)
     if not all(isinstance(override, str) for override in values["overrides"]):
         raise Damaged("overrides must be a list of texts")
     return Outcome(**values)

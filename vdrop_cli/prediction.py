@@ -20,9 +20,9 @@ from vdrop_cli.prediction_inputs import Line, lines
 from vdrop_cli.prediction_rows import Problems, Rows, UnknownWords, as_json, finite
 from vdrop_cli.rating_noise import Noise, noise_of
 from vdrop_cli.settings.choices import Interval, OutputFormat
-from vdrop_cli.settings.commands import Predict, data_for
+from vdrop_cli.settings.commands import Predict
 from vdrop_cli.tasks import RatingPredictor, UnknownWord, WordPredictor, predictor_of
-from vdrop_cli.trained_model import Built, build, member_paths, task_of
+from vdrop_cli.trained_model import Built, build, member_paths
 from vdrop_cli.uncertainty import Predictive
 
 PASSES = 50  # of MC dropout, where the settings leave it open
@@ -31,23 +31,11 @@ SURPRISES = 5  # likewise
 
 
 def load(settings: Predict, device: torch.device) -> Built:
-    """The model, with all that prediction needs; of a checkpoint of an older format its training text is read
-    for that.
-    """
+    """The model, with all that prediction needs."""
     assert settings.checkpoint is not None
     path = checkpoint.find(settings.checkpoint)
     snapshot = checkpoint.load(path)
-    if snapshot.knowledge is not None:
-        predictor = predictor_of(snapshot.knowledge, device)
-    else:
-        otherwise = "train again: newer checkpoints hold what is needed of it"
-        predictor = task_of(
-            path,
-            snapshot,
-            data_for(snapshot.train.data, settings.data, False, f"checkpoint={path}", otherwise),
-            device,
-        ).predictor
-    return build(path, snapshot, predictor, settings, device)
+    return build(path, snapshot, predictor_of(snapshot.knowledge, device), settings, device)
 
 
 def with_members(first: Built, settings: Predict, device: torch.device) -> list[Built]:

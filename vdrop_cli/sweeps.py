@@ -363,7 +363,7 @@ def summary(ended: Sequence[Outcome], skips: bool) -> str:
 
     `skips`: whether the same command skips jobs that are done.
     """
-    statuses = ["skipped" if outcome.status == "was done" else outcome.status for outcome in ended]
+    statuses = [outcome.status for outcome in ended]
     counts = ", ".join(
         f"{statuses.count(status)} {status}"
         for status in dict.fromkeys([*DONE, *statuses])

@@ -12,11 +12,8 @@ from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, Predict
-from vdrop_cli.settings.data import Data, HubData
+from vdrop_cli.settings.data import Data
 from vdrop_cli.tasks import Predictor, Task, TaskModel
-
-# of data sets by name
-READ_BEFORE = "earlier versions read tables by other rules, and two line ends where a row ends in one"
 
 
 class Built(NamedTuple):
@@ -31,16 +28,11 @@ class Built(NamedTuple):
 
 def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) -> Task:
     """The task that a checkpoint was trained on, with its text as it is now."""
-    task = tasks.load(replace(snapshot.train, data=data), device, snapshot.corpus)
+    task = tasks.load(replace(snapshot.train, data=data), device)
     if task.fingerprint != snapshot.corpus:
-        otherwise = (
-            f", or, if it is that, train again: {READ_BEFORE}"
-            if isinstance(data, HubData) and data.name
-            else ""
-        )
         raise ConfigError(
             f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "
-            f"give it the text that it was trained on{otherwise}"
+            "give it the text that it was trained on"
         )
     return task
 

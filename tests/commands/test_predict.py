@@ -527,27 +527,6 @@ def test_ratings_are_predicted_where_their_texts_are_not(
         csv.with_suffix(".away").rename(csv)
 
 
-def test_an_older_checkpoint_needs_its_text_whose_place_the_user_gives(
-    here: Path, own_text: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    train.run(settings(*TINY, *own_text))
-    run = next(here.rglob("result.json")).parent
-    expected = predict_rows(capsys, run, "text=w3 w10")
-    content = {
-        name: value
-        for name, value in vars(checkpoint.load(checkpoint.find(str(run)))).items()
-        if name != "learned"
-    }
-    files.write_tensors(here / "old.pt", {"format": checkpoint.OLDER_FORMAT, **content})
-    with pytest.raises(
-        ConfigError,
-        match=r"data\.train='corpus/train\.txt'.* give data\.train=… data\.valid=… data\.test=…, or train "
-        r"again",
-    ):
-        predict_rows(capsys, here / "old.pt", "text=w3 w10")
-    assert predict_rows(capsys, here / "old.pt", "text=w3 w10", *own_text[1:]) == expected
-
-
 def test_in_the_middle_of_an_epoch_the_error_says_how_to_measure_the_noise(
     critic: Path, capsys: pytest.CaptureFixture[str], rated: list[str]
 ) -> None:
@@ -612,7 +591,7 @@ def test_ratings_have_a_row_for_every_line_too(critic: Path, capsys: pytest.Capt
 def test_a_corpus_of_one_line_has_no_line_ends_and_texts_are_predicted_and_written(
     here: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its vocabulary is without <eos>, as that of older versions was."""
+    """Its vocabulary is without <eos>."""
     train.run(settings(*TINY, *one_line(here, text_folder)))
     path = checkpoint.find(str(next(here.rglob("result.json")).parent))
     words = [word for word in checkpoint.load(path).learned["vocabulary"] if word.startswith("w")]

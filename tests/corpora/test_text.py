@@ -16,7 +16,7 @@ from vdrop_cli.corpora import Corpus, Raw
 from vdrop_cli.corpora.text import PARTS, from_rows, load_encoded
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import write_tensors
-from vdrop_cli.settings.data import HubText, TextFiles
+from vdrop_cli.settings.data import HubText, PennTreebank, TextFiles
 
 
 def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n") -> TextFiles:
@@ -157,17 +157,17 @@ def test_rows_that_end_in_a_newline_have_one_end_each() -> None:
     assert from_rows(["", " = A = \n", " b c \n"]) == b"\n = A = \n b c \n"
 
 
-def test_a_text_of_a_checkpoint_is_encoded_as_it_was_then(tmp_path: Path) -> None:
-    """When a \\r was no line end, a last line could have no <eos>, and words came from all parts."""
-    data = files(tmp_path, b"a\rb\n\na", b"c\n", b"d")
-    old = hashlib.sha256(b"1 1")
-    for content in (b"a\rb\n\na", b"c\n", b"d"):
-        old.update(len(content).to_bytes(8, "little") + content)
-    corpus = corpora.load(data, old.hexdigest())
-    assert corpus.fingerprint == old.hexdigest() and corpus.vocabulary == ["a", "b", "<eos>", "c", "d"]
+def test_penn_treebank_has_the_first_encoding() -> None:
+    """A \\r is no line end, a last line may have no <eos>, and words come from all parts."""
+    contents = {"train": b"a\rb\n\na", "valid": b"c\n", "test": b"d"}
+    first = hashlib.sha256(b"1 1")
+    for content in contents.values():
+        first.update(len(content).to_bytes(8, "little") + content)
+    corpus = load_encoded(Raw(contents, "here"), PennTreebank(cache=None))
+    assert corpus.fingerprint == first.hexdigest() and corpus.vocabulary == ["a", "b", "<eos>", "c", "d"]
     assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2, 2, 0], [3, 2], [4]]
-    now = corpora.load(data)
-    assert now.train_N.tolist() == [0, 1, 2, 1, 1, 0, 1] and now.fingerprint != corpus.fingerprint
+    other = load_encoded(Raw(contents, "here"), HubText(name="a", column="b", min_count=1, cache=None))
+    assert other.train_N.tolist() == [0, 1, 2, 1, 1, 0, 1] and other.fingerprint != corpus.fingerprint
 
 
 def test_windows_line_ends_make_the_same_words(tmp_path: Path) -> None:

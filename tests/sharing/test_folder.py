@@ -1,7 +1,6 @@
 """The folder of an export: what it holds, and what it does not overwrite."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from tests.conftest import settings
 from tests.sharing.exports import language_model, model_of_ratings
-from vdrop_cli import checkpoint, files, stored
+from vdrop_cli import checkpoint, stored
 from vdrop_cli.commands import export
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.compose import restore
@@ -115,15 +114,3 @@ def test_only_an_export_is_overwritten(run: Path) -> None:
         with pytest.raises(ConfigError, match=rf"{name}.*; choose another folder="):
             exported(run, name)
         assert before == (Path(name).read_bytes() if name == "file" else contents(Path(name)))
-
-
-def test_a_checkpoint_without_vocabulary_is_exported_as_a_file_only(run: Path) -> None:
-    snapshot = checkpoint.load(checkpoint.all_in(run)[0])
-    content = {**vars(replace(snapshot, learned={})), "format": checkpoint.OLDER_FORMAT}
-    del content["learned"]
-    files.write_tensors(Path("old.pt"), content)
-    with pytest.raises(ConfigError, match=r"^checkpoint=old\.pt is of a version that stored no vocabulary"):
-        exported(Path("old.pt"))
-    assert not Path("shared").exists()
-    export.run(settings("checkpoint=old.pt", command="export"))
-    assert Path("old.safetensors").exists()

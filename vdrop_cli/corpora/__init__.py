@@ -44,12 +44,9 @@ def read(data: TextData) -> Raw:
     raise TypeError(data)
 
 
-def load(data: TextData, fingerprint: str | None = None) -> Corpus:
-    """Returns the corpus as ids.
-
-    `fingerprint` is that of a checkpoint's corpus: the text is encoded as it was then.
-    """
-    corpus = text.load_encoded(read(data), data, fingerprint)
+def load(data: TextData) -> Corpus:
+    """Returns the corpus as ids."""
+    corpus = text.load_encoded(read(data), data)
     if isinstance(data, PennTreebank):
         ptb.check_counts(corpus)
     return corpus if data.fraction == 1 else corpus.with_fraction(data.fraction)

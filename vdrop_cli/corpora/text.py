@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ PARTS = ("train", "valid", "test")
 EOS, UNK = "<eos>", "<unk>"
 LINE_END = re.compile(r"\r\n?|\n")  # other separators of Unicode, such as \u2028, are white space
 ENCODING = "2"  # part of the fingerprint; raise it when the same text would give other ids
-FIRST_ENCODING = "1"  # of Penn Treebank, and of checkpoints from before all sources had one rule for lines
+FIRST_ENCODING = "1"  # of Penn Treebank, whose fingerprint names recorded runs
 
 
 class Raw(NamedTuple):
@@ -163,17 +164,14 @@ def compute_fingerprint(contents: Iterable[bytes], encoding: str, min_count: int
     return digest.hexdigest()
 
 
-def load_encoded(raw: Raw, data: TextData, checkpoint_fingerprint: str | None = None) -> Corpus:
-    """Returns the ids of a corpus, from the cache if it has them.
-
-    `checkpoint_fingerprint` is that of a checkpoint's corpus: a text of the first encoding is encoded as it
-    was then.
-    """
-    min_count = data.min_count if isinstance(data, CountedText) else 1
-    fingerprint, first = compute_fingerprint(raw.parts.values(), FIRST_ENCODING, min_count), True
+def load_encoded(raw: Raw, data: TextData) -> Corpus:
+    """Returns the ids of a corpus, from the cache if it has them."""
     texts = [decode_part(content, part, raw.origin) for part, content in raw.parts.items()]
-    if isinstance(data, CountedText) and fingerprint != checkpoint_fingerprint:
-        texts, first = [with_line_ends(text) for text in texts], False
+    min_count = data.min_count if isinstance(data, CountedText) else None
+    if min_count is None:
+        fingerprint = compute_fingerprint(raw.parts.values(), FIRST_ENCODING, 1)
+    else:
+        texts = [with_line_ends(text) for text in texts]
         fingerprint = compute_fingerprint((text.encode() for text in texts), ENCODING, min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
     if cached is not None and cached.is_file():
@@ -181,7 +179,7 @@ def load_encoded(raw: Raw, data: TextData, checkpoint_fingerprint: str | None = 
             return cached_corpus(files.read_tensors(cached), raw.origin, fingerprint)
         except (OSError, Damaged) as error:
             print(f"vdrop: {cached} cannot be used ({error}); encoding the text again", file=sys.stderr)
-    corpus = encode(texts, min_count, raw.origin, fingerprint, first)
+    corpus = encode(texts, min_count, raw.origin, fingerprint)
     if cached is not None:
         store(corpus, cached)
     return corpus
@@ -215,11 +213,14 @@ def cached_corpus(values: dict[str, Any], origin: str, fingerprint: str) -> Corp
     return Corpus(vocabulary, values["train"], values["valid"], values["test"], origin, fingerprint)
 
 
-def encode(texts: list[str], min_count: int, origin: str, fingerprint: str, first: bool) -> Corpus:
-    """Returns the ids of three texts whose lines end with \\n; `first` selects the first encoding."""
+def encode(texts: list[str], min_count: int | None, origin: str, fingerprint: str) -> Corpus:
+    """Returns the ids of three texts whose lines end with \\n.
+
+    `min_count` None selects the first encoding: the vocabulary is the words of all parts.
+    """
     parts = [text.replace("\n", f" {EOS} ").split() for text in texts]
-    if first:
-        vocabulary, parts = first_encoding(parts, min_count)
+    if min_count is None:
+        vocabulary = list(dict.fromkeys(chain.from_iterable(parts)))
     else:
         vocabulary = make_vocabulary(parts[0], min_count, origin)
     ids = {word: number for number, word in enumerate(vocabulary)}
@@ -243,14 +244,6 @@ def make_vocabulary(train: list[str], min_count: int, origin: str) -> list[str]:
             f"would be {UNK}; {advice}"
         )
     return vocabulary
-
-
-def first_encoding(parts: list[list[str]], min_count: int) -> tuple[list[str], list[list[str]]]:
-    """Returns the vocabulary of all parts, and the parts with rare words replaced by <unk>."""
-    if min_count > 1:
-        counts = Counter(parts[0])
-        parts = [[word if counts[word] >= min_count else UNK for word in words] for words in parts]
-    return list(dict.fromkeys(word for words in parts for word in words)), parts
 
 
 def store(corpus: Corpus, path: Path) -> None:

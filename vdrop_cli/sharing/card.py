@@ -103,7 +103,6 @@ def render(snapshot: Checkpoint, measured: list[Measurement]) -> str:
     """The page, with a checksum in its last line."""
     train = snapshot.train
     knowledge = snapshot.knowledge
-    assert knowledge is not None
     is_rating = isinstance(knowledge, Ratings)
     kind = {Cell.lstm: "An LSTM", Cell.gru: "A GRU"}[train.model.cell]
     purpose = "a rating from a text" if is_rating else "the next word of a text"

@@ -23,10 +23,6 @@ def write(path: Path, snapshot: Checkpoint, folder: Path) -> None:
     A model card that was edited stays where the weights are the same. Raises ConfigError where the folder
     holds anything else than an export.
     """
-    if snapshot.knowledge is None:
-        raise ConfigError(
-            f"checkpoint={path} is of a version that stored no vocabulary; train again, or export a file="
-        )
     shared = replace(snapshot, config=card.without_places(snapshot.config))
     content = {WEIGHTS: weights.encode(shared), VOCABULARY: vocabulary(shared), CONFIG: config(shared)}
     page = card.render(shared, card.measurements(path, snapshot)).encode(errors="backslashreplace")

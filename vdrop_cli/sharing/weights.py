@@ -73,20 +73,10 @@ def encode(snapshot: Checkpoint) -> bytes:
 
 
 def require_whole(path: Path, snapshot: Checkpoint) -> None:
-    """Raises ConfigError unless the weights are those that the settings and, where it is stored, the
-    vocabulary describe.
-    """
+    """Raises ConfigError unless the weights are those that the settings and the vocabulary describe."""
     trained = snapshot.train
-    knowledge = snapshot.knowledge
-    embedding = snapshot.weights.get("embedding")
+    words = predictor_of(snapshot.knowledge, torch.device("cpu")).vocabulary_size
     try:
-        checkpoint.require(embedding is not None and embedding.dim() == 2, "it has no embedding")
-        assert embedding is not None
-        words = (
-            predictor_of(knowledge, torch.device("cpu")).vocabulary_size
-            if knowledge is not None
-            else len(embedding)
-        )
         checkpoint.require_large_enough(snapshot.weights, trained.model, words)
         kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
         checkpoint.require_fitting(

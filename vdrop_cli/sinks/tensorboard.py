@@ -20,7 +20,6 @@ from vdrop_cli.sinks.records import (
     tagged_scalars,
 )
 
-OLDER_EPOCH_TAGS = "epoch/"  # in versions until November 2026, with steps on the axis
 NO_HPARAMS = (
     "checkpoint",
     "debug",
@@ -151,7 +150,7 @@ def events_until(content: bytes, epochs: int, step: int) -> bytes:
             event = Event.FromString(content[begin + 12 : end - 4])
         except DecodeError:
             break
-        limits = {TAGS["step"]: step, OLDER_EPOCH_TAGS: step, TAGS["epoch"]: epochs}
+        limits = {TAGS["step"]: step, TAGS["epoch"]: epochs}
         groups = {f"{value.tag.partition('/')[0]}/" for value in event.summary.value}
         if all(event.step <= limits.get(group, -1) for group in groups or {TAGS["step"]}):
             records.append(content[begin:end])

@@ -82,8 +82,7 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
     named_rows: list[tuple[Name, dict[str, str]]] = []
     place: list[str] = []
     names: list[str] = []
-    # versions until November 2026 appended findings, with tables of their own
-    for line in page.split("\n## Findings\n")[0].splitlines():
+    for line in page.splitlines():
         if heading := re.match(r"(##+) (.*)", line):
             place = [*place[: len(heading[1]) - 2], heading[2]]
         cells = [cell.strip() for cell in line.strip()[1:-1].split(" | ")] if line.startswith("| ") else []
@@ -122,6 +121,5 @@ def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
 
 def choices(page: str) -> list[str]:
     """Settings that were chosen on validation, and of which runs, as the page names them."""
-    listed = re.findall(r"^- (`[^`]+`) \(([^)]*)\): .*; the lowest at ", page, re.MULTILINE)  # until 2026-11
-    tables = re.findall(r"^\| (`[\w.]+`) \| ([^|]+) \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
-    return [f"{setting} ({runs_of})" for setting, runs_of in (*listed, *tables)]
+    rows_of_choices = re.findall(r"^\| (`[\w.]+`) \| ([^|]+) \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
+    return [f"{setting} ({runs_of})" for setting, runs_of in rows_of_choices]

@@ -170,14 +170,14 @@ def shortened(rated: Rated, task: SentimentTask) -> Rated:
     return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
 
 
-def load(settings: Train, device: torch.device, fingerprint: str | None = None) -> Task:
-    """The task of a training run, with its text; `fingerprint` is the one that a checkpoint has of it."""
+def load(settings: Train, device: torch.device) -> Task:
+    """The task of a training run, with its text."""
     task, data = settings.task, settings.data
     if isinstance(task, SentimentTask) and isinstance(data, RatedData):
         rated = corpora.rated(data)
         return Sentiment(task, data, shortened(rated, task) if settings.debug else rated, device)
     assert isinstance(task, LanguageModelTask) and isinstance(data, TextData)  # `Train` refuses others
-    corpus = corpora.load(data, fingerprint)
+    corpus = corpora.load(data)
     if settings.debug:
         corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
     return LanguageModelling(task, corpus, device, isinstance(data, PennTreebank))
