@@ -189,7 +189,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "sinks": {"errors", "files", "sinks", "stored"},
     "stuck_starts": {"errors", "files", "settings", "stored"},
     "runs": {"errors", "evaluation_files", "explain", "files", "settings", "sinks", "stored", "stuck_starts"},
-    "comparison": {"evaluation_files", "markdown", "runs", "text_tables"},
+    "comparison": {"evaluation_files", "markdown", "runs", "settings", "text_tables"},
     "pictures": {"errors", "files", "ownership", "policies", "runs", "settings"},
     "evaluation_pictures": {
         *("assessment", "assessment_picture", "errors", "next_word", "pictures", "settings", "tasks")

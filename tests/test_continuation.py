@@ -232,7 +232,7 @@ def test_force_begins_from_nothing_and_a_folder_with_a_checkpoint_never_looks_el
         patch.setattr(continuation, "find", None)  # it would be an error to call it
         train.run(run(4))
     assert starts(folder_of(4)) == [0, 1]
-    train.run(run(5), from_nothing=True)
+    train.run(run(5), continues_shorter=False)
     assert starts(folder_of(5)) == [0], "as a job that was requeued after it had started over"
 
 
@@ -354,7 +354,7 @@ def test_tensorboard_shows_every_step_once_and_the_result_of_the_longer_run_alon
 
     train.run(run(2))
     (folder_of(2) / "checkpoint-0002.pt").unlink()
-    train.run(run(3), from_nothing=True)
+    train.run(run(3), continues_shorter=False)
     for path in checkpoint.all_in(folder_of(3)):
         path.unlink()
     (folder_of(3) / "result.json").unlink()

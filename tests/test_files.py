@@ -11,7 +11,7 @@ import torch
 
 from tests.processes import environment
 from vdrop_cli import files
-from vdrop_cli.errors import RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
 
 
@@ -65,6 +65,18 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     files.replace(tmp_path / "a", b"content")
     assert theirs.read_text() == "mine" and (tmp_path / "a").read_bytes() == b"content"
     assert sorted(os.listdir(tmp_path)) == ["a", "theirs"]
+
+
+def test_an_output_has_its_folder_made_and_a_link_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for name in ("new/folder/a", "link", "link"):
+        files.write_output(tmp_path / name, b"content", "csv")
+        assert (tmp_path / name).read_bytes() == b"content"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
+    with pytest.raises(ConfigError, match=r"^csv=\S+/target/a: its folder cannot be made \(File exists\)"):
+        files.write_output(tmp_path / "target" / "a", b"content", "csv")
+    with pytest.raises(RunError, match="it is a folder"):
+        files.write_output(tmp_path / "new", b"content", "csv")
 
 
 def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Path) -> None:

@@ -23,6 +23,40 @@ def test_backend_versions_device_and_commit_are_described() -> None:
         assert description["commit"] == head and isinstance(description["dirty"], bool)
 
 
+def test_the_processor_has_its_model_as_numbers() -> None:
+    """As /proc/cpuinfo has them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    reported = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    description = provenance.describe(torch.device("cpu"), "fused", "fp32")
+    if reported.get("cpu family") and reported.get("model"):
+        expected = f"family {reported['cpu family']}, model {reported['model']}"
+    elif reported.get("CPU implementer") and reported.get("CPU part"):
+        expected = f"implementer {reported['CPU implementer']}, part {reported['CPU part']}"
+    else:
+        expected = None
+    assert description.get("processor_model") == expected
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"cpu family": "26", "model": "2"}, {"processor_model": "family 26, model 2"}),
+        (
+            {"CPU implementer": "0x41", "CPU part": "0xd40"},
+            {"processor_model": "implementer 0x41, part 0xd40"},
+        ),
+        ({"model": "0"}, {}),
+        ({}, {}),
+    ],
+)
+def test_numbers_that_the_system_does_not_report_are_left_out(
+    reported: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "cpuinfo", lambda name: reported.get(name, ""))
+    assert provenance.processor_details() == expected
+
+
 @pytest.mark.parametrize("backend", ["native"])
 def test_compiler_and_extensions_of_a_compiled_back_end_are_described(backend: str) -> None:
     description = provenance.describe(torch.device("cpu"), backend, "bf16")

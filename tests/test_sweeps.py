@@ -353,17 +353,19 @@ def test_force_has_its_effect_once_in_a_sweep(
     """
     forced, clears = list[tuple[bool, bool]](), iter([False, True, True])
 
-    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool, **_: object) -> str:
-        forced.append((settings.force, from_nothing))
+    def run(
+        settings: Train, report_started_over: Callable[[], None], continues_shorter: bool, **_: object
+    ) -> str:
+        forced.append((settings.force, continues_shorter))
         if next(clears):
-            started_over()
+            report_started_over()
         raise SystemExit(1)  # as by a signal
 
     monkeypatch.setattr(train, "run", run)
     for _ in range(3):
         with pytest.raises(SystemExit):
             Job("train").perform(composed(*TINY, *text, "force=true"), tmp_path / "0.json")
-    assert forced == [(True, True), (True, True), (False, True)]
+    assert forced == [(True, False), (True, False), (False, False)]
 
 
 def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
@@ -371,7 +373,7 @@ def test_what_goes_wrong_when_a_run_has_stopped_and_saved_leaves_it_interrupted(
 ) -> None:
     """As who requeues jobs may not want to any more."""
 
-    def run(settings: Train, started_over: Callable[[], None], from_nothing: bool, **_: object) -> str:
+    def run(settings: Train, **_: object) -> str:
         signal.raise_signal(signal.SIGUSR2)
         raise interruption.Interrupted(signal.SIGUSR2, "saved")
 

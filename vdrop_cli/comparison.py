@@ -11,12 +11,11 @@ from typing import Any
 from vdrop_cli import markdown
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
+from vdrop_cli.settings.train import NOT_IN_IDENTITY
 from vdrop_cli.text_tables import Rows
 
 # Settings that name a configuration first. Their values stand alone in a label, without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
-NO_CONFIGURATION = ("seed", "outputs", "log_every", "logger", "force", "run_name", "tags")
-NO_CONFIGURATION_GROUPS = ("checkpoint.", "stuck.")
 FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")
 LEFT_OUT = (
     *("epochs", "seconds", "averaged", "valid_ppl_batched", "valid_ppl_batched_raw", "warnings"),
@@ -141,8 +140,7 @@ def differing(configurations: Sequence[Configuration]) -> list[str]:
     return [
         key
         for key in every
-        if key not in NO_CONFIGURATION
-        and not key.startswith(NO_CONFIGURATION_GROUPS)
+        if key.partition(".")[0] not in NOT_IN_IDENTITY
         and len({str(one.settings.get(key)) for one in configurations}) > 1
     ]
 

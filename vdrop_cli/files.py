@@ -94,6 +94,25 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
         raise file_error(path, error) from None
 
 
+def write_output(path: Path, content: bytes | memoryview, key: str) -> None:
+    """Writes a file that the setting `key` names: a missing folder is made, and a link to a file is followed.
+
+    Raises ConfigError where the folder cannot be made, RunError where the file cannot be written.
+    """
+    make_output_folder(path, key)
+    replace(Path(os.path.realpath(path)), content)
+
+
+def make_output_folder(path: Path, key: str) -> None:
+    """Makes the folder of a file that the setting `key` names; raises ConfigError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={path}: its folder cannot be made ({error.strerror}); choose another file"
+        ) from None
+
+
 def require_replaceable(path: Path) -> None:
     """Raises RunError where something other than a regular file, or a link to one, has the name of a file."""
     try:

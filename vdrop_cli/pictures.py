@@ -1,6 +1,5 @@
 """Pictures of runs, to be read in black and white too: axes named, units given."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vdrop_cli import files, ownership
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.policies import Policy
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import TaskName
@@ -73,17 +72,16 @@ def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Writes a picture. Raises ConfigError if it cannot be written, if its ending is unknown, or if it would
-    overwrite a file that is no drawing.
+    """Writes a picture. Raises ConfigError if its ending is unknown, if its folder cannot be made, or if it
+    would overwrite a file that is no drawing; RunError if it cannot be written.
     """
     ownership.require_own(path, is_drawing, "choose another file")
     drawn = BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(drawn, format=path.suffix.removeprefix(".") or None, dpi=150)
-        files.replace(Path(os.path.realpath(path)), drawn.getbuffer())
-    except (OSError, ValueError, RunError) as error:
-        raise ConfigError(f"the picture {path} cannot be written ({error}); choose another file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the picture {path} cannot be drawn ({error}); choose another file") from None
+    files.write_output(path, drawn.getbuffer(), "picture")
 
 
 def require_writable(path: Path) -> None:

@@ -16,6 +16,10 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import compiler, native
 
 CODE = ("vdrop_cli", "conf", "pyproject.toml")  # results depend on these alone, not on pages and records
+PROCESSOR_NUMBERS = (  # their lines in /proc/cpuinfo, on x86 and on ARM
+    {"family": "cpu family", "model": "model"},
+    {"implementer": "CPU implementer", "part": "CPU part"},
+)
 PACKAGES = (
     "torch",
     "triton",
@@ -40,7 +44,7 @@ def describe(device: torch.device, backend: str, precision: str) -> dict[str, An
         "torch": str(torch.__version__),
         "device": device_name(device),
         "device_type": device.type,
-        **(cuda_versions() if device.type == "cuda" else {}),
+        **(cuda_versions() if device.type == "cuda" else processor_details()),
         "threads": torch.get_num_threads(),
         "backend": backend,
         **(compiler_details() if backend == "native" else {}),
@@ -65,6 +69,18 @@ def device_name(device: torch.device) -> str:
 def processor_name() -> str:
     """Returns the processor's name, or its architecture where the system does not report a name."""
     return compiler.cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_details() -> dict[str, Any]:
+    """Returns the processor's model as numbers, empty where the system does not report them.
+
+    A name such as "AMD EPYC" stands for several generations, one of which is twice as fast as another.
+    """
+    for pairs in PROCESSOR_NUMBERS:
+        numbers = {name: compiler.cpuinfo(line) for name, line in pairs.items()}
+        if all(numbers.values()):
+            return {"processor_model": ", ".join(f"{name} {number}" for name, number in numbers.items())}
+    return {}
 
 
 def cuda_versions() -> dict[str, Any]:

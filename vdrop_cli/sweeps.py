@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +95,35 @@ class Job:
         # A job that SLURM requeues must not start over again.
         outcome.started_over = path is not None and outcomes.read(path).started_over
         outcomes.write(outcome, path)
+        try:
+            register()
+            settings: object = parse(config, ROOTS[self.command])
+            with interruption.listening() if self.command in SAVING else nullcontext():
+                try:
+                    interruption.check()
+                    outcome.status = self.run_command(settings, path)
+                except interruption.Interrupted as stop:
+                    self.record_interruption(stop)
+                    outcomes.write(outcome, path)  # now, because this process may end before the next line
+                    raise
+        except interruption.Interrupted:
+            return
+        except Exception as error:
+            if not self.record_failure(error, is_sweep=path is not None):
+                raise
+        if outcome.reason:
+            report(outcome)
+        outcomes.write(outcome, path)
+
+    def run_command(self, settings: object, path: Path | None) -> str:
+        """Runs the command and returns its status, by default done.
+
+        Training writes to `path` that it has started over.
+        """
+        outcome = self.outcome
+        run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
+        if not isinstance(settings, Train):
+            return run(settings) or "done"
 
         def report_started_over() -> None:
             outcome.started_over = True
@@ -105,60 +133,47 @@ class Job:
             if self.folder is not None:
                 outcome.folder = os.path.relpath(folder, self.folder)
 
-        try:
-            register()
-            settings: object = parse(config, ROOTS[self.command])
-            run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
-            if isinstance(settings, Train):
-                run = partial(
-                    run,
-                    started_over=report_started_over,
-                    from_nothing=settings.force,
-                    report_folder=report_folder,
-                )
-                settings = replace(settings, force=settings.force and not outcome.started_over)
-            with interruption.listening() if self.command in SAVING else nullcontext():
-                try:
-                    interruption.check()
-                    outcome.status = run(settings) or "done"
-                except interruption.Interrupted as stop:
-                    outcome.status = "interrupted"
-                    outcome.code = stop.exit_code
-                    outcome.reason = str(stop)
-                    if stop.progress:
-                        again = resume_command(self.command, outcome.overrides)
-                        outcome.reason += f"; resume with: {again}"
-                    report(outcome)
-                    outcomes.write(outcome, path)  # now, because this process may end before the next line
-                    raise
-        except interruption.Interrupted:
-            return
-        except (ConfigError, OmegaConfBaseException) as error:
-            outcome.status = "failed"
-            outcome.code = 2
+        status: str = run(
+            replace(settings, force=settings.force and not outcome.started_over),
+            report_started_over=report_started_over,
+            continues_shorter=not settings.force,
+            report_folder=report_folder,
+        )
+        return status
+
+    def record_interruption(self, stop: interruption.Interrupted) -> None:
+        """Sets and prints the outcome of a command that a signal has stopped."""
+        outcome = self.outcome
+        outcome.status = "interrupted"
+        outcome.code = stop.exit_code
+        outcome.reason = str(stop)
+        if stop.progress:
+            outcome.reason += f"; resume with: {resume_command(self.command, outcome.overrides)}"
+        report(outcome)
+
+    def record_failure(self, error: Exception, is_sweep: bool) -> bool:
+        """Sets the outcome of a command that has failed; returns False for an error to raise again."""
+        outcome, message = self.outcome, f"{type(error).__name__}: {error}"
+        if isinstance(error, ConfigError | OmegaConfBaseException):
+            outcome.status, outcome.code = "failed", 2
             outcome.reason = explain(error, self.command)
-        except RunError as error:
-            outcome.status = "failed"
-            outcome.code = 1
+        elif isinstance(error, RunError):
+            outcome.status, outcome.code = "failed", 1
             outcome.reason = str(error)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            if output.is_stdout_error(error):
-                outcome.status, outcome.code = "failed", output.finish()
-            elif outcome.status == "interrupted":  # and saved: an earlier handler of the signal has failed
-                outcome.reason += f" ({message})"
+        elif output.is_stdout_error(error):
+            outcome.status, outcome.code = "failed", output.finish()
+        elif outcome.status == "interrupted":  # and saved: an earlier handler of the signal has failed
+            outcome.reason += f" ({message})"
+        else:
+            outcome.status, outcome.code = "failed", 1
+            if lacks_memory(error):
+                outcome.reason = TOO_LARGE
+            elif not is_sweep:
+                return False
             else:
-                outcome.status, outcome.code = "failed", 1
-                if lacks_memory(error):
-                    outcome.reason = TOO_LARGE
-                elif path is None:
-                    raise
-                else:
-                    outcome.reason = message
-                    traceback.print_exc()
-        if outcome.reason:
-            report(outcome)
-        outcomes.write(outcome, path)
+                outcome.reason = message
+                traceback.print_exc()
+        return True
 
 
 def report(outcome: Outcome) -> None:

@@ -124,6 +124,9 @@ def test_csv_and_markdown_hold_the_numbers_and_only_own_files_are_overwritten(
 ) -> None:
     for _ in range(2):
         run(*folders, csv="new/a.csv", markdown="new/a.md")
+    Path("link").symlink_to("new/a.csv")
+    run(*folders, csv="link")
+    assert Path("link").is_symlink()
     none, variational = csv.DictReader(Path("new/a.csv").read_text().splitlines())
     assert (none["configuration"], none["seeds"], none["unfinished"]) == ("none", "1", "0")
     assert none["test_ppl_std"] == "" and none["test_ppl_count"] == "1"
@@ -256,6 +259,7 @@ def test_a_run_and_its_record_count_once(folders: list[str], capsys: pytest.Capt
     ]
 
 
-def test_a_picture_that_cannot_be_written_is_named(folders: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"the picture curves\.unknown cannot be written"):
-        run(*folders, picture="curves.unknown")
+def test_a_picture_that_cannot_be_drawn_is_named_before_anything_is_written(folders: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^picture must end in \.png, \.svg, \.pdf, got curves\.unknown"):
+        run(*folders, csv="runs.csv", picture="curves.unknown")
+    assert not Path("runs.csv").exists()

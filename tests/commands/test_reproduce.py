@@ -404,18 +404,19 @@ def test_a_page_of_few_rows_has_the_others_too_unless_runs_are_of_other_settings
 
 @pytest.mark.parametrize("only_plan", [False, True])
 def test_a_page_that_cannot_be_written_is_refused_before_any_work_and_a_plan_writes_nothing(
-    only_plan: bool, changes: str, vdrop: Vdrop
+    only_plan: bool, changes: str, vdrop: Vdrop, tmp_path: Path
 ) -> None:
+    (tmp_path / "taken").touch()
     ran = vdrop(
         "reproduce",
         "sizes=[small]",
         "rows=[none]",
         "precision=fp32",
         changes,
-        "file=nowhere/R.md",
+        "file=taken/R.md",
         f"plan={only_plan}",
     )
-    refused = "file=nowhere/R.md is in a folder that does not exist; make it" in ran.stderr
+    refused = "file=taken/R.md: its folder cannot be made" in ran.stderr
     assert (ran.returncode, refused, "what is needed" in ran.stderr) == (
         (0, False, True) if only_plan else (2, True, False)
     )

@@ -86,12 +86,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_written(
     train.run(settings(*TINY, *text))
     (path,) = Path().rglob("checkpoint-0001.pt")
     before = path.read_bytes()
-    for file in ("''", ".", "/", "..", str(path.parent), "nowhere/a.safetensors"):
-        with pytest.raises(ConfigError, match="file must name a file in a folder that exists"):
+    for file in ("''", ".", "/", "..", str(path.parent)):
+        with pytest.raises(ConfigError, match="file must name a file, not a folder"):
             export.run(settings(f"checkpoint={path}", f"file={file}", command="export"))
     with pytest.raises(ConfigError, match="another one than the checkpoint"):
         export.run(settings(f"checkpoint={path.parent}", f"file={path}", command="export"))
     assert path.read_bytes() == before
+    export.run(settings(f"checkpoint={path}", "file=new/a.safetensors", command="export"))
+    assert Path("new/a.safetensors").is_file()
 
 
 def test_only_what_it_has_written_is_overwritten(

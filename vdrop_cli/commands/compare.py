@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vdrop_cli import comparison, files, outcomes, output, ownership, pictures, runs, text_tables
 from vdrop_cli.comparison import Configuration
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.runs import Finished, Unfinished
 from vdrop_cli.settings.commands import Compare
 
@@ -18,7 +18,7 @@ def run(settings: Compare) -> None:
         if name is not None:
             ownership.require_own(Path(name), is_own, "choose another file")
     if settings.picture is not None:
-        pictures.require_matplotlib()
+        pictures.require_writable(Path(settings.picture))
     chosen = list(selected(settings))
     configurations, messages = comparison.grouped(chosen)
     for message in [*messages, *notes(chosen)]:
@@ -73,11 +73,7 @@ def write(settings: Compare, configurations: list[Configuration]) -> None:
     """Writes the files that the settings ask for."""
     for key, make in (("csv", comparison.as_csv), ("markdown", comparison.as_markdown)):
         if (name := getattr(settings, key)) is not None:
-            try:
-                Path(name).parent.mkdir(parents=True, exist_ok=True)
-                files.replace(Path(name), make(configurations).encode())
-            except (OSError, RunError) as error:
-                raise ConfigError(f"{key}={name}: {error}; choose another file") from None
+            files.write_output(Path(name), make(configurations).encode(), key)
     if settings.picture is not None:
         curves = {one.label: one.finished for one in configurations if one.finished}
         pictures.save(pictures.curves(curves, settings.title), Path(settings.picture))

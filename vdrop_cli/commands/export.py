@@ -1,6 +1,5 @@
 """`vdrop export`: a checkpoint as a safetensors file, or as a folder to share."""
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,12 +30,12 @@ def run(settings: Export) -> None:
 def export_file(path: Path, snapshot: Checkpoint, file: str | None) -> None:
     """Writes a safetensors file; None: beside the checkpoint."""
     target = path.with_suffix(".safetensors") if file is None else Path(file)
-    if not target.name or target.is_dir() or not target.parent.is_dir():
-        raise ConfigError(f"file must name a file in a folder that exists, got {file!r}")
+    if not target.name or target.is_dir():
+        raise ConfigError(f"file must name a file, not a folder, got {file!r}")
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {file}")
     ownership.require_own(target, weights.is_export, "choose another file=", weights.start_size(target))
-    files.replace(Path(os.path.realpath(target)), weights.encode(snapshot))
+    files.write_output(target, weights.encode(snapshot), "file")
     print(f"{target}: {describe(snapshot)}")
 
 

@@ -19,14 +19,14 @@ from vdrop_cli.training import Run, log_to_sinks, make_folder, require_steps_wit
 
 def run(
     settings: Train,
-    started_over: Callable[[], object] = lambda: None,
-    from_nothing: bool = False,
+    report_started_over: Callable[[], object] = lambda: None,
+    continues_shorter: bool = True,
     report_folder: Callable[[Path], object] = lambda folder: None,
 ) -> str:
-    """Returns the status: done, resumed or skipped. Calls `started_over` when `force` has had its effect, and
-    `report_folder` with the run folder.
+    """Returns the status: done, resumed or skipped. Calls `report_started_over` when `force` has had its
+    effect, and `report_folder` with the run folder.
 
-    `from_nothing`: no shorter run is continued, as with `force`.
+    `continues_shorter`: whether a run of fewer epochs is continued; never with `force`.
     """
     if settings.debug:
         settings = settings.for_debugging()
@@ -53,13 +53,13 @@ def run(
     with Lock(folder / ownership.LOCK, str(folder)):
         if settings.force:
             ownership.clear(folder)
-            started_over()
+            report_started_over()
         ownership.require_regular_files(folder, before_writing=True)
         files.remove_unfinished(folder, ownership.TRAINING)
         stuck_starts.forget(folder)
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
-        shorter = None if settings.force or from_nothing else training.continue_shorter()
+        shorter = training.continue_shorter() if continues_shorter and not settings.force else None
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"
         speak = f"{settings.model.name}, dropout {settings.dropout.name}, {made_with}"
         how = f"continuing {shorter}" if shorter else "resuming"

@@ -337,7 +337,7 @@ class Schedule:
         self.require_unused("average_from", averages, "average_decay=null")
         self.require_unused(
             "average_trigger",
-            averages and self.average_from is None,
+            self.average_is_triggered,
             f"average_from={self.average_from}" if averages else "average_decay=null",
         )
         require(
@@ -377,6 +377,11 @@ class Schedule:
         value = getattr(self, name)
         shown = "null" if default is None else default
         require(is_used or value == default, f"schedule.{name}", f"{shown} with schedule.{by}", value)
+
+    @property
+    def average_is_triggered(self) -> bool:
+        """Whether validation decides on when the average of the weights begins."""
+        return self.average_decay is not None and self.average_from is None
 
     @property
     def falls_to_the_end(self) -> bool:
@@ -485,6 +490,13 @@ class Train:
 
     def __post_init__(self) -> None:
         require_limits(self)
+        self.require_dropout_fits_model()
+        self.require_data_fits_task()
+        self.require_start_check_fits()
+        self.require_validation_exists()
+
+    def require_dropout_fits_model(self) -> None:
+        """Raises ConfigError where the model lacks what the dropout acts on."""
         moon_gru = self.dropout.policy is Policy.moon and self.model.cell is Cell.gru
         require(
             not moon_gru,
@@ -505,26 +517,32 @@ class Train:
             "false with model.residual=true",
             "true",
         )
-        has_ratings = isinstance(self.task, SentimentTask)
         require(
             self.dropout.p_head == 0 or self.model.has_projection,
             "dropout.p_head",
             f"0 with task={self.task.name}"
-            if has_ratings
+            if self.has_ratings
             else "0 without a projection, which comes with model.tie_embeddings=true and another "
             "model.embedding_size than model.hidden_size",
             self.dropout.p_head,
         )
-        source, suitable = self.data.source, [one for one in CORPORA.kinds if (one in RATED) == has_ratings]
+
+    def require_data_fits_task(self) -> None:
+        """Raises ConfigError where the task cannot read the data, or has no head for tied embeddings."""
+        source = self.data.source
+        suitable = [one for one in CORPORA.kinds if (one in RATED) == self.has_ratings]
         names = ", ".join(map(str, suitable))
         require(source in suitable, "data", f"one of {names} with task={self.task.name}", source)
         require(
-            not (has_ratings and self.model.tie_embeddings),
+            not (self.has_ratings and self.model.tie_embeddings),
             "model.tie_embeddings",
             f"false with task={self.task.name}, whose head has no row for each word",
             "true",
         )
-        judged = not has_ratings or self.stuck.steps is None
+
+    def require_start_check_fits(self) -> None:
+        """Raises ConfigError where a start is to be judged that is not trained."""
+        judged = not self.has_ratings or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
         require(
             self.stuck.steps is None
@@ -534,6 +552,11 @@ class Train:
             f"at most schedule.max_steps={self.schedule.max_steps}, or null",
             self.stuck.steps,
         )
+
+    def require_validation_exists(self) -> None:
+        """Raises ConfigError where training needs a validation part that the protocol lacks, or one that has
+        decided nothing.
+        """
         unchosen = self.protocol is SplitProtocol.paper and self.schedule.patience is not None
         require(
             not unchosen,
@@ -548,29 +571,31 @@ class Train:
             "false, except with task.protocol=clean and without schedule.patience",
             "true",
         )
-        steers = self.schedule.lr_shape is LrShape.plateau or (
-            self.schedule.average_decay is not None and self.schedule.average_from is None
-        )
+        is_plateau = self.schedule.lr_shape is LrShape.plateau
+        is_triggered = self.schedule.average_is_triggered
         require(
-            not (self.schedule.report_last and steers),
+            not (self.schedule.report_last and (is_plateau or is_triggered)),
             "schedule.report_last",
             "false where validation decides on the learning rate or on when an average begins",
             "true",
         )
-        is_triggered = self.schedule.average_decay is not None and self.schedule.average_from is None
         require(
             not (is_triggered and self.protocol is SplitProtocol.paper),
             "schedule.average_from",
             "a number of epochs with task.protocol=paper, which has no validation part",
             "null",
         )
-        is_plateau = self.schedule.lr_shape is LrShape.plateau
         require(
             not (is_plateau and self.protocol is SplitProtocol.paper),
             "schedule.lr_shape",
             "another than plateau with task.protocol=paper, which has no validation part",
             self.schedule.lr_shape,
         )
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether ratings are predicted, rather than words."""
+        return isinstance(self.task, SentimentTask)
 
     @property
     def protocol(self) -> SplitProtocol | None:

@@ -20,18 +20,7 @@ from vdrop_cli.sinks.records import (
     tagged_scalars,
 )
 
-NO_HPARAMS = (
-    "checkpoint",
-    "debug",
-    "force",
-    "log_every",
-    "logger",
-    "outputs",
-    "published",
-    "stuck",
-    "run_name",
-    "tags",
-)
+NO_HPARAMS = ("checkpoint", "debug", "force", "log_every", "logger", "outputs", "stuck", "run_name", "tags")
 
 
 class TensorBoard:

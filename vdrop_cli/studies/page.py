@@ -1,13 +1,11 @@
 """RESULTS.md: the tables of all studies, from run folders and records; no number is typed by hand."""
 
-import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vdrop_cli import files, markdown, ownership, pictures, runs
-from vdrop_cli.errors import ConfigError
 from vdrop_cli.runs import Finished, Stuck
 from vdrop_cli.settings.choices import Pictures
 from vdrop_cli.settings.commands import Table
@@ -41,10 +39,8 @@ def require_writable(settings: Table) -> None:
         pictures.require_matplotlib()
     for name in ("file", "csv", "latex"):
         path = getattr(settings, name)
-        if path is not None and not Path(path).parent.is_dir():
-            raise ConfigError(
-                f"{name}={path} is in a folder that does not exist; make it, or choose another one"
-            )
+        if path is not None:
+            files.make_output_folder(Path(path), name)
     for name, is_own in (("csv", exports.is_csv), ("latex", exports.is_latex)):
         path = getattr(settings, name)
         if path is not None:
@@ -80,13 +76,11 @@ def write(settings: Table, studies: Sequence[Study]) -> list[Line]:
         records.write(names, composed.collected, Path(settings.outputs) / "record")
     path = written_page.path_of(settings.file, settings.outputs)
     page = render(composed, settings, settings.pictures)
-    if settings.file is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(Path(os.path.realpath(path)), page.encode())
+    files.write_output(path, page.encode(), "file" if settings.file is not None else "outputs")
     table1 = composed.lines[0]
-    for name, export in ((settings.csv, exports.as_csv), (settings.latex, exports.as_latex)):
-        if name is not None:
-            files.replace(Path(os.path.realpath(name)), export(table1).encode())
+    for key, export in (("csv", exports.as_csv), ("latex", exports.as_latex)):
+        if (name := getattr(settings, key)) is not None:
+            files.write_output(Path(name), export(table1).encode(), key)
     print("\n\n".join([exports.as_text(table1), *stuck_starts(table1, composed.collected)]))
     print(f"\nwritten to {path}", file=sys.stderr)
     return composed.all_lines
