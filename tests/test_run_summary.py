@@ -19,7 +19,7 @@ def test_a_language_models_start_names_its_corpus_size_and_length(
 ) -> None:
     config = settings(*TINY, *text, "schedule.epochs=3", "schedule.max_steps=20", "dropout=naive")
     train.run(config)
-    corpus = corpora.load(config.data)
+    corpus = corpora.load_text(config.data)
     about = {line.partition(":")[0]: line for line in capsys.readouterr().err.splitlines()}
     sizes = ", ".join(
         f"{name} {len(part_N):,} tokens"

@@ -123,7 +123,7 @@ def test_a_start_cannot_be_judged_after_the_last_step() -> None:
 
 
 def start(config: Train) -> Run:
-    corpus = corpora.load(config.data)
+    corpus = corpora.load_text(config.data)
     folder = checkpoint.run_folder(config, corpus.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(config, LanguageModelling(config.task, corpus, torch.device("cpu")), folder)

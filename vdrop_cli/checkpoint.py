@@ -3,7 +3,6 @@ plain values only.
 """
 
 import math
-import re
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -18,6 +17,7 @@ from vdrop_cli import files, learned
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.learned import Learned
+from vdrop_cli.run_files import checkpoint_name, parse_checkpoint
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.train import Model, Train
@@ -218,20 +218,14 @@ def unusable(path: Path, reason: object) -> Unusable:
 
 
 def path_of(folder: Path, epoch: int, batch: int = 0) -> Path:
-    """`checkpoint-0003.pt` for the end of the third epoch, `checkpoint-0003-00812.pt` for 812 batches
-    later.
-    """
-    return folder / f"checkpoint-{epoch:04}{f'-{batch:05}' if batch else ''}.pt"
+    """Returns the path of a checkpoint in its run folder."""
+    return folder / checkpoint_name(epoch, batch)
 
 
 def all_in(folder: Path) -> list[Path]:
-    """Newest first."""
-    names = (
-        re.fullmatch(r"checkpoint-(\d{4,})(?:-(\d{5,}))?\.pt", path.name)
-        for path in folder.glob("checkpoint-*.pt")
-    )
-    places = sorted(((int(match[1]), int(match[2] or 0)) for match in names if match), reverse=True)
-    return [path_of(folder, *place) for place in places]
+    """Returns the paths of all checkpoints in a run folder, the newest first."""
+    progress = (parse_checkpoint(path.name) for path in folder.glob("checkpoint-*.pt"))
+    return [path_of(folder, *one) for one in sorted(filter(None, progress), reverse=True)]
 
 
 def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:

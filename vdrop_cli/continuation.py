@@ -2,7 +2,6 @@
 own.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
+from vdrop_cli.run_files import CONFIG, LOG, parse_checkpoint
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import Task
@@ -44,10 +44,10 @@ def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tupl
         if is_shorter(other, settings, fingerprint)
     ]
     ends = [
-        (int(match[1]), path)
+        (progress[0], path)
         for other in shorter
         for path in checkpoint.all_in(other)
-        if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
+        if (progress := parse_checkpoint(path.name)) is not None and progress[1] == 0
     ]
     return sorted(ends, reverse=True)
 
@@ -59,7 +59,7 @@ def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
     if settings.schedule.falls_to_the_end:
         return False
     try:
-        epochs = stored.read_yaml(folder / "config.yaml")["schedule"]["epochs"]
+        epochs = stored.read_yaml(folder / CONFIG)["schedule"]["epochs"]
     except (OSError, Damaged, KeyError, TypeError):  # no run folder, or one whose settings cannot be read
         return False
     if not (isinstance(epochs, int) and 1 <= epochs < settings.schedule.epochs):
@@ -132,7 +132,7 @@ def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
     """Of a run; None where it is not there. Raises ValueError where it is damaged, ConfigError where it
     cannot be read now.
     """
-    path = folder / "log.jsonl"
+    path = folder / LOG
     try:
         return sinks.log_until(path, epochs, step)
     except Damaged as damage:
@@ -162,7 +162,7 @@ def copy(beginning: Beginning, folder: Path) -> None:
     for name, content in beginning.events.items():
         files.replace(folder / name, content)
     if beginning.log is not None:
-        files.replace(folder / "log.jsonl", beginning.log)
+        files.replace(folder / LOG, beginning.log)
     for snapshot in (beginning.best, beginning.newest):
         if snapshot is not None:
             checkpoint.save(snapshot, folder)

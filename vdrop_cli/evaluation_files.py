@@ -10,6 +10,7 @@ from typing import Any
 from vdrop_cli import files, stored
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
+from vdrop_cli.run_files import EVALUATION_PREFIX_PATTERN, parse_checkpoint
 from vdrop_cli.settings.choices import Precision
 
 # what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged, each with
@@ -61,10 +62,12 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
 
     `checkpoint` is the stem of the checkpoint's name; None: any that training writes.
     """
-    start = (
-        r"eval-\d+(?:-\d+)?" if checkpoint is None else re.escape(checkpoint.replace("checkpoint", "eval"))
+    prefix = (
+        EVALUATION_PREFIX_PATTERN
+        if checkpoint is None
+        else re.escape(f"{checkpoint.replace('checkpoint', 'eval')}-")
     )
-    match = re.fullmatch(rf"{start}-{HOW}\.json", path.name, re.ASCII)
+    match = re.fullmatch(rf"{prefix}{HOW}\.json", path.name, re.ASCII)
     if match is None:
         return None
     samples, words, seed = (match[name] or match[f"{MEMBER}{name}"] for name in ("samples", "words", "seed"))
@@ -87,7 +90,7 @@ def members_digest(paths: list[Path]) -> str:
 
 def same_kind(path: Path) -> str:
     """What the names of evaluations have in common that were made in the same way, of whatever epoch."""
-    return re.sub(r"^eval-\d+(?:-\d+)?-", "", path.stem)
+    return re.sub(f"^{EVALUATION_PREFIX_PATTERN}", "", path.stem, flags=re.ASCII)
 
 
 FIELDS: dict[str, type] = {  # where a file has them
@@ -159,7 +162,8 @@ def require_fields(results: dict[str, Any], path: Path, *names: str) -> None:
 
 def are_seeds_of_one_run(members: list[str], seeds: Collection[int]) -> bool:
     """Whether checkpoints, by their paths, are ends of epochs of runs that differ by these seeds alone."""
-    if not all(re.fullmatch(r"checkpoint-\d+\.pt", Path(member).name) for member in members):
+    progress = [parse_checkpoint(Path(member).name) for member in members]
+    if not all(one is not None and one[1] == 0 for one in progress):
         return False
     folders = [Path(member).parent.name for member in members]
     settings = folders[0].rpartition("-s")[0]

@@ -14,16 +14,24 @@ from vdrop_cli import evaluation_files, files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.lock import Lock
+from vdrop_cli.run_files import (
+    CHECKPOINT_PATTERN,
+    CONFIG,
+    EVALUATION_PREFIX_PATTERN,
+    LOG,
+    RESULT,
+    STUCK,
+    parse_checkpoint,
+)
 
 LOCK = "lock"  # in the run folder, while a process trains there
-CHECKPOINT = r"checkpoint-\d{4,}(?:-\d{5,})?\.pt"
-EVALUATION = rf"eval-\d{{4,}}(?:-\d{{5,}})?-{evaluation_files.PATTERN}"
+EVALUATION = f"{EVALUATION_PREFIX_PATTERN}{evaluation_files.PATTERN}"
 # what training writes, TensorBoard's events aside
-TRAINING = rf"config\.yaml|log\.jsonl|result\.json|stuck\.json|{CHECKPOINT}"
+TRAINING = "|".join([*map(re.escape, (CONFIG, LOG, RESULT, STUCK)), CHECKPOINT_PATTERN])
 EVENTS = r"events\.out\.tfevents\.\d+\..+"
 RUN = rf"(?:{TRAINING}|{EVALUATION}\.(?:json|partial))(?:\.\d+\.tmp)?|{EVALUATION}\.lock|{EVENTS}|{LOCK}"
-OUTCOMES = ("result.json", "stuck.json")  # of a run that has ended and is not trained again
-APPENDED = ("log.jsonl",)  # written in place, so a link there would change another file
+OUTCOMES = (RESULT, STUCK)  # of a run that has ended and is not trained again
+APPENDED = (LOG,)  # written in place, so a link there would change another file
 READ_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # Linux: FS_IOC_GETFLAGS
 UNREMOVABLE = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 MAX_NAMES = 5  # in a message
@@ -89,9 +97,9 @@ def removal_order(folder: Path) -> list[Path]:
             return 0, 0, 0
         if matches(rf"{EVALUATION}\.(?:json|partial)", path):
             return 1, 0, 0
-        if matches(CHECKPOINT, path):
-            epoch, _, batch = path.stem.removeprefix("checkpoint-").partition("-")
-            return 2, -int(epoch), -int(batch or 0)
+        if (progress := parse_checkpoint(path.name)) is not None:
+            epoch, batch = progress
+            return 2, -epoch, -batch
         return (4 if matches(TRAINING, path) else 3), 0, 0
 
     own = [path for path in entries(folder) if is_run_file(path) and path.name != LOCK]

@@ -148,7 +148,7 @@ def table_lines(table: Table, column: str) -> Iterator[Line]:
         decoded("".join(table.names), "names")
     except Damaged as reason:
         raise ConfigError(f"{table.where}: line 1 is {reason}") from None
-    place = table.place(column, "column")
+    place = table.column_index(column, "column")
     for number, values in table.all_rows:
         if not values:
             yield Line(number, "", fields=dict.fromkeys(table.names))

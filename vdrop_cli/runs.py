@@ -16,7 +16,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
-from vdrop_cli.settings.choices import CorpusName
+from vdrop_cli.run_files import CONFIG, LOG, RESULT, STUCK
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
@@ -168,16 +168,16 @@ def made_in(environment: dict[str, Any]) -> list[str]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder."""
-    return os.path.lexists(folder / "config.yaml")
+    return os.path.lexists(folder / CONFIG)
 
 
 def read_any(folder: Path) -> Finished | Unfinished:
     """A run, whether it is finished or not. Raises ConfigError."""
-    if os.path.lexists(folder / "result.json"):
+    if os.path.lexists(folder / RESULT):
         return read(folder)
     require_run(folder)
-    state = "stuck" if os.path.lexists(folder / stuck_starts.FILE) else "unfinished"
-    log = read_log(folder / "log.jsonl")
+    state = "stuck" if os.path.lexists(folder / STUCK) else "unfinished"
+    log = read_log(folder / LOG)
     if log:
         require_start(folder, log)
     return with_settings(folder, lambda config: Unfinished(folder, config, log, state))
@@ -193,20 +193,17 @@ def require_run(folder: Path) -> None:
 def read(folder: Path) -> Finished:
     """A finished run. Raises ConfigError."""
     require_run(folder)
-    log, result = read_log(folder / "log.jsonl"), read_result(folder)
+    log, result = read_log(folder / LOG), read_result(folder)
     require_start(folder, log)
     if not log[0].get("step") and all(record["kind"] != "epoch" for record in log):
-        raise ConfigError(f"{folder / 'log.jsonl'} is damaged, its epochs are not there; {ADVICE}")
+        raise ConfigError(f"{folder / LOG} is damaged, its epochs are not there; {ADVICE}")
     run = with_settings(folder, lambda config: Finished(folder, config, log, result))
     last = run.epochs[-1]["epoch"] if run.epochs else log[0]["epoch"]
     if last != result["epochs"]:
         raise ConfigError(
-            f"{folder / 'log.jsonl'} is damaged, its last epoch is {last}, of {result['epochs']} that were "
+            f"{folder / LOG} is damaged, its last epoch is {last}, of {result['epochs']} that were "
             f"trained; {ADVICE}"
         )
-    if run.train.data.source is not CorpusName.ptb:  # versions until November 2026 wrote it for every text
-        for record in (*log, result):
-            record.pop("valid_ppl_as_published", None)
     return run
 
 
@@ -215,14 +212,14 @@ def read_stuck(folder: Path) -> Stuck | None:
     start = stuck_starts.read(folder)
     if start is None:
         return None
-    log = read_log(folder / "log.jsonl")
+    log = read_log(folder / LOG)
     require_start(folder, log)
     return with_settings(folder, lambda config: Stuck(folder, config, log, start))
 
 
 def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
     """Raises ConfigError unless a log begins with a start, and all of these name a device."""
-    path, kinds = folder / "log.jsonl", [record["kind"] for record in log]
+    path, kinds = folder / LOG, [record["kind"] for record in log]
     if kinds[:1] != ["start"]:
         raise ConfigError(f"{path} is damaged: its start is missing; {ADVICE}")
     if not all(
@@ -236,7 +233,7 @@ def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
 
 def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
     """What `make` makes of a run's configuration. Raises ConfigError where that is none."""
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     try:
         made = make(stored.read_yaml(path))
         _ = made.train  # which it keeps
@@ -251,12 +248,12 @@ def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
 
 def below(folder: Path) -> list[Finished]:
     """All finished runs below a folder; prints a message for each that this version cannot read."""
-    return read_all(folder, "result.json", read)
+    return read_all(folder, RESULT, read)
 
 
 def stuck_below(folder: Path) -> list[Stuck]:
     """All stuck runs below a folder, in the same way."""
-    return read_all(folder, stuck_starts.FILE, read_stuck)
+    return read_all(folder, STUCK, read_stuck)
 
 
 def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> list[Read]:

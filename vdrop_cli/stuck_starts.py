@@ -10,9 +10,8 @@ from statistics import fmean
 from vdrop_cli import files, stored
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
+from vdrop_cli.run_files import STUCK
 from vdrop_cli.settings.train import StartCheck
-
-FILE = "stuck.json"  # in the run folder
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def judge(losses: list[float], check: StartCheck) -> StuckStart | None:
 
 def read(folder: Path) -> StuckStart | None:
     """The stuck start of a run or of its record; None if the start is not stuck. Raises ConfigError."""
-    path = folder / FILE
+    path = folder / STUCK
     try:
         values = stored.read_json(path)
         stored.require(values, {"step": int, "loss": float, "limit": float})
@@ -89,12 +88,12 @@ def remembered(folder: Path, check: StartCheck) -> StuckStart | None:
 
 def remember(start: StuckStart, folder: Path) -> None:
     """Records a stuck start. Raises RunError if the file cannot be written."""
-    files.replace(folder / FILE, (json.dumps(asdict(start), indent=2) + "\n").encode())
+    files.replace(folder / STUCK, (json.dumps(asdict(start), indent=2) + "\n").encode())
 
 
 def forget(folder: Path) -> None:
     """Removes the record of a run that its settings do not call stuck. Raises RunError if that fails."""
     try:
-        (folder / FILE).unlink(missing_ok=True)
+        (folder / STUCK).unlink(missing_ok=True)
     except OSError as error:
-        raise files.file_error(folder / FILE, error) from None
+        raise files.file_error(folder / STUCK, error) from None

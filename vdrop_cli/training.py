@@ -26,6 +26,7 @@ from vdrop_cli.learning_rate import LearningRate, falls_after
 from vdrop_cli.optimizer import LossAndNorm, Optimizer
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.run_files import RESULT
 from vdrop_cli.settings.choices import LoggerName
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
@@ -525,5 +526,5 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
             raise
     assert isinstance(record, Result)
     result = to_dict(record)
-    files.replace(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    files.replace(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     return result

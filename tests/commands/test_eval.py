@@ -226,7 +226,7 @@ def test_the_corpus_may_lie_elsewhere_now(
     """
     monkeypatch.chdir(tmp_path)
     config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
-    fingerprint = corpora.load(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
+    fingerprint = corpora.load_text(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
     model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
     model.initialise(0.1, Stream((1,)))
     trained_checkpoint = replace(

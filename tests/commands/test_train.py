@@ -214,10 +214,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoin
 ) -> None:
     """After two good epochs a rate of 1e38 makes the weights infinite within the third."""
     config = settings(*TINY, *text, "backend=fused", "schedule.epochs=3", "schedule.clip=inf")
-    fingerprint = corpora.load(config.data).fingerprint
+    fingerprint = corpora.load_text(config.data).fingerprint
     other = checkpoint.run_folder(config, fingerprint)
     other.mkdir(parents=True)
-    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
+    task = LanguageModelling(config.task, corpora.load_text(config.data), torch.device("cpu"))
     run = Run(config, task, other)
     for _ in range(2):
         assert list(run.train_epoch())
@@ -258,7 +258,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_saved(
 
 def test_no_run_resumes_from_a_checkpoint_of_other_settings(text: list[str]) -> None:
     config, other = (settings(*TINY, *text, "backend=fused", f"seed={seed}") for seed in (1, 2))
-    fingerprint = corpora.load(config.data).fingerprint
+    fingerprint = corpora.load_text(config.data).fingerprint
     train.run(config)
     folders = [checkpoint.run_folder(c, fingerprint) for c in (config, other)]
     folders[1].mkdir(parents=True)

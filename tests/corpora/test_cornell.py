@@ -23,7 +23,7 @@ def reviews(real_data: Path) -> Path:
 
 
 def test_the_real_files_have_the_known_counts(reviews: Path) -> None:
-    rated = corpora.rated(CornellReviews(dir=str(reviews)))
+    rated = corpora.load_rated(CornellReviews(dir=str(reviews)))
     assert len(rated.texts) == len(rated.ratings) == 1027 + 1307 + 902 + 1770
     assert sum(map(len, rated.texts)) == 2_148_164 + 5_006, "and the end of each"
     assert {text[-1] for text in rated.texts} == {"<end>"} and not rated.parts
@@ -33,10 +33,10 @@ def test_the_real_files_have_the_known_counts(reviews: Path) -> None:
 
 def test_a_text_from_elsewhere_is_read_as_the_reviews_are(reviews: Path) -> None:
     """Those of them are read as they stand, every one."""
-    rated = corpora.rated(CornellReviews(dir=str(reviews)))
+    rated = corpora.load_rated(CornellReviews(dir=str(reviews)))
     for text in rated.texts:
         assert cornell.words(" ".join(text[:-1])) == text
-    typed = corpora.words("cornell", 'A fine, "moving" film (of the kids\' own)... $100!')
+    typed = corpora.split_words("cornell", 'A fine, "moving" film (of the kids\' own)... $100!')
     assert " ".join(typed) == 'a fine , " moving " film ( of the kids\' own ) . . . $100 ! <end>'
 
 

@@ -33,10 +33,10 @@ def data(folder: Path, **changes: str) -> HubText:
 
 
 def test_each_row_is_a_line(folder: Path) -> None:
-    corpus = corpora.load(data(folder))
+    corpus = corpora.load_text(data(folder))
     assert corpus.vocabulary == ["first", "line", "<eos>", "train", "ends", "<unk>"]
     assert corpus.test_N.tolist() == [0, 1, 2, 5, 4, 2]
-    assert corpora.load(data(folder, column="other")).vocabulary == ["x", "<eos>", "y", "<unk>"]
+    assert corpora.load_text(data(folder, column="other")).vocabulary == ["x", "<eos>", "y", "<unk>"]
 
 
 def test_rows_that_end_in_a_newline_have_one_end_each(folder: Path) -> None:
@@ -47,7 +47,7 @@ def test_rows_that_end_in_a_newline_have_one_end_each(folder: Path) -> None:
         datasets.Dataset.from_dict({"line": ["", " = A = \n", " b c \n"]}).to_parquet(
             str(folder / "two" / f"{split}.parquet")
         )
-    corpus = corpora.load(data(folder, name=str(folder / "two")))
+    corpus = corpora.load_text(data(folder, name=str(folder / "two")))
     words = [corpus.vocabulary[number] for number in corpus.test_N]
     assert words == ["<eos>", "=", "A", "=", "<eos>", "b", "c", "<eos>"]
 
@@ -65,8 +65,8 @@ def test_a_folder_of_text_files_is_read_as_the_files_are(folder: Path, tmp_path:
     for split, content in contents.items():
         (tmp_path / "texts" / f"{split}.txt").write_bytes(content)
     paths = {part: str(tmp_path / "texts" / f"{split}.txt") for part, split in hub.SPLITS.items()}
-    one = corpora.load(data(folder, name=str(tmp_path / "texts"), column="text"))
-    other = corpora.load(TextFiles(**paths, cache=None))  # type: ignore[arg-type]
+    one = corpora.load_text(data(folder, name=str(tmp_path / "texts"), column="text"))
+    other = corpora.load_text(TextFiles(**paths, cache=None))  # type: ignore[arg-type]
     assert one.train_N.tolist() == [0, 1, 2, 2, 0, 1, 2, 1, 2, 2] and one.test_N.tolist() == [0, 1, 0, 2]
     assert one.fingerprint == other.fingerprint and one.vocabulary == other.vocabulary
 
@@ -92,7 +92,7 @@ def test_tables_are_read_as_the_description_of_a_data_set_separates_them(
     folder: Path, tmp_path: Path
 ) -> None:
     card(tables(tmp_path / "tables"), r'sep: "\t"')
-    corpus = corpora.load(data(folder, name=str(tmp_path / "tables")))
+    corpus = corpora.load_text(data(folder, name=str(tmp_path / "tables")))
     assert corpus.vocabulary == ['"a', "<eos>", "NA", 'b"', "<unk>"] and corpus.train_N.tolist() == [
         0,
         1,
@@ -116,7 +116,7 @@ def test_a_description_that_cannot_be_followed_is_refused(
         match=rf"^data\.name=.*tables: its description sets {name}, .*; write its files "
         r"without",
     ):
-        corpora.load(data(folder, name=str(tmp_path / "tables")))
+        corpora.load_text(data(folder, name=str(tmp_path / "tables")))
 
 
 def test_tables_of_the_hub_are_read_as_those_of_a_folder(
@@ -130,7 +130,7 @@ def test_tables_of_the_hub_are_read_as_those_of_a_folder(
     builder = datasets.load_dataset_builder(str(folder / "two"))
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
     monkeypatch.chdir(tmp_path)
-    corpus = corpora.load(data(folder, name="owner/two"))
+    corpus = corpora.load_text(data(folder, name="owner/two"))
     assert (
         corpus.vocabulary == ['"good', "w1", "<eos>", "null", "said", 'good"', "<unk>"]
         and corpus.origin == "Hub: owner/two"
@@ -139,7 +139,7 @@ def test_tables_of_the_hub_are_read_as_those_of_a_folder(
         ConfigError,
         match=r"^data\.column=text is not a column of data\.name=owner/two: train\.tsv; choose from line$",
     ):
-        corpora.load(data(folder, name="owner/two", column="text"))
+        corpora.load_text(data(folder, name="owner/two", column="text"))
 
 
 def test_a_copy_that_was_read_by_other_rules_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +159,11 @@ def test_a_copy_that_was_read_by_other_rules_is_not_used(monkeypatch: pytest.Mon
 
 def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.column=text is not a column of .*choose from line, other"):
-        corpora.load(data(folder, column="text"))
+        corpora.load_text(data(folder, column="text"))
     with pytest.raises(ConfigError, match=r"data\.name=.*nowhere cannot be loaded from the Hub"):
-        corpora.load(data(folder, name=str(folder / "nowhere")))
+        corpora.load_text(data(folder, name=str(folder / "nowhere")))
     with pytest.raises(ConfigError, match=r"cannot be loaded from the Hub \(.*onfig"):
-        corpora.load(data(folder, config="three"))
+        corpora.load_text(data(folder, config="three"))
 
 
 def test_a_missing_text_is_a_line_without_words_and_what_is_no_text_is_refused(folder: Path) -> None:
@@ -172,18 +172,18 @@ def test_a_missing_text_is_a_line_without_words_and_what_is_no_text_is_refused(f
     for split in ("train", "validation", "test"):
         rows = {"line": ["a", None], "number": [1, 2]}
         datasets.Dataset.from_dict(rows).to_parquet(str(folder / "two" / f"{split}.parquet"))
-    corpus = corpora.load(data(folder, name=str(folder / "two")))
+    corpus = corpora.load_text(data(folder, name=str(folder / "two")))
     assert corpus.vocabulary == ["a", "<eos>", "<unk>"] and corpus.train_N.tolist() == [0, 1, 1]
     with pytest.raises(
         ConfigError, match=r"^data\.column=number: row 0 of train holds '1', .*; choose another column"
     ):
-        corpora.load(data(folder, name=str(folder / "two"), column="number"))
+        corpora.load_text(data(folder, name=str(folder / "two"), column="number"))
 
 
 def test_a_missing_split_is_an_error_that_lists_those_there_are(folder: Path) -> None:
     (folder / "one" / "validation.parquet").unlink()
     with pytest.raises(ConfigError, match=r"has no split validation, only train, test"):
-        corpora.load(data(folder))
+        corpora.load_text(data(folder))
 
 
 def test_name_configuration_and_revision_go_to_the_library_as_they_are(

@@ -30,7 +30,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_real_files_have_the_known_counts(real_data: Path) -> None:
-    corpus = corpora.load(PennTreebank(dir=str(real_data / "ptb"), cache=None))
+    corpus = corpora.load_text(PennTreebank(dir=str(real_data / "ptb"), cache=None))
     assert {part: len(stream) for part, stream in corpus.parts.items()} == {
         "train": 929_589,
         "valid": 73_760,
@@ -55,7 +55,7 @@ def test_a_changed_file_is_named(real_data: Path, tmp_path: Path) -> None:
         ConfigError,
         match=r"data\.dir: .*ptb\.valid\.txt is not Mikolov's Penn Treebank: MD5 .* expected aa0affc0",
     ):
-        corpora.load(PennTreebank(dir=str(folder), cache=None))
+        corpora.load_text(PennTreebank(dir=str(folder), cache=None))
 
 
 def test_a_folder_without_the_files_is_an_error_that_names_the_first(tmp_path: Path) -> None:

@@ -119,17 +119,21 @@ def test_another_separator_is_named(separator: str, name: str, advice: str, tmp_
             rf"'data\.delimiter=\"{advice}\"'"
         )
         with pytest.raises(ConfigError, match=message):
-            table(tmp_path, f'id{separator}"stars"{separator}text\n').place("stars", "data.rating_column")
+            table(tmp_path, f'id{separator}"stars"{separator}text\n').column_index(
+                "stars", "data.rating_column"
+            )
         with pytest.raises(ConfigError, match=message):
-            table(tmp_path, f"id{separator}stars{separator}text\n").place("stars", "data.rating_column")
+            table(tmp_path, f"id{separator}stars{separator}text\n").column_index(
+                "stars", "data.rating_column"
+            )
     else:  # a comma, and names that begin with a blank
         made = table(tmp_path, "id, stars, text\n")
         with pytest.raises(
             ConfigError,
             match=r"^data\.rating_column=stars is not a column of .*; choose from id, ' stars', ' text'$",
         ):
-            made.place("stars", "data.rating_column")
-        assert made.place(" stars", "data.rating_column") == 1
+            made.column_index("stars", "data.rating_column")
+        assert made.column_index(" stars", "data.rating_column") == 1
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

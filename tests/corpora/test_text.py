@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY, settings
 from vdrop_cli import corpora, tasks
-from vdrop_cli.corpora import Corpus, Raw
-from vdrop_cli.corpora.text import PARTS, from_rows, load_encoded
+from vdrop_cli.corpora import Corpus
+from vdrop_cli.corpora.text import PARTS, Raw, from_rows, load_encoded
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import write_tensors
 from vdrop_cli.settings.data import HubText, PennTreebank, TextFiles
@@ -28,17 +28,17 @@ def files(folder: Path, train: bytes, valid: bytes = b"a\n", test: bytes = b"a\n
 
 
 def test_ids_follow_first_appearance_and_line_ends_are_words(tmp_path: Path) -> None:
-    corpus = corpora.load(files(tmp_path, b"the cat\nthe dog\n", b" the dog \n", b"the cat"))
+    corpus = corpora.load_text(files(tmp_path, b"the cat\nthe dog\n", b" the dog \n", b"the cat"))
     assert corpus.vocabulary == ["the", "cat", "<eos>", "dog", "<unk>"]
     assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2, 0, 3, 2], [0, 3, 2], [0, 1, 2]]
 
 
 def test_words_are_those_of_the_training_part_alone(tmp_path: Path) -> None:
     """What it has not is <unk>, which is always in the vocabulary, also as the user's own word."""
-    corpus = corpora.load(files(tmp_path / "a", b"the cat\n", b"the bird\n", b"<unk> a cat\n"))
+    corpus = corpora.load_text(files(tmp_path / "a", b"the cat\n", b"the bird\n", b"<unk> a cat\n"))
     assert corpus.vocabulary == ["the", "cat", "<eos>", "<unk>"]
     assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 1, 2], [0, 3, 2], [3, 3, 1, 2]]
-    corpus = corpora.load(files(tmp_path / "b", b"the <unk> cat\n", b"the bird\n"))
+    corpus = corpora.load_text(files(tmp_path / "b", b"the <unk> cat\n", b"the bird\n"))
     assert corpus.vocabulary == ["the", "<unk>", "cat", "<eos>"] and corpus.valid_N.tolist() == [0, 1, 3]
 
 
@@ -46,7 +46,7 @@ def test_words_are_those_of_the_training_part_alone(tmp_path: Path) -> None:
 def test_a_fraction_is_the_first_tokens_with_the_whole_vocabulary(fraction: float, text: list[str]) -> None:
     """The fingerprint, by which runs are named, is another one for each fraction."""
     whole, short = (
-        corpora.load(settings(*text, "data.cache=null", *more).data)
+        corpora.load_text(settings(*text, "data.cache=null", *more).data)
         for more in ([], [f"data.fraction={fraction}"])
     )
     tokens = max(1, round(fraction * len(whole.train_N)))
@@ -54,9 +54,9 @@ def test_a_fraction_is_the_first_tokens_with_the_whole_vocabulary(fraction: floa
     assert short.vocabulary == whole.vocabulary
     assert short.valid_N.equal(whole.valid_N) and short.test_N.equal(whole.test_N)
     assert f"data.fraction={fraction}" in short.origin
-    again = corpora.load(settings(*text, "data.cache=null", "data.fraction=1").data)
+    again = corpora.load_text(settings(*text, "data.cache=null", "data.fraction=1").data)
     assert again.fingerprint == whole.fingerprint != short.fingerprint
-    other = corpora.load(settings(*text, "data.cache=null", "data.fraction=0.4").data)
+    other = corpora.load_text(settings(*text, "data.cache=null", "data.fraction=0.4").data)
     assert other.fingerprint != short.fingerprint
 
 
@@ -65,7 +65,7 @@ def test_a_fraction_is_not_cached_as_the_whole_text(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lengths = [
-        len(corpora.load(settings(*text, "data.cache=cache", f"data.fraction={fraction}").data).train_N)
+        len(corpora.load_text(settings(*text, "data.cache=cache", f"data.fraction={fraction}").data).train_N)
         for fraction in (0.5, 1, 0.5)
     ]
     assert lengths[0] == lengths[2] < lengths[1] and len(list(Path("cache").iterdir())) == 1
@@ -90,7 +90,7 @@ def test_words_seen_once_are_unknown_by_default(text: list[str], tmp_path: Path)
         settings("data=hub", "data.name=a", "data.column=b").data,
     ):
         assert data.min_count == 2
-    corpus = corpora.load(settings(*text, f"data.train={tmp_path}/train", "data.cache=null").data)
+    corpus = corpora.load_text(settings(*text, f"data.train={tmp_path}/train", "data.cache=null").data)
     assert corpus.vocabulary == ["a", "<unk>", "<eos>"] and corpus.train_N.tolist() == [0, 0, 1, 2, 0, 1, 2]
 
 
@@ -101,13 +101,13 @@ def test_a_text_that_would_be_all_unknown_is_refused(train: bytes, min_count: in
     with pytest.raises(
         ConfigError, match=rf"^data\.min_count={min_count}: .* training part of .* all would be <unk>"
     ):
-        corpora.load(data)
+        corpora.load_text(data)
 
 
 def test_the_end_of_the_only_line_is_no_rare_word(tmp_path: Path) -> None:
     data = files(tmp_path, b"a a b b")
     data.min_count = 2
-    assert corpora.load(data).vocabulary == ["a", "b", "<eos>", "<unk>"]
+    assert corpora.load_text(data).vocabulary == ["a", "b", "<eos>", "<unk>"]
 
 
 SPACES = [" ", "\t", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\xa0"]
@@ -172,7 +172,7 @@ def test_penn_treebank_has_the_first_encoding() -> None:
 
 def test_windows_line_ends_make_the_same_words(tmp_path: Path) -> None:
     one, other = (
-        corpora.load(files(tmp_path / name, b"the cat" + end + b"sat" + end))
+        corpora.load_text(files(tmp_path / name, b"the cat" + end + b"sat" + end))
         for name, end in (("a", b"\n"), ("b", b"\r\n"))
     )
     assert one.vocabulary == other.vocabulary and one.train_N.tolist() == other.train_N.tolist()
@@ -182,21 +182,21 @@ def test_windows_line_ends_make_the_same_words(tmp_path: Path) -> None:
 def test_rare_words_of_the_training_part_become_unknown_in_all(tmp_path: Path) -> None:
     data = files(tmp_path, b"a a b c\n\n", b"b a\n", b"c\n")
     data.min_count = 2
-    corpus = corpora.load(data)
+    corpus = corpora.load_text(data)
     assert corpus.vocabulary == ["a", "<unk>", "<eos>"]
     assert [stream.tolist() for stream in corpus.parts.values()] == [[0, 0, 1, 1, 2, 2], [1, 0, 2], [1, 2]]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
     one, other = (
-        corpora.load(files(tmp_path / name, mark + b"the cat\n"))
+        corpora.load_text(files(tmp_path / name, mark + b"the cat\n"))
         for name, mark in (("a", b""), ("b", b"\xef\xbb\xbf"))
     )
     assert one.vocabulary == other.vocabulary and one.fingerprint == other.fingerprint
 
 
 def test_a_line_of_ten_million_words_is_a_text_too(tmp_path: Path) -> None:
-    corpus = corpora.load(files(tmp_path, b"one two " * 5_000_000))
+    corpus = corpora.load_text(files(tmp_path, b"one two " * 5_000_000))
     assert len(corpus.train_N) == 10_000_001 and corpus.vocabulary == ["one", "two", "<eos>", "<unk>"]
 
 
@@ -219,15 +219,15 @@ def test_a_cache_that_holds_something_else_is_made_anew(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = replace(files(tmp_path, b"the cat\n"), cache=str(tmp_path / "cache"))
-    first = corpora.load(data)
+    first = corpora.load_text(data)
     (cached,) = (tmp_path / "cache").iterdir()
     write_tensors(cached, {"vocabulary": first.vocabulary, **first.parts} | CACHES[damage])
-    again = corpora.load(data)
+    again = corpora.load_text(data)
     assert again.vocabulary == first.vocabulary and all(
         torch.equal(again.parts[part], first.parts[part]) for part in first.parts
     )
     assert "cannot be used" in capsys.readouterr().err
-    corpora.load(data)
+    corpora.load_text(data)
     assert capsys.readouterr().err == ""
 
 
@@ -245,7 +245,7 @@ BAD = [
 @pytest.mark.parametrize(("content", "message"), BAD)
 def test_a_part_that_is_empty_or_not_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^data\.valid: the valid part of .* {message}"):
-        corpora.load(files(tmp_path, b"a\n", content))
+        corpora.load_text(files(tmp_path, b"a\n", content))
 
 
 def test_a_missing_file_is_named_with_its_setting(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_missing_file_is_named_with_its_setting(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=rf"data\.test={data.test} cannot be read \(No such file or directory\)"
     ):
-        corpora.load(data)
+        corpora.load_text(data)
 
 
 def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_the_cache_is_found_by_content_not_by_path(tmp_path: Path) -> None:
     def load(folder: str, train: bytes) -> Corpus:
         data = files(tmp_path / folder, train)
         data.cache = str(cache)
-        return corpora.load(data)
+        return corpora.load_text(data)
 
     first = load("a", b"one two\n")
     (entry,) = cache.iterdir()
@@ -282,20 +282,20 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_obstacle(
     data = files(tmp_path, b"a b\n")
     (tmp_path / "file").write_text("in the way")
     data.cache = str(tmp_path / "file" / "cache")
-    assert corpora.load(data).vocabulary == ["a", "b", "<eos>", "<unk>"]
+    assert corpora.load_text(data).vocabulary == ["a", "b", "<eos>", "<unk>"]
     assert "data.cache=" in capsys.readouterr().err
 
 
 def test_min_count_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     data = files(tmp_path, b"a a b\n")
-    first = corpora.load(data).fingerprint
+    first = corpora.load_text(data).fingerprint
     data.min_count = 2
-    assert corpora.load(data).fingerprint != first
+    assert corpora.load_text(data).fingerprint != first
 
 
 def test_parts_cannot_be_confused_by_moving_text_from_one_to_the_next(tmp_path: Path) -> None:
-    one = corpora.load(files(tmp_path, b"a b ", b"c d"))
-    other = corpora.load(files(tmp_path, b"a b c ", b"d"))
+    one = corpora.load_text(files(tmp_path, b"a b ", b"c d"))
+    other = corpora.load_text(files(tmp_path, b"a b c ", b"d"))
     assert one.fingerprint != other.fingerprint
 
 
@@ -305,9 +305,9 @@ def test_a_damaged_cache_is_made_anew_and_said_so(
 ) -> None:
     data = files(tmp_path, b"a b\n")
     data.cache = str(tmp_path / "cache")
-    expected = corpora.load(data)
+    expected = corpora.load_text(data)
     (entry,) = (tmp_path / "cache").iterdir()
     entry.write_bytes(damage)
-    assert corpora.load(data).vocabulary == expected.vocabulary
+    assert corpora.load_text(data).vocabulary == expected.vocabulary
     assert f"{entry} cannot be used" in capsys.readouterr().err
     assert entry.stat().st_size > len(damage), "written again"

@@ -11,7 +11,9 @@ from vdrop_cli.settings.data import RatedTable
 
 def from_csv(path: Path, content: str | bytes, delimiter: str | None = None) -> corpora.Rated:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return corpora.rated(RatedTable(csv=str(path), delimiter=delimiter, column="text", rating_column="stars"))
+    return corpora.load_rated(
+        RatedTable(csv=str(path), delimiter=delimiter, column="text", rating_column="stars")
+    )
 
 
 ROWS = [(f"Film {n}, {'good' if n % 2 else 'bad'}", n / 2) for n in range(12)]
@@ -100,7 +102,7 @@ def test_texts_without_words_are_counted(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_or_no_regular_one_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path, Path("/dev/zero")):
         with pytest.raises(ConfigError, match=rf"^data\.csv={path} cannot be read \(.*\); name a CSV file"):
-            corpora.rated(RatedTable(csv=str(path), column="a", rating_column="b"))
+            corpora.load_rated(RatedTable(csv=str(path), column="a", rating_column="b"))
 
 
 def on_hub(folder: Path, *splits: str, rating: str = "stars") -> corpora.Rated:
@@ -111,7 +113,7 @@ def on_hub(folder: Path, *splits: str, rating: str = "stars") -> corpora.Rated:
         rows = [(f"{split} {text}", stars + number) for text, stars in ROWS]
         table = {"text": [text for text, _ in rows], "stars": [stars for _, stars in rows]}
         datasets.Dataset.from_dict(table).to_csv(str(folder / f"{split}.csv"))
-    return corpora.rated(RatedTable(name=str(folder), column="text", rating_column=rating))
+    return corpora.load_rated(RatedTable(name=str(folder), column="text", rating_column=rating))
 
 
 def test_a_data_sets_own_parts_are_used(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def load_folder(folder: Path, **contents: str | bytes) -> corpora.Rated:
         (folder / name.replace("__", ".")).write_bytes(
             content if isinstance(content, bytes) else content.encode()
         )
-    return corpora.rated(RatedTable(name=str(folder), column="text", rating_column="stars"))
+    return corpora.load_rated(RatedTable(name=str(folder), column="text", rating_column="stars"))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def nowhere(elsewhere: Path) -> None:
 
 def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
     try:
-        first = corpora.rated(VaderSnippets())
+        first = corpora.load_rated(VaderSnippets())
     except ConfigError as error:
         pytest.skip(f"needs a package index: {error}")
     assert "downloaded with vaderSentiment 3.3.2" in first.origin and len(first.texts) == 10_605
@@ -29,7 +29,7 @@ def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
         -4 <= min(first.ratings) < -3.8 and 3.9 < max(first.ratings) <= 4 and abs(fmean(first.ratings)) < 0.01
     )
     assert first.texts[2] == ["effective", "but", "too", "tepid", "biopic"]
-    again = corpora.rated(VaderSnippets())
+    again = corpora.load_rated(VaderSnippets())
     assert again.origin == "data/vader" and again.fingerprint == first.fingerprint
     (Path("data/vader") / vader.FILE).open("a").close()
     with (Path("data/vader") / vader.FILE).open("a") as file:
@@ -37,7 +37,7 @@ def test_the_real_snippets_are_fetched_verified_and_stored() -> None:
     with pytest.raises(
         ConfigError, match=r"data/vader/movieReview.* is not that of vaderSentiment 3\.3\.2: SHA-256"
     ):
-        corpora.rated(VaderSnippets())
+        corpora.load_rated(VaderSnippets())
 
 
 def test_when_there_is_no_index_the_ways_out_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_a_run_whose_checkpoints_are_damaged_is_reported_and_no_reason_to_stop(
     tmp_path: Path, text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(*TINY, *text, f"outputs={tmp_path}")
-    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
+    task = LanguageModelling(config.task, corpora.load_text(config.data), torch.device("cpu"))
     training = Training(row_of(config), config, task)
     training.folder.mkdir(parents=True)
     checkpoint.path_of(training.folder, 1).write_bytes(b"damaged")

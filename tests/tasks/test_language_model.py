@@ -228,7 +228,7 @@ def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -
     from vdrop_cli import corpora
 
     config = settings("data.cache=null")
-    task = LanguageModelling(config.task, corpora.load(config.data), torch.device("cpu"))
+    task = LanguageModelling(config.task, corpora.load_text(config.data), torch.device("cpu"))
     assert len(task.valid_columns) == 3_688 and sum(1 for _ in task.valid_chunks()) == 105
     assert len(task.streams["test"]) - 1 == 82_429
 

@@ -385,7 +385,11 @@ def test_of_the_real_reviews_some_are_there_more_than_once(real_data: Path) -> N
         "valid": 501,
         "test": 1001,
     }
-    assert Counter(Counter(map(tuple, corpora.rated(config.data).texts)).values()) == {1: 4913, 2: 45, 3: 1}
+    assert Counter(Counter(map(tuple, corpora.load_rated(config.data).texts)).values()) == {
+        1: 4913,
+        2: 45,
+        3: 1,
+    }
 
 
 def test_ids_are_given_by_how_often_a_word_comes_in_training() -> None:

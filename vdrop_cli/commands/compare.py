@@ -8,6 +8,7 @@ from pathlib import Path
 from vdrop_cli import comparison, files, outcomes, output, ownership, pictures, runs, text_tables
 from vdrop_cli.comparison import Configuration
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.run_files import CONFIG
 from vdrop_cli.runs import Finished, Unfinished
 from vdrop_cli.settings.commands import Compare
 
@@ -54,7 +55,7 @@ def run_folders(folder: Path) -> Iterable[Path]:
                 f"{folder} names no run folders; name the folders of its runs below outputs/train"
             )
         return [outcomes.run_folder(folder, outcome) for outcome in ended]
-    below = sorted(path.parent for path in folder.rglob("config.yaml"))
+    below = sorted(path.parent for path in folder.rglob(CONFIG))
     if not below:
         raise ConfigError(f"{folder} is not a run folder and holds none; name folders below outputs/train")
     return below

@@ -38,7 +38,7 @@ def run(settings: ListData) -> None:
     for data in (PennTreebank(), PythonTopics(min_count=2), CornellReviews(), VaderSnippets()):
         name, files = FETCHED.get(data.source, ("", []))
         if isinstance(data, LocalData) and places.local(data, name, files) is None:
-            looked = ", ".join(str(folder) for _, folder in places.places(data, name))
+            looked = ", ".join(str(folder) for _, folder in places.candidate_folders(data, name))
             print(
                 f"{data.source}\n  not here (looked in {looked}); vdrop data data={data.source} fetches it\n"
             )
@@ -64,7 +64,7 @@ def print_data(data: Data) -> None:
 
 def streams(data: TextData) -> list[str]:
     """Of a language modelling corpus."""
-    corpus = corpora.load(data)
+    corpus = corpora.load_text(data)
     counts = [
         f"{part:<8}{len(stream_N):>9,} tokens, {100 * corpora.unknown_share(stream_N, corpus):.2f} % <unk>"
         for part, stream_N in corpus.parts.items()
@@ -79,7 +79,7 @@ def streams(data: TextData) -> list[str]:
 
 def rated(data: RatedData) -> list[str]:
     """Of texts with ratings."""
-    corpus = corpora.rated(data)
+    corpus = corpora.load_rated(data)
     parts = ", ".join(f"{count:,} {part}" for part, count in Counter(corpus.parts).items())
     return [
         f"from    {corpus.origin}",

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.lock import Lock
+from vdrop_cli.run_files import CONFIG, RESULT
 from vdrop_cli.run_summary import print_next_commands, print_result, print_start
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
@@ -41,7 +42,7 @@ def run(
     report_folder(folder)
     if not settings.force:
         ownership.require_regular_files(folder)
-    if (folder / "result.json").exists() and not settings.force:
+    if (folder / RESULT).exists() and not settings.force:
         result = read_result(folder)
         print(f"{folder} is finished; force=true starts over")
         tasks.warn(task)
@@ -57,7 +58,7 @@ def run(
         ownership.require_regular_files(folder, before_writing=True)
         files.remove_unfinished(folder, ownership.TRAINING)
         stuck_starts.forget(folder)
-        files.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
+        files.replace(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
         shorter = training.continue_shorter() if continues_shorter and not settings.force else None
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"

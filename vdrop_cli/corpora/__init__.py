@@ -1,7 +1,6 @@
 """Corpora by name: text → ids. This package does not know models."""
 
-from vdrop_cli.corpora import cornell, hub, ptb, pydoc, text, text_regression, vader
-from vdrop_cli.corpora import rated as rated_texts
+from vdrop_cli.corpora import cornell, hub, ptb, pydoc, rated, text, text_regression, vader
 from vdrop_cli.corpora.rated import Rated
 from vdrop_cli.corpora.text import Corpus, Raw, first_part, unknown_share, with_fraction
 from vdrop_cli.settings.data import (
@@ -19,14 +18,12 @@ from vdrop_cli.settings.data import (
 __all__ = [
     "Corpus",
     "Rated",
-    "Raw",
     "first_part",
-    "load",
-    "rated",
-    "read",
+    "load_rated",
+    "load_text",
+    "split_words",
     "unknown_share",
     "with_fraction",
-    "words",
 ]
 
 
@@ -44,7 +41,7 @@ def read(data: TextData) -> Raw:
     raise TypeError(data)
 
 
-def load(data: TextData) -> Corpus:
+def load_text(data: TextData) -> Corpus:
     """Returns the corpus as ids."""
     corpus = text.load_encoded(read(data), data)
     if isinstance(data, PennTreebank):
@@ -52,7 +49,7 @@ def load(data: TextData) -> Corpus:
     return corpus if data.fraction == 1 else corpus.with_fraction(data.fraction)
 
 
-def rated(data: RatedData) -> Rated:
+def load_rated(data: RatedData) -> Rated:
     """Returns texts with their ratings."""
     match data:
         case CornellReviews():
@@ -64,6 +61,6 @@ def rated(data: RatedData) -> Rated:
     raise TypeError(data)
 
 
-def words(splitting: str, text: str) -> list[str]:
+def split_words(splitting: str, text: str) -> list[str]:
     """Splits a new text into words by the rule of the training texts, "cornell" or "plain"."""
-    return cornell.words(text) if splitting == "cornell" else rated_texts.words(text)
+    return cornell.words(text) if splitting == "cornell" else rated.words(text)

@@ -31,7 +31,7 @@ ACCEPTED_OPTIONS = (
 )
 
 
-class Prepared:
+class LibrarySplit:
     """A split that the library has read."""
 
     def __init__(self, rows: Any, split: str, where: str) -> None:
@@ -49,7 +49,7 @@ class Prepared:
         return f"row {row} of {self.split}"
 
 
-class Files:
+class ParsedSplit:
     """A split that is parsed here, from tables by the name of their file."""
 
     def __init__(self, tables: dict[str, Table | Lines]) -> None:
@@ -61,8 +61,8 @@ class Files:
 
     def column(self, setting: str, name: str | None) -> list[Any]:
         """Returns a column; `setting` is the setting that chose it."""
-        places = {file: table.place(str(name), setting) for file, table in self.tables.items()}
-        return [row.fields[places[file]] for file, rows in self.rows.items() for row in rows]
+        indices = {file: table.column_index(str(name), setting) for file, table in self.tables.items()}
+        return [row.fields[indices[file]] for file, rows in self.rows.items() for row in rows]
 
     def place(self, row: int) -> str:
         """Describes the position of a row for a message."""
@@ -73,7 +73,7 @@ class Files:
         raise IndexError(row)
 
 
-Split = Prepared | Files
+Split = LibrarySplit | ParsedSplit
 
 
 def load(data: HubData) -> dict[str, Split]:
@@ -108,7 +108,7 @@ def load(data: HubData) -> dict[str, Split]:
             f"{where}: the Hub cannot be reached, and its files were read by other rules before; name a "
             "folder that has them"
         )
-    return {str(split): Prepared(rows, str(split), where) for split, rows in prepared.items()}
+    return {str(split): LibrarySplit(rows, str(split), where) for split, rows in prepared.items()}
 
 
 def local_paths(files: Iterable[object], root: str) -> dict[str, str]:
@@ -164,7 +164,7 @@ def read_files(paths: dict[str, dict[str, str]], separator: str | None, where: s
                 tables[name] = Lines(text, where_file)
             else:
                 tables[name] = Table(text, delimiter, where_file, settable=False)
-        splits[split] = Files(tables)
+        splits[split] = ParsedSplit(tables)
     return splits
 
 

@@ -13,7 +13,7 @@ from vdrop_cli.settings.data import LocalData
 DOWNLOADS = Path("data")  # below the working directory, with a folder for each corpus
 
 
-def places(data: LocalData, name: str) -> list[tuple[str, Path]]:
+def candidate_folders(data: LocalData, name: str) -> list[tuple[str, Path]]:
     """Returns the folders to search, each with the name of its setting.
 
     Where `data.dir` is set it is the only one.
@@ -33,7 +33,7 @@ def local(data: LocalData, name: str, files: Sequence[str]) -> tuple[str, Path] 
 
     Raises ConfigError where `data.dir` is set and lacks a file.
     """
-    complete = [place for place in places(data, name) if not missing(place[1], files)]
+    complete = [place for place in candidate_folders(data, name) if not missing(place[1], files)]
     if not complete and data.dir is not None:
         raise ConfigError(
             f"data.dir={data.dir} has no {missing(Path(data.dir), files)[0]}; set data.dir to a folder "

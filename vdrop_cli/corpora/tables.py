@@ -100,7 +100,7 @@ class Table:
             )
         return ConfigError(f"{self.where}: line {line} {problem}")
 
-    def place(self, name: str, setting: str) -> int:
+    def column_index(self, name: str, setting: str) -> int:
         """Returns the position of a column among the fields of a row."""
         if name not in self.names and (error := self.separator_error(name)):
             raise error
@@ -155,7 +155,7 @@ class Lines:
     def __init__(self, text: str, where: str) -> None:
         self.text, self.where = text, where
 
-    def place(self, name: str, setting: str) -> int:
+    def column_index(self, name: str, setting: str) -> int:
         require_column(name, self.names, setting, self.where)
         return 0
 

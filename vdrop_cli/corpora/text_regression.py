@@ -23,7 +23,7 @@ def from_csv(data: RatedTable, path: Path) -> Rated:
         where,
     )
     text, rating = (
-        table.place(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column")
+        table.column_index(str(getattr(data, name)), f"data.{name}") for name in ("column", "rating_column")
     )
     texts = []
     ratings = []

@@ -229,7 +229,7 @@ print(words[log_probabilities[-1].argmax()])
 """
 RATING = """learned = json.loads(Path("config.json").read_text(encoding="utf-8"))["learned"]
 ids = {{word: number for number, word in enumerate(words, 2)}}
-text = split(learned["splitting"], "A film to remember .")
+text = split_words(learned["splitting"], "A film to remember .")
 text_ids = torch.tensor([0, *(ids.get(word, 1) for word in text)]){chunks}
 outputs, _ = layers(weights["embedding"][text_ids][:, None])  # time, batch, units
 output = outputs[-1, 0] @ weights["head_weight"][0] + weights["head_bias"][0]
@@ -250,7 +250,7 @@ def example(train: Train, knowledge: Learned) -> str:
             projection=' @ weights["head_projection"].T' if model.has_projection else "",
             head="embedding" if model.tie_embeddings else "head_weight",
         )
-    imports = f"from vdrop_cli.corpora import words as split\n{layer_import}"
+    imports = f"from vdrop_cli.corpora import split_words\n{layer_import}"
     length = knowledge.chunk_words
     chunks = (
         "" if length is None else f"  # the rating of a longer text: the mean over pieces of {length} ids"

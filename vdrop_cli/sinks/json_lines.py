@@ -13,6 +13,7 @@ from typing import Any, Self
 from vdrop_cli import files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
+from vdrop_cli.run_files import LOG
 from vdrop_cli.sinks.log_reader import chain, find_end
 from vdrop_cli.sinks.records import Epoch, Evaluating, Record, Result, Saving, Step, to_dict
 
@@ -23,7 +24,7 @@ class JsonLines:
     """
 
     def __init__(self, folder: Path, log_every: int, epochs: int, step: int) -> None:
-        self.path = folder / "log.jsonl"
+        self.path = folder / LOG
         self.log_every = log_every
         self.chain = ""
         if step > 0:

@@ -13,6 +13,7 @@ from typing import IO, Any, get_origin
 from vdrop_cli import files, stored
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
+from vdrop_cli.run_files import RESULT
 from vdrop_cli.sinks.records import OPTIONAL, Epoch, Failure, Result, Start, Step
 
 # By kind of record: the types of its fields, metrics and optional ones apart
@@ -181,7 +182,7 @@ def lines_from_end(file: IO[bytes], block: int = 2**16) -> Iterator[tuple[int, b
 
 def read_result(folder: Path) -> dict[str, Any]:
     """The result of a finished run. Raises ConfigError."""
-    path = folder / "result.json"
+    path = folder / RESULT
     try:
         result = stored.read_json(path)
         require_warnings(result.get("warnings", []))

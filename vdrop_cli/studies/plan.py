@@ -14,6 +14,7 @@ from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import device_name
+from vdrop_cli.run_files import RESULT
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.train import Train
@@ -46,7 +47,7 @@ class Training:
 
     @property
     def is_finished(self) -> bool:
-        return (self.folder / "result.json").exists()
+        return (self.folder / RESULT).exists()
 
     @property
     def epochs_done(self) -> float:

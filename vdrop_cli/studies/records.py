@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vdrop_cli import RECORDS, evaluation_files, files, ownership
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.run_files import CONFIG, LOG, RESULT, STUCK
 from vdrop_cli.runs import SHARED_DEVICE, Finished, Logged, Stuck
 from vdrop_cli.studies.rows import Collected
 
@@ -40,7 +41,7 @@ def require_replaceable(run: Finished | Stuck, target: Path) -> None:
     ownership.require_record(target)
     if isinstance(run, Finished):
         require_evaluations(run, target)
-    elif (target / "result.json").exists():  # which could not be read
+    elif (target / RESULT).exists():  # which could not be read
         raise ConfigError(
             f"{target} holds a result, and would be overwritten by a run that is stuck; move it away"
         )
@@ -50,7 +51,7 @@ def require_evaluations(run: Finished, target: Path) -> None:
     """Raises ConfigError where a record has evaluations that the run in its place lacks, and is not of the
     same training.
     """
-    parts = [(target / name, run.folder / name) for name in ("log.jsonl", "result.json")]
+    parts = [(target / name, run.folder / name) for name in (LOG, RESULT)]
     if all(files.read(old) == files.read(new) for old, new in parts if old.exists()):
         return
     own = set(map(evaluation_files.same_kind, run.evaluations))
@@ -75,11 +76,11 @@ def copy(run: Finished | Stuck, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in (*ownership.OUTCOMES, SHARED_DEVICE):
         (target / name).unlink(missing_ok=True)
-    own, outcome = (run.evaluations, "result.json") if isinstance(run, Finished) else ([], "stuck.json")
+    own, outcome = (run.evaluations, RESULT) if isinstance(run, Finished) else ([], STUCK)
     kinds = set(map(evaluation_files.same_kind, own))
     for old in evaluations_in(target):
         if evaluation_files.same_kind(old) in kinds:
             old.unlink()
     shared = [path for path in [run.folder / SHARED_DEVICE] if path.exists()]
-    for path in (run.folder / "config.yaml", run.folder / "log.jsonl", *shared, *own, run.folder / outcome):
+    for path in (run.folder / CONFIG, run.folder / LOG, *shared, *own, run.folder / outcome):
         files.replace(target / path.name, files.read(path))

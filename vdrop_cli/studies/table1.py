@@ -9,6 +9,7 @@ from typing import Any
 from vdrop_cli import evaluation_files, pictures, published, runs
 from vdrop_cli.errors import ConfigError, nearest
 from vdrop_cli.evaluation_files import Evaluation
+from vdrop_cli.run_files import RESULT
 from vdrop_cli.runs import Finished, Stuck
 from vdrop_cli.settings.choices import TABLE_1, Size
 from vdrop_cli.settings.commands import Reproduce, Table
@@ -186,7 +187,7 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | Non
     how = row.evaluation
     if how == Evaluation():
         result = run.result
-        evaluation_files.require_fields(result, run.folder / "result.json", "valid_ppl", "test_ppl")
+        evaluation_files.require_fields(result, run.folder / RESULT, "valid_ppl", "test_ppl")
         metrics = {
             "valid_as_published": result.get("valid_ppl_as_published"),  # of Penn Treebank alone
             "valid": result["valid_ppl"],

@@ -174,10 +174,10 @@ def load(settings: Train, device: torch.device) -> Task:
     """The task of a training run, with its text."""
     task, data = settings.task, settings.data
     if isinstance(task, SentimentTask) and isinstance(data, RatedData):
-        rated = corpora.rated(data)
+        rated = corpora.load_rated(data)
         return Sentiment(task, data, shortened(rated, task) if settings.debug else rated, device)
     assert isinstance(task, LanguageModelTask) and isinstance(data, TextData)  # `Train` refuses others
-    corpus = corpora.load(data)
+    corpus = corpora.load_text(data)
     if settings.debug:
         corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
     return LanguageModelling(task, corpus, device, isinstance(data, PennTreebank))

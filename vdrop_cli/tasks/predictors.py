@@ -90,7 +90,7 @@ class RatingPredictor:
         return Regressor(model, dropout, self.vocabulary_size, backend, compute_dtype)
 
     def words(self, text: str) -> list[str]:
-        return corpora.words(self.learned.splitting, text)
+        return corpora.split_words(self.learned.splitting, text)
 
     def is_unknown(self, word: str) -> bool:
         """Whether a word is not in the vocabulary."""
