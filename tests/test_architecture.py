@@ -377,6 +377,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "settings/commands": "test_settings.py",
     "settings/compose": "test_settings.py",
     "settings/data": "test_settings.py",
+    "settings/data_places": "test_settings.py",
     "settings/fields": "test_settings.py",
     "settings/task": "test_settings.py",
     "settings/train": "test_settings.py",

@@ -19,7 +19,8 @@ from vdrop_cli.interruption import Interrupted
 from vdrop_cli.measured import Measured
 from vdrop_cli.policies import Policy
 from vdrop_cli.settings.choices import Interval, Precision, TaskName
-from vdrop_cli.settings.commands import Eval, data_for
+from vdrop_cli.settings.commands import Eval
+from vdrop_cli.settings.data_places import data_for
 from vdrop_cli.sinks import phase, progress_bar
 from vdrop_cli.tasks import LanguageModelling, Passes, Sentiment, Task, TaskModel
 from vdrop_cli.trained_model import build, task_of

@@ -17,7 +17,8 @@ from vdrop_cli import evaluation_files
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.settings.choices import Interval
-from vdrop_cli.settings.commands import Predict, data_for
+from vdrop_cli.settings.commands import Predict
+from vdrop_cli.settings.data_places import data_for
 from vdrop_cli.tasks import RatingPredictor, Sentiment
 from vdrop_cli.trained_model import Built, task_of
 from vdrop_cli.uncertainty import fit_noise

@@ -10,7 +10,7 @@ import torch
 from vdrop_cli import output
 from vdrop_cli.metric_names import PARTS, metric_line
 from vdrop_cli.policies import Policy
-from vdrop_cli.settings.commands import stored_places
+from vdrop_cli.settings.data_places import stored_places
 from vdrop_cli.settings.train import Train
 from vdrop_cli.training import Run
 

@@ -152,7 +152,7 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
         with ExitStack() as stack:
             workers = []
             for case in group:
-                configured = settings.rivals_ready or case.cell not in ALTERNATIVES
+                configured = settings.configure_alternatives or case.cell not in ALTERNATIVES
                 train = train_settings(case, settings)
                 worker = Worker(case, train, settings.mc_passes, configured, timing)
                 workers.append(stack.enter_context(worker))

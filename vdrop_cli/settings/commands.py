@@ -1,6 +1,5 @@
-"""The settings of every other command."""
+"""The settings of every command but `train`."""
 
-import dataclasses
 import math
 import re
 import shlex
@@ -23,7 +22,8 @@ from vdrop_cli.settings.choices import (
     SplitProtocol,
     StudyName,
 )
-from vdrop_cli.settings.data import CORPORA, Data, RatedTable, TextData
+from vdrop_cli.settings.data import CORPORA, Data
+from vdrop_cli.settings.data_places import DataPlaces
 from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
     POSITIVE,
@@ -37,7 +37,7 @@ from vdrop_cli.settings.fields import (
 from vdrop_cli.settings.train import DEVICE_HELP, MC_SAMPLES, SEED, Train
 from vdrop_cli.settings.variants import group_field
 
-MC_BATCH = Limits(at_least=1, at_most=10**6)
+POSITIVE_SAMPLES = Limits(at_least=1, at_most=10**6)
 SEEDS = Limits(at_least=1, at_most=1000)
 JOBS = Limits(at_least=1, at_most=1000)
 CHECKPOINT_HELP = "a checkpoint file or a run folder"
@@ -47,26 +47,9 @@ OUTPUTS_HELP = "folder of runs, pictures and records"
 
 
 @dataclass
-class Place:
-    """Where the corpus of a checkpoint lies. Places that the checkpoint names are used only with
-    `stored_data`.
-    """
-
-    dir: str | None = setting(None, "ptb, cornell, vader: folder of the corpus", limits=FilePath())
-    train: str | None = setting(None, "text: the training file", limits=FilePath())
-    valid: str | None = setting(None, "text: the validation file", limits=FilePath())
-    test: str | None = setting(None, "text: the test file", limits=FilePath())
-    csv: str | None = setting(None, "text_regression: the CSV file", limits=FilePath())
-    name: str | None = setting(None, "hub, text_regression: the data set", limits=FilePath())
-
-    def __post_init__(self) -> None:
-        require_limits(self, "data.")
-
-
-@dataclass
 class Eval:
     checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
-    data: Place = setting(Place, "where the corpus of the checkpoint lies")
+    data: DataPlaces = setting(DataPlaces, "where the corpus of the checkpoint lies")
     stored_data: bool = setting(
         False, "read the data from the files, folders or data sets that the checkpoint itself names"
     )
@@ -76,7 +59,7 @@ class Eval:
         "MC samples of a language model that run as one batch; null: 50 on the CPU, 500 on a GPU, 1 with "
         "dropout.p_weight",
         "samples",
-        MC_BATCH,
+        POSITIVE_SAMPLES,
     )
     save_minutes: float = setting(
         5.0,
@@ -161,7 +144,11 @@ class Predict:
         None, "format of file or standard input; null: by the file's ending, else one text per line"
     )
     column: str | None = setting(None, "input=csv, tsv or jsonl: the column of the texts; null: text")
-    data: Place = setting(Place, "for checkpoints of older versions, which lack what prediction needs of it")
+    data: DataPlaces = setting(
+        DataPlaces,
+        "where the corpus lies, for checkpoints that lack what prediction needs of it (within an epoch: the "
+        "noise of ratings)",
+    )
     mc_samples: int | None = setting(
         None,
         "MC samples of a rating, of each member; null: 50, or 0 with members or for a model without dropout",
@@ -278,7 +265,7 @@ class Bench:
     )
     mc_passes: int = setting(64, "MC samples that run as one batch", "samples", POSITIVE)
     device: str = setting("auto", DEVICE_HELP)
-    rivals_ready: bool = setting(
+    configure_alternatives: bool = setting(
         False, "give the alternatives this project's allocator settings and fp32 library, too"
     )
     outputs: str = setting("outputs", "folder in which bench/ is made", limits=FilePath())
@@ -365,7 +352,7 @@ class Reproduce:
     rows: list[str] | None = setting(
         None, "table1: rows as in vdrop table; baselines: ptb_3h, quick_tied, …; null: all", limits=Items()
     )
-    mc_batch: int | None = setting(None, "table1: as in vdrop eval", "samples", MC_BATCH)
+    mc_batch: int | None = setting(None, "table1: as in vdrop eval", "samples", POSITIVE_SAMPLES)
     protocols: list[SplitProtocol] | None = setting(
         None,
         "film_reviews: how reviews are split, see task.protocol of vdrop train; null: both",
@@ -389,7 +376,7 @@ class Reproduce:
         None,
         "film_reviews: MC samples of the evaluation of runs with dropout; null: 50",
         "samples",
-        Limits(at_least=1, at_most=10**6),
+        POSITIVE_SAMPLES,
     )
     seeds: int = setting(1, "runs of each row, with seeds 1, 2, …", "runs", SEEDS)
     overrides: str = setting("", "settings to change in all rows, which then differ from the published ones")
@@ -455,36 +442,3 @@ ROOTS: dict[str, type] = {
     "table": Table,
     "reproduce": Reproduce,
 }
-
-
-def stored_places(data: Data) -> dict[str, str]:
-    """The settings of a training run's data that name files, folders and data sets."""
-    values = {f.name: getattr(data, f.name, None) for f in dataclasses.fields(Place)}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def data_for(trained: Data, places: Place, stored_data: bool, where: str, otherwise: str) -> Data:
-    """The data of a checkpoint, read from `places`. Places that a checkpoint names are used only if
-    `stored_data` allows that.
-
-    `where` and `otherwise` are for the message: the checkpoint, and the alternative to naming the places.
-    """
-    moved = {name: value for name, value in vars(places).items() if value is not None}
-    for one, other in (("csv", "name"), ("name", "csv")):
-        if one in moved and isinstance(trained, RatedTable):
-            moved.setdefault(other, None)
-    if moved.get("csv"):
-        moved |= {"config": None, "revision": None}
-    elif moved.get("name"):
-        moved |= {"delimiter": None}
-    used = {name: value for name, value in stored_places(trained).items() if name not in moved}
-    if used and not stored_data:
-        names = " ".join(f"data.{name}=…" for name in used)
-        named = ", ".join(f"data.{name}={value!r}" for name, value in used.items())
-        raise ConfigError(
-            f"{where} names its own data, {named}, which is used only if asked for; give {names}, or "
-            f"{otherwise}"
-        )
-    if isinstance(trained, TextData) and trained.cache is not None:
-        moved["cache"] = TextData.cache
-    return CORPORA.changed(trained, moved)
