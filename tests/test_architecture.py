@@ -17,6 +17,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "CONF",
         "__version__",
         "arguments",
+        "command_examples",
         "commands",
         "completion",
         "errors",
@@ -27,6 +28,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "settings",
         "sweeps",
     },
+    "command_examples": set(),
     "arguments": {"CONF", "errors", "policies", "published", "settings"},
     "help": {"CONF", "arguments", "errors", "policies", "settings"},
     "completion": {"arguments", "published", "settings"},
@@ -354,6 +356,7 @@ NOT_IMPORTED = {"hydra-joblib-launcher"}  # a plugin of Hydra
 
 TESTED_ELSEWHERE = {  # modules without a test file of their name: where their laws are tested
     "tasks/objective": "tasks/test_language_model.py",
+    "command_examples": "test_examples.py",
     "errors": "test_mistakes.py",  # the one line of every error
     "explain": "test_mistakes.py",
     "learned": "test_checkpoint.py",

@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.processes import ROOT
 from vdrop_cli import CONF, cli, sweeps
+from vdrop_cli.command_examples import EXAMPLES
 from vdrop_cli.commands import bench, compare, data, export, predict, reproduce, table, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.settings.commands import ROOTS, Reproduce
@@ -62,7 +63,7 @@ def in_sentences(page: str) -> list[str]:
 
 
 def examples() -> list[str]:
-    texts = [cli.HELP, *cli.EXAMPLES.values()]
+    texts = [cli.HELP, *EXAMPLES.values()]
     pages = [path.read_text() for path in PAGES]
     lines = [line for text in texts for line in in_help(text)]
     lines += [line for page in pages for line in (*in_blocks(page), *in_sentences(page))]
@@ -236,7 +237,7 @@ def test_no_line_of_a_page_is_left_out() -> None:
         if line.strip().startswith(STARTS)
     ]
     assert len(lines) >= 10 and [line for line in lines if line.rstrip(".,;") not in every] == []
-    assert {words[1] for line in every if len(words := line.split()) > 1} >= {*cli.EXAMPLES}
+    assert {words[1] for line in every if len(words := line.split()) > 1} >= {*EXAMPLES}
 
 
 def python_blocks() -> list[str]:

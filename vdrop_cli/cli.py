@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from vdrop_cli import CONF, output
+from vdrop_cli.command_examples import EXAMPLES
 
 COMMANDS = {
     "train": "train a model; the same command again resumes, or says that it is done",
@@ -53,93 +54,6 @@ CHOICES = {"-c": CONFIGS, "--cfg": CONFIGS, "-i": INFOS, "--info": INFOS}  # opt
 FOLDERS = ("-cd", "--config-dir")  # options with a path
 HYDRA_OPTIONS = (*FLAGS, *CHOICES, *FOLDERS)
 
-EXAMPLES = {
-    "train": """vdrop train: train a model; the same command again resumes, or says that it is done
-
-examples:
-  vdrop train                                          the medium variational row on Penn Treebank
-  vdrop train model=lstm_large dropout=variational     the large one, with its published settings
-  vdrop train model=gru_small dropout=naive data=pydoc schedule.epochs=5
-  vdrop train model=lstm_large debug=true              two steps of everything, in seconds; it counts nowhere
-  vdrop train -m dropout=none,variational seed=1,2,3   a sweep: six runs, one after the other
-  vdrop train data=text data.train=a.txt data.valid=b.txt data.test=c.txt
-  vdrop train task=sentiment dropout=naive             ratings of film reviews
-  vdrop train model=lstm_large stuck.steps=200         stops if the start is stuck; choose another seed then
-  vdrop train schedule.epochs=60                       continues the same run of fewer epochs
-  vdrop train checkpoint.minutes=inf checkpoint.epochs=5
-                                                       few checkpoints, for a slow disk; a signal still saves
-""",
-    "eval": """vdrop eval: perplexity or error of a checkpoint, with its model, dropout and corpus
-
-examples:
-  vdrop eval checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
-  vdrop eval checkpoint=… mc_samples=100               and MC dropout, by number of samples
-  vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus has moved
-  vdrop eval checkpoint=… stored_data=true             read the data that the checkpoint itself names
-""",
-    "predict": """vdrop predict: a rating with an interval, or a text's perplexity and most surprising words
-
-examples:
-  vdrop predict checkpoint=… text="A film to remember ."
-  vdrop predict checkpoint=… file=a.csv format=csv      the columns of the file, and the predictions
-  vdrop predict checkpoint=… file=reviews.txt            a row per line of the file; or standard input
-  vdrop predict checkpoint=… sample=50                   generate fifty words with a language model
-  vdrop predict checkpoint=… sample=50 temperature=0.8 top_k=50   probable words only
-""",
-    "data": """vdrop data: where the corpora lie, what they hold, whether they are right
-
-examples:
-  vdrop data                                           a look; nothing is fetched
-  vdrop data data=ptb                                  fetch Penn Treebank if need be, and check it
-  vdrop data data=text data.train=a.txt data.valid=b.txt data.test=c.txt
-  vdrop data data=hub data.name=owner/name data.column=text
-  vdrop data data=text_regression data.csv=a.csv data.column=text data.rating_column=stars
-""",
-    "export": """vdrop export: a checkpoint as a file or a folder to share; needs pip install 'vdrop[export]'
-
-examples:
-  vdrop export checkpoint=outputs/train/language_model-lstm_small-variational/0123abcd-s1
-  vdrop export checkpoint=… file=model.safetensors
-  vdrop export checkpoint=… folder=shared                with vocabulary, settings and a model card
-  vdrop export checkpoint=… folder=shared push=me/model  and upload it to the Hugging Face Hub
-""",
-    "compare": """vdrop compare: results as mean ± standard deviation over seeds, settings that differ, curves
-
-examples:
-  vdrop compare RUN RUN                                run folders; or any folder that holds some
-  vdrop compare outputs/sweeps/20261128-120000         the runs of a sweep
-  vdrop compare RUN RUN picture=curves.png title=Demo  and their learning curves
-  vdrop compare RUN RUN csv=runs.csv markdown=runs.md
-  vdrop compare tags=[ablation]                        all runs below outputs/train with this tag
-""",
-    "table": """vdrop table: RESULTS.md, from run folders and records: measured beside published
-
-examples:
-  vdrop table                                          every size, with pictures
-  vdrop table sizes=[small] file=small.md csv=small.csv latex=small.tex
-  vdrop table record=true                              and keep what is small of the runs in outputs/record
-""",
-    "reproduce": """vdrop reproduce: the rows of a study: run, resumed, evaluated, written down
-
-examples:
-  vdrop reproduce sizes=[small] plan=true              what there is to do, and how long it takes here
-  vdrop reproduce sizes=[medium] rows=[variational,variational_mc] seeds=3
-  vdrop reproduce rows=[table1_medium_untied]          rows by the names of their experiments
-  vdrop reproduce sizes=[large] seeds=3                the first three seeds whose start is not stuck
-  vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes them
-  vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
-  vdrop reproduce study=film_reviews protocols=[clean] cells=[lstm] epochs=250 seeds=3
-  vdrop reproduce study=baselines rows=[quick_tied]    a newer, small model
-""",
-    "bench": """vdrop bench: words per second, time, fraction of the machine's limit, peak memory
-
-examples:
-  vdrop bench                                          every size, cell and precision: half an hour
-  vdrop bench sizes=[medium] parts=[step]              whole training steps of the medium model
-  vdrop bench 'cells=[variational,torch_lstm,keras]' precisions=[fp32]
-""",
-}
-
 COMPLETION = """_vdrop() {
     mapfile -t COMPREPLY < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" \\
         vdrop completion query 2>/dev/null)
@@ -158,7 +72,7 @@ def fail(message: str) -> NoReturn:
 def main() -> None:
     output.prepare()
     try:
-        code: object = guarded()
+        code: object = exit_code()
     except SystemExit as stop:
         code = stop.code
     lost = output.finish()
@@ -166,8 +80,8 @@ def main() -> None:
         sys.exit(code or lost)  # type: ignore[arg-type]
 
 
-def guarded() -> int:
-    """The exit code."""
+def exit_code() -> int:
+    """Runs what was typed and returns the exit code."""
     try:
         dispatch()
     except KeyboardInterrupt:
@@ -199,12 +113,22 @@ def dispatch() -> None:
         print(COMPLETION, end="")
     elif command in COMMANDS:
         run(command, arguments)
-    elif command in ELSEWHERE:
-        fail(f"{command} is not a command; use vdrop {ELSEWHERE[command]}")
     else:
-        from vdrop_cli.errors import nearest
+        fail_unknown(command)
 
-        fail(f"{command} is not a command{nearest(command, list(COMMANDS))}")
+
+def fail_unknown(command: str) -> NoReturn:
+    """Ends with the command that was probably meant."""
+    from vdrop_cli.errors import nearest
+
+    if command in ELSEWHERE:
+        fail(f"{command} is not a command; use vdrop {ELSEWHERE[command]}")
+    fail(f"{command} is not a command{nearest(command, list(COMMANDS))}")
+
+
+def print_command_help(command: str, settings: str) -> None:
+    """Prints what a command does, its examples and its settings."""
+    print(f"vdrop {command}: {COMMANDS[command]}\n\nexamples:\n{EXAMPLES[command]}\n{settings}", end="")
 
 
 def print_help(topic: str) -> None:
@@ -213,7 +137,7 @@ def print_help(topic: str) -> None:
     from vdrop_cli.errors import ConfigError
 
     if topic in EXAMPLES:
-        print(EXAMPLES[topic], help.command_help(topic, []), sep="\n", end="")
+        print_command_help(topic, help.command_help(topic, []))
         return
     try:
         print(help.key_help(topic), end="")
@@ -318,7 +242,7 @@ def run(command: str, arguments: list[str]) -> None:
             page = help.command_help(command, [] if is_sweep else words)
         except Exception as error:
             fail(explain(error, command))
-        print(EXAMPLES[command], page, sep="\n", end="")
+        print_command_help(command, page)
         return
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     job = Job(command)
