@@ -71,7 +71,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "layers": {"dropout", "kernels", "policies"},
     "model": {"dropout", "kernels", "layers", "policies", "random_streams", "settings"},
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},
-    "perplexity": {"interruption", "model", "sinks"},
+    "perplexity": {"interruption", "model"},
     "monte_carlo": {
         *("dropout", "kernels", "layers", "measured", "model", "perplexity", "policies", "random_streams")
     },
@@ -79,7 +79,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "scaled_passes": {"measured", "model", "monte_carlo"},
     "next_word": {
         *("assessment", "dropout", "interruption", "layers", "measured", "model", "monte_carlo"),
-        *("perplexity", "sinks"),
+        "perplexity",
     },
     "generation": {"model"},
     "baselines": set(),
@@ -200,7 +200,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     },
     "provenance": {"__version__", "errors", "kernels"},
     "stored": {"archives", "files"},
-    "sinks": {"run_files", "errors", "files", "sinks", "stored"},
+    "sinks": {"errors", "files", "run_files", "settings", "sinks", "stored"},
     "stuck_starts": {"run_files", "errors", "files", "settings", "stored"},
     "runs": {
         "run_files",

@@ -110,14 +110,6 @@ def test_tensors_come_back_and_torch_can_read_them_too(tmp_path: Path) -> None:
     assert len(files.checksum(tmp_path / "t")) == 64
 
 
-@pytest.mark.parametrize(
-    ("error", "is_one"),
-    [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)],
-)
-def test_memory_that_is_not_there(error: Exception, is_one: bool) -> None:
-    assert files.lacks_memory(error) == is_one
-
-
 def test_what_is_changed_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "t"
     files.write_tensors(path, {"w": torch.zeros(100)})

@@ -18,6 +18,7 @@ from tests.conftest import TINY, TINY_SENTIMENT, examples
 from vdrop_cli import cli, prediction, training
 from vdrop_cli.commands import bench
 from vdrop_cli.corpora import cornell, vader
+from vdrop_cli.errors import lacks_memory
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import keys
 from vdrop_cli.studies import plan, processes
@@ -261,3 +262,11 @@ def test_a_command_line_is_a_run_or_a_line(kind: str, quick: None, text: list[st
 
     check()
     assert {1 if command == "reproduce" else 0, 2} <= codes, "some are valid, some are not"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)],
+)
+def test_memory_that_is_not_there(error: Exception, is_one: bool) -> None:
+    assert lacks_memory(error) == is_one

@@ -59,3 +59,7 @@ def test_an_ensemble_averages_probabilities_of_its_members() -> None:
         assert ensemble_perplexities(members, {"whole": stream_N}) == {
             "whole": pytest.approx(alone, rel=1e-9)
         }
+
+
+def test_an_overflow_is_infinity() -> None:
+    assert perplexity.ppl(1000) == float("inf") and perplexity.ppl(0) == 1

@@ -20,7 +20,7 @@ from vdrop_cli.policies import Cell, Policy
 from vdrop_cli.settings.choices import BenchCell, Precision
 from vdrop_cli.settings.commands import ROOTS, Bench
 from vdrop_cli.settings.compose import parse, restore
-from vdrop_cli.settings.fields import FilePath, keys, plain, rule, walk, without_defaults
+from vdrop_cli.settings.fields import FilePath, flatten, keys, plain, rule, walk, without_defaults
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
 
@@ -879,3 +879,11 @@ def test_what_no_machine_can_hold_is_named(command: str, key: str, value: str) -
     more = ["data=pydoc"] if key == "data.min_count" else []
     with pytest.raises(ConfigError, match=rf"^{key} must be "):
         settings(*NEEDS.get(f"{command}.yaml", []), *more, f"{key}={value}", command=command)
+
+
+def test_nested_settings_have_full_names() -> None:
+    assert flatten({"a": {"b": 1, "c": None}, "d": "x", "e": [1, 2], "f": []}) == {
+        "a.b": 1,
+        "d": "x",
+        "e": "1, 2",
+    }

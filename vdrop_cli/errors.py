@@ -16,6 +16,12 @@ def require(holds: bool, key: str, rule: str, value: object) -> None:
         raise ConfigError(f"{key} must be {rule}, got {value}")
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that memory ran out."""
+    signs = ("not enough memory", "out of memory", "can't allocate memory", "storage size calculation")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
 def one_line(error: Exception) -> str:
     """The kind of another library's error and the first line of its message."""
     lines = str(error).strip().splitlines()

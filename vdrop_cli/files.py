@@ -20,12 +20,6 @@ MARK = b"sha256:"
 TAIL = len(MARK) + 64  # bytes: the mark and the hexadecimal digest
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error of Python or torch says that memory ran out."""
-    signs = ("not enough memory", "out of memory", "can't allocate memory", "storage size calculation")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
-
-
 class Damaged(Exception):
     """The content of a file is not what was written, or the file never was of this kind."""
 

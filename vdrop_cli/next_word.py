@@ -19,8 +19,7 @@ from vdrop_cli.layers import State
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import SEGMENT_STEPS, Averages, PassMasks, is_numeric, sample_counts, std
-from vdrop_cli.perplexity import perplexity, segments
-from vdrop_cli.sinks import ppl
+from vdrop_cli.perplexity import perplexity, ppl, segments
 
 BINS = 15  # of the most probable word's probability, equally wide (Guo et al. 2017)
 POSITIONS = (1, 2, 6, 11, 21)  # lowest position of each group, in words of a sentence

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vdrop_cli import interruption
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.sinks import ppl
 
 SEGMENT_STEPS = 1000  # time steps of a call; the results do not depend on it but for rounding
 
@@ -32,6 +31,11 @@ def segments(stream_N: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tensor
     for number, start in enumerate(range(0, len(stream_N) - 1, steps)):
         stop = min(start + steps, len(stream_N) - 1)
         yield number, stream_N[start:stop], stream_N[start + 1 : stop + 1]
+
+
+def ppl(loss: float) -> float:
+    """Perplexity of a loss in nats per token; infinity instead of an overflow."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def perplexity(nll_N: Tensor) -> float:

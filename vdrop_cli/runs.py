@@ -18,9 +18,9 @@ from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
 from vdrop_cli.run_files import CONFIG, LOG, RESULT, STUCK
 from vdrop_cli.settings.compose import restore
-from vdrop_cli.settings.fields import plain
+from vdrop_cli.settings.fields import flatten, plain
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import ADVICE, flatten, read_log, read_result
+from vdrop_cli.sinks import ADVICE, read_log, read_result
 from vdrop_cli.stuck_starts import StuckStart
 
 SHARED_DEVICE = "shared_device.txt"  # beside a log whose times are not those of a run alone on its device

@@ -22,9 +22,9 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import interruption, launchers, outcomes, output, ownership, stored, text_tables
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError, lacks_memory
 from vdrop_cli.explain import explain
-from vdrop_cli.files import Damaged, lacks_memory
+from vdrop_cli.files import Damaged
 from vdrop_cli.outcomes import DONE, Outcome
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import config_folder_options, parse, register

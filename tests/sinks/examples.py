@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from vdrop_cli.perplexity import ppl
 from vdrop_cli.sinks.json_lines import JsonLines
-from vdrop_cli.sinks.records import Epoch, Result, Start, Step, ppl
+from vdrop_cli.sinks.records import Epoch, Result, Start, Step
 
 
 def step(number: int) -> Step:

@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import TINY, settings
 from vdrop_cli import interruption
 from vdrop_cli.commands import train
+from vdrop_cli.perplexity import ppl
 from vdrop_cli.sinks import read_log
-from vdrop_cli.sinks.records import TAGS, ppl
+from vdrop_cli.sinks.records import TAGS
 
 STEPS_BEFORE_DEATH = 120  # in the second of two epochs, of 96 steps each
 

@@ -7,8 +7,8 @@ import pytest
 from tests.sinks.examples import loss_metrics
 from tests.sinks.logged import config, logged, train_twice
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.fields import flatten
 from vdrop_cli.sinks.loggers import Logger
-from vdrop_cli.sinks.records import flatten
 
 mlflow = pytest.importorskip("mlflow")
 

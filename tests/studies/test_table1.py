@@ -9,7 +9,7 @@ from vdrop_cli import published
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.runs import Finished
-from vdrop_cli.settings.choices import TABLE_1, Size
+from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.studies import table1
 from vdrop_cli.studies.study import Line, Measured, Row
@@ -42,10 +42,10 @@ def test_rows_are_chosen_by_their_names_or_those_of_experiments() -> None:
     def chosen(sizes: list[Size] | None, *names: str) -> list[tuple[Size, str]]:
         return Table1(sizes, list(names) or None).choose()
 
-    small, medium, large = TABLE_1
+    small, medium, large = Size
     assert chosen([small], "moon") == chosen(None, "table1_small_moon") == [(small, "moon")]
     assert chosen([large, small], "moon") == [(large, "moon"), (small, "moon")]
-    assert chosen(None, "moon") == [(size, "moon") for size in TABLE_1]
+    assert chosen(None, "moon") == [(size, "moon") for size in Size]
     assert chosen(None, "ensemble") == [(large, "ensemble")]
     two = Table1.from_reproduce(Reproduce(rows=["none", "table1_large_moon"])).choose()
     assert two == [(medium, "none"), (large, "moon")]
@@ -69,7 +69,7 @@ def test_a_choice_of_no_row_is_an_error(sizes: list[Size] | None, name: str, mes
 
 def test_an_mc_row_has_the_runs_of_the_row_above_and_of_no_other(every: dict[str, Row]) -> None:
     keys = {name: row.key for name, row in every.items()}
-    for size in TABLE_1:
+    for size in Size:
         tied, mc, untied = (
             keys[f"table1_{size}_{name}"] for name in ("variational", "variational_mc", "untied")
         )

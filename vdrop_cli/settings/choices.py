@@ -9,9 +9,6 @@ class Size(Choice):
     large = "large"
 
 
-TABLE_1 = list(Size)  # the sizes of language models with published settings
-
-
 class TaskName(Choice):
     language_model = "language_model"
     sentiment = "sentiment"

@@ -270,6 +270,21 @@ def plain_value(value: Any, kind: Any) -> Any:
     return float(value) if type(value) is int and has(kind, float) else value
 
 
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, `{"model": {"layers": 2}}` as `{"model.layers": 2}`; unset ones
+    are left out, and lists become text.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            settings |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            settings |= {prefix + key: ", ".join(map(str, value))} if value else {}
+        elif value is not None:
+            settings[prefix + key] = value
+    return settings
+
+
 def require_plain(values: Any) -> None:
     """Raises ConfigError unless these are groups of texts, numbers and nulls without OmegaConf's
     interpolations.

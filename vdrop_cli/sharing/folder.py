@@ -27,7 +27,7 @@ def write(path: Path, snapshot: Checkpoint, folder: Path) -> None:
     content = {WEIGHTS: weights.encode(shared), VOCABULARY: vocabulary(shared), CONFIG: config(shared)}
     page = card.render(shared, card.measurements(path, snapshot)).encode(errors="backslashreplace")
     make(folder)
-    if is_card_to_write(folder, page, content[WEIGHTS]):
+    if is_card_to_write(folder, content[WEIGHTS]):
         content[CARD] = page
     else:
         print(f"vdrop: {folder / CARD} was edited and stays as it is", file=sys.stderr)
@@ -51,7 +51,7 @@ def make(folder: Path) -> None:
     ownership.require_own(folder / VOCABULARY, stored.readable_by(parse_vocabulary), ADVICE)
 
 
-def is_card_to_write(folder: Path, page: bytes, new_weights: bytes) -> bool:
+def is_card_to_write(folder: Path, new_weights: bytes) -> bool:
     """Whether the model card is missing or as vdrop wrote it. Raises ConfigError where an edited one
     describes other weights.
     """

@@ -10,8 +10,9 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.fields import flatten
 from vdrop_cli.sinks.loggers import PROJECT
-from vdrop_cli.sinks.records import TAGS, flatten
+from vdrop_cli.sinks.records import TAGS
 
 RUN_TAG = "vdrop.run"  # the name of the run folder, by which a run is resumed
 SECONDS_BETWEEN_REQUESTS = 10.0

@@ -1,6 +1,5 @@
 """Records of a training run, and the interface of the sinks that receive them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -115,23 +114,3 @@ def tagged_scalars(record: Step | Epoch | Result, loss_metrics: LossMetrics) -> 
     """The numbers of a record by the names that loggers show: `step/loss`, `per_epoch/valid_ppl_batched`."""
     values = to_dict(record) | (loss_metrics(record.loss) if isinstance(record, Step) else {})
     return {f"{TAGS[record.kind]}{name}": value for name, value in values.items() if isinstance(value, float)}
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their full names, `{"model": {"layers": 2}}` as `{"model.layers": 2}`; unset ones
-    are left out, and lists become text.
-    """
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            settings |= flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            settings |= {prefix + key: ", ".join(map(str, value))} if value else {}
-        elif value is not None:
-            settings[prefix + key] = value
-    return settings
-
-
-def ppl(loss: float) -> float:
-    """Perplexity of a loss in nats per token; infinity instead of an overflow."""
-    return math.exp(loss) if loss < 700 else math.inf

@@ -8,19 +8,11 @@ from typing import Any, Self
 
 from vdrop_cli import files
 from vdrop_cli.files import Damaged
-from vdrop_cli.sinks.records import (
-    TAGS,
-    Epoch,
-    LossMetrics,
-    Record,
-    Result,
-    Saving,
-    Step,
-    flatten,
-    tagged_scalars,
-)
+from vdrop_cli.settings.fields import flatten
+from vdrop_cli.settings.train import NOT_IN_IDENTITY
+from vdrop_cli.sinks.records import TAGS, Epoch, LossMetrics, Record, Result, Saving, Step, tagged_scalars
 
-NO_HPARAMS = ("checkpoint", "debug", "force", "log_every", "logger", "outputs", "stuck", "run_name", "tags")
+NO_HPARAMS = (*NOT_IN_IDENTITY, "debug")
 
 
 class TensorBoard:

@@ -9,8 +9,8 @@ from vdrop_cli import markdown, pictures, published
 from vdrop_cli.errors import ConfigError, nearest
 from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce
+from vdrop_cli.settings.fields import flatten
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks.records import flatten
 from vdrop_cli.studies import study, table1
 from vdrop_cli.studies.rows import Collected, made_with, train_settings
 from vdrop_cli.studies.study import Column, Drawing, Line, Row, Section, Study

@@ -11,7 +11,7 @@ from vdrop_cli.errors import ConfigError, nearest
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.run_files import RESULT
 from vdrop_cli.runs import Finished, Stuck
-from vdrop_cli.settings.choices import TABLE_1, Size
+from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce, Table
 from vdrop_cli.studies import study
 from vdrop_cli.studies.rows import Collected, made_with, train_settings
@@ -40,7 +40,7 @@ class Table1(Study):
     sizes: list[Size] | None = None  # None: `default_sizes`, or those that names of experiments have
     names: list[str] | None = None  # of rows or experiments; None: all
     overrides: str = ""
-    default_sizes: tuple[Size, ...] = tuple(TABLE_1)
+    default_sizes: tuple[Size, ...] = tuple(Size)
 
     @classmethod
     def from_table(cls, settings: Table) -> "Table1":
@@ -55,7 +55,7 @@ class Table1(Study):
 
     def choose(self) -> list[tuple[Size, str]]:
         """Sizes and names of the chosen rows, in the paper's order within each size."""
-        every = {size: names_in(size) for size in TABLE_1}
+        every = {size: names_in(size) for size in Size}
         sizes = self.default_sizes if self.sizes is None else self.sizes
         names = self.names or []
         chosen = [
@@ -88,7 +88,7 @@ class Table1(Study):
         changed = ""
         if self.overrides:
             changed = f" All runs with `{self.overrides}`, which is not what was published."
-        names = dict.fromkeys(f"`{name}`" for size in TABLE_1 for name in names_in(size))
+        names = dict.fromkeys(f"`{name}`" for size in Size for name in names_in(size))
         about = (
             "Table 1 of Gal & Ghahramani (2016): perplexities on Penn Treebank, measured beside published."
         )

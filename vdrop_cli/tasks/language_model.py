@@ -21,13 +21,12 @@ from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.next_word import Groups, NextWordPasses, standard
-from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, stream_perplexity
+from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, ppl, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.scaled_passes import ScaledPasses
 from vdrop_cli.settings.task import LanguageModelTask
 from vdrop_cli.settings.train import Model
-from vdrop_cli.sinks import ppl
 from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import WordPredictor
 from vdrop_cli.temperature import best_temperature, tempered_perplexity
