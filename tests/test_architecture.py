@@ -82,7 +82,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "perplexity",
     },
     "generation": {"model"},
-    "baselines": set(),
+    "ridge": set(),
     "uncertainty": set(),
     "intervals": {"uncertainty"},
     "selective": set(),
@@ -93,7 +93,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "text_tables": set(),
     "tasks": {
         "assessment",
-        "baselines",
+        "ridge",
         "corpora",
         "dropout",
         "errors",

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import composed, examples
 from vdrop_cli import cli
-from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, full_keys, literal, prepared
+from vdrop_cli.arguments import NAMES, PATHS, QUOTED, VERBATIM, full_keys, literal, to_hydra
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, reproduce, table, train
 from vdrop_cli.errors import ConfigError
@@ -189,20 +189,20 @@ def value_after(override: str) -> Any:
 def test_for_every_text_what_is_typed_is_what_the_setting_holds(setting: tuple[str, str], text: str) -> None:
     command, key = setting
     assume(key not in NAMES or "," not in text)
-    (override,) = prepared(command, [f"{key}={text}"])
+    (override,) = to_hydra(command, [f"{key}={text}"])
     assert value_after(override) == (os.path.expanduser(text) if key in PATHS else text)
     if key != VERBATIM:  # whose quotes are text
-        assert prepared(command, [override]) == [override], "what is written down can be typed again"
+        assert to_hydra(command, [override]) == [override], "what is written down can be typed again"
 
 
 @given(st.lists(texts, min_size=1, max_size=3))
 @examples(100)
 def test_a_sweep_and_a_list_hold_every_text_that_is_in_quotes(several: list[str]) -> None:
     in_quotes = ",".join(map(literal, several))
-    (override,) = prepared("train", [f"data.train={in_quotes}"], sweep=True)
+    (override,) = to_hydra("train", [f"data.train={in_quotes}"], sweep=True)
     (batch,) = BasicSweeper.split_arguments([OverridesParser.create().parse_override(override)], None)
     assert [value_after(one) for (one,) in batch] == several
-    (override,) = prepared("eval", [f"members=[{in_quotes}]"])
+    (override,) = to_hydra("eval", [f"members=[{in_quotes}]"])
     assert list(value_after(override)) == several
 
 
@@ -232,9 +232,9 @@ READ += ['"costs ${oc.env:HOME}"', "'${oc.env:HOME}'", '"w1 w2"', "'a, b'", "cho
 
 @pytest.mark.parametrize("text", READ)
 def test_a_text_to_be_read_has_no_grammar_at_all(text: str) -> None:
-    (override,) = prepared("predict", [f"text={text}"])
+    (override,) = to_hydra("predict", [f"text={text}"])
     assert composed("checkpoint=a", override, command="predict").text == text
-    assert prepared("predict", [f"text={text}"], sweep=True) == [override], "nor are there several of it"
+    assert to_hydra("predict", [f"text={text}"], sweep=True) == [override], "nor are there several of it"
 
 
 def test_what_is_in_hydras_quotes_or_no_free_text_is_left_alone() -> None:
@@ -247,7 +247,7 @@ def test_what_is_in_hydras_quotes_or_no_free_text_is_left_alone() -> None:
         "data.train='a, b'",
         "dropout=none",
     ]
-    assert prepared("train", words, sweep=True) == words
+    assert to_hydra("train", words, sweep=True) == words
 
 
 def test_in_a_sweep_a_comma_separates_runs_also_of_paths_and_lists(dispatch: Dispatch) -> None:
@@ -271,13 +271,13 @@ def test_in_a_sweep_a_comma_separates_runs_also_of_paths_and_lists(dispatch: Dis
 def test_lists_of_numbers_stay_numbers_and_lists_of_texts_texts() -> None:
     """As they are shown in the command that resumes a run."""
     words = ["model.lower_sizes=640, 640", "dropout.new_each_step=[p_x]", "tags=[a,1]"]
-    numbers, places, tags = prepared("train", words)
+    numbers, places, tags = to_hydra("train", words)
     assert (numbers, places) == ("model.lower_sizes=[640,640]", "dropout.new_each_step=[p_x]")
     assert tags == "tags=[a,'1']"
-    assert prepared("train", ["model.lower_sizes=[640,640],[3,4]"], True) == [
+    assert to_hydra("train", ["model.lower_sizes=[640,640],[3,4]"], True) == [
         "model.lower_sizes=[640,640],[3,4]"
     ]
-    assert prepared("eval", ["dropout_factors=[0.5,1e-1]"]) == ["dropout_factors=[0.5,1e-1]"]
+    assert to_hydra("eval", ["dropout_factors=[0.5,1e-1]"]) == ["dropout_factors=[0.5,1e-1]"]
     # mistakes are left to the setting, which names itself, instead of Hydra's grammar
     mistakes = {
         "eval": "dropout_factors=[0.5(]",
@@ -285,7 +285,7 @@ def test_lists_of_numbers_stay_numbers_and_lists_of_texts_texts() -> None:
         "bench": "parts=[a;b]",
     }
     for command, word in mistakes.items():
-        (prepared_word,) = prepared(command, [word])
+        (prepared_word,) = to_hydra(command, [word])
         name, _, value = word.partition("=")
         assert prepared_word == f"{name}=['{value[1:-1]}']"
 
@@ -367,7 +367,7 @@ def test_a_launcher_is_read_as_printed_in_the_help_and_jobs_are_one() -> None:
     (row,) = Table1([Size.small], ["none"]).rows
     for side_by_side in (Reproduce(launcher="joblib hydra.launcher.n_jobs=4"), Reproduce(jobs=4)):
         line = train_arguments(trainings(row, 1), side_by_side)
-        words = prepared("train", [word for word in line if word != "-m"], sweep=True)
+        words = to_hydra("train", [word for word in line if word != "-m"], sweep=True)
         assert "hydra/launcher=joblib" in words and "hydra.launcher.n_jobs=4" in words
     one = train_arguments(trainings(row, 1), Reproduce())
     assert not any("launcher" in word for word in one)
@@ -393,9 +393,9 @@ def test_an_evaluation_names_its_checkpoints_whatever_their_folder_is_called(
 def test_nothing_is_quoted_that_need_not_be(dispatch: Dispatch) -> None:
     """A command that is printed to be typed again stays readable."""
     words = ["data=text", "data.train=a/b-c_1.txt", "data.valid=../b", "data.test=/c", "outputs=outputs"]
-    assert prepared("train", words) == words and shlex.join(words) == " ".join(words)
+    assert to_hydra("train", words) == words and shlex.join(words) == " ".join(words)
     with pytest.raises(ConfigError, match="two checkpoints"):
-        prepared("eval", ["a", "b"])
+        to_hydra("eval", ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,6 @@ def test_unknown_code_is_marked_and_never_taken_for_that_of_the_commit(
     environments = [
         {"precision": "fp32", "device": "a", "commit": "0123456789", "dirty": each} for each in dirty
     ]
-    assert runs.made_in(environments[0])[-1] == f"0123456{mark}"
+    assert runs.environment_cells(environments[0])[-1] == f"0123456{mark}"
     assert runs.code_differed(environments) is any_did
-    assert runs.made_in({"precision": "fp32", "device": "a"})[-1] == "–"
+    assert runs.environment_cells({"precision": "fp32", "device": "a"})[-1] == "–"

@@ -102,7 +102,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
 
 
 def test_values_have_the_types_that_are_asked_for() -> None:
-    stored.require(
+    stored.require_types(
         {"a": 1, "b": 2, "c": 0.5, "d": "x", "e": [], "f": {}},
         {"a": int, "b": float, "c": float, "d": str, "e": list, "f": dict},
     )
@@ -116,6 +116,6 @@ def test_values_have_the_types_that_are_asked_for() -> None:
         (10**400, float),
     ):
         with pytest.raises(Damaged, match="a must be"):
-            stored.require({"a": value}, {"a": kind})
+            stored.require_types({"a": value}, {"a": kind})
     with pytest.raises(Damaged, match="a is missing"):
-        stored.require({}, {"a": int})
+        stored.require_types({}, {"a": int})

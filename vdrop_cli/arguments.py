@@ -62,10 +62,10 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 
 
-def prepared(command: str, words: Iterable[str], sweep: bool = False) -> list[str]:
+def to_hydra(command: str, words: Iterable[str], sweep: bool = False) -> list[str]:
     """Overrides for Hydra that mean what the words say. Raises ConfigError."""
     known = types(ROOTS[command]) | {SWEEP_FOLDER: str}
-    words = runs_named(known, checkpoint_named(known, list(words)))
+    words = name_runs(known, name_checkpoint(known, list(words)))
     for word in words:
         # bytes that are not UTF-8, which no file of settings could hold
         if any("\ud800" <= character <= "\udfff" for character in word):
@@ -91,7 +91,7 @@ def full_keys(command: str, words: Iterable[str]) -> tuple[list[str], list[str]]
     return full, notes
 
 
-def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:
+def name_checkpoint(known: dict[str, Any], words: list[str]) -> list[str]:
     """A path alone is `checkpoint=PATH`, in commands that have this setting."""
     if "checkpoint" not in known:
         return words
@@ -105,7 +105,7 @@ def checkpoint_named(known: dict[str, Any], words: list[str]) -> list[str]:
     return named
 
 
-def runs_named(known: dict[str, Any], words: list[str]) -> list[str]:
+def name_runs(known: dict[str, Any], words: list[str]) -> list[str]:
     """Paths alone are `runs=[PATH,…]`, in commands that have this setting."""
     paths = [word for word in words if "runs" in known and is_path(word)]
     if not paths:

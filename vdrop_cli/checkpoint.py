@@ -119,49 +119,51 @@ def require_valid(snapshot: Checkpoint) -> None:
     quotes nothing from the file.
     """
     for name, kind in TYPES.items():
-        require(type(getattr(snapshot, name)) is kind, f"its {name} is no {kind.__name__}")
+        require_that(type(getattr(snapshot, name)) is kind, f"its {name} is no {kind.__name__}")
     for name in COUNTS:
-        require(0 <= getattr(snapshot, name) < 2**63, f"its {name} is not a number that can be")
+        require_that(0 <= getattr(snapshot, name) < 2**63, f"its {name} is not a number that can be")
     for name in DURATIONS:
-        require(0 <= getattr(snapshot, name) < math.inf, f"its {name} is not a number that can be")
+        require_that(0 <= getattr(snapshot, name) < math.inf, f"its {name} is not a number that can be")
     has_epochs = snapshot.epoch > 0
-    require(
+    require_that(
         snapshot.best_epoch <= snapshot.epoch and (snapshot.best_epoch > 0) == has_epochs,
         "its best epoch is none of its epochs",
     )
-    require(
+    require_that(
         math.isfinite(snapshot.best) if has_epochs else snapshot.best == math.inf,
         "the metric of its best epoch is not a finite number",
     )
-    require(
+    require_that(
         all(type(loss) is float and math.isfinite(loss) for loss in snapshot.losses),
         "a loss is not a finite number",
     )
-    require(
+    require_that(
         all(type(value) is float and math.isfinite(value) for value in snapshot.validations)
         and len(snapshot.validations) in (0, snapshot.epoch),  # 0: of an earlier version
         "its validations are not a finite number for each epoch",
     )
-    require(len(snapshot.losses) == snapshot.batch, "it has another number of losses than of batches")
+    require_that(len(snapshot.losses) == snapshot.batch, "it has another number of losses than of batches")
     for what, tensors in (
         ("a carried state", snapshot.state),
         ("a weight", list(snapshot.model.values())),
         ("an average", list(snapshot.average.values())),
     ):
-        require(
+        require_that(
             all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
             f"{what} is no tensor of float32",
         )
-        require(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
+        require_that(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
     shapes, averages = (
         {name: tensor.shape for name, tensor in tensors.items()}
         for tensors in (snapshot.model, snapshot.average)
     )
-    require((snapshot.averaged > 0) == bool(averages), "it has no average of its updates, or one of none")
-    require(not averages or averages == shapes, "the average of its weights is one of others")
-    require(all(type(name) is str for name in snapshot.model), "the name of a weight is no text")
+    require_that(
+        (snapshot.averaged > 0) == bool(averages), "it has no average of its updates, or one of none"
+    )
+    require_that(not averages or averages == shapes, "the average of its weights is one of others")
+    require_that(all(type(name) is str for name in snapshot.model), "the name of a weight is no text")
     for name, value in snapshot.environment.items():
-        require(
+        require_that(
             type(name) is str and isinstance(value, str | int | float | None),
             "its environment is not of texts and numbers",
         )
@@ -184,7 +186,7 @@ def require_readable(otherwise: str, read: Callable[[], object]) -> None:
         raise ValueError(otherwise) from None
 
 
-def require(holds: bool, otherwise: str) -> None:
+def require_that(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(otherwise)
 
@@ -199,7 +201,7 @@ def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -
     inputs = (model.word_size, *model.hidden_sizes)
     recurrent = sum(3 * size * (inputs[at] + size) for at, size in enumerate(model.hidden_sizes))
     least = words * model.word_size + recurrent  # of a GRU
-    require(
+    require_that(
         least <= sum(memory.values()) // float32.itemsize, "it has fewer weights than its settings describe"
     )
 
@@ -207,7 +209,7 @@ def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -
 def require_fitting(weights: dict[str, Tensor], model: nn.Module) -> None:
     """Raises ValueError unless these are the weights of the model, by name and shape."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    require(
+    require_that(
         {name: tensor.shape for name, tensor in weights.items()} == shapes,
         "it does not hold the weights that its settings describe",
     )
@@ -289,7 +291,7 @@ def attempt(path: Path, use: Callable[[Checkpoint], Used]) -> Used | None:
     """
     try:
         snapshot = load(path)
-        require(
+        require_that(
             path_of(path.parent, snapshot.epoch, snapshot.batch) == path,
             "it is of another epoch than its name says",
         )
@@ -329,7 +331,7 @@ def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
     are not those of the model.
     """
     snapshot = load(path_of(folder, epoch))
-    require((snapshot.epoch, snapshot.batch) == (epoch, 0), "it is of another epoch than its name says")
+    require_that((snapshot.epoch, snapshot.batch) == (epoch, 0), "it is of another epoch than its name says")
     require_fitting(snapshot.model, model)
     return snapshot
 

@@ -210,7 +210,7 @@ def run(command: str, arguments: list[str]) -> None:
     import hydra
 
     from vdrop_cli import help
-    from vdrop_cli.arguments import ALIASES, full_keys, prepared
+    from vdrop_cli.arguments import ALIASES, full_keys, to_hydra
     from vdrop_cli.errors import ConfigError
     from vdrop_cli.explain import explain
     from vdrop_cli.settings.commands import ROOTS
@@ -232,7 +232,7 @@ def run(command: str, arguments: list[str]) -> None:
         print(f"vdrop: {note}", file=sys.stderr)
     is_sweep = "-m" in options or "--multirun" in options
     try:
-        words = prepared(command, words, is_sweep)
+        words = to_hydra(command, words, is_sweep)
     except ConfigError as error:
         fail(str(error))
     if match := next(filter(None, (re.fullmatch(r"([+\w.]+)=[-+]?\d{300,}", word) for word in words)), None):

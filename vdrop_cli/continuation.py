@@ -124,7 +124,9 @@ def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Check
     longer = with_epochs(snapshot.train, settings.schedule.epochs)
     same = (longer.identity(snapshot.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
     is_reached = snapshot.epoch <= snapshot.train.schedule.epochs < settings.schedule.epochs
-    checkpoint.require(same and is_reached, "it is of other settings than those that its folder is named by")
+    checkpoint.require_that(
+        same and is_reached, "it is of other settings than those that its folder is named by"
+    )
     return replace(snapshot, config=plain(longer))
 
 

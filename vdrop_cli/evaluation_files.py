@@ -117,14 +117,14 @@ def read(path: Path) -> dict[str, Any]:
 def parse(content: bytes) -> dict[str, Any]:
     """Raises Damaged."""
     results = stored.parse_json(content)
-    stored.require(
+    stored.require_types(
         results, {"metrics": dict} | {name: kind for name, kind in FIELDS.items() if name in results}
     )
-    stored.require(results["metrics"], dict.fromkeys(results["metrics"], float))
+    stored.require_types(results["metrics"], dict.fromkeys(results["metrics"], float))
     for row in results.get("mc", ()):
         if not isinstance(row, dict):
             raise Damaged("mc must be a list of objects")
-        stored.require(row, {"samples": int})
+        stored.require_types(row, {"samples": int})
         if not all(value is None or stored.is_finite(value) for value in row.values()):
             raise Damaged("mc must hold numbers")
     for name, rows in results.get("tables", {}).items():

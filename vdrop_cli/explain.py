@@ -46,10 +46,10 @@ def explain(error: BaseException, command: str) -> str:
     if match := re.match(r"Could not override '([^']+)'", message):
         return f"{match[1]} is not a setting{setting_hint(match[1], command)}"
     if match := re.match(r"Error merging override (\S+)", message):
-        return f"{match[1]}: {one_line(str(error.__cause__))}"
+        return f"{match[1]}: {join_lines(str(error.__cause__))}"
     message = message.removeprefix("ConfigError raised while resolving interpolation: ")
     full_key = getattr(error, "full_key", None)
-    return f"{full_key}: {one_line(message)}" if full_key else one_line(message)
+    return f"{full_key}: {join_lines(message)}" if full_key else join_lines(message)
 
 
 def setting_hint(key: str, command: str) -> str:
@@ -72,7 +72,7 @@ def value_hint(word: str, command: str) -> str:
     )
 
 
-def one_line(message: str) -> str:
+def join_lines(message: str) -> str:
     lines = [
         line.strip()
         for line in message.splitlines()

@@ -7,22 +7,23 @@ from statistics import fmean, stdev
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown; cells are text."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows))
 
 
 def picture(title: str, path: Path, page: Path) -> str:
-    """As the page shows it that lies at `page`."""
+    """Returns the Markdown of the picture at `path`, for the page at `page`."""
     return f"![{title}]({Path(os.path.relpath(path, page.parent)).as_posix()})"
 
 
 def mean(values: Sequence[float], digits: int) -> str:
-    """And deviation where there are several."""
+    """Returns the mean of the values, and ± their standard deviation where there are several."""
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{fmean(values):.{digits}f}{spread}" if values else "–"
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Such as 1–4 6 8–11."""
+    """Returns whole numbers as ranges, such as 1–4 6 8–11."""
     runs = list[list[int]]()
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:

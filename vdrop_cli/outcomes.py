@@ -50,7 +50,7 @@ def from_plain(values: object) -> Outcome:
     """An outcome from a JSON value. Raises Damaged."""
     if not isinstance(values, dict) or values.keys() != TYPES.keys():
         raise Damaged("it is not an outcome")
-    stored.require(values, TYPES)
+    stored.require_types(values, TYPES)
     if not all(isinstance(override, str) for override in values["overrides"]):
         raise Damaged("overrides must be a list of texts")
     return Outcome(**values)

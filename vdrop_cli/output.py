@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
-class Stream:
+class RecordingStream:
     """A text stream that records its write error; it raises it, unless it `is_lenient`."""
 
     def __init__(self, stream: TextIO, is_lenient: bool) -> None:
@@ -55,14 +55,14 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if not isinstance(stream, Stream):
+        if not isinstance(stream, RecordingStream):
             stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            setattr(sys, name, Stream(stream, is_lenient=name == "stderr"))
+            setattr(sys, name, RecordingStream(stream, is_lenient=name == "stderr"))
 
 
 def is_stdout_error(error: BaseException) -> bool:
     """Whether an error is the write error of standard output."""
-    return isinstance(sys.stdout, Stream) and error is sys.stdout.error
+    return isinstance(sys.stdout, RecordingStream) and error is sys.stdout.error
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def finish() -> int:
     device.
     """
     stream = sys.stdout
-    if not isinstance(stream, Stream):
+    if not isinstance(stream, RecordingStream):
         return 0
     with suppress(OSError):
         stream.flush()

@@ -139,12 +139,13 @@ class Unfinished(Logged):
 
 
 Read = TypeVar("Read", bound=Logged)
-MADE = ("precision", "device", "date", "commit")
+ENVIRONMENT_COLUMNS = ("precision", "device", "date", "commit")
 
 
-def made(environments: Iterable[dict[str, Any]]) -> list[str]:
-    """A text for each of MADE; of environments that differ in it all."""
-    return ["; ".join(dict.fromkeys(texts)) for texts in zip(*map(made_in, environments), strict=True)]
+def merge_environments(environments: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns a text for each of ENVIRONMENT_COLUMNS; where environments differ, it has all their values."""
+    columns = zip(*map(environment_cells, environments), strict=True)
+    return ["; ".join(dict.fromkeys(texts)) for texts in columns]
 
 
 def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
@@ -153,9 +154,9 @@ def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
     return True if True in dirty else None if None in dirty else False
 
 
-def made_in(environment: dict[str, Any]) -> list[str]:
-    """The device with its threads, the commit with a star where the code differed from it, a question mark
-    where that is unknown.
+def environment_cells(environment: dict[str, Any]) -> list[str]:
+    """Returns a text for each of ENVIRONMENT_COLUMNS: the device with its threads, the commit with a star
+    where the code differed from it and a question mark where that is unknown.
     """
     threads = environment.get("threads")
     device = str(environment.get("device", "–")) + (

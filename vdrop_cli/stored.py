@@ -130,7 +130,7 @@ def parse_yaml(content: bytes) -> dict[str, Any]:
     return value
 
 
-def require(values: Mapping[str, Any], fields: Mapping[str, type]) -> None:
+def require_types(values: Mapping[str, Any], fields: Mapping[str, type]) -> None:
     """Raises Damaged unless every field exists and has its type.
 
     A float must be finite, and may be written as an integer.

@@ -68,7 +68,7 @@ def read(folder: Path) -> StuckStart | None:
     path = folder / STUCK
     try:
         values = stored.read_json(path)
-        stored.require(values, {"step": int, "loss": float, "limit": float})
+        stored.require_types(values, {"step": int, "loss": float, "limit": float})
         return StuckStart(values["step"], values["loss"], values["limit"])
     except FileNotFoundError:
         return None

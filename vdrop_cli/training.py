@@ -136,11 +136,13 @@ class Run:
         steps = self.steps_after(snapshot.epoch) + snapshot.batch
         self.optimiser.require_fitting(snapshot.optimiser, steps)
         shapes = [part.shape for part in self.task.zero_state(self.model)] if snapshot.batch else []
-        checkpoint.require(
+        checkpoint.require_that(
             [part.shape for part in snapshot.state] == shapes,
             "its carried state is of another model, or at another place",
         )
-        checkpoint.require(snapshot.batch <= self.task.batches_an_epoch, "it has more batches than an epoch")
+        checkpoint.require_that(
+            snapshot.batch <= self.task.batches_an_epoch, "it has more batches than an epoch"
+        )
 
     @property
     def step(self) -> int:
@@ -419,7 +421,7 @@ def records(run: Run) -> Iterator[Record]:
         raise Interrupted(stop.number, f"saved after {run.place} in {run.folder}") from None
 
 
-def resolved(settings: Train, device: torch.device) -> Train:
+def resolve_auto(settings: Train, device: torch.device) -> Train:
     """With what `auto` comes to on a device."""
     backend = choose_backend(settings.backend, device)
     precision = choose_precision(settings.precision, device)

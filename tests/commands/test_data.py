@@ -48,7 +48,7 @@ def test_the_cornell_reviews_are_printed_with_their_counts(
     for part in (
         "texts       5,006",
         "words   2,153,170",
-        "0 to 1, mean 0.581, deviation 0.182",
+        "0 to 1, mean 0.581, standard deviation 0.182",
         "agree with the authors'",
     ):
         assert part in printed

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import TINY, TINY_SENTIMENT, Vdrop, settings
 from tests.processes import ForkServer
 from tests.studies.test_page import NOT_RUN, RATINGS, not_run, rows_of
-from vdrop_cli.arguments import prepared
+from vdrop_cli.arguments import to_hydra
 from vdrop_cli.commands import reproduce, train
 from vdrop_cli.commands.reproduce import page_of
 from vdrop_cli.errors import ConfigError, RunError
@@ -35,7 +35,7 @@ from vdrop_cli.studies import plan, rows, table1
 from vdrop_cli.studies.baselines import Baselines
 from vdrop_cli.studies.film_reviews import FilmReviews
 from vdrop_cli.studies.plan import Plan, RunFactory
-from vdrop_cli.studies.study import Line, Measured, Row
+from vdrop_cli.studies.study import Line, Row, RunMetrics
 from vdrop_cli.studies.table1 import Table1
 
 ROWS = ["sizes=[small]", "rows=[none,variational,variational_mc]", "precision=fp32"]
@@ -135,7 +135,7 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
 
 def planned(chosen: list[Row], overrides: str, seeds: int) -> Plan:
     settled = Reproduce(sizes=[Size.small], overrides=overrides, seeds=seeds, precision=Precision.fp32)
-    return plan.make(chosen, settled, RunFactory(Precision.fp32, "outputs"))
+    return plan.make_plan(chosen, settled, RunFactory(Precision.fp32, "outputs"))
 
 
 def overrides_of(changes: str) -> str:
@@ -153,7 +153,7 @@ def test_a_row_or_seed_that_is_finished_and_not_in_the_table_is_an_error(
 
     def line(row: Row, *seeds: int) -> Line:
         made = [Finished(Path(), plain(replace(row.settings, seed=seed)), [], {}) for seed in seeds]
-        return Line(row, [Measured(run, {}, []) for run in made])
+        return Line(row, [RunMetrics(run, {}, []) for run in made])
 
     plan_of_both, plan_of_few, plan_of_ensemble = (
         planned(chosen, overrides, seeds)
@@ -375,7 +375,7 @@ def test_variables_of_make_become_settings(given: list[str], meant: Reproduce) -
         command, cwd=root, env=outside, capture_output=True, text=True, check=True
     ).stdout
     _, name, *arguments = shlex.split(printed[printed.index(".venv/bin/vdrop") :].replace("\\\n", " "))
-    assert name == "reproduce" and settings(*prepared("reproduce", arguments), command="reproduce") == meant
+    assert name == "reproduce" and settings(*to_hydra("reproduce", arguments), command="reproduce") == meant
 
 
 def test_the_ensemble_takes_ten_seeds_and_is_left_out_of_fewer(vdrop: Vdrop, changes: str) -> None:
@@ -449,7 +449,7 @@ def test_passes_run_together_as_it_was_asked_for(
     chosen = Table1([Size.small], ["variational_mc"], overrides).rows
     for mc_batch in (None, 200):
         asked = Reproduce(sizes=[Size.small], overrides=overrides, mc_batch=mc_batch)
-        made = plan.make(chosen, asked, RunFactory(Precision.auto, "outputs"))
+        made = plan.make_plan(chosen, asked, RunFactory(Precision.auto, "outputs"))
         (evaluation,) = made.evaluations.values()
         assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (
             ["mc_batch=200"] if mc_batch else []
@@ -545,7 +545,7 @@ def test_a_run_of_film_reviews_that_is_finished_and_not_in_its_table_is_an_error
     def line(row: Row, *seeds: int, epochs: int = 9) -> Line:
         schedule = replace(row.settings.schedule, epochs=epochs)
         made = [plain(replace(row.settings, seed=seed, schedule=schedule)) for seed in seeds]
-        return Line(row, [Measured(Finished(Path(), config, [], {}), {}, []) for config in made])
+        return Line(row, [RunMetrics(Finished(Path(), config, [], {}), {}, []) for config in made])
 
     needed = Plan(on_page=[(row, seed) for row in (none, naive) for seed in (1, 2)])
     needed.require_on_page([line(none, 1, 2), line(naive, 1, epochs=60), line(naive, 1, 2)])

@@ -53,7 +53,7 @@ def test_a_plan_lists_what_is_left_with_its_time(
     passes = PlannedEvaluation(row_of(config, "by passes", samples=2), [training])
     assert training.settings.seed == 3 and not passes.is_finished
     planned = Plan({training.folder: training}, {(training.folder, 1, 2): passes})
-    plan.show(planned, factory)
+    plan.print_plan(planned, factory)
     shown = capsys.readouterr().err
     time = r"(\d+ (h|min|s) ?)+"
     assert re.search(

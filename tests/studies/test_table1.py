@@ -12,7 +12,7 @@ from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.studies import table1
-from vdrop_cli.studies.study import Line, Measured, Row
+from vdrop_cli.studies.study import Line, Row, RunMetrics
 from vdrop_cli.studies.table1 import COLUMNS, Table1
 
 ORDER = ["none", "moon", "moon_word", "zaremba", "variational", "variational_mc", "untied", "untied_mc"]
@@ -131,8 +131,8 @@ def test_a_row_has_no_more_than_settings_evaluation_and_reference(every: dict[st
     assert "published" not in fields
 
 
-def measured(run: Finished, **metrics: float | None) -> Measured:
-    return Measured(run, metrics, [run.environment])
+def measured(run: Finished, **metrics: float | None) -> RunMetrics:
+    return RunMetrics(run, metrics, [run.environment])
 
 
 def cells(line: Line) -> list[str]:
@@ -165,7 +165,7 @@ def test_a_number_of_other_settings_is_marked_and_has_no_difference(
 def test_an_average_is_of_as_many_seeds_as_members(every: dict[str, Row]) -> None:
     run = finished()
     members = {"members": [f"a-s{seed}/checkpoint-0002.pt" for seed in range(1, 11)]}
-    one = Measured(run, {"test": 69.0, "valid": 70.0}, [run.environment], members)
+    one = RunMetrics(run, {"test": 69.0, "valid": 70.0}, [run.environment], members)
     assert Line(every["table1_large_ensemble"], [one]).seeds == "1–10"
 
 

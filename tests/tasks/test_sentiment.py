@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TINY_SENTIMENT, settings
-from vdrop_cli import baselines, checkpoint, corpora, tasks, training
+from vdrop_cli import checkpoint, corpora, ridge, tasks, training
 from vdrop_cli.commands import compare, train
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.corpora import Rated
@@ -695,7 +695,7 @@ def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
 def test_a_baseline_that_is_not_available_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(baselines, "is_available", lambda: False)
+    monkeypatch.setattr(ridge, "is_available", lambda: False)
     assert list(made(40).baselines) == ["test_rmse_of_mean"]
     assert "ridge regression is left out, it takes pip install 'vdrop[baselines]'" in capsys.readouterr().err
 
@@ -704,7 +704,7 @@ def test_the_baselines_are_measured_beside() -> None:
     """The word of a text is n % 5, which says nothing of its number n: no better than the mean."""
     measured = made(200, "task.protocol=clean").baselines
     assert 40 < measured["test_rmse_of_mean"] < 80
-    if baselines.is_available():
+    if ridge.is_available():
         assert measured["test_rmse_of_ridge"] == pytest.approx(measured["test_rmse_of_mean"], rel=0.1)
 
 

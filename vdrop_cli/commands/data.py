@@ -87,6 +87,6 @@ def rated(data: RatedData) -> list[str]:
         f"words   {sum(map(len, corpus.texts)):>9,}",
         f"types   {len({word for text in corpus.texts for word in text}):>9,}",
         f"ratings {min(corpus.ratings):g} to {max(corpus.ratings):g}, mean {fmean(corpus.ratings):.3f}, "
-        f"deviation {pstdev(corpus.ratings):.3f}",
+        f"standard deviation {pstdev(corpus.ratings):.3f}",
         f"content {corpus.fingerprint[:16]}",
     ]

@@ -24,14 +24,14 @@ def run(settings: Reproduce) -> None:
         page.require_writable(on_page)
         page.compose(on_page, studies, rows)
     factory = RunFactory(settings.precision, settings.outputs)
-    planned = plan.make(rows, settings, factory)
-    plan.show(planned, factory)
+    planned = plan.make_plan(rows, settings, factory)
+    plan.print_plan(planned, factory)
     if settings.plan:
         return
     while sweeps := list(planned.sweeps()):
         for trainings in sweeps:
             commands.vdrop("train", *train_arguments(trainings, settings))
-        before, planned = planned, plan.make(rows, settings, factory)
+        before, planned = planned, plan.make_plan(rows, settings, factory)
         stuck = [name for folder, (name, _) in planned.stuck.items() if folder not in before.stuck]
         if not stuck:
             break

@@ -15,7 +15,7 @@ from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import phase, read_result, require_installed
 from vdrop_cli.stuck_starts import StuckError
-from vdrop_cli.training import Run, log_to_sinks, make_folder, require_steps_within, resolved
+from vdrop_cli.training import Run, log_to_sinks, make_folder, require_steps_within, resolve_auto
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     require_installed(settings.logger.name)
     device = choose_device(settings.device)
     configure_process(device)
-    settings = resolved(settings, device)
+    settings = resolve_auto(settings, device)
     with phase("loading the data"):
         task = tasks.load(settings, device)
     require_steps_within(settings, task)

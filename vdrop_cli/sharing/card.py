@@ -28,7 +28,7 @@ LICENCE_HINT = (
 
 
 @dataclass(frozen=True)
-class Measurement:
+class CardMetric:
     """A metric of the exported weights, and the command that measured it."""
 
     metric: str
@@ -36,7 +36,7 @@ class Measurement:
     command: str
 
 
-def measurements(path: Path, snapshot: Checkpoint) -> list[Measurement]:
+def measurements(path: Path, snapshot: Checkpoint) -> list[CardMetric]:
     """The metrics in the run folder of a checkpoint that were measured with its weights.
 
     The list is empty where the checkpoint lies outside of its run folder. Raises ConfigError where a file
@@ -48,7 +48,7 @@ def measurements(path: Path, snapshot: Checkpoint) -> list[Measurement]:
     run = runs.read_any(folder)
     if not run.log or identity(run.train, run.log[0]["corpus"]) != identity(snapshot.train, snapshot.corpus):
         return []
-    measured = list[Measurement]()
+    measured = list[CardMetric]()
     if isinstance(run, Finished) and (run.result["epoch"], 0) == (snapshot.epoch, snapshot.batch):
         measured += to_measurements(run.result, "vdrop train")
     for file in sorted(folder.glob("eval-*.json")):
@@ -62,9 +62,9 @@ def identity(settings: Train, corpus: str) -> tuple[str, int]:
     return settings.identity(corpus), settings.seed
 
 
-def to_measurements(values: dict[str, Any], command: str) -> list[Measurement]:
+def to_measurements(values: dict[str, Any], command: str) -> list[CardMetric]:
     """The metrics among the values of a result or an evaluation."""
-    return [Measurement(name, value, command) for name, value in values.items() if is_metric(name)]
+    return [CardMetric(name, value, command) for name, value in values.items() if is_metric(name)]
 
 
 def is_metric(name: str) -> bool:
@@ -99,7 +99,7 @@ def without_places(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"data": data, "outputs": Train.outputs}
 
 
-def render(snapshot: Checkpoint, measured: list[Measurement]) -> str:
+def render(snapshot: Checkpoint, measured: list[CardMetric]) -> str:
     """The page, with a checksum in its last line."""
     train = snapshot.train
     knowledge = snapshot.knowledge
@@ -181,7 +181,7 @@ DATA_NAMES = (
 SOFTWARE = ("vdrop", "torch", "python", "commit")
 
 
-def numbers(measured: list[Measurement], seed: int) -> str:
+def numbers(measured: list[CardMetric], seed: int) -> str:
     """The metrics as a table."""
     if not measured:
         return "No measurement of these weights lies beside the checkpoint."

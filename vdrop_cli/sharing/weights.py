@@ -31,9 +31,9 @@ def start_size(path: Path) -> int:
 def parse_start(start: bytes) -> dict[str, Any]:
     """The metadata from the start of a file that `encode` made. Raises Damaged."""
     header = stored.parse_json(start[LENGTH : LENGTH + int.from_bytes(start[:LENGTH], "little")])
-    stored.require(header, {"__metadata__": dict})
+    stored.require_types(header, {"__metadata__": dict})
     metadata_of_file: dict[str, Any] = header["__metadata__"]
-    stored.require(metadata_of_file, {"config": str, "epoch": str})
+    stored.require_types(metadata_of_file, {"config": str, "epoch": str})
     return metadata_of_file
 
 

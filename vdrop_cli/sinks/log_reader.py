@@ -38,7 +38,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in FIELDS:
         raise Damaged("it has no kind")
     older = {"step"} - record.keys() if kind == "start" else set()  # early versions wrote starts without step
-    stored.require(record, {name: type_ for name, type_ in FIELDS[kind].items() if name not in older})
+    stored.require_types(record, {name: type_ for name, type_ in FIELDS[kind].items() if name not in older})
     if kind in ("epoch", "result"):
         require_warnings(record.get("warnings", []))
         for name in record.keys() - FIELDS[kind].keys() - {"kind", "chain", "warnings"}:
@@ -186,7 +186,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         result = stored.read_json(path)
         require_warnings(result.get("warnings", []))
-        stored.require(result, dict.fromkeys(result.keys() - {"warnings"}, float) | FIELDS["result"])
+        stored.require_types(result, dict.fromkeys(result.keys() - {"warnings"}, float) | FIELDS["result"])
         if not 1 <= result["epoch"] <= result["epochs"]:
             raise Damaged(f"epoch {result['epoch']} of {result['epochs']}")
     except OSError as error:

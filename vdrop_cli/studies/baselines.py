@@ -12,7 +12,7 @@ from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.fields import flatten
 from vdrop_cli.settings.train import Train
 from vdrop_cli.studies import study, table1
-from vdrop_cli.studies.rows import Collected, made_with, train_settings
+from vdrop_cli.studies.rows import Collected, precision_and_device, train_settings
 from vdrop_cli.studies.study import Column, Drawing, Line, Row, Section, Study
 
 HEADING = "Stronger baselines"
@@ -60,7 +60,7 @@ class Baselines(Study):
         ]
 
     def record_names(self, lines: list[Line]) -> dict[str, str]:
-        return {line.row.key: f"baselines/{line.row.name}" for line in own(lines)}
+        return {line.row.key: f"baselines/{line.row.name}" for line in lines_of_baselines(lines)}
 
     def introduction(self) -> list[str]:
         return []
@@ -73,7 +73,7 @@ class Baselines(Study):
         for line in lines:
             groups.setdefault(base_name(line.row.name), []).append(line)
         in_picture = groups.pop(None, [])
-        recipes = own(in_picture)
+        recipes = lines_of_baselines(in_picture)
         return [
             Section((HEADING,), ABOUT + changed, recipes, COLUMNS, UNMEASURED, lambda: draw(in_picture)),
             *(
@@ -95,10 +95,12 @@ def ablation_section(base: str, lines: list[Line], unchanged: list[Line], change
 
 def difference(unchanged: list[Line]) -> Callable[[Line], str]:
     """Test perplexity minus that of the line that was made in the same precision on the same device."""
-    means = {made_with(line.runs[0].run): fmean(line.values("test")) for line in unchanged if line.runs}
+    means = {
+        precision_and_device(line.runs[0].run): fmean(line.values("test")) for line in unchanged if line.runs
+    }
 
     def cell(line: Line) -> str:
-        other = means.get(made_with(line.runs[0].run))
+        other = means.get(precision_and_device(line.runs[0].run))
         return "–" if other is None else f"{fmean(line.values('test')) - other:+.2f}"
 
     return cell
@@ -146,7 +148,7 @@ def base_name(name: str) -> str | None:
     return content.get("ablation_of")
 
 
-def own(lines: list[Line]) -> list[Line]:
+def lines_of_baselines(lines: list[Line]) -> list[Line]:
     """Without those of Table 1."""
     return [line for line in lines if line.row.name in published.baselines()["rows"]]
 

@@ -11,7 +11,7 @@ from vdrop_cli.studies.table1 import COLUMNS, by_headings
 
 ROW: Column = ("row", lambda line: line.row.labels[0])
 SEEDS: Column = ("seeds", lambda line: line.seeds or "not yet run")
-PRECISION: Column = ("precision", lambda line: line.made[0] if line.runs else "–")
+PRECISION: Column = ("precision", lambda line: line.environment_cells[0] if line.runs else "–")
 
 
 def columns(*names: str) -> list[Column]:

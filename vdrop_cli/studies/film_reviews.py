@@ -13,7 +13,7 @@ from vdrop_cli.settings.choices import SplitProtocol, TaskName
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.studies import rows, study
 from vdrop_cli.studies.rows import Collected, train_settings
-from vdrop_cli.studies.study import Column, Drawing, Line, Measured, Row, Section, Study
+from vdrop_cli.studies.study import Column, Drawing, Line, Row, RunMetrics, Section, Study
 
 HEADING = "Ratings of film reviews"
 INTRODUCTION = """Gal & Ghahramani (2016), section 5.2: ratings of film reviews, here those of the Cornell
@@ -164,12 +164,12 @@ def lines_of(row: Row, finished: Iterable[Finished]) -> list[Line]:
     own = key(row.settings.numbers())
     for run in finished:
         if key(run.numbers) == own:
-            made = (run.train.schedule.epochs, *rows.made_with(run))
+            made = (run.train.schedule.epochs, *rows.precision_and_device(run))
             groups.setdefault(made, []).append(run)
     return [Line(row, measure(group)) for group in groups.values()] or [Line(row, [])]
 
 
-def measure(group: list[Finished]) -> list[Measured]:
+def measure(group: list[Finished]) -> list[RunMetrics]:
     """The metrics of runs, with those of the MC evaluation of most passes that all of them have.
 
     Where they have none in common, the evaluations of records that they replace count, too.
@@ -180,7 +180,7 @@ def measure(group: list[Finished]) -> list[Measured]:
     return [measure_one(run, samples) for run in group]
 
 
-def measure_one(run: Finished, samples: int) -> Measured:
+def measure_one(run: Finished, samples: int) -> RunMetrics:
     metrics: dict[str, float | None] = {"words_per_second": run.words_per_second}
     environments = list(run.environments)
     results = runs.evaluation_of(run, Evaluation(samples)) if samples else None
@@ -192,7 +192,7 @@ def measure_one(run: Finished, samples: int) -> Measured:
         if samples not in run.passes:  # it is a record's
             environments.append(results.get("environment", {}))
     metrics |= {name: value for name, value in run.result.items() if isinstance(value, int | float)}
-    return Measured(run, metrics, environments, results)
+    return RunMetrics(run, metrics, environments, results)
 
 
 def columns(protocol: SplitProtocol) -> list[Column]:
@@ -239,7 +239,8 @@ def draw(protocol: SplitProtocol, cell: Cell, lines: list[Line]) -> Iterator[Dra
         return
     first = [line.runs[0].run for line in measured]
     details = [
-        f"{run.train.schedule.epochs} epochs, {', '.join(runs.made(run.environments)[:2])}" for run in first
+        f"{run.train.schedule.epochs} epochs, {', '.join(runs.merge_environments(run.environments)[:2])}"
+        for run in first
     ]
     labels = pictures.labels([line.row.labels[1] for line in measured], details)
     figure = pictures.error_curves(dict(zip(labels, first, strict=True)))

@@ -10,12 +10,14 @@ from vdrop_cli.runs import Finished, Stuck
 from vdrop_cli.settings.choices import Pictures
 from vdrop_cli.settings.commands import Table
 from vdrop_cli.studies import exports, records, rows, written_page
-from vdrop_cli.studies.rows import Collected, made_with
+from vdrop_cli.studies.rows import Collected, precision_and_device
 from vdrop_cli.studies.study import Column, Line, Row, Section, Study
 
 SEEDS: Column = ("seeds", lambda line: line.seeds)
 FINDINGS = "docs/findings/index.md"  # beside the page, in a checkout
-FIRST_MADE = 1  # of runs.MADE the precision is in the first table, the others in the second
+COLUMNS_IN_FIRST_TABLE = (
+    1  # of runs.ENVIRONMENT_COLUMNS the precision is in the first table, the others in the second
+)
 LEGEND = f"""{written_page.MARK} from run folders and the records in `outputs/record/`. A second table says
 how the runs were made; *: the code differed from the commit; ?: it is unknown whether it did."""
 
@@ -113,21 +115,21 @@ def tables(section: Section, labels: Sequence[str]) -> list[str]:
         for place, label in enumerate(labels)
     ]
     made: list[Column] = [
-        (heading, lambda line, place=place: line.made[place])  # type: ignore[misc]
-        for place, heading in enumerate(runs.MADE)
+        (heading, lambda line, place=place: line.environment_cells[place])  # type: ignore[misc]
+        for place, heading in enumerate(runs.ENVIRONMENT_COLUMNS)
     ]
     measured = [line for line in section.lines if line.runs]
     others = [line for line in section.lines if not line.runs]
     parts = [f"{'#' * (1 + len(section.headings))} {section.headings[-1]}"]
     parts += [section.about] if section.about else []
     if measured:
-        parts.append(table([*named, *section.columns, SEEDS, *made[:FIRST_MADE]], measured))
+        parts.append(table([*named, *section.columns, SEEDS, *made[:COLUMNS_IN_FIRST_TABLE]], measured))
     if others:
         summary = f"{len(others)} row{'s' if len(others) > 1 else ''} not yet run"
         content = table([*named, *section.unmeasured], others)
         parts.append(f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>")
     if measured:
-        parts.append(table([*named, SEEDS, *made[FIRST_MADE:]], measured))
+        parts.append(table([*named, SEEDS, *made[COLUMNS_IN_FIRST_TABLE:]], measured))
     return parts
 
 
@@ -145,7 +147,7 @@ def stuck_starts(lines: Iterable[Line], collected: Collected) -> list[str]:
     groups: dict[str, list[Stuck]] = {}
     for key, name in names.items():
         for run in collected.stuck.get(key, []):
-            groups.setdefault(f"{name} ({', '.join(made_with(run))})", []).append(run)
+            groups.setdefault(f"{name} ({', '.join(precision_and_device(run))})", []).append(run)
     items = [f"- {name}: {', '.join(map(stuck_seed, group))}" for name, group in groups.items()]
     about = (
         "Stuck starts, which other seeds replace, with their mean training loss in nats a word "

@@ -24,7 +24,7 @@ from vdrop_cli.studies import rows
 from vdrop_cli.studies.cost import Cost
 from vdrop_cli.studies.study import Line, Row
 from vdrop_cli.tasks import Task
-from vdrop_cli.training import require_steps_within, resolved
+from vdrop_cli.training import require_steps_within, resolve_auto
 
 MORE_SEEDS = 10  # of a row, beyond those asked for, that are tried where others are stuck
 
@@ -119,7 +119,7 @@ class RunFactory:
 
     def training(self, row: Row, seed: int) -> Training:
         asked = replace(row.settings, seed=seed, outputs=self.outputs, precision=self.precision)
-        settings = resolved(asked, self.device)
+        settings = resolve_auto(asked, self.device)
         text = str((settings.task, settings.data))
         if text not in self.tasks:
             self.tasks[text] = tasks.load(settings, self.device)
@@ -237,14 +237,14 @@ class Plan:
                 )
 
 
-def make(chosen: Sequence[Row], settings: Reproduce, factory: RunFactory) -> Plan:
+def make_plan(chosen: Sequence[Row], settings: Reproduce, factory: RunFactory) -> Plan:
     plan = Plan()
     for row in chosen:
         plan.add(row, settings, factory)
     return plan
 
 
-def show(plan: Plan, factory: RunFactory) -> None:
+def print_plan(plan: Plan, factory: RunFactory) -> None:
     """Prints what there is to do, and how long it takes, measured here by a few steps of each kind of run."""
     costs: dict[str, Cost] = {}
 

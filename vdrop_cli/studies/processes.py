@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from vdrop_cli import interruption
-from vdrop_cli.arguments import literal, prepared
+from vdrop_cli.arguments import literal, to_hydra
 from vdrop_cli.settings.commands import Reproduce, seconds
 from vdrop_cli.settings.compose import config_folder_options
 from vdrop_cli.studies.plan import PlannedEvaluation, Training
@@ -34,7 +34,7 @@ def train_arguments(trainings: list[Training], settings: Reproduce) -> list[str]
         *(shlex.split(f"hydra/launcher={launcher}") if launcher else []),
         f"precision={trainings[0].settings.precision}",
         f"outputs={literal(settings.outputs)}",
-        *prepared("train", shlex.split(settings.overrides)),  # a comma in them is no sweep
+        *to_hydra("train", shlex.split(settings.overrides)),  # a comma in them is no sweep
     ]
 
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import RECORDS, runs
-from vdrop_cli.arguments import prepared
+from vdrop_cli.arguments import to_hydra
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.explain import explain
 from vdrop_cli.runs import Finished, Logged, Stuck
@@ -52,7 +52,7 @@ def key(numbers: dict[str, Any]) -> str:
 def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
     """The settings of `vdrop train` with these choices, and `overrides` after them."""
     try:
-        settings = parse(compose("train", [*choices, *prepared("train", shlex.split(overrides))]), Train)
+        settings = parse(compose("train", [*choices, *to_hydra("train", shlex.split(overrides))]), Train)
         require(not settings.debug, "debug", f"false in overrides={overrides}", "true")
         return settings
     except ConfigError:
@@ -80,10 +80,10 @@ Identity = tuple[str, int, str, str]  # key, seed, precision and device
 
 
 def identity(run: Logged) -> Identity:
-    return key(run.numbers), run.train.seed, *made_with(run)
+    return key(run.numbers), run.train.seed, *precision_and_device(run)
 
 
-def made_with(run: Logged) -> tuple[str, str]:
+def precision_and_device(run: Logged) -> tuple[str, str]:
     """Precision and device."""
     return str(run.train.precision), run.environment["device"]
 

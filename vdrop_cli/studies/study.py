@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunMetrics:
     """The metrics of a run, or of an evaluation that begins with it."""
 
     run: Finished
@@ -75,16 +75,18 @@ class Line:
     """A line of a table: a row's runs that were made alike. It has none where the row has not been run."""
 
     row: Row
-    runs: list[Measured]
+    runs: list[RunMetrics]
 
     def values(self, name: str) -> list[float]:
         """A metric of all runs that have it."""
         return [value for measured in self.runs if (value := measured.metrics.get(name)) is not None]
 
     @property
-    def made(self) -> list[str]:
-        """A text for each of runs.MADE."""
-        return runs.made(environment for measured in self.runs for environment in measured.environments)
+    def environment_cells(self) -> list[str]:
+        """Returns a text for each of `runs.ENVIRONMENT_COLUMNS`."""
+        return runs.merge_environments(
+            environment for measured in self.runs for environment in measured.environments
+        )
 
     @property
     def seeds(self) -> str:

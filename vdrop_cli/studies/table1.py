@@ -14,8 +14,8 @@ from vdrop_cli.runs import Finished, Stuck
 from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce, Table
 from vdrop_cli.studies import study
-from vdrop_cli.studies.rows import Collected, made_with, train_settings
-from vdrop_cli.studies.study import Column, Drawing, Line, Measured, Number, Reference, Row, Section, Study
+from vdrop_cli.studies.rows import Collected, precision_and_device, train_settings
+from vdrop_cli.studies.study import Column, Drawing, Line, Number, Reference, Row, RunMetrics, Section, Study
 
 HEADINGS = {
     Size.small: "Small (200 units)",
@@ -28,7 +28,7 @@ INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
   compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
   the text. ±: standard deviation over seeds; of published numbers, theirs. Published words/s: a GPU of 2015.
-  Measured words/s: –: other runs had the same device at the same time.
+  RunMetrics words/s: –: other runs had the same device at the same time.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs),
   with which it is published nowhere."""
@@ -170,16 +170,18 @@ def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()
     """A line for each precision and device that runs of the row were made with; one without runs where there
     are none.
     """
-    groups: dict[tuple[str, str], list[Measured]] = {}
+    groups: dict[tuple[str, str], list[RunMetrics]] = {}
     for run in finished:
-        stuck_seeds = [other.train.seed for other in stuck if made_with(other) == made_with(run)]
+        stuck_seeds = [
+            other.train.seed for other in stuck if precision_and_device(other) == precision_and_device(run)
+        ]
         measured = measure(row, run, first_seeds(row.evaluation.members, stuck_seeds))
         if measured is not None:
-            groups.setdefault(made_with(run), []).append(measured)
+            groups.setdefault(precision_and_device(run), []).append(measured)
     return [Line(row, group) for group in groups.values()] or [Line(row, [])]
 
 
-def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | None:
+def measure(row: Row, run: Finished, members: Collection[int]) -> RunMetrics | None:
     """The row's metrics of a run; None where it has not been evaluated as the row is.
 
     `members` are the seeds of averaged runs.
@@ -195,7 +197,7 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | Non
             "test_raw": result.get("test_ppl_raw"),  # of runs that average their weights
             "words_per_second": run.words_per_second,
         }
-        return Measured(run, metrics, run.environments)
+        return RunMetrics(run, metrics, run.environments)
     results = runs.evaluation_of(run, how, members)
     if results is None:
         return None
@@ -203,7 +205,7 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> Measured | Non
     valid = None if how.samples else "valid_ppl"
     evaluation_files.require_fields(results["metrics"], run.folder, test, *filter(None, [valid]))
     metrics = {"test": results["metrics"][test], "valid": results["metrics"][valid] if valid else None}
-    return Measured(run, metrics, [results.get("environment", {})], results)
+    return RunMetrics(run, metrics, [results.get("environment", {})], results)
 
 
 def marks(reference: Reference) -> str:
@@ -227,7 +229,7 @@ def published_speed(line: Line) -> str:
 
 
 def difference(metric: str, name: str) -> Callable[[Line], str]:
-    """Measured less published, where the two compare."""
+    """RunMetrics less published, where the two compare."""
 
     def cell(line: Line) -> str:
         value: Number | None = getattr(line.row.reference, name)
@@ -264,7 +266,7 @@ def drawer(lines: list[Line]) -> Callable[[], Iterator[Drawing]]:
 
 def by_label(measured: list[Line]) -> dict[str, Line]:
     """By the names of their rows, with precision and device where a row has several lines."""
-    machines = [", ".join(runs.made(line.runs[0].environments)[:2]) for line in measured]
+    machines = [", ".join(runs.merge_environments(line.runs[0].environments)[:2]) for line in measured]
     labels = pictures.labels([line.row.labels[0] for line in measured], machines)
     return dict(zip(labels, measured, strict=True))
 

@@ -98,7 +98,7 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
 
 def is_of_metrics(headings: list[str]) -> bool:
     """Whether a table says more of runs than how they were made."""
-    return "seeds" in headings and bool(set(headings) - {*LABELS, "seeds", *runs.MADE})
+    return "seeds" in headings and bool(set(headings) - {*LABELS, "seeds", *runs.ENVIRONMENT_COLUMNS})
 
 
 def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
@@ -111,7 +111,7 @@ def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
             numbers = [
                 heading
                 for heading, cell in row.items()
-                if heading not in (*LABELS, *runs.MADE) and re.search(r"\d", cell)
+                if heading not in (*LABELS, *runs.ENVIRONMENT_COLUMNS) and re.search(r"\d", cell)
             ]
             counts.setdefault(name, Counter()).update(
                 [*numbers, *(f"seed {seed}" for seed in row["seeds"].split())]

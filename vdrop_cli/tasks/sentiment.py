@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from vdrop_cli import baselines, corpora, interruption
+from vdrop_cli import corpora, interruption, ridge
 from vdrop_cli.assessment import Assessment
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, draw, to_device
@@ -377,10 +377,10 @@ class Sentiment:
         """
         test_R = self.parts["test"].ratings_R
         metrics = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
-        if baselines.is_available():
+        if ridge.is_available():
             texts = {name: (texts_of(part), part.ratings_R) for name, part in self.parts.items()}
             metrics["test_rmse_of_ridge"] = rmse(
-                baselines.ridge(texts["train"], texts["test"], texts.get("valid")), test_R
+                ridge.ridge(texts["train"], texts["test"], texts.get("valid")), test_R
             )
         else:
             print(

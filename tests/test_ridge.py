@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vdrop_cli import baselines
-from vdrop_cli.baselines import Texts
+from vdrop_cli import ridge
+from vdrop_cli.ridge import Texts
 
-if not baselines.is_available():
+if not ridge.is_available():
     pytest.skip("needs scikit-learn: pip install 'vdrop[baselines]'", allow_module_level=True)
 
 
@@ -23,7 +23,7 @@ def error(predicted: torch.Tensor, of: Texts) -> float:
 
 def test_it_learns_which_words_count() -> None:
     train, test = texts(0), texts(1)
-    assert error(baselines.ridge(train, test), test) < 0.5 * error(train[1].mean(), test)
+    assert error(ridge.ridge(train, test), test) < 0.5 * error(train[1].mean(), test)
 
 
 def test_the_penalty_is_chosen_on_validation() -> None:
@@ -34,11 +34,11 @@ def test_the_penalty_is_chosen_on_validation() -> None:
         train = texts(0, noise)
         valid = texts(2, noise)
         test = texts(1, noise)
-        chosen, one = baselines.ridge(train, test, valid), baselines.ridge(train, test)
+        chosen, one = ridge.ridge(train, test, valid), ridge.ridge(train, test)
         assert (chosen.std() < one.std()) == stronger and not torch.equal(chosen, one)
 
 
 def test_words_that_are_new_are_left_out() -> None:
     train = texts(0)
-    predicted = baselines.ridge(train, ([[99], []], torch.zeros(2)))
+    predicted = ridge.ridge(train, ([[99], []], torch.zeros(2)))
     assert torch.isfinite(predicted).all() and predicted[0] == predicted[1]
