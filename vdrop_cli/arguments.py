@@ -170,7 +170,7 @@ def refuse_numbers_as_choices(command: str, words: list[str]) -> None:
 
 
 def override(known: dict[str, Any], word: str, sweep: bool) -> str:
-    """One setting in Hydra's grammar."""
+    """Returns a setting as typed in Hydra's grammar."""
     match = SETTING.fullmatch(word)
     if not match or match[2] not in known:
         return word
@@ -202,8 +202,9 @@ def as_list(word: str, value: str, path: bool, are_numbers: bool) -> str:
 
 
 def split(word: str, value: str, brackets: bool = False) -> list[str]:
-    """What commas separate, but for those in quotes and, where they are lists, in brackets. `choice(a,b)` is
-    `a,b`.
+    """Returns the parts of a value between commas; those of `choice(a,b)` are `a` and `b`.
+
+    Commas in quotes separate nothing, nor with `brackets` those in brackets.
     """
     value = match[1] if (match := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
     kinds = f"{QUOTED}|\\[.*?\\]" if brackets else QUOTED
@@ -222,7 +223,7 @@ def split(word: str, value: str, brackets: bool = False) -> list[str]:
 
 
 def element(text: str, path: bool) -> str:
-    """One text or path."""
+    """Returns one text or path as typed in Hydra's grammar."""
     if text == "null" or re.fullmatch(QUOTED, text, re.DOTALL):
         return text
     if path and text.startswith("~"):
@@ -236,7 +237,7 @@ def literal(text: str) -> str:
 
 
 def in_quotes(text: str, interpolates: bool = False) -> str:
-    """In quotes that Hydra takes off again; what it would read as grammar is escaped."""
+    """Returns a text in quotes, which Hydra removes; what Hydra would read as grammar is escaped."""
     special = r"(\\*)('|\Z)" if interpolates else r"(\\*)(\$\{|'|\Z)"
     escaped = re.sub(special, lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text)
     return f"'{escaped}'"

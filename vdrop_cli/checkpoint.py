@@ -86,7 +86,7 @@ class Checkpoint(TrainingState):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Of the model that is reported: their average, where there is one."""
+        """Returns the weights of the model that is reported: the average, where there is one."""
         return self.average or self.model
 
     @property
@@ -95,7 +95,7 @@ class Checkpoint(TrainingState):
 
     @property
     def knowledge(self) -> Learned:
-        """What the model knows of its training text."""
+        """Returns what prediction needs of the training text."""
         return learned.from_dict(self.learned, self.train.task.name is TaskName.sentiment)
 
 
@@ -284,10 +284,10 @@ def load(path: Path) -> Checkpoint:
 
 
 def attempt(path: Path, use: Callable[[Checkpoint], Used]) -> Used | None:
-    """What `use` makes of a checkpoint. Where that cannot be used, or `use` raises Unusable or ValueError, it
-    is reported, and None.
+    """Returns what `use` makes of a checkpoint; prints why and returns None where the checkpoint cannot be
+    used, or `use` raises Unusable or ValueError.
 
-    Raises ConfigError where it cannot be read now.
+    Raises ConfigError where the file cannot be read now.
     """
     try:
         snapshot = load(path)

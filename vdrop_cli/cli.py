@@ -64,7 +64,7 @@ complete -o nospace -o default -F _vdrop vdrop
 
 
 def fail(message: str) -> NoReturn:
-    """One line for a mistake of the user's."""
+    """Prints a mistake of the user's as one line, and exits with code 2."""
     print(f"vdrop: {' '.join(message.split())}", file=sys.stderr)  # one, whatever was typed
     sys.exit(2)
 

@@ -131,8 +131,9 @@ def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Check
 
 
 def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
-    """Of a run; None where it is not there. Raises ValueError where it is damaged, ConfigError where it
-    cannot be read now.
+    """Returns the log of a run until a step, None where it has none.
+
+    Raises ValueError where the log is damaged, ConfigError where it cannot be read now.
     """
     path = folder / LOG
     try:
@@ -142,7 +143,7 @@ def log_until(folder: Path, epochs: int, step: int) -> bytes | None:
 
 
 def events_until(folder: Path, epochs: int, step: int) -> dict[str, bytes]:
-    """What TensorBoard shows of a run; a file that cannot be read is left out."""
+    """Returns the TensorBoard events of a run until a step, by file; unreadable files are left out."""
     logs = {}
     for path in ownership.events_in(folder):
         with suppress(OSError, Damaged):
@@ -151,8 +152,9 @@ def events_until(folder: Path, epochs: int, step: int) -> dict[str, bytes]:
 
 
 def copy(beginning: Beginning, folder: Path) -> None:
-    """Into the folder of the longer run, which has no checkpoint yet. Wherever that is cut off, it resumes
-    from what there is to the same.
+    """Copies the beginning into the folder of the longer run, which has no checkpoint yet.
+
+    A copy that is cut off at any point leaves a run that trains to the same result.
 
     Raises RunError where something cannot be written.
     """

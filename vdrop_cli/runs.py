@@ -61,7 +61,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Finished(Logged):
-    """One that has a result."""
+    """A run that has a result."""
 
     result: dict[str, Any]
     record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
@@ -82,16 +82,18 @@ class Finished(Logged):
 
     @property
     def words_per_second(self) -> float | None:
-        """Of training, the median over its epochs; None where its log was lost with all of them, or its
-        device was shared.
+        """Returns words per second in training, the median over the epochs.
+
+        None where the log has no epochs, or the device was shared.
         """
         timed = [] if self.has_shared_device else self.epochs
         return float(median(epoch["words_per_second"] for epoch in timed)) if timed else None
 
     @property
     def hours(self) -> float | None:
-        """Of training, with its validations but without the evaluation at the end; None where its device was
-        shared.
+        """Returns hours of training with its validations, without the evaluation at the end.
+
+        None where the device was shared.
         """
         return None if self.has_shared_device else float(self.result["seconds"]) / 3600
 
@@ -102,7 +104,7 @@ class Finished(Logged):
 
     @property
     def lineage(self) -> Iterator["Finished"]:
-        """Itself, then the records in whose place it stands."""
+        """Yields the run itself, then the records in whose place it stands."""
         one: Finished | None = self
         while one is not None:
             yield one
@@ -110,7 +112,7 @@ class Finished(Logged):
 
     @property
     def passes(self) -> set[int]:
-        """By how many passes of MC dropout it has been evaluated, else as its task and training have it."""
+        """Returns the numbers of MC samples of its evaluations that are otherwise as in training."""
         made = map(evaluation_files.from_file, self.evaluations)
         return {
             one.samples
@@ -121,13 +123,13 @@ class Finished(Logged):
 
 @dataclass(frozen=True)
 class Stuck(Logged):
-    """One that has ended after its first steps, as its start is stuck."""
+    """A run that has ended after its first steps, because its start is stuck."""
 
     start: StuckStart
 
     @property
     def corpus(self) -> str:
-        """Its fingerprint."""
+        """Returns the fingerprint of the run's corpus."""
         return str(self.log[0]["corpus"])
 
 
@@ -233,7 +235,7 @@ def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
 
 
 def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
-    """What `make` makes of a run's configuration. Raises ConfigError where that is none."""
+    """Returns what `make` makes of a run's configuration; raises ConfigError where there is none."""
     path = folder / CONFIG
     try:
         made = make(stored.read_yaml(path))
@@ -258,7 +260,10 @@ def stuck_below(folder: Path) -> list[Stuck]:
 
 
 def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> list[Read]:
-    """Of the folders that have a file of this name."""
+    """Returns what `read` returns for each folder below that has a file of this name.
+
+    Prints a message for each that cannot be read; None is left out.
+    """
     runs_below = []
     for path in sorted(
         path for path in folder.rglob("*.json") if path.name == name

@@ -217,7 +217,7 @@ def remove(path: Path) -> None:
 
 
 class Sweeper(hydra.plugins.sweeper.Sweeper):
-    """Around Hydra's basic sweeper: prints results and a summary, exits with the highest code of the jobs."""
+    """Hydra's basic sweeper; it prints results and a summary, and exits with the highest code of the jobs."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         # Hydra executes the modules of its own plugins again when it looks for plugins, so not at the top

@@ -171,7 +171,7 @@ class Run:
 
     @property
     def place(self) -> str:
-        """Of the last update, for a person; the epoch is that which the step belongs to."""
+        """Returns step and epoch of the last update, for messages."""
         return f"step {self.step} of epoch {self.progress.epoch + (self.progress.batch > 0)}"
 
     @property
@@ -328,12 +328,13 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """As it is at the start: a later commit, or change of a file, is not in the code that is running."""
+        """Returns the environment at the start: the running code has no later commit or change of a file."""
         return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def best_checkpoint(self, epoch: int) -> Checkpoint:
-        """Of the epoch that is to be reported. Raises ConfigError where its checkpoint is damaged or gone, or
-        cannot be read now.
+        """Returns the checkpoint of the epoch that is reported.
+
+        Raises ConfigError where it is damaged or gone, or cannot be read now.
         """
         try:
             return checkpoint.at_end_of_epoch(self.folder, epoch, self.model)
@@ -422,7 +423,7 @@ def records(run: Run) -> Iterator[Record]:
 
 
 def resolve_auto(settings: Train, device: torch.device) -> Train:
-    """With what `auto` comes to on a device."""
+    """Returns the settings with device, back end and precision in the place of `auto`."""
     backend = choose_backend(settings.backend, device)
     precision = choose_precision(settings.precision, device)
     return replace(settings, device=str(device), backend=backend, precision=precision)
@@ -454,7 +455,7 @@ def require_steps_within(settings: Train, task: Task) -> None:
 
 
 def last_good(training: Run) -> str:
-    """Where a run that failed would resume."""
+    """Returns a sentence that says where a run that failed would resume."""
     try:
         snapshot = checkpoint.newest(training.folder, training.require_resumable)
     except ConfigError as error:

@@ -63,7 +63,7 @@ def print_data(data: Data) -> None:
 
 
 def streams(data: TextData) -> list[str]:
-    """Of a language modelling corpus."""
+    """Returns lines about a corpus for language models: source, tokens of each part, types."""
     corpus = corpora.load_text(data)
     counts = [
         f"{part:<8}{len(stream_N):>9,} tokens, {100 * corpora.unknown_share(stream_N, corpus):.2f} % <unk>"
@@ -78,7 +78,7 @@ def streams(data: TextData) -> list[str]:
 
 
 def rated(data: RatedData) -> list[str]:
-    """Of texts with ratings."""
+    """Returns lines about texts with ratings: source, counts, and mean and spread of the ratings."""
     corpus = corpora.load_rated(data)
     parts = ", ".join(f"{count:,} {part}" for part, count in Counter(corpus.parts).items())
     return [

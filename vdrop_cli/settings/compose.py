@@ -30,7 +30,7 @@ class ComposedTrain(Train):
 
 @dataclass
 class ComposedListData(ListData):
-    """Likewise for `vdrop data`."""
+    """What Hydra composes for `vdrop data`: the settings of every corpus."""
 
     data: AnyData | None = None
 

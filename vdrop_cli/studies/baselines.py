@@ -94,7 +94,9 @@ def ablation_section(base: str, lines: list[Line], unchanged: list[Line], change
 
 
 def difference(unchanged: list[Line]) -> Callable[[Line], str]:
-    """Test perplexity minus that of the line that was made in the same precision on the same device."""
+    """Returns a function that writes the test perplexity of a line minus that of the unchanged row, in the
+    same precision on the same device.
+    """
     means = {
         precision_and_device(line.runs[0].run): fmean(line.values("test")) for line in unchanged if line.runs
     }
@@ -149,12 +151,12 @@ def base_name(name: str) -> str | None:
 
 
 def lines_of_baselines(lines: list[Line]) -> list[Line]:
-    """Without those of Table 1."""
+    """Returns the lines without those of Table 1."""
     return [line for line in lines if line.row.name in published.baselines()["rows"]]
 
 
 def rows_of_table1() -> list[Row]:
-    """With their size in the label."""
+    """Returns the rows of Table 1 that the picture has, with their size in the label."""
     chosen = [(Size[size], name) for size, names in published.baselines()["table1"].items() for name in names]
     return [with_size(table1.make_row(size, name, ""), size) for size, name in chosen]
 
@@ -164,12 +166,12 @@ def with_size(row: Row, size: Size) -> Row:
 
 
 def parameters(line: Line) -> str:
-    """In millions."""
+    """Returns the number of parameters in millions."""
     return f"{published.baselines()['rows'][line.row.name]['parameters']:.1f}"
 
 
 def hours(line: Line) -> list[float]:
-    """Of the training of each run that did not share its device."""
+    """Returns hours of training of each run that did not share its device."""
     return [hours for measured in line.runs if (hours := measured.run.hours) is not None]
 
 

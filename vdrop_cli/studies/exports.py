@@ -21,7 +21,7 @@ def columns(*names: str) -> list[Column]:
 
 
 def as_text(lines: Iterable[Line]) -> str:
-    """For a terminal, the columns that matter most."""
+    """Returns the most important columns, aligned for a terminal."""
     shown = columns("valid, published", "valid, as published", "test, published", "test", "words/s")
     shown.append(PRECISION)
     lines = list(lines)

@@ -15,9 +15,8 @@ from vdrop_cli.studies.study import Column, Line, Row, Section, Study
 
 SEEDS: Column = ("seeds", lambda line: line.seeds)
 FINDINGS = "docs/findings/index.md"  # beside the page, in a checkout
-COLUMNS_IN_FIRST_TABLE = (
-    1  # of runs.ENVIRONMENT_COLUMNS the precision is in the first table, the others in the second
-)
+# of runs.ENVIRONMENT_COLUMNS; the precision is in the first table, the others are in the second
+COLUMNS_IN_FIRST_TABLE = 1
 LEGEND = f"""{written_page.MARK} from run folders and the records in `outputs/record/`. A second table says
 how the runs were made; *: the code differed from the commit; ?: it is unknown whether it did."""
 

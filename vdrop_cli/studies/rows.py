@@ -89,7 +89,7 @@ def precision_and_device(run: Logged) -> tuple[str, str]:
 
 
 def record_folders(outputs: Path) -> list[Path]:
-    """Where records are: those that come with a checkout, then those below `outputs`."""
+    """Returns the folders of records: that of the checkout, then that below `outputs`."""
     shipped = [RECORDS] if RECORDS is not None and (outputs / "record").resolve() != RECORDS else []
     return [*shipped, outputs / "record"]
 
@@ -123,7 +123,7 @@ def collect(outputs: Path) -> Collected:
 
 
 def by_key(by_identity: dict[Identity, Run]) -> dict[str, list[Run]]:
-    """In order of seeds."""
+    """Returns the runs by the keys of their rows, in the order of their seeds."""
     with_key: dict[str, list[Run]] = {}
     for (shared, *_), run in sorted(by_identity.items(), key=lambda item: item[0][1]):
         with_key.setdefault(shared, []).append(run)

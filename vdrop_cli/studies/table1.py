@@ -265,7 +265,7 @@ def drawer(lines: list[Line]) -> Callable[[], Iterator[Drawing]]:
 
 
 def by_label(measured: list[Line]) -> dict[str, Line]:
-    """By the names of their rows, with precision and device where a row has several lines."""
+    """Returns the lines by the names of their rows, with precision and device where a row has several."""
     machines = [", ".join(runs.merge_environments(line.runs[0].environments)[:2]) for line in measured]
     labels = pictures.labels([line.row.labels[0] for line in measured], machines)
     return dict(zip(labels, measured, strict=True))

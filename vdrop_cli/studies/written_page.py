@@ -18,9 +18,7 @@ Name = tuple[str, ...]  # of a row: the headings that it stands below, and its l
 
 
 def path_of(file: str | None, outputs: str) -> Path:
-    """Where a page is written: `file`, or beside the outputs; the outputs of a checkout have theirs at its
-    root.
-    """
+    """Returns the path of the page: `file`, or a file in `outputs`, or one at the root of a checkout."""
     if file is not None:
         return Path(file)
     if IS_CHECKOUT and Path(outputs).resolve() == (ROOT / "outputs").resolve():
