@@ -113,7 +113,7 @@ def tables(section: Section, labels: Sequence[str]) -> list[str]:
         (label, lambda line, place=place: line.row.labels[place])  # type: ignore[misc]
         for place, label in enumerate(labels)
     ]
-    made: list[Column] = [
+    environment_columns: list[Column] = [
         (heading, lambda line, place=place: line.environment_cells[place])  # type: ignore[misc]
         for place, heading in enumerate(runs.ENVIRONMENT_COLUMNS)
     ]
@@ -122,13 +122,15 @@ def tables(section: Section, labels: Sequence[str]) -> list[str]:
     parts = [f"{'#' * (1 + len(section.headings))} {section.headings[-1]}"]
     parts += [section.about] if section.about else []
     if measured:
-        parts.append(table([*named, *section.columns, SEEDS, *made[:COLUMNS_IN_FIRST_TABLE]], measured))
+        parts.append(
+            table([*named, *section.columns, SEEDS, *environment_columns[:COLUMNS_IN_FIRST_TABLE]], measured)
+        )
     if others:
         summary = f"{len(others)} row{'s' if len(others) > 1 else ''} not yet run"
         content = table([*named, *section.unmeasured], others)
         parts.append(f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>")
     if measured:
-        parts.append(table([*named, SEEDS, *made[COLUMNS_IN_FIRST_TABLE:]], measured))
+        parts.append(table([*named, SEEDS, *environment_columns[COLUMNS_IN_FIRST_TABLE:]], measured))
     return parts
 
 

@@ -28,7 +28,7 @@ INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
   compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
   the text. ±: standard deviation over seeds; of published numbers, theirs. Published words/s: a GPU of 2015.
-  RunMetrics words/s: –: other runs had the same device at the same time.
+  Measured words/s: –: other runs had the same device at the same time.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs),
   with which it is published nowhere."""
@@ -229,7 +229,7 @@ def published_speed(line: Line) -> str:
 
 
 def difference(metric: str, name: str) -> Callable[[Line], str]:
-    """RunMetrics less published, where the two compare."""
+    """Measured less published, where the two compare."""
 
     def cell(line: Line) -> str:
         value: Number | None = getattr(line.row.reference, name)
