@@ -133,7 +133,7 @@ def choices(group: str) -> list[str]:
 
 
 def refuse_groups_of_settings(command: str, words: list[str]) -> None:
-    """`checkpoint=PATH` where `checkpoint` has settings below it, and is not chosen by name."""
+    """Raises ConfigError for `checkpoint=PATH` where `checkpoint` is a group of settings without choices."""
     by_group: dict[str, list[str]] = {}
     for key in types(ROOTS[command]):
         if "." in key:
@@ -158,7 +158,7 @@ def refuse_groups_of_settings(command: str, words: list[str]) -> None:
 
 
 def refuse_numbers_as_choices(command: str, words: list[str]) -> None:
-    """`dropout=0.5`, where `dropout` takes the name of a choice."""
+    """Raises ConfigError for `dropout=0.5`, where `dropout` takes the name of a choice."""
     for word in words:
         match = SETTING.fullmatch(word)
         if match and match[2] in groups(command) and re.fullmatch(r"[-+]?\.?\d[\d.,e+-]*", match[3]):

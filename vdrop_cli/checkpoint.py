@@ -231,7 +231,9 @@ def all_in(folder: Path) -> list[Path]:
 
 
 def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
-    """Older ones but the best are removed when it is there. Raises RunError where it cannot be written.
+    """Writes a checkpoint into its run folder, then removes older ones but for the best.
+
+    Raises RunError where the file cannot be written.
 
     `best_before` is the best epoch that the checkpoint before this one names, which stays as long as that one
     does.
@@ -327,8 +329,9 @@ def newest(
 
 
 def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
-    """The one at the end of an epoch. Raises Unusable, or ValueError where it is another one, or its weights
-    are not those of the model.
+    """Returns the checkpoint at the end of an epoch.
+
+    Raises Unusable, or ValueError where it is of another epoch or its weights are not those of the model.
     """
     snapshot = load(path_of(folder, epoch))
     require_that((snapshot.epoch, snapshot.batch) == (epoch, 0), "it is of another epoch than its name says")

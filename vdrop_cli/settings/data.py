@@ -137,7 +137,7 @@ class RatedTable(HubData, RatedData):
     rating_column: str = setting(MISSING, "the column with the number to predict")
 
     def __post_init__(self) -> None:
-        """`tab` becomes the sign."""
+        """Checks the settings, and replaces the delimiter `tab` by the sign."""
         super().__post_init__()
         got = "both" if self.csv else "neither"
         require(

@@ -96,7 +96,7 @@ def config(snapshot: Checkpoint) -> bytes:
 
 
 def strict(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings for JSON, which lacks infinity: it becomes a text, which a setting accepts, too."""
+    """Returns nested settings for JSON, which lacks infinity: it becomes a text, which a setting accepts."""
     return {
         key: strict(value)
         if isinstance(value, dict)

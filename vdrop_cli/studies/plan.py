@@ -87,7 +87,7 @@ class PlannedEvaluation:
 
     @property
     def arguments(self) -> list[str]:
-        """`vdrop eval` with these makes it."""
+        """Returns the arguments of the `vdrop eval` that makes the evaluation."""
         first, *others = (literal(str(training.folder)) for training in self.trainings)
         settings = self.trainings[0].settings
         how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.how.samples}"]

@@ -84,7 +84,7 @@ def identity(run: Logged) -> Identity:
 
 
 def precision_and_device(run: Logged) -> tuple[str, str]:
-    """Precision and device."""
+    """Returns the precision of a run, and the name of its last device."""
     return str(run.train.precision), run.environment["device"]
 
 

@@ -100,8 +100,8 @@ def is_of_metrics(headings: list[str]) -> bool:
 
 
 def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
-    """How many numbers rows have in each column, and how often each seed; and the settings that all runs were
-    made with.
+    """Returns, by row, how many numbers each column has and how often each seed is there; and the settings
+    that all runs were made with.
     """
     counts: dict[Name, Counter[str]] = {}
     for name, row in rows(page):
