@@ -373,6 +373,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "kernels/normed_native": "kernels/test_normed.py",
     "kernels/operators": "kernels/test_triton.py",
     "kernels/programs": "kernels/test_triton.py",
+    "kernels/reasons": "kernels/test_triton.py",
     "kernels/self_check": "kernels/test_triton.py",
     "kernels/weights": "kernels/test_normed.py",
     "measured": "test_assessment.py",  # a tuple

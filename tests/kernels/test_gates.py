@@ -42,12 +42,12 @@ def test_products_over_all_steps_are_those_of_each_step_and_gate(untied: bool) -
     inputs = project_inputs(gates, x, w, b, mask)
     w_GHD, m_GBD = w.view(GATES, HIDDEN, INPUT), mask[0].expand(GATES, -1, -1)
     expected = torch.einsum("ghd,gbd,tbd->gtbh", w_GHD, m_GBD, x) + b.view(GATES, 1, 1, HIDDEN)
-    torch.testing.assert_close(gates.view_GTBH, expected)
+    torch.testing.assert_close(gates.view_GTBR, expected)
     again = masked_inputs(gates, EVERY, x, torch.float64, mask)
     assert all(torch.equal(a, b) for a, b in zip(again, inputs, strict=True))
 
     da, dw = gates.empty_like(), torch.empty_like(w)
-    da.view_GTBH.copy_(d)
+    da.view_GTBR.copy_(d)
     weight_gradient(da, EVERY, inputs, dw)
     torch.testing.assert_close(dw.view_as(w_GHD), torch.einsum("gtbh,gbd,tbd->ghd", d, m_GBD, x))
     torch.testing.assert_close(

@@ -29,6 +29,7 @@ from vdrop_cli.kernels.backend import Backend
 from vdrop_cli.kernels.derivatives import unsupported_context
 from vdrop_cli.kernels.masks import Masks, check_sizes
 from vdrop_cli.kernels.packing import zero_padding
+from vdrop_cli.kernels.reasons import one_line
 from vdrop_cli.kernels.weights import Norms, Weights
 
 __all__ = ["BACKENDS", "Masks", "Norms", "choose", "gru", "linear_cross_entropy", "lstm"]
@@ -46,13 +47,9 @@ def triton_import_error() -> str:
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
     except Exception as error:  # of another version of Triton or torch, by many names
-        return f"the Triton back end cannot be loaded ({type(error).__name__}: {first_line(error)})"
+        return f"the Triton back end cannot be loaded ({one_line(error)})"
     IMPLEMENTATIONS["triton"] = triton
     return ""
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 @lru_cache

@@ -21,6 +21,10 @@ from vdrop_cli.kernels.alignment import pad_columns
 from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
 from vdrop_cli.kernels.gates import (
+    ALL_GRU,
+    ALL_LSTM,
+    ONLY_N,
+    R_AND_Z,
     Gates,
     input_gradient,
     project_inputs,
@@ -42,10 +46,6 @@ SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
 # Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
 # is large enough.
 ROUNDED_CHUNKS = 4
-ALL_LSTM = slice(0, 4)
-ALL_GRU = slice(0, 3)
-R_AND_Z = slice(0, 2)
-ONLY_N = slice(2, 3)
 
 
 class Recurrence:
@@ -65,7 +65,7 @@ class Recurrence:
         self.masks_KBH = layout.masks_by_step(mask_TKBH)
         self.saved_inputs_KTBH: Tensor | None = None
         if self.masks_KBH is not None or w_hh.dtype != like.dtype:
-            shape = (self.groups, gates.time, gates.batch, gates.hidden)
+            shape = (self.groups, gates.time, gates.batch, gates.row_size)
             self.saved_inputs_KTBH = like.new_empty(shape, dtype=w_hh.dtype)
         saved = self.saved_inputs_KTBH
         self.inputs = None if saved is None else layout.unbind_steps(saved, 1)
@@ -148,10 +148,10 @@ class LSTM(torch.autograd.Function):
         h_after, c_after = layout.states_after(hs), layout.states_after(cs)
         g_TBH, tanh_c_TBH = torch.empty_like(h_after), torch.empty_like(c_after)
         masks_c = layout.masks_by_step(mask_c)
-        tensors = (*gates.view_GTBH, g_TBH, tanh_c_TBH, h_after, c_after)
+        tensors = (*gates.view_GTBR, g_TBH, tanh_c_TBH, h_after, c_after)
         by_step = (layout.unbind_steps(tensor) for tensor in tensors)
         for t, (all_gates, i, f, a_g, o, g, tanh_c, h_new, c_new) in enumerate(
-            zip(layout.unbind_steps(gates.view_GTBH, 1), *by_step, strict=True)
+            zip(layout.unbind_steps(gates.view_GTBR, 1), *by_step, strict=True)
         ):
             h, c = layout.active_rows(t, h), layout.active_rows(t, c)
             recurrence.add(t, h)
@@ -203,16 +203,16 @@ class LSTM(torch.autograd.Function):
         recurrence_grad = RecurrenceGradient(da, da_lowp, ALL_LSTM, layout, w_hh, mask_h)
         masks_c = layout.masks_by_step(mask_c)
         dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
-        da_i_f_g, da_o = layout.unbind_steps(da.view_GTBH[:3], 1), layout.unbind_steps(da.view_GTBH[3])
-        dc_dh, f = layout.unbind_steps(dc_dh_TBH), layout.unbind_steps(gates.view_GTBH[1])
+        da_i_f_g, da_o = layout.unbind_steps(da.view_GTBR[:3], 1), layout.unbind_steps(da.view_GTBR[3])
+        dc_dh, f = layout.unbind_steps(dc_dh_TBH), layout.unbind_steps(gates.view_GTBR[1])
         dh_last, dc_last = (layout.last_gradient(d, cs) for d in (dh_BH, dc_BH))
         dh, dc = dh_last[:0], dc_last[:0]
-        for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.hidden)):
+        for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.row_size)):
             # The factors of dc and dh in the gradients of the gates, for many steps at once.
             part = layout.block_slice(steps)
             g, tanh_c = g_TBH[part], tanh_c_TBH[part]
-            y_i, y_f, _, y_o = gates.view_GTBH[:, part]
-            factor_i, factor_f, factor_g, factor_o = da.view_GTBH[:, part]
+            y_i, y_f, _, y_o = gates.view_GTBR[:, part]
+            factor_i, factor_f, factor_g, factor_o = da.view_GTBR[:, part]
             sigmoid_gradient(g, y_i, out=factor_i)
             sigmoid_gradient(c_before_TBH[part], y_f, out=factor_f)
             tanh_gradient(y_i, g, out=factor_g)
@@ -269,7 +269,7 @@ class GRU(torch.autograd.Function):
         bias = b_ih if reset_after else b_ih + b_hh
         inputs_ND = project_inputs(gates, x_TBD, w_ih, bias, layout.pack_mask(mask_x))
         if reset_after:
-            gates.view_GTBH[R_AND_Z].add_(b_hh.view(3, 1, 1, -1)[R_AND_Z])
+            gates.view_GTBR[R_AND_Z].add_(b_hh.view(3, 1, 1, -1)[R_AND_Z])
         h = layout.sort(h_BH)
         hs = layout.allocate_states(h)
         h_after = layout.states_after(hs)
@@ -280,9 +280,9 @@ class GRU(torch.autograd.Function):
         n_inputs_TBH = torch.empty_like(h_after, dtype=compute_dtype)
         inner_TBH = torch.empty_like(h_after) if reset_after else None  # U_n (m ∘ h) + b
         inners = None if inner_TBH is None else layout.unbind_steps(inner_TBH)
-        by_step = (layout.unbind_steps(v) for v in (*gates.view_GTBH, n_inputs_TBH, h_after))
+        by_step = (layout.unbind_steps(v) for v in (*gates.view_GTBR, n_inputs_TBH, h_after))
         for t, (r_z, r, z, n, n_input, h_new) in enumerate(
-            zip(layout.unbind_steps(gates.view_GTBH[R_AND_Z], 1), *by_step, strict=True)
+            zip(layout.unbind_steps(gates.view_GTBR[R_AND_Z], 1), *by_step, strict=True)
         ):
             h = layout.active_rows(t, h)
             recurrence.add(t, h)
@@ -323,19 +323,19 @@ class GRU(torch.autograd.Function):
         recurrence_grad = RecurrenceGradient(da, da_lowp, R_AND_Z, layout, w_hh, mask_h)
         masks_n = layout.masks_by_step(select_gates(mask_h, ONLY_N))
         dys = None if dy_TBH is None else layout.unbind_steps(layout.pack(dy_TBH))
-        w_n = WeightMatrix(w_hh[2 * gates.hidden :].T, layout.max_rows)
+        w_n = WeightMatrix(w_hh[gates.rows(ONLY_N)].T, layout.max_rows)
         d_inner_TBH = torch.empty_like(inner_TBH) if inner_TBH is not None else None
         inners, d_inners = (v if v is None else layout.unbind_steps(v) for v in (inner_TBH, d_inner_TBH))
         # The gradient of the candidate's recurrent product, in the type of the products.
         d_product_TBH = torch.empty_like(n_inputs_TBH)
-        tensors = (*gates.view_GTBH[:2], *da.view_GTBH, d_product_TBH, before_TBH)
+        tensors = (*gates.view_GTBR[:2], *da.view_GTBR, d_product_TBH, before_TBH)
         by_step = list(zip(*(layout.unbind_steps(tensor) for tensor in tensors), strict=True))
         dh_last = layout.last_gradient(dh_BH, hs)
         dh = dh_last[:0]
-        for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.hidden)):
+        for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.row_size)):
             part = layout.block_slice(steps)
-            y_r, y_z, y_n = gates.view_GTBH[:, part]
-            factor_r, factor_z, factor_n = da.view_GTBH[:, part]
+            y_r, y_z, y_n = gates.view_GTBR[:, part]
+            factor_r, factor_z, factor_n = da.view_GTBR[:, part]
             torch.mul(y_r, 1 - y_r, out=factor_r)
             sigmoid_gradient(before_TBH[part] - y_n, y_z, out=factor_z)
             tanh_gradient(1 - y_z, y_n, out=factor_n)
@@ -363,14 +363,14 @@ class GRU(torch.autograd.Function):
         db_ih = sum_over_steps(da)
         db_hh = db_ih.clone()
         if d_inner_TBH is not None:
-            db_hh[2 * gates.hidden :] = d_inner_TBH.sum((0, 1))
+            db_hh[gates.rows(ONLY_N)] = d_inner_TBH.sum((0, 1))
         if da_lowp is not da:
-            da_lowp.view_GTBH[2].copy_(da.view_GTBH[2])
+            da_lowp.view_GTBR[2].copy_(da.view_GTBR[2])
         dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
         weight_gradient(da_lowp, ALL_GRU, inputs_ND, dw_ih)
         recurrent_ND = recurrent_inputs(saved_inputs_KTBH, before_TBH, len(gates.groups(R_AND_Z)))
         weight_gradient(da_lowp, R_AND_Z, recurrent_ND, dw_hh)
-        mm_into(dw_hh[2 * gates.hidden :], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
+        mm_into(dw_hh[gates.rows(ONLY_N)], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
         dx_TBD = None
         if ctx.needs_input_grad[0]:
             dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(mask_x), memory.dtype))

@@ -2,6 +2,7 @@
 loop over time and after it.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N rows of all steps
+R size of a row of a gate: H, or on CUDA that of an aligned row, at least H (`alignment.py`)
 K groups of gates: 1, or one for each gate
 """
 
@@ -12,6 +13,12 @@ from vdrop_cli.kernels.alignment import pad_columns
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout
 from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, mm_into, operand
+
+# Parts of the gates in the order of their rows.
+ALL_LSTM = slice(0, 4)
+ALL_GRU = slice(0, 3)
+R_AND_Z = slice(0, 2)
+ONLY_N = slice(2, 3)
 
 
 def differs_by_gate(mask: Tensor | None) -> bool:
@@ -31,7 +38,7 @@ def masked_input(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype, size: 
 class Gates:
     """One tensor of all gates and steps in which the memory of each product is regular.
 
-    Time first ([T, B, G·H]) when no mask differs by gate; gate first ([G, T, B, H]) when one does. In packed
+    Time first ([T, B, G·R]) when no mask differs by gate; gate first ([G, T, B, R]) when one does. In packed
     sequences (`packing.py`) T is the number of rows and B is 1.
     """
 
@@ -41,17 +48,17 @@ class Gates:
         self.by_gate = memory.dim() == 4
         self.time, self.batch = memory.shape[-3:-1]
         if self.by_gate:
-            self.hidden, self.view_GTBH = memory.shape[-1], memory
+            self.row_size, self.view_GTBR = memory.shape[-1], memory
         else:
-            self.hidden = memory.shape[-1] // gates
-            self.view_GTBH = memory.view(self.time, self.batch, gates, self.hidden).permute(2, 0, 1, 3)
+            self.row_size = memory.shape[-1] // gates
+            self.view_GTBR = memory.view(self.time, self.batch, gates, self.row_size).permute(2, 0, 1, 3)
 
     @classmethod
-    def allocate(cls, x_TBD: Tensor, hidden: int, gates: int, masks: Masks) -> "Gates":
-        """Memory for the gates of a layer with these masks."""
+    def allocate(cls, x_TBD: Tensor, row_size: int, gates: int, masks: Masks) -> "Gates":
+        """Memory for the gates of a layer with these masks, in rows of `row_size`."""
         time, batch, _ = x_TBD.shape
         by_gate = differs_by_gate(masks.x) or differs_by_gate(masks.h)
-        shape = (gates, time, batch, hidden) if by_gate else (time, batch, gates * hidden)
+        shape = (gates, time, batch, row_size) if by_gate else (time, batch, gates * row_size)
         return cls(x_TBD.new_empty(shape), gates)
 
     def empty_like(self, dtype: torch.dtype | None = None) -> "Gates":
@@ -60,7 +67,7 @@ class Gates:
 
     def rows(self, part: slice) -> slice:
         """The rows of a weight matrix that belong to some gates."""
-        return slice(part.start * self.hidden, part.stop * self.hidden)
+        return slice(part.start * self.row_size, part.stop * self.row_size)
 
     def weight_matrix(
         self, w_hh: Tensor, rows: int, *, transposed: bool = False
@@ -68,7 +75,7 @@ class Gates:
         """The recurrent weights of some gates, for products with about `rows` rows at each step; transposed,
         for products with the gradients of these gates.
         """
-        w = w_hh.view(-1, self.hidden, self.hidden) if self.by_gate else w_hh
+        w = w_hh.view(-1, self.row_size, self.row_size) if self.by_gate else w_hh
         w = w.mT if transposed else w
         return WeightMatrices(w, rows) if self.by_gate else WeightMatrix(w, rows)
 
@@ -77,13 +84,13 @@ class Gates:
         return [slice(g, g + 1) for g in range(part.start, part.stop)] if self.by_gate else [part]
 
     def matrix(self, group: slice) -> Tensor:
-        """A group of gates at every step as a matrix, [T·B, gates·H]."""
+        """A group of gates at every step as a matrix, [T·B, gates·R]."""
         if self.by_gate:
             return self.memory[group.start].flatten(0, 1)
         return self.memory.flatten(0, 1)[:, self.rows(group)]
 
     def unbind_steps(self, part: slice, layout: Layout | None = None) -> list[Tensor]:
-        """Some gates at each step, [gates, B, H] where each has its own product, else [B, gates·H]."""
+        """Some gates at each step, [gates, B, R] where each has its own product, else [B, gates·R]."""
         layout = layout or Layout(self.time, self.batch)
         if self.by_gate:
             return layout.unbind_steps(self.memory[part], 1)
@@ -113,7 +120,7 @@ def project_inputs(
     for group, input_ND in zip(gates.groups(all_gates), inputs_ND, strict=True):
         mm_into(gates.matrix(group), input_ND, w_ih[gates.rows(group)].T)
     if bias is not None:
-        gates.view_GTBH.add_(bias.view(gates.gates, 1, 1, -1))
+        gates.view_GTBR.add_(bias.view(gates.gates, 1, 1, -1))
     return inputs_ND
 
 
@@ -147,5 +154,5 @@ def weight_gradient(da_lowp: Gates, part: slice, inputs_ND: list[Tensor], dw: Te
 def sum_over_steps(da: Gates, dtype: torch.dtype | None = None) -> Tensor:
     """The gradient of the biases, [G·H], summed in `dtype` (None: that of `da`)."""
     if da.by_gate:
-        return da.view_GTBH.sum((1, 2), dtype=dtype).flatten()
+        return da.view_GTBR.sum((1, 2), dtype=dtype).flatten()
     return da.memory.flatten(0, 1).sum(0, dtype=dtype)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdrop_cli.kernels.reasons import one_line
+
 Loop = Callable[..., None]  # takes tensors by name; writes into some of them
 Tensors = Mapping[str, Tensor | None]
 
@@ -179,11 +181,8 @@ class Graphs:
             if self.strict:
                 raise
             self.failed.add(key)
-            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            warnings.warn(
-                f"{self.name} runs without a CUDA graph, which is slower: the capture failed with {why}",
-                stacklevel=2,
-            )
+            why = f"the capture failed with {one_line(error)}"
+            warnings.warn(f"{self.name} runs without a CUDA graph, which is slower: {why}", stacklevel=2)
             return None
         self.entries[key] = captured
         while len(self.entries) > 1 and (

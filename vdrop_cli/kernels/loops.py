@@ -13,28 +13,24 @@ import triton.language as tl
 from torch import Tensor
 
 from vdrop_cli.kernels import programs
-from vdrop_cli.kernels.gates import Gates, select_gates
+from vdrop_cli.kernels.gates import ALL_GRU, ALL_LSTM, ONLY_N, R_AND_Z, Gates, select_gates
 
 BLOCK = 128  # elements of H per program
 WARPS = 4
-ALL_LSTM = slice(0, 4)
-ALL_GRU = slice(0, 3)
-R_AND_Z = slice(0, 2)
-ONLY_N = slice(2, 3)
 
 
 def launch(
     program: Any, tensors: tuple[Tensor | None, ...], numbers: tuple[int, ...], gates: Gates, **constants: int
 ) -> None:
-    block = min(BLOCK, triton.next_power_of_2(gates.hidden))
+    block = min(BLOCK, triton.next_power_of_2(gates.row_size))
     acc = tl.float64 if gates.memory.dtype == torch.float64 else tl.float32
-    grid = (gates.batch, triton.cdiv(gates.hidden, block))
+    grid = (gates.batch, triton.cdiv(gates.row_size, block))
     program[grid](*tensors, *numbers, **constants, ACC=acc, BLOCK=block, num_warps=WARPS)
 
 
 def strides(gates: Gates) -> tuple[int, ...]:
     """The strides of the gates along G, T and B."""
-    return gates.view_GTBH.stride()[:3]
+    return gates.view_GTBR.stride()[:3]
 
 
 def mask_strides(mask: Tensor | None, dims: int) -> tuple[int, ...]:
@@ -51,7 +47,7 @@ class Recurrence:
 
     def __init__(self, gates: Gates, part: slice, w_hh: Tensor, mask_h: Tensor | None, h_BH: Tensor) -> None:
         w, mask_TKBH = w_hh[gates.rows(part)], select_gates(mask_h, part)
-        row = gates.hidden
+        row = gates.row_size
         self.groups = 1 if mask_TKBH is None else mask_TKBH.shape[1]
         self.inputs_KBR = w.new_zeros(self.groups, gates.batch, row)
         self.inputs_KBR[..., : h_BH.shape[1]] = h_BH if mask_TKBH is None else h_BH * mask_TKBH[0]
@@ -80,8 +76,8 @@ class RecurrenceGradient:
         self.product = torch.bmm if da.by_gate else torch.mm
         self.steps = da.unbind_steps(part)
         self.groups = count if da.by_gate else 1
-        self.w = w.view(count, da.hidden, da.hidden) if da.by_gate else w
-        self.grad_h_KBR = w.new_zeros(self.groups, da.batch, da.hidden)
+        self.w = w.view(count, da.row_size, da.row_size) if da.by_gate else w
+        self.grad_h_KBR = w.new_zeros(self.groups, da.batch, da.row_size)
         self.out = self.grad_h_KBR if da.by_gate else self.grad_h_KBR[0]
 
     def multiply(self, t: int) -> None:
@@ -96,8 +92,8 @@ class RecurrenceGradient:
 
 def zero_padding(gates: Gates, hidden: int) -> None:
     """Sets what lies beyond H in each row to zero, where the programs do not write."""
-    if gates.hidden > hidden:
-        gates.view_GTBH[..., hidden:] = 0
+    if gates.row_size > hidden:
+        gates.view_GTBR[..., hidden:] = 0
 
 
 def lstm_loop(
@@ -117,7 +113,7 @@ def lstm_loop(
     recurrence = Recurrence(gates, ALL_LSTM, w_hh, mask_h, h[0])
     tensors = (a, recurrence.p, h, c, recurrence.inputs_KBR, mask_h, mask_c, lengths)
     strided = (*strides(gates), *recurrence.p_strides, *mask_strides(mask_h, 2), *mask_strides(mask_c, 1))
-    numbers = (gates.time, gates.batch, h.shape[2], gates.hidden, *strided)
+    numbers = (gates.time, gates.batch, h.shape[2], gates.row_size, *strided)
     for t in range(gates.time):
         recurrence.multiply()
         launch(programs.lstm_forward, tensors, (t, *numbers), gates, GROUPS=recurrence.groups)
@@ -144,7 +140,7 @@ def lstm_backward_loop(
     recurrence_grad = RecurrenceGradient(gate_gradients, ALL_LSTM, w_hh)
     tensors = (a, c, dy, dcells, dh, dc, da, recurrence_grad.grad_h_KBR, mask_h, mask_c, lengths)
     strided = (*strides(gates), *mask_strides(mask_h, 2), *mask_strides(mask_c, 1))
-    numbers = (gates.time, gates.batch, c.shape[2], gates.hidden, *strided)
+    numbers = (gates.time, gates.batch, c.shape[2], gates.row_size, *strided)
     for t in reversed(range(gates.time)):
         launch(programs.lstm_backward, tensors, (t, *numbers), gates, GROUPS=recurrence_grad.groups)
         recurrence_grad.multiply(t)
@@ -171,10 +167,10 @@ def gru_loop(
     h[0] = h_BH
     a_strides, m_strides = strides(gates), mask_strides(mask_h, 2)
     recurrence = Recurrence(gates, R_AND_Z if inner is None else ALL_GRU, w_hh, mask_h, h[0])
-    sizes = (gates.time, gates.batch, h.shape[2], gates.hidden)
+    sizes = (gates.time, gates.batch, h.shape[2], gates.row_size)
     p, inputs = recurrence.p, recurrence.inputs_KBR
     with_p = (*a_strides, *recurrence.p_strides, *m_strides)
-    w_n, (n_inputs_BR, n_BR) = w_hh[gates.rows(ONLY_N)].T, w_hh.new_zeros(2, gates.batch, gates.hidden)
+    w_n, (n_inputs_BR, n_BR) = w_hh[gates.rows(ONLY_N)].T, w_hh.new_zeros(2, gates.batch, gates.row_size)
     for t in range(gates.time):
         recurrence.multiply()
         if inner is None:
@@ -210,11 +206,11 @@ def gru_backward_loop(
     if dp is not None:
         part, product_gradients = ALL_GRU, Gates(dp, 3)
         zero_padding(product_gradients, h.shape[2])
-    sizes = (gates.time, gates.batch, h.shape[2], gates.hidden)
+    sizes = (gates.time, gates.batch, h.shape[2], gates.row_size)
     strided = (*strides(gates), *mask_strides(mask_h, 2))
     recurrence_grad = RecurrenceGradient(product_gradients, part, w_hh)
-    w_n, n_steps = w_hh[gates.rows(ONLY_N)], gate_gradients.view_GTBH[2].unbind(0)
-    n_grad_BR = w_hh.new_empty(gates.batch, gates.hidden)
+    w_n, n_steps = w_hh[gates.rows(ONLY_N)], gate_gradients.view_GTBR[2].unbind(0)
+    n_grad_BR = w_hh.new_empty(gates.batch, gates.row_size)
     tensors = (a, h, inner, dy, dh, da, dp, recurrence_grad.grad_h_KBR, mask_h, lengths)
     for t in reversed(range(gates.time)):
         launch(programs.gru_backward, tensors, (t, *sizes, *strided), gates, GROUPS=recurrence_grad.groups)

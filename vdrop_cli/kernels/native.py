@@ -20,6 +20,9 @@ from torch import Tensor
 from vdrop_cli.kernels import compiler, fused, normed
 from vdrop_cli.kernels.autograd import without_autocast
 from vdrop_cli.kernels.gates import (
+    ALL_LSTM,
+    ONLY_N,
+    R_AND_Z,
     Gates,
     input_gradient,
     masked_inputs,
@@ -31,7 +34,7 @@ from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import Layer, Tensors, empty_states, gru_operator, lstm_operator, writable
 from vdrop_cli.kernels.packing import layout_for
 from vdrop_cli.kernels.products import mm_into, operand
-from vdrop_cli.kernels.self_check import Cell, largest_error
+from vdrop_cli.kernels.self_check import Cell, largest_error, mismatch
 from vdrop_cli.kernels.weights import Weights
 
 __all__ = ["gru", "linear_cross_entropy", "lstm", "supports", "unavailable_reason"]
@@ -286,9 +289,9 @@ class Pass:
         data.first = self.pointer(torch.tensor(self.layout.step_offsets, dtype=torch.int64))
         data.places = self.pointer(self.layout.padded_rows)
         data.gates = self.pointer(self.gates.memory)
-        data.gate_stride, _, data.gate_row, _ = self.gates.view_GTBH.stride()
+        data.gate_stride, _, data.gate_row, _ = self.gates.view_GTBR.stride()
         if self.layout.is_packed:  # each row is a step of a batch of one
-            data.gate_row = self.gates.view_GTBH.stride(1)
+            data.gate_row = self.gates.view_GTBR.stride(1)
         mask_h, mask_c = self.layout.sort_mask(layer.mask_h), self.layout.sort_mask(layer.mask_c)
         data.mask_h = self.mask(mask_h)
         data.mask_c = self.mask(None if mask_c is None else mask_c[:, None])
@@ -377,7 +380,7 @@ class Gradients:
         else:
             self.as_gates = work.gates.empty_like()
             self.memory = self.as_gates.memory
-            stride, steps, rows, _ = self.as_gates.view_GTBH.stride()
+            stride, steps, rows, _ = self.as_gates.view_GTBR.stride()
             work.data.da_row, work.data.da_stride = (steps if work.layout.is_packed else rows), stride
         work.data.da = work.pointer(self.memory)
         self.inner_NH = like.new_empty(0)
@@ -401,7 +404,7 @@ class Gradients:
             work = self.work
             da_lowp = work.gates.empty_like(torch.bfloat16)
             rows_GNH = self.memory[..., : work.hidden].permute(1, 0, 2)
-            da_lowp.view_GTBH.copy_(rows_GNH.view_as(da_lowp.view_GTBH))
+            da_lowp.view_GTBR.copy_(rows_GNH.view_as(da_lowp.view_GTBR))
             self.as_gates = da_lowp
         return self.as_gates
 
@@ -492,14 +495,13 @@ def lstm_backward(
     work.run("lstm_backward")
     dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
     gradients.input_weights(dw_ih)
-    gradients.recurrent_weights(slice(0, 4), work.layout.states_before(work.states(hs)), dw_hh)
+    gradients.recurrent_weights(ALL_LSTM, work.layout.states_before(work.states(hs)), dw_hh)
     db = gradients.bias()[:4].flatten()
     dx = work.layout.unpack(gradients.inputs())
     return work.layout.unsort(dh), work.layout.unsort(dc), dx, dw_ih, dw_hh, db, db.clone()
 
 
 apply_lstm = lstm_operator("native_lstm", lstm_forward, lstm_backward)
-R_AND_Z, ONLY_N = slice(0, 2), slice(2, 3)
 
 
 def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> Tensors:
@@ -560,14 +562,14 @@ def candidate_weights(gradients: Gradients, before_TBH: Tensor, out: Tensor, res
     work = gradients.work
     mask_n = select_gates(work.layout.pack_mask(work.layer.mask_h), ONLY_N)
     if not reset_after:
-        before_TBH = work.gates.view_GTBH[0] * before_TBH
+        before_TBH = work.gates.view_GTBR[0] * before_TBH
     (inputs_NH,) = masked_inputs(Gates(before_TBH, 1), slice(0, 1), before_TBH, work.compute_dtype, mask_n)
     if reset_after:
         d_NH = gradients.inner_NH[:, : work.hidden]
     elif gradients.bf16:
         d_NH = gradients.memory[:, 2, : work.hidden]
     else:
-        d_NH = gradients.gates().view_GTBH[2].flatten(0, 1)
+        d_NH = gradients.gates().view_GTBR[2].flatten(0, 1)
     if work.amx:
         gemm(out, [(transposed_rows(d_NH), packed_rows(inputs_NH, work.hidden))], transposed=True)
     else:
@@ -756,10 +758,7 @@ def unavailable_reason() -> str:
     cells: dict[str, Cell] = {"lstm": lstm, "gru": gru}
     try:
         feature_bits()
-        # The caller may be in any of these modes.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            errors = [largest_error(name, cell, device) for name, cell in cells.items()]
-    except compiler.CompilerError as error:
-        return str(error)
-    too_large = [error for error in errors if not error < TOLERANCE]  # or NaN
-    return f"the self-check of the compiled kernels is off by {too_large[0]:.1g}" if too_large else ""
+        error = mismatch(lambda name: largest_error(name, cells[name], device), device, TOLERANCE)
+    except compiler.CompilerError as failure:
+        return str(failure)
+    return f"the self-check of the compiled kernels is {error}" if error else ""

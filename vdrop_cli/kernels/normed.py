@@ -16,14 +16,13 @@ from torch import Tensor
 from vdrop_cli.kernels import reference
 from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
-from vdrop_cli.kernels.gates import select_gates
+from vdrop_cli.kernels.gates import ONLY_N, R_AND_Z, select_gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout, layout_for
 from vdrop_cli.kernels.products import operand
 from vdrop_cli.kernels.weights import Weights
 
 EPS = 1e-5  # added to the variance, as torch's layer norm
-R_AND_Z, ONLY_N = slice(0, 2), slice(2, 3)
 
 
 class Normalised:
@@ -121,6 +120,13 @@ def unbind_rows(layout: Layout, rows_NX: Tensor) -> list[Tensor]:
 Moments = tuple[Tensor, ...]
 
 
+def store_moments(moments: Moments, *norms: Normalised) -> None:
+    """Copies the moments of these layer norms to where the backward pass reads them."""
+    computed = [value for norm in norms for value in (norm.mean_N, norm.rstd_N)]
+    for moment, value in zip(moments, computed, strict=True):
+        moment.copy_(value)
+
+
 class Steps:
     """A step without its products, in torch's operations, which writes its results into its arguments.
 
@@ -152,9 +158,7 @@ class Steps:
             c.mul_(mask)
         norm_c = Normalised(c, gain_c, bias_c)
         torch.mul(o, torch.tanh(norm_c.y_NX, out=tanh_c), out=h)
-        computed = (norm_u.mean_N, norm_u.rstd_N, norm_c.mean_N, norm_c.rstd_N)
-        for moment, value in zip(moments, computed, strict=True):
-            moment.copy_(value)
+        store_moments(moments, norm_u, norm_c)
 
     @staticmethod
     def lstm_backward(
@@ -192,8 +196,7 @@ class Steps:
     def gru_gates(rz: Tensor, u: Tensor, gain: Tensor, moments: Moments) -> None:
         norm_u = Normalised(u, gain)
         rz.add_(norm_u.y_NX).sigmoid_()
-        for moment, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
-            moment.copy_(value)
+        store_moments(moments, norm_u)
 
     @staticmethod
     def gru_candidate(
@@ -213,8 +216,7 @@ class Steps:
         v.copy_(norm_u.y_NX)
         n.add_(r * v if reset_after else v).tanh_()
         torch.lerp(n, h_before, z, out=h)
-        for moment, value in zip(moments, (norm_u.mean_N, norm_u.rstd_N), strict=True):
-            moment.copy_(value)
+        store_moments(moments, norm_u)
 
     @staticmethod
     def gru_candidate_backward(

@@ -45,3 +45,15 @@ def largest_error(cell: str, function: Cell, device: torch.device, passes: int =
         for actual, exact in zip(results(function), expected, strict=True)
     ]
     return torch.stack(errors).max().item()
+
+
+def mismatch(check: Callable[[str], float], device: torch.device, tolerance: float) -> str:
+    """By how much a back end differs from the definition, as "off by 0.2"; empty within the tolerance.
+
+    `check` returns the largest relative error of `lstm` or `gru` on the device, and may raise.
+    """
+    # The caller may be in any of these modes.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        errors = [check(cell) for cell in ("lstm", "gru")]
+    too_large = [error for error in errors if not error < tolerance]  # or NaN
+    return f"off by {too_large[0]:.1g}" if too_large else ""

@@ -19,6 +19,9 @@ from vdrop_cli.kernels import programs
 from vdrop_cli.kernels.alignment import pad_bias, pad_weights, unpad_bias, unpad_weights
 from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
+    ALL_LSTM,
+    ONLY_N,
+    R_AND_Z,
     Gates,
     input_gradient,
     masked_inputs,
@@ -27,15 +30,7 @@ from vdrop_cli.kernels.gates import (
     weight_gradient,
 )
 from vdrop_cli.kernels.graphs import Graphs
-from vdrop_cli.kernels.loops import (
-    ALL_LSTM,
-    ONLY_N,
-    R_AND_Z,
-    gru_backward_loop,
-    gru_loop,
-    lstm_backward_loop,
-    lstm_loop,
-)
+from vdrop_cli.kernels.loops import gru_backward_loop, gru_loop, lstm_backward_loop, lstm_loop
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import (
     PASS_CONTEXT,
@@ -47,7 +42,8 @@ from vdrop_cli.kernels.operators import (
     writable,
 )
 from vdrop_cli.kernels.products import mm_into
-from vdrop_cli.kernels.self_check import largest_error
+from vdrop_cli.kernels.reasons import one_line
+from vdrop_cli.kernels.self_check import largest_error, mismatch
 from vdrop_cli.kernels.weights import Weights
 
 __all__ = ["gru", "linear_cross_entropy", "lstm", "unavailable_reason"]
@@ -94,7 +90,7 @@ def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor
 def project_lstm(layer: Layer) -> Gates:
     """The input products with all biases."""
     gates, hidden = layer.gates(is_aligned=True), layer.w_hh.shape[1]
-    bias = pad_bias(layer.b_ih + layer.b_hh, hidden, gates.hidden)
+    bias = pad_bias(layer.b_ih + layer.b_hh, hidden, gates.row_size)
     project_inputs(gates, layer.x, aligned(layer, layer.w_ih), bias, layer.mask_x)
     return gates
 
@@ -115,20 +111,20 @@ def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
     """The gates of all steps, computed from the states of all steps."""
     gates = project_lstm(layer)
     add_products(gates, ALL_LSTM, aligned(layer, layer.w_hh), recurrent_inputs(layer, gates, ALL_LSTM, hs))
-    g_TBH = gates.view_GTBH[2].tanh()
+    g_TBH = gates.view_GTBR[2].tanh()
     gates.memory.sigmoid_()
-    gates.view_GTBH[2].copy_(g_TBH)
+    gates.view_GTBR[2].copy_(g_TBH)
     return gates
 
 
 def recurrent_inputs(layer: Layer, gates: Gates, part: slice, hs: Tensor) -> list[Tensor]:
     """The inputs of the recurrent products of each group of gates at all steps, [T·B, R]."""
-    return masked_inputs(gates, part, hs[:-1], layer.compute_dtype, layer.mask_h, gates.hidden)
+    return masked_inputs(gates, part, hs[:-1], layer.compute_dtype, layer.mask_h, gates.row_size)
 
 
 def weight_gradients(layer: Layer, weights: Tensor, *products: tuple[Gates, slice, list[Tensor]]) -> Tensor:
     """The gradient of weights from those of products, each of some gates, and the inputs of these."""
-    hidden, row, (inputs_NS, *_) = layer.w_hh.shape[1], products[0][0].hidden, products[0][2]
+    hidden, row, (inputs_NS, *_) = layer.w_hh.shape[1], products[0][0].row_size, products[0][2]
     padded = inputs_NS.new_empty(len(weights) // hidden * row, inputs_NS.shape[1])
     for gates, part, inputs in products:
         weight_gradient(gates, part, inputs, padded)
@@ -145,7 +141,7 @@ def input_gradients(layer: Layer, da: Gates) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bias_gradient(layer: Layer, da: Gates) -> Tensor:
-    return unpad_bias(sum_over_steps(da, layer.b_ih.dtype), layer.w_hh.shape[1], da.hidden)
+    return unpad_bias(sum_over_steps(da, layer.b_ih.dtype), layer.w_hh.shape[1], da.row_size)
 
 
 def lstm_backward(
@@ -192,15 +188,15 @@ def project_gru(layer: Layer, reset_after: bool) -> Gates:
     bias = layer.b_ih + layer.b_hh
     if reset_after:
         bias[2 * hidden :] = layer.b_ih[2 * hidden :]
-    bias = pad_bias(bias, hidden, gates.hidden)
+    bias = pad_bias(bias, hidden, gates.row_size)
     project_inputs(gates, layer.x, aligned(layer, layer.w_ih), bias, layer.mask_x)
     return gates
 
 
 def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) -> list[Tensor]:
     """The inputs of the candidate's recurrent product at all steps, [T·B, R]."""
-    h_TBH = hs[:-1] if reset_after else hs[:-1] * gates.view_GTBH[0, ..., : hs.shape[2]]
-    return masked_inputs(gates, ONLY_N, h_TBH, layer.compute_dtype, layer.mask_h, gates.hidden)
+    h_TBH = hs[:-1] if reset_after else hs[:-1] * gates.view_GTBR[0, ..., : hs.shape[2]]
+    return masked_inputs(gates, ONLY_N, h_TBH, layer.compute_dtype, layer.mask_h, gates.row_size)
 
 
 def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...]:
@@ -219,7 +215,7 @@ def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tenso
     """The gates of all steps, and the products U_n (m ∘ h) + b, computed from the states of all steps."""
     gates, w_hh, hidden = project_gru(layer, reset_after), aligned(layer, layer.w_hh), hs.shape[2]
     add_products(gates, R_AND_Z, w_hh, recurrent_inputs(layer, gates, R_AND_Z, hs))
-    r_TBR, z_TBR, n_TBR = gates.view_GTBH
+    r_TBR, z_TBR, n_TBR = gates.view_GTBR
     r_TBR.sigmoid_()
     z_TBR.sigmoid_()
     (n_input_NR,) = candidate_inputs(layer, gates, hs, reset_after)
@@ -292,16 +288,10 @@ def unavailable_reason(device: torch.device) -> str:
             "a cell once before the capture"
         )
     try:
-        # The caller may be in any of these modes.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            errors = [self_check(device, cell) for cell in ("lstm", "gru")]
+        error = mismatch(lambda cell: self_check(device, cell), device, TOLERANCE)
     except Exception as failure:  # of Triton, its compiler or the driver, by many names
-        return (
-            f"the self-check failed with {type(failure).__name__}: "
-            f"{str(failure).strip().partition(chr(10))[0]}"
-        )
-    too_large = [error for error in errors if not error < TOLERANCE]  # or NaN
-    return f"the self-check is off by {too_large[0]:.1g}" if too_large else ""
+        return f"the self-check failed with {one_line(failure)}"
+    return f"the self-check is {error}" if error else ""
 
 
 def self_check(device: torch.device, cell: str) -> float:
