@@ -745,14 +745,9 @@ def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
-    if lengths.shape != (x_TBD.shape[1],):
-        raise ValueError(f"lengths must be [{x_TBD.shape[1]}], got {list(lengths.shape)}")
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    kernels.check_lengths(lengths, x_TBD)
+    if not kernels.is_readable(lengths):
         torch._assert_async((lengths >= 0).all(), "lengths must be at least 0")
-    elif bool((lengths < 0).any()):
-        raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
     return lengths.to(x_TBD.device, torch.int64)
 
 

@@ -114,12 +114,19 @@ def fastest_available(device: torch.device) -> str:
     return fastest
 
 
-def choose_for_call(backend: str, x: Tensor, compute_dtype: torch.dtype | None) -> str:
-    """The back end for one call. `auto` is `fused` for types that `native` has no kernels for.
+def choose_for_call(
+    backend: str, x: Tensor, compute_dtype: torch.dtype | None, *, has_norms: bool = False
+) -> str:
+    """The back end for one call. `auto` is `fused` for types that `native` has no kernels for, and on a GPU
+    with layer norm.
 
-    Raises ValueError inside a transform of `torch.func`, which only `reference` supports, and where `native`
-    lacks the type.
+    Raises ValueError inside a transform of `torch.func`, which only `reference` supports, where `native`
+    lacks the type, and for layer norm by `triton`.
     """
+    if has_norms:
+        if backend == "triton":
+            raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
+        backend, compute_dtype = "fused" if backend == "auto" and x.is_cuda else backend, None
     if check_name(backend) != "reference" and (context := unsupported_context()):
         raise ValueError(f'backend={backend} does not support {context}; use backend="reference"')
     name: str = choose(backend, x.device)
@@ -145,7 +152,16 @@ def check(
     """Raises ValueError with the name of an argument whose shape, type or device does not fit."""
     if x_TBD.dim() != 3 or len(x_TBD) == 0:
         raise ValueError(f"x must be [T, B, D] with T ≥ 1, got {list(x_TBD.shape)}")
-    time, batch, inputs = x_TBD.shape
+    check_weights(gates, x_TBD, states, weights)
+    check_masks(gates, x_TBD, weights, masks)
+    if lengths is not None:
+        check_lengths(lengths, x_TBD)
+        check_device("lengths", lengths, x_TBD)
+
+
+def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: Weights) -> None:
+    """Raises ValueError for weights and first states that do not fit the input or each other."""
+    _, batch, inputs = x_TBD.shape
     w_ih, w_hh, b_ih, b_hh, w_hr, _ = weights
     hidden = w_ih.shape[0] // gates
     state = w_hr.shape[0] if w_hr is not None else hidden  # of h, which a projection makes smaller
@@ -166,6 +182,10 @@ def check(
         if tensor.dtype != x_TBD.dtype:
             raise ValueError(f"{name} must be {x_TBD.dtype} like x, got {tensor.dtype}")
         check_device(name, tensor, x_TBD)
+
+
+def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> None:
+    """Raises ValueError for masks that do not fit the input and the weights, which fit each other."""
     for name, mask in zip(("x", "h", "c"), masks, strict=True):
         if mask is None:
             continue
@@ -174,17 +194,25 @@ def check(
                 f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data"
             )
         check_device(f"masks.{name}", mask, x_TBD)
-    check_sizes(masks, time, gates, batch, inputs, state, hidden)
-    if lengths is not None:
-        if lengths.shape != (batch,):
-            raise ValueError(f"lengths must be [{batch}], got {list(lengths.shape)}")
-        if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
-        check_device("lengths", lengths, x_TBD)
-        # On a GPU the check would have to wait for it.
-        is_readable = not lengths.is_cuda and not torch.compiler.is_compiling()
-        if is_readable and bool((lengths < 0).any()):
-            raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
+    hidden, state = weights.w_ih.shape[0] // gates, weights.w_hh.shape[1]
+    check_sizes(masks, len(x_TBD), gates, *x_TBD.shape[1:], state, hidden)
+
+
+def check_lengths(lengths: Tensor, x_TBD: Tensor) -> None:
+    """Raises ValueError for lengths that are not a whole number of at least 0 for each sequence; their signs
+    are checked where they are readable.
+    """
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
+    if lengths.shape != (x_TBD.shape[1],):
+        raise ValueError(f"lengths must be [{x_TBD.shape[1]}], got {list(lengths.shape)}")
+    if is_readable(lengths) and bool((lengths < 0).any()):
+        raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor can be read without a wait for a device, and not in compiled code."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
@@ -204,13 +232,6 @@ def prepare_padding(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[T
     if name in ("fused", "native"):
         return x_TBD, lengths
     return zero_padding(x_TBD, lengths), lengths
-
-
-def choose_with_norm(backend: str, x: Tensor) -> str:
-    """The back end for one call of a cell with layer norm; `auto` on a GPU is `fused`."""
-    if backend == "triton":
-        raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
-    return choose_for_call("fused" if backend == "auto" and x.is_cuda else backend, x, None)
 
 
 def lstm(
@@ -251,10 +272,7 @@ def lstm(
         x_TBD, lengths = prepare_padding(x_TBD, lengths, "reference")
         with torch.autocast(x_TBD.device.type, enabled=False):
             return reference.lstm(x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells)
-    if norms is None:
-        name = choose_for_call(backend, x_TBD, compute_dtype)
-    else:
-        name = choose_with_norm(backend, x_TBD)
+    name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None)
     x_TBD, lengths = prepare_padding(x_TBD, lengths, name)
     return IMPLEMENTATIONS[name].lstm(
         x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells, recompute=recompute
@@ -289,10 +307,7 @@ def gru(
     check(3, x_TBD, (h_BH,), weights, masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
-    if norms is None:
-        name = choose_for_call(backend, x_TBD, compute_dtype)
-    else:
-        name = choose_with_norm(backend, x_TBD)
+    name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None)
     x_TBD, lengths = prepare_padding(x_TBD, lengths, name)
     return IMPLEMENTATIONS[name].gru(
         x_TBD, h_BH, weights, masks, lengths, compute_dtype, reset_after=reset_after, recompute=recompute
