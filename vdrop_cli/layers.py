@@ -132,6 +132,43 @@ def checked_sizes(hidden_size: int | Sequence[int], num_layers: int) -> tuple[in
     return tuple(hidden_size)
 
 
+def joined_sizes(hidden_sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The sizes of all layers as the argument `hidden_size`: one size where they are equal."""
+    return hidden_sizes[0] if len(set(hidden_sizes)) == 1 else hidden_sizes
+
+
+def require_possible_options(
+    cell: Cell,
+    input_size: int,
+    hidden_sizes: tuple[int, ...],
+    num_layers: int,
+    *,
+    proj_size: int,
+    residual: bool,
+    bidirectional: bool,
+    reverse: bool,
+) -> None:
+    """Raises ValueError for sizes and combinations of options that a layer cannot have."""
+    sizes = [("hidden_size", size) for size in hidden_sizes]
+    for name, size in (("input_size", input_size), *sizes, ("num_layers", num_layers)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    hidden_size = joined_sizes(hidden_sizes)
+    if (proj_size or residual) and isinstance(hidden_size, tuple):
+        name, unset = ("proj_size", 0) if proj_size else ("residual", False)
+        raise ValueError(
+            f"{name} must be {unset} where the sizes of the layers differ, got hidden_size={hidden_size}"
+        )
+    if residual and num_layers == 1:
+        raise ValueError("residual must be False in a single layer")
+    if not 0 <= proj_size < min(hidden_sizes):
+        raise ValueError(f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}")
+    if proj_size and cell is not Cell.lstm:
+        raise ValueError("proj_size must be 0 for a GRU: only an LSTM has projections")
+    if bidirectional and reverse:
+        raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
+
+
 def check_policy(dropout: object, cell: Cell, layers: int, *, is_chain: bool = True) -> None:
     """Raises TypeError or ValueError for a policy that the layer cannot apply.
 
@@ -224,35 +261,18 @@ class Recurrent(nn.Module):
         super().__init__()
         self.hidden_sizes = checked_sizes(hidden_size, num_layers)
         num_layers = num_layers if num_layers < 1 else len(self.hidden_sizes)
-        for name, size in (
-            ("input_size", input_size),
-            *(("hidden_size", size) for size in self.hidden_sizes),
-            ("num_layers", num_layers),
-        ):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        self.has_equal_sizes = len(set(self.hidden_sizes)) == 1
-        self.hidden_size: int | tuple[int, ...] = (
-            self.hidden_sizes[0] if self.has_equal_sizes else self.hidden_sizes
+        require_possible_options(
+            self.cell,
+            input_size,
+            self.hidden_sizes,
+            num_layers,
+            proj_size=proj_size,
+            residual=residual,
+            bidirectional=bidirectional,
+            reverse=reverse,
         )
-        if (proj_size or residual) and not self.has_equal_sizes:
-            name, unset = ("proj_size", 0) if proj_size else ("residual", False)
-            raise ValueError(
-                f"{name} must be {unset} where the sizes of the layers differ, got "
-                f"hidden_size={self.hidden_size}"
-            )
-        if residual and num_layers == 1:
-            raise ValueError("residual must be False in a single layer")
-        if not 0 <= proj_size < min(self.hidden_sizes):
-            raise ValueError(
-                f"proj_size must be at least 0 and below hidden_size={self.hidden_size}, got {proj_size}"
-            )
-        if proj_size and self.cell is not Cell.lstm:
-            raise ValueError(f"proj_size must be 0 for a {type(self).__name__}: only an LSTM has projections")
-        if bidirectional and reverse:
-            raise ValueError(
-                "reverse must be False with bidirectional=True, which has a backward layer already"
-            )
+        self.has_equal_sizes = len(set(self.hidden_sizes)) == 1
+        self.hidden_size = joined_sizes(self.hidden_sizes)
         self.input_size, self.num_layers, self.residual = input_size, num_layers, residual
         self.bias, self.batch_first = bias, batch_first
         self.bidirectional, self.reverse = bidirectional, reverse
@@ -264,12 +284,7 @@ class Recurrent(nn.Module):
         if num_layers == 1 and dropout and not isinstance(dropout, Dropout):
             level = 2 if type(self).__init__ is Recurrent.__init__ else 3
             warnings.warn("dropout between layers has no effect with num_layers=1", stacklevel=level)
-        for layer in range(num_layers):
-            for suffix in self.suffixes(layer):
-                for name, shape in self.weight_shapes(layer).items():
-                    self.register_parameter(
-                        f"{name}{suffix}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                    )
+        self.register_weights(device, dtype)
         self.reset_parameters()
 
     @property
@@ -329,6 +344,14 @@ class Recurrent(nn.Module):
             if self.cell is Cell.lstm:
                 shapes |= {"norm_c": (hidden_size,), "norm_c_bias": (hidden_size,)}
         return shapes
+
+    def register_weights(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """Adds the parameters of all layers and directions, with undefined values."""
+        for layer in range(self.num_layers):
+            for suffix in self.suffixes(layer):
+                for name, shape in self.weight_shapes(layer).items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(f"{name}{suffix}", parameter)
 
     def reset_parameters(self) -> None:
         """Initialises weights uniformly in ±1/√H, with the random numbers of `torch.nn.LSTM`.
