@@ -29,7 +29,7 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 def drawn(cell: str, policy: str, step: int = 0) -> ModelMasks:
-    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.for_layers()
+    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.to_policy()
     return draw(
         dropout, MaskShape(TIME, BATCH, (INPUT, HIDDEN), HIDDEN, GATES[cell]), Stream((1, "test", step))
     )
@@ -171,7 +171,7 @@ def test_the_mask_of_the_head_is_new_at_every_step_with_policies_that_are(policy
 def test_words_can_be_dropped_beside_naive_masks() -> None:
     """By type, held for the sequence, as in the authors' scripts."""
     masks = draw(
-        settings("dropout=naive_word", "dropout.p_word=0.5").dropout.for_layers(),
+        settings("dropout=naive_word", "dropout.p_word=0.5").dropout.to_policy(),
         MaskShape(TIME, BATCH, (INPUT,), HIDDEN, 4),
         Stream((0,)),
     )
@@ -203,7 +203,7 @@ def test_masks_and_word_dropout_have_different_random_numbers(
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
 def test_the_standard_approximation_takes_the_mean_of_each_mask(policy: str) -> None:
     """Of many that are drawn; one, where it is None."""
-    dropout = settings(f"dropout={policy}").dropout.for_layers()
+    dropout = settings(f"dropout={policy}").dropout.to_policy()
     drawn_masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,))).layers[0]
     for mask, mean in zip(drawn_masks, mean_masks(dropout, 1, torch.zeros(1)).layers[0], strict=True):
         expected = 1.0 if mask is None else mask.mean().item()
@@ -255,7 +255,7 @@ def test_probability_zero_is_no_mask() -> None:
 @pytest.mark.parametrize("policy", ["variational_untied", "moon_word"])
 def test_masks_are_drawn_on_the_cpu_whatever_torchs_default_device_is(policy: str) -> None:
     """On a GPU the same random numbers would be others; the device "meta" has none at all."""
-    dropout, shape = settings(f"dropout={policy}").dropout.for_layers(), MaskShape(3, 2, (5,), 7, 4)
+    dropout, shape = settings(f"dropout={policy}").dropout.to_policy(), MaskShape(3, 2, (5,), 7, 4)
     expected = draw(dropout, shape, Stream((1,)))
     with torch.device("meta"):
         masks = draw(dropout, shape, Stream((1,)))

@@ -61,7 +61,7 @@ def layers_of(cell: str, policy: str, hidden: int, **options: Any) -> tuple[Recu
     """Two layers, masks for 35 steps of 20 sequences, and inputs, from a fixed seed."""
     torch.manual_seed(0)
     settings_of_model = settings("model=lstm_medium", f"dropout={policy}", "dropout.p_word=0")
-    dropout: Dropout = settings_of_model.dropout.for_layers()
+    dropout: Dropout = settings_of_model.dropout.to_policy()
     layers = {"lstm": LSTM, "gru": GRU}[cell](hidden, hidden, 2, dropout=dropout, **options)
     masks = draw(
         dropout, MaskShape(35, 20, (hidden, hidden), hidden, GATES[layers.cell]), Stream((1, policy))
@@ -108,7 +108,7 @@ def test_cells_of_published_sizes_agree_with_the_definition(
 
 def test_masks_are_those_of_the_cpu() -> None:
     for policy in ("naive", "variational_untied", "moon_word"):
-        dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.for_layers()
+        dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.to_policy()
         here, there = (
             draw(dropout, MaskShape(3, 2, (5,), 7, 4), Stream((1,)), device) for device in ("cpu", CUDA)
         )
@@ -135,7 +135,7 @@ def test_masks_drawn_ahead_are_those_that_are_drawn_in_time(
         train.run(config)
         losses.append(step_losses(tmp_path / str(ahead)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) > 10
-    model = LanguageModel(config.model, config.dropout.for_layers(), 10).to(CUDA)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 10).to(CUDA)
     assert all(m is None or m.is_pinned() for m in model.host_masks(3, 2, Stream((1,))).layers[0])
 
 
@@ -381,7 +381,7 @@ def test_a_run_trains_and_evaluates_and_says_with_what(vdrop: Vdrop, tmp_path: P
 def test_mc_evaluation_on_a_gpu_resumes_where_it_was_stopped() -> None:
     """From passes saved on the CPU, in the middle of a pass and after some."""
     train = settings("model=lstm_small", "model.hidden_size=16", "dropout=variational")
-    model = LanguageModel(train.model, train.dropout.for_layers(), 50)
+    model = LanguageModel(train.model, train.dropout.to_policy(), 50)
     model.initialise(0.5, Stream((1,)))
     model.to(CUDA)
     stream_N = (torch.arange(400) * 7 % 50).to(CUDA)

@@ -15,7 +15,7 @@ from vdrop_cli.random_streams import Stream
 
 def small(*overrides: str, cell: str = "lstm") -> LanguageModel:
     config = settings(f"model={cell}_small", "model.hidden_size=6", *overrides)
-    model = LanguageModel(config.model, config.dropout.for_layers(), 11)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 11)
     model.initialise(0.5, Stream((0,)))
     return model
 
@@ -23,7 +23,7 @@ def small(*overrides: str, cell: str = "lstm") -> LanguageModel:
 def test_the_medium_model_has_the_published_number_of_parameters() -> None:
     """Embedding 6.5 M, two layers of 4·(2·650²) + 8·650, head 6.51 M: 19.8 M (Zaremba et al. 2014: «20M»)."""
     config = settings()
-    model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 10_000)
     assert (
         sum(p.numel() for p in model.parameters())
         == 10_000 * 650 + 2 * (4 * 2 * 650**2 + 8 * 650) + 10_000 * 651
@@ -44,7 +44,7 @@ def test_parameters_start_uniform_biases_too_and_as_a_function_of_the_stream() -
 
 def test_word_vectors_start_normal_and_nothing_else_changes() -> None:
     config = settings("model.hidden_size=6")
-    model, other = (LanguageModel(config.model, config.dropout.for_layers(), 5_000) for _ in range(2))
+    model, other = (LanguageModel(config.model, config.dropout.to_policy(), 5_000) for _ in range(2))
     other.initialise(0.5, Stream((1,)))
     model.initialise(0.5, Stream((1,)), embedding_std=3.0)
     words = model.embedding.detach()
@@ -191,7 +191,7 @@ def test_recipes_have_the_parameters_and_masks_of_their_source(recipe: str, expe
     masked; 24 million parameters. Inan et al. 2017: all held, none on the words.
     """
     config = settings(f"experiment={recipe}")
-    model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 10_000)
     assert sum(p.numel() for p in model.parameters()) == expected
     masks = model.masks(5, 3, Stream((1,)))
     kinds = [None if mask is None else len(mask) for mask in (*masks.layers[0][:2], masks.out, masks.head)]
@@ -215,7 +215,7 @@ def test_recipes_have_the_parameters_and_masks_of_their_source(recipe: str, expe
 
 def regressor(cell: str = "lstm", policy: str = "variational") -> Regressor:
     config = settings(f"model={cell}_small", "model.hidden_size=6", f"dropout={policy}")
-    model = Regressor(config.model, config.dropout.for_layers(), 11)
+    model = Regressor(config.model, config.dropout.to_policy(), 11)
     model.initialise(0.5, Stream((0,)))
     return model
 
@@ -252,7 +252,7 @@ def test_a_text_is_read_the_same_beside_longer_ones(cell: str, policy: str) -> N
 def test_the_number_is_linear_in_the_output_after_the_last_word(cell: str, option: str) -> None:
     """Of layers whose sizes differ that of the last one; of residual layers the sum, not the state."""
     config = settings(f"model={cell}_small", "model.layers=3", "model.hidden_size=6", option)
-    model = Regressor(config.model, config.dropout.for_layers(), 11)
+    model = Regressor(config.model, config.dropout.to_policy(), 11)
     model.initialise(0.5, Stream((0,)))
     ids_TB, lengths_B = torch.randint(11, (4, 2)), torch.tensor([4, 3])
     masks = model.masks(4, 2, Stream((1,)))

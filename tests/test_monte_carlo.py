@@ -60,7 +60,7 @@ def test_one_pass_is_one_set_of_masks_held_for_the_whole_text() -> None:
     stream = task.streams["test"]
     dropout = settings(
         "model=lstm_small", "dropout=variational_untied", "dropout.p_word=0"
-    ).dropout.for_layers()
+    ).dropout.to_policy()
     masks = draw(dropout, model.layers.mask_shape(35, 1), Stream((1, "mc", 0, 0)))
     nll, _ = model.nll(stream[:-1, None], stream[1:, None], model.zero_state(1), masks)
     assert mc(model, task, 1) == pytest.approx(nll.double().mean().exp().item(), rel=1e-6)

@@ -18,7 +18,7 @@ def trained(*overrides: str, words: int = 7) -> tuple[LanguageModel, LanguageMod
     config = settings(
         "model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5", *overrides
     )
-    model = LanguageModel(config.model, config.dropout.for_layers(), words)
+    model = LanguageModel(config.model, config.dropout.to_policy(), words)
     model.initialise(1.0, Stream((3,)))
     return model, LanguageModelling(config.task, corpus(203, words), torch.device("cpu"))
 

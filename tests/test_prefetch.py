@@ -41,7 +41,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 def test_it_is_worthwhile_on_a_gpu_where_masks_are_many() -> None:
     """New at every step, or on weights."""
-    dropouts = {policy: settings(f"dropout={policy}").dropout.for_layers() for policy in Policy}
+    dropouts = {policy: settings(f"dropout={policy}").dropout.to_policy() for policy in Policy}
     ahead = {
         policy
         for policy, dropout in dropouts.items()

@@ -76,7 +76,7 @@ def lacks_spread(built: list[Built], samples: int) -> str | None:
         return None
     if samples <= 1:
         return "one pass has no standard deviation of the model; take more mc_samples, or members"
-    if not built[0].checkpoint.train.dropout.for_layers().drops:
+    if not built[0].checkpoint.train.dropout.to_policy().drops:
         return (
             f"all passes are the same, as every dropout probability of {built[0].path} is 0, so they have no "
             "standard deviation; take members"

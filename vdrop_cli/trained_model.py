@@ -55,7 +55,7 @@ def build(
     try:
         checkpoint.require_large_enough(snapshot.weights, trained.model, predictor.vocabulary_size)
         model = predictor.model(
-            trained.model, trained.dropout.for_layers(), backend, COMPUTE_DTYPES[precision]
+            trained.model, trained.dropout.to_policy(), backend, COMPUTE_DTYPES[precision]
         )
         checkpoint.require_fitting(snapshot.weights, model)
     except ValueError as reason:

@@ -64,7 +64,7 @@ class Run:
         self.folder = folder
         self.model = task.model(
             settings.model,
-            settings.dropout.for_layers(),
+            settings.dropout.to_policy(),
             settings.backend.name,
             COMPUTE_DTYPES[settings.precision],
         )
@@ -208,7 +208,7 @@ class Run:
             self.batches_in_epoch,
         )
         for batch, masks in prefetch.with_masks(
-            batches, draw, self.settings.dropout.for_layers(), self.task.device
+            batches, draw, self.settings.dropout.to_policy(), self.task.device
         ):
             loss_and_norm_2, self.state = self.gradient_step(batch, self.state, masks)
             self.measured = None

@@ -227,7 +227,7 @@ def test_the_corpus_may_lie_elsewhere_now(
     monkeypatch.chdir(tmp_path)
     config = settings("model=lstm_small", "model.hidden_size=2", "data.dir=gone", "data.cache=null")
     fingerprint = corpora.load_text(replace(config.data, dir=str(real_data / "ptb"))).fingerprint
-    model = LanguageModel(config.model, config.dropout.for_layers(), 10_000)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 10_000)
     model.initialise(0.1, Stream((1,)))
     trained_checkpoint = replace(
         at_epoch(1), config=plain(config), corpus=fingerprint, model=dict(model.state_dict())

@@ -56,7 +56,7 @@ def relative_errors(actual: list[Tensor], expected: list[Tensor]) -> list[float]
 
 
 def masks_of(cell: str, policy: str, time: int) -> Masks:
-    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.for_layers()
+    dropout = settings(f"model={cell}_small", f"dropout={policy}").dropout.to_policy()
     shape = MaskShape(time, BATCH, (INPUT,), HIDDEN, {"lstm": 4, "gru": 3}[cell])
     return draw(dropout, shape, Stream((0, policy))).layers[0]
 

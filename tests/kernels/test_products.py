@@ -116,7 +116,7 @@ def test_layers_multiply_bf16_where_the_processor_does(
     product_types: set[torch.dtype],
 ) -> None:
     """Elsewhere they multiply the rounded numbers in fp32, in the forward and the backward pass."""
-    dropout = settings("model=lstm_small", f"dropout={policy}").dropout.for_layers()
+    dropout = settings("model=lstm_small", f"dropout={policy}").dropout.to_policy()
     options = {"layer_norm": layer_norm, "backend": backend, "compute_dtype": torch.bfloat16}
     layer = layers(6, 8, dropout=dropout, **options)
     layer(torch.randn(5, 2, 6, requires_grad=True))[0].sum().backward()
@@ -128,7 +128,7 @@ def test_the_head_and_its_projection_do_so_too(
     backend: str, has_bf16: bool, product_types: set[torch.dtype]
 ) -> None:
     train = settings("model=lstm_small", "model.tie_embeddings=true", "model.embedding_size=4")
-    model = LanguageModel(train.model, train.dropout.for_layers(), 11, backend, torch.bfloat16)
+    model = LanguageModel(train.model, train.dropout.to_policy(), 11, backend, torch.bfloat16)
     y_TBH = torch.randn(5, 2, train.model.hidden_size, requires_grad=True)
     x_TBE = model.head_input(y_TBH, None)
     assert (torch.bfloat16 in product_types) == has_bf16
@@ -140,7 +140,7 @@ def test_the_head_and_its_projection_do_so_too(
 def test_compiled_code_in_bf16_is_whole_and_the_same() -> None:
     """Whether the processor multiplies bf16 is a constant to the compiler."""
     train = settings("model=lstm_small", "model.tie_embeddings=true", "model.embedding_size=4")
-    model = LanguageModel(train.model, train.dropout.for_layers(), 11, "fused", torch.bfloat16)
+    model = LanguageModel(train.model, train.dropout.to_policy(), 11, "fused", torch.bfloat16)
     model.initialise(0.5, Stream((1,)))
     layer = LSTM(6, train.model.hidden_size, backend="fused", compute_dtype=torch.bfloat16)
 

@@ -70,7 +70,7 @@ def test_rows_are_chosen_by_name() -> None:
 def test_parameters_are_those_of_the_models() -> None:
     for row in Baselines().rows:
         with torch.device("meta"):
-            model = LanguageModel(row.settings.model, row.settings.dropout.for_layers(), 10_000)
+            model = LanguageModel(row.settings.model, row.settings.dropout.to_policy(), 10_000)
         count = sum(parameter.numel() for parameter in model.parameters())
         assert baselines.parameters(Line(row, [])) == f"{count / 1e6:.1f}", row.name
         if row.name == "ptb_3h":

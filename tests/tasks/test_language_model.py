@@ -51,7 +51,7 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     """With all weights zero every word costs ln 7: the loss of five steps is 5 ln 7 whatever the batch."""
     config = settings("model=lstm_small", "model.hidden_size=3", "task.batch_size=4", "task.bptt=5")
     task = LanguageModelling(config.task, corpus(100), torch.device("cpu"))
-    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 7)
     model.initialise(1e-30, Stream((0,)))
     loss = task.loss(model, next(task.batches(ORDER)), model.zero_state(4), model.mean_masks()).reported
     assert loss.item() == pytest.approx(5 * torch.tensor(7.0).log().item(), rel=1e-6)
@@ -68,7 +68,7 @@ def test_one_training_step_by_hand() -> None:
         "schedule.lr=0.5",
     )
     task = LanguageModelling(config.task, corpus(40), torch.device("cpu"))
-    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 7)
     model.initialise(1e-30, Stream((0,)))
     with torch.no_grad():
         model.head_bias.copy_(torch.arange(7) / 10)
@@ -84,7 +84,7 @@ def test_one_training_step_by_hand() -> None:
 def task_and_model(*overrides: str, length: int = 700) -> tuple[LanguageModelling, LanguageModel]:
     config = settings("model=lstm_small", "model.hidden_size=6", "task.batch_size=3", *overrides)
     task = LanguageModelling(config.task, corpus(length), torch.device("cpu"))
-    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 7)
     model.initialise(1.0, Stream((0,)))
     return task, model
 
@@ -209,7 +209,7 @@ def test_a_text_shorter_than_one_chunk_of_the_batch_is_an_error(batch: int, bptt
 def test_both_validation_perplexities_by_hand() -> None:
     """203 tokens in 4 columns of 50: 9 chunks of 5, by the authors' count (50 - 1) / 5 = 9.8."""
     config = settings("model=lstm_small", "model.hidden_size=12", "task.batch_size=4", "task.bptt=5")
-    model = LanguageModel(config.model, config.dropout.for_layers(), 7)
+    model = LanguageModel(config.model, config.dropout.to_policy(), 7)
     task = LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"), as_published=True)
     model.initialise(1.0, Stream((3,)))
     total = 0.0
@@ -244,7 +244,7 @@ def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(
 def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() -> None:
     config = settings(*TINY, "data=pydoc")
     task = LanguageModelling(config.task, corpus(203, 7), torch.device("cpu"))
-    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
+    model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.1, Stream((3,)))
     measured = task.validate(model)
     assert list(measured) == ["valid_ppl_batched"]

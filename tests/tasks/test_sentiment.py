@@ -84,7 +84,7 @@ def test_the_real_chunks_are_as_many_as_the_authors(real_data: Path) -> None:
         "test": 2_655,
     }
     assert max(task.parts["train"].lengths) == 200 and task.batches_an_epoch == 83
-    model = task.model(config.model, config.dropout.for_layers(), "native", None)
+    model = task.model(config.model, config.dropout.to_policy(), "native", None)
     assert model.embedding.shape == (20_002, 8)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -214,7 +214,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
     task, config = rated_texts(valid, test), settings(*TINY_SENTIMENT)
     (warning,) = task.warnings
     assert re.search(message, warning) and "log-likelihood and coverage are left out" in warning
-    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
+    model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
     assert measured.keys() >= METRICS and not KNOWN & measured.keys()
@@ -228,7 +228,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
 def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
     """As where one text is outside the range, or chance has dealt the parts; everything is measured."""
     task, config = rated_texts(FINE, [*FINE, -1.0]), settings(*TINY_SENTIMENT)
-    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
+    model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     assert task.warnings == [] and task.result(model, 1, 0.0).keys() >= METRICS | KNOWN
     assert [
@@ -255,7 +255,7 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
         f"error on them says little{without}; "
         "give more texts, or choose another task.split_seed"
     )
-    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
+    model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
     assert measured.keys() >= METRICS and (
@@ -477,7 +477,7 @@ def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_wi
 ) -> None:
     task = made(40, "task.protocol=clean", "task.chunk_words=3")
     config = settings(*TINY_SENTIMENT)
-    model = task.model(config.model, config.dropout.for_layers(), "fused", None)
+    model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     part = task.parts["train"]
 
@@ -579,7 +579,7 @@ class Scattered(Regressor):
 
 def scattered(*overrides: str) -> tuple[Sentiment, Regressor]:
     task, config = made(200, "task.chunk_words=null", *overrides), settings(*TINY_SENTIMENT, *overrides)
-    return task, Scattered(config.model, config.dropout.for_layers(), 9)
+    return task, Scattered(config.model, config.dropout.to_policy(), 9)
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
@@ -626,7 +626,7 @@ def test_passes_of_a_text_have_masks_on_weights_of_their_own() -> None:
     task = made(40, "task.protocol=clean")
     config = settings(*TINY_SENTIMENT, "dropout=variational", "dropout.p_weight=0.5", "data=vader")
     zero = {f"p_{name}": 0.0 for name in ("word", "x", "h", "out")}
-    model = task.model(config.model, replace(config.dropout.for_layers(), **zero), "auto", None)
+    model = task.model(config.model, replace(config.dropout.to_policy(), **zero), "auto", None)
     model.initialise(0.5, Stream((0,)))
     ratings_S = task.predictor.passes_of(model, ["w1", "w2", "w3"], 6, seed=1)
     assert len(ratings_S.unique()) == 6
@@ -682,7 +682,7 @@ def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
 def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
     task = made(40, "task.protocol=clean")
     config = settings(*TINY_SENTIMENT)
-    models = [task.model(config.model, config.dropout.for_layers(), "fused", None) for _ in range(2)]
+    models = [task.model(config.model, config.dropout.to_policy(), "fused", None) for _ in range(2)]
     for number, model in enumerate(models):
         model.initialise(0.5, Stream((number,)))
     for name, part in (("valid", task.parts["valid"]), ("test", task.parts["test"])):

@@ -114,7 +114,7 @@ def ratings_step(train: Train, precision: Precision) -> Step:
     """A training step of the model of ratings."""
     model = Regressor(
         train.model,
-        train.dropout.for_layers(),
+        train.dropout.to_policy(),
         RATINGS_VOCABULARY,
         train.backend.name,
         COMPUTE_DTYPES[precision],
@@ -156,7 +156,7 @@ def directions_step(cell: BenchCell, train: Train, precision: Precision) -> Step
         size,
         size,
         bidirectional=cell in BIDIRECTIONAL,
-        dropout=replace(train.dropout.for_layers(), p_word=0.0),
+        dropout=replace(train.dropout.to_policy(), p_word=0.0),
         backend=train.backend.name,
         compute_dtype=COMPUTE_DTYPES[precision],
     ).to(train.device)
@@ -180,7 +180,7 @@ def cell_step(cell: BenchCell, train: Train) -> Step:
     if cell in (BenchCell.torch_lstm, BenchCell.torch_gru):
         torch_cell = (torch.nn.GRUCell if is_gru else torch.nn.LSTMCell)(size, size, device=train.device)
         return lambda: torch_cell(x_BD, state)
-    dropout = replace(train.dropout.for_layers(), p_word=0.0, p_out=0.0)  # a cell has neither
+    dropout = replace(train.dropout.to_policy(), p_word=0.0, p_out=0.0)  # a cell has neither
     vdrop_cell = (GRUCell if is_gru else LSTMCell)(size, size, dropout=dropout, device=train.device)
     masks = vdrop_cell.masks(1)
     return lambda: vdrop_cell(x_BD, state, masks=masks)
@@ -265,13 +265,13 @@ def is_native(device: torch.device) -> bool:
 
 def prefetched(draw_masks: Callable[[int], ModelMasks], train: Train) -> Iterator[ModelMasks]:
     """The masks of one step after another, as `vdrop train` draws them."""
-    layers, device = train.dropout.for_layers(), torch.device(train.device)
-    return (masks for _, masks in prefetch.with_masks(count(1), draw_masks, layers, device))
+    policy, device = train.dropout.to_policy(), torch.device(train.device)
+    return (masks for _, masks in prefetch.with_masks(count(1), draw_masks, policy, device))
 
 
 def language_model(train: Train, precision: Precision) -> LanguageModel:
     model = LanguageModel(
-        train.model, train.dropout.for_layers(), VOCABULARY, train.backend.name, COMPUTE_DTYPES[precision]
+        train.model, train.dropout.to_policy(), VOCABULARY, train.backend.name, COMPUTE_DTYPES[precision]
     )
     model.initialise(train.model.init, Stream(("bench",)))
     return model.to(train.device)

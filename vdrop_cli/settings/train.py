@@ -207,7 +207,7 @@ class DropoutSettings:
             "false with dropout.one_state_mask=true",
             "true",
         )
-        self.new_each_step = list(self.for_layers().new_each_step)  # in one order, for the identity
+        self.new_each_step = list(self.to_policy().new_each_step)  # in one order, for the identity
         for place in self.new_each_step:
             p = getattr(self, place)
             p = self.p_x if place == BETWEEN and p is None else p
@@ -223,8 +223,8 @@ class DropoutSettings:
             note["p_h"] = " on the state, wherever it enters, and on the output"
         return ", ".join(f"{name} {p:g}{note.get(name, '')}" for name, p in named) or "none"
 
-    def for_layers(self) -> Dropout:
-        """The policy as the layers take it."""
+    def to_policy(self) -> Dropout:
+        """The policy of the whole model, as `model.Encoder` takes it."""
         probabilities = {name: getattr(self, name) for name in PLACES}
         try:
             return Dropout(

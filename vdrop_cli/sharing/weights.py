@@ -80,7 +80,7 @@ def require_whole(path: Path, snapshot: Checkpoint) -> None:
         checkpoint.require_large_enough(snapshot.weights, trained.model, words)
         kind = Regressor if trained.task.name is TaskName.sentiment else LanguageModel
         checkpoint.require_fitting(
-            snapshot.weights, kind(trained.model, trained.dropout.for_layers(), words, "fused")
+            snapshot.weights, kind(trained.model, trained.dropout.to_policy(), words, "fused")
         )
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
