@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.kernels.graphs import Capture, Graph, Graphs, Tensors, capture
-from vdrop_cli.kernels.operators import pass_context
+from vdrop_cli.kernels.operators import use_graphs
 from vdrop_cli.layers import State
 from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.settings.choices import Backend
@@ -87,7 +87,7 @@ class GradientStep:
         batch = self.batch._replace(**{name: tensors[f"batch.{name}"] for name in tensors_of(self.batch)})
         with (
             torch.enable_grad(),  # graphs are captured without gradients
-            pass_context(Graphs(possible=lambda device: False)),
+            use_graphs(Graphs(possible=lambda device: False)),
         ):
             descended, reported, new_state = self.loss(batch, state, self.masks.replaced(tensors))
             loss_and_norm_2 = self.optimiser.differentiate(descended, reported)

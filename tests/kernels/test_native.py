@@ -80,7 +80,7 @@ def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: 
     blocks.
     """
     x, w = random(rows, depth).detach(), random(columns, depth).detach()
-    x_high, x_low = native.halves(x)
+    x_high, x_low = native.split_bf16(x)
     w_high, w_low = (packed.flatten(1, 2) for packed in native.pack_bf16(w, 1, rest=True))
     rounded = x.bfloat16().double() @ w.bfloat16().double().T
     actual = torch.full((rows, columns), torch.nan)

@@ -260,7 +260,7 @@ def test_the_graphs_of_the_self_check_are_its_own_whatever_thread_goes_back(
         y_TBH, *_ = FUNCTIONS[cell](*inputs, masks, backend="triton")
         back(lambda: torch.autograd.grad(y_TBH.sum(), inputs))
 
-    with operators.pass_context(own):
+    with operators.use_graphs(own):
         passes(in_another_thread)
         assert {key[1] for key in own.counts} == loops_of and not ours.GRAPHS.counts
         own.counts.clear()

@@ -90,7 +90,7 @@ class RecurrenceGradient:
         dh_BH.add_((grad_h_KBH if mask_TKBH is None else grad_h_KBH * mask_TKBH[0]).sum(0))
 
 
-def zero_padding(gates: Gates, hidden: int) -> None:
+def zero_row_ends(gates: Gates, hidden: int) -> None:
     """Sets what lies beyond H in each row to zero, where the programs do not write."""
     if gates.row_size > hidden:
         gates.view_GTBR[..., hidden:] = 0
@@ -136,7 +136,7 @@ def lstm_backward_loop(
     cell states of all steps.
     """
     gates, gate_gradients = Gates(a, 4), Gates(da, 4)
-    zero_padding(gate_gradients, c.shape[2])
+    zero_row_ends(gate_gradients, c.shape[2])
     recurrence_grad = RecurrenceGradient(gate_gradients, ALL_LSTM, w_hh)
     tensors = (a, c, dy, dcells, dh, dc, da, recurrence_grad.grad_h_KBR, mask_h, mask_c, lengths)
     strided = (*strides(gates), *mask_strides(mask_h, 2), *mask_strides(mask_c, 1))
@@ -201,11 +201,11 @@ def gru_backward_loop(
     the recurrent products, `dp`.
     """
     gates, gate_gradients = Gates(a, 3), Gates(da, 3)
-    zero_padding(gate_gradients, h.shape[2])
+    zero_row_ends(gate_gradients, h.shape[2])
     part, product_gradients = R_AND_Z, gate_gradients
     if dp is not None:
         part, product_gradients = ALL_GRU, Gates(dp, 3)
-        zero_padding(product_gradients, h.shape[2])
+        zero_row_ends(product_gradients, h.shape[2])
     sizes = (gates.time, gates.batch, h.shape[2], gates.row_size)
     strided = (*strides(gates), *mask_strides(mask_h, 2))
     recurrence_grad = RecurrenceGradient(product_gradients, part, w_hh)

@@ -195,7 +195,7 @@ def rounded_rows(x_TBD: Tensor, mask: Tensor | None) -> Tensor:
     return rounded
 
 
-def halves(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+def split_bf16(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Rows rounded to bf16, and their rounding errors in bf16."""
     high, low = (
         x_ND.new_empty(len(x_ND), padded(x_ND.shape[1], torch.bfloat16), dtype=torch.bfloat16)
@@ -684,7 +684,7 @@ def head(
         x_MD = x_ND[part]
         logits, d_MV = logits_MV[: len(x_MD)], d_lowp_MV[: len(x_MD)]
         if amx:
-            x_high, x_low = halves(x_MD)
+            x_high, x_low = split_bf16(x_MD)
             logits_by_halves(logits, x_high, x_low, *packed)
         else:
             torch.mm(x_MD, w_VD.T, out=logits)

@@ -72,7 +72,7 @@ def gate_products(x_KBX: Tensor, w_GHX: Tensor, like: Tensor) -> Tensor:
     return torch.bmm(operand(x_KBX), operand(w_GHX).mT).transpose(0, 1).flatten(1).to(like.dtype)
 
 
-def input_gradients(d_BGH: Tensor, w_GHX: Tensor, groups: int, like: Tensor) -> Tensor:
+def product_input_gradients(d_BGH: Tensor, w_GHX: Tensor, groups: int, like: Tensor) -> Tensor:
     """The gradients of the inputs of the products of each group, [K, B, X]."""
     if groups == 1:
         return (operand(d_BGH) @ operand(w_GHX.flatten(0, 1)))[None].to(like.dtype)
@@ -104,7 +104,7 @@ def inputs_by_group(x_TBX: Tensor, mask_TKBX: Tensor | None, dtype: torch.dtype)
     return x_TKBX.transpose(0, 1).flatten(1, 2).to(dtype)
 
 
-def mask_gradient(d_KNX: Tensor, mask_TKBX: Tensor | None, x_TBX: Tensor) -> Tensor:
+def sum_groups_over_steps(d_KNX: Tensor, mask_TKBX: Tensor | None, x_TBX: Tensor) -> Tensor:
     """The gradient of x, [T, B, X], from those of `m ∘ x` of all groups and steps."""
     d_TKBX = d_KNX.view(len(d_KNX), *x_TBX.shape).transpose(0, 1)
     return (d_TKBX if mask_TKBX is None else d_TKBX * mask_TKBX).sum(1)
@@ -389,7 +389,7 @@ class NormedLSTM(torch.autograd.Function):
             mask, dcell = (None if steps is None else steps[t] for steps in (masks_c, dcells))
             saved_step = (gates, u, gain_hh, gain_c, mask, before[t], after[t], tanh_c, (mu, ru, mc, rc))
             ctx.steps.lstm_backward(*saved_step, dh, dc, dcell, da, du, dn)
-            grad_h_KBH = input_gradients(du.to(dtype), u_GHH, groups, dh)
+            grad_h_KBH = product_input_gradients(du.to(dtype), u_GHH, groups, dh)
             dh = sum_groups(grad_h_KBH, None if masks_h is None else masks_h[t])
         dh, dc = layout.grow_gradient(-1, dh, dh_last), layout.grow_gradient(-1, dc, dc_last)
         dx_NGH, db = norm_gradient(da_NGH, tuple(saved_x), gain_ih), da_NGH.sum(0)
@@ -402,12 +402,12 @@ class NormedLSTM(torch.autograd.Function):
             gain_gradient(dn_NH, (layout.states_after(cs).flatten(0, 1), mean_c, rstd_c), gain_c),
             dn_NH.sum(0),
         ]
-        dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
+        dx_TBD = layer_input_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
         states = (layout.unsort(dh), layout.unsort(dc))
         return dx_TBD, *states, dw_ih, dw_hh, db, db.clone(), *d_gains, *[None] * 7
 
 
-def inputs_gradient(
+def layer_input_gradient(
     ctx: Any, d_NGH: Tensor, w_GHD: Tensor, mask_x: Tensor | None, x_TBD: Tensor
 ) -> Tensor | None:
     """The gradient of the layer's input, where it is needed."""
@@ -415,8 +415,8 @@ def inputs_gradient(
         return None
     layout = ctx.layout
     mask = layout.pack_mask(mask_x)
-    d_KND = input_gradients(d_NGH.to(w_GHD.dtype), w_GHD, group_count(mask_x, len(w_GHD)), x_TBD)
-    gradient: Tensor = layout.unpack(mask_gradient(d_KND, mask, layout.pack(x_TBD)))
+    d_KND = product_input_gradients(d_NGH.to(w_GHD.dtype), w_GHD, group_count(mask_x, len(w_GHD)), x_TBD)
+    gradient: Tensor = layout.unpack(sum_groups_over_steps(d_KND, mask, layout.pack(x_TBD)))
     return gradient
 
 
@@ -524,13 +524,13 @@ class NormedGRU(torch.autograd.Function):
                 dh.add_(dys[t])
             candidate = (rz, n, v, u_n, gain_hh[two:], (m_n, r_n), h)
             ctx.steps.gru_candidate_backward(*candidate, dh, da_n, dv, da_rz, du_n, reset_after)
-            d_input = input_gradients(du_n.to(dtype), u_GHH[ONLY_N], 1, dh)[0]
+            d_input = product_input_gradients(du_n.to(dtype), u_GHH[ONLY_N], 1, dh)[0]
             if masks_n is not None:
                 d_input = d_input * masks_n[t][0]
             ctx.steps.gru_gates_backward(
                 rz, u_rz, gain_hh[:two], (m_rz, r_rz), h, d_input, dh, da_rz, du_rz, reset_after
             )
-            grad_h_KBH = input_gradients(du_rz.to(dtype), u_GHH[R_AND_Z], groups, dh)
+            grad_h_KBH = product_input_gradients(du_rz.to(dtype), u_GHH[R_AND_Z], groups, dh)
             dh = dh + sum_groups(grad_h_KBH, None if masks_rz is None else masks_rz[t])
         dh = layout.grow_gradient(-1, dh, dh_last)
         dx_NGH = torch.cat(
@@ -558,7 +558,7 @@ class NormedGRU(torch.autograd.Function):
         )
         db_rz = da_rz_N.sum(0)
         db_ih, db_hh = torch.cat([db_rz, da_n_N.sum(0)]), torch.cat([db_rz, dv_N.sum(0)])
-        dx_TBD = inputs_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
+        dx_TBD = layer_input_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
         return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh, *[None] * 6
 
 

@@ -21,20 +21,25 @@ from vdrop_cli.kernels import reference
 from vdrop_cli.kernels.alignment import aligned_size
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.gates import Gates
+from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import exact_sums
 
-# A value that backward passes see as the forward passes did, in whatever thread they run.
-PASS_CONTEXT: ContextVar[object] = ContextVar("pass_context", default=None)
+# The graphs of the loops that run now, where they are not those of the back end. A backward pass has those of
+# its forward pass, in whatever thread it runs.
+ACTIVE_GRAPHS: ContextVar[Graphs | None] = ContextVar("active_graphs", default=None)
 
 
 @contextmanager
-def pass_context(value: object) -> Iterator[None]:
-    token = PASS_CONTEXT.set(value)
+def use_graphs(graphs: Graphs | None) -> Iterator[None]:
+    """Loops over time within the context, and their backward passes later, have these graphs; None: those of
+    the back end.
+    """
+    token = ACTIVE_GRAPHS.set(graphs)
     try:
         yield
     finally:
-        PASS_CONTEXT.reset(token)
+        ACTIVE_GRAPHS.reset(token)
 
 
 def exact_on_device(tensor: Tensor) -> ExitStack:
@@ -186,7 +191,7 @@ def lstm_operator(
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[2:])
         ctx.save_for_backward(*inputs[:2], *output[4:], *layer.tensors)
-        ctx.options, ctx.pass_context = layer[len(layer.tensors) :], PASS_CONTEXT.get()
+        ctx.options, ctx.graphs = layer[len(layer.tensors) :], ACTIVE_GRAPHS.get()
         ctx.set_materialize_grads(False)
 
     def gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -207,7 +212,7 @@ def lstm_operator(
                 )
             computed = (dh, dc, dx, *dw)
         else:
-            with pass_context(ctx.pass_context):  # torch may run a backward pass in another thread
+            with use_graphs(ctx.graphs):  # torch may run a backward pass in another thread
                 computed = lstm_backward(*upstream, *saved, *ctx.options)
         return *computed, *[None] * (len(Layer._fields) - 5)
 
@@ -272,7 +277,7 @@ def gru_operator(
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[1:-1])
         ctx.save_for_backward(inputs[0], *output[2:], *layer.tensors)
-        ctx.options, ctx.pass_context = (*layer[len(layer.tensors) :], inputs[-1]), PASS_CONTEXT.get()
+        ctx.options, ctx.graphs = (*layer[len(layer.tensors) :], inputs[-1]), ACTIVE_GRAPHS.get()
         ctx.set_materialize_grads(False)
 
     def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -292,7 +297,7 @@ def gru_operator(
                 )
             computed = (dh, dx, *dw)
         else:
-            with pass_context(ctx.pass_context):
+            with use_graphs(ctx.graphs):
                 computed = gru_backward(dy, dh, *saved, *ctx.options)
         return *computed, *[None] * (len(Layer._fields) - 5 + 1)
 

@@ -33,12 +33,12 @@ from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.kernels.loops import gru_backward_loop, gru_loop, lstm_backward_loop, lstm_loop
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import (
-    PASS_CONTEXT,
+    ACTIVE_GRAPHS,
     Layer,
     empty_states,
     gru_operator,
     lstm_operator,
-    pass_context,
+    use_graphs,
     writable,
 )
 from vdrop_cli.kernels.products import mm_into
@@ -54,8 +54,8 @@ GRAPHS = Graphs()
 
 def graphs() -> Graphs:
     """The graphs of all loops, except within a self-check, which has its own."""
-    own = PASS_CONTEXT.get()
-    return own if isinstance(own, Graphs) else GRAPHS
+    own = ACTIVE_GRAPHS.get()
+    return GRAPHS if own is None else own
 
 
 def zeros_or(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -300,5 +300,5 @@ def self_check(device: torch.device, cell: str) -> float:
     """
     functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": lstm, "gru": gru}
     # These graphs free their memory after the check.
-    with pass_context(Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)):
+    with use_graphs(Graphs(GRAPHS.capture, GRAPHS.possible, strict=True)):
         return largest_error(cell, functions[cell], device, passes=3)
