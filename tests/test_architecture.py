@@ -368,6 +368,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "commands/table": "studies/test_page.py",
     "kernels/autograd": "kernels/test_fused.py",  # what the back ends share, and plain tuples of tensors
     "kernels/backend": "kernels/test_api.py",
+    "kernels/contexts": "kernels/test_derivatives.py",
     "kernels/loops": "kernels/triton_cells.py",
     "kernels/masks": "kernels/test_reference.py",
     "kernels/normed_native": "kernels/test_normed.py",

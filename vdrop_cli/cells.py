@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks
-from vdrop_cli.kernels.derivatives import in_transform
+from vdrop_cli.kernels.contexts import in_transform
 from vdrop_cli.kernels.masks import check_sizes
 from vdrop_cli.layers import MaskSampling, check_policy, chosen_dropout, describe, shape_text, weight_like
 from vdrop_cli.policies import Cell, Dropout

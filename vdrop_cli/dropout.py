@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import Masks
-from vdrop_cli.kernels.derivatives import in_transform
+from vdrop_cli.kernels.contexts import in_transform
 from vdrop_cli.kernels.masks import BATCH_DIMS
 from vdrop_cli.policies import BETWEEN, Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.random_streams import Stream, new_stream

@@ -13,7 +13,7 @@ from vdrop_cli.kernels import with_index
 from vdrop_cli.policies import Dropout
 
 Batch = TypeVar("Batch")
-MOST_THREADS = 4
+MAX_THREADS = 4
 
 
 def is_worthwhile(dropout: Dropout, device: torch.device) -> bool:
@@ -42,9 +42,9 @@ def with_masks(
 
 
 def threads() -> int:
-    """How many threads draw: those that the launching thread leaves over, and at most `MOST_THREADS`."""
+    """How many threads draw: those that the launching thread leaves over, and at most `MAX_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores - 1))
+    return max(1, min(MAX_THREADS, cores - 1))
 
 
 def draw_ahead(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels import fused, native, reference
 from vdrop_cli.kernels.backend import Backend
-from vdrop_cli.kernels.derivatives import unsupported_context
+from vdrop_cli.kernels.contexts import unsupported_context
 from vdrop_cli.kernels.masks import Masks, check_sizes
 from vdrop_cli.kernels.packing import zero_padding
 from vdrop_cli.kernels.reasons import one_line

@@ -41,7 +41,7 @@ from vdrop_cli.kernels.weights import Weights
 DERIVATIVE_BLOCK = 2**18
 LOGITS_AT_ONCE = 4_000_000  # elements of a chunk of logits in fp32: 16 MB
 LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
-LEAST_ROWS_BY_HALVES = 128  # with fewer, most of the work would be to halve the weights
+MIN_ROWS_BY_HALVES = 128  # with fewer, most of the work would be to halve the weights
 SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
 # Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
 # is large enough.
@@ -459,7 +459,7 @@ def logits_by(w_VD: Tensor, b_V: Tensor, rows: int, compute_dtype: torch.dtype) 
     """Computes logits as exactly as in fp32 from chunks of so many rows in all: where products are in bf16,
     on a GPU by three of them.
     """
-    if not (compute_dtype == torch.bfloat16 and rows >= LEAST_ROWS_BY_HALVES and has_halves(w_VD)):
+    if not (compute_dtype == torch.bfloat16 and rows >= MIN_ROWS_BY_HALVES and has_halves(w_VD)):
         return lambda x_MD: head_logits(x_MD, w_VD, b_V)
     w_VX = halves.side_by_side(w_VD, halves.RIGHT)
     return lambda x_MD: halves.product(halves.side_by_side(x_MD, halves.LEFT), w_VX).add_(b_V)

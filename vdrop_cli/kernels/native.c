@@ -203,15 +203,6 @@ int vdrop_features(void) {
     return features;
 }
 
-/* The number of threads that run where `threads` are requested. */
-int vdrop_threads(int threads) {
-    int count = 0;
-#pragma omp parallel num_threads(threads)
-#pragma omp single
-    count = omp_get_num_threads();
-    return count;
-}
-
 /* 16 × 16 numbers of 32 bits, rows `from_row` apart, transposed. */
 INLINE void transpose(const uint32_t *from, size from_row, uint32_t *to) {
 #if defined(__AVX512F__)

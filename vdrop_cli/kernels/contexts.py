@@ -1,0 +1,20 @@
+"""What runs around a call: transforms of `torch.func` and tracers."""
+
+import torch
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def in_transform() -> bool:
+    """Whether code runs inside a transform of `torch.func` (grad, vmap, jacrev, …)."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def unsupported_context() -> str:
+    """The transform or tracer around the call that only `reference` supports; empty without one."""
+    if in_transform():
+        return "the transforms of torch.func (grad, vmap, jacrev, …)"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # new in torch 2.7
+    return "torch.export" if is_exporting() else ""
