@@ -27,6 +27,11 @@ def without_autocast(function: F) -> F:
     return cast(F, wrapper)
 
 
+def all_gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What a backward pass returns: these gradients, of the first arguments, and None for the others."""
+    return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
+
+
 def sigmoid_gradient(d: Tensor, y: Tensor, out: Tensor) -> Tensor:
     """d · y · (1 - y)"""
     result: Tensor = torch.ops.aten.sigmoid_backward.grad_input(d, y, grad_input=out)

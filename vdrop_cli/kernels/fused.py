@@ -11,14 +11,14 @@ K groups of gates: 1, or one for each gate
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import halves, normed, reference
 from vdrop_cli.kernels.alignment import pad_columns
-from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
+from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
 from vdrop_cli.kernels.gates import (
     ALL_GRU,
@@ -117,6 +117,35 @@ def recurrent_inputs(
     return [states_before_TBH.flatten(0, 1)] * groups
 
 
+class SavedLSTM(NamedTuple):
+    """What the backward pass of `LSTM` reads, besides the masked inputs of each group of gates."""
+
+    x_TBD: Tensor
+    h_BH: Tensor
+    c_BH: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    mask_x: Tensor | None
+    mask_h: Tensor | None
+    mask_c: Tensor | None
+    lengths: Tensor | None
+    w_ih_lowp: Tensor  # in the type of the products
+    w_hh_lowp: Tensor
+    hs: Tensor | None  # where the recurrent products have no other inputs
+    recurrent_inputs_KTBH: Tensor | None
+    cs: Tensor
+    g_TBH: Tensor  # tanh(a_g)
+    tanh_c_TBH: Tensor
+    gates: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments that may need a gradient."""
+        return self[:7]
+
+
 class LSTM(torch.autograd.Function):
     @staticmethod
     @without_autocast
@@ -137,7 +166,7 @@ class LSTM(torch.autograd.Function):
         cells: bool,
     ) -> tuple[Tensor, ...]:
         hidden, layout = w_hh.shape[1], layout_for(x_TBD, lengths)
-        inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh)
+        arguments = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, mask_x, mask_h, mask_c, lengths)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
         gates = Gates.allocate(x_TBD, hidden, 4, Masks(mask_x, mask_h))
@@ -166,11 +195,19 @@ class LSTM(torch.autograd.Function):
         ctx.compute_dtype = compute_dtype
         ctx.cells = cells
         ctx.set_materialize_grads(False)
-        saved_inputs_KTBH = recurrence.saved_inputs_KTBH
-        saved_hs = hs if saved_inputs_KTBH is None else None
-        arguments = (mask_x, mask_h, mask_c, lengths, w_ih, w_hh)
-        saved = (*arguments, saved_hs, saved_inputs_KTBH, cs, g_TBH, tanh_c_TBH, gates.memory)
-        ctx.save_for_backward(*inputs, *saved, *inputs_ND)
+        recurrent_inputs_KTBH = recurrence.saved_inputs_KTBH
+        saved = SavedLSTM(
+            *arguments,
+            w_ih_lowp=w_ih,
+            w_hh_lowp=w_hh,
+            hs=hs if recurrent_inputs_KTBH is None else None,
+            recurrent_inputs_KTBH=recurrent_inputs_KTBH,
+            cs=cs,
+            g_TBH=g_TBH,
+            tanh_c_TBH=tanh_c_TBH,
+            gates=gates.memory,
+        )
+        ctx.save_for_backward(*saved, *inputs_ND)
         outputs = (layout.outputs(hs), layout.last_state(hs), layout.last_state(cs))
         return (*outputs, layout.outputs(cs)) if cells else outputs
 
@@ -183,25 +220,29 @@ class LSTM(torch.autograd.Function):
         dc_BH: Tensor | None,
         dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        mask_x, mask_h, mask_c, lengths, w_ih, w_hh, hs, saved_inputs_KTBH = saved[7:15]
-        cs, g_TBH, tanh_c_TBH, memory, *inputs_ND = saved[15:]
+        count = len(SavedLSTM._fields)
+        saved, inputs_ND = SavedLSTM(*ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
         if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
-            options = {
-                "masks": Masks(mask_x, mask_h, mask_c),
-                "compute_dtype": ctx.compute_dtype,
-                "cells": ctx.cells,
-            }
             gradients = cell_gradients(
-                reference.lstm, 2, saved[:7], ctx.needs_input_grad[:7], grad_outputs, lengths, **options
+                reference.lstm,
+                2,
+                saved.inputs,
+                ctx.needs_input_grad[: len(saved.inputs)],
+                grad_outputs,
+                saved.lengths,
+                masks=Masks(saved.mask_x, saved.mask_h, saved.mask_c),
+                compute_dtype=ctx.compute_dtype,
+                cells=ctx.cells,
             )
-            return *gradients, *[None] * 6
-        gates, layout = Gates(memory, 4), ctx.layout
+            return all_gradients(ctx, *gradients)
+        gates, layout = Gates(saved.gates, 4), ctx.layout
+        w_ih, w_hh, cs = saved.w_ih_lowp, saved.w_hh_lowp, saved.cs
+        dtype = saved.gates.dtype
         da = gates.empty_like()
-        da_lowp = da if w_hh.dtype == memory.dtype else gates.empty_like(w_hh.dtype)
-        c_before_TBH, dc_dh_TBH = layout.states_before(cs), torch.empty_like(tanh_c_TBH)
-        recurrence_grad = RecurrenceGradient(da, da_lowp, ALL_LSTM, layout, w_hh, mask_h)
-        masks_c = layout.masks_by_step(mask_c)
+        da_lowp = da if w_hh.dtype == dtype else gates.empty_like(w_hh.dtype)
+        c_before_TBH, dc_dh_TBH = layout.states_before(cs), torch.empty_like(saved.tanh_c_TBH)
+        recurrence_grad = RecurrenceGradient(da, da_lowp, ALL_LSTM, layout, w_hh, saved.mask_h)
+        masks_c = layout.masks_by_step(saved.mask_c)
         dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
         da_i_f_g, da_o = layout.unbind_steps(da.view_GTBR[:3], 1), layout.unbind_steps(da.view_GTBR[3])
         dc_dh, f = layout.unbind_steps(dc_dh_TBH), layout.unbind_steps(gates.view_GTBR[1])
@@ -210,7 +251,7 @@ class LSTM(torch.autograd.Function):
         for steps in reversed(layout.blocks(DERIVATIVE_BLOCK // gates.row_size)):
             # The factors of dc and dh in the gradients of the gates, for many steps at once.
             part = layout.block_slice(steps)
-            g, tanh_c = g_TBH[part], tanh_c_TBH[part]
+            g, tanh_c = saved.g_TBH[part], saved.tanh_c_TBH[part]
             y_i, y_f, _, y_o = gates.view_GTBR[:, part]
             factor_i, factor_f, factor_g, factor_o = da.view_GTBR[:, part]
             sigmoid_gradient(g, y_i, out=factor_i)
@@ -233,15 +274,43 @@ class LSTM(torch.autograd.Function):
                 dh = recurrence_grad.step(t)
         dh, dc = layout.grow_gradient(-1, dh, dh_last), layout.grow_gradient(-1, dc, dc_last)
         db = sum_over_steps(da)
-        dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
+        dw_ih, dw_hh = (torch.empty_like(w, dtype=dtype) for w in (w_ih, w_hh))
         weight_gradient(da_lowp, ALL_LSTM, inputs_ND, dw_ih)
-        hs_before = None if hs is None else layout.states_before(hs)
-        recurrent_ND = recurrent_inputs(saved_inputs_KTBH, hs_before, len(gates.groups(ALL_LSTM)))
+        hs_before = None if saved.hs is None else layout.states_before(saved.hs)
+        groups = len(gates.groups(ALL_LSTM))
+        recurrent_ND = recurrent_inputs(saved.recurrent_inputs_KTBH, hs_before, groups)
         weight_gradient(da_lowp, ALL_LSTM, recurrent_ND, dw_hh)
         dx_TBD = None
         if ctx.needs_input_grad[0]:
-            dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(mask_x), memory.dtype))
-        return dx_TBD, layout.unsort(dh), layout.unsort(dc), dw_ih, dw_hh, db, db.clone(), *[None] * 6
+            dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(saved.mask_x), dtype))
+        states = (layout.unsort(dh), layout.unsort(dc))
+        return all_gradients(ctx, dx_TBD, *states, dw_ih, dw_hh, db, db.clone())
+
+
+class SavedGRU(NamedTuple):
+    """What the backward pass of `GRU` reads, besides the masked inputs of each group of gates."""
+
+    x_TBD: Tensor
+    h_BH: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    mask_x: Tensor | None
+    mask_h: Tensor | None
+    lengths: Tensor | None
+    w_ih_lowp: Tensor  # in the type of the products
+    w_hh_lowp: Tensor
+    hs: Tensor
+    recurrent_inputs_KTBH: Tensor | None  # of r and z
+    n_inputs_TBH: Tensor  # of the candidate's recurrent product
+    inner_TBH: Tensor | None  # with reset_after: that product plus bias
+    gates: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments that may need a gradient."""
+        return self[:6]
 
 
 class GRU(torch.autograd.Function):
@@ -262,7 +331,7 @@ class GRU(torch.autograd.Function):
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         hidden, layout = w_hh.shape[1], layout_for(x_TBD, lengths)
-        inputs = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh)
+        arguments = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, mask_x, mask_h, lengths)
         w_ih, w_hh = w_ih.to(compute_dtype), w_hh.to(compute_dtype)
         x_TBD = layout.pack(x_TBD)
         gates = Gates.allocate(x_TBD, hidden, 3, Masks(mask_x, mask_h))
@@ -299,26 +368,41 @@ class GRU(torch.autograd.Function):
             h = torch.lerp(n, h, z, out=h_new)
         ctx.layout, ctx.options = layout, {"reset_after": reset_after, "compute_dtype": compute_dtype}
         ctx.set_materialize_grads(False)
-        arguments = (mask_x, mask_h, lengths, w_ih, w_hh)
-        saved = (*arguments, hs, recurrence.saved_inputs_KTBH, n_inputs_TBH, inner_TBH, gates.memory)
-        ctx.save_for_backward(*inputs, *saved, *inputs_ND)
+        saved = SavedGRU(
+            *arguments,
+            w_ih_lowp=w_ih,
+            w_hh_lowp=w_hh,
+            hs=hs,
+            recurrent_inputs_KTBH=recurrence.saved_inputs_KTBH,
+            n_inputs_TBH=n_inputs_TBH,
+            inner_TBH=inner_TBH,
+            gates=gates.memory,
+        )
+        ctx.save_for_backward(*saved, *inputs_ND)
         return layout.outputs(hs), layout.last_state(hs)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        mask_x, mask_h, lengths, w_ih, w_hh, hs, saved_inputs_KTBH = saved[6:13]
-        n_inputs_TBH, inner_TBH, memory, *inputs_ND = saved[13:]
+        count = len(SavedGRU._fields)
+        saved, inputs_ND = SavedGRU(*ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
         if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
-            options = {"masks": Masks(mask_x, mask_h), **ctx.options}
             gradients = cell_gradients(
-                reference.gru, 1, saved[:6], ctx.needs_input_grad[:6], grad_outputs, lengths, **options
+                reference.gru,
+                1,
+                saved.inputs,
+                ctx.needs_input_grad[: len(saved.inputs)],
+                grad_outputs,
+                saved.lengths,
+                masks=Masks(saved.mask_x, saved.mask_h),
+                **ctx.options,
             )
-            return *gradients, *[None] * 5
-        gates, layout = Gates(memory, 3), ctx.layout
+            return all_gradients(ctx, *gradients)
+        gates, layout = Gates(saved.gates, 3), ctx.layout
+        w_ih, w_hh, hs, mask_h = saved.w_ih_lowp, saved.w_hh_lowp, saved.hs, saved.mask_h
+        n_inputs_TBH, inner_TBH, dtype = saved.n_inputs_TBH, saved.inner_TBH, saved.gates.dtype
         da = gates.empty_like()
-        da_lowp = da if w_hh.dtype == memory.dtype else gates.empty_like(w_hh.dtype)
+        da_lowp = da if w_hh.dtype == dtype else gates.empty_like(w_hh.dtype)
         before_TBH = layout.states_before(hs)
         recurrence_grad = RecurrenceGradient(da, da_lowp, R_AND_Z, layout, w_hh, mask_h)
         masks_n = layout.masks_by_step(select_gates(mask_h, ONLY_N))
@@ -366,15 +450,16 @@ class GRU(torch.autograd.Function):
             db_hh[gates.rows(ONLY_N)] = d_inner_TBH.sum((0, 1))
         if da_lowp is not da:
             da_lowp.view_GTBR[2].copy_(da.view_GTBR[2])
-        dw_ih, dw_hh = (torch.empty_like(w, dtype=memory.dtype) for w in (w_ih, w_hh))
+        dw_ih, dw_hh = (torch.empty_like(w, dtype=dtype) for w in (w_ih, w_hh))
         weight_gradient(da_lowp, ALL_GRU, inputs_ND, dw_ih)
-        recurrent_ND = recurrent_inputs(saved_inputs_KTBH, before_TBH, len(gates.groups(R_AND_Z)))
+        groups = len(gates.groups(R_AND_Z))
+        recurrent_ND = recurrent_inputs(saved.recurrent_inputs_KTBH, before_TBH, groups)
         weight_gradient(da_lowp, R_AND_Z, recurrent_ND, dw_hh)
         mm_into(dw_hh[gates.rows(ONLY_N)], d_product_TBH.flatten(0, 1).T, n_inputs_TBH.flatten(0, 1))
         dx_TBD = None
         if ctx.needs_input_grad[0]:
-            dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(mask_x), memory.dtype))
-        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, *[None] * 5
+            dx_TBD = layout.unpack(input_gradient(da_lowp, w_ih, layout.pack_mask(saved.mask_x), dtype))
+        return all_gradients(ctx, dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh)
 
 
 HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradients` of a back end

@@ -8,13 +8,13 @@ T time  B batch  N rows of all steps  D input size  H hidden size  G gates (LSTM
 K groups of gates: 1, or one for each gate  X any size
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import reference
-from vdrop_cli.kernels.autograd import sigmoid_gradient, tanh_gradient, without_autocast
+from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.gates import ONLY_N, R_AND_Z, select_gates
 from vdrop_cli.kernels.masks import Masks
@@ -280,6 +280,44 @@ def steps_for(backend: str) -> type[Steps]:
     return NativeSteps
 
 
+class SavedLSTM(NamedTuple):
+    """What the backward pass of `NormedLSTM` reads."""
+
+    x_TBD: Tensor
+    h_BH: Tensor
+    c_BH: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    gain_ih: Tensor
+    gain_hh: Tensor
+    gain_c: Tensor
+    bias_c: Tensor
+    mask_x: Tensor | None
+    mask_h: Tensor | None
+    mask_c: Tensor | None
+    lengths: Tensor | None
+    products_NGH: Tensor  # those of the input, with the moments of their layer norm
+    mean_x: Tensor
+    rstd_x: Tensor
+    u_NGH: Tensor  # the recurrent products
+    mean_u: Tensor
+    rstd_u: Tensor
+    mean_c: Tensor
+    rstd_c: Tensor
+    gates_NGH: Tensor
+    tanh_NH: Tensor  # of the normalised cell states
+    hs: Tensor
+    cs: Tensor
+    x_KND: Tensor  # the masked inputs of each group of gates
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments that may need a gradient."""
+        return self[:11]
+
+
 class NormedLSTM(torch.autograd.Function):
     @staticmethod
     @without_autocast
@@ -305,6 +343,7 @@ class NormedLSTM(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, ...]:
         inputs = (x_TBD, h_BH, c_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh, gain_c, bias_c)
+        arguments = (*inputs, mask_x, mask_h, mask_c, lengths)
         steps = steps_for(backend)
         layout, hidden = layout_for(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
@@ -334,8 +373,10 @@ class NormedLSTM(torch.autograd.Function):
         ctx.cells = cells
         ctx.steps = steps
         ctx.set_materialize_grads(False)
-        saved = (*norm_x.saved, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND)
-        ctx.save_for_backward(*inputs, mask_x, mask_h, mask_c, lengths, *saved)
+        moments = (mean_u, rstd_u, mean_c, rstd_c)
+        ctx.save_for_backward(
+            *SavedLSTM(*arguments, *norm_x.saved, u_NGH, *moments, gates_NGH, tanh_NH, hs, cs, x_KND)
+        )
         outputs = (layout.outputs(hs), layout.last_state(hs), layout.last_state(cs))
         return (*outputs, layout.outputs(cs)) if cells else outputs
 
@@ -348,22 +389,25 @@ class NormedLSTM(torch.autograd.Function):
         dc_BH: Tensor | None,
         dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        inputs = tensors[:11]
-        (mask_x, mask_h, mask_c, lengths) = tensors[11:15]
-        saved = tensors[15:]
+        saved = SavedLSTM(*ctx.saved_tensors)
         if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
-            options = {
-                "masks": Masks(mask_x, mask_h, mask_c),
-                "compute_dtype": ctx.compute_dtype,
-                "cells": ctx.cells,
-            }
             gradients = cell_gradients(
-                reference.lstm, 2, inputs, ctx.needs_input_grad[:11], upstream, lengths, **options
+                reference.lstm,
+                2,
+                saved.inputs,
+                ctx.needs_input_grad[: len(saved.inputs)],
+                upstream,
+                saved.lengths,
+                masks=Masks(saved.mask_x, saved.mask_h, saved.mask_c),
+                compute_dtype=ctx.compute_dtype,
+                cells=ctx.cells,
             )
-            return *gradients, *[None] * 7
-        _, _, _, w_ih, w_hh, _, _, gain_ih, gain_hh, gain_c, _ = inputs
-        *saved_x, u_NGH, mean_u, rstd_u, mean_c, rstd_c, gates_NGH, tanh_NH, hs, cs, x_KND = saved
+            return all_gradients(ctx, *gradients)
+        w_ih, w_hh, mask_h, hs, cs = saved.w_ih, saved.w_hh, saved.mask_h, saved.hs, saved.cs
+        gain_ih, gain_hh, gain_c = saved.gain_ih, saved.gain_hh, saved.gain_c
+        gates_NGH, tanh_NH, u_NGH = saved.gates_NGH, saved.tanh_NH, saved.u_NGH
+        moments_u, moments_c = (saved.mean_u, saved.rstd_u), (saved.mean_c, saved.rstd_c)
+        norm_x = (saved.products_NGH, saved.mean_x, saved.rstd_x)
         layout = ctx.layout
         dtype = ctx.compute_dtype
         hidden = len(gain_c)
@@ -373,9 +417,9 @@ class NormedLSTM(torch.autograd.Function):
         dn_NH = torch.empty_like(tanh_NH)
         dys, dcells = (d if d is None else layout.unbind_steps(layout.pack(d)) for d in (dy_TBH, dcells_TBH))
         masks_h = layout.masks_by_step(mask_h)
-        masks_c = layout.masks_by_step(mask_c)
+        masks_c = layout.masks_by_step(saved.mask_c)
         groups = group_count(mask_h, 4)
-        all_rows = (gates_NGH, tanh_NH, u_NGH, mean_u, rstd_u, mean_c, rstd_c, da_NGH, du_NGH, dn_NH)
+        all_rows = (gates_NGH, tanh_NH, u_NGH, *moments_u, *moments_c, da_NGH, du_NGH, dn_NH)
         by_step = list(zip(*(unbind_rows(layout, rows) for rows in all_rows), strict=True))
         before = layout.unbind_steps(layout.states_before(cs))
         after = layout.unbind_steps(layout.states_after(cs))
@@ -392,19 +436,19 @@ class NormedLSTM(torch.autograd.Function):
             grad_h_KBH = product_input_gradients(du.to(dtype), u_GHH, groups, dh)
             dh = sum_groups(grad_h_KBH, None if masks_h is None else masks_h[t])
         dh, dc = layout.grow_gradient(-1, dh, dh_last), layout.grow_gradient(-1, dc, dc_last)
-        dx_NGH, db = norm_gradient(da_NGH, tuple(saved_x), gain_ih), da_NGH.sum(0)
+        dx_NGH, db = norm_gradient(da_NGH, norm_x, gain_ih), da_NGH.sum(0)
         h_KNH = inputs_by_group(layout.states_before(hs), layout.pack_mask(mask_h), dtype)
-        dw_ih = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih)
+        dw_ih = weight_gradient(dx_NGH.to(dtype), saved.x_KND, w_ih)
         dw_hh = weight_gradient(du_NGH.to(dtype), h_KNH, w_hh)
         d_gains = [
-            gain_gradient(da_NGH, tuple(saved_x), gain_ih),
-            gain_gradient(da_NGH, (u_NGH, mean_u, rstd_u), gain_hh),
-            gain_gradient(dn_NH, (layout.states_after(cs).flatten(0, 1), mean_c, rstd_c), gain_c),
+            gain_gradient(da_NGH, norm_x, gain_ih),
+            gain_gradient(da_NGH, (u_NGH, *moments_u), gain_hh),
+            gain_gradient(dn_NH, (layout.states_after(cs).flatten(0, 1), *moments_c), gain_c),
             dn_NH.sum(0),
         ]
-        dx_TBD = layer_input_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
+        dx_TBD = layer_input_gradient(ctx, dx_NGH, w_GHD, saved.mask_x, saved.x_TBD)
         states = (layout.unsort(dh), layout.unsort(dc))
-        return dx_TBD, *states, dw_ih, dw_hh, db, db.clone(), *d_gains, *[None] * 7
+        return all_gradients(ctx, dx_TBD, *states, dw_ih, dw_hh, db, db.clone(), *d_gains)
 
 
 def layer_input_gradient(
@@ -418,6 +462,45 @@ def layer_input_gradient(
     d_KND = product_input_gradients(d_NGH.to(w_GHD.dtype), w_GHD, group_count(mask_x, len(w_GHD)), x_TBD)
     gradient: Tensor = layout.unpack(sum_groups_over_steps(d_KND, mask, layout.pack(x_TBD)))
     return gradient
+
+
+class SavedGRU(NamedTuple):
+    """What the backward pass of `NormedGRU` reads."""
+
+    x_TBD: Tensor
+    h_BH: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    gain_ih: Tensor
+    gain_hh: Tensor
+    mask_x: Tensor | None
+    mask_h: Tensor | None
+    lengths: Tensor | None
+    products_rz: Tensor  # those of the input, with the moments of their layer norms
+    mean_x_rz: Tensor
+    rstd_x_rz: Tensor
+    products_n: Tensor
+    mean_x_n: Tensor
+    rstd_x_n: Tensor
+    rz_N: Tensor  # the gates
+    n_N: Tensor
+    u_rz_N: Tensor  # the recurrent products
+    u_n_N: Tensor
+    v_N: Tensor  # the candidate's, normalised
+    inputs_n: Tensor  # of the candidate's recurrent product
+    mean_rz: Tensor
+    rstd_rz: Tensor
+    mean_n: Tensor
+    rstd_n: Tensor
+    hs: Tensor
+    x_KND: Tensor  # the masked inputs of each group of gates
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments that may need a gradient."""
+        return self[:8]
 
 
 class NormedGRU(torch.autograd.Function):
@@ -441,6 +524,7 @@ class NormedGRU(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         inputs = (x_TBD, h_BH, w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh)
+        arguments = (*inputs, mask_x, mask_h, lengths)
         steps = steps_for(backend)
         layout, hidden = layout_for(x_TBD, lengths), h_BH.shape[1]
         two = 2 * hidden  # r and z
@@ -477,29 +561,31 @@ class NormedGRU(torch.autograd.Function):
         ctx.options = {"reset_after": reset_after, "compute_dtype": compute_dtype}
         ctx.layout, ctx.steps = layout, steps
         ctx.set_materialize_grads(False)
-        saved = (*norm_rz.saved, *norm_n.saved, *all_rows, hs, x_KND)
-        ctx.save_for_backward(*inputs, mask_x, mask_h, lengths, *saved)
+        ctx.save_for_backward(*SavedGRU(*arguments, *norm_rz.saved, *norm_n.saved, *all_rows, hs, x_KND))
         return layout.outputs(hs), layout.last_state(hs)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        inputs = tensors[:8]
-        (mask_x, mask_h, lengths) = tensors[8:11]
-        saved = tensors[11:]
+        saved = SavedGRU(*ctx.saved_tensors)
         if needs_reference(upstream := (dy_TBH, dh_BH)):
-            options = {"masks": Masks(mask_x, mask_h), **ctx.options}
             gradients = cell_gradients(
-                reference.gru, 1, inputs, ctx.needs_input_grad[:8], upstream, lengths, **options
+                reference.gru,
+                1,
+                saved.inputs,
+                ctx.needs_input_grad[: len(saved.inputs)],
+                upstream,
+                saved.lengths,
+                masks=Masks(saved.mask_x, saved.mask_h),
+                **ctx.options,
             )
-            return *gradients, *[None] * 6
-        _, _, w_ih, w_hh, _, _, gain_ih, gain_hh = inputs
-        saved_rz = saved[:3]
-        saved_n = saved[3:6]
-        rows = saved[6:16]
-        (hs, x_KND) = saved[16:]
-        rz_N, n_N, u_rz_N, u_n_N, v_N, inputs_n, mean_rz, rstd_rz, mean_n, rstd_n = rows
+            return all_gradients(ctx, *gradients)
+        w_ih, w_hh, mask_h, hs = saved.w_ih, saved.w_hh, saved.mask_h, saved.hs
+        gain_ih, gain_hh = saved.gain_ih, saved.gain_hh
+        norm_rz = (saved.products_rz, saved.mean_x_rz, saved.rstd_x_rz)
+        norm_n = (saved.products_n, saved.mean_x_n, saved.rstd_x_n)
+        rz_N, n_N, u_rz_N, u_n_N, v_N = saved.rz_N, saved.n_N, saved.u_rz_N, saved.u_n_N, saved.v_N
+        moments_rz, moments_n = (saved.mean_rz, saved.rstd_rz), (saved.mean_n, saved.rstd_n)
         reset_after, dtype = ctx.options["reset_after"], ctx.options["compute_dtype"]
         layout, hidden = ctx.layout, n_N.shape[1]
         two = 2 * hidden
@@ -512,7 +598,7 @@ class NormedGRU(torch.autograd.Function):
         dys = None if dy_TBH is None else layout.unbind_steps(layout.pack(dy_TBH))
         masks_rz, masks_n = (layout.masks_by_step(select_gates(mask_h, part)) for part in (R_AND_Z, ONLY_N))
         groups = group_count(mask_h, 2)
-        forward_rows = (rz_N, n_N, u_rz_N, u_n_N, v_N, mean_rz, rstd_rz, mean_n, rstd_n)
+        forward_rows = (rz_N, n_N, u_rz_N, u_n_N, v_N, *moments_rz, *moments_n)
         all_rows = (*forward_rows, da_rz_N, da_n_N, dv_N, du_rz_N, du_n_N)
         by_step = list(zip(*(unbind_rows(layout, tensor) for tensor in all_rows), strict=True))
         before, dh_last = layout.unbind_steps(layout.states_before(hs)), layout.last_gradient(dh_BH, hs)
@@ -534,32 +620,31 @@ class NormedGRU(torch.autograd.Function):
             dh = dh + sum_groups(grad_h_KBH, None if masks_rz is None else masks_rz[t])
         dh = layout.grow_gradient(-1, dh, dh_last)
         dx_NGH = torch.cat(
-            [norm_gradient(da_rz_N, saved_rz, gain_ih[:two]), norm_gradient(da_n_N, saved_n, gain_ih[two:])],
-            1,
+            [norm_gradient(da_rz_N, norm_rz, gain_ih[:two]), norm_gradient(da_n_N, norm_n, gain_ih[two:])], 1
         )
         h_KNH = inputs_by_group(
             layout.states_before(hs), layout.pack_mask(select_gates(mask_h, R_AND_Z)), dtype
         )
-        dw_ih = weight_gradient(dx_NGH.to(dtype), x_KND, w_ih)
+        dw_ih = weight_gradient(dx_NGH.to(dtype), saved.x_KND, w_ih)
         dw_hh = torch.cat(
             [
                 weight_gradient(du_rz_N.to(dtype), h_KNH, w_hh),
-                weight_gradient(du_n_N.to(dtype), inputs_n[None], w_hh),
+                weight_gradient(du_n_N.to(dtype), saved.inputs_n[None], w_hh),
             ]
         )
         d_gain_ih = torch.cat(
-            [gain_gradient(da_rz_N, saved_rz, gain_ih[:two]), gain_gradient(da_n_N, saved_n, gain_ih[two:])]
+            [gain_gradient(da_rz_N, norm_rz, gain_ih[:two]), gain_gradient(da_n_N, norm_n, gain_ih[two:])]
         )
         d_gain_hh = torch.cat(
             [
-                gain_gradient(da_rz_N, (u_rz_N, mean_rz, rstd_rz), gain_hh[:two]),
-                gain_gradient(dv_N, (u_n_N, mean_n, rstd_n), gain_hh[two:]),
+                gain_gradient(da_rz_N, (u_rz_N, *moments_rz), gain_hh[:two]),
+                gain_gradient(dv_N, (u_n_N, *moments_n), gain_hh[two:]),
             ]
         )
         db_rz = da_rz_N.sum(0)
         db_ih, db_hh = torch.cat([db_rz, da_n_N.sum(0)]), torch.cat([db_rz, dv_N.sum(0)])
-        dx_TBD = layer_input_gradient(ctx, dx_NGH, w_GHD, mask_x, inputs[0])
-        return dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh, *[None] * 6
+        dx_TBD = layer_input_gradient(ctx, dx_NGH, w_GHD, saved.mask_x, saved.x_TBD)
+        return all_gradients(ctx, dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh)
 
 
 # torch.compile takes each of these as one operation: a trace of the backward pass would lose the second
