@@ -47,7 +47,8 @@ SECTIONS: list[tuple[str, ModuleType, list[str]]] = [  # heading, module, public
 ]
 METHODS = {  # described beside the class
     "LSTM": ["forward", "masks", "mean_masks", "zero_state", "from_torch"],
-    "LSTMCell": ["masks"],
+    "LSTMCell": ["masks", "forward"],
+    "GRUCell": ["forward"],
     "ModelMasks": ["rows", "repeat", "to"],
     "WordMasks": ["keep", "rows", "repeat", "to"],
     "LockedDropout": ["masks", "forward"],

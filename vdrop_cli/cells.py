@@ -171,7 +171,11 @@ class RecurrentCell(nn.Module):
         )
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
-        """Returns input and states with a batch dimension, and whether the input had one."""
+        """Returns input and states with a batch dimension, and whether the input had one.
+
+        `states` is the number of tensors in the state, `hx` the state or None for zeros. Raises ValueError
+        for shapes that do not fit.
+        """
         batched = x.dim() == 2
         x_BD = x if batched else x[None]
         if x_BD.dim() != 2 or x_BD.shape[1] != self.input_size:
@@ -236,6 +240,13 @@ class LSTMCell(RecurrentCell):
     def forward(
         self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Returns the new (h, c) after one step, as `torch.nn.LSTMCell` does.
+
+        `input` is [B, D] and `hx` (h, c), each [B, H]; without a batch [D] and [H]. Without `hx` both are
+        zeros. `masks` are those of `masks(B)`; without them their means count. Raises ValueError for shapes
+        and masks that do not fit, and in training mode where the cell drops and has no masks; TypeError for
+        masks that are no `ModelMasks`.
+        """
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD))
         if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
@@ -274,6 +285,11 @@ class GRUCell(RecurrentCell):
         self.reset_after = reset_after
 
     def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
+        """Returns the new h after one step, as `torch.nn.GRUCell` does.
+
+        `input` is [B, D] and `hx` [B, H]; without a batch [D] and [H]. Without `hx` it is zeros. `masks` and
+        errors are those of `LSTMCell.forward`.
+        """
         x_BD, (h_BH,), batched = self.prepare(input, hx, 1)
         mask = self.chosen_masks(masks, len(x_BD))
         if self.reset_after:

@@ -463,6 +463,7 @@ class Recurrent(nn.Module):
         return {"backend": self.backend, "compute_dtype": self.compute_dtype, "recompute": self.recompute}
 
     def mask_shape(self, time: int, batch: int) -> MaskShape:
+        """Returns the sizes of the masks for `time` steps of `batch` sequences."""
         return MaskShape(
             time, batch, self.input_sizes, self.hidden_size, GATES[self.cell], self.directions, self.proj_size
         )

@@ -39,6 +39,11 @@ class LockedDropout(nn.Dropout):
         return new_mask(self.p if self.training else 0.0, shape, device, dtype)
 
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Returns `x` with one mask for all steps, in its shape.
+
+        `masks` is a mask of `masks(batch, size)`, of the type of `x`. Raises ValueError for a shape or type
+        that does not fit.
+        """
         if x.dim() == 2:  # one step of a loop
             time_dim = 1 if self.batch_first else 0
             return self(x.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
@@ -88,6 +93,11 @@ class WordDropout(nn.Dropout):
         )
 
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
+        """Returns the vectors `x` of the words `ids`, those of dropped words zero.
+
+        `x` is [T, B, D] and `ids` [T, B], or [B, T, D] and [B, T] with `batch_first`. `masks` are those of
+        `masks(time, batch)`. Raises ValueError for shapes that do not fit.
+        """
         if x.dim() != 3 or x.shape[:2] != ids.shape:
             raise ValueError(f"x must be [*ids.shape, D] with ids {list(ids.shape)}, got {list(x.shape)}")
         if masks is None:
