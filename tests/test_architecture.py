@@ -371,6 +371,8 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "kernels/contexts": "kernels/test_derivatives.py",
     "kernels/loops": "kernels/triton_cells.py",
     "kernels/masks": "kernels/test_reference.py",
+    "kernels/native_head": "kernels/test_head.py",
+    "kernels/native_library": "kernels/test_native.py",
     "kernels/normed_native": "kernels/test_normed.py",
     "kernels/operators": "kernels/test_triton.py",
     "kernels/programs": "kernels/test_triton.py",

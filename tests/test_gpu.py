@@ -20,7 +20,7 @@ from tests.processes import ROOT, environment
 from vdrop_cli import kernels, prefetch, tasks, training
 from vdrop_cli.commands import train
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
-from vdrop_cli.kernels import Masks, fused, halves
+from vdrop_cli.kernels import Masks, halves, head
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
@@ -170,7 +170,7 @@ def test_recomputing_takes_less_memory_and_gives_the_same() -> None:
 def test_the_logits_of_many_words_are_never_all_in_memory(
     compute_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "LOGITS_AT_ONCE_ON_GPU", 2**22)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE_ON_GPU", 2**22)
     rows = 20_000
     words = 10_000
     hidden = 64

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vdrop_cli import provenance
-from vdrop_cli.kernels import compiler, native
+from vdrop_cli.kernels import compiler, native_library
 
 
 def test_backend_versions_device_and_commit_are_described() -> None:
@@ -61,7 +61,7 @@ def test_numbers_that_the_system_does_not_report_are_left_out(
 def test_compiler_and_extensions_of_a_compiled_back_end_are_described(backend: str) -> None:
     description = provenance.describe(torch.device("cpu"), backend, "bf16")
     assert (
-        description["processor_features"] == ", ".join(native.features())
+        description["processor_features"] == ", ".join(native_library.features())
         and description["compiler"]
         and compiler.version(*compiler.compiler()).startswith(description["compiler"])
     )

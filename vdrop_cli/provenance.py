@@ -13,7 +13,7 @@ import torch
 
 from vdrop_cli import __version__
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.kernels import compiler, native
+from vdrop_cli.kernels import compiler, native_library
 
 CODE = ("vdrop_cli", "conf", "pyproject.toml")  # results depend on these alone, not on pages and records
 PROCESSOR_NUMBERS = (  # their lines in /proc/cpuinfo, on x86 and on ARM
@@ -91,7 +91,7 @@ def compiler_details() -> dict[str, Any]:
     """Returns the compiler of the back end `native`, and the processor extensions that it uses."""
     return {
         "compiler": compiler.version(*compiler.compiler()).partition("\n")[0],
-        "processor_features": ", ".join(native.features()),
+        "processor_features": ", ".join(native_library.features()),
     }
 
 

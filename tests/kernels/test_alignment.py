@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.test_fused import relative_errors
-from vdrop_cli.kernels import fused
+from vdrop_cli.kernels import head
 from vdrop_cli.kernels.alignment import (
     ALIGNMENT,
     aligned_size,
@@ -66,9 +66,9 @@ def test_the_head_gives_the_same_with_padded_columns(monkeypatch: pytest.MonkeyP
     targets = torch.arange(6)
 
     def results() -> list[torch.Tensor]:
-        nll = fused.linear_cross_entropy(x, w, b, targets, torch.bfloat16)
+        nll = head.linear_cross_entropy(x, w, b, targets, torch.bfloat16)
         return [nll, *torch.autograd.grad(nll.sum(), [x, w, b])]
 
     expected = results()
-    monkeypatch.setattr(fused, "pads_columns", lambda side: True)
+    monkeypatch.setattr(head, "pads_columns", lambda side: True)
     assert max(relative_errors(results(), expected)) < 1e-3

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.kernels.test_fused import double, head, inputs_of, masks_of, relative_errors
+from tests.kernels.test_fused import double, inputs_of, masks_of, relative_errors
+from tests.kernels.test_head import inputs_of as head
 from vdrop_cli import kernels
 from vdrop_cli.kernels import linear_cross_entropy
 from vdrop_cli.layers import GRU, LSTM

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.test_fused import relative_errors
-from vdrop_cli.kernels import fused, halves
+from vdrop_cli.kernels import halves, head
 
 CPU = torch.device("cpu")
 
@@ -68,13 +68,13 @@ def test_the_head_has_exact_losses_by_halves(rows: int, monkeypatch: pytest.Monk
         products.append(len(left_MX))
         return in_fp32(left_MX, right_NX)
 
-    monkeypatch.setattr(fused, "has_halves", lambda w_VD: True)
-    monkeypatch.setattr(fused, "LOGITS_AT_ONCE", 50 * 100)
+    monkeypatch.setattr(head, "has_halves", lambda w_VD: True)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 50 * 100)
     monkeypatch.setattr(halves, "product", product)
-    nll = fused.linear_cross_entropy(x, w, b, targets, torch.bfloat16)
+    nll = head.linear_cross_entropy(x, w, b, targets, torch.bfloat16)
     gradients = torch.autograd.grad(nll.sum(), [x, w, b])
     with torch.no_grad():
-        without_gradients = fused.linear_cross_entropy(x, w, b, targets, torch.bfloat16)
+        without_gradients = head.linear_cross_entropy(x, w, b, targets, torch.bfloat16)
     assert sum(products) == (2 * rows if rows >= 128 else 0) and max(products, default=0) <= 100
     doubles = [t.detach().double().requires_grad_() for t in (x, w, b)]
     exact = torch.nn.functional.cross_entropy(
@@ -84,5 +84,5 @@ def test_the_head_has_exact_losses_by_halves(rows: int, monkeypatch: pytest.Monk
     expected = list(torch.autograd.grad(exact.sum(), doubles))
     assert max(relative_errors(list(gradients), expected)) < 1e-2, "those of bf16"
     products.clear()
-    fused.linear_cross_entropy(x, w, b, targets)
+    head.linear_cross_entropy(x, w, b, targets)
     assert not products, "in fp32 the logits are one product"

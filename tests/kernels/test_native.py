@@ -17,7 +17,7 @@ from tests.kernels.test_fused import double, inputs_of, masks_of, outputs_and_gr
 from tests.processes import ROOT, environment
 from vdrop_cli import kernels
 from vdrop_cli.device import processor_flags
-from vdrop_cli.kernels import Masks, gru, linear_cross_entropy, lstm, native
+from vdrop_cli.kernels import Masks, gru, linear_cross_entropy, lstm, native, native_head, native_library
 
 CPU = torch.device("cpu")
 CELLS = {"lstm": lstm, "gru": gru}
@@ -70,7 +70,7 @@ def test_sizes_at_the_edges_of_blocks(
     assert max(relative_errors(actual, expected)) < (1e-5 if compute_dtype is None else 3e-2)
 
 
-@pytest.mark.skipif("not native.has_amx()")
+@pytest.mark.skipif("not native_library.has_amx()")
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
     [(1, 5, 17), (900, 650, 1000), (1000, 650, 900), (40, 1700, 70), (450, 800, 33)],
@@ -80,18 +80,20 @@ def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: 
     blocks.
     """
     x, w = random(rows, depth).detach(), random(columns, depth).detach()
-    x_high, x_low = native.split_bf16(x)
-    w_high, w_low = (packed.flatten(1, 2) for packed in native.pack_bf16(w, 1, rest=True))
+    x_high, x_low = native_library.split_bf16(x)
+    w_high, w_low = (packed.flatten(1, 2) for packed in native_library.pack_bf16(w, 1, rest=True))
     rounded = x.bfloat16().double() @ w.bfloat16().double().T
     actual = torch.full((rows, columns), torch.nan)
-    native.gemm(actual, [(x_high, w_high)])
-    native.gemm(actual, [(x_high, w_high)], add=True)
+    native_library.gemm(actual, [(x_high, w_high)])
+    native_library.gemm(actual, [(x_high, w_high)], add=True)
     assert max(relative_errors([actual], [2 * rounded])) < 1e-6
-    native.logits_by_halves(actual, x_high, x_low, w_high, w_low)
+    native_head.logits_by_halves(actual, x_high, x_low, w_high, w_low)
     assert max(relative_errors([actual], [x.double() @ w.double().T])) < 1e-5
     summed, upstream = torch.full((columns, depth), torch.nan), random(rows, columns).detach().bfloat16()
-    native.gemm(
-        summed, [(native.transposed_rows(upstream), native.packed_rows(x_high, depth))], transposed=True
+    native_library.gemm(
+        summed,
+        [(native_library.transposed_rows(upstream), native_library.packed_rows(x_high, depth))],
+        transposed=True,
     )
     assert max(relative_errors([summed], [upstream.double().T @ x.bfloat16().double()])) < 1e-6
 
@@ -190,7 +192,8 @@ def test_threads_share_units_and_rows(
     """
     results = []
     for number in (1, threads):
-        monkeypatch.setattr(native, "threads", lambda number=number: number)
+        for module in (native, native_head, native_library):
+            monkeypatch.setattr(module, "threads", lambda number=number: number)
         for cell, option in VARIANTS:
             function = partial(
                 CELLS[cell], masks=Masks(), backend="native", compute_dtype=compute_dtype, **option
@@ -241,7 +244,7 @@ def test_a_forked_process_is_noticed() -> None:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(2)
-        os._exit(0 if native.threads() == 1 else 1)
+        os._exit(0 if native_library.threads() == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -305,9 +308,9 @@ OTHER_PROCESSORS = {
 AS_ANOTHER = """
 import sys
 import pytest
-from vdrop_cli.kernels import compiler, native
+from vdrop_cli.kernels import compiler, native_library
 compiler.processor_flag = lambda: f"-march={sys.argv[1]}"
-print(*native.features(), sep=",")
+print(*native_library.features(), sep=",")
 chosen = "sizes or (tied and native) or numbers_that_are_none or logits_that_are_none"
 files = ["tests/kernels/test_native.py", "tests/kernels/test_fused.py"]
 sys.exit(pytest.main(["-n", "0", "-p", "no:cacheprovider", "--durations=0", "-k", chosen, *files]))
@@ -338,8 +341,8 @@ def test_it_is_right_as_compiled_for_other_processors(processor: str) -> None:
 def test_the_library_says_what_it_uses() -> None:
     """Of what the processor has the most; the system may forbid the use of AMX."""
     flags = set(processor_flags())
-    assert ("AVX-512" in native.features()) == ("avx512f" in flags)
-    assert ("AVX2" in native.features()) == ("avx2" in flags and "avx512f" not in flags)
-    assert native.has_amx() <= ("amx_bf16" in flags) and ("bf16 products" in native.features()) >= (
-        "avx512_bf16" in flags
-    )
+    assert ("AVX-512" in native_library.features()) == ("avx512f" in flags)
+    assert ("AVX2" in native_library.features()) == ("avx2" in flags and "avx512f" not in flags)
+    assert native_library.has_amx() <= ("amx_bf16" in flags) and (
+        "bf16 products" in native_library.features()
+    ) >= ("avx512_bf16" in flags)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.conftest import settings
 from tests.kernels.test_fused import inputs_of, masks_of
 from vdrop_cli import kernels
-from vdrop_cli.kernels import fused, native, products
+from vdrop_cli.kernels import fused, gates, head, native, native_head, products
 from vdrop_cli.kernels.products import WeightMatrices, WeightMatrix, exact_sums, full_precision_sums, mm_into
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.model import LanguageModel
@@ -99,7 +99,8 @@ def product_types(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
 def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether torch multiplies bf16 on a processor without AMX."""
     monkeypatch.setattr(products, "multiplies_bf16", lambda: request.param)
-    monkeypatch.setattr(native, "has_amx", lambda: False)
+    for module in (native, native_head):
+        monkeypatch.setattr(module, "has_amx", lambda: False)
     return bool(request.param)
 
 
@@ -250,8 +251,8 @@ def test_all_products_of_cells_and_head_are_summed_in_full_precision(
         mm_into(*operands, **options)
 
     monkeypatch.setattr("vdrop_cli.kernels.autograd.exact_sums", lambda device_type: full_precision_sums())
-    monkeypatch.setattr(fused, "mm_into", multiply)
-    monkeypatch.setattr("vdrop_cli.kernels.gates.mm_into", multiply)
+    for module in (fused, gates, head):
+        monkeypatch.setattr(module, "mm_into", multiply)
     x, w, b = (torch.randn(shape, requires_grad=True) for shape in ((6, 5), (9, 5), (9,)))
     outputs = [
         *(

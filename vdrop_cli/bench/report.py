@@ -16,7 +16,7 @@ from vdrop_cli.bench.cases import BIDIRECTIONAL, GRUS, Case, measured_precisions
 from vdrop_cli.bench.steps import MC_WORDS, VOCABULARY, is_native, words_per_time_step
 from vdrop_cli.device import choose_backend
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.kernels import native
+from vdrop_cli.kernels import native_library
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, Precision
 from vdrop_cli.settings.commands import Bench
@@ -134,7 +134,9 @@ def print_results(measurements: list[Measurement], rates: Rates, device: torch.d
     products = (
         f"{size}³ product: {', '.join(f'{name} {rate / 1e9:.0f}' for name, rate in named.items())} GFLOP/s"
     )
-    uses = f"; native uses {', '.join(native.features()) or 'no extension'}" if is_native(device) else ""
+    uses = (
+        f"; native uses {', '.join(native_library.features()) or 'no extension'}" if is_native(device) else ""
+    )
     print(f"{device}, {torch.get_num_threads()} threads; {products}{uses}")
     columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'× cell_loop':>13}{'peak MB':>9}"
     print(f"{'size':<10}{'part':<12}{'cell':<20}{'':<6}{columns}")

@@ -22,7 +22,7 @@ from vdrop_cli.corpora import Corpus
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend
 from vdrop_cli.dropout import ModelMasks, draw
 from vdrop_cli.gradient_step import GradientStep, graphs_of_steps
-from vdrop_cli.kernels import native
+from vdrop_cli.kernels import native_library
 from vdrop_cli.kernels.products import WeightMatrix, operand
 from vdrop_cli.layers import GRU, LSTM, State
 from vdrop_cli.model import LanguageModel, Regressor
@@ -222,7 +222,7 @@ def products_step(train: Train, precision: Precision, rows: list[int], vocabular
     `rows` are the words of each time step; `vocabulary` 0 leaves the head out. Where bf16 products have
     results in fp32 (AMX), the forward logits are three of them, as in the cells.
     """
-    in_halves = precision is Precision.bf16 and is_native(torch.device("cpu")) and native.has_amx()
+    in_halves = precision is Precision.bf16 and is_native(torch.device("cpu")) and native_library.has_amx()
     if in_halves:
         torch.set_float32_matmul_precision("medium")  # of this process, which measures nothing else
     words, hidden = sum(rows), train.model.hidden_size

@@ -24,7 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import fused, native, reference
+from vdrop_cli.kernels import fused, native, native_library, reference
 from vdrop_cli.kernels.backend import Backend
 from vdrop_cli.kernels.contexts import unsupported_context
 from vdrop_cli.kernels.masks import Masks, check_sizes
@@ -130,7 +130,7 @@ def choose_for_call(
     if check_name(backend) != "reference" and (context := unsupported_context()):
         raise ValueError(f'backend={backend} does not support {context}; use backend="reference"')
     name: str = choose(backend, x.device)
-    if name != "native" or native.supports(x.dtype, compute_dtype):
+    if name != "native" or native_library.supports(x.dtype, compute_dtype):
         return name
     if backend == "native":
         types = f"{x.dtype} with products in {compute_dtype or x.dtype}"
@@ -194,8 +194,9 @@ def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> No
                 f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data"
             )
         check_device(f"masks.{name}", mask, x_TBD)
+    time, batch, inputs = x_TBD.shape
     hidden, state = weights.w_ih.shape[0] // gates, weights.w_hh.shape[1]
-    check_sizes(masks, len(x_TBD), gates, *x_TBD.shape[1:], state, hidden)
+    check_sizes(masks, time, gates, batch, inputs, state, hidden)
 
 
 def check_lengths(lengths: Tensor, x_TBD: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels.autograd import without_autocast
-from vdrop_cli.kernels.fused import chunks, head_operand, logits_by, losses_and_probabilities, rows_at_once
+from vdrop_cli.kernels.head import chunks, head_operand, logits_by, losses_and_probabilities, rows_at_once
 from vdrop_cli.kernels.products import mm_into, operand
 
 

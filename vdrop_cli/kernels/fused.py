@@ -6,20 +6,18 @@ each product a batch of four (GRU: three) of a quarter the size, so they cost li
 different lengths are packed (`packing.py`): tensors named [T, B, …] then are [N, 1, …], and a step has the
 sequences that are long enough.
 
-T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
+T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N rows of all steps
 K groups of gates: 1, or one for each gate
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels import halves, normed, reference
-from vdrop_cli.kernels.alignment import pad_columns
+from vdrop_cli.kernels import normed, reference
 from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
-from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference, reference_gradients
+from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
 from vdrop_cli.kernels.gates import (
     ALL_GRU,
     ALL_LSTM,
@@ -32,20 +30,16 @@ from vdrop_cli.kernels.gates import (
     sum_over_steps,
     weight_gradient,
 )
+from vdrop_cli.kernels.head import linear_cross_entropy
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout, layout_for
-from vdrop_cli.kernels.products import WeightMatrix, mm_into, operand
+from vdrop_cli.kernels.products import WeightMatrix, mm_into
 from vdrop_cli.kernels.weights import Weights
+
+__all__ = ["gru", "linear_cross_entropy", "lstm"]
 
 # Elements of a gate whose derivatives are computed together, just before their steps: they fit the cache.
 DERIVATIVE_BLOCK = 2**18
-LOGITS_AT_ONCE = 4_000_000  # elements of a chunk of logits in fp32: 16 MB
-LOGITS_AT_ONCE_ON_GPU = 2**25  # 128 MB: all of a training step of the published sizes
-MIN_ROWS_BY_HALVES = 128  # with fewer, most of the work would be to halve the weights
-SMALLEST = 1e-30  # probability whose logarithm is still exact in fp32
-# Chunks whose gradient is stored in bf16 together, so that its products are few and large; on a GPU one chunk
-# is large enough.
-ROUNDED_CHUNKS = 4
 
 
 class Recurrence:
@@ -462,189 +456,11 @@ class GRU(torch.autograd.Function):
         return all_gradients(ctx, dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh)
 
 
-HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradients` of a back end
-
-
-def head_forward(ctx: Any, compute: HeadGradients, *inputs: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """The losses; their gradients are computed with them and saved."""
-    nll_N, ctx.gradients = compute(*inputs, None, compute_dtype)
-    ctx.save_for_backward(*inputs)
-    ctx.compute_dtype = compute_dtype
-    return nll_N
-
-
-def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of x, w and b: the saved ones, scaled, or new ones."""
-    x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
-    if needs_reference((dnll_N,)):
-
-        def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
-            return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
-
-        inputs, is_needed = (x_ND, w_VD, b_V), ctx.needs_input_grad[:3]
-        return *reference_gradients(definition, inputs, is_needed, (dnll_N,)), None, None
-    if ctx.gradients is not None and is_uniform(dnll_N):
-        dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
-        ctx.gradients = None
-    else:
-        _, (dx_ND, dw_VD, db_V) = compute(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
-    return dx_ND, dw_VD, db_V, None, None
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """Computes the logits in chunks, and the gradients of a chunk while its logits are in memory.
-
-    The gradients are those for an upstream gradient of 1. One that is the same for all tokens, as that of a
-    sum or a mean, scales them in place. One that differs between tokens, or a second backward pass, computes
-    the chunks again.
-    """
-
-    @staticmethod
-    @without_autocast
-    def forward(
-        ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype
-    ) -> Tensor:
-        return head_forward(ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype)
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-        return head_backward(ctx, loss_and_gradients, dnll_N)
-
-
-def is_uniform(dnll_N: Tensor) -> bool:
-    """Whether the gradient is the same for all tokens. That of a sum has stride 0, so it needs no wait for a
-    GPU.
-    """
-    return dnll_N.stride(0) == 0 or bool((dnll_N == dnll_N[0]).all())
-
-
-def chunks(rows: int, at_once: int) -> list[slice]:
-    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
-
-
-def rows_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
-    """The rows of a chunk of logits, and the rows whose gradient is stored in bf16 together.
-
-    On a GPU the logits use at most 1/64 of its memory.
-    """
-    if device.type != "cuda":
-        rows = max(1, LOGITS_AT_ONCE // vocabulary)
-        return rows, ROUNDED_CHUNKS * rows
-    memory = torch.cuda.get_device_properties(device).total_memory
-    rows = max(1, min(LOGITS_AT_ONCE_ON_GPU, memory // 64 // 4) // vocabulary)
-    return rows, rows
-
-
-def head_logits(x_MD: Tensor, w_VD: Tensor, b_V: Tensor) -> Tensor:
-    return (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
-
-
-def logits_by(w_VD: Tensor, b_V: Tensor, rows: int, compute_dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Computes logits as exactly as in fp32 from chunks of so many rows in all: where products are in bf16,
-    on a GPU by three of them.
-    """
-    if not (compute_dtype == torch.bfloat16 and rows >= MIN_ROWS_BY_HALVES and has_halves(w_VD)):
-        return lambda x_MD: head_logits(x_MD, w_VD, b_V)
-    w_VX = halves.side_by_side(w_VD, halves.RIGHT)
-    return lambda x_MD: halves.product(halves.side_by_side(x_MD, halves.LEFT), w_VX).add_(b_V)
-
-
-def has_halves(w_VD: Tensor) -> bool:
-    """Whether products by halves are possible, and faster: on a GPU, except where torch.compile traces."""
-    is_possible = w_VD.is_cuda and w_VD.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return is_possible and halves.is_exact_on(w_VD.device)
-
-
-def losses_and_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each token, and the probabilities of all words, [M, V]."""
-    softmax = softmax_by_logarithms if logits_MV.is_cuda else softmax_by_probabilities
-    return softmax(logits_MV, targets_M)
-
-
-def softmax_by_logarithms(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and probabilities by `log_softmax`, without a wait for a GPU."""
-    log_p_MV = logits_MV.log_softmax(1)
-    return -log_p_MV.gather(1, targets_M[:, None]).squeeze(1), log_p_MV.exp_()
-
-
-def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and probabilities with one pass less over the logits, which is faster on a CPU."""
-    p_MV = logits_MV.softmax(1)
-    p_M = p_MV.gather(1, targets_M[:, None]).squeeze(1)
-    nll_M = -p_M.log()
-    if p_M.min() < SMALLEST:  # these probabilities underflow, their logits do not
-        tiny = p_M < SMALLEST
-        nll_M[tiny] = logits_MV[tiny].logsumexp(1) - logits_MV[tiny, targets_M[tiny]]
-    return nll_M, p_MV
-
-
-def losses(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """Negative log-likelihood of each token, [M], without the probabilities of other words."""
-    if logits_MV.is_cuda:
-        return torch.nn.functional.cross_entropy(logits_MV, targets_M, reduction="none")
-    return softmax_by_probabilities(logits_MV, targets_M)[0]
-
-
-def loss(x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    parts = chunks(len(x_ND), rows_at_once(x_ND.device, len(b_V))[0])
-    logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
-    return torch.cat([losses(logits(x_ND[part]), targets_N[part]) for part in parts])
-
-
-def pads_columns(side: Tensor) -> bool:
-    """Whether products are faster with aligned rows, which cost a copy: on a GPU."""
-    return side.is_cuda
-
-
-def head_operand(side: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """One side of the products of the head's gradients: in bf16 on a GPU, in aligned rows."""
-    if compute_dtype != side.dtype and pads_columns(side):
-        return pad_columns(side, compute_dtype)
-    return operand(side.to(compute_dtype))
-
-
-def loss_and_gradients(
-    x_ND: Tensor,
-    w_VD: Tensor,
-    b_V: Tensor,
-    targets_N: Tensor,
-    dnll_N: Tensor | None,
-    compute_dtype: torch.dtype,
-) -> tuple[Tensor, list[Tensor]]:
-    """Negative log-likelihood of each token, and the gradients of x, w and b (`dnll_N` None: all ones)."""
-    nll_N, dx_ND = torch.empty_like(x_ND[:, 0]), torch.empty_like(x_ND)
-    dw_VD, db_V = torch.empty_like(w_VD), torch.zeros_like(b_V)
-    is_rounded = compute_dtype != x_ND.dtype
-    w_lowp_VD, x_lowp_ND = (head_operand(side, compute_dtype) for side in (w_VD, x_ND))
-    rows, rounded_rows = rows_at_once(x_ND.device, len(b_V))
-    logits = logits_by(w_VD, b_V, len(x_ND), compute_dtype)
-    for block in chunks(len(x_ND), rounded_rows if is_rounded else rows):
-        block_ND, targets_M = x_ND[block], targets_N[block]
-        d_lowp_MV = w_VD
-        if is_rounded:
-            d_lowp_MV = w_VD.new_empty(len(block_ND), len(b_V), dtype=compute_dtype)
-        for part in chunks(len(block_ND), rows):
-            nll_N[block][part], d_MV = losses_and_probabilities(logits(block_ND[part]), targets_M[part])
-            d_MV.scatter_add_(1, targets_M[part, None], d_MV.new_full((len(d_MV), 1), -1.0))
-            if dnll_N is not None:
-                d_MV.mul_(dnll_N[block][part, None])
-            db_V += d_MV.sum(0)
-            if is_rounded:
-                d_lowp_MV[part] = d_MV
-            else:
-                d_lowp_MV = d_MV
-        d_lowp_MV = operand(d_lowp_MV)
-        mm_into(dx_ND[block], d_lowp_MV, w_lowp_VD)
-        mm_into(dw_VD, d_lowp_MV.T, x_lowp_ND[block], add=block.start > 0)
-    return nll_N, [dx_ND, dw_VD, db_V]
-
-
 # torch.compile takes each of these as one operation: a trace of the backward pass would lose the second
 # derivatives of `create_graph=True`.
-apply_lstm, apply_gru, apply_head = (
+apply_lstm, apply_gru = (
     torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
-    for function in (LSTM, GRU, LinearCrossEntropy)
+    for function in (LSTM, GRU)
 )
 
 
@@ -685,14 +501,3 @@ def gru(
     flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, masks.x, masks.h)
     outputs: tuple[Tensor, Tensor] = apply_gru(x_TBD, h_BH, *flat, lengths, reset_after, dtype)
     return outputs
-
-
-def linear_cross_entropy(
-    x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
-) -> Tensor:
-    with torch.autocast(x_ND.device.type, enabled=False):  # it would round the logits
-        x_ND = x_ND.to(w_VD.dtype)
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
-            return loss(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)
-        nll_N: Tensor = apply_head(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)
-        return nll_N

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vdrop_cli.kernels.native import SUFFIXES, call, threads
+from vdrop_cli.kernels.native_library import SUFFIXES, call, threads
 from vdrop_cli.kernels.normed import Moments, Steps
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vdrop_cli.kernels import programs
 from vdrop_cli.kernels.alignment import pad_bias, pad_weights, unpad_bias, unpad_weights
-from vdrop_cli.kernels.fused import linear_cross_entropy
 from vdrop_cli.kernels.gates import (
     ALL_LSTM,
     ONLY_N,
@@ -30,6 +29,7 @@ from vdrop_cli.kernels.gates import (
     weight_gradient,
 )
 from vdrop_cli.kernels.graphs import Graphs
+from vdrop_cli.kernels.head import linear_cross_entropy
 from vdrop_cli.kernels.loops import gru_backward_loop, gru_loop, lstm_backward_loop, lstm_loop
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.operators import (
