@@ -65,10 +65,16 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "kernels": {"kernels"},
     "dropout": {"kernels", "policies", "random_streams"},
     "prefetch": {"dropout", "kernels", "policies"},
-    "cells": {"dropout", "kernels", "layers", "policies"},
+    "layer_dropout": {"policies"},
+    "state_layout": set(),
+    "mask_checks": {"dropout", "kernels", "policies"},
+    "time_reversal": {"kernels"},
+    "cells": {"dropout", "kernels", "layer_dropout", "mask_checks", "policies", "state_layout"},
     "modules": {"cells", "dropout", "policies"},
     "sampling": set(),
-    "layers": {"dropout", "kernels", "policies"},
+    "layers": {
+        *("dropout", "kernels", "layer_dropout", "mask_checks", "policies", "state_layout", "time_reversal")
+    },
     "model": {"dropout", "kernels", "layers", "policies", "random_streams", "settings"},
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},
     "perplexity": {"interruption", "model"},
@@ -357,6 +363,10 @@ NOT_IMPORTED = {"hydra-joblib-launcher"}  # a plugin of Hydra
 TESTED_ELSEWHERE = {  # modules without a test file of their name: where their laws are tested
     "tasks/objective": "tasks/test_language_model.py",
     "command_examples": "test_examples.py",
+    "layer_dropout": "test_layers.py",  # the parts of a layer, by its laws
+    "state_layout": "test_layers.py",
+    "mask_checks": "test_layers.py",
+    "time_reversal": "test_layers.py",
     "errors": "test_mistakes.py",  # the one line of every error
     "explain": "test_mistakes.py",
     "learned": "test_checkpoint.py",

@@ -9,7 +9,8 @@ from torch import nn
 from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.kernels import Masks
-from vdrop_cli.layers import GRU, LSTM, Dropout, describe
+from vdrop_cli.layer_dropout import describe
+from vdrop_cli.layers import GRU, LSTM, Dropout
 
 BOTH = [
     (LSTMCell, nn.LSTMCell, LSTM, {}),

@@ -13,7 +13,8 @@ from torch import nn
 
 from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks
-from vdrop_cli.layers import GRU, LSTM, describe
+from vdrop_cli.layer_dropout import describe
+from vdrop_cli.layers import GRU, LSTM
 from vdrop_cli.modules import WeightDrop
 from vdrop_cli.policies import Dropout, Policy, Tie
 

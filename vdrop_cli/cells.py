@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_transform
-from vdrop_cli.kernels.masks import check_sizes
-from vdrop_cli.layers import MaskSampling, check_policy, chosen_dropout, describe, shape_text, weight_like
+from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
+from vdrop_cli.mask_checks import check_cell_masks, check_type
 from vdrop_cli.policies import Cell, Dropout
+from vdrop_cli.state_layout import shape_text
 
 
 class RecurrentCell(nn.Module):
@@ -120,8 +121,12 @@ class RecurrentCell(nn.Module):
         like = weight_like(self, "weight_ih")
         if not self.sampling.training:
             return mean_masks(self.dropout, 1, like)
-        shape = MaskShape(1, batch, (self.input_size,), self.hidden_size, GATES[self.cell])
-        return new_masks(self.dropout, shape, torch.device(device or like.device), like.dtype)
+        device = torch.device(device or like.device)
+        return new_masks(self.dropout, self.mask_shape(batch), device, like.dtype)
+
+    def mask_shape(self, batch: int) -> MaskShape:
+        """Returns the sizes of the masks for `batch` sequences."""
+        return MaskShape(1, batch, (self.input_size,), self.hidden_size, GATES[self.cell])
 
     def chosen_masks(self, masks: ModelMasks | None, batch: int) -> Masks:
         """Returns the masks of a step, as `step_masks` shapes them; raises where `masks` do not fit."""
@@ -132,43 +137,21 @@ class RecurrentCell(nn.Module):
                     "then masks=masks"
                 )
             return step_masks(mean_masks(self.dropout, 1, weight_like(self, "weight_ih")).layers[0])
-        if not isinstance(masks, ModelMasks):
-            raise TypeError(
-                f"masks must be a ModelMasks, such as cell.masks(batch), got {type(masks).__name__}"
-            )
+        check_type(masks, "cell.masks(batch)")
         if torch.compiler.is_compiling():  # the checks become guards of the compiled code
-            self.check_masks(masks, batch)
+            check_cell_masks(masks, self.cell, self.mask_shape(batch))
             return step_masks(masks.layers[0])
         # The masks are the same at every step, so they cache what the first step has checked and shaped.
         # Tensors computed within a transform of torch.func, or with gradients, belong to that step alone.
         sizes = (self.cell, batch, self.input_size, self.hidden_size)
         cached = masks.checked_masks
         if cached is None or cached[0] is not masks.layers[0] or cached[1] != sizes:
-            self.check_masks(masks, batch)
+            check_cell_masks(masks, self.cell, self.mask_shape(batch))
             cached = (masks.layers[0], sizes, step_masks(masks.layers[0]))
             needs_grad = any(mask is not None and mask.requires_grad for mask in masks.layers[0])
             if not in_transform() and not needs_grad:
                 object.__setattr__(masks, "checked_masks", cached)
         return cached[2]
-
-    def check_masks(self, masks: ModelMasks, batch: int) -> None:
-        """Raises ValueError for masks that do not fit a step of this cell with `batch` sequences."""
-        if len(masks.layers) != 1 or masks.batch not in (None, batch) or masks.time not in (None, 1):
-            raise ValueError(
-                f"masks must be for one layer and {batch} sequences, held over time; use cell.masks({batch})"
-            )
-        if masks.word is not None or masks.out is not None or masks.head is not None:
-            raise ValueError(
-                "masks.word, masks.out and masks.head must be None: a cell uses none of them; use "
-                "WordDropout and LockedDropout"
-            )
-        if masks.weights is not None:
-            raise ValueError("masks.weights must be None: a cell drops no weights; use a layer")
-        if masks.layers[0].c is not None and self.cell is Cell.gru:
-            raise ValueError("masks.c must be None: a GRU has no cell state")
-        check_sizes(
-            masks.layers[0], 1, GATES[self.cell], batch, self.input_size, self.hidden_size, self.hidden_size
-        )
 
     def prepare(self, x: Tensor, hx: Any, states: int) -> tuple[Tensor, Any, bool]:
         """Returns input and states with a batch dimension, and whether the input had one.

@@ -5,12 +5,10 @@ G gates
 """
 
 import math
-import numbers
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,105 +18,17 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, mean_masks, new_masks
 from vdrop_cli.kernels import Masks, Norms
-from vdrop_cli.kernels.masks import is_broadcastable
-from vdrop_cli.policies import (
-    BETWEEN,
-    BY_LAYER,
-    NO_DROPOUT,
-    Cell,
-    Dropout,
-    Policy,
-    Tie,
-    WordMask,
-    checked_probability,
-)
+from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
+from vdrop_cli.mask_checks import check_layer_masks
+from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.state_layout import State as State
+from vdrop_cli.state_layout import StateLayout
+from vdrop_cli.time_reversal import reverse_masks, reverse_time, reversed_order
 
 __all__ = ["GRU", "LSTM", "Dropout", "Masks", "ModelMasks", "Policy", "Tie", "WordMask", "WordMasks"]
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh
-State = tuple[Tensor, ...]  # h and, for an LSTM, c; each [L, B, H]
 STATES = {Cell.lstm: 2, Cell.gru: 1}
-
-
-def weight_like(module: nn.Module, name: str) -> Tensor:
-    """Returns a tensor of the weight's type and device, without computing a parametrized weight."""
-    if parametrize.is_parametrized(module, name):
-        return cast(Tensor, module.parametrizations[name].original)  # type: ignore[index, union-attr]
-    return cast(Tensor, getattr(module, name))
-
-
-def shape_text(part: object) -> str:
-    """Describes a tensor by its shape, and anything else by its type, for a message."""
-    return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
-
-
-class MaskSampling(nn.Dropout):
-    """Decides whether a layer draws masks: it does while `training` of this module is true.
-
-    It is an `nn.Dropout`, so that tools for MC dropout find it. It has no parameters and is never called. `p`
-    is the largest probability of the layer, read-only.
-    """
-
-    def __init__(self, dropout: Dropout) -> None:
-        nn.Module.__init__(self)
-        self.dropout, self.inplace = dropout, False
-
-    @property
-    def p(self) -> float:  # type: ignore[override]
-        return self.dropout.max_probability
-
-    @property
-    def drops_weights(self) -> bool:
-        """Whether it draws masks on weights, which a batch has one of; `sampling` looks for it."""
-        return self.dropout.p_weight > 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("sampling only switches the masks of a layer; call the layer")
-
-    def extra_repr(self) -> str:
-        return describe(self.dropout)
-
-
-def describe(dropout: Dropout) -> str:
-    """Writes a policy with the values that differ from its defaults, as `variational(p_x=0.3, p_h=0.3)`."""
-    defaults = Dropout(dropout.policy)
-    values = [(f.name, getattr(dropout, f.name)) for f in fields(dropout) if f.name != "policy"]
-    changed = [f"{name}={value}" for name, value in values if value != getattr(defaults, name)]
-    return f"{dropout.policy}({', '.join(changed)})" if changed else str(dropout.policy)
-
-
-def chosen_dropout(
-    dropout: Dropout | float | None,
-    variational: float | None,
-    recurrent_dropout: float | None,
-    layers: int,
-    *,
-    output: bool = True,
-) -> Dropout:
-    """Returns the policy that the shorthand arguments stand for.
-
-    `output`: whether `variational` also drops from the output. Raises ValueError where more than one is set.
-    """
-    arguments = {
-        "dropout": dropout or None,
-        "variational": variational,
-        "recurrent_dropout": recurrent_dropout,
-    }
-    names = [name for name, value in arguments.items() if value is not None]
-    if len(names) > 1:
-        raise ValueError(f"give one of {' and '.join(names)}; dropout=Dropout(…) combines probabilities")
-    if isinstance(dropout, Dropout):
-        return dropout
-    if variational is not None:
-        p = checked_probability("variational", variational)
-        return Dropout(Policy.variational, p_x=p, p_h=p, p_out=p if output else 0.0)
-    if recurrent_dropout is not None:
-        return Dropout(Policy.variational, p_h=checked_probability("recurrent_dropout", recurrent_dropout))
-    if not dropout:
-        return NO_DROPOUT
-    if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
-        raise TypeError(f"dropout must be a Dropout or a probability, got {dropout!r}")
-    return Dropout(Policy.zaremba, p_x=(0.0, *[checked_probability("dropout", dropout)] * (layers - 1)))
 
 
 def checked_sizes(hidden_size: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
@@ -167,35 +77,6 @@ def require_possible_options(
         raise ValueError("proj_size must be 0 for a GRU: only an LSTM has projections")
     if bidirectional and reverse:
         raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
-
-
-def check_policy(dropout: object, cell: Cell, layers: int, *, is_chain: bool = True) -> None:
-    """Raises TypeError or ValueError for a policy that the layer cannot apply.
-
-    `is_chain`: whether the input of each layer but the first is the hidden state of the one below.
-    """
-    if not isinstance(dropout, Dropout):
-        raise TypeError(f'dropout must be a Dropout, as Dropout("variational", p_h=0.3), got {dropout!r}')
-    if dropout.policy is Policy.moon and cell is not Cell.lstm:
-        raise ValueError("policy must not be moon in a GRU, which has no cell state")
-    if dropout.p_word > 0:
-        raise ValueError(
-            f"p_word must be 0 in a layer, whose input has no words, got {dropout.p_word}; use WordDropout(p)"
-        )
-    if dropout.p_head > 0 or "p_head" in dropout.new_each_step:
-        raise ValueError(
-            f"p_head must be 0, and not in new_each_step, in a layer, which has no head, got {dropout.p_head}"
-            "; use LockedDropout on a projection"
-        )
-    for name in BY_LAYER:
-        dropout.layer_probabilities(name, layers)
-    if layers == 1 and (dropout.p_between is not None or BETWEEN in dropout.new_each_step):
-        raise ValueError("p_between must be unset, and not in new_each_step, in a single layer")
-    if dropout.one_state_mask and not is_chain:
-        raise ValueError(
-            "one_state_mask must be False with bidirectional=True or residual=True, where the input of a "
-            "layer is not one hidden state"
-        )
 
 
 class Recurrent(nn.Module):
@@ -271,7 +152,6 @@ class Recurrent(nn.Module):
             bidirectional=bidirectional,
             reverse=reverse,
         )
-        self.has_equal_sizes = len(set(self.hidden_sizes)) == 1
         self.hidden_size = joined_sizes(self.hidden_sizes)
         self.input_size, self.num_layers, self.residual = input_size, num_layers, residual
         self.bias, self.batch_first = bias, batch_first
@@ -310,7 +190,12 @@ class Recurrent(nn.Module):
 
     def state_size(self, layer: int) -> int:
         """The size P of the hidden state h of a layer."""
-        return self.proj_size or self.hidden_sizes[layer]
+        return self.state_layout.state_size(layer)
+
+    @property
+    def state_layout(self) -> StateLayout:
+        """The sizes and the order of the states of all layers."""
+        return StateLayout(self.hidden_sizes, self.directions, self.proj_size, STATES[self.cell])
 
     @property
     def output_size(self) -> int:
@@ -468,39 +353,13 @@ class Recurrent(nn.Module):
             time, batch, self.input_sizes, self.hidden_size, GATES[self.cell], self.directions, self.proj_size
         )
 
-    def state_shapes(self, batch: int) -> list[list[int]]:
-        """The shapes of the states of all layers, of h and for an LSTM of c."""
-        if not self.has_equal_sizes:
-            return [[self.directions, batch, sum(self.hidden_sizes)]] * STATES[self.cell]
-        sizes = (self.state_size(0), self.hidden_sizes[0])[: STATES[self.cell]]
-        return [[self.num_layers * self.directions, batch, size] for size in sizes]
-
-    def layer_state(self, states: State, layer: int) -> State:
-        """Returns the part of the states of all layers that belongs to one, each [directions, B, …]."""
-        if self.has_equal_sizes:
-            rows = slice(layer * self.directions, (layer + 1) * self.directions)
-            return tuple(part[rows] for part in states)
-        return tuple(torch.split(part, list(self.hidden_sizes), -1)[layer] for part in states)
-
-    def join_states(self, states: list[State]) -> State:
-        """Joins the states of all layers and directions, [B, …] each, to the layout of `state_shapes`."""
-        if self.has_equal_sizes:
-            return tuple(torch.stack(part) for part in zip(*states, strict=True))
-        rows = range(0, len(states), self.directions)
-        layers = [
-            [torch.stack(part) for part in zip(*states[row : row + self.directions], strict=True)]
-            for row in rows
-        ]
-        return tuple(torch.cat(part, -1) for part in zip(*layers, strict=True))
-
     def zero_state(self, batch: int) -> State:
         """Returns zero states, the default start of a sequence.
 
         [L · directions, B, P] and, for an LSTM, [L · directions, B, H]; where the sizes of the layers differ,
         [directions, B, sum of the sizes].
         """
-        like = self.parameter_like()
-        return tuple(like.new_zeros(shape) for shape in self.state_shapes(batch))
+        return self.state_layout.zeros(batch, self.parameter_like())
 
     def masks(self, time: int, batch: int, device: torch.device | str | None = None) -> ModelMasks:
         """Draws masks in training mode, and returns their means in evaluation mode.
@@ -561,88 +420,6 @@ class Recurrent(nn.Module):
             last.append(new)
         return steps, last
 
-    def checked_state(self, hx: Any, batch: int, batched: bool) -> State:
-        """Returns the initial states, in the layout of `zero_state`; raises TypeError or ValueError."""
-        if hx is None:
-            return self.zero_state(batch)
-        parts: State = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
-        if not all(isinstance(part, Tensor) for part in parts):
-            raise TypeError(f"the state must be tensors, got {', '.join(map(shape_text, parts))}")
-        if not batched:
-            parts = tuple(part.unsqueeze(1) if part.dim() == 2 else part for part in parts)
-        expected, shapes = self.state_shapes(batch), [list(part.shape) for part in parts]
-        if shapes != expected:
-            if self.cell is not Cell.lstm:
-                names = f"h, {expected[0]}"
-            elif expected[0] == expected[1]:
-                names = f"(h, c), each {expected[0]}"
-            else:
-                names = f"(h, c), {expected[0]} and {expected[1]}"
-            raise ValueError(f"the state must be {names}, got {', '.join(map(str, shapes))}")
-        return parts
-
-    def check_masks(self, masks: ModelMasks, x_TBD: Tensor) -> None:
-        """Raises TypeError or ValueError for masks that do not fit the input.
-
-        The kernels check the sizes of the layers' masks.
-        """
-        if not isinstance(masks, ModelMasks):
-            raise TypeError(
-                f"masks must be a ModelMasks, such as layer.masks(time, batch), got {type(masks).__name__}"
-            )
-        time, batch, _ = x_TBD.shape
-        if len(masks.layers) != self.num_layers * self.directions:
-            raise ValueError(
-                f"masks must be for {self.num_layers * self.directions} layers, got {len(masks.layers)}"
-            )
-        if masks.batch not in (None, batch):
-            raise ValueError(
-                f"masks must be for {batch} sequences like the input, got masks for {masks.batch}"
-            )
-        if masks.time not in (None, time):
-            raise ValueError(
-                f"masks that are new at every step must be for {time} steps like the input, got masks for "
-                f"{masks.time}"
-            )
-        if masks.word is not None:
-            raise ValueError(
-                "masks.word must be None: the input of a layer has no words; multiply the embedding by "
-                "masks.word.keep(ids)"
-            )
-        if masks.head is not None:
-            raise ValueError("masks.head must be None: a layer has no head")
-        if masks.weights is not None:
-            self.check_weight_masks(masks.weights, x_TBD)
-        if masks.out is not None:
-            shape = (time, batch, self.output_size)
-            if masks.out.dtype != x_TBD.dtype or masks.out.device != x_TBD.device:
-                raise ValueError(
-                    f"masks.out must be {x_TBD.dtype} on {x_TBD.device} like the input, got "
-                    f"{masks.out.dtype} on {masks.out.device}"
-                )
-            if not is_broadcastable(masks.out.shape, shape):
-                raise ValueError(
-                    f"masks.out must be broadcastable to {list(shape)}, got {list(masks.out.shape)}"
-                )
-
-    def check_weight_masks(self, weights: list[Tensor | None], x_TBD: Tensor) -> None:
-        """Raises ValueError for masks that do not fit the recurrent weights."""
-        shapes = [
-            [GATES[self.cell] * size, self.state_size(layer)]
-            for layer, size in enumerate(self.hidden_sizes)
-            for _ in range(self.directions)
-        ]
-        if len(weights) != len(shapes):
-            raise ValueError(f"masks.weights must be for {len(shapes)} layers, got {len(weights)}")
-        for mask, shape in zip(weights, shapes, strict=True):
-            if mask is not None and mask.requires_grad:
-                raise ValueError("masks.weights must not require gradients: masks are data")
-            if mask is not None and (list(mask.shape) != shape or mask.device != x_TBD.device):
-                raise ValueError(
-                    f"masks.weights must be {shape} on {x_TBD.device} like the weights, got "
-                    f"{list(mask.shape)} on {mask.device}"
-                )
-
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -701,24 +478,25 @@ class Recurrent(nn.Module):
     ) -> "Results":
         """Runs all layers on a time-first input."""
         time, batch, _ = x_TBD.shape
-        states, like = self.checked_state(hx, batch, batched), self.parameter_like()
+        layout, like = self.state_layout, self.parameter_like()
+        states = layout.initial(hx, batch, batched, like)
         if torch.is_autocast_enabled(x_TBD.device.type):
             x_TBD, states = x_TBD.to(like.dtype), tuple(part.to(like.dtype) for part in states)
         if masks is None:
             masks = self.masks(time, batch, x_TBD.device)
         else:
-            self.check_masks(masks, x_TBD)
+            check_layer_masks(masks, x_TBD, self.mask_shape(time, batch))
         last: list[State] = []
         steps: list[State] = []
         for layer in range(self.num_layers):
-            first = self.layer_state(states, layer)
+            first = layout.layer_part(states, layer)
             new_steps, new = self.run_layer(layer, x_TBD, first, masks, lengths, return_states)
             h_TBP = new_steps[0][0] if self.directions == 1 else torch.cat([h for h, *_ in new_steps], -1)
             x_TBD = h_TBP + x_TBD if self.residual and layer > 0 else h_TBP
             last += new
             steps += new_steps
         y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
-        return Results(y_TBP, self.join_states(last), steps if return_states else None)
+        return Results(y_TBP, layout.join(last), steps if return_states else None)
 
     def repr_arguments(self) -> Iterator[str]:
         """Yields the sizes, the arguments that differ from their defaults, `batch_first` and the dropout."""
@@ -782,41 +560,6 @@ def pack_like(y_TBP: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedS
         y_TBP, lengths = y_TBP.index_select(1, order), lengths[order.cpu()]
     data = pack_padded_sequence(y_TBP, lengths).data
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-
-
-def reversed_order(time: int, lengths: Tensor | None) -> Tensor | None:
-    """Returns for each step of a backward layer the step of the input [T, B] that it reads.
-
-    Each sequence is reversed within its length; padding stays in place.
-    """
-    if lengths is None:
-        return None
-    step_T1 = torch.arange(time, device=lengths.device)[:, None]
-    lengths = lengths.clamp(max=time)
-    return torch.where(step_T1 < lengths, lengths - 1 - step_T1, step_T1)
-
-
-def reverse_time(x_TBX: Tensor, order_TB: Tensor | None) -> Tensor:
-    """Reorders the steps; without an order it reverses them."""
-    if order_TB is None:
-        return x_TBX.flip(0)
-    return x_TBX.gather(0, order_TB[..., None].expand(-1, -1, x_TBX.shape[-1]))
-
-
-def reverse_mask(mask: Tensor | None, order_TB: Tensor | None) -> Tensor | None:
-    """Reorders a mask [T|1, …, B|1, X] as `reverse_time` reorders the input."""
-    if mask is None or len(mask) == 1:
-        return mask
-    if order_TB is None:
-        return mask.flip(0)
-    time, batch = order_TB.shape
-    mask = mask.expand(*mask.shape[:-2], batch, mask.shape[-1])
-    index = order_TB.view(time, *[1] * (mask.dim() - 3), batch, 1)
-    return mask.gather(0, index.expand(mask.shape))
-
-
-def reverse_masks(masks: Masks, order_TB: Tensor | None) -> Masks:
-    return Masks(*(reverse_mask(mask, order_TB) for mask in masks))
 
 
 class LSTM(Recurrent):
