@@ -1,8 +1,8 @@
 """The back end for the CPU, compiled from `native.c`: whole recurrences, their products included.
 
 The products over all steps at once (input projections, gradients of weights and inputs) are torch's, or on
-processors with AMX those of `native.c`, whose bf16 products have results in fp32. Sequences of
-different lengths are packed (`packing.py`).
+processors with AMX those of `native.c`, whose bf16 products have results in fp32. Sequences of different
+lengths are packed (`packing.py`).
 
 T time  B batch  N rows of all steps  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 K groups of gates: 1, or one for each gate
