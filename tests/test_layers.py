@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, prune, weight_norm
 
 from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks
@@ -610,7 +612,7 @@ def test_compiled_code_refuses_negative_lengths() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_transforms_traces_and_exports_need_the_reference() -> None:
+def test_transforms_traces_exports_and_forward_derivatives_need_the_reference() -> None:
     x = torch.randn(4, 3, 5)
     layer = LSTM(5, 7, backend="reference")
     expected = layer(x)[0]
@@ -624,6 +626,8 @@ def test_transforms_traces_and_exports_need_the_reference() -> None:
     _, slope = torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,))
     step = 1e-2
     same(slope, (layer(x + step * tangent)[0] - layer(x - step * tangent)[0]) / (2 * step), 1e-3)
+    with torch.no_grad(), forward_ad.dual_level():
+        same(forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))[0]).tangent, slope)
     dropping = LSTM(5, 7, variational=0.5, backend="reference")
     with pytest.raises(ValueError, match=r"masks are required under torch\.jit\.trace"):
         torch.jit.trace(dropping, (x,), check_trace=False)
@@ -638,6 +642,12 @@ def test_transforms_traces_and_exports_need_the_reference() -> None:
             ValueError, match=rf"backend={backend} does not support the transforms of torch\.func"
         ):
             torch.func.vmap(lambda one, layer=other: layer(one[:, None])[0], 1, 1)(x)
+        with (
+            torch.no_grad(),
+            forward_ad.dual_level(),
+            pytest.raises(ValueError, match=rf"backend={backend} does not support forward-mode derivatives"),
+        ):
+            other(forward_ad.make_dual(x, tangent))
 
 
 def test_importing_them_needs_neither_hydra_nor_omegaconf() -> None:
@@ -852,6 +862,26 @@ def test_a_gru_with_the_weights_of_torchs_computes_something_else_unless_it_rese
     loaded.load_state_dict(theirs.state_dict())
     assert (loaded(x)[0] - theirs(x)[0]).abs().max() > 1e-3
     assert "reset_after=False" in repr(loaded) and "reset_after=True" in repr(GRU.from_torch(theirs))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", [weight_norm, prune.identity, parametrizations.weight_norm])
+def test_from_torch_refuses_weights_that_are_computed_from_others(change: Any) -> None:
+    """Those of the older kind are out of date until the module's next call."""
+    module = change(nn.LSTM(5, 7), "weight_hh_l0")
+    with pytest.raises(ValueError, match="module must have plain weights"):
+        LSTM.from_torch(module)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
+def test_a_weight_of_several_parts_is_that_of_the_layer(name: str) -> None:
+    layer, x = LSTM(5, 7, variational=0.3), torch.randn(4, 3, 5)
+    expected = layer.eval()(x)[0]
+    changed = parametrizations.weight_norm(layer, name)
+    same(changed(x)[0], expected)
+    masks = changed.train().masks(4, 3)
+    changed(x, masks=masks)[0].sum().backward()
+    assert getattr(changed.parametrizations, name).original0.grad.isfinite().all()
 
 
 def test_another_module_than_torchs_is_refused() -> None:

@@ -155,6 +155,25 @@ def test_a_weight_is_dropped_once_a_pass_however_often_its_type_is_asked_for() -
     assert sorted(calls) == ["weight_hh_l0", "weight_ih_l0"]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_masks_are_not_drawn_under_a_trace() -> None:
+    """They would be constants of the trace."""
+    x, ids = torch.randn(4, 3, 5), torch.zeros(4, 3, dtype=torch.int64)
+    dropped = WeightDrop(nn.LSTM(5, 7), 0.5)
+    for module, inputs in (
+        (LockedDropout(0.5), (x,)),
+        (WordDropout(0.5, "token"), (x, ids)),
+        (WordDropout(0.5, "type"), (x, ids)),
+        (dropped, (x,)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"masks are required under torch\.jit\.trace, or evaluation mode"
+        ):
+            torch.jit.trace(module, inputs, check_trace=False)
+        torch.jit.trace(module.eval(), inputs, check_trace=False)
+
+
 def test_words_are_the_same_whatever_the_type_of_their_ids() -> None:
     masks, ids = WordDropout(0.3).masks(4, 3), torch.randint(0, 1000, (4, 3))
     assert masks is not None and torch.equal(masks.keep(ids), masks.keep(ids.int()))

@@ -333,12 +333,24 @@ def traceable_keep_mask(
     return keep.div(1 - threshold) if divided else keep
 
 
+def refuse_trace() -> None:
+    """Raises ValueError under `torch.jit.trace`, where drawn masks would become constants."""
+    if torch._C._get_tracing_state() is not None:
+        raise ValueError(
+            "masks are required under torch.jit.trace, or evaluation mode: drawn masks would be constants"
+        )
+
+
 def new_mask(
     p: float, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Draws a mask from torch's global random state; ones where p is 0."""
+    """Draws a mask from torch's global random state; ones where p is 0.
+
+    Raises ValueError under `torch.jit.trace`.
+    """
     if p == 0:
         return torch.ones(shape, device=device, dtype=dtype)
+    refuse_trace()
     if torch.compiler.is_compiling() or in_transform():
         mask = traceable_keep_mask(p, shape, torch.device(device))
     else:
@@ -355,10 +367,7 @@ def new_masks(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: t
     """
     if not dropout.drops:
         return ModelMasks([Masks()] * (len(shape.input_sizes) * shape.directions))
-    if torch._C._get_tracing_state() is not None:
-        raise ValueError(
-            "masks are required under torch.jit.trace, or evaluation mode: drawn masks would be constants"
-        )
+    refuse_trace()
     if torch.compiler.is_compiling() or in_transform():
         return draw_traceable(dropout, shape, device, dtype)
     return draw(dropout, shape, new_stream()).to(device, dtype)
@@ -463,9 +472,13 @@ def mask_steps(dropout: Dropout, shape: MaskShape) -> int | None:
 def new_word_masks(
     p: float, word_mask: WordMask, time: int, batch: int, device: torch.device | str, batch_first: bool
 ) -> WordMasks | None:
-    """Draws word masks from torch's global random state; returns None where p is 0."""
+    """Draws word masks from torch's global random state; returns None where p is 0.
+
+    Raises ValueError under `torch.jit.trace`.
+    """
     if p == 0:
         return None
+    refuse_trace()
     if not (torch.compiler.is_compiling() or in_transform()):
         masks = draw_word_masks(p, word_mask, time, batch, new_stream().generator())
         return None if masks is None else replace(masks.to(device), batch_first=batch_first)

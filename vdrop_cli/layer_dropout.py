@@ -113,5 +113,7 @@ def check_policy(dropout: object, cell: Cell, layers: int, *, is_chain: bool = T
 def weight_like(module: nn.Module, name: str) -> Tensor:
     """Returns a tensor of the weight's type and device, without computing a parametrized weight."""
     if parametrize.is_parametrized(module, name):
-        return cast(Tensor, module.parametrizations[name].original)  # type: ignore[index, union-attr]
+        parts = module.parametrizations[name]  # type: ignore[index, union-attr]
+        # a parametrization may compute the weight from several tensors
+        return cast(Tensor, parts.original if hasattr(parts, "original") else parts.original0)
     return cast(Tensor, getattr(module, name))

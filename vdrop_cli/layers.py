@@ -272,7 +272,8 @@ class Recurrent(nn.Module):
         """Makes a layer from a module of `torch.nn`, with the same equations and a copy of its weights.
 
         Sizes, dtype, device and mode are those of `module`. The dropout arguments replace its dropout between
-        layers. Raises TypeError for another module, ValueError for one with parametrized weights.
+        layers. Raises TypeError for another module, ValueError for one whose weights are parametrized, pruned
+        or otherwise computed.
         """
         name = cls.torch_module.__name__
         if not isinstance(module, cls.torch_module):
@@ -295,6 +296,11 @@ class Recurrent(nn.Module):
             options[option] = getattr(module, option)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
             layers = cls(module.input_size, module.hidden_size, module.num_layers, **options)
+        if computed := [name for name in layers._parameters if name not in module._parameters]:
+            raise ValueError(
+                f"module must have plain weights, but its {computed[0]} is computed from others: make it "
+                "permanent first (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
+            )
         for parameter in list(layers._parameters):
             weight = getattr(module, parameter)
             copied = weight.detach().clone(memory_format=torch.contiguous_format)

@@ -1,11 +1,14 @@
-"""Which back end runs."""
+"""Which back end runs, what it takes, and that memory layout makes no difference."""
+
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.kernels.test_fused import inputs_of, masks_of
 from vdrop_cli import kernels
-from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels import Masks, Norms
 
 CPU = torch.device("cpu")
 SHAPES = {
@@ -85,6 +88,115 @@ def test_what_does_not_fit_the_head_is_named(
     }
     with pytest.raises(ValueError, match=f"^{said}$"):
         kernels.linear_cross_entropy(*(fitting | change).values(), backend=backend)
+
+
+@pytest.mark.parametrize("target", [-100, -1, 5])
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+def test_targets_outside_the_vocabulary_are_refused(backend: str, requires_grad: bool, target: int) -> None:
+    """Torch's cross-entropy leaves out -100, which would count as a loss of 0."""
+    x, w, b = torch.zeros(2, 3), torch.zeros(5, 3, requires_grad=requires_grad), torch.zeros(5)
+    with pytest.raises((IndexError, RuntimeError), match=r"out of bounds"):
+        kernels.linear_cross_entropy(x, w, b, torch.tensor([1, target]), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+def test_the_head_takes_inputs_of_another_type_than_its_weights(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (2, 5))
+    b, targets = torch.zeros(5), torch.tensor([1, 4])
+    nll = kernels.linear_cross_entropy(x, w.float(), b, targets, backend=backend)
+    torch.testing.assert_close(
+        nll, torch.nn.functional.cross_entropy(x @ w.T, targets, reduction="none").float()
+    )
+
+
+def strided(tensor: Tensor | None) -> Tensor | None:
+    """The same numbers with gaps between them, and of two dimensions or more with columns for rows."""
+    if tensor is None:
+        return None
+    gaps = tensor.new_full((*reversed(tensor.shape), 2), torch.nan if tensor.is_floating_point() else 7)
+    view = gaps[..., 0].permute(*reversed(range(tensor.dim())))
+    return view.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+
+@pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "layer norm"])
+@pytest.mark.parametrize("lengths", [None, [4, 0, 2], [2, 4, 4]], ids=str)
+@pytest.mark.parametrize("policy", ["none", "variational_untied", "naive"])
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        ("lstm", {}),
+        ("lstm", {"cells": True}),
+        ("gru", {"reset_after": False}),
+        ("gru", {"reset_after": True}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+def test_strides_change_nothing(
+    backend: str, cell: str, options: dict[str, bool], policy: str, lengths: list[int] | None, has_norms: bool
+) -> None:
+    """Of inputs, states, weights, masks, lengths, and of the gradients that come from above."""
+    function: Any = kernels.lstm if cell == "lstm" else kernels.gru
+    inputs = inputs_of(cell, 4, torch.float64)
+    hidden, gates = inputs[1].shape[1], {"lstm": 4, "gru": 3}[cell]
+    sizes = [gates * hidden] * 2 + [hidden, hidden] * (cell == "lstm")
+    generator = torch.Generator().manual_seed(3)
+    norms = [
+        (1 + 0.3 * torch.randn(size, generator=generator, dtype=torch.float64)).requires_grad_()
+        for size in (sizes if has_norms else [])
+    ]
+    masks = Masks(*(m if m is None else m.double() for m in masks_of(cell, policy, 4)))
+    lengths_B = None if lengths is None else torch.tensor(lengths)
+    results = []
+    for change in (lambda tensor: tensor, strided):
+        arguments = [change(tensor) for tensor in (*inputs, *norms)]
+        gains = Norms(*arguments[len(inputs) :]) if has_norms else None
+        outputs = function(
+            *arguments[: len(inputs)],
+            Masks(*map(change, masks)),
+            norms=gains,
+            lengths=change(lengths_B),
+            backend=backend,
+            **options,
+        )
+        generator.manual_seed(5)
+        upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+        results.append([*outputs, *torch.autograd.grad(outputs, arguments, [change(dy) for dy in upstream])])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hh": torch.ones(4)}, r"norms\.hh must be \[16\], got \[4\]"),
+        (
+            {"c": torch.ones(4, dtype=torch.float64)},
+            r"norms\.c must be torch\.float32 like x, got torch\.float64",
+        ),
+        ({"ih": torch.ones(16, device="meta")}, r"norms\.ih must be on cpu like x, got one on meta"),
+        ({"c": None}, r"norms must have ih, hh, c, c_bias, and nothing else"),
+        ({"c_bias": None}, r"norms must have ih, hh, c, c_bias, and nothing else"),
+    ],
+)
+def test_layer_norm_that_does_not_fit_is_named(
+    change: dict[str, Tensor | None], said: str, backend: str
+) -> None:
+    """Compiled code would read beyond the end of a gain, or numbers of another type."""
+    fitting = {"ih": torch.ones(16), "hh": torch.ones(16), "c": torch.ones(4), "c_bias": torch.ones(4)}
+    zeros = [torch.zeros(s) for s in ((2, 1, 3), (1, 4), (1, 4), (16, 3), (16, 4), (16,), (16,))]
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        kernels.lstm(*zeros, Masks(), norms=Norms(**fitting | change), backend=backend)
+    if "c" not in change and "c_bias" not in change:
+        return
+    gru_zeros = map(torch.zeros, SHAPES.values())
+    with pytest.raises(ValueError, match=r"^norms must have ih, hh, and nothing else$"):
+        kernels.gru(
+            *gru_zeros, Masks(), norms=Norms(torch.ones(12), torch.ones(12), torch.ones(4)), backend=backend
+        )
 
 
 @pytest.mark.parametrize("lengths", [torch.tensor([2.0]), torch.tensor([True])])

@@ -78,6 +78,27 @@ def test_outputs_and_gradients_are_those_of_the_definition(
     assert max(relative_errors(actual, expected)) < 1e-9
 
 
+@pytest.mark.parametrize("policy", ["none", "variational_untied"])
+@pytest.mark.parametrize(("cell", "options"), CASES, ids=str)
+@pytest.mark.parametrize("ours", ["fused", "native"])
+def test_sequences_without_a_word_return_their_state(
+    ours: str, cell: str, options: dict[str, bool], policy: str
+) -> None:
+    x, *states_and_weights = inputs_of(cell, 4, torch.float64)
+    states = states_and_weights[: 2 if cell == "lstm" else 1]
+    norms = Norms(*norms_of(cell, states[0].shape[1], torch.float64))
+    lengths_B = torch.zeros(x.shape[1], dtype=torch.int64)
+    masks = double(masks_of(cell, policy, 4))
+    y, *rest = CELLS[cell](
+        x, *states_and_weights, masks, norms=norms, lengths=lengths_B, backend=ours, **options
+    )
+    assert not y.any() and all(map(torch.equal, rest, states))
+    sum(part.sum() for part in rest[: len(states)]).backward()
+    assert all(torch.equal(state.grad, torch.ones_like(state)) for state in states)
+    weights = [x, *states_and_weights[len(states) :], *(n for n in norms if n is not None)]
+    assert not any(weight.grad.any() for weight in weights if weight.grad is not None)
+
+
 @pytest.mark.parametrize(("cell", "options"), CASES, ids=str)
 @pytest.mark.parametrize("ours", ["fused", "native"])
 def test_second_derivatives_are_those_of_the_definition(

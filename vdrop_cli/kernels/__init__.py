@@ -162,7 +162,7 @@ def check(
 def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights: Weights) -> None:
     """Raises ValueError for weights and first states that do not fit the input or each other."""
     _, batch, inputs = x_TBD.shape
-    w_ih, w_hh, b_ih, b_hh, w_hr, _ = weights
+    w_ih, w_hh, b_ih, b_hh, w_hr, norms = weights
     hidden = w_ih.shape[0] // gates
     state = w_hr.shape[0] if w_hr is not None else hidden  # of h, which a projection makes smaller
     sizes = (("h", state), ("c", hidden))[: len(states)]
@@ -172,6 +172,7 @@ def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights
         "b_ih": (b_ih, (gates * hidden,)),
         "b_hh": (b_hh, (gates * hidden,)),
         **({} if w_hr is None else {"w_hr": (w_hr, (state, hidden))}),
+        **({} if norms is None else norms_and_shapes(norms, gates, hidden)),
         **{name: (tensor, (batch, size)) for (name, size), tensor in zip(sizes, states, strict=True)},
     }
     if x_TBD.dtype != w_ih.dtype and len({weight.dtype for weight in (w_ih, w_hh, b_ih, b_hh)}) == 1:
@@ -182,6 +183,17 @@ def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights
         if tensor.dtype != x_TBD.dtype:
             raise ValueError(f"{name} must be {x_TBD.dtype} like x, got {tensor.dtype}")
         check_device(name, tensor, x_TBD)
+
+
+def norms_and_shapes(norms: Norms, gates: int, hidden: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    """The parameters of layer norm and their shapes. Raises ValueError where the cell has others."""
+    names = ("ih", "hh", "c", "c_bias") if gates == 4 else ("ih", "hh")
+    if [name for name, tensor in norms._asdict().items() if tensor is not None] != list(names):
+        raise ValueError(f"norms must have {', '.join(names)}, and nothing else")
+    sizes = (gates * hidden, gates * hidden, hidden, hidden)
+    return {
+        f"norms.{name}": (getattr(norms, name), (size,)) for name, size in zip(names, sizes, strict=False)
+    }
 
 
 def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> None:

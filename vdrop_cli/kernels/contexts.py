@@ -1,6 +1,7 @@
-"""What runs around a call: transforms of `torch.func` and tracers."""
+"""What runs around a call: transforms of `torch.func`, forward-mode derivatives and tracers."""
 
 import torch
+from torch.autograd import forward_ad
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -14,6 +15,8 @@ def unsupported_context() -> str:
     """The transform or tracer around the call that only `reference` supports; empty without one."""
     if in_transform():
         return "the transforms of torch.func (grad, vmap, jacrev, …)"
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives (torch.autograd.forward_ad)"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
     is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # new in torch 2.7

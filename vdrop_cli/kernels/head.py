@@ -144,7 +144,9 @@ def softmax_by_probabilities(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tens
 def losses(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     """Negative log-likelihood of each token, [M], without the probabilities of other words."""
     if logits_MV.is_cuda:
-        return torch.nn.functional.cross_entropy(logits_MV, targets_M, reduction="none")
+        return torch.nn.functional.cross_entropy(
+            logits_MV, targets_M, reduction="none", ignore_index=reference.NO_TARGET
+        )
     return softmax_by_probabilities(logits_MV, targets_M)[0]
 
 

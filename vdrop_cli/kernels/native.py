@@ -44,7 +44,15 @@ from vdrop_cli.kernels.native_library import (
     threads,
     transposed_rows,
 )
-from vdrop_cli.kernels.operators import Layer, Tensors, empty_states, gru_operator, lstm_operator, writable
+from vdrop_cli.kernels.operators import (
+    Layer,
+    Tensors,
+    empty_contiguous,
+    empty_states,
+    gru_operator,
+    lstm_operator,
+    writable,
+)
 from vdrop_cli.kernels.packing import layout_for
 from vdrop_cli.kernels.products import mm_into
 from vdrop_cli.kernels.self_check import Cell, largest_error, mismatch
@@ -288,7 +296,7 @@ def lstm_backward(
     data.h, data.c, data.dh, data.dc = map(work.pointer, (hs, cs, dh, dc))
     data.dy, data.dcells = (work.pointer(d if d is None else d.contiguous()) for d in (dy, dcells))
     work.run("lstm_backward")
-    dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
+    dw_ih, dw_hh = map(empty_contiguous, (layer.w_ih, layer.w_hh))
     gradients.input_weights(dw_ih)
     gradients.recurrent_weights(ALL_LSTM, work.layout.states_before(work.states(hs)), dw_hh)
     db = gradients.bias()[:4].flatten()
@@ -341,7 +349,7 @@ def gru_backward(
     data.h, data.inner, data.dh = map(work.pointer, (hs, inner, dh))
     data.dy = work.pointer(dy if dy is None else dy.contiguous())
     work.run("gru_backward")
-    dw_ih, dw_hh = torch.empty_like(layer.w_ih), torch.empty_like(layer.w_hh)
+    dw_ih, dw_hh = map(empty_contiguous, (layer.w_ih, layer.w_hh))
     gradients.input_weights(dw_ih)
     before_TBH = work.layout.states_before(work.states(hs))
     gradients.recurrent_weights(R_AND_Z, before_TBH, dw_hh[: 2 * hidden])

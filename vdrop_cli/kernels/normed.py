@@ -76,9 +76,9 @@ def product_input_gradients(d_BGH: Tensor, w_GHX: Tensor, groups: int, like: Ten
     """The gradients of the inputs of the products of each group, [K, B, X]."""
     if groups == 1:
         return (operand(d_BGH) @ operand(w_GHX.flatten(0, 1)))[None].to(like.dtype)
-    return torch.bmm(operand(d_BGH).view(len(d_BGH), groups, -1).transpose(0, 1), operand(w_GHX)).to(
-        like.dtype
-    )
+    return torch.bmm(
+        operand(d_BGH).unflatten(1, (groups, d_BGH.shape[1] // groups)).transpose(0, 1), operand(w_GHX)
+    ).to(like.dtype)
 
 
 def sum_groups(d_KBX: Tensor, mask_KBX: Tensor | None) -> Tensor:
@@ -90,7 +90,7 @@ def weight_gradient(d_NGH: Tensor, x_KNX: Tensor, like: Tensor) -> Tensor:
     """The gradient of weights, [G·H, X], from those of the gates and the inputs at all steps."""
     if len(x_KNX) == 1:
         return (operand(d_NGH).T @ operand(x_KNX[0])).to(like.dtype)
-    d_GNH = d_NGH.view(len(d_NGH), len(x_KNX), -1).transpose(0, 1)
+    d_GNH = d_NGH.unflatten(1, (len(x_KNX), d_NGH.shape[1] // len(x_KNX))).transpose(0, 1)
     return torch.bmm(operand(d_GNH).mT, operand(x_KNX)).flatten(0, 1).to(like.dtype)
 
 
@@ -347,7 +347,7 @@ class NormedLSTM(torch.autograd.Function):
         steps = steps_for(backend)
         layout, hidden = layout_for(x_TBD, lengths), len(gain_c)
         x_TBD = layout.pack(x_TBD)
-        w_GHD, u_GHH = (w.to(compute_dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
+        w_GHD, u_GHH = (w.to(compute_dtype).reshape(4, hidden, -1) for w in (w_ih, w_hh))
         u_GHH = operand(u_GHH)  # once for all steps
         x_KND = inputs_by_group(x_TBD, layout.pack_mask(mask_x), compute_dtype)
         norm_x = Normalised(gate_products(x_KND, w_GHD, h_BH), gain_ih, b_ih + b_hh)
@@ -411,7 +411,7 @@ class NormedLSTM(torch.autograd.Function):
         layout = ctx.layout
         dtype = ctx.compute_dtype
         hidden = len(gain_c)
-        w_GHD, u_GHH = (w.to(dtype).view(4, hidden, -1) for w in (w_ih, w_hh))
+        w_GHD, u_GHH = (w.to(dtype).reshape(4, hidden, -1) for w in (w_ih, w_hh))
         u_GHH = operand(u_GHH)  # once for all steps
         da_NGH, du_NGH = torch.empty_like(gates_NGH), torch.empty_like(gates_NGH)
         dn_NH = torch.empty_like(tanh_NH)
@@ -529,7 +529,7 @@ class NormedGRU(torch.autograd.Function):
         layout, hidden = layout_for(x_TBD, lengths), h_BH.shape[1]
         two = 2 * hidden  # r and z
         x_TBD = layout.pack(x_TBD)
-        w_GHD, u_GHH = (w.to(compute_dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
+        w_GHD, u_GHH = (w.to(compute_dtype).reshape(3, hidden, -1) for w in (w_ih, w_hh))
         u_GHH = operand(u_GHH)  # once for all steps
         x_KND = inputs_by_group(x_TBD, layout.pack_mask(mask_x), compute_dtype)
         products_NGH = gate_products(x_KND, w_GHD, h_BH)
@@ -589,7 +589,7 @@ class NormedGRU(torch.autograd.Function):
         reset_after, dtype = ctx.options["reset_after"], ctx.options["compute_dtype"]
         layout, hidden = ctx.layout, n_N.shape[1]
         two = 2 * hidden
-        w_GHD, u_GHH = (w.to(dtype).view(3, hidden, -1) for w in (w_ih, w_hh))
+        w_GHD, u_GHH = (w.to(dtype).reshape(3, hidden, -1) for w in (w_ih, w_hh))
         u_GHH = operand(u_GHH)  # once for all steps
         da_rz_N = torch.empty_like(rz_N)
         da_n_N = torch.empty_like(n_N)
@@ -655,6 +655,15 @@ apply_lstm, apply_gru = (
 )
 
 
+def contiguous_vectors(weights: Weights) -> list[Tensor]:
+    """The weights, then biases, gains and biases of layer norm in contiguous memory, which compiled steps
+    read.
+    """
+    assert weights.norms is not None
+    vectors = (weights.b_ih, weights.b_hh, *weights.norms)
+    return [weights.w_ih, weights.w_hh, *(vector.contiguous() for vector in vectors if vector is not None)]
+
+
 def lstm(
     x_TBD: Tensor,
     h_BH: Tensor,
@@ -667,9 +676,11 @@ def lstm(
     backend: str,
 ) -> tuple[Tensor, ...]:
     """As `Backend.lstm`, with the steps of the back end `fused` or `native`."""
-    assert weights.norms is not None
-    flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, *weights.norms, *masks)
-    outputs: tuple[Tensor, ...] = apply_lstm(x_TBD, h_BH, c_BH, *flat, lengths, compute_dtype, cells, backend)
+    w_ih, w_hh, *vectors = contiguous_vectors(weights)
+    states = (h_BH.contiguous(), c_BH.contiguous())
+    outputs: tuple[Tensor, ...] = apply_lstm(
+        x_TBD, *states, w_ih, w_hh, *vectors, *masks, lengths, compute_dtype, cells, backend
+    )
     return outputs
 
 
@@ -684,10 +695,7 @@ def gru(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """As `Backend.gru`, with the steps of the back end `fused` or `native`."""
-    assert weights.norms is not None
-    norms = weights.norms
-    flat = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh, norms.ih, norms.hh, masks.x, masks.h)
-    outputs: tuple[Tensor, Tensor] = apply_gru(
-        x_TBD, h_BH, *flat, lengths, reset_after, compute_dtype, backend
-    )
+    w_ih, w_hh, *vectors = contiguous_vectors(weights)
+    arguments = (masks.x, masks.h, lengths, reset_after, compute_dtype, backend)
+    outputs: tuple[Tensor, Tensor] = apply_gru(x_TBD, h_BH.contiguous(), w_ih, w_hh, *vectors, *arguments)
     return outputs

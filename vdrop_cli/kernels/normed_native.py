@@ -12,10 +12,14 @@ from vdrop_cli.kernels.normed import Moments, Steps
 
 
 def run(name: str, like: Tensor, *arguments: Any) -> None:
-    """Calls a function of the library for as many rows as `like` [B, H] has."""
+    """Calls a function of the library for as many rows as `like` [B, H] has.
+
+    It gets bare pointers, so all tensors must be contiguous.
+    """
     rows, hidden = like.shape
     flags = [argument for argument in arguments if isinstance(argument, bool)]
     tensors = [argument for argument in arguments if not isinstance(argument, bool)]
+    assert all(tensor.is_contiguous() for tensor in tensors if isinstance(tensor, Tensor)), name
     if rows:
         call(
             f"vdrop_norm_{name}_{SUFFIXES[like.dtype, like.dtype]}",

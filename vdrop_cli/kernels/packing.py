@@ -119,8 +119,10 @@ class Layout:
         return state
 
     def last_gradient(self, upstream_BH: Tensor | None, like: Tensor) -> Tensor:
-        """A copy of the gradient of the last state, in sorted order; zeros where none comes."""
-        return like.new_zeros(self.batch, like.shape[-1]) if upstream_BH is None else upstream_BH.clone()
+        """A contiguous copy of the gradient of the last state, in sorted order; zeros where none comes."""
+        if upstream_BH is None:
+            return like.new_zeros(self.batch, like.shape[-1])
+        return upstream_BH.clone(memory_format=torch.contiguous_format)
 
     def grow_gradient(self, t: int, gradient: Tensor, last: Tensor) -> Tensor:
         """The gradient of the state after step t: that from step t + 1, and rows of `last`, the gradient of

@@ -12,6 +12,8 @@ from vdrop_cli.kernels.masks import Masks, mask_at
 from vdrop_cli.kernels.products import operand
 from vdrop_cli.kernels.weights import Weights
 
+NO_TARGET = torch.iinfo(torch.int64).min  # for torch's `ignore_index`, by default -100: no target is left out
+
 
 def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:
     """`a @ b`, multiplied in `compute_dtype`, returned in the type of `a`."""
@@ -54,7 +56,9 @@ def lstm(
     norms = weights.norms
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (weights.b_ih + weights.b_hh).view(4, 1, -1)
-    gain_ih_GH, gain_hh_GH = (None, None) if norms is None else (norms.ih.view(4, -1), norms.hh.view(4, -1))
+    gain_ih_GH, gain_hh_GH = (
+        (None, None) if norms is None else (norms.ih.unflatten(0, (4, -1)), norms.hh.unflatten(0, (4, -1)))
+    )
     y_TBH, c_TBH = [], []
     for t, x_BD in enumerate(x_TBD):
         x_GBD, h_GBH = masked(x_BD[None], mask_at(masks.x, t)), masked(h_BH[None], mask_at(masks.h, t))
@@ -91,7 +95,9 @@ def gru(
     norms = weights.norms
     w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
     b_GH, bu_GH = weights.b_ih.view(3, -1), weights.b_hh.view(3, -1)
-    gain_GH, gain_u_GH = (None, None) if norms is None else (norms.ih.view(3, -1), norms.hh.view(3, -1))
+    gain_GH, gain_u_GH = (
+        (None, None) if norms is None else (norms.ih.unflatten(0, (3, -1)), norms.hh.unflatten(0, (3, -1)))
+    )
 
     def normalize_gates(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
         """Layer norm over r and z together, and over n."""
@@ -124,5 +130,6 @@ def gru(
 def linear_cross_entropy(
     x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Cross-entropy with logits in the type of the input: `compute_dtype` has no effect, an autocast has."""
-    return F.cross_entropy(x_ND @ w_VD.T + b_V, targets_N, reduction="none")
+    """Cross-entropy, logits in the type of the weights: `compute_dtype` has no effect, an autocast has."""
+    logits_NV = x_ND.to(w_VD.dtype) @ w_VD.T + b_V
+    return F.cross_entropy(logits_NV, targets_N, reduction="none", ignore_index=NO_TARGET)

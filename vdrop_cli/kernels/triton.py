@@ -205,7 +205,7 @@ def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...
     inner = h.new_empty(0)
     if reset_after:
         filled["inner"] = inner = torch.empty_like(hs[1:])
-        read["b_n"] = layer.b_hh[2 * h.shape[1] :]
+        read["b_n"] = layer.b_hh[2 * h.shape[1] :].contiguous()
     graphs().run(gru_loop, {"a": gates.memory}, filled, read)
     saved = (h.new_empty(0), hs, h.new_empty(0)) if layer.recompute else (gates.memory, hs, inner)
     return outputs(hs, layer.lengths), hs[-1].clone(), *saved
