@@ -136,19 +136,10 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "run_summary": {"metric_names", "output", "policies", "settings", "training"},
     "trained_model": {"checkpoint", "device", "errors", "files", "settings", "tasks"},
     "evaluation": {
-        *(
-            "checkpoint",
-            "errors",
-            "evaluation_files",
-            "files",
-            "interruption",
-            "measured",
-            "policies",
-            "settings",
-            "sinks",
-        ),
-        *("stored", "tasks", "trained_model"),
+        *("checkpoint", "device", "errors", "evaluation_files", "measured", "model", "partial_evaluation"),
+        *("policies", "settings", "sinks", "tasks", "trained_model"),
     },
+    "partial_evaluation": {"errors", "files", "interruption", "settings", "sinks", "stored", "tasks"},
     "prediction_inputs": {"corpora", "errors", "files", "settings", "stored"},
     "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
     "rating_noise": {"errors", "evaluation_files", "settings", "tasks", "trained_model", "uncertainty"},
@@ -368,12 +359,13 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "mask_checks": "test_layers.py",
     "time_reversal": "test_layers.py",
     "errors": "test_mistakes.py",  # the one line of every error
+    "evaluation": "commands/test_eval.py",  # the command is a leaf, and its tests are those of the module
     "explain": "test_mistakes.py",
     "learned": "test_checkpoint.py",
     "prediction_inputs": "commands/test_predict.py",
     "prediction_rows": "commands/test_predict.py",
     "rating_noise": "commands/test_predict.py",
-    "prediction": "commands/test_predict.py",  # the command is a leaf, and its tests are those of the module
+    "prediction": "commands/test_predict.py",  # likewise
     "published": "studies/test_table1.py",
     "commands/table": "studies/test_page.py",
     "kernels/autograd": "kernels/test_fused.py",  # what the back ends share, and plain tuples of tensors

@@ -1,27 +1,26 @@
-"""Evaluation of a checkpoint: which models, under which file name, and MC passes that can stop and resume."""
+"""Evaluation of a checkpoint: which models, in which way, under which file name."""
 
 import math
-import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, evaluation_files, files, interruption, stored
+from vdrop_cli import checkpoint, evaluation_files
 from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.device import choose_mc_batch
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
-from vdrop_cli.files import Damaged
-from vdrop_cli.interruption import Interrupted
 from vdrop_cli.measured import Measured
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.partial_evaluation import PartialEvaluation, run_passes
 from vdrop_cli.policies import Policy
 from vdrop_cli.settings.choices import Interval, Precision, TaskName
 from vdrop_cli.settings.commands import Eval
 from vdrop_cli.settings.data_places import data_for
-from vdrop_cli.sinks import phase, progress_bar
+from vdrop_cli.sinks import phase
 from vdrop_cli.tasks import LanguageModelling, Passes, Sentiment, Task, TaskModel
 from vdrop_cli.trained_model import build, task_of
 
@@ -187,130 +186,36 @@ def next_word(task: Task, model: TaskModel) -> Measured:
         return task.next_word(model)
 
 
-NEXT_WORD = re.compile(r"test_(?:entropy|accuracy|ece|mutual_information)(?:_mc\d+)?")
-NEXT_WORD_TABLES = ("reliability", "positions", "frequencies")
-ROUNDING = 1e-4  # relative; metrics of one checkpoint differ less between back ends, batches and machines
-
-
-def add_earlier_calibration(results: dict[str, Any], target: Path) -> None:
-    """Adds what an earlier evaluation with calibration=true has in the file that is to be replaced.
-
-    Only if its other metrics are the same but for rounding; else a message says that it is lost.
+def measure(
+    loaded: Loaded, paths: list[Path], target: Path, described: dict[str, Any], settings: Eval
+) -> tuple[dict[str, Any], Measured, bool]:
+    """Returns the metrics and the MC passes as the file of results has them, all that was measured, and
+    whether saved passes were resumed.
     """
-    try:
-        earlier = evaluation_files.parse(files.read(target, stored.JSON_LIMIT))
-    except (OSError, Damaged):
-        return
-    measured = {name: value for name, value in earlier["metrics"].items() if NEXT_WORD.fullmatch(name)}
-    if not measured:
-        return
-    metrics = results["metrics"]
-    others = {name: value for name, value in earlier["metrics"].items() if name not in measured}
-    if others.keys() != metrics.keys() or not all(
-        math.isclose(value, metrics[name], rel_tol=ROUNDING) for name, value in others.items()
-    ):
-        print(
-            f"vdrop: the calibration in {target} is of other numbers and was removed; calibration=true "
-            "measures it again",
-            file=sys.stderr,
-        )
-        return
-    results["metrics"] = metrics | measured
-    results["tables"] = {
-        name: rows
-        for name, rows in earlier.get("tables", {}).items()
-        if name.removesuffix("_mc") in NEXT_WORD_TABLES
+    path, _, task, model, _ = loaded
+    device = task.device
+    p_weight = model.dropout.p_weight if isinstance(model, LanguageModel) else 0.0
+    mc_batch = choose_mc_batch(settings.mc_batch, device, p_weight)
+    calibration = next_word(task, model) if settings.calibration else Measured({}, {})
+    if settings.mc_samples == 0:
+        measured = without_passes(task, model, paths, settings, device)
+        metrics = measured.metrics | calibration.metrics
+        return {"metrics": metrics}, measured._replace(tables=calibration.tables | measured.tables), False
+    partial = PartialEvaluation.for_settings(target, paths, task, mc_batch, described, settings)
+    members = [model, *models(paths[1:], settings, device, task.fingerprint, path)]
+    mc = passes(task, members, settings, mc_batch)
+    resumed = partial.load(mc)
+    with phase("evaluating by the standard approximation"):
+        partial.metrics = partial.metrics or standard(task, members).metrics
+    run_passes(mc, partial)
+    measured = mc.results()
+    results = {
+        "metrics": partial.metrics | calibration.metrics | measured.metrics,
+        "word_dropout": word_dropout(task, settings),
+        "mc": measured.tables["mc"],
+        "mc_seconds": partial.seconds,
     }
-
-
-class Partial:
-    """How far MC evaluation has come, as a file that lies beside where its result will."""
-
-    def __init__(self, path: Path, of: dict[str, str], minutes: float) -> None:
-        self.path = path
-        self.of = of
-        self.minutes = minutes
-        self.metrics: dict[str, float] = {}  # the standard ones, which come first
-        self.seconds = 0.0  # of the passes
-        self.clock = self.saved = time.perf_counter()
-
-    def load(self, passes: Passes) -> bool:
-        """Resumes the passes from it, unless it is missing or belongs to another evaluation."""
-        try:
-            content = files.read_tensors(self.path)
-            if content.get("of") == self.of:
-                metrics, seconds = content.get("metrics"), content.get("seconds")
-                numbers = [*metrics.values(), seconds] if isinstance(metrics, dict) else [None]
-                if not all(map(stored.is_finite, numbers)):
-                    raise Damaged("its metrics are not numbers")
-                if not isinstance(content.get("passes"), dict):
-                    raise Damaged("it holds no passes")
-                passes.load_state_dict(content["passes"])
-                self.metrics, self.seconds = metrics or {}, float(seconds)  # type: ignore[arg-type]
-                print(f"resuming after {passes.words:,} words of MC passes", file=sys.stderr)
-                return True
-            print(f"vdrop: {self.path} is of other settings or code; starting over", file=sys.stderr)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it"
-            ) from None
-        except (Damaged, ValueError) as damage:
-            print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)
-        return False
-
-    def tick(self) -> None:
-        """Adds the time since the last tick."""
-        now = time.perf_counter()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
-
-    @property
-    def is_due(self) -> bool:
-        return time.perf_counter() - self.saved >= 60 * self.minutes
-
-    def save(self, passes: Passes) -> None:
-        files.write_tensors(
-            self.path,
-            {"of": self.of, "passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds},
-        )
-        self.saved = time.perf_counter()
-
-
-def partial_of(
-    target: Path, paths: list[Path], task: Task, mc_batch: int, described: dict[str, Any], settings: Eval
-) -> Partial:
-    """Returns the partial file of an evaluation, with all that its numbers depend on, to the last bit on one
-    machine with as many threads.
-    """
-    checkpoints = " ".join(map(files.checksum, paths))
-    identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
-    identity |= {"calibration": True} if settings.calibration else {}
-    identity |= {"factors": settings.dropout_factors} if settings.dropout_factors else {}
-    version = "code" if "code" in described else "commit"
-    decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
-    identity |= {name: described[name] for name in decisive if name in described}
-    of = {key: str(value) for key, value in identity.items()}
-    return Partial(target.with_suffix(".partial"), of, settings.save_minutes)
-
-
-def go_through(passes: Passes, partial: Partial) -> None:
-    """Reads to the end, saving now and then. Raises Interrupted, with all that is done saved, where the
-    process was asked to stop.
-    """
-    words = passes.total
-    partial.clock = time.perf_counter()
-    with progress_bar(words, passes.words, "word") as count:
-        for more in passes.run():
-            count(more)
-            partial.tick()
-            if interruption.stop_requested() or partial.is_due:
-                partial.save(passes)
-            try:
-                interruption.check()
-            except Interrupted as stop:
-                reason = f"saved after {passes.words:,} of {words:,} words of MC passes in {partial.path}"
-                raise Interrupted(stop.number, reason) from None
+    return results, measured._replace(tables=calibration.tables | measured.tables), resumed
 
 
 def require_finite(results: dict[str, Any], path: Path) -> None:

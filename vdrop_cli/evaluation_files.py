@@ -1,7 +1,9 @@
 """How a checkpoint is evaluated, and the file that holds its results: `eval-<epoch>-<how>.json`."""
 
 import hashlib
+import math
 import re
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,6 +160,43 @@ def require_fields(results: dict[str, Any], path: Path, *names: str) -> None:
             raise ConfigError(
                 f"{path} is damaged ({name} is missing); delete it and give the same command again"
             )
+
+
+# what calibration=true adds to an evaluation
+NEXT_WORD = re.compile(r"test_(?:entropy|accuracy|ece|mutual_information)(?:_mc\d+)?")
+NEXT_WORD_TABLES = ("reliability", "positions", "frequencies")
+ROUNDING = 1e-4  # relative; metrics of one checkpoint differ less between back ends, batches and machines
+
+
+def add_earlier_calibration(results: dict[str, Any], target: Path) -> None:
+    """Adds what an earlier evaluation with calibration=true has in the file that is to be replaced.
+
+    Only if its other metrics are the same but for rounding; else a message says that it is lost.
+    """
+    try:
+        earlier = parse(files.read(target, stored.JSON_LIMIT))
+    except (OSError, Damaged):
+        return
+    measured = {name: value for name, value in earlier["metrics"].items() if NEXT_WORD.fullmatch(name)}
+    if not measured:
+        return
+    metrics = results["metrics"]
+    others = {name: value for name, value in earlier["metrics"].items() if name not in measured}
+    if others.keys() != metrics.keys() or not all(
+        math.isclose(value, metrics[name], rel_tol=ROUNDING) for name, value in others.items()
+    ):
+        print(
+            f"vdrop: the calibration in {target} is of other numbers and was removed; calibration=true "
+            "measures it again",
+            file=sys.stderr,
+        )
+        return
+    results["metrics"] = metrics | measured
+    results["tables"] = {
+        name: rows
+        for name, rows in earlier.get("tables", {}).items()
+        if name.removesuffix("_mc") in NEXT_WORD_TABLES
+    }
 
 
 def are_seeds_of_one_run(members: list[str], seeds: Collection[int]) -> bool:

@@ -17,10 +17,10 @@ from vdrop_cli import checkpoint, corpora, files, interruption
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.evaluation import Partial
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.partial_evaluation import PartialEvaluation
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.tasks import LanguageModelling
@@ -415,7 +415,7 @@ def test_calibration_that_is_stopped_resumes_to_the_same_numbers(
     ):
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            patch.setattr(PartialEvaluation, "tick", lambda _: interruption.received.append(signal.SIGTERM))
             run(folder, "mc_samples=4", f"calibration={first}")
         run(folder, "mc_samples=4", f"calibration={second}")
         assert message in capsys.readouterr().err

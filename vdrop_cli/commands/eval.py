@@ -16,16 +16,13 @@ from vdrop_cli import (
     stored,
     tasks,
 )
-from vdrop_cli.device import choose_device, choose_mc_batch, configure_process
+from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_report import print_results
 from vdrop_cli.lock import Lock
-from vdrop_cli.measured import Measured
-from vdrop_cli.model import LanguageModel
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
-from vdrop_cli.sinks import phase
 from vdrop_cli.trained_model import member_paths
 
 
@@ -34,7 +31,8 @@ def run(settings: Eval) -> str:
     device = choose_device(settings.device)
     configure_process(device)
     assert settings.checkpoint is not None
-    path, snapshot, task, model, precision = evaluation.load(settings.checkpoint, settings, device)
+    loaded = evaluation.load(settings.checkpoint, settings, device)
+    path, snapshot, task, model, precision = loaded
     print(
         f"{path}: epoch {snapshot.epoch}, {files.printable(task.origin)}, {device}, back end "
         f"{model.layers.backend}, {precision}",
@@ -54,32 +52,14 @@ def run(settings: Eval) -> str:
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
-        resumed = False
-        p_weight = model.dropout.p_weight if isinstance(model, LanguageModel) else 0.0
-        mc_batch = choose_mc_batch(settings.mc_batch, device, p_weight)
-        next_word = evaluation.next_word(task, model) if settings.calibration else Measured({}, {})
-        if settings.mc_samples > 0:
-            partial = evaluation.partial_of(target, paths, task, mc_batch, described, settings)
-            together = [model, *evaluation.models(paths[1:], settings, device, task.fingerprint, path)]
-            passes = evaluation.passes(task, together, settings, mc_batch)
-            resumed = partial.load(passes)
-            with phase("evaluating by the standard approximation"):
-                partial.metrics = partial.metrics or evaluation.standard(task, together).metrics
-            evaluation.go_through(passes, partial)
-            measured = passes.results()
-            results["metrics"] = partial.metrics | next_word.metrics | measured.metrics
-            results |= {"word_dropout": evaluation.word_dropout(task, settings), "mc": measured.tables["mc"]}
-            results["mc_seconds"] = partial.seconds
-        else:
-            measured = evaluation.without_passes(task, model, paths, settings, device)
-            results["metrics"] = measured.metrics | next_word.metrics
-        results |= evaluation.details(measured._replace(tables=next_word.tables | measured.tables))
+        more, measured, resumed = evaluation.measure(loaded, paths, target, described, settings)
+        results |= more | evaluation.details(measured)
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described
         evaluation.require_finite(results, path)
         if not settings.calibration:
-            evaluation.add_earlier_calibration(results, target)
+            evaluation_files.add_earlier_calibration(results, target)
         write(target, results, settings.interval)
         target.with_suffix(".partial").unlink(missing_ok=True)
     evaluation_pictures.write(results, measured.assessment, settings)

@@ -12,8 +12,9 @@ from tests.commands.test_eval import run, train_model
 from tests.conftest import settings
 from vdrop_cli import files, interruption, provenance
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluation import Partial, load
+from vdrop_cli.evaluation import load
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.partial_evaluation import PartialEvaluation
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_saved_passes_resume_only_in_batches_of_the_same_size(
     ):
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            patch.setattr(PartialEvaluation, "tick", lambda _: interruption.received.append(signal.SIGTERM))
             run(folder, "mc_samples=4", f"mc_batch={first}")
         run(folder, "mc_samples=4", f"mc_batch={second}")
         assert message in capsys.readouterr().err
@@ -51,7 +52,7 @@ def test_without_a_checkout_passes_that_were_saved_are_those_of_the_stated_commi
         monkeypatch.setenv("VDROP_COMMIT", first)
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
             patch.setattr(interruption, "received", [])
-            patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+            patch.setattr(PartialEvaluation, "tick", lambda _: interruption.received.append(signal.SIGTERM))
             run(folder, "mc_samples=4")
         monkeypatch.setenv("VDROP_COMMIT", second)
         run(folder, "mc_samples=4")
@@ -63,7 +64,7 @@ def test_passes_that_are_saved_resume_with_other_threads(
 ) -> None:
     """As in another process of a pool, or on another machine of a cluster."""
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
-        patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+        patch.setattr(PartialEvaluation, "tick", lambda _: interruption.received.append(signal.SIGTERM))
         run(folder, "mc_samples=4")
     monkeypatch.setattr(interruption, "received", [])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
@@ -81,7 +82,7 @@ def test_passes_that_are_saved_resume_with_other_threads(
 
     monkeypatch.setattr(files, "read_tensors", unreadable)
     with pytest.raises(ConfigError, match=r"mc4-s1\.partial cannot be read \(Stale file handle\)"):
-        Partial(partial, {}, 5).load(None)
+        PartialEvaluation(partial, {}, 5).load(None)
     assert partial.exists()
 
 
@@ -89,7 +90,7 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Partial, "tick", lambda partial: interruption.received.append(signal.SIGTERM))
+        patch.setattr(PartialEvaluation, "tick", lambda _: interruption.received.append(signal.SIGTERM))
         run(folder, "mc_samples=4")
     monkeypatch.setattr(interruption, "received", [])
     (path,) = folder.glob("*.partial")
@@ -100,7 +101,7 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
 
     def is_resumed(content: dict[str, Any]) -> bool:
         files.write_tensors(path, content)
-        partial = Partial(path, good["of"], 5)
+        partial = PartialEvaluation(path, good["of"], 5)
         passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
         resumed = partial.load(passes)
         assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), (
@@ -147,5 +148,5 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
         assert "is damaged (" in capsys.readouterr().err
     path.unlink()
     path.mkdir()
-    assert not Partial(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
+    assert not PartialEvaluation(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
     assert "is damaged (it is a folder)" in capsys.readouterr().err
