@@ -210,7 +210,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "stored",
         "stuck_starts",
     },
-    "comparison": {"evaluation_files", "markdown", "runs", "settings", "text_tables"},
+    "comparison": {"evaluation_files", "markdown", "metric_names", "runs", "settings", "text_tables"},
     "pictures": {"errors", "files", "ownership", "policies", "runs", "settings"},
     "evaluation_pictures": {
         *("assessment", "assessment_picture", "errors", "next_word", "pictures", "settings", "tasks")

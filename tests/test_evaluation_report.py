@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdrop_cli.evaluation_report import cells, chosen, print_results
+from vdrop_cli.evaluation_report import cells, print_results, without_other_intervals
 from vdrop_cli.settings.choices import Interval
 
 CALIBRATION = [
@@ -13,12 +13,14 @@ SHARPNESS = [{"intervals": kind, "width_95": 2.0} for kind in ("gaussian", "quan
 
 
 def test_a_kind_of_interval_hides_the_others() -> None:
-    assert chosen(CALIBRATION, None) == CALIBRATION
-    assert chosen(CALIBRATION, Interval.conformal) == [
+    assert without_other_intervals(CALIBRATION, None) == CALIBRATION
+    assert without_other_intervals(CALIBRATION, Interval.conformal) == [
         {"level": 90, "conformal": 0.9},
         {"level": 95, "conformal": None},
     ]
-    assert chosen(SHARPNESS, Interval.quantile) == [{"intervals": "quantile", "width_95": 2.0}]
+    assert without_other_intervals(SHARPNESS, Interval.quantile) == [
+        {"intervals": "quantile", "width_95": 2.0}
+    ]
 
 
 def test_shares_have_four_digits_and_a_missing_one_a_dash() -> None:

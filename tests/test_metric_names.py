@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdrop_cli.metric_names import metric_in_words, metric_line
+from vdrop_cli.metric_names import decimals, metric_in_words, metric_line
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,7 @@ def test_a_metric_is_named_in_words(name: str, words: str) -> None:
 
 def test_a_count_is_printed_whole() -> None:
     assert metric_line("epoch", 12).split()[:2] == ["epoch", "12"]
+
+
+def test_large_numbers_have_two_decimals_and_small_ones_four() -> None:
+    assert [decimals(value) for value in (0.1, -9.99, 10, 10.0, -123.4)] == [4, 4, 2, 2, 2]

@@ -10,6 +10,7 @@ from typing import Any
 
 from vdrop_cli import markdown
 from vdrop_cli.evaluation_files import Evaluation
+from vdrop_cli.metric_names import decimals
 from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
 from vdrop_cli.settings.train import NOT_IN_IDENTITY
 from vdrop_cli.text_tables import Rows
@@ -80,7 +81,7 @@ def digits(metric: str, values: Sequence[float]) -> int:
         return 0
     if all(isinstance(value, int) for value in values):
         return 1 if len(set(values)) > 1 else 0
-    return 2 if abs(fmean(values)) >= 10 else 4
+    return decimals(fmean(values))
 
 
 def metrics(run: Finished) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vdrop_cli.assessment import LEVEL, Row
-from vdrop_cli.metric_names import metric_line
+from vdrop_cli.metric_names import decimals, metric_line
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.text_tables import Rows, aligned
 
@@ -27,19 +27,19 @@ def print_results(results: dict[str, Any], interval: Interval | None = None) -> 
     if "mc" in results:
         print_passes(results["mc"])
     for name, rows in results.get("tables", {}).items():
-        if shown := chosen(rows, interval):  # a kind of interval may be left out
+        if shown := without_other_intervals(rows, interval):  # a kind of interval may be left out
             print(f"\n{title(name)}")
             print("\n".join(aligned(cells(shown))))
 
 
 def title(table: str) -> str:
-    """The title of a table; of MC samples where its name ends in _mc."""
+    """Returns the title of a table; of MC samples where its name ends in _mc."""
     name = table.removesuffix("_mc")
     return TITLES[name] + (", MC samples averaged" if name != table else "")
 
 
 def print_passes(rows: list[Row]) -> None:
-    """The error by number of passes."""
+    """Prints the table of the error by number of passes."""
     measure = next(key for key in rows[0] if key not in ("samples", "deviation", "groups"))
     digits = 2 if measure == "ppl" else 4
     print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
@@ -52,8 +52,8 @@ def print_passes(rows: list[Row]) -> None:
         print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
 
 
-def chosen(rows: list[Row], interval: Interval | None) -> list[Row]:
-    """Rows without the columns and rows of other kinds of interval."""
+def without_other_intervals(rows: list[Row], interval: Interval | None) -> list[Row]:
+    """Returns rows without the columns and rows of other kinds of interval; None: all of them."""
     others = {str(kind) for kind in Interval} - {str(interval)} if interval is not None else set()
     return [
         {key: value for key, value in row.items() if key not in others}
@@ -63,7 +63,7 @@ def chosen(rows: list[Row], interval: Interval | None) -> list[Row]:
 
 
 def cells(rows: list[Row]) -> Rows:
-    """The headings, and a line for each row; – where a value is missing."""
+    """Returns the headings, and a line for each row; – where a value is missing."""
     columns = list(rows[0])
     return [columns, *([cell(row[column]) for column in columns] for row in rows)]
 
@@ -72,5 +72,5 @@ def cell(value: str | int | float | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.{2 if abs(value) >= 10 else 4}f}"
+        return f"{value:.{decimals(value)}f}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -52,7 +52,7 @@ Intervals = Callable[[float], Bounds]  # the bounds for a level in per cent, in 
 
 
 def gaussian(predictive: Predictive) -> Intervals:
-    """Intervals symmetric around the mean that contain `level` per cent of the Gaussian."""
+    """Returns intervals symmetric around the mean that contain `level` per cent of the Gaussian."""
 
     def bounds(level: float) -> Bounds:
         half_R = predictive.half_width(level)
@@ -62,7 +62,7 @@ def gaussian(predictive: Predictive) -> Intervals:
 
 
 def quantile(predictive: Predictive) -> Intervals:
-    """Intervals between quantiles of the mixture of all passes, each with the observation noise.
+    """Returns intervals between quantiles of the mixture of all passes, each with the observation noise.
 
     They need not be symmetric. With one pass they are the Gaussian ones.
     """
@@ -89,7 +89,7 @@ def mixture_quantile(predictive: Predictive, probability: float) -> Tensor:
 
 
 def conformal(predictive: Predictive, scores_n: Tensor) -> Intervals:
-    """Split-conformal intervals: the standard deviation of each text times a quantile of `scores_n`.
+    """Returns split-conformal intervals: the standard deviation of each text times a quantile of `scores_n`.
 
     `scores_n` are those of `conformal_scores`. Whatever the model, an interval contains the rating of a new
     text with a probability of at least `level`, and at most `level` + 1 / (n + 1) without ties, if new texts

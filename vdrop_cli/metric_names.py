@@ -46,7 +46,7 @@ COUNTS = {
 
 
 def metric_in_words(name: str) -> str:
-    """A metric such as `test_ppl_mc100` in words, `test perplexity, 100 MC samples`.
+    """Returns a metric such as `test_ppl_mc100` in words, `test perplexity, 100 MC samples`.
 
     Other names give an empty text.
     """
@@ -66,7 +66,12 @@ def metric_in_words(name: str) -> str:
     return f"{PARTS[part]} {MEASURES[measure]}{suffix}"
 
 
+def decimals(value: float) -> int:
+    """Returns the number of decimals that a metric of such a size is shown with."""
+    return 2 if abs(value) >= 10 else 4
+
+
 def metric_line(name: str, value: float) -> str:
-    """A metric, its value and its meaning as a line of a result."""
-    number = f"{value:8.{2 if abs(value) >= 10 else 4}f}" if isinstance(value, float) else f"{value:8}"
+    """Returns a metric, its value and its meaning as a line of a result."""
+    number = f"{value:8.{decimals(value)}f}" if isinstance(value, float) else f"{value:8}"
     return f"{name:<28}{number}  {metric_in_words(name)}".rstrip()

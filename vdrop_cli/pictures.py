@@ -32,10 +32,8 @@ COLOURS = {  # by policy, and whether its masks are untied
     (Policy.variational, False): "tab:blue",
     (Policy.variational, True): "tab:cyan",
 }
-BASELINES = (  # metric, name and line style
-    ("test_rmse_of_mean", "predicting the mean (test)", "--"),
-    ("test_rmse_of_ridge", "ridge regression on TF-IDF (test)", "-."),
-)
+BASELINES = {"test_rmse_of_mean": "predicting the mean", "test_rmse_of_ridge": "ridge regression on TF-IDF"}
+BASELINE_STYLES = ("--", "-.")  # of their lines
 Curves = Mapping[str, Finished | Sequence[Finished]]  # runs by what they are called; several differ in seeds
 
 
@@ -227,12 +225,11 @@ def error_curves(runs: Curves, title: str | None = None) -> "Figure":
     figure, axes = by_epoch(runs, Measure("test_rmse", "test"), Measure("train_rmse", "training"), title)
     axes.set_ylabel("RMSE (rating units)")
     results = [run.result for group in runs.values() for run in runs_of(group)]
-    for metric, name, line in BASELINES:
+    for (metric, name), style in zip(BASELINES.items(), BASELINE_STYLES, strict=True):
         values = dict.fromkeys(result[metric] for result in results if metric in result)
         for value in values:  # one, unless the runs read different data
-            axes.axhline(
-                value, color="0.5", linestyle=line, label=name if value == next(iter(values)) else "_"
-            )
+            label = f"{name} (test)" if value == next(iter(values)) else "_"
+            axes.axhline(value, color="0.5", linestyle=style, label=label)
     add_legend(figure, axes)
     return figure
 

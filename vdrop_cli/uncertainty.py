@@ -15,6 +15,7 @@ MIN_NOISE = 1e-6  # where every prediction is exact
 
 
 def rmse(predicted_R: Tensor, ratings_R: Tensor) -> float:
+    """Returns the root of the mean squared error, in rating units."""
     return (predicted_R.double() - ratings_R.double()).square().mean().sqrt().item()
 
 
@@ -35,7 +36,7 @@ class Predictive:
 
     @cached_property
     def model_variance_R(self) -> Tensor:
-        """Over passes; zero in the standard approximation."""
+        """The variance over passes; zero in the standard approximation."""
         return moments(self.passes_SR)[1]
 
     @property
@@ -68,7 +69,7 @@ class Predictive:
 
 
 def log_likelihood(mean_R: Tensor, variance_R: Tensor, ratings_R: Tensor) -> Tensor:
-    """Of Gaussians, the mean over texts.
+    """Returns the log-likelihood of Gaussians, nats, the mean over texts.
 
     `torch.distributions.Normal` takes a root and squares it again, which rounds otherwise than the recorded
     numbers.

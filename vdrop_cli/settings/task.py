@@ -11,7 +11,7 @@ from vdrop_cli.settings.fields import FLOAT32_LIMIT, POSITIVE, Limits, require_l
 from vdrop_cli.settings.variants import Variants, selector
 
 PENALTY = Limits(at_least=0, below=FLOAT32_LIMIT)
-LEAST_RANDOM = 10  # steps; the shortest random chunks have a seventh of them
+MIN_RANDOM_BPTT = 10  # steps; the shortest random chunks have a seventh of them
 
 
 @dataclass
@@ -67,9 +67,9 @@ class LanguageModelTask(TaskSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            not self.random_length or self.bptt >= LEAST_RANDOM,
+            not self.random_length or self.bptt >= MIN_RANDOM_BPTT,
             "task.random_length",
-            f"false with task.bptt below {LEAST_RANDOM}",
+            f"false with task.bptt below {MIN_RANDOM_BPTT}",
             "true",
         )
         has_loss, has_temperature = self.augmented_loss > 0, self.augmented_temperature is not None

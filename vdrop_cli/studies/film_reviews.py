@@ -27,7 +27,6 @@ ABOUT = {
     SplitProtocol.clean: "The clean protocol: split by review; the epoch with the best validation is "
     "reported.",
 }
-BASELINES = {"test_rmse_of_mean": "predicting the mean", "test_rmse_of_ridge": "ridge regression on TF-IDF"}
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def baselines(lines: list[Line]) -> str:
     """What all runs of a protocol are set beside."""
     values = {
         title: value
-        for name, title in BASELINES.items()
+        for name, title in pictures.BASELINES.items()
         for value in [value for line in lines for value in line.values(name)][:1]
     }
     if not values:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from vdrop_cli import evaluation_files, pictures, published, runs
@@ -236,7 +237,7 @@ def difference(metric: str, name: str) -> Callable[[Line], str]:
         values = line.values(metric)
         if not values or value is None or not line.row.reference.same_settings:
             return "–"
-        return f"{sum(values) / len(values) - value.value:+.2f}"
+        return f"{fmean(values) - value.value:+.2f}"
 
     return cell
 
@@ -299,7 +300,7 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
             if line.row.reference.words_per_second is not None
         }
         speeds = {
-            label: sum(values) / len(values)
+            label: fmean(values)
             for label, line in timed.items()
             if (values := line.values("words_per_second"))
         }
