@@ -32,7 +32,9 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One text to predict from. `number` is that of its first line in the input, from 1."""
+    """One text to predict from, a row of the output. `number` is that of its first line in the input, from
+    1.
+    """
 
     number: int
     text: str | None  # None: it could not be read
@@ -41,37 +43,43 @@ class Line:
 
     @property
     def is_blank(self) -> bool:
+        """Whether the text was read and has no words."""
         return self.text is not None and not self.text.strip()
 
     @property
     def row(self) -> dict[str, Any]:
-        """The start of its row in the output."""
+        """Returns the columns of the output's row that come before those of the prediction."""
         plain = {"text": "" if self.is_blank else self.text}
         fields = plain if self.fields is None else self.fields
         return {"line": self.number} | fields | ({"error": self.problem} if self.problem else {})
 
     @property
     def shown(self) -> str:
-        """For a table."""
+        """Returns the text in one line of at most `SHOWN` characters, for a table; then what is wrong with
+        it.
+        """
         if self.is_blank:
             return "(blank line)"
         return shortened(self.text or "") + (f" ({self.problem})" if self.problem else "")
 
 
 def shortened(text: str) -> str:
+    """Returns the text in one line of at most `SHOWN` characters."""
     text = printable(" ".join(text.split()))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def origin(settings: Predict) -> str:
-    """Of the texts, for a message."""
+    """Returns where the texts are from, for messages."""
     if settings.text is not None:
         return "text"
     return "standard input" if settings.file is None else f"file={settings.file}"
 
 
 def lines(settings: Predict) -> list[Line]:
-    """From the command line, which is line 1 whatever it holds, a file, or standard input."""
+    """Returns the texts to predict from: that of the command line as line 1, whatever it holds, or those of
+    the file or of standard input. Raises ConfigError where there is none, or they cannot be read.
+    """
     if settings.text is not None:
         if any("\ud800" <= character <= "\udfff" for character in settings.text):
             raise ConfigError(f"text={settings.text!r} is not UTF-8; convert it")
@@ -98,14 +106,14 @@ def lines(settings: Predict) -> list[Line]:
 
 
 def format_of(settings: Predict) -> InputFormat:
-    """As the settings say, else by the file's ending."""
+    """Returns the format of the input: that of the settings, else by the ending of the file's name."""
     if settings.input is not None or settings.file is None:
         return settings.input or InputFormat.lines
     return ENDINGS.get(PurePath(settings.file).suffix.lower(), InputFormat.lines)
 
 
 def content_of(settings: Predict) -> bytes:
-    """Of the file or of standard input."""
+    """Returns the bytes of the file or of standard input. Raises ConfigError where they cannot be read."""
     where, advice = f"file={settings.file}", "name a text file, or give text=…"
     if settings.file is None:
         where, advice = "standard input", "give text=… or file=…"
@@ -124,7 +132,9 @@ def content_of(settings: Predict) -> bytes:
 
 
 def decoded(text: str, whole: str) -> str:
-    """`text` as it is in UTF-8. Raises Damaged where it holds other bytes; `whole` is what has them."""
+    """Returns `text`, which was decoded with `UNDECODED`. Raises Damaged where it holds bytes that are not
+    UTF-8; `whole` says, in the message, what holds them.
+    """
     try:
         return text.encode(errors=UNDECODED).decode()
     except UnicodeDecodeError as error:
@@ -132,6 +142,7 @@ def decoded(text: str, whole: str) -> str:
 
 
 def plain_line(number: int, line: str) -> Line:
+    """Returns a line of a text file as the text to predict from."""
     try:
         return Line(number, decoded(line, "line"))
     except Damaged as reason:
@@ -139,8 +150,8 @@ def plain_line(number: int, line: str) -> Line:
 
 
 def table_lines(table: Table, column: str) -> Iterator[Line]:
-    """Each row below the header; a blank line is a row without values. Raises ConfigError where
-    quotation marks leave open where rows end.
+    """Yields a text for each row below the header; a blank line is a row without values. Raises ConfigError
+    where the header cannot be read, or quotation marks leave open where rows end.
     """
     if table.names.count("") > 1:
         raise ConfigError(f"{table.where}: line 1 has more than one column without a name; name them")
@@ -168,7 +179,7 @@ def table_lines(table: Table, column: str) -> Iterator[Line]:
 
 
 def json_line(number: int, line: str, column: str) -> Line:
-    """A JSON object; a blank line is one without values."""
+    """Returns the text of a line with a JSON object; a blank line is an object without values."""
     fields: dict[str, Any] = {}
     try:
         text = decoded(line, "line")
@@ -197,5 +208,5 @@ def require_objects_with(column: str, texts: list[Line], where: str) -> None:
 
 
 def columns(texts: list[Line]) -> list[str]:
-    """The names of the input's columns, in order of first appearance."""
+    """Returns the names of the input's columns, in order of first appearance."""
     return list(dict.fromkeys(name for line in texts for name in (line.fields or {"text": None})))
