@@ -78,13 +78,15 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "model": {"dropout", "kernels", "layers", "policies", "random_streams", "settings"},
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},
     "perplexity": {"interruption", "model"},
+    "mc_passes": {"assessment", "measured"},
     "monte_carlo": {
-        *("dropout", "kernels", "layers", "measured", "model", "perplexity", "policies", "random_streams")
+        *("assessment", "dropout", "kernels", "layers", "mc_passes", "measured", "model", "perplexity"),
+        *("policies", "random_streams"),
     },
     "temperature": {"interruption", "model", "perplexity"},
-    "scaled_passes": {"measured", "model", "monte_carlo"},
+    "scaled_passes": {"mc_passes", "measured", "model", "monte_carlo"},
     "next_word": {
-        *("assessment", "dropout", "interruption", "layers", "measured", "model", "monte_carlo"),
+        *("assessment", "dropout", "interruption", "layers", "mc_passes", "measured", "model", "monte_carlo"),
         "perplexity",
     },
     "generation": {"model"},
@@ -107,6 +109,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "intervals",
         "layers",
         "learned",
+        "mc_passes",
         "measured",
         "model",
         "monte_carlo",
@@ -136,13 +139,15 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "run_summary": {"metric_names", "output", "policies", "settings", "training"},
     "trained_model": {"checkpoint", "device", "errors", "files", "settings", "tasks"},
     "evaluation": {
-        *("checkpoint", "device", "errors", "evaluation_files", "measured", "model", "partial_evaluation"),
-        *("policies", "settings", "sinks", "tasks", "trained_model"),
+        *("checkpoint", "device", "errors", "evaluation_files", "mc_passes", "measured", "model"),
+        *("partial_evaluation", "policies", "settings", "sinks", "tasks", "temperature", "trained_model"),
     },
-    "partial_evaluation": {"errors", "files", "interruption", "settings", "sinks", "stored", "tasks"},
+    "partial_evaluation": {
+        *("errors", "files", "interruption", "mc_passes", "settings", "sinks", "stored", "tasks")
+    },
     "prediction_inputs": {"corpora", "errors", "files", "settings", "stored"},
     "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
-    "rating_noise": {"errors", "evaluation_files", "settings", "tasks", "trained_model", "uncertainty"},
+    "rating_noise": {"errors", "evaluation_files", "learned", "settings", "tasks", "trained_model"},
     "prediction": {
         *("checkpoint", "errors", "files", "generation", "intervals", "learned", "perplexity", "policies"),
         *("prediction_inputs", "prediction_rows", "rating_noise", "settings", "tasks", "trained_model"),
@@ -170,6 +175,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "gradient_step",
         "kernels",
         "layers",
+        "mc_passes",
         "model",
         "monte_carlo",
         "optimizer",
@@ -212,9 +218,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     },
     "comparison": {"evaluation_files", "markdown", "metric_names", "runs", "settings", "text_tables"},
     "pictures": {"errors", "files", "ownership", "policies", "runs", "settings"},
-    "evaluation_pictures": {
-        *("assessment", "assessment_picture", "errors", "next_word", "pictures", "settings", "tasks")
-    },
+    "evaluation_pictures": {*("assessment", "assessment_picture", "next_word", "pictures", "settings")},
     "markdown": set(),
     "metric_names": set(),
     "published": {"CONF"},
@@ -235,6 +239,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "files",
         "interruption",
         "markdown",
+        "mc_passes",
         "monte_carlo",
         "ownership",
         "perplexity",
@@ -358,6 +363,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "state_layout": "test_layers.py",
     "mask_checks": "test_layers.py",
     "time_reversal": "test_layers.py",
+    "tasks/rated_parts": "tasks/test_sentiment.py",
     "errors": "test_mistakes.py",  # the one line of every error
     "evaluation": "commands/test_eval.py",  # the command is a leaf, and its tests are those of the module
     "explain": "test_mistakes.py",

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import settings
-from tests.tasks.test_sentiment import rated_texts
 from tests.test_assessment import assessed
 from vdrop_cli import evaluation_pictures, pictures
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.evaluation_pictures import language_model, require_drawable
+from vdrop_cli.evaluation_pictures import language_model, require_writable
 
 MC = [{"samples": n, "ppl": 100.0 - n, "deviation": d} for n, d in ((1, 2.0), (5, 1.0), (10, None))]
 RELIABILITY = [
@@ -18,7 +17,6 @@ RELIABILITY = [
     {"probability": "0.93 to 1.00", "tokens": 10, "confidence": 1.0, "accuracy": 0.75},
 ]
 METRICS = {"test_ppl": 95.0}
-LANGUAGE_MODEL: Any = object()  # any task but ratings
 
 
 def evaluation(*overrides: str) -> Any:
@@ -57,24 +55,23 @@ def test_a_reliability_diagram_for_each_way_to_predict() -> None:
     [
         (["picture=a.gif", "mc_samples=3"], r"^picture must end in \.png, \.svg, \.pdf, got a\.gif"),
         (["picture=a", "mc_samples=3"], r"^picture must end in "),
-        (["picture=a.png"], r"^picture of a language model needs mc_samples=…, calibration=true or both"),
         (["picture=mine.png", "mc_samples=3"], r"mine\.png was not written by vdrop, .*choose another file"),
     ],
 )
-def test_what_cannot_be_drawn_is_an_error_before_anything_is_evaluated(
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_evaluated(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.png").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=message):
-        require_drawable(evaluation(*overrides), LANGUAGE_MODEL)
+        require_writable(evaluation(*overrides))
 
 
 def test_without_the_extra_that_draws_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    require_drawable(evaluation("mc_samples=3"), LANGUAGE_MODEL)
+    require_writable(evaluation("mc_samples=3"))
     with pytest.raises(ConfigError, match=r"pictures need matplotlib; pip install 'vdrop\[plot\]'"):
-        require_drawable(evaluation("picture=a.png", "mc_samples=3"), LANGUAGE_MODEL)
+        require_writable(evaluation("picture=a.png", "mc_samples=3"))
 
 
 @pytest.mark.parametrize("ending", evaluation_pictures.pictures.ENDINGS)
@@ -82,16 +79,9 @@ def test_a_picture_is_written_where_the_settings_name_a_file(ending: str, tmp_pa
     path = tmp_path / f"a{ending}"
     chosen = evaluation(f"picture={path}", "mc_samples=3")
     for _ in range(2):
-        require_drawable(chosen, LANGUAGE_MODEL)
+        require_writable(chosen)
         evaluation_pictures.write({"metrics": METRICS, "mc": MC}, None, chosen)
     assert pictures.is_drawing(path.read_bytes())
-
-
-def test_ratings_that_say_little_have_no_picture(tmp_path: Path) -> None:
-    task, chosen = rated_texts([1.0, 2.0, 4.0], [3.0] * 9), evaluation(f"picture={tmp_path}/a.png")
-    with pytest.raises(ConfigError, match=r"^picture of ratings shows intervals, which are left out"):
-        require_drawable(chosen, task)
-    require_drawable(chosen, rated_texts([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]))
 
 
 def test_of_ratings_the_assessment_is_drawn(tmp_path: Path) -> None:

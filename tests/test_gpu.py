@@ -22,6 +22,7 @@ from vdrop_cli.commands import train
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
 from vdrop_cli.kernels import Masks, halves, head
 from vdrop_cli.layers import GRU, LSTM, Recurrent
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.policies import Dropout, Policy
@@ -385,7 +386,8 @@ def test_mc_evaluation_on_a_gpu_resumes_where_it_was_stopped() -> None:
     model.initialise(0.5, Stream((1,)))
     model.to(CUDA)
     stream_N = (torch.arange(400) * 7 % 50).to(CUDA)
-    whole, first, second = (MonteCarlo(model, stream_N, 6, 2, 1, word_dropout=False) for _ in range(3))
+    options = PassOptions(6, 2, 1, word_dropout=False)
+    whole, first, second = (MonteCarlo(model, stream_N, options) for _ in range(3))
     list(whole.run())
     assert len(list(islice(first.run(), 14))) == 14
     file = io.BytesIO()

@@ -10,8 +10,9 @@ import torch
 from tests.conftest import settings
 from tests.test_perplexity import trained
 from vdrop_cli.dropout import draw
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.monte_carlo import PassMasks, RunningAverages, mc_perplexity, sample_counts
+from vdrop_cli.monte_carlo import PassMasks, RunningAverages, mc_perplexity
 from vdrop_cli.perplexity import stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks import LanguageModelling
@@ -27,7 +28,8 @@ def mc(
     word: bool = False,
     seed: int = 1,
 ) -> float:
-    return mc_perplexity(model, task.streams["test"], samples, batch, seed, word)[-1].ppl
+    options = PassOptions(samples, batch, seed, word)
+    return float(mc_perplexity(model, task.streams["test"], options)[-1]["ppl"])
 
 
 def test_without_dropout_mc_is_the_standard_perplexity() -> None:
@@ -142,27 +144,21 @@ def test_mc_averages_probabilities_not_their_logs() -> None:
     averages = RunningAverages(2)
     averages.add(torch.tensor([0.1, 0.5]).log())
     averages.add(torch.tensor([0.3, 0.1]).log())
-    single, pair = averages.results()
-    assert pair.ppl == pytest.approx((0.2 * 0.3) ** -0.5, rel=1e-6)
-    assert pair.ppl < (0.1 * 0.3 * 0.5 * 0.1) ** -0.25
-    assert (pair.groups, pair.deviation) == (1, None)
+    single, pair = averages.rows()
+    assert averages.ppl == pair["ppl"] == pytest.approx((0.2 * 0.3) ** -0.5, rel=1e-6)
+    assert pair["ppl"] < (0.1 * 0.3 * 0.5 * 0.1) ** -0.25
+    assert (pair["groups"], pair["deviation"]) == (1, None)
     ones = [(0.1 * 0.5) ** -0.5, (0.3 * 0.1) ** -0.5]
-    assert single.ppl == pytest.approx(sum(ones) / 2, rel=1e-6)
-    assert single.deviation == pytest.approx(abs(ones[0] - ones[1]) / 2**0.5, rel=1e-6)
+    assert single["ppl"] == pytest.approx(sum(ones) / 2, rel=1e-6)
+    assert single["deviation"] == pytest.approx(abs(ones[0] - ones[1]) / 2**0.5, rel=1e-6)
 
 
 def test_perplexity_falls_with_the_number_of_passes() -> None:
     model, task = trained("dropout=variational")
-    averages = mc_perplexity(model, task.streams["test"], 20, 50, 1, False)
-    assert [a.samples for a in averages] == [1, 2, 5, 10, 20]
-    assert all(later.ppl < earlier.ppl for earlier, later in itertools.pairwise(averages))
-    assert [a.groups for a in averages] == [20, 10, 4, 2, 1]
-
-
-def test_sample_counts_end_with_all_samples() -> None:
-    assert sample_counts(1) == [1]
-    assert sample_counts(7) == [1, 2, 5, 7]
-    assert sample_counts(1000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    rows = mc_perplexity(model, task.streams["test"], PassOptions(20, 50, 1, False))
+    assert [row["samples"] for row in rows] == [1, 2, 5, 10, 20]
+    assert all(later["ppl"] < earlier["ppl"] for earlier, later in itertools.pairwise(rows))
+    assert [row["groups"] for row in rows] == [20, 10, 4, 2, 1]
 
 
 def test_word_dropout_is_off_in_mc_unless_asked_for_and_seeds_differ() -> None:

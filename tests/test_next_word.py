@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import examples
+from tests.conftest import examples, settings
 from tests.test_perplexity import trained
 from vdrop_cli import next_word
 from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo, PassMasks
 from vdrop_cli.next_word import (
@@ -35,7 +36,8 @@ POLICIES = ["zaremba", "naive", "moon", "moon_word", "variational", "variational
 def passes_of(
     model: LanguageModel, task: LanguageModelling, samples: int, batch: int = 50, word: bool = False
 ) -> NextWordPasses:
-    return task.next_word_passes(model, samples, batch, seed=1, word_dropout=word)
+    options = PassOptions(samples, batch, 1, word)
+    return NextWordPasses(model, task.streams["test"], task.test_groups, options)
 
 
 TIED = "model.tie_embeddings=true model.embedding_size=9 dropout.p_head=0.5"
@@ -120,17 +122,16 @@ def test_the_standard_approximation_by_brute_force(policy: str) -> None:
     torch.testing.assert_close(tokens.confidence_N, p_NV.max(-1).values, rtol=1e-4, atol=1e-5)
     assert tokens.is_right_N.tolist() == (p_NV.argmax(-1) == stream_N[1:]).double().tolist()
     assert tokens.measures(False)["ppl"] == pytest.approx(stream_perplexity(model, stream_N), rel=1e-6)
-    assert set(task.next_word(model).metrics) == {"test_entropy", "test_accuracy", "test_ece"}
+    measured = task.measure_calibration(model, settings("checkpoint=x", "calibration=true", command="eval"))
+    assert set(measured.metrics) == {"test_entropy", "test_accuracy", "test_ece"}
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, *PROJECTED])
 def test_perplexities_are_those_of_mc_dropout(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all passes and of every group of them, though the softmax is of few logits at a time."""
     model, task = trained(*f"dropout={policy}".split())
-    reference = MonteCarlo(model, task.streams["test"], 12, 5, 1, False)
-    for _ in reference.run():
-        pass
-    expected = reference.results()
+    reference = MonteCarlo(model, task.streams["test"], PassOptions(12, 5, 1, False))
+    expected = reference.finish()
     monkeypatch.setitem(next_word.LOGITS, "cpu", 7 * 35 * 2)
     measured = finished(passes_of(model, task, 12, 5)).results()
     assert measured.metrics["test_ppl_mc12"] == pytest.approx(expected.metrics["test_ppl_mc12"], rel=1e-5)

@@ -14,6 +14,7 @@ from vdrop_cli import files, interruption, provenance
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation import load
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.partial_evaluation import PartialEvaluation
 
 
@@ -95,14 +96,16 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     monkeypatch.setattr(interruption, "received", [])
     (path,) = folder.glob("*.partial")
     good = files.read_tensors(path)
-    loaded = load(
+    loaded, task = load(
         str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu")
     )
+
+    options = PassOptions(4, 50, 1, word_dropout=False)
 
     def is_resumed(content: dict[str, Any]) -> bool:
         files.write_tensors(path, content)
         partial = PartialEvaluation(path, good["of"], 5)
-        passes = loaded.task.passes(loaded.model, 4, 50, 1, False)
+        passes = task.passes([loaded.model], options)
         resumed = partial.load(passes)
         assert resumed or (passes.words, partial.metrics, partial.seconds) == (0, {}, 0.0), (
             "nothing of it is taken over"
@@ -148,5 +151,5 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
         assert "is damaged (" in capsys.readouterr().err
     path.unlink()
     path.mkdir()
-    assert not PartialEvaluation(path, good["of"], 5).load(loaded.task.passes(loaded.model, 4, 50, 1, False))
+    assert not PartialEvaluation(path, good["of"], 5).load(task.passes([loaded.model], options))
     assert "is damaged (it is a folder)" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.test_perplexity import trained
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.scaled_passes import ScaledPasses
@@ -16,7 +17,7 @@ FACTORS = [0.25, 1.0, 1.5]
 def passes(samples: int = 4, factors: list[float] = FACTORS, batch: int = 3) -> ScaledPasses:
     model, task = trained("dropout=variational")
     texts = (task.streams["valid"][:90], task.streams["test"][:120])
-    return ScaledPasses(model, *texts, factors, samples, batch, 1, False)
+    return ScaledPasses(model, *texts, PassOptions(samples, batch, 1, False, factors))
 
 
 def test_the_test_text_is_read_with_the_factor_that_is_the_best_on_validation() -> None:
@@ -28,10 +29,12 @@ def test_the_test_text_is_read_with_the_factor_that_is_the_best_on_validation() 
     by_factor = {}
     for factor in FACTORS:
         model.dropout = passes().model.dropout.scaled(factor)
-        by_factor[factor] = mc_perplexity(model, scaled.texts["valid"], 4, 3, 1, False)[-1].ppl
+        by_factor[factor] = mc_perplexity(model, scaled.texts["valid"], PassOptions(4, 3, 1, False))[-1][
+            "ppl"
+        ]
     best = min(FACTORS, key=by_factor.__getitem__)
     model.dropout = passes().model.dropout.scaled(best)
-    expected = mc_perplexity(model, scaled.texts["test"], 4, 3, 1, False)[-1].ppl
+    expected = mc_perplexity(model, scaled.texts["test"], PassOptions(4, 3, 1, False))[-1]["ppl"]
     assert measured.metrics == pytest.approx(
         {"dropout_factor": best, "valid_ppl_mc4_scaled": by_factor[best], "test_ppl_mc4_scaled": expected}
     )

@@ -2,77 +2,59 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from vdrop_cli import checkpoint, evaluation_files
-from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.device import choose_mc_batch
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.partial_evaluation import PartialEvaluation, run_passes
 from vdrop_cli.policies import Policy
-from vdrop_cli.settings.choices import Interval, Precision, TaskName
-from vdrop_cli.settings.commands import Eval
+from vdrop_cli.settings.choices import Precision, TaskName
+from vdrop_cli.settings.commands import Eval, require_task
 from vdrop_cli.settings.data_places import data_for
 from vdrop_cli.sinks import phase
-from vdrop_cli.tasks import LanguageModelling, Passes, Sentiment, Task, TaskModel
-from vdrop_cli.trained_model import build, task_of
+from vdrop_cli.tasks import Task, TaskModel
+from vdrop_cli.temperature import NoTemperature
+from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel, build, no_dropout, other_corpus, task_of
+
+FOR_ONE_TASK = {  # settings by the task whose models they are for
+    TaskName.language_model: ("calibration", "dropout_factors", "tempered"),
+    TaskName.sentiment: ("interval",),
+}
 
 
-class Loaded(NamedTuple):
-    """A model with the weights of a checkpoint, and the task that it was trained on."""
-
-    path: Path
-    checkpoint: Checkpoint
-    task: Task
-    model: TaskModel
-    precision: Precision
-
-
-def load(named: str, settings: Eval, device: torch.device) -> Loaded:
+def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel, Task]:
+    """Returns the model of a checkpoint, and the task that it was trained on. Raises ConfigError where the
+    settings are not for such a model.
+    """
     path = checkpoint.find(named)
     snapshot = checkpoint.load(path)
     trained = snapshot.train
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
-        raise ConfigError(
-            f"mc_samples must be 0, {path} was trained without dropout, got {settings.mc_samples}"
-        )
+        raise no_dropout(path, settings.mc_samples, "0")
     if settings.word_dropout and trained.dropout.p_word == 0:
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
-    if settings.calibration and trained.task.name is not TaskName.language_model:
-        raise ConfigError(
-            f"calibration is for language models, {path} is a model of ratings, which always have such "
-            "measures; leave it out"
-        )
-    if settings.dropout_factors and trained.task.name is not TaskName.language_model:
-        raise ConfigError(
-            f"dropout_factors are for language models, {path} is a model of ratings; leave them out"
-        )
-    if settings.tempered and trained.task.name is not TaskName.language_model:
-        raise ConfigError(f"tempered is for language models, {path} is a model of ratings; leave it out")
-    if settings.members and settings.mc_samples and trained.task.name is TaskName.language_model:
-        raise ConfigError(
-            f"members must be empty with mc_samples, {path} is a language model, whose members are averaged "
-            f"by the standard approximation, got {len(settings.members)}"
-        )
+    for needed, names in FOR_ONE_TASK.items():
+        require_task(settings, names, needed, trained.task.name, path)
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
     data = data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed)
     with phase("loading the data"):
         task = task_of(path, snapshot, data, device)
-    built = build(path, snapshot, task.predictor, settings, device)
-    return Loaded(path, snapshot, task, built.model, built.precision)
+    return build(path, snapshot, task.predictor, settings, device), task
 
 
 def describe_evaluation(
     settings: Eval, paths: list[Path], task: Task, precision: Precision, trained: Precision
 ) -> tuple[Evaluation, str]:
-    """How checkpoints are evaluated, and eight hex digits that name several.
+    """Returns how checkpoints are evaluated, and eight hex digits that name several.
 
     `trained` is the precision of their training.
     """
@@ -89,133 +71,100 @@ def describe_evaluation(
     return how, evaluation_files.members_digest(paths)
 
 
-def models(
-    paths: list[Path], settings: Eval, device: torch.device, fingerprint: str, first: Path
+def load_members(
+    first: TrainedModel, paths: list[Path], settings: Eval, device: torch.device
 ) -> Iterator[TaskModel]:
-    """Of members, one at a time. Raises ConfigError unless `fingerprint` is that of their corpus, which is
-    the one of the checkpoint `first`.
+    """Yields the first model and those of the other checkpoints, one at a time. Raises ConfigError where one
+    was trained on another corpus.
     """
-    for path in paths:
-        loaded = load(str(path), settings, device)
-        if loaded.task.fingerprint != fingerprint:
-            raise ConfigError(
-                f"members: {path} was trained on another corpus than {first}, or another split of it; "
-                "average models of the same words"
-            )
-        yield loaded.model
+    yield first.model
+    for path in paths[1:]:
+        member, _ = load(str(path), settings, device)
+        if member.checkpoint.corpus != first.checkpoint.corpus:
+            raise other_corpus(path, first.path)
+        yield member.model
 
 
-def standard(task: Task, members: list[TaskModel]) -> Measured:
-    """What the standard approximation gives, of one model or several."""
-    return task.ensemble(members) if len(members) > 1 else task.evaluate(members[0])
-
-
-def without_passes(
-    task: Task, model: TaskModel, paths: list[Path], settings: Eval, device: torch.device
-) -> Measured:
-    """What the settings ask for where they ask for no MC passes; `model` is that of the first path. Raises
-    RunError where no temperature is the best.
+def evaluate_members(task: Task, models: Iterable[TaskModel], settings: Eval, path: Path) -> Measured:
+    """Returns what the settings ask for of the standard approximation. Raises RunError where no temperature
+    is the best; `path` is the first checkpoint.
     """
-    if settings.tempered:
-        assert isinstance(task, LanguageModelling)  # `load` refuses others
-        with phase("choosing the temperature on the validation text"):
-            try:
-                return task.tempered(model)
-            except ValueError as error:
-                raise RunError(f"{paths[0]}: {error}; take another checkpoint of the run") from None
-    with phase("evaluating"):
-        members = models(paths, settings, device, task.fingerprint, paths[0])
-        return task.ensemble(members) if settings.members else task.evaluate(model)
+    what = "evaluating by the standard approximation" if settings.mc_samples else "evaluating"
+    with phase("choosing the temperature on the validation text" if settings.tempered else what):
+        try:
+            return task.measure_standard(models, settings)
+        except NoTemperature as error:
+            raise RunError(f"{path}: {error}; take another checkpoint of the run") from None
 
 
-def require_intervals(interval: Interval | None, task: Task, path: Path) -> None:
-    """Raises ConfigError where a task has no intervals of that kind."""
-    if interval is None:
-        return
-    if not isinstance(task, Sentiment):
-        raise ConfigError(f"interval is for ratings, {path} is a language model; leave it out")
-    if interval is Interval.conformal and task.noise_part == "train":
-        raise ConfigError(
-            f"interval must be gaussian, quantile or null, got conformal: {path} was trained by the paper's "
-            "protocol, which has no validation part; train with task.protocol=clean"
-        )
-
-
-def details(measured: Measured) -> dict[str, Any]:
-    """What an evaluation's file has beside metrics and MC passes. Prints why intervals are left out."""
-    stored_details: dict[str, Any] = {}
+def stored_details(measured: Measured) -> dict[str, Any]:
+    """Returns what the file of results has beside metrics and MC passes. Prints why intervals are left
+    out.
+    """
+    details: dict[str, Any] = {}
     if tables := {name: rows for name, rows in measured.tables.items() if name != "mc"}:
-        stored_details["tables"] = tables
+        details["tables"] = tables
     if measured.assessment is not None:
         for problem in measured.assessment.problems:
             print(f"vdrop: {problem}", file=sys.stderr)
         if measured.assessment.scores_n is not None:
-            stored_details["conformal_scores"] = measured.assessment.scores_n.tolist()
-    return stored_details
+            details["conformal_scores"] = measured.assessment.scores_n.tolist()
+    return details
 
 
-def word_dropout(task: Task, settings: Eval) -> bool:
-    """Whether it is on in MC passes."""
-    return task.word_dropout if settings.word_dropout is None else settings.word_dropout
-
-
-def passes(task: Task, members: list[TaskModel], settings: Eval, mc_batch: int) -> Passes:
-    """MC dropout as the settings ask for it, of one model or several."""
-    with_words = word_dropout(task, settings)
-    if len(members) > 1:
-        assert isinstance(task, Sentiment)  # `load` refuses others
-        return task.pooled_passes(members, settings.mc_samples, settings.seed, with_words)
-    (model,) = members
-    if settings.calibration:
-        assert isinstance(task, LanguageModelling)  # `load` refuses others
-        return task.next_word_passes(model, settings.mc_samples, mc_batch, settings.seed, with_words)
-    if settings.dropout_factors:
-        assert isinstance(task, LanguageModelling)  # `load` refuses others
-        how = (settings.mc_samples, mc_batch, settings.seed, with_words)
-        try:
-            return task.scaled_passes(model, settings.dropout_factors, *how)
-        except ValueError as error:
-            raise ConfigError(f"dropout_factors: {error}; leave out the larger ones") from None
-    return task.passes(model, settings.mc_samples, mc_batch, settings.seed, with_words)
-
-
-def next_word(task: Task, model: TaskModel) -> Measured:
-    """How sure the standard approximation is of the next word."""
-    assert isinstance(task, LanguageModelling)
-    with phase("measuring how sure the standard approximation is of the next word"):
-        return task.next_word(model)
+def pass_options(task: Task, settings: Eval, mc_batch: int) -> PassOptions:
+    """Returns how MC passes are made; words are dropped as the task has it where the settings leave it
+    open.
+    """
+    word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
+    return PassOptions(
+        settings.mc_samples,
+        mc_batch,
+        settings.seed,
+        word_dropout,
+        tuple(settings.dropout_factors),
+        settings.calibration,
+    )
 
 
 def measure(
-    loaded: Loaded, paths: list[Path], target: Path, described: dict[str, Any], settings: Eval
+    first: TrainedModel,
+    task: Task,
+    paths: list[Path],
+    target: Path,
+    described: dict[str, Any],
+    settings: Eval,
 ) -> tuple[dict[str, Any], Measured, bool]:
     """Returns the metrics and the MC passes as the file of results has them, all that was measured, and
     whether saved passes were resumed.
+
+    `first` is the model of the first of `paths`; `target` is the file of results, `described` the
+    environment that it names.
     """
-    path, _, task, model, _ = loaded
-    device = task.device
-    p_weight = model.dropout.p_weight if isinstance(model, LanguageModel) else 0.0
-    mc_batch = choose_mc_batch(settings.mc_batch, device, p_weight)
-    calibration = next_word(task, model) if settings.calibration else Measured({}, {})
+    p_weight = first.model.dropout.p_weight if isinstance(first.model, LanguageModel) else 0.0
+    mc_batch = choose_mc_batch(settings.mc_batch, task.device, p_weight)
+    calibration = task.measure_calibration(first.model, settings)
+    models = load_members(first, paths, settings, task.device)
     if settings.mc_samples == 0:
-        measured = without_passes(task, model, paths, settings, device)
-        metrics = measured.metrics | calibration.metrics
-        return {"metrics": metrics}, measured._replace(tables=calibration.tables | measured.tables), False
+        measured = evaluate_members(task, models, settings, first.path)
+        results: dict[str, Any] = {"metrics": measured.metrics | calibration.metrics}
+        return results, measured._replace(tables=calibration.tables | measured.tables), False
     partial = PartialEvaluation.for_settings(target, paths, task, mc_batch, described, settings)
-    members = [model, *models(paths[1:], settings, device, task.fingerprint, path)]
-    mc = passes(task, members, settings, mc_batch)
-    resumed = partial.load(mc)
-    with phase("evaluating by the standard approximation"):
-        partial.metrics = partial.metrics or standard(task, members).metrics
-    run_passes(mc, partial)
-    measured = mc.results()
+    together = list(models)
+    options = pass_options(task, settings, mc_batch)
+    passes = task.passes(together, options)
+    is_resumed = partial.load(passes)
+    if not partial.metrics:
+        partial.metrics = evaluate_members(task, together, settings, first.path).metrics
+    run_passes(passes, partial)
+    measured = passes.results()
     results = {
         "metrics": partial.metrics | calibration.metrics | measured.metrics,
-        "word_dropout": word_dropout(task, settings),
+        "word_dropout": options.word_dropout,
         "mc": measured.tables["mc"],
         "mc_seconds": partial.seconds,
     }
-    return results, measured._replace(tables=calibration.tables | measured.tables), resumed
+    return results, measured._replace(tables=calibration.tables | measured.tables), is_resumed
 
 
 def require_finite(results: dict[str, Any], path: Path) -> None:
@@ -228,7 +177,4 @@ def require_finite(results: dict[str, Any], path: Path) -> None:
         if isinstance(value, float) and not math.isfinite(value)
     ]
     if broken:
-        raise RunError(
-            f"{path}: {broken[0]}; its weights are not those of a model that works, take another checkpoint "
-            "of the run"
-        )
+        raise RunError(f"{path}: {broken[0]}; {BROKEN_WEIGHTS}, take another checkpoint of the run")

@@ -42,7 +42,7 @@ class Evaluation:
     scaled: str = ""  # with the factor on dropout probabilities that is the best there: those, as `0.5_1`
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
-        """The name of its file without the suffix.
+        """Returns the name of its file without the suffix.
 
         `checkpoint` is the stem of the checkpoint's name, `digest` eight hex digits that name the members.
         """
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
-    """How a file's results were made, by its name; None where the name is not one of an evaluation.
+    """Returns how a file's results were made, by its name; None where the name is not one of an evaluation.
 
     `checkpoint` is the stem of the checkpoint's name; None: any that training writes.
     """
@@ -85,13 +85,13 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
 
 
 def members_digest(paths: list[Path]) -> str:
-    """Eight hex digits that name the checkpoints that are evaluated together, in any order."""
+    """Returns eight hex digits that name the checkpoints that are evaluated together, in any order."""
     together = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
     return hashlib.sha256(together.encode()).hexdigest()[:8]
 
 
 def same_kind(path: Path) -> str:
-    """What the names of evaluations have in common that were made in the same way, of whatever epoch."""
+    """Returns what the names of evaluations have in common that were made in the same way, of any epoch."""
     return re.sub(f"^{EVALUATION_PREFIX_PATTERN}", "", path.stem, flags=re.ASCII)
 
 
@@ -105,7 +105,7 @@ FIELDS: dict[str, type] = {  # where a file has them
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The results that `vdrop eval` wrote. Raises ConfigError."""
+    """Returns the results that `vdrop eval` wrote. Raises ConfigError where the file cannot be read."""
     try:
         return parse(files.read(path, stored.JSON_LIMIT))
     except OSError as error:
@@ -117,7 +117,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """Raises Damaged."""
+    """Returns the results in the content of a file. Raises Damaged."""
     results = stored.parse_json(content)
     stored.require_types(
         results, {"metrics": dict} | {name: kind for name, kind in FIELDS.items() if name in results}

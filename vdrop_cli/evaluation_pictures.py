@@ -1,4 +1,4 @@
-"""The picture of an evaluation: whether there is one to draw, and that of a language model."""
+"""The picture of an evaluation: whether it can be written, and that of a language model."""
 
 import math
 from collections.abc import Mapping
@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vdrop_cli import assessment_picture, pictures
 from vdrop_cli.assessment import Assessment
-from vdrop_cli.errors import ConfigError
 from vdrop_cli.next_word import BINS
 from vdrop_cli.settings.commands import Eval
-from vdrop_cli.tasks import Sentiment, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,21 +17,10 @@ if TYPE_CHECKING:
 Results = Mapping[str, Any]  # what `vdrop eval` writes
 
 
-def require_drawable(settings: Eval, task: Task) -> None:
-    """Raises ConfigError where the evaluation has nothing to draw, or the picture could not be written."""
-    if settings.picture is None:
-        return
-    pictures.require_writable(Path(settings.picture))
-    if isinstance(task, Sentiment):
-        if task.are_measures_in_doubt:
-            raise ConfigError(
-                "picture of ratings shows intervals, which are left out where test ratings say little (see "
-                "the warnings of the training); leave it out"
-            )
-    elif settings.mc_samples == 0 and not settings.calibration:
-        raise ConfigError(
-            "picture of a language model needs mc_samples=…, calibration=true or both, got neither"
-        )
+def require_writable(settings: Eval) -> None:
+    """Raises ConfigError where the picture that the settings ask for could not be written."""
+    if settings.picture is not None:
+        pictures.require_writable(Path(settings.picture))
 
 
 def write(results: Results, assessment: Assessment | None, settings: Eval) -> None:

@@ -4,7 +4,7 @@ whether masks are drawn.
 
 import numbers
 from dataclasses import fields
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -113,7 +113,7 @@ def check_policy(dropout: object, cell: Cell, layers: int, *, is_chain: bool = T
 def weight_like(module: nn.Module, name: str) -> Tensor:
     """Returns a tensor of the weight's type and device, without computing a parametrized weight."""
     if parametrize.is_parametrized(module, name):
-        parts = module.parametrizations[name]  # type: ignore[index, union-attr]
+        parts = cast(Any, module.parametrizations)[name]
         # a parametrization may compute the weight from several tensors
         return cast(Tensor, parts.original if hasattr(parts, "original") else parts.original0)
     return cast(Tensor, getattr(module, name))

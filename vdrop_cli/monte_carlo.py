@@ -4,17 +4,27 @@ T time  N predicted tokens  S passes in a batch
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vdrop_cli.assessment import Row
 from vdrop_cli.dropout import ModelMasks, concat_batch, draw
 from vdrop_cli.kernels import Masks
 from vdrop_cli.layers import State
+from vdrop_cli.mc_passes import (
+    McPasses,
+    PassOptions,
+    is_numeric,
+    is_state_of,
+    mc_row,
+    place_in_text,
+    sample_counts,
+)
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.perplexity import perplexity, segments
@@ -22,26 +32,6 @@ from vdrop_cli.policies import BETWEEN, Dropout, WordMask
 from vdrop_cli.random_streams import Stream
 
 SEGMENT_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
-
-
-class Averages(NamedTuple):
-    """Perplexity of `samples` averaged passes: mean and standard deviation over disjoint groups of passes."""
-
-    samples: int
-    ppl: float
-    deviation: float | None  # None for a single group
-    groups: int
-
-
-def sample_counts(samples: int) -> list[int]:
-    """Returns 1, 2, 5, 10, 20, 50, … below `samples`, and `samples`."""
-    counts = [factor * 10**power for power in range(len(str(samples))) for factor in (1, 2, 5)]
-    return sorted({*(count for count in counts if count < samples), samples})
-
-
-def std(values: list[float]) -> float | None:
-    """Returns the standard deviation of a sample, None of a single value."""
-    return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
 
 
 class RunningAverages:
@@ -106,11 +96,15 @@ class RunningAverages:
             ):
                 raise ValueError("its averages are not those of the text")
 
-    def results(self) -> list[Averages]:
-        return [
-            Averages(count, sum(values) / len(values), std(values), len(values))
-            for count, values in self.perplexities.items()
-        ]
+    @property
+    def ppl(self) -> float:
+        """The perplexity of all passes averaged, once all are added."""
+        (ppl,) = self.perplexities[self.sample_counts[-1]]
+        return ppl
+
+    def rows(self) -> list[Row]:
+        """Returns the table of the perplexity by number of passes, once all are added."""
+        return [mc_row("ppl", count, values) for count, values in self.perplexities.items()]
 
 
 class PassMasks:
@@ -139,15 +133,15 @@ class PassMasks:
         if self.dropout.new_each_step:
             if self.first is None or self.first[0] != passes:
                 # Always of as many steps: how many numbers a place takes decides on those of the next one.
-                self.first = (passes, self.drawn(self.dropout, passes, 0, SEGMENT_STEPS))
+                self.first = (passes, self.draw_passes(self.dropout, passes, 0, SEGMENT_STEPS))
             # masks on weights, which are drawn last, are those of the first segment
-            masks = self.drawn(replace(self.dropout, p_weight=0.0), passes, number, time)
+            masks = self.draw_passes(replace(self.dropout, p_weight=0.0), passes, number, time)
             masks = joined_masks(masks, self.first[1], self.dropout)
         else:
-            masks = self.drawn(self.dropout, passes, number, time)
+            masks = self.draw_passes(self.dropout, passes, number, time)
         return masks.to(self.model.embedding.device)
 
-    def drawn(self, dropout: Dropout, passes: range, number: int, time: int) -> ModelMasks:
+    def draw_passes(self, dropout: Dropout, passes: range, number: int, time: int) -> ModelMasks:
         shape = self.model.mask_shape(time, 1)
         return concat_batch([draw(dropout, shape, self.stream.at(s, number)) for s in passes])
 
@@ -167,28 +161,21 @@ def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> Mode
     return replace(masks, layers=layers, out=out, head=head, word=word, weights=first.weights)
 
 
-class MonteCarlo:
+class MonteCarlo(McPasses):
     """MC dropout: each token's probability is averaged over `samples` passes, then the log is taken.
 
-    `batch` passes share a batch; the result does not depend on it but for rounding. Between two segments of
-    text the passes can stop, and resume from `state_dict` to the same result bit for bit.
+    `batch` passes share a batch; the result does not depend on it but for rounding. The passes can stop
+    between two segments of the text.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        stream_N: Tensor,
-        samples: int,
-        batch: int,
-        seed: int,
-        word_dropout: bool,
-        dropout: Dropout | None = None,
+        self, model: LanguageModel, stream_N: Tensor, options: PassOptions, dropout: Dropout | None = None
     ) -> None:
         """`dropout`: the policy of the passes; None: that of the model."""
-        self.pass_masks = PassMasks(model, seed, word_dropout, dropout)
+        self.pass_masks = PassMasks(model, options.seed, options.word_dropout, dropout)
         self.model, self.stream_N = model, stream_N
-        self.samples, self.batch = samples, batch
-        self.averages = RunningAverages(samples)
+        self.samples, self.batch = options.samples, options.batch
+        self.averages = RunningAverages(options.samples)
         self.start_batch()
 
     def start_batch(self) -> None:
@@ -201,21 +188,16 @@ class MonteCarlo:
 
     @property
     def words(self) -> int:
-        """The number of words read, over all passes."""
         return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(
             self.number * SEGMENT_STEPS, self.log_p_SN.shape[1]
         )
 
     @property
     def total(self) -> int:
-        """The number of words to read, over all passes."""
         return self.samples * self.log_p_SN.shape[1]
 
     def results(self) -> Measured:
-        """Returns the metrics, and the perplexity by number of passes."""
-        averages = self.averages.results()
-        metrics = {f"test_ppl_mc{self.samples}": averages[-1].ppl}
-        return Measured(metrics, {"mc": [row._asdict() for row in averages]})
+        return Measured({f"test_ppl_mc{self.samples}": self.averages.ppl}, {"mc": self.averages.rows()})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -225,9 +207,7 @@ class MonteCarlo:
             "log_p": self.log_p_SN[:, : self.number * SEGMENT_STEPS].cpu(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, and changes nothing, if `state` does not fit these passes."""
-        self.require_fitting(state)
+    def restore(self, state: dict[str, Any]) -> None:
         device = self.stream_N.device
         self.averages.load_state_dict(state["averages"])
         self.start_batch()
@@ -242,14 +222,10 @@ class MonteCarlo:
         self.averages.require_fitting(averages, tokens)
         assert isinstance(averages, dict)
         passes = min(self.batch, self.samples - averages["seen"])
-        if type(number) is not int or not 0 <= number <= -(-tokens // SEGMENT_STEPS):
-            raise ValueError("its place is outside the text")
+        number = place_in_text(number, tokens, SEGMENT_STEPS)
         if not is_numeric(log_p, (passes, min(number * SEGMENT_STEPS, tokens)), self.log_p_SN.dtype):
             raise ValueError("its probabilities are not those of the text")
-        zeros = self.model.zero_state(passes)
-        if not isinstance(parts, list) or len(parts) != len(zeros):
-            raise ValueError("its state is of another model")
-        if not all(is_numeric(part, zero.shape, zero.dtype) for part, zero in zip(parts, zeros, strict=True)):
+        if not is_state_of(parts, self.model.zero_state(passes)):
             raise ValueError("its state is of another model")
 
     @torch.no_grad()
@@ -271,21 +247,6 @@ class MonteCarlo:
             self.start_batch()
 
 
-def is_numeric(value: Any, shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Returns whether `value` is a tensor of that shape and type, without NaN."""
-    return (
-        isinstance(value, Tensor)
-        and value.shape == torch.Size(shape)
-        and value.dtype == dtype
-        and not bool(value.isnan().any())
-    )
-
-
-def mc_perplexity(
-    model: LanguageModel, stream_N: Tensor, samples: int, batch: int, seed: int, word_dropout: bool
-) -> list[Averages]:
-    """Runs all passes of `MonteCarlo`."""
-    passes = MonteCarlo(model, stream_N, samples, batch, seed, word_dropout)
-    for _ in passes.run():
-        pass
-    return passes.averages.results()
+def mc_perplexity(model: LanguageModel, stream_N: Tensor, options: PassOptions) -> list[Row]:
+    """Returns the perplexity by number of passes of MC dropout, a row of `mc_row` for each."""
+    return MonteCarlo(model, stream_N, options).finish().tables["mc"]

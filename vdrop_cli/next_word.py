@@ -16,9 +16,18 @@ from vdrop_cli import interruption
 from vdrop_cli.assessment import Row
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
+from vdrop_cli.mc_passes import (
+    McPasses,
+    PassOptions,
+    is_numeric,
+    is_state_of,
+    mc_row,
+    place_in_text,
+    sample_counts,
+)
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.monte_carlo import SEGMENT_STEPS, Averages, PassMasks, is_numeric, sample_counts, std
+from vdrop_cli.monte_carlo import SEGMENT_STEPS, PassMasks
 from vdrop_cli.perplexity import perplexity, ppl, segments
 
 BINS = 15  # of the most probable word's probability, equally wide (Guo et al. 2017)
@@ -42,7 +51,7 @@ class Tokens(NamedTuple):
 
     @property
     def mutual_information_N(self) -> Tensor:
-        """Between the token and the masks, nats; it cannot be negative, but for rounding."""
+        """Mutual information between the token and the masks, nats; rounding to below 0 is undone."""
         return (self.entropy_N - self.pass_entropy_N).clamp(min=0)
 
     def cpu(self) -> "Tokens":
@@ -52,7 +61,7 @@ class Tokens(NamedTuple):
         return Tokens(*(values_N[inside_N] for values_N in self))
 
     def measures(self, is_averaged: bool) -> dict[str, float]:
-        """Means over the tokens; `is_averaged`: of several passes, which have a mutual information."""
+        """Returns means over the tokens; `is_averaged`: of several passes, with a mutual information."""
         measured = {
             "ppl": perplexity(self.nll_N),
             "entropy": self.entropy_N.mean().item(),
@@ -72,13 +81,13 @@ class Groups(NamedTuple):
 
     @classmethod
     def from_text(cls, stream_N: Tensor, train_N: Tensor, line_end: int | None) -> "Groups":
-        """Those of a text without its first token, which is not predicted."""
+        """Returns those of a text without its first token, which is not predicted."""
         position_N = None if line_end is None else positions(stream_N, line_end)[1:]
         size = int(torch.maximum(stream_N.max(), train_N.max())) + 1
         return cls(position_N, train_N.bincount(minlength=size)[stream_N[1:]])
 
     def tables(self, tokens: Tokens, suffix: str, is_averaged: bool) -> dict[str, list[Row]]:
-        """Reliability by bins of confidence, and measures by position and by frequency."""
+        """Returns reliability by bins of confidence, and measures by position and by frequency."""
         tables = {"reliability": reliability(tokens.confidence_N, tokens.is_right_N)}
         for name, column, values_N, lowest in (
             ("positions", "position", self.position_N, POSITIONS),
@@ -131,7 +140,7 @@ def calibration_error(confidence_N: Tensor, is_right_N: Tensor) -> float:
 
 
 def reliability(confidence_N: Tensor, is_right_N: Tensor) -> list[Row]:
-    """Mean confidence and accuracy of each bin that has tokens."""
+    """Returns mean confidence and accuracy of each bin that has tokens."""
     sums = (values.tolist() for values in bin_sums(confidence_N, is_right_N))
     return [
         {
@@ -174,7 +183,7 @@ def predictions(model: LanguageModel, x_TSE: Tensor, targets_T: Tensor) -> Predi
 
 
 def tokens_of(parts: list[Predictions], targets_T: Tensor) -> Tokens:
-    """Of the mean distribution of all passes."""
+    """Returns what the mean distribution of all passes says of the tokens of a segment."""
     log_p_TS = torch.cat([part.log_p_TS for part in parts], 1).double()
     passes = log_p_TS.shape[1]
     p_TV = sum((part.p_TV for part in parts[1:]), parts[0].p_TV) / passes
@@ -200,8 +209,8 @@ def standard_tokens(model: LanguageModel, stream_N: Tensor) -> Tokens:
     return Tokens(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def standard(model: LanguageModel, stream_N: Tensor, groups: Groups) -> Measured:
-    """Metrics and tables of the standard approximation, the perplexity aside."""
+def measure_standard(model: LanguageModel, stream_N: Tensor, groups: Groups) -> Measured:
+    """Returns metrics and tables of the standard approximation, without the perplexity."""
     tokens = standard_tokens(model, stream_N).cpu()
     measured = tokens.measures(is_averaged=False)
     del measured["ppl"]
@@ -209,28 +218,19 @@ def standard(model: LanguageModel, stream_N: Tensor, groups: Groups) -> Measured
     return Measured(metrics, groups.tables(tokens, "", is_averaged=False))
 
 
-class NextWordPasses:
+class NextWordPasses(McPasses):
     """MC dropout with the passes of `MonteCarlo`, of which the whole distribution of each word is averaged.
 
     The text is read segment by segment, each in all passes, so that the distributions of a single segment are
-    in memory, [T, V]. `batch` passes share a batch. Between two segments the passes can stop, and resume from
-    `state_dict` to the same result bit for bit.
+    in memory, [T, V]. `batch` passes share a batch. The passes can stop between two segments.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        stream_N: Tensor,
-        groups: Groups,
-        samples: int,
-        batch: int,
-        seed: int,
-        word_dropout: bool,
-    ) -> None:
+    def __init__(self, model: LanguageModel, stream_N: Tensor, groups: Groups, options: PassOptions) -> None:
         self.model, self.stream_N, self.groups = model, stream_N, groups
-        self.samples = samples
-        self.batches = [range(first, min(first + batch, samples)) for first in range(0, samples, batch)]
-        self.masks = PassMasks(model, seed, word_dropout)
+        self.samples = samples = options.samples
+        firsts = range(0, samples, options.batch)
+        self.batches = [range(first, min(first + options.batch, samples)) for first in firsts]
+        self.masks = PassMasks(model, options.seed, options.word_dropout)
         self.number = 0  # of the next segment
         self.states: list[State] = [model.zero_state(len(passes)) for passes in self.batches]
         # by number of passes, the negative log-likelihood of the text in each group of so many
@@ -242,12 +242,10 @@ class NextWordPasses:
 
     @property
     def words(self) -> int:
-        """The number of words read, over all passes."""
         return self.samples * min(self.number * SEGMENT_STEPS, len(self.stream_N) - 1)
 
     @property
     def total(self) -> int:
-        """The number of words to read, over all passes."""
         return self.samples * (len(self.stream_N) - 1)
 
     @torch.no_grad()
@@ -283,14 +281,15 @@ class NextWordPasses:
             nll += (math.log(count) - groups_TGS.logsumexp(2)).sum(0)
 
     def results(self) -> Measured:
-        """Metrics of the averaged distribution, its tables, and the perplexity by number of passes."""
+        """Returns metrics and tables of the averaged distribution, and the perplexity by number of passes."""
         tokens = self.tokens.cpu()
         measured = tokens.measures(is_averaged=True)
         metrics = {f"test_{name}_mc{self.samples}": value for name, value in measured.items()}
-        rows = []
-        for count, nll in self.nll.items():
-            values = [ppl(value / (len(self.stream_N) - 1)) for value in nll.tolist()]
-            rows.append(Averages(count, sum(values) / len(values), std(values), len(values))._asdict())
+        tokens_read = len(self.stream_N) - 1
+        rows = [
+            mc_row("ppl", count, [ppl(value / tokens_read) for value in nll.tolist()])
+            for count, nll in self.nll.items()
+        ]
         return Measured(metrics, {"mc": rows, **self.groups.tables(tokens, "_mc", is_averaged=True)})
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,9 +300,7 @@ class NextWordPasses:
             "tokens": torch.stack(self.tokens)[:, : self.number * SEGMENT_STEPS].cpu(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, and changes nothing, if `state` does not fit these passes."""
-        self.require_fitting(state)
+    def restore(self, state: dict[str, Any]) -> None:
         device = self.stream_N.device
         self.number = state["number"]
         self.states = [tuple(part.to(device) for part in parts) for parts in state["states"]]
@@ -314,8 +311,7 @@ class NextWordPasses:
     def require_fitting(self, state: dict[str, Any]) -> None:
         tokens = len(self.stream_N) - 1
         number, states, nll, measured = (state.get(name) for name in ("number", "states", "nll", "tokens"))
-        if type(number) is not int or not 0 <= number <= -(-tokens // SEGMENT_STEPS):
-            raise ValueError("its place is outside the text")
+        number = place_in_text(number, tokens, SEGMENT_STEPS)
         shape = (len(self.tokens), min(number * SEGMENT_STEPS, tokens))
         if not is_numeric(measured, shape, torch.float64):
             raise ValueError("its tokens are not those of the text")
@@ -326,9 +322,5 @@ class NextWordPasses:
         if not isinstance(states, list) or len(states) != len(self.batches):
             raise ValueError("its states are of other batches")
         for parts, passes in zip(states, self.batches, strict=True):
-            zeros = self.model.zero_state(len(passes))
-            fits = isinstance(parts, list) and len(parts) == len(zeros)
-            if not fits or not all(
-                is_numeric(part, zero.shape, zero.dtype) for part, zero in zip(parts, zeros, strict=True)
-            ):
+            if not is_state_of(parts, self.model.zero_state(len(passes))):
                 raise ValueError("its states are of another model")

@@ -9,9 +9,10 @@ from vdrop_cli import files, interruption, stored
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
+from vdrop_cli.mc_passes import McPasses
 from vdrop_cli.settings.commands import Eval
 from vdrop_cli.sinks import progress_bar
-from vdrop_cli.tasks import Passes, Task
+from vdrop_cli.tasks import Task
 
 
 class PartialEvaluation:
@@ -51,7 +52,7 @@ class PartialEvaluation:
         texts = {key: str(value) for key, value in identity.items()}
         return cls(target.with_suffix(".partial"), texts, settings.save_minutes)
 
-    def load(self, passes: Passes) -> bool:
+    def load(self, passes: McPasses) -> bool:
         """Resumes the passes from the file and returns True, unless the file is missing, is damaged or
         belongs to another evaluation.
 
@@ -91,14 +92,14 @@ class PartialEvaluation:
         """Whether the last save is as long ago as two saves may be apart."""
         return time.perf_counter() - self.saved >= 60 * self.minutes
 
-    def save(self, passes: Passes) -> None:
+    def save(self, passes: McPasses) -> None:
         """Replaces the file."""
         content = {"passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds}
         files.write_tensors(self.path, {"of": self.identity, **content})
         self.saved = time.perf_counter()
 
 
-def run_passes(passes: Passes, partial: PartialEvaluation) -> None:
+def run_passes(passes: McPasses, partial: PartialEvaluation) -> None:
     """Runs passes to the end and saves them from time to time. Raises Interrupted, with all that is done
     saved, where the process was asked to stop.
     """

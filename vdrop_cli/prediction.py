@@ -17,12 +17,19 @@ from vdrop_cli.learned import Learned, Ratings
 from vdrop_cli.perplexity import perplexity, stream_nll
 from vdrop_cli.policies import Policy
 from vdrop_cli.prediction_inputs import Line, lines
-from vdrop_cli.prediction_rows import Problems, Rows, UnknownWords, as_json, finite
+from vdrop_cli.prediction_rows import Problems, RowPrinter, UnknownWords, as_json, require_finite
 from vdrop_cli.rating_noise import Noise, noise_of
 from vdrop_cli.settings.choices import Interval, OutputFormat
 from vdrop_cli.settings.commands import Predict
 from vdrop_cli.tasks import RatingPredictor, UnknownWord, WordPredictor, predictor_of
-from vdrop_cli.trained_model import Built, build, member_paths
+from vdrop_cli.trained_model import (
+    BROKEN_WEIGHTS,
+    TrainedModel,
+    build,
+    member_paths,
+    no_dropout,
+    other_corpus,
+)
 from vdrop_cli.uncertainty import Predictive
 
 PASSES = 50  # of MC dropout, where the settings leave it open
@@ -30,48 +37,49 @@ LEVEL = 95.0  # likewise
 SURPRISES = 5  # likewise
 
 
-def load(settings: Predict, device: torch.device) -> Built:
-    """The model, with all that prediction needs."""
+def load(settings: Predict, device: torch.device) -> TrainedModel:
+    """Returns the model, with all that prediction needs."""
     assert settings.checkpoint is not None
     path = checkpoint.find(settings.checkpoint)
     snapshot = checkpoint.load(path)
     return build(path, snapshot, predictor_of(snapshot.knowledge, device), settings, device)
 
 
-def with_members(first: Built, settings: Predict, device: torch.device) -> list[Built]:
-    """A model and those of all members. Raises ConfigError unless they have learned of the same texts."""
+def with_members(first: TrainedModel, settings: Predict, device: torch.device) -> list[TrainedModel]:
+    """Returns a model and those of all members. Raises ConfigError unless they were trained on the same
+    texts.
+    """
     paths = member_paths(first.path, settings.members)
     members = [load(replace(settings, checkpoint=str(path)), device) for path in paths[1:]]
     for one in members:
-        if one.checkpoint.corpus != first.checkpoint.corpus or known(one) != known(first):
-            raise ConfigError(
-                f"members: {one.path} was trained on another corpus than {first.path}, or another split of "
-                "it; average models of the same words"
-            )
+        same_corpus = one.checkpoint.corpus == first.checkpoint.corpus
+        if not same_corpus or learned_without_noise(one) != learned_without_noise(first):
+            raise other_corpus(one.path, first.path)
     return [first, *members]
 
 
-def known(built: Built) -> Learned:
-    """What a model has learned beside its weights, but for the noise, which is its own."""
+def learned_without_noise(built: TrainedModel) -> Learned:
+    """Returns what a model has learned beside its weights, without the noise, which differs between models
+    of one corpus.
+    """
     learned = built.predictor.learned
     return replace(learned, noise=None) if isinstance(learned, Ratings) else learned
 
 
-def passes_of_each(built: list[Built], settings: Predict) -> int:
-    """How many passes of MC dropout each model makes; 0: the standard approximation."""
+def passes_of_each(built: list[TrainedModel], settings: Predict) -> int:
+    """Returns how many passes of MC dropout each model makes; 0: the standard approximation. Raises
+    ConfigError where passes are asked for of a model without dropout.
+    """
     without = [one for one in built if one.checkpoint.train.dropout.policy is Policy.none]
     if without and settings.mc_samples:
-        raise ConfigError(
-            f"mc_samples must be 0 or null, {without[0].path} was trained without dropout, got "
-            f"{settings.mc_samples}"
-        )
+        raise no_dropout(without[0].path, settings.mc_samples, "0 or null")
     if settings.mc_samples is not None:
         return settings.mc_samples
     return 0 if without or settings.members else PASSES
 
 
-def lacks_spread(built: list[Built], samples: int) -> str | None:
-    """Why passes cannot differ, so that they have no standard deviation; None where they can."""
+def lacks_spread(built: list[TrainedModel], samples: int) -> str | None:
+    """Returns why passes cannot differ, so that they have no standard deviation; None where they can."""
     if len(built) > 1:
         return None
     if samples <= 1:
@@ -84,13 +92,14 @@ def lacks_spread(built: list[Built], samples: int) -> str | None:
     return None
 
 
-def how_of(built: list[Built], samples: int) -> str:
-    """In which way ratings are predicted, in words."""
+def how_of(built: list[TrainedModel], samples: int) -> str:
+    """Returns in which way ratings are predicted, in words."""
     each = f"{samples} passes of MC dropout" if samples else "standard approximation"
     return each if len(built) == 1 else f"{len(built)} models, {each} of each"
 
 
 def intervals_of(distribution: Predictive, noise: Noise, interval: Interval) -> Intervals:
+    """Returns the intervals of one kind; conformal ones take the scores of the noise."""
     if interval is Interval.conformal:
         assert noise.scores_n is not None
         return conformal(distribution, noise.scores_n)
@@ -111,9 +120,9 @@ def require_scores(noise: Noise, level: float) -> None:
 RATED = ("rating", "std_model", "std_noise", "low", "high", "level")  # columns of the output
 
 
-def rate(built: list[Built], predictor: RatingPredictor, settings: Predict) -> None:
-    """Each text's rating with its standard deviation over passes, and the interval that is meant to contain
-    `level` per cent of such ratings.
+def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, settings: Predict) -> None:
+    """Prints each text's rating with its standard deviation over passes, and the interval that is meant to
+    contain `level` per cent of such ratings.
     """
     texts, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
     samples = passes_of_each(built, settings)
@@ -127,7 +136,7 @@ def rate(built: list[Built], predictor: RatingPredictor, settings: Predict) -> N
     if without:
         print(f"vdrop: {without}", file=sys.stderr)
     names = (*RATED, "passes") if settings.passes else RATED
-    rows = Rows(settings, texts, names)
+    rows = RowPrinter(settings, texts, names)
     if settings.format is OutputFormat.table:
         print(f"{'line':>6} {'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")
     for line in texts:
@@ -146,7 +155,7 @@ def rate(built: list[Built], predictor: RatingPredictor, settings: Predict) -> N
             distribution = Predictive(passes_S[:, None], noise.std)
             bounds = intervals_of(distribution, noise, interval)(level)
             mean, low, high = distribution.mean_R.item(), bounds.low_R.item(), bounds.high_R.item()
-            finite(mean + high - low, "rating", built[0], line)
+            require_finite(mean + high - low, "rating", built[0], line)
             std = None if without else distribution.model_variance_R.sqrt().item()
             values = {"rating": mean, "std_model": std, "std_noise": noise.std}
             values |= {"low": low, "high": high, "level": level}
@@ -163,8 +172,8 @@ def rate(built: list[Built], predictor: RatingPredictor, settings: Predict) -> N
 def read_lines(
     texts: list[Line], predictor: WordPredictor
 ) -> Iterator[tuple[Line, list[str], torch.Tensor | None]]:
-    """Each line with its words, ends of lines among them, and their ids after that of a line's end; None
-    where there are none.
+    """Yields each line with its words, ends of lines among them, and their ids after that of a line's end;
+    None instead of ids where there are none.
     """
     for line in texts:
         if line.problem is not None or line.is_blank:
@@ -178,27 +187,27 @@ def read_lines(
             yield replace(line, problem=str(reason)), [], None
 
 
-def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
-    """Each text's perplexity, as one that begins a sentence, and its words that surprise the model most, in
-    bits.
+def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
+    """Prints each text's perplexity, as one that begins a sentence, and its words that surprise the model
+    most, in bits.
 
     Where the training text had one line, and so no word for a line's end, a text's first word is not
     predicted.
     """
     texts, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
     names = ("ppl", "words", "surprises")
-    rows = Rows(settings, texts, names[:2] if settings.format is OutputFormat.csv else names)
-    most = SURPRISES if settings.surprises is None else settings.surprises
+    rows = RowPrinter(settings, texts, names[:2] if settings.format is OutputFormat.csv else names)
+    max_surprises = SURPRISES if settings.surprises is None else settings.surprises
     for line, words, stream_N in read_lines(texts, predictor):
         unknown.count([word for word in words if word not in predictor.line_end])
         values: dict[str, Any] = dict.fromkeys(names)
         if stream_N is not None and len(stream_N) > 1:
             nll_N = stream_nll(built.model, stream_N)
-            ppl = finite(perplexity(nll_N), "perplexity", built, line)
+            ppl = require_finite(perplexity(nll_N), "perplexity", built, line)
             values = {
                 "ppl": ppl,
                 "words": len(nll_N),
-                "surprises": surprises(nll_N, words, stream_N, predictor)[:most],
+                "surprises": surprises(nll_N, words, stream_N, predictor)[:max_surprises],
             }
         if line.problem is not None:
             problems.report(line)
@@ -218,8 +227,8 @@ def surprise(built: Built, predictor: WordPredictor, settings: Predict) -> None:
 def surprises(
     nll_N: torch.Tensor, words: list[str], stream_N: torch.Tensor, predictor: WordPredictor
 ) -> list[dict[str, Any]]:
-    """The words that were predicted, those that surprise most first; `place` counts the words of the text
-    from 1.
+    """Returns the words that were predicted, those that surprise most first; `place` counts the words of the
+    text from 1.
     """
     bits = (nll_N.double() / log(2)).tolist()
     first = len(words) - len(bits)  # 1 where the first word is not predicted, else 0
@@ -231,8 +240,10 @@ def surprises(
     ]
 
 
-def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
-    """Words that the model draws one after the other, after the text, or at the beginning of a sentence."""
+def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
+    """Prints words that the model draws one after the other, after the text, or at the beginning of a
+    sentence.
+    """
     begun = predictor.words(settings.text or "")
     unknown = UnknownWords(predictor)
     unknown.count([word for word in begun if word not in predictor.line_end])
@@ -250,7 +261,7 @@ def write(built: Built, predictor: WordPredictor, settings: Predict) -> None:
             )
         ]
     except ValueError as reason:
-        raise RunError(f"{built.path}: {reason}; its weights are not those of a model that works") from None
+        raise RunError(f"{built.path}: {reason}; {BROKEN_WEIGHTS}") from None
     unknown.report()
     if settings.format is OutputFormat.json:
         print(as_json({"text": settings.text or "", "sample": drawn}))

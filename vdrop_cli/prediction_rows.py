@@ -12,10 +12,10 @@ from vdrop_cli.prediction_inputs import Line, columns, origin
 from vdrop_cli.settings.choices import OutputFormat
 from vdrop_cli.settings.commands import Predict
 from vdrop_cli.tasks import Predictor
-from vdrop_cli.trained_model import Built
+from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel
 
 
-class Rows:
+class RowPrinter:
     """Prints a row for each text in the format of the settings: the columns of the input, then those of the
     prediction.
     """
@@ -35,7 +35,9 @@ class Rows:
             self.writer.writerow(self.header)
 
     def write(self, line: Line, values: dict[str, Any], shown: str) -> None:
-        """`shown` is the row of a table."""
+        """Prints the row of a text. `values` are the columns of the prediction, `shown` is the whole row as a
+        table has it.
+        """
         if self.format is OutputFormat.table:
             print(shown)
         elif self.format is OutputFormat.json:
@@ -46,13 +48,14 @@ class Rows:
 
 
 def as_cell(value: Any) -> str:
+    """Returns a value as CSV has it: text as it is, a missing value empty, all else as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def as_json(row: dict[str, Any]) -> str:
-    """One line; where the terminal has no UTF-8, all else than ASCII is written as JSON's escapes."""
+    """Returns a row as one line of JSON; where the terminal has no UTF-8, in ASCII with JSON's escapes."""
     return json.dumps(row, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8")
 
 
@@ -102,10 +105,8 @@ class Problems:
             )
 
 
-def finite(value: float, what: str, built: Built, line: Line) -> float:
+def require_finite(value: float, what: str, trained: TrainedModel, line: Line) -> float:
+    """Returns `value`, which is `what` is predicted from the line. Raises RunError where it is no number."""
     if not math.isfinite(value):
-        raise RunError(
-            f"{built.path}: the {what} of line {line.number} is {value}; its weights are not those of a "
-            "model that works"
-        )
+        raise RunError(f"{trained.path}: the {what} of line {line.number} is {value}; {BROKEN_WEIGHTS}")
     return value

@@ -16,12 +16,12 @@ from torch import Tensor
 from vdrop_cli import evaluation_files
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
+from vdrop_cli.learned import Ratings
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Predict
 from vdrop_cli.settings.data_places import data_for
-from vdrop_cli.tasks import RatingPredictor, Sentiment
-from vdrop_cli.trained_model import Built, task_of
-from vdrop_cli.uncertainty import fit_noise
+from vdrop_cli.tasks import RatingPredictor
+from vdrop_cli.trained_model import TrainedModel, task_of
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Noise:
     scores_n: Tensor | None = None  # of `conformal_scores`
 
 
-def noise_of(built: list[Built], predictor: RatingPredictor, settings: Predict, samples: int) -> Noise:
-    """As `vdrop eval` fitted it for these checkpoints, passes and precision, else, of one model, as the
-    standard approximation's errors give it.
+def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Predict, samples: int) -> Noise:
+    """Returns the noise as `vdrop eval` fitted it for these checkpoints, passes and precision, else, of one
+    model, as the standard approximation's errors give it.
 
     These hold the model's error, too, so that with the deviation over passes beside it an interval comes out
     a little too wide. They are in the checkpoint where the validation had just been made, else the training
@@ -44,34 +44,16 @@ def noise_of(built: list[Built], predictor: RatingPredictor, settings: Predict, 
     first = built[0]
     part = predictor.learned.noise_part
     fitted = f"fitted to the {part} part"
-    is_conformal = settings.interval is Interval.conformal
+    if settings.interval is Interval.conformal:
+        predictor.require_validation_part(first.path, "gaussian or quantile")
+        return conformal_noise(built, samples, fitted)
     if part == "train":
-        if is_conformal:
-            raise ConfigError(
-                f"interval must be gaussian or quantile, got conformal: {first.path} was trained by the "
-                "paper's protocol, which has no validation part; train with task.protocol=clean"
-            )
         fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
+    fitting = next(evaluations(built, samples), None)
+    if fitting is not None:
+        path, noise, _ = fitting
+        return Noise(noise, f"{fitted} in {path}")
     command = command_of(built, samples)
-    without_scores = None
-    for path, noise, results in evaluations(built, samples):
-        scores = results.get("conformal_scores")
-        if not is_conformal:
-            return Noise(noise, f"{fitted} in {path}")
-        if scores:
-            scores_n = torch.tensor(scores, dtype=torch.float64)
-            return Noise(noise, f"{fitted} in {path}, as the conformal scores", scores_n)
-        without_scores = path
-    if without_scores is not None:
-        raise ConfigError(
-            f"interval=conformal: {without_scores} has no conformal scores, as its ratings say little or an "
-            f"older version wrote it; run {command} again, or choose another interval"
-        )
-    if is_conformal:
-        raise ConfigError(
-            f"interval=conformal takes the errors on the validation part; run {command} first, which "
-            "measures them"
-        )
     if len(built) > 1:
         raise ConfigError(
             f"members have no observation noise together yet; run {command} first, which fits it"
@@ -89,15 +71,38 @@ def noise_of(built: list[Built], predictor: RatingPredictor, settings: Predict, 
     otherwise = f"run {command} first, which fits the observation noise"
     data = data_for(trained.data, settings.data, False, f"checkpoint={first.path}", otherwise)
     task = task_of(first.path, first.checkpoint, data, predictor.device)
-    assert isinstance(task, Sentiment)
-    sample = task.sample(part)
-    return Noise(fit_noise(task.predict(first.model, sample)[None], sample.ratings_R), fitted)
+    learned = task.learned(task.validate(first.model))
+    assert isinstance(learned, Ratings) and learned.noise is not None
+    return Noise(learned.noise, fitted)
 
 
-def evaluations(built: list[Built], samples: int) -> Iterator[tuple[Path, float, dict[str, Any]]]:
-    """The files of evaluations of these checkpoints together, with their noise and results.
+def conformal_noise(built: list[TrainedModel], samples: int, fitted: str) -> Noise:
+    """Returns the noise and the conformal scores of one evaluation of these checkpoints. Raises ConfigError
+    where none has scores. `fitted` says to what the noise is fitted.
+    """
+    without_scores = None
+    for path, noise, results in evaluations(built, samples):
+        if scores := results.get("conformal_scores"):
+            scores_n = torch.tensor(scores, dtype=torch.float64)
+            return Noise(noise, f"{fitted} in {path}, as the conformal scores", scores_n)
+        without_scores = path
+    command = command_of(built, samples)
+    if without_scores is not None:
+        raise ConfigError(
+            f"interval=conformal: {without_scores} has no conformal scores, as its ratings say little or an "
+            f"older version wrote it; run {command} again, or choose another interval"
+        )
+    raise ConfigError(
+        f"interval=conformal takes the errors on the validation part; run {command} first, which "
+        "measures them"
+    )
 
-    That of several lies beside whichever was named first.
+
+def evaluations(built: list[TrainedModel], samples: int) -> Iterator[tuple[Path, float, dict[str, Any]]]:
+    """Yields the path, the noise and the results of each evaluation of these checkpoints together.
+
+    That of several is beside whichever was named first. Raises ConfigError where its noise is no number
+    above 0.
     """
     metric = f"noise_mc{samples}" if samples else "noise"
     digest = evaluation_files.members_digest([one.path for one in built]) if len(built) > 1 else ""
@@ -118,8 +123,8 @@ def evaluations(built: list[Built], samples: int) -> Iterator[tuple[Path, float,
             yield path, noise, results
 
 
-def command_of(built: list[Built], samples: int) -> str:
-    """The command that evaluates these checkpoints in this way."""
+def command_of(built: list[TrainedModel], samples: int) -> str:
+    """Returns the command that evaluates these checkpoints in this way."""
     words = [f"vdrop eval checkpoint={built[0].path}"]
     if len(built) > 1:
         words.append(f"members=[{','.join(str(one.path) for one in built[1:])}]")

@@ -15,8 +15,12 @@ from vdrop_cli.perplexity import perplexity, segments
 
 SEGMENT_STEPS = 500  # time steps whose logits [T, V] are in memory at once
 TOLERANCE = 1e-4  # relative
-MOST_PASSES = 50  # it takes about five
+MAX_ITERATIONS = 50  # it takes about five
 LIMIT = 4.0  # a temperature above it, or below its inverse, is of no model that was trained on such a text
+
+
+class NoTemperature(ValueError):
+    """No temperature between 1 / LIMIT and LIMIT is the best."""
 
 
 def logits_and_targets(model: LanguageModel, stream_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -33,11 +37,10 @@ def best_temperature(model: LanguageModel, stream_N: Tensor) -> float:
     """Returns the temperature with the lowest perplexity, to four digits.
 
     The loss is convex in the inverse temperature b, with the slope E[z] - z of the target and the curvature
-    Var[z] under softmax(b·z), so that Newton's method finds the minimum. Raises ValueError where it is not
-    between 1 / LIMIT and LIMIT.
+    Var[z] under softmax(b·z), so that Newton's method finds the minimum. Raises NoTemperature.
     """
     inverse = 1.0
-    for _ in range(MOST_PASSES):
+    for _ in range(MAX_ITERATIONS):
         slope = curvature = 0.0
         for logits_TV, targets_T in logits_and_targets(model, stream_N):
             p_TV = torch.softmax(inverse * logits_TV, -1)
@@ -54,7 +57,7 @@ def best_temperature(model: LanguageModel, stream_N: Tensor) -> float:
             break
         if abs(change) <= TOLERANCE * inverse:
             return 1 / inverse
-    raise ValueError(f"the best temperature is not between {1 / LIMIT} and {LIMIT}")
+    raise NoTemperature(f"the best temperature is not between {1 / LIMIT} and {LIMIT}")
 
 
 @torch.no_grad()

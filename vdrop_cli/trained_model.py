@@ -15,9 +15,11 @@ from vdrop_cli.settings.commands import Eval, Predict
 from vdrop_cli.settings.data import Data
 from vdrop_cli.tasks import Predictor, Task, TaskModel
 
+BROKEN_WEIGHTS = "its weights are not those of a model that works"
 
-class Built(NamedTuple):
-    """A checkpoint's model, with its weights."""
+
+class TrainedModel(NamedTuple):
+    """The model of a checkpoint, with its weights."""
 
     path: Path
     checkpoint: Checkpoint
@@ -27,7 +29,9 @@ class Built(NamedTuple):
 
 
 def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) -> Task:
-    """The task that a checkpoint was trained on, with its text as it is now."""
+    """Returns the task that a checkpoint was trained on, with its text as it is now. Raises ConfigError where
+    the text is another.
+    """
     task = tasks.load(replace(snapshot.train, data=data), device)
     if task.fingerprint != snapshot.corpus:
         raise ConfigError(
@@ -38,17 +42,32 @@ def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) 
 
 
 def member_paths(first: Path, named: list[str]) -> list[Path]:
-    """The checkpoints that are averaged, or the only one. Raises ConfigError where one is there twice."""
+    """Returns the checkpoints that are averaged, or the only one. Raises ConfigError where one is there
+    twice.
+    """
     paths = [first, *map(checkpoint.find, named)]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("members must be other checkpoints, each once, got one twice")
     return paths
 
 
+def other_corpus(path: Path, first: Path) -> ConfigError:
+    """Returns the error for a member that was trained on another corpus than the first checkpoint."""
+    return ConfigError(
+        f"members: {path} was trained on another corpus than {first}, or another split of it; average models "
+        "of the same words"
+    )
+
+
+def no_dropout(path: Path, samples: int, choices: str) -> ConfigError:
+    """Returns the error for MC samples of a model without dropout; `choices` are the other values."""
+    return ConfigError(f"mc_samples must be {choices}, {path} was trained without dropout, got {samples}")
+
+
 def build(
     path: Path, snapshot: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
-) -> Built:
-    """The model of a checkpoint. Raises ConfigError where its weights are not those of its settings."""
+) -> TrainedModel:
+    """Returns the model of a checkpoint. Raises ConfigError unless its weights fit its settings."""
     trained = snapshot.train
     backend = choose_backend(settings.backend, device).name
     precision = choose_precision(settings.precision or trained.precision, device)
@@ -61,4 +80,4 @@ def build(
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
     model.load_state_dict(snapshot.weights)
-    return Built(path, snapshot, predictor, model.to(device), precision)
+    return TrainedModel(path, snapshot, predictor, model.to(device), precision)

@@ -24,7 +24,7 @@ from vdrop_cli.partial_evaluation import PartialEvaluation
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.tasks import LanguageModelling
-from vdrop_cli.tasks.sentiment import Passes
+from vdrop_cli.tasks.sentiment import RatingPasses
 
 
 def train_model(text: list[str]) -> Path:
@@ -327,15 +327,15 @@ def test_a_model_of_ratings_is_evaluated_by_the_same_command(
     with monkeypatch.context() as patch:
         counts = iter([False, False, True])
         patch.setattr(interruption, "received", [])
-        passes_run = Passes.run
+        passes_run = RatingPasses.run
 
-        def stopping(passes: Passes) -> Any:
+        def stopping(passes: RatingPasses) -> Any:
             for words in passes_run(passes):
                 if next(counts, False):
                     interruption.received.append(signal.SIGTERM)
                 yield words
 
-        patch.setattr(Passes, "run", stopping)
+        patch.setattr(RatingPasses, "run", stopping)
         with pytest.raises(Interrupted, match=r"saved after [\d,]+ of [\d,]+ words of MC passes"):
             run(first, "mc_samples=6")
     run(first, "mc_samples=6")

@@ -27,7 +27,7 @@ from vdrop_cli.learned import Ratings, Words
 from vdrop_cli.perplexity import stream_nll
 from vdrop_cli.prediction import load as load_model
 from vdrop_cli.prediction_inputs import content_of
-from vdrop_cli.tasks import WordPredictor
+from vdrop_cli.tasks import Sentiment, WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
 Rows = list[dict[str, Any]]
@@ -272,16 +272,17 @@ def test_noise_fitted_to_training_data_is_reported(
 def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_from(
     critic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = load(
+    loaded, task = load(
         str(critic), settings(f"checkpoint={critic}", "stored_data=true", command="eval"), torch.device("cpu")
     )
-    part, words = loaded.task.parts["test"], {number: word for word, number in loaded.task.ids.items()}
+    assert isinstance(task, Sentiment)
+    part, words = task.parts["test"], {number: word for word, number in task.ids.items()}
     Path("texts.txt").write_text(
         "\n".join(" ".join(words[int(i)] for i in sequence[1:]) for sequence in part.sequences)
     )
     rows = predict_rows(capsys, critic, "file=texts.txt", "mc_samples=0")
     assert [row["rating"] for row in rows] == pytest.approx(
-        loaded.task.predict(loaded.model, part).tolist(), abs=1e-6
+        task.predict(loaded.model, part).tolist(), abs=1e-6
     )
 
 
@@ -467,7 +468,9 @@ def test_settings_that_do_not_fit_the_model_are_refused(
         predict_rows(capsys, writer, "text=w3", "mc_samples=3")
     for wrong in ("level=50", "interval=quantile", f"members=[{writer / '..' / writer.name}]", "passes=true"):
         name = wrong.partition("=")[0]
-        with pytest.raises(ConfigError, match=rf"^{name} is for ratings, .* is a language model; leave it"):
+        with pytest.raises(
+            ConfigError, match=rf"^{name} (is|are) for ratings, .* is a language model; leave "
+        ):
             predict_rows(capsys, writer, "text=w3", wrong)
     with pytest.raises(ConfigError, match=r"^file=nowhere cannot be read"):
         predict_rows(capsys, writer, "file=nowhere")
@@ -481,7 +484,8 @@ def test_settings_that_do_not_fit_the_model_are_refused(
 def test_a_model_of_ratings_writes_no_words(critic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("sample=3", "surprises=3"):
         with pytest.raises(
-            ConfigError, match=rf"^{wrong[:-2]} is for language models, .* predicts ratings; leave it out"
+            ConfigError,
+            match=rf"^{wrong[:-2]} (is|are) for language models, .* is a model of ratings; leave ",
         ):
             predict_rows(capsys, critic, wrong)
 

@@ -12,6 +12,7 @@ from tests.conftest import TINY, settings
 from vdrop_cli import tasks
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.random_streams import Stream
@@ -254,3 +255,25 @@ def test_an_epoch_shows_first_what_selects_it_and_names_training_with_dropout() 
     ] == pytest.approx(math.e)
     result = set(task.result(model, 1, 1.0))
     assert {"train_ppl", "test_ppl", "valid_ppl"} <= result and "train_ppl_dropout" not in result
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["picture=a.png"], "picture of a language model needs mc_samples=…, calibration=true or both"),
+        (["members=[b]", "mc_samples=2"], "members must be empty with mc_samples, a is a language model"),
+    ],
+)
+def test_what_a_language_model_does_not_give_is_refused(overrides: list[str], message: str) -> None:
+    task, _ = task_and_model()
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        task.require_evaluable(settings("checkpoint=a", *overrides, command="eval"), Path("a"))
+    for good in (["picture=a.png", "mc_samples=2"], ["picture=a.png", "calibration=true"], ["members=[b]"]):
+        task.require_evaluable(settings("checkpoint=a", *good, command="eval"), Path("a"))
+
+
+def test_factors_that_are_too_large_are_refused() -> None:
+    task, model = task_and_model("dropout=variational")
+    options = PassOptions(2, 2, 1, word_dropout=False, factors=[1, 9])
+    with pytest.raises(ConfigError, match=r"^dropout_factors: .*; leave out the larger ones"):
+        task.passes([model], options)

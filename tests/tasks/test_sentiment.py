@@ -20,12 +20,15 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import Regressor
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.commands import Eval
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
 from vdrop_cli.tasks.predictors import START, UNKNOWN
-from vdrop_cli.tasks.sentiment import Passes, head, mean_of_texts, shuffled, split, texts_of
+from vdrop_cli.tasks.rated_parts import head, mean_of_texts, shuffled, split, texts_of
+from vdrop_cli.tasks.sentiment import RatingPasses
 
 
 def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Sentiment:
@@ -218,7 +221,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
     model.initialise(0.5, Stream((0,)))
     measured = task.result(model, 1, 0.0)
     assert measured.keys() >= METRICS and not KNOWN & measured.keys()
-    passes = task.passes(model, 3, 50, 1, word_dropout=True)
+    passes = task.passes([model], PassOptions(3, 50, 1, word_dropout=True))
     list(passes.run())
     results = passes.results()
     assert set(results.metrics) == {"test_rmse_mc3", "noise_mc3"} and set(results.tables) == {"mc"}
@@ -585,7 +588,7 @@ def scattered(*overrides: str) -> tuple[Sentiment, Regressor]:
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_passes_have_masks_of_their_own_and_their_mean_is_what_counts(protocol: str) -> None:
     task, model = scattered(f"task.protocol={protocol}")
-    passes = task.passes(model, 20, 50, 1, word_dropout=False)
+    passes = task.passes([model], PassOptions(20, 50, 1, word_dropout=False))
     assert sum(passes.run()) == passes.words == passes.total
     assert set(passes.parts) == {"test", "train" if protocol == "paper" else "valid"}
     test_SR, part = passes.ratings("test"), task.parts["test"]
@@ -606,17 +609,17 @@ def test_passes_have_masks_of_their_own_and_their_mean_is_what_counts(protocol: 
 
 def test_passes_resume_where_they_were_stopped() -> None:
     task, model = scattered()
-    whole = task.passes(model, 5, 50, 1, word_dropout=True)
+    whole = task.passes([model], PassOptions(5, 50, 1, word_dropout=True))
     list(whole.run())
-    first = task.passes(model, 5, 50, 1, word_dropout=True)
+    first = task.passes([model], PassOptions(5, 50, 1, word_dropout=True))
     read = sum(itertools.islice(first.run(), 3))
     assert read == first.words < first.total
-    second = task.passes(model, 5, 50, 1, word_dropout=True)
+    second = task.passes([model], PassOptions(5, 50, 1, word_dropout=True))
     second.load_state_dict(first.state_dict())
     assert second.words == read
     list(second.run())
     assert all(torch.equal(second.values_SN[name], whole.values_SN[name]) for name in ("train", "test"))
-    other = task.passes(model, 5, 50, 2, word_dropout=True)
+    other = task.passes([model], PassOptions(5, 50, 2, word_dropout=True))
     list(other.run())
     assert not torch.equal(other.values_SN["test"], whole.values_SN["test"])
 
@@ -639,12 +642,14 @@ def test_passes_of_several_models_alternate_and_resume_where_they_were_stopped()
     plain = second.forward
     second.forward = lambda *arguments: plain(*arguments) + 1000  # type: ignore[method-assign]
 
-    def new() -> Passes:
-        return task.pooled_passes([first, second], 3, 1, word_dropout=True)
+    def new() -> RatingPasses:
+        return task.passes([first, second], PassOptions(3, 50, 1, word_dropout=True))
 
     whole, stopped, resumed = (new() for _ in range(3))
     list(whole.run())
-    assert whole.words == whole.total == 2 * task.passes(first, 3, 50, 1, word_dropout=True).total
+    assert (
+        whole.words == whole.total == 2 * task.passes([first], PassOptions(3, 50, 1, word_dropout=True)).total
+    )
     test_SN = whole.values_SN["test"]
     assert len(test_SN) == 6 and (test_SN[1::2] > 500).all() and (test_SN[::2] < 500).all()
     list(itertools.islice(stopped.run(), 5))
@@ -660,7 +665,7 @@ def test_words_are_dropped_in_passes_or_not() -> None:
     task, model = scattered()
     shares = []
     for word_dropout in (True, False):
-        passes = task.passes(model, 10, 50, 1, word_dropout)
+        passes = task.passes([model], PassOptions(10, 50, 1, word_dropout=word_dropout))
         list(passes.run())
         shares.append((passes.values_SN["test"] > 60).float().mean().item())
     assert shares[0] == pytest.approx(0.25, abs=0.06) and shares[1] == 0
@@ -677,6 +682,23 @@ def test_the_noise_is_fitted_on_validation_or_without_one_on_training() -> None:
         error, noise = measured["test_rmse"], measured["noise"]
         expected = -0.5 * (error**2 / noise**2 + math.log(2 * math.pi * noise**2))
         assert measured["test_log_likelihood"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_the_ratings_do_not_give_is_refused_before_anything_is_measured() -> None:
+    """Intervals in a picture where the ratings say little, and conformal ones without a validation part."""
+
+    def asked(*overrides: str) -> Eval:
+        return settings("checkpoint=a", *overrides, command="eval")  # type: ignore[no-any-return]
+
+    path, task = Path("a"), rated_texts([1.0, 2.0, 4.0], [3.0] * 9)
+    with pytest.raises(ConfigError, match=r"^picture of ratings shows intervals, which are left out"):
+        task.require_evaluable(asked("picture=a.png"), path)
+    task.require_evaluable(asked("interval=conformal"), path)
+    rated_texts([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]).require_evaluable(asked("picture=a.png"), path)
+    paper = made(40)
+    paper.require_evaluable(asked("interval=quantile"), path)
+    with pytest.raises(ConfigError, match=r"^interval must be gaussian, quantile or null, got conformal: a "):
+        paper.require_evaluable(asked("interval=conformal"), path)
 
 
 def test_an_ensemble_is_the_mean_of_its_members_ratings() -> None:
@@ -710,7 +732,7 @@ def test_the_baselines_are_measured_beside() -> None:
 
 def test_a_state_that_is_not_of_these_passes_is_refused_and_changes_nothing() -> None:
     task, model = scattered("task.protocol=clean")
-    first, second = (task.passes(model, 3, 50, 1, word_dropout=False) for _ in range(2))
+    first, second = (task.passes([model], PassOptions(3, 50, 1, word_dropout=False)) for _ in range(2))
     next(first.run())
     good = first.state_dict()
     values = good["values"]["test"]

@@ -25,6 +25,7 @@ from vdrop_cli.gradient_step import GradientStep, graphs_of_steps
 from vdrop_cli.kernels import native_library
 from vdrop_cli.kernels.products import WeightMatrix, operand
 from vdrop_cli.layers import GRU, LSTM, State
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.optimizer import Optimizer
@@ -190,7 +191,8 @@ def mc_step(train: Train, precision: Precision, passes: int) -> Step:
     """MC evaluation of a short text, all passes together."""
     model, device = language_model(train, precision), torch.device(train.device)
     ids_N = torch.randint(VOCABULARY, (MC_WORDS[device.type] + 1,)).to(device)
-    return lambda: mc_perplexity(model, ids_N, passes, passes, 1, word_dropout=False)
+    options = PassOptions(passes, passes, seed=1, word_dropout=False)
+    return lambda: mc_perplexity(model, ids_N, options)
 
 
 def checkpoint_step(train: Train, precision: Precision) -> Step:

@@ -31,15 +31,15 @@ def run(settings: Eval) -> str:
     device = choose_device(settings.device)
     configure_process(device)
     assert settings.checkpoint is not None
-    loaded = evaluation.load(settings.checkpoint, settings, device)
-    path, snapshot, task, model, precision = loaded
+    first, task = evaluation.load(settings.checkpoint, settings, device)
+    path, snapshot, _, model, precision = first
     print(
         f"{path}: epoch {snapshot.epoch}, {files.printable(task.origin)}, {device}, back end "
         f"{model.layers.backend}, {precision}",
         file=sys.stderr,
     )
-    evaluation.require_intervals(settings.interval, task, path)
-    evaluation_pictures.require_drawable(settings, task)
+    evaluation_pictures.require_writable(settings)
+    task.require_evaluable(settings, path)
     tasks.warn(task)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
@@ -52,8 +52,8 @@ def run(settings: Eval) -> str:
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
-        more, measured, resumed = evaluation.measure(loaded, paths, target, described, settings)
-        results |= more | evaluation.details(measured)
+        more, measured, is_resumed = evaluation.measure(first, task, paths, target, described, settings)
+        results |= more | evaluation.stored_details(measured)
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described
@@ -63,7 +63,7 @@ def run(settings: Eval) -> str:
         write(target, results, settings.interval)
         target.with_suffix(".partial").unlink(missing_ok=True)
     evaluation_pictures.write(results, measured.assessment, settings)
-    return "resumed" if resumed else "done"
+    return "resumed" if is_resumed else "done"
 
 
 def write(path: Path, results: dict[str, Any], interval: Interval | None) -> None:

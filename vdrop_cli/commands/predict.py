@@ -2,8 +2,9 @@
 
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.prediction import load, rate, surprise, with_members, write
-from vdrop_cli.settings.commands import Predict
+from vdrop_cli.prediction import load, print_ratings, print_sample, print_surprisals, with_members
+from vdrop_cli.settings.choices import TaskName
+from vdrop_cli.settings.commands import Predict, require_task
 from vdrop_cli.tasks import RatingPredictor
 
 
@@ -11,23 +12,19 @@ def run(settings: Predict) -> None:
     device = choose_device(settings.device)
     configure_process(device)
     built = load(settings, device)
+    trained = built.checkpoint.train.task.name
+    require_task(settings, ("sample", "surprises"), TaskName.language_model, trained, built.path)
     if isinstance(built.predictor, RatingPredictor):
-        for name, value in (("sample", settings.sample or None), ("surprises", settings.surprises)):
-            if value is not None:
-                raise ConfigError(
-                    f"{name} is for language models, {built.path} predicts ratings; leave it out"
-                )
-        rate(with_members(built, settings, device), built.predictor, settings)
+        print_ratings(with_members(built, settings, device), built.predictor, settings)
         return
     if settings.mc_samples:
         raise ConfigError(
             "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop "
             "eval has MC perplexity"
         )
-    for name in ("level", "interval", "members", "passes"):
-        if getattr(settings, name):
-            raise ConfigError(f"{name} is for ratings, {built.path} is a language model; leave it out")
+    names = ("level", "interval", "members", "passes")
+    require_task(settings, names, TaskName.sentiment, trained, built.path)
     if settings.sample > 0:
-        write(built, built.predictor, settings)
+        print_sample(built, built.predictor, settings)
     else:
-        surprise(built, built.predictor, settings)
+        print_surprisals(built, built.predictor, settings)

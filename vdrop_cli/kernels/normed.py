@@ -77,7 +77,7 @@ def product_input_gradients(d_BGH: Tensor, w_GHX: Tensor, groups: int, like: Ten
     if groups == 1:
         return (operand(d_BGH) @ operand(w_GHX.flatten(0, 1)))[None].to(like.dtype)
     return torch.bmm(
-        operand(d_BGH).unflatten(1, (groups, d_BGH.shape[1] // groups)).transpose(0, 1), operand(w_GHX)
+        operand(d_BGH).reshape(len(d_BGH), groups, d_BGH.shape[1] // groups).transpose(0, 1), operand(w_GHX)
     ).to(like.dtype)
 
 
@@ -90,7 +90,7 @@ def weight_gradient(d_NGH: Tensor, x_KNX: Tensor, like: Tensor) -> Tensor:
     """The gradient of weights, [G·H, X], from those of the gates and the inputs at all steps."""
     if len(x_KNX) == 1:
         return (operand(d_NGH).T @ operand(x_KNX[0])).to(like.dtype)
-    d_GNH = d_NGH.unflatten(1, (len(x_KNX), d_NGH.shape[1] // len(x_KNX))).transpose(0, 1)
+    d_GNH = d_NGH.reshape(len(d_NGH), len(x_KNX), d_NGH.shape[1] // len(x_KNX)).transpose(0, 1)
     return torch.bmm(operand(d_GNH).mT, operand(x_KNX)).flatten(0, 1).to(like.dtype)
 
 

@@ -57,7 +57,7 @@ def lstm(
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
     bias_G1H = (weights.b_ih + weights.b_hh).view(4, 1, -1)
     gain_ih_GH, gain_hh_GH = (
-        (None, None) if norms is None else (norms.ih.unflatten(0, (4, -1)), norms.hh.unflatten(0, (4, -1)))
+        (None, None) if norms is None else (norms.ih.reshape(4, -1), norms.hh.reshape(4, -1))
     )
     y_TBH, c_TBH = [], []
     for t, x_BD in enumerate(x_TBD):
@@ -95,9 +95,7 @@ def gru(
     norms = weights.norms
     w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
     b_GH, bu_GH = weights.b_ih.view(3, -1), weights.b_hh.view(3, -1)
-    gain_GH, gain_u_GH = (
-        (None, None) if norms is None else (norms.ih.unflatten(0, (3, -1)), norms.hh.unflatten(0, (3, -1)))
-    )
+    gain_GH, gain_u_GH = (None, None) if norms is None else (norms.ih.reshape(3, -1), norms.hh.reshape(3, -1))
 
     def normalize_gates(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:
         """Layer norm over r and z together, and over n."""

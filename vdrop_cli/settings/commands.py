@@ -3,8 +3,10 @@
 import math
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Cell
@@ -21,6 +23,7 @@ from vdrop_cli.settings.choices import (
     Size,
     SplitProtocol,
     StudyName,
+    TaskName,
 )
 from vdrop_cli.settings.data import CORPORA, Data
 from vdrop_cli.settings.data_places import DataPlaces
@@ -442,3 +445,23 @@ ROOTS: dict[str, type] = {
     "table": Table,
     "reproduce": Reproduce,
 }
+
+
+MODELS = {  # by task: several of its models, and one
+    TaskName.language_model: ("language models", "a language model"),
+    TaskName.sentiment: ("ratings", "a model of ratings"),
+}
+
+
+def require_task(
+    settings: Eval | Predict, names: Iterable[str], needed: TaskName, trained: TaskName, path: Path
+) -> None:
+    """Raises ConfigError where one of the settings `names`, which are for models of the task `needed`, is
+    given and the checkpoint `path` is of another task, `trained`.
+    """
+    for name in names if trained is not needed else ():
+        if getattr(settings, name):
+            verb, it = ("are", "them") if name.endswith("s") else ("is", "it")
+            raise ConfigError(
+                f"{name} {verb} for {MODELS[needed][0]}, {path} is {MODELS[trained][1]}; leave {it} out"
+            )

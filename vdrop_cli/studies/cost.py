@@ -8,12 +8,13 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from vdrop_cli.device import choose_mc_batch, synchronize
+from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.monte_carlo import MonteCarlo
 from vdrop_cli.perplexity import SEGMENT_STEPS, batched_loss, stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
-from vdrop_cli.tasks.sentiment import Part, head
+from vdrop_cli.tasks.rated_parts import Part, head
 from vdrop_cli.training import Run
 
 
@@ -69,7 +70,8 @@ class Cost:
         assert isinstance(self.task, LanguageModelling)
         together = min(samples, choose_mc_batch(mc_batch, self.task.device, self.model.dropout.p_weight))
         stream_N = self.task.streams["test"]
-        passes = MonteCarlo(self.model, stream_N, together, together, 1, False).run()
+        options = PassOptions(together, together, seed=1, word_dropout=False)
+        passes = MonteCarlo(self.model, stream_N, options).run()
         words: list[int] = []
         seconds = self.timed(lambda: words.extend(islice(passes, self.STEPS)))
         return seconds / sum(words) * samples * len(stream_N)

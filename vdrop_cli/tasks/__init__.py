@@ -1,9 +1,8 @@
-"""Tasks by name: what a batch, a loss and a metric are. Training and its commands know of a task what `Task`
-says.
-"""
+"""Tasks: what a batch, a loss and a metric are. Training and the commands know of a task what `Task` says."""
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +12,11 @@ from vdrop_cli.corpora.rated import MIN_TEXTS, Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Learned
+from vdrop_cli.mc_passes import McPasses, PassOptions
 from vdrop_cli.measured import Measured
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.commands import Eval
 from vdrop_cli.settings.data import PennTreebank, RatedData, TextData
 from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
 from vdrop_cli.settings.train import Model, Train
@@ -37,126 +38,133 @@ __all__ = [
     "warn",
 ]
 
-Batch = Any  # a task's own; its field `number` counts the batches of an epoch from 0
-TaskModel = Any  # likewise, a `torch.nn.Module` with `layers`
-
-
-class Passes(Protocol):
-    """MC dropout that can be stopped, and resumes from what `state_dict` returns."""
-
-    samples: int
-
-    @property
-    def words(self) -> int:
-        """Read so far, over all passes."""
-
-    @property
-    def total(self) -> int:
-        """To be read."""
-
-    def run(self) -> Iterator[int]:
-        """Reads to the end; yields how many more words it has read."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError, and changes nothing, where it is not a state of such passes."""
-
-    def results(self) -> Measured:
-        """Metrics, and tables. The table `mc` has the first metric by number of passes: `samples`, the
-        measure, `deviation`, `groups`.
-        """
+Batch = Any  # of a type that each task has; its field `number` counts the batches of an epoch from 0
+TaskModel = Any  # of a type that each task has: a `torch.nn.Module` with `layers`
 
 
 class Task(Protocol):
-    """Metrics are named `<part>_<measure>`; `selection_metric` is the one whose lowest value marks the best
-    epoch.
+    """What is learned of a text: batches, loss and metrics. A new task satisfies this protocol, and `load`
+    returns it.
+
+    Names of metrics are `<part>_<measure>`. Tensors are on `device`.
     """
 
-    selection_metric: str
-    word_dropout: bool  # whether the authors keep it on in MC passes
+    selection_metric: str  # of `validate`; its lowest value marks the best epoch
+    word_dropout: bool  # whether the authors drop words in MC passes
     device: torch.device
 
     @property
     def predictor(self) -> Predictor:
-        """For texts from elsewhere."""
+        """Returns what reads other texts as the model does, and makes the model."""
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the text and of the part that the vocabulary leaves of it."""
-
-    @property
-    def origin(self) -> str:
-        """Of the text, for a person."""
-
-    @property
-    def can_be_captured(self) -> bool:
-        """Whether `loss` can be a CUDA graph: its shapes stay the same, and it never waits for the GPU."""
-
-    @property
-    def part_sizes(self) -> dict[str, str]:
-        """The size of each part of the text, for a person."""
-
-    @property
-    def warnings(self) -> list[str]:
-        """What is wrong with the text, a line each, that changes what its metrics mean; every result has
-        them.
+        """Returns a digest of the text and of all that decides on the ids that the model reads. A checkpoint
+        is used only with the text of its fingerprint.
         """
 
     @property
-    def batches_an_epoch(self) -> int: ...
+    def origin(self) -> str:
+        """Returns where the text is from, for messages."""
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Returns whether `loss` can be a CUDA graph: its shapes stay the same, and it never waits for the
+        GPU.
+        """
+
+    @property
+    def part_sizes(self) -> dict[str, str]:
+        """Returns the size of each part of the text, in words for a person."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Returns what is wrong with the text and changes what its metrics mean, a line each. It is printed
+        before training, and written into every result.
+        """
+
+    @property
+    def batches_an_epoch(self) -> int:
+        """Returns the number of batches that `batches` yields."""
 
     def batches(self, order: Stream) -> Iterator[Batch]:
-        """Of one epoch of training, a function of the stream."""
+        """Yields the batches of one epoch of training, as a function of `order`. Called at the start of each
+        epoch, and again where training resumes within one.
+        """
 
-    def words(self, batch: Batch) -> int: ...
+    def words(self, batch: Batch) -> int:
+        """Returns the number of words that a batch has, for the speed and for `reported_loss`."""
 
     def model(
         self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
     ) -> TaskModel:
-        """One that is yet to be initialised."""
+        """Returns a model for this text on the CPU, whose weights are not initialised."""
 
     def learned(self, measured: dict[str, float] | None) -> Learned:
-        """What prediction needs beside the weights; `measured` is what `validate` gave of them, None where it
-        has not.
+        """Returns what prediction needs beside the weights, for a checkpoint. `measured` are the metrics of
+        `validate` with these weights, None where they have not been validated.
         """
 
     def zero_state(self, model: TaskModel) -> State:
-        """With which an epoch begins; nothing where no state is carried from batch to batch."""
+        """Returns the state with which an epoch begins; `()` where batches carry none."""
 
     def masks(self, model: TaskModel, batch: Batch, stream: Stream) -> ModelMasks:
-        """Of a batch, on the CPU, as a function of the stream."""
+        """Returns the masks of a batch of training, on the CPU, as a function of `stream`. Threads call it in
+        advance.
+        """
 
     def loss(self, model: TaskModel, batch: Batch, state: State, masks: ModelMasks) -> Objective:
-        """What is descended and reported, and the state for the next batch."""
+        """Returns the losses of a batch, and the state for the next batch. Called once in each training
+        step.
+        """
 
     def reported_loss(self, loss: float, words: int) -> float:
-        """The loss of a batch of so many words on the scale on which it is written down."""
+        """Returns the loss of a batch of so many words in the unit in which it is logged."""
 
     def train_metrics(self, loss: float) -> dict[str, float]:
-        """From the mean of such losses over an epoch."""
+        """Returns the metrics of an epoch's training; `loss` is the mean of `reported_loss` over it."""
 
     def validate(self, model: TaskModel) -> dict[str, float]:
-        """After every epoch."""
+        """Returns the metrics after an epoch, `selection_metric` among them, without dropout."""
 
     def epoch_metrics(self, loss: float, measured: dict[str, float]) -> dict[str, float]:
-        """Those of an epoch's training and validation, in the order in which they are shown."""
+        """Returns the metrics of an epoch's training (see `train_metrics`) and of its validation, in the
+        order in which they are shown.
+        """
 
     def result(self, model: TaskModel, best_epoch: int, best: float) -> dict[str, float]:
-        """The metrics of the reported epoch; `best` is the selection metric of the best epoch."""
+        """Returns the metrics of a finished run. `model` has the weights of the reported epoch, `best` is the
+        selection metric of the best epoch.
+        """
 
     def evaluate(self, model: TaskModel) -> Measured:
-        """Everything the standard approximation gives."""
+        """Returns all that the standard approximation gives of one model."""
 
-    def passes(self, model: TaskModel, samples: int, together: int, seed: int, word_dropout: bool) -> Passes:
-        """MC dropout; up to `together` passes may share a batch."""
+    def require_evaluable(self, settings: Eval, path: Path) -> None:
+        """Raises ConfigError where the settings ask for what this task or its text does not have. `path` is
+        the checkpoint. Called before anything is measured.
+        """
 
-    def ensemble(self, models: Iterable[TaskModel]) -> Measured:
-        """Of several models together."""
+    def measure_standard(self, models: Iterable[TaskModel], settings: Eval) -> Measured:
+        """Returns what the settings ask for of the standard approximation, of one model, or of several
+        together where they name members. `models` is consumed one at a time.
+
+        Raises NoTemperature where a temperature is asked for, and none is the best.
+        """
+
+    def measure_calibration(self, model: TaskModel, settings: Eval) -> Measured:
+        """Returns what calibration=true adds to the standard approximation; nothing without it, and of
+        ratings, which always have such measures.
+        """
+
+    def passes(self, models: list[TaskModel], options: PassOptions) -> McPasses:
+        """Returns passes of MC dropout that have not begun, of one model or of several together. Raises
+        ConfigError where a factor on dropout probabilities is too large.
+        """
 
 
 def warn(task: Task) -> None:
-    """Prints what is wrong with its text."""
+    """Prints the warnings about a task's text to standard error, a line each."""
     for warning in task.warnings:
         print(f"vdrop: {warning}", file=sys.stderr)
 
@@ -165,13 +173,13 @@ DEBUG_STEPS = 2
 
 
 def shortened(rated: Rated, task: SentimentTask) -> Rated:
-    """Texts of one chunk each, of which the training part, 70 % or 80 %, has two batches."""
+    """Returns texts of one chunk each, so many that the training part, 70 % or 80 %, has two batches."""
     words = None if task.chunk_words is None else task.chunk_words - 1  # a start token precedes them
     return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
 
 
 def load(settings: Train, device: torch.device) -> Task:
-    """The task of a training run, with its text."""
+    """Returns the task of a training run, and reads its text."""
     task, data = settings.task, settings.data
     if isinstance(task, SentimentTask) and isinstance(data, RatedData):
         rated = corpora.load_rated(data)

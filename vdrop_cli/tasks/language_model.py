@@ -6,6 +6,7 @@ T time steps of a chunk  B columns of the batch  N tokens of the stream  H hidde
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise, starmap
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,16 +18,19 @@ from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
 from vdrop_cli.learned import LINE_END, Words
+from vdrop_cli.mc_passes import McPasses, PassOptions
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
-from vdrop_cli.next_word import Groups, NextWordPasses, standard
+from vdrop_cli.next_word import Groups, NextWordPasses, measure_standard
 from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, ppl, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.scaled_passes import ScaledPasses
+from vdrop_cli.settings.commands import Eval
 from vdrop_cli.settings.task import LanguageModelTask
 from vdrop_cli.settings.train import Model
+from vdrop_cli.sinks import phase
 from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import WordPredictor
 from vdrop_cli.temperature import best_temperature, tempered_perplexity
@@ -42,8 +46,8 @@ class Chunk(NamedTuple):
 
 
 def columns(stream_N: Tensor, batch: int) -> Tensor:
-    """The stream as `batch` columns, [N // batch, batch]; column i starts at i·N/batch, halves rounded up
-    (Zaremba et al. 2014, code).
+    """Returns the stream as `batch` columns, [N // batch, batch]; column i starts at i·N/batch, halves
+    rounded up (Zaremba et al. 2014, code).
     """
     total, length = len(stream_N), len(stream_N) // batch
     starts = [(2 * i * total + batch) // (2 * batch) for i in range(batch)]
@@ -51,7 +55,7 @@ def columns(stream_N: Tensor, batch: int) -> Tensor:
 
 
 def random_bounds(steps: int, bptt: int, order: Stream) -> list[int]:
-    """Where chunks begin and end: `steps // bptt` chunks, together all steps, of random lengths.
+    """Returns where chunks begin and end: `steps // bptt` chunks, together all steps, of random lengths.
 
     Lengths are normal about bptt, in one of twenty chunks about half of it, with a standard deviation of
     bptt / 7 (5 for 35: Merity et al. 2018). The shortest is bptt / 7. A factor near 1 makes the sum right.
@@ -64,15 +68,15 @@ def random_bounds(steps: int, bptt: int, order: Stream) -> list[int]:
 
 
 def random_chunks(columns_NB: Tensor, bptt: int, order: Stream) -> Iterator[Chunk]:
-    """Successive chunks of random lengths, each word with the next one as its target."""
+    """Yields successive chunks of random lengths, each word with the next one as its target."""
     bounds = random_bounds(len(columns_NB) - 1, bptt, order)
     for number, here in enumerate(starmap(slice, pairwise(bounds))):
         yield Chunk(number, columns_NB[:-1][here], columns_NB[1:][here])
 
 
 def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
-    """Successive chunks of `bptt` steps, each word with the next one as its target; what does not fill a
-    chunk is left out.
+    """Yields successive chunks of `bptt` steps, each word with the next one as its target; what does not
+    fill a chunk is left out.
     """
     for number in range((len(columns_NB) - 1) // bptt):
         here = slice(number * bptt, (number + 1) * bptt)
@@ -137,7 +141,7 @@ class LanguageModelling:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """Of unknown words, where training has none, so that <unk> is not trained."""
+        """Returns a warning about unknown words where training has none, so that <unk> is not trained."""
         unknown = {part: unknown_share(stream_N, self.corpus) for part, stream_N in self.corpus.parts.items()}
         if unknown["train"] > 0 or not (unknown["valid"] or unknown["test"]):
             return []
@@ -153,7 +157,9 @@ class LanguageModelling:
         return (len(self.train_columns) - 1) // self.bptt
 
     def batches(self, order: Stream) -> Iterator[Chunk]:
-        """Of training, in the order of the text; `order` decides on lengths and resets that are random."""
+        """Yields the chunks of an epoch in the order of the text; `order` decides on random lengths and
+        resets.
+        """
         if self.random_length:
             cut = random_chunks(self.train_columns, self.bptt, order.at("lengths"))
         else:
@@ -188,8 +194,8 @@ class LanguageModelling:
         return model.host_masks(len(chunk.ids_TB), self.batch_size, stream)
 
     def loss(self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks) -> Objective:
-        """Nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip are on
-        their published scale; penalties are added to what is descended.
+        """Returns nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip
+        are on their published scale; penalties are added to what is descended.
         """
         if chunk.keep_B is not None:
             state = tuple(part * chunk.keep_B[:, None] for part in state)
@@ -208,7 +214,7 @@ class LanguageModelling:
         return Objective(sum(penalties, descended), loss, tuple(part.detach() for part in state))
 
     def reported_loss(self, loss: float, words: int) -> float:
-        """Nats a token."""
+        """Returns nats a token."""
         return loss * self.batch_size / words
 
     def train_metrics(self, loss: float) -> dict[str, float]:
@@ -218,7 +224,8 @@ class LanguageModelling:
         return {self.selection_metric: measured[self.selection_metric]} | self.train_metrics(loss) | measured
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
-        """Validation in columns and chunks as in training, which is quick.
+        """Returns perplexities of the validation text, read in columns and chunks as in training, which is
+        quick.
 
         `valid_ppl_batched` divides the loss by the number of chunks. `valid_ppl_as_published` divides it by a
         fractional number, as the authors' code does, which comes out low; the published column was made so,
@@ -232,7 +239,7 @@ class LanguageModelling:
         return metrics
 
     def evaluate(self, model: LanguageModel) -> Measured:
-        """Everything the standard approximation gives on the validation and test text."""
+        """Returns the perplexities of the validation and the test text by the standard approximation."""
         metrics = {
             "valid_ppl": stream_perplexity(model, self.streams["valid"]),
             **self.validate(model),
@@ -241,42 +248,62 @@ class LanguageModelling:
         return Measured(metrics, {})
 
     def train_perplexity(self, model: LanguageModel) -> float:
-        """On the training text in columns and chunks, without masks: set beside validation, it shows
-        over-fitting.
+        """Returns the perplexity of the training text, read in columns and chunks, without masks: set beside
+        validation, it shows over-fitting.
         """
         total, number = batched_loss(model, chunks(self.train_columns, self.bptt), self.batch_size)
         return ppl(total / number)
 
-    def passes(
-        self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool
-    ) -> MonteCarlo:
-        return MonteCarlo(model, self.streams["test"], samples, together, seed, word_dropout)
+    def require_evaluable(self, settings: Eval, path: Path) -> None:
+        if settings.members and settings.mc_samples:
+            raise ConfigError(
+                f"members must be empty with mc_samples, {path} is a language model, whose members are "
+                f"averaged by the standard approximation, got {len(settings.members)}"
+            )
+        if settings.picture is not None and settings.mc_samples == 0 and not settings.calibration:
+            raise ConfigError(
+                "picture of a language model needs mc_samples=…, calibration=true or both, got neither"
+            )
 
-    def scaled_passes(
-        self,
-        model: LanguageModel,
-        factors: list[float],
-        samples: int,
-        together: int,
-        seed: int,
-        word_dropout: bool,
-    ) -> ScaledPasses:
-        """MC dropout with the factor on all probabilities that is the best on the validation text. Raises
-        ValueError where a probability would not be below 1.
+    def measure_standard(self, models: Iterable[LanguageModel], settings: Eval) -> Measured:
+        if settings.members:
+            return self.ensemble(models)
+        (model,) = models
+        return self.tempered(model) if settings.tempered else self.evaluate(model)
+
+    def measure_calibration(self, model: LanguageModel, settings: Eval) -> Measured:
+        """Returns how sure the standard approximation is of the next word of the test text, where
+        calibration=true asks for it.
         """
-        texts = (self.streams["valid"], self.streams["test"])
-        return ScaledPasses(model, *texts, factors, samples, together, seed, word_dropout)
+        if not settings.calibration:
+            return Measured({}, {})
+        with phase("measuring how sure the standard approximation is of the next word"):
+            return measure_standard(model, self.streams["test"], self.test_groups)
+
+    def passes(self, models: list[LanguageModel], options: PassOptions) -> McPasses:
+        """Returns passes over the test text, which also measure how sure the model is of the next word with
+        `calibration`, and which read the validation text first with `factors`.
+        """
+        (model,) = models  # `require_evaluable` refuses several
+        if options.calibration:
+            return NextWordPasses(model, self.streams["test"], self.test_groups, options)
+        if not options.factors:
+            return MonteCarlo(model, self.streams["test"], options)
+        try:
+            return ScaledPasses(model, self.streams["valid"], self.streams["test"], options)
+        except ValueError as error:
+            raise ConfigError(f"dropout_factors: {error}; leave out the larger ones") from None
 
     @cached_property
     def test_groups(self) -> Groups:
-        """By which the measures of the next word are broken down."""
+        """Returns the groups of test tokens by which the measures of the next word are broken down."""
         vocabulary, parts = self.corpus.vocabulary, self.corpus.parts
         line_end = vocabulary.index(LINE_END) if LINE_END in vocabulary else None
         return Groups.from_text(parts["test"], parts["train"], line_end)
 
     def tempered(self, model: LanguageModel) -> Measured:
-        """Perplexities at the temperature of the softmax that is the best on the validation text. Raises
-        ValueError where there is none.
+        """Returns perplexities at the temperature of the softmax that is the best on the validation text.
+        Raises NoTemperature.
         """
         temperature = best_temperature(model, self.streams["valid"])
         metrics = {
@@ -285,20 +312,8 @@ class LanguageModelling:
         }
         return Measured({"temperature": temperature} | metrics, {})
 
-    def next_word(self, model: LanguageModel) -> Measured:
-        """How sure the standard approximation is of the next word of the test text."""
-        return standard(model, self.streams["test"], self.test_groups)
-
-    def next_word_passes(
-        self, model: LanguageModel, samples: int, together: int, seed: int, word_dropout: bool
-    ) -> NextWordPasses:
-        """MC dropout as in `passes`, which also measures how sure the model is of the next word."""
-        return NextWordPasses(
-            model, self.streams["test"], self.test_groups, samples, together, seed, word_dropout
-        )
-
     def ensemble(self, models: Iterable[LanguageModel]) -> Measured:
-        """Of the mean of the probabilities that all models give."""
+        """Returns the perplexities of the mean of the probabilities that all models give."""
         streams = {f"{part}_ppl": self.streams[part] for part in ("valid", "test")}
         return Measured(ensemble_perplexities(models, streams), {})
 

@@ -4,11 +4,14 @@ needed.
 T time steps  S passes of MC dropout
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from vdrop_cli import corpora, interruption
 from vdrop_cli.corpora.text import LINE_END
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.learned import Learned, Ratings, Words
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.policies import Dropout
@@ -38,16 +41,16 @@ class WordPredictor:
     def model(
         self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
     ) -> LanguageModel:
-        """One that is yet to be initialised."""
+        """Returns a model on the CPU, whose weights are not initialised."""
         return LanguageModel(model, dropout, self.vocabulary_size, backend, compute_dtype)
 
     @property
     def line_end(self) -> list[str]:
-        """The word after every line, as a list; empty where the training text had one line."""
+        """The word after every line, as a list that is empty where the training text had one line."""
         return [self.learned.line_end] if self.learned.line_end is not None else []
 
     def words(self, text: str) -> list[str]:
-        """What white space separates; the end of a line is a word of its own where the model knows one."""
+        """Returns what white space separates; the end of a line is a word where the model knows one."""
         return LINE_END.sub(f" {' '.join(self.line_end)} ", text.strip()).split()
 
     def is_unknown(self, word: str) -> bool:
@@ -55,7 +58,7 @@ class WordPredictor:
         return word not in self.ids and word.lower() not in self.ids
 
     def encode(self, words: list[str]) -> Tensor:
-        """The ids of words as they are written, else in lower case, else of the unknown word. Raises
+        """Returns the ids of words as they are written, else in lower case, else of the unknown word. Raises
         UnknownWord.
         """
         ids = []
@@ -80,13 +83,13 @@ class RatingPredictor:
 
     @property
     def vocabulary_size(self) -> int:
-        """With <start> and <unknown>."""
+        """The number of ids, <start> and <unknown> among them."""
         return UNKNOWN + 1 + len(self.ids)
 
     def model(
         self, model: Model, dropout: Dropout, backend: str, compute_dtype: torch.dtype | None
     ) -> Regressor:
-        """One that is yet to be initialised."""
+        """Returns a model on the CPU, whose weights are not initialised."""
         return Regressor(model, dropout, self.vocabulary_size, backend, compute_dtype)
 
     def words(self, text: str) -> list[str]:
@@ -96,6 +99,16 @@ class RatingPredictor:
         """Whether a word is not in the vocabulary."""
         return word not in self.ids
 
+    def require_validation_part(self, path: Path, choices: str) -> None:
+        """Raises ConfigError where the observation noise is not of a validation part, which conformal
+        intervals need. `path` is the checkpoint, `choices` are the other kinds of interval.
+        """
+        if self.learned.noise_part != "valid":
+            raise ConfigError(
+                f"interval must be {choices}, got conformal: {path} was trained by the paper's protocol, "
+                "which has no validation part; train with task.protocol=clean"
+            )
+
     def cut(self, words: list[str]) -> list[Tensor]:
         return cut(words, self.ids, self.learned.chunk_words)
 
@@ -103,8 +116,8 @@ class RatingPredictor:
     def passes_of(
         self, model: Regressor, words: list[str], samples: int, seed: int, member: int = 0
     ) -> Tensor:
-        """Ratings of a text [S], the passes side by side in one batch; without samples that by the standard
-        approximation [1].
+        """Returns ratings of a text [S], the passes side by side in one batch; without samples that by the
+        standard approximation [1].
 
         Each `member` of an ensemble has masks of its own. A batch has one mask on weights, so with those each
         pass has a batch of its own.
@@ -136,6 +149,6 @@ def predictor_of(learned: Learned, device: torch.device) -> Predictor:
 
 
 def cut(words: list[str], ids: dict[str, int], chunk_words: int | None) -> list[Tensor]:
-    """A text as sequences of `chunk_words` ids, the last one shorter; the text's first is <start>."""
+    """Returns a text as sequences of `chunk_words` ids, the last one shorter; the text's first is <start>."""
     ids_N = torch.tensor([START, *(ids.get(word, UNKNOWN) for word in words)])
     return list(torch.split(ids_N, chunk_words or len(ids_N)))

@@ -4,15 +4,13 @@ T time steps of a batch  B sequences of a batch  N sequences of a part  R texts 
 dropout
 """
 
-import hashlib
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -24,20 +22,31 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.intervals import conformal_scores
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Ratings
+from vdrop_cli.mc_passes import McPasses, PassOptions, is_numeric, mc_row, sample_counts
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import Regressor
-from vdrop_cli.monte_carlo import sample_counts, std
 from vdrop_cli.policies import Dropout, WordMask
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.settings.choices import SplitProtocol
+from vdrop_cli.settings.choices import Interval, SplitProtocol
+from vdrop_cli.settings.commands import Eval
 from vdrop_cli.settings.data import CornellReviews, RatedData
 from vdrop_cli.settings.task import SentimentTask
 from vdrop_cli.settings.train import Model
 from vdrop_cli.tasks.objective import Objective
-from vdrop_cli.tasks.predictors import START, UNKNOWN, RatingPredictor, cut
+from vdrop_cli.tasks.predictors import RatingPredictor
+from vdrop_cli.tasks.rated_parts import (
+    Part,
+    doubts_about,
+    head,
+    mean_of_texts,
+    require_usable,
+    split_into_parts,
+    task_fingerprint,
+    texts_of,
+    without_words,
+)
 from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, rmse
 
-TEST, VALID = 0.2, 0.1  # of the texts
 READ_AT_ONCE = 256  # sequences, without gradients
 
 
@@ -54,65 +63,6 @@ class Batch(NamedTuple):
     words: int
 
 
-class Part(NamedTuple):
-    """Texts cut into sequences."""
-
-    sequences: list[Tensor]  # ids
-    text_N: Tensor  # of which text each sequence is
-    ratings_R: Tensor  # of the texts
-    sources: list[str]  # of each text, such as its reviewer; empty: unknown
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(sequence) for sequence in self.sequences]
-
-    @property
-    def tokens_R(self) -> Tensor:
-        """The length of each text."""
-        sums_R = torch.zeros(len(self.ratings_R), dtype=torch.int64)
-        return sums_R.index_add(0, self.text_N, torch.tensor(self.lengths))
-
-
-class Doubt(NamedTuple):
-    """Why the ratings of a part say little."""
-
-    message: str
-    is_of_measures: bool  # whether likelihood and coverage lose their meaning, too
-
-
-def shuffled(texts: int, seed: int) -> list[int]:
-    """Their numbers in the order of the authors' code, which shuffles with NumPy's generator, seeded with
-    0.
-    """
-    order = list(range(texts))
-    numpy.random.RandomState(seed).shuffle(order)
-    return order
-
-
-def split(rated: Rated, seed: int) -> dict[str, list[int]]:
-    """The texts of each part: 70 % train, 10 % valid, 20 % test, or the source's own, a missing valid part
-    being taken from train.
-    """
-    order = shuffled(len(rated.texts), seed)
-    if rated.parts:
-        own = {
-            part: [text for text in order if rated.parts[text] == part] for part in ("train", "valid", "test")
-        }
-        if not own["valid"]:
-            first = round(len(own["train"]) * VALID / (1 - TEST))
-            own["valid"], own["train"] = own["train"][:first], own["train"][first:]
-        return own
-    test, valid = round(len(order) * TEST), round(len(order) * VALID)
-    return {"train": order[: -test - valid], "valid": order[-test - valid : -test], "test": order[-test:]}
-
-
-def vocabulary(texts: list[list[str]], data: RatedData) -> dict[str, int]:
-    """Ids of the vocabulary's words in order of frequency; equally frequent words in order of appearance."""
-    counts = Counter(word for text in texts for word in text)
-    words = [word for word, count in counts.most_common(data.vocabulary_size) if count >= data.min_count]
-    return {word: number for number, word in enumerate(words, UNKNOWN + 1)}
-
-
 class Sentiment:
     """The ratings of texts. How texts are split, and what is reported, are the protocol's: see
     `SplitProtocol`.
@@ -127,56 +77,13 @@ class Sentiment:
         self.device = device
         self.chunk_words = task.chunk_words
         self.origin = corpora.with_fraction(rated.origin, data.fraction)
-        as_read = (
-            f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} "
-            f"{task.split_seed} {task.chunk_words}"
-        )
-        as_read += f" fraction {data.fraction}" if data.fraction != 1 else ""
-        self.fingerprint = hashlib.sha256(as_read.encode()).hexdigest()
+        self.fingerprint = task_fingerprint(rated, data, task)
         self.selection_metric = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
-        if self.protocol is SplitProtocol.paper and rated.parts:
-            raise ConfigError(
-                f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper"
-            )
-        if self.protocol is SplitProtocol.paper:
-            # that chunks of the text at the border may lie on both sides, and that all texts give the
-            # vocabulary, is the authors'
-            self.ids = vocabulary(rated.texts, data)
-            order = shuffled(len(rated.texts), task.split_seed)
-            chunks = [(text, [chunk]) for text in order for chunk in self.cut(rated.texts[text])]
-            train = int(len(chunks) * (1 - TEST))
-            texts_by_part = {"train": chunks[:train], "test": chunks[train:]}
-        else:
-            texts = split(rated, task.split_seed)
-            self.ids = vocabulary([rated.texts[text] for text in texts["train"]], data)
-            texts_by_part = {
-                part: [(text, self.cut(rated.texts[text])) for text in texts[part]] for part in texts
-            }
-        train_texts = texts_by_part["train"]  # in random order
-        texts_by_part["train"] = train_texts[: corpora.first_part(len(train_texts), data.fraction)]
-        self.parts = {part: part_of(texts, rated) for part, texts in texts_by_part.items()}
-        for part, part_content in self.parts.items():
-            if not part_content.sequences:
-                raise ConfigError(
-                    f"data: the {part} part of {self.origin} is empty, of {len(rated.texts)} texts; give "
-                    "it more"
-                )
-            if all(sequence.tolist() == [START] for sequence in part_content.sequences):
-                raise ConfigError(
-                    f"data: no text of the {part} part of {self.origin} has words; choose another data.column"
-                )
+        self.ids, self.parts = split_into_parts(rated, data, task)
+        require_usable(self.parts, self.origin, len(rated.texts))
         ratings_R = self.parts["train"].ratings_R
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
-        if ratings_R.min() == ratings_R.max():
-            raise ConfigError(
-                f"data: the train part of {self.origin} has one rating, {self.mean:g}, for all; there is "
-                "nothing to learn"
-            )
-        doubts = [
-            doubt
-            for part in self.parts
-            if part != "train" and (doubt := self.doubt(part, part in rated.parts))
-        ]
+        doubts = doubts_about(self.parts, self.origin, rated.parts)
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
         self.warnings = [*without_words(rated), *(doubt.message for doubt in doubts)]
         splitting = "cornell" if isinstance(data, CornellReviews) else "plain"
@@ -185,46 +92,12 @@ class Sentiment:
         )
         self.predictor = RatingPredictor(learned, device)
 
-    def doubt(self, part: str, own: bool) -> Doubt | None:
-        """Why the ratings of a part say little. `own`: the source says which texts it has; else they were
-        drawn here, and it is chance.
-
-        Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
-        """
-        train_R, ratings_R = self.parts["train"].ratings_R, self.parts[part].ratings_R
-        low = train_R.min().item()
-        high = train_R.max().item()
-        first = ratings_R[0].item()
-        named = f"ratings of the {part} part of {self.origin}"
-        little, without = "an error on them says little", "log-likelihood and coverage are left out"
-        hidden = f"as where labels are hidden: {little}, and {without}"
-        if own and ((ratings_R < low) | (ratings_R > high)).all():
-            message = (
-                f"all {named} are outside the range of the training part, {low:g} to {high:g} (the first "
-                f"is {first:g})"
-            )
-            if part == "valid":
-                raise ConfigError(
-                    f"data: {message}, so the best epoch cannot be chosen by them; give data.csv a file of "
-                    "rated texts, to be split here"
-                )
-            return Doubt(f"{message}, {hidden}", True)
-        if len(ratings_R) == 1 or not (ratings_R == first).all():
-            return None
-        if own:
-            return Doubt(f"all {named} are {first:g}, {hidden}", True)
-        lost = f", and {without}" if part == "test" else ""
-        advice = "give more texts, or choose another task.split_seed"
-        return Doubt(
-            f"all {len(ratings_R):,} {named}, which was drawn here, are {first:g}: {little}{lost}; {advice}",
-            part == "test",
-        )
-
     def assess(self, passes: dict[str, Tensor], suffix: str) -> Measured:
-        """What passes, [S, R] by part, say of the test part beside its error; names of metrics end with
-        `suffix`. The noise is fitted to as many texts as there are passes of `noise_part`.
+        """Returns what passes, [S, R] by part, say of the test part beside its error; names of metrics end
+        with `suffix`. The noise is fitted to as many texts as there are passes of `noise_part`.
 
-        Without what loses its meaning where its ratings are in doubt, or those that the noise is fitted to.
+        Where the ratings of the test part are in doubt, or those that the noise is fitted to, that is the
+        noise alone: the other measures lose their meaning.
         """
         test, fitted = self.parts["test"], self.parts[self.noise_part]
         fitted_R = fitted.ratings_R[: passes[self.noise_part].shape[1]]
@@ -241,12 +114,9 @@ class Sentiment:
         )
         return Measured(assessment.metrics(suffix), assessment.tables(), assessment)
 
-    def cut(self, words: list[str]) -> list[Tensor]:
-        return cut(words, self.ids, self.chunk_words)
-
     def learned(self, measured: dict[str, float] | None) -> Ratings:
-        """The error of the standard approximation on the part for it is what `fit_noise` makes of that
-        alone.
+        """Returns what prediction needs beside the weights. The noise is the error of the standard
+        approximation on `noise_part`, as `fit_noise` gives it of a single pass.
         """
         noise = max(measured[f"{self.noise_part}_rmse"], MIN_NOISE) if measured is not None else None
         return replace(self.predictor.learned, noise=noise)
@@ -268,8 +138,8 @@ class Sentiment:
         return -(-len(self.parts["train"].sequences) // self.batch_size)
 
     def batches(self, order: Stream) -> Iterator[Batch]:
-        """Sequences in random order; of `length_pool` batches that are drawn together, those of like length
-        are read together.
+        """Yields sequences in random order; of `length_pool` batches that are drawn together, those of like
+        length are read together.
 
         Within a batch the longest comes first, which saves the cells sorting them.
         """
@@ -315,7 +185,7 @@ class Sentiment:
         return model.host_masks(time, sequences, stream)
 
     def loss(self, model: Regressor, batch: Batch, state: State, masks: ModelMasks) -> Objective:
-        """Mean squared error of standardised ratings."""
+        """Returns the mean squared error of standardised ratings."""
         predicted_B = model(batch.ids_TB, batch.lengths_B, masks)
         loss = torch.nn.functional.mse_loss(predicted_B, batch.targets_B)
         return Objective(loss, loss, ())
@@ -324,15 +194,15 @@ class Sentiment:
         return loss
 
     def train_metrics(self, loss: float) -> dict[str, float]:
-        """In rating units; with dropout."""
+        """Returns the error on the training part with dropout, in rating units."""
         return {"train_rmse_dropout": loss**0.5 * self.deviation}
 
     def epoch_metrics(self, loss: float, measured: dict[str, float]) -> dict[str, float]:
         return self.train_metrics(loss) | measured
 
     def by_length(self, part: Part) -> Iterator[tuple[list[int], Batch]]:
-        """All sequences of a part and their numbers, those of like length together, which saves padding and
-        changes nothing.
+        """Yields all sequences of a part with their numbers, those of like length together, which saves
+        padding and changes nothing.
         """
         order = sorted(range(len(part.sequences)), key=part.lengths.__getitem__, reverse=True)
         for number, first in enumerate(range(0, len(order), READ_AT_ONCE)):
@@ -340,12 +210,12 @@ class Sentiment:
             yield group, self.batch(part, group, number)
 
     def ratings(self, values_N: Tensor, part: Part) -> Tensor:
-        """What the model gave for sequences as a rating for each text [R]: the mean over its sequences."""
+        """Returns a rating for each text [R] from what the model gave for its sequences: their mean."""
         return self.mean + self.deviation * mean_of_texts(values_N, part)
 
     @torch.no_grad()
     def predict(self, model: Regressor, part: Part) -> Tensor:
-        """A rating for each text [R], by the standard approximation."""
+        """Returns a rating for each text [R], by the standard approximation."""
         output_N = torch.empty(len(part.sequences))
         for group, batch in self.by_length(part):
             interruption.check()
@@ -357,23 +227,23 @@ class Sentiment:
 
     @property
     def noise_part(self) -> str:
-        """On which the observation noise is fitted; Deviation: the authors set τ by hand."""
+        """The part that the observation noise is fitted to. Deviation: the authors set τ by hand."""
         return "train" if self.protocol is SplitProtocol.paper else "valid"
 
     def sample(self, name: str) -> Part:
-        """A part; of the training part only as many texts as the test part has, the first ones."""
+        """Returns a part; of the training part the first texts, as many as the test part has."""
         return (
             head(self.parts[name], len(self.parts["test"].ratings_R)) if name == "train" else self.parts[name]
         )
 
     def validate(self, model: Regressor) -> dict[str, float]:
-        """The training part as a sample."""
+        """Returns the error on each part, of the training part on the texts of `sample`."""
         return {f"{name}_rmse": self.rmse(model, self.sample(name)) for name in self.parts}
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        """What predicting the training part's mean gives, and ridge regression on TF-IDF, where scikit-learn
-        is.
+        """Returns the test error of predicting the training part's mean, and of ridge regression on TF-IDF
+        where scikit-learn is installed.
         """
         test_R = self.parts["test"].ratings_R
         metrics = {"test_rmse_of_mean": rmse(torch.full_like(test_R, self.mean), test_R)}
@@ -390,7 +260,7 @@ class Sentiment:
         return metrics
 
     def evaluate(self, model: Regressor) -> Measured:
-        """Everything the standard approximation gives, beside the baselines."""
+        """Returns all that the standard approximation gives, and the baselines."""
         predicted = {name: self.predict(model, part) for name, part in self.parts.items()}
         errors = {f"{name}_rmse": rmse(predicted[name], part.ratings_R) for name, part in self.parts.items()}
         texts = len(self.sample(self.noise_part).ratings_R)
@@ -399,23 +269,35 @@ class Sentiment:
         return assessed._replace(metrics=errors | self.baselines | assessed.metrics)
 
     def result(self, model: Regressor, best_epoch: int, best: float) -> dict[str, float]:
-        """With the paper's protocol the best epoch on the test part, too."""
+        """Returns the metrics of `evaluate`; by the paper's protocol the best epoch on the test part, too."""
         measured = self.evaluate(model).metrics
         if self.protocol is SplitProtocol.paper:
             measured |= {"test_rmse_chosen_on_test": best, "epoch_chosen_on_test": best_epoch}
         return measured
 
-    def passes(
-        self, model: Regressor, samples: int, together: int, seed: int, word_dropout: bool
-    ) -> "Passes":
-        return Passes(self, [model], samples, seed, word_dropout)
+    def require_evaluable(self, settings: Eval, path: Path) -> None:
+        if settings.interval is Interval.conformal:
+            self.predictor.require_validation_part(path, "gaussian, quantile or null")
+        if settings.picture is not None and self.are_measures_in_doubt:
+            raise ConfigError(
+                "picture of ratings shows intervals, which are left out where test ratings say little (see "
+                "the warnings of the training); leave it out"
+            )
 
-    def pooled_passes(self, models: list[Regressor], samples: int, seed: int, word_dropout: bool) -> "Passes":
-        """MC dropout with `samples` passes of each model."""
-        return Passes(self, models, samples, seed, word_dropout)
+    def measure_standard(self, models: Iterable[Regressor], settings: Eval) -> Measured:
+        return self.ensemble(models) if settings.members else self.evaluate(*models)
+
+    def measure_calibration(self, model: Regressor, settings: Eval) -> Measured:
+        return Measured({}, {})
+
+    def passes(self, models: list[Regressor], options: PassOptions) -> "RatingPasses":
+        """Returns MC dropout with `samples` passes of each model."""
+        return RatingPasses(self, models, options)
 
     def ensemble(self, models: Iterable[Regressor]) -> Measured:
-        """Of the mean of the ratings that all models give, with their spread as the model's uncertainty."""
+        """Returns the measures of the mean of the ratings that all models give, with their spread as the
+        model's uncertainty.
+        """
         parts = {name: self.sample(name) for name in (self.noise_part, "test")}
         predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
         passes = {name: torch.stack([member[name] for member in predicted]) for name in parts}
@@ -428,29 +310,28 @@ class Sentiment:
         return assessed._replace(metrics=errors | self.baselines | assessed.metrics)
 
 
-class Passes:
+class RatingPasses(McPasses):
     """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each
     sequence.
 
     The models of an ensemble make `samples` passes each, in turn, so that a group of successive passes
     spreads over all models.
 
-    `word_dropout` keeps the word masks on, as the authors do here. It can be stopped after any batch and
-    resumes to the same result bit for bit, from what `state_dict` gives.
+    `word_dropout` keeps the word masks on, as the authors do here. The passes can stop after any batch.
     """
 
-    def __init__(
-        self, task: Sentiment, models: list[Regressor], samples: int, seed: int, word_dropout: bool
-    ) -> None:
+    def __init__(self, task: Sentiment, models: list[Regressor], options: PassOptions) -> None:
         self.dropouts = [
-            model.dropout if word_dropout else replace(model.dropout, p_word=0.0, word_mask=WordMask.type)
+            model.dropout
+            if options.word_dropout
+            else replace(model.dropout, p_word=0.0, word_mask=WordMask.type)
             for model in models
         ]
         self.task = task
         self.models = models
-        self.samples = samples  # of each model
-        self.pooled = samples * len(models)  # S, passes of all models
-        self.stream = Stream((seed, "mc"))
+        self.samples = options.samples  # of each model
+        self.pooled = options.samples * len(models)  # S, passes of all models
+        self.stream = Stream((options.seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
         self.work = [(name, *batch) for name, part in self.parts.items() for batch in task.by_length(part)]
         self.done = 0  # batches, over all passes
@@ -460,7 +341,6 @@ class Passes:
 
     @property
     def words(self) -> int:
-        """How many were read, over all passes."""
         whole, rest = divmod(self.done, len(self.work))
         return whole * sum(self.task.words(batch) for _, _, batch in self.work) + sum(
             self.task.words(b) for _, _, b in self.work[:rest]
@@ -468,15 +348,13 @@ class Passes:
 
     @property
     def total(self) -> int:
-        """How many there are to read."""
         return self.pooled * sum(self.task.words(batch) for _, _, batch in self.work)
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "values": self.values_SN}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError, and changes nothing, where it is not a state of such passes."""
-        done, values = saved.get("done"), saved.get("values")
+    def require_fitting(self, state: dict[str, Any]) -> None:
+        done, values = state.get("done"), state.get("values")
         if (
             type(done) is not int
             or not 0 <= done <= self.pooled * len(self.work)
@@ -485,20 +363,15 @@ class Passes:
             raise ValueError("its passes are not counted")
         if set(values) != set(self.values_SN):
             raise ValueError("its passes are of other parts")
-        for name, value_SN in self.values_SN.items():
-            stored_SN = values[name]
-            fits = (
-                isinstance(stored_SN, Tensor)
-                and stored_SN.shape == value_SN.shape
-                and stored_SN.dtype == value_SN.dtype
-            )
-            if not (fits and bool(stored_SN.isfinite().all())):
+        for name, own_SN in self.values_SN.items():
+            if not (is_numeric(values[name], own_SN.shape, own_SN.dtype) and values[name].isfinite().all()):
                 raise ValueError("its passes are of other texts, or not finite")
-        self.done, self.values_SN = done, values
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.done, self.values_SN = state["done"], state["values"]
 
     @torch.no_grad()
     def run(self) -> Iterator[int]:
-        """Reads on to the end; yields how many words a batch had."""
         while self.done < self.pooled * len(self.work):
             number, at = divmod(self.done, len(self.work))
             name, group, batch = self.work[at]
@@ -512,76 +385,20 @@ class Passes:
             yield self.task.words(batch)
 
     def ratings(self, name: str) -> Tensor:
-        """Of every pass and text of a part, [S, R]."""
+        """Returns the ratings of every pass and text of a part, [S, R]."""
         return torch.stack(
             [self.task.ratings(values_N, self.parts[name]) for values_N in self.values_SN[name]]
         )
 
     def results(self) -> Measured:
-        """The metrics, and the error by number of passes."""
+        """Returns the metrics, and the error by number of passes."""
         test_SR = self.ratings("test")
         test_R = self.parts["test"].ratings_R
         suffix = f"_mc{self.samples}"
         rows = []
-        for number in sample_counts(self.pooled):
-            groups = [
-                rmse(group_SR.mean(0), test_R)
-                for group_SR in torch.split(test_SR, number)
-                if len(group_SR) == number
-            ]
-            rows.append(
-                {
-                    "samples": number,
-                    "rmse": sum(groups) / len(groups),
-                    "deviation": std(groups),
-                    "groups": len(groups),
-                }
-            )
+        for count in sample_counts(self.pooled):
+            groups = [group_SR for group_SR in torch.split(test_SR, count) if len(group_SR) == count]
+            rows.append(mc_row("rmse", count, [rmse(group_SR.mean(0), test_R) for group_SR in groups]))
         assessed = self.task.assess({name: self.ratings(name) for name in self.parts}, suffix)
         metrics = {f"test_rmse{suffix}": rmse(test_SR.mean(0), test_R)} | assessed.metrics
         return Measured(metrics, {"mc": rows} | assessed.tables, assessed.assessment)
-
-
-def without_words(rated: Rated) -> list[str]:
-    """A warning where there are such texts."""
-    wordless = rated.without_words
-    if not wordless:
-        return []
-    first = rated.places[wordless[0]] if rated.places else f"text {wordless[0] + 1}"
-    return [
-        f"{len(wordless):,} of {len(rated.texts):,} texts of {rated.origin} have no words, first {first}; "
-        "all are predicted the same rating"
-    ]
-
-
-def texts_of(part: Part) -> list[list[int]]:
-    """The ids of each text, its sequences one after the other."""
-    texts: list[list[int]] = [[] for _ in part.ratings_R]
-    for sequence, text in zip(part.sequences, part.text_N.tolist(), strict=True):
-        texts[text] += sequence.tolist()
-    return texts
-
-
-def part_of(texts: list[tuple[int, list[Tensor]]], rated: Rated) -> Part:
-    """`texts` are sequences with the number of their text in `rated`."""
-    sequences = [sequence for _, group in texts for sequence in group]
-    text_N = torch.tensor([text for text, (_, group) in enumerate(texts) for _ in group])
-    ratings = [rated.ratings[number] for number, _ in texts]
-    sources = [rated.sources[number] for number, _ in texts] if rated.sources else []
-    return Part(sequences, text_N, torch.tensor(ratings, dtype=torch.float64), sources)
-
-
-def head(part: Part, texts: int) -> Part:
-    """The first texts of a part."""
-    sequences = int((part.text_N < texts).sum())
-    return Part(
-        part.sequences[:sequences], part.text_N[:sequences], part.ratings_R[:texts], part.sources[:texts]
-    )
-
-
-def mean_of_texts(values_N: Tensor, part: Part) -> Tensor:
-    """The mean over each text's sequences [R]."""
-    sums_R = torch.zeros(len(part.ratings_R), dtype=torch.float64).index_add(
-        0, part.text_N, values_N.double()
-    )
-    return sums_R / part.text_N.bincount(minlength=len(sums_R))
