@@ -33,9 +33,11 @@ class Bounds(NamedTuple):
         return self.contains(ratings_R).double().mean().item()
 
     def contains(self, ratings_R: Tensor) -> Tensor:
+        """Returns whether each rating lies in its interval, [R]; the ends belong to it."""
         return (self.low_R <= ratings_R) & (ratings_R <= self.high_R)
 
     def width(self) -> float:
+        """Returns the mean width over texts, in rating units."""
         return (self.high_R - self.low_R).mean().item()
 
     def score(self, ratings_R: Tensor, level: float) -> float:

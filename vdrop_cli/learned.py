@@ -25,6 +25,7 @@ class Words:
 
     @classmethod
     def from_vocabulary(cls, vocabulary: list[str]) -> "Words":
+        """Returns what a vocabulary says of the tokens for ends of lines and for unknown words."""
         known = set(vocabulary)
         return cls(vocabulary, *(word if word in known else None for word in (LINE_END, UNKNOWN_WORD)))
 
@@ -59,16 +60,18 @@ Learned = Words | Ratings
 
 
 def require(holds: bool, name: str, expected: str) -> None:
+    """Raises ValueError, which names the value, unless the condition holds."""
     if not holds:
         raise ValueError(f"learned.{name} must be {expected}")
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite float; torch cannot compute with all integers."""
+    """Returns whether a value is a finite float; torch cannot compute with all integers."""
     return type(value) is float and is_finite(value)
 
 
 def require_vocabulary(vocabulary: object) -> None:
+    """Raises ValueError unless it is a list of different words."""
     words = isinstance(vocabulary, list) and all(type(word) is str for word in vocabulary)
     require(words and len(set(vocabulary)) == len(vocabulary), "vocabulary", "a list of different words")  # type: ignore[arg-type,call-overload]
 

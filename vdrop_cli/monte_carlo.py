@@ -63,6 +63,7 @@ class RunningAverages:
         return {"seen": self.seen, "sums": self.sums, "perplexities": self.perplexities}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state that fits: see `require_fitting`."""
         self.seen = state["seen"]
         self.sums = state["sums"]
         self.perplexities = state["perplexities"]
@@ -142,6 +143,7 @@ class PassMasks:
         return masks.to(self.model.embedding.device)
 
     def draw_passes(self, dropout: Dropout, passes: range, number: int, time: int) -> ModelMasks:
+        """Returns new masks of a policy on the CPU, those of each pass from a stream of its own."""
         shape = self.model.mask_shape(time, 1)
         return concat_batch([draw(dropout, shape, self.stream.at(s, number)) for s in passes])
 

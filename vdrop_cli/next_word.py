@@ -47,6 +47,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def empty(cls, length: int, device: torch.device) -> "Tokens":
+        """Returns zeros for so many tokens, float64."""
         return cls(*torch.zeros(len(cls._fields), length, dtype=torch.float64, device=device))
 
     @property
@@ -55,9 +56,11 @@ class Tokens(NamedTuple):
         return (self.entropy_N - self.pass_entropy_N).clamp(min=0)
 
     def cpu(self) -> "Tokens":
+        """Returns the same on the CPU."""
         return Tokens(*(values_N.cpu() for values_N in self))
 
     def select(self, inside_N: Tensor) -> "Tokens":
+        """Returns the tokens where `inside_N` is true."""
         return Tokens(*(values_N[inside_N] for values_N in self))
 
     def measures(self, is_averaged: bool) -> dict[str, float]:
@@ -155,7 +158,7 @@ def reliability(confidence_N: Tensor, is_right_N: Tensor) -> list[Row]:
 
 
 class Predictions(NamedTuple):
-    """Of some passes over a segment."""
+    """What some passes predict of a segment."""
 
     p_TV: Tensor  # summed over the passes, float64
     log_p_TS: Tensor  # of the targets

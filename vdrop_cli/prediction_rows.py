@@ -68,6 +68,7 @@ class UnknownWords:
         self.unknown = 0
 
     def count(self, words: list[str]) -> None:
+        """Adds the words of a line."""
         self.words += len(words)
         self.unknown += sum(map(self.predictor.is_unknown, words))
 
@@ -90,6 +91,7 @@ class Problems:
         self.settings, self.count = settings, 0
 
     def report(self, line: Line) -> None:
+        """Prints why nothing is predicted from a line; raises ConfigError where it is the only text."""
         assert line.problem is not None
         if self.settings.text is not None:
             raise ConfigError(f"text: {line.problem}")

@@ -32,6 +32,7 @@ class Predictive:
 
     @cached_property
     def mean_R(self) -> Tensor:
+        """The mean over passes: the predicted rating."""
         return moments(self.passes_SR)[0]
 
     @cached_property
@@ -41,6 +42,7 @@ class Predictive:
 
     @property
     def std_R(self) -> Tensor:
+        """The standard deviation of a rating: of the passes and of the observation noise together."""
         return (self.model_variance_R + self.noise**2).sqrt()
 
     def log_likelihood(self, ratings_R: Tensor) -> float:

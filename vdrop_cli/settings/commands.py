@@ -451,6 +451,7 @@ MODELS = {  # by task: several of its models, and one
     TaskName.language_model: ("language models", "a language model"),
     TaskName.sentiment: ("ratings", "a model of ratings"),
 }
+INSTEAD = {"calibration": ", which always have such measures"}  # what models of the other task have
 
 
 def require_task(
@@ -463,5 +464,6 @@ def require_task(
         if getattr(settings, name):
             verb, it = ("are", "them") if name.endswith("s") else ("is", "it")
             raise ConfigError(
-                f"{name} {verb} for {MODELS[needed][0]}, {path} is {MODELS[trained][1]}; leave {it} out"
+                f"{name} {verb} for {MODELS[needed][0]}, {path} is {MODELS[trained][1]}"
+                f"{INSTEAD.get(name, '')}; leave {it} out"
             )

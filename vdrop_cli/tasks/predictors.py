@@ -110,6 +110,7 @@ class RatingPredictor:
             )
 
     def cut(self, words: list[str]) -> list[Tensor]:
+        """Returns a text as the sequences of ids that the model reads."""
         return cut(words, self.ids, self.learned.chunk_words)
 
     @torch.no_grad()
@@ -143,6 +144,7 @@ Predictor = WordPredictor | RatingPredictor
 
 
 def predictor_of(learned: Learned, device: torch.device) -> Predictor:
+    """Returns the predictor of a model that has learned this beside its weights."""
     return (
         RatingPredictor(learned, device) if isinstance(learned, Ratings) else WordPredictor(learned, device)
     )
