@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,6 @@ class Job:
         """
         outcome = self.outcome
         run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
-        if not isinstance(settings, Train):
-            return run(settings) or "done"
 
         def report_started_over() -> None:
             outcome.started_over = True
@@ -133,13 +132,15 @@ class Job:
             if self.folder is not None:
                 outcome.folder = os.path.relpath(folder, self.folder)
 
-        status: str = run(
-            replace(settings, force=settings.force and not outcome.started_over),
-            report_started_over=report_started_over,
-            continues_shorter=not settings.force,
-            report_folder=report_folder,
-        )
-        return status
+        if isinstance(settings, Train):
+            run = partial(
+                run,
+                report_started_over=report_started_over,
+                continues_shorter=not settings.force,
+                report_folder=report_folder,
+            )
+            settings = replace(settings, force=settings.force and not outcome.started_over)
+        return run(settings) or "done"
 
     def record_interruption(self, stop: interruption.Interrupted) -> None:
         """Sets and prints the outcome of a command that a signal has stopped."""
