@@ -95,6 +95,34 @@ def test_held_masks_stay_for_the_whole_text_where_others_are_new_at_every_step(p
         assert words[0] is not None and words[1] is not None and torch.equal(words[0], words[1])
 
 
+@pytest.mark.parametrize("policy", ["naive", "variational", "moon"])
+@pytest.mark.parametrize("word_mask", ["type", "token"])
+def test_word_masks_by_type_are_held_and_those_by_token_change_no_other_mask(
+    policy: str, word_mask: str
+) -> None:
+    """Whether the other masks are held or new at every step."""
+    options = ["dropout.p_word=0.5", f"dropout.word_mask={word_mask}"]
+    model, _ = trained(f"dropout={policy}", *options)
+    masks = PassMasks(model, 1, word_dropout=True)
+    first, later = masks.draw(range(2), 0, 35), masks.draw(range(2), 1, 35)
+    assert first.word is not None and later.word is not None
+    if word_mask == "type":
+        assert first.word.by_type_B is not None and later.word.by_type_B is not None
+        assert torch.equal(first.word.by_type_B, later.word.by_type_B)
+    else:
+        assert first.word.by_token_TB is not None and later.word.by_token_TB is not None
+        assert not torch.equal(first.word.by_token_TB, later.word.by_token_TB)
+    pairs = [
+        (before, after)
+        for one, other in zip(first.layers, later.layers, strict=True)
+        for before, after in zip(one, other, strict=True)
+        if before is not None
+    ]
+    assert pairs
+    for before, after in pairs:
+        assert torch.equal(before, after) == (len(before) == 1) == (policy in ("variational", "moon"))
+
+
 def test_one_mask_on_a_state_is_held_for_the_whole_text_where_inputs_have_new_ones() -> None:
     """On the recurrence, on the next layer's input and on the output, and for each pass another."""
     options = ["dropout.p_out=0", "dropout.p_h=0.5", "dropout.one_state_mask=true", "dropout.p_x=0.5"]

@@ -111,7 +111,7 @@ class RunningAverages:
 class PassMasks:
     """The masks of MC passes, as functions of seed and pass, and of the segment where they are not held.
 
-    Where only some places have new masks at every step, the masks of the others are one for the whole text.
+    The masks of places that have none for every step, and word masks by type, are one for the whole text.
 
     Without `word_dropout` the word mask is left out, as in the authors' evaluation.
     """
@@ -130,16 +130,15 @@ class PassMasks:
 
     def draw(self, passes: range, segment: int, time: int) -> ModelMasks:
         """Returns the masks of some passes for a segment of `time` steps, a column for each pass."""
-        number = 0 if self.is_fixed else segment
-        if self.dropout.new_each_step:
+        if self.is_fixed:
+            masks = self.draw_passes(self.dropout, passes, 0, time)
+        else:
             if self.first is None or self.first[0] != passes:
                 # Always of as many steps: how many numbers a place takes decides on those of the next one.
                 self.first = (passes, self.draw_passes(self.dropout, passes, 0, SEGMENT_STEPS))
             # masks on weights, which are drawn last, are those of the first segment
-            masks = self.draw_passes(replace(self.dropout, p_weight=0.0), passes, number, time)
+            masks = self.draw_passes(replace(self.dropout, p_weight=0.0), passes, segment, time)
             masks = joined_masks(masks, self.first[1], self.dropout)
-        else:
-            masks = self.draw_passes(self.dropout, passes, number, time)
         return masks.to(self.model.embedding.device)
 
     def draw_passes(self, dropout: Dropout, passes: range, number: int, time: int) -> ModelMasks:
@@ -154,6 +153,7 @@ def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> Mode
         Masks(
             x=new.x if dropout.is_new_each_step(BETWEEN if layer else "p_x") else one.x,
             h=new.h if dropout.is_new_each_step("p_h") else one.h,
+            c=one.c,
         )
         for layer, (new, one) in enumerate(zip(masks.layers, first.layers, strict=True))
     ]
