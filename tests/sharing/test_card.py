@@ -50,10 +50,13 @@ def run_code(run: Path, monkeypatch: pytest.MonkeyPatch, old: str = "", new: str
         ["model.tie_embeddings=true", "model.embedding_size=6"],
         ["model.lower_sizes=[6]"],
         ["model.residual=true"],
+        ["dropout=moon", "dropout.p_c=0.5"],
+        ["dropout=variational_untied", "dropout.p_weight=0.5"],
+        ["dropout=naive_word"],
     ],
     ids=[
         *("LSTM", "GRU", "GRU of torch", "smaller embedding", "tied", "tied by a projection", "two sizes"),
-        "residual",
+        *("residual", "moon", "untied", "naive"),
     ],
 )
 def test_the_code_gives_the_probabilities_of_vdrop_predict(
@@ -75,8 +78,9 @@ def test_the_code_gives_the_probabilities_of_vdrop_predict(
         (["model=gru_sentiment", "model.hidden_size=8"], "20"),
         (["model.layers=2", "model.lower_sizes=[6]"], "null"),
         (["model.layers=2", "model.residual=true"], "null"),
+        (["dropout=moon", "dropout.p_c=0.5"], "null"),
     ],
-    ids=["LSTM", "GRU", "two sizes", "residual"],
+    ids=["LSTM", "GRU", "two sizes", "residual", "moon"],
 )
 def test_the_code_gives_the_rating_of_vdrop_predict(
     model: list[str],
