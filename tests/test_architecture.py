@@ -128,7 +128,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "learning_rate": {"settings"},
     "optimizer": {"settings"},
     "gradient_step": {"dropout", "kernels", "layers", "optimizer", "settings", "tasks"},
-    "checkpoint": {"run_files", "errors", "files", "learned", "settings"},
+    "checkpoint": {"run_files", "errors", "files", "learned", "settings", "stored"},
     "training": {
         "run_files",
         *("averaging", "checkpoint", "continuation", "device", "dropout", "errors", "files", "interruption"),

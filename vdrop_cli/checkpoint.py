@@ -7,17 +7,18 @@ import sys
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, float32, nn
 
-from vdrop_cli import files, learned
+from vdrop_cli import files, learned, stored
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.learned import Learned
-from vdrop_cli.run_files import checkpoint_name, parse_checkpoint
+from vdrop_cli.run_files import CONFIG, checkpoint_name, parse_checkpoint
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.train import Model, Train
@@ -322,6 +323,8 @@ def newest(
     there = all_in(folder)
     for path in there:
         if (snapshot := attempt(path, use)) is not None:
+            if path != there[0]:
+                print(f"vdrop: {path} is used instead", file=sys.stderr)
             return snapshot
     if there:
         raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
@@ -346,13 +349,32 @@ def find(named: str) -> Path:
     path = Path(named)
     if not path.is_dir():
         return path
-    last = newest(path)
+    require_own = partial(require_of_run, folder=path)
+    last = newest(path, require_own)
     if last is None:
         raise ConfigError(
             f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train"
         )
-    best = last.train.reports_best and last.best_epoch > 0
-    return path_of(path, last.best_epoch) if best else path_of(path, last.epoch, last.batch)
+    if not (last.train.reports_best and last.best_epoch > 0):
+        return path_of(path, last.epoch, last.batch)
+    best = path_of(path, last.best_epoch)
+    if last.best_epoch != last.epoch or last.batch:
+        try:
+            require_own(load(best))
+        except ValueError as reason:
+            raise unusable(best, reason) from None
+    return best
+
+
+def require_of_run(snapshot: Checkpoint, folder: Path) -> None:
+    """Raises ValueError where a checkpoint has other settings than the configuration in its run folder."""
+    try:
+        train = restore(stored.read_yaml(folder / CONFIG))
+    except (OSError, Damaged, ConfigError, OmegaConfBaseException):  # none, or none that says anything
+        return
+    theirs = (snapshot.train.identity(snapshot.corpus), snapshot.train.seed)
+    if theirs != (train.identity(snapshot.corpus), train.seed):
+        raise ValueError(f"its settings are not those of {folder / CONFIG}, so it is of another run")
 
 
 def run_folder(settings: Train, fingerprint: str) -> Path:

@@ -3,6 +3,7 @@ test_cli.
 """
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,35 @@ def test_reloading_gives_the_same_numbers(folder: Path) -> None:
         name: trained[name] for name in ("valid_ppl", "valid_ppl_batched", "test_ppl")
     }
     assert result["environment"]["backend"] == "native" and result["epoch"] == 1
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_in_a_run_folder(
+    folder: Path, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The newest one; where the best epoch is reported and its file is of another run, that is an error."""
+    train.run(settings(*TINY, *text, "seed=7", "schedule.epochs=2"))
+    train.run(settings(*TINY, *text, "seed=8", "schedule.epochs=2"))
+    run, other = (next(Path().glob(f"outputs/train/*/*-s{seed}")) for seed in (7, 8))
+    shutil.copy(other / "checkpoint-0002.pt", run / "checkpoint-0002.pt")
+    assert checkpoint.find(str(run)) == run / "checkpoint-0001.pt"
+    message = capsys.readouterr().err
+    assert f"its settings are not those of {run / 'config.yaml'}, so it is of another run" in message
+    assert f"vdrop: {run / 'checkpoint-0001.pt'} is used instead" in message
+    for seed in (7, 8):
+        train.run(settings(*TINY, *text, f"seed={seed}", "schedule.epochs=2", "schedule.patience=5"))
+    run, other = (
+        path.parent
+        for seed in (7, 8)
+        for path in Path().glob(f"outputs/train/*/*-s{seed}/checkpoint-0002.pt")
+        if checkpoint.load(path).train.schedule.patience
+    )
+    checkpoint.save(replace(checkpoint.load(run / "checkpoint-0002.pt"), best_epoch=1), run)
+    assert checkpoint.find(str(run)) == run / "checkpoint-0001.pt"
+    shutil.copy(other / "checkpoint-0001.pt", run / "checkpoint-0001.pt")
+    with pytest.raises(
+        ConfigError, match=r"checkpoint-0001.pt cannot be used: its settings are not those of"
+    ):
+        checkpoint.find(str(run))
 
 
 def test_precision_is_that_of_the_training_unless_it_is_set(folder: Path) -> None:
