@@ -33,5 +33,10 @@ def test_a_count_is_printed_whole() -> None:
     assert metric_line("epoch", 12).split()[:2] == ["epoch", "12"]
 
 
+def test_a_number_that_is_very_large_has_an_exponent() -> None:
+    assert metric_line("test_ppl", 1.2345e51).split()[1] == "1.23e+51"
+    assert metric_line("test_ppl", 123456789.0).split()[1] == "123456789.00"
+
+
 def test_large_numbers_have_two_decimals_and_small_ones_four() -> None:
     assert [decimals(value) for value in (0.1, -9.99, 10, 10.0, -123.4)] == [4, 4, 2, 2, 2]

@@ -30,9 +30,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"device={name} is not a device; choose auto, cpu, cuda or cuda:N") from None
     available = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
     if f"{device.type}:{device.index or 0}" not in ("cpu:0", *available[1:]):
-        raise ConfigError(
-            f"device={name} is not on this machine; choose auto or one of {', '.join(available)}"
-        )
+        raise ConfigError(f"device={name} is not on this machine; choose auto, {' or '.join(available)}")
     return device
 
 

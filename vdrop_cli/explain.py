@@ -46,7 +46,8 @@ def explain(error: BaseException, command: str) -> str:
     if match := re.match(r"Could not override '([^']+)'", message):
         return f"{match[1]} is not a setting{setting_hint(match[1], command)}"
     if match := re.match(r"Error merging override (\S+)", message):
-        return f"{match[1]}: {join_lines(str(error.__cause__))}"
+        reason = value_error(str(error.__cause__))
+        return f"{match[1]}{' ' if reason.startswith('must be') else ': '}{reason}"
     message = message.removeprefix("ConfigError raised while resolving interpolation: ")
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {join_lines(message)}" if full_key else join_lines(message)
@@ -58,7 +59,7 @@ def setting_hint(key: str, command: str) -> str:
     if command != "train" and trained in keys(ROOTS["train"]):
         here = f"; here, overrides='{trained}=…' sets it" if "overrides" in keys(ROOTS[command]) else ""
         return f" of vdrop {command}; vdrop train has {trained}{here}"
-    hint = suggestion(key, keys(ROOTS[command]), ALIASES.get(command))
+    hint = suggestion(key, [*keys(ROOTS[command]), *groups(command)], ALIASES.get(command))
     return hint or f"; vdrop {command} --help lists the settings"
 
 
@@ -70,6 +71,19 @@ def value_hint(word: str, command: str) -> str:
     return (
         f"; did you mean {' or '.join(meant)}?" if meant else f"; vdrop {command} --help shows the settings"
     )
+
+
+KINDS_OF_VALUES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+
+
+def value_error(message: str) -> str:
+    """Returns the first line of OmegaConf's message about a value, with the type in words."""
+    match = re.match(
+        r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", message
+    )
+    if match is None or match[2] not in KINDS_OF_VALUES:
+        return join_lines(message)
+    return f"must be {KINDS_OF_VALUES[match[2]]}, got {match[1]}"
 
 
 def join_lines(message: str) -> str:

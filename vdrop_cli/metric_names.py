@@ -45,6 +45,9 @@ COUNTS = {
 }
 
 
+LARGE = 1e9  # numbers from here on are written with an exponent
+
+
 def metric_in_words(name: str) -> str:
     """Returns a metric such as `test_ppl_mc100` in words, `test perplexity, 100 MC samples`.
 
@@ -73,5 +76,8 @@ def decimals(value: float) -> int:
 
 def metric_line(name: str, value: float) -> str:
     """Returns a metric, its value and its meaning as a line of a result."""
-    number = f"{value:8.{decimals(value)}f}" if isinstance(value, float) else f"{value:8}"
+    if isinstance(value, float):
+        number = f"{value:8.2e}" if abs(value) >= LARGE else f"{value:8.{decimals(value)}f}"
+    else:
+        number = f"{value:8}"
     return f"{name:<28}{number}  {metric_in_words(name)}".rstrip()

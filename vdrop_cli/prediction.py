@@ -20,7 +20,7 @@ from vdrop_cli.prediction_inputs import Line, lines
 from vdrop_cli.prediction_rows import Problems, RowPrinter, UnknownWords, as_json, require_finite
 from vdrop_cli.rating_noise import Noise, noise_of
 from vdrop_cli.settings.choices import Interval, OutputFormat
-from vdrop_cli.settings.commands import Predict
+from vdrop_cli.settings.commands import PREDICT_SAMPLES, Predict
 from vdrop_cli.tasks import RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.trained_model import (
     BROKEN_WEIGHTS,
@@ -32,7 +32,6 @@ from vdrop_cli.trained_model import (
 )
 from vdrop_cli.uncertainty import Predictive
 
-PASSES = 50  # of MC dropout, where the settings leave it open
 LEVEL = 95.0  # likewise
 SURPRISES = 5  # likewise
 
@@ -75,7 +74,7 @@ def passes_of_each(built: list[TrainedModel], settings: Predict) -> int:
         raise no_dropout(without[0].path, settings.mc_samples, "0 or null")
     if settings.mc_samples is not None:
         return settings.mc_samples
-    return 0 if without or settings.members else PASSES
+    return 0 if without or settings.members else PREDICT_SAMPLES
 
 
 def lacks_spread(built: list[TrainedModel], samples: int) -> str | None:
@@ -212,7 +211,7 @@ def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Pr
         if line.problem is not None:
             problems.report(line)
         shown = (
-            f"perplexity {values['ppl']:.1f} over {values['words']} words"
+            f"perplexity {values['ppl']:.1f} over {values['words']} tokens"
             if values["ppl"] is not None
             else "no perplexity"
         )

@@ -19,7 +19,7 @@ from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.learned import Ratings
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Predict
-from vdrop_cli.settings.data_places import data_for
+from vdrop_cli.settings.data_places import data_for, stored_places
 from vdrop_cli.tasks import RatingPredictor
 from vdrop_cli.trained_model import TrainedModel, task_of
 
@@ -130,6 +130,8 @@ def command_of(built: list[TrainedModel], samples: int) -> str:
         words.append(f"members=[{','.join(str(one.path) for one in built[1:])}]")
     if samples:
         words.append(f"mc_samples={samples}")
+    if stored_places(built[0].checkpoint.train.data):
+        words.append("stored_data=true")
     if built[0].precision is not built[0].checkpoint.train.precision:
         words.append(f"precision={built[0].precision}")
     return " ".join(words)

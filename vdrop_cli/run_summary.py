@@ -10,6 +10,8 @@ import torch
 from vdrop_cli import output
 from vdrop_cli.metric_names import PARTS, metric_line
 from vdrop_cli.policies import Policy
+from vdrop_cli.settings.choices import TaskName
+from vdrop_cli.settings.commands import PREDICT_SAMPLES
 from vdrop_cli.settings.data_places import stored_places
 from vdrop_cli.settings.train import Train
 from vdrop_cli.training import Run
@@ -22,7 +24,8 @@ def print_start(settings: Train, training: Run) -> None:
     sizes = ", ".join(f"{PARTS[part]} {size}" for part, size in task.part_sizes.items())
     for line in (
         f"corpus: {task.origin}; {sizes}; vocabulary {task.predictor.vocabulary_size:,}",
-        f"model: {parameters:,} parameters; dropout probabilities: {settings.dropout.in_words}",
+        f"model: {settings.model.cell}, {parameters:,} parameters; dropout policy: "
+        f"{settings.dropout.policy}, probabilities: {settings.dropout.in_words}",
         f"training: epochs: {settings.schedule.epochs}, {task.batches_an_epoch:,} steps per epoch, "
         f"{training.total_steps:,} steps in all; threads: {torch.get_num_threads()}",
     ):
@@ -40,7 +43,9 @@ def print_result(result: dict[str, Any]) -> None:
 def print_next_commands(settings: Train, folder: Path) -> None:
     """Prints the commands that evaluate a finished run and predict with it."""
     checkpoint_setting = shlex.quote(f"checkpoint={folder}")
-    eval_settings = " mc_samples=100" if settings.dropout.policy is not Policy.none else ""
+    # for ratings as many as `vdrop predict` makes, which needs the noise of as many
+    samples = PREDICT_SAMPLES if settings.task.name is TaskName.sentiment else 100
+    eval_settings = f" mc_samples={samples}" if settings.dropout.policy is not Policy.none else ""
     eval_settings += " stored_data=true" if stored_places(settings.data) else ""
     print(f"\nrun folder: {folder}", file=sys.stderr)
     print(f"next: vdrop eval {checkpoint_setting}{eval_settings}", file=sys.stderr)

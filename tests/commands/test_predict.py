@@ -421,7 +421,7 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
         (["text=a", "file=b"], "file must be null with text"),
         (["text='  '"], "text must be a text with words in it"),
         (["text=a", "mc_samples=-1"], "mc_samples must be in"),
-        (["text=a", "level=100"], r"level must be in \(0, 100\), or null"),
+        (["text=a", "level=100"], r"level must be in \[1, 100\), or null"),
         (["text=a", "surprises=0"], "surprises must be at least 1, or null"),
         (["sample=3", "surprises=2"], "surprises must be null with sample"),
         (["sample=3", "temperature=0"], "temperature must be at least"),
@@ -544,7 +544,7 @@ def test_in_the_middle_of_an_epoch_the_error_says_how_to_measure_the_noise(
     )
     with pytest.raises(
         ConfigError,
-        match=r"data\.csv=.* give data\.csv=…, or run vdrop eval checkpoint=\S+ mc_samples=5 first",
+        match=r"data\.csv=.* give data\.csv=…, or run vdrop eval \S+ mc_samples=5 stored_data=true first",
     ):
         predict_rows(capsys, path, "text=good1", "mc_samples=5")
     (fitted,) = predict_rows(capsys, path, "text=good1", "mc_samples=5", rated[1])
@@ -665,7 +665,8 @@ def test_intervals_of_each_kind_are_those_of_the_passes_and_the_noise(
     """Conformal ones take noise and scores of the evaluation in the same way."""
     text = ("text=good1 bad2", "mc_samples=5", "level=60")
     with pytest.raises(
-        ConfigError, match=r"^interval=conformal takes .*; run vdrop eval checkpoint=\S+ mc_samples=5 first"
+        ConfigError,
+        match=r"^interval=conformal takes .*; run vdrop eval \S+ mc_samples=5 stored_data=true first",
     ):
         predict_rows(capsys, critic, *text, "interval=conformal")
     results = evaluated(critic, "mc_samples=5")

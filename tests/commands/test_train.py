@@ -78,6 +78,22 @@ def test_force_starts_over(text: list[str], capsys: pytest.CaptureFixture[str]) 
     assert [record["epoch"] for record in read_log(folder / "log.jsonl") if record["kind"] == "start"] == [0]
 
 
+def test_tags_of_a_finished_run_stay_and_that_is_said(
+    text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(settings(*TINY, *text, "tags=[one]"))
+    for tags, message in (
+        ("tags=[one]", ""),
+        ("tags=[]", ""),
+        ("tags=[one,two]", "vdrop: tags=[one,two] is not applied: the run was made with [one]\n"),
+        ("run_name=mine", "vdrop: run_name=mine is not applied: the run was made with null\n"),
+    ):
+        capsys.readouterr()
+        assert train.run(settings(*TINY, *text, tags)) == "skipped"
+        assert capsys.readouterr().err.endswith(message) and (message or "not applied" not in tags)
+    assert runs.read(next(Path().rglob("result.json")).parent).train.tags == ["one"]
+
+
 def test_a_run_that_is_evaluated_is_not_started_over(text: list[str]) -> None:
     train.run(settings(*TINY, *text))
     folder = next(Path().rglob("result.json")).parent

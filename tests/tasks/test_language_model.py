@@ -184,8 +184,10 @@ def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
     (train_N, valid_N) = (torch.arange(100) % 3, torch.arange(100) % 4)
 
     def warnings(train_N: torch.Tensor, valid_N: torch.Tensor) -> list[str]:
-        made = Corpus(["a", "b", "<eos>", "<unk>"], train_N, valid_N, train_N, "here", "f")
-        return LanguageModelling(config.task, made, torch.device("cpu")).warnings
+        words = ["a", "b", "<eos>", "<unk>"]
+        corpus = Corpus(words, train_N, valid_N, train_N[:-1], "here", "f")
+        task = LanguageModelling(config.task, corpus, torch.device("cpu"))
+        return task.warnings_of_unknown_words
 
     (warning,) = warnings(train_N, valid_N)
     assert warning.startswith(
@@ -193,7 +195,23 @@ def test_unknown_words_that_training_does_not_have_are_warned_of() -> None:
         "have"
     )
     assert "data.min_count" in warning
-    assert warnings(train_N, train_N) == warnings(valid_N, valid_N) == []
+    assert warnings(train_N, train_N + 0) == warnings(valid_N, valid_N + 0) == []
+
+
+def test_parts_with_the_same_text_are_warned_of() -> None:
+    config = settings("task.batch_size=4", "task.bptt=5")
+    one_N, other_N = torch.arange(100) % 3, torch.arange(100) % 2
+
+    def warnings(*parts: torch.Tensor) -> list[str]:
+        corpus = Corpus(["a", "b", "<eos>"], *parts, "here", "f")
+        return LanguageModelling(config.task, corpus, torch.device("cpu")).warnings
+
+    assert warnings(one_N, other_N, one_N[:50]) == []
+    (warning,) = warnings(one_N, other_N, one_N)
+    assert warning.startswith("the train part and the test part of here are the same text")
+    (warning,) = warnings(one_N, one_N, other_N)
+    assert warning.startswith("the train part and the valid part of here are the same text")
+    assert len(warnings(one_N, one_N, one_N)) == 3
 
 
 @pytest.mark.parametrize(("batch", "bptt"), [(20, 5), (4, 25), (200, 1)])

@@ -170,6 +170,8 @@ def field_count(count: int) -> str:
 
 def require_column(name: str | None, names: Sequence[str], setting: str, where: str) -> None:
     """Raises ConfigError where `name`, the value of a setting, is not among the names of columns."""
+    if not names:
+        raise ConfigError(f"{where} is empty; its first line must have the names of the columns")
     if name not in names:
         raise ConfigError(
             f"{setting}={shown(name)} is not a column of {where}; choose from "

@@ -138,6 +138,9 @@ class Eval:
         )
 
 
+PREDICT_SAMPLES = 50  # of MC dropout, where the settings leave it open
+
+
 @dataclass
 class Predict:
     checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
@@ -168,7 +171,7 @@ class Predict:
         None,
         "share of ratings that the interval is meant to contain; null: 95",
         "per cent",
-        Limits(above=0, below=100),
+        Limits(at_least=1, below=100),
     )
     surprises: int | None = setting(
         None, "language model: number of words shown, the most surprising ones; null: 5", "words", POSITIVE

@@ -242,6 +242,10 @@ class DropoutSettings:
             raise ConfigError(f"dropout.{message}") from None
 
 
+# Adam's steps are about as large as the rate: with the rate of the published recipes for SGD, 1, it diverges.
+HIGHEST_RATE_OF_ADAM = 0.1
+
+
 @dataclass
 class Schedule:
     epochs: int = setting(MISSING, "passes over the training part", "epochs", POSITIVE)
@@ -329,6 +333,12 @@ class Schedule:
         require_limits(self, "schedule.")
         for name in ("beta1", "beta2"):
             self.require_unused(name, self.optimiser is not OptimizerName.sgd, f"optimiser={self.optimiser}")
+        require(
+            self.optimiser is OptimizerName.sgd or self.lr <= HIGHEST_RATE_OF_ADAM,
+            "schedule.lr",
+            f"at most {HIGHEST_RATE_OF_ADAM} with schedule.optimiser={self.optimiser}, for example 0.001",
+            self.lr,
+        )
         shape = f"lr_shape={self.lr_shape}"
         for name in ("plateau_epochs", "plateau_gain"):
             self.require_unused(name, self.lr_shape is LrShape.plateau, shape)

@@ -63,7 +63,13 @@ class Variants(Generic[Group]):
                 f"{self.group}={choice}",
             )
             if f.name not in own:
-                require(value == f.default, key, f"unset with {chosen}", value)
+                others = [
+                    f"{self.group}={choice}"
+                    for choice, other in self.kinds.items()
+                    if f.name in other.__dataclass_fields__  # type: ignore[attr-defined]
+                ]
+                rule = f"unset with {chosen}, as it is for {' and '.join(others)}"
+                require(value == f.default, key, rule, value)
             elif own[f.name].default is MISSING:
                 require(value not in (None, ""), key, f"set with {chosen}", "nothing")
         return kind(**{name: values[name] for name, f in own.items() if f.init})  # type: ignore[no-any-return]

@@ -141,6 +141,21 @@ class LanguageModelling:
 
     @cached_property
     def warnings(self) -> list[str]:
+        """Returns warnings about parts with the same text, and about unknown words that are not trained."""
+        return [*self.warnings_of_equal_parts, *self.warnings_of_unknown_words]
+
+    @property
+    def warnings_of_equal_parts(self) -> list[str]:
+        """Returns a warning for each two parts that are the same text."""
+        return [
+            f"the {one} part and the {other} part of {self.origin} are the same text, so the perplexity of "
+            f"the {other} part is not that of an unseen text"
+            for one, other in (("train", "valid"), ("train", "test"), ("valid", "test"))
+            if torch.equal(self.corpus.parts[one], self.corpus.parts[other])
+        ]
+
+    @property
+    def warnings_of_unknown_words(self) -> list[str]:
         """Returns a warning about unknown words where training has none, so that <unk> is not trained."""
         unknown = {part: unknown_share(stream_N, self.corpus) for part, stream_N in self.corpus.parts.items()}
         if unknown["train"] > 0 or not (unknown["valid"] or unknown["test"]):
