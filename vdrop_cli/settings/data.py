@@ -29,7 +29,10 @@ class LocalData(Data):
     """A known corpus, which is downloaded unless a folder has it."""
 
     dir: str | None = setting(
-        None, "folder of its files; null: data/ of the checkout or the working folder", limits=FilePath()
+        None,
+        "folder of its files; null: that of the environment variable VDROP_DATA, else data/ of the checkout "
+        "or the working folder, else a download",
+        limits=FilePath(),
     )
 
 

@@ -24,6 +24,8 @@ HEADINGS = {
     Size.large: "Large (1500 units)",
 }
 INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run; ROW is one of {rows}.
+  A row of MC dropout or of averages trains the row that it evaluates. Averages and corrected rows are of
+  the large size alone.
   `vdrop eval checkpoint=RUN mc_samples=1000` (small: 100) evaluates it for an MC row, `members=[RUN,…]`
   averages runs. `make reproduce-table SIZE=medium SEEDS=3` does it all; the average of ten takes `SEEDS=10`.
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
