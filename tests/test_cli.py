@@ -107,10 +107,7 @@ MISTAKES = {  # what is typed: what the one line must say
         "train",
         "schedule.optimiser=adam",
     ): "schedule.lr must be at most 0.1 with schedule.optimiser=adam, for ex",
-    (
-        "train",
-        "data.train=a.txt",
-    ): "data.train must be unset with data=ptb, as it is for data=text, got a.txt",
+    ("train", "data.train=a.txt"): "data.train must be unset with data=ptb, got a.txt; it is for data=text",
     ("predict", "checkpoint=x", "level=0.95"): "level must be in [1, 100), or null, got 0.95",
     ("train", "model=lstm_huge"): "model=lstm_huge is an unknown choice; did you mean lstm_large?",
     ("train", "dropout=variatonal"): "dropout=variatonal is an unknown choice; did you mean variational",

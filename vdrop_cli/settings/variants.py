@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from omegaconf import MISSING
 
-from vdrop_cli.errors import require
+from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.policies import Choice
 from vdrop_cli.settings.fields import Help, refuse_unknown
 
@@ -63,16 +63,22 @@ class Variants(Generic[Group]):
                 f"{self.group}={choice}",
             )
             if f.name not in own:
-                others = [
-                    f"{self.group}={choice}"
-                    for choice, other in self.kinds.items()
-                    if f.name in other.__dataclass_fields__  # type: ignore[attr-defined]
-                ]
-                rule = f"unset with {chosen}, as it is for {' and '.join(others)}"
-                require(value == f.default, key, rule, value)
+                if value != f.default:
+                    raise ConfigError(
+                        f"{key} must be unset with {chosen}, got {value}; "
+                        f"it is for {self.choices_with(f.name)}"
+                    )
             elif own[f.name].default is MISSING:
                 require(value not in (None, ""), key, f"set with {chosen}", "nothing")
         return kind(**{name: values[name] for name, f in own.items() if f.init})  # type: ignore[no-any-return]
+
+    def choices_with(self, name: str) -> str:
+        """The choices that have a setting, as they are typed."""
+        return " and ".join(
+            f"{self.group}={choice}"
+            for choice, kind in self.kinds.items()
+            if name in kind.__dataclass_fields__  # type: ignore[attr-defined]
+        )
 
     def changed(self, settings: Group, changes: Mapping[str, Any]) -> Group:
         """The same variant with some settings changed. Raises ConfigError as `typed` does."""
