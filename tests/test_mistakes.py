@@ -189,7 +189,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         lambda settings, task: SimpleNamespace(epoch=1.0, result=1.0, mc=lambda samples, mc_batch: 1.0),
     )
     monkeypatch.setattr(processes.Commands, "vdrop", lambda *arguments: None)
-    monkeypatch.setattr(prediction, "PASSES", 3)
+    monkeypatch.setattr(prediction, "PREDICT_SAMPLES", 3)
     passes_of = RatingPredictor.passes_of
     monkeypatch.setattr(
         RatingPredictor,

@@ -64,7 +64,7 @@ def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_
     """The penalty is added to the gradient before it: at w = (1, -1) with decay 0.5, (3, 0.1) + (0.5, -0.5)
     has signs + and -.
     """
-    adam = ["schedule.optimiser=adam"]
+    adam = ["schedule.optimiser=adam", "schedule.lr=0.01"]
     weights, norm = one_step(
         *(*adam, "schedule.clip=inf", "schedule.weight_decay=0.5"),
         start=[1.0, -1.0],
@@ -84,7 +84,12 @@ def test_adams_first_step_is_the_learning_rate_against_the_signs_of_the_clipped_
 
 def test_adamw_shrinks_the_weights_by_the_learning_rate_times_the_decay_beside_its_step() -> None:
     """The decay has no part in the gradient: (2, -2)·(1 - 0.01·0.5) - 0.01·(1, 1)."""
-    adamw = ["schedule.optimiser=adamw", "schedule.clip=null", "schedule.weight_decay=0.5"]
+    adamw = [
+        "schedule.optimiser=adamw",
+        "schedule.lr=0.01",
+        "schedule.clip=null",
+        "schedule.weight_decay=0.5",
+    ]
     weights, norm = one_step(*adamw, start=[2.0, -2.0], gradient=[3.0, 0.1], lr=0.01)
     assert norm == pytest.approx(math.hypot(3, 0.1))
     assert weights == pytest.approx([2 * 0.995 - 0.01, -2 * 0.995 - 0.01], rel=1e-6)
@@ -95,9 +100,8 @@ def test_the_decays_of_adams_moments_are_free(descent: OptimizerName) -> None:
     """With beta1 = 0 (Melis et al. 2018) the second step knows nothing of the first gradient's sign: it is
     lr·g/√(mean of squares), mean of squares = (0.5·0.5·1 + 0.5·4) / (1 - 0.25) with beta2 = 0.5.
     """
-    schedule = settings(
-        f"schedule.optimiser={descent}", "schedule.beta1=0", "schedule.beta2=0.5", "schedule.weight_decay=0"
-    ).schedule
+    options = ["schedule.lr=0.1", "schedule.beta1=0", "schedule.beta2=0.5", "schedule.weight_decay=0"]
+    schedule = settings(f"schedule.optimiser={descent}", *options).schedule
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
     optimiser = Optimizer(model, schedule)

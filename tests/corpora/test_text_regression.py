@@ -60,7 +60,7 @@ def test_a_file_of_columns(tmp_path: Path, name: str, separator: str, mark: str)
         ),
         ("words,stars\na,1\n", r"^data\.column=text is not a column of .*; choose from words, stars"),
         ("text,points\na,1\n", r"^data\.rating_column=stars is not a column of .*; choose from text, points"),
-        ("", r"^data\.column=text is not a column of .*; choose from none"),
+        ("", r"^data\.csv=.* is empty; its first line must have the names of the columns"),
         (
             b"text,stars\n\xff,1\n",
             r"^data\.csv=.* is not UTF-8 \(invalid start byte at byte 11\); convert it",

@@ -170,7 +170,7 @@ def test_a_dropout_that_there_are_runs_of_stays_on_the_page(tmp_path: Path) -> N
     few = replace(FEW, protocols=[SplitProtocol.clean], dropouts=["variational_untied", "zaremba"], epochs=9)
     untied, zaremba = few.rows
     runs = [finished(tmp_path, untied, 1, 0.1), finished(tmp_path, zaremba, 1, 0.1)]
-    runs[1].config["schedule"]["lr"] = 0.5
+    runs[1].config["schedule"]["lr"] = 0.05
     chosen = [row.name for row in FEW.rows]
     assert sorted(names(FEW, runs)) == sorted([*chosen, "clean lstm variational_untied"]), (
         "but not where it was not run, nor one of other settings"
