@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from vdrop_cli.dropout import ModelMasks, WordMasks
-from vdrop_cli.kernels import Masks
+from vdrop_cli.kernels import Masks, native
 from vdrop_cli.layer_dropout import describe
 from vdrop_cli.layers import GRU, LSTM
 from vdrop_cli.modules import WeightDrop
@@ -599,6 +601,27 @@ def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str, dynamic: 
     assert not torch.equal(first, second)
     first.sum().backward()
     assert layer.weight_hh_l0.grad is not None and layer.weight_hh_l0.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer norm"])
+@pytest.mark.parametrize("layer_type", [LSTM, GRU])
+@pytest.mark.parametrize("backend", ["reference", "fused", "native"])
+def test_activation_checkpoints_give_the_same_gradients(
+    backend: str, layer_type: type[LSTM | GRU], layer_norm: bool
+) -> None:
+    """They count what is saved for the backward pass, in the first call of a process, too, which checks the
+    back end.
+    """
+    layer = layer_type(5, 7, 2, variational=0.3, backend=backend, layer_norm=layer_norm)
+    x, masks = torch.randn(4, 3, 5), layer.masks(4, 3)
+    gradients = []
+    for call in (layer, partial(checkpoint, layer, use_reentrant=False)):
+        native.unavailable_reason.cache_clear()
+        call(x, masks=masks)[0].square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+        layer.zero_grad()
+    for plain, recomputed in zip(*gradients, strict=True):
+        same(recomputed, plain)
 
 
 def test_compiled_code_refuses_negative_lengths() -> None:

@@ -188,7 +188,8 @@ def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights
 def norms_and_shapes(norms: Norms, gates: int, hidden: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
     """The parameters of layer norm and their shapes. Raises ValueError where the cell has others."""
     names = ("ih", "hh", "c", "c_bias") if gates == 4 else ("ih", "hh")
-    if [name for name, tensor in norms._asdict().items() if tensor is not None] != list(names):
+    lacks_none = all(getattr(norms, name) is not None for name in names)
+    if not lacks_none or (gates == 3 and not (norms.c is None and norms.c_bias is None)):
         raise ValueError(f"norms must have {', '.join(names)}, and nothing else")
     sizes = (gates * hidden, gates * hidden, hidden, hidden)
     return {

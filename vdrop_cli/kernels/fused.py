@@ -214,8 +214,8 @@ class LSTM(torch.autograd.Function):
         dc_BH: Tensor | None,
         dcells_TBH: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        count = len(SavedLSTM._fields)
-        saved, inputs_ND = SavedLSTM(*ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
+        tensors, count = ctx.saved_tensors, len(SavedLSTM._fields)  # read once: hooks may count
+        saved, inputs_ND = SavedLSTM(*tensors[:count]), list(tensors[count:])
         if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
             gradients = cell_gradients(
                 reference.lstm,
@@ -378,8 +378,8 @@ class GRU(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
-        count = len(SavedGRU._fields)
-        saved, inputs_ND = SavedGRU(*ctx.saved_tensors[:count]), list(ctx.saved_tensors[count:])
+        tensors, count = ctx.saved_tensors, len(SavedGRU._fields)  # read once: hooks may count
+        saved, inputs_ND = SavedGRU(*tensors[:count]), list(tensors[count:])
         if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
             gradients = cell_gradients(
                 reference.gru,
