@@ -136,7 +136,19 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("learning_rate", "optimizer", "prefetch", "provenance", "random_streams", "settings", "sinks"),
         *("stuck_starts", "tasks"),
     },
-    "run_summary": {"metric_names", "output", "policies", "settings", "training"},
+    "run_summary": {
+        *(
+            "errors",
+            "files",
+            "metric_names",
+            "output",
+            "policies",
+            "run_files",
+            "settings",
+            "stored",
+            "training",
+        )
+    },
     "trained_model": {"checkpoint", "device", "errors", "files", "settings", "tasks"},
     "evaluation": {
         *("checkpoint", "device", "errors", "evaluation_files", "mc_passes", "measured", "model"),
@@ -149,8 +161,25 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
     "rating_noise": {"errors", "evaluation_files", "learned", "settings", "tasks", "trained_model"},
     "prediction": {
-        *("checkpoint", "errors", "files", "generation", "intervals", "learned", "perplexity", "policies"),
-        *("prediction_inputs", "prediction_rows", "rating_noise", "settings", "tasks", "trained_model"),
+        *(
+            "checkpoint",
+            "errors",
+            "files",
+            "generation",
+            "intervals",
+            "learned",
+            "metric_names",
+            "perplexity",
+        ),
+        *(
+            "policies",
+            "prediction_inputs",
+            "prediction_rows",
+            "rating_noise",
+            "settings",
+            "tasks",
+            "trained_model",
+        ),
         "uncertainty",
     },
     "continuation": {

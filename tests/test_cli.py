@@ -99,9 +99,9 @@ MISTAKES = {  # what is typed: what the one line must say
     ("train", "num_layer=1"): "num_layer is not a setting; did you mean model.layers?",
     ("reproduce", "lr=1"): "vdrop train has schedule.lr; here, overrides='schedule.lr=…' sets it",
     ("train", "+model.hiden=10"): "model.hiden is not a setting; did you mean model.hidden_size?",
-    ("train", "model.layers=two"): "model.layers=two must be a whole number, got two",
-    ("train", "seed=1-3"): "seed=1-3 must be a whole number, got 1-3",
-    ("train", "dropout.p_x=50%"): "dropout.p_x=50% must be a number, got 50%",
+    ("train", "model.layers=two"): "model.layers must be a whole number, got two",
+    ("train", "seed=1-3"): "vdrop: seed must be a whole number, got 1-3",
+    ("train", "dropout.p_x=50%"): "dropout.p_x must be a number, got 50%",
     ("train", "drpout=naive"): "drpout is not a setting; did you mean dropout?",
     (
         "train",

@@ -323,8 +323,6 @@ def newest(
     there = all_in(folder)
     for path in there:
         if (snapshot := attempt(path, use)) is not None:
-            if path != there[0]:
-                print(f"vdrop: {path} is used instead", file=sys.stderr)
             return snapshot
     if there:
         raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
@@ -355,8 +353,11 @@ def find(named: str) -> Path:
         raise ConfigError(
             f"checkpoint={named} is a folder without checkpoint-*.pt; name a run folder below outputs/train"
         )
+    newest_path = path_of(path, last.epoch, last.batch)
+    if newest_path != all_in(path)[0]:
+        print(f"vdrop: {newest_path} is used instead", file=sys.stderr)
     if not (last.train.reports_best and last.best_epoch > 0):
-        return path_of(path, last.epoch, last.batch)
+        return newest_path
     best = path_of(path, last.best_epoch)
     if last.best_epoch != last.epoch or last.batch:
         try:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vdrop_cli.assessment import LEVEL, Row
-from vdrop_cli.metric_names import decimals, metric_line
+from vdrop_cli.metric_names import decimals, in_digits, metric_line
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.text_tables import Rows, aligned
 
@@ -44,12 +44,10 @@ def print_passes(rows: list[Row]) -> None:
     digits = 2 if measure == "ppl" else 4
     print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
     for row in rows:
-        spread = (
-            f"{row['deviation']:9.{digits}f} of {row['groups']}"
-            if row["deviation"] is not None
-            else "        –"
-        )
-        print(f"{row['samples']:<24}{row[measure]:8.{digits}f} {spread}")
+        spread = "        –"
+        if row["deviation"] is not None:
+            spread = f"{in_digits(row['deviation'], digits):>9} of {row['groups']}"
+        print(f"{row['samples']:<24}{in_digits(row[measure], digits):>8} {spread}")
 
 
 def without_other_intervals(rows: list[Row], interval: Interval | None) -> list[Row]:
@@ -72,5 +70,5 @@ def cell(value: str | int | float | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.{decimals(value)}f}"
+        return in_digits(value, decimals(value))
     return f"{value:,}" if isinstance(value, int) else value

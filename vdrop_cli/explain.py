@@ -47,7 +47,9 @@ def explain(error: BaseException, command: str) -> str:
         return f"{match[1]} is not a setting{setting_hint(match[1], command)}"
     if match := re.match(r"Error merging override (\S+)", message):
         reason = value_error(str(error.__cause__))
-        return f"{match[1]}{' ' if reason.startswith('must be') else ': '}{reason}"
+        if reason.startswith("must be"):
+            return f"{match[1].partition('=')[0]} {reason}"
+        return f"{match[1]}: {reason}"
     message = message.removeprefix("ConfigError raised while resolving interpolation: ")
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {join_lines(message)}" if full_key else join_lines(message)

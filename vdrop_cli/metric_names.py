@@ -74,10 +74,12 @@ def decimals(value: float) -> int:
     return 2 if abs(value) >= 10 else 4
 
 
+def in_digits(value: float, digits: int) -> str:
+    """Writes a number with so many decimals, or a very large one with an exponent."""
+    return f"{value:.2e}" if abs(value) >= LARGE else f"{value:.{digits}f}"
+
+
 def metric_line(name: str, value: float) -> str:
     """Returns a metric, its value and its meaning as a line of a result."""
-    if isinstance(value, float):
-        number = f"{value:8.2e}" if abs(value) >= LARGE else f"{value:8.{decimals(value)}f}"
-    else:
-        number = f"{value:8}"
-    return f"{name:<28}{number}  {metric_in_words(name)}".rstrip()
+    number = in_digits(value, decimals(value)) if isinstance(value, float) else str(value)
+    return f"{name:<28}{number:>8}  {metric_in_words(name)}".rstrip()

@@ -111,7 +111,7 @@ class RunningAverages:
 class PassMasks:
     """The masks of MC passes, as functions of seed and pass, and of the segment where they are not held.
 
-    The masks of places that have none for every step, and word masks by type, are one for the whole text.
+    Masks that are not new at every step, and word masks by type, are held for the whole text.
 
     Without `word_dropout` the word mask is left out, as in the authors' evaluation.
     """

@@ -69,9 +69,11 @@ def labels(names: Sequence[str], details: Sequence[str]) -> list[str]:
     ]
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Writes a picture. Raises ConfigError if its ending is unknown, if its folder cannot be made, or if it
-    would overwrite a file that is no drawing; RunError if it cannot be written.
+def save(figure: "Figure", path: Path, key: str = "picture") -> None:
+    """Writes a picture where the setting `key` says.
+
+    Raises ConfigError if its ending is unknown, if its folder cannot be made, or if it would overwrite a file
+    that is no drawing; RunError if it cannot be written.
     """
     ownership.require_own(path, is_drawing, "choose another file")
     drawn = BytesIO()
@@ -79,7 +81,7 @@ def save(figure: "Figure", path: Path) -> None:
         figure.savefig(drawn, format=path.suffix.removeprefix(".") or None, dpi=150)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the picture {path} cannot be drawn ({error}); choose another file") from None
-    files.write_output(path, drawn.getbuffer(), "picture")
+    files.write_output(path, drawn.getbuffer(), key)
 
 
 def require_writable(path: Path) -> None:

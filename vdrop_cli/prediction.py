@@ -14,6 +14,7 @@ from vdrop_cli.files import printable
 from vdrop_cli.generation import sample_words
 from vdrop_cli.intervals import Intervals, TooFewTexts, conformal, conformal_quantile, gaussian, quantile
 from vdrop_cli.learned import Learned, Ratings
+from vdrop_cli.metric_names import in_digits
 from vdrop_cli.perplexity import perplexity, stream_nll
 from vdrop_cli.policies import Policy
 from vdrop_cli.prediction_inputs import Line, lines
@@ -211,7 +212,7 @@ def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Pr
         if line.problem is not None:
             problems.report(line)
         shown = (
-            f"perplexity {values['ppl']:.1f} over {values['words']} tokens"
+            f"perplexity {in_digits(values['ppl'], 1)} over {values['words']} tokens"
             if values["ppl"] is not None
             else "no perplexity"
         )

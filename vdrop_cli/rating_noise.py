@@ -89,8 +89,8 @@ def conformal_noise(built: list[TrainedModel], samples: int, fitted: str) -> Noi
     command = command_of(built, samples)
     if without_scores is not None:
         raise ConfigError(
-            f"interval=conformal: {without_scores} has no conformal scores, as its ratings say little or an "
-            f"older version wrote it; run {command} again, or choose another interval"
+            f"interval=conformal: {without_scores} has no conformal scores, as its ratings say little; "
+            f"run {command} again, or choose another interval"
         )
     raise ConfigError(
         f"interval=conformal takes the errors on the validation part; run {command} first, which "

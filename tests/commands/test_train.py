@@ -85,13 +85,17 @@ def test_tags_of_a_finished_run_stay_and_that_is_said(
     for tags, message in (
         ("tags=[one]", ""),
         ("tags=[]", ""),
-        ("tags=[one,two]", "vdrop: tags=[one,two] is not applied: the run was made with [one]\n"),
-        ("run_name=mine", "vdrop: run_name=mine is not applied: the run was made with null\n"),
+        ("tags=[one,two]", "vdrop: tags=[one,two] is not applied: the run has tags=[one]\n"),
+        ("run_name=mine", "vdrop: run_name=mine is not applied: the run has no run_name\n"),
     ):
         capsys.readouterr()
         assert train.run(settings(*TINY, *text, tags)) == "skipped"
         assert capsys.readouterr().err.endswith(message) and (message or "not applied" not in tags)
-    assert runs.read(next(Path().rglob("result.json")).parent).train.tags == ["one"]
+    folder = next(Path().rglob("result.json")).parent
+    assert runs.read(folder).train.tags == ["one"]
+    (folder / "log.jsonl").unlink()
+    (folder / "config.yaml").write_text("damaged: {")
+    assert train.run(settings(*TINY, *text, "tags=[other]")) == "skipped", "the result is enough"
 
 
 def test_a_run_that_is_evaluated_is_not_started_over(text: list[str]) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vdrop_cli import checkpoint, files, ownership, runs, stuck_starts, tasks
+from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.lock import Lock
 from vdrop_cli.run_files import CONFIG, RESULT
-from vdrop_cli.run_summary import print_next_commands, print_result, print_start
+from vdrop_cli.run_summary import print_next_commands, print_not_applied, print_result, print_start
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import phase, read_result, require_installed
@@ -72,24 +72,3 @@ def run(
         print_result(log_to_sinks(training))
         print_next_commands(settings, folder)
         return "resumed" if before else "done"
-
-
-NAMES_OF_RUNS = ("tags", "run_name")  # settings that a finished run keeps as they were
-
-
-def print_not_applied(settings: Train, folder: Path) -> None:
-    """Prints which names of a run are not those that its configuration has, and stays to have."""
-    before = runs.read(folder).train
-    for name in NAMES_OF_RUNS:
-        if (asked := getattr(settings, name)) and asked != (there := getattr(before, name)):
-            print(
-                f"vdrop: {name}={shown(asked)} is not applied: the run was made with {shown(there)}",
-                file=sys.stderr,
-            )
-
-
-def shown(value: object) -> str:
-    """Writes a setting's value as a command line does."""
-    if isinstance(value, list):
-        return f"[{','.join(value)}]"
-    return "null" if value is None else str(value)

@@ -174,8 +174,7 @@ def require_column(name: str | None, names: Sequence[str], setting: str, where: 
         raise ConfigError(f"{where} is empty; its first line must have the names of the columns")
     if name not in names:
         raise ConfigError(
-            f"{setting}={shown(name)} is not a column of {where}; choose from "
-            f"{', '.join(map(shown, names)) or 'none'}"
+            f"{setting}={shown(name)} is not a column of {where}; choose from {', '.join(map(shown, names))}"
         )
 
 

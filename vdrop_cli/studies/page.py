@@ -99,7 +99,7 @@ def render(composed: Composed, settings: Table, kind: Pictures) -> str:
             if kind is not Pictures.none:
                 for title, name, figure in section.draw():
                     picture = outputs / "record" / "pictures" / f"{name}.{kind}"
-                    pictures.save(figure, picture)
+                    pictures.save(figure, picture, "outputs")
                     parts.append(markdown.picture(title, picture, path))
     parts += choices([folder / "choices" for folder in rows.record_folders(outputs)])
     if (path.parent / FINDINGS).is_file():
