@@ -431,6 +431,31 @@ def test_the_mask_on_the_cell_state() -> None:
         assert table[p_c] == [f"{run.result['valid_ppl']:.1f}"]
 
 
+def test_the_mask_on_the_cell_state_at_650_units() -> None:
+    names = ("0.1", "0.25", "0.5")
+    folders = [RECORDS / "medium_moon" / name for name in names]
+    read = [runs.read_any(folder) for folder in folders]
+    assert [run.train.dropout.p_c for run in read] == [float(name) for name in names]
+    curves = [
+        {entry["epoch"]: entry for entry in sinks.read_log(folder / "log.jsonl") if entry["kind"] == "epoch"}
+        for folder in folders
+    ]
+    assert [max(curve) for curve in curves] == [10, 8, 4]
+    (table,) = tables("moon", "epoch")
+    for epoch, values in table.items():
+        entries = [curve.get(int(epoch)) for curve in curves]
+        assert values == [
+            "–" if entry is None else f"{entry[name]:.1f}"
+            for entry in entries
+            for name in ("valid_ppl_batched", "train_ppl_dropout")
+        ]
+    best = min(curves[0], key=lambda epoch: curves[0][epoch]["valid_ppl_batched"])
+    assert best == 5 and min(curves[1], key=lambda e: curves[1][e]["valid_ppl_batched"]) == 8
+    result = sinks.read_result(folders[1])
+    text = words_of("moon")
+    assert f"as one text, is {result['valid_ppl']:.2f}, test {result['test_ppl']:.2f}" in text
+
+
 UNCERTAINTY = RECORDS / "uncertainty"
 LEVELS = (50, 80, 90, 95)
 

@@ -70,6 +70,11 @@ SLOWER = (  # rows of docs/speed.md: record, size and part, cell
     ("20261129-225406", "medium step", "none"),
     ("20261129-225507", "large step", "variational"),
     ("20261129-225507", "large step", "variational_untied"),
+    *(
+        ("20261130-033739", f"{size} layer", cell)
+        for size in ("small", "medium")
+        for cell in ("variational", "variational_untied", "naive", "none")
+    ),
     ("20261128-123829", "sentiment cell_step", "variational"),
     ("20261128-123829", "sentiment cell_step", "gru"),
 )
@@ -342,7 +347,13 @@ def first_tables_of_speed() -> list[list[list[str]]]:
 
 def test_the_speed_of_the_medium_step_is_what_its_records_hold() -> None:
     rows, _ = first_tables_of_speed()
-    with_bf16 = ("20261128-061728", "20261128-065234", "20261125-091906", "20261126-070407")
+    with_bf16 = (
+        "20261128-061728",
+        "20261128-065234",
+        "20261130-033739",
+        "20261125-091906",
+        "20261126-070407",
+    )
     cases = [(name, precision) for name in with_bf16 for precision in ("fp32", "bf16")]
     cases += [(name, "fp32") for name in ("20261129-194823", "20261129-195734")]
     for (record, precision), row in zip(cases, rows, strict=True):
@@ -380,6 +391,40 @@ def test_the_tables_of_a_processor_with_avx2_are_what_their_record_holds() -> No
             assert cells == [*expected, *["–"] * (7 - len(expected))], (size, name)
             seen.append(cell)
         assert seen == rows[size]
+
+
+def test_the_tables_of_a_processor_with_avx_512_are_what_their_records_hold() -> None:
+    record = "20261130-033739"
+    rows = ["variational", "variational_untied", "naive", "none", "fused", "torch_lstm"]
+    text = (ROOT / "docs" / "speed.md").read_text()
+    section = text.partition("## AMD EPYC with AVX-512")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    for size, table in zip(("medium", "small"), tables, strict=True):
+        lines = table.splitlines()[2:]
+        assert len(lines) == len(rows)
+        for cell, line in zip(rows, lines, strict=True):
+            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+            assert cell == ("fused" if "backend=fused" in name else name.split("`")[1])
+            expected = []
+            for part in ("step", "layer"):
+                for precision in ("fp32", "bf16"):
+                    if part == "step":
+                        timed = measured(record, f"{size} step", cell, precision)
+                        expected.append(f"{timed['words_per_second']:,.0f}")
+                    expected += [
+                        f"{ratio(record, f'{size} {part}', cell, other, precision):.2f}"
+                        for other in ("torch_lstm", "cell_loop")
+                    ]
+            assert cells == expected, (size, cell)
+    large = [measured("20261130-033832", "large step", "variational", p) for p in ("fp32", "bf16")]
+    speeds = [f"{timed['words_per_second']:,.0f}" for timed in large]
+    ratios = [
+        f"{ratio('20261130-033832', 'large step', 'variational', 'torch_lstm', p):.2f}"
+        for p in ("fp32", "bf16")
+    ]
+    words = " ".join(section.split())
+    assert f"reads {speeds[0]} words a second in fp32 and {speeds[1]} in bf16" in words
+    assert f"{ratios[0]} and {ratios[1]} times as many" in words
 
 
 def test_the_table_of_a_gpu_is_what_its_records_hold() -> None:
