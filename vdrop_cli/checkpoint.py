@@ -367,11 +367,18 @@ def find(named: str) -> Path:
     return best
 
 
+def settings_of_run(folder: Path) -> Train | None:
+    """Returns the configuration in a run folder, None where there is none that can be read."""
+    try:
+        return restore(stored.read_yaml(folder / CONFIG))
+    except (OSError, Damaged, ConfigError, OmegaConfBaseException):
+        return None
+
+
 def require_of_run(snapshot: Checkpoint, folder: Path) -> None:
     """Raises ValueError where a checkpoint has other settings than the configuration in its run folder."""
-    try:
-        train = restore(stored.read_yaml(folder / CONFIG))
-    except (OSError, Damaged, ConfigError, OmegaConfBaseException):  # none, or none that says anything
+    train = settings_of_run(folder)
+    if train is None:
         return
     theirs = (snapshot.train.identity(snapshot.corpus), snapshot.train.seed)
     if theirs != (train.identity(snapshot.corpus), train.seed):

@@ -14,7 +14,6 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.measured import Measured
-from vdrop_cli.model import LanguageModel
 from vdrop_cli.partial_evaluation import PartialEvaluation, run_passes
 from vdrop_cli.policies import Policy
 from vdrop_cli.settings.choices import Precision, TaskName
@@ -141,8 +140,7 @@ def measure(
     `first` is the model of the first of `paths`; `target` is the file of results, `described` the
     environment that it names.
     """
-    p_weight = first.model.dropout.p_weight if isinstance(first.model, LanguageModel) else 0.0
-    mc_batch = choose_mc_batch(settings.mc_batch, task.device, p_weight)
+    mc_batch = choose_mc_batch(settings.mc_batch, task.device, first.model.dropout.p_weight)
     calibration = task.measure_calibration(first.model, settings)
     models = load_members(first, paths, settings, task.device)
     if settings.mc_samples == 0:

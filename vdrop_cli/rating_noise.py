@@ -16,12 +16,12 @@ from torch import Tensor
 from vdrop_cli import evaluation_files
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
-from vdrop_cli.learned import Ratings
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Predict
 from vdrop_cli.settings.data_places import data_for, stored_places
-from vdrop_cli.tasks import RatingPredictor
+from vdrop_cli.tasks import RatingPredictor, Sentiment
 from vdrop_cli.trained_model import TrainedModel, task_of
+from vdrop_cli.uncertainty import fit_noise
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Pr
     otherwise = f"run {command} first, which fits the observation noise"
     data = data_for(trained.data, settings.data, False, f"checkpoint={first.path}", otherwise)
     task = task_of(first.path, first.checkpoint, data, predictor.device)
-    learned = task.learned(task.validate(first.model))
-    assert isinstance(learned, Ratings) and learned.noise is not None
-    return Noise(learned.noise, fitted)
+    assert isinstance(task, Sentiment)  # as the predictor is one of ratings
+    sample = task.sample(part)
+    return Noise(fit_noise(task.predict(first.model, sample)[None], sample.ratings_R), fitted)
 
 
 def conformal_noise(built: list[TrainedModel], samples: int, fitted: str) -> Noise:

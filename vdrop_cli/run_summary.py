@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 
-from vdrop_cli import output, stored
-from vdrop_cli.errors import ConfigError
-from vdrop_cli.files import Damaged
+from vdrop_cli import output
+from vdrop_cli.checkpoint import settings_of_run
 from vdrop_cli.metric_names import PARTS, metric_line
 from vdrop_cli.policies import Policy
-from vdrop_cli.run_files import CONFIG
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.commands import PREDICT_SAMPLES
-from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.data_places import stored_places
 from vdrop_cli.settings.train import Train
 from vdrop_cli.training import Run
@@ -62,11 +58,8 @@ def print_next_commands(settings: Train, folder: Path) -> None:
 def print_not_applied(settings: Train, folder: Path) -> None:
     """Prints which of the names asked for a finished run does not get: it keeps those of its training."""
     asked = {name: value for name in NAMES_OF_RUNS if (value := getattr(settings, name))}
-    if not asked:
-        return
-    try:
-        train = restore(stored.read_yaml(folder / CONFIG))
-    except (OSError, Damaged, ConfigError, OmegaConfBaseException):  # nothing that says which it has
+    train = settings_of_run(folder) if asked else None
+    if train is None:
         return
     for name, value in asked.items():
         if (there := getattr(train, name)) != value:

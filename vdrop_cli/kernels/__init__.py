@@ -24,12 +24,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vdrop_cli.errors import one_line
 from vdrop_cli.kernels import fused, native, native_library, reference
 from vdrop_cli.kernels.backend import Backend
 from vdrop_cli.kernels.contexts import unsupported_context
 from vdrop_cli.kernels.masks import Masks, check_sizes
 from vdrop_cli.kernels.packing import zero_padding
-from vdrop_cli.kernels.reasons import one_line
 from vdrop_cli.kernels.weights import Norms, Weights
 
 __all__ = ["BACKENDS", "Masks", "Norms", "choose", "gru", "linear_cross_entropy", "lstm"]
@@ -188,8 +188,7 @@ def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights
 def norms_and_shapes(norms: Norms, gates: int, hidden: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
     """The parameters of layer norm and their shapes. Raises ValueError where the cell has others."""
     names = ("ih", "hh", "c", "c_bias") if gates == 4 else ("ih", "hh")
-    lacks_none = all(getattr(norms, name) is not None for name in names)
-    if not lacks_none or (gates == 3 and not (norms.c is None and norms.c_bias is None)):
+    if [tensor is not None for tensor in norms] != [True, True, gates == 4, gates == 4]:
         raise ValueError(f"norms must have {', '.join(names)}, and nothing else")
     sizes = (gates * hidden, gates * hidden, hidden, hidden)
     return {

@@ -3,11 +3,12 @@ batched.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from vdrop_cli.kernels.autograd import all_gradients
 from vdrop_cli.kernels.contexts import in_transform
 from vdrop_cli.kernels.packing import zero_padding
 from vdrop_cli.kernels.weights import unflatten
@@ -71,3 +72,31 @@ def cell_gradients(
         return cell(zero_padding(x_TBD, lengths), *tensors[:states], weights, lengths=lengths, **options)
 
     return reference_gradients(function, inputs, is_needed, grad_outputs)
+
+
+class SavedCell(Protocol):
+    """What the backward pass of a cell has saved, as far as the definition reads it."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments that may need a gradient: x, the states, and the weights one by one."""
+
+    @property
+    def lengths(self) -> Tensor | None: ...
+
+
+def gradients_by_definition(
+    ctx: Any,
+    cell: Callable[..., tuple[Tensor, ...]],
+    states: int,
+    saved: SavedCell,
+    grad_outputs: Sequence[Tensor | None],
+    **options: Any,
+) -> tuple[Tensor | None, ...]:
+    """What the backward pass of a cell with so many states returns where it needs the gradients of
+    `reference`.
+    """
+    inputs = saved.inputs
+    is_needed = ctx.needs_input_grad[: len(inputs)]
+    gradients = cell_gradients(cell, states, inputs, is_needed, grad_outputs, saved.lengths, **options)
+    return all_gradients(ctx, *gradients)

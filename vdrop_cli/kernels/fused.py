@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels import normed, reference
 from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
-from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
+from vdrop_cli.kernels.derivatives import gradients_by_definition, needs_reference
 from vdrop_cli.kernels.gates import (
     ALL_GRU,
     ALL_LSTM,
@@ -217,18 +217,16 @@ class LSTM(torch.autograd.Function):
         tensors, count = ctx.saved_tensors, len(SavedLSTM._fields)  # read once: hooks may count
         saved, inputs_ND = SavedLSTM(*tensors[:count]), list(tensors[count:])
         if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
-            gradients = cell_gradients(
+            return gradients_by_definition(
+                ctx,
                 reference.lstm,
                 2,
-                saved.inputs,
-                ctx.needs_input_grad[: len(saved.inputs)],
+                saved,
                 grad_outputs,
-                saved.lengths,
                 masks=Masks(saved.mask_x, saved.mask_h, saved.mask_c),
                 compute_dtype=ctx.compute_dtype,
                 cells=ctx.cells,
             )
-            return all_gradients(ctx, *gradients)
         gates, layout = Gates(saved.gates, 4), ctx.layout
         w_ih, w_hh, cs = saved.w_ih_lowp, saved.w_hh_lowp, saved.cs
         dtype = saved.gates.dtype
@@ -381,17 +379,15 @@ class GRU(torch.autograd.Function):
         tensors, count = ctx.saved_tensors, len(SavedGRU._fields)  # read once: hooks may count
         saved, inputs_ND = SavedGRU(*tensors[:count]), list(tensors[count:])
         if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
-            gradients = cell_gradients(
+            return gradients_by_definition(
+                ctx,
                 reference.gru,
                 1,
-                saved.inputs,
-                ctx.needs_input_grad[: len(saved.inputs)],
+                saved,
                 grad_outputs,
-                saved.lengths,
                 masks=Masks(saved.mask_x, saved.mask_h),
                 **ctx.options,
             )
-            return all_gradients(ctx, *gradients)
         gates, layout = Gates(saved.gates, 3), ctx.layout
         w_ih, w_hh, hs, mask_h = saved.w_ih_lowp, saved.w_hh_lowp, saved.hs, saved.mask_h
         n_inputs_TBH, inner_TBH, dtype = saved.n_inputs_TBH, saved.inner_TBH, saved.gates.dtype

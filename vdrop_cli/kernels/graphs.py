@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdrop_cli.kernels.reasons import one_line
+from vdrop_cli.errors import one_line
 
 Loop = Callable[..., None]  # takes tensors by name; writes into some of them
 Tensors = Mapping[str, Tensor | None]

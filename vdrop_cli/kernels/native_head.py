@@ -5,6 +5,7 @@ M rows of a chunk  N tokens  D size of the head's input  V vocabulary
 """
 
 import ctypes
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -140,15 +141,7 @@ def compute_losses(
     return nll_N, [dx_ND, dw_VD, sums.sum(0)] if needs_gradients else []
 
 
-def loss_and_gradients(
-    x_ND: Tensor,
-    w_VD: Tensor,
-    b_V: Tensor,
-    targets_N: Tensor,
-    dnll_N: Tensor | None,
-    compute_dtype: torch.dtype,
-) -> tuple[Tensor, list[Tensor]]:
-    return compute_losses(x_ND, w_VD, b_V, targets_N, dnll_N, compute_dtype, needs_gradients=True)
+loss_and_gradients = partial(compute_losses, needs_gradients=True)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

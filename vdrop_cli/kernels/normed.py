@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels import reference
 from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
-from vdrop_cli.kernels.derivatives import cell_gradients, needs_reference
+from vdrop_cli.kernels.derivatives import gradients_by_definition, needs_reference
 from vdrop_cli.kernels.gates import ONLY_N, R_AND_Z, select_gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout, layout_for
@@ -391,18 +391,16 @@ class NormedLSTM(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         saved = SavedLSTM(*ctx.saved_tensors)
         if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
-            gradients = cell_gradients(
+            return gradients_by_definition(
+                ctx,
                 reference.lstm,
                 2,
-                saved.inputs,
-                ctx.needs_input_grad[: len(saved.inputs)],
+                saved,
                 upstream,
-                saved.lengths,
                 masks=Masks(saved.mask_x, saved.mask_h, saved.mask_c),
                 compute_dtype=ctx.compute_dtype,
                 cells=ctx.cells,
             )
-            return all_gradients(ctx, *gradients)
         w_ih, w_hh, mask_h, hs, cs = saved.w_ih, saved.w_hh, saved.mask_h, saved.hs, saved.cs
         gain_ih, gain_hh, gain_c = saved.gain_ih, saved.gain_hh, saved.gain_c
         gates_NGH, tanh_NH, u_NGH = saved.gates_NGH, saved.tanh_NH, saved.u_NGH
@@ -569,17 +567,9 @@ class NormedGRU(torch.autograd.Function):
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = SavedGRU(*ctx.saved_tensors)
         if needs_reference(upstream := (dy_TBH, dh_BH)):
-            gradients = cell_gradients(
-                reference.gru,
-                1,
-                saved.inputs,
-                ctx.needs_input_grad[: len(saved.inputs)],
-                upstream,
-                saved.lengths,
-                masks=Masks(saved.mask_x, saved.mask_h),
-                **ctx.options,
+            return gradients_by_definition(
+                ctx, reference.gru, 1, saved, upstream, masks=Masks(saved.mask_x, saved.mask_h), **ctx.options
             )
-            return all_gradients(ctx, *gradients)
         w_ih, w_hh, mask_h, hs = saved.w_ih, saved.w_hh, saved.mask_h, saved.hs
         gain_ih, gain_hh = saved.gain_ih, saved.gain_hh
         norm_rz = (saved.products_rz, saved.mean_x_rz, saved.rstd_x_rz)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vdrop_cli.errors import one_line
 from vdrop_cli.kernels import programs
 from vdrop_cli.kernels.alignment import pad_bias, pad_weights, unpad_bias, unpad_weights
 from vdrop_cli.kernels.gates import (
@@ -42,7 +43,6 @@ from vdrop_cli.kernels.operators import (
     writable,
 )
 from vdrop_cli.kernels.products import mm_into
-from vdrop_cli.kernels.reasons import one_line
 from vdrop_cli.kernels.self_check import largest_error, mismatch
 from vdrop_cli.kernels.weights import Weights
 
