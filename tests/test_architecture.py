@@ -149,9 +149,12 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
     "rating_noise": {"errors", "evaluation_files", "settings", "tasks", "trained_model", "uncertainty"},
     "prediction": {
-        *("checkpoint", "errors", "files", "generation", "intervals", "learned", "metric_names"),
-        *("perplexity", "policies", "prediction_inputs", "prediction_rows", "rating_noise"),
-        *("settings", "tasks", "trained_model", "uncertainty"),
+        *("checkpoint", "errors", "intervals", "learned", "policies", "prediction_inputs", "prediction_rows"),
+        *("rating_noise", "settings", "tasks", "trained_model", "uncertainty"),
+    },
+    "word_prediction": {
+        *("device", "errors", "files", "generation", "mc_passes", "metric_names", "next_word", "perplexity"),
+        *("policies", "prediction_inputs", "prediction_rows", "settings", "tasks", "trained_model"),
     },
     "continuation": {
         "run_files",
@@ -365,6 +368,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "prediction_rows": "commands/test_predict.py",
     "rating_noise": "commands/test_predict.py",
     "prediction": "commands/test_predict.py",  # likewise
+    "word_prediction": "commands/test_predict.py",
     "published": "studies/test_table1.py",
     "commands/table": "studies/test_page.py",
     "kernels/autograd": "kernels/test_fused.py",  # what the back ends share, and plain tuples of tensors

@@ -1,40 +1,26 @@
-"""A rating, the surprisal of each word of a text, or words that continue it: one row per text."""
+"""The models that predict, and a rating for each text."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from math import log
 from typing import Any
 
 import torch
 
 from vdrop_cli import checkpoint
-from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.files import printable
-from vdrop_cli.generation import sample_words
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.intervals import Intervals, TooFewTexts, conformal, conformal_quantile, gaussian, quantile
 from vdrop_cli.learned import Learned, Ratings
-from vdrop_cli.metric_names import in_digits
-from vdrop_cli.perplexity import perplexity, stream_nll
 from vdrop_cli.policies import Policy
-from vdrop_cli.prediction_inputs import Line, lines
-from vdrop_cli.prediction_rows import Problems, RowPrinter, UnknownWords, as_json, require_finite
+from vdrop_cli.prediction_inputs import lines
+from vdrop_cli.prediction_rows import Problems, RowPrinter, UnknownWords, require_finite
 from vdrop_cli.rating_noise import Noise, noise_of
 from vdrop_cli.settings.choices import Interval, OutputFormat
 from vdrop_cli.settings.commands import PREDICT_SAMPLES, Predict
-from vdrop_cli.tasks import RatingPredictor, UnknownWord, WordPredictor, predictor_of
-from vdrop_cli.trained_model import (
-    BROKEN_WEIGHTS,
-    TrainedModel,
-    build,
-    member_paths,
-    no_dropout,
-    other_corpus,
-)
+from vdrop_cli.tasks import RatingPredictor, predictor_of
+from vdrop_cli.trained_model import TrainedModel, build, member_paths, no_dropout, other_corpus
 from vdrop_cli.uncertainty import Predictive
 
-LEVEL = 95.0  # likewise
-SURPRISES = 5  # likewise
+LEVEL = 95.0  # where the settings leave it open
 
 
 def load(settings: Predict, device: torch.device) -> TrainedModel:
@@ -167,104 +153,3 @@ def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, setting
         rows.write(line, values, f"{line.number:6} {shown}    {line.shown}")
     unknown.report()
     problems.end(len(texts))
-
-
-def read_lines(
-    texts: list[Line], predictor: WordPredictor
-) -> Iterator[tuple[Line, list[str], torch.Tensor | None]]:
-    """Yields each line with its words, ends of lines among them, and their ids after that of a line's end;
-    None instead of ids where there are none.
-    """
-    for line in texts:
-        if line.problem is not None or line.is_blank:
-            yield line, [], None
-            continue
-        assert line.text is not None
-        words = [*predictor.words(line.text), *predictor.line_end]
-        try:
-            yield line, words, predictor.encode([*predictor.line_end, *words])
-        except UnknownWord as reason:
-            yield replace(line, problem=str(reason)), [], None
-
-
-def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
-    """Prints each text's perplexity, as one that begins a sentence, and its words that surprise the model
-    most, in bits.
-
-    Where the training text had one line, and so no word for a line's end, a text's first word is not
-    predicted.
-    """
-    texts, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
-    names = ("ppl", "words", "surprises")
-    rows = RowPrinter(settings, texts, names[:2] if settings.format is OutputFormat.csv else names)
-    max_surprises = SURPRISES if settings.surprises is None else settings.surprises
-    for line, words, stream_N in read_lines(texts, predictor):
-        unknown.count([word for word in words if word not in predictor.line_end])
-        values: dict[str, Any] = dict.fromkeys(names)
-        if stream_N is not None and len(stream_N) > 1:
-            nll_N = stream_nll(built.model, stream_N)
-            ppl = require_finite(perplexity(nll_N), "perplexity", built, line)
-            values = {
-                "ppl": ppl,
-                "words": len(nll_N),
-                "surprises": surprises(nll_N, words, stream_N, predictor)[:max_surprises],
-            }
-        if line.problem is not None:
-            problems.report(line)
-        shown = (
-            f"perplexity {in_digits(values['ppl'], 1)} over {values['words']} tokens"
-            if values["ppl"] is not None
-            else "no perplexity"
-        )
-        rows.write(line, values, f"line {line.number}: {shown}: {line.shown}")
-        for one in (values["surprises"] or []) if settings.format is OutputFormat.table else []:
-            read_as = "" if one["read_as"] == one["word"] else f" (read as {printable(one['read_as'])})"
-            print(f"{one['bits']:8.1f} bits  word {one['place']:<4} {printable(one['word'])}{read_as}")
-    unknown.report()
-    problems.end(len(texts))
-
-
-def surprises(
-    nll_N: torch.Tensor, words: list[str], stream_N: torch.Tensor, predictor: WordPredictor
-) -> list[dict[str, Any]]:
-    """Returns the words that were predicted, those that surprise most first; `place` counts the words of the
-    text from 1.
-    """
-    bits = (nll_N.double() / log(2)).tolist()
-    first = len(words) - len(bits)  # 1 where the first word is not predicted, else 0
-    read_as = [predictor.vocabulary[number] for number in stream_N[1:].tolist()]
-    order = sorted(range(len(bits)), key=lambda n: -bits[n])
-    return [
-        {"word": words[first + n], "read_as": read_as[n], "place": first + n + 1, "bits": bits[n]}
-        for n in order
-    ]
-
-
-def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
-    """Prints words that the model draws one after the other, after the text, or at the beginning of a
-    sentence.
-    """
-    begun = predictor.words(settings.text or "")
-    unknown = UnknownWords(predictor)
-    unknown.count([word for word in begun if word not in predictor.line_end])
-    try:
-        begin_N = predictor.encode([*predictor.line_end, *begun])
-    except UnknownWord as reason:
-        raise ConfigError(f"text: {reason}") from None
-    generator = torch.Generator(device=predictor.device).manual_seed(settings.seed)
-    temperature = 1.0 if settings.temperature is None else settings.temperature
-    try:
-        drawn = [
-            predictor.vocabulary[number]
-            for number in sample_words(
-                built.model, begin_N, settings.sample, generator, temperature, settings.top_k
-            )
-        ]
-    except ValueError as reason:
-        raise RunError(f"{built.path}: {reason}; {BROKEN_WEIGHTS}") from None
-    unknown.report()
-    if settings.format is OutputFormat.json:
-        print(as_json({"text": settings.text or "", "sample": drawn}))
-    else:
-        sampled = " ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", "")
-        print("\n".join(map(printable, sampled.split("\n"))))

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation import load
 from vdrop_cli.generation import sample_words
 from vdrop_cli.learned import Ratings, Words
+from vdrop_cli.mc_passes import PassOptions
+from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.perplexity import stream_nll
 from vdrop_cli.prediction import load as load_model
 from vdrop_cli.prediction_inputs import content_of
@@ -320,6 +323,86 @@ def test_a_language_model_names_the_words_it_expects_least(
     assert "perplexity" in shown and " bits  word 3    w30\n" in shown and "W5 (read as w5)" in shown
 
 
+def doubter_in(folder: Path, *overrides: str) -> Path:
+    """Trains a language model with variational dropout; returns its run folder."""
+    folder.mkdir()
+    train_in(folder, *TINY, *overrides, "dropout=variational", *ADAM)
+    return next(folder.rglob("result.json")).parent
+
+
+@pytest.fixture
+def doubter(here: Path, long_text: list[str]) -> Path:
+    """A language model of the 40 words with variational dropout."""
+    return doubter_in(here / "doubter", *long_text, "schedule.epochs=2")
+
+
+def test_mc_passes_average_the_words_of_a_text_and_measure_how_they_differ(
+    doubter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "w3 w10 w30 w5"
+    Path("texts.txt").write_text(f"w3 w10 w31\n{text}\n")
+    _, row = predict_rows(capsys, doubter, "file=texts.txt", "mc_samples=6", "surprises=9")
+    loaded = load_model(settings(f"checkpoint={doubter}", command="predict"), torch.device("cpu"))
+    assert isinstance(loaded.predictor, WordPredictor)
+    stream_N = loaded.predictor.encode(["<eos>", *text.split(), "<eos>"])
+    options = PassOptions(samples=6, batch=2, seed=1, word_dropout=False)
+    assert row["ppl"] == pytest.approx(mc_perplexity(loaded.model, stream_N, options)[-1]["ppl"], rel=1e-5)
+    bits = {one["place"]: one["bits"] for one in row["surprises"]}
+    assert 2 ** (sum(bits.values()) / 5) == pytest.approx(row["ppl"], rel=1e-6)
+    information = [one["mutual_information_bits"] for one in row["surprises"]]
+    assert all(0 < one < math.log2(6) for one in information)
+    assert row["mutual_information_bits"] == pytest.approx(sum(information) / 5)
+    (alone,) = predict_rows(capsys, doubter, f"text='{text}'", "mc_samples=6", "surprises=9")
+    assert alone | {"line": 2} == row, "other texts do not change it"
+    (other,) = predict_rows(capsys, doubter, f"text='{text}'", "mc_samples=6", "seed=2")
+    assert other["ppl"] != row["ppl"]
+    (standard,) = predict_rows(capsys, doubter, f"text='{text}'")
+    assert standard["ppl"] != row["ppl"] and "mutual_information_bits" not in standard
+    command = (f"checkpoint={doubter}", f"text='{text}'", "mc_samples=6", "device=cpu")
+    predict.run(settings(*command, command="predict"))
+    output = capsys.readouterr()
+    assert "6 passes of MC dropout" in output.err
+    assert re.search(
+        rf"^line 1: perplexity [\d.]+ over 5 tokens, mutual information 0\.\d+ bits: {text}$",
+        output.out,
+        re.M,
+    )
+    assert re.search(r"^ +[\d.]+ bits \(0\.\d\d of mutual information\)  word \d +w30$", output.out, re.M)
+    predict.run(settings(*command, "format=csv", command="predict"))
+    header, values = csv.reader(capsys.readouterr().out.splitlines())
+    assert header == ["line", "text", "ppl", "words", "mutual_information_bits", "error"]
+    assert float(values[4]) == row["mutual_information_bits"]
+
+
+def test_passes_that_cannot_differ_have_no_mutual_information(
+    doubter: Path, here: Path, long_text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ("dropout.p_word=0.5", *(f"dropout.{name}=0" for name in ("p_x", "p_h", "p_out")))
+    drops_words = doubter_in(here / "words", *long_text, *places)
+    capsys.readouterr()
+    for folder, samples, reason in (
+        (doubter, 1, "one pass has no mutual information; take more mc_samples"),
+        (
+            drops_words,
+            3,
+            "all passes are the same, as they drop no words, and every other dropout probability",
+        ),
+    ):
+        command = (
+            f"checkpoint={folder}",
+            "text=w3 w10",
+            f"mc_samples={samples}",
+            "format=json",
+            "device=cpu",
+        )
+        predict.run(settings(*command, command="predict"))
+        output = capsys.readouterr()
+        assert reason in output.err
+        row = json.loads(output.out)
+        assert row["mutual_information_bits"] is None and row["ppl"] > 1
+        assert all("mutual_information_bits" not in one for one in row["surprises"])
+
+
 def test_a_word_that_training_does_not_have_is_unknown(
     writer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -424,6 +507,7 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
         (["text=a", "level=100"], r"level must be in \[1, 100\), or null"),
         (["text=a", "surprises=0"], "surprises must be at least 1, or null"),
         (["sample=3", "surprises=2"], "surprises must be null with sample"),
+        (["sample=3", "mc_samples=5"], "mc_samples must be 0 or null with sample=…, got 5"),
         (["sample=3", "temperature=0"], "temperature must be at least"),
         (["sample=3", "temperature=inf"], "temperature must be at least"),
         (["sample=3", "top_k=0"], "top_k must be at least 1, or null"),
@@ -464,7 +548,9 @@ def test_standard_input_that_cannot_be_read_is_called_by_its_name(monkeypatch: p
 def test_settings_that_do_not_fit_the_model_are_refused(
     writer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"^mc_samples must be 0 or null of a language model"):
+    with pytest.raises(
+        ConfigError, match=r"^mc_samples must be 0 or null, .* was trained without dropout, got 3"
+    ):
         predict_rows(capsys, writer, "text=w3", "mc_samples=3")
     for wrong in ("level=50", "interval=quantile", f"members=[{writer / '..' / writer.name}]", "passes=true"):
         name = wrong.partition("=")[0]

@@ -1,11 +1,11 @@
 """`vdrop predict`: a rating, the surprisal of each word of a text, or words that continue it."""
 
 from vdrop_cli.device import choose_device, configure_process
-from vdrop_cli.errors import ConfigError
-from vdrop_cli.prediction import load, print_ratings, print_sample, print_surprisals, with_members
+from vdrop_cli.prediction import load, print_ratings, with_members
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.commands import Predict, require_task
 from vdrop_cli.tasks import RatingPredictor
+from vdrop_cli.word_prediction import print_sample, print_surprisals
 
 
 def run(settings: Predict) -> None:
@@ -17,11 +17,6 @@ def run(settings: Predict) -> None:
     if isinstance(built.predictor, RatingPredictor):
         print_ratings(with_members(built, settings, device), built.predictor, settings)
         return
-    if settings.mc_samples:
-        raise ConfigError(
-            "mc_samples must be 0 or null of a language model, whose words are predicted without; vdrop "
-            "eval has MC perplexity"
-        )
     names = ("level", "interval", "members", "passes")
     require_task(settings, names, TaskName.sentiment, trained, built.path)
     if settings.sample > 0:

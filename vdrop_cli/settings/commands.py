@@ -157,7 +157,8 @@ class Predict:
     )
     mc_samples: int | None = setting(
         None,
-        "MC samples of a rating, of each member; null: 50, or 0 with members or for a model without dropout",
+        "MC samples of a rating, of each member, or of each word of a text; null: 50 of ratings, but 0 with "
+        "members or for a model without dropout, and 0 of a language model",
         "samples",
         MC_SAMPLES,
     )
@@ -216,6 +217,8 @@ class Predict:
         is_json = self.format is OutputFormat.json
         require(is_json or not self.passes, "passes", "false without format=json", "true")
         require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
+        draws = self.sample > 0
+        require(not (draws and self.mc_samples), "mc_samples", "0 or null with sample=…", self.mc_samples)
         for name in ("temperature", "top_k"):
             value = getattr(self, name)
             require(self.sample > 0 or value is None, name, "null without sample=…, which it is for", value)

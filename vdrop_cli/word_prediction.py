@@ -1,0 +1,189 @@
+"""The surprisal of each word of a text, one row per text; or words that continue it.
+
+N predicted tokens
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from math import log
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdrop_cli.device import choose_mc_batch
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.files import printable
+from vdrop_cli.generation import sample_words
+from vdrop_cli.mc_passes import PassOptions
+from vdrop_cli.metric_names import in_digits
+from vdrop_cli.next_word import mc_tokens
+from vdrop_cli.perplexity import perplexity, stream_nll
+from vdrop_cli.policies import Policy
+from vdrop_cli.prediction_inputs import Line, lines
+from vdrop_cli.prediction_rows import Problems, RowPrinter, UnknownWords, as_json, require_finite
+from vdrop_cli.settings.choices import OutputFormat
+from vdrop_cli.settings.commands import Predict
+from vdrop_cli.tasks import UnknownWord, WordPredictor
+from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel, no_dropout
+
+INFORMATION = "mutual_information_bits"  # a column of the output
+SURPRISES = 5  # where the settings leave it open
+
+
+class Nats(NamedTuple):
+    """What a model says of each predicted token of a text, in nats."""
+
+    nll_N: Tensor
+    mutual_information_N: Tensor | None  # between the token and the masks; None: not measured
+
+
+def mc_options(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> PassOptions | None:
+    """Returns how MC passes are made, with the masks of `vdrop eval`; None without them. Raises ConfigError
+    for a model without dropout.
+    """
+    if not settings.mc_samples:
+        return None
+    dropout = built.checkpoint.train.dropout
+    if dropout.policy is Policy.none:
+        raise no_dropout(built.path, settings.mc_samples, "0 or null")
+    batch = choose_mc_batch(None, predictor.device, built.model.dropout.p_weight)
+    return PassOptions(settings.mc_samples, batch, settings.seed, word_dropout=False)
+
+
+def lacks_information(built: TrainedModel, options: PassOptions) -> str | None:
+    """Returns why passes cannot differ, so that they have no mutual information; None where they can."""
+    if options.samples == 1:
+        return "one pass has no mutual information; take more mc_samples"
+    if not replace(built.model.dropout, p_word=0.0).drops:
+        return (
+            f"all passes are the same, as they drop no words, and every other dropout probability of "
+            f"{built.path} is 0, so they have no mutual information"
+        )
+    return None
+
+
+def read_lines(
+    texts: list[Line], predictor: WordPredictor
+) -> Iterator[tuple[Line, list[str], Tensor | None]]:
+    """Yields each line with its words, ends of lines among them, and their ids after that of a line's end;
+    None instead of ids where there are none.
+    """
+    for line in texts:
+        if line.problem is not None or line.is_blank:
+            yield line, [], None
+            continue
+        assert line.text is not None
+        words = [*predictor.words(line.text), *predictor.line_end]
+        try:
+            yield line, words, predictor.encode([*predictor.line_end, *words])
+        except UnknownWord as reason:
+            yield replace(line, problem=str(reason)), [], None
+
+
+def nats_of(
+    built: TrainedModel, stream_N: Tensor, options: PassOptions | None, has_information: bool
+) -> Nats:
+    """Returns what the standard approximation, or MC passes, say of each token but the first.
+
+    `has_information`: whether the passes can differ, so that their mutual information means something.
+    """
+    if options is None:
+        return Nats(stream_nll(built.model, stream_N), None)
+    tokens = mc_tokens(built.model, stream_N, options)
+    return Nats(tokens.nll_N, tokens.mutual_information_N if has_information else None)
+
+
+def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
+    """Prints each text's perplexity, as one that begins a sentence, and its words that surprise the model
+    most, in bits; with MC passes also the mutual information between the words and the masks.
+
+    Where the training text had one line, and so no word for a line's end, a text's first word is not
+    predicted.
+    """
+    options = mc_options(built, predictor, settings)
+    texts, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
+    names = ("ppl", "words", *((INFORMATION,) if options else ()), "surprises")
+    rows = RowPrinter(settings, texts, names[:-1] if settings.format is OutputFormat.csv else names)
+    without = lacks_information(built, options) if options else None
+    if options:
+        print(f"{built.path}: {options.samples} passes of MC dropout", file=sys.stderr)
+    if without:
+        print(f"vdrop: {without}", file=sys.stderr)
+    max_surprises = SURPRISES if settings.surprises is None else settings.surprises
+    for line, words, stream_N in read_lines(texts, predictor):
+        unknown.count([word for word in words if word not in predictor.line_end])
+        values: dict[str, Any] = dict.fromkeys(names)
+        shown = "no perplexity"
+        if stream_N is not None and len(stream_N) > 1:
+            nats = nats_of(built, stream_N, options, without is None)
+            ppl = require_finite(perplexity(nats.nll_N), "perplexity", built, line)
+            values |= {"ppl": ppl, "words": len(nats.nll_N)}
+            shown = f"perplexity {in_digits(ppl, 1)} over {values['words']} tokens"
+            if nats.mutual_information_N is not None:
+                values[INFORMATION] = nats.mutual_information_N.mean().item() / log(2)
+                shown += f", mutual information {values[INFORMATION]:.3f} bits"
+            values["surprises"] = surprises(nats, words, stream_N, predictor)[:max_surprises]
+        if line.problem is not None:
+            problems.report(line)
+        rows.write(line, values, f"line {line.number}: {shown}: {line.shown}")
+        for one in (values["surprises"] or []) if settings.format is OutputFormat.table else []:
+            print(surprise_line(one))
+    unknown.report()
+    problems.end(len(texts))
+
+
+def surprise_line(one: dict[str, Any]) -> str:
+    """Returns a word that surprises the model as a line of the table."""
+    information = "" if one.get(INFORMATION) is None else f" ({one[INFORMATION]:.2f} of mutual information)"
+    read_as = "" if one["read_as"] == one["word"] else f" (read as {printable(one['read_as'])})"
+    return f"{one['bits']:8.1f} bits{information}  word {one['place']:<4} {printable(one['word'])}{read_as}"
+
+
+def surprises(
+    nats: Nats, words: list[str], stream_N: Tensor, predictor: WordPredictor
+) -> list[dict[str, Any]]:
+    """Returns the words that were predicted, those that surprise most first; `place` counts the words of the
+    text from 1.
+    """
+    bits = (nats.nll_N.double() / log(2)).tolist()
+    information = None if nats.mutual_information_N is None else (nats.mutual_information_N / log(2)).tolist()
+    first = len(words) - len(bits)  # 1 where the first word is not predicted, else 0
+    read_as = [predictor.vocabulary[number] for number in stream_N[1:].tolist()]
+    predicted = [
+        {"word": words[first + n], "read_as": read_as[n], "place": first + n + 1, "bits": bits[n]}
+        | ({} if information is None else {INFORMATION: information[n]})
+        for n in range(len(bits))
+    ]
+    return sorted(predicted, key=lambda one: -one["bits"])
+
+
+def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
+    """Prints words that the model draws one after the other, after the text, or at the beginning of a
+    sentence.
+    """
+    begun = predictor.words(settings.text or "")
+    unknown = UnknownWords(predictor)
+    unknown.count([word for word in begun if word not in predictor.line_end])
+    try:
+        begin_N = predictor.encode([*predictor.line_end, *begun])
+    except UnknownWord as reason:
+        raise ConfigError(f"text: {reason}") from None
+    generator = torch.Generator(device=predictor.device).manual_seed(settings.seed)
+    temperature = 1.0 if settings.temperature is None else settings.temperature
+    try:
+        drawn = [
+            predictor.vocabulary[number]
+            for number in sample_words(
+                built.model, begin_N, settings.sample, generator, temperature, settings.top_k
+            )
+        ]
+    except ValueError as reason:
+        raise RunError(f"{built.path}: {reason}; {BROKEN_WEIGHTS}") from None
+    unknown.report()
+    if settings.format is OutputFormat.json:
+        print(as_json({"text": settings.text or "", "sample": drawn}))
+    else:
+        sampled = " ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", "")
+        print("\n".join(map(printable, sampled.split("\n"))))
