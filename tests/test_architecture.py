@@ -139,7 +139,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "run_summary": {"checkpoint", "metric_names", "output", "policies", "settings", "training"},
     "trained_model": {"checkpoint", "device", "errors", "files", "settings", "tasks"},
     "evaluation": {
-        *("checkpoint", "device", "errors", "evaluation_files", "mc_passes", "measured"),
+        *("checkpoint", "device", "errors", "evaluation_files", "mc_passes", "measured", "metric_names"),
         *("partial_evaluation", "policies", "settings", "sinks", "tasks", "temperature", "trained_model"),
     },
     "partial_evaluation": {
@@ -214,7 +214,10 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     },
     "comparison": {"evaluation_files", "markdown", "metric_names", "runs", "settings", "text_tables"},
     "pictures": {"errors", "files", "ownership", "policies", "runs", "settings"},
-    "evaluation_pictures": {*("assessment", "assessment_picture", "next_word", "pictures", "settings")},
+    "evaluation_pictures": {
+        *("assessment", "assessment_picture", "evaluation_report", "metric_names", "next_word", "pictures"),
+        "settings",
+    },
     "markdown": set(),
     "metric_names": set(),
     "published": {"CONF"},

@@ -12,6 +12,7 @@ from vdrop_cli.metric_names import decimals, metric_in_words, metric_line
         ("test_ppl_mc100", "test perplexity, 100 MC samples"),
         ("test_rmse", "test RMSE"),
         ("test_entropy", "test entropy of the next word, nats"),
+        ("file_ppl_mc50", "the file's perplexity, 50 MC samples"),
         ("test_ece_mc50", "test calibration error of the most probable word, 50 MC samples"),
         ("test_mutual_information_mc5", "test mutual information of next word and masks, nats, 5 MC samples"),
         ("test_rmse_of_mean", "test RMSE of predicting the mean"),

@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint: which models, in which way, under which file name."""
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.measured import Measured
+from vdrop_cli.metric_names import OTHER_TEXT
 from vdrop_cli.partial_evaluation import PartialEvaluation, run_passes
 from vdrop_cli.policies import Policy
 from vdrop_cli.settings.choices import Precision, TaskName
@@ -25,7 +27,7 @@ from vdrop_cli.temperature import NoTemperature
 from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel, build, no_dropout, other_corpus, task_of
 
 FOR_ONE_TASK = {  # settings by the task whose models they are for
-    TaskName.language_model: ("calibration", "dropout_factors", "tempered"),
+    TaskName.language_model: ("calibration", "dropout_factors", "file", "tempered"),
     TaskName.sentiment: ("interval",),
 }
 
@@ -46,7 +48,7 @@ def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
     data = data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed)
     with phase("loading the data"):
-        task = task_of(path, snapshot, data, device)
+        task = task_of(path, snapshot, data, device, settings.file)
     return build(path, snapshot, task.predictor, settings, device), task
 
 
@@ -65,6 +67,7 @@ def describe_evaluation(
         word_dropout=None if is_default else settings.word_dropout,
         precision=None if precision is trained else precision,
         tempered=settings.tempered,
+        file="" if task.other_text is None else task.other_text.sha256[:8],
         scaled="_".join(f"{factor:g}" for factor in settings.dropout_factors),
     )
     return how, evaluation_files.members_digest(paths)
@@ -163,6 +166,11 @@ def measure(
         "mc_seconds": partial.seconds,
     }
     return results, measured._replace(tables=calibration.tables | measured.tables), is_resumed
+
+
+def renamed_for_other_text(metrics: dict[str, float]) -> dict[str, float]:
+    """Returns metrics with the names that those of another text than the test part have."""
+    return {re.sub("^test_", f"{OTHER_TEXT}_", name): value for name, value in metrics.items()}
 
 
 def require_finite(results: dict[str, Any], path: Path) -> None:

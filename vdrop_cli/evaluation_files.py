@@ -23,7 +23,7 @@ MEMBER = "member_"  # before the names of groups that are of each member
 MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
     rf"(?:standard|(?P<tempered>tempered)|{MC}|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{{8}})(?:-{MEMBER_MC})?)"
-    r"(?:-(?P<precision>fp32|bf16))?"
+    r"(?:-file_(?P<file>[0-9a-f]{8}))?(?:-(?P<precision>fp32|bf16))?"
 )
 PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without names, to be part of other patterns
 WORDS = {None: "", True: "-word", False: "-no_word"}
@@ -39,6 +39,7 @@ class Evaluation:
     word_dropout: bool | None = None  # None: on or off as the task has it
     precision: Precision | None = None  # None: that of the training
     tempered: bool = False  # at the temperature that is the best on the validation text
+    file: str = ""  # eight hex digits of a text that is read in place of the test part
     scaled: str = ""  # with the factor on dropout probabilities that is the best there: those, as `0.5_1`
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
@@ -51,8 +52,10 @@ class Evaluation:
             scaled = f"-scaled_{self.scaled}" if self.scaled else ""
             how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}{scaled}")
         how += ["tempered"] if self.tempered else []
-        in_another = [] if self.precision is None else [str(self.precision)]
-        return "-".join([checkpoint.replace("checkpoint", "eval"), *(how or ["standard"]), *in_another])
+        how = how or ["standard"]
+        how += [f"file_{self.file}"] if self.file else []
+        how += [] if self.precision is None else [str(self.precision)]
+        return "-".join([checkpoint.replace("checkpoint", "eval"), *how])
 
     def includes(self, other: "Evaluation") -> bool:
         """Whether another evaluation is this one, with any seed where this one names none."""
@@ -80,6 +83,7 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
         word_dropout=next(value for value, name in WORDS.items() if name == (words or "")),
         precision=None if match["precision"] is None else Precision[match["precision"]],
         tempered=match["tempered"] is not None,
+        file=match["file"] or "",
         scaled=match["scaled"] or "",
     )
 
@@ -101,6 +105,7 @@ FIELDS: dict[str, type] = {  # where a file has them
     "environment": dict,
     "tables": dict,
     "conformal_scores": list,
+    "file": dict,
 }
 
 
@@ -163,7 +168,7 @@ def require_fields(results: dict[str, Any], path: Path, *names: str) -> None:
 
 
 # what calibration=true adds to an evaluation
-NEXT_WORD = re.compile(r"test_(?:entropy|accuracy|ece|mutual_information)(?:_mc\d+)?")
+NEXT_WORD = re.compile(r"(?:test|file)_(?:entropy|accuracy|ece|mutual_information)(?:_mc\d+)?")
 NEXT_WORD_TABLES = ("reliability", "positions", "frequencies")
 ROUNDING = 1e-4  # relative; metrics of one checkpoint differ less between back ends, batches and machines
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vdrop_cli import assessment_picture, pictures
 from vdrop_cli.assessment import Assessment
+from vdrop_cli.evaluation_report import evaluated_part
+from vdrop_cli.metric_names import TEXTS
 from vdrop_cli.next_word import BINS
 from vdrop_cli.settings.commands import Eval
 
@@ -49,14 +51,19 @@ def language_model(results: Results) -> "Figure":
     figure, every = pictures.panels(("mc" in results) + bool(reliability), width=6)
     panels = iter(every)
     if "mc" in results:
-        draw_passes(next(panels), results["mc"], results["metrics"]["test_ppl"])
+        part = evaluated_part(results)
+        draw_passes(
+            next(panels), results["mc"], results["metrics"][f"{part}_ppl"], f"{TEXTS[part]} perplexity"
+        )
     if reliability:
         draw_reliability(next(panels), reliability)
     return figure
 
 
-def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float) -> None:
-    """Perplexity by the number of passes, and that of the standard approximation as a line."""
+def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float, label: str) -> None:
+    """Perplexity, called `label`, by the number of passes, and that of the standard approximation as a
+    line.
+    """
     axes.errorbar(
         [row["samples"] for row in rows],
         [row["ppl"] for row in rows],
@@ -73,7 +80,7 @@ def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float) -> No
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("MC samples (log scale)\nbars: standard deviation over groups of so many samples")
-    axes.set_ylabel("test perplexity")
+    axes.set_ylabel(label)
     axes.legend(fontsize="small")
 
 

@@ -1,16 +1,17 @@
 """The results of an evaluation as a terminal shows them: metrics, then tables."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vdrop_cli.assessment import LEVEL, Row
-from vdrop_cli.metric_names import decimals, in_digits, metric_line
+from vdrop_cli.metric_names import OTHER_TEXT, TEXTS, decimals, in_digits, metric_line
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.text_tables import Rows, aligned
 
 TITLES = {
-    "reliability": "test tokens by the probability of the most probable word",
-    "positions": "test tokens by their position in the sentence",
-    "frequencies": "test tokens by how often the training text has the word",
+    "reliability": "{part} tokens by the probability of the most probable word",
+    "positions": "{part} tokens by their position in the sentence",
+    "frequencies": "{part} tokens by how often the training text has the word",
     "factors": "perplexity of the validation text by the factor on dropout probabilities",
     "calibration": "share of test ratings in intervals, by their level in %",
     "intervals": f"width and interval score of the intervals of {LEVEL} %, and calibration error",
@@ -24,25 +25,31 @@ def print_results(results: dict[str, Any], interval: Interval | None = None) -> 
     """Prints everything; of several kinds of interval only `interval`, unless it is None."""
     for metric, value in results["metrics"].items():
         print(metric_line(metric, value))
+    part = evaluated_part(results)
     if "mc" in results:
-        print_passes(results["mc"])
+        print_passes(results["mc"], part)
     for name, rows in results.get("tables", {}).items():
         if shown := without_other_intervals(rows, interval):  # a kind of interval may be left out
-            print(f"\n{title(name)}")
+            print(f"\n{title(name, part)}")
             print("\n".join(aligned(cells(shown))))
 
 
-def title(table: str) -> str:
-    """Returns the title of a table; of MC samples where its name ends in _mc."""
+def evaluated_part(results: Mapping[str, Any]) -> str:
+    """Returns what begins the names of metrics: "test", or "file" of a text in place of the test part."""
+    return OTHER_TEXT if "file" in results else "test"
+
+
+def title(table: str, part: str) -> str:
+    """Returns the title of a table of `evaluated_part`; of MC samples where its name ends in _mc."""
     name = table.removesuffix("_mc")
-    return TITLES[name] + (", MC samples averaged" if name != table else "")
+    return TITLES[name].format(part=TEXTS[part]) + (", MC samples averaged" if name != table else "")
 
 
-def print_passes(rows: list[Row]) -> None:
+def print_passes(rows: list[Row], part: str) -> None:
     """Prints the table of the error by number of passes."""
     measure = next(key for key in rows[0] if key not in ("samples", "deviation", "groups"))
     digits = 2 if measure == "ppl" else 4
-    print(f"\n{'MC samples':<24}test_{measure}  standard deviation over groups of samples")
+    print(f"\n{'MC samples':<24}{part}_{measure}  standard deviation over groups of samples")
     for row in rows:
         spread = "        –"
         if row["deviation"] is not None:

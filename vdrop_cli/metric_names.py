@@ -3,6 +3,8 @@
 import re
 
 PARTS = {"train": "training", "valid": "validation", "test": "test"}
+OTHER_TEXT = "file"  # in place of "test" in the metrics of another text
+TEXTS = PARTS | {OTHER_TEXT: "the file's"}
 MEASURES = {
     "ppl": "perplexity",
     "entropy": "entropy of the next word, nats",
@@ -57,7 +59,7 @@ def metric_in_words(name: str) -> str:
         return COUNTS[name]
     if noise := re.fullmatch(r"noise_mc(\d+)", name):
         return f"{COUNTS['noise']}, {noise[1]} MC samples"
-    match = re.fullmatch(rf"({'|'.join(PARTS)})_({'|'.join(MEASURES)})(.*)", name)
+    match = re.fullmatch(rf"({'|'.join(TEXTS)})_({'|'.join(MEASURES)})(.*)", name)
     if match is None:
         return ""
     part, measure, variant = match.groups()
@@ -66,7 +68,7 @@ def metric_in_words(name: str) -> str:
         return ""
     scaled = ", dropout times that factor" if samples and samples[2] else ""
     suffix = f", {samples[1]} MC samples{scaled}" if samples else VARIANTS[variant]
-    return f"{PARTS[part]} {MEASURES[measure]}{suffix}"
+    return f"{TEXTS[part]} {MEASURES[measure]}{suffix}"
 
 
 def decimals(value: float) -> int:

@@ -44,6 +44,7 @@ class PartialEvaluation:
         """
         checkpoints = " ".join(map(files.checksum, paths))
         identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
+        identity |= {"file": task.other_text.sha256} if task.other_text is not None else {}
         identity |= {"calibration": True} if settings.calibration else {}
         identity |= {"factors": settings.dropout_factors} if settings.dropout_factors else {}
         version = "code" if "code" in described else "commit"

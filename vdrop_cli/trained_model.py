@@ -28,11 +28,13 @@ class TrainedModel(NamedTuple):
     precision: Precision
 
 
-def task_of(path: Path, snapshot: Checkpoint, data: Data, device: torch.device) -> Task:
+def task_of(
+    path: Path, snapshot: Checkpoint, data: Data, device: torch.device, test_file: str | None = None
+) -> Task:
     """Returns the task that a checkpoint was trained on, with its text as it is now. Raises ConfigError where
-    the text is another.
+    the text is another. `test_file`: a text that is read in place of the test part.
     """
-    task = tasks.load(replace(snapshot.train, data=data), device)
+    task = tasks.load(replace(snapshot.train, data=data), device, test_file)
     if task.fingerprint != snapshot.corpus:
         raise ConfigError(
             f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "

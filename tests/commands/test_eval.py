@@ -2,6 +2,7 @@
 test_cli.
 """
 
+import hashlib
 import json
 import shutil
 import signal
@@ -14,10 +15,11 @@ import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.test_checkpoint import at_epoch
-from vdrop_cli import checkpoint, corpora, files, interruption
+from vdrop_cli import checkpoint, corpora, files, interruption, runs
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
@@ -510,6 +512,102 @@ def test_a_factor_on_dropout_is_chosen_on_validation_and_its_result_stands_besid
     ):
         with pytest.raises(ConfigError, match=f"^{message}"):
             run(folder, "dropout_factors=[0.5,1]", *others)
+
+
+def result_of(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return content
+
+
+def test_another_text_is_read_as_the_test_part_is(
+    folder: Path, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The test part itself, from another file, has the numbers of the test part. Another text has its own, in
+    a file of its own and under other names.
+    """
+    test = Path(next(one for one in text if one.startswith("data.test=")).partition("=")[2])
+    copy = Path("copy.txt")
+    copy.write_bytes(b"\xef\xbb\xbf" + test.read_text().replace("\n", "\r\n").encode())
+    digest = hashlib.sha256(test.read_bytes()).hexdigest()
+    how = ["mc_samples=4", "calibration=true"]
+    run(folder, *how)
+    own = result_of(folder, "eval-0001-mc4-s1")
+    run(folder, *how, f"file={test}")
+    same = result_of(folder, f"eval-0001-mc4-s1-file_{digest[:8]}")
+    assert same["metrics"] == {
+        name.replace("test_", "file_"): value for name, value in own["metrics"].items()
+    } and same["tables"] == own["tables"]  # fmt: skip
+    corpus = corpora.load_text(checkpoint.load(checkpoint.find(str(folder))).train.data)
+    assert same["file"] == {
+        "path": str(test),
+        "sha256": digest,
+        "tokens": len(corpus.test_N),
+        "unknown_share": pytest.approx(corpora.unknown_share(corpus.test_N, corpus)),
+    }
+    run(folder, f"file={copy}")
+    (standard,) = (path for path in folder.glob("eval-0001-standard-file_*.json"))
+    assert result_of(folder, standard.stem)["metrics"]["file_ppl"] == own["metrics"]["test_ppl"]
+    other = Path("other.txt")
+    other.write_text("the unheard-of word\n\nthe end")
+    capsys.readouterr()
+    run(folder, f"file={other}", *how)
+    output = capsys.readouterr()
+    assert "file=other.txt: 8 tokens, " in output.err and "% of them <unk>" in output.err
+    assert "file_ppl" in output.out and "test_" not in output.out and " test " not in output.out
+    assert "the file's tokens by how often" in output.out
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()[:8]
+    other_results = result_of(folder, f"eval-0001-mc4-s1-file_{digest}")
+    assert other_results["metrics"]["file_ppl_mc4"] != same["metrics"]["file_ppl_mc4"]
+    assert other_results["metrics"]["valid_ppl"] == own["metrics"]["valid_ppl"]
+    assert result_of(folder, "eval-0001-mc4-s1") == own, "untouched"
+    run(folder, f"file={other}", "mc_samples=4")
+    assert result_of(folder, f"eval-0001-mc4-s1-file_{digest}")["tables"] == other_results["tables"]
+    finished = runs.read(folder)
+    assert finished.passes == {4}
+    counted = runs.evaluation_of(finished, Evaluation(samples=4))
+    assert counted is not None and counted["metrics"] == own["metrics"]
+
+
+def test_every_other_way_of_evaluating_reads_another_text_too(folder: Path, text: list[str]) -> None:
+    other = Path("other.txt")
+    other.write_text("the end\n" * 50)
+    train.run(
+        settings(
+            *TINY, *text, "dropout=variational_untied", "model=gru_small", "model.hidden_size=8", "seed=2"
+        )
+    )
+    (member,) = (path.parent for path in Path().rglob("result.json") if path.parent != folder)
+    for way in (["tempered=true"], ["mc_samples=3", "dropout_factors=[0.5,1]"], [f"members=[{member}]"]):
+        run(folder, *way)
+        run(folder, *way, f"file={other}")
+    plain, file_results = dict[str, Any](), dict[str, Any]()
+    for path in folder.glob("eval-*.json"):
+        way_name, _, is_file = path.stem.partition("-file_")
+        (file_results if is_file else plain)[way_name] = json.loads(path.read_text())["metrics"]
+    assert len(file_results) == 3
+    for name, metrics in file_results.items():
+        assert {one.replace("file_", "test_") for one in metrics} == set(plain[name])
+        for one, value in metrics.items():
+            assert (value == plain[name].get(one)) is not one.startswith("file_")
+
+
+def test_a_text_that_cannot_be_evaluated_is_one_line(folder: Path, rated: list[str]) -> None:
+    Path("short.txt").write_text("the")
+    Path("none.txt").write_text("")
+    Path("binary.txt").write_bytes(b"\xff\x00")
+    for name, message in (
+        ("nowhere.txt", r"^file=nowhere\.txt cannot be read \(No such file"),
+        ("none.txt", r"^file=none\.txt has no second word to predict; take a longer text"),
+        ("binary.txt", r"^file=binary\.txt is not UTF-8"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(folder, f"file={name}")
+    assert not list(folder.glob("eval-*"))
+    run(folder, "file=short.txt")  # the word and the end of its line
+    train.run(settings(*TINY_SENTIMENT, *rated))
+    critic = next(path.parent for path in Path().rglob("sentiment-*/*/result.json"))
+    with pytest.raises(ConfigError, match=r"^file is for language models, .* is a model of ratings"):
+        run(critic, "file=short.txt")
 
 
 def test_a_picture_is_drawn_of_the_results(folder: Path) -> None:

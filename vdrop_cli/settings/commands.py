@@ -56,6 +56,11 @@ class Eval:
     stored_data: bool = setting(
         False, "read the data from the files, folders or data sets that the checkpoint itself names"
     )
+    file: str | None = setting(
+        None,
+        "language model: a text file to evaluate in place of the test part; its metrics begin with file_",
+        limits=FilePath(),
+    )
     mc_samples: int = setting(0, "MC samples; 0: the standard approximation only", "samples", MC_SAMPLES)
     mc_batch: int | None = setting(
         None,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from vdrop_cli import corpora
+from vdrop_cli.corpora import OtherText
 from vdrop_cli.corpora.rated import MIN_TEXTS, Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
@@ -66,6 +67,10 @@ class Task(Protocol):
     @property
     def origin(self) -> str:
         """Returns where the text is from, for messages."""
+
+    @property
+    def other_text(self) -> OtherText | None:
+        """Returns what was read in place of the test part; None: nothing."""
 
     @property
     def can_be_captured(self) -> bool:
@@ -178,8 +183,11 @@ def shortened(rated: Rated, task: SentimentTask) -> Rated:
     return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
 
 
-def load(settings: Train, device: torch.device) -> Task:
-    """Returns the task of a training run, and reads its text."""
+def load(settings: Train, device: torch.device, test_file: str | None = None) -> Task:
+    """Returns the task of a training run, and reads its text.
+
+    `test_file`: of a language model, a text that is read in place of the test part.
+    """
     task, data = settings.task, settings.data
     if isinstance(task, SentimentTask) and isinstance(data, RatedData):
         rated = corpora.load_rated(data)
@@ -188,4 +196,6 @@ def load(settings: Train, device: torch.device) -> Task:
     corpus = corpora.load_text(data)
     if settings.debug:
         corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
+    if test_file is not None:
+        corpus = corpora.with_other_test(corpus, test_file)
     return LanguageModelling(task, corpus, device, isinstance(data, PennTreebank))

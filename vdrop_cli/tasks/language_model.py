@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdrop_cli.corpora import Corpus, unknown_share
+from vdrop_cli.corpora import Corpus, OtherText, unknown_share
 from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
@@ -129,6 +129,10 @@ class LanguageModelling:
     @property
     def origin(self) -> str:
         return self.corpus.origin
+
+    @property
+    def other_text(self) -> OtherText | None:
+        return self.corpus.other_test
 
     @property
     def can_be_captured(self) -> bool:
