@@ -137,19 +137,19 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("stuck_starts", "tasks"),
     },
     "run_summary": {"checkpoint", "metric_names", "output", "policies", "settings", "training"},
-    "trained_model": {"checkpoint", "device", "errors", "files", "settings", "tasks"},
+    "trained_model": {"checkpoint", "device", "errors", "files", "settings", "sharing", "tasks"},
     "evaluation": {
-        *("checkpoint", "device", "errors", "evaluation_files", "mc_passes", "measured", "metric_names"),
+        *("device", "errors", "evaluation_files", "mc_passes", "measured", "metric_names"),
         *("partial_evaluation", "policies", "settings", "sinks", "tasks", "temperature", "trained_model"),
     },
     "partial_evaluation": {
-        *("errors", "files", "interruption", "mc_passes", "settings", "sinks", "stored", "tasks")
+        *("errors", "files", "interruption", "mc_passes", "settings", "sharing", "sinks", "stored", "tasks")
     },
     "prediction_inputs": {"corpora", "errors", "files", "settings", "stored"},
     "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
     "rating_noise": {"errors", "evaluation_files", "settings", "tasks", "trained_model", "uncertainty"},
     "prediction": {
-        *("checkpoint", "errors", "intervals", "learned", "policies", "prediction_inputs", "prediction_rows"),
+        *("errors", "intervals", "learned", "policies", "prediction_inputs", "prediction_rows"),
         *("rating_noise", "settings", "tasks", "trained_model", "uncertainty"),
     },
     "word_prediction": {
@@ -218,7 +218,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("assessment", "assessment_picture", "evaluation_report", "metric_names", "next_word", "pictures"),
         "settings",
     },
-    "markdown": set(),
+    "markdown": {"metric_names"},
     "metric_names": set(),
     "published": {"CONF"},
     "evaluation_files": {"run_files", "errors", "files", "settings", "stored"},
@@ -363,6 +363,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their name: where their l
     "mask_checks": "test_layers.py",
     "time_reversal": "test_layers.py",
     "tasks/rated_parts": "tasks/test_sentiment.py",
+    "tasks/text_evaluation": "tasks/test_language_model.py",
     "errors": "test_mistakes.py",  # the one line of every error
     "evaluation": "commands/test_eval.py",  # the command is a leaf, and its tests are those of the module
     "explain": "test_mistakes.py",

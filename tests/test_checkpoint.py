@@ -47,6 +47,8 @@ def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Chec
         best_epoch=best,
         best=99.0,
         losses=[1.0] * batch,
+        averaged=0,
+        validations=[99.0] * epoch,
         state=[],
         model=model,
         optimiser={"state": {}, "param_groups": []},
@@ -55,25 +57,21 @@ def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Chec
 
 
 def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
-    """As run folders of earlier versions have it: each counter is an entry of the file, and none may lack but
-    those that are newer, which were 0 then.
-    """
+    """Each counter is an entry of the file, and none may lack."""
     checkpoint.save(at_epoch(3, 3, batch=2), tmp_path)
     path = checkpoint.path_of(tmp_path, 3, 2)
     content = files.read_tensors(path)
     counters = {"epoch", "batch", "seconds", "epoch_seconds", "epoch_words", "best_epoch", "best", "losses"}
-    newer = {"averaged", "validations"}
-    assert {f.name for f in fields(TrainingState)} == counters | newer < content.keys()
+    counters |= {"averaged", "validations"}
+    assert {f.name for f in fields(TrainingState)} == counters < content.keys()
     progress = checkpoint.load(path).progress
-    assert progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
+    assert progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0], 0, [99.0] * 3)
     progress.finish_epoch(98.0)
-    assert progress == TrainingState(4, 0, 1.5, 0.0, 0, 3, 99.0, [])
+    assert progress == TrainingState(4, 0, 1.5, 0.0, 0, 3, 99.0, [], 0, [99.0, 99.0, 99.0, 98.0])
     for name in counters:
         files.write_tensors(path, {key: value for key, value in content.items() if key != name})
         with pytest.raises(Unusable, match="lacks a part"):
             checkpoint.load(path)
-    files.write_tensors(path, {key: value for key, value in content.items() if key not in newer})
-    assert checkpoint.load(path).progress == TrainingState(3, 2, 1.5, 0.0, 0, 3, 99.0, [1.0, 1.0])
     average = torch.zeros(300)
     for wrong, reason in (
         ({"averaged": 1}, "it has no average of its updates"),

@@ -19,6 +19,7 @@ def test_a_picture_is_found_from_where_the_page_lies() -> None:
 
 def test_a_mean_has_a_deviation_where_there_are_several_values() -> None:
     assert [markdown.mean(values, 2) for values in ([], [1.0], [1.0, 3.0])] == ["–", "1.00", "2.00 ± 1.41"]
+    assert markdown.mean([1e12, 3e12], 2) == "2.00e+12 ± 1.41e+12", "not in full"
 
 
 def test_numbers_that_follow_each_other_are_a_range() -> None:

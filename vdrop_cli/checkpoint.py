@@ -34,9 +34,7 @@ class Unusable(ConfigError):
 
 @dataclass
 class TrainingState:
-    """How far training has come. A checkpoint holds each of these; those with a default are newer than the
-    format.
-    """
+    """How far training has come. A checkpoint holds each of these."""
 
     epoch: int  # finished epochs
     batch: int  # finished batches of the next epoch
@@ -46,18 +44,17 @@ class TrainingState:
     best_epoch: int  # 0: no epoch is finished
     best: float  # the selection metric of the best epoch; infinite before the first
     losses: list[float] = field(repr=False)  # of the finished batches, as logged
-    averaged: int = 0  # updates whose weights are in the average
-    validations: list[float] = field(default_factory=list, repr=False)  # the selection metric of each epoch
+    averaged: int  # updates whose weights are in the average
+    validations: list[float] = field(repr=False)  # the selection metric of each epoch
 
     @classmethod
     def at_start(cls) -> "TrainingState":
         """The state before the first batch."""
-        return cls(0, 0, 0.0, 0.0, 0, 0, math.inf, [])
+        return cls(0, 0, 0.0, 0.0, 0, 0, math.inf, [], 0, [])
 
     def finish_epoch(self, selected: float) -> None:
         """Counts an epoch as finished, whose selection metric is `selected`."""
-        if len(self.validations) == self.epoch:  # not after a checkpoint of an earlier version
-            self.validations.append(selected)
+        self.validations.append(selected)
         self.epoch += 1
         self.batch = 0
         self.epoch_seconds = 0.0
@@ -66,18 +63,33 @@ class TrainingState:
 
 
 @dataclass(kw_only=True)
-class Checkpoint(TrainingState):
+class Trained:
+    """What a model was trained with, and what it has learned beside its weights."""
+
+    config: dict[str, Any]  # as `settings.fields.plain` writes it
+    corpus: str  # fingerprint
+    learned: dict[str, Any] = field(repr=False)  # as `learned.to_dict` writes it
+
+    @property
+    def train(self) -> Train:
+        return restore(self.config)
+
+    @property
+    def knowledge(self) -> Learned:
+        """Returns what prediction needs of the training text."""
+        return learned.from_dict(self.learned, self.train.task.name is TaskName.sentiment)
+
+
+@dataclass(kw_only=True)
+class Checkpoint(TrainingState, Trained):
     """A run between two steps. Masks and order are functions of seed, epoch and batch, so that this suffices
     to resume.
     """
 
-    config: dict[str, Any]  # as `settings.fields.plain` writes it
-    corpus: str  # fingerprint
     environment: dict[str, Any]  # versions, device, commit
     state: list[Tensor] = field(repr=False)  # carried from batch to batch; empty at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
-    learned: dict[str, Any] = field(repr=False)  # as `learned.to_dict` writes it
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the weights; empty: none yet
 
     @property
@@ -89,15 +101,6 @@ class Checkpoint(TrainingState):
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights of the model that is reported: the average, where there is one."""
         return self.average or self.model
-
-    @property
-    def train(self) -> Train:
-        return restore(self.config)
-
-    @property
-    def knowledge(self) -> Learned:
-        """Returns what prediction needs of the training text."""
-        return learned.from_dict(self.learned, self.train.task.name is TaskName.sentiment)
 
 
 COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "averaged")
@@ -140,7 +143,7 @@ def require_valid(snapshot: Checkpoint) -> None:
     )
     require_that(
         all(type(value) is float and math.isfinite(value) for value in snapshot.validations)
-        and len(snapshot.validations) in (0, snapshot.epoch),  # 0: of an earlier version
+        and len(snapshot.validations) == snapshot.epoch,
         "its validations are not a finite number for each epoch",
     )
     require_that(len(snapshot.losses) == snapshot.batch, "it has another number of losses than of batches")
@@ -149,11 +152,7 @@ def require_valid(snapshot: Checkpoint) -> None:
         ("a weight", list(snapshot.model.values())),
         ("an average", list(snapshot.average.values())),
     ):
-        require_that(
-            all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
-            f"{what} is no tensor of float32",
-        )
-        require_that(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
+        require_numbers(what, tensors)
     shapes, averages = (
         {name: tensor.shape for name, tensor in tensors.items()}
         for tensors in (snapshot.model, snapshot.average)
@@ -168,8 +167,22 @@ def require_valid(snapshot: Checkpoint) -> None:
             type(name) is str and isinstance(value, str | int | float | None),
             "its environment is not of texts and numbers",
         )
-    require_readable("its settings are not those of a training run", lambda: snapshot.train)
-    require_readable("what it has learned of its text is not as vdrop writes it", lambda: snapshot.knowledge)
+    require_restorable(snapshot)
+
+
+def require_numbers(what: str, tensors: list[Any]) -> None:
+    """Raises ValueError unless these are tensors of finite float32 numbers; each is `what`."""
+    require_that(
+        all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
+        f"{what} is no tensor of float32",
+    )
+    require_that(all(bool(tensor.isfinite().all()) for tensor in tensors), f"{what} is not finite")
+
+
+def require_restorable(trained: Trained) -> None:
+    """Raises ValueError unless settings, and what was learned, are as vdrop writes them."""
+    require_readable("its settings are not those of a training run", lambda: trained.train)
+    require_readable("what it has learned of its text is not as vdrop writes it", lambda: trained.knowledge)
 
 
 def require_readable(otherwise: str, read: Callable[[], object]) -> None:

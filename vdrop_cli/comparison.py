@@ -60,7 +60,7 @@ class Configuration:
 
     @property
     def seeds(self) -> str:
-        """The number of finished runs, and what became of the others."""
+        """The number of finished runs, and the states of the others."""
         count, total = len(self.measured), len(self.measured) + len(self.unfinished)
         states = dict.fromkeys(self.unfinished)
         others = ", ".join(f"{self.unfinished.count(state)} {state}" for state in states)

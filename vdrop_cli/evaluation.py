@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import checkpoint, evaluation_files
+from vdrop_cli import evaluation_files, trained_model
 from vdrop_cli.device import choose_mc_batch
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
@@ -22,7 +22,7 @@ from vdrop_cli.settings.choices import Precision, TaskName
 from vdrop_cli.settings.commands import Eval, require_task
 from vdrop_cli.settings.data_places import data_for
 from vdrop_cli.sinks import phase
-from vdrop_cli.tasks import Task, TaskModel
+from vdrop_cli.tasks import EvaluationTask, OtherText, TaskModel, WordPredictor, predictor_of
 from vdrop_cli.temperature import NoTemperature
 from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel, build, no_dropout, other_corpus, task_of
 
@@ -32,12 +32,12 @@ FOR_ONE_TASK = {  # settings by the task whose models they are for
 }
 
 
-def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel, Task]:
-    """Returns the model of a checkpoint, and the task that it was trained on. Raises ConfigError where the
-    settings are not for such a model.
+def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel, EvaluationTask]:
+    """Returns the model of a checkpoint, and what it is evaluated on: the task that it was trained on, or the
+    text of a file. Raises ConfigError where the settings are not for such a model.
     """
-    path = checkpoint.find(named)
-    snapshot = checkpoint.load(path)
+    path = trained_model.find(named)
+    snapshot = trained_model.load(path)
     trained = snapshot.train
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
         raise no_dropout(path, settings.mc_samples, "0")
@@ -45,15 +45,20 @@ def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel
         raise ConfigError(f"word_dropout must be false or null, {path} was trained without it, got true")
     for needed, names in FOR_ONE_TASK.items():
         require_task(settings, names, needed, trained.task.name, path)
+    if settings.file is not None:
+        predictor = predictor_of(snapshot.knowledge, device)
+        assert isinstance(predictor, WordPredictor)  # as the task is language modelling
+        text = OtherText(settings.file, predictor, trained.data)
+        return build(path, snapshot, predictor, settings, device), text
     allowed = "stored_data=true, if the checkpoint is from a source that you trust"
     data = data_for(trained.data, settings.data, settings.stored_data, f"checkpoint={path}", allowed)
     with phase("loading the data"):
-        task = task_of(path, snapshot, data, device, settings.file)
+        task = task_of(path, snapshot, data, device)
     return build(path, snapshot, task.predictor, settings, device), task
 
 
 def describe_evaluation(
-    settings: Eval, paths: list[Path], task: Task, precision: Precision, trained: Precision
+    settings: Eval, paths: list[Path], task: EvaluationTask, precision: Precision, trained: Precision
 ) -> tuple[Evaluation, str]:
     """Returns how checkpoints are evaluated, and eight hex digits that name several.
 
@@ -67,7 +72,7 @@ def describe_evaluation(
         word_dropout=None if is_default else settings.word_dropout,
         precision=None if precision is trained else precision,
         tempered=settings.tempered,
-        file="" if task.other_text is None else task.other_text.sha256[:8],
+        text_digest=task.fingerprint[:8] if isinstance(task, OtherText) else "",
         scaled="_".join(f"{factor:g}" for factor in settings.dropout_factors),
     )
     return how, evaluation_files.members_digest(paths)
@@ -87,7 +92,9 @@ def load_members(
         yield member.model
 
 
-def evaluate_members(task: Task, models: Iterable[TaskModel], settings: Eval, path: Path) -> Measured:
+def evaluate_members(
+    task: EvaluationTask, models: Iterable[TaskModel], settings: Eval, path: Path
+) -> Measured:
     """Returns what the settings ask for of the standard approximation. Raises RunError where no temperature
     is the best; `path` is the first checkpoint.
     """
@@ -114,7 +121,7 @@ def stored_details(measured: Measured) -> dict[str, Any]:
     return details
 
 
-def pass_options(task: Task, settings: Eval, mc_batch: int) -> PassOptions:
+def pass_options(task: EvaluationTask, settings: Eval, mc_batch: int) -> PassOptions:
     """Returns how MC passes are made; words are dropped as the task has it where the settings leave it
     open.
     """
@@ -131,7 +138,7 @@ def pass_options(task: Task, settings: Eval, mc_batch: int) -> PassOptions:
 
 def measure(
     first: TrainedModel,
-    task: Task,
+    task: EvaluationTask,
     paths: list[Path],
     target: Path,
     described: dict[str, Any],
@@ -168,8 +175,8 @@ def measure(
     return results, measured._replace(tables=calibration.tables | measured.tables), is_resumed
 
 
-def renamed_for_other_text(metrics: dict[str, float]) -> dict[str, float]:
-    """Returns metrics with the names that those of another text than the test part have."""
+def file_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """Returns metrics of the test part with the names that those of `OtherText` have."""
     return {re.sub("^test_", f"{OTHER_TEXT}_", name): value for name, value in metrics.items()}
 
 

@@ -23,7 +23,7 @@ MEMBER = "member_"  # before the names of groups that are of each member
 MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
     rf"(?:standard|(?P<tempered>tempered)|{MC}|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{{8}})(?:-{MEMBER_MC})?)"
-    r"(?:-file_(?P<file>[0-9a-f]{8}))?(?:-(?P<precision>fp32|bf16))?"
+    r"(?:-file_(?P<text>[0-9a-f]{8}))?(?:-(?P<precision>fp32|bf16))?"
 )
 PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without names, to be part of other patterns
 WORDS = {None: "", True: "-word", False: "-no_word"}
@@ -39,7 +39,7 @@ class Evaluation:
     word_dropout: bool | None = None  # None: on or off as the task has it
     precision: Precision | None = None  # None: that of the training
     tempered: bool = False  # at the temperature that is the best on the validation text
-    file: str = ""  # eight hex digits of a text that is read in place of the test part
+    text_digest: str = ""  # eight hex digits that name another text than the test part
     scaled: str = ""  # with the factor on dropout probabilities that is the best there: those, as `0.5_1`
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
@@ -53,7 +53,7 @@ class Evaluation:
             how.append(f"mc{self.samples}{WORDS[self.word_dropout]}-s{self.seed}{scaled}")
         how += ["tempered"] if self.tempered else []
         how = how or ["standard"]
-        how += [f"file_{self.file}"] if self.file else []
+        how += [f"file_{self.text_digest}"] if self.text_digest else []
         how += [] if self.precision is None else [str(self.precision)]
         return "-".join([checkpoint.replace("checkpoint", "eval"), *how])
 
@@ -83,9 +83,15 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
         word_dropout=next(value for value, name in WORDS.items() if name == (words or "")),
         precision=None if match["precision"] is None else Precision[match["precision"]],
         tempered=match["tempered"] is not None,
-        file=match["file"] or "",
+        text_digest=match["text"] or "",
         scaled=match["scaled"] or "",
     )
+
+
+def is_of_other_text(path: Path) -> bool:
+    """Returns whether a file's results are of another text than the test part, by its name."""
+    made = from_file(path)
+    return made is not None and made.text_digest != ""
 
 
 def members_digest(paths: list[Path]) -> str:

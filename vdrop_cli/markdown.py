@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from vdrop_cli.metric_names import in_digits
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table in Markdown; cells are text."""
@@ -18,8 +20,8 @@ def picture(title: str, path: Path, page: Path) -> str:
 
 def mean(values: Sequence[float], digits: int) -> str:
     """Returns the mean of the values, and ± their standard deviation where there are several."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{spread}" if values else "–"
+    spread = f" ± {in_digits(stdev(values), digits)}" if len(values) > 1 else ""
+    return f"{in_digits(fmean(values), digits)}{spread}" if values else "–"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -122,7 +122,7 @@ class PassMasks:
         """`dropout`: the policy of the passes; None: that of the model."""
         dropout = model.dropout if dropout is None else dropout
         self.model = model
-        self.dropout = dropout if word_dropout else replace(dropout, p_word=0.0, word_mask=WordMask.type)
+        self.dropout = dropout if word_dropout else dropout.without_words()
         self.is_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
         self.stream = Stream((seed, "mc"))
         # of the last passes: the masks of their first segment, which are held where they are not new

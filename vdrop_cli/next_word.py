@@ -80,12 +80,14 @@ class Groups(NamedTuple):
     """Properties of each token by which the measures are broken down."""
 
     position_N: Tensor | None  # in its sentence, from 1; None: the text has no line ends
-    frequency_N: Tensor  # of the word in the training text
+    frequency_N: Tensor | None  # of the word in the training text; None: that text is not there
 
     @classmethod
-    def from_text(cls, stream_N: Tensor, train_N: Tensor, line_end: int | None) -> "Groups":
+    def from_text(cls, stream_N: Tensor, train_N: Tensor | None, line_end: int | None) -> "Groups":
         """Returns those of a text without its first token, which is not predicted."""
         position_N = None if line_end is None else positions(stream_N, line_end)[1:]
+        if train_N is None:
+            return cls(position_N, None)
         size = int(torch.maximum(stream_N.max(), train_N.max())) + 1
         return cls(position_N, train_N.bincount(minlength=size)[stream_N[1:]])
 

@@ -1,5 +1,6 @@
 """MC passes that stop and resume: how far an evaluation has come, as a file beside that of its results."""
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.mc_passes import McPasses
 from vdrop_cli.settings.commands import Eval
+from vdrop_cli.sharing import weights
 from vdrop_cli.sinks import progress_bar
-from vdrop_cli.tasks import Task
+from vdrop_cli.tasks import EvaluationTask
 
 
 class PartialEvaluation:
@@ -32,7 +34,7 @@ class PartialEvaluation:
         cls,
         target: Path,
         paths: list[Path],
-        task: Task,
+        task: EvaluationTask,
         mc_batch: int,
         described: dict[str, Any],
         settings: Eval,
@@ -42,9 +44,8 @@ class PartialEvaluation:
 
         `paths` are the checkpoints of all models, `described` is the environment.
         """
-        checkpoints = " ".join(map(files.checksum, paths))
+        checkpoints = " ".join(map(checksum, paths))
         identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
-        identity |= {"file": task.other_text.sha256} if task.other_text is not None else {}
         identity |= {"calibration": True} if settings.calibration else {}
         identity |= {"factors": settings.dropout_factors} if settings.dropout_factors else {}
         version = "code" if "code" in described else "commit"
@@ -98,6 +99,13 @@ class PartialEvaluation:
         content = {"passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds}
         files.write_tensors(self.path, {"of": self.identity, **content})
         self.saved = time.perf_counter()
+
+
+def checksum(path: Path) -> str:
+    """Returns the checksum of a checkpoint, or of the content of an export, which has none."""
+    if path.suffix == weights.SUFFIX:
+        return hashlib.sha256(files.read(path)).hexdigest()
+    return files.checksum(path)
 
 
 def run_passes(passes: McPasses, partial: PartialEvaluation) -> None:

@@ -209,6 +209,10 @@ class Dropout:
             raise ValueError(f"{name} must be one probability or {layers}, one for each layer, got {len(p)}")
         return p
 
+    def without_words(self) -> "Dropout":
+        """Returns the same without masks of words."""
+        return replace(self, p_word=0.0, word_mask=WordMask.type)
+
     @property
     def drops(self) -> bool:
         """Whether any probability is above 0."""

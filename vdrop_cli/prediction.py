@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import checkpoint
+from vdrop_cli import trained_model
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.intervals import Intervals, TooFewTexts, conformal, conformal_quantile, gaussian, quantile
 from vdrop_cli.learned import Learned, Ratings
@@ -26,8 +26,8 @@ LEVEL = 95.0  # where the settings leave it open
 def load(settings: Predict, device: torch.device) -> TrainedModel:
     """Returns the model, with all that prediction needs."""
     assert settings.checkpoint is not None
-    path = checkpoint.find(settings.checkpoint)
-    snapshot = checkpoint.load(path)
+    path = trained_model.find(settings.checkpoint)
+    snapshot = trained_model.load(path)
     return build(path, snapshot, predictor_of(snapshot.knowledge, device), settings, device)
 
 

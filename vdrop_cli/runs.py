@@ -99,8 +99,11 @@ class Finished(Logged):
 
     @property
     def evaluations(self) -> list[Path]:
-        """Files that `vdrop eval` wrote of the epoch that is reported."""
-        return sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
+        """Files that `vdrop eval` wrote of the epoch that is reported; those of other texts are not among
+        them.
+        """
+        paths = sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
+        return [path for path in paths if not evaluation_files.is_of_other_text(path)]
 
     @property
     def lineage(self) -> Iterator["Finished"]:

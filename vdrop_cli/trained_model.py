@@ -13,8 +13,11 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, Predict
 from vdrop_cli.settings.data import Data
-from vdrop_cli.tasks import Predictor, Task, TaskModel
+from vdrop_cli.sharing import weights
+from vdrop_cli.sharing.weights import Exported
+from vdrop_cli.tasks import LanguageModelling, Predictor, Task, TaskModel
 
+Snapshot = Checkpoint | Exported
 BROKEN_WEIGHTS = "its weights are not those of a model that works"
 
 
@@ -22,23 +25,33 @@ class TrainedModel(NamedTuple):
     """The model of a checkpoint, with its weights."""
 
     path: Path
-    checkpoint: Checkpoint
+    checkpoint: Snapshot
     predictor: Predictor
     model: TaskModel
     precision: Precision
 
 
-def task_of(
-    path: Path, snapshot: Checkpoint, data: Data, device: torch.device, test_file: str | None = None
-) -> Task:
+def find(named: str) -> Path:
+    """Returns the file that the setting `checkpoint` means: a checkpoint, or an export."""
+    export = Path(named) / weights.IN_FOLDER
+    return export if export.is_file() and not checkpoint.all_in(Path(named)) else checkpoint.find(named)
+
+
+def load(path: Path) -> Snapshot:
+    """Returns the content of a checkpoint or an export. Raises ConfigError where it cannot be used."""
+    return weights.load(path) if path.suffix == weights.SUFFIX else checkpoint.load(path)
+
+
+def task_of(path: Path, snapshot: Snapshot, data: Data, device: torch.device) -> Task:
     """Returns the task that a checkpoint was trained on, with its text as it is now. Raises ConfigError where
-    the text is another. `test_file`: a text that is read in place of the test part.
+    the text is another.
     """
-    task = tasks.load(replace(snapshot.train, data=data), device, test_file)
+    task = tasks.load(replace(snapshot.train, data=data), device)
     if task.fingerprint != snapshot.corpus:
+        another = "; vdrop eval file=… evaluates another one" if isinstance(task, LanguageModelling) else ""
         raise ConfigError(
             f"checkpoint={path} was trained on another corpus than {files.printable(task.origin)}; "
-            "give it the text that it was trained on"
+            f"give it the text that it was trained on{another}"
         )
     return task
 
@@ -47,7 +60,7 @@ def member_paths(first: Path, named: list[str]) -> list[Path]:
     """Returns the checkpoints that are averaged, or the only one. Raises ConfigError where one is there
     twice.
     """
-    paths = [first, *map(checkpoint.find, named)]
+    paths = [first, *map(find, named)]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("members must be other checkpoints, each once, got one twice")
     return paths
@@ -67,7 +80,7 @@ def no_dropout(path: Path, samples: int, choices: str) -> ConfigError:
 
 
 def build(
-    path: Path, snapshot: Checkpoint, predictor: Predictor, settings: Eval | Predict, device: torch.device
+    path: Path, snapshot: Snapshot, predictor: Predictor, settings: Eval | Predict, device: torch.device
 ) -> TrainedModel:
     """Returns the model of a checkpoint. Raises ConfigError unless its weights fit its settings."""
     trained = snapshot.train

@@ -56,10 +56,10 @@ def lacks_information(built: TrainedModel, options: PassOptions) -> str | None:
     """Returns why passes cannot differ, so that they have no mutual information; None where they can."""
     if options.samples == 1:
         return "one pass has no mutual information; take more mc_samples"
-    if not replace(built.model.dropout, p_word=0.0).drops:
+    if not built.model.dropout.without_words().drops:
         return (
-            f"all passes are the same, as they drop no words, and every other dropout probability of "
-            f"{built.path} is 0, so they have no mutual information"
+            f"all passes are the same, so they have no mutual information: {built.path} drops nothing but "
+            "words, which passes keep; leave mc_samples out"
         )
     return None
 
@@ -106,25 +106,27 @@ def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Pr
     texts, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
     names = ("ppl", "words", *((INFORMATION,) if options else ()), "surprises")
     rows = RowPrinter(settings, texts, names[:-1] if settings.format is OutputFormat.csv else names)
-    without = lacks_information(built, options) if options else None
+    reason = lacks_information(built, options) if options else None
     if options:
-        print(f"{built.path}: {options.samples} passes of MC dropout", file=sys.stderr)
-    if without:
-        print(f"vdrop: {without}", file=sys.stderr)
+        print(f"{built.path}: MC dropout, passes: {options.samples}", file=sys.stderr)
+    if reason:
+        print(f"vdrop: {reason}", file=sys.stderr)
     max_surprises = SURPRISES if settings.surprises is None else settings.surprises
     for line, words, stream_N in read_lines(texts, predictor):
         unknown.count([word for word in words if word not in predictor.line_end])
         values: dict[str, Any] = dict.fromkeys(names)
         shown = "no perplexity"
         if stream_N is not None and len(stream_N) > 1:
-            nats = nats_of(built, stream_N, options, without is None)
+            nats = nats_of(built, stream_N, options, reason is None)
             ppl = require_finite(perplexity(nats.nll_N), "perplexity", built, line)
             values |= {"ppl": ppl, "words": len(nats.nll_N)}
             shown = f"perplexity {in_digits(ppl, 1)} over {values['words']} tokens"
             if nats.mutual_information_N is not None:
                 values[INFORMATION] = nats.mutual_information_N.mean().item() / log(2)
                 shown += f", mutual information {values[INFORMATION]:.3f} bits"
-            values["surprises"] = surprises(nats, words, stream_N, predictor)[:max_surprises]
+            values["surprises"] = surprises(nats, words, stream_N, predictor, options is not None)[
+                :max_surprises
+            ]
         if line.problem is not None:
             problems.report(line)
         rows.write(line, values, f"line {line.number}: {shown}: {line.shown}")
@@ -142,21 +144,21 @@ def surprise_line(one: dict[str, Any]) -> str:
 
 
 def surprises(
-    nats: Nats, words: list[str], stream_N: Tensor, predictor: WordPredictor
+    nats: Nats, words: list[str], stream_N: Tensor, predictor: WordPredictor, is_averaged: bool
 ) -> list[dict[str, Any]]:
-    """Returns the words that were predicted, those that surprise most first; `place` counts the words of the
-    text from 1.
+    """Returns the words that the model predicts, those that surprise most first; `place` counts the words of
+    the text from 1. `is_averaged`: of MC passes, with the mutual information.
     """
     bits = (nats.nll_N.double() / log(2)).tolist()
     information = None if nats.mutual_information_N is None else (nats.mutual_information_N / log(2)).tolist()
     first = len(words) - len(bits)  # 1 where the first word is not predicted, else 0
     read_as = [predictor.vocabulary[number] for number in stream_N[1:].tolist()]
-    predicted = [
+    rows = [
         {"word": words[first + n], "read_as": read_as[n], "place": first + n + 1, "bits": bits[n]}
-        | ({} if information is None else {INFORMATION: information[n]})
+        | ({INFORMATION: None if information is None else information[n]} if is_averaged else {})
         for n in range(len(bits))
     ]
-    return sorted(predicted, key=lambda one: -one["bits"])
+    return sorted(rows, key=lambda one: -one["bits"])
 
 
 def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:

@@ -4,6 +4,7 @@ test_cli.
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -26,6 +27,7 @@ from vdrop_cli.model import LanguageModel
 from vdrop_cli.partial_evaluation import PartialEvaluation
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.fields import plain
+from vdrop_cli.sharing.card import measurements
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.tasks.sentiment import RatingPasses
 
@@ -45,7 +47,7 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def run(folder: Path, *overrides: str) -> None:
     stored = (
         []
-        if any(override.startswith(("data.", "stored_data")) for override in overrides)
+        if any(override.startswith(("data.", "stored_data", "file=")) for override in overrides)
         else ["stored_data=true"]
     )
     evaluation.run(settings(f"checkpoint={folder}", "device=cpu", *stored, *overrides, command="eval"))
@@ -523,20 +525,22 @@ def test_another_text_is_read_as_the_test_part_is(
     folder: Path, text: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The test part itself, from another file, has the numbers of the test part. Another text has its own, in
-    a file of its own and under other names.
+    a file of its own and under other names. No corpus is read.
     """
     test = Path(next(one for one in text if one.startswith("data.test=")).partition("=")[2])
-    copy = Path("copy.txt")
-    copy.write_bytes(b"\xef\xbb\xbf" + test.read_text().replace("\n", "\r\n").encode())
-    digest = hashlib.sha256(test.read_bytes()).hexdigest()
     how = ["mc_samples=4", "calibration=true"]
     run(folder, *how)
     own = result_of(folder, "eval-0001-mc4-s1")
     run(folder, *how, f"file={test}")
+    digest = hashlib.sha256(test.read_bytes()).hexdigest()
     same = result_of(folder, f"eval-0001-mc4-s1-file_{digest[:8]}")
     assert same["metrics"] == {
-        name.replace("test_", "file_"): value for name, value in own["metrics"].items()
-    } and same["tables"] == own["tables"]  # fmt: skip
+        name.replace("test_", "file_"): value
+        for name, value in own["metrics"].items()
+        if not name.startswith("valid_")
+    }
+    tables = {name: rows for name, rows in own["tables"].items() if not name.startswith("frequencies")}
+    assert same["tables"] == tables and same["mc"] == own["mc"]
     corpus = corpora.load_text(checkpoint.load(checkpoint.find(str(folder))).train.data)
     assert same["file"] == {
         "path": str(test),
@@ -544,66 +548,109 @@ def test_another_text_is_read_as_the_test_part_is(
         "tokens": len(corpus.test_N),
         "unknown_share": pytest.approx(corpora.unknown_share(corpus.test_N, corpus)),
     }
+    copy = Path("copy.txt")
+    copy.write_bytes(b"\xef\xbb\xbf" + test.read_text().replace("\n", "\r\n").encode())
     run(folder, f"file={copy}")
     (standard,) = (path for path in folder.glob("eval-0001-standard-file_*.json"))
-    assert result_of(folder, standard.stem)["metrics"]["file_ppl"] == own["metrics"]["test_ppl"]
+    assert result_of(folder, standard.stem)["metrics"] == {"file_ppl": own["metrics"]["test_ppl"]}
     other = Path("other.txt")
-    other.write_text("the unheard-of word\n\nthe end")
+    other.write_text("w1 unheard-of W2\n\nw3")
     capsys.readouterr()
-    run(folder, f"file={other}", *how)
+    run(folder, f"file={other}", *how, "picture=passes.svg")
     output = capsys.readouterr()
-    assert "file=other.txt: 8 tokens, " in output.err and "% of them <unk>" in output.err
-    assert "file_ppl" in output.out and "test_" not in output.out and " test " not in output.out
-    assert "the file's tokens by how often" in output.out
-    digest = hashlib.sha256(other.read_bytes()).hexdigest()[:8]
-    other_results = result_of(folder, f"eval-0001-mc4-s1-file_{digest}")
-    assert other_results["metrics"]["file_ppl_mc4"] != same["metrics"]["file_ppl_mc4"]
-    assert other_results["metrics"]["valid_ppl"] == own["metrics"]["valid_ppl"]
+    assert "file=other.txt: 7 tokens, 28.6 % of them <unk>" in output.err
+    assert "1 words of file=other.txt are known in lower case only, and are read as <unk>" in output.err
+    assert "file_ppl" in output.out and re.search(r"\btest(_|\b)", output.out) is None
+    assert "the file's tokens by their position" in output.out
+    assert "the file's perplexity" in Path("passes.svg").read_text()
+    name = f"eval-0001-mc4-s1-file_{hashlib.sha256(other.read_bytes()).hexdigest()[:8]}"
+    results = result_of(folder, name)
+    assert results["metrics"]["file_ppl_mc4"] != same["metrics"]["file_ppl_mc4"]
+    assert len(results["warnings"]) == 1
     assert result_of(folder, "eval-0001-mc4-s1") == own, "untouched"
     run(folder, f"file={other}", "mc_samples=4")
-    assert result_of(folder, f"eval-0001-mc4-s1-file_{digest}")["tables"] == other_results["tables"]
+    assert result_of(folder, name)["tables"] == results["tables"]
+
+
+def test_results_of_another_text_are_none_of_the_run(folder: Path, text: list[str]) -> None:
+    """Neither a table, a record nor a comparison takes them for those of the test part."""
+    Path("other.txt").write_text("w1 w2 w3\n" * 9)
+    run(folder, "mc_samples=4", "file=other.txt")
+    assert runs.read(folder).evaluations == [] and runs.read(folder).passes == set()
+    run(folder, "mc_samples=4")
     finished = runs.read(folder)
-    assert finished.passes == {4}
+    assert finished.passes == {4} and [path.name for path in finished.evaluations] == [
+        "eval-0001-mc4-s1.json"
+    ]
     counted = runs.evaluation_of(finished, Evaluation(samples=4))
-    assert counted is not None and counted["metrics"] == own["metrics"]
+    assert counted is not None and "test_ppl_mc4" in counted["metrics"]
+    path = checkpoint.find(str(folder))
+    card = measurements(path, checkpoint.load(path))
+    assert {one.metric for one in card} >= {"test_ppl", "test_ppl_mc4"}
+    assert not any(one.metric.startswith("file_") for one in card)
 
 
-def test_every_other_way_of_evaluating_reads_another_text_too(folder: Path, text: list[str]) -> None:
-    other = Path("other.txt")
-    other.write_text("the end\n" * 50)
-    train.run(
-        settings(
-            *TINY, *text, "dropout=variational_untied", "model=gru_small", "model.hidden_size=8", "seed=2"
-        )
-    )
-    (member,) = (path.parent for path in Path().rglob("result.json") if path.parent != folder)
-    for way in (["tempered=true"], ["mc_samples=3", "dropout_factors=[0.5,1]"], [f"members=[{member}]"]):
-        run(folder, *way)
-        run(folder, *way, f"file={other}")
-    plain, file_results = dict[str, Any](), dict[str, Any]()
-    for path in folder.glob("eval-*.json"):
-        way_name, _, is_file = path.stem.partition("-file_")
-        (file_results if is_file else plain)[way_name] = json.loads(path.read_text())["metrics"]
-    assert len(file_results) == 3
-    for name, metrics in file_results.items():
-        assert {one.replace("file_", "test_") for one in metrics} == set(plain[name])
-        for one, value in metrics.items():
-            assert (value == plain[name].get(one)) is not one.startswith("file_")
+def test_passes_over_another_text_resume(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And another text of the same name has a result of its own."""
+    Path("other.txt").write_text("w1 w2 w3\n" * 60)
+    how = ["mc_samples=6", "mc_batch=2", "file=other.txt"]
+    run(folder, *how)
+    (path,) = folder.glob("eval-*-file_*.json")
+    whole = json.loads(path.read_text())["metrics"]
+    path.unlink()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="words of MC passes"):
+        patch.setattr(interruption, "received", [])
+        patch.setattr(PartialEvaluation, "tick", lambda _: interruption.received.append(signal.SIGTERM))
+        run(folder, *how)
+    assert len(list(folder.glob("eval-*-file_*.partial"))) == 1
+    capsys.readouterr()
+    run(folder, *how)
+    assert "resuming after" in capsys.readouterr().err
+    assert json.loads(path.read_text())["metrics"] == whole
+    Path("other.txt").write_text("w3 w2 w1\n" * 60)
+    run(folder, *how)
+    assert len(list(folder.glob("eval-*-file_*.json"))) == 2
 
 
-def test_a_text_that_cannot_be_evaluated_is_one_line(folder: Path, rated: list[str]) -> None:
-    Path("short.txt").write_text("the")
-    Path("none.txt").write_text("")
+def test_members_read_another_text_together(folder: Path, text: list[str]) -> None:
+    Path("other.txt").write_text("w1 w2 w3\n" * 50)
+    before = set(Path().rglob("result.json"))
+    train.run(settings(*TINY, *text, "dropout=variational", "seed=2"))
+    (member,) = (path.parent for path in set(Path().rglob("result.json")) - before)
+    run(folder, f"members=[{member}]", "file=other.txt")
+    (ensemble,) = folder.glob("eval-0001-ensemble2-*-file_*.json")
+    together = json.loads(ensemble.read_text())["metrics"]
+    alone = []
+    for one in (folder, member):
+        run(one, "file=other.txt")
+        (path,) = one.glob("eval-0001-standard-file_*.json")
+        alone.append(json.loads(path.read_text())["metrics"]["file_ppl"])
+    assert together.keys() == {"file_ppl"} and min(alone) * 0.9 < together["file_ppl"] < max(alone)
+
+
+def test_a_text_that_cannot_be_evaluated_is_one_line(folder: Path, text: list[str], rated: list[str]) -> None:
+    Path("short.txt").write_text("w1")
+    Path("blank.txt").write_text("\n\n")
     Path("binary.txt").write_bytes(b"\xff\x00")
     for name, message in (
         ("nowhere.txt", r"^file=nowhere\.txt cannot be read \(No such file"),
-        ("none.txt", r"^file=none\.txt has no second word to predict; take a longer text"),
+        ("blank.txt", r"^file=blank\.txt is empty; it needs words"),
         ("binary.txt", r"^file=binary\.txt is not UTF-8"),
     ):
         with pytest.raises(ConfigError, match=message):
             run(folder, f"file={name}")
     assert not list(folder.glob("eval-*"))
     run(folder, "file=short.txt")  # the word and the end of its line
+    for more, message in (
+        ("tempered=true", r"^tempered must be false with file"),
+        ("dropout_factors=[1]", r"^dropout_factors must be empty with file"),
+        ("stored_data=true", r"^stored_data must be false with file, which needs no corpus"),
+        (text[-1], r"^data\.\w+ must be null with file, which needs no corpus"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(folder, "file=short.txt", "mc_samples=2" if "factors" in more else "mc_samples=0", more)
     train.run(settings(*TINY_SENTIMENT, *rated))
     critic = next(path.parent for path in Path().rglob("sentiment-*/*/result.json"))
     with pytest.raises(ConfigError, match=r"^file is for language models, .* is a model of ratings"):

@@ -1,15 +1,18 @@
-"""`vdrop export`: what another program reads."""
+"""`vdrop export`: what another program reads, and vdrop itself."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import TINY, settings
+from tests.sharing import exports
 from vdrop_cli import checkpoint, files
-from vdrop_cli.commands import export, train
+from vdrop_cli.commands import eval as evaluation
+from vdrop_cli.commands import export, predict, train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.compose import restore
 
@@ -36,6 +39,84 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
         with safe_open(target, "pt") as file:
             metadata = file.metadata()
         assert restore(json.loads(metadata["config"])) == original.train and metadata["epoch"] == "1"
+
+
+def evaluated(named: Path, *overrides: str) -> dict[str, Any]:
+    """The results of an evaluation, which it removes."""
+    evaluation.run(
+        settings(f"checkpoint={named}", "stored_data=true", "device=cpu", *overrides, command="eval")
+    )
+    (path,) = (path for path in Path().rglob("*-mc3-s1*.json"))
+    results: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return results
+
+
+@pytest.mark.parametrize("task", ["language_model", "sentiment"])
+def test_an_export_predicts_and_is_evaluated_as_its_checkpoint_is(
+    task: str,
+    text: list[str],
+    rated: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the file and by the folder, also with the average of the weights, and as members of an ensemble."""
+    monkeypatch.chdir(tmp_path)
+    if task == "language_model":
+        more = ["schedule.average_decay=0.9", "schedule.average_from=1", "schedule.epochs=2"]
+        run = exports.language_model(text, "dropout=variational", *more)
+        assert checkpoint.load(checkpoint.find(str(run))).average
+    else:
+        run = exports.model_of_ratings(rated, "dropout=variational")
+    export.run(settings(f"checkpoint={run}", "file=one.safetensors", command="export"))
+    export.run(settings(f"checkpoint={run}", "folder=shared", command="export"))
+    row = exports.predicted(run, "w1 w2 good1", capsys, "mc_samples=3")
+    results = evaluated(run, "mc_samples=3")
+    paths = data_paths(run)
+    for named in (Path("one.safetensors"), Path("shared"), Path("shared/model.safetensors")):
+        assert exports.predicted(named, "w1 w2 good1", capsys, "mc_samples=3") == row
+        is_file = named.name == "one.safetensors"
+        export_results = evaluated(named, "mc_samples=3", *([] if is_file else ["stored_data=false", *paths]))
+        assert export_results["metrics"] == results["metrics"] and export_results["mc"] == results["mc"]
+        assert export_results["epoch"] == results["epoch"]
+
+
+def data_paths(run: Path) -> list[str]:
+    """The overrides that name the data of a run."""
+    data = vars(checkpoint.load(checkpoint.find(str(run))).train.data)
+    return [f"data.{name}={data[name]}" for name in ("train", "valid", "test", "csv") if data.get(name)]
+
+
+def test_a_file_that_is_no_export_is_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export.run(settings(f"checkpoint={run}", "file=good.safetensors", command="export"))
+    content = load_file("good.safetensors")
+    with safe_open("good.safetensors", "pt") as file:
+        metadata = file.metadata()
+    weights = content | {"head_bias": content["head_bias"].double()}
+    broken = content | {"head_bias": content["head_bias"] * float("nan")}
+    fewer = {name: weight for name, weight in content.items() if name != "head_bias"}
+    Path("cut.safetensors").write_bytes(Path("good.safetensors").read_bytes()[:-4])
+    for name, tensors, texts, reason in (
+        ("foreign", content, {"format": "pt"}, "config is missing"),
+        ("lacks", content, metadata | {"vocabulary": "[]"}, "what it has learned of its text is not as"),
+        ("settings", content, metadata | {"config": '{"model": 3}'}, "its settings are not those of"),
+        ("epoch", content, metadata | {"epoch": "-1"}, "epoch and batch must be whole numbers"),
+        ("double", weights, metadata, "a weight is no tensor of float32"),
+        ("nan", broken, metadata, "a weight is not finite"),
+        ("cut", None, None, "damaged, or no export of vdrop"),
+        ("missing", None, None, "does not exist; name a file or a folder of vdrop export"),
+        ("fewer", fewer, metadata, "it does not hold the weights that its settings describe"),
+    ):
+        if tensors is not None:
+            save_file(tensors, f"{name}.safetensors", texts)
+        with pytest.raises(ConfigError, match=rf"^checkpoint={name}\.safetensors .*{reason}"):
+            predict.run(settings(f"checkpoint={name}.safetensors", "text=w1", command="predict"))
+    with pytest.raises(ConfigError, match=r"^checkpoint=good\.safetensors is damaged or not a checkpoint"):
+        export.run(settings("checkpoint=good.safetensors", "file=again.safetensors", command="export"))
 
 
 def test_it_is_whole_whatever_the_weights_memory_is_like(

@@ -41,11 +41,8 @@ def run(settings: Eval) -> str:
     evaluation_pictures.require_writable(settings)
     task.require_evaluable(settings, path)
     tasks.warn(task)
-    if (other := task.other_text) is not None:
-        print(
-            f"file={other.path}: {other.tokens:,} tokens, {100 * other.unknown_share:.3g} % of them <unk>",
-            file=sys.stderr,
-        )
+    if isinstance(task, tasks.OtherText):
+        print(f"{files.printable(task.origin)}: {task.size}", file=sys.stderr)
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
     paths = member_paths(path, settings.members)
@@ -59,9 +56,9 @@ def run(settings: Eval) -> str:
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         more, measured, is_resumed = evaluation.measure(first, task, paths, target, described, settings)
         results |= more | evaluation.stored_details(measured)
-        if task.other_text is not None:
-            results["metrics"] = evaluation.renamed_for_other_text(results["metrics"])
-            results["file"] = task.other_text._asdict()
+        if isinstance(task, tasks.OtherText):
+            results["metrics"] = evaluation.file_metrics(results["metrics"])
+            results["file"] = task.details
         if task.warnings:
             results["warnings"] = task.warnings
         results["environment"] = described

@@ -2,15 +2,7 @@
 
 from vdrop_cli.corpora import cornell, hub, ptb, pydoc, rated, text, text_regression, vader
 from vdrop_cli.corpora.rated import Rated
-from vdrop_cli.corpora.text import (
-    Corpus,
-    OtherText,
-    Raw,
-    first_part,
-    unknown_share,
-    with_fraction,
-    with_other_test,
-)
+from vdrop_cli.corpora.text import Corpus, Raw, first_part, read_tokens, unknown_share, with_fraction
 from vdrop_cli.settings.data import (
     CornellReviews,
     HubText,
@@ -25,15 +17,14 @@ from vdrop_cli.settings.data import (
 
 __all__ = [
     "Corpus",
-    "OtherText",
     "Rated",
     "first_part",
     "load_rated",
     "load_text",
+    "read_tokens",
     "split_words",
     "unknown_share",
     "with_fraction",
-    "with_other_test",
 ]
 
 

@@ -39,15 +39,6 @@ class Raw(NamedTuple):
     origin: str  # the source, for messages
 
 
-class OtherText(NamedTuple):
-    """A text that is read in place of the test part."""
-
-    path: str
-    sha256: str  # of the content
-    tokens: int
-    unknown_share: float  # of the tokens that are <unk>
-
-
 @dataclass(frozen=True)
 class Corpus:
     """Streams of word ids; `vocabulary[id]` is the word.
@@ -61,7 +52,6 @@ class Corpus:
     test_N: Tensor
     origin: str
     fingerprint: str  # SHA-256 of the content and the rule of its encoding
-    other_test: OtherText | None = None  # None: the test part is that of the fingerprint
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -97,33 +87,6 @@ def unknown_share(stream_N: Tensor, corpus: Corpus) -> float:
     return (
         (stream_N == corpus.vocabulary.index(UNK)).float().mean().item() if UNK in corpus.vocabulary else 0.0
     )
-
-
-def with_other_test(corpus: Corpus, path: str) -> Corpus:
-    """Returns the corpus with the text of a file as its test part, read with the same vocabulary. The
-    fingerprint stays that of the corpus.
-
-    Raises ConfigError where the file is no text, has fewer than two tokens, or has an unknown word and the
-    vocabulary has no <unk>.
-    """
-    where = f"file={path}"
-    content = read_file(Path(path), where)
-    words = tokens_of(with_line_ends(decode(content, where)))
-    ids = {word: number for number, word in enumerate(corpus.vocabulary)}
-    unknown = ids.get(UNK)
-    outside = next((word for word in words if word not in ids), None)
-    if unknown is None and outside is not None:
-        raise ConfigError(
-            f"{where} has the word {outside!r}, which {corpus.origin} does not have, and the model has no "
-            f"{UNK}; leave it out"
-        )
-    if len(words) < 2:
-        raise ConfigError(f"{where} has no second word to predict; take a longer text")
-    test_N = torch.tensor([ids.get(word, unknown) for word in words])
-    share = unknown_share(test_N, corpus)
-    other = OtherText(path, hashlib.sha256(content).hexdigest(), len(words), share)
-    origin = f"{corpus.origin}, with {path} as its test part"
-    return replace(corpus, test_N=test_N, origin=origin, other_test=other)
 
 
 def read(data: TextFiles) -> Raw:
@@ -255,7 +218,7 @@ def encode(texts: list[str], min_count: int | None, origin: str, fingerprint: st
 
     `min_count` None selects the first encoding: the vocabulary is the words of all parts.
     """
-    parts = list(map(tokens_of, texts))
+    parts = list(map(to_tokens, texts))
     if min_count is None:
         vocabulary = list(dict.fromkeys(chain.from_iterable(parts)))
     else:
@@ -266,9 +229,22 @@ def encode(texts: list[str], min_count: int | None, origin: str, fingerprint: st
     return Corpus(vocabulary, train_N, valid_N, test_N, origin, fingerprint)
 
 
-def tokens_of(text: str) -> list[str]:
+def to_tokens(text: str) -> list[str]:
     """Returns the words of a text whose lines end with \\n, and an <eos> for each line end."""
     return text.replace("\n", f" {EOS} ").split()
+
+
+def read_tokens(path: Path, where: str) -> tuple[list[str], str]:
+    """Returns the words of a text file, with an <eos> for each line end, and the SHA-256 of the content
+    without a byte order mark.
+
+    Raises ConfigError, which begins with `where`, unless the file is a text with words.
+    """
+    content = read_file(path, where)
+    text = decode(content, where)
+    if not text.strip():
+        raise ConfigError(f"{where} is empty; it needs words")
+    return to_tokens(with_line_ends(text)), hashlib.sha256(content).hexdigest()
 
 
 def make_vocabulary(train: list[str], min_count: int, origin: str) -> list[str]:

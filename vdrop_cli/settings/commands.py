@@ -44,6 +44,7 @@ POSITIVE_SAMPLES = Limits(at_least=1, at_most=10**6)
 SEEDS = Limits(at_least=1, at_most=1000)
 JOBS = Limits(at_least=1, at_most=1000)
 CHECKPOINT_HELP = "a checkpoint file or a run folder"
+MODEL_HELP = f"{CHECKPOINT_HELP}, or what vdrop export wrote"
 PRECISION_HELP = "of matrix products; null: that of the training"
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 OUTPUTS_HELP = "folder of runs, pictures and records"
@@ -51,14 +52,15 @@ OUTPUTS_HELP = "folder of runs, pictures and records"
 
 @dataclass
 class Eval:
-    checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
+    checkpoint: str | None = setting(None, MODEL_HELP, limits=FilePath())
     data: DataPlaces = setting(DataPlaces, "where the corpus of the checkpoint lies")
     stored_data: bool = setting(
         False, "read the data from the files, folders or data sets that the checkpoint itself names"
     )
     file: str | None = setting(
         None,
-        "language model: a text file to evaluate in place of the test part; its metrics begin with file_",
+        "language model: a text file to evaluate in place of the test part, which needs no corpus; its "
+        "metrics begin with file_",
         limits=FilePath(),
     )
     mc_samples: int = setting(0, "MC samples; 0: the standard approximation only", "samples", MC_SAMPLES)
@@ -116,11 +118,11 @@ class Eval:
             "null without mc_samples, which it is for",
             self.word_dropout,
         )
-        for name in ("mc_samples", "members", "calibration", "picture"):
+        for name in ("mc_samples", "members", "calibration", "picture", "file"):
             value = getattr(self, name)
             require(not (self.tempered and value), "tempered", f"false with {name}", "true")
         factors = ", ".join(map(str, self.dropout_factors))
-        for name in ("tempered", "members", "calibration", "picture"):
+        for name in ("tempered", "members", "calibration", "picture", "file"):
             value = getattr(self, name)
             require(not (self.dropout_factors and value), "dropout_factors", f"empty with {name}", factors)
         require(
@@ -135,6 +137,10 @@ class Eval:
             "factors that differ",
             factors,
         )
+        if self.file is not None:
+            require(not self.stored_data, "stored_data", "false with file, which needs no corpus", "true")
+            for name, value in vars(self.data).items():
+                require(value is None, f"data.{name}", "null with file, which needs no corpus", value)
         require(
             not self.calibration or not self.members,
             "members",
@@ -148,7 +154,7 @@ PREDICT_SAMPLES = 50  # of MC dropout, where the settings leave it open
 
 @dataclass
 class Predict:
-    checkpoint: str | None = setting(None, CHECKPOINT_HELP, limits=FilePath())
+    checkpoint: str | None = setting(None, MODEL_HELP, limits=FilePath())
     text: str | None = setting(None, "the text to predict from")
     file: str | None = setting(None, "a file of texts; null, and no text: standard input", limits=FilePath())
     input: InputFormat | None = setting(
@@ -162,8 +168,8 @@ class Predict:
     )
     mc_samples: int | None = setting(
         None,
-        "MC samples of a rating, of each member, or of each word of a text; null: 50 of ratings, but 0 with "
-        "members or for a model without dropout, and 0 of a language model",
+        "MC samples of a rating, of each member, or of a text's words; null: 50 of a rating, 0 with members, "
+        "for a model without dropout and of a language model",
         "samples",
         MC_SAMPLES,
     )
@@ -222,8 +228,8 @@ class Predict:
         is_json = self.format is OutputFormat.json
         require(is_json or not self.passes, "passes", "false without format=json", "true")
         require(self.sample == 0 or self.surprises is None, "surprises", "null with sample=…", self.surprises)
-        draws = self.sample > 0
-        require(not (draws and self.mc_samples), "mc_samples", "0 or null with sample=…", self.mc_samples)
+        passes = self.mc_samples
+        require(self.sample == 0 or not passes, "mc_samples", "0 or null with sample=…", passes)
         for name in ("temperature", "top_k"):
             value = getattr(self, name)
             require(self.sample > 0 or value is None, name, "null without sample=…, which it is for", value)

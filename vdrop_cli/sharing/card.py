@@ -53,7 +53,7 @@ def measurements(path: Path, snapshot: Checkpoint) -> list[CardMetric]:
         measured += to_measurements(run.result, "vdrop train")
     for file in sorted(folder.glob("eval-*.json")):
         evaluation = evaluation_files.from_file(file, path.stem)
-        if evaluation is not None and evaluation.members == 1 and not evaluation.file:
+        if evaluation is not None and evaluation.members == 1 and not evaluation.text_digest:
             measured += to_measurements(evaluation_files.read(file)["metrics"], command_of(evaluation))
     return list({(one.metric, one.value): one for one in reversed(measured)}.values())[::-1]
 

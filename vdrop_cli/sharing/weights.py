@@ -1,20 +1,24 @@
-"""A checkpoint's weights, and what prediction needs beside them, as a safetensors file."""
+"""A checkpoint's weights, and what prediction needs beside them, as a safetensors file: written and read."""
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vdrop_cli import checkpoint, files, stored
-from vdrop_cli.checkpoint import Checkpoint
+from vdrop_cli.checkpoint import Checkpoint, Trained
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.tasks import predictor_of
 
+SUFFIX = ".safetensors"
+IN_FOLDER = f"model{SUFFIX}"  # name of the file in a folder to share
 LENGTH = 8  # bytes that hold the length of the header, which follows: names, shapes and settings as JSON
 HEADER_LIMIT = 100_000_000  # bytes of the longest header that safetensors reads
 
@@ -58,7 +62,63 @@ def require_installed() -> None:
     try:
         import safetensors.torch  # noqa: F401
     except ImportError:
-        raise ConfigError("vdrop export needs safetensors; pip install 'vdrop[export]'") from None
+        raise ConfigError("an export needs safetensors; pip install 'vdrop[export]'") from None
+
+
+@dataclass(kw_only=True)
+class Exported(Trained):
+    """A model as an export holds it: enough for evaluation and prediction, but not to resume training."""
+
+    epoch: int
+    batch: int
+    weights: dict[str, Tensor] = field(repr=False)
+
+
+def load(path: Path) -> Exported:
+    """Returns the model in a file that `encode` made. Raises ConfigError where it cannot be used."""
+    require_installed()
+    from safetensors import SafetensorError
+    from safetensors.torch import load as decode
+
+    try:
+        content = files.read(path)
+        return parse(parse_start(content), decode(content))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"checkpoint={path} does not exist; name a file or a folder of vdrop export"
+        ) from None
+    except OSError as error:
+        raise files.read_error(path, error) from None
+    except (Damaged, SafetensorError, ValueError) as reason:
+        shown = " ".join(str(reason).split())
+        raise ConfigError(
+            f"checkpoint={path} is damaged, or no export of vdrop ({shown}); export the model again"
+        ) from None
+
+
+def parse(metadata_of_file: dict[str, Any], weights: dict[str, Tensor]) -> Exported:
+    """Returns the model with these metadata and weights. Raises Damaged or ValueError where an export has
+    others.
+    """
+    stored.require_types(metadata_of_file, dict.fromkeys((*OF_RUN, *metadata_of_file), str))
+    epoch, batch = (metadata_of_file[name] for name in ("epoch", "batch"))
+    if not all(re.fullmatch(r"\d{1,9}", count, re.ASCII) for count in (epoch, batch)):
+        raise Damaged("epoch and batch must be whole numbers")
+    model = Exported(
+        config=stored.parse_json(metadata_of_file["config"].encode(), infinite=True),
+        corpus=metadata_of_file["corpus"],
+        learned={
+            name: stored.parse_value(value.encode())
+            for name, value in metadata_of_file.items()
+            if name not in OF_RUN
+        },
+        epoch=int(epoch),
+        batch=int(batch),
+        weights=weights,
+    )
+    checkpoint.require_numbers("a weight", list(weights.values()))
+    checkpoint.require_restorable(model)
+    return model
 
 
 def encode(snapshot: Checkpoint) -> bytes:
@@ -84,6 +144,9 @@ def require_whole(path: Path, snapshot: Checkpoint) -> None:
         )
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
+
+
+OF_RUN = ("config", "corpus", "epoch", "batch")  # metadata; all others are of what the model has learned
 
 
 def metadata(snapshot: Checkpoint) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 
 from vdrop_cli import corpora
-from vdrop_cli.corpora import OtherText
 from vdrop_cli.corpora.rated import MIN_TEXTS, Rated
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.layers import State
@@ -23,11 +22,14 @@ from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
 from vdrop_cli.settings.train import Model, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.objective import Objective
+from vdrop_cli.tasks.other_text import OtherText
 from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
 from vdrop_cli.tasks.sentiment import Sentiment
 
 __all__ = [
+    "EvaluationTask",
     "LanguageModelling",
+    "OtherText",
     "Predictor",
     "RatingPredictor",
     "Sentiment",
@@ -43,14 +45,12 @@ Batch = Any  # of a type that each task has; its field `number` counts the batch
 TaskModel = Any  # of a type that each task has: a `torch.nn.Module` with `layers`
 
 
-class Task(Protocol):
-    """What is learned of a text: batches, loss and metrics. A new task satisfies this protocol, and `load`
-    returns it.
+class EvaluationTask(Protocol):
+    """The part of a task that evaluates a trained model.
 
     Names of metrics are `<part>_<measure>`. Tensors are on `device`.
     """
 
-    selection_metric: str  # of `validate`; its lowest value marks the best epoch
     word_dropout: bool  # whether the authors drop words in MC passes
     device: torch.device
 
@@ -69,8 +69,43 @@ class Task(Protocol):
         """Returns where the text is from, for messages."""
 
     @property
-    def other_text(self) -> OtherText | None:
-        """Returns what was read in place of the test part; None: nothing."""
+    def warnings(self) -> list[str]:
+        """Returns what is wrong with the text and changes what its metrics mean, a line each. It is printed
+        before training, and written into every result.
+        """
+
+    def evaluate(self, model: TaskModel) -> Measured:
+        """Returns all that the standard approximation gives of one model."""
+
+    def require_evaluable(self, settings: Eval, path: Path) -> None:
+        """Raises ConfigError where the settings ask for what this task or its text does not have. `path` is
+        the checkpoint. Called before anything is measured.
+        """
+
+    def measure_standard(self, models: Iterable[TaskModel], settings: Eval) -> Measured:
+        """Returns what the settings ask for of the standard approximation, of one model, or of several
+        together where they name members. `models` is consumed one at a time.
+
+        Raises NoTemperature where a temperature is asked for, and none is the best.
+        """
+
+    def measure_calibration(self, model: TaskModel, settings: Eval) -> Measured:
+        """Returns what calibration=true adds to the standard approximation; nothing without it, and of
+        ratings, which always have such measures.
+        """
+
+    def passes(self, models: list[TaskModel], options: PassOptions) -> McPasses:
+        """Returns passes of MC dropout that have not begun, of one model or of several together. Raises
+        ConfigError where a factor on dropout probabilities is too large.
+        """
+
+
+class Task(EvaluationTask, Protocol):
+    """What is learned of a text: batches, loss and metrics. A new task satisfies this protocol, and `load`
+    returns it.
+    """
+
+    selection_metric: str  # of `validate`; its lowest value marks the best epoch
 
     @property
     def can_be_captured(self) -> bool:
@@ -81,12 +116,6 @@ class Task(Protocol):
     @property
     def part_sizes(self) -> dict[str, str]:
         """Returns the size of each part of the text, in words for a person."""
-
-    @property
-    def warnings(self) -> list[str]:
-        """Returns what is wrong with the text and changes what its metrics mean, a line each. It is printed
-        before training, and written into every result.
-        """
 
     @property
     def batches_an_epoch(self) -> int:
@@ -142,34 +171,9 @@ class Task(Protocol):
         selection metric of the best epoch.
         """
 
-    def evaluate(self, model: TaskModel) -> Measured:
-        """Returns all that the standard approximation gives of one model."""
 
-    def require_evaluable(self, settings: Eval, path: Path) -> None:
-        """Raises ConfigError where the settings ask for what this task or its text does not have. `path` is
-        the checkpoint. Called before anything is measured.
-        """
-
-    def measure_standard(self, models: Iterable[TaskModel], settings: Eval) -> Measured:
-        """Returns what the settings ask for of the standard approximation, of one model, or of several
-        together where they name members. `models` is consumed one at a time.
-
-        Raises NoTemperature where a temperature is asked for, and none is the best.
-        """
-
-    def measure_calibration(self, model: TaskModel, settings: Eval) -> Measured:
-        """Returns what calibration=true adds to the standard approximation; nothing without it, and of
-        ratings, which always have such measures.
-        """
-
-    def passes(self, models: list[TaskModel], options: PassOptions) -> McPasses:
-        """Returns passes of MC dropout that have not begun, of one model or of several together. Raises
-        ConfigError where a factor on dropout probabilities is too large.
-        """
-
-
-def warn(task: Task) -> None:
-    """Prints the warnings about a task's text to standard error, a line each."""
+def warn(task: EvaluationTask) -> None:
+    """Prints the warnings about a text to standard error, a line each."""
     for warning in task.warnings:
         print(f"vdrop: {warning}", file=sys.stderr)
 
@@ -183,11 +187,8 @@ def shortened(rated: Rated, task: SentimentTask) -> Rated:
     return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
 
 
-def load(settings: Train, device: torch.device, test_file: str | None = None) -> Task:
-    """Returns the task of a training run, and reads its text.
-
-    `test_file`: of a language model, a text that is read in place of the test part.
-    """
+def load(settings: Train, device: torch.device) -> Task:
+    """Returns the task of a training run, and reads its text."""
     task, data = settings.task, settings.data
     if isinstance(task, SentimentTask) and isinstance(data, RatedData):
         rated = corpora.load_rated(data)
@@ -196,6 +197,4 @@ def load(settings: Train, device: torch.device, test_file: str | None = None) ->
     corpus = corpora.load_text(data)
     if settings.debug:
         corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
-    if test_file is not None:
-        corpus = corpora.with_other_test(corpus, test_file)
     return LanguageModelling(task, corpus, device, isinstance(data, PennTreebank))

@@ -3,37 +3,31 @@
 T time steps of a chunk  B columns of the batch  N tokens of the stream  H hidden size
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise, starmap
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vdrop_cli.corpora import Corpus, OtherText, unknown_share
+from vdrop_cli.corpora import Corpus, unknown_share
 from vdrop_cli.corpora.text import UNK
 from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
-from vdrop_cli.learned import LINE_END, Words
-from vdrop_cli.mc_passes import McPasses, PassOptions
+from vdrop_cli.learned import Words
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.monte_carlo import MonteCarlo
-from vdrop_cli.next_word import Groups, NextWordPasses, measure_standard
-from vdrop_cli.perplexity import batched_loss, ensemble_perplexities, ppl, stream_perplexity
+from vdrop_cli.next_word import Groups
+from vdrop_cli.perplexity import batched_loss, ppl, stream_perplexity
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
-from vdrop_cli.scaled_passes import ScaledPasses
-from vdrop_cli.settings.commands import Eval
 from vdrop_cli.settings.task import LanguageModelTask
 from vdrop_cli.settings.train import Model
-from vdrop_cli.sinks import phase
 from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import WordPredictor
-from vdrop_cli.temperature import best_temperature, tempered_perplexity
+from vdrop_cli.tasks.text_evaluation import TextEvaluation
 
 
 class Chunk(NamedTuple):
@@ -83,11 +77,10 @@ def chunks(columns_NB: Tensor, bptt: int) -> Iterator[Chunk]:
         yield Chunk(number, columns_NB[here], columns_NB[1:][here])
 
 
-class LanguageModelling:
+class LanguageModelling(TextEvaluation):
     """The next word of one long text, read in columns; the state is carried from chunk to chunk."""
 
     selection_metric = "valid_ppl_batched"
-    word_dropout = False
 
     def __init__(
         self, task: LanguageModelTask, corpus: Corpus, device: torch.device, as_published: bool = False
@@ -129,10 +122,6 @@ class LanguageModelling:
     @property
     def origin(self) -> str:
         return self.corpus.origin
-
-    @property
-    def other_text(self) -> OtherText | None:
-        return self.corpus.other_test
 
     @property
     def can_be_captured(self) -> bool:
@@ -273,68 +262,9 @@ class LanguageModelling:
         total, number = batched_loss(model, chunks(self.train_columns, self.bptt), self.batch_size)
         return ppl(total / number)
 
-    def require_evaluable(self, settings: Eval, path: Path) -> None:
-        if settings.members and settings.mc_samples:
-            raise ConfigError(
-                f"members must be empty with mc_samples, {path} is a language model, whose members are "
-                f"averaged by the standard approximation, got {len(settings.members)}"
-            )
-        if settings.picture is not None and settings.mc_samples == 0 and not settings.calibration:
-            raise ConfigError(
-                "picture of a language model needs mc_samples=…, calibration=true or both, got neither"
-            )
-
-    def measure_standard(self, models: Iterable[LanguageModel], settings: Eval) -> Measured:
-        if settings.members:
-            return self.ensemble(models)
-        (model,) = models
-        return self.tempered(model) if settings.tempered else self.evaluate(model)
-
-    def measure_calibration(self, model: LanguageModel, settings: Eval) -> Measured:
-        """Returns how sure the standard approximation is of the next word of the test text, where
-        calibration=true asks for it.
-        """
-        if not settings.calibration:
-            return Measured({}, {})
-        with phase("measuring how sure the standard approximation is of the next word"):
-            return measure_standard(model, self.streams["test"], self.test_groups)
-
-    def passes(self, models: list[LanguageModel], options: PassOptions) -> McPasses:
-        """Returns passes over the test text, which also measure how sure the model is of the next word with
-        `calibration`, and which read the validation text first with `factors`.
-        """
-        (model,) = models  # `require_evaluable` refuses several
-        if options.calibration:
-            return NextWordPasses(model, self.streams["test"], self.test_groups, options)
-        if not options.factors:
-            return MonteCarlo(model, self.streams["test"], options)
-        try:
-            return ScaledPasses(model, self.streams["valid"], self.streams["test"], options)
-        except ValueError as error:
-            raise ConfigError(f"dropout_factors: {error}; leave out the larger ones") from None
-
     @cached_property
     def test_groups(self) -> Groups:
-        """Returns the groups of test tokens by which the measures of the next word are broken down."""
-        vocabulary, parts = self.corpus.vocabulary, self.corpus.parts
-        line_end = vocabulary.index(LINE_END) if LINE_END in vocabulary else None
-        return Groups.from_text(parts["test"], parts["train"], line_end)
-
-    def tempered(self, model: LanguageModel) -> Measured:
-        """Returns perplexities at the temperature of the softmax that is the best on the validation text.
-        Raises NoTemperature.
-        """
-        temperature = best_temperature(model, self.streams["valid"])
-        metrics = {
-            f"{part}_ppl_tempered": tempered_perplexity(model, self.streams[part], temperature)
-            for part in ("valid", "test")
-        }
-        return Measured({"temperature": temperature} | metrics, {})
-
-    def ensemble(self, models: Iterable[LanguageModel]) -> Measured:
-        """Returns the perplexities of the mean of the probabilities that all models give."""
-        streams = {f"{part}_ppl": self.streams[part] for part in ("valid", "test")}
-        return Measured(ensemble_perplexities(models, streams), {})
+        return Groups.from_text(self.corpus.test_N, self.corpus.train_N, self.predictor.line_end_id)
 
     def result(self, model: LanguageModel, best_epoch: int, best: float) -> dict[str, float]:
         return {"train_ppl": self.train_perplexity(model), **self.evaluate(model).metrics}

@@ -49,6 +49,11 @@ class WordPredictor:
         """The word after every line, as a list that is empty where the training text had one line."""
         return [self.learned.line_end] if self.learned.line_end is not None else []
 
+    @property
+    def line_end_id(self) -> int | None:
+        """The id of the word after every line; None where the training text had one line."""
+        return None if self.learned.line_end is None else self.ids[self.learned.line_end]
+
     def words(self, text: str) -> list[str]:
         """Returns what white space separates; the end of a line is a word where the model knows one."""
         return LINE_END.sub(f" {' '.join(self.line_end)} ", text.strip()).split()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vdrop_cli import corpora, interruption, ridge
 from vdrop_cli.assessment import Assessment
-from vdrop_cli.corpora import OtherText, Rated
+from vdrop_cli.corpora import Rated
 from vdrop_cli.dropout import ModelMasks, draw, to_device
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.intervals import conformal_scores
@@ -69,7 +69,6 @@ class Sentiment:
     """
 
     word_dropout = True
-    other_text: OtherText | None = None
 
     def __init__(self, task: SentimentTask, data: RatedData, rated: Rated, device: torch.device) -> None:
         self.protocol = task.protocol

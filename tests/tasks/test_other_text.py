@@ -1,0 +1,55 @@
+"""A text of elsewhere, read as the parts of a corpus are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.learned import Words
+from vdrop_cli.settings.data import PennTreebank, TextFiles
+from vdrop_cli.tasks import OtherText, WordPredictor
+
+CPU = torch.device("cpu")
+
+
+def other(path: Path, *vocabulary: str, min_count: int | None = None) -> OtherText:
+    data = PennTreebank() if min_count is None else TextFiles(min_count=min_count)
+    return OtherText(str(path), WordPredictor(Words.from_vocabulary(list(vocabulary)), CPU), data)
+
+
+def test_words_are_ids_of_the_vocabulary_and_lines_end_with_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("b a\n\nc A b")
+    text = other(path, "<unk>", "<eos>", "a", "b")
+    assert text.streams["test"].tolist() == [3, 2, 1, 1, 0, 0, 3, 1]
+    assert text.unknown_share == 2 / 8 and text.size == "8 tokens, 25 % of them <unk>"
+    assert text.test_groups.position_N is not None
+    assert text.test_groups.position_N.tolist() == [2, 3, 1, 1, 2, 3, 4]
+    one_line = other(path, "<unk>", "a", "b")
+    assert one_line.streams["test"].tolist() == [2, 1, 0, 0, 2], "a training text of one line has no <eos>"
+    assert one_line.test_groups.position_N is None
+
+
+def test_words_that_the_model_does_not_read_as_they_are_give_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("b A c\n")
+    vocabulary = ("<unk>", "<eos>", "a", "b", "c")
+    (lower,) = other(path, *vocabulary).warnings
+    assert lower.startswith("1 words of file=") and "lower case" in lower
+    assert len(other(path, *vocabulary, min_count=1).warnings) == 2
+    assert len(other(path, *vocabulary, min_count=2).warnings) == 1
+    path.write_text("b a <unk>\n")
+    assert other(path, *vocabulary, min_count=1).warnings == [], "<unk> as it stands in the text"
+
+
+def test_a_text_that_the_model_cannot_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a c\n")
+    with pytest.raises(
+        ConfigError, match=r"has the word 'c', which the training text does not have, and the"
+    ):
+        other(path, "<eos>", "a", "b")
+    path.write_text("a")
+    with pytest.raises(ConfigError, match=r"has no second word to predict; take a longer text"):
+        other(path, "<unk>", "a", "b")

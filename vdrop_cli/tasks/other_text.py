@@ -1,0 +1,86 @@
+"""A text of elsewhere, which a language model is evaluated on; its training text is not needed."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdrop_cli import corpora
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.learned import LINE_END
+from vdrop_cli.measured import Measured
+from vdrop_cli.model import LanguageModel
+from vdrop_cli.next_word import Groups
+from vdrop_cli.perplexity import stream_perplexity
+from vdrop_cli.settings.data import CountedText, Data
+from vdrop_cli.tasks.predictors import WordPredictor
+from vdrop_cli.tasks.text_evaluation import TextEvaluation
+
+
+class OtherText(TextEvaluation):
+    """The text of a file as the test part, read by the rules of the parts of a corpus."""
+
+    def __init__(self, path: str, predictor: WordPredictor, data: Data) -> None:
+        """`data`: the settings of the training text. Raises ConfigError where the file is no text, has fewer
+        than two tokens, or has a word that the model cannot read.
+        """
+        self.path, self.predictor, self.device, self.data = path, predictor, predictor.device, data
+        words, self.fingerprint = corpora.read_tokens(Path(path), self.origin)
+        ids, unknown = predictor.ids, predictor.learned.unknown
+        if predictor.learned.line_end is None:
+            words = [word for word in words if word != LINE_END]
+        self.unknown_words = [word for word in words if word not in ids]
+        if self.unknown_words and unknown is None:
+            raise ConfigError(
+                f"{self.origin} has the word {self.unknown_words[0]!r}, which the training text does not "
+                "have, and the model has no <unk>; leave the word out"
+            )
+        if len(words) < 2:
+            raise ConfigError(f"{self.origin} has no second word to predict; take a longer text")
+        read_N = [word if word in ids else str(unknown) for word in words]
+        self.unknown_share = sum(word == unknown for word in read_N) / len(words)
+        self.streams = {"test": torch.tensor([ids[word] for word in read_N], device=self.device)}
+
+    @property
+    def origin(self) -> str:
+        return f"file={self.path}"
+
+    @property
+    def size(self) -> str:
+        """Returns the size of the text, in words for a person."""
+        return f"{len(self.streams['test']):,} tokens, {100 * self.unknown_share:.3g} % of them <unk>"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Returns what the file of results says of the text."""
+        return {
+            "path": self.path,
+            "sha256": self.fingerprint,
+            "tokens": len(self.streams["test"]),
+            "unknown_share": self.unknown_share,
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Returns warnings about words that are known in lower case, and about an <unk> without training."""
+        warnings = []
+        lower = sum(word.lower() in self.predictor.ids for word in self.unknown_words)
+        if lower:
+            warnings.append(
+                f"{lower:,} words of {self.origin} are known in lower case only, and are read as <unk>; "
+                "write the text as the training text is written"
+            )
+        if self.unknown_words and isinstance(self.data, CountedText) and self.data.min_count == 1:
+            warnings.append(
+                f"{len(self.unknown_words):,} words of {self.origin} are read as <unk>, which is not trained "
+                "unless the training text has it: data.min_count was 1"
+            )
+        return warnings
+
+    @cached_property
+    def test_groups(self) -> Groups:
+        return Groups.from_text(self.streams["test"].cpu(), None, self.predictor.line_end_id)
+
+    def evaluate(self, model: LanguageModel) -> Measured:
+        return Measured({"test_ppl": stream_perplexity(model, self.streams["test"])}, {})
