@@ -137,13 +137,14 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("stuck_starts", "tasks"),
     },
     "run_summary": {"checkpoint", "metric_names", "output", "policies", "settings", "training"},
-    "trained_model": {"checkpoint", "device", "errors", "files", "settings", "sharing", "tasks"},
+    "trained_model": {"checkpoint", "device", "errors", "files", "learned", "settings", "sharing", "tasks"},
     "evaluation": {
         *("device", "errors", "evaluation_files", "mc_passes", "measured", "metric_names"),
         *("partial_evaluation", "policies", "settings", "sinks", "tasks", "temperature", "trained_model"),
     },
     "partial_evaluation": {
-        *("errors", "files", "interruption", "mc_passes", "settings", "sharing", "sinks", "stored", "tasks")
+        *("errors", "files", "interruption", "mc_passes", "settings", "sinks", "stored", "tasks"),
+        "trained_model",
     },
     "prediction_inputs": {"corpora", "errors", "files", "settings", "stored"},
     "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},

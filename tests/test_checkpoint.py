@@ -48,6 +48,7 @@ def at_epoch(epoch: int, best: int = 1, *overrides: str, batch: int = 0) -> Chec
         best=99.0,
         losses=[1.0] * batch,
         averaged=0,
+        average={},
         validations=[99.0] * epoch,
         state=[],
         model=model,

@@ -90,7 +90,7 @@ class Checkpoint(TrainingState, Trained):
     state: list[Tensor] = field(repr=False)  # carried from batch to batch; empty at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
-    average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the weights; empty: none yet
+    average: dict[str, Tensor] = field(repr=False)  # of the weights; empty: none yet
 
     @property
     def progress(self) -> TrainingState:
@@ -230,7 +230,7 @@ def require_fitting(weights: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def unusable(path: Path, reason: object) -> Unusable:
-    return Unusable(f"checkpoint={path} cannot be used: {reason}; take another one of the run")
+    return Unusable(f"checkpoint={path} cannot be used: {reason}; take another one")
 
 
 def path_of(folder: Path, epoch: int, batch: int = 0) -> Path:

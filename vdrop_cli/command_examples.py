@@ -19,6 +19,7 @@ EXAMPLES = {
   vdrop eval checkpoint=… mc_samples=100               and MC dropout, by number of samples
   vdrop eval checkpoint=… data.dir=corpora/ptb         the corpus has moved
   vdrop eval checkpoint=… stored_data=true             read the data that the checkpoint itself names
+  vdrop eval checkpoint=… file=other.txt               another text, without the corpus
 """,
     "predict": """\
   vdrop predict checkpoint=… text="A film to remember ."

@@ -24,7 +24,16 @@ from vdrop_cli.settings.data_places import data_for
 from vdrop_cli.sinks import phase
 from vdrop_cli.tasks import EvaluationTask, OtherText, TaskModel, WordPredictor, predictor_of
 from vdrop_cli.temperature import NoTemperature
-from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel, build, no_dropout, other_corpus, task_of
+from vdrop_cli.trained_model import (
+    BROKEN_WEIGHTS,
+    TrainedModel,
+    add_member,
+    build,
+    member_name,
+    no_dropout,
+    other_corpus,
+    task_of,
+)
 
 FOR_ONE_TASK = {  # settings by the task whose models they are for
     TaskName.language_model: ("calibration", "dropout_factors", "file", "tempered"),
@@ -75,20 +84,22 @@ def describe_evaluation(
         text_digest=task.fingerprint[:8] if isinstance(task, OtherText) else "",
         scaled="_".join(f"{factor:g}" for factor in settings.dropout_factors),
     )
-    return how, evaluation_files.members_digest(paths)
+    return how, evaluation_files.members_digest(map(member_name, paths))
 
 
 def load_members(
-    first: TrainedModel, paths: list[Path], settings: Eval, device: torch.device
+    first: TrainedModel, paths: list[Path], settings: Eval, device: torch.device, members: dict[str, Path]
 ) -> Iterator[TaskModel]:
-    """Yields the first model and those of the other checkpoints, one at a time. Raises ConfigError where one
-    was trained on another corpus.
+    """Yields the first model and those of the other checkpoints, one at a time, and adds each to `members`.
+    Raises ConfigError where one was trained on another corpus, or is the same as one before it.
     """
+    add_member(members, first)
     yield first.model
     for path in paths[1:]:
         member, _ = load(str(path), settings, device)
         if member.checkpoint.corpus != first.checkpoint.corpus:
             raise other_corpus(path, first.path)
+        add_member(members, member)
         yield member.model
 
 
@@ -152,10 +163,12 @@ def measure(
     """
     mc_batch = choose_mc_batch(settings.mc_batch, task.device, first.model.dropout.p_weight)
     calibration = task.measure_calibration(first.model, settings)
-    models = load_members(first, paths, settings, task.device)
+    members = dict[str, Path]()
+    models = load_members(first, paths, settings, task.device, members)
     if settings.mc_samples == 0:
         measured = evaluate_members(task, models, settings, first.path)
         results: dict[str, Any] = {"metrics": measured.metrics | calibration.metrics}
+        results["models"] = sorted(members)
         return results, measured._replace(tables=calibration.tables | measured.tables), False
     partial = PartialEvaluation.for_settings(target, paths, task, mc_batch, described, settings)
     together = list(models)
@@ -171,6 +184,7 @@ def measure(
         "word_dropout": options.word_dropout,
         "mc": measured.tables["mc"],
         "mc_seconds": partial.seconds,
+        "models": sorted(members),
     }
     return results, measured._replace(tables=calibration.tables | measured.tables), is_resumed
 
@@ -190,4 +204,4 @@ def require_finite(results: dict[str, Any], path: Path) -> None:
         if isinstance(value, float) and not math.isfinite(value)
     ]
     if broken:
-        raise RunError(f"{path}: {broken[0]}; {BROKEN_WEIGHTS}, take another checkpoint of the run")
+        raise RunError(f"{path}: {broken[0]}; {BROKEN_WEIGHTS}, take another checkpoint")

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,9 @@ def is_of_other_text(path: Path) -> bool:
     return made is not None and made.text_digest != ""
 
 
-def members_digest(paths: list[Path]) -> str:
-    """Returns eight hex digits that name the checkpoints that are evaluated together, in any order."""
-    together = "".join(sorted(f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)))
+def members_digest(names: Iterable[str]) -> str:
+    """Returns eight hex digits that name the models that are evaluated together, in any order."""
+    together = "".join(sorted(names))
     return hashlib.sha256(together.encode()).hexdigest()[:8]
 
 
@@ -108,6 +108,7 @@ def same_kind(path: Path) -> str:
 FIELDS: dict[str, type] = {  # where a file has them
     "mc": list,
     "members": list,
+    "models": list,
     "environment": dict,
     "tables": dict,
     "conformal_scores": list,

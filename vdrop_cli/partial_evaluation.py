@@ -1,6 +1,5 @@
 """MC passes that stop and resume: how far an evaluation has come, as a file beside that of its results."""
 
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -12,9 +11,9 @@ from vdrop_cli.files import Damaged
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.mc_passes import McPasses
 from vdrop_cli.settings.commands import Eval
-from vdrop_cli.sharing import weights
 from vdrop_cli.sinks import progress_bar
 from vdrop_cli.tasks import EvaluationTask
+from vdrop_cli.trained_model import checksum
 
 
 class PartialEvaluation:
@@ -99,13 +98,6 @@ class PartialEvaluation:
         content = {"passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds}
         files.write_tensors(self.path, {"of": self.identity, **content})
         self.saved = time.perf_counter()
-
-
-def checksum(path: Path) -> str:
-    """Returns the checksum of a checkpoint, or of the content of an export, which has none."""
-    if path.suffix == weights.SUFFIX:
-        return hashlib.sha256(files.read(path)).hexdigest()
-    return files.checksum(path)
 
 
 def run_passes(passes: McPasses, partial: PartialEvaluation) -> None:

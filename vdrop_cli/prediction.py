@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from vdrop_cli.rating_noise import Noise, noise_of
 from vdrop_cli.settings.choices import Interval, OutputFormat
 from vdrop_cli.settings.commands import PREDICT_SAMPLES, Predict
 from vdrop_cli.tasks import RatingPredictor, predictor_of
-from vdrop_cli.trained_model import TrainedModel, build, member_paths, no_dropout, other_corpus
+from vdrop_cli.trained_model import TrainedModel, add_member, build, member_paths, no_dropout, other_corpus
 from vdrop_cli.uncertainty import Predictive
 
 LEVEL = 95.0  # where the settings leave it open
@@ -36,12 +37,15 @@ def with_members(first: TrainedModel, settings: Predict, device: torch.device) -
     texts.
     """
     paths = member_paths(first.path, settings.members)
-    members = [load(replace(settings, checkpoint=str(path)), device) for path in paths[1:]]
-    for one in members:
+    others = [load(replace(settings, checkpoint=str(path)), device) for path in paths[1:]]
+    members = dict[str, Path]()
+    add_member(members, first)
+    for one in others:
+        add_member(members, one)
         same_corpus = one.checkpoint.corpus == first.checkpoint.corpus
         if not same_corpus or learned_without_noise(one) != learned_without_noise(first):
             raise other_corpus(one.path, first.path)
-    return [first, *members]
+    return [first, *others]
 
 
 def learned_without_noise(built: TrainedModel) -> Learned:

@@ -20,7 +20,7 @@ from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Predict
 from vdrop_cli.settings.data_places import data_for, stored_places
 from vdrop_cli.tasks import RatingPredictor, Sentiment
-from vdrop_cli.trained_model import TrainedModel, task_of
+from vdrop_cli.trained_model import TrainedModel, evaluation_stem, is_export, member_name, task_of
 from vdrop_cli.uncertainty import fit_noise
 
 
@@ -105,17 +105,18 @@ def evaluations(built: list[TrainedModel], samples: int) -> Iterator[tuple[Path,
     above 0.
     """
     metric = f"noise_mc{samples}" if samples else "noise"
-    digest = evaluation_files.members_digest([one.path for one in built]) if len(built) > 1 else ""
+    digest = evaluation_files.members_digest(member_name(one.path) for one in built) if len(built) > 1 else ""
+    models = sorted(one.digest for one in built)
     precision = None if built[0].precision is built[0].checkpoint.train.precision else built[0].precision
     how = Evaluation(samples=samples, members=len(built), precision=precision)
     for one in built:
         for path in sorted(one.path.parent.glob("*.json")):
-            made = evaluation_files.from_file(path, one.path.stem)
+            made = evaluation_files.from_file(path, evaluation_stem(one.path))
             if made is None or not how.includes(made) or digest not in path.stem:
                 continue
             results = evaluation_files.read(path)
-            # another checkpoint may have had the same name
-            if metric not in results["metrics"] or results.get("epoch") != one.checkpoint.epoch:
+            # another model may have had the same name
+            if metric not in results["metrics"] or results.get("models") != models:
                 continue
             noise = results["metrics"][metric]
             if type(noise) is not float or not 0 < noise < math.inf:
@@ -130,8 +131,8 @@ def command_of(built: list[TrainedModel], samples: int) -> str:
         words.append(f"members=[{','.join(str(one.path) for one in built[1:])}]")
     if samples:
         words.append(f"mc_samples={samples}")
-    if stored_places(built[0].checkpoint.train.data):
-        words.append("stored_data=true")
+    if stored_places(built[0].checkpoint.train.data):  # an export names no folders
+        words.append("data.csv=…" if is_export(built[0].path) else "stored_data=true")
     if built[0].precision is not built[0].checkpoint.train.precision:
         words.append(f"precision={built[0].precision}")
     return " ".join(words)

@@ -1,12 +1,15 @@
-"""A model with the weights of a checkpoint, and the task that it was trained on."""
+"""A model with the weights of a checkpoint or an export, and the task that it was trained on."""
 
+import ctypes
+import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from vdrop_cli import checkpoint, files, tasks
+from vdrop_cli import checkpoint, files, learned, tasks
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.errors import ConfigError
@@ -29,17 +32,60 @@ class TrainedModel(NamedTuple):
     predictor: Predictor
     model: TaskModel
     precision: Precision
+    digest: str  # of `digest_of`
 
 
 def find(named: str) -> Path:
-    """Returns the file that the setting `checkpoint` means: a checkpoint, or an export."""
+    """Returns the file that the setting `checkpoint` means: a checkpoint, or an export. It is a checkpoint
+    where a folder has both.
+    """
     export = Path(named) / weights.IN_FOLDER
-    return export if export.is_file() and not checkpoint.all_in(Path(named)) else checkpoint.find(named)
+    is_export = os.path.isfile(export) and not checkpoint.all_in(Path(named))
+    return export if is_export else checkpoint.find(named)
+
+
+def is_export(path: Path) -> bool:
+    """Returns whether a file is what `vdrop export` wrote, by its name."""
+    return path.suffix == weights.SUFFIX
 
 
 def load(path: Path) -> Snapshot:
     """Returns the content of a checkpoint or an export. Raises ConfigError where it cannot be used."""
-    return weights.load(path) if path.suffix == weights.SUFFIX else checkpoint.load(path)
+    return weights.load(path) if is_export(path) else checkpoint.load(path)
+
+
+def checksum(path: Path) -> str:
+    """Returns the checksum of a checkpoint, or of the whole content of an export, which has none in it."""
+    return hashlib.sha256(files.read(path)).hexdigest() if is_export(path) else files.checksum(path)
+
+
+def member_name(path: Path) -> str:
+    """Returns what names a member of an ensemble: run folder and file, or the checksum of an
+    export, since all exports have the same name.
+    """
+    resolved = path.resolve()
+    return checksum(path) if is_export(path) else f"{resolved.parent.name}/{resolved.name}"
+
+
+def evaluation_stem(path: Path) -> str:
+    """Returns how names of evaluations of a checkpoint or export begin. Those of an export differ from those
+    of a run, in whose folder it may lie.
+    """
+    return path.name if is_export(path) else path.stem
+
+
+def digest_of(snapshot: Snapshot) -> str:
+    """Returns the SHA-256 of all that decides on predictions: the settings of model and dropout, what was
+    learned of the text, and the weights.
+    """
+    trained, known = snapshot.train, learned.to_dict(snapshot.knowledge)
+    described = repr((trained.model, trained.dropout, sorted(known.items())))
+    digest = hashlib.sha256(described.encode(errors="backslashreplace"))
+    for name, tensor in sorted(snapshot.weights.items()):
+        whole = tensor.contiguous()
+        digest.update(f"{name} {tuple(whole.shape)}".encode(errors="backslashreplace"))
+        digest.update((ctypes.c_char * whole.nbytes).from_address(whole.data_ptr()))
+    return digest.hexdigest()
 
 
 def task_of(path: Path, snapshot: Snapshot, data: Data, device: torch.device) -> Task:
@@ -95,4 +141,15 @@ def build(
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
     model.load_state_dict(snapshot.weights)
-    return TrainedModel(path, snapshot, predictor, model.to(device), precision)
+    return TrainedModel(path, snapshot, predictor, model.to(device), precision, digest_of(snapshot))
+
+
+def add_member(members: dict[str, Path], one: TrainedModel) -> None:
+    """Adds a model to the members of an ensemble, by its digest. Raises ConfigError where the same model is
+    there from another file.
+    """
+    if one.digest in members:
+        raise ConfigError(
+            f"members: {one.path} is the same model as {members[one.digest]}; average models of other runs"
+        )
+    members[one.digest] = one.path

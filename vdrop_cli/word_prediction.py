@@ -58,8 +58,8 @@ def lacks_information(built: TrainedModel, options: PassOptions) -> str | None:
         return "one pass has no mutual information; take more mc_samples"
     if not built.model.dropout.without_words().drops:
         return (
-            f"all passes are the same, so they have no mutual information: {built.path} drops nothing but "
-            "words, which passes keep; leave mc_samples out"
+            f"all passes are the same, so they have no mutual information: {built.path} drops nothing, or "
+            "words alone, which passes keep; leave mc_samples out"
         )
     return None
 

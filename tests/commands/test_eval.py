@@ -559,7 +559,7 @@ def test_another_text_is_read_as_the_test_part_is(
     run(folder, f"file={other}", *how, "picture=passes.svg")
     output = capsys.readouterr()
     assert "file=other.txt: 7 tokens, 28.6 % of them <unk>" in output.err
-    assert "1 words of file=other.txt are known in lower case only, and are read as <unk>" in output.err
+    assert "file=other.txt that the model knows in lower case only: 1; they are read as <unk>" in output.err
     assert "file_ppl" in output.out and re.search(r"\btest(_|\b)", output.out) is None
     assert "the file's tokens by their position" in output.out
     assert "the file's perplexity" in Path("passes.svg").read_text()

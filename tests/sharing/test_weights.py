@@ -1,6 +1,7 @@
 """`vdrop export`: what another program reads, and vdrop itself."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from tests.conftest import TINY, settings
 from tests.sharing import exports
-from vdrop_cli import checkpoint, files
+from vdrop_cli import checkpoint, files, trained_model
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import export, predict, train
 from vdrop_cli.errors import ConfigError
@@ -61,10 +62,15 @@ def test_an_export_predicts_and_is_evaluated_as_its_checkpoint_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By the file and by the folder, also with the average of the weights, and as members of an ensemble."""
+    """By the file and by the folder; also with the average of the weights, and with an infinite setting."""
     monkeypatch.chdir(tmp_path)
     if task == "language_model":
-        more = ["schedule.average_decay=0.9", "schedule.average_from=1", "schedule.epochs=2"]
+        more = [
+            "schedule.average_decay=0.9",
+            "schedule.average_from=1",
+            "schedule.epochs=2",
+            "schedule.clip=inf",
+        ]
         run = exports.language_model(text, "dropout=variational", *more)
         assert checkpoint.load(checkpoint.find(str(run))).average
     else:
@@ -88,6 +94,65 @@ def data_paths(run: Path) -> list[str]:
     return [f"data.{name}={data[name]}" for name in ("train", "valid", "test", "csv") if data.get(name)]
 
 
+def test_members_can_be_exports_and_each_model_counts_once(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All exports have the same name, so their content names the results."""
+    monkeypatch.chdir(tmp_path)
+    for name, folder in zip(("a", "b"), runs, strict=True):
+        export.run(settings(f"checkpoint={folder}", f"folder={name}", command="export"))
+    Path("other.txt").write_text("w1 w2 w3\n" * 20)
+
+    def together(first: Path, second: Path) -> tuple[str, Any]:
+        before = set(first.glob("*-ensemble2-*.json"))
+        command = (f"checkpoint={first}", f"members=[{second}]", "file=other.txt", "device=cpu")
+        evaluation.run(settings(*command, command="eval"))
+        (path,) = set(first.glob("*-ensemble2-*.json")) - before
+        results = json.loads(path.read_text())
+        assert len(results["models"]) == 2
+        path.unlink()
+        return path.name, results["metrics"]["file_ppl"]
+
+    a, b = Path("a"), Path("b")
+    name, value = together(a, b)
+    assert name.startswith("model.safetensors-ensemble2-")
+    copies = tuple(shutil.copytree(folder, tmp_path / "copies" / folder.name) for folder in runs)
+    assert together(a, copies[1])[1] == value == together(copies[0], b)[1]
+    for twice in (copies[0], a / "model.safetensors"):
+        with pytest.raises(ConfigError, match=r"^members(:| must be) .*(is the same model as|each once)"):
+            together(a, twice)
+
+
+def test_results_of_an_export_are_its_own_and_those_of_its_content(
+    run: Path, rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default file lies in the run folder, and a later export may have the same name."""
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    export.run(settings(f"checkpoint={copy}", command="export"))
+    Path("other.txt").write_text("w1 w2 w3\n" * 20)
+    path = copy / "checkpoint-0001.safetensors"
+    evaluation.run(settings(f"checkpoint={path}", "file=other.txt", "device=cpu", command="eval"))
+    (results,) = copy.glob("*-file_*.json")
+    assert results.name.startswith("eval-0001.safetensors-standard-file_")
+    assert trained_model.find(str(copy)).suffix == ".pt", "a run folder is its checkpoint"
+    noises = []
+    for seed in (1, 2):
+        critic = exports.model_of_ratings(rated, f"seed={seed}", "dropout=variational", "task.protocol=clean")
+        export.run(settings(f"checkpoint={critic}", "folder=shared", command="export"))
+        named = ("checkpoint=shared", "mc_samples=3", "device=cpu")
+        if seed == 2:
+            with pytest.raises(
+                ConfigError, match=r"^interval=conformal takes the errors .*data\.csv=… first"
+            ):
+                predict.run(settings(*named, "text=good1", "interval=conformal", command="predict"))
+        evaluation.run(settings(*named, *data_paths(critic), command="eval"))
+        content = json.loads(Path("shared/model.safetensors-mc3-s1.json").read_text())
+        noises.append(content["metrics"]["noise_mc3"])
+        predict.run(settings(*named, "text=good1", command="predict"))
+    assert noises[0] != noises[1]
+
+
 def test_a_file_that_is_no_export_is_one_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +167,7 @@ def test_a_file_that_is_no_export_is_one_line(
     Path("cut.safetensors").write_bytes(Path("good.safetensors").read_bytes()[:-4])
     for name, tensors, texts, reason in (
         ("foreign", content, {"format": "pt"}, "config is missing"),
+        ("bare", content, None, "__metadata__ is missing"),
         ("lacks", content, metadata | {"vocabulary": "[]"}, "what it has learned of its text is not as"),
         ("settings", content, metadata | {"config": '{"model": 3}'}, "its settings are not those of"),
         ("epoch", content, metadata | {"epoch": "-1"}, "epoch and batch must be whole numbers"),
@@ -115,8 +181,19 @@ def test_a_file_that_is_no_export_is_one_line(
             save_file(tensors, f"{name}.safetensors", texts)
         with pytest.raises(ConfigError, match=rf"^checkpoint={name}\.safetensors .*{reason}"):
             predict.run(settings(f"checkpoint={name}.safetensors", "text=w1", command="predict"))
-    with pytest.raises(ConfigError, match=r"^checkpoint=good\.safetensors is damaged or not a checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"^checkpoint=good\.safetensors is an export already; name a checkpoint"
+    ):
         export.run(settings("checkpoint=good.safetensors", "file=again.safetensors", command="export"))
+    with pytest.raises(ConfigError, match=r"^file must end with \.safetensors, .* got again\.bin"):
+        export.run(settings(f"checkpoint={run}", "file=again.bin", command="export"))
+    entry = {"dtype": "X", "shape": [], "data_offsets": [0, 0]}
+    start = {"a\x1b[31m": entry, "__metadata__": {"config": "{}", "epoch": "1"}}
+    header = json.dumps(start).encode()
+    Path("colour.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ConfigError) as error:
+        predict.run(settings("checkpoint=colour.safetensors", "text=w1", command="predict"))
+    assert "\x1b" not in str(error.value)
 
 
 def test_it_is_whole_whatever_the_weights_memory_is_like(
@@ -185,21 +262,24 @@ def test_only_what_it_has_written_is_overwritten(
     (path,) = Path().rglob("checkpoint-0001.pt")
     save_file({"w": torch.zeros(2)}, "theirs.safetensors")
     for name, content in (
-        ("mine.txt", b"mine"),
-        ("short", b"\x05"),
-        ("list", (2).to_bytes(8, "little") + b"[]"),
+        ("mine.safetensors", b"mine"),
+        ("short.safetensors", b"\x05"),
+        ("list.safetensors", (2).to_bytes(8, "little") + b"[]"),
     ):
         Path(name).write_bytes(content)
-    for name in ("mine.txt", "short", "list", "theirs.safetensors"):
+    for name in ("mine.safetensors", "short.safetensors", "list.safetensors", "theirs.safetensors"):
         before = Path(name).read_bytes()
         with pytest.raises(ConfigError, match=rf"{name} was not written by vdrop, .*; choose another file="):
             export.run(settings(f"checkpoint={path}", f"file={name}", command="export"))
         assert Path(name).read_bytes() == before
-    Path("empty").touch()
-    Path("link").symlink_to("empty")
-    for name in ("empty", "empty", "link"):
+    Path("empty.safetensors").touch()
+    Path("link.safetensors").symlink_to("empty.safetensors")
+    for name in ("empty.safetensors", "empty.safetensors", "link.safetensors"):
         export.run(settings(f"checkpoint={path}", f"file={name}", command="export"))
-    assert Path("link").is_symlink() and load_file("empty").keys() == checkpoint.load(path).model.keys()
+    assert (
+        Path("link.safetensors").is_symlink()
+        and load_file("empty.safetensors").keys() == checkpoint.load(path).model.keys()
+    )
 
 
 @pytest.mark.parametrize("word", ["é" * 6_000_000, "half \ud800"])

@@ -7,15 +7,15 @@ import torch
 
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.learned import Words
-from vdrop_cli.settings.data import PennTreebank, TextFiles
+from vdrop_cli.settings.data import PennTreebank, TextData, TextFiles
 from vdrop_cli.tasks import OtherText, WordPredictor
 
 CPU = torch.device("cpu")
 
 
-def other(path: Path, *vocabulary: str, min_count: int | None = None) -> OtherText:
-    data = PennTreebank() if min_count is None else TextFiles(min_count=min_count)
-    return OtherText(str(path), WordPredictor(Words.from_vocabulary(list(vocabulary)), CPU), data)
+def other(path: Path, *vocabulary: str, data: TextData | None = None) -> OtherText:
+    predictor = WordPredictor(Words.from_vocabulary(list(vocabulary)), CPU)
+    return OtherText(str(path), predictor, PennTreebank() if data is None else data)
 
 
 def test_words_are_ids_of_the_vocabulary_and_lines_end_with_a_word(tmp_path: Path) -> None:
@@ -34,13 +34,18 @@ def test_words_are_ids_of_the_vocabulary_and_lines_end_with_a_word(tmp_path: Pat
 def test_words_that_the_model_does_not_read_as_they_are_give_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("b A c\n")
-    vocabulary = ("<unk>", "<eos>", "a", "b", "c")
-    (lower,) = other(path, *vocabulary).warnings
-    assert lower.startswith("1 words of file=") and "lower case" in lower
-    assert len(other(path, *vocabulary, min_count=1).warnings) == 2
-    assert len(other(path, *vocabulary, min_count=2).warnings) == 1
+    words = ("<eos>", "a", "b", "c")
+    (lower,) = other(path, "<unk>", *words).warnings
+    assert (
+        lower.startswith("words of file=") and "knows in lower case only: 1; they are read as <unk>" in lower
+    )
+    assert other(path, "<unk>", *words, data=TextFiles()).warnings == [lower], "<unk> is a word of training"
+    untrained = other(path, *words, "<unk>", data=TextFiles())
+    assert untrained.warnings[0] == lower
+    assert "does not know: 1; they are read as <unk>, which is not trained" in untrained.warnings[1]
+    assert other(path, *words, "<unk>").warnings == [lower], "Penn Treebank has <unk> wherever it stands"
     path.write_text("b a <unk>\n")
-    assert other(path, *vocabulary, min_count=1).warnings == [], "<unk> as it stands in the text"
+    assert other(path, *words, "<unk>", data=TextFiles()).warnings == [], "<unk> as it stands in the text"
 
 
 def test_a_text_that_the_model_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from vdrop_cli.lock import Lock
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
-from vdrop_cli.trained_model import member_paths
+from vdrop_cli.trained_model import evaluation_stem, member_paths
 
 
 def run(settings: Eval) -> str:
@@ -32,7 +32,7 @@ def run(settings: Eval) -> str:
     configure_process(device)
     assert settings.checkpoint is not None
     first, task = evaluation.load(settings.checkpoint, settings, device)
-    path, snapshot, _, model, precision = first
+    path, snapshot, model, precision = first.path, first.checkpoint, first.model, first.precision
     print(
         f"{path}: epoch {snapshot.epoch}, {files.printable(task.origin)}, {device}, back end "
         f"{model.layers.backend}, {precision}",
@@ -48,7 +48,7 @@ def run(settings: Eval) -> str:
     paths = member_paths(path, settings.members)
     results |= {"members": [str(member) for member in paths]} if settings.members else {}
     how, digest = evaluation.describe_evaluation(settings, paths, task, precision, snapshot.train.precision)
-    target = path.with_name(f"{how.stem(path.stem, digest)}.json")
+    target = path.with_name(f"{how.stem(evaluation_stem(path), digest)}.json")
     if not ownership.is_run_file(target):  # of a checkpoint with a name of its own
         is_own = stored.readable_by(evaluation_files.parse)
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vdrop_cli import checkpoint, files, ownership
+from vdrop_cli import checkpoint, files, ownership, trained_model
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.commands import Export
@@ -15,7 +15,9 @@ def run(settings: Export) -> None:
     if settings.push is not None:
         hub.require_token()
     assert settings.checkpoint is not None
-    path = checkpoint.find(settings.checkpoint)
+    path = trained_model.find(settings.checkpoint)
+    if trained_model.is_export(path):
+        raise ConfigError(f"checkpoint={path} is an export already; name a checkpoint file or a run folder")
     snapshot = checkpoint.load(path)
     weights.require_whole(path, snapshot)
     if settings.folder is not None:
@@ -29,11 +31,13 @@ def run(settings: Export) -> None:
 
 def export_file(path: Path, snapshot: Checkpoint, file: str | None) -> None:
     """Writes a safetensors file; None: beside the checkpoint."""
-    target = path.with_suffix(".safetensors") if file is None else Path(file)
+    target = path.with_suffix(weights.SUFFIX) if file is None else Path(file)
     if not target.name or target.is_dir():
         raise ConfigError(f"file must name a file, not a folder, got {file!r}")
     if target.exists() and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {file}")
+    if target.suffix != weights.SUFFIX:
+        raise ConfigError(f"file must end with {weights.SUFFIX}, by which vdrop reads it back, got {file}")
     ownership.require_own(target, weights.is_export, "choose another file=", weights.start_size(target))
     files.write_output(target, weights.encode(snapshot), "file")
     print(f"{target}: {describe(snapshot)}")

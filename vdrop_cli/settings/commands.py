@@ -59,8 +59,8 @@ class Eval:
     )
     file: str | None = setting(
         None,
-        "language model: a text file to evaluate in place of the test part, which needs no corpus; its "
-        "metrics begin with file_",
+        "language model: a text file to evaluate in place of the test part, without the corpus; its metrics "
+        "begin with file_",
         limits=FilePath(),
     )
     mc_samples: int = setting(0, "MC samples; 0: the standard approximation only", "samples", MC_SAMPLES)
@@ -260,7 +260,8 @@ class Export:
 
 
 def require_checkpoint(command: str, checkpoint: str | None) -> None:
-    expected = f"{CHECKPOINT_HELP} (vdrop {command} checkpoint=…)"
+    what = CHECKPOINT_HELP if command == "export" else MODEL_HELP
+    expected = f"{what} (vdrop {command} checkpoint=…)"
     require(bool(checkpoint), "checkpoint", expected, "nothing")
 
 

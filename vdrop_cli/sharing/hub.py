@@ -32,7 +32,12 @@ def push(folder: Path, name: str, private: bool, message: str) -> str:
     with one_line_errors(name):
         address = str(api.create_repo(name, private=private, exist_ok=True))
         require_export(api, name)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message=message,
+            ignore_patterns=[f"{export_folder.WEIGHTS}-*"],  # evaluations, with paths of this machine
+        )
     return address
 
 

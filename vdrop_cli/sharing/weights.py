@@ -90,9 +90,9 @@ def load(path: Path) -> Exported:
     except OSError as error:
         raise files.read_error(path, error) from None
     except (Damaged, SafetensorError, ValueError) as reason:
-        shown = " ".join(str(reason).split())
+        shown = files.printable(" ".join(str(reason).split()))
         raise ConfigError(
-            f"checkpoint={path} is damaged, or no export of vdrop ({shown}); export the model again"
+            f"checkpoint={path} is damaged, or no export of vdrop ({shown}); export or download it again"
         ) from None
 
 

@@ -60,8 +60,8 @@ class EvaluationTask(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Returns a digest of the text and of all that decides on the ids that the model reads. A checkpoint
-        is used only with the text of its fingerprint.
+        """Returns a digest of the text and of all that decides on the ids that the model reads. Of a task
+        that is trained, a checkpoint is used only with the text of its fingerprint.
         """
 
     @property

@@ -25,7 +25,9 @@ class OtherText(TextEvaluation):
         """`data`: the settings of the training text. Raises ConfigError where the file is no text, has fewer
         than two tokens, or has a word that the model cannot read.
         """
-        self.path, self.predictor, self.device, self.data = path, predictor, predictor.device, data
+        self.path, self.predictor, self.device = path, predictor, predictor.device
+        # where training has no <unk>, such a text has it at the end of the vocabulary
+        self.is_counted = isinstance(data, CountedText)
         words, self.fingerprint = corpora.read_tokens(Path(path), self.origin)
         ids, unknown = predictor.ids, predictor.learned.unknown
         if predictor.learned.line_end is None:
@@ -68,13 +70,14 @@ class OtherText(TextEvaluation):
         lower = sum(word.lower() in self.predictor.ids for word in self.unknown_words)
         if lower:
             warnings.append(
-                f"{lower:,} words of {self.origin} are known in lower case only, and are read as <unk>; "
-                "write the text as the training text is written"
+                f"words of {self.origin} that the model knows in lower case only: {lower:,}; they are read "
+                "as <unk>; write the text as the training text is written"
             )
-        if self.unknown_words and isinstance(self.data, CountedText) and self.data.min_count == 1:
+        unknown = self.predictor.learned.unknown
+        if self.unknown_words and self.is_counted and unknown == self.predictor.vocabulary[-1]:
             warnings.append(
-                f"{len(self.unknown_words):,} words of {self.origin} are read as <unk>, which is not trained "
-                "unless the training text has it: data.min_count was 1"
+                f"words of {self.origin} that the model does not know: {len(self.unknown_words):,}; they are "
+                "read as <unk>, which is not trained: no word of training is <unk>"
             )
         return warnings
 
