@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.processes import ROOT
-from vdrop_cli import evaluation_files, published, runs, sinks
+from vdrop_cli import evaluation_files, published, runs, sinks, stored
 from vdrop_cli.runs import Finished, Unfinished
 
 RECORDS = ROOT / "outputs" / "record"
@@ -336,6 +336,32 @@ def epochs_of(record: str) -> dict[int, dict[str, Any]]:
     return {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
 
 
+def check_new_masks(held: dict[int, dict[str, Any]], new: dict[int, dict[str, Any]]) -> None:
+    """The part of the page on masks on the recurrence that are new at every step."""
+    (curves,) = tables("ptb_3h", "after epoch")
+    assert len(new) == 30 == max(map(int, curves))
+    for epoch, values in curves.items():
+        assert values == [
+            f"{log[int(epoch)][metric]:.1f}"
+            for log in (held, new)
+            for metric in ("valid_ppl_batched", "train_ppl_dropout")
+        ], epoch
+    later = [new[epoch]["valid_ppl_batched"] - held[epoch]["valid_ppl_batched"] for epoch in range(10, 31)]
+    assert [round(value, 1) for value in (min(later), max(later), fmean(later))] == [-0.1, 0.6, 0.2]
+    lower = [held[epoch]["train_ppl_dropout"] - new[epoch]["train_ppl_dropout"] for epoch in range(10, 31)]
+    assert min(lower) > 0.6 and max(lower) < 1.5
+    old, changed = (recorded_config(name) for name in ("ptb_3h-bf16-amd_epyc", "ptb_3h_new_recurrent"))
+    assert changed["dropout"]["new_each_step"] == ["p_x", "p_between", "p_h", "p_out"]
+    assert old["dropout"]["new_each_step"] == ["p_x", "p_between", "p_out"]
+    for group in ("model", "dropout", "task", "schedule"):
+        for key in old[group].keys() - {"name", "new_each_step"}:
+            assert changed[group][key] == old[group][key], key
+
+
+def recorded_config(record: str) -> dict[str, Any]:
+    return stored.read_yaml(RECORDS / "baselines" / record / "s1" / "config.yaml")
+
+
 def test_the_small_model_in_three_hours() -> None:
     run = recorded("baselines/ptb_3h-bf16-amd_epyc")
     result = run.result
@@ -347,7 +373,8 @@ def test_the_small_model_in_three_hours() -> None:
     (tried,) = tables("ptb_3h", "record")
     records = [name.strip("`") for name in tried]
     names = {path.name for path in (RECORDS / "baselines").glob("ptb_3h*")}
-    assert set(records) == {name for name in names if "-" not in name or name.startswith("ptb_3h-")}
+    tried_names = {name for name in names if "-" not in name or name.startswith("ptb_3h-")}
+    assert set(records) == tried_names - {"ptb_3h_new_recurrent"}
     logs = {record: epochs_of(record) for record in records}
     for record, (*_, epochs, last) in zip(records, tried.values(), strict=True):
         log = logs[record]
@@ -361,6 +388,7 @@ def test_the_small_model_in_three_hours() -> None:
             for record in records[:3]
             for metric in ("valid_ppl_batched", "train_ppl_dropout")
         ], epoch
+    check_new_masks(logs["ptb_3h-bf16-amd_epyc"], epochs_of("ptb_3h_new_recurrent"))
     page = (ROOT / "docs" / "findings" / "ptb_3h.md").read_text()
     assert f"reaches a test perplexity of {test} in {hours} hours of training on two cores" in page
     assert f"training perplexity is {result['train_ppl']:.1f} at the end" in page
