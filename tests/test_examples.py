@@ -82,6 +82,7 @@ def made(text: list[str], rated: list[str], tmp_path_factory: pytest.TempPathFac
         shutil.copy(setting.partition("=")[2], folder / f"{name}.txt")
     shutil.copy(rated[1].partition("=")[2], folder / "a.csv")
     (folder / "reviews.txt").write_text("good1 bad2\ngood3\n")
+    (folder / "other.txt").write_text("w1 w2\nw3\n")
     (folder / "reviews.csv").write_text('id,review\n1,good1 bad2\n2,"good3, bad1"\n')
     short = re.search(r"```yaml\n(# @package.*?)```", (ROOT / "docs/runs.md").read_text(), re.DOTALL)
     assert short is not None
@@ -109,7 +110,7 @@ def filled(line: str, made: dict[str, str]) -> list[str]:
     words = [re.sub(r"^checkpoint=(…|RUN|outputs/.*)$", f"checkpoint={run}", word) for word in words]
     words = [run if word.startswith("outputs/") else word for word in words]
     words = [
-        word.replace("text=…", "text=w1 w2").replace("=…", "=1")
+        word.replace("text=…", "text=w1 w2").replace("file=…", "file=other.txt").replace("=…", "=1")
         for word in words
         if word not in ("LAUNCHER=…", "ROWS=…")
     ]
@@ -122,7 +123,8 @@ def filled(line: str, made: dict[str, str]) -> list[str]:
         and not named
     ):
         words.append(f"checkpoint={run}")
-    if words[:2] == ["vdrop", "eval"] and "--help" not in words:
+    reads_corpus = not any(word == "--help" or word.startswith("file=") for word in words)
+    if words[:2] == ["vdrop", "eval"] and reads_corpus:
         words.append("stored_data=true")  # these runs are of a text of one's own
     if words[:2] == ["vdrop", "predict"] and not any(
         word.startswith(("text=", "file=", "sample=")) for word in words

@@ -336,19 +336,23 @@ def epochs_of(record: str) -> dict[int, dict[str, Any]]:
     return {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
 
 
-def check_new_masks(held: dict[int, dict[str, Any]], new: dict[int, dict[str, Any]]) -> None:
+def check_new_masks(base_log: dict[int, dict[str, Any]], new_log: dict[int, dict[str, Any]]) -> None:
     """The part of the page on masks on the recurrence that are new at every step."""
     (curves,) = tables("ptb_3h", "after epoch")
-    assert len(new) == 30 == max(map(int, curves))
+    assert len(new_log) == 30 == max(map(int, curves))
     for epoch, values in curves.items():
         assert values == [
             f"{log[int(epoch)][metric]:.1f}"
-            for log in (held, new)
+            for log in (base_log, new_log)
             for metric in ("valid_ppl_batched", "train_ppl_dropout")
         ], epoch
-    later = [new[epoch]["valid_ppl_batched"] - held[epoch]["valid_ppl_batched"] for epoch in range(10, 31)]
+    later = [
+        new_log[epoch]["valid_ppl_batched"] - base_log[epoch]["valid_ppl_batched"] for epoch in range(10, 31)
+    ]
     assert [round(value, 1) for value in (min(later), max(later), fmean(later))] == [-0.1, 0.6, 0.2]
-    lower = [held[epoch]["train_ppl_dropout"] - new[epoch]["train_ppl_dropout"] for epoch in range(10, 31)]
+    lower = [
+        base_log[epoch]["train_ppl_dropout"] - new_log[epoch]["train_ppl_dropout"] for epoch in range(10, 31)
+    ]
     assert min(lower) > 0.6 and max(lower) < 1.5
     old, changed = (recorded_config(name) for name in ("ptb_3h-bf16-amd_epyc", "ptb_3h_new_recurrent"))
     assert changed["dropout"]["new_each_step"] == ["p_x", "p_between", "p_h", "p_out"]
