@@ -84,7 +84,7 @@ def describe_evaluation(
         text_digest=task.fingerprint[:8] if isinstance(task, OtherText) else "",
         scaled="_".join(f"{factor:g}" for factor in settings.dropout_factors),
     )
-    return how, evaluation_files.members_digest(map(member_name, paths))
+    return how, evaluation_files.members_digest(map(member_name, paths)) if len(paths) > 1 else ""
 
 
 def load_members(

@@ -230,10 +230,7 @@ class NextWordPasses(McPasses):
     in memory, [T, V]. `batch` passes share a batch. The passes can stop between two segments.
     """
 
-    def __init__(
-        self, model: LanguageModel, stream_N: Tensor, groups: Groups | None, options: PassOptions
-    ) -> None:
-        """`groups`: None if the results need no tables by groups of tokens."""
+    def __init__(self, model: LanguageModel, stream_N: Tensor, groups: Groups, options: PassOptions) -> None:
         self.model, self.stream_N, self.groups = model, stream_N, groups
         self.samples = samples = options.samples
         firsts = range(0, samples, options.batch)
@@ -298,8 +295,7 @@ class NextWordPasses(McPasses):
             mc_row("ppl", count, [ppl(value / tokens_read) for value in nll.tolist()])
             for count, nll in self.nll.items()
         ]
-        tables = {} if self.groups is None else self.groups.tables(tokens, "_mc", is_averaged=True)
-        return Measured(metrics, {"mc": rows, **tables})
+        return Measured(metrics, {"mc": rows, **self.groups.tables(tokens, "_mc", is_averaged=True)})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -337,7 +333,7 @@ class NextWordPasses(McPasses):
 
 def mc_tokens(model: LanguageModel, stream_N: Tensor, options: PassOptions) -> Tokens:
     """Returns what the mean distribution of MC passes says of every token of a text but the first."""
-    passes = NextWordPasses(model, stream_N, None, options)
+    passes = NextWordPasses(model, stream_N, Groups(None, None), options)
     for _ in passes.run():
         interruption.check()
     return passes.tokens.cpu()

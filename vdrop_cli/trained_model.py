@@ -32,7 +32,11 @@ class TrainedModel(NamedTuple):
     predictor: Predictor
     model: TaskModel
     precision: Precision
-    digest: str  # of `digest_of`
+
+    @property
+    def digest(self) -> str:
+        """Returns the same text for the same model, whatever file holds it; it reads all weights."""
+        return digest_of(self.checkpoint)
 
 
 def find(named: str) -> Path:
@@ -141,15 +145,16 @@ def build(
     except ValueError as reason:
         raise checkpoint.unusable(path, reason) from None
     model.load_state_dict(snapshot.weights)
-    return TrainedModel(path, snapshot, predictor, model.to(device), precision, digest_of(snapshot))
+    return TrainedModel(path, snapshot, predictor, model.to(device), precision)
 
 
 def add_member(members: dict[str, Path], one: TrainedModel) -> None:
     """Adds a model to the members of an ensemble, by its digest. Raises ConfigError where the same model is
     there from another file.
     """
-    if one.digest in members:
+    digest = one.digest
+    if digest in members:
         raise ConfigError(
-            f"members: {one.path} is the same model as {members[one.digest]}; average models of other runs"
+            f"members: {one.path} is the same model as {members[digest]}; average models of other runs"
         )
-    members[one.digest] = one.path
+    members[digest] = one.path

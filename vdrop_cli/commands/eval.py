@@ -32,7 +32,7 @@ def run(settings: Eval) -> str:
     configure_process(device)
     assert settings.checkpoint is not None
     first, task = evaluation.load(settings.checkpoint, settings, device)
-    path, snapshot, model, precision = first.path, first.checkpoint, first.model, first.precision
+    path, snapshot, _, model, precision = first
     print(
         f"{path}: epoch {snapshot.epoch}, {files.printable(task.origin)}, {device}, back end "
         f"{model.layers.backend}, {precision}",
