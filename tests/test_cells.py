@@ -105,13 +105,21 @@ def test_rows_of_masks_stay_with_their_sentences() -> None:
     torch.testing.assert_close(cell(x[1:], h[1:], masks=masks.rows([1])), cell(x, h, masks=masks)[1:])
 
 
-def test_moons_evaluation_multiplies_the_cell_state_by_the_keep_probability() -> None:
-    cell = LSTMCell(5, 7, dropout=Dropout("moon", p_c=0.25)).eval()
-    x, c = torch.randn(3, 5), torch.randn(3, 7)
-    plain = LSTMCell(5, 7)
+def test_moons_evaluation_is_a_plain_cell_and_its_steps_are_those_of_a_layer() -> None:
+    cell, plain = LSTMCell(5, 7, dropout=Dropout("moon", p_c=0.25)), torch.nn.LSTMCell(5, 7)
+    layer = LSTM(5, 7, dropout=Dropout("moon", p_c=0.25))
     plain.load_state_dict(cell.state_dict())
-    h = torch.zeros(3, 7)
-    torch.testing.assert_close(cell(x, (h, c))[1], 0.75 * plain(x, (h, c))[1])
+    layer.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
+    x, state = torch.randn(4, 3, 5), (torch.randn(3, 7), torch.randn(3, 7))
+    masks = cell.masks(3)
+    y, (h, c) = layer(x, tuple(part[None] for part in state), masks=masks)
+    steps, last = [], state
+    for x_BD in x:
+        last = cell(x_BD, last, masks=masks)
+        steps.append(last[0])
+    torch.testing.assert_close(torch.stack(steps), y)
+    torch.testing.assert_close(last, (h[0], c[0]))
+    torch.testing.assert_close(cell.eval()(x[0], state), plain(x[0], state))
 
 
 def test_what_a_cell_cannot_do_is_refused() -> None:

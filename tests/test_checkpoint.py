@@ -346,7 +346,7 @@ def test_a_checkpoint_under_the_name_of_another_is_passed_over(
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     content = vars(at_epoch(1))
-    for other in ("vdrop checkpoint 3", "vdrop checkpoint 5", None):
+    for other in ("vdrop checkpoint 4", "vdrop checkpoint 6", None):
         files.write_tensors(tmp_path / "other", {"format": other, **content})
         with pytest.raises(
             Unusable, match=r"^checkpoint=\S+other was not written by this version.*; train again$"

@@ -11,11 +11,12 @@ from vdrop_cli.dropout import (
     MaskShape,
     ModelMasks,
     WordMasks,
+    cell_mask_scale,
     concat_batch,
     draw,
     draw_traceable,
     drop_threshold,
-    mean_masks,
+    no_masks,
 )
 from vdrop_cli.kernels import Masks
 from vdrop_cli.policies import Dropout, Policy, WordMask
@@ -201,13 +202,15 @@ def test_masks_and_word_dropout_have_different_random_numbers(
 
 
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
-def test_the_standard_approximation_takes_the_mean_of_each_mask(policy: str) -> None:
-    """Of many that are drawn; one, where it is None."""
+def test_the_mean_of_each_mask_is_one_where_it_is_divided(policy: str) -> None:
+    """The mask on the cell state is divided by `cell_mask_scale`."""
     dropout = settings(f"dropout={policy}").dropout.to_policy()
-    drawn_masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,))).layers[0]
-    for mask, mean in zip(drawn_masks, mean_masks(dropout, 1, torch.zeros(1)).layers[0], strict=True):
-        expected = 1.0 if mask is None else mask.mean().item()
-        assert (1.0 if mean is None else mean.item()) == pytest.approx(expected, abs=0.01)
+    masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,))).layers[0]
+    for place, mask in masks._asdict().items():
+        scale = cell_mask_scale(dropout, 1, 0) if place == "c" else 1.0
+        assert mask is None or scale * mask.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert (masks.c is not None) == (policy == "moon")
+    assert all(mask is None for layer in no_masks(2, 2).layers for mask in layer)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.35, 0.65])

@@ -1,6 +1,7 @@
 """The modules as a user meets them: torch's own, with dropout."""
 
 import copy
+import math
 import re
 import subprocess
 import sys
@@ -691,17 +692,86 @@ def test_training_mode_draws_new_masks_each_call_from_torchs_random_state() -> N
     assert not torch.equal(first, second)
 
 
-def test_the_carried_state_of_moon_is_multiplied_by_the_keep_probability_in_evaluation() -> None:
-    """At every step: with open forget gates and shut input gates, what is carried is 0.75^T of the start."""
-    layer = LSTM(5, 7, dropout=Dropout(Policy.moon, p_c=0.25)).eval()
+def test_moon_without_masks_is_a_plain_lstm() -> None:
+    layer, plain = LSTM(5, 7, 2, dropout=MOON).eval(), torch.nn.LSTM(5, 7, 2)
+    plain.load_state_dict(layer.state_dict())
+    x, state = torch.randn(6, 3, 5), (torch.randn(2, 3, 7), torch.randn(2, 3, 7))
+    same(flat(layer(x, state)), flat(plain(x, state)))
+
+
+def test_moons_hidden_state_is_on_average_that_of_evaluation_after_any_number_of_steps() -> None:
+    """With open gates all that is carried stays: the mean over masks is the state without them."""
+    layer = LSTM(5, 40, dropout=MOON)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
-        i, f, _, _ = layer.weights(0)[2].chunk(4)
+        i, f, _, o = layer.weights(0)[2].chunk(4)
         i.fill_(-50.0)
         f.fill_(50.0)
-        _, (_, c) = layer(torch.zeros(6, 2, 5), (torch.zeros(1, 2, 7), torch.ones(1, 2, 7)))
-    assert torch.allclose(c, torch.full_like(c, 0.75**6))
+        o.fill_(50.0)
+    x, state = torch.zeros(30, 1000, 5), (torch.zeros(1, 1000, 40), torch.ones(1, 1000, 40))
+    drawn, (h, _) = layer(x, state)
+    expected = math.tanh(1.0)
+    assert drawn[0].mean().item() == pytest.approx(expected, rel=0.01)
+    assert torch.equal(drawn[-1], drawn[0]) and torch.equal(h[0], drawn[-1])
+    assert drawn.unique().tolist() == pytest.approx([0.0, expected / 0.75], rel=1e-3)
+    same(layer.eval()(x, state)[0], torch.full_like(drawn, expected))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"residual": True}, {"proj_size": 3}, {"bidirectional": True}], ids=str
+)
+def test_moons_mask_is_one_on_the_hidden_state_wherever_it_is_read(options: dict[str, Any]) -> None:
+    """From a state of zeros; so what the next layer, the recurrence and the caller read has the mean of
+    evaluation.
+    """
+    moon, plain = (LSTM(5, 7, 2, dtype=torch.float64, **options) for _ in range(2))
+    moon.dropout = MOON
+    plain.load_state_dict(moon.state_dict())
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    masks = moon.masks(6, 3)
+    y, (h, _) = moon(x, masks=masks)
+    expected, last = x, []
+    for layer in masks.layers:
+        assert layer.c is not None and layer.c.unique().tolist() == [0.0, 1.0]
+    directions = moon.directions
+    for depth in range(2):
+        outputs = []
+        for direction in range(directions):
+            mask = masks.layers[depth * directions + direction].c
+            outputs.append(masked_by_definition(plain, depth, direction, expected, mask[0] / 0.75))
+            last.append(outputs[-1][0 if direction else -1])
+        joined = torch.cat(outputs, -1)
+        expected = joined + expected if options.get("residual") and depth else joined
+    same(y, expected)
+    same(h, torch.stack(last))
+
+
+def masked_by_definition(
+    layers: LSTM, depth: int, direction: int, x_TBD: torch.Tensor, mask_BH: torch.Tensor
+) -> torch.Tensor:
+    """Returns the hidden states of one layer and direction; the mask multiplies them where they are made."""
+    w_ih, w_hh, b_ih, b_hh = layers.weights(depth, direction)
+    w_hr = layers.projection(depth, direction)
+    h, c = x_TBD.new_zeros(x_TBD.shape[1], w_hh.shape[1]), torch.zeros_like(mask_BH)
+    states = []
+    for x_BD in x_TBD.flip(0) if direction else x_TBD:
+        i, f, g, o = (x_BD @ w_ih.T + h @ w_hh.T + b_ih + b_hh).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = mask_BH * o.sigmoid() * c.tanh()
+        h = h if w_hr is None else h @ w_hr.T
+        states.append(h)
+    return torch.stack(states[::-1] if direction else states)
+
+
+def test_a_text_in_two_parts_with_moons_masks_is_that_text() -> None:
+    layer, x = LSTM(5, 7, 2, dropout=MOON), torch.randn(6, 3, 5)
+    masks = layer.masks(6, 3)
+    y, state = layer(x, masks=masks)
+    first, between = layer(x[:4], masks=masks)
+    second, last = layer(x[4:], between, masks=masks)
+    same(torch.cat([first, second]), y)
+    same(flat(last), flat(state))
 
 
 def test_evaluation_mode_has_no_masks_unless_they_are_given() -> None:
@@ -734,6 +804,8 @@ def test_the_masks_act_where_the_policy_says() -> None:
 def test_what_does_not_go_together_is_an_error() -> None:
     with pytest.raises(ValueError, match="moon"):
         GRU(5, 7, dropout=Dropout(Policy.moon, p_c=0.5))
+    with pytest.raises(ValueError, match="policy must not be moon with layer_norm=True"):
+        LSTM(5, 7, layer_norm=True, dropout=MOON)
     with pytest.raises(ValueError, match="2 layers"):
         LSTM(5, 7, num_layers=2)(torch.randn(4, 3, 5), masks=ModelMasks([Masks()]))
     with pytest.raises(TypeError, match=r"dropout must be a Dropout or a probability, got 'variational'"):

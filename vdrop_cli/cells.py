@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, mean_masks, new_masks
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, cell_mask_scale, new_masks, no_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_transform
 from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
@@ -120,7 +120,7 @@ class RecurrentCell(nn.Module):
         """
         like = weight_like(self, "weight_ih")
         if not self.sampling.training:
-            return mean_masks(self.dropout, 1, like)
+            return no_masks(1)
         device = torch.device(device or like.device)
         return new_masks(self.dropout, self.mask_shape(batch), device, like.dtype)
 
@@ -136,7 +136,7 @@ class RecurrentCell(nn.Module):
                     "masks are required in training mode: masks = cell.masks(batch) once for a sequence, "
                     "then masks=masks"
                 )
-            return step_masks(mean_masks(self.dropout, 1, weight_like(self, "weight_ih")).layers[0])
+            return Masks()
         check_type(masks, "cell.masks(batch)")
         if torch.compiler.is_compiling():  # the checks become guards of the compiled code
             check_cell_masks(masks, self.cell, self.mask_shape(batch))
@@ -252,6 +252,8 @@ class LSTMCell(RecurrentCell):
             if mask.c is not None:
                 c_BH = c_BH * mask.c
             h_BH = o.sigmoid() * c_BH.tanh()
+            if mask.c is not None:
+                h_BH = h_BH * cell_mask_scale(self.dropout, 1, 0)
         return (h_BH, c_BH) if batched else (h_BH[0], c_BH[0])
 
 

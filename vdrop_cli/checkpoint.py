@@ -23,7 +23,7 @@ from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.train import Model, Train
 
-FORMAT = "vdrop checkpoint 4"
+FORMAT = "vdrop checkpoint 5"
 NEWEST = 2  # newest checkpoints, beside the best one
 Used = TypeVar("Used")
 

@@ -366,7 +366,7 @@ def new_masks(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: t
     drawn masks would become constants.
     """
     if not dropout.drops:
-        return ModelMasks([Masks()] * (len(shape.input_sizes) * shape.directions))
+        return no_masks(len(shape.input_sizes), shape.directions)
     refuse_trace()
     if torch.compiler.is_compiling() or in_transform():
         return draw_traceable(dropout, shape, device, dtype)
@@ -396,7 +396,7 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
 
     The mask on the cell state is not divided by the keep probability. It multiplies the carried state itself,
     so the quotient would enter anew at every step and states and gradients would grow without bound (with p_c
-    = 0.25 they overflow within an epoch of Penn Treebank).
+    = 0.25 they overflow within an epoch of Penn Treebank). `cell_mask_scale` says where it is divided.
     """
     layers = len(shape.input_sizes)
     p_x, p_h, p_c = (dropout.layer_probabilities(name, layers) for name in ("p_x", "p_h", "p_c"))
@@ -516,22 +516,20 @@ def draw_traceable(
     return ModelMasks(layers, None, out, shape.batch, mask_steps(dropout, shape), weights)
 
 
-def mean_masks(dropout: Dropout, layers: int, like: Tensor, directions: int = 1) -> ModelMasks:
-    """Returns the mean of every mask, for the standard approximation.
+def cell_mask_scale(dropout: Dropout, layers: int, layer: int) -> float:
+    """Returns 1 / (1 - p_c), by which a layer multiplies its hidden state where its cell state is masked.
 
-    It is 1, except for the mask on the cell state (Moon et al. 2015).
+    A mask that is held over the sequence leaves a unit of the cell state at zero, or as it is without
+    dropout. So it is a mask on the hidden state, and is divided by the keep probability there: once, however
+    many steps the cell state was carried. Without masks, as in evaluation, nothing is multiplied.
     """
-    means = [
-        1 - drop_threshold(p, KEEP_BITS) / 2**KEEP_BITS if p > 0 else None
-        for p in dropout.layer_probabilities("p_c", layers)
-    ]
-    return ModelMasks(
-        [
-            Masks(c=None if mean is None else like.new_full((1, 1, 1), mean))
-            for mean in means
-            for _ in range(directions)
-        ]
-    )
+    p = dropout.layer_probabilities("p_c", layers)[layer]
+    return 1.0 if p == 0 else 1 / (1 - drop_threshold(p, KEEP_BITS) / 2**KEEP_BITS)
+
+
+def no_masks(layers: int, directions: int = 1) -> ModelMasks:
+    """Returns the mean of every mask, which is 1, for the standard approximation."""
+    return ModelMasks([Masks()] * (layers * directions))
 
 
 def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:

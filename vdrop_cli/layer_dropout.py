@@ -81,15 +81,23 @@ def chosen_dropout(
     return Dropout(Policy.zaremba, p_x=(0.0, *[checked_probability("dropout", dropout)] * (layers - 1)))
 
 
-def check_policy(dropout: object, cell: Cell, layers: int, *, is_chain: bool = True) -> None:
+def check_policy(
+    dropout: object, cell: Cell, layers: int, *, is_chain: bool = True, layer_norm: bool = False
+) -> None:
     """Raises TypeError or ValueError for a policy that the layer cannot apply.
 
     `is_chain`: whether the input of each layer but the first is the hidden state of the one below.
+    `layer_norm`: whether the cell state is normalised.
     """
     if not isinstance(dropout, Dropout):
         raise TypeError(f'dropout must be a Dropout, as Dropout("variational", p_h=0.3), got {dropout!r}')
     if dropout.policy is Policy.moon and cell is not Cell.lstm:
         raise ValueError("policy must not be moon in a GRU, which has no cell state")
+    if dropout.policy is Policy.moon and layer_norm:
+        raise ValueError(
+            "policy must not be moon with layer_norm=True: the norm of the cell state would give a dropped "
+            "unit a value"
+        )
     if dropout.p_word > 0:
         raise ValueError(
             f"p_word must be 0 in a layer, whose input has no words, got {dropout.p_word}; use WordDropout(p)"

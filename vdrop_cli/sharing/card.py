@@ -242,13 +242,9 @@ def example(train: Train, knowledge: Learned) -> str:
     model = train.model
     kind = "LSTM" if model.cell is Cell.lstm else "GRU"
     options = [f"{name}=True" for name in ("residual", "reset_after") if getattr(model, name)]
-    imported = kind
-    if train.dropout.p_c > 0:  # the cell state is multiplied by 1 - p_c in evaluation
-        options.append(f'dropout=Dropout("{train.dropout.policy}", p_c={train.dropout.p_c})')
-        imported += ", Dropout"
     sizes = model.hidden_sizes if model.lower_sizes else model.hidden_size
     layers = f"{kind}({', '.join([str(model.word_size), str(sizes), str(model.layers), *options])})"
-    layer_import = f"from vdrop_cli.layers import {imported}\n"
+    layer_import = f"from vdrop_cli.layers import {kind}\n"
     if not isinstance(knowledge, Ratings):
         return LOAD.format(imports=layer_import, layers=layers) + NEXT_WORD.format(
             projection=' @ weights["head_projection"].T' if model.has_projection else "",
