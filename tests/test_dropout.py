@@ -11,7 +11,6 @@ from vdrop_cli.dropout import (
     MaskShape,
     ModelMasks,
     WordMasks,
-    cell_mask_scale,
     concat_batch,
     draw,
     draw_traceable,
@@ -203,14 +202,36 @@ def test_masks_and_word_dropout_have_different_random_numbers(
 
 @pytest.mark.parametrize("policy", ["moon", "naive", "none"])
 def test_the_mean_of_each_mask_is_one_where_it_is_divided(policy: str) -> None:
-    """The mask on the cell state is divided by `cell_mask_scale`."""
+    """That on the cell state is divided where the hidden state is read, by `cell_scales`."""
     dropout = settings(f"dropout={policy}").dropout.to_policy()
-    masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,))).layers[0]
-    for place, mask in masks._asdict().items():
-        scale = cell_mask_scale(dropout, 1, 0) if place == "c" else 1.0
+    masks = draw(dropout, MaskShape(1, 1000, (100,), 100, 4), Stream((0,)))
+    for place, mask in masks.layers[0]._asdict().items():
+        scale = masks.cell_scales[0] if masks.cell_scales is not None and place == "c" else 1.0
         assert mask is None or scale * mask.mean().item() == pytest.approx(1.0, abs=0.01)
-    assert (masks.c is not None) == (policy == "moon")
+    assert (masks.layers[0].c is None) == (masks.cell_scales is None) == (policy != "moon")
     assert all(mask is None for layer in no_masks(2, 2).layers for mask in layer)
+
+
+def test_masks_on_cell_states_carry_their_scale() -> None:
+    """Through every change of the masks; so a layer that is given them needs no policy of its own."""
+    dropout = Dropout("moon", p_c=(0.25, 0.5))
+    shape = MaskShape(1, 3, (5, 7), 7, 4, directions=2)
+    masks = draw(dropout, shape, Stream((0,)))
+    assert masks.cell_scales == pytest.approx([1 / 0.75, 1 / 0.75, 2, 2], rel=1e-4)
+    changed = (
+        masks.rows([0]),
+        masks.repeat(2),
+        masks.to("cpu", torch.float64),
+        masks.replaced(masks.tensors),
+        concat_batch([masks, masks]),
+        draw_traceable(dropout, shape, torch.device("cpu"), torch.float32),
+    )
+    assert all(one.cell_scales == masks.cell_scales for one in changed)
+    for other in (no_masks(2, 2), draw(dropout.scaled(0.5), shape, Stream((0,)))):
+        with pytest.raises(ValueError, match="masks to be joined must have the same cell_scales"):
+            concat_batch([masks, other])
+    with pytest.raises(ValueError, match="cell_scales must be for 1 layers like the masks, got 2"):
+        ModelMasks([Masks()], cell_scales=(1.0, 2.0))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.35, 0.65])

@@ -20,7 +20,7 @@ from tests.processes import ROOT, environment
 from vdrop_cli import kernels, prefetch, tasks, training
 from vdrop_cli.commands import train
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, draw
-from vdrop_cli.kernels import Masks, halves, head
+from vdrop_cli.kernels import halves, head
 from vdrop_cli.layers import GRU, LSTM, Recurrent
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
@@ -80,11 +80,6 @@ def results(layers: Recurrent, masks: ModelMasks, x_TBD: Tensor) -> list[Tensor]
     return [y_TBH, *states, *torch.autograd.grad(loss, [x_TBD, *layers.parameters()])]
 
 
-def moved(masks: ModelMasks, where: Any) -> ModelMasks:
-    layers = [Masks(*(None if m is None else m.to(where) for m in layer)) for layer in masks.layers]
-    return ModelMasks(layers, None, None if masks.out is None else masks.out.to(where))
-
-
 @pytest.mark.parametrize("hidden", [650, 1500])
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("how", ["fp32", "tf32", "bf16"])
@@ -98,9 +93,9 @@ def test_cells_of_published_sizes_agree_with_the_definition(
     layers, masks, x_TBD = layers_of(cell, policy, hidden, backend="triton", compute_dtype=compute_dtype)
     torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
     layers.to(CUDA)
-    runs = [results(layers, moved(masks, CUDA), x_TBD.to(CUDA)) for _ in range(3)]
+    runs = [results(layers, masks.to(CUDA), x_TBD.to(CUDA)) for _ in range(3)]
     layers.double().backend, layers.compute_dtype = "reference", None
-    expected = results(layers, moved(moved(masks, CUDA), torch.float64), x_TBD.to(CUDA).double())
+    expected = results(layers, masks.to(CUDA, torch.float64), x_TBD.to(CUDA).double())
     for each in runs:
         assert max(relative_errors(each, expected)) < tolerance
     if how == "bf16":
@@ -153,7 +148,7 @@ def peak(run: Callable[[], object]) -> int:
 def test_recomputing_takes_less_memory_and_gives_the_same() -> None:
     saving, masks, x_TBD = layers_of("lstm", "variational", 650, backend="triton")
     less, *_ = layers_of("lstm", "variational", 650, backend="triton", recompute=True)
-    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    masks, x_TBD = masks.to(CUDA), x_TBD.to(CUDA)
     ours, theirs = (results(layers.to(CUDA), masks, x_TBD) for layers in (less, saving))
     assert max(relative_errors(ours, theirs)) < 1e-4
 
@@ -200,7 +195,7 @@ def test_products_by_halves_are_exact_where_torch_has_them() -> None:
 def test_a_users_own_graph_can_hold_a_layer() -> None:
     layers, masks, x_TBD = layers_of("lstm", "variational", 64, backend="triton")
     layers.to(CUDA)
-    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    masks, x_TBD = masks.to(CUDA), x_TBD.to(CUDA)
     with torch.no_grad():
         layers(x_TBD, masks=masks)
         torch.cuda.synchronize()
@@ -216,7 +211,7 @@ def test_a_users_own_graph_can_hold_a_layer() -> None:
 def test_a_compiled_model_gives_what_it_gave() -> None:
     layers, masks, x_TBD = layers_of("gru", "variational_untied", 64, backend="triton")
     layers.to(CUDA)
-    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    masks, x_TBD = masks.to(CUDA), x_TBD.to(CUDA)
 
     def model(x: Tensor) -> Tensor:
         return layers(x, masks=masks)[0].square().sum()
@@ -236,7 +231,7 @@ def test_graphs_outlive_others_and_cublass_memory() -> None:
     """
     layers, masks, x_TBD = layers_of("lstm", "variational", 64, backend="triton")
     layers.to(CUDA)
-    masks, x_TBD = moved(masks, CUDA), x_TBD.to(CUDA)
+    masks, x_TBD = masks.to(CUDA), x_TBD.to(CUDA)
     expected = results(layers, masks, x_TBD)
     for time in range(1, 36):
         for _ in range(3):
@@ -257,7 +252,7 @@ def test_programs_run_where_the_tensors_are() -> None:
     layers.backend = "reference"
     expected = results(layers, masks, x_TBD)
     layers.backend = "triton"
-    actual = results(layers.to(where), moved(masks, where), x_TBD.to(where))
+    actual = results(layers.to(where), masks.to(where), x_TBD.to(where))
     assert (
         all(t.device == where for t in actual)
         and max(relative_errors([t.cpu() for t in actual], expected)) < 1e-3

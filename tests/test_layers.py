@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -320,11 +321,11 @@ def test_a_backward_layer_is_a_forward_one_on_the_reversed_text(ours: Any, dropo
     y, last = backward(x, lengths=lengths, masks=masks)
     for b, length in enumerate(lengths):
         own = masks.rows([b])
-        own = ModelMasks(
-            [Masks(*(reversed_part(mask, length) for mask in own.layers[0]))],
-            None,
-            reversed_part(own.out, length),
-            1,
+        own = replace(
+            own,
+            layers=[Masks(*(reversed_part(mask, length) for mask in own.layers[0]))],
+            out=reversed_part(own.out, length),
+            time=None,
         )
         y_alone, last_alone = forward(x[:length, b : b + 1].flip(0), masks=own)
         same(y[:length, b : b + 1], y_alone.flip(0))
@@ -348,9 +349,9 @@ def test_both_directions_are_a_forward_and_a_backward_layer_with_masks_of_their_
             {name.replace(suffix, "_l0"): w for name, w in both.state_dict().items() if name.endswith(suffix)}
         )
         part = slice(7 * direction, 7 * direction + 7)
-        y_alone, (h_alone, c_alone) = alone(
-            x, masks=ModelMasks([masks.layers[direction]], None, None, 3, masks.time)
-        )
+        scales = masks.cell_scales and masks.cell_scales[direction : direction + 1]
+        own = replace(masks, layers=[masks.layers[direction]], out=None, cell_scales=scales)
+        y_alone, (h_alone, c_alone) = alone(x, masks=own)
         same(y[..., part], y_alone * out[..., part])
         same((h[direction], c[direction]), (h_alone[0], c_alone[0]))
 
@@ -592,10 +593,20 @@ def test_tools_for_mc_dropout_find_the_switch() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("backend", ["native", "fused"])
-def test_a_layer_that_draws_its_own_masks_compiles_whole(backend: str, dynamic: bool) -> None:
+@pytest.mark.parametrize(
+    ("backend", "dropout"),
+    [
+        ("native", Dropout("variational", p_x=0.5, p_h=0.5)),
+        ("fused", Dropout("variational", p_x=0.5, p_h=0.5)),
+        ("native", MOON),
+    ],
+    ids=["native", "fused", "moon"],
+)
+def test_a_layer_that_draws_its_own_masks_compiles_whole(
+    backend: str, dropout: Dropout, dynamic: bool
+) -> None:
     """With sizes that the compiler knows, and that it does not."""
-    layer = LSTM(5, 7, dropout=Dropout("variational", p_x=0.5, p_h=0.5), backend=backend)
+    layer = LSTM(5, 7, dropout=dropout, backend=backend)
     x = torch.randn(4, 3, 5)
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     first, second = compiled(x)[0], compiled(x)[0]
@@ -719,32 +730,44 @@ def test_moons_hidden_state_is_on_average_that_of_evaluation_after_any_number_of
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"residual": True}, {"proj_size": 3}, {"bidirectional": True}], ids=str
+    "options",
+    [
+        *({"backend": backend} for backend in ("reference", "fused", "native")),
+        {"residual": True},
+        {"proj_size": 3},
+        {"bidirectional": True},
+    ],
+    ids=str,
 )
 def test_moons_mask_is_one_on_the_hidden_state_wherever_it_is_read(options: dict[str, Any]) -> None:
     """From a state of zeros; so what the next layer, the recurrence and the caller read has the mean of
     evaluation.
     """
-    moon, plain = (LSTM(5, 7, 2, dtype=torch.float64, **options) for _ in range(2))
-    moon.dropout = MOON
+    moon, plain = (LSTM(5, 7, 2, **options) for _ in range(2))
+    moon.dropout = Dropout("moon", p_c=(0.25, 0.5))
     plain.load_state_dict(moon.state_dict())
-    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    x = torch.randn(6, 3, 5, requires_grad=True)
     masks = moon.masks(6, 3)
-    y, (h, _) = moon(x, masks=masks)
-    expected, last = x, []
-    for layer in masks.layers:
-        assert layer.c is not None and layer.c.unique().tolist() == [0.0, 1.0]
-    directions = moon.directions
-    for depth in range(2):
+    y, (h, _), states = moon(x, masks=masks, return_states=True)
+    expected, last, directions = x, [], moon.directions
+    for depth, p in enumerate((0.25, 0.5)):
         outputs = []
         for direction in range(directions):
-            mask = masks.layers[depth * directions + direction].c
-            outputs.append(masked_by_definition(plain, depth, direction, expected, mask[0] / 0.75))
+            number = depth * directions + direction
+            mask = masks.layers[number].c
+            assert mask is not None and set(mask.unique().tolist()) <= {0.0, 1.0}
+            outputs.append(masked_by_definition(plain, depth, direction, expected, mask[0] / (1 - p)))
+            same(states[number][0], outputs[-1])
             last.append(outputs[-1][0 if direction else -1])
         joined = torch.cat(outputs, -1)
         expected = joined + expected if options.get("residual") and depth else joined
     same(y, expected)
     same(h, torch.stack(last))
+    upstream = torch.randn_like(y)
+    same(
+        torch.autograd.grad(y, [x, *moon.parameters()], upstream),
+        torch.autograd.grad(expected, [x, *plain.parameters()], upstream),
+    )
 
 
 def masked_by_definition(

@@ -14,27 +14,31 @@ from vdrop_cli.scaled_passes import ScaledPasses
 FACTORS = [0.25, 1.0, 1.5]
 
 
-def passes(samples: int = 4, factors: list[float] = FACTORS, batch: int = 3) -> ScaledPasses:
-    model, task = trained("dropout=variational")
+def passes(
+    samples: int = 4, factors: list[float] = FACTORS, batch: int = 3, policy: str = "variational"
+) -> ScaledPasses:
+    model, task = trained(f"dropout={policy}")
     texts = (task.streams["valid"][:90], task.streams["test"][:120])
     return ScaledPasses(model, *texts, PassOptions(samples, batch, 1, False, factors))
 
 
-def test_the_test_text_is_read_with_the_factor_that_is_the_best_on_validation() -> None:
-    """The numbers are those of MC dropout of a model with other probabilities."""
-    scaled = passes()
+@pytest.mark.parametrize("policy", ["variational", "moon"])
+def test_the_test_text_is_read_with_the_factor_that_is_the_best_on_validation(policy: str) -> None:
+    """The numbers are those of MC dropout of a model with other probabilities, in its layers, too."""
+    scaled = passes(policy=policy)
     assert sum(scaled.run()) == scaled.total
     measured = scaled.results()
     model = scaled.model
-    by_factor = {}
-    for factor in FACTORS:
-        model.dropout = passes().model.dropout.scaled(factor)
-        by_factor[factor] = mc_perplexity(model, scaled.texts["valid"], PassOptions(4, 3, 1, False))[-1][
-            "ppl"
-        ]
+    dropout = model.dropout
+
+    def ppl(factor: float, part: str) -> float:
+        layers = {name: p for name, p in vars(dropout.scaled(factor)).items() if name != "p_word"}
+        model.dropout, model.layers.dropout = dropout.scaled(factor), Dropout(**layers)
+        return mc_perplexity(model, scaled.texts[part], PassOptions(4, 3, 1, False))[-1]["ppl"]
+
+    by_factor = {factor: ppl(factor, "valid") for factor in FACTORS}
     best = min(FACTORS, key=by_factor.__getitem__)
-    model.dropout = passes().model.dropout.scaled(best)
-    expected = mc_perplexity(model, scaled.texts["test"], PassOptions(4, 3, 1, False))[-1]["ppl"]
+    expected = ppl(best, "test")
     assert measured.metrics == pytest.approx(
         {"dropout_factor": best, "valid_ppl_mc4_scaled": by_factor[best], "test_ppl_mc4_scaled": expected}
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, cell_mask_scale, new_masks, no_masks
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_transform
 from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
@@ -27,8 +27,9 @@ class RecurrentCell(nn.Module):
 
     `masks(batch)` draws masks once for a sequence; every step takes them: `cell(x, hx, masks=masks)`. They
     multiply what enters the products, never the carried state (except that of `p_c`, which multiplies the new
-    cell state). In training mode a cell with dropout refuses a step without masks, since masks drawn at every
-    step would be another method. In evaluation mode the means of the masks are the default.
+    cell state; the hidden state is then divided by 1 - p_c). In training mode a cell with dropout refuses a
+    step without masks, since masks drawn at every step would be another method. In evaluation mode the means
+    of the masks are the default.
 
     `variational=p` drops from the input and the recurrence, `recurrent_dropout=p` from the recurrence alone.
     The output of a cell is its state, so `p_out` is not possible; use `LockedDropout` on the output. Raises
@@ -252,8 +253,8 @@ class LSTMCell(RecurrentCell):
             if mask.c is not None:
                 c_BH = c_BH * mask.c
             h_BH = o.sigmoid() * c_BH.tanh()
-            if mask.c is not None:
-                h_BH = h_BH * cell_mask_scale(self.dropout, 1, 0)
+        if masks is not None and masks.cell_scales is not None:
+            h_BH = h_BH * masks.cell_scales[0]
         return (h_BH, c_BH) if batched else (h_BH[0], c_BH[0])
 
 

@@ -170,12 +170,19 @@ class ModelMasks:
     # on the recurrent weights of each layer and direction, [G·H, P], for all sequences
     weights: list[Tensor | None] | None = None
     head: Tensor | None = None  # broadcastable to [T, B, E]
+    # 1 / (1 - p_c) of each layer and direction, by which its hidden state is multiplied; None: 1 for all
+    cell_scales: tuple[float, ...] | None = None
     # A cell's cache: the masks that it has checked, their sizes, and the result of `cells.step_masks`.
     checked_masks: tuple[Masks, tuple[object, ...], Masks] | None = field(
         default=None, init=False, repr=False
     )
 
     def __post_init__(self) -> None:
+        if self.cell_scales is not None and len(self.cell_scales) != len(self.layers):
+            raise ValueError(
+                f"cell_scales must be for {len(self.layers)} layers like the masks, got "
+                f"{len(self.cell_scales)}"
+            )
         sizes = {
             int(mask.shape[dim])
             for layer in self.layers
@@ -206,7 +213,7 @@ class ModelMasks:
         """Returns new masks: `function(mask, batch dimension)` of every mask of layers, output and head."""
         layers = [Masks(*map(function, layer, BATCH_DIMS)) for layer in self.layers]
         out, head = function(self.out, 1), function(self.head, 1)
-        return ModelMasks(layers, word, out, batch, self.time, self.weights, head)
+        return replace(self, layers=layers, word=word, out=out, batch=batch, head=head)
 
     def map_weights(self, function: Callable[[Tensor | None], Tensor | None]) -> "ModelMasks":
         """Returns the same masks but for those on weights."""
@@ -396,7 +403,7 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
 
     The mask on the cell state is not divided by the keep probability. It multiplies the carried state itself,
     so the quotient would enter anew at every step and states and gradients would grow without bound (with p_c
-    = 0.25 they overflow within an epoch of Penn Treebank). `cell_mask_scale` says where it is divided.
+    = 0.25 they overflow within an epoch of Penn Treebank). `cell_scales` says where it is divided.
     """
     layers = len(shape.input_sizes)
     p_x, p_h, p_c = (dropout.layer_probabilities(name, layers) for name in ("p_x", "p_h", "p_c"))
@@ -461,7 +468,10 @@ def draw(
         raise ValueError(f"p_head must be 0 without a projection of the output, got {dropout.p_head}")
     head = keep(dropout.p_head, (mask_time(dropout, "p_head", shape), shape.batch, shape.head_size))
     weights = weight_masks(dropout.p_weight, shape, keep)
-    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights, head).to(device)
+    scales = cell_scales(dropout, shape)
+    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights, head, scales).to(
+        device
+    )
 
 
 def mask_steps(dropout: Dropout, shape: MaskShape) -> int | None:
@@ -513,30 +523,44 @@ def draw_traceable(
     if dropout.one_state_mask:
         out = state_mask(layers[-1])
     weights = weight_masks(dropout.p_weight, shape, keep)
-    return ModelMasks(layers, None, out, shape.batch, mask_steps(dropout, shape), weights)
+    return ModelMasks(
+        layers,
+        None,
+        out,
+        shape.batch,
+        mask_steps(dropout, shape),
+        weights,
+        cell_scales=cell_scales(dropout, shape),
+    )
 
 
-def cell_mask_scale(dropout: Dropout, layers: int, layer: int) -> float:
-    """Returns 1 / (1 - p_c), by which a layer multiplies its hidden state where its cell state is masked.
+def cell_scales(dropout: Dropout, shape: MaskShape) -> tuple[float, ...] | None:
+    """Returns 1 / (1 - p_c) of each layer and direction; None without masks on cell states.
 
     A mask that is held over the sequence leaves a unit of the cell state at zero, or as it is without
     dropout. So it is a mask on the hidden state, and is divided by the keep probability there: once, however
-    many steps the cell state was carried. Without masks, as in evaluation, nothing is multiplied.
+    many steps the cell state was carried with this mask.
     """
-    p = dropout.layer_probabilities("p_c", layers)[layer]
-    return 1.0 if p == 0 else 1 / (1 - drop_threshold(p, KEEP_BITS) / 2**KEEP_BITS)
+    probabilities = dropout.layer_probabilities("p_c", len(shape.input_sizes))
+    if not any(probabilities):
+        return None
+    return tuple(
+        1 / (1 - drop_threshold(p, KEEP_BITS) / 2**KEEP_BITS) if p > 0 else 1.0
+        for p in probabilities
+        for _ in range(shape.directions)
+    )
 
 
 def no_masks(layers: int, directions: int = 1) -> ModelMasks:
-    """Returns the mean of every mask, which is 1, for the standard approximation."""
+    """Returns masks that change nothing: the mean of every mask, for the standard approximation."""
     return ModelMasks([Masks()] * (layers * directions))
 
 
 def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
     """Joins the masks of several batches to those of one; ones replace masks that are None.
 
-    Raises ValueError where steps, layers or kinds of word masks differ, and for masks on weights, of which a
-    batch has one for all its sequences.
+    Raises ValueError where steps, layers, scales or kinds of word masks differ, and for masks on weights, of
+    which a batch has one for all its sequences.
     """
     if len(masks) == 1:
         return masks[0]
@@ -544,6 +568,8 @@ def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
         raise ValueError("masks on weights cannot be joined: all sequences of a batch share them")
     if len({(m.time, len(m.layers)) for m in masks}) > 1:
         raise ValueError("masks to be joined must have the same number of steps and layers")
+    if len({m.cell_scales for m in masks}) > 1:
+        raise ValueError("masks to be joined must have the same cell_scales: those of one probability p_c")
     batches = [m.batch for m in masks]
 
     def join(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
@@ -569,7 +595,7 @@ def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
     total = None if None in batches else sum(batch for batch in batches if batch is not None)
     word = concat_words([m.word for m in masks])
     out, head = join([m.out for m in masks], 1), join([m.head for m in masks], 1)
-    return ModelMasks(layers, word, out, total, masks[0].time, head=head)
+    return ModelMasks(layers, word, out, total, masks[0].time, head=head, cell_scales=masks[0].cell_scales)
 
 
 def concat_words(words: Sequence[WordMasks | None]) -> WordMasks | None:

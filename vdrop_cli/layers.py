@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from vdrop_cli import kernels
-from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, cell_mask_scale, new_masks, no_masks
+from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks, Norms
 from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_layer_masks
@@ -382,7 +382,7 @@ class Recurrent(nn.Module):
         )
 
     def mean_masks(self) -> ModelMasks:
-        """Returns the means of all masks, which are 1, for the standard approximation."""
+        """Returns the means of all masks, which change nothing, for the standard approximation."""
         return no_masks(self.num_layers, self.directions)
 
     def run_cell(
@@ -401,30 +401,6 @@ class Recurrent(nn.Module):
         and [B, H].
         """
         raise NotImplementedError
-
-    def run_masked_cell(
-        self,
-        place: tuple[int, int],
-        weights: Weights,
-        x_TBD: Tensor,
-        state: State,
-        masks: Masks,
-        lengths: Tensor | None,
-        cells: bool,
-    ) -> tuple[State, State]:
-        """Runs one layer with a mask on the cell state; its hidden states are divided by `1 - p_c`.
-
-        The kernels do not divide, so they take the first state multiplied by that probability, and divide
-        where the state enters the recurrent product.
-        """
-        scale = cell_mask_scale(self.dropout, self.num_layers, place[0])
-        recurrence = x_TBD.new_full((1, 1, 1, 1), scale)
-        masks = masks._replace(h=recurrence if masks.h is None else masks.h * recurrence)
-        h_BP, *rest = state
-        (y_TBP, *cell_steps), (last_BP, *last_rest) = self.run_cell(
-            place, weights, x_TBD, (h_BP / scale, *rest), masks, lengths, cells
-        )
-        return (y_TBP * scale, *cell_steps), (last_BP * scale, *last_rest)
 
     def run_layer(
         self, layer: int, x_TBD: Tensor, states: State, masks: ModelMasks, lengths: Tensor | None, cells: bool
@@ -445,8 +421,14 @@ class Recurrent(nn.Module):
                 order = reversed_order(len(x_TBD), lengths)
                 x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
             first = tuple(part[direction] for part in states)
-            run = self.run_cell if layer_masks.c is None else self.run_masked_cell
-            new_steps, new = run((layer, direction), weights, x, first, layer_masks, lengths, cells)
+            # The kernels do not divide where the cell state is masked. So they take the first hidden state
+            # multiplied by the keep probability, and divide where a state enters the recurrent product.
+            scale = 1.0 if masks.cell_scales is None else masks.cell_scales[number]
+            if scale != 1:
+                first, layer_masks = scaled(first, 1 / scale), with_recurrent_scale(layer_masks, scale, x)
+            new_steps, new = self.run_cell((layer, direction), weights, x, first, layer_masks, lengths, cells)
+            if scale != 1:
+                new_steps, new = scaled(new_steps, scale), scaled(new, scale)
             steps.append(tuple(reverse_time(part, order) for part in new_steps) if backward else new_steps)
             last.append(new)
         return steps, last
@@ -554,6 +536,17 @@ class Recurrent(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(self.repr_arguments())
+
+
+def scaled(state: State, scale: float) -> State:
+    """Returns a state, or those of all steps, with its hidden part h times `scale`."""
+    h, *rest = state
+    return (h * scale, *rest)
+
+
+def with_recurrent_scale(masks: Masks, scale: float, like: Tensor) -> Masks:
+    """Returns masks of a layer that also multiply the hidden state in the recurrent product by `scale`."""
+    return masks._replace(h=like.new_full((1, 1, 1, 1), scale) if masks.h is None else masks.h * scale)
 
 
 class Results(NamedTuple):

@@ -89,7 +89,7 @@ def check_cell_masks(masks: ModelMasks, cell: Cell, shape: MaskShape) -> None:
         )
     if masks.weights is not None:
         raise ValueError("masks.weights must be None: a cell drops no weights; use a layer")
-    if masks.layers[0].c is not None and cell is Cell.gru:
+    if (masks.layers[0].c is not None or masks.cell_scales is not None) and cell is Cell.gru:
         raise ValueError("masks.c must be None: a GRU has no cell state")
     hidden = shape.cell_size(0)
     check_sizes(masks.layers[0], 1, shape.gates, batch, shape.input_sizes[0], hidden, hidden)

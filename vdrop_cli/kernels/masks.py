@@ -20,7 +20,8 @@ class Masks(NamedTuple):
     x: Tensor | None = None  # on the layer's input, broadcastable to [T, G, B, D]
     # on the previous hidden state where it enters the product, broadcastable to [T, G, B, H]
     h: Tensor | None = None
-    c: Tensor | None = None  # on the new cell state of an LSTM, broadcastable to [T, B, H]
+    # on the new cell state of an LSTM, broadcastable to [T, B, H]; not divided: `ModelMasks.cell_scales`
+    c: Tensor | None = None
 
 
 BATCH_DIMS = (2, 2, 1)  # that of the batch in each mask of a layer

@@ -75,7 +75,9 @@ class Collected:
         return (run for with_key in self.finished.values() for run in with_key)
 
 
-FINDINGS = "uncertainty"  # records that have a page of their own in docs/findings, and are no rows of tables
+# Records that pages of docs/findings are about, and that are no rows of tables; those of `moon_every_step`
+# were evaluated in another way.
+FINDINGS = ("moon_every_step", "uncertainty")
 Identity = tuple[str, int, str, str]  # key, seed, precision and device
 
 
@@ -108,7 +110,7 @@ def collect(outputs: Path) -> Collected:
     for folder in (*records, outputs / "train"):
         here: dict[Identity, Finished] = {}
         for run in runs.below(folder):
-            if folder in records and run.folder.is_relative_to(folder / FINDINGS):
+            if folder in records and any(run.folder.is_relative_to(folder / name) for name in FINDINGS):
                 continue
             known = here.get(identity(run))
             if known is None or len(run.evaluations) > len(known.evaluations):
