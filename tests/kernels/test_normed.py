@@ -132,7 +132,7 @@ def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
 
 @pytest.mark.parametrize(("cell", "options"), [CASES[0], *CASES[2:]], ids=str)
 def test_auto_is_native_on_the_cpu_and_other_types_are_fuseds(cell: str, options: dict[str, bool]) -> None:
-    """The mean of a moon mask is one number for all units; float32, of sizes that no vector divides."""
+    """A mask on the cell state may be one number for all units; float32, of sizes that no vector divides."""
     masks = Masks(c=torch.full((1, 1, 1), 0.75)) if cell == "lstm" else Masks()
     results = []
     for backend in ("auto", "native", "reference"):
