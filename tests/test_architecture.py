@@ -80,8 +80,8 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "perplexity": {"interruption", "model"},
     "mc_passes": {"assessment", "measured"},
     "monte_carlo": {
-        *("assessment", "dropout", "kernels", "layers", "mc_passes", "measured", "model", "perplexity"),
-        *("policies", "random_streams"),
+        *("assessment", "dropout", "layers", "mc_passes", "measured", "model", "perplexity", "policies"),
+        "random_streams",
     },
     "temperature": {"interruption", "model", "perplexity"},
     "scaled_passes": {"mc_passes", "measured", "model", "monte_carlo"},

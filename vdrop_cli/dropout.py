@@ -556,6 +556,29 @@ def no_masks(layers: int, directions: int = 1) -> ModelMasks:
     return ModelMasks([Masks()] * (layers * directions))
 
 
+def is_fixed(dropout: Dropout) -> bool:
+    """Whether all masks of a policy can be held over a text, however it is cut."""
+    return not dropout.new_every_step and dropout.word_mask is WordMask.type
+
+
+def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> ModelMasks:
+    """Returns the masks of a part of a text: those of `first` where they are held over the text, and new ones
+    where `dropout` resamples them at every step or token.
+    """
+    layers = [
+        Masks(
+            x=new.x if dropout.is_new_each_step(BETWEEN if layer else "p_x") else one.x,
+            h=new.h if dropout.is_new_each_step("p_h") else one.h,
+            c=one.c,
+        )
+        for layer, (new, one) in enumerate(zip(masks.layers, first.layers, strict=True))
+    ]
+    out = masks.out if dropout.is_new_each_step("p_out") else first.out
+    head = masks.head if dropout.is_new_each_step("p_head") else first.head
+    word = masks.word if dropout.word_mask is WordMask.token else first.word
+    return replace(masks, layers=layers, out=out, head=head, word=word, weights=first.weights)
+
+
 def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
     """Joins the masks of several batches to those of one; ones replace masks that are None.
 

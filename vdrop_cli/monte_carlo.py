@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.assessment import Row
-from vdrop_cli.dropout import ModelMasks, concat_batch, draw
-from vdrop_cli.kernels import Masks
+from vdrop_cli.dropout import ModelMasks, concat_batch, draw, is_fixed, joined_masks
 from vdrop_cli.layers import State
 from vdrop_cli.mc_passes import (
     McPasses,
@@ -28,7 +27,7 @@ from vdrop_cli.mc_passes import (
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.perplexity import perplexity, segments
-from vdrop_cli.policies import BETWEEN, Dropout, WordMask
+from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 
 SEGMENT_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
@@ -123,7 +122,7 @@ class PassMasks:
         dropout = model.dropout if dropout is None else dropout
         self.model = model
         self.dropout = dropout if word_dropout else dropout.without_words()
-        self.is_fixed = not dropout.new_every_step and self.dropout.word_mask is WordMask.type
+        self.is_fixed = is_fixed(self.dropout)
         self.stream = Stream((seed, "mc"))
         # of the last passes: the masks of their first segment, which are held where they are not new
         self.first: tuple[range, ModelMasks] | None = None
@@ -145,22 +144,6 @@ class PassMasks:
         """Returns new masks of a policy on the CPU, those of each pass from a stream of its own."""
         shape = self.model.mask_shape(time, 1)
         return concat_batch([draw(dropout, shape, self.stream.at(s, number)) for s in passes])
-
-
-def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> ModelMasks:
-    """Returns the masks of a segment, with those that are held over the text from its first segment."""
-    layers = [
-        Masks(
-            x=new.x if dropout.is_new_each_step(BETWEEN if layer else "p_x") else one.x,
-            h=new.h if dropout.is_new_each_step("p_h") else one.h,
-            c=one.c,
-        )
-        for layer, (new, one) in enumerate(zip(masks.layers, first.layers, strict=True))
-    ]
-    out = masks.out if dropout.is_new_each_step("p_out") else first.out
-    head = masks.head if dropout.is_new_each_step("p_head") else first.head
-    word = masks.word if dropout.word_mask is WordMask.token else first.word
-    return replace(masks, layers=layers, out=out, head=head, word=word, weights=first.weights)
 
 
 class MonteCarlo(McPasses):

@@ -22,6 +22,7 @@ from vdrop_cli.dropout import ModelMasks
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import Regressor
+from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.commands import Eval
 from vdrop_cli.sinks import read_log
@@ -622,6 +623,49 @@ def test_passes_resume_where_they_were_stopped() -> None:
     other = task.passes([model], PassOptions(5, 50, 2, word_dropout=True))
     list(other.run())
     assert not torch.equal(other.values_SN["test"], whole.values_SN["test"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_same"),
+    [
+        (Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3, p_word=0.3), True),
+        (Dropout("variational", p_x=0.3, p_weight=0.3), True),
+        (Dropout("moon", p_c=0.4), True),
+        (Dropout("variational", p_h=0.4, p_out=0.4, new_each_step=["p_h"]), False),
+        (Dropout("naive", p_x=0.3, p_h=0.3, p_word=0.3), False),
+    ],
+    ids=str,
+)
+def test_a_pass_has_the_same_masks_for_all_sequences_of_a_text(policy: Dropout, is_same: bool) -> None:
+    """A pass is one draw of the weights; only masks that are new at every step differ. A text of one word
+    again and again has equal sequences.
+    """
+    task = made(40, "task.protocol=clean", "task.chunk_words=2")
+    config = settings(*TINY_SENTIMENT, "data=vader")
+    model = task.model(config.model, policy, "auto", None)
+    model.initialise(0.5, Stream((0,)))
+    passes = task.passes([model], PassOptions(6, 50, 1, word_dropout=True))
+    list(passes.run())
+    part = task.parts["test"]
+    equal: dict[tuple[int, ...], dict[int, list[int]]] = {}
+    for number, (ids, text) in enumerate(zip(part.sequences, part.text_N.tolist(), strict=True)):
+        equal.setdefault(tuple(ids.tolist()), {}).setdefault(text, []).append(number)
+    values_SN = passes.values_SN["test"]
+    texts = [numbers for by_text in equal.values() for numbers in by_text.values() if len(numbers) > 1]
+    assert texts
+    for numbers in texts:
+        assert all(len(values_n.unique()) == 1 for values_n in values_SN[:, numbers]) == is_same
+    several = [list(by_text.values()) for by_text in equal.values() if len(by_text) > 1]
+    assert several
+    if policy.p_weight == 0:
+        for first, second, *_ in several:
+            assert not torch.equal(values_SN[:, first[0]], values_SN[:, second[0]]), "texts have their own"
+    # Texts of 5, 7 and 9 words have one sequence that begins with <start>, and 2, 3 and 4 equal ones.
+    five, seven, nine = (
+        words * task.predictor.passes_of(model, ["w1"] * (2 * words - 1), 6, seed=1) for words in (3, 4, 5)
+    )
+    assert len(five.unique()) == 6
+    assert torch.allclose(seven - five, nine - seven, atol=1e-4) == is_same
 
 
 def test_passes_of_a_text_have_masks_on_weights_of_their_own() -> None:

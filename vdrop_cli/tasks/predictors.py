@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vdrop_cli import corpora, interruption
 from vdrop_cli.corpora.text import LINE_END
+from vdrop_cli.dropout import is_fixed, joined_masks
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.learned import Learned, Ratings, Words
 from vdrop_cli.model import LanguageModel, Regressor
@@ -125,18 +126,22 @@ class RatingPredictor:
         """Returns ratings of a text [S], the passes side by side in one batch; without samples that by the
         standard approximation [1].
 
-        Each `member` of an ensemble has masks of its own. A batch has one mask on weights, so with those each
-        pass has a batch of its own.
+        All sequences of a text have the masks of a pass that are held. Each `member` of an ensemble has masks
+        of its own. A batch has one mask on weights, so with those each pass has a batch of its own.
         """
         at_once = 1 if model.dropout.p_weight > 0 else PASSES_AT_ONCE
         path_end = (member,) if member else ()
         group_ratings = []
         for first in range(0, max(samples, 1), at_once):
             passes, values = min(at_once, max(samples, 1) - first), []
+            stream = Stream((seed, "predict", first, *path_end))
+            text_masks = model.masks(1, passes, stream) if samples else model.mean_masks()
             for number, ids_T in enumerate(self.cut(words)):
                 interruption.check()
-                stream = Stream((seed, "predict", first, number, *path_end))
-                masks = model.masks(len(ids_T), passes, stream) if samples else model.mean_masks()
+                masks = text_masks
+                if samples and not is_fixed(model.dropout):
+                    drawn = model.masks(len(ids_T), passes, stream.at("sequence", number))
+                    masks = joined_masks(drawn, text_masks, model.dropout)
                 ids_TS = ids_T[:, None].expand(-1, passes).to(self.device)
                 values.append(
                     model(ids_TS, torch.full((passes,), len(ids_T), device=self.device), masks).double().cpu()

@@ -17,7 +17,7 @@ from torch import Tensor
 from vdrop_cli import corpora, interruption, ridge
 from vdrop_cli.assessment import Assessment
 from vdrop_cli.corpora import Rated
-from vdrop_cli.dropout import ModelMasks, draw, to_device
+from vdrop_cli.dropout import ModelMasks, draw, is_fixed, joined_masks, to_device
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.intervals import conformal_scores
 from vdrop_cli.layers import State
@@ -311,8 +311,10 @@ class Sentiment:
 
 
 class RatingPasses(McPasses):
-    """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each
-    sequence.
+    """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each text.
+
+    A pass is a draw of the weights, so all sequences of a text have the masks that are held. Masks on weights
+    are the same for all texts.
 
     The models of an ensemble make `samples` passes each, in turn, so that a group of successive passes
     spreads over all models.
@@ -335,6 +337,8 @@ class RatingPasses(McPasses):
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
         self.work = [(name, *batch) for name, part in self.parts.items() for batch in task.by_length(part)]
         self.done = 0  # batches, over all passes
+        # of the last pass and part: masks for each text
+        self.text_masks: tuple[tuple[int, str], ModelMasks] | None = None
         self.values_SN = {
             name: torch.zeros(self.pooled, len(part.sequences)) for name, part in self.parts.items()
         }
@@ -375,14 +379,24 @@ class RatingPasses(McPasses):
         while self.done < self.pooled * len(self.work):
             number, at = divmod(self.done, len(self.work))
             name, group, batch = self.work[at]
-            member = number % len(self.models)
-            model, dropout = self.models[member], self.dropouts[member]
-            shape = model.mask_shape(*batch.ids_TB.shape)
-            stream = self.stream.at(number, name, batch.number)
-            masks = draw(dropout, shape, stream, self.task.device, outputs=model.outputs)
+            model = self.models[number % len(self.models)]
+            masks = self.masks(number, name, group, batch).to(self.task.device)
             self.values_SN[name][number, group] = model(batch.ids_TB, batch.lengths_B, masks).float().cpu()
             self.done += 1
             yield self.task.words(batch)
+
+    def masks(self, number: int, name: str, group: list[int], batch: Batch) -> ModelMasks:
+        """Returns the masks of a batch in a pass, on the CPU; `group` are the numbers of its sequences."""
+        member, part = number % len(self.models), self.parts[name]
+        model, dropout = self.models[member], self.dropouts[member]
+        if self.text_masks is None or self.text_masks[0] != (number, name):
+            shape = model.mask_shape(1, len(part.ratings_R))
+            self.text_masks = ((number, name), draw(dropout, shape, self.stream.at(number, name)))
+        masks = self.text_masks[1].rows(part.text_N[group])
+        if is_fixed(dropout):
+            return masks
+        stream, shape = self.stream.at(number, name, batch.number), model.mask_shape(*batch.ids_TB.shape)
+        return joined_masks(draw(dropout, shape, stream, outputs=model.outputs), masks, dropout)
 
     def ratings(self, name: str) -> Tensor:
         """Returns the ratings of every pass and text of a part, [S, R]."""
