@@ -466,18 +466,42 @@ def test_weight_decay() -> None:
         ]
 
 
-def test_the_mask_on_the_cell_state() -> None:
+def test_the_choice_of_the_mask_on_the_cell_state() -> None:
     (table,) = tables("moon", "`dropout.p_c`")
-    for p_c in ("0.05", "0.1", "0.25"):
+    folder = RECORDS / "choices" / "moon" / "dropout.p_c"
+    assert set(table) == {path.name for path in folder.iterdir()}
+    for p_c, values in table.items():
         run = recorded(f"choices/moon/dropout.p_c/{p_c}")
-        assert table[p_c] == [f"{run.result['valid_ppl']:.1f}"]
+        assert run.train.dropout.p_c == float(p_c) and run.result["epochs"] == 13
+        assert values == [f"{run.result['valid_ppl']:.1f}", f"{run.epochs[-1]['train_ppl_dropout']:.1f}"]
+
+
+def test_where_the_mean_of_the_mask_on_the_cell_state_is_taken() -> None:
+    (table,) = tables("moon", "`p_c` of the model")
+    rules = json.loads((RECORDS / "moon_every_step" / "rules.json").read_text())["measured"]
+    assert [float(p_c) for p_c in table] == [rule["p_c"] for rule in rules]
+    costs = []
+    for rule, values in zip(rules, table.values(), strict=True):
+        folder = RECORDS / "choices" / "moon" / "dropout.p_c" / str(rule["p_c"])
+        evaluated = evaluation_files.read(folder / "eval-0013-mc20-s1.json")["metrics"]
+        assert rule["hidden_state"] == pytest.approx(evaluated["test_ppl"], rel=1e-6)
+        passes = evaluated["test_ppl_mc20"]
+        assert values == [
+            f"{ppl:.2f}" for ppl in (rule["hidden_state"], rule["cell_state_every_step"], passes)
+        ]
+        assert abs(rule["hidden_state"] / passes - 1) < 0.02 < rule["cell_state_every_step"] / passes - 1
+        costs.append(round(100 * (rule["cell_state_every_step"] / rule["hidden_state"] - 1)))
+    small, large = costs
+    text = words_of("moon")
+    assert f"costs {small} % of test perplexity with a probability of 0.1, and {large} % with 0.25" in text
 
 
 def test_the_mask_on_the_cell_state_at_650_units() -> None:
     names = ("0.1", "0.25", "0.5")
-    folders = [RECORDS / "medium_moon" / name for name in names]
-    read = [runs.read_any(folder) for folder in folders]
-    assert [run.train.dropout.p_c for run in read] == [float(name) for name in names]
+    folders = [RECORDS / "moon_every_step" / f"medium_{name}" for name in names]
+    assert [stored.read_yaml(folder / "config.yaml")["dropout"]["p_c"] for folder in folders] == [
+        float(name) for name in names
+    ]
     curves = [
         {entry["epoch"]: entry for entry in sinks.read_log(folder / "log.jsonl") if entry["kind"] == "epoch"}
         for folder in folders
@@ -491,11 +515,8 @@ def test_the_mask_on_the_cell_state_at_650_units() -> None:
             for entry in entries
             for name in ("valid_ppl_batched", "train_ppl_dropout")
         ]
-    best = min(curves[0], key=lambda epoch: curves[0][epoch]["valid_ppl_batched"])
-    assert best == 5 and min(curves[1], key=lambda e: curves[1][e]["valid_ppl_batched"]) == 8
-    result = sinks.read_result(folders[1])
-    text = words_of("moon")
-    assert f"as one text, is {result['valid_ppl']:.2f}, test {result['test_ppl']:.2f}" in text
+    best = [min(curve, key=lambda e, curve=curve: curve[e]["valid_ppl_batched"]) for curve in curves]
+    assert best == [5, 8, 4]
 
 
 UNCERTAINTY = RECORDS / "uncertainty"
