@@ -209,7 +209,6 @@ def test_the_mean_of_each_mask_is_one_where_it_is_divided(policy: str) -> None:
         scale = masks.cell_scales[0] if masks.cell_scales is not None and place == "c" else 1.0
         assert mask is None or scale * mask.mean().item() == pytest.approx(1.0, abs=0.01)
     assert (masks.layers[0].c is None) == (masks.cell_scales is None) == (policy != "moon")
-    assert all(mask is None for layer in no_masks(2, 2).layers for mask in layer)
 
 
 def test_masks_on_cell_states_carry_their_scale() -> None:

@@ -474,6 +474,12 @@ def test_the_choice_of_the_mask_on_the_cell_state() -> None:
         run = recorded(f"choices/moon/dropout.p_c/{p_c}")
         assert run.train.dropout.p_c == float(p_c) and run.result["epochs"] == 13
         assert values == [f"{run.result['valid_ppl']:.1f}", f"{run.epochs[-1]['train_ppl_dropout']:.1f}"]
+    earlier = {
+        p_c: sinks.read_result(RECORDS / "moon_every_step" / f"small_13_epochs_{p_c}")["valid_ppl"]
+        for p_c in ("0.1", "0.25")
+    }
+    said = " and ".join(f"{ppl:.1f} for {p_c}" for p_c, ppl in earlier.items())
+    assert f"the same choice was {said}" in words_of("moon")
 
 
 def test_where_the_mean_of_the_mask_on_the_cell_state_is_taken() -> None:

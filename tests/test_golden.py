@@ -20,13 +20,16 @@ and say why in the commit; if not, it is a bug."""
 
 def losses(cell: str, policy: str, folder: Path, *more: str, steps: int = 20) -> list[float]:
     """On numbers that no Python version and no way of reading a text changes: ids that count in a few ways.
-    The weights are large, so that every mask matters. `more` are overrides.
+    The weights are large, so that every mask matters, and the steps small, so that rounding does not.
+    `more` are overrides.
     """
     words = [(i * i + i // 7) % 23 for i in range(600)]
     ids = {word: number for number, word in enumerate(dict.fromkeys(words))}
     train_N, short_N = (torch.tensor([ids[word] for word in words[:length]]) for length in (600, 60))
     corpus = Corpus([str(word) for word in ids], train_N, short_N, short_N, "here", "f")
-    config = settings(*TINY, f"model={cell}_small", "model.init=0.5", f"dropout={policy}", *more)
+    config = settings(
+        *TINY, f"model={cell}_small", "model.init=1", "schedule.lr=0.1", f"dropout={policy}", *more
+    )
     config.model.hidden_size = 8
     run = Run(config, LanguageModelling(config.task, corpus, torch.device(config.device)), folder)
     return [step.loss for step in islice(run.train_epoch(), steps)]
@@ -44,7 +47,7 @@ def test_the_recorded_policies_differ() -> None:
     recorded = json.loads(RECORDED.read_text())
     assert recorded.keys() == {f"{cell} {policy}" for cell, policy in CELLS_AND_POLICIES}
     for one, other in combinations(recorded.values(), 2):
-        assert max(abs(a / b - 1) for a, b in zip(one, other, strict=True)) > 5 * TOLERANCE
+        assert max(abs(a / b - 1) for a, b in zip(one, other, strict=True)) > 50 * TOLERANCE
 
 
 if __name__ == "__main__":

@@ -119,9 +119,9 @@ class RecurrentCell(nn.Module):
 
         They fit any number of steps.
         """
-        like = weight_like(self, "weight_ih")
         if not self.sampling.training:
             return no_masks(1)
+        like = weight_like(self, "weight_ih")
         device = torch.device(device or like.device)
         return new_masks(self.dropout, self.mask_shape(batch), device, like.dtype)
 

@@ -634,7 +634,7 @@ def test_passes_resume_where_they_were_stopped() -> None:
         (Dropout("variational", p_h=0.4, p_out=0.4, new_each_step=["p_h"]), False),
         (Dropout("naive", p_x=0.3, p_h=0.3, p_word=0.3), False),
     ],
-    ids=str,
+    ids=["variational", "weight masks", "moon", "new on the recurrence", "naive"],
 )
 def test_a_pass_has_the_same_masks_for_all_sequences_of_a_text(policy: Dropout, is_same: bool) -> None:
     """A pass is one draw of the weights; only masks that are new at every step differ. A text of one word
