@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CONFIGURATION = """
 ClusterName=vdrop
 SlurmctldHost={host}(127.0.0.1)
@@ -101,6 +101,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.cancel_jobs()
         for daemon in reversed(self.daemons):
             daemon.terminate()
         for daemon in self.daemons:
@@ -108,6 +109,15 @@ class Cluster:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+
+    def cancel_jobs(self) -> None:
+        """Without this, the processes of a failed test's jobs would outlive the cluster."""
+        subprocess.run(["scancel", "--user=root"])
+        until = time.monotonic() + 20
+        while (
+            time.monotonic() < until and subprocess.run(["squeue", "--noheader"], capture_output=True).stdout
+        ):
+            time.sleep(0.5)
 
     def start(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("wb") as out:
