@@ -236,6 +236,11 @@ def test_a_mask_that_is_learned_has_its_gradient_whatever_step_came_first(
     assert torch.equal(result, expected)
     (gradient,) = torch.autograd.grad(result.sum(), mask)
     assert gradient.abs().min() > 0
+    later = ModelMasks([Masks(x=torch.full((1, 1, 2, 3), 0.5))])
+    cell(x_BD, masks=later)
+    later.layers[0].x.requires_grad_()
+    (gradient,) = torch.autograd.grad(parts(cell(x_BD, masks=later))[0].sum(), later.layers[0].x)
+    assert gradient.abs().min() > 0
     drawn = cell.masks(2)
     torch.func.grad(lambda x: parts(cell(x, masks=drawn))[0].sum())(x_BD)
     assert drawn.checked_masks is None

@@ -915,10 +915,11 @@ def test_they_train_and_evaluate_in_other_types(
 
 @pytest.mark.parametrize("dropout", [VARIATIONAL, MOON])
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_under_autocast_they_take_what_it_rounds_and_work_as_without(
-    dropout: Dropout, training: bool
+    dropout: Dropout, training: bool, backend: str
 ) -> None:
-    layer = LSTM(5, 7, dropout=dropout).train(training)
+    layer = LSTM(5, 7, dropout=dropout, backend=backend).train(training)
     x, state = torch.randn(4, 3, 5).bfloat16(), torch.randn(1, 3, 7).bfloat16()
     torch.manual_seed(1)
     expected, _ = layer(x.float(), (state.float(), state.float()))

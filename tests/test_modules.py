@@ -38,6 +38,9 @@ def test_a_locked_mask_is_held_over_time_and_new_for_each_sequence(batch_first: 
     with pytest.raises(ValueError, match="masks must be"):
         dropout(x, masks[:, :, :2])
     step = x[:, 2] if batch_first else x[2]
+    assert torch.equal(dropout(step), step)
+    with pytest.raises(ValueError, match=r"masks are required for a step \[B, D\] in training mode"):
+        dropout.train()(step)
     assert torch.equal(dropout(step, masks), step * masks[:, 0] if batch_first else step * masks[0]), (
         "a step of a loop"
     )
@@ -172,6 +175,30 @@ def test_masks_are_not_drawn_under_a_trace() -> None:
         ):
             torch.jit.trace(module, inputs, check_trace=False)
         torch.jit.trace(module.eval(), inputs, check_trace=False)
+
+
+def test_masks_are_not_drawn_in_the_capture_of_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every replay would have the same."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    cuda, refusal = torch.device("cuda"), "masks are required in the capture of a CUDA graph"
+    for draw in (
+        lambda: LockedDropout(0.5).masks(2, 3, cuda),
+        lambda: WordDropout(0.5).masks(4, 2, cuda),
+        lambda: LSTM(3, 4, variational=0.5).masks(5, 2, cuda),
+        lambda: LSTMCell(3, 4, variational=0.5).masks(2, cuda),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            draw()
+    LockedDropout(0.5).masks(2, 3)
+
+
+def test_dropped_weights_are_restored() -> None:
+    """As the page on layers says. With torch's default they stay as one draw dropped them."""
+    layer = nn.LSTM(5, 7)
+    whole = layer.weight_hh_l0.detach().clone()
+    WeightDrop(layer, 0.5)
+    nn.utils.parametrize.remove_parametrizations(layer, "weight_hh_l0", leave_parametrized=False)
+    assert torch.equal(layer.weight_hh_l0, whole) and "weight_hh_l0" in dict(layer.named_parameters())
 
 
 def test_words_are_the_same_whatever_the_type_of_their_ids() -> None:

@@ -887,3 +887,11 @@ def test_nested_settings_have_full_names() -> None:
         "d": "x",
         "e": "1, 2",
     }
+
+
+@pytest.mark.parametrize("dropout", ["naive", "variational_no_word"])
+def test_the_small_tier_has_the_schedule_of_the_small_rows_for_other_dropouts(dropout: str) -> None:
+    """The weight decay, too, which is too large at the default of the size."""
+    row = settings("experiment=table1_small_variational")
+    other = settings("experiment=small_tier", f"dropout={dropout}")
+    assert (other.schedule, other.task) == (row.schedule, row.task)

@@ -145,11 +145,11 @@ class RecurrentCell(nn.Module):
         # The masks are the same at every step, so they cache what the first step has checked and shaped.
         # Tensors computed within a transform of torch.func, or with gradients, belong to that step alone.
         sizes = (self.cell, batch, self.input_size, self.hidden_size)
+        needs_grad = any(mask is not None and mask.requires_grad for mask in masks.layers[0])
         cached = masks.checked_masks
-        if cached is None or cached[0] is not masks.layers[0] or cached[1] != sizes:
+        if needs_grad or cached is None or cached[0] is not masks.layers[0] or cached[1] != sizes:
             check_cell_masks(masks, self.cell, self.mask_shape(batch))
             cached = (masks.layers[0], sizes, step_masks(masks.layers[0]))
-            needs_grad = any(mask is not None and mask.requires_grad for mask in masks.layers[0])
             if not in_transform() and not needs_grad:
                 object.__setattr__(masks, "checked_masks", cached)
         return cached[2]

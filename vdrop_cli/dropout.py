@@ -340,12 +340,15 @@ def traceable_keep_mask(
     return keep.div(1 - threshold) if divided else keep
 
 
-def refuse_trace() -> None:
-    """Raises ValueError under `torch.jit.trace`, where drawn masks would become constants."""
-    if torch._C._get_tracing_state() is not None:
-        raise ValueError(
-            "masks are required under torch.jit.trace, or evaluation mode: drawn masks would be constants"
-        )
+def refuse_constant_masks(device: torch.device | str) -> None:
+    """Raises ValueError under `torch.jit.trace` and in the capture of a CUDA graph, where drawn masks would
+    become constants.
+    """
+    context = "under torch.jit.trace" if torch._C._get_tracing_state() is not None else ""
+    if not torch.compiler.is_compiling() and torch.device(device).type == "cuda":
+        context = "in the capture of a CUDA graph" if torch.cuda.is_current_stream_capturing() else context
+    if context:
+        raise ValueError(f"masks are required {context}, or evaluation mode: drawn masks would be constants")
 
 
 def new_mask(
@@ -353,11 +356,11 @@ def new_mask(
 ) -> Tensor:
     """Draws a mask from torch's global random state; ones where p is 0.
 
-    Raises ValueError under `torch.jit.trace`.
+    Raises ValueError where they would become constants.
     """
     if p == 0:
         return torch.ones(shape, device=device, dtype=dtype)
-    refuse_trace()
+    refuse_constant_masks(device)
     if torch.compiler.is_compiling() or in_transform():
         mask = traceable_keep_mask(p, shape, torch.device(device))
     else:
@@ -369,12 +372,11 @@ def new_mask(
 def new_masks(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: torch.dtype) -> ModelMasks:
     """Draws the masks of layers from torch's global random state.
 
-    That state does not change where nothing is dropped. Raises ValueError under `torch.jit.trace`, where
-    drawn masks would become constants.
+    That state does not change where nothing is dropped. Raises ValueError where they would become constants.
     """
     if not dropout.drops:
         return no_masks(len(shape.input_sizes), shape.directions)
-    refuse_trace()
+    refuse_constant_masks(device)
     if torch.compiler.is_compiling() or in_transform():
         return draw_traceable(dropout, shape, device, dtype)
     return draw(dropout, shape, new_stream()).to(device, dtype)
@@ -484,11 +486,11 @@ def new_word_masks(
 ) -> WordMasks | None:
     """Draws word masks from torch's global random state; returns None where p is 0.
 
-    Raises ValueError under `torch.jit.trace`.
+    Raises ValueError where they would become constants.
     """
     if p == 0:
         return None
-    refuse_trace()
+    refuse_constant_masks(device)
     if not (torch.compiler.is_compiling() or in_transform()):
         masks = draw_word_masks(p, word_mask, time, batch, new_stream().generator())
         return None if masks is None else replace(masks.to(device), batch_first=batch_first)

@@ -490,11 +490,26 @@ class Recurrent(nn.Module):
         return_states: bool,
     ) -> "Results":
         """Runs all layers on a time-first input."""
-        time, batch, _ = x_TBD.shape
-        layout, like = self.state_layout, self.parameter_like()
-        states = layout.initial(hx, batch, batched, like)
-        if torch.is_autocast_enabled(x_TBD.device.type):
+        like = self.parameter_like()
+        states = self.state_layout.initial(hx, x_TBD.shape[1], batched, like)
+        device_type = x_TBD.device.type
+        if torch.is_autocast_enabled(device_type):
             x_TBD, states = x_TBD.to(like.dtype), tuple(part.to(like.dtype) for part in states)
+            with torch.autocast(device_type, enabled=False):
+                return self.run_layers(x_TBD, states, lengths, masks, return_states)
+        return self.run_layers(x_TBD, states, lengths, masks, return_states)
+
+    def run_layers(
+        self,
+        x_TBD: Tensor,
+        states: State,
+        lengths: Tensor | None,
+        masks: ModelMasks | None,
+        return_states: bool,
+    ) -> "Results":
+        """Runs all layers from the states of all of them."""
+        time, batch, _ = x_TBD.shape
+        layout = self.state_layout
         if masks is None:
             masks = self.masks(time, batch, x_TBD.device)
         else:

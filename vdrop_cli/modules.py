@@ -18,8 +18,9 @@ class LockedDropout(nn.Dropout):
     """Dropout with one mask for all steps of a sequence, and another for each sequence.
 
     The input is [T, B, D], or [B, T, D] with `batch_first`, or one step [B, D]. In training mode every call
-    without `masks` draws a new mask with drop probability `p`. `masks` that are passed are used in either
-    mode. Raises ValueError for a probability outside [0, 1) and for shapes that do not fit.
+    without `masks` draws a new mask with drop probability `p`; a step needs `masks`, which hold for its
+    sequence. `masks` that are passed are used in either mode. Raises ValueError for a probability outside
+    [0, 1), for shapes that do not fit, and for a step in training mode without `masks`.
     """
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
@@ -45,6 +46,11 @@ class LockedDropout(nn.Dropout):
         that does not fit.
         """
         if x.dim() == 2:  # one step of a loop
+            if masks is None and self.training and self.p > 0:
+                raise ValueError(
+                    "masks are required for a step [B, D] in training mode: masks = dropout.masks(batch, "
+                    "size) once for a sequence, then masks=masks"
+                )
             time_dim = 1 if self.batch_first else 0
             return self(x.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
         if x.dim() != 3:
@@ -130,7 +136,8 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
 
     Merity et al. 2018 (AWD-LSTM). `names` are the weights, by default all `weight_hh…` of `module`:
     `nn.LSTM`, `nn.GRU` or a layer of this library. The module itself is changed, by
-    `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` undoes it. Raises
+    `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` with
+    `leave_parametrized=False` undoes it (without that, the weights stay as one draw dropped them). Raises
     ValueError for a cell, which would resample its weights at every step, and for unknown names.
     """
     checked_probability("p", p)

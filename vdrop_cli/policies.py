@@ -98,7 +98,8 @@ class Dropout:
     tie: Tie | str | None = None
     p_word: float = 0.0  # a word of the vocabulary
     p_x: Probability = 0.0  # the input of each layer
-    p_between: float | None = None  # the inputs of all layers but the first; None: as p_x
+    # the inputs of all layers but the first; None: as p_x. In `new_each_step`, p_x is the first layer's alone
+    p_between: float | None = None
     p_h: Probability = 0.0  # the previous hidden state where it enters the recurrent product
     p_c: Probability = 0.0  # the cell state
     p_out: float = 0.0  # the output of the last layer

@@ -48,7 +48,12 @@ def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Pr
         predictor.require_validation_part(first.path, "gaussian or quantile")
         return conformal_noise(built, samples, fitted)
     if part == "train":
-        fitted += " (which the model has learnt: intervals are too narrow where it over-fits)"
+        fitted += " (which the model has learnt: intervals are too narrow where it over-fits"
+        if predictor.learned.chunk_words is not None:  # the protocol takes each sequence for a text
+            fitted += (
+                f", and of sequences of {predictor.learned.chunk_words} words: too wide for longer texts"
+            )
+        fitted += ")"
     fitting = next(evaluations(built, samples), None)
     if fitting is not None:
         path, noise, _ = fitting

@@ -142,11 +142,12 @@ def test_what_is_not_used_gives_no_gradient(
 
 @both_back_ends
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_batch_of_nothing(backend: str, cell: str) -> None:
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_a_batch_of_nothing(backend: str, cell: str, compute_dtype: torch.dtype | None) -> None:
     x, *others = inputs_of(cell, 3, torch.float32)
     states, weights = others[:-4], others[-4:]
     inputs = [x[:, :0], *(state[:0] for state in states), *weights]
-    outputs = {"lstm": lstm, "gru": gru}[cell](*inputs, Masks(), backend=backend)
+    outputs = {"lstm": lstm, "gru": gru}[cell](*inputs, Masks(), backend=backend, compute_dtype=compute_dtype)
     assert outputs[0].shape == (3, 0, HIDDEN)
     assert not any(gradient.any() for gradient in torch.autograd.grad(outputs[0].sum(), weights))
 

@@ -107,6 +107,15 @@ def test_products_of_tiles_are_exact_sums_of_what_was_rounded(rows: int, depth: 
     assert max(relative_errors([summed], [upstream.double().T @ x.bfloat16().double()])) < 1e-6
 
 
+def test_products_over_no_rows_are_zero() -> None:
+    """As of a batch of empty sequences; also what was not initialised."""
+    nothing, out = torch.empty(1, 0, 32, dtype=torch.bfloat16), torch.full((17, 5), torch.nan)
+    native_library.gemm(out, [(nothing, nothing)], transposed=True)
+    assert not out.any()
+    native_library.gemm(out.fill_(3.0), [(nothing, nothing)], add=True, transposed=True)
+    assert (out == 3).all()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-7), (torch.float64, 1e-15)])
 def test_gates_are_exact_over_the_whole_range(dtype: torch.dtype, tolerance: float) -> None:
     """σ and tanh alone, by an LSTM of one step: relative errors, near zero and at saturation, too."""

@@ -119,6 +119,26 @@ def test_the_numbers_are_those_of_the_weights_each_with_its_command(text: list[s
         measurements(newest, checkpoint.load(newest))
 
 
+def test_measures_of_the_next_word_have_the_setting_that_computes_them(text: list[str]) -> None:
+    run = language_model(text)
+    evaluation.run(
+        settings(f"checkpoint={run}", "stored_data=true", "mc_samples=2", "calibration=true", command="eval")
+    )
+    (path,) = checkpoint.all_in(run)
+    commands = {one.metric: one.command for one in measurements(path, checkpoint.load(path))}
+    assert commands["test_ppl_mc2"] == "vdrop eval mc_samples=2 seed=1"
+    assert commands["test_ece_mc2"] == "vdrop eval mc_samples=2 seed=1 calibration=true"
+
+
+def test_an_epoch_that_was_chosen_on_the_test_part_is_not_on_the_card(rated: list[str]) -> None:
+    """The paper's protocol exports the last epoch, and reports the best one on test beside it."""
+    run = model_of_ratings(rated, "task.protocol=paper", "schedule.epochs=2")
+    (path, *_) = checkpoint.all_in(run)
+    names = {one.metric for one in measurements(path, checkpoint.load(path))}
+    assert "test_rmse_chosen_on_test" in read_result(run) and "test_rmse" in names
+    assert not {name for name in names if "chosen_on_test" in name}
+
+
 def test_numbers_of_other_weights_are_not_on_the_card(text: list[str]) -> None:
     """A checkpoint that lies elsewhere, or in the folder of another seed."""
     run, other = language_model(text), language_model(text, "seed=2")

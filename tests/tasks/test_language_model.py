@@ -252,10 +252,16 @@ def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -
     assert len(task.streams["test"]) - 1 == 82_429
 
 
-def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(
-    text: list[str], real_data: Path
-) -> None:
-    for overrides, as_published in ((text, False), (["data=ptb", f"data.dir={real_data}/ptb"], True)):
+def test_the_validation_that_compares_with_the_paper_is_of_penn_treebank_alone(real_data: Path) -> None:
+    """And of the columns and chunks that it was published for."""
+    ptb = ["data=ptb", f"data.dir={real_data}/ptb"]
+    for overrides, as_published in (
+        (["data=pydoc", "task.batch_size=20", "task.bptt=20"], False),
+        ([*ptb, "task.batch_size=20", "task.bptt=20"], True),
+        ([*ptb, "task.batch_size=20", "task.bptt=35"], True),
+        ([*ptb, "task.batch_size=32", "task.bptt=35"], False),
+        ([*ptb, "task.batch_size=20", "task.bptt=70"], False),
+    ):
         task = tasks.load(settings(*TINY, *overrides), torch.device("cpu"))
         assert isinstance(task, LanguageModelling) and task.as_published is as_published
 

@@ -230,5 +230,8 @@ def gemm(
         data.a[index] = left.data_ptr() + offset
         data.w[index] = right.data_ptr() + (0 if gate is None else 2 * gate * w.stride(1))
     data.c, data.c_row = out.data_ptr(), out.stride(0)
-    if rows and columns:
+    if depth == 0:  # no rows of a batch; the program would write nothing
+        if not add:
+            out.zero_()
+    elif rows and columns:
         function("vdrop_gemm")(ctypes.byref(data))

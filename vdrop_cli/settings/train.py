@@ -261,7 +261,14 @@ class Schedule:
         "fall; 1 with cosine and linear",
         limits=Limits(at_least=1, below=math.inf),
     )
-    max_epoch: int = setting(MISSING, "last epoch at the full learning rate", "epochs", Limits(at_least=0))
+    max_epoch: int = setting(
+        MISSING,
+        "step: the learning rate falls at the end of every epoch after this one, for the first time at the "
+        "end of the next; cosine and linear: the last epoch at the full rate; plateau: epochs without gain "
+        "count from here on",
+        "epochs",
+        Limits(at_least=0),
+    )
     clip: float | None = setting(
         MISSING,
         "largest global norm of the gradient, on the scale of the summed loss; null: no clipping",

@@ -64,12 +64,18 @@ def identity(settings: Train, corpus: str) -> tuple[str, int]:
 
 def to_measurements(values: dict[str, Any], command: str) -> list[CardMetric]:
     """The metrics among the values of a result or an evaluation."""
-    return [CardMetric(name, value, command) for name, value in values.items() if is_metric(name)]
+    calibration = evaluation_files.NEXT_WORD
+    return [
+        CardMetric(name, value, f"{command} calibration=true" if calibration.fullmatch(name) else command)
+        for name, value in values.items()
+        if is_metric(name)
+    ]
 
 
 def is_metric(name: str) -> bool:
     """Whether a value of a result is an error or likelihood on a part of the data, rather than a count."""
-    is_of_others = name.endswith(("_raw", "_tempered", "_scaled"))  # weights, temperature or probabilities
+    # weights, temperature, probabilities or epoch
+    is_of_others = name.endswith(("_raw", "_tempered", "_scaled", "_chosen_on_test"))
     return name.partition("_")[0] in PARTS and bool(metric_in_words(name)) and not is_of_others
 
 

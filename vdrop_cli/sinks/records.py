@@ -26,7 +26,7 @@ class Step:
     epoch: int
     step: int
     loss: float  # nats per token, or squared error of standardised ratings; dropout on
-    grad_norm: float  # of the summed loss, before clipping
+    grad_norm: float  # of what is minimised, penalties included, before clipping
     lr: float
     words_per_second: float
 

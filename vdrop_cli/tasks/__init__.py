@@ -41,6 +41,8 @@ __all__ = [
     "warn",
 ]
 
+# batch and bptt of the authors' scripts: medium and large, and small
+PUBLISHED_COLUMNS = ((20, 35), (20, 20))
 Batch = Any  # of a type that each task has; its field `number` counts the batches of an epoch from 0
 TaskModel = Any  # of a type that each task has: a `torch.nn.Module` with `layers`
 
@@ -197,4 +199,5 @@ def load(settings: Train, device: torch.device) -> Task:
     corpus = corpora.load_text(data)
     if settings.debug:
         corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
-    return LanguageModelling(task, corpus, device, isinstance(data, PennTreebank))
+    reads_as_published = isinstance(data, PennTreebank) and (task.batch_size, task.bptt) in PUBLISHED_COLUMNS
+    return LanguageModelling(task, corpus, device, reads_as_published)
