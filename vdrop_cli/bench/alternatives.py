@@ -90,7 +90,7 @@ def training_step(
     sgd = torch.optim.SGD(parameters, lr=schedule.lr)
     state = zero_state(model.layers, batch, model.hidden_size, device)
 
-    def step() -> float:
+    def step() -> Tensor:
         nonlocal state
         with autocast(precision, device):
             y_TBH, last = layers(embedding(ids_TB), state, dropout)
@@ -101,7 +101,7 @@ def training_step(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, schedule.max_grad_norm)
         sgd.step()
-        return loss.item()
+        return loss.detach()  # without a wait for the device, as the steps of vdrop
 
     return step
 
@@ -126,7 +126,7 @@ def rating_step(
     parameters = [p for part in (embedding, layers, head) for p in part.to(device).parameters()]
     adam = torch.optim.Adam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
 
-    def step() -> float:
+    def step() -> Tensor:
         with autocast(precision, device):
             y_TBH, _ = layers(
                 embedding(ids_TB), zero_state(model.layers, batch, model.hidden_size, device), dropout
@@ -136,7 +136,7 @@ def rating_step(
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
-        return loss.item()
+        return loss.detach()  # without a wait for the device, as the steps of vdrop
 
     return step
 
