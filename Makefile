@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE  # many processes of the tests import the same modules: these are compiled once
-.PHONY: help setup demo baseline reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings format golden clean
+.PHONY: help setup demo baseline reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings docs-speed format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -90,6 +90,9 @@ docs-api: setup  ## write docs/api.md from the docstrings
 
 docs-settings: setup  ## write docs/settings.md from the settings' metadata
 	$(BIN)/python -m vdrop_cli.help > docs/settings.md
+
+docs-speed: setup  ## write the tables of docs/speed.md from the records of vdrop bench
+	$(BIN)/python docs/write_speed.py
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -2,11 +2,14 @@
 they were made on.
 """
 
+import importlib.util
 import json
 import re
+import sys
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median, stdev
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,44 +44,6 @@ SAME = (
     "fp32_products",
     "processor_features",
 )  # of the environment, for losses to be the same
-
-SLOWER = (  # rows of docs/speed.md: record, size and part, cell
-    ("20261128-061728", "small layer", "variational"),
-    ("20261128-061728", "small layer", "naive"),
-    ("20261125-093741", "small layer", "variational"),
-    ("20261128-061728", "medium layer", "naive"),
-    ("20261125-093741", "medium layer", "variational"),
-    ("20261128-061728", "medium step", "naive"),
-    ("20261128-061728", "medium step", "fused"),
-    ("20261128-065234", "sentiment ratings", "naive"),
-    ("20261126-070152", "sentiment ratings", "naive"),
-    ("20261126-070152", "sentiment ratings", "variational_untied"),
-    ("20261129-194823", "small layer", "variational"),
-    ("20261129-194823", "small layer", "naive"),
-    ("20261129-194823", "medium layer", "variational"),
-    ("20261129-194823", "medium layer", "naive"),
-    ("20261129-194823", "small layer", "variational_untied"),
-    ("20261129-194823", "medium layer", "variational_untied"),
-    ("20261129-194823", "small step", "naive"),
-    ("20261129-194823", "medium step", "naive"),
-    ("20261129-194823", "medium step", "variational_untied"),
-    ("20261129-194823", "medium step", "variational"),
-    ("20261129-194823", "medium step", "fused"),
-    ("20261129-195828", "sentiment ratings", "naive"),
-    ("20261129-225406", "medium step", "variational"),
-    ("20261129-225406", "medium step", "variational_untied"),
-    ("20261129-225406", "medium step", "none"),
-    ("20261129-225507", "large step", "variational"),
-    ("20261129-225507", "large step", "variational_untied"),
-    *(
-        ("20261130-033739", f"{size} layer", cell)
-        for size in ("small", "medium")
-        for cell in ("variational", "variational_untied", "naive", "none")
-    ),
-    ("20261128-123829", "sentiment cell_step", "variational"),
-    ("20261128-123829", "sentiment cell_step", "gru"),
-)
-
 
 SHORT = (  # each task, cell and precision once; the others are long
     "precision/lstm_small-variational-bf16/s3",
@@ -336,130 +301,82 @@ def measured(record: str, case: str, cell: str, precision: str) -> dict[str, Any
     return dict(timed)
 
 
-def ratio(record: str, case: str, cell: str, other: str, precision: str) -> float:
-    """How many times as fast a cell is as another, by the median over the turns."""
-    ours, theirs = (measured(record, case, name, precision)["seconds"] for name in (cell, other))
-    return median(there / here for here, there in zip(ours, theirs, strict=True))
+@pytest.fixture(scope="module")
+def speed() -> ModuleType:
+    """The script that writes the tables of docs/speed.md."""
+    spec = importlib.util.spec_from_file_location("write_speed", ROOT / "docs" / "write_speed.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # for its dataclasses
+    spec.loader.exec_module(module)
+    return module
 
 
-def first_tables_of_speed() -> list[list[list[str]]]:
-    """The cells of the two tables in front of the first section of docs/speed.md, without their headings."""
-    head = (ROOT / "docs" / "speed.md").read_text().partition("\n## ")[0]
-    blocks = [block.splitlines() for block in head.split("\n\n") if block.startswith("|")]
-    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in block[2:]] for block in blocks]
-
-
-def test_the_speed_of_the_medium_step_is_what_its_records_hold() -> None:
-    rows, _ = first_tables_of_speed()
-    with_bf16 = (
-        "20261128-061728",
-        "20261128-065234",
-        "20261130-033739",
-        "20261125-091906",
-        "20261126-070407",
+def test_the_tables_of_speed_are_those_of_their_records(speed: ModuleType) -> None:
+    """Every table of numbers there, but for those of precision, is between its mark and the next text."""
+    page = speed.PAGE.read_text()
+    assert speed.page() == page, "run `make docs-speed`"
+    marked = {name for _, name in speed.MARK.findall(page)}
+    machines = set(speed.MACHINES) - {"h200", "avx2_later"}  # the latter has a single ratio, in the head
+    assert {"head", "h200", "cell_steps", *(f"{key}_torch" for key in machines)} <= marked, (
+        "no slow case is left out"
     )
-    cases = [(name, precision) for name in with_bf16 for precision in ("fp32", "bf16")]
-    cases += [(name, "fp32") for name in ("20261129-194823", "20261129-195734")]
-    for (record, precision), row in zip(cases, rows, strict=True):
-        _, _, written, *cells = row
-        assert written == precision
-        step = measured(record, "medium step", "variational", precision)
-        expected = [f"{step['words'] / median(step['seconds']):,.0f}"]
-        expected.append(f"{ratio(record, 'medium step', 'variational', 'torch_lstm', precision):.2f}")
-        if cells[-1] != "–":
-            expected.append(f"{ratio(record, 'medium step', 'variational', 'cell_loop', precision):.2f}")
-        assert cells == [*expected, "–"][:3], row
 
 
-def test_the_tables_of_a_processor_with_avx2_are_what_their_record_holds() -> None:
-    record = "20261129-194823"
-    policies = ["variational", "variational_untied", "naive"]
-    rows = {"medium": [*policies, "fused", "products", "torch_lstm"], "small": policies}
-    section = (
-        (ROOT / "docs" / "speed.md").read_text().partition("## AMD EPYC with AVX2")[2].partition("\n## ")[0]
-    )
-    for size, table in zip(
-        ("medium", "small"), re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE), strict=True
-    ):
-        seen = []
-        for line in table.splitlines()[2:]:
-            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
-            cell = "fused" if "backend=fused" in name else name.split("`")[1]
-            expected = []
-            for part in ("step", "layer") if cell != "products" else ("step",):
-                timed = measured(record, f"{size} {part}", cell, "fp32")
-                expected.append(f"{timed['words_per_second']:,.0f}")
-                expected += [f"{timed['fraction']:.2f}"] if part == "step" else []
-                for other in ("torch_lstm", "cell_loop"):
-                    expected.append(f"{ratio(record, f'{size} {part}', cell, other, 'fp32'):.2f}")
-            assert cells == [*expected, *["–"] * (7 - len(expected))], (size, name)
-            seen.append(cell)
-        assert seen == rows[size]
-
-
-def test_the_tables_of_a_processor_with_avx_512_are_what_their_records_hold() -> None:
-    record = "20261130-033739"
-    rows = ["variational", "variational_untied", "naive", "none", "fused", "torch_lstm"]
-    text = (ROOT / "docs" / "speed.md").read_text()
-    section = text.partition("## AMD EPYC with AVX-512")[2].partition("\n## ")[0]
-    tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
-    for size, table in zip(("medium", "small"), tables, strict=True):
-        lines = table.splitlines()[2:]
-        assert len(lines) == len(rows)
-        for cell, line in zip(rows, lines, strict=True):
-            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
-            assert cell == ("fused" if "backend=fused" in name else name.split("`")[1])
-            expected = []
-            for part in ("step", "layer"):
-                for precision in ("fp32", "bf16"):
-                    if part == "step":
-                        timed = measured(record, f"{size} step", cell, precision)
-                        expected.append(f"{timed['words_per_second']:,.0f}")
-                    expected += [
-                        f"{ratio(record, f'{size} {part}', cell, other, precision):.2f}"
-                        for other in ("torch_lstm", "cell_loop")
-                    ]
-            assert cells == expected, (size, cell)
-    first = [f"{ratio(record, 'medium step', 'variational', 'torch_lstm', p):.2f}" for p in ("fp32", "bf16")]
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"and {first[0]} and {first[1]} times on an AMD EPYC with AVX-512" in readme
-    large = [measured("20261130-033832", "large step", "variational", p) for p in ("fp32", "bf16")]
-    speeds = [f"{timed['words_per_second']:,.0f}" for timed in large]
-    ratios = [
-        f"{ratio('20261130-033832', 'large step', 'variational', 'torch_lstm', p):.2f}"
-        for p in ("fp32", "bf16")
+def range_of_layers(speed: ModuleType, precision: str) -> str:
+    """The least and the largest ratio of one layer of 650 units with variational dropout to torch's."""
+    measured_ratios = [
+        speed.ratio(key, "medium", "layer", "variational", "torch_lstm", precision)
+        for key, machine in speed.MACHINES.items()
+        if precision in machine.precisions
     ]
-    words = " ".join(section.split())
-    assert f"reads {speeds[0]} words a second in fp32 and {speeds[1]} in bf16" in words
-    assert f"{ratios[0]} and {ratios[1]} times as many" in words
+    numbers = sorted(ratio for ratio in measured_ratios if ratio != "–")
+    return f"{numbers[0]} to {numbers[-1]}"
 
 
-def test_the_table_of_a_gpu_is_what_its_records_hold() -> None:
-    text = (ROOT / "docs" / "speed.md").read_text()
-    (table,) = re.findall(
-        r"(?:^\|.*\n)+", text.partition("## NVIDIA H200")[2].partition("\n## ")[0], re.MULTILINE
+def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> None:
+    readme, page = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/speed.md"))
+    step = {
+        key: [
+            [speed.ratio(key, "medium", "step", "variational", other, p) for p in speed.PRECISIONS]
+            for other in ("torch_lstm", "cell_loop")
+        ]
+        for key in speed.HEAD
+    }
+    (xeon, _), (epyc, _), (slow, slow_loop), (avx2, _) = (
+        step[key] for key in ("xeon", "epyc", "slow_epyc", "avx2")
     )
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert [row[0].split("`")[1] for row in rows] == [
-        *("variational", "variational_untied", "none", "torch_lstm", "cell_loop")
+    fair, fair_loop = step["slow_epyc_configured"]
+    again, again_loop = step["avx2_later"]
+    assert f"is {xeon[0]} (fp32) and {xeon[1]} (bf16) times as fast as the usual one" in readme
+    assert f"{epyc[0]} and {epyc[1]} times on an AMD EPYC with AVX-512" in readme
+    assert f"{slow[0]} and {slow[1]} times on a slower one, and {avx2[0]} times on one without" in readme
+    assert f"has {fair[0]} and {fair[1]}, and {fair_loop[0]} and {fair_loop[1]} beside" in readme
+    assert f"is {fair_loop[0]} times as fast as the loop with them, and {slow_loop[0]} times without" in page
+    assert f"{again[0]} times as fast as torch, {again_loop[0]} times as fast as the loop" in page
+    words = 39 * 929_589
+    hours = [
+        "{} h {} min".format(*divmod(round(words / timed.words_per_second / 60), 60))
+        for timed, _ in (
+            speed.measurements(speed.MACHINES[key])["medium", "step", "variational", "bf16"]
+            for key in ("slow_epyc", "epyc")
+        )
     ]
-    for name, *cells in rows:
-        cell, expected = name.split("`")[1], []
-        for record, size in (("20261129-225406", "medium"), ("20261129-225507", "large")):
-            case = f"{size} step"
-            timed = measured(record, case, cell, "bf16")
-            expected += [f"{timed['words_per_second']:,.0f}", f"{timed['step_seconds'] * 1e3:.1f}"]
-            expected += [
-                f"{ratio(record, case, cell, other, 'bf16'):.2f}" for other in ("torch_lstm", "cell_loop")
-            ]
-        assert cells == expected, name
-    medium, large = (row[1 + 4 * size : 5 + 4 * size] for row in rows[:1] for size in range(2))
-    head = " ".join(text.partition("\n## ")[0].split())
-    assert f"was {float(medium[3]):.1f} (medium) and {float(large[3]):.1f} (large) times as fast" in head
-    assert f"{medium[2]} and {large[2]} times as fast as with `torch.nn.LSTM`" in head
-    assert f"was {large[2]} times as fast, and {large[3]} times" in " ".join(
-        (ROOT / "README.md").read_text().split()
-    )
+    times = " ".join((ROOT / "docs" / "reproduce.md").read_text().split())
+    assert f"take {hours[0]} on that one and {hours[1]} on the [faster one]" in times
+    fp32, bf16 = (range_of_layers(speed, precision) for precision in speed.PRECISIONS)
+    assert f"is {fp32} (fp32) and {bf16} (bf16) times as fast as torch's at 650 units" in readme
+    assert f"is {fp32} times as fast as torch's layer without dropout in fp32, and {bf16} times" in page
+    gpu = {
+        size: [
+            speed.ratio("h200", size, "step", "variational", o, "bf16") for o in ("torch_lstm", "cell_loop")
+        ]
+        for size in ("medium", "large")
+    }
+    (torch_medium, loop_medium), (torch_large, loop_large) = gpu.values()
+    assert f"{float(loop_medium):.1f} (medium) and {float(loop_large):.1f} (large) times as fast" in page
+    assert f"{torch_medium} and {torch_large} times as fast as with `torch.nn.LSTM`" in page
+    assert f"was {torch_large} times as fast, and {loop_large} times as fast" in readme
 
 
 def test_ratios_in_the_text_on_avx2_are_those_of_their_records() -> None:
@@ -472,25 +389,6 @@ def test_ratios_in_the_text_on_avx2_are_those_of_their_records() -> None:
         f"takes {bf16['medium']} times as long as in fp32 at the medium size, and {bf16['small']} times"
         in text
     )
-    ratings = {
-        cell: f"{ratio('20261129-195828', 'sentiment ratings', cell, 'torch_lstm', 'fp32'):.2f}"
-        for cell in ("variational", "none", "naive")
-    }
-    assert (
-        f"with `variational` is {ratings['variational']} times as fast as with torch, with `none` "
-        f"{ratings['none']} times, with `naive` {ratings['naive']} times" in text
-    )
-
-
-def test_what_is_slower_than_torch_is_what_its_records_hold() -> None:
-    _, rows = first_tables_of_speed()
-    assert len(rows) == len(SLOWER)
-    for (record, case, cell), (name, _, *cells) in zip(SLOWER, rows, strict=True):
-        other = "torch_gru" if cell == "gru" else "torch_lstm"
-        for precision, written in zip(("fp32", "bf16"), cells, strict=True):
-            if written != "–":
-                digits = len(written.partition(".")[2])
-                assert written == f"{ratio(record, case, cell, other, precision):.{digits}f}", name
 
 
 def test_records_hold_what_they_are_to() -> None:

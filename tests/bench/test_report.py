@@ -64,6 +64,13 @@ def test_the_limit_in_bf16_has_its_forward_logits_in_fp32() -> None:
     )
 
 
+def test_the_limit_has_three_bf16_products_for_the_logits_where_one_in_fp32_takes_longer() -> None:
+    """As with AMX and on a GPU."""
+    rates = Rates(100e9, 600e9)
+    assert limit(0, 1000, 1, 10, Precision.bf16, rates) == pytest.approx(2 * 1000 * 10 * 3 / 600e9)
+    assert limit(0, 1000, 1, 10, Precision.fp32, rates) == pytest.approx(2 * 1000 * 10 / 100e9)
+
+
 def test_the_limit_of_a_measurement_goes_by_its_part() -> None:
     """MC evaluation multiplies forward only, a layer alone has no head."""
     size = {"words": 100, "recurrent": 5000, "head": 3000}
