@@ -17,6 +17,7 @@ from tests.test_survival import timeless, training_result
 from vdrop_cli import checkpoint, continuation, files, runs, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.run_files import SHARED_DEVICE
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
@@ -102,6 +103,13 @@ def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
         )
     result = json.loads((folder_of(6) / "result.json").read_text())
     assert (result["epoch"] < 4) == (overrides == WORSE)
+
+
+def test_times_that_measure_nothing_stay_so_in_the_longer_run(run: Callable[..., Train]) -> None:
+    train.run(run(2))
+    (folder_of(2) / SHARED_DEVICE).write_text("six others")
+    train.run(run(3))
+    assert runs.read(folder_of(3)).words_per_second is None
 
 
 def test_a_run_on_ratings_is_continued_too(rated: list[str]) -> None:

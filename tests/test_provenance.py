@@ -121,5 +121,9 @@ def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.Monke
     assert second["commit"] != first["commit"] and second["code"] == first["code"] == git(
         "rev-parse", "HEAD:vdrop_cli"
     )
-    (tmp_path / "conf" / "train.yaml").write_text("b\n")
-    assert provenance.commit()["dirty"]
+    changed = []
+    for content in ("b\n", "c\n", "b\n"):
+        (tmp_path / "conf" / "train.yaml").write_text(content)
+        changed.append(provenance.commit())
+    assert all(one["dirty"] for one in changed) and "changes" not in second
+    assert changed[0] == changed[2] != changed[1], "what is different has a digest"

@@ -16,6 +16,7 @@ from vdrop_cli import evaluation_files, pictures, runs
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
+from vdrop_cli.run_files import SHARED_DEVICE
 from vdrop_cli.settings.fields import plain
 
 
@@ -35,7 +36,7 @@ def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     assert run.environment["precision"] == "fp32"
     assert run.words_per_second == sorted(epoch["words_per_second"] for epoch in run.epochs)[1]
     assert run.hours == run.result["seconds"] / 3600
-    (folder / runs.SHARED_DEVICE).write_text("six others")
+    (folder / SHARED_DEVICE).write_text("six others")
     assert run.words_per_second is None and run.hours is None, "they say nothing about this run"
 
 
@@ -174,6 +175,7 @@ def test_evaluations_are_those_of_the_epoch_that_is_reported(folder: Path) -> No
         "eval-0003-mc10-s1.json",
         "eval-0002-standard.json",
         "eval-0003-mc10-s1.partial",
+        "eval-0003-00050-mc10-s1.json",  # of a checkpoint in the fourth epoch
     ):
         (folder / name).write_text(json.dumps({"metrics": {}}))
     run = runs.read(folder)

@@ -15,7 +15,7 @@ from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import CONFIG, LOG, parse_checkpoint
+from vdrop_cli.run_files import CONFIG, LOG, SHARED_DEVICE, parse_checkpoint
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import Task
@@ -32,6 +32,7 @@ class Beginning:
     best: Checkpoint | None  # of the best epoch until then, where that is reported and is another one
     log: bytes | None  # None: it was lost
     events: dict[str, bytes]  # TensorBoard's files, by name
+    shared_device: bytes | None  # what says that its times measure nothing
 
 
 def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tuple[int, Path]]:
@@ -103,6 +104,7 @@ def find(
             best,
             log_until(shorter, snapshot.epoch, step),
             events_until(shorter, snapshot.epoch, step),
+            files.read(shorter / SHARED_DEVICE) if (shorter / SHARED_DEVICE).exists() else None,
         )
 
     ends = ends_of_epochs(folder, settings, task.fingerprint)
@@ -167,6 +169,8 @@ def copy(beginning: Beginning, folder: Path) -> None:
         files.replace(folder / name, content)
     if beginning.log is not None:
         files.replace(folder / LOG, beginning.log)
+    if beginning.shared_device is not None:
+        files.replace(folder / SHARED_DEVICE, beginning.shared_device)
     for snapshot in (beginning.best, beginning.newest):
         if snapshot is not None:
             checkpoint.save(snapshot, folder)

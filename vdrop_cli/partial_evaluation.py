@@ -48,7 +48,7 @@ class PartialEvaluation:
         identity |= {"calibration": True} if settings.calibration else {}
         identity |= {"factors": settings.dropout_factors} if settings.dropout_factors else {}
         version = "code" if "code" in described else "commit"
-        decisive = ("vdrop", version, "dirty", "torch", "device_type", "backend", "precision")
+        decisive = ("vdrop", version, "dirty", "changes", "torch", "device_type", "backend", "precision")
         identity |= {name: described[name] for name in decisive if name in described}
         texts = {key: str(value) for key, value in identity.items()}
         return cls(target.with_suffix(".partial"), texts, settings.save_minutes)

@@ -1,5 +1,6 @@
 """What a log records of the machine, the installed versions and the code."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -96,7 +97,8 @@ def compiler_details() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """Returns the git commit, git's hash of the code in it, and whether the working tree differs.
+    """Returns the git commit, git's hash of the code in it, whether the working tree differs, and a digest of
+    the differences.
 
     Without a checkout that git can read, the commit is that of VDROP_COMMIT and `dirty` is None, unknown; the
     result is empty if VDROP_COMMIT is not set.
@@ -112,11 +114,11 @@ def commit() -> dict[str, Any]:
 
     try:
         commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
-        return {
-            "commit": commit,
-            "code": code,
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
-        }
+        stated = {"commit": commit, "code": code, "dirty": False}
+        if git("status", "--porcelain", "--untracked-files=no", "--", *CODE):
+            changes = git("diff", "HEAD", "--", *CODE)
+            stated |= {"dirty": True, "changes": hashlib.sha256(changes.encode()).hexdigest()}
+        return stated
     except (OSError, subprocess.CalledProcessError):  # git is not installed, or the repository has no commit
         return stated
 

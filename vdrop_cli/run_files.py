@@ -6,6 +6,7 @@ CONFIG = "config.yaml"
 LOG = "log.jsonl"
 RESULT = "result.json"
 STUCK = "stuck.json"
+SHARED_DEVICE = "shared_device.txt"  # beside a log whose times are not those of a run alone on its device
 PROGRESS = r"\d{4,}(?:-\d{5,})?"  # finished epochs, and finished batches of the next one
 CHECKPOINT_PATTERN = rf"checkpoint-{PROGRESS}\.pt"
 EVALUATION_PREFIX_PATTERN = rf"eval-{PROGRESS}-"

@@ -16,14 +16,12 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import CONFIG, LOG, RESULT, STUCK
+from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.fields import flatten, plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import ADVICE, read_log, read_result
 from vdrop_cli.stuck_starts import StuckStart
-
-SHARED_DEVICE = "shared_device.txt"  # beside a log whose times are not those of a run alone on its device
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,11 @@ class Logged:
     def numbers(self) -> dict[str, Any]:
         """The settings that change the numbers; runs of one row share them."""
         return self.train.numbers()
+
+    @property
+    def corpus(self) -> str:
+        """Returns the fingerprint of the run's corpus."""
+        return str(self.log[0]["corpus"])
 
     @property
     def environments(self) -> list[dict[str, Any]]:
@@ -99,11 +102,15 @@ class Finished(Logged):
 
     @property
     def evaluations(self) -> list[Path]:
-        """Files that `vdrop eval` wrote of the epoch that is reported; those of other texts are not among
-        them.
+        """Files that `vdrop eval` wrote of the epoch that is reported; those of other texts, and those of
+        checkpoints in the epoch after it, are not among them.
         """
-        paths = sorted(self.folder.glob(f"eval-{self.result['epoch']:04}-*.json"))
-        return [path for path in paths if not evaluation_files.is_of_other_text(path)]
+        epoch = f"{self.result['epoch']:04}"
+        made = {
+            path: evaluation_files.from_file(path, f"checkpoint-{epoch}")
+            for path in sorted(self.folder.glob(f"eval-{epoch}-*.json"))
+        }
+        return [path for path, how in made.items() if how is not None and not how.text_digest]
 
     @property
     def lineage(self) -> Iterator["Finished"]:
@@ -129,11 +136,6 @@ class Stuck(Logged):
     """A run that has ended after its first steps, because its start is stuck."""
 
     start: StuckStart
-
-    @property
-    def corpus(self) -> str:
-        """Returns the fingerprint of the run's corpus."""
-        return str(self.log[0]["corpus"])
 
 
 @dataclass(frozen=True)
@@ -224,10 +226,12 @@ def read_stuck(folder: Path) -> Stuck | None:
 
 
 def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
-    """Raises ConfigError unless a log begins with a start, and all of these name a device."""
+    """Raises ConfigError unless a log begins with a start that names the text, and all name a device."""
     path, kinds = folder / LOG, [record["kind"] for record in log]
     if kinds[:1] != ["start"]:
         raise ConfigError(f"{path} is damaged: its start is missing; {ADVICE}")
+    if not isinstance(log[0].get("corpus"), str):
+        raise ConfigError(f"{path} is damaged: its start does not name the text; {ADVICE}")
     if not all(
         isinstance(record["environment"].get("device"), str) for record in log if record["kind"] == "start"
     ):

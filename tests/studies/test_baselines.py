@@ -11,6 +11,7 @@ import torch
 from vdrop_cli import RECORDS, ROOT, runs
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.run_files import SHARED_DEVICE
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import Pictures, Size, StudyName
 from vdrop_cli.settings.commands import Reproduce, Table
@@ -43,9 +44,12 @@ def quick_tied() -> Finished:
 
 
 @pytest.fixture(scope="module")
-def untied() -> Finished:
-    (run,) = runs.below(ROOT / "outputs/record/table1/medium_untied-bf16-intel_xeon")
-    return run
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The record, as if nothing had shared its device."""
+    folder = tmp_path_factory.mktemp("untied") / "s1"
+    shutil.copytree(ROOT / "outputs/record/table1/medium_untied-bf16-intel_xeon/s1", folder)
+    (folder / SHARED_DEVICE).unlink()
+    return runs.read(folder)
 
 
 def test_every_row_is_the_experiment_of_its_name_with_the_published_numbers() -> None:
@@ -89,7 +93,7 @@ def test_the_lines_are_those_of_the_rows_and_of_table_1(
     trained = sum(epoch["seconds"] for epoch in quick_tied.epochs)
     assert baselines.hours(ours) == [pytest.approx(trained / 3600, rel=1e-5)]
     copied = shutil.copytree(quick_tied.folder, tmp_path / "s1")
-    (copied / runs.SHARED_DEVICE).write_text("another run")
+    (copied / SHARED_DEVICE).write_text("another run")
     assert baselines.hours(replace(ours, runs=[replace(ours.runs[0], run=runs.read(copied))])) == []
     names = study.record_names(list(by_name.values()))
     assert names[rows.key(quick_tied.numbers)] == "baselines/quick_tied"

@@ -78,6 +78,7 @@ def finished(folder: Path, row: Row, seed: int, test: float) -> Finished:
     log: list[dict[str, Any]] = [
         {
             "kind": "start",
+            "corpus": "0f",
             "environment": {
                 "precision": "fp32",
                 "device": "a CPU",

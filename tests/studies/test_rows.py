@@ -1,13 +1,17 @@
 """What makes a run one of a row."""
 
+from dataclasses import replace
+
 import pytest
 from hydra import compose
 
 from tests.processes import ROOT
+from vdrop_cli import runs
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.train import Train
-from vdrop_cli.studies import rows
+from vdrop_cli.studies import rows, table1
 
 RECORDS = ROOT / "outputs" / "record"
 
@@ -52,6 +56,28 @@ def test_a_key_leaves_out_what_does_not_make_a_run_one_of_a_row() -> None:
         "task.bptt=3",
     ):
         assert key(other) != key()
+
+
+def test_runs_of_other_texts_are_none_of_a_row() -> None:
+    """The same settings with other files."""
+
+    def key(name: str) -> str:
+        files = [f"data.{part}={name}_{part}.txt" for part in ("train", "valid", "test")]
+        config = compose("train", ["experiment=table1_small_none", "data=text", *files])
+        return rows.key(parse(config, Train).numbers())
+
+    assert key("a") != key("b") and key("a") == key("a")
+
+
+@pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
+def test_runs_of_a_file_whose_text_has_changed_are_not_averaged() -> None:
+    (run,) = runs.below(RECORDS / "table1" / "medium_zaremba-bf16-nvidia_h200")
+    start, *rest = run.log
+    other = replace(run, log=[start | {"corpus": "another"}, *rest], config=run.config | {"seed": 2})
+    row = table1.make_row(Size.medium, "zaremba", "")
+    assert rows.identity(other) != rows.identity(replace(run, config=run.config | {"seed": 2}))
+    assert [len(line.runs) for line in table1.lines_of(row, [run, other])] == [1, 1]
+    assert [len(line.runs) for line in table1.lines_of(row, [run, replace(run)])] == [2]
 
 
 def test_a_run_is_recognised_by_its_settings_and_not_by_the_experiment_that_was_chosen() -> None:

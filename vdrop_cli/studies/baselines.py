@@ -12,7 +12,7 @@ from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.fields import flatten
 from vdrop_cli.settings.train import Train
 from vdrop_cli.studies import study, table1
-from vdrop_cli.studies.rows import Collected, precision_and_device, train_settings
+from vdrop_cli.studies.rows import Collected, conditions, train_settings
 from vdrop_cli.studies.study import Column, Drawing, Line, Row, Section, Study
 
 HEADING = "Stronger baselines"
@@ -97,12 +97,10 @@ def difference(unchanged: list[Line]) -> Callable[[Line], str]:
     """Returns a function that writes the test perplexity of a line minus that of the unchanged row, in the
     same precision on the same device.
     """
-    means = {
-        precision_and_device(line.runs[0].run): fmean(line.values("test")) for line in unchanged if line.runs
-    }
+    means = {conditions(line.runs[0].run): fmean(line.values("test")) for line in unchanged if line.runs}
 
     def cell(line: Line) -> str:
-        other = means.get(precision_and_device(line.runs[0].run))
+        other = means.get(conditions(line.runs[0].run))
         return "–" if other is None else f"{fmean(line.values('test')) - other:+.2f}"
 
     return cell
@@ -130,6 +128,7 @@ def make_row(name: str, overrides: str) -> Row:
         settings=settings,
         choices=choices,
         reference=table1.reference(content),
+        is_overridden=bool(overrides),
     )
 
 
@@ -166,7 +165,9 @@ def with_size(row: Row, size: Size) -> Row:
 
 
 def parameters(line: Line) -> str:
-    """Returns the number of parameters in millions."""
+    """Returns the number of parameters in millions; a dash where settings differ, which may change it."""
+    if line.row.is_overridden:
+        return "–"
     return f"{published.baselines()['rows'][line.row.name]['parameters']:.1f}"
 
 

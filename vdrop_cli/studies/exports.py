@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from vdrop_cli import runs
 from vdrop_cli.studies.study import Column, Line
-from vdrop_cli.studies.table1 import COLUMNS, by_headings
+from vdrop_cli.studies.table1 import COLUMNS, by_headings, compares
 
 ROW: Column = ("row", lambda line: line.row.labels[0])
 SEEDS: Column = ("seeds", lambda line: line.seeds or "not yet run")
@@ -37,7 +37,16 @@ def as_text(lines: Iterable[Line]) -> str:
     return "\n\n".join(parts)
 
 
-PUBLISHED = ("row", "source", "confirmed", "valid", "valid_deviation", "test", "test_deviation")
+PUBLISHED = (
+    "row",
+    "source",
+    "confirmed",
+    "same_settings",
+    "valid",
+    "valid_deviation",
+    "test",
+    "test_deviation",
+)
 MEASURED = (
     "seeds",
     "mc_samples",
@@ -64,7 +73,8 @@ def as_csv(lines: Iterable[Line]) -> str:
         reference, how = line.row.reference, line.row.evaluation
         numbers = [part for number in (reference.valid, reference.test) for part in number or (None, None)]
         is_confirmed = reference.source is not None and reference.confirmed
-        published = [line.row.labels[0], reference.source, is_confirmed, *numbers]
+        has_same = reference.source is not None and compares(line.row)
+        published = [line.row.labels[0], reference.source, is_confirmed, has_same, *numbers]
         row = [line.row.name, *published, reference.words_per_second]
         for measured in line.runs:
             last = measured.environments[-1]

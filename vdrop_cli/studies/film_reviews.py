@@ -158,12 +158,12 @@ def key(settings: dict[str, object]) -> str:
 
 
 def lines_of(row: Row, finished: Iterable[Finished]) -> list[Line]:
-    """A line for each number of epochs, precision and device; one without runs where there are none."""
+    """A line for each number of epochs, precision, device and text; one without runs where there are none."""
     groups: dict[tuple[object, ...], list[Finished]] = {}
     own = key(row.settings.numbers())
     for run in finished:
         if key(run.numbers) == own:
-            made = (run.train.schedule.epochs, *rows.precision_and_device(run))
+            made = (run.train.schedule.epochs, *rows.conditions(run))
             groups.setdefault(made, []).append(run)
     return [Line(row, measure(group)) for group in groups.values()] or [Line(row, [])]
 

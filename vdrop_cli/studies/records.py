@@ -5,8 +5,8 @@ from pathlib import Path
 
 from vdrop_cli import RECORDS, evaluation_files, files, ownership
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.run_files import CONFIG, LOG, RESULT, STUCK
-from vdrop_cli.runs import SHARED_DEVICE, Finished, Logged, Stuck
+from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK
+from vdrop_cli.runs import Finished, Logged, Stuck
 from vdrop_cli.studies.rows import Collected
 
 

@@ -23,6 +23,9 @@ from vdrop_cli.settings.train import Train
 Run = TypeVar("Run", bound=Logged)
 DATA_IDENTITY = (  # the settings of `data` that say which text it is
     "source",
+    "train",
+    "valid",
+    "test",
     "csv",
     "delimiter",
     "name",
@@ -37,7 +40,8 @@ DATA_IDENTITY = (  # the settings of `data` that say which text it is
 
 
 def key(numbers: dict[str, Any]) -> str:
-    """What a run must share with a row to be one of it: all settings but the seed, the machine's, and paths.
+    """What a run must share with a row to be one of it: all settings but the seed, and those that say where
+    something is computed or written.
 
     `numbers` are those of `Train.numbers`, which take milliseconds.
     """
@@ -78,11 +82,19 @@ class Collected:
 # Records that pages of docs/findings are about, and that are no rows of tables; those of `moon_every_step`
 # were evaluated in another way.
 FINDINGS = ("moon_every_step", "uncertainty")
-Identity = tuple[str, int, str, str]  # key, seed, precision and device
+Conditions = tuple[str, str, str]  # precision, device and fingerprint of the text
+Identity = tuple[str, int, Conditions]  # with key and seed
 
 
 def identity(run: Logged) -> Identity:
-    return key(run.numbers), run.train.seed, *precision_and_device(run)
+    return key(run.numbers), run.train.seed, conditions(run)
+
+
+def conditions(run: Logged) -> Conditions:
+    """Returns what runs of one line of a table share beside their settings. A file may have another text than
+    before.
+    """
+    return *precision_and_device(run), run.corpus
 
 
 def precision_and_device(run: Logged) -> tuple[str, str]:

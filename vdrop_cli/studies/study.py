@@ -48,6 +48,7 @@ class Row:
     choices: tuple[str, ...]  # `vdrop train` with these makes a run
     evaluation: Evaluation = field(default_factory=Evaluation)
     reference: Reference = field(default_factory=Reference)
+    is_overridden: bool = False  # whether settings differ from those that were published
 
     @cached_property
     def key(self) -> str:

@@ -15,7 +15,7 @@ from vdrop_cli.runs import Finished, Stuck
 from vdrop_cli.settings.choices import Size
 from vdrop_cli.settings.commands import Reproduce, Table
 from vdrop_cli.studies import study
-from vdrop_cli.studies.rows import Collected, precision_and_device, train_settings
+from vdrop_cli.studies.rows import Collected, Conditions, conditions, train_settings
 from vdrop_cli.studies.study import Column, Drawing, Line, Number, Reference, Row, RunMetrics, Section, Study
 
 HEADINGS = {
@@ -149,6 +149,7 @@ def make_row(size: Size, name: str, overrides: str) -> Row:
         choices=trained,
         evaluation=Evaluation(samples=content.get("samples", 0), members=content.get("members", 1)),
         reference=reference(content),
+        is_overridden=bool(overrides),
     )
 
 
@@ -170,17 +171,15 @@ def first_seeds(count: int, stuck: Collection[int]) -> list[int]:
 
 
 def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()) -> list[Line]:
-    """A line for each precision and device that runs of the row were made with; one without runs where there
-    are none.
+    """A line for each precision, device and text that runs of the row were made with; one without runs where
+    there are none.
     """
-    groups: dict[tuple[str, str], list[RunMetrics]] = {}
+    groups: dict[Conditions, list[RunMetrics]] = {}
     for run in finished:
-        stuck_seeds = [
-            other.train.seed for other in stuck if precision_and_device(other) == precision_and_device(run)
-        ]
+        stuck_seeds = [other.train.seed for other in stuck if conditions(other) == conditions(run)]
         measured = measure(row, run, first_seeds(row.evaluation.members, stuck_seeds))
         if measured is not None:
-            groups.setdefault(precision_and_device(run), []).append(measured)
+            groups.setdefault(conditions(run), []).append(measured)
     return [Line(row, group) for group in groups.values()] or [Line(row, [])]
 
 
@@ -211,8 +210,13 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> RunMetrics | N
     return RunMetrics(run, metrics, [results.get("environment", {})], results)
 
 
-def marks(reference: Reference) -> str:
-    return ("" if reference.confirmed else "†") + ("" if reference.same_settings else "‡")
+def marks(row: Row) -> str:
+    return ("" if row.reference.confirmed else "†") + ("" if compares(row) else "‡")
+
+
+def compares(row: Row) -> bool:
+    """Whether published numbers are of the row's settings."""
+    return row.reference.same_settings and not row.is_overridden
 
 
 def published_number(name: str) -> Callable[[Line], str]:
@@ -221,14 +225,14 @@ def published_number(name: str) -> Callable[[Line], str]:
         if value is None:
             return "–"
         std = "" if value.std is None else f" ± {value.std}"
-        return f"{value.value}{std}{marks(line.row.reference)}"
+        return f"{value.value}{std}{marks(line.row)}"
 
     return cell
 
 
 def published_speed(line: Line) -> str:
     value = line.row.reference.words_per_second
-    return "–" if value is None else f"{value:,.0f}{marks(line.row.reference)}"
+    return "–" if value is None else f"{value:,.0f}{marks(line.row)}"
 
 
 def difference(metric: str, name: str) -> Callable[[Line], str]:
@@ -237,7 +241,7 @@ def difference(metric: str, name: str) -> Callable[[Line], str]:
     def cell(line: Line) -> str:
         value: Number | None = getattr(line.row.reference, name)
         values = line.values(metric)
-        if not values or value is None or not line.row.reference.same_settings:
+        if not values or value is None or not compares(line.row):
             return "–"
         return f"{fmean(values) - value.value:+.2f}"
 
