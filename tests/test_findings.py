@@ -474,6 +474,17 @@ def test_the_choice_of_the_mask_on_the_cell_state() -> None:
         run = recorded(f"choices/moon/dropout.p_c/{p_c}")
         assert run.train.dropout.p_c == float(p_c) and run.result["epochs"] == 13
         assert values == [f"{run.result['valid_ppl']:.1f}", f"{run.epochs[-1]['train_ppl_dropout']:.1f}"]
+    (with_words,) = tables("moon", "`dropout.p_word`")
+    assert set(with_words) == {path.name for path in (RECORDS / "choices/moon_word/dropout.p_word").iterdir()}
+    chosen = recorded(f"choices/moon/dropout.p_c/{min(table, key=lambda p_c: table[p_c][0])}")
+    for p_word, values in with_words.items():
+        run = recorded(f"choices/moon_word/dropout.p_word/{p_word}")
+        assert (run.train.dropout.p_word, run.result["epochs"]) == (float(p_word), 13)
+        assert run.train.dropout.p_c == chosen.train.dropout.p_c == 0.15
+        assert values == [f"{run.result['valid_ppl']:.1f}", f"{run.epochs[-1]['train_ppl_dropout']:.1f}"]
+        if p_word == "0.1":
+            gain = chosen.result["valid_ppl"] - run.result["valid_ppl"]
+            assert f"It is {gain:.1f} better than none" in words_of("moon")
     earlier = {
         p_c: sinks.read_result(RECORDS / "moon_every_step" / f"small_13_epochs_{p_c}")["valid_ppl"]
         for p_c in ("0.1", "0.25")
