@@ -13,7 +13,7 @@ from vdrop_cli.bench.report import Measurement, Rates, measurement_limit, speed_
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
-MARK = re.compile(r"(<!-- table (\w+) -->\n\n)(?:\|.*\n)*")
+MARK = re.compile(r"(<!-- table (\w+) -->\n\n)(?:\|.*\n)*\n*")
 PRECISIONS = ("fp32", "bf16")
 TORCH, LOOP = "torch_lstm", "cell_loop"
 POLICIES = ("variational", "variational_untied", "naive", "none")
@@ -210,7 +210,7 @@ def named(name: str) -> str:
 
 def page() -> str:
     """Returns the page with its tables as the records have them. Raises KeyError for an unknown table."""
-    return MARK.sub(lambda match: match[1] + named(match[2]), PAGE.read_text(encoding="utf-8"))
+    return MARK.sub(lambda match: f"{match[1]}{named(match[2])}\n", PAGE.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

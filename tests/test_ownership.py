@@ -29,6 +29,7 @@ NAMES = (
     "log.jsonl",
     "result.json",
     "stuck.json",
+    "shared_device.txt",
     "checkpoint-0002.pt",
     "eval-0001-standard.json",
     "eval-0001-mc5-s1.partial",

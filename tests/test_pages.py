@@ -42,6 +42,13 @@ def test_records_that_are_quoted_are_there(page: Path) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_table_ends_with_an_empty_line(page: Path) -> None:
+    """Or else what follows becomes a row, and a heading none."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert not re.findall(r"^\|.*\n(?!\||\n|$).*", text, re.MULTILINE)
+
+
 def test_every_page_is_in_the_menu() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     sections = [content for entry in menu for content in entry.values() if isinstance(content, list)]

@@ -104,7 +104,7 @@ def find(
             best,
             log_until(shorter, snapshot.epoch, step),
             events_until(shorter, snapshot.epoch, step),
-            files.read(shorter / SHARED_DEVICE) if (shorter / SHARED_DEVICE).exists() else None,
+            shared_device(shorter),
         )
 
     ends = ends_of_epochs(folder, settings, task.fingerprint)
@@ -130,6 +130,20 @@ def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Check
         same and is_reached, "it is of other settings than those that its folder is named by"
     )
     return replace(snapshot, config=plain(longer))
+
+
+def shared_device(folder: Path) -> bytes | None:
+    """Returns why the times of a run measure nothing, None where they do. Raises ConfigError, or ValueError
+    where the file is none.
+    """
+    try:
+        return files.read(folder / SHARED_DEVICE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise files.read_error(folder / SHARED_DEVICE, error) from None
+    except Damaged as damage:
+        raise ValueError(f"{folder / SHARED_DEVICE} cannot be read ({damage})") from None
 
 
 def log_until(folder: Path, epochs: int, step: int) -> bytes | None:

@@ -345,8 +345,10 @@ def refuse_constant_masks(device: torch.device | str) -> None:
     become constants.
     """
     context = "under torch.jit.trace" if torch._C._get_tracing_state() is not None else ""
-    if not torch.compiler.is_compiling() and torch.device(device).type == "cuda":
-        context = "in the capture of a CUDA graph" if torch.cuda.is_current_stream_capturing() else context
+    # a compiled function and a transform draw on the device, which a graph repeats with new numbers
+    draws_on_host = not (torch.compiler.is_compiling() or in_transform())
+    if draws_on_host and torch.device(device).type == "cuda" and torch.cuda.is_current_stream_capturing():
+        context = "in the capture of a CUDA graph"
     if context:
         raise ValueError(f"masks are required {context}, or evaluation mode: drawn masks would be constants")
 

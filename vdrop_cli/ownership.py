@@ -20,6 +20,7 @@ from vdrop_cli.run_files import (
     EVALUATION_PREFIX_PATTERN,
     LOG,
     RESULT,
+    SHARED_DEVICE,
     STUCK,
     parse_checkpoint,
 )
@@ -27,7 +28,7 @@ from vdrop_cli.run_files import (
 LOCK = "lock"  # in the run folder, while a process trains there
 EVALUATION = f"{EVALUATION_PREFIX_PATTERN}{evaluation_files.PATTERN}"
 # what training writes, TensorBoard's events aside
-TRAINING = "|".join([*map(re.escape, (CONFIG, LOG, RESULT, STUCK)), CHECKPOINT_PATTERN])
+TRAINING = "|".join([*map(re.escape, (CONFIG, LOG, RESULT, STUCK, SHARED_DEVICE)), CHECKPOINT_PATTERN])
 EVENTS = r"events\.out\.tfevents\.\d+\..+"
 RUN = rf"(?:{TRAINING}|{EVALUATION}\.(?:json|partial))(?:\.\d+\.tmp)?|{EVALUATION}\.lock|{EVENTS}|{LOCK}"
 OUTCOMES = (RESULT, STUCK)  # of a run that has ended and is not trained again

@@ -108,17 +108,19 @@ def commit() -> dict[str, Any]:
         return stated
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return (
+            subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True)
+            .stdout.decode(errors="replace")
+            .strip()
+        )
 
     try:
         commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
-        stated = {"commit": commit, "code": code, "dirty": False}
-        if git("status", "--porcelain", "--untracked-files=no", "--", *CODE):
-            changes = git("diff", "HEAD", "--", *CODE)
-            stated |= {"dirty": True, "changes": hashlib.sha256(changes.encode()).hexdigest()}
-        return stated
+        version = {"commit": commit, "code": code}
+        if not git("status", "--porcelain", "--untracked-files=no", "--", *CODE):
+            return version | {"dirty": False}
+        changes = git("diff", "HEAD", "--", *CODE)
+        return version | {"dirty": True, "changes": hashlib.sha256(changes.encode()).hexdigest()}
     except (OSError, subprocess.CalledProcessError):  # git is not installed, or the repository has no commit
         return stated
 

@@ -48,12 +48,13 @@ def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Pr
         predictor.require_validation_part(first.path, "gaussian or quantile")
         return conformal_noise(built, samples, fitted)
     if part == "train":
-        fitted += " (which the model has learnt: intervals are too narrow where it over-fits"
-        if predictor.learned.chunk_words is not None:  # the protocol takes each sequence for a text
-            fitted += (
-                f", and of sequences of {predictor.learned.chunk_words} words: too wide for longer texts"
-            )
-        fitted += ")"
+        pieces, chunk_words = "texts", predictor.learned.chunk_words
+        longer = ""
+        if chunk_words is not None:  # the protocol takes each sequence for a text
+            pieces, longer = f"pieces of {chunk_words} words", ", and too wide for longer texts"
+        fitted += (
+            f" ({pieces} that the model was trained on: intervals are too narrow where it over-fits{longer})"
+        )
     fitting = next(evaluations(built, samples), None)
     if fitting is not None:
         path, noise, _ = fitting

@@ -258,8 +258,8 @@ def test_noise_fitted_to_training_data_is_reported(
     train.run(settings(*TINY_SENTIMENT, *rated))
     folder = next(Path().rglob("result.json")).parent
     learnt = (
-        "fitted to the train part (which the model has learnt: intervals are too narrow where it over-fits, "
-        "and of sequences of 6 words: too wide for longer texts)"
+        "fitted to the train part (pieces of 6 words that the model was trained on: intervals are too narrow "
+        "where it over-fits, and too wide for longer texts)"
     )
     predict_rows(capsys, folder, "text=good1")
     predict.run(settings(f"checkpoint={folder}", "text=good1", "device=cpu", command="predict"))

@@ -76,7 +76,12 @@ def test_runs_of_a_file_whose_text_has_changed_are_not_averaged() -> None:
     other = replace(run, log=[start | {"corpus": "another"}, *rest], config=run.config | {"seed": 2})
     row = table1.make_row(Size.medium, "zaremba", "")
     assert rows.identity(other) != rows.identity(replace(run, config=run.config | {"seed": 2}))
-    assert [len(line.runs) for line in table1.lines_of(row, [run, other])] == [1, 1]
+    lines = table1.lines_of(row, [run, other])
+    assert [len(line.runs) for line in lines] == [1, 1]
+    assert [line.row.labels for line in lines] == [
+        (f"Zaremba et al. (text {run.corpus[:8]})",),
+        ("Zaremba et al. (text another)",),
+    ]
     assert [len(line.runs) for line in table1.lines_of(row, [run, replace(run)])] == [2]
 
 

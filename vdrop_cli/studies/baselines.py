@@ -22,8 +22,8 @@ the same device. Above zero, `{base}` is better; with one seed, a difference of 
 ABOUT = """Newer models on Penn Treebank, single and without MC dropout. `vdrop reproduce study=baselines`
 trains them; `docs/baselines.md` explains their settings. *hours*: time that passed in training, on the device
 below and beside other programs in some runs. *valid*, *test*: every token but the first, in one pass over the
-text. ‡: read or evaluated in another way, see `conf/published/baselines.yaml`. The picture has rows of
-Table 1, too, but for runs that shared their device with others."""
+text. ‡: of other settings, or read or evaluated in another way, see `conf/published/baselines.yaml`. The
+picture also has the rows of Table 1 whose runs had their device alone."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -92,6 +92,20 @@ class Line:
     @property
     def seeds(self) -> str:
         return " ".join(measured.seeds for measured in self.runs)
+
+
+def with_texts(lines: list[Line]) -> list[Line]:
+    """Returns the lines of a row; where they are of several texts, its last label has the beginning of the
+    text's fingerprint.
+    """
+    if len({line.runs[0].run.corpus for line in lines if line.runs}) < 2:
+        return lines
+    named = []
+    for line in lines:
+        *labels, last = line.row.labels
+        label = f"{last} (text {line.runs[0].run.corpus[:8]})"
+        named.append(replace(line, row=replace(line.row, labels=(*labels, label))))
+    return named
 
 
 Column = tuple[str, Callable[[Line], str]]

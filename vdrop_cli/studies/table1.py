@@ -31,7 +31,7 @@ INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
   compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
   the text. ±: standard deviation over seeds; of published numbers, theirs. Published words/s: a GPU of 2015.
-  Measured words/s: –: other runs had the same device at the same time.
+  Measured words/s: –: other runs or programs used the same device.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
 - MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs),
   with which it is published nowhere."""
@@ -180,7 +180,7 @@ def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()
         measured = measure(row, run, first_seeds(row.evaluation.members, stuck_seeds))
         if measured is not None:
             groups.setdefault(conditions(run), []).append(measured)
-    return [Line(row, group) for group in groups.values()] or [Line(row, [])]
+    return study.with_texts([Line(row, group) for group in groups.values()]) or [Line(row, [])]
 
 
 def measure(row: Row, run: Finished, members: Collection[int]) -> RunMetrics | None:
