@@ -202,6 +202,19 @@ def test_an_ensemble_of_a_row_is_of_its_seeds(members: list[str], are: bool, fol
     assert run is not None and (runs.evaluation_of(run, Evaluation(members=2), [1, 2]) is not None) == are
 
 
+def test_an_ensemble_of_a_row_has_the_epochs_that_its_runs_report(folder: Path) -> None:
+    """It may have been made while another member was still in training."""
+    members = [f"outputs/{folder.name}/checkpoint-0003.pt"]
+    other = folder.parent / folder.name.replace("-s1", "-s2")
+    shutil.copytree(folder, other)
+    for epoch, counts in ((2, False), (3, True)):
+        names = [*members, f"outputs/{other.name}/checkpoint-{epoch:04}.pt"]
+        path = folder / "eval-0003-ensemble2-0123abcd.json"
+        path.write_text(json.dumps({"metrics": {}, "members": names}))
+        evaluation = runs.evaluation_of(runs.read(folder), Evaluation(members=2), [1, 2])
+        assert (evaluation is not None) == counts
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

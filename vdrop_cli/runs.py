@@ -16,7 +16,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK
+from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK, checkpoint_name
 from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.fields import flatten, plain
 from vdrop_cli.settings.train import Train
@@ -299,9 +299,27 @@ def evaluation_of(
         results = evaluation_files.read(path)
         if evaluation.members > 1:
             evaluation_files.require_fields(results, path, "members")
-            if not evaluation_files.are_seeds_of_one_run(results["members"], members):
+            names = results["members"]
+            is_of_row = evaluation_files.are_seeds_of_one_run(names, members)
+            if not is_of_row or not are_reported_epochs(run.folder.parent, names):
                 continue
         if evaluation.samples:
             evaluation_files.require_fields(results, path, "mc")
         return results
     return None
+
+
+def are_reported_epochs(folder: Path, members: Iterable[str]) -> bool:
+    """Whether checkpoints, by their paths, are of the epochs that their runs report; runs or records that are
+    not in the folder are not judged.
+    """
+    for path in map(Path, members):
+        seed = path.parent.name.rpartition("-s")[2]
+        same_run = [
+            run_folder
+            for run_folder in (folder / path.parent.name, folder / f"s{seed}")
+            if (run_folder / RESULT).exists()
+        ]
+        if any(checkpoint_name(read_result(run_folder)["epoch"]) != path.name for run_folder in same_run):
+            return False
+    return True
