@@ -1,6 +1,7 @@
 """The smaller tables of docs/findings are what the records say; tests/test_records.py has the larger ones."""
 
 import json
+from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
@@ -540,13 +541,19 @@ UNCERTAINTY = RECORDS / "uncertainty"
 LEVELS = (50, 80, 90, 95)
 
 
-def evaluated(row: str, kind: str, seed: int = 1, *, last: bool = False) -> dict[str, Any]:
+def evaluated(
+    row: str, kind: str, seed: int = 1, *, last: bool = False, in_pieces: bool = False
+) -> dict[str, Any]:
     """The evaluation of a record: `mc50-s1`, `standard`, or of an ensemble; of the epoch that is reported, or
-    of the last one.
+    of the last one. `in_pieces`: by passes in which each piece of a review had masks of its own, where there
+    are others, too.
     """
     folder = UNCERTAINTY / row / f"s{seed}"
     result = sinks.read_result(folder)
-    (path,) = folder.glob(f"eval-{result['epochs' if last else 'epoch']:04}-{kind}.json")
+    earlier = RECORDS / "ratings_pieces" / f"uncertainty_{row}" / f"s{seed}"
+    (path,) = (earlier if in_pieces and earlier.exists() else folder).glob(
+        f"eval-{result['epochs' if last else 'epoch']:04}-{kind}.json"
+    )
     return evaluation_files.read(path)
 
 
@@ -573,7 +580,7 @@ def over_splits(name: str, *, last: bool = False) -> list[dict[str, Any]]:
     """The evaluations of a model on every split."""
     row, how = INTERVALS[name]
     rows = [row, *(f"{row}-split{split}" for split in range(1, LAST_EPOCHS if last else SPLITS[name]))]
-    return [evaluated(one, how, last=last) for one in rows]
+    return [evaluated(one, how, last=last, in_pieces=True) for one in rows]
 
 
 def coverage_line(evaluations: list[dict[str, Any]], kind: str) -> list[str]:
@@ -650,3 +657,40 @@ def test_selective_prediction() -> None:
     for name, results in ensembles.items():
         expected[name] = line([results], "std")
     assert table == expected
+
+
+def test_what_the_masks_of_a_piece_change() -> None:
+    """The models are the same to the bit, as the standard approximation shows."""
+    (table,) = tables("uncertainty", "mean over three seeds")
+    ways = [
+        [evaluated("gru_variational-100", "mc50-s1", seed, in_pieces=in_pieces) for seed in (1, 2, 3)]
+        for in_pieces in (True, False)
+    ]
+    for one, other in zip(*ways, strict=True):
+        assert one["metrics"]["test_rmse"] == other["metrics"]["test_rmse"]
+
+    def half(results: dict[str, Any]) -> float:
+        return float(next(row["std"] for row in results["tables"]["selective"] if row["share"] == 50))
+
+    measures: dict[str, tuple[Callable[[dict[str, Any]], float], int]] = {
+        "error, all reviews": (lambda results: results["metrics"]["test_rmse_mc50"], 4),
+        "error, most certain half": (half, 4),
+        "error, mean over shares": (lambda results: results["metrics"]["test_aurc_mc50"], 4),
+    }
+    for level in LEVELS:
+        name = f"test_coverage_{level}_mc50"
+        measures[f"coverage at {level} %"] = (lambda results, name=name: 100 * results["metrics"][name], 1)
+    measures["noise"] = (lambda results: results["metrics"]["noise_mc50"], 4)
+    assert table == {
+        name: [spread([value(results) for results in way], digits) for way in ways]
+        for name, (value, digits) in measures.items()
+    }
+
+    def differences(name: str) -> list[float]:
+        value, _ = measures[name]
+        return [abs(value(one) - value(other)) for one, other in zip(*ways, strict=True)]
+
+    coverage = max(max(differences(f"coverage at {level} %")) for level in LEVELS)
+    errors = max(differences("error, most certain half"))
+    assert f"by at most {coverage:.1f} percentage points and the error" in words_of("uncertainty")
+    assert f"most certain half by {errors:.3f}, in either" in words_of("uncertainty")
