@@ -445,12 +445,17 @@ def clock(minutes: float) -> str:
 
 def test_the_small_rows() -> None:
     (table,) = tables("small_rows", "row")
-    folders = ["none", "variational", "zaremba"]
+    folders = ["none", "moon", "variational", "zaremba"]
     means = [
         fmean(run.result["test_ppl"] for run in runs.below(RECORDS / "table1" / f"small_{row}-bf16-amd_epyc"))
         for row in folders
     ]
     assert [row[0] for row in table.values()] == [f"{ppl:.1f}" for ppl in means]
+
+
+def test_the_small_row_of_moon() -> None:
+    result = recorded("table1/small_moon-bf16-amd_epyc").result
+    assert f"Table 1 has {result['test_ppl']:.2f} on test" in words_of("moon")
 
 
 def test_weight_decay() -> None:
