@@ -112,6 +112,15 @@ def test_times_that_measure_nothing_stay_so_in_the_longer_run(run: Callable[...,
     assert runs.read(folder_of(3)).words_per_second is None
 
 
+def test_a_mark_that_is_no_file_is_reported_and_the_run_begins_from_nothing(
+    run: Callable[..., Train], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(run(2))
+    (folder_of(2) / SHARED_DEVICE).mkdir()
+    train.run(run(3))
+    assert SHARED_DEVICE in capsys.readouterr().err and starts(folder_of(3)) == [0]
+
+
 def test_a_run_on_ratings_is_continued_too(rated: list[str]) -> None:
     """Which reports its best epoch, and reads its texts in an order of each epoch."""
     rating_overrides = [*TINY_SENTIMENT, *rated, "task.protocol=clean", "dropout=naive"]

@@ -88,12 +88,6 @@ def from_file(path: Path, checkpoint: str | None = None) -> Evaluation | None:
     )
 
 
-def is_of_other_text(path: Path) -> bool:
-    """Returns whether a file's results are of another text than the test part, by its name."""
-    made = from_file(path)
-    return made is not None and made.text_digest != ""
-
-
 def members_digest(names: Iterable[str]) -> str:
     """Returns eight hex digits that name the models that are evaluated together, in any order."""
     together = "".join(sorted(names))

@@ -66,6 +66,7 @@ def test_a_run_prints_and_records_what_it_measured(
     bench.run(parse(compose("bench", chosen), Bench))
     (path,) = records(tmp_path)
     record = json.loads(path.read_text())
+    assert record["settings"]["turns"] == 3 and str(tmp_path) not in path.read_text(), "no place on a machine"
     measured = [(m["cell"], m["words"], m["recurrent"]) for m in record["measured"]]
     assert measured == [(cell, 1, 6 * 128**2) for cell in ("gru", "torch_gru")]
     for m in record["measured"]:

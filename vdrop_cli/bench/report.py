@@ -178,7 +178,9 @@ def print_results(measurements: list[Measurement], rates: Rates, device: torch.d
 
 
 def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) -> dict[str, Any]:
-    """The record of a bench: its settings, the machine, the best rates, and all measurements."""
+    """The record of a bench: its settings but for the folder, the machine, the best rates, and all
+    measurements.
+    """
     device = torch.device(settings.device)
     backend = choose_backend(Backend.auto, device)
     precisions = " and ".join(map(str, measured_precisions(settings)))
@@ -190,7 +192,7 @@ def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) ->
             derived = {"words_per_second": m.words_per_second, "fraction": m.fraction}
         measured.append({**asdict(m), "step_seconds": m.step_seconds, **derived})
     return {
-        "settings": plain(settings),
+        "settings": {name: value for name, value in plain(settings).items() if name != "outputs"},
         "environment": describe(device, backend.name, precisions),
         "rates": asdict(rates),
         "measured": measured,
