@@ -148,6 +148,23 @@ def test_what_a_cell_cannot_do_is_refused() -> None:
         GRUCell(5, 7, dropout=0.3)
 
 
+def test_the_dropout_of_a_cell_can_be_set_and_is_checked_as_that_of_a_new_one() -> None:
+    cell, x = LSTMCell(5, 7), torch.randn(3, 5)
+    cell.dropout = Dropout("variational", p_x=0.5)
+    with pytest.raises(ValueError, match="masks are required in training mode"):
+        cell(x)
+    h, _ = cell(x, masks=cell.masks(3))
+    assert not torch.equal(h, cell.eval()(x)[0])
+    for wrong in (Dropout("naive", p_h=0.3), Dropout("variational", p_out=0.3)):
+        with pytest.raises(ValueError, match="in a cell"):
+            cell.dropout = wrong
+    with pytest.raises(TypeError, match="got the module"):
+        cell.dropout = torch.nn.Dropout(0.3)
+    with pytest.raises(AttributeError, match=r"sampling\.p cannot be set, got 0\.1: .* layer\.dropout"):
+        cell.sampling.p = 0.1
+    assert cell.dropout == Dropout("variational", p_x=0.5) and cell.sampling.p == 0.5
+
+
 def test_masks_of_another_cell_are_refused() -> None:
     untied = Dropout("variational", p_x=0.3, p_h=0.3, tie="none")
     x = torch.randn(3, 5)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from vdrop_cli.cells import LSTMCell
-from vdrop_cli.layers import GRU, LSTM
+from vdrop_cli.layers import GRU, LSTM, Dropout
 from vdrop_cli.modules import DroppedWeight, LockedDropout, WeightDrop, WordDropout
 
 
@@ -91,6 +91,37 @@ def test_batch_first_masks_are_those_of_the_transposed_text(by: str) -> None:
     assert torch.equal(factors[0], factors[1].T)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("by", ["type", "token"])
+def test_a_loop_over_steps_drops_the_words_of_the_whole_text(by: str, batch_first: bool) -> None:
+    dropout, ids = WordDropout(0.4, by, batch_first), torch.randint(0, 5, (6, 3))
+    ids = ids.T if batch_first else ids
+    x, time_dim = torch.randn(*ids.shape, 2), 1 if batch_first else 0
+    steps = list(zip(x.unbind(time_dim), ids.unbind(time_dim), strict=True))
+    if by == "type":
+        masks = dropout.masks(6, 3)
+        y = torch.stack([dropout(x_BD, ids_B, masks) for x_BD, ids_B in steps], time_dim)
+        assert torch.equal(y, dropout(x, ids, masks))
+        with pytest.raises(ValueError, match=r"masks are required for a step \[B, D\] in training mode"):
+            dropout(*steps[0])
+    else:
+        for x_BD, ids_B in steps:
+            y_BD = dropout(x_BD, ids_B, dropout.masks(1, 3))
+            dropped_B = (y_BD == 0).all(1)
+            torch.testing.assert_close(y_BD, x_BD * (~dropped_B)[:, None] / 0.6, rtol=1e-4, atol=0)
+            assert dropout(x_BD, ids_B).shape == x_BD.shape
+    assert torch.equal(dropout.eval()(*steps[0]), steps[0][0])
+    with pytest.raises(ValueError, match=r"x must be \[\*ids\.shape, D\]"):
+        dropout(steps[0][0], ids)
+
+
+def test_masks_on_another_device_are_refused() -> None:
+    dropout, x = LockedDropout(0.3), torch.zeros(4, 3, 2, device="meta")
+    with pytest.raises(ValueError, match=r"on meta like x, got torch.float32 \[1, 3, 2\] on cpu; draw them"):
+        dropout(x, dropout.masks(3, 2))
+    assert dropout(x, dropout.masks(3, 2, x.device)).shape == x.shape
+
+
 def test_words_of_another_batch_are_refused() -> None:
     masks = WordDropout(0.4).masks(4, 3)
     assert masks is not None
@@ -147,6 +178,17 @@ def test_weights_of_cells_and_wrong_names_are_refused() -> None:
         WeightDrop(nn.Linear(3, 4))
     with pytest.raises(ValueError, match="which has no weight_xx"):
         WeightDrop(nn.LSTM(3, 4), 0.5, ["weight_xx"])
+
+
+def test_recurrent_weights_are_not_dropped_twice() -> None:
+    twice = Dropout("variational", p_h=0.2, p_weight=0.5)
+    with pytest.raises(ValueError, match=r"p_weight of the LSTM must be 0, got 0\.5: .* dropped twice"):
+        WeightDrop(LSTM(3, 4, dropout=twice), 0.5)
+    layer = WeightDrop(LSTM(3, 4), 0.5)
+    with pytest.raises(ValueError, match=r"p_weight must be 0 in a layer with WeightDrop, got 0\.5"):
+        layer.dropout = twice
+    layer.dropout = Dropout("variational", p_h=0.2)
+    assert layer.dropout.p_h == 0.2
 
 
 def test_a_weight_is_dropped_once_a_pass_however_often_its_type_is_asked_for() -> None:

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_transform
-from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
+from vdrop_cli.layer_dropout import WithDropout, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_cell_masks, check_type
 from vdrop_cli.policies import Cell, Dropout
 from vdrop_cli.state_layout import shape_text
 
 
-class RecurrentCell(nn.Module):
+class RecurrentCell(WithDropout):
     """One step of a recurrent network, with the arguments, weights and results of `torch.nn`'s cells.
 
     `masks(batch)` draws masks once for a sequence; every step takes them: `cell(x, hx, masks=masks)`. They
@@ -62,34 +62,8 @@ class RecurrentCell(nn.Module):
         self.input_size, self.hidden_size = input_size, hidden_size
         self.bias = bias
         if dropout is not None:
-            check_policy(dropout, self.cell, 1)
-            if dropout.p_weight > 0:
-                raise ValueError(
-                    f"p_weight must be 0 in a cell, got {dropout.p_weight}: its weights would be dropped "
-                    "anew at every step; use a layer"
-                )
-        chosen = chosen_dropout(dropout, variational, recurrent_dropout, 1, output=False)
-        if chosen.p_out > 0:
-            raise ValueError(
-                f"p_out must be 0 in a cell, whose output is its state, got {chosen.p_out}; use "
-                "LockedDropout on the output"
-            )
-        if chosen.one_state_mask:
-            raise ValueError(
-                "one_state_mask must be False in a cell, whose output is its state; multiply the output by "
-                "masks.layers[0].h"
-            )
-        if chosen.new_each_step:
-            raise ValueError(
-                "new_each_step must be empty in a cell, whose masks are held over the sequence, got "
-                f"{', '.join(chosen.new_each_step)}"
-            )
-        if chosen.new_every_step and chosen.drops:
-            raise ValueError(
-                "policy must be variational or moon in a cell, whose masks are held over the sequence, got "
-                f"{chosen.policy}"
-            )
-        self.sampling = MaskSampling(chosen)
+            self.check_dropout(dropout)
+        self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, 1, output=False)
         rows = GATES[self.cell] * hidden_size
         shapes = {
             "weight_ih": (rows, input_size),
@@ -104,9 +78,34 @@ class RecurrentCell(nn.Module):
             )
         self.reset_parameters()
 
-    @property
-    def dropout(self) -> Dropout:
-        return self.sampling.dropout
+    def check_dropout(self, dropout: Dropout) -> None:
+        """Raises TypeError or ValueError for a policy that a cell cannot apply."""
+        check_policy(dropout, self.cell, 1)
+        if dropout.p_weight > 0:
+            raise ValueError(
+                f"p_weight must be 0 in a cell, got {dropout.p_weight}: its weights would be dropped anew at "
+                "every step; use a layer"
+            )
+        if dropout.p_out > 0:
+            raise ValueError(
+                f"p_out must be 0 in a cell, whose output is its state, got {dropout.p_out}; use "
+                "LockedDropout on the output"
+            )
+        if dropout.one_state_mask:
+            raise ValueError(
+                "one_state_mask must be False in a cell, whose output is its state; multiply the output by "
+                "masks.layers[0].h"
+            )
+        if dropout.new_each_step:
+            raise ValueError(
+                "new_each_step must be empty in a cell, whose masks are held over the sequence, got "
+                f"{', '.join(dropout.new_each_step)}"
+            )
+        if dropout.new_every_step and dropout.drops:
+            raise ValueError(
+                "policy must be variational or moon in a cell, whose masks are held over the sequence, got "
+                f"{dropout.policy}"
+            )
 
     def reset_parameters(self) -> None:
         """Initialises weights uniformly in ±1/√H, with the random numbers of torch's cells."""

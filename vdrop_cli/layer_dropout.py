@@ -16,7 +16,7 @@ class MaskSampling(nn.Dropout):
     """Decides whether a layer draws masks: it does while `training` of this module is true.
 
     It is an `nn.Dropout`, so that tools for MC dropout find it. It has no parameters and is never called. `p`
-    is the largest probability of the layer, read-only.
+    is the largest probability of the layer. It cannot be set, since a layer has several.
     """
 
     def __init__(self, dropout: Dropout) -> None:
@@ -24,8 +24,15 @@ class MaskSampling(nn.Dropout):
         self.dropout, self.inplace = dropout, False
 
     @property
-    def p(self) -> float:  # type: ignore[override]
+    def p(self) -> float:
         return self.dropout.max_probability
+
+    @p.setter
+    def p(self, p: float) -> None:
+        raise AttributeError(
+            f"sampling.p cannot be set, got {p}: the layer has a probability for each place; set "
+            "layer.dropout = Dropout(…)"
+        )
 
     @property
     def drops_weights(self) -> bool:
@@ -37,6 +44,34 @@ class MaskSampling(nn.Dropout):
 
     def extra_repr(self) -> str:
         return describe(self.dropout)
+
+
+class WithDropout(nn.Module):
+    """A layer or cell with a dropout policy, which may be set at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampling = MaskSampling(NO_DROPOUT)
+
+    @property
+    def dropout(self) -> Dropout:
+        """The policy and its probabilities; it may be set at any time."""
+        return self.sampling.dropout
+
+    @dropout.setter
+    def dropout(self, dropout: Dropout) -> None:
+        self.check_dropout(dropout)
+        self.sampling.dropout = dropout
+
+    def check_dropout(self, dropout: Dropout) -> None:
+        """Raises TypeError or ValueError for a policy that the module cannot apply."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module would register such a value as a child, and dropout would not change.
+        if name == "dropout" and isinstance(value, nn.Module):
+            raise TypeError(f"dropout must be a Dropout, got the module {value}")
+        super().__setattr__(name, value)
 
 
 def describe(dropout: Dropout) -> str:

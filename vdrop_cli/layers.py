@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks, Norms
-from vdrop_cli.layer_dropout import MaskSampling, check_policy, chosen_dropout, describe, weight_like
+from vdrop_cli.layer_dropout import WithDropout, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_layer_masks
-from vdrop_cli.policies import NO_DROPOUT, Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.policies import Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.state_layout import State as State
 from vdrop_cli.state_layout import StateLayout
 from vdrop_cli.time_reversal import reverse_masks, reverse_time, reversed_order
@@ -79,7 +79,7 @@ def require_possible_options(
         raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
 
 
-class Recurrent(nn.Module):
+class Recurrent(WithDropout):
     """Stacked layers of one kind of cell, with the arguments, weights and results of `torch.nn`.
 
     Dropout is one of
@@ -87,8 +87,7 @@ class Recurrent(nn.Module):
     - `dropout=p`: as in torch, between layers, resampled at every step;
     - `variational=p`: masks held over the sequence, on the inputs of all layers, the recurrence and the
       output;
-    - `recurrent_dropout=p`: a mask held over the sequence, on the recurrence alone, shared by all gates (as
-      in Keras).
+    - `recurrent_dropout=p`: a mask held over the sequence, on the recurrence alone, shared by all gates.
 
     In training mode every call without `masks` draws new ones from torch's global random state. In evaluation
     mode the means of the masks replace them. `sampling.training` decides which; `train()` and `eval()` set
@@ -159,7 +158,6 @@ class Recurrent(nn.Module):
         self.proj_size, self.layer_norm = proj_size, layer_norm
         self.backend, self.compute_dtype = kernels.check_name(backend), compute_dtype
         self.recompute = recompute
-        self.sampling = MaskSampling(NO_DROPOUT)
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
         if num_layers == 1 and dropout and not isinstance(dropout, Dropout):
             level = 2 if type(self).__init__ is Recurrent.__init__ else 3
@@ -167,22 +165,17 @@ class Recurrent(nn.Module):
         self.register_weights(device, dtype)
         self.reset_parameters()
 
-    @property
-    def dropout(self) -> Dropout:
-        """The policy and its probabilities; it may be set at any time."""
-        return self.sampling.dropout
-
-    @dropout.setter
-    def dropout(self, dropout: Dropout) -> None:
+    def check_dropout(self, dropout: Dropout) -> None:
+        """Raises TypeError or ValueError for a policy that these layers cannot apply."""
         is_chain = not (self.bidirectional or self.residual)
         check_policy(dropout, self.cell, self.num_layers, is_chain=is_chain, layer_norm=self.layer_norm)
-        self.sampling.dropout = dropout
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module would register such a value as a child, and dropout would not change.
-        if name == "dropout" and isinstance(value, nn.Module):
-            raise TypeError(f"dropout must be a Dropout, got the module {value}")
-        super().__setattr__(name, value)
+        if dropout.p_weight > 0 and any(
+            isinstance(module, nn.Dropout) and module is not self.sampling for module in self.modules()
+        ):
+            raise ValueError(
+                f"p_weight must be 0 in a layer with WeightDrop, got {dropout.p_weight}: its recurrent "
+                "weights would be dropped twice; choose one of the two"
+            )
 
     @property
     def directions(self) -> int:
@@ -446,8 +439,10 @@ class Recurrent(nn.Module):
 
         `input` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence.
         With `lengths` [B] the last state is the one after each sequence's last step, and the output beyond it
-        is zero; lengths above T count as T. `masks` have the sequences in the order of the input; masks of
-        backward layers are indexed by position in the text, not by step.
+        is zero; lengths above T count as T. The last state is before the output mask, and without the
+        addition of `residual`: with these, `output[-1]` is not `h[-1]` as in torch. `masks` have the
+        sequences in the order of the input; masks of backward layers are indexed by position in the text,
+        not by step.
 
         `return_states` adds a third result: for each layer and direction, in torch's order, the states of all
         steps in the layout of the output, (h,) or for an LSTM (h, c), before the output mask.

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from vdrop_cli.cells import RecurrentCell
 from vdrop_cli.dropout import WordMasks, new_mask, new_word_masks
-from vdrop_cli.policies import WordMask, checked_probability, choice
+from vdrop_cli.policies import Dropout, WordMask, checked_probability, choice
 
 
 class LockedDropout(nn.Dropout):
@@ -42,8 +42,8 @@ class LockedDropout(nn.Dropout):
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
         """Returns `x` with one mask for all steps, in its shape.
 
-        `masks` is a mask of `masks(batch, size)`, of the type of `x`. Raises ValueError for a shape or type
-        that does not fit.
+        `masks` is a mask of `masks(batch, size, x.device, x.dtype)`. Raises ValueError for a shape, type or
+        device that does not fit.
         """
         if x.dim() == 2:  # one step of a loop
             if masks is None and self.training and self.p > 0:
@@ -63,9 +63,11 @@ class LockedDropout(nn.Dropout):
                 return x
             masks = self.masks(x.shape[0 if self.batch_first else 1], x.shape[2], x.device, x.dtype)
         expected = (x.shape[0], 1, x.shape[2]) if self.batch_first else (1, *x.shape[1:])
-        if masks.shape != expected or masks.dtype != x.dtype:
+        if masks.shape != expected or masks.dtype != x.dtype or masks.device != x.device:
             raise ValueError(
-                f"masks must be {x.dtype} {list(expected)} like x, got {masks.dtype} {list(masks.shape)}"
+                f"masks must be {x.dtype} {list(expected)} on {x.device} like x, got {masks.dtype} "
+                f"{list(masks.shape)} on {masks.device}; draw them by "
+                "masks(batch, size, x.device, x.dtype)"
             )
         return x * masks
 
@@ -78,9 +80,10 @@ class WordDropout(nn.Dropout):
 
     With `by="type"` a dropped word is dropped wherever it occurs in its sequence (Gal & Ghahramani 2016,
     section 4.2); with `by="token"` each occurrence is dropped independently. Vectors are [T, B, D] and words
-    [T, B], or [B, T, D] and [B, T] with `batch_first`. In training mode every call without `masks` draws new
-    ones. `masks` that are passed are used in either mode. Raises ValueError for a probability outside [0, 1)
-    and for shapes that do not fit.
+    [T, B], or [B, T, D] and [B, T] with `batch_first`, or those of one step, [B, D] and [B]. In training mode
+    every call without `masks` draws new ones, but a step by type needs `masks`, which hold for its sequence.
+    `masks` that are passed are used in either mode. Raises ValueError for a probability outside [0, 1), for
+    shapes that do not fit, and for a step by type in training mode without `masks`.
     """
 
     def __init__(self, p: float = 0.5, by: str | WordMask = "type", batch_first: bool = False) -> None:
@@ -101,11 +104,20 @@ class WordDropout(nn.Dropout):
     def forward(self, x: Tensor, ids: Tensor, masks: WordMasks | None = None) -> Tensor:  # type: ignore[override]
         """Returns the vectors `x` of the words `ids`, those of dropped words zero.
 
-        `x` is [T, B, D] and `ids` [T, B], or [B, T, D] and [B, T] with `batch_first`. `masks` are those of
-        `masks(time, batch)`. Raises ValueError for shapes that do not fit.
+        `x` is [T, B, D] and `ids` [T, B], or [B, T, D] and [B, T] with `batch_first`; of one step [B, D] and
+        [B]. `masks` are those of `masks(time, batch, x.device)`; those by token of a step are of `time` 1.
+        Raises ValueError for shapes that do not fit.
         """
-        if x.dim() != 3 or x.shape[:2] != ids.shape:
+        if ids.dim() not in (1, 2) or x.dim() != ids.dim() + 1 or x.shape[:-1] != ids.shape:
             raise ValueError(f"x must be [*ids.shape, D] with ids {list(ids.shape)}, got {list(x.shape)}")
+        if ids.dim() == 1:  # one step of a loop
+            if masks is None and self.training and self.p > 0 and self.by is WordMask.type:
+                raise ValueError(
+                    "masks are required for a step [B, D] in training mode: masks = dropout.masks(time, "
+                    "batch) once for a sequence, then masks=masks"
+                )
+            time_dim = 1 if self.batch_first else 0
+            return self(x.unsqueeze(time_dim), ids.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
         if masks is None:
             if not self.training or self.p == 0:
                 return x
@@ -138,7 +150,8 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
     `nn.LSTM`, `nn.GRU` or a layer of this library. The module itself is changed, by
     `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` with
     `leave_parametrized=False` undoes it (without that, the weights stay as one draw dropped them). Raises
-    ValueError for a cell, which would resample its weights at every step, and for unknown names.
+    ValueError for a cell, which would resample its weights at every step, for a layer with `p_weight`, and
+    for unknown names.
     """
     checked_probability("p", p)
     if isinstance(module, RecurrentCell | nn.RNNCellBase):
@@ -148,6 +161,12 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
         )
     own = [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name in own if name.startswith("weight_hh")] if names is None else names
+    dropout = getattr(module, "dropout", None)
+    if isinstance(dropout, Dropout) and dropout.p_weight > 0:
+        raise ValueError(
+            f"p_weight of the {type(module).__name__} must be 0, got {dropout.p_weight}: its recurrent "
+            "weights would be dropped twice; choose one of the two"
+        )
     if not names:
         raise ValueError(f"names are required: a {type(module).__name__} has no parameters weight_hh…")
     if unknown := [name for name in names if name not in own]:

@@ -166,7 +166,7 @@ def keras_step(
     model: Model, dropout: DropoutSettings, schedule: Schedule, ids_TB: Tensor, targets_TB: Tensor
 ) -> Callable[[], object]:
     """A training step of Keras's `LSTM(dropout=…, recurrent_dropout=…)` in fp32, with the torch back end
-    unless KERAS_BACKEND names another.
+    unless KERAS_BACKEND names another. With both, Keras has a mask for each gate, as `variational_untied`.
     """
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
