@@ -172,6 +172,11 @@ MISTAKES = {  # what is typed: what the one line must say
     ("train", "--config-dir"): "--config-dir needs a folder",
     ("train", "--config-dir", "nowhere"): "nowhere",
     ("train", "-m", "hydra/sweeper=basic", "seed=1,2"): "hydra/sweeper must be",
+    ("train", "hydra/launcher=joblib", "seed=1"): "hydra/launcher=joblib: a launcher is for sweeps; add -m",
+    ("reproduce", "hydra/launcher=joblib"): "a launcher is for sweeps; use launcher=",
+    ("train", "-m", "experiment=glob(typo_*)"): "experiment=glob(typo_*)': there is nothing to run",
+    ("train", "-m", "seed=range(1,1)"): "there is nothing to run",
+    ("train", "-m", "model=lstm_small", "seed=1,2,2"): "model=lstm_small seed=2 is there twice",
 }
 
 

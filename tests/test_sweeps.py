@@ -60,6 +60,13 @@ def test_what_is_done_is_skipped_and_a_failure_is_reported_with_its_reason(
     assert re.fullmatch(r"schedule\.lr=0 +0 of 3 \(3 failed\) +– +– +–", table[2])
 
 
+def test_a_run_that_is_asked_for_in_two_ways_counts_once(vdrop: Vdrop, text: list[str]) -> None:
+    ran = vdrop("train", "-m", *TINY, *text, "seed=1,2", "schedule.lr=1,1.0")
+    assert ran.stderr.splitlines()[-1] == "vdrop: 4 runs: 2 done, 2 skipped", ran.stderr
+    _, *rows = ran.stdout.split("\n\n")[-1].splitlines()
+    assert len(rows) == 1 and re.match(r"1\. schedule\.lr=1 +2 ", rows[0]), rows
+
+
 def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(
     vdrop: Vdrop, text: list[str], tmp_path: Path
 ) -> None:

@@ -241,9 +241,18 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def read_jobs(self, arguments: Sequence[str]) -> None:
-        """Sets the overrides and the name of each job, as the basic sweeper combines them."""
+        """Sets the overrides and the name of each job, as the basic sweeper combines them.
+
+        Raises ConfigError where there is no job, or one twice.
+        """
         params = [f"{key}={value}" for key, value in self.basic.params.items()]
         (self.jobs,) = self.basic.split_arguments(self.parser.parse_overrides([*params, *arguments]), None)
+        line = shlex.join(arguments)
+        if not self.jobs:
+            raise ConfigError(f"{line}: there is nothing to run; a value matches no choice, or is empty")
+        repeated = next((job for number, job in enumerate(self.jobs) if job in self.jobs[:number]), None)
+        if repeated is not None:
+            raise ConfigError(f"{line}: {' '.join(repeated)} is there twice; give each value once")
         self.job.names = distinct(self.jobs)
 
     def sweep(self, arguments: list[str]) -> None:
@@ -350,20 +359,25 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             for outcome in ended
         ]
         configurations: dict[str, Configuration] = {}
+        folders = set[Path]()  # a run counts once, also where it was asked for in two ways, as lr=1,1.0
         for label, outcome in zip(distinct(without_seeds), ended, strict=True):
-            one = configurations.setdefault(label, Configuration(label))
-            try:
+            run, status = None, outcome.status
+            if outcome.is_done and outcome.folder:
                 folder = outcomes.run_folder(self.folder, outcome)
-                run = runs.read_any(folder) if outcome.is_done and outcome.folder else None
-            except ConfigError as error:
-                print(f"vdrop: {error}", file=sys.stderr)
-                one.unfinished.append("unreadable")
+                if folder in folders:
+                    continue
+                folders.add(folder)
+                try:
+                    run = runs.read_any(folder)
+                except ConfigError as error:
+                    print(f"vdrop: {error}", file=sys.stderr)
+                    status = "unreadable"
+            one = configurations.setdefault(label, Configuration(label))
+            if run is None:
+                one.unfinished.append(status)
             else:
-                if run is None:
-                    one.unfinished.append(outcome.status)
-                else:
-                    one.add(run)
-                    one.label = one.label or comparison.own_label(one)  # no setting but the seed differs
+                one.add(run)
+                one.label = one.label or comparison.own_label(one)  # no setting but the seed differs
         if any(one.measured for one in configurations.values()):
             print("\n" + "\n".join(text_tables.aligned(comparison.ranked_rows(configurations.values()))))
 
