@@ -226,7 +226,7 @@ class LSTMCell(RecurrentCell):
         """Returns the new (h, c) after one step, as `torch.nn.LSTMCell` does.
 
         `input` is [B, D] and `hx` (h, c), each [B, H]; without a batch [D] and [H]. Without `hx` both are
-        zeros. `masks` are those of `masks(B)`; without them their means count. Raises ValueError for shapes
+        zeros. `masks` are those of `masks(B)`; without them, their means. Raises ValueError for shapes
         and masks that do not fit, and in training mode where the cell drops and has no masks; TypeError for
         masks that are no `ModelMasks`.
         """

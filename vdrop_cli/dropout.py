@@ -20,8 +20,8 @@ from vdrop_cli.random_streams import Stream, new_stream
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
 CANDIDATE = {4: 2, 3: 2}  # the gate without a sigmoid, by the number of gates: g of i f g o, n of r z n
-KEEP_BITS = 16  # each element of a mask is as many random bits, compared with the drop probability
-HASH_BITS = 24  # the hash of a word has as many bits, compared with the drop probability
+KEEP_BITS = 16  # random bits for each element of a mask, compared with the drop probability
+HASH_BITS = 24  # bits of the hash of a word, compared with the drop probability
 
 Index = Tensor | Sequence[int]
 
@@ -216,7 +216,7 @@ class ModelMasks:
         return replace(self, layers=layers, word=word, out=out, batch=batch, head=head)
 
     def map_weights(self, function: Callable[[Tensor | None], Tensor | None]) -> "ModelMasks":
-        """Returns the same masks but for those on weights."""
+        """Returns masks with `function` applied to those on weights; all others are the same."""
         return self if self.weights is None else replace(self, weights=list(map(function, self.weights)))
 
     @property
@@ -584,7 +584,7 @@ def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> Mode
 
 
 def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
-    """Joins the masks of several batches to those of one; ones replace masks that are None.
+    """Joins the masks of several batches into those of one batch; a mask that is None becomes ones.
 
     Raises ValueError where steps, layers, scales or kinds of word masks differ, and for masks on weights, of
     which a batch has one for all its sequences.

@@ -102,7 +102,7 @@ class Recurrent(WithDropout):
       layers whose sizes differ are joined in the last dimension: h and c are [directions, B, sum of the
       sizes], those of the last layer at the end.
     - `residual`: the input of each layer but the first is added to its output, not to its states. Their sizes
-      must be equal. The input that is added is that without the dropout of the layer.
+      must be equal. The added input is the one before the layer's dropout.
     - `layer_norm`: normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters
       `norm_…`. The back end `triton` does not have it.
     - `proj_size` (LSTM): a projection of the hidden state, computed by the back end `reference`, a plain

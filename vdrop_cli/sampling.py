@@ -88,7 +88,7 @@ def predict_mc(
 
     `model(x)` must return one tensor. `batch` passes run at once: `x` is repeated along its dimension of
     sequences `dim`, which the output must have, too (0 where the batch comes first, 1 where time does). This
-    is faster, and has the same distribution where masks are drawn for each sequence. Everything that does not
+    is usually faster, with the same distribution if each sequence has its own masks. Everything that does not
     drop is in evaluation mode meanwhile. Sums are in float64; mean and standard deviation have the type of
     the output, or float32 where the output is integers. Raises ValueError for `batch` > 1 without `dim` or
     with dropped weights (`WeightDrop`, `p_weight`), which all passes of a batch would share, and for an

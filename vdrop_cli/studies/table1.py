@@ -24,17 +24,17 @@ HEADINGS = {
     Size.large: "Large (1500 units)",
 }
 INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run; ROW is one of {rows}.
-  A row of MC dropout or of averages trains the row that it evaluates. Averages and corrected rows are of
-  the large size alone.
+  An experiment of an MC row or of an average trains the row that it evaluates. Only the large size has
+  averages and corrected rows.
   `vdrop eval checkpoint=RUN mc_samples=1000` (small: 100) evaluates it for an MC row, `members=[RUN,…]`
   averages runs. `make reproduce-table SIZE=medium SEEDS=3` does it all; the average of ten takes `SEEDS=10`.
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
   compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
-  the text. ±: standard deviation over seeds; of published numbers, theirs. Published words/s: a GPU of 2015.
-  Measured words/s: –: other runs or programs used the same device.
+  the text. ±: standard deviation over seeds; of published numbers, that of the paper. Published words/s:
+  measured on a GPU of 2015. A dash under words/s: other runs or programs used the device, too.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
-- MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs),
-  with which it is published nowhere."""
+- MC rows evaluate the runs of the row above. The small size has the schedule of the medium one (39 epochs);
+  no published result has both."""
 
 
 @dataclass(frozen=True)
