@@ -13,9 +13,9 @@ help:  ## what can be made
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,plot]'
 	@touch $@
 
-setup: .venv/.ready  ## create .venv with everything in it
+setup: .venv/.ready  ## create .venv with vdrop and all its extras for development
 
-demo: setup  ## none, naive and variational side by side on the embedded corpus, in minutes
+demo: setup  ## train and compare none, naive and variational on the embedded corpus, in minutes
 	$(BIN)/vdrop train -m experiment=demo dropout=none,naive,variational
 	$(BIN)/vdrop compare outputs/demo/train picture=outputs/demo/curves.png
 
@@ -26,23 +26,26 @@ LAUNCHER ?=
 JOBS ?= 1
 UNTIL ?=
 MC_BATCH ?=
+DEVICE ?= auto
+BACKEND ?= auto
 PRECISION ?= auto
+place = device=$(DEVICE) backend=$(BACKEND) precision=$(PRECISION)
 comma := ,
 sizes = $(if $(filter all,$(SIZE)),small$(comma)medium$(comma)large,$(SIZE))
 
-reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… JOBS=1 UNTIL=8h PRECISION=…
-	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) $(if $(ROWS),'rows=[$(ROWS)]') \
+reproduce-table: setup  ## the paper's Table 1 into RESULTS.md; SIZE=small|medium|large|all SEEDS=1 ROWS=none,… JOBS=1 UNTIL=8h DEVICE=… BACKEND=… PRECISION=…
+	$(BIN)/vdrop reproduce 'sizes=[$(sizes)]' seeds=$(SEEDS) $(place) jobs=$(JOBS) $(if $(ROWS),'rows=[$(ROWS)]') \
 	  $(if $(UNTIL),until=$(UNTIL)) $(if $(MC_BATCH),mc_batch=$(MC_BATCH)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
-baseline: setup  ## a strong small model of Penn Treebank, in a few hours on two cores; SEEDS=1 UNTIL=2h PRECISION=…
-	$(BIN)/vdrop reproduce study=baselines 'rows=[ptb_3h]' seeds=$(SEEDS) precision=$(PRECISION) $(if $(UNTIL),until=$(UNTIL))
+baseline: setup  ## a strong small model of Penn Treebank, in a few hours on two cores; SEEDS=1 UNTIL=2h DEVICE=… PRECISION=…
+	$(BIN)/vdrop reproduce study=baselines 'rows=[ptb_3h]' seeds=$(SEEDS) $(place) $(if $(UNTIL),until=$(UNTIL))
 
 EPOCHS ?= 60
 PROTOCOLS ?= paper,clean
 CELLS ?= lstm,gru
 
-reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=paper,clean CELLS=lstm,gru EPOCHS=60 SEEDS=1 JOBS=1 UNTIL=8h PRECISION=…
-	$(BIN)/vdrop reproduce study=film_reviews 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) precision=$(PRECISION) jobs=$(JOBS) \
+reproduce-figures: setup  ## the paper's experiments on film reviews; PROTOCOLS=paper,clean CELLS=lstm,gru EPOCHS=60 SEEDS=1 JOBS=1 UNTIL=8h DEVICE=… BACKEND=… PRECISION=…
+	$(BIN)/vdrop reproduce study=film_reviews 'protocols=[$(PROTOCOLS)]' 'cells=[$(CELLS)]' epochs=$(EPOCHS) seeds=$(SEEDS) $(place) jobs=$(JOBS) \
 	  $(if $(UNTIL),until=$(UNTIL)) $(if $(LAUNCHER),"launcher=$(LAUNCHER)")
 
 test: setup  ## run the tests; those on real data need VDROP_DATA
@@ -53,7 +56,7 @@ test-long: setup  ## run only the long forms of tests: more kills, more seeds, l
 
 FUZZ ?= 20
 
-fuzz: setup  ## random command lines, others each time; FUZZ=20 times as many as the tests run
+fuzz: setup  ## new random command lines in each run; FUZZ=20 times as many as in the tests
 	VDROP_FUZZ=$(FUZZ) $(BIN)/python -m pytest --dist worksteal -n auto tests/test_mistakes.py tests/test_arguments.py
 
 test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, and Debian's slurm-wlm and munge
@@ -74,7 +77,7 @@ test-gpu: setup  ## minutes on a GPU: the cells against the definition, and a st
 	$(BIN)/vdrop bench device=cuda 'sizes=[medium,large]' 'parts=[step]' 'precisions=[bf16]' starts=1 \
 	  'cells=[variational,variational_untied,none,torch_lstm,cell_loop]'
 
-bench-gpu: setup  ## most of an hour on a GPU: every cell, size, part and precision
+bench-gpu: setup  ## most of an hour on a GPU: every cell and precision, the sizes small, medium and large, the parts step, layer and mc
 	$(BIN)/vdrop bench device=cuda 'sizes=[small,medium,large]' 'parts=[step,layer,mc]'
 
 .venv-docs/.ready: pyproject.toml constraints.txt

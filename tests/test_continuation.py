@@ -19,6 +19,7 @@ from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.run_files import SHARED_DEVICE
 from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import read_log
 from vdrop_cli.studies.plan import RunFactory
@@ -410,7 +411,7 @@ def test_a_copying_that_is_cut_off_anywhere_is_made_up_for(
 
 def test_a_plan_counts_the_epochs_of_a_shorter_run(run: Callable[..., Train]) -> None:
     train.run(run(2, "precision=fp32"))
-    factory = RunFactory(Precision.fp32, "outputs")
+    factory = RunFactory(Reproduce(precision=Precision.fp32))
     assert [
         factory.training(Row("it", (), (), run(epochs, *more), ()), 1).epochs_done
         for epochs, more in ((2, ()), (5, ()), (5, ("dropout=none",)))

@@ -189,3 +189,36 @@ def test_handlers_are_put_back() -> None:
             assert [signal.getsignal(number) for number in interruption.SIGNALS] == during != before
         assert [signal.getsignal(number) for number in interruption.SIGNALS] == during
     assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
+
+
+def test_a_process_that_waits_for_others_ends_by_the_first_signal_and_says_all_that_it_has_to() -> None:
+    """`vdrop reproduce` asks a sweep to stop by SIGTERM, and the terminal by SIGINT, at once."""
+    code = """
+import time
+from vdrop_cli import interruption
+try:
+    with interruption.raising_keyboard_interrupt():
+        print("ready", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    print("all", flush=True)
+"""
+    for signals in ([signal.SIGTERM, signal.SIGINT], [signal.SIGINT, signal.SIGTERM]):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.2)
+        out, _ = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, "all\n")
+
+
+def test_handlers_are_restored_where_no_signal_came() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = [signal.getsignal(number) for number in numbers]
+    with interruption.raising_keyboard_interrupt():
+        assert [signal.getsignal(number) for number in numbers] != earlier
+    assert [signal.getsignal(number) for number in numbers] == earlier

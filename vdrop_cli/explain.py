@@ -6,7 +6,7 @@ from hydra.errors import MissingConfigException
 
 from vdrop_cli.arguments import ALIASES, choices, groups
 from vdrop_cli.errors import nearest
-from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.commands import PLANNED, ROOTS
 from vdrop_cli.settings.fields import keys, suggestion
 
 EXTRAS = {
@@ -59,7 +59,9 @@ def setting_hint(key: str, command: str) -> str:
     """What a setting that the command does not have may mean, to be appended to a message."""
     trained = ALIASES["train"].get(key, key)
     if command != "train" and trained in keys(ROOTS["train"]):
-        here = f"; here, overrides='{trained}=…' sets it" if "overrides" in keys(ROOTS[command]) else ""
+        is_free = "overrides" in keys(ROOTS[command]) and trained not in PLANNED
+        here = f"; here, overrides='{trained}=…' sets it" if is_free else ""
+        here = f"; {PLANNED[trained]}" if command == "reproduce" and trained in PLANNED else here
         return f" of vdrop {command}; vdrop train has {trained}{here}"
     hint = suggestion(key, [*keys(ROOTS[command]), *groups(command)], ALIASES.get(command))
     return hint or f"; vdrop {command} --help lists the settings"

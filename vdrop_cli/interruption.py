@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 STOPPING = b"\nvdrop: stopping after this step; Ctrl-C again stops at once and loses what is not saved\n"
@@ -111,6 +112,34 @@ def check() -> None:
 
 
 @contextmanager
+def raising_keyboard_interrupt() -> Iterator[None]:
+    """Within it, the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones do nothing.
+
+    It is for a process that only waits: it can say how its jobs are before it ends.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = {number: signal.getsignal(number) for number in numbers}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is handler:  # no signal came
+            restore_handlers(earlier)
+
+
+def restore_handlers(earlier: dict[signal.Signals, Any]) -> None:
+    for number, previous in earlier.items():
+        signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+
+
+@contextmanager
 def listening(also: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Within it, a signal only sets the flag and calls `also`; a second Ctrl-C ends the process at once.
 
@@ -142,5 +171,4 @@ def listening(also: Callable[[], object] = lambda: None) -> Iterator[None]:
         sys.exit(stop.exit_code)
     finally:
         is_listening = False
-        for number, previous in earlier.items():
-            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+        restore_handlers(earlier)

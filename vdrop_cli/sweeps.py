@@ -269,6 +269,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                     stack.enter_context(interruption.listening(self.stop))
                 if "submitit" in self.launcher_name:
                     losses = stack.enter_context(launchers.waiting_for_all())
+                if is_slurm(self.launcher_name):
+                    stack.enter_context(interruption.raising_keyboard_interrupt())
                 self.basic.sweep(arguments)
         except Exception as error:
             if not self.has_begun():

@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.lock import Lock
 from vdrop_cli.policies import Cell
 from vdrop_cli.runs import Finished
-from vdrop_cli.settings.choices import Pictures, Precision, Size, SplitProtocol, StudyName
+from vdrop_cli.settings.choices import Backend, Pictures, Precision, Size, SplitProtocol, StudyName
 from vdrop_cli.settings.commands import Reproduce, Table, seconds
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.sinks import read_log
@@ -135,7 +136,7 @@ def test_rows_that_could_not_be_made_are_an_error_and_the_table_says_so(
 
 def planned(chosen: list[Row], overrides: str, seeds: int) -> Plan:
     settled = Reproduce(sizes=[Size.small], overrides=overrides, seeds=seeds, precision=Precision.fp32)
-    return plan.make_plan(chosen, settled, RunFactory(Precision.fp32, "outputs"))
+    return plan.make_plan(chosen, settled, RunFactory(settled))
 
 
 def overrides_of(changes: str) -> str:
@@ -449,7 +450,7 @@ def test_passes_run_together_as_it_was_asked_for(
     chosen = Table1([Size.small], ["variational_mc"], overrides).rows
     for mc_batch in (None, 200):
         asked = Reproduce(sizes=[Size.small], overrides=overrides, mc_batch=mc_batch)
-        made = plan.make_plan(chosen, asked, RunFactory(Precision.auto, "outputs"))
+        made = plan.make_plan(chosen, asked, RunFactory(asked))
         (evaluation,) = made.evaluations.values()
         assert [a for a in evaluation.arguments if a.startswith("mc_batch")] == (
             ["mc_batch=200"] if mc_batch else []
@@ -468,6 +469,14 @@ def test_times_and_numbers_of_jobs_that_cannot_be_meant_are_refused() -> None:
         Reproduce(jobs=0)
     with pytest.raises(ConfigError, match=r"^jobs must be 1 with launcher"):
         Reproduce(jobs=3, launcher="joblib")
+    place: dict[str, Any] = {"device": "cpu", "backend": Backend.native, "precision": Precision.bf16}
+    for name in place:
+        with pytest.raises(ConfigError, match=rf"^{name} must be that of the runs, not auto, .*, got auto"):
+            Reproduce(launcher="submitit_slurm", **{**place, name: type(place[name])("auto")}).require_place()
+    with pytest.raises(ConfigError, match=r"^until must be null with launcher=submitit_slurm, .*timeout_min"):
+        Reproduce(launcher="submitit_slurm", until="2h", **place).require_place()
+    Reproduce(launcher="submitit_slurm", **place).require_place()
+    Reproduce(launcher="submitit_local", until="2h").require_place()
 
 
 FEW_FILM_REVIEWS = [

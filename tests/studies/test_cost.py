@@ -8,6 +8,7 @@ from tests.conftest import TINY, TINY_SENTIMENT, settings
 from tests.studies.test_plan import row_of
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.studies.cost import Cost
 from vdrop_cli.studies.plan import RunFactory
 from vdrop_cli.tasks import Sentiment
@@ -17,7 +18,8 @@ def test_reading_costs_in_proportion_to_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training = RunFactory(Precision.fp32, "outputs").training(row_of(settings(*TINY_SENTIMENT, *rated)), 1)
+    factory = RunFactory(Reproduce(precision=Precision.fp32))
+    training = factory.training(row_of(settings(*TINY_SENTIMENT, *rated)), 1)
     cost, task = Cost(training.settings, training.task), training.task
     assert isinstance(task, Sentiment)
     words = sum(task.parts["train"].lengths) + sum(task.parts["test"].lengths)
@@ -29,7 +31,8 @@ def test_the_time_of_passes_is_measured_with_as_many_as_run_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training = RunFactory(Precision.fp32, "outputs").training(row_of(settings(*TINY, *text)), 1)
+    factory = RunFactory(Reproduce(precision=Precision.fp32))
+    training = factory.training(row_of(settings(*TINY, *text)), 1)
     cost = Cost(training.settings, training.task)
     batches: list[int] = []
     zero_state = LanguageModel.zero_state

@@ -13,10 +13,12 @@ from vdrop_cli.commands import train
 from vdrop_cli.errors import RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import device_name
-from vdrop_cli.settings.choices import Precision
+from vdrop_cli.settings.choices import Backend, Precision
+from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.train import Train
 from vdrop_cli.studies import plan
 from vdrop_cli.studies.plan import Plan, PlannedEvaluation, RunFactory, Training
+from vdrop_cli.studies.processes import Commands, train_arguments
 from vdrop_cli.studies.study import Row
 from vdrop_cli.tasks import LanguageModelling
 
@@ -48,7 +50,7 @@ def test_a_plan_lists_what_is_left_with_its_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = settings(*TINY, *text) if task == "language_model" else settings(*TINY_SENTIMENT, *rated)
-    factory = RunFactory(Precision.fp32, "outputs")
+    factory = RunFactory(Reproduce(precision=Precision.fp32))
     training = factory.training(row_of(config), 3)
     passes = PlannedEvaluation(row_of(config, "by passes", samples=2), [training])
     assert training.settings.seed == 3 and not passes.is_finished
@@ -73,6 +75,7 @@ def test_a_plan_lists_what_is_left_with_its_time(
         "stored_data",
         "mc_samples",
         "device",
+        "backend",
         "precision",
     ]
     assert settings(*replace(passes, mc_batch=7).arguments, command="eval").mc_batch == 7
@@ -80,9 +83,31 @@ def test_a_plan_lists_what_is_left_with_its_time(
     assert settings(*together.arguments, command="eval").mc_batch is None, "an ensemble has no passes"
 
 
+def test_runs_on_other_machines_are_planned_by_the_settings_that_they_are_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This machine need not have the device; its own would give the run folder another name."""
+    monkeypatch.chdir(tmp_path)
+    place = {"device": "cuda", "backend": Backend.triton, "precision": Precision.bf16}
+    asked = Reproduce(launcher="submitit_slurm hydra.launcher.gres=gpu:1", **place)
+    factory, config = RunFactory(asked), settings(*TINY, *text)
+    training = factory.training(row_of(config), 1)
+    made = replace(config, outputs="outputs", **place)
+    assert training.folder == checkpoint.run_folder(made, training.task.fingerprint)
+    words = train_arguments([training], asked)
+    assert {"device=cuda", "backend=triton", "precision=bf16", "hydra.launcher.gres=gpu:1"} <= {*words}
+    plan.print_plan(Plan({training.folder: training}), factory)
+    assert capsys.readouterr().err.splitlines() == [
+        "what is needed, by launcher=submitit_slurm hydra.launcher.gres=gpu:1:",
+        "  it seed 1: 0 of 1 epochs are done",
+    ]
+    assert Commands(asked).sweep_words[:2] == ["-m", "hydra/launcher=submitit_slurm"], "evaluations, too"
+    assert Commands(Reproduce(jobs=2)).sweep_words == []
+
+
 def test_a_text_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    factory, loaded = RunFactory(Precision.fp32, "outputs"), []
+    factory, loaded = RunFactory(Reproduce(precision=Precision.fp32)), []
     load = tasks.load
     monkeypatch.setattr(tasks, "load", lambda *of: loaded.append(of) or load(*of))
     for more in ([], ["dropout=none"], ["task.protocol=clean"]):

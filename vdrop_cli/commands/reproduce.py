@@ -11,19 +11,21 @@ from vdrop_cli.studies import page, plan
 from vdrop_cli.studies.baselines import Baselines
 from vdrop_cli.studies.film_reviews import FilmReviews
 from vdrop_cli.studies.plan import RunFactory
-from vdrop_cli.studies.processes import Commands, train_arguments
+from vdrop_cli.studies.processes import Commands, require_launcher, train_arguments
 from vdrop_cli.studies.study import Row, Study
 from vdrop_cli.studies.table1 import Table1
 
 
 def run(settings: Reproduce) -> None:
-    commands = Commands(settings.until)
+    require_launcher(settings)
+    settings.require_place()
+    commands = Commands(settings)
     rows = enough_seeds(study_of(settings).rows, settings.seeds)
     studies, on_page = page_of(settings), Table(outputs=settings.outputs, file=settings.file)
     if not settings.plan:
         page.require_writable(on_page)
         page.compose(on_page, studies, rows)
-    factory = RunFactory(settings.precision, settings.outputs)
+    factory = RunFactory(settings)
     planned = plan.make_plan(rows, settings, factory)
     plan.print_plan(planned, factory)
     if settings.plan:
@@ -37,7 +39,7 @@ def run(settings: Reproduce) -> None:
             break
         print(f"vdrop: {', '.join(stuck)}: stuck; other seeds replace them", file=sys.stderr)
     commands.evaluate_all(planned.evaluations.values())
-    lines = page.write(on_page, studies)
+    lines = page.write(on_page, studies, rows)
     planned.require_finished()
     planned.require_seeds()
     planned.require_on_page(lines)

@@ -354,6 +354,15 @@ class Table:
         require_limits(self)
 
 
+PLANNED = {  # settings of runs that `vdrop reproduce` chooses itself, and what to do instead
+    "seed": "vdrop reproduce takes seeds=…, how many there are",
+    "outputs": "give outputs=… to vdrop reproduce",
+    "device": "give device=… to vdrop reproduce",
+    "backend": "give backend=… to vdrop reproduce",
+    "precision": "give precision=… to vdrop reproduce",
+    "force": "remove the run folders, or use vdrop train",
+}
+LOCAL_LAUNCHERS = ("basic", "joblib", "submitit_local")
 STUDY_SETTINGS = {  # of `vdrop reproduce`, by the study that reads them
     StudyName.table1: ("sizes", "rows", "mc_batch"),
     StudyName.film_reviews: ("protocols", "cells", "dropouts", "epochs", "mc_samples"),
@@ -401,11 +410,14 @@ class Reproduce:
     )
     seeds: int = setting(1, "runs of each row, with seeds 1, 2, …", "runs", SEEDS)
     overrides: str = setting("", "settings to change in all rows, which then differ from the published ones")
+    device: str = setting("auto", DEVICE_HELP)
+    backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
     precision: Precision = setting(Precision.auto, "of matrix products")
     launcher: str | None = setting(
         None,
         "Hydra launcher of the runs and its settings, such as "
-        '"submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs',
+        '"submitit_slurm hydra.launcher.timeout_min=600"; null: see jobs. With one that takes runs to other '
+        "machines, device, backend and precision cannot be auto",
     )
     jobs: int = setting(1, "runs at the same time on one device", "runs", JOBS)
     until: str | None = setting(
@@ -433,6 +445,23 @@ class Reproduce:
         )
         if self.until is not None:
             seconds(self.until)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the runs are made on other machines than this one."""
+        name = next(iter(shlex.split(self.launcher or "")), "basic")
+        return name not in LOCAL_LAUNCHERS
+
+    def require_place(self) -> None:
+        """Raises ConfigError where runs on other machines need settings that this machine cannot choose."""
+        if not self.is_elsewhere:
+            return
+        there = f"with launcher={shlex.split(self.launcher or '')[0]}, whose jobs run on other machines"
+        for name in ("device", "backend", "precision"):
+            value = str(getattr(self, name))
+            require(value != "auto", name, f"that of the runs, not auto, {there}", value)
+        limit = f"null {there}; their limit is hydra.launcher.timeout_min"
+        require(self.until is None, "until", limit, self.until)
 
 
 def seconds(until: str) -> int:

@@ -63,13 +63,14 @@ def compose(settings: Table, studies: Sequence[Study], planned: Collection[Row] 
     return composed
 
 
-def write(settings: Table, studies: Sequence[Study]) -> list[Line]:
+def write(settings: Table, studies: Sequence[Study], planned: Collection[Row] = ()) -> list[Line]:
     """Writes the page, and what else the settings ask for. Returns the lines of all studies.
 
+    Raises ConfigError as `compose` does.
     The first study is Table 1, which is also printed, and exported.
     """
     require_writable(settings)
-    composed = compose(settings, studies)
+    composed = compose(settings, studies, planned)
     if settings.record:
         names: dict[str, str] = {}
         for study, lines in zip(studies, composed.lines, strict=True):

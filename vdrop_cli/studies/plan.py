@@ -15,7 +15,6 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import device_name
 from vdrop_cli.run_files import RESULT
-from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import time_in_words
@@ -98,6 +97,7 @@ class PlannedEvaluation:
             "stored_data=true",
             *how,
             f"device={settings.device}",
+            f"backend={settings.backend}",
             f"precision={settings.precision}",
         ]
 
@@ -109,17 +109,26 @@ class PlannedEvaluation:
 
 
 class RunFactory:
-    """Makes trainings of rows for this machine; a text is loaded once."""
+    """Makes trainings of rows, for this machine or for those of a launcher; a text is loaded once."""
 
-    def __init__(self, precision: Precision, outputs: str) -> None:
-        self.device = choose_device("auto")
+    def __init__(self, asked: Reproduce) -> None:
+        self.asked, self.outputs = asked, asked.outputs
+        self.device = torch.device("cpu") if asked.is_elsewhere else choose_device(asked.device)
         configure_process(self.device)
-        self.precision, self.outputs = precision, outputs
         self.tasks: dict[str, Task] = {}
 
     def training(self, row: Row, seed: int) -> Training:
-        asked = replace(row.settings, seed=seed, outputs=self.outputs, precision=self.precision)
-        settings = resolve_auto(asked, self.device)
+        asked = self.asked
+        settings = replace(
+            row.settings,
+            seed=seed,
+            outputs=asked.outputs,
+            device=asked.device,
+            backend=asked.backend,
+            precision=asked.precision,
+        )
+        if not asked.is_elsewhere:
+            settings = resolve_auto(settings, self.device)
         text = str((settings.task, settings.data))
         if text not in self.tasks:
             self.tasks[text] = tasks.load(settings, self.device)
@@ -131,6 +140,8 @@ class RunFactory:
         """Starts of stuck runs that were made on such a device, of which there are records, by the folders of
         the runs.
         """
+        if self.asked.is_elsewhere:  # whose device has another name
+            return {}
         device = device_name(self.device)
         folders = rows.record_folders(Path(self.outputs))
         stuck = [run for folder in folders for run in runs.stuck_below(folder)]
@@ -246,6 +257,9 @@ def make_plan(chosen: Sequence[Row], settings: Reproduce, factory: RunFactory) -
 
 def print_plan(plan: Plan, factory: RunFactory) -> None:
     """Prints what there is to do, and how long it takes, measured here by a few steps of each kind of run."""
+    if factory.asked.is_elsewhere:
+        print_list(plan, factory.asked)
+        return
     costs: dict[str, Cost] = {}
 
     def cost(training: Training) -> Cost:
@@ -283,6 +297,19 @@ def print_plan(plan: Plan, factory: RunFactory) -> None:
         print(f"  {evaluation.name} ({how}): {time_in_words(left)}", file=sys.stderr)
         total += left
     print(f"  together: {time_in_words(total)}", file=sys.stderr, flush=True)
+
+
+def print_list(plan: Plan, asked: Reproduce) -> None:
+    """Prints what there is to do on other machines."""
+    print(f"what is needed, by launcher={asked.launcher}:", file=sys.stderr)
+    for training in plan.trainings.values():
+        done, epochs = training.epochs_done, training.epochs
+        progress = "finished" if training.is_finished else f"{done:.3g} of {epochs:.4g} epochs are done"
+        print(f"  {training.name}: {progress}", file=sys.stderr)
+    for evaluation in plan.evaluations.values():
+        how = f"MC, {evaluation.how.samples} samples" if evaluation.how.samples else "average"
+        state = "finished" if evaluation.is_finished else "not done"
+        print(f"  {evaluation.name} ({how}): {state}", file=sys.stderr, flush=True)
 
 
 def machine(plan: Plan, factory: RunFactory) -> str:

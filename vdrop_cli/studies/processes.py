@@ -1,14 +1,21 @@
 """Makes what a plan lacks, by other commands of vdrop, each a process of its own."""
 
 import math
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from vdrop_cli import interruption
 from vdrop_cli.arguments import literal, to_hydra
+from vdrop_cli.errors import ConfigError
+from vdrop_cli.explain import explain
 from vdrop_cli.settings.commands import Reproduce, seconds
 from vdrop_cli.settings.compose import config_folder_options
 from vdrop_cli.studies.plan import PlannedEvaluation, Training
@@ -23,26 +30,44 @@ def train_arguments(trainings: list[Training], settings: Reproduce) -> list[str]
         values = dict.fromkeys(choice.partition("=")[2] for choice in same_setting)
         choices.append(f"{next(iter(names))}={','.join(values)}")
     seeds = dict.fromkeys(str(training.settings.seed) for training in trainings)
-    launcher = settings.launcher or (
-        f"joblib hydra.launcher.n_jobs={settings.jobs}" if settings.jobs > 1 else ""
-    )
+    first = trainings[0].settings
     return [
         "-m",
         *config_folder_options(),
         *choices,
         f"seed={','.join(seeds)}",
-        *(shlex.split(f"hydra/launcher={launcher}") if launcher else []),
-        f"precision={trainings[0].settings.precision}",
+        *launcher_words(settings),
+        f"device={first.device}",
+        f"backend={first.backend}",
+        f"precision={first.precision}",
         f"outputs={literal(settings.outputs)}",
         *to_hydra("train", shlex.split(settings.overrides)),  # a comma in them is no sweep
     ]
 
 
+def launcher_words(settings: Reproduce) -> list[str]:
+    """The words of a sweep's command line that choose its launcher; none where runs follow each other."""
+    launcher = settings.launcher or (
+        f"joblib hydra.launcher.n_jobs={settings.jobs}" if settings.jobs > 1 else ""
+    )
+    return shlex.split(f"hydra/launcher={launcher}") if launcher else []
+
+
+def require_launcher(settings: Reproduce) -> None:
+    """Raises ConfigError for a launcher that is not installed, or has not the settings that are given."""
+    try:
+        compose("train", launcher_words(settings), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        name = "launcher" if settings.launcher else "jobs"
+        raise ConfigError(f"{name}={settings.launcher or settings.jobs}: {explain(error, 'train')}") from None
+
+
 class Commands:
     """Runs commands; where `until` is set, only until that time has passed."""
 
-    def __init__(self, until: str | None) -> None:
-        self.until = until
+    def __init__(self, settings: Reproduce) -> None:
+        self.until = until = settings.until
+        self.sweep_words = ["-m", *launcher_words(settings)] if settings.is_elsewhere else []
         self.ends = math.inf if until is None else time.monotonic() + seconds(until)
 
     @property
@@ -58,7 +83,9 @@ class Commands:
             return
         line = ["vdrop", command, *arguments]
         print(f"\n{shlex.join(line)}", file=sys.stderr, flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]])
+        # this process has set the variable, with which mistakes are tracebacks
+        environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]], env=environment)
         with interruption.listening(process.terminate):
             try:
                 process.wait(None if self.until is None else max(0.0, self.ends - time.monotonic()))
@@ -71,7 +98,7 @@ class Commands:
             interruption.check()
 
     def evaluate_all(self, evaluations: Iterable[PlannedEvaluation]) -> None:
-        """Makes those whose runs are finished, and that are not finished themselves."""
+        """Makes those whose runs are finished, and that are not finished themselves, where runs are made."""
         for evaluation in evaluations:
             if all(training.is_finished for training in evaluation.trainings) and not evaluation.is_finished:
-                self.vdrop("eval", *evaluation.arguments)
+                self.vdrop("eval", *self.sweep_words, *evaluation.arguments)

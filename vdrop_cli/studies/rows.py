@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from vdrop_cli.arguments import to_hydra
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.explain import explain
 from vdrop_cli.runs import Finished, Logged, Stuck
+from vdrop_cli.settings.commands import PLANNED
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.train import Train
 
@@ -58,6 +59,12 @@ def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
     try:
         settings = parse(compose("train", [*choices, *to_hydra("train", shlex.split(overrides))]), Train)
         require(not settings.debug, "debug", f"false in overrides={overrides}", "true")
+        for f in fields(Train):
+            if f.name in PLANNED:
+                value = getattr(settings, f.name)
+                require(
+                    value == f.default, f.name, f"unset in overrides={overrides}; {PLANNED[f.name]}", value
+                )
         return settings
     except ConfigError:
         raise
