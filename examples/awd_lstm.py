@@ -1,8 +1,9 @@
 """AWD-LSTM: dropped recurrent weights, masks held over the sequence, words dropped by type.
 
 Its code patches torch's LSTM from inside. Here `WeightDrop` is a parametrization, which torch itself
-offers, and every part that drops is an `nn.Dropout` that `mc_dropout` finds. Text and training are those of
-`language_model.py`.
+offers, and every part that drops is an `nn.Dropout` that `mc_dropout` finds. Its code drops the same words in
+all sequences of a minibatch; here each has its own. Text and training are those of `language_model.py`, with
+more steps.
 
 T time  B batch  V words  D size of a vector
 """

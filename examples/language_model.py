@@ -1,7 +1,8 @@
 """yaringal/BayesianRNN, language model: two layers of LSTM, a mask for each gate, word dropout, MC dropout.
 
 Its code dropped each occurrence of a word by itself until January 2017. `WordDropout(by="type")` drops a
-word wherever it stands in its window, as the paper says, and without a table of all words.
+word wherever it stands in its window, as the paper says, and without a table of all words. As in its code, MC
+dropout samples the masks of the layers and drops no words.
 
 T time  B batch  V words  S passes  D size of a vector  H hidden size
 """
@@ -75,7 +76,7 @@ def main(steps: int = 160, samples: int = 20) -> dict[str, float]:
     with torch.enable_grad():
         none = trained(lambda: LanguageModel(0.0, 0.0), steps)
         variational = trained(lambda: LanguageModel(P, P_WORD), steps)
-    with mc_dropout(variational):
+    with mc_dropout(variational.layers):
         passes_STBV = torch.stack([variational(ids_TB)[0] for _ in range(samples)])
     predictions = {
         "floor": CHAIN_VV.log()[ids_TB],

@@ -9,7 +9,7 @@ B batch  T time  V words  L layers  H hidden size  K dialects
 import torch
 from torch import Tensor, nn
 
-from vdrop_cli.layers import LSTM
+from vdrop_cli.layers import LSTM, Dropout
 
 WORDS = 20
 DIALECTS = 3
@@ -36,7 +36,8 @@ class Reader(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(WORDS, SIZE)
         self.start = nn.Parameter(0.1 * torch.randn(2, LAYERS, DIALECTS, SIZE))  # h and c
-        self.layers = LSTM(SIZE, SIZE, LAYERS, batch_first=True, variational=p)
+        dropout = Dropout("variational", p_x=p, p_h=p)
+        self.layers = LSTM(SIZE, SIZE, LAYERS, batch_first=True, dropout=dropout)
         self.head = nn.Linear(SIZE, WORDS)
 
     def forward(self, ids_BT: Tensor, dialect_B: Tensor, lengths_B: Tensor) -> Tensor:

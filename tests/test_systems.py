@@ -3,7 +3,7 @@
 import math
 import re
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from vdrop_cli.layers import LSTM, ModelMasks
 from vdrop_cli.sampling import mc_dropout
 
 FOLDER = ROOT / "examples"
+RECORDS = ROOT / "outputs" / "record" / "examples"
 SYSTEMS = {  # every system that cites the paper, and its examples
     "yaringal/BayesianRNN": ["language_model", "rating"],
     "josephdviviano/lstm-variational-dropout": ["layer"],
@@ -249,7 +250,7 @@ def table() -> list[tuple[str, list[str]]]:
 
 def test_the_page_has_the_ten_systems_and_the_files_that_are_here() -> None:
     assert table() == [*SYSTEMS.items(), ("AWD-LSTM", ["awd_lstm"])] and len(SYSTEMS) == 10
-    files = {path.stem for path in FOLDER.glob("*.py")}
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"early_stopping"}
     assert files == set(FIGURES) == {name for _, names in table() for name in names}
     page = (ROOT / "docs" / "examples.md").read_text()
     headings = [f"[{name}](https://github.com/{name})" for name in SYSTEMS]
@@ -258,7 +259,7 @@ def test_the_page_has_the_ten_systems_and_the_files_that_are_here() -> None:
         *headings,
         "AWD-LSTM, beside the ten",
     ]
-    assert set(re.findall(r"python examples/(\w+)\.py", page)) == files
+    assert set(re.findall(r"\$ python examples/(\w+)\.py", page)) == files
     assert "(docs/examples.md)" in (ROOT / "README.md").read_text()
 
 
@@ -267,7 +268,32 @@ def test_the_page_has_figures_of_each_example(name: str) -> None:
     """And its first line says of which system it is."""
     page = (ROOT / "docs" / "examples.md").read_text()
     block = page.partition(f"$ python examples/{name}.py\n")[2].partition("```")[0]
-    assert block and all(re.fullmatch(r"[a-z ]+ +\d+\.\d+", line) for line in block.splitlines())
+    assert block == (RECORDS / f"{name}.txt").read_text()
     first = (FOLDER / f"{name}.py").read_text().partition("\n")[0]
     systems = [system for system, names in SYSTEMS.items() if name in names] or ["AWD-LSTM"]
     assert all(system in first for system in systems)
+
+
+def test_the_page_has_the_figures_of_early_stopping_and_those_with_dropout_are_lower() -> None:
+    recorded = dict(line.split() for line in (RECORDS / "early_stopping.txt").read_text().splitlines())
+    assert list(recorded) == list(example("early_stopping").EXAMPLES) and set(recorded) == set(FIGURES)
+    page = (ROOT / "docs" / "examples.md").read_text()
+    names, _, values = page[page.index("| `language_model` | `rating`") :].splitlines()[:3]
+    shown = zip(re.findall(r"`(\w+)`", names), values.strip("| ").split(" | "), strict=True)
+    for name, value in shown:
+        digits = len(value.partition(".")[2])
+        assert value == f"{float(recorded[name]):.{digits}f}"
+        for line in (RECORDS / f"{name}.txt").read_text().splitlines():
+            figure, with_dropout = line.rsplit(None, 1)
+            if figure.strip() in ("variational", "dropout", "awd", "mc"):
+                assert float(with_dropout) < float(recorded[name]), (name, figure)
+
+
+def test_the_best_of_several_numbers_of_steps_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    early_stopping = example("early_stopping")
+
+    def main(steps: int = 80) -> dict[str, float]:
+        return {"none": abs(steps - 33.0), "variational": 0.0}
+
+    monkeypatch.setattr(early_stopping, "import_module", lambda name: SimpleNamespace(main=main))
+    assert early_stopping.best_without_dropout("any") == 3.0  # after 30 of 80 steps
