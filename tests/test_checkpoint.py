@@ -434,12 +434,12 @@ def test_run_folders_are_named_by_what_changes_the_numbers() -> None:
         "checkpoint.minutes=1",
         "checkpoint.epochs=3",
         "stuck.steps=9",
-        "stuck.loss=3",
+        "stuck.steps=9 stuck.loss=3",
         "force=true",
         "data.cache=null",
         "data.dir=/corpora",
     ):
-        assert checkpoint.run_folder(settings(same), "f").name == base.name
+        assert checkpoint.run_folder(settings(*same.split()), "f").name == base.name
     for other in (
         "model.init=0.06",
         "dropout.p_h=0.1",

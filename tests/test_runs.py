@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import TINY, settings
 from tests.processes import ROOT
-from vdrop_cli import evaluation_files, pictures, runs
+from vdrop_cli import evaluation_files, files, pictures, runs
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
@@ -213,6 +213,29 @@ def test_an_ensemble_of_a_row_has_the_epochs_that_its_runs_report(folder: Path) 
         path.write_text(json.dumps({"metrics": {}, "members": names}))
         evaluation = runs.evaluation_of(runs.read(folder), Evaluation(members=2), [1, 2])
         assert (evaluation is not None) == counts
+
+
+def test_an_average_does_not_count_after_a_member_was_trained_again(folder: Path) -> None:
+    other = folder.parent / folder.name.replace("-s1", "-s2")
+    shutil.copytree(folder, other)
+    paths = [one / "checkpoint-0003.pt" for one in (folder, other)]
+    for number, path in enumerate(paths):
+        files.write_tensors(path, {"weight": number})
+    content = {
+        "metrics": {},
+        "members": [f"outputs/{path.parent.name}/{path.name}" for path in paths],
+        "checksums": [files.checksum(path) for path in paths],
+    }
+    (folder / "eval-0003-ensemble2-0123abcd.json").write_text(json.dumps(content))
+
+    def counts() -> bool:
+        return runs.evaluation_of(runs.read(folder), Evaluation(members=2), [1, 2]) is not None
+
+    assert counts()
+    files.write_tensors(paths[1], {"weight": 9})
+    assert not counts()
+    paths[1].unlink()
+    assert counts(), "a record has no checkpoints"
 
 
 @pytest.mark.parametrize(

@@ -467,6 +467,7 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (["checkpoint.minutes=0"], r"checkpoint\.minutes must be above 0"),
         (["checkpoint.epochs=0"], r"checkpoint\.epochs must be at least 1, got 0"),
         (["stuck.steps=0"], r"stuck\.steps must be at least 1, or null, got 0"),
+        (["stuck.loss=5"], r"stuck\.loss must be 7 without stuck\.steps, which it is for, got 5"),
         (["stuck.loss=0"], r"stuck\.loss must be above 0"),
         (["stuck.loss=nan"], r"stuck\.loss must be above 0"),
         (["task=sentiment", "stuck.steps=3"], r"stuck\.steps must be null with task=sentiment, got 3"),

@@ -3,7 +3,7 @@ own.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,8 @@ from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import CONFIG, LOG, SHARED_DEVICE, parse_checkpoint
+from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, parse_checkpoint
+from vdrop_cli.settings.choices import Backend, Precision
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import Task
@@ -70,6 +71,23 @@ def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
     except ConfigError:  # an average that begins later, for example
         return False
     return folder.name == checkpoint.run_folder(shorter, fingerprint).name
+
+
+def unfinished_elsewhere(folder: Path, settings: Train, fingerprint: str) -> Iterator[tuple[Path, str]]:
+    """Yields unfinished runs beside a run folder that differ in device, back end or precision alone, each
+    with the settings that resume it.
+    """
+    for other in sorted(folder.parent.glob(f"*-s{settings.seed}")):
+        if other == folder or (other / RESULT).exists() or not checkpoint.all_in(other):
+            continue
+        with suppress(OSError, Damaged, KeyError, TypeError, ConfigError):
+            config = stored.read_yaml(other / CONFIG)
+            backend, precision = Backend[config["backend"]], Precision[config["precision"]]
+            same = replace(settings, device=config["device"], backend=backend, precision=precision)
+            if other.name == checkpoint.run_folder(same, fingerprint).name:
+                names = ("device", "backend", "precision")
+                changed = [name for name in names if getattr(same, name) != getattr(settings, name)]
+                yield other, " ".join(f"{name}={getattr(same, name)}" for name in changed)
 
 
 def with_epochs(settings: Train, epochs: int) -> Train:

@@ -36,7 +36,7 @@ from vdrop_cli.trained_model import (
 )
 
 FOR_ONE_TASK = {  # settings by the task whose models they are for
-    TaskName.language_model: ("calibration", "dropout_factors", "file", "tempered"),
+    TaskName.language_model: ("calibration", "dropout_factors", "file", "mc_batch", "tempered"),
     TaskName.sentiment: ("interval",),
 }
 

@@ -94,6 +94,14 @@ def members_digest(names: Iterable[str]) -> str:
     return hashlib.sha256(together.encode()).hexdigest()[:8]
 
 
+def checksum_of(path: Path) -> str:
+    """Returns the checksum at the end of a checkpoint; an empty text where there is no such file."""
+    try:
+        return files.checksum(path)
+    except (OSError, Damaged):
+        return ""
+
+
 def same_kind(path: Path) -> str:
     """Returns what the names of evaluations have in common that were made in the same way, of any epoch."""
     return re.sub(f"^{EVALUATION_PREFIX_PATTERN}", "", path.stem, flags=re.ASCII)
@@ -102,6 +110,7 @@ def same_kind(path: Path) -> str:
 FIELDS: dict[str, type] = {  # where a file has them
     "mc": list,
     "members": list,
+    "checksums": list,
     "models": list,
     "environment": dict,
     "tables": dict,

@@ -301,7 +301,8 @@ def evaluation_of(
             evaluation_files.require_fields(results, path, "members")
             names = results["members"]
             is_of_row = evaluation_files.are_seeds_of_one_run(names, members)
-            if not is_of_row or not are_reported_epochs(run.folder.parent, names):
+            sums = results.get("checksums", [""] * len(names))
+            if not is_of_row or not are_reported_models(run.folder.parent, names, sums):
                 continue
         if evaluation.samples:
             evaluation_files.require_fields(results, path, "mc")
@@ -309,11 +310,15 @@ def evaluation_of(
     return None
 
 
-def are_reported_epochs(folder: Path, members: Iterable[str]) -> bool:
-    """Whether checkpoints, by their paths, are of the epochs that their runs report; runs or records that are
-    not in the folder are not judged.
+def are_reported_models(folder: Path, members: Iterable[str], checksums: Iterable[str]) -> bool:
+    """Whether checkpoints, by their paths, are of the epochs that their runs report, and still have these
+    checksums: a run may have been trained again. Runs or records that are not in the folder, and checkpoints
+    that are not there, are not judged.
     """
-    for path in map(Path, members):
+    for path, checksum in zip(map(Path, members), checksums, strict=False):
+        present = evaluation_files.checksum_of(folder / path.parent.name / path.name)
+        if checksum and present and checksum != present:
+            return False
         seed = path.parent.name.rpartition("-s")[2]
         same_run = [
             run_folder

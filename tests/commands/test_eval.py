@@ -180,6 +180,7 @@ def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
     (written,) = folder.glob("eval-0001-ensemble2-*.json")
     result = json.loads(written.read_text())
     assert result["members"] == [str(where / "checkpoint-0001.pt") for where in (folder, other)]
+    assert result["checksums"] == [files.checksum(where / "checkpoint-0001.pt") for where in (folder, other)]
     alone = [json.loads((where / "result.json").read_text())["test_ppl"] for where in (folder, other)]
     assert 1 < result["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
     assert result["metrics"].keys() == {"valid_ppl", "test_ppl"}

@@ -19,6 +19,7 @@ from vdrop_cli.interruption import Interrupted
 from vdrop_cli.learning_rate import LearningRate
 from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import LOCK
+from vdrop_cli.settings.choices import Backend
 from vdrop_cli.sinks import Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.training import Run
@@ -76,6 +77,30 @@ def test_force_starts_over(text: list[str], capsys: pytest.CaptureFixture[str]) 
     train.run(settings(*TINY, *text, "force=true"))
     assert json.loads((folder / "result.json").read_text())["test_ppl"] > 2
     assert [record["epoch"] for record in read_log(folder / "log.jsonl") if record["kind"] == "start"] == [0]
+
+
+def test_an_unfinished_run_on_another_back_end_is_named_where_a_new_one_begins(
+    text: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` may be another one in another shell, and then it is another run."""
+    config = settings(*TINY, *text, "backend=reference")
+    train.run(config)
+    (folder,) = (path.parent for path in Path().rglob("result.json"))
+    for finished in (True, False):
+        if not finished:
+            (folder / "result.json").unlink()
+        capsys.readouterr()
+        train.run(replace(config, backend=Backend.fused, force=True))
+        said = (
+            f"vdrop: {folder} is this run with backend=reference, not finished; backend=reference resumes it"
+        )
+        assert (said in capsys.readouterr().err) is not finished
+        train.run(settings(*TINY, *text, "backend=fused", "seed=2"))
+        train.run(settings(*TINY, *text, "backend=fused", "dropout=none"))
+        assert said not in capsys.readouterr().err, "other settings are another run"
+        for path in Path().rglob("result.json"):
+            if path.parent != folder:
+                path.unlink()
 
 
 def test_tags_of_a_finished_run_stay_and_that_is_said(

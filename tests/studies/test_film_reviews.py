@@ -193,6 +193,7 @@ def test_a_dropout_that_one_cell_cannot_have_is_on_the_page_of_the_other(tmp_pat
 
 
 def test_evaluations_that_are_set_side_by_side_have_as_many_passes(tmp_path: Path) -> None:
+    """Those that most runs have; a run without one takes nothing away from the others."""
     row = FEW.rows[1]
     first, second = (finished(tmp_path, row, seed, 0.1) for seed in (1, 2))
     more = {"metrics": {"test_rmse_mc9": 0.05}, "mc": [{"samples": 9}]}
@@ -200,8 +201,11 @@ def test_evaluations_that_are_set_side_by_side_have_as_many_passes(tmp_path: Pat
     ((both,), (alone,)) = film_reviews.lines_of(row, [first, second]), film_reviews.lines_of(row, [first])
     assert (both.values("samples"), alone.values("samples")) == ([2, 2], [9])
     assert alone.values("test_rmse_mc") == [0.05]
+    cells = dict(film_reviews.columns(SplitProtocol.paper))
+    assert cells["test, MC"](both) == "0.0900 ± 0.0000" and cells["epochs"](both) == "7"
     (second.folder / "eval-0007-mc2-s1.json").unlink()
-    assert film_reviews.lines_of(row, [first, second])[0].values("samples") == []
+    (line,) = film_reviews.lines_of(row, [first, second])
+    assert line.values("samples") == [9] and cells["test, MC"](line) == "0.0500 (1 of 2)"
 
 
 def dates(line: Line) -> list[str | None]:

@@ -46,7 +46,9 @@ def run(settings: Eval) -> str:
     described = describe(device, model.layers.backend, precision.name)
     results: dict[str, Any] = {"checkpoint": str(path), "epoch": snapshot.epoch, "seed": settings.seed}
     paths = member_paths(path, settings.members)
-    results |= {"members": [str(member) for member in paths]} if settings.members else {}
+    if settings.members:
+        results["members"] = [str(member) for member in paths]
+        results["checksums"] = [evaluation_files.checksum_of(member) for member in paths]
     how, digest = evaluation.describe_evaluation(settings, paths, task, precision, snapshot.train.precision)
     target = path.with_name(f"{how.stem(evaluation_stem(path), digest)}.json")
     if not ownership.is_run_file(target):  # of a checkpoint with a name of its own

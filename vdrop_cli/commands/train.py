@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
+from vdrop_cli import checkpoint, continuation, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.lock import Lock
 from vdrop_cli.run_files import CONFIG, RESULT
@@ -67,6 +67,12 @@ def run(
         how = f"continuing {shorter}" if shorter else "resuming"
         before = f", {how} after {training.place}" if training.step else ""
         print(f"{folder}: {speak}{before}", file=sys.stderr)
+        if training.step == 0:
+            for other, place in continuation.unfinished_elsewhere(folder, settings, task.fingerprint):
+                print(
+                    f"vdrop: {other} is this run with {place}, not finished; {place} resumes it",
+                    file=sys.stderr,
+                )
         print_start(settings, training)
         tasks.warn(task)
         print_result(log_to_sinks(training))

@@ -48,6 +48,7 @@ MODEL_HELP = f"{CHECKPOINT_HELP}, or what vdrop export wrote"
 PRECISION_HELP = "of matrix products; null: that of the training"
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 OUTPUTS_HELP = "folder of runs, pictures and records"
+MC_DEFAULTS = {"mc_batch": None, "save_minutes": 5.0, "word_dropout": None, "seed": 1}  # of MC samples alone
 
 
 @dataclass
@@ -112,12 +113,10 @@ class Eval:
     def __post_init__(self) -> None:
         require_limits(self)
         require_checkpoint("eval", self.checkpoint)
-        require(
-            self.mc_samples > 0 or self.word_dropout is None,
-            "word_dropout",
-            "null without mc_samples, which it is for",
-            self.word_dropout,
-        )
+        for name, default in MC_DEFAULTS.items():
+            value, text = getattr(self, name), "null" if default is None else f"{default:g}"
+            is_used = self.mc_samples > 0 or value == default
+            require(is_used, name, f"{text} without mc_samples, which it is for", value)
         for name in ("mc_samples", "members", "calibration", "picture", "file"):
             value = getattr(self, name)
             require(not (self.tempered and value), "tempered", f"false with {name}", "true")
@@ -257,6 +256,9 @@ class Export:
             require(value is None or self.file is None, key, "null with file=…", value)
         is_name = self.push is None or re.fullmatch(REPOSITORY, self.push, re.ASCII) is not None
         require(is_name, "push", "owner/name, of letters, digits, _ . and -", repr(self.push))
+        require(
+            self.private or self.push is not None, "private", "true without push, which it is for", "false"
+        )
 
 
 def require_checkpoint(command: str, checkpoint: str | None) -> None:
@@ -323,6 +325,14 @@ class Compare:
         expected = "folders of runs or of a sweep (vdrop compare RUN RUN), or set tags"
         require(bool(self.runs or self.tags), "runs", expected, "nothing")
         require(self.title is None or self.picture is not None, "title", "null without picture", self.title)
+        is_searched = bool(self.tags) and not self.runs
+        default = type(self).outputs
+        require(
+            is_searched or self.outputs == default,
+            "outputs",
+            f"{default} without tags, or with runs",
+            self.outputs,
+        )
 
 
 @dataclass

@@ -454,6 +454,8 @@ class StartCheck:
 
     def __post_init__(self) -> None:
         require_limits(self, "stuck.")
+        is_used = self.steps is not None or self.loss == type(self).loss
+        require(is_used, "stuck.loss", f"{type(self).loss:g} without stuck.steps, which it is for", self.loss)
 
 
 NOT_IN_IDENTITY = (

@@ -1,10 +1,11 @@
 """Ratings of film reviews (Gal & Ghahramani 2016, section 5.2, figures 2 and 3)."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from vdrop_cli import CONF, pictures, runs
+from vdrop_cli import CONF, markdown, pictures, runs
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.policies import Cell, Policy
@@ -169,14 +170,27 @@ def lines_of(row: Row, finished: Iterable[Finished]) -> list[Line]:
 
 
 def measure(group: list[Finished]) -> list[RunMetrics]:
-    """The metrics of runs, with those of the MC evaluation of most passes that all of them have.
+    """The metrics of runs, with those of the MC evaluation that most of them have; of several, that of most
+    passes. A run without it has none.
 
-    Where they have none in common, the evaluations of records that they replace count, too.
+    Where no run has one, the evaluations of records that they replace count, too.
     """
-    own = set.intersection(*(run.passes for run in group))
-    older = set.intersection(*(set[int]().union(*(one.passes for one in run.lineage)) for run in group))
-    samples = max(own or older, default=0)
+    own = [run.passes for run in group]
+    made = own if any(own) else [set[int]().union(*(one.passes for one in run.lineage)) for run in group]
+    counts = Counter(samples for passes in made for samples in passes)
+    samples = max(counts, key=lambda samples: (counts[samples], samples), default=0)
     return [measure_one(run, samples) for run in group]
+
+
+def mc_mean(name: str, digits: int) -> Callable[[Line], str]:
+    """A cell as of `study.mean`, with the number of runs where not all have the evaluation."""
+
+    def cell(line: Line) -> str:
+        values = line.values(name)
+        counted = f" ({len(values)} of {len(line.runs)})" if 0 < len(values) < len(line.runs) else ""
+        return markdown.mean(values, digits) + counted
+
+    return cell
 
 
 def measure_one(run: Finished, samples: int) -> RunMetrics:
@@ -207,14 +221,14 @@ def columns(protocol: SplitProtocol) -> list[Column]:
         ],
     }
     return [
-        ("epochs", study.mean("epochs", 0)),
+        ("epochs", lambda line: str(line.runs[0].run.train.schedule.epochs)),
         ("training", study.mean("train_rmse", 4)),
         *reported[protocol],
         ("passes", lambda line: f"{samples[0]:.0f}" if (samples := line.values("samples")) else "–"),
-        ("test, MC", study.mean("test_rmse_mc", 4)),
+        ("test, MC", mc_mean("test_rmse_mc", 4)),
         ("log-likelihood", study.mean("test_log_likelihood", 3)),
-        ("log-likelihood, MC", study.mean("test_log_likelihood_mc", 3)),
-        *((f"in {level} %, MC", study.mean(f"test_coverage_{level}_mc", 3)) for level in (50, 80, 95)),
+        ("log-likelihood, MC", mc_mean("test_log_likelihood_mc", 3)),
+        *((f"in {level} %, MC", mc_mean(f"test_coverage_{level}_mc", 3)) for level in (50, 80, 95)),
         ("words/s", study.speed),
     ]
 
