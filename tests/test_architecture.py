@@ -147,7 +147,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "trained_model",
     },
     "prediction_inputs": {"corpora", "errors", "files", "settings", "stored"},
-    "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "trained_model"},
+    "prediction_rows": {"errors", "prediction_inputs", "settings", "tasks", "text_tables", "trained_model"},
     "rating_noise": {"errors", "evaluation_files", "settings", "tasks", "trained_model", "uncertainty"},
     "prediction": {
         *("errors", "intervals", "learned", "policies", "prediction_inputs", "prediction_rows"),

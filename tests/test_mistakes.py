@@ -225,9 +225,9 @@ def base(command: str, text: list[str], rated: list[str]) -> list[str]:
         changed = [
             change
             for change in TINY_SENTIMENT
-            if not change.startswith(("task=", "task.protocol", "schedule.epochs"))
+            if not change.startswith(("task=", "task.protocol", "schedule.epochs", "device=", "precision="))
         ]
-        few = ["study=film_reviews", "cells=[lstm]", "dropouts=[none]"]
+        few = ["study=film_reviews", "cells=[lstm]", "dropouts=[none]", "device=cpu", "precision=fp32"]
         return [f"overrides='{' '.join([*changed, *rated])}'", *few]
     if command == "eval":
         assert run(["train", *TINY, *text])[0] == 0

@@ -1,6 +1,9 @@
 """Tables fit the terminal."""
 
-from vdrop_cli.text_tables import aligned, fitted
+import csv
+import io
+
+from vdrop_cli.text_tables import aligned, fitted, write_csv_row
 
 
 def test_a_table_is_transposed_only_where_that_makes_it_narrower() -> None:
@@ -12,3 +15,13 @@ def test_a_table_is_transposed_only_where_that_makes_it_narrower() -> None:
     assert fitted(rows, 10)[0].split() == ["x"]
     narrow = [list(column) for column in zip(*rows, strict=True)]
     assert fitted(narrow, 10) == aligned(narrow)
+
+
+def test_rows_of_csv_come_back_whatever_their_fields_hold() -> None:
+    rows = [["a", "b"], ["x\ry", "1"], ["x\ny", "2"], ['"x", y', "3"], ["x\r\ny", ""]]
+    stream = io.StringIO(newline="")
+    for row in rows:
+        write_csv_row(stream, row)
+    stream.seek(0)
+    assert list(csv.reader(stream)) == rows
+    assert stream.getvalue().startswith("a,b\n"), "plain fields are not quoted"

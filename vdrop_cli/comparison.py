@@ -1,6 +1,5 @@
 """Tables of runs: a row per configuration, a column per metric, means and standard deviations over seeds."""
 
-import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.metric_names import decimals
 from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
 from vdrop_cli.settings.train import NOT_IN_IDENTITY
-from vdrop_cli.text_tables import Rows
+from vdrop_cli.text_tables import Rows, write_csv_row
 
 # Settings that name a configuration first. Their values stand alone in a label, without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
@@ -230,9 +229,8 @@ def as_csv(configurations: Sequence[Configuration]) -> str:
     """A record per configuration: differing settings; mean, standard deviation and count of each metric."""
     keys, names = differing(configurations), metric_names(configurations)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [*CSV_START, *keys, *(f"{name}{part}" for name in names for part in ("", "_std", "_count"))]
+    write_csv_row(
+        text, [*CSV_START, *keys, *(f"{name}{part}" for name in names for part in ("", "_std", "_count"))]
     )
     for one in configurations:
         numbers: list[Any] = []
@@ -244,7 +242,7 @@ def as_csv(configurations: Sequence[Configuration]) -> str:
             ]
         settings = [one.settings.get(key, "") for key in keys]
         counts = [len(one.measured), len(one.unfinished)]
-        writer.writerow([one.label, " ".join(one.tags), *counts, *settings, *numbers])
+        write_csv_row(text, [one.label, " ".join(one.tags), *counts, *settings, *numbers])
     return text.getvalue()
 
 

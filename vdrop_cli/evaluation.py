@@ -173,6 +173,15 @@ def measure(
     partial = PartialEvaluation.for_settings(target, paths, task, mc_batch, described, settings)
     together = list(models)
     options = pass_options(task, settings, mc_batch)
+    dropout = first.model.dropout
+    if not settings.members and not (dropout if options.word_dropout else dropout.without_words()).drops:
+        kinds = (
+            "nothing" if options.word_dropout or not dropout.drops else "words alone, which these passes keep"
+        )
+        print(
+            f"vdrop: all passes are the same: {first.path} drops {kinds}; mc_samples=0 is enough",
+            file=sys.stderr,
+        )
     passes = task.passes(together, options)
     is_resumed = partial.load(passes)
     if not partial.metrics:

@@ -99,7 +99,8 @@ def lines(settings: Predict) -> list[Line]:
         require_objects_with(column, texts, origin(settings))
     else:
         delimiter = TAB if kind is InputFormat.tsv else ","
-        texts = list(table_lines(Table(text, delimiter, origin(settings), settable=False), column))
+        advice = "write the file with commas, or give input=tsv if it has tabs"
+        texts = list(table_lines(Table(text, delimiter, origin(settings), advice), column))
     if not texts:
         raise ConfigError(f"{origin(settings)} holds no text; give text=…, or one text a line")
     return texts
@@ -187,10 +188,13 @@ def json_line(number: int, line: str, column: str) -> Line:
             return Line(number, "", fields={column: ""})
         fields = stored.parse_json(text.encode())
         try:
-            json.dumps(fields, ensure_ascii=False).encode()
+            json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             fields = {}
             raise Damaged("it has half of a surrogate pair, which is not text") from None
+        except ValueError:
+            fields = {}
+            raise Damaged("it has a number that is too large") from None
         if column not in fields:
             raise Damaged(f"it has no field {column}")
         if not isinstance(fields[column], str):
@@ -209,4 +213,7 @@ def require_objects_with(column: str, texts: list[Line], where: str) -> None:
 
 def columns(texts: list[Line]) -> list[str]:
     """Returns the names of the input's columns, in order of first appearance."""
-    return list(dict.fromkeys(name for line in texts for name in (line.fields or {"text": None})))
+    plain = {"text": None}
+    return list(
+        dict.fromkeys(name for line in texts for name in (plain if line.fields is None else line.fields))
+    )

@@ -1,17 +1,18 @@
 """Rows of predictions as they are printed: a table, JSON or CSV; and what is reported of texts beside."""
 
 import codecs
-import csv
 import json
 import math
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.prediction_inputs import Line, columns, origin
 from vdrop_cli.settings.choices import OutputFormat
 from vdrop_cli.settings.commands import Predict
-from vdrop_cli.tasks import Predictor
+from vdrop_cli.settings.data import Data
+from vdrop_cli.tasks import Predictor, is_unknown_untrained
+from vdrop_cli.text_tables import write_csv_row
 from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel
 
 
@@ -31,8 +32,9 @@ class RowPrinter:
                 )
         if self.format is OutputFormat.csv:
             self.header = ["line", *names, *predicted, "error"]
-            self.writer = csv.writer(sys.stdout, lineterminator="\n")
-            self.writer.writerow(self.header)
+            if not is_utf8(sys.stdout):  # as files with texts are read
+                sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+            write_csv_row(sys.stdout, self.header)
 
     def write(self, line: Line, values: dict[str, Any], shown: str) -> None:
         """Prints the row of a text. `values` are the columns of the prediction, `shown` is the whole row as a
@@ -44,7 +46,7 @@ class RowPrinter:
             print(as_json(line.row | values))
         else:
             row = line.row | values
-            self.writer.writerow([as_cell(row.get(name)) for name in self.header])
+            write_csv_row(sys.stdout, [as_cell(row.get(name)) for name in self.header])
 
 
 def as_cell(value: Any) -> str:
@@ -56,14 +58,19 @@ def as_cell(value: Any) -> str:
 
 def as_json(row: dict[str, Any]) -> str:
     """Returns a row as one line of JSON; where the terminal has no UTF-8, in ASCII with JSON's escapes."""
-    return json.dumps(row, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8")
+    return json.dumps(row, ensure_ascii=not is_utf8(sys.stdout), allow_nan=False)
+
+
+def is_utf8(stream: TextIO) -> bool:
+    return codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
 
 
 class UnknownWords:
     """Counts words that are not in the vocabulary, over all lines."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    def __init__(self, predictor: Predictor, data: Data) -> None:
+        """`data`: the settings of the training text."""
+        self.predictor, self.data = predictor, data
         self.words = 0
         self.unknown = 0
 
@@ -80,6 +87,11 @@ class UnknownWords:
                 "not have them",
                 file=sys.stderr,
             )
+            if is_unknown_untrained(self.predictor, self.data):
+                print(
+                    "vdrop: they are read as the unknown word, which is not trained: no word of training is",
+                    file=sys.stderr,
+                )
 
 
 class Problems:

@@ -137,8 +137,9 @@ def command_of(built: list[TrainedModel], samples: int) -> str:
         words.append(f"members=[{','.join(str(one.path) for one in built[1:])}]")
     if samples:
         words.append(f"mc_samples={samples}")
-    if stored_places(built[0].checkpoint.train.data):  # an export names no folders
-        words.append("data.csv=…" if is_export(built[0].path) else "stored_data=true")
+    if places := stored_places(built[0].checkpoint.train.data):  # an export names no folders
+        given = [f"data.{name}=…" for name in places]
+        words += given if is_export(built[0].path) else ["stored_data=true"]
     if built[0].precision is not built[0].checkpoint.train.precision:
         words.append(f"precision={built[0].precision}")
     return " ".join(words)

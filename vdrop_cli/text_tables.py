@@ -1,6 +1,8 @@
-"""Tables as a terminal shows them."""
+"""Tables as a terminal shows them, and rows of CSV files."""
 
-from collections.abc import Iterable
+import csv
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
 Rows = list[list[str]]  # headings first
 
@@ -24,3 +26,13 @@ def aligned(rows: Rows) -> list[str]:
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     ]
+
+
+def write_csv_row(stream: TextIO, fields: Sequence[Any]) -> None:
+    """Writes a row. Where a field has a carriage return, which ends a row for some readers, all are quoted:
+    Python's `csv` quotes line feeds alone.
+    """
+    if any("\r" in field for field in fields if isinstance(field, str)):
+        csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(fields)
+    else:
+        csv.writer(stream, lineterminator="\n").writerow(fields)

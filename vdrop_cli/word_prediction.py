@@ -103,7 +103,11 @@ def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Pr
     predicted.
     """
     options = mc_options(built, predictor, settings)
-    texts, problems, unknown = lines(settings), Problems(settings), UnknownWords(predictor)
+    texts, problems, unknown = (
+        lines(settings),
+        Problems(settings),
+        UnknownWords(predictor, built.checkpoint.train.data),
+    )
     names = ("ppl", "words", *((INFORMATION,) if options else ()), "surprises")
     rows = RowPrinter(settings, texts, names[:-1] if settings.format is OutputFormat.csv else names)
     reason = lacks_information(built, options) if options else None
@@ -166,7 +170,7 @@ def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predic
     sentence.
     """
     begun = predictor.words(settings.text or "")
-    unknown = UnknownWords(predictor)
+    unknown = UnknownWords(predictor, built.checkpoint.train.data)
     unknown.count([word for word in begun if word not in predictor.line_end])
     try:
         begin_N = predictor.encode([*predictor.line_end, *begun])
@@ -187,5 +191,10 @@ def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predic
     if settings.format is OutputFormat.json:
         print(as_json({"text": settings.text or "", "sample": drawn}))
     else:
-        sampled = " ".join([*begun, *drawn]).replace(" <eos> ", "\n").replace("<eos>", "")
-        print("\n".join(map(printable, sampled.split("\n"))))
+        sampled: list[list[str]] = [[]]
+        for word in (*begun, *drawn):
+            if word in predictor.line_end:
+                sampled.append([])
+            else:
+                sampled[-1].append(word)
+        print("\n".join(printable(" ".join(words)) for words in sampled))

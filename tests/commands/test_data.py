@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import settings
 from vdrop_cli.commands import data
+from vdrop_cli.errors import ConfigError
 
 
 def test_a_look_says_what_is_there_and_what_is_not(
@@ -19,6 +20,19 @@ def test_a_look_says_what_is_there_and_what_is_not(
     assert "pydoc\n  from    pydoc_data.topics of Python 3." in printed
     for name, folder in (("cornell", "cornell_scale"), ("vader", "vader")):
         assert f"{name}\n  not here (looked in data/{folder}); vdrop data data={name} fetches it" in printed
+
+
+def test_a_corpus_that_cannot_be_used_is_an_error_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VDROP_DATA", str(tmp_path))
+    (tmp_path / "ptb").mkdir()
+    for part in ("train", "valid", "test"):
+        (tmp_path / "ptb" / f"ptb.{part}.txt").write_text("a b\n")
+    with pytest.raises(ConfigError, match=r"^ptb cannot be used; the reason is above$"):
+        data.run(settings(command="data"))
+    printed = capsys.readouterr().out
+    assert "ptb\n  " in printed and "MD5" in printed and "pydoc\n  from" in printed
 
 
 def test_penn_treebank_is_printed_with_its_counts(

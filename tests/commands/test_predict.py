@@ -462,6 +462,8 @@ def test_unknown_words_are_counted_once_for_all_lines(
         assert capsys.readouterr().err.count(f"vdrop: {counts} words unknown") == 1
     show(capsys, writer, "sample=3", "text=w3 unheard")
     assert "1 of 2 words unknown" in capsys.readouterr().err
+    show(capsys, critic, "text=unheard")
+    assert "read as the unknown word, which is not trained: no word of training is" in capsys.readouterr().err
     for folder, text in ((writer, "w3 W5"), (critic, "good1")):
         show(capsys, folder, f"text={text}")
         assert "words unknown" not in capsys.readouterr().err
@@ -562,6 +564,8 @@ def test_settings_that_do_not_fit_the_model_are_refused(
         predict_rows(capsys, writer, "file=nowhere")
     with pytest.raises(ConfigError, match=r"^text='w3\\udcff' is not UTF-8"):
         predict.run(replace(settings(f"checkpoint={writer}", "text=w3", command="predict"), text="w3\udcff"))
+    with pytest.raises(ConfigError, match=r"^data\.train must be null, .* has all that .*, got nofile\.txt"):
+        predict_rows(capsys, writer, "text=w3", "data.train=nofile.txt")
     Path("empty").write_text("")
     with pytest.raises(ConfigError, match=r"^file=empty holds no text"):
         predict_rows(capsys, writer, "file=empty")
@@ -882,6 +886,13 @@ def test_json_lines_keep_their_fields_and_one_that_cannot_be_read_is_named(
     for row, problem in zip([rows[n] for n in (1, 2, 3, 5, 6, 7)], problems, strict=True):
         assert row["rating"] is None and problem in row["error"], row
     assert "error" not in rows[4] and rows[4]["rating"] is None
+    Path("a.jsonl").write_text('{"review": "good1", "n": 1e400}\n{"review": "good1"}\n')
+    given = ["device=cpu", "file=a.jsonl", "column=review", "format=csv"]
+    with pytest.raises(ConfigError, match=r"^file=a.jsonl: nothing is predicted from 1 of 2 lines"):
+        predict.run(settings(f"checkpoint={critic}", *given, command="predict"))
+    printed = capsys.readouterr()
+    header, first, _ = csv.reader(printed.out.splitlines())
+    assert header[:3] == ["line", "review", "rating"] and "a number that is too large" in first[-1]
     Path("a.jsonl").write_text('{"review": "good1"}\n')
     with pytest.raises(
         ConfigError, match=r"^column=text is not a column of file=a.jsonl; choose from review"

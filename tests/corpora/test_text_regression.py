@@ -1,5 +1,7 @@
 """Two columns of a table: CSV files, and data sets of the Hub's library, here in folders of this machine."""
 
+import gzip
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,33 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
     monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", tmp_path / "cache" / "extracted")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_compressed_table_that_was_corrected_is_read_anew(tmp_path: Path) -> None:
+    for text in ("first", "other"):
+        table = "".join(["text,stars\n", *(f"{text} {n},{n}\n" for n in range(40))])
+        rated = load_folder(tmp_path / "set", train__csv__gz=gzip.compress(table.encode()))
+        assert rated.texts[0] == [text, "0"]
+        shutil.rmtree(tmp_path / "set")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_splits_of_other_names_are_named_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = "".join(["text,stars\n", *(f"w {n},{n}\n" for n in range(40))])
+
+    def splits(name: str, *names: str) -> corpora.Rated:
+        files = "".join(f"  - split: {split}\n    path: {split}.csv\n" for split in names)
+        card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n"
+        return load_folder(tmp_path / name, README__md=card, **{f"{split}__csv": table for split in names})
+
+    rated = splits("set", "train", "more", "test")
+    assert {*rated.parts} == {"train", "test"}
+    assert "/set: more left out; only the splits train, validation and test are" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"/languages has the splits de, en, and none of train, validation"):
+        splits("languages", "de", "en")
 
 
 MORE = "".join(f"{n},x\n" for n in range(8))

@@ -1,5 +1,6 @@
 """`vdrop export`: what another program reads, and vdrop itself."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -16,10 +17,12 @@ from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import export, predict, train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.compose import restore
+from vdrop_cli.sharing import weights
 
 safe_open = pytest.importorskip("safetensors").safe_open
 load_file = pytest.importorskip("safetensors.torch").load_file
 save_file = pytest.importorskip("safetensors.torch").save_file
+encode = pytest.importorskip("safetensors.torch").save
 
 
 def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
@@ -161,23 +164,29 @@ def test_a_file_that_is_no_export_is_one_line(
     content = load_file("good.safetensors")
     with safe_open("good.safetensors", "pt") as file:
         metadata = file.metadata()
-    weights = content | {"head_bias": content["head_bias"].double()}
+    double = content | {"head_bias": content["head_bias"].double()}
     broken = content | {"head_bias": content["head_bias"] * float("nan")}
     fewer = {name: weight for name, weight in content.items() if name != "head_bias"}
-    Path("cut.safetensors").write_bytes(Path("good.safetensors").read_bytes()[:-4])
+    good = Path("good.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(good[:-4])
+    Path("bit.safetensors").write_bytes(good[:-2] + bytes([good[-2] ^ 1]) + good[-1:])
     for name, tensors, texts, reason in (
         ("foreign", content, {"format": "pt"}, "config is missing"),
         ("bare", content, None, "__metadata__ is missing"),
         ("lacks", content, metadata | {"vocabulary": "[]"}, "what it has learned of its text is not as"),
         ("settings", content, metadata | {"config": '{"model": 3}'}, "its settings are not those of"),
         ("epoch", content, metadata | {"epoch": "-1"}, "epoch and batch must be whole numbers"),
-        ("double", weights, metadata, "a weight is no tensor of float32"),
+        ("double", double, metadata, "a weight is no tensor of float32"),
         ("nan", broken, metadata, "a weight is not finite"),
         ("cut", None, None, "damaged, or no export of vdrop"),
+        ("bit", None, None, "its numbers do not fit its checksum"),
         ("missing", None, None, "does not exist; name a file or a folder of vdrop export"),
         ("fewer", fewer, metadata, "it does not hold the weights that its settings describe"),
     ):
         if tensors is not None:
+            if "sha256" in (texts or {}):
+                numbers = weights.split(encode(tensors))[1]
+                texts = texts | {"sha256": hashlib.sha256(numbers).hexdigest()}
             save_file(tensors, f"{name}.safetensors", texts)
         with pytest.raises(ConfigError, match=rf"^checkpoint={name}\.safetensors .*{reason}"):
             predict.run(settings(f"checkpoint={name}.safetensors", "text=w1", command="predict"))

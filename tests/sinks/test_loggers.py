@@ -14,6 +14,7 @@ from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.sinks import loggers, read_log, read_result
 from vdrop_cli.sinks.loggers import Logger, require_installed
+from vdrop_cli.sinks.records import Saving
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Memory:
     recorded: dict[str, int] = field(default_factory=dict)
     received: list[tuple[str, int, dict[str, float]]] = field(default_factory=list)
     calls: int = 0
+    flushed: int = 0  # records until the last flush
     ends: list[bool] = field(default_factory=list)
 
     def log(self, kind: str, values: dict[str, float], position: int) -> None:
@@ -31,6 +33,9 @@ class Memory:
         if len(self.received) == self.capacity:
             raise ConnectionError("no route\nto host")
         self.received.append((kind, position, values))
+
+    def flush(self) -> None:
+        self.flushed = len(self.received)
 
     def finish(self, failed: bool) -> None:
         self.ends.append(failed)
@@ -72,6 +77,17 @@ def test_a_client_receives_every_nth_step_every_epoch_and_the_result(tmp_path: P
     }
     assert result == {"result/train_ppl": 5.0, "result/test_ppl": 9.0, "result/seconds": 61.0}
     assert client.ends == [False]
+
+
+def test_a_client_sends_what_it_has_before_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """A killed run resumes after the checkpoint, and does not make the records before it again."""
+    client = Memory()
+    with Logger("x", client.open, tmp_path, {"log_every": 3}, False, loss_metrics) as sink:
+        for record in (*map(step, range(1, 7)), EPOCH):
+            sink(record)
+        assert client.flushed == 0
+        sink(Saving())
+        assert client.flushed == 3
 
 
 def test_records_that_the_logger_has_are_not_repeated(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def run(settings: ListData) -> None:
     if settings.data is not None:
         print_data(settings.data)
         return
+    unusable = list[str]()
     for data in (PennTreebank(), PythonTopics(min_count=2), CornellReviews(), VaderSnippets()):
         name, files = FETCHED.get(data.source, ("", []))
         if isinstance(data, LocalData) and places.local(data, name, files) is None:
@@ -47,7 +48,10 @@ def run(settings: ListData) -> None:
             print_data(data)
         except ConfigError as error:
             print(f"{data.source}\n  {error}\n")
+            unusable.append(str(data.source))
     print("text, hub, text_regression\n  your own; vdrop data --help shows how to name them")
+    if unusable:
+        raise ConfigError(f"{', '.join(unusable)} cannot be used; the reason is above")
 
 
 def print_data(data: Data) -> None:

@@ -1,6 +1,7 @@
 """`vdrop predict`: a rating, the surprisal of each word of a text, or words that continue it."""
 
 from vdrop_cli.device import choose_device, configure_process
+from vdrop_cli.errors import require
 from vdrop_cli.prediction import load, print_ratings, with_members
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.commands import Predict, require_task
@@ -19,6 +20,9 @@ def run(settings: Predict) -> None:
         return
     names = ("level", "interval", "members", "passes")
     require_task(settings, names, TaskName.sentiment, trained, built.path)
+    for name, value in vars(settings.data).items():
+        unset = f"null, {built.path} has all that a language model predicts with"
+        require(value is None, f"data.{name}", unset, value)
     if settings.sample > 0:
         print_sample(built, built.predictor, settings)
     else:

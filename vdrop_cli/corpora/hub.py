@@ -112,10 +112,14 @@ def load(data: HubData) -> dict[str, Split]:
 
 
 def local_paths(files: Iterable[object], root: str) -> dict[str, str]:
-    """Returns the unpacked files of a split on this machine, by their names below the data set's root."""
+    """Returns the unpacked files of a split on this machine, by their names below the data set's root.
+
+    Files of a local folder are unpacked each time: the library knows what it unpacked by the path alone.
+    """
     import datasets
 
-    manager, paths = datasets.DownloadManager(), {}
+    config = datasets.DownloadConfig(force_extract=Path(root).is_dir())
+    manager, paths = datasets.DownloadManager(download_config=config), {}
     for file in map(str, files):
         unpacked = str(manager.download_and_extract(file))
         for path in map(str, manager.iter_files(unpacked)):
@@ -163,7 +167,9 @@ def read_files(paths: dict[str, dict[str, str]], separator: str | None, where: s
             if delimiter is None:
                 tables[name] = Lines(text, where_file)
             else:
-                tables[name] = Table(text, delimiter, where_file, settable=False)
+                tables[name] = Table(
+                    text, delimiter, where_file, "write the file with commas, or with tabs as .tsv"
+                )
         splits[split] = ParsedSplit(tables)
     return splits
 

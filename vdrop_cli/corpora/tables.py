@@ -18,6 +18,9 @@ DELIMITERS = {",": "a comma", ";": "a semicolon", TAB: "a tab", "|": "a vertical
 QUOTED = r'"([^"]*+(?:""[^"]*+)*+)"'
 
 
+SETTING = """give 'data.delimiter="{}"'"""  # what to do about another delimiter
+
+
 class Row(NamedTuple):
     line: int  # its first line
     fields: list[str]  # empty for a blank line
@@ -31,14 +34,15 @@ def default_delimiter(name: str) -> str:
 class Table:
     """A text whose first row names the columns.
 
-    Errors begin with `where`; `settable` says whether `data.delimiter` applies to the text.
+    Errors begin with `where`; `advice` says what to do where other delimiters separate the columns, which {}
+    stands for.
     """
 
-    def __init__(self, text: str, delimiter: str, where: str, settable: bool = True) -> None:
+    def __init__(self, text: str, delimiter: str, where: str, advice: str = SETTING) -> None:
         self.text = text
         self.delimiter = delimiter
         self.where = where
-        self.settable = settable
+        self.advice = advice
         self.all_rows = self.split_by_tabs() if delimiter == TAB else self.split_as_csv()
         self.names = next(self.all_rows).fields if text else []
         repeated = [name for name, count in Counter(self.names).items() if count > 1 and name]
@@ -109,11 +113,6 @@ class Table:
 
     def separator_error(self, name: str | None = None) -> ConfigError | None:
         """Returns an error where another sign separates columns, with `name` among them, or None."""
-        advice = (
-            """give 'data.delimiter="{}"'"""
-            if self.settable
-            else "write the file with commas, or with tabs as .tsv"
-        )
         header = LINE_END.split(self.text, maxsplit=1)[0]
         for other, spoken in DELIMITERS.items():
             names = [field.strip(' "') for field in header.split(other)]
@@ -121,7 +120,7 @@ class Table:
                 return ConfigError(
                     f"{self.where} has {spoken} between its columns, and was read with "
                     f"{DELIMITERS.get(self.delimiter, self.delimiter)}; "
-                    f"{advice.format(other if other != TAB else 'tab')}"
+                    f"{self.advice.format(other if other != TAB else 'tab')}"
                 )
         return None
 

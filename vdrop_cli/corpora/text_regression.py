@@ -1,5 +1,6 @@
 """Texts with a number each: two columns of a CSV file, or of a data set of the Hugging Face Hub."""
 
+import sys
 from pathlib import Path
 
 from vdrop_cli.corpora import hub
@@ -38,11 +39,23 @@ def from_csv(data: RatedTable, path: Path) -> Rated:
 def from_hub(data: RatedTable) -> Rated:
     """Reads the splits train, validation and test as the parts; a single split has no parts.
 
-    Other splits are left out. Raises ConfigError where several splits include no test.
+    Prints which other splits are left out. Raises ConfigError where several splits include no test, or none
+    of the three.
     """
     loaded = hub.load(data)
     part_of = {split: part for part, split in hub.SPLITS.items()}
-    splits = [split for split in loaded if split in part_of] or list(loaded)[:1]
+    splits = [split for split in loaded if split in part_of] or list(loaded)
+    if len(splits) > 1 and not part_of.keys() & {*splits}:
+        raise ConfigError(
+            f"data.name={data.name} has the splits {', '.join(splits)}, and none of train, validation and "
+            "test; rename them, or use a CSV file, which is split here"
+        )
+    if others := [split for split in loaded if split not in splits]:
+        print(
+            f"vdrop: data.name={data.name}: {', '.join(others)} left out; only the splits train, validation "
+            "and test are read",
+            file=sys.stderr,
+        )
     if len(splits) > 1 and hub.SPLITS["test"] not in splits:
         raise ConfigError(
             f"data.name={data.name} has the splits {' and '.join(splits)}, but no split test; add one, or "

@@ -1,5 +1,6 @@
 """A checkpoint's weights, and what prediction needs beside them, as a safetensors file: written and read."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ def load(path: Path) -> Exported:
 
     try:
         content = files.read(path)
+        require_checksum(content)
         return parse(parse_start(content), decode(content))
     except FileNotFoundError:
         raise ConfigError(
@@ -129,7 +131,16 @@ def encode(snapshot: Checkpoint) -> bytes:
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.weights.items()
     }
-    return save(weights, metadata(snapshot))
+    _, numbers = split(save(weights))
+    return save(weights, metadata(snapshot) | {CHECKSUM: hashlib.sha256(numbers).hexdigest()})
+
+
+def require_checksum(content: bytes) -> None:
+    """Raises Damaged where the numbers of a file are not those whose checksum its metadata hold."""
+    expected = parse_start(content).get(CHECKSUM)
+    _, numbers = split(content)
+    if expected != hashlib.sha256(numbers).hexdigest():
+        raise Damaged("its numbers do not fit its checksum")
 
 
 def require_whole(path: Path, snapshot: Checkpoint) -> None:
@@ -146,7 +157,8 @@ def require_whole(path: Path, snapshot: Checkpoint) -> None:
         raise checkpoint.unusable(path, reason) from None
 
 
-OF_RUN = ("config", "corpus", "epoch", "batch")  # metadata; all others are of what the model has learned
+CHECKSUM = "sha256"  # metadata: of the bytes after the header
+OF_RUN = ("config", "corpus", "epoch", "batch", CHECKSUM)  # all others are of what the model has learned
 
 
 def metadata(snapshot: Checkpoint) -> dict[str, str]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from vdrop_cli.errors import ConfigError, RunError, one_line
-from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Step, tagged_scalars
+from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Saving, Step, tagged_scalars
 
 PROJECT = "vdrop"  # where no environment variable names the project or experiment
 
@@ -22,6 +22,9 @@ class Client(Protocol):
 
     def log(self, kind: str, values: dict[str, float], position: int) -> None:
         """Records numbers of a `step`, an `epoch` or the `result`, which belongs to an epoch."""
+
+    def flush(self) -> None:
+        """Sends what is left, as far as the logger can be asked to: the run may be killed after this."""
 
     def finish(self, failed: bool) -> None:
         """Sends what is left, and closes the run."""
@@ -97,6 +100,8 @@ class Logger:
     def __call__(self, record: Record) -> None:
         if isinstance(record, Step) and record.step % self.config["log_every"] != 0:
             return
+        if isinstance(record, Saving):  # the run may resume after the records until here
+            self.attempt(lambda client: client.flush())
         if isinstance(record, Step | Epoch | Result):
             position = record.step if isinstance(record, Step) else record.epoch
             values = tagged_scalars(record, self.loss_metrics)

@@ -65,14 +65,14 @@ class MlflowRun:
         now = int(1000 * time.time())
         self.metrics += [Metric(name, value, now, position) for name, value in values.items()]
         if time.monotonic() - self.sent >= SECONDS_BETWEEN_REQUESTS:
-            self.send()
+            self.flush()
 
-    def send(self) -> None:
+    def flush(self) -> None:
         while self.metrics:
             self.client.log_batch(self.id, metrics=self.metrics[:MAX_METRICS])
             del self.metrics[:MAX_METRICS]
         self.sent = time.monotonic()
 
     def finish(self, failed: bool) -> None:
-        self.send()
+        self.flush()
         self.client.set_terminated(self.id, "FAILED" if failed else "FINISHED")

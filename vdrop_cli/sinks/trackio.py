@@ -40,6 +40,9 @@ class TrackioRun:
     def log(self, kind: str, values: dict[str, float], position: int) -> None:
         self.run.log(values, step=position)
 
+    def flush(self) -> None:
+        """Nothing to do: a thread of its own sends what it has."""
+
     def finish(self, failed: bool) -> None:
         with redirect_stdout(sys.stderr):
             trackio.finish()

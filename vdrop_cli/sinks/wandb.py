@@ -41,5 +41,8 @@ class WandbRun:
         else:
             self.run.log(values | {kind: position})
 
+    def flush(self) -> None:
+        """Nothing to do: a thread of its own sends what it has."""
+
     def finish(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))

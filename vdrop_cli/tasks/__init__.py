@@ -23,7 +23,14 @@ from vdrop_cli.settings.train import Model, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
 from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.other_text import OtherText
-from vdrop_cli.tasks.predictors import Predictor, RatingPredictor, UnknownWord, WordPredictor, predictor_of
+from vdrop_cli.tasks.predictors import (
+    Predictor,
+    RatingPredictor,
+    UnknownWord,
+    WordPredictor,
+    is_unknown_untrained,
+    predictor_of,
+)
 from vdrop_cli.tasks.sentiment import Sentiment
 
 __all__ = [
@@ -36,6 +43,7 @@ __all__ = [
     "Task",
     "UnknownWord",
     "WordPredictor",
+    "is_unknown_untrained",
     "load",
     "predictor_of",
     "warn",

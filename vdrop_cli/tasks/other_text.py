@@ -13,8 +13,8 @@ from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.next_word import Groups
 from vdrop_cli.perplexity import stream_perplexity
-from vdrop_cli.settings.data import CountedText, Data
-from vdrop_cli.tasks.predictors import WordPredictor
+from vdrop_cli.settings.data import Data
+from vdrop_cli.tasks.predictors import WordPredictor, is_unknown_untrained
 from vdrop_cli.tasks.text_evaluation import TextEvaluation
 
 
@@ -26,8 +26,7 @@ class OtherText(TextEvaluation):
         than two tokens, or has a word that the model cannot read.
         """
         self.path, self.predictor, self.device = path, predictor, predictor.device
-        # where training has no <unk>, such a text has it at the end of the vocabulary
-        self.is_counted = isinstance(data, CountedText)
+        self.is_unknown_untrained = is_unknown_untrained(predictor, data)
         words, self.fingerprint = corpora.read_tokens(Path(path), self.origin)
         ids, unknown = predictor.ids, predictor.learned.unknown
         if predictor.learned.line_end is None:
@@ -73,8 +72,7 @@ class OtherText(TextEvaluation):
                 f"words of {self.origin} that the model knows in lower case only: {lower:,}; they are read "
                 "as <unk>; write the text as the training text is written"
             )
-        unknown = self.predictor.learned.unknown
-        if self.unknown_words and self.is_counted and unknown == self.predictor.vocabulary[-1]:
+        if self.unknown_words and self.is_unknown_untrained:
             warnings.append(
                 f"words of {self.origin} that the model does not know: {len(self.unknown_words):,}; they are "
                 "read as <unk>, which is not trained: no word of training is <unk>"

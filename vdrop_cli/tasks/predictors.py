@@ -17,6 +17,7 @@ from vdrop_cli.learned import Learned, Ratings, Words
 from vdrop_cli.model import LanguageModel, Regressor
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.settings.data import CountedText, Data, RatedData
 from vdrop_cli.settings.train import Model
 
 START, UNKNOWN = 0, 1  # ids in texts with ratings; those of words follow, the most frequent first
@@ -158,6 +159,16 @@ def predictor_of(learned: Learned, device: torch.device) -> Predictor:
     return (
         RatingPredictor(learned, device) if isinstance(learned, Ratings) else WordPredictor(learned, device)
     )
+
+
+def is_unknown_untrained(predictor: Predictor, data: Data) -> bool:
+    """Whether the word that stands for unknown ones has the parameters of its initialisation, because no word
+    of training is unknown. `data`: the settings of the training text.
+    """
+    if isinstance(predictor, RatingPredictor):
+        return isinstance(data, RatedData) and data.min_count == 1 and data.vocabulary_size is None
+    # where training has no <unk>, a text whose words are counted has it at the end of the vocabulary
+    return isinstance(data, CountedText) and predictor.learned.unknown == predictor.vocabulary[-1]
 
 
 def cut(words: list[str], ids: dict[str, int], chunk_words: int | None) -> list[Tensor]:
