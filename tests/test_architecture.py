@@ -56,8 +56,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "stored",
         "text_tables",
     },
-    "archives": set(),
-    "files": {"archives", "errors"},
+    "files": {"errors"},
     "lock": {"errors", "files"},
     "run_files": set(),
     "ownership": {"run_files", "errors", "evaluation_files", "files", "lock"},
@@ -206,7 +205,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("ownership", "policies", "runs", "settings", "sharing", "stored", "tasks"),
     },
     "provenance": {"__version__", "errors", "kernels"},
-    "stored": {"archives", "files"},
+    "stored": {"files"},
     "sinks": {"errors", "files", "run_files", "settings", "sinks", "stored"},
     "stuck_starts": {"run_files", "errors", "files", "settings", "stored"},
     "runs": {

@@ -13,7 +13,8 @@ from dataclasses import fields, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -182,24 +183,21 @@ def test_what_can_perhaps_be_read_later_is_not_passed_over(
     """Else the run would resume from an older one, and remove it."""
     for epoch in (1, 2):
         checkpoint.save(at_epoch(epoch), tmp_path)
-    path, read = checkpoint.path_of(tmp_path, 2), files.read
+    path, open_regular = checkpoint.path_of(tmp_path, 2), files.open_regular
 
-    def failing(asked: Path, limit: int | None = None) -> bytes:
+    def failing(asked: Path) -> IO[bytes]:
         if asked == path:
             raise OSError(errno.ESTALE, "Stale file handle")
-        return read(asked, limit)
+        return open_regular(asked)
 
-    monkeypatch.setattr(files, "read", failing)
+    monkeypatch.setattr(files, "open_regular", failing)
     with pytest.raises(ConfigError, match=r"checkpoint-0002\.pt cannot be read \(Stale file handle\)"):
         checkpoint.newest(tmp_path)
-    monkeypatch.setattr(files, "read", read)
-
-    def too_large(*_: object, **__: object) -> object:
-        raise MemoryError
-
-    monkeypatch.setattr(torch, "frombuffer", too_large)
-    with pytest.raises(MemoryError):
-        checkpoint.newest(tmp_path)
+    monkeypatch.setattr(files, "open_regular", open_regular)
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9")):
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(MemoryError):
+            checkpoint.newest(tmp_path)
 
 
 def test_checkpoints_within_an_epoch_lie_between_those_of_its_ends(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +130,44 @@ def test_what_is_changed_is_damaged(tmp_path: Path) -> None:
             files.read_tensors(path)
     path.write_bytes(content)
     assert files.read_tensors(path)["w"].shape == (100,)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("ran",)
+
+
+@pytest.mark.filterwarnings("ignore")  # some versions of torch warn of invariants that they do not check
+@pytest.mark.parametrize(
+    "make",
+    [
+        Payload,
+        lambda: print,
+        lambda: {1, 2},
+        lambda: bytearray(3),
+        lambda: torch.float32,
+        lambda: torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,)),
+        lambda: torch.empty(10**12, device="meta"),
+    ],
+    ids=["an object", "a function", "a set", "bytes", "a type", "a sparse tensor", "a tensor without memory"],
+)
+def test_what_is_neither_a_tensor_nor_a_plain_value_is_refused_and_not_run(
+    make: Callable[[], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a program that writes the checksum, too, can have made such a file."""
+    files.write_tensors(tmp_path / "t", {"good": [torch.ones(1)], "other": {"one": [make()]}})
+    with pytest.raises(
+        Damaged, match=r"neither a tensor nor a plain value|tensors and plain values|without its"
+    ):
+        files.read_tensors(tmp_path / "t")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_list_that_holds_itself_ends(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"a": [1]}
+    values["a"].append(values["a"])
+    files.write_tensors(tmp_path / "t", values)
+    assert files.read_tensors(tmp_path / "t")["a"][0] == 1
 
 
 def test_unfinished_files_are_taken_away_by_name(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from vdrop_cli import archives
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError, lacks_memory
 
 MARK = b"sha256:"
 TAIL = len(MARK) + 64  # bytes: the mark and the hexadecimal digest
+BLOCK = 2**20  # bytes that are read at once
 
 
 class Damaged(Exception):
@@ -181,20 +181,54 @@ def checksum(path: Path) -> str:
 def read_tensors(path: Path) -> dict[str, Any]:
     """Reads what `write_tensors` wrote, without running code from the file.
 
-    It takes no more memory than the size of the file. Raises FileNotFoundError; Damaged; OSError and
-    MemoryError, where the file may well be whole.
+    Raises FileNotFoundError; Damaged; OSError and MemoryError, where the file may well be whole.
     """
+    import torch
+
     expected = checksum(path)
-    content = read(path)
-    if hashlib.sha256(memoryview(content)[:-TAIL]).hexdigest() != expected:
-        raise Damaged("its content does not fit its checksum")
-    try:
-        values = archives.unpack(content)
-    except archives.Malformed as reason:
-        raise Damaged(str(reason)) from None
+    with open_regular(path) as file:
+        content_digest = hashlib.sha256()
+        left = os.fstat(file.fileno()).st_size - TAIL
+        while part := file.read(min(left, BLOCK)):
+            content_digest.update(part)
+            left -= len(part)
+        if content_digest.hexdigest() != expected:
+            raise Damaged("its content does not fit its checksum")
+        file.seek(0)
+        try:
+            values = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # torch raises many types for what it did not write
+            if lacks_memory(error):
+                raise MemoryError(str(error)) from None
+            raise Damaged(
+                f"it is not an archive of tensors and plain values ({type(error).__name__})"
+            ) from None
     if not isinstance(values, dict):
         raise Damaged("its content is not a mapping")
+    require_plain(values)
     return values
+
+
+def require_plain(values: object) -> None:
+    """Raises Damaged unless a value consists of dense tensors, numbers, texts and None, in lists, tuples and
+    dicts.
+    """
+    import torch
+
+    pending, seen = [values], set[int]()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list | tuple | dict):
+            if id(value) not in seen:
+                seen.add(id(value))
+                pending += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.device.type != "cpu":
+                raise Damaged("it holds a tensor without its elements")
+        elif not isinstance(value, str | int | float | None):
+            raise Damaged("it holds an object that is neither a tensor nor a plain value")
 
 
 def printable(text: object) -> str:

@@ -2,14 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
 
 from vdrop_cli import files
-from vdrop_cli.archives import levels
 from vdrop_cli.files import Damaged
 
 MAX_DEPTH = 20  # of nested lists and dicts
@@ -56,6 +55,20 @@ def parse_value(content: bytes, infinite: bool = False) -> Any:
     if any(depth >= MAX_DEPTH for depth, _ in enumerate(levels(value))):
         raise Damaged("it is nested too deeply")
     return value
+
+
+def levels(value: Any) -> Iterator[list[Any]]:
+    """Yields a value in a list, then the values inside it, then the values inside those.
+
+    Lists, tuples and dicts count as containers; each of them must be in one place only.
+    """
+    level = [value]
+    while level:
+        yield level
+        containers = [inner for inner in level if isinstance(inner, list | tuple | dict)]
+        level = [
+            inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
 
 
 def readable_by(parse: Callable[[bytes], object]) -> Callable[[bytes], bool]:
