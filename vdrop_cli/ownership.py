@@ -1,13 +1,11 @@
 """Recognises files that vdrop wrote and may remove or overwrite; all others stay as they are."""
 
-import fcntl
 import os
 import re
 import stat
-import struct
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from vdrop_cli import evaluation_files, files
@@ -33,8 +31,6 @@ EVENTS = r"events\.out\.tfevents\.\d+\..+"
 RUN = rf"(?:{TRAINING}|{EVALUATION}\.(?:json|partial))(?:\.\d+\.tmp)?|{EVALUATION}\.lock|{EVENTS}|{LOCK}"
 OUTCOMES = (RESULT, STUCK)  # of a run that has ended and is not trained again
 APPENDED = (LOG,)  # written in place, so a link there would change another file
-READ_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # Linux: FS_IOC_GETFLAGS
-UNREMOVABLE = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 MAX_NAMES = 5  # in a message
 
 
@@ -131,7 +127,7 @@ def clear(folder: Path) -> None:
     """Removes an earlier run from its folder, and prints which other files stay.
 
     Links are removed, never followed. Raises ConfigError, with nothing removed, while the run is evaluated or
-    where one of its files cannot be removed.
+    where a folder has the name of one of its files; RunError where a file cannot be removed.
     """
     content = entries(folder)
     others = [path.name for path in content if not is_run_file(path)]
@@ -139,11 +135,10 @@ def clear(folder: Path) -> None:
         for path in filter(is_lock, filter(is_run_file, content)):
             locks.enter_context(Lock(path, str(path.with_suffix(".json"))))
         own = removal_order(folder)
-        mounts = mount_points()
         for path in own:
-            if reason := unremovable_reason(path, mounts):
+            if path.is_dir() and not path.is_symlink():
                 raise ConfigError(
-                    f"force=true: {path} {reason}, so nothing was removed; remove it or move it away"
+                    f"force=true: {path} is a folder, so nothing was removed; remove it or move it away"
                 )
         for path in own:
             try:
@@ -159,40 +154,6 @@ def clear(folder: Path) -> None:
         more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
         listed = ", ".join(map(printable, others[:MAX_NAMES]))
         print(f"vdrop: force=true leaves other files in {printable(folder)}: {listed}{more}", file=sys.stderr)
-
-
-def unremovable_reason(path: Path, mounts: set[str]) -> str:
-    """Returns the visible reason why a file cannot be removed; empty where it can, or is gone."""
-    status = file_status(path)
-    if status is None:
-        return ""
-    if os.path.join(os.path.realpath(path.parent), path.name) in mounts:
-        return "is mounted"
-    if stat.S_ISDIR(status.st_mode):
-        return "is a folder"
-    if stat.S_ISREG(status.st_mode):
-        with suppress(OSError):  # a file system without flags, or an unreadable file
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                (flags,) = struct.unpack_from(
-                    "I", fcntl.ioctl(handle, READ_FLAGS, bytes(struct.calcsize("l")))
-                )
-            finally:
-                os.close(handle)
-            if flags & UNREMOVABLE:
-                return "is immutable"
-    return ""
-
-
-def mount_points() -> set[str]:
-    """Returns the paths of all mounts, on Linux."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return set()
-    return {
-        re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in lines
-    }
 
 
 def require_own(path: Path, is_own: Callable[[bytes], bool], advice: str, size: int | None = None) -> None:
