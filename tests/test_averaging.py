@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint
-from vdrop_cli.averaging import Average, is_to_begin
+from vdrop_cli.averaging import Average, average_begins
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
@@ -54,12 +54,12 @@ def test_the_average_begins_when_validation_stops_getting_better() -> None:
     """
     schedule = settings("schedule.average_decay=1", "schedule.average_trigger=2").schedule
     first = [9.0, 5, 6, 4, 4.5, 5]
-    assert not any(is_to_begin(schedule, [*first, 3.0][:epoch]) for epoch in range(8))
-    begun = [is_to_begin(schedule, [*first, 4.2, 1.0][:epoch]) for epoch in range(9)]
+    assert not any(average_begins(schedule, [*first, 3.0][:epoch]) for epoch in range(8))
+    begun = [average_begins(schedule, [*first, 4.2, 1.0][:epoch]) for epoch in range(9)]
     assert begun == [False] * 7 + [True] * 2, "and does not end when it gets better again"
     fixed = settings("schedule.average_decay=1", "schedule.average_from=3").schedule
-    assert [is_to_begin(fixed, first[:epoch]) for epoch in range(6)] == [False] * 3 + [True] * 3
-    assert not is_to_begin(settings().schedule, first)
+    assert [average_begins(fixed, first[:epoch]) for epoch in range(6)] == [False] * 3 + [True] * 3
+    assert not average_begins(settings().schedule, first)
 
 
 @pytest.fixture

@@ -221,9 +221,7 @@ def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run
     if subprocess.run(["chattr", "+i", path], capture_output=True).returncode:
         pytest.skip("no file can be made immutable here")
     try:
-        with pytest.raises(
-            RunError, match=r"checkpoint-0002\.pt cannot be removed \(Operation not"
-        ):
+        with pytest.raises(RunError, match=r"checkpoint-0002\.pt cannot be removed \(Operation not"):
             clear(folder)
     finally:
         subprocess.run(["chattr", "-i", path], check=True)

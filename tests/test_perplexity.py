@@ -35,7 +35,7 @@ def test_the_whole_stream_is_predicted_in_one_pass(monkeypatch: pytest.MonkeyPat
     stream = task.streams["test"]
     expected = nll_of_each_word(model, stream).double().mean().exp().item()
     for steps in (1, 50, 101, 202, 1000):
-        monkeypatch.setattr(perplexity, "SEGMENT_STEPS", steps)
+        monkeypatch.setattr(perplexity, "STREAM_STEPS", steps)
         assert stream_perplexity(model, stream) == pytest.approx(expected, rel=1e-6)
 
 

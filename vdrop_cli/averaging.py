@@ -34,7 +34,7 @@ class Average:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """The model has the average as its weights meanwhile, where there is one.
+        """Replaces the model's weights by their average within the context, where there is one.
 
         The numbers are copied: a captured CUDA graph reads weights by their address.
         """
@@ -64,7 +64,7 @@ class Average:
         self.tensors = [state[name].to(device, copy=True) for name in self.names] if count else []
 
 
-def is_to_begin(schedule: Schedule, validations: list[float]) -> bool:
+def average_begins(schedule: Schedule, validations: list[float]) -> bool:
     """Returns whether updates after these epochs are averaged, by their selection metrics.
 
     They are after `average_from` epochs; where that is unset, once a validation is worse than the best of

@@ -125,9 +125,9 @@ def require_valid(snapshot: Checkpoint) -> None:
     for name, kind in TYPES.items():
         require_that(type(getattr(snapshot, name)) is kind, f"its {name} is no {kind.__name__}")
     for name in COUNTS:
-        require_that(0 <= getattr(snapshot, name) < 2**63, f"its {name} is not a number that can be")
+        require_that(0 <= getattr(snapshot, name) < 2**63, f"its {name} is out of range")
     for name in DURATIONS:
-        require_that(0 <= getattr(snapshot, name) < math.inf, f"its {name} is not a number that can be")
+        require_that(0 <= getattr(snapshot, name) < math.inf, f"its {name} is out of range")
     has_epochs = snapshot.epoch > 0
     require_that(
         snapshot.best_epoch <= snapshot.epoch and (snapshot.best_epoch > 0) == has_epochs,
@@ -230,7 +230,7 @@ def require_fitting(weights: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def unusable(path: Path, reason: object) -> Unusable:
-    return Unusable(f"checkpoint={path} cannot be used: {reason}; take another one")
+    return Unusable(f"checkpoint={path} cannot be used: {reason}; name another checkpoint")
 
 
 def path_of(folder: Path, epoch: int, batch: int = 0) -> Path:
@@ -278,7 +278,7 @@ def load(path: Path) -> Checkpoint:
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"checkpoint={path} cannot be read ({error.strerror}); see to it that it can, or remove it"
+            f"checkpoint={path} cannot be read ({error.strerror}); make it readable, or remove it"
         ) from None
     except Damaged as damage:
         raise Unusable(
@@ -300,8 +300,8 @@ def load(path: Path) -> Checkpoint:
 
 
 def attempt(path: Path, use: Callable[[Checkpoint], Used]) -> Used | None:
-    """Returns what `use` makes of a checkpoint; prints why and returns None where the checkpoint cannot be
-    used, or `use` raises Unusable or ValueError.
+    """Applies `use` to a checkpoint and returns the result; prints why and returns None where the checkpoint
+    cannot be used, or `use` raises Unusable or ValueError.
 
     Raises ConfigError where the file cannot be read now.
     """

@@ -19,7 +19,7 @@ from vdrop_cli.policies import BETWEEN, Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.random_streams import Stream, new_stream
 
 GATES = {Cell.lstm: 4, Cell.gru: 3}
-CANDIDATE = {4: 2, 3: 2}  # the gate without a sigmoid, by the number of gates: g of i f g o, n of r z n
+CANDIDATE = 2  # the gate without a sigmoid: g of i f g o, n of r z n
 KEEP_BITS = 16  # random bits for each element of a mask, compared with the drop probability
 HASH_BITS = 24  # bits of the hash of a word, compared with the drop probability
 
@@ -393,8 +393,7 @@ def gate_mask(p: float, size: int, tie: object, shape: MaskShape, time: int, kee
     mask = keep(p, (time, gates, shape.batch, size))
     if mask is None or tie is not Tie.gates:
         return mask
-    candidate = CANDIDATE[shape.gates]
-    return torch.cat([mask[:, 1:] if gate == candidate else mask[:, :1] for gate in range(shape.gates)], 1)
+    return torch.cat([mask[:, 1:] if gate == CANDIDATE else mask[:, :1] for gate in range(shape.gates)], 1)
 
 
 def mask_time(dropout: Dropout, place: str, shape: MaskShape) -> int:

@@ -1,6 +1,5 @@
 """What prediction needs of the training text beside the weights, as plain values in the checkpoint."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +77,7 @@ def require_vocabulary(vocabulary: object) -> None:
 
 def to_dict(learned: Learned) -> dict[str, Any]:
     """Returns the values that a checkpoint stores."""
-    return {f.name: getattr(learned, f.name) for f in dataclasses.fields(learned)}
+    return dict(vars(learned))
 
 
 def from_dict(values: dict[str, Any], is_regression: bool) -> Learned:

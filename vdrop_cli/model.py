@@ -14,7 +14,7 @@ from vdrop_cli.dropout import MaskShape, ModelMasks, draw
 from vdrop_cli.kernels.augmented import augmented_cross_entropy
 from vdrop_cli.kernels.products import operand
 from vdrop_cli.layers import GRU, LSTM, Recurrent, State
-from vdrop_cli.policies import Cell, Dropout, WordMask
+from vdrop_cli.policies import Cell, Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.train import Model
 
@@ -43,9 +43,7 @@ class Encoder(nn.Module):
         self.dropout = dropout
         # the embedding has the masks of words, the head its own
         layer_places = tuple(place for place in dropout.new_each_step if place != "p_head")
-        in_layers = replace(
-            dropout, p_word=0.0, word_mask=WordMask.type, p_head=0.0, new_each_step=layer_places
-        )
+        in_layers = replace(dropout.without_words(), p_head=0.0, new_each_step=layer_places)
         options: dict[str, Any] = {
             "num_layers": model.layers,
             "residual": model.residual,

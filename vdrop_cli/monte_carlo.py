@@ -30,7 +30,7 @@ from vdrop_cli.perplexity import perplexity, segments
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 
-SEGMENT_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
+PASS_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
 
 
 class RunningAverages:
@@ -134,7 +134,7 @@ class PassMasks:
         else:
             if self.first is None or self.first[0] != passes:
                 # Always of as many steps: how many numbers a place takes decides on those of the next one.
-                self.first = (passes, self.draw_passes(self.dropout, passes, 0, SEGMENT_STEPS))
+                self.first = (passes, self.draw_passes(self.dropout, passes, 0, PASS_STEPS))
             # masks on weights, which are drawn last, are those of the first segment
             masks = self.draw_passes(replace(self.dropout, p_weight=0.0), passes, segment, time)
             masks = joined_masks(masks, self.first[1], self.dropout)
@@ -174,7 +174,7 @@ class MonteCarlo(McPasses):
     @property
     def words(self) -> int:
         return self.averages.seen * self.log_p_SN.shape[1] + len(self.passes) * min(
-            self.number * SEGMENT_STEPS, self.log_p_SN.shape[1]
+            self.number * PASS_STEPS, self.log_p_SN.shape[1]
         )
 
     @property
@@ -189,7 +189,7 @@ class MonteCarlo(McPasses):
             "averages": self.averages.state_dict(),
             "number": self.number,
             "state": [part.cpu() for part in self.state],
-            "log_p": self.log_p_SN[:, : self.number * SEGMENT_STEPS].cpu(),
+            "log_p": self.log_p_SN[:, : self.number * PASS_STEPS].cpu(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -207,8 +207,8 @@ class MonteCarlo(McPasses):
         self.averages.require_fitting(averages, tokens)
         assert isinstance(averages, dict)
         passes = min(self.batch, self.samples - averages["seen"])
-        number = place_in_text(number, tokens, SEGMENT_STEPS)
-        if not is_numeric(log_p, (passes, min(number * SEGMENT_STEPS, tokens)), self.log_p_SN.dtype):
+        number = place_in_text(number, tokens, PASS_STEPS)
+        if not is_numeric(log_p, (passes, min(number * PASS_STEPS, tokens)), self.log_p_SN.dtype):
             raise ValueError("its probabilities are not those of the text")
         if not is_state_of(parts, self.model.zero_state(passes)):
             raise ValueError("its state is of another model")
@@ -217,12 +217,12 @@ class MonteCarlo(McPasses):
     def run(self) -> Iterator[int]:
         """Reads the text to its end in all passes; yields after each segment how many words that was."""
         while True:
-            for number, ids_T, targets_T in islice(segments(self.stream_N, SEGMENT_STEPS), self.number, None):
+            for number, ids_T, targets_T in islice(segments(self.stream_N, PASS_STEPS), self.number, None):
                 if self.masks is None or not self.pass_masks.is_fixed:
                     self.masks = self.pass_masks.draw(self.passes, number, len(ids_T))
                 ids_TS, targets_TS = (t[:, None].expand(-1, len(self.passes)) for t in (ids_T, targets_T))
                 nll_TS, self.state = self.model.nll(ids_TS, targets_TS, self.state, self.masks)
-                self.log_p_SN[:, number * SEGMENT_STEPS :][:, : len(ids_T)] = -nll_TS.T
+                self.log_p_SN[:, number * PASS_STEPS :][:, : len(ids_T)] = -nll_TS.T
                 self.number += 1
                 yield ids_TS.numel()
             for log_p_N in self.log_p_SN:

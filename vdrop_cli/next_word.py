@@ -27,7 +27,7 @@ from vdrop_cli.mc_passes import (
 )
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.monte_carlo import SEGMENT_STEPS, PassMasks
+from vdrop_cli.monte_carlo import PASS_STEPS, PassMasks
 from vdrop_cli.perplexity import perplexity, ppl, segments
 
 BINS = 15  # of the most probable word's probability, equally wide (Guo et al. 2017)
@@ -247,7 +247,7 @@ class NextWordPasses(McPasses):
 
     @property
     def words(self) -> int:
-        return self.samples * min(self.number * SEGMENT_STEPS, len(self.stream_N) - 1)
+        return self.samples * min(self.number * PASS_STEPS, len(self.stream_N) - 1)
 
     @property
     def total(self) -> int:
@@ -259,7 +259,7 @@ class NextWordPasses(McPasses):
         # Masks on weights are large, and each pass has its own: they are drawn again for each segment.
         is_stored = self.masks.is_fixed and self.masks.dropout.p_weight == 0
         masks_of = self.fixed_masks() if is_stored else self.masks.draw
-        for number, ids_T, targets_T in islice(segments(self.stream_N, SEGMENT_STEPS), self.number, None):
+        for number, ids_T, targets_T in islice(segments(self.stream_N, PASS_STEPS), self.number, None):
             parts, states = [], []
             for passes, state in zip(self.batches, self.states, strict=True):
                 ids_TS = ids_T[:, None].expand(-1, len(passes))
@@ -272,12 +272,12 @@ class NextWordPasses(McPasses):
 
     def fixed_masks(self) -> Callable[[range, int, int], ModelMasks]:
         """Draws masks that are held over the text, once for each batch of passes."""
-        masks = {passes: self.masks.draw(passes, 0, SEGMENT_STEPS) for passes in self.batches}
+        masks = {passes: self.masks.draw(passes, 0, PASS_STEPS) for passes in self.batches}
         return lambda passes, number, time: masks[passes]
 
     def add(self, number: int, parts: list[Predictions], targets_T: Tensor) -> None:
         """Takes a segment into the results."""
-        here = slice(number * SEGMENT_STEPS, number * SEGMENT_STEPS + len(targets_T))
+        here = slice(number * PASS_STEPS, number * PASS_STEPS + len(targets_T))
         for whole_N, values_T in zip(self.tokens, tokens_of(parts, targets_T), strict=True):
             whole_N[here] = values_T
         log_p_TS = torch.cat([part.log_p_TS for part in parts], 1).double()
@@ -302,7 +302,7 @@ class NextWordPasses(McPasses):
             "number": self.number,
             "states": [[part.cpu() for part in state] for state in self.states],
             "nll": {count: nll.cpu() for count, nll in self.nll.items()},
-            "tokens": torch.stack(self.tokens)[:, : self.number * SEGMENT_STEPS].cpu(),
+            "tokens": torch.stack(self.tokens)[:, : self.number * PASS_STEPS].cpu(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -316,8 +316,8 @@ class NextWordPasses(McPasses):
     def require_fitting(self, state: dict[str, Any]) -> None:
         tokens = len(self.stream_N) - 1
         number, states, nll, measured = (state.get(name) for name in ("number", "states", "nll", "tokens"))
-        number = place_in_text(number, tokens, SEGMENT_STEPS)
-        shape = (len(self.tokens), min(number * SEGMENT_STEPS, tokens))
+        number = place_in_text(number, tokens, PASS_STEPS)
+        shape = (len(self.tokens), min(number * PASS_STEPS, tokens))
         if not is_numeric(measured, shape, torch.float64):
             raise ValueError("its tokens are not those of the text")
         if not isinstance(nll, dict) or nll.keys() != self.nll.keys():

@@ -77,7 +77,7 @@ class PartialEvaluation:
             pass
         except OSError as error:
             raise ConfigError(
-                f"{self.path} cannot be read ({error.strerror}); see to it that it can, or remove it"
+                f"{self.path} cannot be read ({error.strerror}); make it readable, or remove it"
             ) from None
         except (Damaged, ValueError) as damage:
             print(f"vdrop: {self.path} is damaged ({damage}); starting over", file=sys.stderr)

@@ -13,7 +13,7 @@ from torch import Tensor
 from vdrop_cli import interruption
 from vdrop_cli.model import LanguageModel
 
-SEGMENT_STEPS = 1000  # time steps of a call; the results do not depend on it but for rounding
+STREAM_STEPS = 1000  # time steps of a call; the results do not depend on it but for rounding
 
 
 class Chunk(Protocol):
@@ -46,7 +46,7 @@ def perplexity(nll_N: Tensor) -> float:
 def stream_nll(model: LanguageModel, stream_N: Tensor) -> Tensor:
     """Returns nats of every token but the first, in one pass over the text: batch 1, state carried."""
     state, parts = model.zero_state(1), []
-    for _, ids_T, targets_T in segments(stream_N, SEGMENT_STEPS):
+    for _, ids_T, targets_T in segments(stream_N, STREAM_STEPS):
         interruption.check()
         nll_TB, state = model.nll(ids_T[:, None], targets_T[:, None], state, model.mean_masks())
         parts.append(nll_TB[:, 0])

@@ -43,8 +43,8 @@ def require_matplotlib() -> None:
         raise ConfigError("pictures need matplotlib; pip install 'vdrop[plot]'")
 
 
-def canvas(width: float = 8, height: float = 5) -> "tuple[Figure, Axes]":
-    figure, (axes,) = panels(1, width, height)
+def canvas(height: float = 5) -> "tuple[Figure, Axes]":
+    figure, (axes,) = panels(1, height=height)
     return figure, axes
 
 

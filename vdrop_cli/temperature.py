@@ -13,7 +13,7 @@ from vdrop_cli import interruption
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.perplexity import perplexity, segments
 
-SEGMENT_STEPS = 500  # time steps whose logits [T, V] are in memory at once
+LOGIT_STEPS = 500  # time steps whose logits [T, V] are in memory at once
 TOLERANCE = 1e-4  # relative
 MAX_ITERATIONS = 50  # it takes about five
 LIMIT = 4.0  # a temperature above it, or below its inverse, is of no model that was trained on such a text
@@ -26,7 +26,7 @@ class NoTemperature(ValueError):
 def logits_and_targets(model: LanguageModel, stream_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the logits [T, V] and the next words [T] of successive segments: batch 1, state carried."""
     state = model.zero_state(1)
-    for _, ids_T, targets_T in segments(stream_N, SEGMENT_STEPS):
+    for _, ids_T, targets_T in segments(stream_N, LOGIT_STEPS):
         interruption.check()
         x_TBE, state = model(ids_T[:, None], state, model.mean_masks())
         yield model.logits(x_TBE[:, 0]), targets_T

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vdrop_cli import checkpoint, continuation, files, interruption, learned, prefetch, stuck_starts
-from vdrop_cli.averaging import Average, is_to_begin
+from vdrop_cli.averaging import Average, average_begins
 from vdrop_cli.checkpoint import Checkpoint, TrainingState, Unusable
 from vdrop_cli.device import COMPUTE_DTYPES, choose_backend, choose_precision
 from vdrop_cli.dropout import ModelMasks
@@ -94,7 +94,7 @@ class Run:
             self.restore(snapshot)
 
     def restore(self, snapshot: Checkpoint) -> None:
-        """Takes the place of a run that has come to a checkpoint of its folder."""
+        """Continues from a checkpoint of its folder."""
         if self.settings.reports_best and snapshot.best_epoch > 0:
             # read now rather than after all epochs, so that an error comes before training
             self.best_checkpoint(snapshot.best_epoch)
@@ -196,7 +196,7 @@ class Run:
         """
         epoch = self.progress.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
-        averages = is_to_begin(self.settings.schedule, self.progress.validations)
+        averages = average_begins(self.settings.schedule, self.progress.validations)
         falls = self.lr_falls
 
         def draw(batch: Any) -> ModelMasks:
@@ -267,15 +267,15 @@ class Run:
         return Epoch(self.progress.epoch, self.step, loss, metrics, lr, speed, seconds)
 
     @property
-    def is_epoch_to_be_saved(self) -> bool:
-        """Whether there is to be a checkpoint at the end of the epoch that is finished now."""
+    def should_save_epoch(self) -> bool:
+        """Whether the epoch that has just ended gets a checkpoint."""
         is_best = self.settings.reports_best and self.progress.best_epoch == self.progress.epoch
         return (
             self.progress.epoch % self.settings.checkpoint.epochs == 0 or is_best or not self.should_continue
         )
 
     @property
-    def is_to_be_saved(self) -> bool:
+    def should_save(self) -> bool:
         """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
         launched = self.progress.batch + len(self.in_flight)
         return (
@@ -296,8 +296,8 @@ class Run:
             raise StuckError(self.folder, start)
 
     def save(self) -> None:
-        """Writes the checkpoint. Raises Diverged rather than to put weights that are none in the place of
-        good ones.
+        """Writes the checkpoint. Raises Diverged where a weight is not finite, so that earlier checkpoints
+        stay.
         """
         assert not self.in_flight, "the weights are those of a step whose loss was not read"
         model = {name: t.cpu() for name, t in self.model.state_dict().items()}
@@ -400,13 +400,13 @@ def records(run: Run) -> Iterator[Record]:
             for step in judged(run.train_epoch()):
                 yield step
                 interruption.check()
-                if run.is_to_be_saved:
+                if run.should_save:
                     yield from judged(run.finish_steps())
                     yield Saving()
                     run.save()
                     saved_at = run.step
             yield run.finish_epoch()
-            if run.is_epoch_to_be_saved:
+            if run.should_save_epoch:
                 yield Saving()
                 run.save()
                 saved_at = run.step
@@ -429,7 +429,7 @@ def resolve_auto(settings: Train, device: torch.device) -> Train:
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
-def require_steps_within(settings: Train, task: Task) -> None:
+def require_fitting_schedule(settings: Train, task: Task) -> None:
     """Raises ConfigError where a start is to be judged after more steps than an epoch has, whose losses a
     checkpoint holds; where the learning rate would still rise, or not fall, or an average not begin before
     training ends; or where a limit on steps has no effect.

@@ -25,7 +25,7 @@ from vdrop_cli.bench.report import (
     write,
 )
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.monte_carlo import SEGMENT_STEPS
+from vdrop_cli.monte_carlo import PASS_STEPS
 from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, BenchSize, Precision
 from vdrop_cli.settings.commands import Bench
 
@@ -143,7 +143,7 @@ def test_on_a_gpu_mc_evaluation_reads_more_and_has_a_note_on_latency(
         for part in ("step", "mc"):
             print_results([example("variational", [1.0], part=part)], RATES, torch.device(device))
             assert ("latency" in capsys.readouterr().out) == (device != "cpu" and part == "mc")
-    assert words == {"cpu": 70, "cuda:0": 700} and words["cuda:0"] >= 20 * SEGMENT_STEPS
+    assert words == {"cpu": 70, "cuda:0": 700} and words["cuda:0"] >= 20 * PASS_STEPS
 
 
 def test_two_directions_are_compared_with_one_and_steps_of_cells_are_printed_in_microseconds(

@@ -15,7 +15,7 @@ from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import phase, read_result, require_installed
 from vdrop_cli.stuck_starts import StuckError
-from vdrop_cli.training import Run, log_to_sinks, make_folder, require_steps_within, resolve_auto
+from vdrop_cli.training import Run, log_to_sinks, make_folder, require_fitting_schedule, resolve_auto
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
     settings = resolve_auto(settings, device)
     with phase("loading the data"):
         task = tasks.load(settings, device)
-    require_steps_within(settings, task)
+    require_fitting_schedule(settings, task)
     folder = checkpoint.run_folder(settings, task.fingerprint)
     report_folder(folder)
     if not settings.force:
@@ -63,10 +63,10 @@ def run(
         training = Run(settings, task, folder)
         shorter = training.continue_shorter() if continues_shorter and not settings.force else None
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"
-        speak = f"{settings.model.name}, dropout {settings.dropout.name}, {made_with}"
+        description = f"{settings.model.name}, dropout {settings.dropout.name}, {made_with}"
         how = f"continuing {shorter}" if shorter else "resuming"
         before = f", {how} after {training.place}" if training.step else ""
-        print(f"{folder}: {speak}{before}", file=sys.stderr)
+        print(f"{folder}: {description}{before}", file=sys.stderr)
         if training.step == 0:
             for other, place in continuation.unfinished_elsewhere(folder, settings, task.fingerprint):
                 print(

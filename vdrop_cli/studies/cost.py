@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from vdrop_cli.device import choose_mc_batch, synchronize
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.monte_carlo import MonteCarlo
-from vdrop_cli.perplexity import SEGMENT_STEPS, batched_loss, stream_perplexity
+from vdrop_cli.perplexity import STREAM_STEPS, batched_loss, stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
@@ -48,7 +48,7 @@ class Cost:
         chunks = list(islice(task.valid_chunks(), self.STEPS))
         seconds = self.timed(lambda: batched_loss(self.model, chunks, task.batch_size))
         per_chunk = seconds / len(chunks)
-        stretch_N = task.streams["test"][: SEGMENT_STEPS + 1]
+        stretch_N = task.streams["test"][: STREAM_STEPS + 1]
         per_word = self.timed(lambda: stream_perplexity(self.model, stretch_N)) / len(stretch_N)
         words = sum(len(task.streams[part]) for part in ("valid", "test"))
         validation = len(list(task.valid_chunks())) * per_chunk

@@ -23,7 +23,7 @@ from vdrop_cli.studies import rows
 from vdrop_cli.studies.cost import Cost
 from vdrop_cli.studies.study import Line, Row
 from vdrop_cli.tasks import Task
-from vdrop_cli.training import require_steps_within, resolve_auto
+from vdrop_cli.training import require_fitting_schedule, resolve_auto
 
 MORE_SEEDS = 10  # of a row, beyond those asked for, that are tried where others are stuck
 
@@ -132,7 +132,7 @@ class RunFactory:
         text = str((settings.task, settings.data))
         if text not in self.tasks:
             self.tasks[text] = tasks.load(settings, self.device)
-        require_steps_within(settings, self.tasks[text])
+        require_fitting_schedule(settings, self.tasks[text])
         return Training(row, settings, self.tasks[text])
 
     @cached_property

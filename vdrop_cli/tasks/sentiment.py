@@ -25,7 +25,7 @@ from vdrop_cli.learned import Ratings
 from vdrop_cli.mc_passes import McPasses, PassOptions, is_numeric, mc_row, sample_counts
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import Regressor
-from vdrop_cli.policies import Dropout, WordMask
+from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.choices import Interval, SplitProtocol
 from vdrop_cli.settings.commands import Eval
@@ -324,10 +324,7 @@ class RatingPasses(McPasses):
 
     def __init__(self, task: Sentiment, models: list[Regressor], options: PassOptions) -> None:
         self.dropouts = [
-            model.dropout
-            if options.word_dropout
-            else replace(model.dropout, p_word=0.0, word_mask=WordMask.type)
-            for model in models
+            model.dropout if options.word_dropout else model.dropout.without_words() for model in models
         ]
         self.task = task
         self.models = models
