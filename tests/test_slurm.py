@@ -1,5 +1,6 @@
 """A sweep through a real SLURM, disturbed and not. Opt-in: `make test-slurm`."""
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -102,3 +103,28 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
         "nothing was lost, and force=true counts once"
     )
     assert f"vdrop: {JOBS} runs: {JOBS} skipped" in ended(start(disturbed, text, *LAUNCHER))
+
+
+def test_a_reproduction_makes_its_runs_and_evaluations_on_the_cluster(
+    cluster: slurm.Cluster, text: list[str], tmp_path: Path
+) -> None:
+    """With a back end that `auto` would not choose; what is finished is found again."""
+    overrides = ["model.hidden_size=8", "task.batch_size=4", "task.bptt=5", "schedule.epochs=2", *text]
+    arguments = [
+        *("reproduce", "sizes=[small]", "rows=[variational_mc]", "seeds=2", "mc_batch=50", "file=R.md"),
+        *("device=cpu", "backend=fused", "precision=fp32"),
+        "launcher=" + " ".join(["submitit_slurm", *LAUNCHER[1:]]),
+        f"overrides='{' '.join(overrides)}'",
+    ]
+    stderr = ended(spawn(tmp_path, *arguments))
+    assert "table1_small_variational_mc seed 2: 0 of 2 epochs are done" in stderr
+    assert stderr.count("vdrop: 1 run: 1 done") == 2, "an evaluation for each seed"
+    submitted = list((tmp_path / "outputs").rglob(".submitit"))
+    assert len(submitted) == 3, "the trainings, and each evaluation"
+    evaluations = sorted((tmp_path / "outputs").rglob("eval-0002-mc100-s1.json"))
+    assert [path.parent.name[-3:] for path in evaluations] == ["-s1", "-s2"]
+    for path in evaluations:
+        environment = json.loads(path.read_text())["environment"]
+        assert (environment["backend"], environment["precision"]) == ("fused", "fp32")
+    again = ended(spawn(tmp_path, *arguments))
+    assert again.count(": finished") == 4 and "vdrop train" not in again and "vdrop eval" not in again
