@@ -1,6 +1,7 @@
 """A sweep through a real SLURM, disturbed and not. Opt-in: `make test-slurm`."""
 
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -105,17 +106,22 @@ def test_a_sweep_of_which_jobs_are_requeued_and_preempted_comes_to_the_same(
     assert f"vdrop: {JOBS} runs: {JOBS} skipped" in ended(start(disturbed, text, *LAUNCHER))
 
 
+def reproduction(text: list[str], epochs: int) -> list[str]:
+    """A row of two seeds with MC passes, by a back end that `auto` would not choose."""
+    sizes = ["model.hidden_size=8", "task.batch_size=4", "task.bptt=5", "log_every=1"]
+    return [
+        *("reproduce", "sizes=[small]", "rows=[variational_mc]", "seeds=2", "mc_batch=50", "file=R.md"),
+        *("device=cpu", "backend=fused", "precision=fp32"),
+        f"launcher={' '.join(['submitit_slurm', *LAUNCHER[1:]])}",
+        f"overrides='{' '.join([*sizes, f'schedule.epochs={epochs}', *text])}'",
+    ]
+
+
 def test_a_reproduction_makes_its_runs_and_evaluations_on_the_cluster(
     cluster: slurm.Cluster, text: list[str], tmp_path: Path
 ) -> None:
-    """With a back end that `auto` would not choose; what is finished is found again."""
-    overrides = ["model.hidden_size=8", "task.batch_size=4", "task.bptt=5", "schedule.epochs=2", *text]
-    arguments = [
-        *("reproduce", "sizes=[small]", "rows=[variational_mc]", "seeds=2", "mc_batch=50", "file=R.md"),
-        *("device=cpu", "backend=fused", "precision=fp32"),
-        "launcher=" + " ".join(["submitit_slurm", *LAUNCHER[1:]]),
-        f"overrides='{' '.join(overrides)}'",
-    ]
+    """What is finished is found again."""
+    arguments = reproduction(text, epochs=2)
     stderr = ended(spawn(tmp_path, *arguments))
     assert "table1_small_variational_mc seed 2: 0 of 2 epochs are done" in stderr
     assert stderr.count("vdrop: 1 run: 1 done") == 2, "an evaluation for each seed"
@@ -128,3 +134,20 @@ def test_a_reproduction_makes_its_runs_and_evaluations_on_the_cluster(
         assert (environment["backend"], environment["precision"]) == ("fused", "fp32")
     again = ended(spawn(tmp_path, *arguments))
     assert again.count(": finished") == 4 and "vdrop train" not in again and "vdrop eval" not in again
+
+
+def test_a_stopped_reproduction_says_that_its_jobs_continue(
+    cluster: slurm.Cluster, text: list[str], tmp_path: Path
+) -> None:
+    process = spawn(tmp_path, *reproduction(text, epochs=100_000))
+    wait_for_steps(tmp_path, 1, 1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "it is no longer waited for, and continues where it runs" in stderr
+    assert "wait for these (squeue), or cancel them (scancel)" in stderr
+    running = subprocess.run(
+        ["squeue", "--noheader", "--states=R"], capture_output=True, text=True, check=True
+    )
+    assert running.stdout.strip()
+    cluster.cancel_jobs()
