@@ -1,9 +1,9 @@
 """HKUST-KnowComp/R-Net: finds the answer to a question in a passage; GRU both ways, then a pointer network.
 
 R-Net drops the inputs of its layers, of attention and of the pointer, never the recurrence. Here inputs and
-recurrence of the GRUs have masks, of its own for each direction, and attention has none. One draw of masks
-serves passage and question. As cuDNN's GRU, which R-Net uses, the layers have `reset_after=True`; its pointer
-is another cell.
+recurrence of the GRUs have masks, different ones for each direction, and attention has none. One draw of
+masks serves passage and question. Like cuDNN's GRU, which R-Net uses, the layers have `reset_after=True`;
+the pointer of R-Net is another cell, with the reset gate before the product, as here.
 
 B batch  T time  Q time of the question  H hidden size  J size of the joined states
 """

@@ -191,7 +191,7 @@ MISTAKES = {  # what is typed: what the one line must say
     ("reproduce", "overrides=precision=fp32"): "precision must be unset in overrides=precision=fp32; give",
     ("train", "-m", "experiment=glob(typo_*)"): "experiment=glob(typo_*)': there is nothing to run",
     ("train", "-m", "seed=range(1,1)"): "there is nothing to run",
-    ("train", "-m", "model=lstm_small", "seed=1,2,2"): "model=lstm_small seed=2 is there twice",
+    ("train", "-m", "model=lstm_small", "seed=1,2,2"): "model=lstm_small seed=2 is listed twice",
 }
 
 

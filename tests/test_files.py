@@ -132,6 +132,9 @@ def test_what_is_changed_is_damaged(tmp_path: Path) -> None:
     assert files.read_tensors(path)["w"].shape == (100,)
 
 
+UNREADABLE = r"not an archive of tensors and plain values \(UnpicklingError\)"
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("ran",)
@@ -139,26 +142,27 @@ class Payload:
 
 @pytest.mark.filterwarnings("ignore")  # some versions of torch warn of invariants that they do not check
 @pytest.mark.parametrize(
-    "make",
+    ("make", "reason"),
     [
-        Payload,
-        lambda: print,
-        lambda: {1, 2},
-        lambda: bytearray(3),
-        lambda: torch.float32,
-        lambda: torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,)),
-        lambda: torch.empty(10**12, device="meta"),
+        (Payload, UNREADABLE),
+        (lambda: print, UNREADABLE),
+        (lambda: {1, 2}, "neither a tensor nor a plain value"),
+        (lambda: bytearray(3), "neither a tensor nor a plain value"),
+        (lambda: torch.float32, "neither a tensor nor a plain value"),
+        (
+            lambda: torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,)),
+            "without its elements",
+        ),
+        (lambda: torch.empty(10**12, device="meta"), "without its elements"),
     ],
     ids=["an object", "a function", "a set", "bytes", "a type", "a sparse tensor", "a tensor without memory"],
 )
 def test_what_is_neither_a_tensor_nor_a_plain_value_is_refused_and_not_run(
-    make: Callable[[], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[], object], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only a program that writes the checksum, too, can have made such a file."""
     files.write_tensors(tmp_path / "t", {"good": [torch.ones(1)], "other": {"one": [make()]}})
-    with pytest.raises(
-        Damaged, match=r"neither a tensor nor a plain value|tensors and plain values|without its"
-    ):
+    with pytest.raises(Damaged, match=reason):
         files.read_tensors(tmp_path / "t")
     assert capsys.readouterr().out == ""
 

@@ -197,7 +197,7 @@ def test_a_process_that_waits_for_others_ends_by_the_first_signal_and_says_all_t
 import time
 from vdrop_cli import interruption
 try:
-    with interruption.raising_keyboard_interrupt():
+    with interruption.keyboard_interrupts():
         print("ready", flush=True)
         time.sleep(60)
 except KeyboardInterrupt:
@@ -219,6 +219,6 @@ except KeyboardInterrupt:
 def test_handlers_are_restored_where_no_signal_came() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     earlier = [signal.getsignal(number) for number in numbers]
-    with interruption.raising_keyboard_interrupt():
+    with interruption.keyboard_interrupts():
         assert [signal.getsignal(number) for number in numbers] != earlier
     assert [signal.getsignal(number) for number in numbers] == earlier

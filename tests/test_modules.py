@@ -120,6 +120,9 @@ def test_masks_on_another_device_are_refused() -> None:
     with pytest.raises(ValueError, match=r"on meta like x, got torch.float32 \[1, 3, 2\] on cpu; draw them"):
         dropout(x, dropout.masks(3, 2))
     assert dropout(x, dropout.masks(3, 2, x.device)).shape == x.shape
+    words, ids = WordDropout(0.3), torch.zeros(4, 3, dtype=torch.long, device="meta")
+    with pytest.raises(ValueError, match=r"masks must be on meta like ids, got cpu; draw them by masks"):
+        words(x, ids, words.masks(4, 3))
 
 
 def test_words_of_another_batch_are_refused() -> None:
@@ -189,6 +192,9 @@ def test_recurrent_weights_are_not_dropped_twice() -> None:
         layer.dropout = twice
     layer.dropout = Dropout("variational", p_h=0.2)
     assert layer.dropout.p_h == 0.2
+    other = WeightDrop(LSTM(3, 4, dropout=twice), 0.5, ["weight_ih_l0"])
+    other.dropout = twice
+    assert other.dropout.p_weight == 0.5, "these weights are not recurrent"
 
 
 def test_a_weight_is_dropped_once_a_pass_however_often_its_type_is_asked_for() -> None:

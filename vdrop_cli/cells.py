@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_transform
-from vdrop_cli.layer_dropout import WithDropout, check_policy, chosen_dropout, describe, weight_like
+from vdrop_cli.layer_dropout import DropoutModule, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_cell_masks, check_type
 from vdrop_cli.policies import Cell, Dropout
 from vdrop_cli.state_layout import shape_text
 
 
-class RecurrentCell(WithDropout):
+class RecurrentCell(DropoutModule):
     """One step of a recurrent network, with the arguments, weights and results of `torch.nn`'s cells.
 
     `masks(batch)` draws masks once for a sequence; every step takes them: `cell(x, hx, masks=masks)`. They

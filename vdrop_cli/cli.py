@@ -231,7 +231,8 @@ def run(command: str, arguments: list[str]) -> None:
     for note in notes:
         print(f"vdrop: {note}", file=sys.stderr)
     is_sweep = "-m" in options or "--multirun" in options
-    is_single = not is_sweep and not any(word.startswith("hydra.mode=") for word in words)
+    only_prints = any(option.partition("=")[0] in CHOICES for option in options)
+    is_single = not (is_sweep or only_prints or any(word.startswith("hydra.mode=") for word in words))
     if is_single and (other := next((word for word in words if word.startswith("hydra/launcher=")), None)):
         advice = "use launcher=…" if command == "reproduce" else "add -m"
         fail(f"{other}: a launcher is for sweeps; {advice}")

@@ -15,7 +15,7 @@ from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, parse_checkpoint
+from vdrop_cli.run_files import CONFIG, LOG, SHARED_DEVICE, parse_checkpoint
 from vdrop_cli.settings.choices import Backend, Precision
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
@@ -73,12 +73,14 @@ def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
     return folder.name == checkpoint.run_folder(shorter, fingerprint).name
 
 
-def unfinished_elsewhere(folder: Path, settings: Train, fingerprint: str) -> Iterator[tuple[Path, str]]:
+def unfinished_variants(folder: Path, settings: Train, fingerprint: str) -> Iterator[tuple[Path, str]]:
     """Yields unfinished runs beside a run folder that differ in device, back end or precision alone, each
     with the settings that resume it.
     """
     for other in sorted(folder.parent.glob(f"*-s{settings.seed}")):
-        if other == folder or (other / RESULT).exists() or not checkpoint.all_in(other):
+        has_ended = any((other / name).exists() for name in ownership.OUTCOMES)
+        is_trained_now = (other / ownership.LOCK).exists()
+        if other == folder or has_ended or is_trained_now or not checkpoint.all_in(other):
             continue
         with suppress(OSError, Damaged, KeyError, TypeError, ConfigError):
             config = stored.read_yaml(other / CONFIG)

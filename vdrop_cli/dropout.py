@@ -115,6 +115,12 @@ class WordMasks:
         return keep_TB.T if self.batch_first else keep_TB
 
     @property
+    def device(self) -> torch.device:
+        decisive = self.by_token_TB if self.by_type_B is None else self.by_type_B
+        assert decisive is not None
+        return decisive.device
+
+    @property
     def batch(self) -> int:
         if self.by_type_B is not None:
             return len(self.by_type_B)

@@ -6,7 +6,7 @@ from hydra.errors import MissingConfigException
 
 from vdrop_cli.arguments import ALIASES, choices, groups
 from vdrop_cli.errors import nearest
-from vdrop_cli.settings.commands import PLANNED, ROOTS
+from vdrop_cli.settings.commands import CHOSEN_BY_REPRODUCE, ROOTS
 from vdrop_cli.settings.fields import keys, suggestion
 
 EXTRAS = {
@@ -59,10 +59,12 @@ def setting_hint(key: str, command: str) -> str:
     """What a setting that the command does not have may mean, to be appended to a message."""
     trained = ALIASES["train"].get(key, key)
     if command != "train" and trained in keys(ROOTS["train"]):
-        is_free = "overrides" in keys(ROOTS[command]) and trained not in PLANNED
-        here = f"; here, overrides='{trained}=…' sets it" if is_free else ""
-        here = f"; {PLANNED[trained]}" if command == "reproduce" and trained in PLANNED else here
-        return f" of vdrop {command}; vdrop train has {trained}{here}"
+        advice = ""
+        if trained in CHOSEN_BY_REPRODUCE:
+            advice = f"; {CHOSEN_BY_REPRODUCE[trained]}" if command == "reproduce" else ""
+        elif "overrides" in keys(ROOTS[command]):
+            advice = f"; here, overrides='{trained}=…' sets it"
+        return f" of vdrop {command}; vdrop train has {trained}{advice}"
     hint = suggestion(key, [*keys(ROOTS[command]), *groups(command)], ALIASES.get(command))
     return hint or f"; vdrop {command} --help lists the settings"
 

@@ -112,8 +112,9 @@ def check() -> None:
 
 
 @contextmanager
-def raising_keyboard_interrupt() -> Iterator[None]:
-    """Within it, the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones do nothing.
+def keyboard_interrupts() -> Iterator[None]:
+    """Within it, the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones do nothing. `received`
+    has its number.
 
     It is for a process that only waits: it can say how its jobs are before it ends.
     """
@@ -123,6 +124,7 @@ def raising_keyboard_interrupt() -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         for one in numbers:
             signal.signal(one, signal.SIG_IGN)
+        received.append(signal.Signals(number))
         raise KeyboardInterrupt
 
     for number in numbers:

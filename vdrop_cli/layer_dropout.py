@@ -46,7 +46,7 @@ class MaskSampling(nn.Dropout):
         return describe(self.dropout)
 
 
-class WithDropout(nn.Module):
+class DropoutModule(nn.Module):
     """A layer or cell with a dropout policy, which may be set at any time."""
 
     def __init__(self) -> None:

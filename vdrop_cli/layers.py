@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks, Norms
-from vdrop_cli.layer_dropout import WithDropout, check_policy, chosen_dropout, describe, weight_like
+from vdrop_cli.layer_dropout import DropoutModule, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_layer_masks
 from vdrop_cli.policies import Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.state_layout import State as State
@@ -79,7 +79,7 @@ def require_possible_options(
         raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
 
 
-class Recurrent(WithDropout):
+class Recurrent(DropoutModule):
     """Stacked layers of one kind of cell, with the arguments, weights and results of `torch.nn`.
 
     Dropout is one of
@@ -170,7 +170,8 @@ class Recurrent(WithDropout):
         is_chain = not (self.bidirectional or self.residual)
         check_policy(dropout, self.cell, self.num_layers, is_chain=is_chain, layer_norm=self.layer_norm)
         if dropout.p_weight > 0 and any(
-            isinstance(module, nn.Dropout) and module is not self.sampling for module in self.modules()
+            name.startswith("weight_hh") and any(isinstance(part, nn.Dropout) for part in parts)
+            for name, parts in getattr(self, "parametrizations", {}).items()
         ):
             raise ValueError(
                 f"p_weight must be 0 in a layer with WeightDrop, got {dropout.p_weight}: its recurrent "

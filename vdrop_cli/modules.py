@@ -49,7 +49,7 @@ class LockedDropout(nn.Dropout):
             if masks is None and self.training and self.p > 0:
                 raise ValueError(
                     "masks are required for a step [B, D] in training mode: masks = dropout.masks(batch, "
-                    "size) once for a sequence, then masks=masks"
+                    "size, x.device, x.dtype) once for a sequence, then masks=masks"
                 )
             time_dim = 1 if self.batch_first else 0
             return self(x.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
@@ -114,7 +114,7 @@ class WordDropout(nn.Dropout):
             if masks is None and self.training and self.p > 0 and self.by is WordMask.type:
                 raise ValueError(
                     "masks are required for a step [B, D] in training mode: masks = dropout.masks(time, "
-                    "batch) once for a sequence, then masks=masks"
+                    "batch, x.device) once for a sequence, then masks=masks"
                 )
             time_dim = 1 if self.batch_first else 0
             return self(x.unsqueeze(time_dim), ids.unsqueeze(time_dim), masks).squeeze(time_dim)  # type: ignore[no-any-return]
@@ -124,6 +124,11 @@ class WordDropout(nn.Dropout):
             time, batch = reversed(ids.shape) if self.batch_first else ids.shape
             masks = self.masks(time, batch, x.device)
             assert masks is not None
+        if masks.device != ids.device:
+            raise ValueError(
+                f"masks must be on {ids.device} like ids, got {masks.device}; draw them by masks(time, "
+                "batch, x.device)"
+            )
         return x * masks.keep(ids)[..., None].to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -162,7 +167,8 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
     own = [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name in own if name.startswith("weight_hh")] if names is None else names
     dropout = getattr(module, "dropout", None)
-    if isinstance(dropout, Dropout) and dropout.p_weight > 0:
+    is_recurrent = any(name.startswith("weight_hh") for name in names)
+    if is_recurrent and isinstance(dropout, Dropout) and dropout.p_weight > 0:
         raise ValueError(
             f"p_weight of the {type(module).__name__} must be 0, got {dropout.p_weight}: its recurrent "
             "weights would be dropped twice; choose one of the two"

@@ -89,7 +89,8 @@ class UnknownWords:
             )
             if is_unknown_untrained(self.predictor, self.data):
                 print(
-                    "vdrop: they are read as the unknown word, which is not trained: no word of training is",
+                    "vdrop: they are read as the unknown word, which was never trained: the training text "
+                    "has none",
                     file=sys.stderr,
                 )
 

@@ -33,6 +33,12 @@ def print_start(settings: Train, training: Run) -> None:
         f"{training.total_steps:,} steps in all; threads: {torch.get_num_threads()}",
     ):
         print(line, file=sys.stderr)
+    max_steps = settings.schedule.max_steps
+    if max_steps is not None and max_steps >= settings.schedule.epochs * task.batches_an_epoch:
+        print(
+            f"vdrop: schedule.max_steps={max_steps} has no effect: training has {training.total_steps} steps",
+            file=sys.stderr,
+        )
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -252,7 +252,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             raise ConfigError(f"{line}: there is nothing to run; a value matches no choice, or is empty")
         repeated = next((job for number, job in enumerate(self.jobs) if job in self.jobs[:number]), None)
         if repeated is not None:
-            raise ConfigError(f"{line}: {' '.join(repeated)} is there twice; give each value once")
+            raise ConfigError(f"{line}: {' '.join(repeated)} is listed twice; give each value once")
         self.job.names = distinct(self.jobs)
 
     def sweep(self, arguments: list[str]) -> None:
@@ -270,7 +270,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                 if "submitit" in self.launcher_name:
                     losses = stack.enter_context(launchers.waiting_for_all())
                 if is_slurm(self.launcher_name):
-                    stack.enter_context(interruption.raising_keyboard_interrupt())
+                    stack.enter_context(interruption.keyboard_interrupts())
                 self.basic.sweep(arguments)
         except Exception as error:
             if not self.has_begun():
@@ -282,6 +282,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             failure = POOL_BROKE if is_pool else f"{type(error).__name__}: {first_line}"
         except BaseException:
             self.summarise(CONTINUES if is_slurm(self.launcher_name) else STOPPED, losses)
+            if interruption.received:
+                sys.exit(128 + interruption.received[0])
             raise
         code = self.summarise(failure, losses)
         if interruption.received:

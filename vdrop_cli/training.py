@@ -431,8 +431,8 @@ def resolve_auto(settings: Train, device: torch.device) -> Train:
 
 def require_fitting_schedule(settings: Train, task: Task) -> None:
     """Raises ConfigError where a start is to be judged after more steps than an epoch has, whose losses a
-    checkpoint holds; where the learning rate would still rise, or not fall, or an average not begin before
-    training ends; or where a limit on steps has no effect.
+    checkpoint holds; or where the learning rate would still rise, or not fall, or an average not begin before
+    training ends.
     """
     schedule, judged = settings.schedule, settings.stuck.steps
     limit = task.batches_an_epoch
@@ -441,13 +441,6 @@ def require_fitting_schedule(settings: Train, task: Task) -> None:
         "stuck.steps",
         f"at most {limit:,}, the batches of an epoch of {task.origin}, or null",
         judged,
-    )
-    all_steps = schedule.epochs * limit
-    require(
-        schedule.max_steps is None or schedule.max_steps < all_steps,
-        "schedule.max_steps",
-        f"below {all_steps:,}, the steps of {schedule.epochs:,} epochs of {task.origin}, or null",
-        schedule.max_steps,
     )
     steps = schedule.steps_after(schedule.epochs, limit)
     training = f"{steps:,}, the steps of the training on {task.origin}"

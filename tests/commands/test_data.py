@@ -29,7 +29,7 @@ def test_a_corpus_that_cannot_be_used_is_an_error_after_the_others(
     (tmp_path / "ptb").mkdir()
     for part in ("train", "valid", "test"):
         (tmp_path / "ptb" / f"ptb.{part}.txt").write_text("a b\n")
-    with pytest.raises(ConfigError, match=r"^ptb cannot be used; the reason is above$"):
+    with pytest.raises(ConfigError, match=r"^ptb cannot be used: .*MD5"):
         data.run(settings(command="data"))
     printed = capsys.readouterr().out
     assert "ptb\n  " in printed and "MD5" in printed and "pydoc\n  from" in printed

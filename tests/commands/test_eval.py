@@ -173,6 +173,27 @@ def test_word_dropout_is_of_models_that_were_trained_with_it(
     assert (folder / "eval-0001-mc2-s1.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("dropout", "kinds"), [(["dropout.p_word=0"], "nothing"), ([], "words alone, which these passes keep")]
+)
+def test_passes_that_are_all_the_same_are_reported(
+    dropout: list[str],
+    kinds: str,
+    text: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text, "dropout.p_x=0", "dropout.p_h=0", "dropout.p_out=0", *dropout))
+    folder = next(Path().rglob("result.json")).parent
+    run(folder, "mc_samples=2")
+    said = f"checkpoint-0001.pt drops {kinds}; mc_samples=0 is enough"
+    assert said in capsys.readouterr().err
+    metrics = json.loads((folder / "eval-0001-mc2-s1.json").read_text())["metrics"]
+    assert metrics["test_ppl_mc2"] == pytest.approx(metrics["test_ppl"], rel=1e-5)
+
+
 def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
     train.run(settings(*TINY, *text, "dropout=none", "model=lstm_small", "model.hidden_size=16"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)

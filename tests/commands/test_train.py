@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from vdrop_cli.interruption import Interrupted
 from vdrop_cli.learning_rate import LearningRate
 from vdrop_cli.lock import Lock
 from vdrop_cli.ownership import LOCK
-from vdrop_cli.settings.choices import Backend
 from vdrop_cli.sinks import Step, read_log
 from vdrop_cli.tasks import LanguageModelling
 from vdrop_cli.training import Run
@@ -86,21 +86,24 @@ def test_an_unfinished_run_on_another_back_end_is_named_where_a_new_one_begins(
     config = settings(*TINY, *text, "backend=reference")
     train.run(config)
     (folder,) = (path.parent for path in Path().rglob("result.json"))
-    for finished in (True, False):
-        if not finished:
-            (folder / "result.json").unlink()
+    said = f"vdrop: {folder} is this run with backend=reference, not finished; backend=reference resumes it"
+
+    def train_fused(*more: str) -> str:
+        """What a new run on another back end prints."""
         capsys.readouterr()
-        train.run(replace(config, backend=Backend.fused, force=True))
-        said = (
-            f"vdrop: {folder} is this run with backend=reference, not finished; backend=reference resumes it"
-        )
-        assert (said in capsys.readouterr().err) is not finished
-        train.run(settings(*TINY, *text, "backend=fused", "seed=2"))
-        train.run(settings(*TINY, *text, "backend=fused", "dropout=none"))
-        assert said not in capsys.readouterr().err, "other settings are another run"
-        for path in Path().rglob("result.json"):
+        train.run(settings(*TINY, *text, "backend=fused", *more))
+        for path in Path().rglob("config.yaml"):
             if path.parent != folder:
-                path.unlink()
+                shutil.rmtree(path.parent)
+        return capsys.readouterr().err
+
+    assert said not in train_fused(), "it is finished"
+    (folder / "result.json").unlink()
+    assert said in train_fused()
+    assert said not in train_fused("seed=2") and said not in train_fused("dropout=none"), "other settings"
+    assert said not in train_fused("force=true")
+    (folder / LOCK).touch()
+    assert said not in train_fused(), "it is trained now"
 
 
 def test_tags_of_a_finished_run_stay_and_that_is_said(

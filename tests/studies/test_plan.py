@@ -10,7 +10,7 @@ import torch
 from tests.conftest import TINY, TINY_SENTIMENT, settings
 from vdrop_cli import checkpoint, corpora, tasks
 from vdrop_cli.commands import train
-from vdrop_cli.errors import RunError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import device_name
 from vdrop_cli.settings.choices import Backend, Precision
@@ -102,6 +102,12 @@ def test_runs_on_other_machines_are_planned_by_the_settings_that_they_are_made_w
         "  it seed 1: 0 of 1 epochs are done",
     ]
     assert Commands(asked).sweep_words[:2] == ["-m", "hydra/launcher=submitit_slurm"], "evaluations, too"
+    for wrong, message in (
+        ({"device": "cdua"}, "^device must be cpu, cuda or cuda:N, got cdua"),
+        ({"device": "cpu"}, "^backend must be native, fused or reference with device=cpu, got triton"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            RunFactory(replace(asked, **wrong))
     assert Commands(Reproduce(jobs=2)).sweep_words == []
 
 

@@ -48,10 +48,10 @@ def run(settings: ListData) -> None:
             print_data(data)
         except ConfigError as error:
             print(f"{data.source}\n  {error}\n")
-            unusable.append(str(data.source))
+            unusable.append(f"{data.source} cannot be used: {error}")
     print("text, hub, text_regression\n  your own; vdrop data --help shows how to name them")
     if unusable:
-        raise ConfigError(f"{', '.join(unusable)} cannot be used; the reason is above")
+        raise ConfigError("; ".join(unusable))
 
 
 def print_data(data: Data) -> None:

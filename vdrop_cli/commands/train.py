@@ -67,8 +67,8 @@ def run(
         how = f"continuing {shorter}" if shorter else "resuming"
         before = f", {how} after {training.place}" if training.step else ""
         print(f"{folder}: {description}{before}", file=sys.stderr)
-        if training.step == 0:
-            for other, place in continuation.unfinished_elsewhere(folder, settings, task.fingerprint):
+        if training.step == 0 and not settings.force:
+            for other, place in continuation.unfinished_variants(folder, settings, task.fingerprint):
                 print(
                     f"vdrop: {other} is this run with {place}, not finished; {place} resumes it",
                     file=sys.stderr,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vdrop_cli.corpora.tables import Lines, Row, Table, default_delimiter, require_column
@@ -78,6 +79,12 @@ Split = LibrarySplit | ParsedSplit
 
 def load(data: HubData) -> dict[str, Split]:
     """Returns the splits of a data set by name; raises ConfigError where it cannot be loaded."""
+    with TemporaryDirectory() as folder:
+        return load_with(data, folder)
+
+
+def load_with(data: HubData, folder: str) -> dict[str, Split]:
+    """Does what `load` does; files of this machine are unpacked into `folder`."""
     import datasets  # slow to import
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.text.text import Text
@@ -92,7 +99,8 @@ def load(data: HubData) -> dict[str, Split]:
         if isinstance(builder, Csv | Text):
             root = str(Path(data.name).resolve()) if Path(data.name).is_dir() else builder.base_path
             paths = {
-                str(split): local_paths(files, root) for split, files in builder.config.data_files.items()
+                str(split): local_paths(files, root, folder)
+                for split, files in builder.config.data_files.items()
             }
         else:
             builder.download_and_prepare()
@@ -111,14 +119,15 @@ def load(data: HubData) -> dict[str, Split]:
     return {str(split): LibrarySplit(rows, str(split), where) for split, rows in prepared.items()}
 
 
-def local_paths(files: Iterable[object], root: str) -> dict[str, str]:
+def local_paths(files: Iterable[object], root: str, folder: str) -> dict[str, str]:
     """Returns the unpacked files of a split on this machine, by their names below the data set's root.
 
-    Files of a local folder are unpacked each time: the library knows what it unpacked by the path alone.
+    Files of a local folder are unpacked into `folder`: the library knows what it unpacked before by the path
+    alone, and other processes may read that.
     """
     import datasets
 
-    config = datasets.DownloadConfig(force_extract=Path(root).is_dir())
+    config = datasets.DownloadConfig(cache_dir=folder if Path(root).is_dir() else None)
     manager, paths = datasets.DownloadManager(download_config=config), {}
     for file in map(str, files):
         unpacked = str(manager.download_and_extract(file))

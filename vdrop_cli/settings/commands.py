@@ -364,7 +364,7 @@ class Table:
         require_limits(self)
 
 
-PLANNED = {  # settings of runs that `vdrop reproduce` chooses itself, and what to do instead
+CHOSEN_BY_REPRODUCE = {  # settings of runs that `vdrop reproduce` chooses itself, and what to do instead
     "seed": "vdrop reproduce takes seeds=…, how many there are",
     "outputs": "give outputs=… to vdrop reproduce",
     "device": "give device=… to vdrop reproduce",
@@ -457,16 +457,16 @@ class Reproduce:
             seconds(self.until)
 
     @property
-    def is_elsewhere(self) -> bool:
+    def uses_other_machines(self) -> bool:
         """Whether the runs are made on other machines than this one."""
         name = next(iter(shlex.split(self.launcher or "")), "basic")
         return name not in LOCAL_LAUNCHERS
 
     def require_place(self) -> None:
         """Raises ConfigError where runs on other machines need settings that this machine cannot choose."""
-        if not self.is_elsewhere:
+        if not self.uses_other_machines:
             return
-        there = f"with launcher={shlex.split(self.launcher or '')[0]}, whose jobs run on other machines"
+        there = f"with launcher={shlex.split(self.launcher or '')[0]}, whose jobs may run on other machines"
         for name in ("device", "backend", "precision"):
             value = str(getattr(self, name))
             require(value != "auto", name, f"that of the runs, not auto, {there}", value)

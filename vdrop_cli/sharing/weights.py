@@ -102,7 +102,7 @@ def parse(metadata_of_file: dict[str, Any], weights: dict[str, Tensor]) -> Expor
     """Returns the model with these metadata and weights. Raises Damaged or ValueError where an export has
     others.
     """
-    stored.require_types(metadata_of_file, dict.fromkeys((*OF_RUN, *metadata_of_file), str))
+    stored.require_types(metadata_of_file, dict.fromkeys((*RUN_METADATA, *metadata_of_file), str))
     epoch, batch = (metadata_of_file[name] for name in ("epoch", "batch"))
     if not all(re.fullmatch(r"\d{1,9}", count, re.ASCII) for count in (epoch, batch)):
         raise Damaged("epoch and batch must be whole numbers")
@@ -112,7 +112,7 @@ def parse(metadata_of_file: dict[str, Any], weights: dict[str, Tensor]) -> Expor
         learned={
             name: stored.parse_value(value.encode())
             for name, value in metadata_of_file.items()
-            if name not in OF_RUN
+            if name not in RUN_METADATA
         },
         epoch=int(epoch),
         batch=int(batch),
@@ -138,6 +138,8 @@ def encode(snapshot: Checkpoint) -> bytes:
 def require_checksum(content: bytes) -> None:
     """Raises Damaged where the numbers of a file are not those whose checksum its metadata hold."""
     expected = parse_start(content).get(CHECKSUM)
+    if expected is None:
+        raise Damaged("it has no checksum")
     _, numbers = split(content)
     if expected != hashlib.sha256(numbers).hexdigest():
         raise Damaged("its numbers do not fit its checksum")
@@ -158,7 +160,8 @@ def require_whole(path: Path, snapshot: Checkpoint) -> None:
 
 
 CHECKSUM = "sha256"  # metadata: of the bytes after the header
-OF_RUN = ("config", "corpus", "epoch", "batch", CHECKSUM)  # all others are of what the model has learned
+# all other metadata are of what the model has learned
+RUN_METADATA = ("config", "corpus", "epoch", "batch", CHECKSUM)
 
 
 def metadata(snapshot: Checkpoint) -> dict[str, str]:

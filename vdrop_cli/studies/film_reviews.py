@@ -175,9 +175,10 @@ def measure(group: list[Finished]) -> list[RunMetrics]:
 
     Where no run has one, the evaluations of records that they replace count, too.
     """
-    own = [run.passes for run in group]
-    made = own if any(own) else [set[int]().union(*(one.passes for one in run.lineage)) for run in group]
-    counts = Counter(samples for passes in made for samples in passes)
+    passes_by_run = [run.passes for run in group]
+    if not any(passes_by_run):
+        passes_by_run = [set[int]().union(*(one.passes for one in run.lineage)) for run in group]
+    counts = Counter(samples for passes in passes_by_run for samples in passes)
     samples = max(counts, key=lambda samples: (counts[samples], samples), default=0)
     return [measure_one(run, samples) for run in group]
 
@@ -187,8 +188,8 @@ def mc_mean(name: str, digits: int) -> Callable[[Line], str]:
 
     def cell(line: Line) -> str:
         values = line.values(name)
-        counted = f" ({len(values)} of {len(line.runs)})" if 0 < len(values) < len(line.runs) else ""
-        return markdown.mean(values, digits) + counted
+        count_text = f" ({len(values)} of {len(line.runs)})" if 0 < len(values) < len(line.runs) else ""
+        return markdown.mean(values, digits) + count_text
 
     return cell
 

@@ -11,10 +11,11 @@ import torch
 from vdrop_cli import checkpoint, continuation, runs, stuck_starts, tasks
 from vdrop_cli.arguments import literal
 from vdrop_cli.device import choose_device, configure_process
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import device_name
 from vdrop_cli.run_files import RESULT
+from vdrop_cli.settings.choices import Backend
 from vdrop_cli.settings.commands import Reproduce
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import time_in_words
@@ -25,6 +26,10 @@ from vdrop_cli.studies.study import Line, Row
 from vdrop_cli.tasks import Task
 from vdrop_cli.training import require_fitting_schedule, resolve_auto
 
+BACKENDS_BY_DEVICE = {
+    "cpu": (Backend.native, Backend.fused, Backend.reference),
+    "cuda": (Backend.triton, Backend.fused, Backend.reference),
+}
 MORE_SEEDS = 10  # of a row, beyond those asked for, that are tried where others are stuck
 
 
@@ -111,23 +116,27 @@ class PlannedEvaluation:
 class RunFactory:
     """Makes trainings of rows, for this machine or for those of a launcher; a text is loaded once."""
 
-    def __init__(self, asked: Reproduce) -> None:
-        self.asked, self.outputs = asked, asked.outputs
-        self.device = torch.device("cpu") if asked.is_elsewhere else choose_device(asked.device)
+    def __init__(self, request: Reproduce) -> None:
+        self.request, self.outputs = request, request.outputs
+        if request.uses_other_machines:
+            require_known_device(request)
+            self.device = torch.device("cpu")
+        else:
+            self.device = choose_device(request.device)
         configure_process(self.device)
         self.tasks: dict[str, Task] = {}
 
     def training(self, row: Row, seed: int) -> Training:
-        asked = self.asked
+        request = self.request
         settings = replace(
             row.settings,
             seed=seed,
-            outputs=asked.outputs,
-            device=asked.device,
-            backend=asked.backend,
-            precision=asked.precision,
+            outputs=request.outputs,
+            device=request.device,
+            backend=request.backend,
+            precision=request.precision,
         )
-        if not asked.is_elsewhere:
+        if not request.uses_other_machines:
             settings = resolve_auto(settings, self.device)
         text = str((settings.task, settings.data))
         if text not in self.tasks:
@@ -140,7 +149,7 @@ class RunFactory:
         """Starts of stuck runs that were made on such a device, of which there are records, by the folders of
         the runs.
         """
-        if self.asked.is_elsewhere:  # whose device has another name
+        if self.request.uses_other_machines:  # whose device has another name
             return {}
         device = device_name(self.device)
         folders = rows.record_folders(Path(self.outputs))
@@ -257,8 +266,8 @@ def make_plan(chosen: Sequence[Row], settings: Reproduce, factory: RunFactory) -
 
 def print_plan(plan: Plan, factory: RunFactory) -> None:
     """Prints what there is to do, and how long it takes, measured here by a few steps of each kind of run."""
-    if factory.asked.is_elsewhere:
-        print_list(plan, factory.asked)
+    if factory.request.uses_other_machines:
+        print_list(plan, factory.request)
         return
     costs: dict[str, Cost] = {}
 
@@ -299,13 +308,24 @@ def print_plan(plan: Plan, factory: RunFactory) -> None:
     print(f"  together: {time_in_words(total)}", file=sys.stderr, flush=True)
 
 
-def print_list(plan: Plan, asked: Reproduce) -> None:
+def require_known_device(request: Reproduce) -> None:
+    """Raises ConfigError where no machine has the device, or the device not the back end."""
+    kind = request.device.partition(":")[0]
+    require(kind in BACKENDS_BY_DEVICE, "device", "cpu, cuda or cuda:N", request.device)
+    known = BACKENDS_BY_DEVICE[kind]
+    names = f"{known[0]}, {known[1]} or {known[2]}"
+    require(request.backend in known, "backend", f"{names} with device={kind}", request.backend)
+
+
+def print_list(plan: Plan, request: Reproduce) -> None:
     """Prints what there is to do on other machines."""
-    print(f"what is needed, by launcher={asked.launcher}:", file=sys.stderr)
+    print(f"what is needed, by launcher={request.launcher}:", file=sys.stderr)
     for training in plan.trainings.values():
         done, epochs = training.epochs_done, training.epochs
         progress = "finished" if training.is_finished else f"{done:.3g} of {epochs:.4g} epochs are done"
         print(f"  {training.name}: {progress}", file=sys.stderr)
+    for name, start in plan.stuck.values():
+        print(f"  {name}: stuck, {start}; another seed replaces it", file=sys.stderr)
     for evaluation in plan.evaluations.values():
         how = f"MC, {evaluation.how.samples} samples" if evaluation.how.samples else "average"
         state = "finished" if evaluation.is_finished else "not done"

@@ -67,7 +67,8 @@ class Commands:
 
     def __init__(self, settings: Reproduce) -> None:
         self.until = until = settings.until
-        self.sweep_words = ["-m", *launcher_words(settings)] if settings.is_elsewhere else []
+        words = ["-m", *config_folder_options(), *launcher_words(settings)]
+        self.sweep_words = words if settings.uses_other_machines else []
         self.ends = math.inf if until is None else time.monotonic() + seconds(until)
 
     @property

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from vdrop_cli.arguments import to_hydra
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.explain import explain
 from vdrop_cli.runs import Finished, Logged, Stuck
-from vdrop_cli.settings.commands import PLANNED
+from vdrop_cli.settings.commands import CHOSEN_BY_REPRODUCE
 from vdrop_cli.settings.compose import parse
 from vdrop_cli.settings.train import Train
 
@@ -57,14 +57,13 @@ def key(numbers: dict[str, Any]) -> str:
 def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
     """The settings of `vdrop train` with these choices, and `overrides` after them."""
     try:
-        settings = parse(compose("train", [*choices, *to_hydra("train", shlex.split(overrides))]), Train)
+        words = to_hydra("train", shlex.split(overrides))
+        for key in (word.partition("=")[0].lstrip("+~") for word in words):
+            if key in CHOSEN_BY_REPRODUCE:
+                advice = CHOSEN_BY_REPRODUCE[key]
+                raise ConfigError(f"{key} must be unset in overrides={overrides}; {advice}")
+        settings = parse(compose("train", [*choices, *words]), Train)
         require(not settings.debug, "debug", f"false in overrides={overrides}", "true")
-        for f in fields(Train):
-            if f.name in PLANNED:
-                value = getattr(settings, f.name)
-                require(
-                    value == f.default, f.name, f"unset in overrides={overrides}; {PLANNED[f.name]}", value
-                )
         return settings
     except ConfigError:
         raise
