@@ -92,7 +92,7 @@ def test_an_unfinished_run_on_another_back_end_is_named_where_a_new_one_begins(
         """What a new run on another back end prints."""
         capsys.readouterr()
         train.run(settings(*TINY, *text, "backend=fused", *more))
-        for path in Path().rglob("config.yaml"):
+        for path in list(Path().rglob("config.yaml")):
             if path.parent != folder:
                 shutil.rmtree(path.parent)
         return capsys.readouterr().err
