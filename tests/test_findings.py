@@ -445,7 +445,7 @@ def clock(minutes: float) -> str:
 
 def test_the_small_rows() -> None:
     (table,) = tables("small_rows", "row")
-    folders = ["none", "moon", "variational", "zaremba"]
+    folders = ["none", "moon_word", "moon", "variational", "zaremba"]
     means = [
         fmean(run.result["test_ppl"] for run in runs.below(RECORDS / "table1" / f"small_{row}-bf16-amd_epyc"))
         for row in folders
@@ -454,8 +454,16 @@ def test_the_small_rows() -> None:
 
 
 def test_the_small_row_of_moon() -> None:
-    result = recorded("table1/small_moon-bf16-amd_epyc").result
-    assert f"Table 1 has {result['test_ppl']:.2f} on test" in words_of("moon")
+    plain, with_words = (
+        recorded(f"table1/{row}-bf16-amd_epyc").result for row in ("small_moon", "small_moon_word")
+    )
+    said = (
+        f"Table 1 has {plain['test_ppl']:.2f} on test, with word dropout of 0.1 {with_words['test_ppl']:.2f}"
+    )
+    assert said in words_of("moon")
+    rises = f"rises from {plain['train_ppl']:.1f} to {with_words['train_ppl']:.1f}"
+    takes = f"Moon's row from {plain['test_ppl']:.1f} to {with_words['test_ppl']:.1f}"
+    assert rises in words_of("small_rows") and takes in words_of("small_rows")
 
 
 def test_weight_decay() -> None:
@@ -490,7 +498,12 @@ def test_the_choice_of_the_mask_on_the_cell_state() -> None:
         assert values == [f"{run.result['valid_ppl']:.1f}", f"{run.epochs[-1]['train_ppl_dropout']:.1f}"]
         if p_word == "0.1":
             gain = chosen.result["valid_ppl"] - run.result["valid_ppl"]
-            assert f"It is {gain:.1f} better than none" in words_of("moon")
+            rows = (
+                recorded(f"table1/{row}-bf16-amd_epyc").result for row in ("small_moon", "small_moon_word")
+            )
+            plain, dropped = (result["valid_ppl"] for result in rows)
+            said = f"It is {gain:.1f} better than none, and {plain - dropped:.1f} better after 39 epochs"
+            assert said in words_of("moon")
     earlier = {
         p_c: sinks.read_result(RECORDS / "moon_every_step" / f"small_13_epochs_{p_c}")["valid_ppl"]
         for p_c in ("0.1", "0.25")
