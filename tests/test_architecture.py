@@ -161,6 +161,7 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         "checkpoint",
         "errors",
         "files",
+        "lock",
         "ownership",
         "settings",
         "sinks",

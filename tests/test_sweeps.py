@@ -313,6 +313,27 @@ def test_evaluations_are_made_again(vdrop: Vdrop, text: list[str], tmp_path: Pat
     )
 
 
+def test_a_signal_to_a_sweep_that_waits_for_slurm_is_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interruption, "received", [])
+    outcomes.write(Outcome(["seed=1"]), outcomes.path_of(tmp_path, 0))
+
+    def sweep(arguments: list[str]) -> None:
+        outcomes.write(Outcome(["seed=1"]), outcomes.path_of(tmp_path, 0))
+        signal.raise_signal(signal.SIGTERM)
+
+    earlier = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            sweeper(tmp_path, launcher="x.SlurmLauncher", sweep=sweep).sweep([])
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), earlier, strict=True):
+            signal.signal(number, handler)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "it is no longer waited for, and continues where it runs" in capsys.readouterr().err
+
+
 def summarise_one(launcher: str, folder: Path, outcome: Outcome) -> int:
     folder.mkdir(exist_ok=True)
     outcomes.write(outcome, outcomes.path_of(folder, 0))

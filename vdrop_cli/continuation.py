@@ -15,6 +15,7 @@ from vdrop_cli import checkpoint, files, ownership, sinks, stored
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
+from vdrop_cli.lock import is_locked
 from vdrop_cli.run_files import CONFIG, LOG, SHARED_DEVICE, parse_checkpoint
 from vdrop_cli.settings.choices import Backend, Precision
 from vdrop_cli.settings.fields import plain
@@ -79,7 +80,7 @@ def unfinished_variants(folder: Path, settings: Train, fingerprint: str) -> Iter
     """
     for other in sorted(folder.parent.glob(f"*-s{settings.seed}")):
         has_ended = any((other / name).exists() for name in ownership.OUTCOMES)
-        is_trained_now = (other / ownership.LOCK).exists()
+        is_trained_now = is_locked(other / ownership.LOCK)
         if other == folder or has_ended or is_trained_now or not checkpoint.all_in(other):
             continue
         with suppress(OSError, Damaged, KeyError, TypeError, ConfigError):

@@ -118,21 +118,21 @@ def keyboard_interrupts() -> Iterator[None]:
 
     It is for a process that only waits: it can say how its jobs are before it ends.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    earlier = {number: signal.getsignal(number) for number in numbers}
+    both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: one for number, one in both.items() if one is not signal.SIG_IGN}
 
     def handler(number: int, frame: FrameType | None) -> None:
-        for one in numbers:
+        for one in earlier:
             signal.signal(one, signal.SIG_IGN)
         received.append(signal.Signals(number))
         raise KeyboardInterrupt
 
-    for number in numbers:
+    for number in earlier:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is handler:  # no signal came
+        if all(signal.getsignal(number) is handler for number in earlier):  # no signal came
             restore_handlers(earlier)
 
 

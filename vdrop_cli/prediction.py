@@ -114,11 +114,8 @@ def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, setting
     """Prints each text's rating with its standard deviation over passes, and the interval that is meant to
     contain `level` per cent of such ratings.
     """
-    texts, problems, unknown = (
-        lines(settings),
-        Problems(settings),
-        UnknownWords(predictor, built[0].checkpoint.train.data),
-    )
+    texts, problems = lines(settings), Problems(settings)
+    unknown = UnknownWords(predictor, built[0].checkpoint.train.data)
     samples = passes_of_each(built, settings)
     noise = noise_of(built, predictor, settings, samples)
     interval = settings.interval or Interval.gaussian

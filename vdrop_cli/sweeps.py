@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -250,7 +251,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         line = shlex.join(arguments)
         if not self.jobs:
             raise ConfigError(f"{line}: there is nothing to run; a value matches no choice, or is empty")
-        repeated = next((job for number, job in enumerate(self.jobs) if job in self.jobs[:number]), None)
+        counts = Counter(map(tuple, self.jobs))
+        repeated = next((job for job, count in counts.items() if count > 1), None)
         if repeated is not None:
             raise ConfigError(f"{line}: {' '.join(repeated)} is listed twice; give each value once")
         self.job.names = distinct(self.jobs)

@@ -103,11 +103,8 @@ def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Pr
     predicted.
     """
     options = mc_options(built, predictor, settings)
-    texts, problems, unknown = (
-        lines(settings),
-        Problems(settings),
-        UnknownWords(predictor, built.checkpoint.train.data),
-    )
+    texts, problems = lines(settings), Problems(settings)
+    unknown = UnknownWords(predictor, built.checkpoint.train.data)
     names = ("ppl", "words", *((INFORMATION,) if options else ()), "surprises")
     rows = RowPrinter(settings, texts, names[:-1] if settings.format is OutputFormat.csv else names)
     reason = lacks_information(built, options) if options else None

@@ -102,8 +102,10 @@ def test_an_unfinished_run_on_another_back_end_is_named_where_a_new_one_begins(
     assert said in train_fused()
     assert said not in train_fused("seed=2") and said not in train_fused("dropout=none"), "other settings"
     assert said not in train_fused("force=true")
+    with Lock(folder / LOCK, "it"):
+        assert said not in train_fused(), "it is trained now"
     (folder / LOCK).touch()
-    assert said not in train_fused(), "it is trained now"
+    assert said in train_fused(), "its process was killed"
 
 
 def test_tags_of_a_finished_run_stay_and_that_is_said(

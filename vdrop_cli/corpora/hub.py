@@ -80,10 +80,10 @@ Split = LibrarySplit | ParsedSplit
 def load(data: HubData) -> dict[str, Split]:
     """Returns the splits of a data set by name; raises ConfigError where it cannot be loaded."""
     with TemporaryDirectory() as folder:
-        return load_with(data, folder)
+        return read_splits(data, folder)
 
 
-def load_with(data: HubData, folder: str) -> dict[str, Split]:
+def read_splits(data: HubData, folder: str) -> dict[str, Split]:
     """Does what `load` does; files of this machine are unpacked into `folder`."""
     import datasets  # slow to import
     from datasets.packaged_modules.csv.csv import Csv

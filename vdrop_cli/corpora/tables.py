@@ -16,9 +16,7 @@ from vdrop_cli.errors import ConfigError
 TAB = "\t"
 DELIMITERS = {",": "a comma", ";": "a semicolon", TAB: "a tab", "|": "a vertical bar"}
 QUOTED = r'"([^"]*+(?:""[^"]*+)*+)"'
-
-
-SETTING = """give 'data.delimiter="{}"'"""  # what to do about another delimiter
+DELIMITER_ADVICE = """give 'data.delimiter="{}"'"""  # where another one separates the columns
 
 
 class Row(NamedTuple):
@@ -38,7 +36,7 @@ class Table:
     stands for.
     """
 
-    def __init__(self, text: str, delimiter: str, where: str, advice: str = SETTING) -> None:
+    def __init__(self, text: str, delimiter: str, where: str, advice: str = DELIMITER_ADVICE) -> None:
         self.text = text
         self.delimiter = delimiter
         self.where = where

@@ -48,7 +48,7 @@ MODEL_HELP = f"{CHECKPOINT_HELP}, or what vdrop export wrote"
 PRECISION_HELP = "of matrix products; null: that of the training"
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 OUTPUTS_HELP = "folder of runs, pictures and records"
-MC_DEFAULTS = {"mc_batch": None, "save_minutes": 5.0, "word_dropout": None, "seed": 1}  # of MC samples alone
+MC_SETTINGS = ("mc_batch", "save_minutes", "word_dropout", "seed")  # of `vdrop eval`, for MC samples alone
 
 
 @dataclass
@@ -113,7 +113,8 @@ class Eval:
     def __post_init__(self) -> None:
         require_limits(self)
         require_checkpoint("eval", self.checkpoint)
-        for name, default in MC_DEFAULTS.items():
+        for name in MC_SETTINGS:
+            default = getattr(type(self), name)
             value, text = getattr(self, name), "null" if default is None else f"{default:g}"
             is_used = self.mc_samples > 0 or value == default
             require(is_used, name, f"{text} without mc_samples, which it is for", value)

@@ -55,8 +55,11 @@ def launcher_words(settings: Reproduce) -> list[str]:
 
 def require_launcher(settings: Reproduce) -> None:
     """Raises ConfigError for a launcher that is not installed, or has not the settings that are given."""
+    words = launcher_words(settings)
+    if not words:
+        return
     try:
-        compose("train", launcher_words(settings), return_hydra_config=True)
+        compose("train", words, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         name = "launcher" if settings.launcher else "jobs"
         raise ConfigError(f"{name}={settings.launcher or settings.jobs}: {explain(error, 'train')}") from None
