@@ -97,6 +97,14 @@ def test_model_and_dropout_alone_select_the_published_settings(size: str, dropou
     assert (m.layers, s.lr, m.cell) == (2, 1, Cell[cell])
 
 
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+@pytest.mark.parametrize("dropout", ["moon", "moon_word"])
+def test_moons_probabilities_by_size(size: str, dropout: str) -> None:
+    d = settings(f"model=lstm_{size}", f"dropout={dropout}").dropout
+    assert d.p_c == {"small": 0.15, "medium": 0.5, "large": 0.5}[size]
+    assert d.p_word == {"moon": 0, "moon_word": 0.1}[dropout]
+
+
 @pytest.mark.parametrize("name", published.experiments())
 def test_an_experiment_of_table_1_is_the_model_and_dropout_of_its_row(name: str) -> None:
     c = settings(f"experiment={name}")
