@@ -29,6 +29,16 @@ def test_help_lists_the_commands_and_does_not_import_torch(vdrop: Vdrop) -> None
     assert vdrop().stdout == ran.stdout
 
 
+def test_windows_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as caught:
+        cli.run("train", [])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("vdrop: the commands need Linux or macOS; use WSL, or import")
+
+
 @pytest.mark.parametrize("command", ["train", "eval", "data"])
 def test_help_of_a_command_shows_examples_groups_and_settings_without_torch(
     vdrop: Vdrop, command: str
@@ -81,6 +91,10 @@ def test_a_config_folder_of_ones_own_adds_choices(vdrop: Vdrop, tmp_path: Path) 
         for words in (["train", *options], [*options, "train"]):
             ran = vdrop(*words, "experiment=short", "--cfg", "job")
             assert ran.returncode == 0 and "policy: naive\n" in ran.stdout and "epochs: 7\n" in ran.stdout
+    (tmp_path / "mine" / "dropout").mkdir()
+    (tmp_path / "mine" / "dropout" / "naive.yaml").write_text("name: naive\npolicy: naive\np_h: 0.9\n")
+    ran = vdrop("train", "--config-dir", "mine", "model=lstm_small", "dropout=naive", "--cfg", "job")
+    assert ran.returncode == 0 and "  p_h: 0.25\n" in ran.stdout, "one of vdrop's name is vdrop's"
     ran = vdrop("train", "experiment=short", "--cfg", "job")
     assert ran.returncode == 2 and "experiment=short" in ran.stderr
 

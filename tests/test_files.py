@@ -2,9 +2,11 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,22 @@ def test_a_write_that_fails_names_the_path_and_leaves_the_old_file(tmp_path: Pat
         RunError, match=r"/dev/full/a cannot be written \(Not a directory\); make its folder$"
     ):
         files.replace(Path("/dev/full/a"), b"")
+
+
+@pytest.mark.parametrize(("number", "is_written"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_flush_folders_is_no_fault(
+    number: int, is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared folders of some virtual machines have no fsync for folders. A disk that fails is a fault."""
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if is_written else pytest.raises(RunError, match=r"make room, or check the disk$"):
+        files.replace(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 def test_tensors_come_back_and_torch_can_read_them_too(tmp_path: Path) -> None:

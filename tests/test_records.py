@@ -29,7 +29,6 @@ from vdrop_cli.studies.table1 import Table1
 from vdrop_cli.training import Run
 
 RECORDS = Path(__file__).parent.parent / "outputs" / "record"
-pytestmark = pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
 SMALL = 200  # units
 # that are made again
 STEPS = 100

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.processes import environment
+from vdrop_cli import __version__
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,3 +65,25 @@ def test_it_runs_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(unpacked), capture_output=True, text=True
     )
     assert where.stdout.strip() == str(unpacked / "vdrop_cli" / "conf")
+
+
+def test_the_source_distribution_has_every_file_of_the_checkout(tmp_path: Path) -> None:
+    """So its tests run, and its pages and records are there."""
+    pytest.importorskip("hatchling")
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("these tests are not in a git checkout")
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("vdrop-*.tar.gz")
+    assert archive.name == f"vdrop-{__version__}.tar.gz"
+    with tarfile.open(archive) as content:
+        inside = {name.partition("/")[2] for name in content.getnames()}
+    assert set(listed.stdout.splitlines()) <= inside
+    assert not [name for name in inside if name.startswith((".venv/", "data/cache", "outputs/train"))]
+
+
+def test_the_version_is_the_same_wherever_it_is_stated(unpacked: Path) -> None:
+    (metadata,) = unpacked.glob("vdrop-*.dist-info/METADATA")
+    assert f"\nVersion: {__version__}\n" in metadata.read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -207,6 +207,8 @@ def hydra_process(arguments: list[str]) -> Iterator[None]:
 
 def run(command: str, arguments: list[str]) -> None:
     """Composes the command's configuration with Hydra and runs it, once or as a sweep."""
+    if sys.platform == "win32":
+        fail("the commands need Linux or macOS; use WSL, or import the layers of vdrop_cli.layers alone")
     import hydra
 
     from vdrop_cli import help

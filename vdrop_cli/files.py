@@ -147,6 +147,9 @@ def flush_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without it, such as a virtual machine's shared folder
+            raise
     finally:
         os.close(handle)
 

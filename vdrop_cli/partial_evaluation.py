@@ -47,8 +47,8 @@ class PartialEvaluation:
         identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
         identity |= {"calibration": True} if settings.calibration else {}
         identity |= {"factors": settings.dropout_factors} if settings.dropout_factors else {}
-        version = "code" if "code" in described else "commit"
-        decisive = ("vdrop", version, "dirty", "changes", "torch", "device_type", "backend", "precision")
+        code = ("code", "dirty", "changes", "files")  # by git, or without a checkout
+        decisive = ("vdrop", *code, "torch", "device_type", "backend", "precision")
         identity |= {name: described[name] for name in decisive if name in described}
         texts = {key: str(value) for key, value in identity.items()}
         return cls(target.with_suffix(".partial"), texts, settings.save_minutes)

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.kernels import compiler, native_library
 
 CODE = ("vdrop_cli", "conf", "pyproject.toml")  # results depend on these alone, not on pages and records
+SUFFIXES = ("py", "c", "yaml")  # of the code's files in an installed package
 PROCESSOR_NUMBERS = (  # their lines in /proc/cpuinfo, on x86 and on ARM
     {"family": "cpu family", "model": "model"},
     {"implementer": "CPU implementer", "part": "CPU part"},
@@ -100,12 +102,12 @@ def commit() -> dict[str, Any]:
     """Returns the git commit, git's hash of the code in it, whether the working tree differs, and a digest of
     the differences.
 
-    Without a checkout that git can read, the commit is that of VDROP_COMMIT and `dirty` is None, unknown; the
-    result is empty if VDROP_COMMIT is not set.
+    Without a checkout that git can read, it returns a digest of the code's files instead, and the commit if
+    VDROP_COMMIT or the installer states it. `dirty` is then None, unknown.
     """
     root, stated = Path(__file__).parent.parent, stated_commit()
     if not (root / ".git").exists():
-        return stated
+        return installed_code(root) | stated
 
     def git(*arguments: str) -> str:
         return (
@@ -122,7 +124,25 @@ def commit() -> dict[str, Any]:
         changes = git("diff", "HEAD", "--", *CODE)
         return version | {"dirty": True, "changes": hashlib.sha256(changes.encode()).hexdigest()}
     except (OSError, subprocess.CalledProcessError):  # git is not installed, or the repository has no commit
-        return stated
+        return installed_code(root) | stated
+
+
+def installed_code(root: Path) -> dict[str, Any]:
+    """Returns a digest of the code's files, and the commit that pip installed them from, if it did.
+
+    `root` is the folder of the package, such as site-packages. Two installed copies of one version can
+    differ.
+    """
+    digest = hashlib.sha256()
+    package = root / CODE[0]
+    for path in sorted(path for suffix in SUFFIXES for path in package.rglob(f"*.{suffix}")):
+        digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    code: dict[str, Any] = {"files": digest.hexdigest()}
+    for distribution in importlib.metadata.distributions(name="vdrop", path=[str(root)]):
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if "commit_id" in origin.get("vcs_info", {}):
+            code |= {"commit": origin["vcs_info"]["commit_id"], "dirty": None}
+    return code
 
 
 def stated_commit() -> dict[str, Any]:

@@ -3,6 +3,7 @@ line.
 """
 
 import os
+import pwd
 import resource
 import subprocess
 import sys
@@ -129,6 +130,22 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_compilation_and_a_line(
     )
 
 
+def test_without_a_home_folder_too(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user has no entry in the list of users."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert compiler.library().answer() == 42
+    why = "the user has no home folder; set XDG_CACHE_HOME"
+    assert f"cannot be stored in ~/.cache/vdrop ({why}); each process" in capsys.readouterr().err
+
+
 def test_a_full_disk_costs_a_line(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +226,21 @@ def test_the_compilers_first_error_is_named(tiny: Path) -> None:
     (tiny / "tiny.c").write_text("int answer(void) { return unknown; }\n")
     with pytest.raises(CompilerError, match=r"counting-cc failed: .*tiny\.c:1:.*error: .unknown. undeclared"):
         compiler.library()
+
+
+def test_a_compiler_for_another_openmp_is_named_without_a_second_try(tiny: Path) -> None:
+    """Clang's calls are LLVM's, which GNU's runtime does not have."""
+    source = "void __kmpc_barrier(void);\nint answer(void) { __kmpc_barrier(); return 42; }\n"
+    (tiny / "tiny.c").write_text(source)
+    with pytest.raises(CompilerError, match=r"is for LLVM's OpenMP, and torch has loaded GNU's; .*CC=gcc$"):
+        compiler.library()
+    assert linked(tiny) == 1
+
+
+def test_a_runtime_in_a_folder_with_a_space_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "7f00-7f01 r-xp 00000000 fe:00 42    /a folder/torch/lib/libgomp.so.1"
+    monkeypatch.setattr(Path, "read_text", lambda path: f"7f01-7f02 r--p 00000000 00:00 0\n{line}\n")
+    assert compiler.torch_openmp() == "/a folder/torch/lib/libgomp.so.1"
 
 
 def test_there_is_one_openmp_runtime_whose_threads_are_torchs() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdrop_cli import RECORDS, ROOT, runs
+from vdrop_cli import ROOT, runs
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.run_files import SHARED_DEVICE
@@ -83,7 +83,6 @@ def test_parameters_are_those_of_the_models() -> None:
             assert count <= 10_000_000
 
 
-@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_the_lines_are_those_of_the_rows_and_of_table_1(
     quick_tied: Finished, untied: Finished, tmp_path: Path
 ) -> None:
@@ -102,7 +101,6 @@ def test_the_lines_are_those_of_the_rows_and_of_table_1(
     assert rows.key(untied.numbers) not in names, "it is a record of Table 1"
 
 
-@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_the_section_sets_measured_beside_published(
     quick_tied: Finished, untied: Finished, tmp_path: Path
 ) -> None:
@@ -177,7 +175,6 @@ def test_overrides_do_not_undo_an_ablation(name: str, overrides: str, message: s
     assert row.settings.model.hidden_size == 20
 
 
-@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_ablations_have_a_section_with_the_difference_from_their_recipe(quick_tied: Finished) -> None:
     study = Baselines(["ptb_3h", "ptb_3h_averaged", "ptb_3h_no_recurrent"])
     test = quick_tied.result["test_ppl"]

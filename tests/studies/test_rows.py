@@ -69,7 +69,6 @@ def test_runs_of_other_texts_are_none_of_a_row() -> None:
     assert key("a") != key("b") and key("a") == key("a")
 
 
-@pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
 def test_runs_of_a_file_whose_text_has_changed_are_not_averaged() -> None:
     (run,) = runs.below(RECORDS / "table1" / "medium_zaremba-bf16-nvidia_h200")
     start, *rest = run.log
@@ -91,7 +90,6 @@ def test_a_run_is_recognised_by_its_settings_and_not_by_the_experiment_that_was_
     assert rows.key(changed.numbers()) == rows.key(moon.numbers())
 
 
-@pytest.mark.skipif(not RECORDS.exists(), reason="a source distribution holds no records")
 def test_records_of_findings_are_no_rows() -> None:
     """They are runs of settings that tables have rows of, made again or in another way."""
     collected = [run.folder for run in rows.collect(ROOT / "outputs").all_finished]

@@ -2,14 +2,10 @@
 
 import re
 
-import pytest
-
 from tests.processes import ROOT
-from vdrop_cli import RECORDS
 from vdrop_cli.studies import written_page
 
 
-@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_each_number_of_the_page_of_the_checkout_can_be_lost() -> None:
     whole = (ROOT / "RESULTS.md").read_text()
     assert written_page.lost_numbers(whole, whole) == []

@@ -4,6 +4,7 @@ They are in the source distribution of the package vaderSentiment (MIT).
 """
 
 import hashlib
+import importlib.util
 import io
 import subprocess
 import sys
@@ -70,6 +71,8 @@ def fetch() -> tuple[bytes, str]:
 
 def download(folder: Path) -> Path:
     """Downloads the source distribution with pip; raises OSError."""
+    if importlib.util.find_spec("pip") is None:
+        raise OSError("pip is missing in this environment; install it, with uv by uv pip install pip")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{PACKAGE_SHA256}\n")
     options = [

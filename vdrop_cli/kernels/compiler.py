@@ -38,6 +38,10 @@ class CompilerError(Exception):
     """Why there is no library, in one line."""
 
 
+class OtherOpenMP(CompilerError):
+    """The compiler is for another OpenMP runtime than torch's."""
+
+
 def compiler() -> list[str]:
     """The C compiler's command: the environment variable CC, or the first of cc, gcc and clang.
 
@@ -119,9 +123,12 @@ def flags() -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/vdrop, by default ~/.cache/vdrop."""
+    """$XDG_CACHE_HOME/vdrop, by default ~/.cache/vdrop. Raises CompilerError without a home folder."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()) / "vdrop"
+    try:
+        return (Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()) / "vdrop"
+    except RuntimeError:
+        raise CompilerError("the user has no home folder; set XDG_CACHE_HOME") from None
 
 
 def is_undamaged(path: Path) -> bool:
@@ -174,11 +181,11 @@ def torch_openmp() -> str:
     """The file of the OpenMP runtime that torch has loaded. Raises CompilerError where torch has none."""
     maps = Path("/proc/self/maps")
     mapped = (
-        {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
+        {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
         if maps.exists()
         else set()
     )
-    in_torch = {str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*")}
+    in_torch = {str(path) for path in (Path(torch.__file__).resolve().parent / "lib").glob("lib*omp*")}
     runtimes = sorted(
         path for path in mapped or in_torch if Path(path).name.startswith(("libgomp", "libomp", "libiomp5"))
     )
@@ -193,15 +200,22 @@ def load(path: Path) -> ctypes.CDLL:
         ctypes.CDLL(torch_openmp(), mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
     except OSError as error:
+        if "__kmpc" in str(error):
+            raise OtherOpenMP(
+                "the C compiler is for LLVM's OpenMP, and torch has loaded GNU's; install gcc and set CC=gcc"
+            ) from None
         raise CompilerError(f"the compiled library cannot be loaded: {error}") from None
 
 
 @lru_cache(1)
 def library() -> ctypes.CDLL:
     """The loaded library, which is compiled first if necessary. Raises CompilerError."""
-    command = compiler()
+    command, cache = compiler(), "~/.cache/vdrop"
     try:
-        return load(find_or_build(command, cache_folder()))
+        cache = str(cache_folder())
+        return load(find_or_build(command, Path(cache)))
+    except OtherOpenMP:
+        raise
     except (OSError, CompilerError) as error:
         why = error
     try:
@@ -210,12 +224,11 @@ def library() -> ctypes.CDLL:
             loaded = load(find_or_build(command, Path(folder)))
     except OSError as error:
         raise CompilerError(
-            f"the compiled kernels can be stored neither in {cache_folder()} ({why}) nor in a temporary "
+            f"the compiled kernels can be stored neither in {cache} ({why}) nor in a temporary "
             f"folder ({error})"
         ) from None
     print(
-        f"vdrop: the compiled kernels cannot be stored in {cache_folder()} ({why}); each process compiles "
-        "them again",
+        f"vdrop: the compiled kernels cannot be stored in {cache} ({why}); each process compiles them again",
         file=sys.stderr,
     )
     return loaded
