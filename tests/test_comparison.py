@@ -2,7 +2,8 @@
 
 import pytest
 
-from vdrop_cli import comparison
+from tests.processes import ROOT
+from vdrop_cli import comparison, runs
 from vdrop_cli.comparison import Configuration
 
 BASE = {"task.name": "language_model", "data.source": "ptb", "model.name": "m", "dropout.name": "none"}
@@ -57,6 +58,18 @@ def test_a_cell_is_mean_and_standard_deviation_and_counts_where_some_runs_lack_t
     assert one.seeds == "2"
     one.unfinished += ["lost", "failed", "lost"]
     assert one.seeds == "2 of 5 (2 lost, 1 failed)"
+
+
+def test_validation_as_published_is_of_the_published_columns_alone() -> None:
+    """An earlier version also wrote it for other columns, where nothing compares with it."""
+    shown = {
+        name: comparison.metrics(run)
+        for name in ("baselines/quick_tied-bf16-amd_epyc", "table1/medium_untied-bf16-intel_xeon")
+        for run in runs.below(ROOT / "outputs" / "record" / name)
+    }
+    quick_tied, medium = shown.values()
+    assert "valid_ppl_as_published" not in quick_tied and quick_tied["valid_ppl"] > 75
+    assert 81 < medium["valid_ppl_as_published"] < medium["valid_ppl"]
 
 
 def test_configurations_are_ranked_by_validation_and_those_without_results_come_last() -> None:

@@ -28,6 +28,14 @@ def test_zarembas_decay_epoch_by_epoch() -> None:
     assert rates("schedule.epochs=9", steps_per_epoch=3) == [rate for rate in by_epoch for _ in range(3)]
 
 
+def test_a_rate_that_has_fallen_too_often_for_a_number_is_0() -> None:
+    """2**1024 is too large; 1 / 2**1023 is not."""
+    by_epoch = rates("schedule.epochs=1100", steps_per_epoch=1)
+    assert by_epoch[4 + 1023] == 2.0**-1023 and by_epoch[4 + 1024 :] == [0.0] * (1100 - 1028)
+    schedule = settings(*PLAIN[:1], "schedule.lr_shape=plateau", "schedule.decay=10").schedule
+    assert [LearningRate(schedule, 5, 20).at(0, falls) for falls in (308, 309)] == [2 / 10.0**308, 0]
+
+
 @pytest.mark.parametrize(("dropout", "first"), [("variational", 12), ("zaremba", 16)])
 def test_the_large_variational_row_decays_earlier_than_zarembas(dropout: str, first: int) -> None:
     by_epoch = rates(f"dropout={dropout}", model="lstm_large", steps_per_epoch=1)

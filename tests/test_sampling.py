@@ -2,10 +2,14 @@
 passes.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from vdrop_cli import sampling
+from vdrop_cli.cells import GRUCell
 from vdrop_cli.layers import GRU, LSTM, Dropout
 from vdrop_cli.modules import LockedDropout, WeightDrop
 from vdrop_cli.sampling import mc_dropout, predict_mc
@@ -174,3 +178,47 @@ def test_whole_numbers_have_fractions_for_their_mean() -> None:
     assert prediction.mean.dtype is torch.float32 and prediction.mean.mean().item() == pytest.approx(
         0.5, abs=0.03
     )
+
+
+class Steps(nn.Module):
+    """A loop over a cell, with masks for the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = GRUCell(5, 7, variational=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        masks, h = self.cell.masks(x.shape[1]), None
+        for x_BD in x:
+            h = self.cell(x_BD, h, masks=masks)
+        assert h is not None
+        return h
+
+
+OTHERS = [nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5), nn.Dropout1d(0.5), LockedDropout(0.5), Steps()]
+
+
+@pytest.mark.parametrize("model", OTHERS, ids=lambda model: type(model).__name__)
+def test_relatives_of_dropout_and_cells_are_turned_on_and_off_again(model: nn.Module) -> None:
+    model, x = model.eval(), torch.randn(8, 6, 5)
+    before = model(x)
+    with mc_dropout(model):
+        assert not torch.equal(model(x), model(x))
+    assert torch.equal(model(x), before)
+
+
+def test_a_second_thread_is_refused_while_dropout_is_on() -> None:
+    """A mode holds for all threads: the first to end would turn off the dropout of the other."""
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5)).eval(), torch.ones(3, 5)
+
+    def in_a_thread(model: nn.Module) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(predict_mc, model, x, 4).result().std
+
+    with mc_dropout(model), mc_dropout(model[1]):
+        for shared in (model, nn.Sequential(model[0], model[1])):
+            with pytest.raises(RuntimeError, match=r"^the dropout of the Sequential is on in another thread"):
+                in_a_thread(shared)
+        assert model[1].training and in_a_thread(nn.Dropout(0.5)).max() > 0
+    assert not any(module.training for module in model.modules())
+    assert in_a_thread(model).max() > 0 and not sampling.SWITCHING

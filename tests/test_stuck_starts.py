@@ -147,9 +147,9 @@ def test_it_is_judged_by_losses_from_before_an_interruption(
 
 
 def test_a_run_that_resumes_after_those_steps_is_judged_in_its_first_epoch_alone(
-    run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Train], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped after step 12, or after the first of two epochs."""
+    """Stopped after step 12, or after the first of two epochs; the latter says that nothing judged it."""
     for step, outputs in ((12, "outputs"), (15, "later")):
 
         class Interruption(training.Progress):
@@ -164,7 +164,10 @@ def test_a_run_that_resumes_after_those_steps_is_judged_in_its_first_epoch_alone
     with pytest.raises(StuckError):
         train.run(run(*CHECKED, "schedule.epochs=2"))
     assert len(losses(folder())) == 12 and runs.read_stuck(folder()) is not None
+    said = "was not judged by stuck.steps=10, and its first epoch is finished; force=true trains it"
+    assert said not in capsys.readouterr().err
     assert train.run(run(*CHECKED, "schedule.epochs=2", "outputs=later")) == "resumed"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_it_ends_at_the_same_step_where_losses_are_read_a_step_later(

@@ -320,6 +320,7 @@ def require_parts_are_the_whole(overrides: list[str], monkeypatch: pytest.Monkey
         ["schedule.warmup=500", "schedule.lr_shape=linear", "schedule.decay=1"],
         ["schedule.average_decay=1", "schedule.average_from=6"],
         ["schedule.average_decay=1", "schedule.average_trigger=7"],
+        ["stuck.steps=20", "stuck.loss=6.5"],
     ],
 )
 def test_what_needs_a_longer_training_is_left_out_of_debugging(
@@ -345,6 +346,16 @@ def test_what_never_begins_within_max_steps_is_refused(
     with pytest.raises(ConfigError, match=rf"^schedule\.{name} must be so many epochs that .* 36, the steps"):
         train.run(settings(*common, "schedule.max_steps=36"))
     train.run(settings(*common, "schedule.max_steps=37"))
+
+
+def test_a_trigger_that_cannot_begin_an_average_within_max_steps_is_refused(text: list[str]) -> None:
+    """An epoch has 36 steps, and an average begins after `average_trigger` + 2 epochs at the earliest."""
+    options = ["schedule.average_decay=1", "schedule.average_trigger=1", "schedule.epochs=4"]
+    with pytest.raises(
+        ConfigError, match=r"^schedule\.average_trigger must be so few epochs that an average"
+    ):
+        train.run(settings(*TINY, *text, *options, "schedule.max_steps=108"))
+    train.run(settings(*TINY, *text, *options, "schedule.max_steps=109"))
 
 
 def test_a_warm_up_ends_within_the_training(text: list[str]) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks
-from vdrop_cli.kernels.contexts import in_transform
+from vdrop_cli.kernels.contexts import in_forward_mode, in_transform
 from vdrop_cli.layer_dropout import DropoutModule, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_cell_masks, check_type
 from vdrop_cli.policies import Cell, Dropout
@@ -232,9 +232,14 @@ class LSTMCell(RecurrentCell):
         """
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD))
-        if is_tied(mask.x) and is_tied(mask.h) and mask.c is None and not in_transform():
+        if (
+            is_tied(mask.x)
+            and is_tied(mask.h)
+            and mask.c is None
+            and not (in_transform() or in_forward_mode())
+        ):
             # h enters the step through its products alone, so torch's cell can take it masked. That
-            # function has no rules for torch.func.
+            # function has no rules for torch.func, and on CUDA none for forward-mode derivatives.
             h_BH, c_BH = torch.lstm_cell(
                 apply_mask(x_BD, mask.x),
                 (apply_mask(h_BH, mask.h), c_BH),

@@ -21,6 +21,8 @@ LEFT_OUT = (
     *("epochs", "seconds", "averaged", "valid_ppl_batched", "valid_ppl_batched_raw", "warnings"),
     "stopped_after_steps",
 )
+# Results of an earlier version have them for other columns, too.
+AS_PUBLISHED = ("valid_ppl_as_published", "valid_ppl_as_published_raw")
 RANKED_BY = ("valid_ppl", "valid_rmse", "test_ppl", "test_rmse")  # the first of them that a run has
 MAIN = r"(?:train|valid|test)_(?:ppl|rmse)"
 WHOLE = ("words_per_second",)  # metrics that are shown without decimals
@@ -95,7 +97,8 @@ def metrics(run: Finished) -> dict[str, float]:
         evaluated |= {name: value for name, value in results["metrics"].items() if "_mc" in name}
     speed = run.words_per_second
     every = run.result | evaluated | ({"words_per_second": speed} if speed is not None else {})
-    return {name: value for name, value in every.items() if name not in LEFT_OUT}
+    left_out = LEFT_OUT if run.train.reads_as_published else (*LEFT_OUT, *AS_PUBLISHED)
+    return {name: value for name, value in every.items() if name not in left_out}
 
 
 def metric_names(configurations: Iterable[Configuration]) -> list[str]:

@@ -95,7 +95,7 @@ class Recurrent(DropoutModule):
 
     - `reverse`: the layers read backward in time.
     - `compute_dtype`: the type in which matrix products are multiplied (None: that of the weights). Autocast
-      does not change it; inputs and states are converted to the type of the weights.
+      does not change it; under it, inputs and states are converted to the type of the weights.
     - `backend`: one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input.
     - `recompute`: the back end `triton` stores less and computes it again in the backward pass.
     - `hidden_size` may be a sequence with the size of each layer; `num_layers` is its length. States of

@@ -29,13 +29,21 @@ class LearningRate:
         warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
         if schedule.lr_shape is LrShape.step:
             epoch = step // self.steps_per_epoch + 1
-            return warm * schedule.lr / schedule.decay ** max(0, epoch - 1 - schedule.max_epoch)
+            return fallen(warm * schedule.lr, schedule.decay, max(0, epoch - 1 - schedule.max_epoch))
         if schedule.lr_shape is LrShape.plateau:
-            return warm * schedule.lr / schedule.decay**falls
+            return fallen(warm * schedule.lr, schedule.decay, falls)
         start = max(schedule.max_epoch * self.steps_per_epoch, schedule.warmup)
         share = min(1.0, max(0.0, (step - start) / max(1, self.total_steps - 1 - start)))
         height = 1 - share if schedule.lr_shape is LrShape.linear else (1 + math.cos(math.pi * share)) / 2
         return warm * schedule.lr * (schedule.lr_end + (1 - schedule.lr_end) * height)
+
+
+def fallen(lr: float, decay: float, falls: int) -> float:
+    """Returns the rate after so many falls, 0 where the divisor is too large for a number."""
+    try:
+        return lr / decay**falls
+    except OverflowError:
+        return 0.0
 
 
 def falls_after(schedule: Schedule, validations: list[float]) -> int:

@@ -3,6 +3,7 @@
 S passes
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+# Modules whose modes are to be restored, by their ids, and the threads that will do so, one for each entry.
+SWITCHING: dict[int, list[int]] = {}
+LOCK = threading.Lock()  # of SWITCHING
 # In evaluation mode their fast path skips the dropout of their parts.
 WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -26,13 +30,29 @@ def drops(module: nn.Module) -> bool:
 
 @contextmanager
 def restored_modes(model: nn.Module) -> Iterator[None]:
-    """Restores the mode, training or evaluation, of every module afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Restores the mode, training or evaluation, of every module afterwards.
+
+    Raises RuntimeError where another thread is to do that for one of the modules: modes have no threads.
+    """
+    thread, modules = threading.get_ident(), list(model.modules())
+    with LOCK:
+        if any(set(SWITCHING.get(id(module), ())) - {thread} for module in modules):
+            raise RuntimeError(
+                f"the dropout of the {type(model).__name__} is on in another thread, where this one would "
+                "turn it off; give each thread a copy of the model"
+            )
+        for module in modules:
+            SWITCHING.setdefault(id(module), []).append(thread)
+        modes = [(module, module.training) for module in modules]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with LOCK:
+            for module, training in modes:
+                module.training = training
+                SWITCHING[id(module)].pop()
+                if not SWITCHING[id(module)]:
+                    del SWITCHING[id(module)]
 
 
 @contextmanager
@@ -42,7 +62,7 @@ def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
     Batch norm stays in its mode. Dropout is that of `nn.Dropout` and its relatives, the layers, cells and
     modules of this library, `nn.MultiheadAttention`, Transformer layers, and `nn.LSTM` between its layers.
     Calls of `torch.nn.functional.dropout` are not visible to it. Raises ValueError where nothing in the model
-    drops.
+    drops, RuntimeError where another thread has turned its dropout on.
     """
     modules = list(model.modules())
     if not any(map(drops, modules)):
@@ -89,10 +109,10 @@ def predict_mc(
     `model(x)` must return one tensor. `batch` passes run at once: `x` is repeated along its dimension of
     sequences `dim`, which the output must have, too (0 where the batch comes first, 1 where time does). This
     is usually faster, with the same distribution if each sequence has its own masks. Everything that does not
-    drop is in evaluation mode meanwhile. Sums are in float64; mean and standard deviation have the type of
-    the output, or float32 where the output is integers. Raises ValueError for `batch` > 1 without `dim` or
-    with dropped weights (`WeightDrop`, `p_weight`), which all passes of a batch would share, and for an
-    output of another shape.
+    drop is in evaluation mode meanwhile. Sums are in float64 (on MPS, which lacks it, in float32); mean and
+    standard deviation have the type of the output, or float32 where the output is integers. Raises ValueError
+    for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`, `p_weight`), which all passes of a
+    batch would share, and for an output of another shape.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
@@ -119,7 +139,7 @@ def predict_mc(
                     f"model must return one tensor with {passes * size} rows in dimension {dim}, got {shape}"
                 )
             for one in torch.split(y, size, dim):
-                value = one.double()
+                value = one.double() if one.device.type != "mps" else one.float()
                 first = value if first is None else first
                 difference = value - first  # its sums stay exact where the mean is large
                 total = difference if total is None else total + difference

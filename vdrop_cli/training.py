@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -103,6 +104,13 @@ class Run:
         self.best_saved = self.progress.best_epoch
         self.optimiser.load_state_dict(snapshot.optimiser, self.step)
         self.average.load_state_dict(snapshot.average, snapshot.averaged)
+        check = self.settings.stuck
+        if snapshot.epoch > 0 and check.steps is not None and snapshot.train.stuck != check:
+            print(
+                f"vdrop: the start of the run in {self.folder} was not judged by stuck.steps={check.steps}, "
+                "and its first epoch is finished; force=true trains it from the start",
+                file=sys.stderr,
+            )
         self.state = (
             tuple(part.to(self.task.device) for part in snapshot.state) if snapshot.state else self.state
         )
@@ -452,6 +460,10 @@ def require_fitting_schedule(settings: Train, task: Task) -> None:
     if schedule.average_from is not None:
         enough = schedule.average_from * limit < steps
         require(enough, "schedule.average_from", epochs, schedule.average_from)
+    if schedule.average_is_triggered:
+        enough = (schedule.average_trigger + 2) * limit < steps
+        fewer = f"so few epochs that an average can begin within {training}"
+        require(enough, "schedule.average_trigger", fewer, schedule.average_trigger)
 
 
 def last_good(training: Run) -> str:

@@ -48,6 +48,12 @@ def test_a_device_has_them_if_they_are_exact(monkeypatch: pytest.MonkeyPatch) ->
         assert halves.is_exact_on(CPU) is is_exact, "checked once"
 
 
+def test_the_check_is_on_its_device_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "product", in_fp32)
+    with torch.device("meta"):
+        assert halves.check(CPU)
+
+
 def test_a_capture_does_not_contain_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(halves, "check", lambda device: pytest.fail("within a capture"))

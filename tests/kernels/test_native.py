@@ -256,6 +256,7 @@ def test_a_fork_after_the_first_call_works(variables: dict[str, str]) -> None:
     assert ran.stdout.split() == ["0"], ran.stderr
 
 
+@pytest.mark.filterwarnings("ignore:This process .*multi-threaded:DeprecationWarning")  # from Python 3.12 on
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_a_forked_process_is_noticed() -> None:
     compiler.library()  # another test may have cleared its cache since the back end was checked

@@ -215,6 +215,12 @@ def test_what_torch_compile_traces_is_summed_as_the_user_set_it(
         assert reduced() == users_settings
 
 
+def test_packing_is_tried_on_the_processor_whatever_the_default_device_is() -> None:
+    packs = products.onednn_packs_bf16.__wrapped__()
+    with torch.device("meta"):
+        assert products.onednn_packs_bf16.__wrapped__() == packs
+
+
 def test_threads_that_overlap_restore_the_users_settings(users_settings: list[bool]) -> None:
     """The first one in is the first one out."""
     one_is_in = Barrier(2)

@@ -11,11 +11,17 @@ def in_transform() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def in_forward_mode() -> bool:
+    """Whether code runs where forward-mode derivatives are computed."""
+    return forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unsupported_context() -> str:
     """The transform or tracer around the call that only `reference` supports; empty without one."""
     if in_transform():
         return "the transforms of torch.func (grad, vmap, jacrev, …)"
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         return "forward-mode derivatives (torch.autograd.forward_ad)"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"

@@ -20,7 +20,7 @@ from vdrop_cli.settings.choices import (
     Size,
     SplitProtocol,
 )
-from vdrop_cli.settings.data import CORPORA, RATED, Data
+from vdrop_cli.settings.data import CORPORA, RATED, Data, PennTreebank
 from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
     POSITIVE,
@@ -33,7 +33,7 @@ from vdrop_cli.settings.fields import (
     setting,
     without_defaults,
 )
-from vdrop_cli.settings.task import TASKS, SentimentTask, TaskSettings
+from vdrop_cli.settings.task import TASKS, LanguageModelTask, SentimentTask, TaskSettings
 from vdrop_cli.settings.variants import group_field
 
 PROBABILITY = Limits(at_least=0, below=1)
@@ -458,6 +458,7 @@ class StartCheck:
         require(is_used, "stuck.loss", f"{type(self).loss:g} without stuck.steps, which it is for", self.loss)
 
 
+PUBLISHED_COLUMNS = ((20, 35), (20, 20))  # batch and bptt of the medium and large rows, and of the small one
 NOT_IN_IDENTITY = (
     "checkpoint",
     "stuck",
@@ -481,7 +482,7 @@ class Train:
     schedule: Schedule = MISSING
     checkpoint: Checkpoints = setting(Checkpoints, "when checkpoints are written")
     stuck: StartCheck = setting(StartCheck, "when a start counts as stuck")
-    seed: int = setting(1, "seed of the initial parameters and of every mask", limits=SEED)
+    seed: int = setting(1, "seed of the initial parameters, every mask and the order of reading", limits=SEED)
     device: str = setting("auto", DEVICE_HELP)
     backend: Backend = setting(Backend.auto, "implementation of the cells; auto: the fastest on the device")
     precision: Precision = setting(
@@ -622,6 +623,13 @@ class Train:
         return self.task.protocol if isinstance(self.task, SentimentTask) else None
 
     @property
+    def reads_as_published(self) -> bool:
+        """Whether Penn Treebank is read in the columns of one of the authors' scripts."""
+        task = self.task
+        columns = (task.batch_size, task.bptt) if isinstance(task, LanguageModelTask) else None
+        return isinstance(self.data, PennTreebank) and columns in PUBLISHED_COLUMNS
+
+    @property
     def reports_best(self) -> bool:
         """Whether the epoch that is reported is the best on validation, instead of the last."""
         best = self.schedule.patience is not None or self.protocol is SplitProtocol.clean
@@ -640,7 +648,7 @@ class Train:
                 average_from=None if schedule.average_decay is None else 0,
                 average_trigger=5,
             ),
-            stuck=replace(self.stuck, steps=None),
+            stuck=StartCheck(),
             log_every=1,
             force=True,
         )

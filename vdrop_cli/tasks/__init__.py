@@ -17,7 +17,7 @@ from vdrop_cli.measured import Measured
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.commands import Eval
-from vdrop_cli.settings.data import PennTreebank, RatedData, TextData
+from vdrop_cli.settings.data import RatedData, TextData
 from vdrop_cli.settings.task import LanguageModelTask, SentimentTask
 from vdrop_cli.settings.train import Model, Train
 from vdrop_cli.tasks.language_model import LanguageModelling
@@ -49,8 +49,6 @@ __all__ = [
     "warn",
 ]
 
-# batch and bptt of the authors' scripts: medium and large, and small
-PUBLISHED_COLUMNS = ((20, 35), (20, 20))
 Batch = Any  # of a type that each task has; its field `number` counts the batches of an epoch from 0
 TaskModel = Any  # of a type that each task has: a `torch.nn.Module` with `layers`
 
@@ -207,5 +205,4 @@ def load(settings: Train, device: torch.device) -> Task:
     corpus = corpora.load_text(data)
     if settings.debug:
         corpus = corpus.shortened((DEBUG_STEPS * task.bptt + 1) * task.batch_size)
-    reads_as_published = isinstance(data, PennTreebank) and (task.batch_size, task.bptt) in PUBLISHED_COLUMNS
-    return LanguageModelling(task, corpus, device, reads_as_published)
+    return LanguageModelling(task, corpus, device, settings.reads_as_published)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vdrop_cli.corpora import Corpus, unknown_share
 from vdrop_cli.corpora.text import UNK
-from vdrop_cli.dropout import ModelMasks
+from vdrop_cli.dropout import ModelMasks, to_device
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.layers import State
 from vdrop_cli.learned import Words
@@ -179,7 +179,7 @@ class LanguageModelling(TextEvaluation):
     def keep(self, stream: Stream) -> Tensor:
         """Draws the factors on the carried state: 0 with the probability `reset`."""
         keep_B = torch.rand(self.batch_size, generator=stream.generator()) >= self.reset
-        return keep_B.to(self.device, torch.float32)
+        return to_device(keep_B, self.device, torch.float32)
 
     def valid_chunks(self) -> Iterator[Chunk]:
         return chunks(self.valid_columns, self.bptt)
