@@ -141,7 +141,7 @@ def test_the_section_holds_the_metrics_of_the_runs(tmp_path: Path) -> None:
     )
     assert "| 0.1000 ± 0.0000 | 7 ± 0 | 0.1200 ± 0.0000 | 0.1550 ± 0.0071 | – | – |" in none
     assert "| 0.1550 ± 0.0071 | 2 | 0.1450 ± 0.0071 |" in variational and "| 0.790 ± 0.000 |" in variational
-    assert variational.endswith("| 1,000 | 1 2 | fp32 |")
+    assert variational.endswith("| 1,000 ± 0 | 1 2 | fp32 |")
     assert "| LSTM | variational | 1 2 | a CPU, 2 threads | 2026-01-02 | 0123456* |" in whole
     assert "Baselines, on test: predicting the mean 0.2000." in whole
     assert whole.count("<summary>2 rows not yet run</summary>") == 1, "the paper's protocol"

@@ -5,19 +5,20 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 
-from tests.conftest import TINY, Vdrop
+from tests.conftest import TINY, Vdrop, composing_once
 from tests.conftest import settings as composed
 from tests.processes import WITHOUT_RECORDS
-from vdrop_cli import RECORDS
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import processor_name
 from vdrop_cli.run_files import SHARED_DEVICE
 from vdrop_cli.settings.choices import Pictures, Size
@@ -319,6 +320,32 @@ def test_no_evaluation_of_a_record_is_lost_to_a_run_without(copy: Path, changes:
 
 
 @pytest.mark.usefixtures("composing")
+def test_no_record_is_lost_to_a_run_with_other_settings(copy: Path, changes: list[str]) -> None:
+    """Overrides change a row and not the name of its record."""
+    (tied,) = Table1([Size.small], ["variational"], overrides(changes)).rows
+    record(copy, tied)
+    for config in copy.glob("record/table1/row-*/*/config.yaml"):
+        config.write_text(config.read_text().replace("epochs: 2\n", "epochs: 3\n"))
+        (config.parent / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"/s1 is the record of a run with other settings; move it away$"):
+        record(copy, tied)
+    assert {path.read_text() for path in copy.glob("record/table1/row-*/*/result.json")} == {"{}"}
+
+
+def test_an_average_that_two_of_its_members_have_counts_once(copy: Path, changes: list[str]) -> None:
+    """It was evaluated once for each of them."""
+    one, two = sorted(copy.glob("train/*-variational/*"))
+    for run, member in ((one, two), (two, one)):
+        options = [f"members=[{member}]", "stored_data=true"]
+        evaluation.run(composed(f"checkpoint={run}", *options, command="eval"))
+    with composing_once():
+        (tied,) = Table1([Size.small], ["variational"], overrides(changes)).rows
+    average = replace(tied, evaluation=Evaluation(members=2))
+    (line,) = table1.lines_of(average, rows.collect(copy).finished[tied.key])
+    assert len(line.runs) == 1 and line.seeds == "1–2" and len(line.values("test")) == 1
+
+
+@pytest.mark.usefixtures("composing")
 def test_the_row_of_an_evaluation_has_the_commit_of_that_evaluation(
     copy: Path, changes: list[str], tmp_path: Path
 ) -> None:
@@ -433,7 +460,6 @@ def test_how_settings_were_chosen_is_read_from_the_records_of_it(outputs: Path, 
     assert written_page.choices("\n".join(parts)) == ["`dropout.p_c` (moon, lstm_small, 2 epochs)"]
 
 
-@pytest.mark.skipif(RECORDS is None, reason="a source distribution holds no records")
 def test_shipped_records_count_wherever_the_outputs_are(
     vdrop: Vdrop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vdrop_cli import markdown, runs
@@ -118,7 +118,8 @@ def mean(name: str, digits: int) -> Callable[[Line], str]:
 
 def speed(line: Line) -> str:
     values = line.values("words_per_second")
-    return f"{fmean(values):,.0f}" if values else "–"
+    spread = f" ± {stdev(values):,.0f}" if len(values) > 1 else ""
+    return f"{fmean(values):,.0f}{spread}" if values else "–"
 
 
 class Drawing(NamedTuple):

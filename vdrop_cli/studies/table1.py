@@ -179,7 +179,9 @@ def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()
         stuck_seeds = [other.train.seed for other in stuck if conditions(other) == conditions(run)]
         measured = measure(row, run, first_seeds(row.evaluation.members, stuck_seeds))
         if measured is not None:
-            groups.setdefault(conditions(run), []).append(measured)
+            group = groups.setdefault(conditions(run), [])
+            if row.evaluation.members == 1 or not group:  # several runs may hold the same average
+                group.append(measured)
     return study.with_texts([Line(row, group) for group in groups.values()]) or [Line(row, [])]
 
 
@@ -193,7 +195,9 @@ def measure(row: Row, run: Finished, members: Collection[int]) -> RunMetrics | N
         result = run.result
         evaluation_files.require_fields(result, run.folder / RESULT, "valid_ppl", "test_ppl")
         metrics = {
-            "valid_as_published": result.get("valid_ppl_as_published"),  # of Penn Treebank alone
+            "valid_as_published": result.get("valid_ppl_as_published")
+            if run.train.reads_as_published
+            else None,
             "valid": result["valid_ppl"],
             "test": result["test_ppl"],
             "test_raw": result.get("test_ppl_raw"),  # of runs that average their weights
