@@ -2,10 +2,13 @@
 are here.
 """
 
+import atexit
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,13 +26,20 @@ from tests import quick_hydra
 from tests.fork_server import Popen
 from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, environment
 from vdrop_cli import CONF, interruption
-from vdrop_cli.kernels import native
+from vdrop_cli.kernels import compiler, native
 from vdrop_cli.kernels.products import multiplies_bf16
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.compose import parse, register
 from vdrop_cli.studies import records, rows
 
+try:
+    compiler.cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=compiler.cache_folder()):
+        pass
+except (OSError, compiler.CompilerError):  # as with a home that is read-only: one cache for all processes
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vdrop-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 quick_hydra.install()
 torch.set_num_threads(1)  # the tests' products are small, and two test processes share the machine
 

@@ -503,6 +503,20 @@ def test_lengths_of_small_types_count_as_far_as_int64(options: dict[str, Any], d
         layer(x, lengths=lengths[:1])
 
 
+@pytest.mark.parametrize("ours", [LSTM, GRU])
+def test_masks_of_a_packed_input_are_those_of_its_sequences_in_the_order_in_which_they_were_packed(
+    ours: type[LSTM | GRU],
+) -> None:
+    layer, x, lengths = ours(5, 7, 2, bidirectional=True, variational=0.4), torch.randn(4, 3, 5), [2, 4, 3]
+    masks = layer.masks(4, 3)
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    y, state = layer(packed, masks=masks)
+    padded = nn.utils.rnn.pad_packed_sequence(y)[0]
+    same(flat((padded, state)), flat(layer(x, lengths=lengths, masks=masks)))
+    longer, whole = (layer(x, lengths=[last, 4, 2], masks=masks) for last in (9, 4))
+    same(flat(longer), flat(whole))
+
+
 def test_ordinary_dropout_is_of_the_joined_output() -> None:
     """As in torch: both directions of the next layer read the same."""
     masks = LSTM(5, 7, 2, bidirectional=True, dropout=0.5).masks(4, 3)

@@ -4,6 +4,7 @@ About 260 that are the same each time; `make fuzz` generates thousands, others e
 """
 
 import io
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from tests.conftest import TINY, TINY_SENTIMENT, examples
 from vdrop_cli import cli, prediction, training
 from vdrop_cli.commands import bench
-from vdrop_cli.corpora import cornell, vader
-from vdrop_cli.errors import lacks_memory
+from vdrop_cli.corpora import cornell, hub, ptb, vader
+from vdrop_cli.errors import ConfigError, lacks_memory
 from vdrop_cli.settings.commands import ROOTS
+from vdrop_cli.settings.data import HubData
 from vdrop_cli.settings.fields import keys
 from vdrop_cli.studies import plan, processes
 from vdrop_cli.tasks import LanguageModelling, RatingPredictor
@@ -196,6 +198,15 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "passes_of",
         lambda task, model, words, samples, *more: passes_of(task, model, words, min(samples, 3), *more),
     )
+    read_splits = hub.read_splits
+
+    def read_local(data: HubData, folder: str) -> dict[str, hub.Split]:
+        if not os.path.isdir(str(data.name)):
+            raise ConfigError(f"data.name={data.name} cannot be loaded from the Hub (nothing is fetched)")
+        return read_splits(data, folder)
+
+    monkeypatch.setattr(hub, "read_splits", read_local)
+    monkeypatch.setattr(ptb, "URL", "http://127.0.0.1:1/{part}")
     monkeypatch.setattr(cornell, "URL", "http://127.0.0.1:1/")
     monkeypatch.setattr(vader, "PACKAGE", "no such package")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

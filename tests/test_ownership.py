@@ -262,6 +262,7 @@ def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_sa
     assert not list(folder.glob("eval-*")), "of all files the last is gone, too"
 
 
+@pytest.mark.filterwarnings("ignore:This process .*multi-threaded:DeprecationWarning")  # from Python 3.12 on
 @pytest.mark.parametrize("removals", [1, 3, 6])
 def test_a_clearing_that_is_killed_leaves_no_finished_run(
     removals: int, folder: Path, monkeypatch: pytest.MonkeyPatch

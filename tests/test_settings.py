@@ -739,8 +739,8 @@ SHOWN_ELSEWHERE = {
     "schedule.report_last": "tests/test_training.py",
     "device": "tests/test_device.py",
     "force": "tests/commands/test_train.py",
-    "checkpoint.minutes": "tests/commands/test_train.py",
-    "checkpoint.epochs": "tests/commands/test_train.py",
+    "checkpoint.minutes": "tests/test_training.py",
+    "checkpoint.epochs": "tests/test_training.py",
     "stuck.steps": "tests/test_stuck_starts.py",
     "stuck.loss": "tests/test_stuck_starts.py",
 }
@@ -806,6 +806,8 @@ def test_every_setting_of_the_other_task_does(key: str, rated: list[str], observ
 
 def test_no_setting_is_left_out_of_that() -> None:
     assert {*CHANGES, *SENTIMENT_CHANGES, *SHOWN_ELSEWHERE} == set(keys(Train))
+    root = Path(__file__).parent.parent
+    assert all((root / where).exists() for where in SHOWN_ELSEWHERE.values())
 
 
 def test_every_policy_can_be_chosen() -> None:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY, Vdrop, composed
 from tests.processes import ForkServer, environment
@@ -116,7 +118,7 @@ def test_the_second_of_two_processes_in_one_run_is_refused(
 ) -> None:
     long = [*TINY, *text, "schedule.epochs=10000"]
     with fork_server.spawn(tmp_path, "train", *long) as first:
-        while not list(tmp_path.rglob("log.jsonl")):
+        while not list(tmp_path.rglob("log.jsonl")) and first.poll() is None:
             time.sleep(0.05)
         second = vdrop("train", *long)
         assert second.returncode == 2 and f"is in use by process {first.pid} on " in second.stderr
@@ -426,3 +428,31 @@ def test_a_command_to_resume_names_the_config_folder(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sweeps, "config_folder_options", lambda: ["--config-dir=my conf"])
     resumed = sweeps.resume_command("train", ["experiment=short", "force=true"])
     assert resumed == "vdrop train '--config-dir=my conf' experiment=short"
+
+
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+
+
+@pytest.mark.parametrize(
+    ("command", "launcher", "given", "expected"),
+    [
+        ("train", SLURM, [], 1000),
+        ("eval", SLURM, ["hydra.launcher.timeout_min=5"], 1000),
+        ("train", SLURM, ["hydra.launcher.max_num_timeout=3"], 3),
+        ("train", SLURM.replace("Slurm", "Local"), [], 3),
+        ("bench", SLURM, [], 3),
+    ],
+)
+def test_what_saves_its_state_is_requeued_a_thousand_times_unless_the_number_is_given(
+    command: str, launcher: str, given: list[str], expected: int, tmp_path: Path
+) -> None:
+    values = {
+        "sweep": {"dir": str(tmp_path)},
+        "launcher": {"_target_": launcher, "max_num_timeout": 3},
+        "overrides": {"hydra": given},
+    }
+    config, sweeper = OmegaConf.create({"hydra": values}), sweeps.Sweeper(None)
+    other: Any = SimpleNamespace(setup=lambda **_: None, config_loader=None)  # of Hydra
+    sweeper.basic = other
+    sweeper.setup(hydra_context=other, task_function=Job(command), config=config)
+    assert config.hydra.launcher.max_num_timeout == expected

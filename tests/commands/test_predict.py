@@ -29,7 +29,7 @@ from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.monte_carlo import mc_perplexity
 from vdrop_cli.perplexity import stream_nll
 from vdrop_cli.prediction import load as load_model
-from vdrop_cli.prediction_inputs import content_of
+from vdrop_cli.prediction_inputs import content_of, lines
 from vdrop_cli.tasks import Sentiment, WordPredictor
 
 ADAM = ("schedule.optimiser=adam", "schedule.lr=0.02", "schedule.decay=1")
@@ -868,6 +868,21 @@ def test_a_table_gets_its_predictions_beside_its_columns(
     Path("reviews.tsv").write_text('stars\ttext\n3\tgood1 "x"\n')
     (row,) = predict_rows(capsys, critic, "file=reviews.tsv")
     assert (row["stars"], row["text"]) == ("3", 'good1 "x"')
+
+
+def test_blank_lines_may_stand_anywhere_and_have_their_numbers(here: Path) -> None:
+    table = "id,text\n\n1,good1\n  \n2,bad1\n\n"
+    Path("a.csv").write_text(table)
+    Path("a.tsv").write_text(table.replace(",", "\t"))
+    Path("a.NDJSON").write_text('{"text": "good1"}\n\n{"text": "bad1"}\n')
+    rows = [(2, ""), (3, "good1"), (4, ""), (5, "bad1"), (6, "")]
+    for name, expected in (
+        ("a.csv", rows),
+        ("a.tsv", rows),
+        ("a.NDJSON", [(1, "good1"), (2, ""), (3, "bad1")]),
+    ):
+        read = lines(settings("checkpoint=a", f"file={name}", command="predict"))
+        assert [(line.number, line.text) for line in read] == expected
 
 
 def test_json_lines_keep_their_fields_and_one_that_cannot_be_read_is_named(

@@ -27,6 +27,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the Hub nor the address answers."""
     monkeypatch.setattr(ptb, "HUB", HubText(name="./not-here", column="sentence"))
     monkeypatch.setattr(ptb, "URL", "http://127.0.0.1:1/ptb.{part}.txt")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def test_the_real_files_have_the_known_counts(real_data: Path) -> None:
@@ -109,6 +110,7 @@ def test_the_hubs_copy_becomes_the_original_to_the_byte(
     """The Hub has the sentences stripped, as parquet; here the same in a folder, read by the same library."""
     import datasets
 
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "hub"
     folder.mkdir()
     for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
@@ -151,7 +153,7 @@ def test_a_connection_that_ends_too_soon_is_a_refusal_like_others(monkeypatch: p
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort")
         connection.close()
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     monkeypatch.setattr(ptb, "URL", f"http://127.0.0.1:{listening.getsockname()[1]}/{{part}}")
     with pytest.raises(ConfigError, match="IncompleteRead"):

@@ -118,6 +118,7 @@ def on_hub(folder: Path, *splits: str, rating: str = "stars") -> corpora.Rated:
     return corpora.load_rated(RatedTable(name=str(folder), column="text", rating_column=rating))
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_data_sets_own_parts_are_used(tmp_path: Path) -> None:
     rated = on_hub(tmp_path / "set", "train", "validation", "test")
     assert [(part, rated.parts.count(part)) for part in ("train", "valid", "test")] == [
@@ -235,11 +236,13 @@ def test_another_separator_in_a_folder_is_refused_without_advice_that_cannot_be_
         load_folder(tmp_path / "set", train__csv=f"stars;text\n{MORE.replace(',', ';')}1;a, b\n")
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_data_set_in_one_piece_has_no_parts(tmp_path: Path) -> None:
     rated = on_hub(tmp_path / "set", "train")
     assert len(rated.texts) == 12 and rated.parts == []
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_data_set_without_a_part_to_test_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^data\.name=.* has the splits train and validation, but no split test"
@@ -254,6 +257,7 @@ def test_a_long_text_is_a_text_too(tmp_path: Path) -> None:
     assert len(rated.texts[0]) == 70_000
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^data\.rating_column=points is not a column of .*; choose from text, stars"

@@ -145,8 +145,11 @@ def test_the_folder_is_uploaded_and_again_with_what_was_added(
     assert hub.private == {"me/model": True} and "Bearer hf_secret" in hub.tokens
     assert "epoch 1" in hub.messages[0]
     Path("shared/LICENSE").write_text("mine")
+    Path("shared/model.safetensors-standard.json").write_text("{}")
     exported(run, "folder=shared", "push=me/model")
     assert hub.repositories["me/model"]["LICENSE"] == b"mine" and len(hub.messages) == 2
+    names = {*NAMES, "LICENSE", ".gitattributes"}
+    assert hub.repositories["me/model"].keys() == names, "evaluations stay here"
 
 
 def test_without_a_folder_nothing_is_left_on_this_machine(hub: Hub, run: Path) -> None:

@@ -15,7 +15,9 @@ from vdrop_cli.perplexity import ppl
 from vdrop_cli.sinks import read_log
 from vdrop_cli.sinks.records import TAGS
 
-STEPS_BEFORE_DEATH = 120  # in the second of two epochs, of 96 steps each
+# An epoch has 53 checks: after its 36 steps, before the 16 chunks of its validation, and at its end. So the
+# process dies after step 18 of the second epoch.
+CHECKS_BEFORE_DEATH = 70
 
 
 class Death(Exception):
@@ -27,16 +29,19 @@ def train_twice(logger: str, text: list[str], monkeypatch: pytest.MonkeyPatch, *
     run folder.
     """
     command = [*TINY, *text, f"logger={logger}", "schedule.epochs=2", "log_every=10", "tags=[a,b]", *more]
-    steps = iter(range(STEPS_BEFORE_DEATH))
+    checks = iter(range(CHECKS_BEFORE_DEATH))
 
     def die() -> None:
-        if next(steps, None) is None:
+        if next(checks, None) is None:
             raise Death
 
     with monkeypatch.context() as patch:
         patch.setattr(interruption, "check", die)
         with pytest.raises(Death):
             train.run(settings(*command))
+    (newest,) = Path().rglob("checkpoint-*.pt")
+    last = {kind: records_of(newest.parent, kind)[-1]["step"] for kind in ("step", "epoch")}
+    assert newest.name == "checkpoint-0001.pt" and last["step"] > last["epoch"] + 10, "steps are made twice"
     assert train.run(settings(*command)) == "resumed"
     (result,) = Path().rglob("result.json")
     return result.parent
