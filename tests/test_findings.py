@@ -689,12 +689,12 @@ def test_the_most_certain_half_on_every_split() -> None:
     """For the variational GRU it is the better one on each, for the others the worse one on one or two."""
     (table,) = tables("uncertainty", "most certain half")
     models = ["GRU, variational", "LSTM, variational", "LSTM, naive", "GRU, naive"]
-    changes, of_the_longer = {}, {}
+    changes, longer_half = {}, {}
     for name in models:
         row, how = INTERVALS[name]
         rows = [row, *(f"{row}-split{split}" for split in range(1, SPLITS[name]))]
         seeds = [(1, 2, 3) if name == models[0] and one == row else (1,) for one in rows]
-        for order, result in (("std", changes), ("length", of_the_longer)):
+        for order, result in (("std", changes), ("length", longer_half)):
             result[name] = [
                 [change_of_the_half(evaluated(one, how, seed), order) for seed in some]
                 for one, some in zip(rows, seeds, strict=True)
@@ -707,7 +707,7 @@ def test_the_most_certain_half_on_every_split() -> None:
     assert [f"{value:.0f}" for value in (max(gru), min(gru))] == ["-5", "-10"]
     assert [f"{value:.0f}" for value in (min(map(min, others)), max(map(max, others)))] == ["-6", "8"]
     assert sorted(sum(value > 0 for value in row) for row in others) == [1, 2, 2]
-    longer = [f"{fmean(some):.1f}" for some in of_the_longer[models[0]]]
+    longer = [f"{fmean(some):.1f}" for some in longer_half[models[0]]]
     assert longer == ["5.0", "0.6", "-1.3", "4.2"]
 
 

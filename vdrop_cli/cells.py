@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, new_masks, no_masks
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_forward_mode, in_transform
+from vdrop_cli.kernels.reference import masked
 from vdrop_cli.layer_dropout import DropoutModule, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_cell_masks, check_type
 from vdrop_cli.policies import Cell, Dropout
@@ -182,7 +183,7 @@ class RecurrentCell(DropoutModule):
     def product(self, value: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Returns `W (m ∘ value) + b` of all gates, [B, G·H]."""
         if is_tied(mask):
-            return F.linear(apply_mask(value, mask), weight, bias)
+            return F.linear(masked(value, mask), weight, bias)
         assert mask is not None
         masked_GBD = value * mask
         products_GBH = torch.bmm(masked_GBD, weight.view(len(masked_GBD), -1, weight.shape[1]).mT)
@@ -208,11 +209,6 @@ def step_masks(masks: Masks) -> Masks:
 def is_tied(mask: Tensor | None) -> bool:
     """Whether all gates share the mask of a step, or none is masked."""
     return mask is None or mask.dim() == 2
-
-
-def apply_mask(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns `m ∘ value` for a mask that all gates share."""
-    return value if mask is None else value * mask
 
 
 class LSTMCell(RecurrentCell):
@@ -241,8 +237,8 @@ class LSTMCell(RecurrentCell):
             # h enters the step through its products alone, so torch's cell can take it masked. That
             # function has no rules for torch.func, and on CUDA none for forward-mode derivatives.
             h_BH, c_BH = torch.lstm_cell(
-                apply_mask(x_BD, mask.x),
-                (apply_mask(h_BH, mask.h), c_BH),
+                masked(x_BD, mask.x),
+                (masked(h_BH, mask.h), c_BH),
                 self.weight_ih,
                 self.weight_hh,
                 self.bias_ih,
@@ -296,7 +292,7 @@ class GRUCell(RecurrentCell):
             a_rz, a_n = self.product(x_BD, mask.x, self.weight_ih, bias).split_with_sizes(sizes, 1)
             w_rz, w_n = self.weight_hh.split_with_sizes(sizes)
             if is_tied(mask.h):
-                masked_h = apply_mask(h_BH, mask.h)
+                masked_h = masked(h_BH, mask.h)
                 r, z = torch.addmm(a_rz, masked_h, w_rz.T).sigmoid().split_with_sizes((size, size), 1)
                 n = torch.addmm(a_n, r * masked_h, w_n.T).tanh()
             else:

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, float32, nn
@@ -105,17 +105,7 @@ class Checkpoint(TrainingState, Trained):
 
 COUNTS = ("epoch", "batch", "epoch_words", "best_epoch", "averaged")
 DURATIONS = ("seconds", "epoch_seconds")
-TYPES: dict[str, type] = {
-    **dict.fromkeys(COUNTS, int),
-    **dict.fromkeys((*DURATIONS, "best"), float),
-    "corpus": str,
-}
-TYPES |= {
-    **dict.fromkeys(("config", "environment", "model", "optimiser", "learned", "average"), dict),
-    "losses": list,
-    "state": list,
-    "validations": list,
-}
+TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Checkpoint)}
 
 
 def require_valid(snapshot: Checkpoint) -> None:

@@ -27,13 +27,9 @@ def answer(commands: Iterable[str], options: list[str]) -> None:
         print(SPECIAL.sub(r"\\\1", word) + (" " if word in commands else ""))
 
 
-def command_in(words: list[str], commands: Iterable[str]) -> str | None:
-    return next((word for word in words if word in commands), None)
-
-
 def completions(words: list[str], commands: Iterable[str], options: list[str]) -> list[str]:
     """What the last of the words can become."""
-    last, command = words[-1], command_in(words[:-1], commands)
+    last, command = words[-1], next((word for word in words[:-1] if word in commands), None)
     if last.startswith("-"):
         return [option for option in options if option.startswith(last)]
     if command is None:

@@ -75,7 +75,9 @@ def configure_process(device: torch.device) -> None:
     # "medium" is oneDNN instead of MKL, which is slow on AMD's processors; on CUDA "medium" would be less
     # than fp32.
     use_onednn = (
-        device.type == "cpu" and processor_vendor() == "AuthenticAMD" and products_are_exact("medium")
+        device.type == "cpu"
+        and compiler.cpuinfo("vendor_id") == "AuthenticAMD"
+        and products_are_exact("medium")
     )
     torch.set_float32_matmul_precision("medium" if use_onednn else "highest")
 
@@ -120,10 +122,6 @@ def peak_megabytes(device: torch.device) -> float:
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
-
-
-def processor_vendor() -> str:
-    return compiler.cpuinfo("vendor_id")
 
 
 def processor_flags() -> list[str]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -438,11 +438,6 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
     return masks
 
 
-def state_mask(layer: Masks) -> Tensor | None:
-    """Returns the mask on a layer's hidden state as one on the output, [T, B, H]."""
-    return None if layer.h is None else layer.h[:, 0]
-
-
 def weight_masks(p: float, shape: MaskShape, keep: Keep) -> list[Tensor | None] | None:
     """Draws a mask [G·H, P] on the recurrent weights of each layer and direction; None where p is 0."""
     if p == 0:
@@ -470,22 +465,26 @@ def draw(
     layers = layer_masks(dropout, shape, keep)
     time = mask_time(dropout, "p_out", shape)
     out = keep(dropout.p_out, (min(time, outputs or time), shape.batch, shape.output_size))
-    if dropout.one_state_mask:
-        out = state_mask(layers[-1])
     word = draw_word_masks(dropout.p_word, dropout.word_mask, shape.time, shape.batch, generator)
     if dropout.p_head > 0 and shape.head_size == 0:
         raise ValueError(f"p_head must be 0 without a projection of the output, got {dropout.p_head}")
     head = keep(dropout.p_head, (mask_time(dropout, "p_head", shape), shape.batch, shape.head_size))
     weights = weight_masks(dropout.p_weight, shape, keep)
+    return model_masks(dropout, shape, layers, out, word=word, weights=weights, head=head).to(device)
+
+
+def model_masks(
+    dropout: Dropout, shape: MaskShape, layers: list[Masks], out: Tensor | None, **others: Any
+) -> ModelMasks:
+    """Returns the masks of a model from those of its places, `others` by the names of `ModelMasks`.
+
+    With `one_state_mask` the mask on the output is that on the last layer's hidden state.
+    """
+    if dropout.one_state_mask:
+        out = None if layers[-1].h is None else layers[-1].h[:, 0]
+    time = shape.time if dropout.new_every_step and dropout.drops else None
     scales = cell_scales(dropout, shape)
-    return ModelMasks(layers, word, out, shape.batch, mask_steps(dropout, shape), weights, head, scales).to(
-        device
-    )
-
-
-def mask_steps(dropout: Dropout, shape: MaskShape) -> int | None:
-    """Returns the number of steps that masks are for; None where they are held over the sequence."""
-    return shape.time if dropout.new_every_step and dropout.drops else None
+    return ModelMasks(layers, out=out, batch=shape.batch, time=time, cell_scales=scales, **others)
 
 
 def new_word_masks(
@@ -529,18 +528,8 @@ def draw_traceable(
     keep = partial(traceable_keep_mask, device=device, dtype=dtype)
     out = keep(dropout.p_out, (time, shape.batch, shape.output_size))
     layers = layer_masks(dropout, shape, keep)
-    if dropout.one_state_mask:
-        out = state_mask(layers[-1])
     weights = weight_masks(dropout.p_weight, shape, keep)
-    return ModelMasks(
-        layers,
-        None,
-        out,
-        shape.batch,
-        mask_steps(dropout, shape),
-        weights,
-        cell_scales=cell_scales(dropout, shape),
-    )
+    return model_masks(dropout, shape, layers, out, weights=weights)
 
 
 def cell_scales(dropout: Dropout, shape: MaskShape) -> tuple[float, ...] | None:

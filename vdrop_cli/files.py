@@ -65,6 +65,14 @@ def require_regular(status: os.stat_result) -> None:
         raise Damaged("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
 
 
+def is_in_place(path: Path, handle: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
 def replace(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file atomically: at every moment either the old or the new content exists, whole.
 

@@ -47,38 +47,6 @@ def joined_sizes(hidden_sizes: tuple[int, ...]) -> int | tuple[int, ...]:
     return hidden_sizes[0] if len(set(hidden_sizes)) == 1 else hidden_sizes
 
 
-def require_possible_options(
-    cell: Cell,
-    input_size: int,
-    hidden_sizes: tuple[int, ...],
-    num_layers: int,
-    *,
-    proj_size: int,
-    residual: bool,
-    bidirectional: bool,
-    reverse: bool,
-) -> None:
-    """Raises ValueError for sizes and combinations of options that a layer cannot have."""
-    sizes = [("hidden_size", size) for size in hidden_sizes]
-    for name, size in (("input_size", input_size), *sizes, ("num_layers", num_layers)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    hidden_size = joined_sizes(hidden_sizes)
-    if (proj_size or residual) and isinstance(hidden_size, tuple):
-        name, unset = ("proj_size", 0) if proj_size else ("residual", False)
-        raise ValueError(
-            f"{name} must be {unset} where the sizes of the layers differ, got hidden_size={hidden_size}"
-        )
-    if residual and num_layers == 1:
-        raise ValueError("residual must be False in a single layer")
-    if not 0 <= proj_size < min(hidden_sizes):
-        raise ValueError(f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}")
-    if proj_size and cell is not Cell.lstm:
-        raise ValueError("proj_size must be 0 for a GRU: only an LSTM has projections")
-    if bidirectional and reverse:
-        raise ValueError("reverse must be False with bidirectional=True, which has a backward layer already")
-
-
 class Recurrent(DropoutModule):
     """Stacked layers of one kind of cell, with the arguments, weights and results of `torch.nn`.
 
@@ -141,21 +109,12 @@ class Recurrent(DropoutModule):
         super().__init__()
         self.hidden_sizes = checked_sizes(hidden_size, num_layers)
         num_layers = num_layers if num_layers < 1 else len(self.hidden_sizes)
-        require_possible_options(
-            self.cell,
-            input_size,
-            self.hidden_sizes,
-            num_layers,
-            proj_size=proj_size,
-            residual=residual,
-            bidirectional=bidirectional,
-            reverse=reverse,
-        )
         self.hidden_size = joined_sizes(self.hidden_sizes)
         self.input_size, self.num_layers, self.residual = input_size, num_layers, residual
         self.bias, self.batch_first = bias, batch_first
         self.bidirectional, self.reverse = bidirectional, reverse
         self.proj_size, self.layer_norm = proj_size, layer_norm
+        self.require_possible_options()
         self.backend, self.compute_dtype = kernels.check_name(backend), compute_dtype
         self.recompute = recompute
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
@@ -164,6 +123,31 @@ class Recurrent(DropoutModule):
             warnings.warn("dropout between layers has no effect with num_layers=1", stacklevel=level)
         self.register_weights(device, dtype)
         self.reset_parameters()
+
+    def require_possible_options(self) -> None:
+        """Raises ValueError for sizes and combinations of options that a layer cannot have."""
+        hidden_size, proj_size = self.hidden_size, self.proj_size
+        sizes = [("hidden_size", size) for size in self.hidden_sizes]
+        for name, size in (("input_size", self.input_size), *sizes, ("num_layers", self.num_layers)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if (proj_size or self.residual) and isinstance(hidden_size, tuple):
+            name, unset = ("proj_size", 0) if proj_size else ("residual", False)
+            raise ValueError(
+                f"{name} must be {unset} where the sizes of the layers differ, got hidden_size={hidden_size}"
+            )
+        if self.residual and self.num_layers == 1:
+            raise ValueError("residual must be False in a single layer")
+        if not 0 <= proj_size < min(self.hidden_sizes):
+            raise ValueError(
+                f"proj_size must be at least 0 and below hidden_size={hidden_size}, got {proj_size}"
+            )
+        if proj_size and self.cell is not Cell.lstm:
+            raise ValueError("proj_size must be 0 for a GRU: only an LSTM has projections")
+        if self.bidirectional and self.reverse:
+            raise ValueError(
+                "reverse must be False with bidirectional=True, which has a backward layer already"
+            )
 
     def check_dropout(self, dropout: Dropout) -> None:
         """Raises TypeError or ValueError for a policy that these layers cannot apply."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from vdrop_cli.stored import is_finite
 
-LINE_END, UNKNOWN_WORD = "<eos>", "<unk>"  # their names in a language model's vocabulary
+LINE_END_WORD, UNKNOWN_WORD = "<eos>", "<unk>"  # their names in a language model's vocabulary
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Words:
 
     def __post_init__(self) -> None:
         require_vocabulary(self.vocabulary)
-        for name, expected in (("line_end", LINE_END), ("unknown", UNKNOWN_WORD)):
+        for name, expected in (("line_end", LINE_END_WORD), ("unknown", UNKNOWN_WORD)):
             token = expected if expected in self.vocabulary else None
             require(getattr(self, name) == token, name, repr(token))
 
@@ -26,7 +26,7 @@ class Words:
     def from_vocabulary(cls, vocabulary: list[str]) -> "Words":
         """Returns what a vocabulary says of the tokens for ends of lines and for unknown words."""
         known = set(vocabulary)
-        return cls(vocabulary, *(word if word in known else None for word in (LINE_END, UNKNOWN_WORD)))
+        return cls(vocabulary, *(word if word in known else None for word in (LINE_END_WORD, UNKNOWN_WORD)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.files import Damaged, file_error, require_regular
+from vdrop_cli.files import Damaged, file_error, is_in_place, require_regular
 
 
 class Lock:
@@ -39,7 +39,7 @@ class Lock:
                 os.close(self.handle)
                 raise self.foreign()
             self.acquire()
-            if self.is_in_place():
+            if is_in_place(self.path, self.handle):
                 break
             os.close(self.handle)  # its owner removed it in between
         with suppress(OSError):  # the owner's name is only for people; a full disk shows at the next file
@@ -85,13 +85,6 @@ class Lock:
                 "works there",
                 file=sys.stderr,
             )
-
-    def is_in_place(self) -> bool:
-        """Returns whether the path still leads to the open file."""
-        try:
-            return os.path.samestat(self.path.lstat(), os.fstat(self.handle))
-        except FileNotFoundError:
-            return False
 
 
 def is_locked(path: Path) -> bool:

@@ -20,7 +20,7 @@ from vdrop_cli.settings.train import Model
 
 
 class Encoder(nn.Module):
-    """Embedding, stacked layers and the weights of a head with `rows` rows.
+    """Embedding, stacked layers and the weights of a head.
 
     The embedding has the size of the hidden layers (Zaremba et al. 2014), unless the settings have another.
     With `tie_embeddings` the word vectors are the weights of the head (Press & Wolf 2017); a projection
@@ -28,18 +28,19 @@ class Encoder(nn.Module):
     """
 
     outputs: int | None = None  # number of last steps whose output the head reads; None: all
+    head_rows: int | None = None  # numbers that the head computes; None: one for each word
 
     def __init__(
         self,
         model: Model,
         dropout: Dropout,
         vocabulary_size: int,
-        rows: int,
         backend: str = "auto",
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         hidden, size = model.hidden_size, model.word_size
+        rows = vocabulary_size if self.head_rows is None else self.head_rows
         self.dropout = dropout
         # the embedding has the masks of words, the head its own
         layer_places = tuple(place for place in dropout.new_each_step if place != "p_head")
@@ -126,16 +127,6 @@ class Squares(NamedTuple):
 class LanguageModel(Encoder):
     """Predicts the next word."""
 
-    def __init__(
-        self,
-        model: Model,
-        dropout: Dropout,
-        vocabulary_size: int,
-        backend: str = "auto",
-        compute_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(model, dropout, vocabulary_size, vocabulary_size, backend, compute_dtype)
-
     def forward(self, ids_TB: Tensor, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """Returns the input of the head and the state after it.
 
@@ -215,17 +206,7 @@ class Regressor(Encoder):
     The number is a linear function of the last layer's output after the text's last word.
     """
 
-    outputs = 1
-
-    def __init__(
-        self,
-        model: Model,
-        dropout: Dropout,
-        vocabulary_size: int,
-        backend: str = "auto",
-        compute_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(model, dropout, vocabulary_size, 1, backend, compute_dtype)
+    outputs = head_rows = 1
 
     def forward(self, ids_TB: Tensor, lengths_B: Tensor, masks: ModelMasks) -> Tensor:
         """Returns the numbers [B]; words beyond a text's length are never read."""

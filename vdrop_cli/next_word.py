@@ -214,7 +214,7 @@ def standard_tokens(model: LanguageModel, stream_N: Tensor) -> Tokens:
     return Tokens(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def measure_standard(model: LanguageModel, stream_N: Tensor, groups: Groups) -> Measured:
+def measure_calibration(model: LanguageModel, stream_N: Tensor, groups: Groups) -> Measured:
     """Returns metrics and tables of the standard approximation, without the perplexity."""
     tokens = standard_tokens(model, stream_N).cpu()
     measured = tokens.measures(is_averaged=False)

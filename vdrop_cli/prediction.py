@@ -107,7 +107,7 @@ def require_scores(noise: Noise, level: float) -> None:
         ) from None
 
 
-RATED = ("rating", "std_model", "std_noise", "low", "high", "level")  # columns of the output
+COLUMNS = ("rating", "std_model", "std_noise", "low", "high", "level")  # columns of the output
 
 
 def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, settings: Predict) -> None:
@@ -126,7 +126,7 @@ def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, setting
     without = lacks_spread(built, samples)
     if without:
         print(f"vdrop: {without}", file=sys.stderr)
-    names = (*RATED, "passes") if settings.passes else RATED
+    names = (*COLUMNS, "passes") if settings.passes else COLUMNS
     rows = RowPrinter(settings, texts, names)
     if settings.format is OutputFormat.table:
         print(f"{'line':>6} {'rating':>8} {'± (model)':>10}   {level:g} % of ratings in     text")

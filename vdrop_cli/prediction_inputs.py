@@ -21,7 +21,6 @@ from vdrop_cli.settings.commands import Predict
 COLUMN = "text"  # of the texts, where the settings leave it open
 UNDECODED = "surrogateescape"  # how bytes that are not UTF-8 are carried along
 SHOWN = 60  # characters of a text in the table
-END_OF_INPUT = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D on a new line"
 ENDINGS = {
     ".csv": InputFormat.csv,
     ".tsv": InputFormat.tsv,
@@ -124,7 +123,7 @@ def content_of(settings: Predict) -> bytes:
         if sys.stdin is None:
             raise ConfigError(f"there is no standard input; {advice}")
         if sys.stdin.isatty():
-            print(f"vdrop: type one text per line; {END_OF_INPUT} ends the input", file=sys.stderr)
+            print("vdrop: type one text per line; Ctrl-D on a new line ends the input", file=sys.stderr)
         return sys.stdin.buffer.read()
     except OSError as error:
         raise ConfigError(f"{where} cannot be read ({error.strerror}); {advice}") from None

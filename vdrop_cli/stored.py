@@ -14,7 +14,6 @@ from vdrop_cli.files import Damaged
 MAX_DEPTH = 20  # of nested lists and dicts
 JSON_LIMIT = 2**26  # bytes of a result or an evaluation; the largest so far has some hundred kilobytes
 YAML_LIMIT = 2**20  # bytes of a configuration; they have some kilobytes
-NUMBER = (int, float)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -173,6 +172,6 @@ KINDS = {
 
 def is_finite(value: object) -> bool:
     try:
-        return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer larger than any float
         return False

@@ -35,8 +35,17 @@ class TrainedModel(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Returns the same text for the same model, whatever file holds it; it reads all weights."""
-        return digest_of(self.checkpoint)
+        """Returns the SHA-256 of all that decides on predictions: the settings of model and dropout, what was
+        learned of the text, and the weights. It is the same whatever file holds the model.
+        """
+        trained, known = self.checkpoint.train, learned.to_dict(self.checkpoint.knowledge)
+        described = repr((trained.model, trained.dropout, sorted(known.items())))
+        digest = hashlib.sha256(described.encode(errors="backslashreplace"))
+        for name, tensor in sorted(self.checkpoint.weights.items()):
+            whole = tensor.contiguous()
+            digest.update(f"{name} {tuple(whole.shape)}".encode(errors="backslashreplace"))
+            digest.update((ctypes.c_char * whole.nbytes).from_address(whole.data_ptr()))
+        return digest.hexdigest()
 
 
 def find(named: str) -> Path:
@@ -76,20 +85,6 @@ def evaluation_stem(path: Path) -> str:
     of a run, in whose folder it may lie.
     """
     return path.name if is_export(path) else path.stem
-
-
-def digest_of(snapshot: Snapshot) -> str:
-    """Returns the SHA-256 of all that decides on predictions: the settings of model and dropout, what was
-    learned of the text, and the weights.
-    """
-    trained, known = snapshot.train, learned.to_dict(snapshot.knowledge)
-    described = repr((trained.model, trained.dropout, sorted(known.items())))
-    digest = hashlib.sha256(described.encode(errors="backslashreplace"))
-    for name, tensor in sorted(snapshot.weights.items()):
-        whole = tensor.contiguous()
-        digest.update(f"{name} {tuple(whole.shape)}".encode(errors="backslashreplace"))
-        digest.update((ctypes.c_char * whole.nbytes).from_address(whole.data_ptr()))
-    return digest.hexdigest()
 
 
 def task_of(path: Path, snapshot: Snapshot, data: Data, device: torch.device) -> Task:

@@ -148,9 +148,8 @@ def with_line_ends(text: str) -> str:
     return text if not text or text.endswith("\n") else f"{text}\n"
 
 
-def decode_part(content: bytes, part: str, origin: str) -> str:
-    """Decodes a part; raises ConfigError where it has no words."""
-    where = f"data.{part}: the {part} part of {origin}"
+def decode_words(content: bytes, where: str) -> str:
+    """Decodes a text; raises ConfigError where it has no words."""
     text = decode(content, where)
     if not text.strip():
         raise ConfigError(f"{where} is empty; it needs words")
@@ -166,7 +165,10 @@ def compute_fingerprint(contents: Iterable[bytes], encoding: str, min_count: int
 
 def load_encoded(raw: Raw, data: TextData) -> Corpus:
     """Returns the ids of a corpus, from the cache if it has them."""
-    texts = [decode_part(content, part, raw.origin) for part, content in raw.parts.items()]
+    texts = [
+        decode_words(content, f"data.{part}: the {part} part of {raw.origin}")
+        for part, content in raw.parts.items()
+    ]
     min_count = data.min_count if isinstance(data, CountedText) else None
     if min_count is None:
         fingerprint = compute_fingerprint(raw.parts.values(), FIRST_ENCODING, 1)
@@ -199,12 +201,7 @@ def cached_corpus(values: dict[str, Any], origin: str, fingerprint: str) -> Corp
         raise Damaged("its vocabulary is not a list of different words")
     for part in PARTS:
         ids_N = values.get(part)
-        if not (
-            isinstance(ids_N, Tensor)
-            and ids_N.dtype is torch.int64
-            and ids_N.layout is torch.strided
-            and ids_N.dim() == 1
-        ):
+        if not (isinstance(ids_N, Tensor) and ids_N.dtype is torch.int64 and ids_N.dim() == 1):
             raise Damaged(f"its {part} part is not a stream of ids")
         if not (ids_N.is_contiguous() and len(ids_N) > 0):
             raise Damaged(f"its {part} part is empty, or has another layout")
@@ -241,9 +238,7 @@ def read_tokens(path: Path, where: str) -> tuple[list[str], str]:
     Raises ConfigError, which begins with `where`, unless the file is a text with words.
     """
     content = read_file(path, where)
-    text = decode(content, where)
-    if not text.strip():
-        raise ConfigError(f"{where} is empty; it needs words")
+    text = decode_words(content, where)
     return to_tokens(with_line_ends(text)), hashlib.sha256(content).hexdigest()
 
 

@@ -185,9 +185,7 @@ class LSTM(torch.autograd.Function):
                 c_new.mul_(masks_c[t])
             torch.mul(o, torch.tanh(c_new, out=tanh_c), out=h_new)
             h, c = h_new, c_new
-        ctx.layout = layout
-        ctx.compute_dtype = compute_dtype
-        ctx.cells = cells
+        ctx.layout, ctx.options = layout, {"cells": cells, "compute_dtype": compute_dtype}
         ctx.set_materialize_grads(False)
         recurrent_inputs_KTBH = recurrence.saved_inputs_KTBH
         saved = SavedLSTM(
@@ -216,16 +214,10 @@ class LSTM(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(SavedLSTM._fields)  # read once: hooks may count
         saved, inputs_ND = SavedLSTM(*tensors[:count]), list(tensors[count:])
-        if needs_reference(grad_outputs := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
+        if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
+            masks = Masks(saved.mask_x, saved.mask_h, saved.mask_c)
             return gradients_by_definition(
-                ctx,
-                reference.lstm,
-                2,
-                saved,
-                grad_outputs,
-                masks=Masks(saved.mask_x, saved.mask_h, saved.mask_c),
-                compute_dtype=ctx.compute_dtype,
-                cells=ctx.cells,
+                ctx, reference.lstm, 2, saved, upstream, masks=masks, **ctx.options
             )
         gates, layout = Gates(saved.gates, 4), ctx.layout
         w_ih, w_hh, cs = saved.w_ih_lowp, saved.w_hh_lowp, saved.cs
@@ -378,15 +370,9 @@ class GRU(torch.autograd.Function):
     def backward(ctx: Any, dy_TBH: Tensor | None, dh_BH: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(SavedGRU._fields)  # read once: hooks may count
         saved, inputs_ND = SavedGRU(*tensors[:count]), list(tensors[count:])
-        if needs_reference(grad_outputs := (dy_TBH, dh_BH)):
+        if needs_reference(upstream := (dy_TBH, dh_BH)):
             return gradients_by_definition(
-                ctx,
-                reference.gru,
-                1,
-                saved,
-                grad_outputs,
-                masks=Masks(saved.mask_x, saved.mask_h),
-                **ctx.options,
+                ctx, reference.gru, 1, saved, upstream, masks=Masks(saved.mask_x, saved.mask_h), **ctx.options
             )
         gates, layout = Gates(saved.gates, 3), ctx.layout
         w_ih, w_hh, hs, mask_h = saved.w_ih_lowp, saved.w_hh_lowp, saved.hs, saved.mask_h

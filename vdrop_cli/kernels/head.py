@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels import halves, reference
 from vdrop_cli.kernels.alignment import pad_columns
-from vdrop_cli.kernels.autograd import without_autocast
+from vdrop_cli.kernels.autograd import all_gradients, without_autocast
 from vdrop_cli.kernels.derivatives import needs_reference, reference_gradients
 from vdrop_cli.kernels.products import mm_into, operand
 
@@ -27,34 +27,8 @@ ROUNDED_CHUNKS = 4
 HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradients` of a back end
 
 
-def head_forward(ctx: Any, compute: HeadGradients, *inputs: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """The losses; their gradients are computed with them and saved."""
-    nll_N, ctx.gradients = compute(*inputs, None, compute_dtype)
-    ctx.save_for_backward(*inputs)
-    ctx.compute_dtype = compute_dtype
-    return nll_N
-
-
-def head_backward(ctx: Any, compute: HeadGradients, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of x, w and b: the saved ones, scaled, or new ones."""
-    x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
-    if needs_reference((dnll_N,)):
-
-        def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
-            return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
-
-        inputs, is_needed = (x_ND, w_VD, b_V), ctx.needs_input_grad[:3]
-        return *reference_gradients(definition, inputs, is_needed, (dnll_N,)), None, None
-    if ctx.gradients is not None and is_uniform(dnll_N):
-        dx_ND, dw_VD, db_V = (gradient.mul_(dnll_N[0]) for gradient in ctx.gradients)
-        ctx.gradients = None
-    else:
-        _, (dx_ND, dw_VD, db_V) = compute(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
-    return dx_ND, dw_VD, db_V, None, None
-
-
 class LinearCrossEntropy(torch.autograd.Function):
-    """Computes the logits in chunks, and the gradients of a chunk while its logits are in memory.
+    """The losses, and with them their gradients, by `compute`: in chunks, while the logits are in memory.
 
     The gradients are those for an upstream gradient of 1. One that is the same for all tokens, as that of a
     sum or a mean, scales them in place. One that differs between tokens, or a second backward pass, computes
@@ -64,14 +38,37 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(
-        ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype
+        ctx: Any,
+        x_ND: Tensor,
+        w_VD: Tensor,
+        b_V: Tensor,
+        targets_N: Tensor,
+        compute_dtype: torch.dtype,
+        compute: HeadGradients,
     ) -> Tensor:
-        return head_forward(ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype)
+        inputs = (x_ND, w_VD, b_V, targets_N)
+        nll_N, ctx.gradients = compute(*inputs, None, compute_dtype)
+        ctx.save_for_backward(*inputs)
+        ctx.compute_dtype, ctx.compute = compute_dtype, compute
+        return nll_N
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-        return head_backward(ctx, loss_and_gradients, dnll_N)
+        x_ND, w_VD, b_V, targets_N = ctx.saved_tensors
+        if needs_reference((dnll_N,)):
+
+            def definition(x_ND: Tensor, w_VD: Tensor, b_V: Tensor) -> tuple[Tensor]:
+                return (reference.linear_cross_entropy(x_ND, w_VD, b_V, targets_N),)
+
+            inputs, is_needed = (x_ND, w_VD, b_V), ctx.needs_input_grad[:3]
+            return all_gradients(ctx, *reference_gradients(definition, inputs, is_needed, (dnll_N,)))
+        if ctx.gradients is not None and is_uniform(dnll_N):
+            gradients = [gradient.mul_(dnll_N[0]) for gradient in ctx.gradients]
+            ctx.gradients = None
+        else:
+            _, gradients = ctx.compute(x_ND, w_VD, b_V, targets_N, dnll_N, ctx.compute_dtype)
+        return all_gradients(ctx, *gradients)
 
 
 def is_uniform(dnll_N: Tensor) -> bool:
@@ -206,7 +203,9 @@ def loss_and_gradients(
 
 # torch.compile takes it as one operation: a trace of the backward pass would lose the second derivatives of
 # `create_graph=True`.
-apply_head = torch.compiler.allow_in_graph(lambda *args: LinearCrossEntropy.apply(*args))  # type: ignore[no-untyped-call]
+apply_head = torch.compiler.allow_in_graph(
+    lambda *args: LinearCrossEntropy.apply(*args, loss_and_gradients)  # type: ignore[no-untyped-call]
+)
 
 
 def linear_cross_entropy(

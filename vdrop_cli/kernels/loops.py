@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels import programs
 from vdrop_cli.kernels.gates import ALL_GRU, ALL_LSTM, ONLY_N, R_AND_Z, Gates, select_gates
+from vdrop_cli.kernels.masks import mask_strides
 
 BLOCK = 128  # elements of H per program
 WARPS = 4
@@ -31,13 +32,6 @@ def launch(
 def strides(gates: Gates) -> tuple[int, ...]:
     """The strides of the gates along G, T and B."""
     return gates.view_GTBR.stride()[:3]
-
-
-def mask_strides(mask: Tensor | None, dims: int) -> tuple[int, ...]:
-    """The strides of a mask along its first dimensions, 0 where their size is 1."""
-    if mask is None:
-        return (0,) * dims
-    return tuple(mask.stride(d) if mask.shape[d] > 1 else 0 for d in range(dims))
 
 
 class Recurrence:

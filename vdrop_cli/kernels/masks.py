@@ -48,6 +48,13 @@ def check_sizes(
             raise ValueError(f"masks.{name} must be broadcastable to {list(shape)}, got {list(mask.shape)}")
 
 
+def mask_strides(mask: Tensor | None, dims: int) -> tuple[int, ...]:
+    """The strides of a mask along its first dimensions, 0 where their size is 1."""
+    if mask is None:
+        return (0,) * dims
+    return tuple(mask.stride(d) if mask.shape[d] > 1 else 0 for d in range(dims))
+
+
 def mask_at(mask: Tensor | None, t: int) -> Tensor | None:
     """The mask of step `t`."""
     return None if mask is None else mask[t if mask.shape[0] > 1 else 0]

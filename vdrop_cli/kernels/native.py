@@ -27,7 +27,7 @@ from vdrop_cli.kernels.gates import (
     select_gates,
     weight_gradient,
 )
-from vdrop_cli.kernels.masks import Masks
+from vdrop_cli.kernels.masks import Masks, mask_strides
 from vdrop_cli.kernels.native_head import linear_cross_entropy
 from vdrop_cli.kernels.native_library import (
     SUFFIXES,
@@ -111,9 +111,7 @@ class Pass:
         if mask_TKBH is None:
             return CMask()
         mask_TKBH = mask_TKBH.expand(-1, -1, -1, self.hidden).contiguous()
-        return CMask(
-            self.pointer(mask_TKBH), *(mask_TKBH.stride(d) if mask_TKBH.shape[d] > 1 else 0 for d in range(3))
-        )
+        return CMask(self.pointer(mask_TKBH), *mask_strides(mask_TKBH, 3))
 
     def without_gaps(self, memory: Tensor) -> Tensor:
         """Memory whose elements are all defined: zeros where packed sequences fill only a part."""

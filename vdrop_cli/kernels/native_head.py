@@ -6,13 +6,12 @@ M rows of a chunk  N tokens  D size of the head's input  V vocabulary
 
 import ctypes
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import head
-from vdrop_cli.kernels.autograd import without_autocast
 from vdrop_cli.kernels.head import chunks
 from vdrop_cli.kernels.native_library import (
     SUFFIXES,
@@ -112,7 +111,7 @@ def compute_losses(
     needs_gradients: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The losses of all tokens, and with `needs_gradients` the gradients of x, w and b (`dnll_N` None: all
-    ones).
+    ones). Softmax, gradient, rounding and the sums for the bias are one pass over the logits.
     """
     x_ND, w_VD, b_V, targets_N = (tensor.contiguous() for tensor in (x_ND, w_VD, b_V, targets_N))
     (tokens, _), words = x_ND.shape, len(b_V)
@@ -144,26 +143,6 @@ def compute_losses(
 loss_and_gradients = partial(compute_losses, needs_gradients=True)
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """As `head.LinearCrossEntropy`, with softmax, gradient, rounding and the sums for the bias in one pass
-    over the logits.
-    """
-
-    @staticmethod
-    @without_autocast
-    def forward(
-        ctx: Any, x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype
-    ) -> Tensor:
-        return head.head_forward(
-            ctx, loss_and_gradients, x_ND, w_VD, b_V, targets_N, compute_dtype=compute_dtype
-        )
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
-        return head.head_backward(ctx, loss_and_gradients, dnll_N)
-
-
 def linear_cross_entropy(
     x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -173,6 +152,7 @@ def linear_cross_entropy(
         x_ND = x_ND.to(w_VD.dtype)
         dtype = compute_dtype or x_ND.dtype
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V)):
-            nll_N: Tensor = LinearCrossEntropy.apply(x_ND, w_VD, b_V, targets_N, dtype)  # type: ignore[no-untyped-call]
+            arguments = (x_ND, w_VD, b_V, targets_N, dtype, loss_and_gradients)
+            nll_N: Tensor = head.LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
             return nll_N
         return compute_losses(x_ND, w_VD, b_V, targets_N, None, dtype, needs_gradients=False)[0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import compiler
+from vdrop_cli.kernels.masks import mask_strides
 
 BLOCK, TILE = 16, 32  # columns of a packed block, and columns of bf16 in a tile of AMX
 TILE_BYTES = 1024
@@ -158,13 +159,9 @@ def rounded_rows(x_TBD: Tensor, mask: Tensor | None) -> Tensor:
     x_TBD = x_TBD.contiguous()
     time, batch, columns = x_TBD.shape
     rounded = x_TBD.new_empty(time * batch, padded(columns, torch.bfloat16), dtype=torch.bfloat16)
-    pointer = None
-    mask_t = 0
-    mask_b = 0
     if mask is not None:
         mask = mask.expand(-1, -1, columns).contiguous()
-        pointer, mask_t, mask_b = mask, *(mask.stride(d) if mask.shape[d] > 1 else 0 for d in (0, 1))
-    arguments = (x_TBD, time * batch, columns, pointer, mask_t, mask_b, batch)
+    arguments = (x_TBD, time * batch, columns, mask, *mask_strides(mask, 2), batch)
     call("vdrop_round_rows", *arguments, rounded, None, rounded.shape[1], ctypes.c_int(threads()))
     return rounded
 

@@ -368,10 +368,8 @@ class NormedLSTM(torch.autograd.Function):
             mask = None if masks_c is None else masks_c[t]
             steps.lstm(a, u, gain_hh, gain_c, bias_c, mask, c, c_new, h_new, tanh_c, (mu, ru, mc, rc))
             h, c = h_new, c_new
-        ctx.layout = layout
-        ctx.compute_dtype = compute_dtype
-        ctx.cells = cells
-        ctx.steps = steps
+        ctx.options = {"cells": cells, "compute_dtype": compute_dtype}
+        ctx.layout, ctx.steps = layout, steps
         ctx.set_materialize_grads(False)
         moments = (mean_u, rstd_u, mean_c, rstd_c)
         ctx.save_for_backward(
@@ -391,24 +389,16 @@ class NormedLSTM(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         saved = SavedLSTM(*ctx.saved_tensors)
         if needs_reference(upstream := (dy_TBH, dh_BH, dc_BH, dcells_TBH)):
+            masks = Masks(saved.mask_x, saved.mask_h, saved.mask_c)
             return gradients_by_definition(
-                ctx,
-                reference.lstm,
-                2,
-                saved,
-                upstream,
-                masks=Masks(saved.mask_x, saved.mask_h, saved.mask_c),
-                compute_dtype=ctx.compute_dtype,
-                cells=ctx.cells,
+                ctx, reference.lstm, 2, saved, upstream, masks=masks, **ctx.options
             )
         w_ih, w_hh, mask_h, hs, cs = saved.w_ih, saved.w_hh, saved.mask_h, saved.hs, saved.cs
         gain_ih, gain_hh, gain_c = saved.gain_ih, saved.gain_hh, saved.gain_c
         gates_NGH, tanh_NH, u_NGH = saved.gates_NGH, saved.tanh_NH, saved.u_NGH
         moments_u, moments_c = (saved.mean_u, saved.rstd_u), (saved.mean_c, saved.rstd_c)
         norm_x = (saved.products_NGH, saved.mean_x, saved.rstd_x)
-        layout = ctx.layout
-        dtype = ctx.compute_dtype
-        hidden = len(gain_c)
+        layout, dtype, hidden = ctx.layout, ctx.options["compute_dtype"], len(gain_c)
         w_GHD, u_GHH = (w.to(dtype).reshape(4, hidden, -1) for w in (w_ih, w_hh))
         u_GHH = operand(u_GHH)  # once for all steps
         da_NGH, du_NGH = torch.empty_like(gates_NGH), torch.empty_like(gates_NGH)

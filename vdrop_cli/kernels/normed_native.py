@@ -75,26 +75,8 @@ class NativeSteps(Steps):
         dn: Tensor,
     ) -> None:
         dcell = dcell if dcell is None else dcell.contiguous()
-        masked = mask_rows(mask, c)
-        run(
-            "lstm_backward",
-            c,
-            gates,
-            u,
-            gain,
-            gain_c,
-            *masked,
-            c_before,
-            c,
-            tanh_c,
-            *moments,
-            dh,
-            dc,
-            dcell,
-            da,
-            du,
-            dn,
-        )
+        saved = (gates, u, gain, gain_c, *mask_rows(mask, c), c_before, c, tanh_c, *moments)
+        run("lstm_backward", c, *saved, dh, dc, dcell, da, du, dn)
 
     @staticmethod
     def gru_gates(rz: Tensor, u: Tensor, gain: Tensor, moments: Moments) -> None:
@@ -131,23 +113,8 @@ class NativeSteps(Steps):
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        run(
-            "gru_candidate_backward",
-            n,
-            rz,
-            n,
-            v,
-            u,
-            gain,
-            *moments,
-            h_before,
-            dh,
-            da_n,
-            dv,
-            da_rz,
-            du,
-            reset_after,
-        )
+        saved = (rz, n, v, u, gain, *moments, h_before)
+        run("gru_candidate_backward", n, *saved, dh, da_n, dv, da_rz, du, reset_after)
 
     @staticmethod
     def gru_gates_backward(
@@ -162,17 +129,5 @@ class NativeSteps(Steps):
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        run(
-            "gru_gates_backward",
-            dh,
-            rz,
-            u,
-            gain,
-            *moments,
-            h_before,
-            d_input.contiguous(),
-            dh,
-            da_rz,
-            du,
-            reset_after,
-        )
+        saved = (rz, u, gain, *moments, h_before)
+        run("gru_gates_backward", dh, *saved, d_input.contiguous(), dh, da_rz, du, reset_after)

@@ -51,11 +51,9 @@ def lstm(
     cells: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    w_ih = weights.w_ih
-    w_hh = weights.w_hh
-    norms = weights.norms
+    w_ih, w_hh, b_ih, b_hh, w_hr, norms = weights
     w_GHD, u_GHH = w_ih.view(4, -1, w_ih.shape[1]), w_hh.view(4, -1, w_hh.shape[1])
-    bias_G1H = (weights.b_ih + weights.b_hh).view(4, 1, -1)
+    bias_G1H = (b_ih + b_hh).view(4, 1, -1)
     gain_ih_GH, gain_hh_GH = (
         (None, None) if norms is None else (norms.ih.reshape(4, -1), norms.hh.reshape(4, -1))
     )
@@ -69,8 +67,8 @@ def lstm(
         if norms is not None:
             c_out_BH = F.layer_norm(c_new_BH, c_new_BH.shape[1:], norms.c, norms.c_bias)
         h_new_BH = o.sigmoid() * c_out_BH.tanh()
-        if weights.w_hr is not None:
-            h_new_BH = product(h_new_BH, weights.w_hr.T, compute_dtype)
+        if w_hr is not None:
+            h_new_BH = product(h_new_BH, w_hr.T, compute_dtype)
         alive_B1 = None if lengths is None else (t < lengths)[:, None]
         c_BH, h_BH = keep_finished(alive_B1, c_new_BH, c_BH), keep_finished(alive_B1, h_new_BH, h_BH)
         y_TBH.append(keep_finished(alive_B1, h_BH, torch.zeros_like(h_BH)))
@@ -90,11 +88,9 @@ def gru(
     reset_after: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    w_ih = weights.w_ih
-    w_hh = weights.w_hh
-    norms = weights.norms
+    w_ih, w_hh, b_ih, b_hh, _, norms = weights
     w_GHD, u_GHH = w_ih.view(3, -1, w_ih.shape[1]), w_hh.view(3, -1, w_hh.shape[1])
-    b_GH, bu_GH = weights.b_ih.view(3, -1), weights.b_hh.view(3, -1)
+    b_GH, bu_GH = b_ih.view(3, -1), b_hh.view(3, -1)
     gain_GH, gain_u_GH = (None, None) if norms is None else (norms.ih.reshape(3, -1), norms.hh.reshape(3, -1))
 
     def normalize_gates(a_GBH: Tensor, gain_GH: Tensor | None) -> Tensor:

@@ -87,10 +87,15 @@ def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor
         mm_into(gates.matrix(group), input_ND, w_hh[gates.rows(group)].T, add=True)
 
 
-def project_lstm(layer: Layer) -> Gates:
-    """The input products with all biases."""
+def project(layer: Layer, reset_after: bool = False) -> Gates:
+    """The input products with all biases but, with `reset_after`, the candidate's recurrent one, which is
+    then inside the reset gate.
+    """
     gates, hidden = layer.gates(is_aligned=True), layer.w_hh.shape[1]
-    bias = pad_bias(layer.b_ih + layer.b_hh, hidden, gates.row_size)
+    bias = layer.b_ih + layer.b_hh
+    if reset_after:
+        bias[2 * hidden :] = layer.b_ih[2 * hidden :]
+    bias = pad_bias(bias, hidden, gates.row_size)
     project_inputs(gates, layer.x, aligned(layer, layer.w_ih), bias, layer.mask_x)
     return gates
 
@@ -98,7 +103,7 @@ def project_lstm(layer: Layer) -> Gates:
 def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     time = layer.x.shape[0]
     hs, cs = empty_states(h, time), empty_states(c, time)
-    gates = project_lstm(layer)
+    gates = project(layer)
     graphs().run(
         lstm_loop, {"a": gates.memory}, {"h": hs, "c": cs}, {"h_BH": h, "c_BH": c} | loop_inputs(layer)
     )
@@ -109,7 +114,7 @@ def lstm_forward(h: Tensor, c: Tensor, layer: Layer) -> tuple[Tensor, ...]:
 
 def lstm_gates(layer: Layer, hs: Tensor) -> Gates:
     """The gates of all steps, computed from the states of all steps."""
-    gates = project_lstm(layer)
+    gates = project(layer)
     add_products(gates, ALL_LSTM, aligned(layer, layer.w_hh), recurrent_inputs(layer, gates, ALL_LSTM, hs))
     g_TBH = gates.view_GTBR[2].tanh()
     gates.memory.sigmoid_()
@@ -180,19 +185,6 @@ def lstm(
     return outputs[: 4 if cells else 3]
 
 
-def project_gru(layer: Layer, reset_after: bool) -> Gates:
-    """The input products with all biases but the candidate's recurrent one where that is inside the reset
-    gate.
-    """
-    gates, hidden = layer.gates(is_aligned=True), layer.w_hh.shape[1]
-    bias = layer.b_ih + layer.b_hh
-    if reset_after:
-        bias[2 * hidden :] = layer.b_ih[2 * hidden :]
-    bias = pad_bias(bias, hidden, gates.row_size)
-    project_inputs(gates, layer.x, aligned(layer, layer.w_ih), bias, layer.mask_x)
-    return gates
-
-
 def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) -> list[Tensor]:
     """The inputs of the candidate's recurrent product at all steps, [T·B, R]."""
     h_TBH = hs[:-1] if reset_after else hs[:-1] * gates.view_GTBR[0, ..., : hs.shape[2]]
@@ -200,7 +192,7 @@ def candidate_inputs(layer: Layer, gates: Gates, hs: Tensor, reset_after: bool) 
 
 
 def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...]:
-    gates, hs = project_gru(layer, reset_after), empty_states(h, layer.x.shape[0])
+    gates, hs = project(layer, reset_after), empty_states(h, layer.x.shape[0])
     filled, read = {"h": hs}, {"h_BH": h} | loop_inputs(layer)
     inner = h.new_empty(0)
     if reset_after:
@@ -213,7 +205,7 @@ def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> tuple[Tensor, ...
 
 def gru_gates(layer: Layer, hs: Tensor, reset_after: bool) -> tuple[Gates, Tensor]:
     """The gates of all steps, and the products U_n (m ∘ h) + b, computed from the states of all steps."""
-    gates, w_hh, hidden = project_gru(layer, reset_after), aligned(layer, layer.w_hh), hs.shape[2]
+    gates, w_hh, hidden = project(layer, reset_after), aligned(layer, layer.w_hh), hs.shape[2]
     add_products(gates, R_AND_Z, w_hh, recurrent_inputs(layer, gates, R_AND_Z, hs))
     r_TBR, z_TBR, n_TBR = gates.view_GTBR
     r_TBR.sigmoid_()

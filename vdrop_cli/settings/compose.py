@@ -46,7 +46,8 @@ def register() -> None:
         ConfigStore.instance().store(name, node, group="experiment", package="_global_")
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
-    OmegaConf.register_new_resolver("schedule_of", schedule_of, replace=True)
+    # the choice of the group schedule for one of the group dropout
+    OmegaConf.register_new_resolver("schedule_of", lambda name: SCHEDULES.get(name, name), replace=True)
 
 
 def config_folder_options() -> list[str]:
@@ -54,11 +55,6 @@ def config_folder_options() -> list[str]:
     hydra = GlobalHydra.instance()
     sources = hydra.config_loader().get_sources() if hydra.is_initialized() else []
     return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-
-
-def schedule_of(dropout: str) -> str:
-    """The choice of the group schedule for one of the group dropout."""
-    return SCHEDULES.get(dropout, dropout)
 
 
 def by_size(table: DictConfig, *, _root_: DictConfig) -> Any:

@@ -105,9 +105,6 @@ class FilePath:
             return limits, f"{len(content):,} and {longest:,}"
         return None
 
-    def __str__(self) -> str:
-        return ""
-
 
 @dataclass(frozen=True)
 class Items:

@@ -106,7 +106,7 @@ class JsonLines:
         The open file still has the content. A file that took its place is renamed, not overwritten.
         """
         size = os.fstat(self.file.fileno()).st_size
-        if self.is_in_place():
+        if files.is_in_place(self.path, self.file.fileno()):
             if size != self.size:
                 print(
                     f"vdrop: {self.path} was changed during the run; the removed part is lost",
@@ -125,10 +125,3 @@ class JsonLines:
         print(f"vdrop: {self.path} was {event} during the run; it is restored", file=sys.stderr)
         self.file.close()
         self.open()
-
-    def is_in_place(self) -> bool:
-        """Whether the open file is still the one at the path."""
-        try:
-            return os.path.samestat(os.lstat(self.path), os.fstat(self.file.fileno()))
-        except FileNotFoundError:
-            return False

@@ -29,10 +29,6 @@ class Composed:
     collected: Collected
     lines: list[list[Line]]
 
-    @property
-    def all_lines(self) -> list[Line]:
-        return [line for lines in self.lines for line in lines]
-
 
 def require_writable(settings: Table) -> None:
     """Raises ConfigError where a file of the page could not be written, or is not vdrop's."""
@@ -85,7 +81,7 @@ def write(settings: Table, studies: Sequence[Study], planned: Collection[Row] = 
             files.write_output(Path(name), export(table1).encode(), key)
     print("\n\n".join([exports.as_text(table1), *stuck_starts(table1, composed.collected)]))
     print(f"\nwritten to {path}", file=sys.stderr)
-    return composed.all_lines
+    return [line for lines in composed.lines for line in lines]
 
 
 def render(composed: Composed, settings: Table, kind: Pictures) -> str:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -99,7 +99,7 @@ class Table1(Study):
 
     def sections(self, lines: list[Line]) -> list[Section]:
         return [
-            Section(headings, "", size_lines, COLUMNS, UNMEASURED, drawer(size_lines))
+            Section(headings, "", size_lines, COLUMNS, UNMEASURED, partial(draw, size_lines))
             for headings, size_lines in by_headings(lines)
         ]
 
@@ -167,7 +167,7 @@ def reference(content: dict[str, Any]) -> Reference:
 
 def first_seeds(count: int, stuck: Collection[int]) -> list[int]:
     """The seeds of so many runs of a row: 1, 2, … without those that are stuck."""
-    return list(islice((seed for seed in itertools.count(1) if seed not in stuck), count))
+    return list(itertools.islice((seed for seed in itertools.count(1) if seed not in stuck), count))
 
 
 def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()) -> list[Line]:
@@ -271,10 +271,6 @@ UNMEASURED: list[Column] = [
 ]
 
 
-def drawer(lines: list[Line]) -> Callable[[], Iterator[Drawing]]:
-    return lambda: draw(lines)
-
-
 def by_label(measured: list[Line]) -> dict[str, Line]:
     """Returns the lines by the names of their rows, with precision and device where a row has several."""
     machines = [", ".join(runs.merge_environments(line.runs[0].environments)[:2]) for line in measured]
@@ -290,7 +286,9 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
     named = by_label(measured)
     trained = [label for label, line in named.items() if line.runs[0].evaluation is None]
     first = {label: named[label].runs[0].run for label in trained if named[label].runs[0].run.epochs}
-    timed = {label: line for label, line in named.items() if line.values("words_per_second")}
+    speeds = {
+        label: fmean(values) for label, line in named.items() if (values := line.values("words_per_second"))
+    }
     prefix = f"{published.TABLE_1}_{measured[0].row.settings.model.size}"
     if first:
         figure = pictures.learning_curves(first, training=False)
@@ -303,15 +301,10 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
     if samples:
         title = "MC dropout: test perplexity by number of passes, first seed"
         yield Drawing(title, f"{prefix}_mc", pictures.by_samples(samples))
-    if timed:
+    if speeds:
         theirs = {
             line.row.labels[0]: line.row.reference.words_per_second
             for line in lines
             if line.row.reference.words_per_second is not None
-        }
-        speeds = {
-            label: fmean(values)
-            for label, line in timed.items()
-            if (values := line.values("words_per_second"))
         }
         yield Drawing("Words a second", f"{prefix}_speed", pictures.speeds(speeds, theirs))

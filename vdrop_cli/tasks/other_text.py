@@ -8,7 +8,7 @@ import torch
 
 from vdrop_cli import corpora
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.learned import LINE_END
+from vdrop_cli.learned import LINE_END_WORD
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.next_word import Groups
@@ -30,7 +30,7 @@ class OtherText(TextEvaluation):
         words, self.fingerprint = corpora.read_tokens(Path(path), self.origin)
         ids, unknown = predictor.ids, predictor.learned.unknown
         if predictor.learned.line_end is None:
-            words = [word for word in words if word != LINE_END]
+            words = [word for word in words if word != LINE_END_WORD]
         self.unknown_words = [word for word in words if word not in ids]
         if self.unknown_words and unknown is None:
             raise ConfigError(

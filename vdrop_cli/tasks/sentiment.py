@@ -69,13 +69,13 @@ class Sentiment:
     """
 
     word_dropout = True
+    can_be_captured = False  # `loss`, as a CUDA graph: a batch is as long as its longest text
 
     def __init__(self, task: SentimentTask, data: RatedData, rated: Rated, device: torch.device) -> None:
         self.protocol = task.protocol
         self.batch_size = task.batch_size
         self.pool = task.length_pool
         self.device = device
-        self.chunk_words = task.chunk_words
         self.origin = corpora.with_fraction(rated.origin, data.fraction)
         self.fingerprint = task_fingerprint(rated, data, task)
         self.selection_metric = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
@@ -88,7 +88,7 @@ class Sentiment:
         self.warnings = [*without_words(rated), *(doubt.message for doubt in doubts)]
         splitting = "cornell" if isinstance(data, CornellReviews) else "plain"
         learned = Ratings(
-            list(self.ids), self.mean, self.deviation, self.chunk_words, splitting, self.noise_part
+            list(self.ids), self.mean, self.deviation, task.chunk_words, splitting, self.noise_part
         )
         self.predictor = RatingPredictor(learned, device)
 
@@ -120,11 +120,6 @@ class Sentiment:
         """
         noise = max(measured[f"{self.noise_part}_rmse"], MIN_NOISE) if measured is not None else None
         return replace(self.predictor.learned, noise=noise)
-
-    @property
-    def can_be_captured(self) -> bool:
-        """Whether `loss` can be a CUDA graph: no, as a batch is as long as its longest text."""
-        return False
 
     @property
     def part_sizes(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from vdrop_cli.mc_passes import McPasses, PassOptions
 from vdrop_cli.measured import Measured
 from vdrop_cli.model import LanguageModel
 from vdrop_cli.monte_carlo import MonteCarlo
-from vdrop_cli.next_word import Groups, NextWordPasses, measure_standard
+from vdrop_cli.next_word import Groups, NextWordPasses, measure_calibration
 from vdrop_cli.perplexity import ensemble_perplexities
 from vdrop_cli.scaled_passes import ScaledPasses
 from vdrop_cli.settings.commands import Eval
@@ -60,7 +60,7 @@ class TextEvaluation(ABC):
         if not settings.calibration:
             return Measured({}, {})
         with phase("measuring how sure the standard approximation is of the next word"):
-            return measure_standard(model, self.streams["test"], self.test_groups)
+            return measure_calibration(model, self.streams["test"], self.test_groups)
 
     def passes(self, models: list[LanguageModel], options: PassOptions) -> McPasses:
         """Returns passes over the test text, which also measure how sure the model is of the next word with
