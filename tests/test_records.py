@@ -348,6 +348,8 @@ def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> No
     fair, fair_loop = step["slow_epyc_configured"]
     again, again_loop = step["avx2_later"]
     assert f"is {xeon[0]} (fp32) and {xeon[1]} (bf16) times as fast as the usual one" in readme
+    later = step["xeon_later"][0]
+    assert f"two cores of an Intel Xeon (half an hour later {later[0]} and {later[1]})" in readme
     assert f"{epyc[0]} and {epyc[1]} times on an AMD EPYC with AVX-512" in readme
     assert f"{slow[0]} and {slow[1]} times on a slower one, and {avx2[0]} times on one without" in readme
     assert (

@@ -164,7 +164,9 @@ def test_a_run_that_resumes_after_those_steps_is_judged_in_its_first_epoch_alone
     with pytest.raises(StuckError):
         train.run(run(*CHECKED, "schedule.epochs=2"))
     assert len(losses(folder())) == 12 and runs.read_stuck(folder()) is not None
-    said = "was not judged by stuck.steps=10, and its first epoch is finished; force=true trains it"
+    said = (
+        "was not judged by stuck.steps=10 and stuck.loss=0.001, and its first epoch is finished; force=true"
+    )
     assert said not in capsys.readouterr().err
     assert train.run(run(*CHECKED, "schedule.epochs=2", "outputs=later")) == "resumed"
     assert capsys.readouterr().err.count(said) == 1

@@ -77,6 +77,8 @@ def test_a_sweep_in_parallel_comes_to_what_one_after_the_other_does(
     assert vdrop("train", *SWEEP[:-1], *text, "outputs=many", "seed=3").returncode == 0
     ran = vdrop("train", "-m", *SWEEP, *text, *JOBLIB, "schedule.lr=1,-1", "outputs=many")
     assert ran.returncode == 2 and "vdrop: 6 runs: 2 done, 1 skipped, 3 failed" in ran.stderr, ran.stderr
+    marked = {path.parent.name[-2:] for path in tmp_path.rglob("shared_device.txt")}
+    assert marked == {"s1", "s2"}, "the two that ran side by side"
     for seed in (1, 2, 3):
         folders = [next((tmp_path / name / "train").rglob(f"*-s{seed}")) for name in ("one", "many")]
         assert training_result(folders[0])[:3] == training_result(folders[1])[:3]

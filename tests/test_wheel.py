@@ -80,7 +80,9 @@ def test_the_source_distribution_has_every_file_of_the_checkout(tmp_path: Path) 
     with tarfile.open(archive) as content:
         inside = {name.partition("/")[2] for name in content.getnames()}
     assert set(listed.stdout.splitlines()) <= inside
-    assert not [name for name in inside if name.startswith((".venv/", "data/cache", "outputs/train"))]
+    assert not [
+        name for name in inside if name.startswith((".venv/", ".hypothesis/", "data/cache", "outputs/train"))
+    ]
 
 
 def test_the_version_is_the_same_wherever_it_is_stated(unpacked: Path) -> None:

@@ -135,7 +135,9 @@ def installed_code(root: Path) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     package = root / CODE[0]
-    for path in sorted(path for suffix in SUFFIXES for path in package.rglob(f"*.{suffix}")):
+    folders = [package] if (package / "conf").is_dir() else [package, root / "conf"]  # as in a checkout
+    paths = (path for folder in folders for suffix in SUFFIXES for path in folder.rglob(f"*.{suffix}"))
+    for path in sorted(filter(Path.is_file, paths)):
         digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     code: dict[str, Any] = {"files": digest.hexdigest()}
     for distribution in importlib.metadata.distributions(name="vdrop", path=[str(root)]):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-# Modules whose modes are to be restored, by their ids, and the threads that will do so, one for each entry.
+# Modules that drop and whose modes are to be restored, by their ids, and the threads that will do so.
 SWITCHING: dict[int, list[int]] = {}
-LOCK = threading.Lock()  # of SWITCHING
+LOCK = threading.RLock()  # of SWITCHING; a generator that is collected meanwhile takes it again
 # In evaluation mode their fast path skips the dropout of their parts.
 WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -32,16 +32,18 @@ def drops(module: nn.Module) -> bool:
 def restored_modes(model: nn.Module) -> Iterator[None]:
     """Restores the mode, training or evaluation, of every module afterwards.
 
-    Raises RuntimeError where another thread is to do that for one of the modules: modes have no threads.
+    Raises RuntimeError where another thread is to do that for a module that drops: a mode holds for all
+    threads.
     """
     thread, modules = threading.get_ident(), list(model.modules())
+    dropping = [module for module in modules if drops(module)]
     with LOCK:
-        if any(set(SWITCHING.get(id(module), ())) - {thread} for module in modules):
+        if any(set(SWITCHING.get(id(module), ())) - {thread} for module in dropping):
             raise RuntimeError(
                 f"the dropout of the {type(model).__name__} is on in another thread, where this one would "
                 "turn it off; give each thread a copy of the model"
             )
-        for module in modules:
+        for module in dropping:
             SWITCHING.setdefault(id(module), []).append(thread)
         modes = [(module, module.training) for module in modules]
     try:
@@ -50,6 +52,7 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
         with LOCK:
             for module, training in modes:
                 module.training = training
+            for module in dropping:
                 SWITCHING[id(module)].pop()
                 if not SWITCHING[id(module)]:
                     del SWITCHING[id(module)]

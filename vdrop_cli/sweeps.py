@@ -70,6 +70,7 @@ class Job:
     outcome: Outcome = field(default_factory=lambda: Outcome([]))
     folder: Path | None = None  # of the sweep
     pool_parent: int | None = None  # the process that owns the pool, with the launcher joblib
+    is_parallel: bool = False  # whether the pool runs several jobs at a time
     names: list[str] = field(default_factory=list)  # of all jobs of the sweep: the overrides that differ
 
     def __call__(self, config: DictConfig) -> None:
@@ -139,6 +140,7 @@ class Job:
                 report_started_over=report_started_over,
                 continues_shorter=not settings.force,
                 report_folder=report_folder,
+                shares_device=self.is_parallel and len(self.names) > 1,
             )
             settings = replace(settings, force=settings.force and not outcome.started_over)
         return run(settings) or "done"
@@ -237,7 +239,9 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             with read_write(config):
                 config.hydra.launcher.max_num_timeout = TIMEOUTS
         self.job.folder = self.folder  # before the launcher copies the job
-        self.job.pool_parent = os.getpid() if "joblib" in self.launcher_name else None
+        is_pool = "joblib" in self.launcher_name
+        self.job.pool_parent = os.getpid() if is_pool else None
+        self.job.is_parallel = is_pool and config.hydra.launcher.n_jobs != 1
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

@@ -104,11 +104,13 @@ class Run:
         self.best_saved = self.progress.best_epoch
         self.optimiser.load_state_dict(snapshot.optimiser, self.step)
         self.average.load_state_dict(snapshot.average, snapshot.averaged)
-        check = self.settings.stuck
-        if snapshot.epoch > 0 and check.steps is not None and snapshot.train.stuck != check:
+        check, theirs = self.settings.stuck, snapshot.train.stuck
+        is_stricter = check.steps is not None and (check.steps != theirs.steps or check.loss < theirs.loss)
+        if snapshot.epoch > 0 and is_stricter:
             print(
-                f"vdrop: the start of the run in {self.folder} was not judged by stuck.steps={check.steps}, "
-                "and its first epoch is finished; force=true trains it from the start",
+                f"vdrop: by its last checkpoint, the start of the run in {self.folder} was not judged by "
+                f"stuck.steps={check.steps} and stuck.loss={check.loss:g}, and its first epoch is finished; "
+                "force=true trains it from the start",
                 file=sys.stderr,
             )
         self.state = (
@@ -461,9 +463,10 @@ def require_fitting_schedule(settings: Train, task: Task) -> None:
         enough = schedule.average_from * limit < steps
         require(enough, "schedule.average_from", epochs, schedule.average_from)
     if schedule.average_is_triggered:
-        enough = (schedule.average_trigger + 2) * limit < steps
-        fewer = f"so few epochs that an average can begin within {training}"
-        require(enough, "schedule.average_trigger", fewer, schedule.average_trigger)
+        least = (schedule.average_trigger + 2) * limit
+        begins = f"an average can begin within {training} (or schedule.max_steps above {least:,})"
+        trigger = schedule.average_trigger
+        require(least < steps, "schedule.average_trigger", f"so few epochs that {begins}", trigger)
 
 
 def last_good(training: Run) -> str:

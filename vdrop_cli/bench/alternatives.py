@@ -52,8 +52,8 @@ class CellLoop(nn.Module):
             mask_x = mask(dropout.p_x)
             mask_h = mask(dropout.p_h)
             outputs = []
-            for x_BH in x_TBH:
-                h, c = cell(x_BH * mask_x, (h * mask_h, c))
+            for x_BH in x_TBH * mask_x:
+                h, c = cell(x_BH, (h * mask_h, c))
                 outputs.append(h)
             x_TBH = torch.stack(outputs)
             last.append((h, c))

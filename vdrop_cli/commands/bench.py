@@ -32,6 +32,11 @@ def run(settings: Bench) -> None:
     measurements = [replace(m, limit_seconds=measurement_limit(m, rates)) for m in measurements]
     path = write(settings, measurements, rates)
     print_results(measurements, rates, device)
+    if device.type == "cpu" and not settings.configure_alternatives:
+        print(
+            "\nThe alternatives ran as shipped; configure_alternatives=true gives them vdrop's allocator and "
+            "library of fp32 products."
+        )
     print(f"\nwritten to {path}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from vdrop_cli import checkpoint, continuation, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.lock import Lock
-from vdrop_cli.run_files import CONFIG, RESULT
+from vdrop_cli.run_files import CONFIG, RESULT, SHARED_DEVICE
 from vdrop_cli.run_summary import print_next_commands, print_not_applied, print_result, print_start
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
@@ -23,11 +23,13 @@ def run(
     report_started_over: Callable[[], object] = lambda: None,
     continues_shorter: bool = True,
     report_folder: Callable[[Path], object] = lambda folder: None,
+    shares_device: bool = False,
 ) -> str:
     """Returns the status: done, resumed or skipped. Calls `report_started_over` when `force` has had its
     effect, and `report_folder` with the run folder.
 
-    `continues_shorter`: whether a run of fewer epochs is continued; never with `force`.
+    `continues_shorter`: whether a run of fewer epochs is continued; never with `force`. `shares_device`:
+    whether other runs may use the device meanwhile, so that no table shows the speed of this one.
     """
     if settings.debug:
         settings = settings.for_debugging()
@@ -37,7 +39,6 @@ def run(
     settings = resolve_auto(settings, device)
     with phase("loading the data"):
         task = tasks.load(settings, device)
-    require_fitting_schedule(settings, task)
     folder = checkpoint.run_folder(settings, task.fingerprint)
     report_folder(folder)
     if not settings.force:
@@ -49,6 +50,7 @@ def run(
         tasks.warn(task)
         print_result(result)
         return "skipped"
+    require_fitting_schedule(settings, task)
     if not settings.force and (start := stuck_starts.remembered(folder, settings.stuck)) is not None:
         raise StuckError(folder, start)
     make_folder(folder, settings)
@@ -60,6 +62,8 @@ def run(
         files.remove_unfinished(folder, ownership.TRAINING)
         stuck_starts.forget(folder)
         files.replace(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
+        if shares_device:
+            files.replace(folder / SHARED_DEVICE, b"a sweep ran jobs side by side\n")
         training = Run(settings, task, folder)
         shorter = training.continue_shorter() if continues_shorter and not settings.force else None
         made_with = f"{device}, back end {settings.backend}, {settings.precision}"

@@ -7,6 +7,7 @@ from vdrop_cli import RECORDS, evaluation_files, files, ownership, runs
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK
 from vdrop_cli.runs import Finished, Logged, Stuck
+from vdrop_cli.sinks import read_log
 from vdrop_cli.studies import rows
 from vdrop_cli.studies.rows import Collected
 
@@ -41,9 +42,12 @@ def require_replaceable(run: Finished | Stuck, target: Path) -> None:
     """Raises ConfigError where a record would lose more than it gets by this run."""
     ownership.require_record(target)
     if (target / CONFIG).exists():
-        numbers = runs.with_settings(target, lambda config: Logged(target, config, [])).numbers
-        if rows.key(numbers) != rows.key(run.numbers):
-            raise ConfigError(f"{target} is the record of a run with other settings; move it away")
+        try:
+            old = runs.with_settings(target, lambda config: Logged(target, config, read_log(target / LOG)))
+        except ConfigError as error:
+            raise ConfigError(f"{error}; move the record away") from None
+        if rows.key(old.numbers) != rows.key(run.numbers) or (old.log and old.corpus != run.corpus):
+            raise ConfigError(f"{target} is the record of a run with other settings or text; move it away")
     if isinstance(run, Finished):
         require_evaluations(run, target)
     elif (target / RESULT).exists():  # which could not be read

@@ -14,6 +14,7 @@ PAGE = "RESULTS.md"
 REMEDY = "give file= another name, or move this one away"
 LABELS = ("row", "cell", "dropout")  # columns that name a row, as far as a table has them
 UNMEASURED = ("–", "not yet run")
+DERIVED = ("difference",)  # columns that hold nothing measured
 Name = tuple[str, ...]  # of a row: the headings that it stands below, and its labels
 
 
@@ -109,10 +110,10 @@ def measured(page: str) -> tuple[dict[Name, Counter[str]], str]:
             numbers = [
                 heading
                 for heading, cell in row.items()
-                if heading not in (*LABELS, *runs.ENVIRONMENT_COLUMNS) and re.search(r"\d", cell)
+                if heading not in (*LABELS, *DERIVED, *runs.ENVIRONMENT_COLUMNS) and re.search(r"\d", cell)
             ]
             counts.setdefault(name, Counter()).update(
-                [*numbers, *(f"seed {seed}" for seed in row["seeds"].split())]
+                [*numbers, *(f"seed {seed}" for seed in dict.fromkeys(row["seeds"].split()))]
             )
     return counts, next(iter(re.findall(r"All runs with `([^`]*)`", page)), "")
 
