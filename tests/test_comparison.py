@@ -1,5 +1,7 @@
 """Tables of runs; on real runs in commands/test_compare.py."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.processes import ROOT
@@ -70,6 +72,19 @@ def test_validation_as_published_is_of_the_published_columns_alone() -> None:
     quick_tied, medium = shown.values()
     assert "valid_ppl_as_published" not in quick_tied and quick_tied["valid_ppl"] > 75
     assert 81 < medium["valid_ppl_as_published"] < medium["valid_ppl"]
+
+
+def test_runs_of_different_texts_have_different_labels() -> None:
+    """As of a file that was corrected under the same name."""
+    record = ROOT / "outputs" / "record" / "table1" / "small_none-bf16-amd_epyc"
+    (run,) = runs.below(record)
+    start = run.log[0] | {"corpus": "0123456789abcdef"}
+    other = replace(run, folder=record / "other", log=[start, *run.log[1:]])
+    both, _ = comparison.grouped([run, other])
+    alone = comparison.grouped([run])[0][0].label
+    assert [one.label for one in both] == [
+        f"{alone} (text {text[:8]})" for text in (run.corpus, other.corpus)
+    ]
 
 
 def test_configurations_are_ranked_by_validation_and_those_without_results_come_last() -> None:

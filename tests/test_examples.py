@@ -184,6 +184,7 @@ def check_rest(outputs: list[Any], validate: Line) -> None:
     """What a command of many runs hands on to `vdrop train`."""
     for one in outputs:
         if isinstance(one, Reproduce):
+            one.require_place()
             trainings = [Training(row, row.settings, None) for row in rows_of(one)]  # type: ignore[arg-type]
             trained = validate("train", *train_arguments(trainings, one))
             assert trained and all(isinstance(settings, Train) for settings in trained)

@@ -411,6 +411,16 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"dropout\.new_each_step must be without p_h with dropout\.one_state_mask=true",
         ),
         (["task.tar=-1"], r"task\.tar must be at least 0, and finite, got -1\.0"),
+        (["task.tar=1", "task.bptt=1"], r"task\.tar must be 0 with task\.bptt=1, got 1\.0"),
+        (["outputs="], r"outputs must be a folder; \. is the current one, got nothing"),
+        (
+            ["dropout=variational_untied", "dropout.p_x=0", "dropout.p_h=0"],
+            r"dropout\.untied must be false where no place with gates drops: dropout\.p_x, dropout\.p_h or",
+        ),
+        (
+            ["schedule.average_decay=1", "schedule.epochs=3"],
+            r"schedule\.epochs must be at least 4 with schedule\.average_decay, or schedule\.average_from a",
+        ),
         (["dropout.p_h=1"], r"dropout\.p_h must be in \[0, 1\), got 1\.0"),
         (["dropout.p_x=-0.1"], r"dropout\.p_x must be in \[0, 1\)"),
         (["dropout.p_x=nan"], r"dropout\.p_x must be in \[0, 1\)"),

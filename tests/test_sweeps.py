@@ -201,6 +201,13 @@ def test_what_lies_in_a_folder_that_was_there_is_left_alone(
         vdrop("train", "-m", "hydra.sweep.dir=new", "model=nope").returncode == 2
         and not (tmp_path / "new").exists()
     )
+    outcomes = {path: path.read_text() for path in tmp_path.glob("[01].json")}
+    ran = vdrop("train", "-m", *TINY, *text, "hydra.sweep.dir=.", "experiment=glob(typo*)")
+    assert ran.returncode == 2 and "there is nothing to run" in ran.stderr
+    assert len(outcomes) == 2 and {path: path.read_text() for path in outcomes} == outcomes
+    ran = vdrop("train", "-m", *TINY, *text, "seed=1,2", "outputs=")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
+    assert "outputs must be a folder; . is the current one, got nothing" in ran.stderr
 
 
 THEIRS = {

@@ -3,6 +3,7 @@ plain values only.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -348,7 +349,7 @@ def find(named: str) -> Path:
     reported from.
     """
     path = Path(named)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False where it cannot be looked at; then reading it says why
         return path
     require_own = partial(require_of_run, folder=path)
     last = newest(path, require_own)

@@ -61,7 +61,7 @@ EXAMPLES = {
   vdrop reproduce rows=[table1_medium_untied]          rows by the names of their experiments
   vdrop reproduce sizes=[large] seeds=3                the first three seeds whose start is not stuck
   vdrop reproduce jobs=3 until=25min mc_batch=500      three runs at once; the same command resumes them
-  vdrop reproduce 'launcher=submitit_slurm hydra.launcher.timeout_min=600'
+  vdrop reproduce device=cpu backend=native precision=bf16 launcher=submitit_slurm    as jobs of a cluster
   vdrop reproduce study=film_reviews protocols=[clean] cells=[lstm] epochs=250 seeds=3
   vdrop reproduce study=baselines rows=[quick_tied]    a newer, small model
 """,

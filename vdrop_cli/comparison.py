@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -42,8 +43,10 @@ class Configuration:
     unfinished: list[str] = field(default_factory=list)  # the state of each, such as stuck or interrupted
     run_names: set[str | None] = field(default_factory=set)
     tags: dict[str, None] = field(default_factory=dict)
+    corpus: str = ""  # the fingerprint of the text
 
     def add(self, run: Finished | Unfinished) -> None:
+        self.corpus = self.corpus or (run.corpus if run.log else "")
         self.settings = self.settings or run.settings
         self.run_names.add(run.train.run_name)
         self.tags |= dict.fromkeys(run.train.tags)
@@ -134,6 +137,10 @@ def grouped(runs: Iterable[Finished | Unfinished]) -> tuple[list[Configuration],
     every = list(configurations.values())
     for one, label in zip(every, labels(every), strict=True):
         one.label = label
+    counts = Counter(one.label for one in every)
+    for one in every:
+        if counts[one.label] > 1 and one.corpus:  # the text of a file has changed
+            one.label += f" (text {one.corpus[:8]})"
     return every, messages
 
 

@@ -62,7 +62,7 @@ def setting_hint(key: str, command: str) -> str:
         advice = ""
         if trained in CHOSEN_BY_REPRODUCE:
             advice = f"; {CHOSEN_BY_REPRODUCE[trained]}" if command == "reproduce" else ""
-        elif "overrides" in keys(ROOTS[command]):
+        elif trained != "debug" and "overrides" in keys(ROOTS[command]):
             advice = f"; here, overrides='{trained}=…' sets it"
         return f" of vdrop {command}; vdrop train has {trained}{advice}"
     hint = suggestion(key, [*keys(ROOTS[command]), *groups(command)], ALIASES.get(command))

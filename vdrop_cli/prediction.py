@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vdrop_cli import trained_model
-from vdrop_cli.errors import ConfigError
+from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.intervals import Intervals, TooFewTexts, conformal, conformal_quantile, gaussian, quantile
 from vdrop_cli.learned import Learned, Ratings
 from vdrop_cli.policies import Policy
@@ -63,9 +63,10 @@ def passes_of_each(built: list[TrainedModel], settings: Predict) -> int:
     without = [one for one in built if one.checkpoint.train.dropout.policy is Policy.none]
     if without and settings.mc_samples:
         raise no_dropout(without[0].path, settings.mc_samples, "0 or null")
-    if settings.mc_samples is not None:
-        return settings.mc_samples
-    return 0 if without or settings.members else PREDICT_SAMPLES
+    by_default = 0 if without or settings.members else PREDICT_SAMPLES
+    samples = by_default if settings.mc_samples is None else settings.mc_samples
+    require(samples > 0 or settings.seed == 1, "seed", "1 without MC samples, which it is for", settings.seed)
+    return samples
 
 
 def lacks_spread(built: list[TrainedModel], samples: int) -> str | None:

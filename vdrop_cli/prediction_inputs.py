@@ -24,6 +24,7 @@ SHOWN = 60  # characters of a text in the table
 ENDINGS = {
     ".csv": InputFormat.csv,
     ".tsv": InputFormat.tsv,
+    ".json": InputFormat.jsonl,
     ".jsonl": InputFormat.jsonl,
     ".ndjson": InputFormat.jsonl,
 }
@@ -133,12 +134,15 @@ def content_of(settings: Predict) -> bytes:
 
 def decoded(text: str, whole: str) -> str:
     """Returns `text`, which was decoded with `UNDECODED`. Raises Damaged where it holds bytes that are not
-    UTF-8; `whole` says, in the message, what holds them.
+    UTF-8, or NUL, as text in UTF-16 does; `whole` says, in the message, what holds them.
     """
     try:
-        return text.encode(errors=UNDECODED).decode()
+        plain = text.encode(errors=UNDECODED).decode()
     except UnicodeDecodeError as error:
         raise Damaged(f"not UTF-8, {error.reason} at byte {error.start} of the {whole}; convert it") from None
+    if "\0" in plain:
+        raise Damaged(f"not UTF-8, a NUL character in the {whole}; convert it")
+    return plain
 
 
 def plain_line(number: int, line: str) -> Line:

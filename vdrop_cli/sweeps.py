@@ -24,7 +24,7 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import interruption, launchers, outcomes, output, ownership, stored, text_tables
-from vdrop_cli.errors import ConfigError, RunError, lacks_memory
+from vdrop_cli.errors import ConfigError, RunError, lacks_memory, require
 from vdrop_cli.explain import explain
 from vdrop_cli.files import Damaged
 from vdrop_cli.outcomes import DONE, Outcome
@@ -37,10 +37,13 @@ SAVING = ("train", "eval")  # commands that save their state when they are asked
 STOPPED = "the sweep was stopped"
 CONTINUES = "it is no longer waited for, and continues where it runs"
 POOL_BROKE = "a process of the pool was killed, for example for lack of memory, which ended the pool"
-TOO_LARGE = (
-    "there is not enough memory for a model and batch of that size; make model.hidden_size, "
-    "model.layers or task.batch_size smaller"
-)
+NO_MEMORY = "there is not enough memory"
+MEMORY_ADVICE = {  # by command
+    "train": " for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size "
+    "smaller",
+    "eval": " for so many MC samples at once; make mc_batch smaller",
+    "bench": " for that; choose smaller sizes",
+}
 SETTINGS = "multirun.yaml"  # in the folder of a sweep; Hydra writes it
 STOP = "stop"  # in the folder of a sweep: its existence asks the processes of a pool to stop
 # A SLURM job that has reached its time limit so often is no longer requeued, because something must be wrong.
@@ -171,7 +174,7 @@ class Job:
         else:
             outcome.status, outcome.code = "failed", 1
             if lacks_memory(error):
-                outcome.reason = TOO_LARGE
+                outcome.reason = NO_MEMORY + MEMORY_ADVICE.get(self.command, "")
             elif not is_sweep:
                 return False
             else:
@@ -241,7 +244,10 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self.job.folder = self.folder  # before the launcher copies the job
         is_pool = "joblib" in self.launcher_name
         self.job.pool_parent = os.getpid() if is_pool else None
-        self.job.is_parallel = is_pool and config.hydra.launcher.n_jobs != 1
+        is_local = self.launcher_name.endswith(".LocalLauncher")  # submitit's, which starts all jobs at once
+        self.job.is_parallel = is_local or (is_pool and config.hydra.launcher.n_jobs != 1)
+        # before Hydra makes the folder of the sweep in it
+        require(config.get("outputs") != "", "outputs", "a folder; . is the current one", "nothing")
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -265,10 +271,10 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         failure, losses = "", list[str]()
         created = [folder for folder in (self.folder, *self.folder.parents) if not os.path.lexists(folder)]
         require_own_folder(self.folder)
+        self.read_jobs(arguments)
         # hydra.sweep.dir may name the folder of an earlier sweep.
         for path in (*outcomes.paths(self.folder), self.folder / STOP):
             remove(path)
-        self.read_jobs(arguments)
         try:
             with ExitStack() as stack:
                 if "joblib" in self.launcher_name:

@@ -16,6 +16,7 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import Eval, Predict
 from vdrop_cli.settings.data import Data
+from vdrop_cli.settings.fields import without_defaults
 from vdrop_cli.sharing import weights
 from vdrop_cli.sharing.weights import Exported
 from vdrop_cli.tasks import LanguageModelling, Predictor, Task, TaskModel
@@ -39,7 +40,9 @@ class TrainedModel(NamedTuple):
         learned of the text, and the weights. It is the same whatever file holds the model.
         """
         trained, known = self.checkpoint.train, learned.to_dict(self.checkpoint.knowledge)
-        described = repr((trained.model, trained.dropout, sorted(known.items())))
+        # a setting that a later version adds has its default here
+        changed = [sorted(without_defaults(part).items()) for part in (trained.model, trained.dropout)]
+        described = repr((changed, sorted(known.items())))
         digest = hashlib.sha256(described.encode(errors="backslashreplace"))
         for name, tensor in sorted(self.checkpoint.weights.items()):
             whole = tensor.contiguous()
@@ -68,8 +71,16 @@ def load(path: Path) -> Snapshot:
 
 
 def checksum(path: Path) -> str:
-    """Returns the checksum of a checkpoint, or of the whole content of an export, which has none in it."""
-    return hashlib.sha256(files.read(path)).hexdigest() if is_export(path) else files.checksum(path)
+    """Returns the checksum of a checkpoint, or of the whole content of an export, which has none in it.
+
+    Raises ConfigError where the file has been removed since it was read.
+    """
+    try:
+        return hashlib.sha256(files.read(path)).hexdigest() if is_export(path) else files.checksum(path)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"checkpoint={path} was removed meanwhile, as by its training; give the same command again"
+        ) from None
 
 
 def member_name(path: Path) -> str:

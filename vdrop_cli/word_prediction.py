@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.device import choose_mc_batch
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import ConfigError, RunError, require
 from vdrop_cli.files import printable
 from vdrop_cli.generation import sample_words
 from vdrop_cli.mc_passes import PassOptions
@@ -44,6 +44,7 @@ def mc_options(built: TrainedModel, predictor: WordPredictor, settings: Predict)
     for a model without dropout.
     """
     if not settings.mc_samples:
+        require(settings.seed == 1, "seed", "1 without mc_samples or sample, which it is for", settings.seed)
         return None
     dropout = built.checkpoint.train.dropout
     if dropout.policy is Policy.none:

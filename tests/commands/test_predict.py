@@ -503,6 +503,15 @@ def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> Non
     assert torch.allclose(drawn.bincount(minlength=42) / 1500, expected, atol=0.04)
 
 
+@pytest.mark.parametrize("model", ["critic", "writer"])
+def test_a_seed_without_anything_random_is_refused(model: str, request: pytest.FixtureRequest) -> None:
+    given = ["device=cpu", "text=a", "mc_samples=0", "seed=2"]
+    with pytest.raises(
+        ConfigError, match=r"^seed must be 1 without (MC samples|mc_samples or sample), which"
+    ):
+        predict.run(settings(f"checkpoint={request.getfixturevalue(model)}", *given, command="predict"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -876,13 +885,23 @@ def test_blank_lines_may_stand_anywhere_and_have_their_numbers(here: Path) -> No
     Path("a.tsv").write_text(table.replace(",", "\t"))
     Path("a.NDJSON").write_text('{"text": "good1"}\n\n{"text": "bad1"}\n')
     rows = [(2, ""), (3, "good1"), (4, ""), (5, "bad1"), (6, "")]
+    Path("a.json").write_text('{"text": "good1"}\n')
     for name, expected in (
+        ("a.json", [(1, "good1")]),
         ("a.csv", rows),
         ("a.tsv", rows),
         ("a.NDJSON", [(1, "good1"), (2, ""), (3, "bad1")]),
     ):
         read = lines(settings("checkpoint=a", f"file={name}", command="predict"))
         assert [(line.number, line.text) for line in read] == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_nothing_is_predicted_from_a_file_in_another_encoding(encoding: str, critic: Path) -> None:
+    """Text in UTF-16 is valid UTF-8 with NUL characters, but for its mark of the byte order."""
+    Path("notes.txt").write_bytes("good1 good2\r\nbad1\r\n".encode(encoding))
+    with pytest.raises(ConfigError, match=r"^file=notes.txt: nothing is predicted from (\d) of \1 lines"):
+        predict.run(settings(f"checkpoint={critic}", "device=cpu", "file=notes.txt", command="predict"))
 
 
 def test_json_lines_keep_their_fields_and_one_that_cannot_be_read_is_named(

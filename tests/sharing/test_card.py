@@ -166,7 +166,9 @@ def test_the_card_has_settings_and_checksum_but_no_folders_of_the_machine(
     train = shared.train
     assert train.identity(shared.corpus) == snapshot.train.identity(snapshot.corpus)
     config = snapshot.config
-    for name, expected in (("owner/set", "owner/set"), (str(tmp_path), tmp_path.name), ("/a/b/c", "c")):
+    here = Path.cwd().name
+    names = {"owner/set": "owner/set", "set": "set", "/a/b/c": "c", "/set": "set", "./set": "set"}
+    for name, expected in (names | {str(tmp_path): tmp_path.name, ".": here, "../set": "set"}).items():
         assert without_places(config | {"data": {"name": name}})["data"]["name"] == expected
     assert without_places(config | {"data": {"dir": "/home/x"}})["data"]["dir"] is None
 

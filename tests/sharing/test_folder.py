@@ -90,6 +90,9 @@ def test_an_edited_card_stays_with_its_weights_and_is_not_put_beside_others(
     with pytest.raises(ConfigError, match=rf"^{card} was edited for other weights"):
         exported(second)
     assert contents(Path("shared")) == edited
+    Path("shared/model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"^{card} was edited for other weights"):
+        exported(first)
     Path("shared/model.safetensors").unlink()
     with pytest.raises(ConfigError, match=rf"^{card} was edited for other weights"):
         exported(first)

@@ -152,6 +152,19 @@ def test_the_folder_is_uploaded_and_again_with_what_was_added(
     assert hub.repositories["me/model"].keys() == names, "evaluations stay here"
 
 
+def test_a_card_that_was_edited_there_is_not_overwritten(hub: Hub, run: Path) -> None:
+    exported(run, "push=me/model")
+    files = hub.repositories["me/model"]
+    files["README.md"] = edited = files["README.md"].replace(b"library_name", b"license: mit\nlibrary_name")
+    with pytest.raises(ConfigError, match=r"^push=me/model holds a README\.md that was edited there; export"):
+        exported(run, "push=me/model")
+    assert files["README.md"] == edited and len(hub.messages) == 1
+    exported(run, "folder=shared")
+    Path("shared/README.md").write_bytes(edited)
+    exported(run, "folder=shared", "push=me/model")
+    assert files["README.md"] == edited and len(hub.messages) == 2
+
+
 def test_without_a_folder_nothing_is_left_on_this_machine(hub: Hub, run: Path) -> None:
     before = set(Path().rglob("*"))
     exported(run, "push=me/open", "private=false")

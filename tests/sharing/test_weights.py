@@ -45,6 +45,15 @@ def test_the_weights_are_those_of_the_checkpoint_and_the_settings_are_with_them(
         assert restore(json.loads(metadata["config"])) == original.train and metadata["epoch"] == "1"
 
 
+def test_one_model_has_one_file(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of evaluations hold its checksum, and safetensors writes metadata in random order."""
+    monkeypatch.chdir(tmp_path)
+    train.run(settings(*TINY, *text))
+    snapshot = checkpoint.load(next(Path().rglob("checkpoint-*.pt")))
+    written = [weights.encode(snapshot) for _ in range(5)]
+    assert len(set(written)) == 1 and int.from_bytes(written[0][:8], "little") % 8 == 0
+
+
 def evaluated(named: Path, *overrides: str) -> dict[str, Any]:
     """The results of an evaluation, which it removes."""
     evaluation.run(

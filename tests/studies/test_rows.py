@@ -31,6 +31,8 @@ def test_overrides_change_settings_and_a_mistake_in_them_is_named() -> None:
         rows.train_settings(("experiment=table1_small_moon",), "debug=true")
     with pytest.raises(ConfigError, match=r"^log_every must be at least 1"):
         rows.train_settings(("experiment=table1_small_moon",), "log_every=0")
+    with pytest.raises(ConfigError, match=r"several values are a sweep; give one; each other one needs"):
+        rows.train_settings(("experiment=table1_small_moon",), "schedule.lr=1,2")
 
 
 def test_a_key_leaves_out_what_does_not_make_a_run_one_of_a_row() -> None:

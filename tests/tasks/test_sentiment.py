@@ -229,17 +229,52 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
     assert results.assessment is None
 
 
+def test_an_unknown_word_that_training_lacks_is_warned_of() -> None:
+    """Half of the words of validation and all of the test are; with a limit, some of training are, too."""
+    words = [*[["a"], ["a", "b"], ["b"]] * 3, ["a", "c"], ["c"]]
+    parts = ["train"] * 9 + ["valid", "test"]
+    rated = Rated(words, [*map(float, range(9)), 3.0, 4.0], "here", parts)
+
+    def warnings(*overrides: str) -> list[str]:
+        config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean", *overrides)
+        return Sentiment(config.task, config.data, rated, torch.device("cpu")).warnings
+
+    (warning,) = (text for text in warnings() if "<unknown>" in text)
+    assert warning.startswith("50 % of the valid part and 100 % of the test part of here are words that")
+    (limited,) = (text for text in warnings("data.vocabulary_size=3") if "<unknown>" in text)
+    assert limited == warning, "no word of training is unknown"
+    assert not any("<unknown>" in text for text in warnings("data.vocabulary_size=1"))
+
+
+def test_a_vocabulary_without_words_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^data\.min_count=99: no word of here occurs so often, and all would"
+    ):
+        made(40, "task.protocol=clean", "data.min_count=99")
+
+
+def test_a_split_of_a_source_with_its_own_parts_is_refused() -> None:
+    """It would change the order of training alone, and pass for another split."""
+    with pytest.raises(
+        ConfigError, match=r"^task\.split_seed must be 0 with here, which has parts of its own"
+    ):
+        rated_texts(FINE, FINE, "task.split_seed=1")
+    rated_texts(FINE, FINE, "task.split_seed=1", "data.fraction=0.5")
+
+
 def test_ratings_that_can_be_meant_are_not_warned_of() -> None:
     """As where one text is outside the range, or chance has dealt the parts; everything is measured."""
     task, config = rated_texts(FINE, [*FINE, -1.0]), settings(*TINY_SENTIMENT)
     model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.5, Stream((0,)))
     assert task.warnings == [] and task.result(model, 1, 0.0).keys() >= METRICS | KNOWN
-    assert [
-        made(texts, "task.protocol=clean", f"task.split_seed={seed}").warnings
+    warnings = [
+        warning
         for texts in (10, 12)
         for seed in range(8)
-    ] == [[]] * 16
+        for warning in made(texts, "task.protocol=clean", f"task.split_seed={seed}").warnings
+    ]
+    assert all("are read as <unknown>" in warning for warning in warnings)
     assert rated_texts(FINE, [3.0]).warnings == []
 
 

@@ -1,5 +1,6 @@
 """`vdrop export`: a checkpoint as a safetensors file, or as a folder to share."""
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,9 +33,9 @@ def run(settings: Export) -> None:
 def export_file(path: Path, snapshot: Checkpoint, file: str | None) -> None:
     """Writes a safetensors file; None: beside the checkpoint."""
     target = path.with_suffix(weights.SUFFIX) if file is None else Path(file)
-    if not target.name or target.is_dir():
+    if not target.name or os.path.isdir(target):
         raise ConfigError(f"file must name a file, not a folder, got {file!r}")
-    if target.exists() and target.samefile(path):
+    if os.path.exists(target) and target.samefile(path):
         raise ConfigError(f"file must be another one than the checkpoint, got {file}")
     if target.suffix != weights.SUFFIX:
         raise ConfigError(f"file must end with {weights.SUFFIX}, by which vdrop reads it back, got {file}")

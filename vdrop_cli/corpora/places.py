@@ -25,7 +25,7 @@ def candidate_folders(data: LocalData, name: str) -> list[tuple[str, Path]]:
 
 
 def missing(folder: Path, files: Iterable[str]) -> list[str]:
-    return [file for file in files if not (folder / file).is_file()]
+    return [file for file in files if not os.path.isfile(folder / file)]
 
 
 def local(data: LocalData, name: str, files: Sequence[str]) -> tuple[str, Path] | None:

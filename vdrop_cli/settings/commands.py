@@ -32,6 +32,7 @@ from vdrop_cli.settings.fields import (
     POSITIVE,
     FilePath,
     FolderName,
+    FolderPath,
     Items,
     Limits,
     require_limits,
@@ -292,7 +293,7 @@ class Bench:
     configure_alternatives: bool = setting(
         False, "give the alternatives this project's allocator settings and fp32 library, too"
     )
-    outputs: str = setting("outputs", "folder in which bench/ is made", limits=FilePath())
+    outputs: str = setting("outputs", "folder in which bench/ is made", limits=FolderPath())
 
     def __post_init__(self) -> None:
         require_limits(self)
@@ -313,7 +314,9 @@ class Compare:
         [], "folders of runs or of sweeps, or folders that hold runs", limits=FilePath()
     )
     tags: list[str] = setting([], "only runs with all of these tags", limits=FolderName())
-    outputs: str = setting("outputs", "with tags and without runs: the folder of the runs", limits=FilePath())
+    outputs: str = setting(
+        "outputs", "with tags and without runs: the folder of the runs", limits=FolderPath()
+    )
     picture: str | None = setting(
         None, "a file for the learning curves: .png, .svg or .pdf", limits=FilePath()
     )
@@ -350,7 +353,7 @@ class Table:
     overrides: str = setting(
         "", 'settings that the runs of Table 1 were changed in: "schedule.epochs=1 task.bptt=20"'
     )
-    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
+    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FolderPath())
     file: str | None = setting(
         None,
         "the page to write; null: RESULTS.md of the checkout, or in outputs if that is not the default",
@@ -434,7 +437,7 @@ class Reproduce:
     until: str | None = setting(
         None, "time after which all runs are stopped and saved: 25min, 2h or 1h30min; null: when all are done"
     )
-    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FilePath())
+    outputs: str = setting("outputs", OUTPUTS_HELP, limits=FolderPath())
     file: str | None = setting(
         None, "the page to write at the end; null: as in vdrop table", limits=FilePath()
     )

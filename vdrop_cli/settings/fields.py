@@ -107,6 +107,14 @@ class FilePath:
 
 
 @dataclass(frozen=True)
+class FolderPath(FilePath):
+    """A folder to write to. An empty path would be the root of the file system where a name is appended."""
+
+    def violation(self, value: Any) -> tuple[str, str] | None:
+        return super().violation(value) if value else ("a folder; . is the current one", "nothing")
+
+
+@dataclass(frozen=True)
 class Items:
     """A list with at least one item; `unique`: and no item twice."""
 

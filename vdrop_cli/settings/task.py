@@ -72,6 +72,7 @@ class LanguageModelTask(TaskSettings):
             f"false with task.bptt below {MIN_RANDOM_BPTT}",
             "true",
         )
+        require(self.tar == 0 or self.bptt > 1, "task.tar", "0 with task.bptt=1", self.tar)
         has_loss, has_temperature = self.augmented_loss > 0, self.augmented_temperature is not None
         require(
             has_loss == has_temperature,
@@ -95,7 +96,11 @@ class SentimentTask(TaskSettings):
         "words",
         Limits(at_least=2),
     )
-    split_seed: int = setting(MISSING, "seed of the split into parts", limits=Limits(at_least=0, below=2**32))
+    split_seed: int = setting(
+        MISSING,
+        "seed of the split into parts, where the source has not all of them",
+        limits=Limits(at_least=0, below=2**32),
+    )
     length_pool: int = setting(
         MISSING,
         "length bucketing: this many batches are drawn together and sorted by length, so a batch has fewer "

@@ -25,8 +25,8 @@ from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
     POSITIVE,
     SEED_LIMIT,
-    FilePath,
     FolderName,
+    FolderPath,
     Limits,
     plain,
     require_limits,
@@ -207,6 +207,13 @@ class DropoutSettings:
             "false with dropout.one_state_mask=true",
             "true",
         )
+        places = (self.p_x, self.p_h, self.p_between or 0)
+        require(
+            not self.untied or any(places),
+            "dropout.untied",
+            "false where no place with gates drops: dropout.p_x, dropout.p_h or dropout.p_between above 0",
+            "true",
+        )
         self.new_each_step = list(self.to_policy().new_each_step)  # in one order, for the identity
         for place in self.new_each_step:
             p = getattr(self, place)
@@ -358,6 +365,12 @@ class Schedule:
             f"average_from={self.average_from}" if averages else "average_decay=null",
         )
         require(
+            not self.average_is_triggered or self.epochs > 3,
+            "schedule.epochs",
+            "at least 4 with schedule.average_decay, or schedule.average_from a number",
+            self.epochs,
+        )
+        require(
             not averages or self.average_from is not None or self.epochs > self.average_trigger + 2,
             "schedule.average_trigger",
             f"below {self.epochs - 2}, so that an average can begin within schedule.epochs={self.epochs}",
@@ -489,7 +502,7 @@ class Train:
         Precision.auto,
         "of matrix products; bf16 leaves forward logits, states, gates, losses and weights in fp32",
     )
-    outputs: str = setting("outputs", "folder in which the run folder is made", limits=FilePath())
+    outputs: str = setting("outputs", "folder in which the run folder is made", limits=FolderPath())
     log_every: int = setting(
         20, "steps between two step records in log.jsonl and the logger", "steps", POSITIVE
     )

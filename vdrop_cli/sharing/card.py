@@ -1,6 +1,7 @@
 """The model card of an export: what the model is, its numbers, and how to use it."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,8 +98,9 @@ def without_places(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("train", "valid", "test", "csv"):
         if data.get(key):
             data[key] = Path(data[key]).name
-    if data.get("name") and (data["name"].count("/") != 1 or Path(data["name"]).exists()):
-        data["name"] = Path(data["name"]).name  # a local folder
+    name = data.get("name")
+    if name and (not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or os.path.exists(name)):
+        data["name"] = Path(name).resolve().name or "folder"  # a local one
     for key in ("dir", "cache"):
         if data.get(key):
             data[key] = None
@@ -163,7 +165,7 @@ def facts(snapshot: Checkpoint, knowledge: Learned) -> Iterator[tuple[str, str]]
     data = without_defaults(train.data)
     named = [f"{name}={data[name]}" for name in DATA_NAMES if data.get(name) is not None]
     yield "training data", ", ".join([f"`data={train.data.source}`", *(f"`{name}`" for name in named)])
-    yield "checksum of the training data", f"`{snapshot.corpus}`"
+    yield "fingerprint of the corpus: all parts, as vdrop reads them", f"`{snapshot.corpus}`"
     steps = f" and {snapshot.batch} steps" if snapshot.batch else ""
     yield "training", f"epochs: {snapshot.epoch}{steps}, {train.schedule.optimiser}, seed {train.seed}"
     software = [f"{name} {environment[name]}" for name in SOFTWARE if environment.get(name) is not None]

@@ -59,7 +59,7 @@ def is_card_to_write(folder: Path, new_weights: bytes) -> bool:
     if present is None or card.is_unedited(present):
         return True
     old_weights = read(folder / WEIGHTS)
-    if old_weights is None or not weights.are_equal(old_weights, new_weights):
+    if not old_weights or not weights.are_equal(old_weights, new_weights):
         raise ConfigError(f"{folder / CARD} was edited for other weights; move it away, or {ADVICE}")
     return False
 

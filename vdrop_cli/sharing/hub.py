@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from vdrop_cli import stored
 from vdrop_cli.errors import ConfigError, RunError, one_line
+from vdrop_cli.sharing import card
 from vdrop_cli.sharing import folder as export_folder
 
 HUB_FILES = {".gitattributes"}  # which the Hub itself adds to a new repository
@@ -32,6 +33,7 @@ def push(folder: Path, name: str, private: bool, message: str) -> str:
     with one_line_errors(name):
         address = str(api.create_repo(name, private=private, exist_ok=True))
         require_export(api, name)
+        require_unedited_card(api, name, folder)
         api.upload_folder(
             repo_id=name,
             folder_path=folder,
@@ -52,6 +54,22 @@ def require_export(api: HfApi, name: str) -> None:
             if stored.readable_by(export_folder.parse_config)(Path(config).read_bytes()):
                 return
     raise ConfigError(f"push={name} holds other files than an export; choose another name")
+
+
+def require_unedited_card(api: HfApi, name: str, folder: Path) -> None:
+    """Raises ConfigError where a model card that was edited there would be overwritten by one that was not
+    edited here.
+    """
+    page = export_folder.CARD
+    if not card.is_unedited((folder / page).read_bytes()) or page not in api.list_repo_files(name):
+        return
+    with TemporaryDirectory() as temporary:
+        there = Path(api.hf_hub_download(name, page, local_dir=temporary)).read_bytes()
+    if there and not card.is_unedited(there):
+        raise ConfigError(
+            f"push={name} holds a {page} that was edited there; export with folder=…, put that file into the "
+            "folder, and push it with the same folder=…"
+        )
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def parse_start(start: bytes) -> dict[str, Any]:
 
 
 def are_equal(one: bytes, other: bytes) -> bool:
-    """Whether two files hold the same weights and metadata: safetensors writes metadata in any order."""
+    """Whether two files hold the same weights and metadata, in any order."""
     return split(one) == split(other)
 
 
@@ -94,7 +94,8 @@ def load(path: Path) -> Exported:
     except (Damaged, SafetensorError, ValueError) as reason:
         shown = files.printable(" ".join(str(reason).split()))
         raise ConfigError(
-            f"checkpoint={path} is damaged, or no export of vdrop ({shown}); export or download it again"
+            f"checkpoint={path} is damaged, or no export of vdrop or of this version ({shown}); export or "
+            "download it again, or use the version that its config.json names"
         ) from None
 
 
@@ -132,7 +133,12 @@ def encode(snapshot: Checkpoint) -> bytes:
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.weights.items()
     }
     _, numbers = split(save(weights))
-    return save(weights, metadata(snapshot) | {CHECKSUM: hashlib.sha256(numbers).hexdigest()})
+    header, _ = split(save(weights, metadata(snapshot) | {CHECKSUM: hashlib.sha256(numbers).hexdigest()}))
+    # safetensors writes metadata in random order; one model is to have one file
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = as_json(header).encode()
+    text += b" " * (-len(text) % LENGTH)  # the numbers are aligned
+    return len(text).to_bytes(LENGTH, "little") + text + numbers
 
 
 def require_checksum(content: bytes) -> None:

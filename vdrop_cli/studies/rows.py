@@ -65,12 +65,19 @@ def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
         settings = parse(compose("train", [*choices, *words]), Train)
         require(not settings.debug, "debug", f"false in overrides={overrides}", "true")
         return settings
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(one_value(str(error))) from None
     # a quotation that is not closed; a number beyond all floats
     except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
         where = f"overrides={overrides}: " if overrides else ""
-        raise ConfigError(f"{where}{explain(error, 'train')}") from None
+        raise ConfigError(one_value(f"{where}{explain(error, 'train')}")) from None
+
+
+def one_value(message: str) -> str:
+    """The message on a setting of `vdrop train`, with advice for one of `overrides`, which are no sweep."""
+    return message.replace(
+        "add -m to run each of them", "give one; each other one needs a command of its own"
+    )
 
 
 @dataclass(frozen=True)

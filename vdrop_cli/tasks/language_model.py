@@ -153,7 +153,7 @@ class LanguageModelling(TextEvaluation):
         unknown = {part: unknown_share(stream_N, self.corpus) for part, stream_N in self.corpus.parts.items()}
         if unknown["train"] > 0 or not (unknown["valid"] or unknown["test"]):
             return []
-        shares = " and ".join(f"{100 * unknown[part]:.2g} % of the {part} part" for part in ("valid", "test"))
+        shares = " and ".join(f"{100 * unknown[part]:.3g} % of the {part} part" for part in ("valid", "test"))
         return [
             f"{shares} of {self.origin} are words that the training part does not have; they are read as "
             f"{UNK}, which is not trained: "

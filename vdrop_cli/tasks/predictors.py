@@ -166,7 +166,9 @@ def is_unknown_untrained(predictor: Predictor, data: Data) -> bool:
     of training is unknown. `data`: the settings of the training text.
     """
     if isinstance(predictor, RatingPredictor):
-        return isinstance(data, RatedData) and data.min_count == 1 and data.vocabulary_size is None
+        limit = data.vocabulary_size if isinstance(data, RatedData) else None
+        keeps_all = limit is None or len(predictor.ids) < limit
+        return isinstance(data, RatedData) and data.min_count == 1 and keeps_all
     # where training has no <unk>, a text whose words are counted has it at the end of the vocabulary
     return isinstance(data, CountedText) and predictor.learned.unknown == predictor.vocabulary[-1]
 

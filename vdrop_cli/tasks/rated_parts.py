@@ -1,7 +1,7 @@
 """Texts with ratings as the sequences that a model of ratings reads: how they are split into parts, and
 whether the ratings of a part say something.
 
-N sequences of a part  R texts of a part
+N sequences of a part  R texts of a part  I ids of a part
 """
 
 import hashlib
@@ -41,6 +41,12 @@ class Part(NamedTuple):
         """The length of each text [R], in ids."""
         sums_R = torch.zeros(len(self.ratings_R), dtype=torch.int64)
         return sums_R.index_add(0, self.text_N, torch.tensor(self.lengths))
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of unknown words among the words."""
+        ids_I = torch.cat(self.sequences)
+        return int((ids_I == UNKNOWN).sum()) / max(1, int((ids_I != START).sum()))
 
 
 def part_of(texts: list[tuple[int, list[Tensor]]], rated: Rated) -> Part:
@@ -134,6 +140,12 @@ def split_into_parts(
         raise ConfigError(
             f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper"
         )
+    has_own_split = set(rated.parts) == {"train", "valid", "test"}
+    if has_own_split and data.fraction == 1 and task.split_seed != 0:
+        raise ConfigError(
+            f"task.split_seed must be 0 with {rated.origin}, which has parts of its own, got "
+            f"{task.split_seed}"
+        )
     if task.protocol is SplitProtocol.paper:
         ids = vocabulary(rated.texts, data)
         order = shuffled(len(rated.texts), task.split_seed)
@@ -152,6 +164,15 @@ def split_into_parts(
     train_texts = texts_by_part["train"]  # in random order
     texts_by_part["train"] = train_texts[: corpora.first_part(len(train_texts), data.fraction)]
     return ids, {part: part_of(texts, rated) for part, texts in texts_by_part.items()}
+
+
+def require_vocabulary(ids: dict[str, int], data: RatedData, origin: str) -> None:
+    """Raises ConfigError where all words are unknown."""
+    if not ids:
+        raise ConfigError(
+            f"data.min_count={data.min_count}: no word of {origin} occurs so often, and all would be "
+            "<unknown>; make it smaller"
+        )
 
 
 def require_usable(parts: dict[str, Part], origin: str, texts: int) -> None:
@@ -229,6 +250,18 @@ def doubt_about(part: str, ratings_R: Tensor, train_R: Tensor, origin: str, own:
         f"all {len(ratings_R):,} {named}, which was drawn here, are {first:g}: {little}{lost}; {advice}",
         part == "test",
     )
+
+
+def untrained_unknown(parts: dict[str, Part], origin: str) -> list[str]:
+    """Returns a warning where parts have unknown words and training has none, as a list of at most one."""
+    shares = {name: part.unknown_share for name, part in parts.items()}
+    if shares.pop("train") > 0 or not any(shares.values()):
+        return []
+    shown = " and ".join(f"{100 * share:.3g} % of the {name} part" for name, share in shares.items() if share)
+    return [
+        f"{shown} of {origin} are words that the training part does not have; they are read as <unknown>, "
+        "which is not trained; data.min_count=2 or more makes it of words that are rare there"
+    ]
 
 
 def without_words(rated: Rated) -> list[str]:

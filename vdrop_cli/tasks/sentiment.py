@@ -40,9 +40,11 @@ from vdrop_cli.tasks.rated_parts import (
     head,
     mean_of_texts,
     require_usable,
+    require_vocabulary,
     split_into_parts,
     task_fingerprint,
     texts_of,
+    untrained_unknown,
     without_words,
 )
 from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, rmse
@@ -81,11 +83,13 @@ class Sentiment:
         self.selection_metric = "test_rmse" if self.protocol is SplitProtocol.paper else "valid_rmse"
         self.ids, self.parts = split_into_parts(rated, data, task)
         require_usable(self.parts, self.origin, len(rated.texts))
+        require_vocabulary(self.ids, data, self.origin)
         ratings_R = self.parts["train"].ratings_R
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
         doubts = doubts_about(self.parts, self.origin, rated.parts)
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
-        self.warnings = [*without_words(rated), *(doubt.message for doubt in doubts)]
+        unknown = untrained_unknown(self.parts, self.origin)
+        self.warnings = [*without_words(rated), *unknown, *(doubt.message for doubt in doubts)]
         splitting = "cornell" if isinstance(data, CornellReviews) else "plain"
         learned = Ratings(
             list(self.ids), self.mean, self.deviation, task.chunk_words, splitting, self.noise_part
