@@ -1,8 +1,8 @@
-"""What a person types after `vdrop COMMAND`, rewritten for Hydra's grammar.
+"""Rewrites what a person types after `vdrop COMMAND` for Hydra's grammar.
 
-- Free text and paths: every character counts, none of it is grammar. Exceptions: `null` unsets, `${…}` is an
-  interpolation, and Hydra's rules apply to a value in quotes. In a path, `~` is the home folder. `text=…` has
-  none of these exceptions.
+- Free text and paths are taken literally: no character has a meaning in Hydra's grammar. There are three
+  exceptions: `null` unsets the setting, `${…}` is an interpolation, and a value in quotes follows Hydra's
+  rules. At the start of a path, `~` is the home folder. `text=…` has none of these exceptions.
 - Lists: `rows=a` and `rows=a,b` mean `rows=[a,b]`. An element with a comma needs quotes.
 - In a sweep (-m) a comma separates the values of runs.
 """
@@ -25,9 +25,9 @@ NAMES = (
     "device",
     "model.name",
     "dropout.name",
-)  # strings without commas: a comma is a sweep that lacks its -m
-VERBATIM = "text"  # what is to be read: not even null, ${…} or quotes are anything but text
-SWEEP_FOLDER = "hydra.sweep.dir"  # of Hydra's own settings the one that people set to a path
+)  # texts that never contain a comma: a comma means a sweep, which needs -m
+VERBATIM = "text"  # the text to predict from: null, ${…} and quotes are plain text, too
+SWEEP_FOLDER = "hydra.sweep.dir"  # the only setting of Hydra's own that is read as a path
 PATHS = {SWEEP_FOLDER} | {
     key for root in ROOTS.values() for key, f, _ in walk(root) if isinstance(rule(f), FilePath)
 }
@@ -55,7 +55,7 @@ ALIASES = {
     }
 }
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-# what Hydra reads as it stands, but for its keywords
+# text that Hydra reads unchanged without quotes, unless it is a keyword
 PLAIN = r"[A-Za-z_/][A-Za-z0-9_./-]*|\.{1,2}/[A-Za-z0-9_./-]*"
 KEYWORDS = ("null", "true", "false", "inf", "nan")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -63,7 +63,7 @@ SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 
 
 def to_hydra(command: str, words: Iterable[str], sweep: bool = False) -> list[str]:
-    """Overrides for Hydra that mean what the words say. Raises ConfigError."""
+    """Returns the words as overrides in Hydra's grammar. Raises ConfigError for a mistake in them."""
     known = types(ROOTS[command]) | {SWEEP_FOLDER: str}
     words = name_runs(known, name_checkpoint(known, list(words)))
     for word in words:
@@ -114,7 +114,7 @@ def name_runs(known: dict[str, Any], words: list[str]) -> list[str]:
 
 
 def is_path(word: str) -> bool:
-    """Whether it is no setting: it has no `=`, or a folder's name before it."""
+    """Whether a word is a path rather than a setting: it has no `=`, or a `/` before its first `=`."""
     if "=" not in word:
         return bool(word) and not re.fullmatch(r"\+.*|~[\w.@]+", word, re.DOTALL)
     return re.match(r"(?!\+{0,2}hydra/)[^=]*/[^=]*=", word) is not None
@@ -170,7 +170,7 @@ def refuse_numbers_as_choices(command: str, words: list[str]) -> None:
 
 
 def override(known: dict[str, Any], word: str, sweep: bool) -> str:
-    """Returns a setting as typed in Hydra's grammar."""
+    """Returns a typed setting as an override in Hydra's grammar; other words do not change."""
     match = SETTING.fullmatch(word)
     if not match or match[2] not in known:
         return word
@@ -204,7 +204,7 @@ def as_list(word: str, value: str, path: bool, are_numbers: bool) -> str:
 def split(word: str, value: str, brackets: bool = False) -> list[str]:
     """Returns the parts of a value between commas; those of `choice(a,b)` are `a` and `b`.
 
-    Commas in quotes separate nothing, nor with `brackets` those in brackets.
+    Commas inside quotes do not separate. With `brackets`, commas inside brackets do not separate either.
     """
     value = match[1] if (match := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)) else value
     kinds = f"{QUOTED}|\\[.*?\\]" if brackets else QUOTED
@@ -232,7 +232,7 @@ def element(text: str, path: bool) -> str:
 
 
 def literal(text: str) -> str:
-    """A value that is exactly this text, whatever it holds."""
+    """Returns a value that Hydra reads as exactly this text."""
     return text if re.fullmatch(PLAIN, text) and text.lower() not in KEYWORDS else in_quotes(text)
 
 

@@ -1,5 +1,4 @@
-"""How far predicted ratings can be trusted: likelihood, intervals, groups and selective prediction of a test
-part.
+"""Uncertainty of predicted ratings of a test part: likelihood, intervals, groups, selective prediction.
 
 R test texts  n validation texts
 """
@@ -50,7 +49,7 @@ class Assessment:
 
     @property
     def problems(self) -> list[str]:
-        """Why conformal intervals are left out, of all levels or of those above some; a line each."""
+        """Reasons why conformal intervals are left out, at all levels or at the highest ones; a line each."""
         if self.scores_n is None:
             return [
                 "conformal intervals are left out: there is no validation part that training has not seen"
@@ -148,8 +147,11 @@ class Assessment:
         ]
 
     def selective(self) -> list[Row]:
-        """The RMSE of the texts that are most certain, by their share: by standard deviation, by length, and
-        by the error itself, which no order can be better than. The last row has the areas.
+        """Returns the RMSE of the most certain texts, by their share of all texts in per cent.
+
+        There is a column for each order of the texts: by standard deviation, by length (long texts count as
+        certain), and by the error itself, the best possible order. The last row has the areas under the
+        curves.
         """
         orders = {"std": self.predicted.std_R} if self.has_spread else {}
         orders |= {

@@ -1,4 +1,4 @@
-"""The picture of an evaluation of ratings: are the intervals right, and does the model know where it errs?"""
+"""The picture of an evaluation of ratings: calibration, predictions, selective prediction, errors."""
 
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,10 @@ ORDERS = {"std": "by standard deviation", "length": "by length", "error": "by th
 
 
 def draw(assessment: Assessment, interval: Interval | None = None) -> "Figure":
-    """Four axes: calibration curve, predicted against true ratings, error by standard deviation, and
-    selective prediction. Of several kinds of interval only `interval`, unless it is None.
+    """Returns a figure: calibration, predicted against true ratings, selective prediction, errors.
 
-    Where the standard deviation is the same for all texts, no error by standard deviation is drawn.
+    The fourth axes show the error by standard deviation. They are left out where all texts have the same
+    standard deviation. `interval` is the only kind of interval that is drawn; None: all kinds.
     """
     kinds = [kind for kind in assessment.intervals if interval is None or kind == str(interval)]
     count = 4 if assessment.has_spread else 3
@@ -37,7 +37,7 @@ def draw(assessment: Assessment, interval: Interval | None = None) -> "Figure":
 
 
 def draw_calibration(axes: "Axes", assessment: Assessment, kinds: list[str]) -> None:
-    """The share of ratings inside intervals by their level; on the diagonal they are what they say."""
+    """Draws the share of ratings inside the intervals by level; on the diagonal both are equal."""
     axes.plot([0, 100], [0, 100], color="0.5", linestyle="--", label="calibrated")
     rows = assessment.calibration()
     for kind in kinds:
@@ -90,7 +90,7 @@ def draw_selective(axes: "Axes", assessment: Assessment) -> None:
 
 
 def draw_errors(axes: "Axes", assessment: Assessment) -> None:
-    """RMSE of texts with like standard deviations; on the diagonal the model knows its error."""
+    """Draws the RMSE of groups of texts with similar standard deviations; on the diagonal both are equal."""
     std_R = assessment.predicted.std_R
     squared_R = (assessment.predicted.mean_R - assessment.ratings_R).square()
     groups = [group for group in std_R.argsort().tensor_split(BINS) if len(group)]

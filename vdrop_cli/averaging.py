@@ -10,10 +10,10 @@ from vdrop_cli.settings.train import Schedule
 
 
 class Average:
-    """The average of a model's parameters, and after how many updates it was taken.
+    """The average of a model's parameters over updates, and the number of these updates.
 
-    The n-th update counts with weight 1/n, and with at least 1 - `decay`: a plain mean for decay 1 (Polyak &
-    Juditsky 1992), else one that forgets earlier updates exponentially.
+    The n-th update has the weight max(1/n, 1 - `decay`). With decay 1 this is a plain mean (Polyak & Juditsky
+    1992); with a smaller decay the weight of earlier updates falls exponentially.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -34,7 +34,7 @@ class Average:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """Replaces the model's weights by their average within the context, where there is one.
+        """Within the context, the model has the average of its weights, if there is one yet.
 
         The numbers are copied: a captured CUDA graph reads weights by their address.
         """
@@ -65,10 +65,10 @@ class Average:
 
 
 def average_begins(schedule: Schedule, validations: list[float]) -> bool:
-    """Returns whether updates after these epochs are averaged, by their selection metrics.
+    """Returns whether updates are averaged after the epochs whose selection metrics are `validations`.
 
-    They are after `average_from` epochs; where that is unset, once a validation is worse than the best of
-    those that are more than `average_trigger` epochs older (Merity et al. 2018).
+    The average begins after `average_from` epochs. Where `average_from` is unset, it begins once a validation
+    is worse than the best validation from more than `average_trigger` epochs earlier (Merity et al. 2018).
     """
     if schedule.average_decay is None:
         return False

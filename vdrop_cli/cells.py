@@ -26,11 +26,11 @@ from vdrop_cli.state_layout import shape_text
 class RecurrentCell(DropoutModule):
     """One step of a recurrent network, with the arguments, weights and results of `torch.nn`'s cells.
 
-    `masks(batch)` draws masks once for a sequence; every step takes them: `cell(x, hx, masks=masks)`. They
-    multiply what enters the products, never the carried state (except that of `p_c`, which multiplies the new
-    cell state; the hidden state is then divided by 1 - p_c). In training mode a cell with dropout refuses a
-    step without masks, since masks drawn at every step would be another method. In evaluation mode the means
-    of the masks are the default.
+    `masks(batch)` draws masks once for a sequence; pass them to every step: `cell(x, hx, masks=masks)`. Masks
+    multiply what enters the matrix products, never the carried state. The mask of `p_c` is the exception: it
+    multiplies the new cell state, and the hidden state is then divided by 1 - p_c. In training mode, a cell
+    with dropout raises ValueError for a step without masks, since new masks at every step would be another
+    method. In evaluation mode, a step without masks uses their means.
 
     `variational=p` drops from the input and the recurrence, `recurrent_dropout=p` from the recurrence alone.
     The output of a cell is its state, so `p_out` is not possible; use `LockedDropout` on the output. Raises
@@ -142,8 +142,9 @@ class RecurrentCell(DropoutModule):
         if torch.compiler.is_compiling():  # the checks become guards of the compiled code
             check_cell_masks(masks, self.cell, self.mask_shape(batch))
             return step_masks(masks.layers[0])
-        # The masks are the same at every step, so they cache what the first step has checked and shaped.
-        # Tensors computed within a transform of torch.func, or with gradients, belong to that step alone.
+        # All steps of a sequence get the same masks, so the first step stores the checked and shaped masks
+        # in them. Tensors from inside a transform of torch.func, or with gradients, are not stored: they are
+        # valid in that step alone.
         sizes = (self.cell, batch, self.input_size, self.hidden_size)
         needs_grad = any(mask is not None and mask.requires_grad for mask in masks.layers[0])
         cached = masks.checked_masks
@@ -207,7 +208,7 @@ def step_masks(masks: Masks) -> Masks:
 
 
 def is_tied(mask: Tensor | None) -> bool:
-    """Whether all gates share the mask of a step, or none is masked."""
+    """Whether all gates share one mask in a step, or have no mask."""
     return mask is None or mask.dim() == 2
 
 
@@ -222,9 +223,9 @@ class LSTMCell(RecurrentCell):
         """Returns the new (h, c) after one step, as `torch.nn.LSTMCell` does.
 
         `input` is [B, D] and `hx` (h, c), each [B, H]; without a batch [D] and [H]. Without `hx` both are
-        zeros. `masks` are those of `masks(B)`; without them, their means. Raises ValueError for shapes
-        and masks that do not fit, and in training mode where the cell drops and has no masks; TypeError for
-        masks that are no `ModelMasks`.
+        zeros. `masks` come from `masks(B)`; without them, their means are used. Raises ValueError for shapes
+        and masks that do not fit, and for a step without masks in training mode if the cell has dropout.
+        Raises TypeError for masks that are not `ModelMasks`.
         """
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD))
@@ -234,8 +235,8 @@ class LSTMCell(RecurrentCell):
             and mask.c is None
             and not (in_transform() or in_forward_mode())
         ):
-            # h enters the step through its products alone, so torch's cell can take it masked. That
-            # function has no rules for torch.func, and on CUDA none for forward-mode derivatives.
+            # h enters the step only through its matrix products, so torch.lstm_cell can take the masked h.
+            # torch.lstm_cell has no rules for torch.func, and on CUDA none for forward-mode derivatives.
             h_BH, c_BH = torch.lstm_cell(
                 masked(x_BD, mask.x),
                 (masked(h_BH, mask.h), c_BH),

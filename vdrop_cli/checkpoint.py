@@ -1,5 +1,6 @@
-"""A run on disk: its folder, and all that resuming, evaluation and prediction need, as one file. Tensors and
-plain values only.
+"""Checkpoints: everything that resuming, evaluation and prediction need of a run, in one file.
+
+A checkpoint contains only tensors and plain values.
 """
 
 import math
@@ -25,23 +26,23 @@ from vdrop_cli.settings.compose import restore
 from vdrop_cli.settings.train import Model, Train
 
 FORMAT = "vdrop checkpoint 5"
-NEWEST = 2  # newest checkpoints, beside the best one
+NEWEST = 2  # how many of the newest checkpoints stay on disk, besides the best one
 Used = TypeVar("Used")
 
 
 class Unusable(ConfigError):
-    """There is nothing that could serve as a checkpoint, now or later."""
+    """A checkpoint is missing, damaged or unusable; a later attempt would fail, too."""
 
 
 @dataclass
 class TrainingState:
-    """How far training has come. A checkpoint holds each of these."""
+    """The progress of training; a checkpoint stores every field."""
 
     epoch: int  # finished epochs
-    batch: int  # finished batches of the next epoch
+    batch: int  # finished batches of the epoch after them, the unfinished epoch
     seconds: float  # of training and validation
-    epoch_seconds: float  # of these, the seconds of the next epoch
-    epoch_words: int  # words of training text read in it
+    epoch_seconds: float  # the part of `seconds` that belongs to the unfinished epoch
+    epoch_words: int  # words of training text read in the unfinished epoch
     best_epoch: int  # 0: no epoch is finished
     best: float  # the selection metric of the best epoch; infinite before the first
     losses: list[float] = field(repr=False)  # of the finished batches, as logged
@@ -83,19 +84,20 @@ class Trained:
 
 @dataclass(kw_only=True)
 class Checkpoint(TrainingState, Trained):
-    """A run between two steps. Masks and order are functions of seed, epoch and batch, so that this suffices
-    to resume.
+    """The state of a run between two steps: everything that is needed to resume it.
+
+    Masks and the order of batches are not stored, since they are functions of seed, epoch and batch.
     """
 
     environment: dict[str, Any]  # versions, device, commit
     state: list[Tensor] = field(repr=False)  # carried from batch to batch; empty at the start of an epoch
     model: dict[str, Tensor] = field(repr=False)
     optimiser: dict[str, Any] = field(repr=False)
-    average: dict[str, Tensor] = field(repr=False)  # of the weights; empty: none yet
+    average: dict[str, Tensor] = field(repr=False)  # of the weights; empty before the average has begun
 
     @property
     def progress(self) -> TrainingState:
-        """A copy of the part that training counts."""
+        """A copy of the fields of `TrainingState`."""
         return TrainingState(**{f.name: copy(getattr(self, f.name)) for f in fields(TrainingState)})
 
     @property
@@ -110,8 +112,9 @@ TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Ch
 
 
 def require_valid(snapshot: Checkpoint) -> None:
-    """The one place where the content of a checkpoint is checked. Raises ValueError, with a reason that
-    quotes nothing from the file.
+    """Raises ValueError unless the content of a checkpoint is valid.
+
+    This is the only place where the content is checked. The message quotes nothing from the file.
     """
     for name, kind in TYPES.items():
         require_that(type(getattr(snapshot, name)) is kind, f"its {name} is no {kind.__name__}")
@@ -162,7 +165,7 @@ def require_valid(snapshot: Checkpoint) -> None:
 
 
 def require_numbers(what: str, tensors: list[Any]) -> None:
-    """Raises ValueError unless these are tensors of finite float32 numbers; each is `what`."""
+    """Raises ValueError unless all are tensors of finite float32 numbers; `what` names one in the message."""
     require_that(
         all(isinstance(tensor, Tensor) and tensor.dtype is float32 for tensor in tensors),
         f"{what} is no tensor of float32",
@@ -197,15 +200,16 @@ def require_that(holds: bool, otherwise: str) -> None:
 
 
 def require_large_enough(weights: dict[str, Tensor], model: Model, words: int) -> None:
-    """Raises ValueError where settings describe a larger model than there are weights, before memory is taken
-    for it.
+    """Raises ValueError where the settings describe a larger model than the weights can fill.
+
+    The check comes before memory is allocated for the model. `words` is the size of the vocabulary.
     """
     memory = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()
     }
     inputs = (model.word_size, *model.hidden_sizes)
     recurrent = sum(3 * size * (inputs[at] + size) for at, size in enumerate(model.hidden_sizes))
-    least = words * model.word_size + recurrent  # of a GRU
+    least = words * model.word_size + recurrent  # a lower bound: the embedding and the matrices of a GRU
     require_that(
         least <= sum(memory.values()) // float32.itemsize, "it has fewer weights than its settings describe"
     )
@@ -236,12 +240,10 @@ def all_in(folder: Path) -> list[Path]:
 
 
 def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
-    """Writes a checkpoint into its run folder, then removes older ones but for the best.
+    """Writes a checkpoint into its run folder, then removes older checkpoints except the best.
 
-    Raises RunError where the file cannot be written.
-
-    `best_before` is the best epoch that the checkpoint before this one names, which stays as long as that one
-    does.
+    `best_before` is the best epoch that the previous checkpoint names. The checkpoint of that epoch stays on
+    disk as long as the previous checkpoint does. Raises RunError where the file cannot be written.
     """
     path = path_of(folder, checkpoint.epoch, checkpoint.batch)
     best = [path_of(folder, epoch) for epoch in (checkpoint.best_epoch, best_before)]
@@ -260,7 +262,10 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint from its file; one that cannot be used is an error that says why."""
+    """Returns the checkpoint in a file.
+
+    Raises Unusable where it cannot be used, ConfigError where the file cannot be read now; both say why.
+    """
     try:
         content = files.read_tensors(path)
     except FileNotFoundError:
@@ -291,10 +296,10 @@ def load(path: Path) -> Checkpoint:
 
 
 def attempt(path: Path, use: Callable[[Checkpoint], Used]) -> Used | None:
-    """Applies `use` to a checkpoint and returns the result; prints why and returns None where the checkpoint
-    cannot be used, or `use` raises Unusable or ValueError.
+    """Applies `use` to the checkpoint in a file and returns the result, or None where that fails.
 
-    Raises ConfigError where the file cannot be read now.
+    It fails where the checkpoint cannot be used, or where `use` raises Unusable or ValueError; the reason is
+    printed. Raises ConfigError where the file cannot be read now.
     """
     try:
         snapshot = load(path)
@@ -313,11 +318,11 @@ def attempt(path: Path, use: Callable[[Checkpoint], Used]) -> Used | None:
 def newest(
     folder: Path, require_usable: Callable[[Checkpoint], object] = lambda snapshot: None
 ) -> Checkpoint | None:
-    """The newest one of a run that can be used, None where there is none yet; unusable ones are reported and
-    passed over.
+    """Returns the newest checkpoint of a run that can be used; None where the run has no checkpoint yet.
 
-    `require_usable` raises ValueError where a checkpoint does not fit its purpose.
-    Raises ConfigError where none can be used, or one cannot be read now.
+    Unusable checkpoints are reported on standard error and skipped. `require_usable` raises ValueError where
+    a checkpoint does not fit its purpose. Raises ConfigError where the run has checkpoints but none of them
+    can be used, or where a checkpoint cannot be read now.
     """
 
     def use(snapshot: Checkpoint) -> Checkpoint:
@@ -345,11 +350,14 @@ def at_end_of_epoch(folder: Path, epoch: int, model: nn.Module) -> Checkpoint:
 
 
 def find(named: str) -> Path:
-    """The file that the setting `checkpoint` means: itself, or of a run folder the one that its result is
-    reported from.
+    """Returns the checkpoint file that the setting `checkpoint` names.
+
+    The path of a file is returned as it is. For a run folder, the file is the checkpoint of the best epoch
+    where the run reports its best epoch, else the newest checkpoint that can be used. Raises ConfigError for
+    a run folder without a usable checkpoint.
     """
     path = Path(named)
-    if not os.path.isdir(path):  # False where it cannot be looked at; then reading it says why
+    if not os.path.isdir(path):  # also False where access is denied; reading the file reports why
         return path
     require_own = partial(require_of_run, folder=path)
     last = newest(path, require_own)
@@ -390,9 +398,10 @@ def require_of_run(snapshot: Checkpoint, folder: Path) -> None:
 
 
 def run_folder(settings: Train, fingerprint: str) -> Path:
-    """`outputs/train/<task>-<model>-<dropout>/<what changes the numbers>-s<seed>`.
+    """Returns the folder of a run, `outputs/train/<task>-<model>-<dropout>/<hash>-s<seed>`.
 
-    With debug=true it is below `outputs/debug`, where nothing looks for finished runs.
+    The hash covers the text and all settings that change the numbers. With debug=true, the folder is below
+    `outputs/debug`, where nothing looks for finished runs.
     """
     row = f"{settings.task.name}-{settings.model.name}-{settings.dropout.name}"
     folder = Path(settings.outputs) / ("debug" if settings.debug else "train")

@@ -1,4 +1,4 @@
-"""`vdrop COMMAND key=value …`: one Hydra application a command."""
+"""`vdrop COMMAND key=value …`: one Hydra application for each command."""
 
 import os
 import re
@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "runs side by side: their results over seeds, settings that differ, curves",
     "completion": "print the completion script for bash",
 }
-ELSEWHERE = {  # what other programs call it: the command
+ELSEWHERE = {  # names that other programs use: the command of vdrop
     "evaluate": "eval",
     "fit": "train",
     "generate": "predict sample=50",
@@ -65,7 +65,7 @@ complete -o nospace -o default -F _vdrop vdrop
 
 def fail(message: str) -> NoReturn:
     """Prints a mistake of the user's as one line, and exits with code 2."""
-    print(f"vdrop: {' '.join(message.split())}", file=sys.stderr)  # one, whatever was typed
+    print(f"vdrop: {' '.join(message.split())}", file=sys.stderr)  # one line, whatever the user typed
     sys.exit(2)
 
 
@@ -118,7 +118,7 @@ def dispatch() -> None:
 
 
 def fail_unknown(command: str) -> NoReturn:
-    """Ends with the command that was probably meant."""
+    """Prints which command was probably meant, and exits with code 2."""
     from vdrop_cli.errors import nearest
 
     if command in ELSEWHERE:
@@ -146,7 +146,7 @@ def print_help(topic: str) -> None:
 
 
 def command_of(line: list[str]) -> tuple[str | None, list[str]]:
-    """The command, which options can stand before, and the rest of the line."""
+    """Returns the command, or None, and all other words; options may come before the command."""
     for place, word in enumerate(line):
         if not word.startswith("-") and not is_value(line, place):
             return word, line[:place] + line[place + 1 :]
@@ -154,8 +154,9 @@ def command_of(line: list[str]) -> tuple[str | None, list[str]]:
 
 
 def options_of(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and all other words, as Hydra's parser takes them one after the other
-    only.
+    """Returns the options with their values, and separately all other words.
+
+    Hydra's parser does not accept options between other words.
     """
     options, words = list[str](), list[str]()
     for place, word in enumerate(arguments):
@@ -170,7 +171,7 @@ def is_value(arguments: list[str], place: int) -> bool:
 
 
 def mistake_in(options: list[str], settings: Iterable[str]) -> str | None:
-    """What is wrong with the options of a command that has these settings."""
+    """Returns what is wrong with the options of a command that has these settings; None if nothing is."""
     for place, word in enumerate(options):
         option, equals, value = word.partition("=")
         if is_value(options, place):
@@ -191,7 +192,7 @@ def mistake_in(options: list[str], settings: Iterable[str]) -> str | None:
 
 @contextmanager
 def hydra_process(arguments: list[str]) -> Iterator[None]:
-    """Within it, Hydra reads `arguments` as those of this process, and raises its errors."""
+    """Within the context, Hydra reads `arguments` as the command line of this process and raises errors."""
     argv, variable = sys.argv, "HYDRA_FULL_ERROR"
     earlier = os.environ.get(variable)
     sys.argv = ["vdrop", *arguments]

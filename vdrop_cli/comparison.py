@@ -15,14 +15,14 @@ from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
 from vdrop_cli.settings.train import NOT_IN_IDENTITY
 from vdrop_cli.text_tables import Rows, write_csv_row
 
-# Settings that name a configuration first. Their values stand alone in a label, without their names.
+# Settings that come first in a label. The label shows their values without their names.
 NAMES = ("task.name", "data.source", "model.name", "dropout.name")
 FIRST = ("epoch", "train_ppl", "valid_ppl", "valid_ppl_as_published", "test_ppl")
 LEFT_OUT = (
     *("epochs", "seconds", "averaged", "valid_ppl_batched", "valid_ppl_batched_raw", "warnings"),
     "stopped_after_steps",
 )
-# Results of an earlier version have them for other columns, too.
+# Earlier versions also wrote these metrics for a batch_size and bptt that the authors did not use.
 AS_PUBLISHED = ("valid_ppl_as_published", "valid_ppl_as_published_raw")
 RANKED_BY = ("valid_ppl", "valid_rmse", "test_ppl", "test_rmse")  # the first of them that a run has
 MAIN = r"(?:train|valid|test)_(?:ppl|rmse)"
@@ -91,8 +91,8 @@ def digits(metric: str, values: Sequence[float]) -> int:
 def metrics(run: Finished) -> dict[str, float]:
     """The result of a run, its MC dropout metrics and its speed.
 
-    Evaluations in another precision than the training's, or with other word dropout, have the same names for
-    other numbers, so they are left out.
+    Evaluations in another precision than the training's, or with other word dropout, are left out: their
+    metrics have the same names, but different values.
     """
     evaluated: dict[str, float] = {}
     for samples in sorted(run.passes):
@@ -111,14 +111,18 @@ def metric_names(configurations: Iterable[Configuration]) -> list[str]:
 
 
 def identity(run: Logged) -> str:
-    """What runs of one configuration share. A run without a log has it in the name of its folder."""
+    """Returns the hash that all runs of one configuration share.
+
+    For a run without a log, it is read from the name of the run folder.
+    """
     return run.train.identity(run.log[0]["corpus"]) if run.log else run.folder.name.rpartition("-s")[0]
 
 
 def grouped(runs: Iterable[Finished | Unfinished]) -> tuple[list[Configuration], list[str]]:
-    """Runs by their configurations, with labels; and a message for each run that is left out.
+    """Returns the runs by configuration, with labels, and a message for each run that is left out.
 
-    Of several runs with the same configuration and seed one counts: the first finished one.
+    Of several runs with the same configuration and seed, only one counts: the first finished run, or the
+    first run where none is finished.
     """
     chosen: dict[tuple[str, int], Finished | Unfinished] = {}
     messages = []
@@ -145,7 +149,7 @@ def grouped(runs: Iterable[Finished | Unfinished]) -> tuple[list[Configuration],
 
 
 def differing(configurations: Sequence[Configuration]) -> list[str]:
-    """The settings that are not the same in all configurations, those that name one first."""
+    """Returns the settings that differ between configurations; those in `NAMES` come first."""
     every = dict.fromkeys([*NAMES, *(key for one in configurations for key in one.settings)])
     return [
         key
@@ -156,7 +160,7 @@ def differing(configurations: Sequence[Configuration]) -> list[str]:
 
 
 def labels(configurations: Sequence[Configuration]) -> list[str]:
-    """A short name for each: its `run_name`, or the fewest settings that set it apart."""
+    """Returns a short name for each configuration: its `run_name`, or the settings that distinguish it."""
     keys = differing(configurations)
     shortened = [key.rpartition(".")[2] for key in keys]
     parts: list[list[str]] = [[] for _ in configurations]

@@ -1,6 +1,4 @@
-"""Answers bash: commands, options, settings, choices, lists and paths that the last word of a line can
-become.
-"""
+"""Completion in bash: commands, options, settings, choices, lists and paths that complete the last word."""
 
 import os
 import re
@@ -28,7 +26,7 @@ def answer(commands: Iterable[str], options: list[str]) -> None:
 
 
 def completions(words: list[str], commands: Iterable[str], options: list[str]) -> list[str]:
-    """What the last of the words can become."""
+    """Returns the possible completions of the last word."""
     last, command = words[-1], next((word for word in words[:-1] if word in commands), None)
     if last.startswith("-"):
         return [option for option in options if option.startswith(last)]
@@ -70,7 +68,7 @@ def next_names(stem: str, keys: list[str]) -> list[str]:
 
 
 def values(command: str, key: str, kind: Any) -> list[str]:
-    """What a setting or a group can be, where that is a choice."""
+    """Returns the values of a setting or group that has a fixed set of them; an empty list for others."""
     if key == LAUNCHER:
         return LAUNCHERS
     if key in groups(command):
@@ -90,7 +88,7 @@ def values(command: str, key: str, kind: Any) -> list[str]:
 
 
 def files(stem: str) -> list[str]:
-    """Files and folders, the latter with a slash at their end, whose path begins so."""
+    """Returns the files and folders whose path begins with `stem`; folders end in a slash."""
     folder, slash, name = stem.rpartition("/")
     try:
         there = sorted(Path(os.path.expanduser(folder + slash) or ".").iterdir())

@@ -1,6 +1,4 @@
-"""A run that continues a shorter one: a run of the same settings but for fewer epochs, in a folder beside its
-own.
-"""
+"""A run that continues a shorter run: one with the same settings but fewer epochs, in a folder beside it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -25,21 +23,23 @@ from vdrop_cli.tasks import Task
 
 @dataclass(frozen=True)
 class Beginning:
-    """A shorter run until the end of one of its epochs; its checkpoints are as the longer run would have
-    written them.
+    """A shorter run up to the end of one of its epochs.
+
+    The checkpoints are changed to what the longer run would have written.
     """
 
     folder: Path
     newest: Checkpoint
-    best: Checkpoint | None  # of the best epoch until then, where that is reported and is another one
+    best: Checkpoint | None  # of the best epoch, if it is reported and is not that of `newest`
     log: bytes | None  # None: it was lost
     events: dict[str, bytes]  # TensorBoard's files, by name
-    shared_device: bytes | None  # what says that its times measure nothing
+    shared_device: bytes | None  # content of the file SHARED_DEVICE; None without it
 
 
 def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tuple[int, Path]]:
-    """Checkpoints at the end of epochs, with the number of the epoch, of all shorter runs beside a run
-    folder; the last comes first.
+    """Returns the checkpoints at the end of an epoch of all shorter runs beside a run folder.
+
+    Each has the number of its epoch in front; the latest epoch comes first.
     """
     shorter = [
         other
@@ -56,8 +56,10 @@ def ends_of_epochs(folder: Path, settings: Train, fingerprint: str) -> list[tupl
 
 
 def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
-    """Whether the run in a folder differs from one of these settings in having fewer epochs; its name is of
-    all settings that count. None is where the learning rate depends on the number of epochs.
+    """Whether the run in a folder has these settings, except for fewer epochs.
+
+    The name of the folder decides: it has the hash of all settings that change the numbers. No run is shorter
+    where the learning rate depends on the number of epochs.
     """
     if settings.schedule.falls_to_the_end:
         return False
@@ -69,14 +71,15 @@ def is_shorter(folder: Path, settings: Train, fingerprint: str) -> bool:
         return False
     try:
         shorter = with_epochs(settings, epochs)
-    except ConfigError:  # an average that begins later, for example
+    except ConfigError:  # settings that are not valid with fewer epochs: an average may begin later
         return False
     return folder.name == checkpoint.run_folder(shorter, fingerprint).name
 
 
 def unfinished_variants(folder: Path, settings: Train, fingerprint: str) -> Iterator[tuple[Path, str]]:
-    """Yields unfinished runs beside a run folder that differ in device, back end or precision alone, each
-    with the settings that resume it.
+    """Yields the unfinished runs beside a run folder that differ only in device, back end or precision.
+
+    Each comes with the settings that resume it, such as "device=cpu precision=fp32".
     """
     for other in sorted(folder.parent.glob(f"*-s{settings.seed}")):
         has_ended = any((other / name).exists() for name in ownership.OUTCOMES)
@@ -104,11 +107,11 @@ def find(
     model: nn.Module,
     require_usable: Callable[[Checkpoint], object],
 ) -> Beginning | None:
-    """The last end of an epoch of a shorter run that can be used, None where there is none; those that cannot
-    be used are reported.
+    """Returns the beginning of a run from the latest usable checkpoint of a shorter run, None without one.
 
-    `require_usable` raises ValueError where a checkpoint does not fit the longer run.
-    Raises ConfigError where a file cannot be read now.
+    Only checkpoints at the end of an epoch count. Unusable ones are reported on standard error.
+    `require_usable` raises ValueError where a checkpoint does not fit the longer run. Raises ConfigError
+    where a file cannot be read now.
     """
 
     def use(snapshot: Checkpoint, shorter: Path) -> Beginning:
@@ -141,8 +144,9 @@ def find(
 
 
 def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Checkpoint:
-    """A checkpoint of a shorter run as the longer one would have written it. Raises ValueError where it is of
-    other settings.
+    """Returns a checkpoint of a shorter run as the longer run would have written it.
+
+    Raises ValueError where the two runs differ in more than their number of epochs.
     """
     longer = with_epochs(snapshot.train, settings.schedule.epochs)
     same = (longer.identity(snapshot.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
@@ -154,8 +158,9 @@ def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Check
 
 
 def shared_device(folder: Path) -> bytes | None:
-    """Returns why the times of a run measure nothing, None where they do. Raises ConfigError, or ValueError
-    where the file is none.
+    """Returns the content of a run's file SHARED_DEVICE, None without this file.
+
+    Raises ConfigError where it cannot be read now, ValueError where it is not a regular file.
     """
     try:
         return files.read(folder / SHARED_DEVICE)
@@ -191,7 +196,7 @@ def events_until(folder: Path, epochs: int, step: int) -> dict[str, bytes]:
 def copy(beginning: Beginning, folder: Path) -> None:
     """Copies the beginning into the folder of the longer run, which has no checkpoint yet.
 
-    A copy that is cut off at any point leaves a run that trains to the same result.
+    Where copying is interrupted, at whatever point, the longer run still trains to the same result.
 
     Raises RunError where something cannot be written.
     """

@@ -44,10 +44,11 @@ def choose_precision(setting: Precision, device: torch.device) -> Precision:
 
 
 def choose_mc_batch(setting: int | None, device: torch.device, p_weight: float) -> int:
-    """Returns how many MC passes share a batch; a GPU needs many, as it waits once a step for each batch.
+    """Returns how many MC passes share a batch.
 
-    `p_weight`: the probability of dropping an element of the recurrent weights. Raises ConfigError for a
-    larger batch with it.
+    A GPU needs many, since every batch adds a wait to every step. `p_weight` is the probability of dropping
+    an element of the recurrent weights. Where it is above 0, a batch is one pass, and a larger `setting`
+    raises ConfigError.
     """
     if p_weight > 0:  # a batch has one mask on its weights
         require(setting in (None, 1), "mc_batch", f"1 or null with dropout.p_weight={p_weight:g}", setting)
@@ -70,10 +71,10 @@ def choose_backend(setting: Backend, device: torch.device) -> Backend:
 
 def configure_process(device: torch.device) -> None:
     """Makes steps on the CPU faster by settings of the whole process, which only commands may change."""
-    provenance.stated_commit()  # a mistake in it is an error before any work
+    provenance.stated_commit()  # raises ConfigError for a malformed VDROP_COMMIT before any work
     retain_freed_memory()
-    # "medium" is oneDNN instead of MKL, which is slow on AMD's processors; on CUDA "medium" would be less
-    # than fp32.
+    # "medium" selects oneDNN instead of MKL, and MKL is slow on AMD's processors. On CUDA, "medium" would
+    # multiply in less than fp32.
     use_onednn = (
         device.type == "cpu"
         and compiler.cpuinfo("vendor_id") == "AuthenticAMD"
@@ -95,7 +96,7 @@ def products_are_exact(setting: str) -> bool:
 
 
 def is_exact(product: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Returns whether a product errs no more than fp32 does: 5e-7; bf16 errs by 3e-3, tf32 by 3e-4."""
+    """Returns whether the relative error is that of fp32, 5e-7; that of tf32 is 3e-4, that of bf16 3e-3."""
     return bool((product - exact).norm() < 1e-5 * exact.norm())
 
 
@@ -116,7 +117,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """Returns the most memory that this process has used, on a GPU of its own; 0 if the system hides it."""
+    """Returns the peak memory of this process in MiB, on a GPU that of the GPU; 0 if the system hides it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     path = Path("/proc/self/status")

@@ -162,10 +162,10 @@ def mix(x: Tensor) -> Tensor:
 class ModelMasks:
     """All masks of one forward pass; None stands for all ones.
 
-    Masks belong to sequences, not to positions in a batch, except for those on weights, which all sequences
-    share. In beam search they are repeated for the beam (`repeat`); reordering hypotheses does not move them,
-    since all hypotheses are of the same sentence. `rows` selects masks when sentences leave the batch. Raises
-    ValueError where the masks have different batch sizes.
+    Masks belong to sequences, not to positions in a batch. Masks on weights are the exception: all sequences
+    share them. In beam search, `repeat` gives all hypotheses of a sentence the masks of that sentence, so
+    reordering the hypotheses does not change the masks. When sentences leave the batch, `rows` selects the
+    masks of the sentences that remain. Raises ValueError where the masks have different batch sizes.
     """
 
     layers: list[Masks]  # one for each layer and direction, in torch's order
@@ -239,7 +239,7 @@ class ModelMasks:
         return named | {"masks.out": self.out, "masks.head": self.head}
 
     def replaced(self, tensors: Mapping[str, Tensor | None]) -> "ModelMasks":
-        """Returns masks of the same kind with other tensors, which have the names of `tensors`."""
+        """Returns masks of the same kind with other tensors, named as in the property `tensors`."""
         layers = [
             Masks(*(tensors[f"masks.{n}.{place}"] for place in Masks._fields))
             for n in range(len(self.layers))
@@ -335,7 +335,7 @@ def traceable_keep_mask(
     *,
     divided: bool = True,
 ) -> Tensor | None:
-    """Draws the same mask in operations that `torch.compile` traces.
+    """Draws a mask as `keep_mask` does, but in operations that `torch.compile` traces.
 
     The random numbers come from torch's global random state on the device.
     """
@@ -347,11 +347,12 @@ def traceable_keep_mask(
 
 
 def refuse_constant_masks(device: torch.device | str) -> None:
-    """Raises ValueError under `torch.jit.trace` and in the capture of a CUDA graph, where drawn masks would
-    become constants.
+    """Raises ValueError where drawn masks would become constants.
+
+    This is the case under `torch.jit.trace` and in the capture of a CUDA graph.
     """
     context = "under torch.jit.trace" if torch._C._get_tracing_state() is not None else ""
-    # a compiled function and a transform draw on the device, which a graph repeats with new numbers
+    # compiled code and transforms draw on the device: each replay of a graph draws new numbers there
     draws_on_host = not (torch.compiler.is_compiling() or in_transform())
     if draws_on_host and torch.device(device).type == "cuda" and torch.cuda.is_current_stream_capturing():
         context = "in the capture of a CUDA graph"
@@ -364,7 +365,7 @@ def new_mask(
 ) -> Tensor:
     """Draws a mask from torch's global random state; ones where p is 0.
 
-    Raises ValueError where they would become constants.
+    Raises ValueError where the mask would become a constant, see `refuse_constant_masks`.
     """
     if p == 0:
         return torch.ones(shape, device=device, dtype=dtype)
@@ -380,7 +381,8 @@ def new_mask(
 def new_masks(dropout: Dropout, shape: MaskShape, device: torch.device, dtype: torch.dtype) -> ModelMasks:
     """Draws the masks of layers from torch's global random state.
 
-    That state does not change where nothing is dropped. Raises ValueError where they would become constants.
+    The random state does not change where nothing is dropped. Raises ValueError where the masks would become
+    constants, see `refuse_constant_masks`.
     """
     if not dropout.drops:
         return no_masks(len(shape.input_sizes), shape.directions)
@@ -403,7 +405,7 @@ def gate_mask(p: float, size: int, tie: object, shape: MaskShape, time: int, kee
 
 
 def mask_time(dropout: Dropout, place: str, shape: MaskShape) -> int:
-    """Returns the first size of the masks of a place."""
+    """Returns the size of the time dimension of a place's masks; 1 where they are held over the sequence."""
     return shape.time if dropout.is_new_each_step(place) else 1
 
 
@@ -411,8 +413,8 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
     """Draws the masks of all layers and directions.
 
     The mask on the cell state is not divided by the keep probability. It multiplies the carried state itself,
-    so the quotient would enter anew at every step and states and gradients would grow without bound (with p_c
-    = 0.25 they overflow within an epoch of Penn Treebank). `cell_scales` says where it is divided.
+    so this division would be repeated at every step, and states and gradients would grow without bound (with
+    p_c = 0.25 they overflow within an epoch of Penn Treebank). `cell_scales` returns its substitute.
     """
     layers = len(shape.input_sizes)
     p_x, p_h, p_c = (dropout.layer_probabilities(name, layers) for name in ("p_x", "p_h", "p_c"))
@@ -421,8 +423,8 @@ def layer_masks(dropout: Dropout, shape: MaskShape, keep: Keep) -> list[Masks]:
     for layer in range(layers):
         time_x = mask_time(dropout, BETWEEN if layer else "p_x", shape)
         for direction in range(shape.directions):
-            # Ordinary dropout between layers is on the output of a layer; both directions of the next one
-            # read it.
+            # Ordinary dropout between layers acts on the output of a layer. Both directions of the next
+            # layer read this output, so they share a mask.
             is_shared = direction == 1 and dropout.policy is Policy.zaremba
             masks.append(
                 Masks(
@@ -476,7 +478,7 @@ def draw(
 def model_masks(
     dropout: Dropout, shape: MaskShape, layers: list[Masks], out: Tensor | None, **others: Any
 ) -> ModelMasks:
-    """Returns the masks of a model from those of its places, `others` by the names of `ModelMasks`.
+    """Combines the masks of all places into `ModelMasks`; `others` are further fields by name.
 
     With `one_state_mask` the mask on the output is that on the last layer's hidden state.
     """
@@ -535,9 +537,9 @@ def draw_traceable(
 def cell_scales(dropout: Dropout, shape: MaskShape) -> tuple[float, ...] | None:
     """Returns 1 / (1 - p_c) of each layer and direction; None without masks on cell states.
 
-    A mask that is held over the sequence leaves a unit of the cell state at zero, or as it is without
-    dropout. So it is a mask on the hidden state, and is divided by the keep probability there: once, however
-    many steps the cell state was carried with this mask.
+    A mask that is held over the sequence sets a unit of the cell state to zero at all steps, or leaves it as
+    it is without dropout. So it also acts as a mask on the hidden state. The hidden state is divided by the
+    keep probability: once, however many steps the mask has multiplied the cell state.
     """
     probabilities = dropout.layer_probabilities("p_c", len(shape.input_sizes))
     if not any(probabilities):
@@ -555,13 +557,15 @@ def no_masks(layers: int, directions: int = 1) -> ModelMasks:
 
 
 def is_fixed(dropout: Dropout) -> bool:
-    """Whether all masks of a policy can be held over a text, however it is cut."""
+    """Whether all masks of a policy can be held over a whole text, whatever segments it is read in."""
     return not dropout.new_every_step and dropout.word_mask is WordMask.type
 
 
 def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> ModelMasks:
-    """Returns the masks of a part of a text: those of `first` where they are held over the text, and new ones
-    where `dropout` resamples them at every step or token.
+    """Returns the masks of a part of a text, from new `masks` and the masks of its `first` part.
+
+    Places whose masks `dropout` resamples at every step or token have the new masks. All other places have
+    those of the first part, which are held over the text.
     """
     layers = [
         Masks(
@@ -580,8 +584,8 @@ def joined_masks(masks: ModelMasks, first: ModelMasks, dropout: Dropout) -> Mode
 def concat_batch(masks: Sequence[ModelMasks]) -> ModelMasks:
     """Joins the masks of several batches into those of one batch; a mask that is None becomes ones.
 
-    Raises ValueError where steps, layers, scales or kinds of word masks differ, and for masks on weights, of
-    which a batch has one for all its sequences.
+    Raises ValueError where steps, layers, scales or kinds of word masks differ, and for masks on weights,
+    which all sequences of a batch share.
     """
     if len(masks) == 1:
         return masks[0]

@@ -1,14 +1,18 @@
-"""The two kinds of error that end a command with one line, and how such a line is worded. No Hydra here."""
+"""The two kinds of error that end a command with one line, and helpers that word this line.
+
+This module does not import Hydra.
+"""
 
 
 class ConfigError(Exception):
-    """A mistake of the user's: one line that names the setting or the file and says what to do. Exit code
-    2.
+    """A mistake of the user's, as one line that names the setting or the file and says what to do.
+
+    The exit code is 2.
     """
 
 
 class RunError(Exception):
-    """What stops a run through no mistake in its settings: one line. Exit code 1."""
+    """An error that ends a run without a mistake in its settings, as one line. The exit code is 1."""
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:

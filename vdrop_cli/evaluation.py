@@ -35,15 +35,17 @@ from vdrop_cli.trained_model import (
     task_of,
 )
 
-FOR_ONE_TASK = {  # settings by the task whose models they are for
+FOR_ONE_TASK = {  # settings that are for models of one task only, by that task
     TaskName.language_model: ("calibration", "dropout_factors", "file", "mc_batch", "tempered"),
     TaskName.sentiment: ("interval",),
 }
 
 
 def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel, EvaluationTask]:
-    """Returns the model of a checkpoint, and what it is evaluated on: the task that it was trained on, or the
-    text of a file. Raises ConfigError where the settings are not for such a model.
+    """Returns the model of a checkpoint, and what it is evaluated on.
+
+    This is the task that the model was trained on, or the text of a file. Raises ConfigError where the
+    settings are not for such a model.
     """
     path = trained_model.find(named)
     snapshot = trained_model.load(path)
@@ -69,7 +71,7 @@ def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel
 def describe_evaluation(
     settings: Eval, paths: list[Path], task: EvaluationTask, precision: Precision, trained: Precision
 ) -> tuple[Evaluation, str]:
-    """Returns how checkpoints are evaluated, and eight hex digits that name several.
+    """Returns how checkpoints are evaluated, and for several of them eight hex digits that name them.
 
     `trained` is the precision of their training.
     """
@@ -106,8 +108,9 @@ def load_members(
 def evaluate_members(
     task: EvaluationTask, models: Iterable[TaskModel], settings: Eval, path: Path
 ) -> Measured:
-    """Returns what the settings ask for of the standard approximation. Raises RunError where no temperature
-    is the best; `path` is the first checkpoint.
+    """Returns the metrics of the standard approximation that the settings ask for.
+
+    `path` is the first checkpoint. Raises RunError where no temperature in the allowed range is the best.
     """
     what = "evaluating by the standard approximation" if settings.mc_samples else "evaluating"
     with phase("choosing the temperature on the validation text" if settings.tempered else what):
@@ -118,8 +121,9 @@ def evaluate_members(
 
 
 def stored_details(measured: Measured) -> dict[str, Any]:
-    """Returns what the file of results has beside metrics and MC passes. Prints why intervals are left
-    out.
+    """Returns the parts of the result file other than metrics and MC passes.
+
+    Prints the reason where conformal intervals are left out.
     """
     details: dict[str, Any] = {}
     if tables := {name: rows for name, rows in measured.tables.items() if name != "mc"}:
@@ -133,8 +137,9 @@ def stored_details(measured: Measured) -> dict[str, Any]:
 
 
 def pass_options(task: EvaluationTask, settings: Eval, mc_batch: int) -> PassOptions:
-    """Returns how MC passes are made; words are dropped as the task has it where the settings leave it
-    open.
+    """Returns the options of MC passes.
+
+    Where the settings do not say whether words are dropped, the task decides.
     """
     word_dropout = task.word_dropout if settings.word_dropout is None else settings.word_dropout
     return PassOptions(
@@ -155,11 +160,10 @@ def measure(
     described: dict[str, Any],
     settings: Eval,
 ) -> tuple[dict[str, Any], Measured, bool]:
-    """Returns the metrics and the MC passes as the file of results has them, all that was measured, and
-    whether saved passes were resumed.
+    """Returns the content of the result file, all measurements, and whether saved passes were resumed.
 
-    `first` is the model of the first of `paths`; `target` is the file of results, `described` the
-    environment that it names.
+    The content is metrics and MC passes. `first` is the model of the first of `paths`, `target` the result
+    file, and `described` the environment that it records.
     """
     mc_batch = choose_mc_batch(settings.mc_batch, task.device, first.model.dropout.p_weight)
     calibration = task.measure_calibration(first.model, settings)
@@ -199,12 +203,12 @@ def measure(
 
 
 def file_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """Returns metrics of the test part with the names that those of `OtherText` have."""
+    """Renames metrics `test_…` to `file_…`, their names where a text of a file is evaluated."""
     return {re.sub("^test_", f"{OTHER_TEXT}_", name): value for name, value in metrics.items()}
 
 
 def require_finite(results: dict[str, Any], path: Path) -> None:
-    """Raises RunError where a result is no number: weights that are finite can still overflow."""
+    """Raises RunError where a result is not finite: finite weights can still lead to an overflow."""
     rows = [*results.get("mc", []), *(row for table in results.get("tables", {}).values() for row in table)]
     numbers = [*results["metrics"].items(), *(pair for row in rows for pair in row.items())]
     broken = [

@@ -15,17 +15,17 @@ from vdrop_cli.files import Damaged
 from vdrop_cli.run_files import EVALUATION_PREFIX_PATTERN, parse_checkpoint
 from vdrop_cli.settings.choices import Precision
 
-# what a file's name says after the checkpoint: dropout off, MC samples, or runs that are averaged, each with
-# dropout off or with MC samples
+# The part of a file's name after the checkpoint says how it was evaluated: with dropout off, with MC samples,
+# or as an average of runs, each of them with dropout off or with MC samples.
 SCALED = r"-scaled_(?P<scaled>[-+.\de]+(?:_[-+.\de]+)*)"  # factors on dropout probabilities
 MC = rf"mc(?P<samples>\d+)(?P<words>-word|-no_word)?-s(?P<seed>\d+)(?:{SCALED})?"
-MEMBER = "member_"  # before the names of groups that are of each member
+MEMBER = "member_"  # prefix of the groups in the regular expression that describe each member
 MEMBER_MC = MC.replace("?P<", f"?P<{MEMBER}")
 HOW = (
     rf"(?:standard|(?P<tempered>tempered)|{MC}|ensemble(?P<members>\d+)-(?P<digest>[0-9a-f]{{8}})(?:-{MEMBER_MC})?)"
     r"(?:-file_(?P<text>[0-9a-f]{8}))?(?:-(?P<precision>fp32|bf16))?"
 )
-PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without names, to be part of other patterns
+PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without named groups, for use in other patterns
 WORDS = {None: "", True: "-word", False: "-no_word"}
 
 
@@ -36,11 +36,11 @@ class Evaluation:
     samples: int = 0  # MC samples, of each member
     members: int = 1  # runs whose probabilities or ratings are averaged
     seed: int | None = None  # of the samples' masks; None: any
-    word_dropout: bool | None = None  # None: on or off as the task has it
+    word_dropout: bool | None = None  # None: the task decides
     precision: Precision | None = None  # None: that of the training
     tempered: bool = False  # at the temperature that is the best on the validation text
     text_digest: str = ""  # eight hex digits that name another text than the test part
-    scaled: str = ""  # with the factor on dropout probabilities that is the best there: those, as `0.5_1`
+    scaled: str = ""  # factors on dropout probabilities, as `0.5_1`; the best on validation is used
 
     def stem(self, checkpoint: str, digest: str = "") -> str:
         """Returns the name of its file without the suffix.
@@ -103,11 +103,11 @@ def checksum_of(path: Path) -> str:
 
 
 def same_kind(path: Path) -> str:
-    """Returns what the names of evaluations have in common that were made in the same way, of any epoch."""
+    """Returns the part of a file's name that says how the evaluation was made, without the epoch."""
     return re.sub(f"^{EVALUATION_PREFIX_PATTERN}", "", path.stem, flags=re.ASCII)
 
 
-FIELDS: dict[str, type] = {  # where a file has them
+FIELDS: dict[str, type] = {  # types of fields that a file may lack
     "mc": list,
     "members": list,
     "checksums": list,
@@ -184,9 +184,10 @@ ROUNDING = 1e-4  # relative; metrics of one checkpoint differ less between back 
 
 
 def add_earlier_calibration(results: dict[str, Any], target: Path) -> None:
-    """Adds what an earlier evaluation with calibration=true has in the file that is to be replaced.
+    """Copies the calibration of an earlier evaluation from the file that is about to be replaced.
 
-    Only if its other metrics are the same but for rounding; else a message says that it is lost.
+    It is copied only if the other metrics of both evaluations agree up to rounding. Otherwise a message says
+    that it is removed.
     """
     try:
         earlier = parse(files.read(target, stored.JSON_LIMIT))
@@ -215,7 +216,7 @@ def add_earlier_calibration(results: dict[str, Any], target: Path) -> None:
 
 
 def are_seeds_of_one_run(members: list[str], seeds: Collection[int]) -> bool:
-    """Whether checkpoints, by their paths, are ends of epochs of runs that differ by these seeds alone."""
+    """Whether these paths are of checkpoints at ends of epochs, of runs that differ only in these seeds."""
     progress = [parse_checkpoint(Path(member).name) for member in members]
     if not all(one is not None and one[1] == 0 for one in progress):
         return False

@@ -61,8 +61,9 @@ def language_model(results: Results) -> "Figure":
 
 
 def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float, label: str) -> None:
-    """Perplexity, called `label`, by the number of passes, and that of the standard approximation as a
-    line.
+    """Draws the perplexity by the number of passes; a line shows the standard approximation.
+
+    `label` names the perplexity on its axis.
     """
     axes.errorbar(
         [row["samples"] for row in rows],
@@ -85,8 +86,9 @@ def draw_passes(axes: "Axes", rows: list[dict[str, Any]], standard: float, label
 
 
 def draw_reliability(axes: "Axes", tables: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Accuracy by confidence, a curve for each table by its name; bars show where the tokens of the last one
-    are.
+    """Draws accuracy by confidence, a curve for each of `tables`, which are by name.
+
+    Bars show the share of tokens in each bin of the last table.
     """
     rows = list(tables.values())[-1]
     total = sum(row["tokens"] for row in rows)

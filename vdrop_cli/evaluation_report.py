@@ -22,7 +22,7 @@ TITLES = {
 
 
 def print_results(results: dict[str, Any], interval: Interval | None = None) -> None:
-    """Prints everything; of several kinds of interval only `interval`, unless it is None."""
+    """Prints metrics and tables; of the kinds of interval only `interval`, or all where it is None."""
     for metric, value in results["metrics"].items():
         print(metric_line(metric, value))
     part = evaluated_part(results)
@@ -35,7 +35,7 @@ def print_results(results: dict[str, Any], interval: Interval | None = None) -> 
 
 
 def evaluated_part(results: Mapping[str, Any]) -> str:
-    """Returns what begins the names of metrics: "test", or "file" of a text in place of the test part."""
+    """Returns the first part of metric names: "test", or "file" where another text was evaluated."""
     return OTHER_TEXT if "file" in results else "test"
 
 

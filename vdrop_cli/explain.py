@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's messages in one line, as a person can use it."""
+"""Rewrites messages of Hydra and OmegaConf as one line that names the setting and says what to do."""
 
 import re
 
@@ -56,7 +56,7 @@ def explain(error: BaseException, command: str) -> str:
 
 
 def setting_hint(key: str, command: str) -> str:
-    """What a setting that the command does not have may mean, to be appended to a message."""
+    """Returns a hint for a setting that the command does not have, to be appended to a message."""
     trained = ALIASES["train"].get(key, key)
     if command != "train" and trained in keys(ROOTS["train"]):
         advice = ""
@@ -70,7 +70,7 @@ def setting_hint(key: str, command: str) -> str:
 
 
 def value_hint(word: str, command: str) -> str:
-    """What a word without = may mean, the name of a choice or of a setting, to be appended to a message."""
+    """Returns a hint for a word without `=`, such as the name of a choice, to be appended to a message."""
     if word in (*keys(ROOTS[command]), *ALIASES.get(command, ())):
         return f"; give it a value: {word}=…"
     meant = [f"{group}={word}" for group in groups(command) if word in choices(group)]

@@ -1,6 +1,6 @@
-"""Files that survive a crash whole: written beside, flushed to disk, renamed into place.
+"""Files that a crash leaves whole: written under another name, flushed to disk, then renamed.
 
-torch is imported where tensors are, so that commands without tensors start fast.
+torch is imported only in functions that need it, so commands without tensors start fast.
 """
 
 import errno
@@ -46,7 +46,7 @@ def read_start(path: Path, size: int) -> bytes:
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: Literal["rb", "ab+"] = "rb") -> IO[bytes]:
     """Opens a regular file.
 
-    A FIFO or a device is never opened: the one waits for a writer, the other may have no end. Raises
+    A FIFO or a device is never opened: a FIFO waits for a writer, and a device may have no end. Raises
     FileNotFoundError; Damaged; OSError.
     """
     if not flags & os.O_CREAT or path.exists():
@@ -128,7 +128,7 @@ def require_replaceable(path: Path) -> None:
 def remove_unfinished(folder: Path, names: str) -> None:
     """Removes temporary files that killed processes left.
 
-    The names of the files that they were to become match the regular expression `names`.
+    The regular expression `names` matches the names that these files would finally have.
     """
     for left in folder.glob("*.tmp"):
         if re.fullmatch(rf"(?:{names})\.\d+\.tmp", left.name):
@@ -192,7 +192,7 @@ def checksum(path: Path) -> str:
 def read_tensors(path: Path) -> dict[str, Any]:
     """Reads what `write_tensors` wrote, without running code from the file.
 
-    Raises FileNotFoundError; Damaged; OSError and MemoryError, where the file may well be whole.
+    Raises FileNotFoundError or Damaged, and OSError or MemoryError where the file itself may be intact.
     """
     import torch
 
@@ -223,8 +223,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def require_plain(values: object) -> None:
-    """Raises Damaged unless a value consists of dense tensors, numbers, texts and None, in lists, tuples and
-    dicts.
+    """Raises Damaged unless a value is plain.
+
+    Plain are dense tensors on the CPU, numbers, texts and None, and lists, tuples and dicts of plain values.
     """
     import torch
 

@@ -20,10 +20,10 @@ def sample_words(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Iterator[int]:
-    """Yields `count` ids after `prompt_N`, each drawn from the model's prediction after all before it; an
-    empty prompt starts from the zero state.
+    """Yields the ids of `count` words that continue `prompt_N`, each drawn given all words before it.
 
-    Raises ValueError if a probability is not finite.
+    With an empty prompt, the first word is drawn from the bias of the head, which is the prediction of the
+    zero state. Raises ValueError if a probability is not finite.
     """
     state, ids_TB = model.zero_state(1), prompt_N[:, None]
     for _ in range(count):

@@ -1,8 +1,9 @@
 """The gradients of a training step, on a GPU as one CUDA graph.
 
-Forward and backward pass of a step are some hundred launches, which take the processor longer than the GPU
-needs for their work. Where the shapes of a step occur again, all of them are one graph, and one launch. The
-graph reads copies of the batch, the state and the masks, and the weights where they are.
+The forward and backward pass of a step launch some hundred kernels. The processor takes longer to launch them
+than the GPU takes to run them. Where the shapes of a step occur again, all kernels are captured as one graph,
+which needs one launch. The graph reads copies of the batch, the state and the masks; it reads the weights in
+place.
 """
 
 import warnings
@@ -20,20 +21,20 @@ from vdrop_cli.optimizer import Optimizer
 from vdrop_cli.settings.choices import Backend
 from vdrop_cli.tasks.objective import Objective
 
-TOLERANCE = 5e-3  # relative error of the checks, of numbers that are the same but for the order of sums
-SMALLEST_NORM = 1e-30  # below which an error counts as if the exact result had this norm
+TOLERANCE = 5e-3  # relative error in the checks: with and without a graph, only the order of sums differs
+SMALLEST_NORM = 1e-30  # the smallest norm by which an error is divided
 LOSS_AND_NORM = "loss_and_norm"
-CHECKED_CALLS = (2, 3)  # the second is captured; the first replay of another batch is the third
+CHECKED_CALLS = (2, 3)  # call 2 captures the graph; call 3 is its first replay with another batch
 GraphFactory = Callable[[Capture], Graphs]
 
 
 class GradientStep:
     """Computes loss, norm and gradients of a batch, and the state after it.
 
-    `loss` is a function of the tensors of a batch, which is a named tuple, of the state, and of the masks.
-    With `graphs` it is captured, so it must neither wait for the GPU nor depend on numbers of the batch. The
-    first two replays, of the batch that was captured and of another one, are compared with the same step
-    without a graph. Where they differ, steps run without one from then on, with a warning.
+    `loss` is a function of the batch (a named tuple), the state and the masks. With `graphs` it is captured,
+    so it must not wait for the GPU, and of the batch it may use only the tensors. The first two replays, with
+    the captured batch and with another batch, are compared with the same step without a graph. Where the
+    results differ, a warning is given, and all further steps run without a graph.
     """
 
     def __init__(
@@ -78,10 +79,9 @@ class GradientStep:
         return filled[LOSS_AND_NORM], tuple(changed.values())
 
     def compute(self, **tensors: Tensor | None) -> None:
-        """Forward and backward pass on these tensors: writes loss and norm, and the new state over the old
-        one.
+        """Runs forward and backward pass on these tensors; writes loss and norm, and overwrites the state.
 
-        Loops over time have no graphs of their own, which would be of no use later.
+        The loops over time inside are not captured as graphs of their own, which would never be used again.
         """
         state = tuple(t for name, t in tensors.items() if name.startswith("state.") and t is not None)
         batch = self.batch._replace(**{name: tensors[f"batch.{name}"] for name in tensors_of(self.batch)})
@@ -98,8 +98,9 @@ class GradientStep:
             part.copy_(new_part)
 
     def capture_gradients(self, run: Callable[[], None], device: torch.device) -> Graph:
-        """Captures the step. Each replay hands the weights their gradients, which are in the graph's
-        memory.
+        """Captures the step as a graph whose replay also sets the gradients of the weights.
+
+        The gradients are tensors in the graph's memory.
         """
         graph = self.capture(run, device)
         gradients = self.get_gradients()
@@ -120,7 +121,7 @@ class GradientStep:
     def run_and_check(
         self, graphs: Graphs, changed: dict[str, Tensor], filled: dict[str, Tensor], read: Tensors
     ) -> None:
-        """A step with and without a graph; where they differ, the results are those without."""
+        """Runs a step with and without a graph; where the results differ, those without a graph are used."""
         results = changed | filled
         expected = {name: tensor.clone() for name, tensor in results.items()}
         try:
@@ -134,7 +135,7 @@ class GradientStep:
             return
         graphs.run(self.compute, changed, filled, read)
         if not graphs.entries:
-            self.graphs = None  # where the capture failed, it said why
+            self.graphs = None  # the capture failed, with a warning that says why
             return
         if not expected[LOSS_AND_NORM].isfinite().all():
             return  # training ends with this loss
@@ -156,7 +157,7 @@ class GradientStep:
 
 
 def graphs_of_steps(can_be_captured: bool, backend: Backend, device: torch.device) -> GraphFactory | None:
-    """Makes the graph of a training step, of one shape; None where steps have none."""
+    """Returns a factory for the graph of a training step, of one shape; None where steps have no graph."""
     if not (can_be_captured and backend is Backend.triton and device.type == "cuda"):
         return None
     return lambda capture: Graphs(capture, max_graphs=1, name="a training step")
@@ -169,11 +170,12 @@ def tensors_of(batch: Any) -> dict[str, Tensor | None]:
 
 
 def largest_error(actual: list[Tensor | None], expected: list[Tensor | None]) -> float:
-    """The largest relative error of these tensors; NaN where one of them has one, infinity where one is
-    missing on one side alone.
+    """Returns the largest relative error of these tensors.
+
+    It is NaN where a tensor contains NaN, and infinity where a tensor is None on one side only.
     """
     if [a is None for a in actual] != [e is None for e in expected]:
         return float("inf")
     pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if a is not None and e is not None]
     errors = [((a - e).norm() / e.norm().clamp(min=SMALLEST_NORM)).double() for a, e in pairs]
-    return float(torch.stack(errors).max())  # of torch, which does not pass over NaN
+    return float(torch.stack(errors).max())  # torch's maximum is NaN where an error is NaN

@@ -1,4 +1,4 @@
-"""Help from the settings' own metadata: of a command, of a key, and the page docs/settings.md."""
+"""Help for a command and for a setting, and the page docs/settings.md, from the settings' metadata."""
 
 import textwrap
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def allowed(f: "Field[Any]", unit: str = "") -> str:
 
 
 def value(config: DictConfig, key: str, f: "Field[Any]") -> Any:
-    """The value of a setting in a configuration; of one that must be set and is not: MISSING."""
+    """Returns the value of a setting in a configuration; MISSING where a required setting is not set."""
     value = OmegaConf.select(config, key, throw_on_missing=False)
     return MISSING if value is None and f.default is MISSING and not is_optional(f.type) else value
 
@@ -137,7 +137,7 @@ def key_help(query: str) -> str:
 
     Raises ConfigError if no command has it.
     """
-    blocks: dict[str, dict[str, list[str]]] = {}  # the choices that have a text, by command
+    blocks: dict[str, dict[str, list[str]]] = {}  # by text and command: the choices that have this text
     known: list[str] = []
     for command, root in ROOTS.items():
         full = ALIASES.get(command, {}).get(query, query)

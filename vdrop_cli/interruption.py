@@ -1,5 +1,6 @@
-"""Signals that ask a run to stop set a flag. Loops check the flag after every step; then the run saves its
-state and stops.
+"""Signals that ask a run to stop set a flag.
+
+Loops check the flag after every step. Where it is set, the run saves its state and stops.
 """
 
 import os
@@ -33,7 +34,8 @@ class Interrupted(Exception):
         return f"stopped by {self.number.name}{f', {self.progress}' if self.progress else ''}"
 
 
-# Each signal once. A process that was asked to stop begins nothing new, except a process of a pool.
+# The signals received so far, each once. A process that was asked to stop starts no further work; a process
+# of a pool forgets the signals before its next job.
 received: list[signal.Signals] = []
 ctrl_c_received = False
 is_listening = False
@@ -80,7 +82,10 @@ def leave_pool_job() -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process of a pool after its parent. It would wait for its next job for ever."""
+    """Ends this process of a pool once its parent has ended, since no further job would come.
+
+    A job that saves its state stops and saves first.
+    """
     while not is_orphan() or job_saves:
         time.sleep(PARENT_SECONDS)
     os._exit(128 + signal.SIGTERM)
@@ -92,7 +97,7 @@ def is_orphan() -> bool:
 
 
 def install_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Handles all signals that are not ignored. A script's background process ignores Ctrl-C."""
+    """Installs `handler` for all signals that are not ignored; background jobs of scripts ignore Ctrl-C."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
@@ -113,10 +118,10 @@ def check() -> None:
 
 @contextmanager
 def keyboard_interrupts() -> Iterator[None]:
-    """Within it, the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones do nothing. `received`
-    has its number.
+    """Within the context, the first SIGINT or SIGTERM raises KeyboardInterrupt; later ones do nothing.
 
-    It is for a process that only waits: it can say how its jobs are before it ends.
+    The first signal is added to `received`. The context is for a process that only waits for its jobs: it can
+    report their states before it ends.
     """
     both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     earlier = {number: one for number, one in both.items() if one is not signal.SIG_IGN}
@@ -143,7 +148,7 @@ def restore_handlers(earlier: dict[signal.Signals, Any]) -> None:
 
 @contextmanager
 def listening(also: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Within it, a signal only sets the flag and calls `also`; a second Ctrl-C ends the process at once.
+    """Within the context, a signal sets the flag and calls `also`; a second Ctrl-C ends the process at once.
 
     Earlier handlers, such as submitit's, which requeues a SLURM job, are called after the run has saved its
     state and stopped. The process then ends.

@@ -43,8 +43,8 @@ class Bounds(NamedTuple):
     def score(self, ratings_R: Tensor, level: float) -> float:
         """Returns the interval score, averaged over texts; the lower, the better.
 
-        It is the width, and 2 / (1 - level / 100) times the distance of a rating outside its interval
-        (Gneiting & Raftery 2007, eq. 43).
+        It is the width, plus 2 / (1 - level / 100) times the distance of the rating from its interval where
+        it lies outside (Gneiting & Raftery 2007, eq. 43).
         """
         outside_R = (self.low_R - ratings_R).clamp(min=0) + (ratings_R - self.high_R).clamp(min=0)
         return self.width() + 2 / (1 - level / 100) * outside_R.mean().item()
@@ -95,8 +95,8 @@ def conformal(predictive: Predictive, scores_n: Tensor) -> Intervals:
 
     `scores_n` are those of `conformal_scores`. Whatever the model, an interval contains the rating of a new
     text with a probability of at least `level`, and at most `level` + 1 / (n + 1) without ties, if new texts
-    and the n validation texts are exchangeable (Lei et al. 2018, theorem 2.2). The intervals raise
-    TooFewTexts.
+    and the n validation texts are exchangeable (Lei et al. 2018, theorem 2.2). A call of the result raises
+    TooFewTexts where n is too small for the level.
     """
 
     def bounds(level: float) -> Bounds:
@@ -112,7 +112,7 @@ def conformal_scores(predictive: Predictive, ratings_R: Tensor) -> Tensor:
 
 
 def conformal_quantile(scores_n: Tensor, level: float) -> float:
-    """Returns the ⌈(n + 1) · level⌉-th smallest score. Raises TooFewTexts."""
+    """Returns the ⌈(n + 1) · level / 100⌉-th smallest score; raises TooFewTexts where n is smaller."""
     share = Fraction(str(level)) / 100
     rank = math.ceil((len(scores_n) + 1) * share)
     if rank > len(scores_n):

@@ -1,6 +1,4 @@
-"""What layers and cells do with a dropout policy: choose it from their arguments, check it, and decide
-whether masks are drawn.
-"""
+"""The dropout policy of layers and cells: how arguments choose it, its checks, and when masks are drawn."""
 
 import numbers
 from dataclasses import fields
@@ -36,7 +34,7 @@ class MaskSampling(nn.Dropout):
 
     @property
     def drops_weights(self) -> bool:
-        """Whether it draws masks on weights, which a batch has one of; `sampling` looks for it."""
+        """Whether it draws masks on weights, which a whole batch shares; `predict_mc` asks for this."""
         return self.dropout.p_weight > 0
 
     def forward(self, x: Tensor) -> Tensor:

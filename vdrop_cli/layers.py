@@ -57,22 +57,23 @@ class Recurrent(DropoutModule):
       output;
     - `recurrent_dropout=p`: a mask held over the sequence, on the recurrence alone, shared by all gates.
 
-    In training mode every call without `masks` draws new ones from torch's global random state. In evaluation
-    mode the means of the masks replace them. `sampling.training` decides which; `train()` and `eval()` set
-    it. `masks` that are passed are used in either mode.
+    In training mode, every call without `masks` draws new masks from torch's global random state. In
+    evaluation mode, it uses the means of the masks. The attribute `sampling.training` of the layer decides
+    which; `train()` and `eval()` set it. `masks` that are passed are used in either mode.
 
     - `reverse`: the layers read backward in time.
     - `compute_dtype`: the type in which matrix products are multiplied (None: that of the weights). Autocast
       does not change it; under it, inputs and states are converted to the type of the weights.
     - `backend`: one of `kernels.BACKENDS`, or `auto`, which depends on the device of the input.
-    - `recompute`: the back end `triton` stores less and computes it again in the backward pass.
-    - `hidden_size` may be a sequence with the size of each layer; `num_layers` is its length. States of
+    - `recompute`: the back end `triton` stores fewer intermediate results in the forward pass, and computes
+      them again in the backward pass.
+    - `hidden_size` may be a sequence with the size of each layer; `num_layers` is then its length. States of
       layers whose sizes differ are joined in the last dimension: h and c are [directions, B, sum of the
       sizes], those of the last layer at the end.
-    - `residual`: the input of each layer but the first is added to its output, not to its states. Their sizes
-      must be equal. The added input is the one before the layer's dropout.
+    - `residual`: the input of each layer but the first is added to its output, not to its states. All layers
+      must have the same size. The added input is the one before the layer's dropout.
     - `layer_norm`: normalises inside the cell (Ba et al. 2016, see `kernels.Norms`), with parameters
-      `norm_…`. The back end `triton` does not have it.
+      `norm_…`. The back end `triton` does not support it.
     - `proj_size` (LSTM): a projection of the hidden state, computed by the back end `reference`, a plain
       loop.
 
@@ -399,8 +400,9 @@ class Recurrent(DropoutModule):
                 order = reversed_order(len(x_TBD), lengths)
                 x, layer_masks = reverse_time(x, order), reverse_masks(layer_masks, order)
             first = tuple(part[direction] for part in states)
-            # The kernels do not divide where the cell state is masked. So they take the first hidden state
-            # multiplied by the keep probability, and divide where a state enters the recurrent product.
+            # With a mask on the cell state, the kernels carry hidden states that are not divided by the keep
+            # probability. So the first hidden state is multiplied by it, and the mask on the hidden state in
+            # the recurrent product divides by it.
             scale = 1.0 if masks.cell_scales is None else masks.cell_scales[number]
             if scale != 1:
                 first, layer_masks = scaled(first, 1 / scale), with_recurrent_scale(layer_masks, scale, x)
@@ -424,10 +426,10 @@ class Recurrent(DropoutModule):
 
         `input` is [T, B, D], or [B, T, D] with `batch_first`, or [T, D] without a batch, or a PackedSequence.
         With `lengths` [B] the last state is the one after each sequence's last step, and the output beyond it
-        is zero; lengths above T count as T. The last state is before the output mask, and without the
-        addition of `residual`: with these, `output[-1]` is not `h[-1]` as in torch. `masks` have the
-        sequences in the order of the input; masks of backward layers are indexed by position in the text,
-        not by step.
+        is zero; lengths above T count as T. The output mask and the addition of `residual` change the output,
+        not the last state. With either of them, `output[-1]` differs from `h[-1]`, unlike in torch. `masks`
+        are in the order of the sequences in the input. Masks of backward layers are indexed by the position
+        in the sequence, not by the order of reading.
 
         `return_states` adds a third result: for each layer and direction, in torch's order, the states of all
         steps in the layout of the output, (h,) or for an LSTM (h, c), before the output mask.
@@ -469,7 +471,7 @@ class Recurrent(DropoutModule):
         batched: bool,
         return_states: bool,
     ) -> "Results":
-        """Runs all layers on a time-first input."""
+        """Prepares the first states, then runs all layers on a time-first input with autocast off."""
         like = self.parameter_like()
         states = self.state_layout.initial(hx, x_TBD.shape[1], batched, like)
         device_type = x_TBD.device.type
@@ -487,7 +489,7 @@ class Recurrent(DropoutModule):
         masks: ModelMasks | None,
         return_states: bool,
     ) -> "Results":
-        """Runs all layers from the states of all of them."""
+        """Runs all layers on a time-first input; `states` are the first states of all layers."""
         time, batch, _ = x_TBD.shape
         layout = self.state_layout
         if masks is None:
@@ -560,8 +562,8 @@ class Results(NamedTuple):
 def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor | None:
     """Returns lengths as int64 on the device of the input.
 
-    Raises ValueError. Negative lengths on a GPU or in compiled code raise a RuntimeError when they are read,
-    since checking them would wait for the device.
+    Raises ValueError for lengths that do not fit. On a GPU or in compiled code, negative lengths raise
+    RuntimeError later, when the device reads them: a check here would wait for the device.
     """
     if lengths is None:
         return None
@@ -615,9 +617,10 @@ class LSTM(Recurrent):
 class GRU(Recurrent):
     """Stacked GRU with the interface of `torch.nn.GRU`; the state is h, [L · directions, B, H].
 
-    The reset gate acts before the recurrent product of the candidate, as in the paper. `torch.nn.GRU` and
-    cuDNN apply it after that product, which is `reset_after=True`. `from_torch` sets it. `load_state_dict`
-    cannot notice that it is missing: both variants have weights of the same names and shapes.
+    The reset gate acts before the recurrent product of the candidate, as in the paper. With
+    `reset_after=True` it acts after that product, as in `torch.nn.GRU` and cuDNN; `from_torch` sets this.
+    `load_state_dict` cannot detect a wrong `reset_after`: the weights of both variants have the same names
+    and shapes.
     """
 
     cell = Cell.gru

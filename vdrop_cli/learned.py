@@ -24,7 +24,7 @@ class Words:
 
     @classmethod
     def from_vocabulary(cls, vocabulary: list[str]) -> "Words":
-        """Returns what a vocabulary says of the tokens for ends of lines and for unknown words."""
+        """Returns `Words`, with the tokens for line ends and unknown words if the vocabulary has them."""
         known = set(vocabulary)
         return cls(vocabulary, *(word if word in known else None for word in (LINE_END_WORD, UNKNOWN_WORD)))
 

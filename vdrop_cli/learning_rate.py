@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, so that a run that resumes needs no more than counts."""
+"""The learning rate as a function of counts of steps and falls, so that a run can resume from these."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class LearningRate:
     - `plateau`: divided by `decay` at each fall (`falls_after`);
     - `cosine` and `linear`: `lr` until the end of `max_epoch`, then down to `lr_end · lr` at the last update.
 
-    During the first `warmup` updates the rate rises in equal parts, the last of them has all of it.
+    During the first `warmup` updates the rate rises linearly; the last of them has the full rate.
     """
 
     schedule: Schedule
@@ -24,7 +24,7 @@ class LearningRate:
     total_steps: int
 
     def at(self, step: int, falls: int = 0) -> float:
-        """Returns the rate of the update after `step` others, and after so many falls."""
+        """Returns the rate of the update after `step` updates; `falls` counts the falls of a plateau."""
         schedule = self.schedule
         warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
         if schedule.lr_shape is LrShape.step:
@@ -39,7 +39,7 @@ class LearningRate:
 
 
 def fallen(lr: float, decay: float, falls: int) -> float:
-    """Returns the rate after so many falls, 0 where the divisor is too large for a number."""
+    """Returns the rate after `falls` divisions by `decay`; 0 where the divisor overflows."""
     try:
         return lr / decay**falls
     except OverflowError:
@@ -50,7 +50,8 @@ def falls_after(schedule: Schedule, validations: list[float]) -> int:
     """Returns how often the rate of a plateau has fallen after these epochs, by their selection metrics.
 
     It falls after `plateau_epochs` epochs without a better validation, counted from the best epoch, the last
-    fall or `max_epoch`, whichever was last. A better one is below the best by the share `plateau_gain` of it.
+    fall or `max_epoch`, whichever came last. A validation is better if it is lower than the best one by more
+    than the share `plateau_gain` of the best one.
     """
     if schedule.lr_shape is not LrShape.plateau:
         return 0

@@ -42,7 +42,7 @@ class Lock:
             if is_in_place(self.path, self.handle):
                 break
             os.close(self.handle)  # its owner removed it in between
-        with suppress(OSError):  # the owner's name is only for people; a full disk shows at the next file
+        with suppress(OSError):  # the name is only for people; the next file reports a full disk
             os.ftruncate(self.handle, 0)
             os.pwrite(self.handle, self.OWNER + f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return self

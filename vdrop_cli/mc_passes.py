@@ -1,5 +1,6 @@
-"""Passes of MC dropout, of whatever model: how they are made, how they stop and resume, and the table of the
-measure by number of passes.
+"""Passes of MC dropout with any model: their options, and how they stop and resume.
+
+The table `mc` shows the error by the number of passes that are averaged.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ class PassOptions:
     batch: int  # passes of a language model that may share a batch
     seed: int  # of the masks
     word_dropout: bool  # whether words are dropped, too
-    factors: Sequence[float] = ()  # on dropout probabilities; the best one on validation counts. Empty: 1
+    factors: Sequence[float] = ()  # on dropout probabilities; the best on validation is used. Empty: 1
     calibration: bool = False  # whether they measure how sure a language model is of the next word
 
 
@@ -41,12 +42,13 @@ class McPasses(ABC):
 
     @abstractmethod
     def run(self) -> Iterator[int]:
-        """Reads to the end; yields after each part how many words that was. It can stop after any part."""
+        """Reads to the end; yields the number of words of each part. It can be stopped after any part."""
 
     @abstractmethod
     def results(self) -> Measured:
-        """Returns the metrics and tables of passes that are done. The table `mc` has a row of `mc_row` for
-        each of `sample_counts`.
+        """Returns the metrics and tables, once all passes are finished.
+
+        The table `mc` has a row, made by `mc_row`, for each of `sample_counts`.
         """
 
     @abstractmethod
@@ -55,11 +57,11 @@ class McPasses(ABC):
 
     @abstractmethod
     def require_fitting(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where `state` is none of passes such as these."""
+        """Raises ValueError where `state` cannot be a state of these passes."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over a state that fits."""
+        """Restores a state that `require_fitting` accepts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a state. Raises ValueError, and changes nothing, if it does not fit these passes."""
@@ -80,10 +82,12 @@ def sample_counts(samples: int) -> list[int]:
 
 
 def mc_row(measure: str, count: int, values: list[float]) -> Row:
-    """Returns a row of the table `mc`: mean and standard deviation of a measure over disjoint groups of
-    `count` passes, of which each is averaged. A single group has no standard deviation.
+    """Returns a row of the table `mc`: mean and standard deviation of a measure over disjoint groups.
+
+    Each group averages `count` passes; `values` has the measure of each group. A single group has no standard
+    deviation.
     """
-    mean = sum(values) / len(values)  # `fmean` rounds otherwise than the recorded numbers
+    mean = sum(values) / len(values)  # `fmean` would round differently from recorded numbers
     return {"samples": count, measure: mean, "deviation": std(values), "groups": len(values)}
 
 
@@ -103,8 +107,9 @@ def is_numeric(value: Any, shape: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 def is_state_of(parts: Any, zeros: Sequence[Tensor]) -> bool:
-    """Returns whether `parts` is a list of tensors, without NaN, of the shapes and types of `zeros`: the
-    carried state of the same model.
+    """Returns whether `parts` can be the carried state of a model whose zero state is `zeros`.
+
+    It must be a list of tensors of the same shapes and types, without NaN.
     """
     return (
         isinstance(parts, list)
@@ -114,8 +119,9 @@ def is_state_of(parts: Any, zeros: Sequence[Tensor]) -> bool:
 
 
 def place_in_text(number: Any, tokens: int, steps: int) -> int:
-    """Returns `number`, that of the next segment of `steps` tokens. Raises ValueError unless it is in
-    [0, number of segments].
+    """Returns `number`, the index of the next segment of `steps` tokens.
+
+    Raises ValueError unless it is in [0, number of segments].
     """
     if type(number) is not int or not 0 <= number <= -(-tokens // steps):
         raise ValueError("its place is outside the text")

@@ -1,4 +1,4 @@
-"""What an evaluation measures: metrics by name, and tables that say more."""
+"""What an evaluation measures: metrics by name, and tables with details."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,10 @@ from vdrop_cli.assessment import Assessment, Row
 
 
 class Measured(NamedTuple):
-    """`metrics` are single numbers. `tables` are lists of rows by the table's name, such as `mc`, the error
-    by number of passes.
+    """The metrics and tables of an evaluation.
+
+    `metrics` are single numbers by name. `tables` are lists of rows by the name of the table; the table `mc`
+    has the error by the number of passes.
     """
 
     metrics: dict[str, float]

@@ -23,8 +23,8 @@ class Encoder(nn.Module):
     """Embedding, stacked layers and the weights of a head.
 
     The embedding has the size of the hidden layers (Zaremba et al. 2014), unless the settings have another.
-    With `tie_embeddings` the word vectors are the weights of the head (Press & Wolf 2017); a projection
-    `head_projection [E, H]` of the output comes before it where the sizes differ.
+    With `tie_embeddings` the word vectors are the weights of the head (Press & Wolf 2017). Where their size
+    differs from that of the output, `head_projection [E, H]` projects the output before the head.
     """
 
     outputs: int | None = None  # number of last steps whose output the head reads; None: all
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         hidden, size = model.hidden_size, model.word_size
         rows = vocabulary_size if self.head_rows is None else self.head_rows
         self.dropout = dropout
-        # the embedding has the masks of words, the head its own
+        # masks on words and on the head's input are applied by this module, not by the layers
         layer_places = tuple(place for place in dropout.new_each_step if place != "p_head")
         in_layers = replace(dropout.without_words(), p_head=0.0, new_each_step=layer_places)
         options: dict[str, Any] = {
@@ -191,9 +191,11 @@ class LanguageModel(Encoder):
     def augmented_nll(
         self, x_TBE: Tensor, targets_TB: Tensor, factor: float, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Returns the negative log-likelihood in nats, summed over the targets: with the augmented loss of
-        Inan et al. (2017) times `factor`, and without it, which has no gradient. The head is computed by
-        torch's operations, whatever the back end.
+        """Returns the loss with the augmented loss of Inan et al. (2017), and the loss without it.
+
+        Both are in nats, summed over the targets. The first is the negative log-likelihood plus `factor`
+        times the augmented loss. The second is the negative log-likelihood, without a gradient. The head is
+        computed by torch's operations, whatever the back end.
         """
         head, dtype = (self.word_weights, self.head_bias, self.embedding), self.layers.compute_dtype
         inputs = (x_TBE.flatten(0, 1), *head, targets_TB.flatten())

@@ -18,9 +18,10 @@ class LockedDropout(nn.Dropout):
     """Dropout with one mask for all steps of a sequence, and another for each sequence.
 
     The input is [T, B, D], or [B, T, D] with `batch_first`, or one step [B, D]. In training mode every call
-    without `masks` draws a new mask with drop probability `p`; a step needs `masks`, which hold for its
-    sequence. `masks` that are passed are used in either mode. Raises ValueError for a probability outside
-    [0, 1), for shapes that do not fit, and for a step in training mode without `masks`.
+    without `masks` draws a new mask with drop probability `p`. The exception is a single step, which needs
+    `masks` that were drawn once for its sequence. `masks` that are passed are used in either mode. Raises
+    ValueError for a probability outside [0, 1), for shapes that do not fit, and for a single step in training
+    mode without `masks`.
     """
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
@@ -40,9 +41,9 @@ class LockedDropout(nn.Dropout):
         return new_mask(self.p if self.training else 0.0, shape, device, dtype)
 
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Returns `x` with one mask for all steps, in its shape.
+        """Returns `x` times one mask for all steps, in the shape of `x`.
 
-        `masks` is a mask of `masks(batch, size, x.device, x.dtype)`. Raises ValueError for a shape, type or
+        `masks` is a mask from `masks(batch, size, x.device, x.dtype)`. Raises ValueError for a shape, type or
         device that does not fit.
         """
         if x.dim() == 2:  # one step of a loop
@@ -81,9 +82,10 @@ class WordDropout(nn.Dropout):
     With `by="type"` a dropped word is dropped wherever it occurs in its sequence (Gal & Ghahramani 2016,
     section 4.2); with `by="token"` each occurrence is dropped independently. Vectors are [T, B, D] and words
     [T, B], or [B, T, D] and [B, T] with `batch_first`, or those of one step, [B, D] and [B]. In training mode
-    every call without `masks` draws new ones, but a step by type needs `masks`, which hold for its sequence.
-    `masks` that are passed are used in either mode. Raises ValueError for a probability outside [0, 1), for
-    shapes that do not fit, and for a step by type in training mode without `masks`.
+    every call without `masks` draws new ones. The exception is a single step with `by="type"`, which needs
+    `masks` that were drawn once for its sequence. `masks` that are passed are used in either mode. Raises
+    ValueError for a probability outside [0, 1), for shapes that do not fit, and for a single step by type in
+    training mode without `masks`.
     """
 
     def __init__(self, p: float = 0.5, by: str | WordMask = "type", batch_first: bool = False) -> None:
@@ -105,7 +107,7 @@ class WordDropout(nn.Dropout):
         """Returns the vectors `x` of the words `ids`, those of dropped words zero.
 
         `x` is [T, B, D] and `ids` [T, B], or [B, T, D] and [B, T] with `batch_first`; of one step [B, D] and
-        [B]. `masks` are those of `masks(time, batch, x.device)`; those by token of a step are of `time` 1.
+        [B]. `masks` come from `masks(time, batch, x.device)`, where `time` is 1 for a single step by token.
         Raises ValueError for shapes that do not fit.
         """
         if ids.dim() not in (1, 2) or x.dim() != ids.dim() + 1 or x.shape[:-1] != ids.shape:
@@ -154,7 +156,7 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
     Merity et al. 2018 (AWD-LSTM). `names` are the weights, by default all `weight_hh…` of `module`:
     `nn.LSTM`, `nn.GRU` or a layer of this library. The module itself is changed, by
     `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` with
-    `leave_parametrized=False` undoes it (without that, the weights stay as one draw dropped them). Raises
+    `leave_parametrized=False` undoes it (by default, one draw of the mask would stay in the weights). Raises
     ValueError for a cell, which would resample its weights at every step, for a layer with `p_weight`, and
     for unknown names.
     """

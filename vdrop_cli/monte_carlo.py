@@ -30,7 +30,7 @@ from vdrop_cli.perplexity import perplexity, segments
 from vdrop_cli.policies import Dropout
 from vdrop_cli.random_streams import Stream
 
-PASS_STEPS = 35  # policies with new masks at every step draw the masks of so many steps at once
+PASS_STEPS = 35  # steps of a segment; masks that are new at every step are drawn for one segment at a time
 
 
 class RunningAverages:
@@ -62,13 +62,13 @@ class RunningAverages:
         return {"seen": self.seen, "sums": self.sums, "perplexities": self.perplexities}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state that fits: see `require_fitting`."""
+        """Restores a state that `require_fitting` accepts."""
         self.seen = state["seen"]
         self.sums = state["sums"]
         self.perplexities = state["perplexities"]
 
     def require_fitting(self, state: Any, tokens: int) -> None:
-        """Raises ValueError unless `state` is one of these averages, over so many tokens."""
+        """Raises ValueError unless `state` can be a state of these averages over `tokens` tokens."""
         if (
             not isinstance(state, dict)
             or type(state.get("seen")) is not int
@@ -108,9 +108,9 @@ class RunningAverages:
 
 
 class PassMasks:
-    """The masks of MC passes, as functions of seed and pass, and of the segment where they are not held.
+    """The masks of MC passes, as functions of the seed, the pass and, where they are resampled, the segment.
 
-    Masks that are not new at every step, and word masks by type, are held for the whole text.
+    Masks that are not new at every step, and word masks by type, are held over the whole text.
 
     Without `word_dropout` the word mask is left out, as in the authors' evaluation.
     """
@@ -124,7 +124,7 @@ class PassMasks:
         self.dropout = dropout if word_dropout else dropout.without_words()
         self.is_fixed = is_fixed(self.dropout)
         self.stream = Stream((seed, "mc"))
-        # of the last passes: the masks of their first segment, which are held where they are not new
+        # the last passes and their masks of the first segment, which are held where they are not resampled
         self.first: tuple[range, ModelMasks] | None = None
 
     def draw(self, passes: range, segment: int, time: int) -> ModelMasks:
@@ -133,7 +133,7 @@ class PassMasks:
             masks = self.draw_passes(self.dropout, passes, 0, time)
         else:
             if self.first is None or self.first[0] != passes:
-                # Always of as many steps: how many numbers a place takes decides on those of the next one.
+                # Always PASS_STEPS steps: the numbers drawn for one place shift those of the next.
                 self.first = (passes, self.draw_passes(self.dropout, passes, 0, PASS_STEPS))
             # masks on weights, which are drawn last, are those of the first segment
             masks = self.draw_passes(replace(self.dropout, p_weight=0.0), passes, segment, time)
@@ -149,7 +149,7 @@ class PassMasks:
 class MonteCarlo(McPasses):
     """MC dropout: each token's probability is averaged over `samples` passes, then the log is taken.
 
-    `batch` passes share a batch; the result does not depend on it but for rounding. The passes can stop
+    `batch` passes share a batch; apart from rounding, it does not change the result. The passes can stop
     between two segments of the text.
     """
 

@@ -33,7 +33,7 @@ from vdrop_cli.perplexity import perplexity, ppl, segments
 BINS = 15  # of the most probable word's probability, equally wide (Guo et al. 2017)
 POSITIONS = (1, 2, 6, 11, 21)  # lowest position of each group, in words of a sentence
 FREQUENCIES = (0, 10, 100, 1_000, 10_000)  # lowest count of each group, in the training text
-LOGITS = {"cpu": 2**22, "cuda": 2**26}  # in memory at once, by device; no fewer than those of one pass
+LOGITS = {"cpu": 2**22, "cuda": 2**26}  # number in memory at once, by device; at least that of one pass
 
 
 class Tokens(NamedTuple):
@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
 
     @property
     def mutual_information_N(self) -> Tensor:
-        """Mutual information between the token and the masks, nats; rounding to below 0 is undone."""
+        """Mutual information between the token and the masks, nats; values below 0, by rounding, become 0."""
         return (self.entropy_N - self.pass_entropy_N).clamp(min=0)
 
     def cpu(self) -> "Tokens":
@@ -84,7 +84,7 @@ class Groups(NamedTuple):
 
     @classmethod
     def from_text(cls, stream_N: Tensor, train_N: Tensor | None, line_end: int | None) -> "Groups":
-        """Returns those of a text without its first token, which is not predicted."""
+        """Returns the groups of a text's tokens, except its first token, which is not predicted."""
         position_N = None if line_end is None else positions(stream_N, line_end)[1:]
         if train_N is None:
             return cls(position_N, None)
@@ -128,7 +128,7 @@ def ranges(values_N: Tensor, lowest: tuple[int, ...]) -> Iterator[tuple[str, Ten
 
 
 def bin_sums(confidence_N: Tensor, is_right_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns tokens, summed confidence and right tokens of each bin; bin k holds ]k/15, (k+1)/15]."""
+    """Returns tokens, summed confidence and right tokens of each bin; bin k is (k/15, (k + 1)/15]."""
     bin_N = ((confidence_N * BINS).ceil().long() - 1).clamp(0, BINS - 1)
     ones_N = torch.ones_like(confidence_N)
     tokens, confidence, right = (
@@ -168,7 +168,10 @@ class Predictions(NamedTuple):
 
 
 def predictions(model: LanguageModel, x_TSE: Tensor, targets_T: Tensor) -> Predictions:
-    """Takes the softmax of a few passes at a time; all logits, [T, S, V], do not fit in memory."""
+    """Returns the predictions of all passes for a segment.
+
+    The softmax is computed for a few passes at a time, since all logits, [T, S, V], do not fit in memory.
+    """
     steps, passes, _ = x_TSE.shape
     vocabulary = len(model.head_bias)
     p_TV = torch.zeros(steps, vocabulary, dtype=torch.float64, device=x_TSE.device)
@@ -177,7 +180,7 @@ def predictions(model: LanguageModel, x_TSE: Tensor, targets_T: Tensor) -> Predi
     at_once = max(1, LOGITS[x_TSE.device.type] // (steps * vocabulary))
     for first in range(0, passes, at_once):
         some = slice(first, first + at_once)
-        x_TsE = x_TSE[:, some].contiguous()  # otherwise it is one small product a step
+        x_TsE = x_TSE[:, some].contiguous()  # otherwise the logits are one small product per step
         log_p_TsV = model.logits(x_TsE).log_softmax(-1)
         index_Ts1 = targets_T[:, None, None].expand(*log_p_TsV.shape[:2], 1)
         log_p_TS[:, some] = log_p_TsV.gather(-1, index_Ts1)[..., 0]
@@ -194,7 +197,7 @@ def tokens_of(parts: list[Predictions], targets_T: Tensor) -> Tokens:
     p_TV = sum((part.p_TV for part in parts[1:]), parts[0].p_TV) / passes
     confidence_T, words_T = p_TV.max(-1)
     return Tokens(
-        math.log(passes) - log_p_TS.logsumexp(1),  # a sum of p_TV underflows sooner
+        math.log(passes) - log_p_TS.logsumexp(1),  # by logarithms: probabilities would underflow sooner
         torch.special.entr(p_TV).sum(-1),
         sum((part.entropy_T for part in parts[1:]), parts[0].entropy_T) / passes,
         confidence_T,
@@ -224,10 +227,10 @@ def measure_calibration(model: LanguageModel, stream_N: Tensor, groups: Groups) 
 
 
 class NextWordPasses(McPasses):
-    """MC dropout with the passes of `MonteCarlo`, of which the whole distribution of each word is averaged.
+    """MC dropout with the passes of `MonteCarlo`; the whole distribution of each next word is averaged.
 
-    The text is read segment by segment, each in all passes, so that the distributions of a single segment are
-    in memory, [T, V]. `batch` passes share a batch. The passes can stop between two segments.
+    All passes read a segment of the text before the next segment begins, so only the distributions of one
+    segment, [T, V], are in memory. `batch` passes share a batch. The passes can stop between two segments.
     """
 
     def __init__(self, model: LanguageModel, stream_N: Tensor, groups: Groups, options: PassOptions) -> None:
@@ -238,7 +241,7 @@ class NextWordPasses(McPasses):
         self.masks = PassMasks(model, options.seed, options.word_dropout)
         self.number = 0  # of the next segment
         self.states: list[State] = [model.zero_state(len(passes)) for passes in self.batches]
-        # by number of passes, the negative log-likelihood of the text in each group of so many
+        # by size of a group of passes: the negative log-likelihood of the text, summed, of each group
         self.nll = {
             count: torch.zeros(samples // count, dtype=torch.float64, device=stream_N.device)
             for count in sample_counts(samples)
@@ -276,7 +279,7 @@ class NextWordPasses(McPasses):
         return lambda passes, number, time: masks[passes]
 
     def add(self, number: int, parts: list[Predictions], targets_T: Tensor) -> None:
-        """Takes a segment into the results."""
+        """Adds the predictions of segment `number` to the results."""
         here = slice(number * PASS_STEPS, number * PASS_STEPS + len(targets_T))
         for whole_N, values_T in zip(self.tokens, tokens_of(parts, targets_T), strict=True):
             whole_N[here] = values_T

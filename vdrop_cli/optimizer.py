@@ -1,4 +1,4 @@
-"""The optimiser's step."""
+"""The optimiser: the gradients, their clipping, and the update of the weights."""
 
 import math
 from typing import Any
@@ -16,12 +16,15 @@ SMALLEST_RATE = 1e-30
 class Optimizer:
     """Plain SGD, Adam or AdamW, with a limit on the gradient's global norm.
 
-    Weight decay acts on every parameter. SGD: after the step, in the same two passes over the weights; Adam:
-    in the gradient, as the authors' penalty of weight_decay/2 on the squared weights; AdamW: before the step,
-    by the learning rate times weight_decay.
+    Weight decay acts on every parameter:
+    - SGD: after the step, the weights are multiplied by 1 - weight_decay; this takes no further pass over
+      them;
+    - Adam: weight_decay times the weights is added to the gradient. This is the gradient of the authors'
+      penalty, weight_decay/2 times the squared weights;
+    - AdamW: before the step, the weights are multiplied by 1 - lr · weight_decay.
 
-    `delayed` (by default on a GPU alone): the update does not wait for the gradient's norm, which is read
-    later.
+    With `delayed` (by default on a GPU only), the update does not wait until the processor has read the
+    gradient's norm.
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule, *, delayed: bool | None = None) -> None:
@@ -45,7 +48,7 @@ class Optimizer:
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
-        """Restores the moments after so many steps; the settings decide on the rest.
+        """Restores the moments after `steps` updates; all hyper-parameters come from the settings.
 
         Raises ValueError if they do not fit.
         """
@@ -55,7 +58,7 @@ class Optimizer:
         )
 
     def require_fitting(self, state: dict[str, Any], steps: int) -> None:
-        """Raises ValueError unless `state` is one of this optimiser, for these parameters."""
+        """Raises ValueError unless `state` can be that of this optimiser after `steps` updates."""
         numbers = list(range(len(self.parameters)))
         groups, moments = state.get("param_groups"), state.get("state")
         is_one_group = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
@@ -76,10 +79,10 @@ class Optimizer:
             raise ValueError("its optimiser lacks the moments of some weights")
 
     def step(self, loss: Tensor, lr: float, reported: Tensor | None = None) -> "LossAndNorm":
-        """Makes one step down the gradient of `loss` at the learning rate `lr`; returns the loss, or the one
-        that is `reported` in its place, and the gradient's norm before clipping.
+        """Makes one update with the gradient of `loss` at the learning rate `lr`.
 
-        If the norm is not finite, no weight changes.
+        Returns the loss, or `reported` where it is passed, and the gradient's norm before clipping. If the
+        norm is not finite, no weight changes.
         """
         return self.descend(self.differentiate(loss, reported), lr)
 
@@ -92,7 +95,7 @@ class Optimizer:
         return torch.stack([reported.detach().double(), norm.double()])
 
     def descend(self, loss_and_norm_2: Tensor, lr: float) -> "LossAndNorm":
-        """Makes the step down the gradients that `differentiate` computed."""
+        """Updates the weights with the gradients that `differentiate` computed."""
         numbers = LossAndNorm(loss_and_norm_2)
         if self.delayed:
             self.update_without_waiting(loss_and_norm_2[1], lr)
@@ -105,7 +108,7 @@ class Optimizer:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def update(self, norm: float, gradients: list[Tensor], lr: float) -> None:
-        """Updates the weights with a norm that was read."""
+        """Clips the gradients by their norm, and updates the weights."""
         if not math.isfinite(norm):
             return
         scale = min(1.0, self.schedule.max_grad_norm / (norm + 1e-6))
@@ -117,8 +120,9 @@ class Optimizer:
         self.inner.step()
 
     def update_without_waiting(self, norm: Tensor, lr: float) -> None:
-        """Makes the same update with a norm on the GPU: the fused optimiser divides gradients by `grad_scale`
-        and skips the step if `found_inf` is not 0.
+        """Makes the same update with the norm still on the GPU.
+
+        The fused optimiser divides the gradients by `grad_scale`, and skips the step if `found_inf` is not 0.
         """
         inner: Any = self.inner
         inner.grad_scale = ((norm + 1e-6) / self.schedule.max_grad_norm).clamp(min=1).float()
@@ -181,7 +185,8 @@ class LossAndNorm:
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """Returns the norm over all gradients.
 
-    Rows come first: on the CPU that is exact to fp32 and quick; a norm over millions of numbers is neither.
+    The norm of each row is computed first. On the CPU this is fast and exact to fp32, unlike a single norm
+    over millions of numbers.
     """
     norm: Tensor = torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in gradients]).norm()
     return norm

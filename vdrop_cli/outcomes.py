@@ -37,7 +37,7 @@ TYPES: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Ou
 
 
 def path_of(folder: Path, number: int) -> Path:
-    """The outcome of a job in the folder of its sweep."""
+    """Returns the path of a job's outcome in the folder of its sweep."""
     return folder / f"{number}.json"
 
 
@@ -89,7 +89,7 @@ def read_summary(folder: Path) -> list[Outcome]:
 
 
 def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:
-    """Writes to `path`, if there is one. An outcome that cannot be written is reported, and stops nothing."""
+    """Writes to `path`, unless it is None. A failure to write is reported on standard error, not raised."""
     if path is not None:
         plain = asdict(outcome) if isinstance(outcome, Outcome) else [asdict(one) for one in outcome]
         try:

@@ -1,6 +1,6 @@
 """Standard output and error of a command.
 
-No encoding of a terminal is an error, and progress that cannot be displayed does not end the command.
+Characters outside a terminal's encoding are escaped. Progress that cannot be shown does not end the command.
 """
 
 import errno
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 
 class RecordingStream:
-    """A text stream that records its write error; it raises it, unless it `is_lenient`."""
+    """A text stream that records its write error, and also raises it unless `is_lenient` is true."""
 
     def __init__(self, stream: TextIO, is_lenient: bool) -> None:
         self.stream, self.is_lenient = stream, is_lenient
@@ -69,7 +69,7 @@ def is_stdout_error(error: BaseException) -> bool:
 def stdout_errors_deferred() -> Iterator[None]:
     """Defers a write error of standard output to `finish`.
 
-    For output that is on disk, too.
+    It is for output that is also on disk, so that nothing is lost.
     """
     try:
         yield

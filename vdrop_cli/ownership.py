@@ -47,7 +47,7 @@ def entries(folder: Path) -> list[Path]:
     """Lists a run folder, empty if it does not exist; raises ConfigError where it cannot be listed."""
     try:
         return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # making the folder reports the reason
+    except (FileNotFoundError, NotADirectoryError):  # the reason is reported when the folder is made
         return []
     except OSError as error:
         raise ConfigError(
@@ -104,7 +104,7 @@ def removal_order(folder: Path) -> list[Path]:
 
 
 def is_lock(path: Path) -> bool:
-    """Whether it is the lock file of an evaluation.
+    """Whether a path is the lock file of an evaluation.
 
     A link or FIFO with that name locks nothing, and is removed like any other file.
     """
@@ -178,7 +178,7 @@ def require_own(path: Path, is_own: Callable[[bytes], bool], advice: str, size: 
 def require_record(folder: Path) -> None:
     """Raises ConfigError where a record would overwrite something other than files.
 
-    A folder of a record has only names of a run's files.
+    Only names of a run's files are checked, since a record contains no others.
     """
     for path in entries(folder):
         if is_run_file(path) and (status := file_status(path)) is not None:

@@ -1,4 +1,4 @@
-"""MC passes that stop and resume: how far an evaluation has come, as a file beside that of its results."""
+"""MC passes that stop and resume: the progress of an evaluation, in a file beside the result file."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from vdrop_cli.trained_model import checksum
 
 
 class PartialEvaluation:
-    """How far MC passes have come, and the file that holds it, which ends in `.partial`."""
+    """The progress of MC passes, and the file that stores it, whose name ends in `.partial`."""
 
     def __init__(self, path: Path, identity: dict[str, str], minutes: float) -> None:
         """`identity`: all that the numbers depend on. `minutes`: the time between two saves."""
@@ -38,10 +38,10 @@ class PartialEvaluation:
         described: dict[str, Any],
         settings: Eval,
     ) -> "PartialEvaluation":
-        """Returns that of the evaluation whose results `target` will hold. Its identity decides on the
-        numbers to the last bit, on one machine.
+        """Returns the partial evaluation that belongs to the result file `target`.
 
-        `paths` are the checkpoints of all models, `described` is the environment.
+        On one machine, evaluations with the same identity have the same results to the last bit. `paths` are
+        the checkpoints of all models, `described` is the environment.
         """
         checkpoints = " ".join(map(checksum, paths))
         identity = {"checkpoint": checkpoints, "corpus": task.fingerprint, "mc_batch": mc_batch}
@@ -54,10 +54,10 @@ class PartialEvaluation:
         return cls(target.with_suffix(".partial"), texts, settings.save_minutes)
 
     def load(self, passes: McPasses) -> bool:
-        """Resumes the passes from the file and returns True, unless the file is missing, is damaged or
-        belongs to another evaluation.
+        """Resumes the passes from the file, and returns whether this was possible.
 
-        Raises ConfigError where it cannot be read.
+        It is not where the file is missing, is damaged or belongs to another evaluation. Raises ConfigError
+        where the file cannot be read.
         """
         try:
             content = files.read_tensors(self.path)
@@ -90,19 +90,20 @@ class PartialEvaluation:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last save is as long ago as two saves may be apart."""
+        """Whether a save is due: `minutes` have passed since the last one."""
         return time.perf_counter() - self.saved >= 60 * self.minutes
 
     def save(self, passes: McPasses) -> None:
-        """Replaces the file."""
+        """Replaces the file by one with the present progress of the passes."""
         content = {"passes": passes.state_dict(), "metrics": self.metrics, "seconds": self.seconds}
         files.write_tensors(self.path, {"of": self.identity, **content})
         self.saved = time.perf_counter()
 
 
 def run_passes(passes: McPasses, partial: PartialEvaluation) -> None:
-    """Runs passes to the end and saves them from time to time. Raises Interrupted, with all that is done
-    saved, where the process was asked to stop.
+    """Runs passes to the end, and saves them from time to time.
+
+    Raises Interrupted where the process was asked to stop, after it has saved all finished work.
     """
     words = passes.total
     partial.clock = time.perf_counter()

@@ -13,7 +13,7 @@ from torch import Tensor
 from vdrop_cli import interruption
 from vdrop_cli.model import LanguageModel
 
-STREAM_STEPS = 1000  # time steps of a call; the results do not depend on it but for rounding
+STREAM_STEPS = 1000  # time steps of a call; apart from rounding, it does not change results
 
 
 class Chunk(Protocol):
@@ -44,7 +44,7 @@ def perplexity(nll_N: Tensor) -> float:
 
 @torch.no_grad()
 def stream_nll(model: LanguageModel, stream_N: Tensor) -> Tensor:
-    """Returns nats of every token but the first, in one pass over the text: batch 1, state carried."""
+    """Returns the negative log-likelihood, in nats, of each token but the first: batch 1, state carried."""
     state, parts = model.zero_state(1), []
     for _, ids_T, targets_T in segments(stream_N, STREAM_STEPS):
         interruption.check()

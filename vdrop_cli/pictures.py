@@ -1,4 +1,4 @@
-"""Pictures of runs, to be read in black and white too: axes named, units given."""
+"""Pictures of runs, readable in black and white too; their axes have names and units."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ COLOURS = {  # by policy, and whether its masks are untied
 }
 BASELINES = {"test_rmse_of_mean": "predicting the mean", "test_rmse_of_ridge": "ridge regression on TF-IDF"}
 BASELINE_STYLES = ("--", "-.")  # of their lines
-Curves = Mapping[str, Finished | Sequence[Finished]]  # runs by what they are called; several differ in seeds
+Curves = Mapping[str, Finished | Sequence[Finished]]  # runs by label; those of a list differ only in seeds
 
 
 def require_matplotlib() -> None:
@@ -49,7 +49,7 @@ def canvas(height: float = 5) -> "tuple[Figure, Axes]":
 
 
 def panels(count: int, width: float = 8, height: float = 5) -> "tuple[Figure, list[Axes]]":
-    """Axes side by side, each so wide and so high, in inches."""
+    """Returns a figure with `count` axes side by side; `width` and `height` of each are in inches."""
     require_matplotlib()
     from matplotlib.figure import Figure  # slow to import, so only where it is used
 
@@ -124,10 +124,10 @@ def runs_of(runs: Finished | Sequence[Finished]) -> Sequence[Finished]:
 def by_epoch(
     runs: Curves, solid: Measure, dotted: Measure | None, title: str | None
 ) -> "tuple[Figure, Axes]":
-    """One or two metrics by epoch, a curve per name: the mean over its runs, with a band from the lowest to
-    the highest.
+    """Draws one or two metrics by epoch: for each name, a curve of the mean over its runs.
 
-    The colour is that of the dropout policy, the marker that of the name.
+    A band around the solid curve shows the range from the lowest to the highest run. The colour stands for
+    the dropout policy, the marker for the name.
     """
     figure, axes = canvas()
     from matplotlib.ticker import MaxNLocator

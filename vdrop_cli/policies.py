@@ -50,7 +50,7 @@ PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out", "p_head", WEIGHT)
 BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
 BETWEEN = "p_between"  # the inputs of all layers but the first, where they differ from the first one's
 EITHER = ("p_x", BETWEEN, "p_h", "p_out", "p_head")  # places whose masks can be held or new at every step
-STATE_PLACES = (BETWEEN, "p_h", "p_out")  # where the hidden state of a layer enters
+STATE_PLACES = (BETWEEN, "p_h", "p_out")  # places where the hidden state of a layer is used
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
     Policy.zaremba: ("p_x", "p_out", "p_head"),
@@ -85,12 +85,13 @@ class Dropout:
 
     Policies, ties and word masks may be names, as in `Dropout("variational", p_x=0.3, p_h=0.3)`. `p_x`, `p_h`
     and `p_c` may be sequences with a probability for each layer. `tie` defaults to `none` for the policy
-    naive and to `all` for variational; the others take no `tie`. `new_each_step` names places of the policy
-    variational whose masks are new at every step, from `EITHER` (Melis et al. 2018 hold only that of the
-    recurrence). With `one_state_mask` the mask on the hidden state of a layer is also on that state where it
-    enters the next layer, and where it is the output (Inan et al. 2017): `p_h` is the probability of all
-    three, and `p_x` is that of the first layer's input. Raises ValueError for a probability that is out of
-    range or that the policy does not use.
+    naive and to `all` for variational; the others take no `tie`. `new_each_step` is for the policy
+    variational: it lists places, from `EITHER`, whose masks are new at every step instead of held over the
+    sequence (Melis et al. 2018 hold only the mask on the recurrence). With `one_state_mask`, the mask on the
+    hidden state of a layer is used in three places: on the recurrence, on the input of the next layer, and on
+    the output of the last layer (Inan et al. 2017). `p_h` is the probability of all three, and `p_x` is that
+    of the first layer's input. Raises ValueError for a probability that is out of range or that the policy
+    does not use.
     """
 
     policy: Policy | str
@@ -98,7 +99,7 @@ class Dropout:
     tie: Tie | str | None = None
     p_word: float = 0.0  # a word of the vocabulary
     p_x: Probability = 0.0  # the input of each layer
-    # the inputs of all layers but the first; None: as p_x. In `new_each_step`, p_x is the first layer's alone
+    # the inputs of all layers but the first; None: p_x. In `new_each_step`, p_x means the first layer alone
     p_between: float | None = None
     p_h: Probability = 0.0  # the previous hidden state where it enters the recurrent product
     p_c: Probability = 0.0  # the cell state
@@ -136,7 +137,7 @@ class Dropout:
             raise ValueError("word_mask must be type where p_word=0, which masks no words, got token")
 
     def check_between(self, policy: Policy) -> None:
-        """Raises ValueError for a probability between layers that cannot be meant."""
+        """Raises ValueError for a `p_between` that the policy does not use, or that `p_x` contradicts."""
         if self.p_between is None:
             return
         if checked_probability(BETWEEN, self.p_between) > 0 and "p_x" not in ALLOWED[policy]:
@@ -147,7 +148,7 @@ class Dropout:
             raise ValueError(f"{BETWEEN} must be unset where p_x has a probability for each layer")
 
     def check_new_each_step(self, policy: Policy) -> None:
-        """Raises ValueError for places that have no masks of their own, or for another policy."""
+        """Raises ValueError for places that are not in `EITHER`, or for a policy other than variational."""
         if isinstance(self.new_each_step, str):
             raise ValueError(f"new_each_step must be a list of places, got {self.new_each_step!r}")
         places = tuple(self.new_each_step)
@@ -159,7 +160,7 @@ class Dropout:
         object.__setattr__(self, "new_each_step", tuple(p for p in EITHER if p in places))
 
     def check_one_state_mask(self, policy: Policy, tie: Tie) -> None:
-        """Raises ValueError unless the mask on the hidden state can be that of its other uses."""
+        """Raises ValueError for values that contradict `one_state_mask`."""
         if policy is not Policy.variational:
             raise ValueError(f"one_state_mask must be False with policy={policy}, got True")
         if tie is not Tie.all:
@@ -211,7 +212,7 @@ class Dropout:
         return p
 
     def without_words(self) -> "Dropout":
-        """Returns the same without masks of words."""
+        """Returns the same policy without masks on words."""
         return replace(self, p_word=0.0, word_mask=WordMask.type)
 
     @property

@@ -1,4 +1,4 @@
-"""The models that predict, and a rating for each text."""
+"""Loads the models that predict, and prints a predicted rating for each text."""
 
 import sys
 from dataclasses import replace
@@ -21,7 +21,7 @@ from vdrop_cli.tasks import RatingPredictor, predictor_of
 from vdrop_cli.trained_model import TrainedModel, add_member, build, member_paths, no_dropout, other_corpus
 from vdrop_cli.uncertainty import Predictive
 
-LEVEL = 95.0  # where the settings leave it open
+LEVEL = 95.0  # default level of intervals, per cent
 
 
 def load(settings: Predict, device: torch.device) -> TrainedModel:
@@ -84,13 +84,13 @@ def lacks_spread(built: list[TrainedModel], samples: int) -> str | None:
 
 
 def how_of(built: list[TrainedModel], samples: int) -> str:
-    """Returns in which way ratings are predicted, in words."""
+    """Returns how ratings are predicted, in words for a message."""
     each = f"{samples} passes of MC dropout" if samples else "standard approximation"
     return each if len(built) == 1 else f"{len(built)} models, {each} of each"
 
 
 def intervals_of(distribution: Predictive, noise: Noise, interval: Interval) -> Intervals:
-    """Returns the intervals of one kind; conformal ones take the scores of the noise."""
+    """Returns the intervals of one kind; conformal intervals use the scores in `noise`."""
     if interval is Interval.conformal:
         assert noise.scores_n is not None
         return conformal(distribution, noise.scores_n)

@@ -1,5 +1,6 @@
-"""Texts to predict from: of the command line, of a file or of standard input, as lines, a table or JSON
-objects.
+"""Texts to predict from: as lines, a table or JSON objects.
+
+They come from the command line, a file or standard input.
 """
 
 import codecs
@@ -18,8 +19,8 @@ from vdrop_cli.files import Damaged, printable
 from vdrop_cli.settings.choices import InputFormat
 from vdrop_cli.settings.commands import Predict
 
-COLUMN = "text"  # of the texts, where the settings leave it open
-UNDECODED = "surrogateescape"  # how bytes that are not UTF-8 are carried along
+COLUMN = "text"  # default name of the column with the texts
+UNDECODED = "surrogateescape"  # preserves bytes that are not UTF-8, until `decoded` reports them
 SHOWN = 60  # characters of a text in the table
 ENDINGS = {
     ".csv": InputFormat.csv,
@@ -32,8 +33,9 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One text to predict from, a row of the output. `number` is that of its first line in the input, from
-    1.
+    """One text to predict from, which becomes a row of the output.
+
+    `number` is the number of its first line in the input, from 1.
     """
 
     number: int
@@ -55,9 +57,7 @@ class Line:
 
     @property
     def shown(self) -> str:
-        """Returns the text in one line of at most `SHOWN` characters, for a table; then what is wrong with
-        it.
-        """
+        """Returns the text in one line of at most `SHOWN` characters, then its problem, if there is one."""
         if self.is_blank:
             return "(blank line)"
         return shortened(self.text or "") + (f" ({self.problem})" if self.problem else "")
@@ -77,8 +77,10 @@ def origin(settings: Predict) -> str:
 
 
 def lines(settings: Predict) -> list[Line]:
-    """Returns the texts to predict from: that of the command line as line 1, whatever it holds, or those of
-    the file or of standard input. Raises ConfigError where there is none, or they cannot be read.
+    """Returns the texts to predict from.
+
+    A text on the command line is line 1, whatever it contains. Otherwise the texts are those of the file or
+    of standard input. Raises ConfigError where no text exists, or where the texts cannot be read.
     """
     if settings.text is not None:
         if any("\ud800" <= character <= "\udfff" for character in settings.text):

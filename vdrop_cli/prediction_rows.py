@@ -1,4 +1,4 @@
-"""Rows of predictions as they are printed: a table, JSON or CSV; and what is reported of texts beside."""
+"""Prints rows of predictions as a table, JSON or CSV, and reports problems and unknown words in texts."""
 
 import codecs
 import json
@@ -32,7 +32,7 @@ class RowPrinter:
                 )
         if self.format is OutputFormat.csv:
             self.header = ["line", *names, *predicted, "error"]
-            if not is_utf8(sys.stdout):  # as files with texts are read
+            if not is_utf8(sys.stdout):  # files with texts are read as UTF-8
                 sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
             write_csv_row(sys.stdout, self.header)
 
@@ -96,8 +96,9 @@ class UnknownWords:
 
 
 class Problems:
-    """Lines that nothing could be predicted from: reported as they come, and an error when all others are
-    done.
+    """Lines from which nothing can be predicted.
+
+    Each is reported when it is read. They are an error after all other lines are finished.
     """
 
     def __init__(self, settings: Predict) -> None:
@@ -112,7 +113,7 @@ class Problems:
         self.count += 1
 
     def end(self, lines: int) -> None:
-        """Raises ConfigError where there were some, once all output is on its way."""
+        """Raises ConfigError if a line had a problem, after standard output is flushed."""
         if self.count:
             sys.stdout.flush()
             raise ConfigError(
@@ -121,7 +122,7 @@ class Problems:
 
 
 def require_finite(value: float, what: str, trained: TrainedModel, line: Line) -> float:
-    """Returns `value`, which is `what` is predicted from the line. Raises RunError where it is no number."""
+    """Returns `value`; raises RunError where it is not finite. `what` names the value in the message."""
     if not math.isfinite(value):
         raise RunError(f"{trained.path}: the {what} of line {line.number} is {value}; {BROKEN_WEIGHTS}")
     return value

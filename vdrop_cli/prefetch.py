@@ -42,7 +42,7 @@ def with_masks(
 
 
 def threads() -> int:
-    """How many threads draw: those that the launching thread leaves over, and at most `MAX_THREADS`."""
+    """Returns how many threads draw: one fewer than the cores, at least 1 and at most `MAX_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_THREADS, cores - 1))
 
@@ -50,12 +50,12 @@ def threads() -> int:
 def draw_ahead(
     batches: Iterable[Batch], draw: Callable[[Batch], ModelMasks], device: torch.device, ahead: int
 ) -> Iterator[tuple[Batch, ModelMasks]]:
-    """Yields each batch with its masks on the CPU; those of the `ahead` next ones are drawn meanwhile, each
-    by a thread.
+    """Yields each batch with its masks on the CPU, while threads draw the masks of the next batches.
 
+    `ahead` is the number of threads, and of batches whose masks are drawn in advance.
     The threads end with the batches, or when the caller stops iterating.
     """
-    indexed = with_index(device)  # in this thread: the current device of a new one is the first GPU
+    indexed = with_index(device)  # called here, since the current device of a new thread is the first GPU
 
     def prepare() -> None:
         if indexed.type == "cuda":

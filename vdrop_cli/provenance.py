@@ -99,11 +99,12 @@ def compiler_details() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """Returns the git commit, git's hash of the code in it, whether the working tree differs, and a digest of
-    the differences.
+    """Returns the git commit, and whether the code in the working tree differs from it.
 
-    Without a checkout that git can read, it returns a digest of the code's files instead, and the commit if
-    VDROP_COMMIT or the installer states it. `dirty` is then None, unknown.
+    `code` is git's hash of the package in the commit, `dirty` whether the working tree differs, and `changes`
+    a digest of the differences. Without a checkout that git can read, `files` is a digest of the code's files
+    instead. The commit is then present only if VDROP_COMMIT or the installer states it, and `dirty` is None,
+    unknown.
     """
     root, stated = Path(__file__).parent.parent, stated_commit()
     if not (root / ".git").exists():

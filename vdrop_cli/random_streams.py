@@ -22,5 +22,5 @@ class Stream:
 
 
 def new_stream() -> Stream:
-    """A stream that torch's global random state decides on."""
+    """Returns a stream whose path is one number from torch's global random state."""
     return Stream((int(torch.randint(2**62, (), device="cpu")),))

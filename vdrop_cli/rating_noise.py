@@ -1,5 +1,4 @@
-"""The observation noise of predicted ratings, and the scores of conformal intervals, as an evaluation of the
-same models has them.
+"""The observation noise of predicted ratings and the scores of conformal intervals, from evaluations.
 
 n validation texts
 """
@@ -26,7 +25,7 @@ from vdrop_cli.uncertainty import fit_noise
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard deviation of observations about what the model means, and where it is from."""
+    """The standard deviation of ratings around their predictions, and where this number is from."""
 
     std: float
     origin: str
@@ -34,12 +33,14 @@ class Noise:
 
 
 def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Predict, samples: int) -> Noise:
-    """Returns the noise as `vdrop eval` fitted it for these checkpoints, passes and precision, else, of one
-    model, as the standard approximation's errors give it.
+    """Returns the observation noise for predictions of these models.
 
-    These hold the model's error, too, so that with the deviation over passes beside it an interval comes out
-    a little too wide. They are in the checkpoint where the validation had just been made, else the training
-    text is read for them. Conformal intervals take the noise and the scores of one evaluation.
+    It is the noise that `vdrop eval` fitted for the same checkpoints, passes and precision. Without such an
+    evaluation, the noise of a single model comes from the errors of the standard approximation. These errors
+    include the error of the model, so an interval that also contains the deviation over passes is a little
+    too wide. A checkpoint that was written right after a validation contains this noise; otherwise the corpus
+    is read to compute it. Conformal intervals take the noise and the scores of one evaluation. Raises
+    ConfigError where an evaluation is needed and does not exist.
     """
     first = built[0]
     part = predictor.learned.noise_part
@@ -107,8 +108,8 @@ def conformal_noise(built: list[TrainedModel], samples: int, fitted: str) -> Noi
 def evaluations(built: list[TrainedModel], samples: int) -> Iterator[tuple[Path, float, dict[str, Any]]]:
     """Yields the path, the noise and the results of each evaluation of these checkpoints together.
 
-    That of several is beside whichever was named first. Raises ConfigError where its noise is no number
-    above 0.
+    An evaluation of several checkpoints is in the folder of the one that was named first, so all folders are
+    searched. Raises ConfigError where its noise is not a finite number above 0.
     """
     metric = f"noise_mc{samples}" if samples else "noise"
     digest = evaluation_files.members_digest(member_name(one.path) for one in built) if len(built) > 1 else ""

@@ -17,7 +17,7 @@ from vdrop_cli.settings.data_places import stored_places
 from vdrop_cli.settings.train import Train
 from vdrop_cli.training import Run
 
-NAMES_OF_RUNS = ("tags", "run_name")  # settings that a finished run keeps as they were
+NAMES_OF_RUNS = ("tags", "run_name")  # settings that cannot be changed in a finished run
 
 
 def print_start(settings: Train, training: Run) -> None:
@@ -42,7 +42,7 @@ def print_start(settings: Train, training: Run) -> None:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """The result for a person; it is on disk, so that nothing is lost where it cannot be shown."""
+    """Prints the result. It is also on disk, so nothing is lost where it cannot be shown."""
     with output.stdout_errors_deferred():
         for name, value in result.items():
             if name != "warnings":
@@ -52,7 +52,7 @@ def print_result(result: dict[str, Any]) -> None:
 def print_next_commands(settings: Train, folder: Path) -> None:
     """Prints the commands that evaluate a finished run and predict with it."""
     checkpoint_setting = shlex.quote(f"checkpoint={folder}")
-    # for ratings as many as `vdrop predict` makes, which needs the noise of as many
+    # ratings: the default passes of `vdrop predict`, which needs the noise for that number
     samples = PREDICT_SAMPLES if settings.task.name is TaskName.sentiment else 100
     eval_settings = f" mc_samples={samples}" if settings.dropout.policy is not Policy.none else ""
     eval_settings += " stored_data=true" if stored_places(settings.data) else ""
@@ -62,7 +62,7 @@ def print_next_commands(settings: Train, folder: Path) -> None:
 
 
 def print_not_applied(settings: Train, folder: Path) -> None:
-    """Prints which of the names asked for a finished run does not get: it keeps those of its training."""
+    """Prints which requested tags or run name a finished run does not get; those of its training remain."""
     asked = {name: value for name in NAMES_OF_RUNS if (value := getattr(settings, name))}
     train = settings_of_run(folder) if asked else None
     if train is None:

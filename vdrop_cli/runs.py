@@ -67,7 +67,7 @@ class Finished(Logged):
     """A run that has a result."""
 
     result: dict[str, Any]
-    record: "Finished | None" = None  # of an earlier one of the same settings, in whose place it stands
+    record: "Finished | None" = None  # of an earlier run with the same settings, which this run replaces
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -75,12 +75,12 @@ class Finished(Logged):
 
     @property
     def has_whole_log(self) -> bool:
-        """Whether it begins at the first step; one that was lost begins where the run resumed after that."""
+        """Whether the log begins at the first step. A log that was lost begins where the run resumed."""
         return bool(self.epochs) and self.epochs[0]["epoch"] == 1
 
     @property
     def has_shared_device(self) -> bool:
-        """Whether so many other runs had the same device that the times in the log measure nothing."""
+        """Whether other runs shared the device, so that the times in the log do not show the run's speed."""
         return (self.folder / SHARED_DEVICE).exists()
 
     @property
@@ -102,8 +102,9 @@ class Finished(Logged):
 
     @property
     def evaluations(self) -> list[Path]:
-        """Files that `vdrop eval` wrote of the epoch that is reported; those of other texts, and those of
-        checkpoints in the epoch after it, are not among them.
+        """The files that `vdrop eval` wrote for the epoch that is reported.
+
+        Evaluations of other texts, and of checkpoints within the epoch after it, are left out.
         """
         epoch = f"{self.result['epoch']:04}"
         made = {
@@ -114,7 +115,7 @@ class Finished(Logged):
 
     @property
     def lineage(self) -> Iterator["Finished"]:
-        """Yields the run itself, then the records in whose place it stands."""
+        """Yields the run itself, then the records of earlier runs that it replaces."""
         one: Finished | None = self
         while one is not None:
             yield one
@@ -122,7 +123,7 @@ class Finished(Logged):
 
     @property
     def passes(self) -> set[int]:
-        """Returns the numbers of MC samples of its evaluations that are otherwise as in training."""
+        """Returns the numbers of MC samples of those evaluations that otherwise have the default options."""
         made = map(evaluation_files.from_file, self.evaluations)
         return {
             one.samples
@@ -162,8 +163,10 @@ def code_differed(environments: Iterable[dict[str, Any]]) -> bool | None:
 
 
 def environment_cells(environment: dict[str, Any]) -> list[str]:
-    """Returns a text for each of ENVIRONMENT_COLUMNS: the device with its threads, the commit with a star
-    where the code differed from it and a question mark where that is unknown.
+    """Returns a text for each of ENVIRONMENT_COLUMNS.
+
+    The device has its number of threads. The commit has a star where the code differed from it, and a
+    question mark where this is unknown.
     """
     threads = environment.get("threads")
     device = str(environment.get("device", "–")) + (
@@ -242,11 +245,11 @@ def require_start(folder: Path, log: list[dict[str, Any]]) -> None:
 
 
 def with_settings(folder: Path, make: Callable[[dict[str, Any]], Read]) -> Read:
-    """Returns what `make` makes of a run's configuration; raises ConfigError where there is none."""
+    """Returns `make(config)` for a run's configuration; raises ConfigError where it cannot be read."""
     path = folder / CONFIG
     try:
         made = make(stored.read_yaml(path))
-        _ = made.train  # which it keeps
+        _ = made.train  # computed now, so that its errors are reported here
         return made
     except OSError as error:
         raise files.read_error(path, error) from None
@@ -287,10 +290,10 @@ def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> li
 def evaluation_of(
     run: Finished, evaluation: Evaluation, members: Collection[int] = ()
 ) -> dict[str, Any] | None:
-    """The results of a run's evaluation; None where it has not been made.
+    """Returns the results of a run's evaluation; None where no such evaluation exists.
 
-    Until it has, that of the record in whose place the run stands counts. `members` are the seeds of averaged
-    runs.
+    Where the run has none, the evaluations of the records that it replaces count. `members` are the seeds of
+    the runs that are averaged.
     """
     for path in (path for one in run.lineage for path in one.evaluations):
         made = evaluation_files.from_file(path)
@@ -311,9 +314,10 @@ def evaluation_of(
 
 
 def are_reported_models(folder: Path, members: Iterable[str], checksums: Iterable[str]) -> bool:
-    """Whether checkpoints, by their paths, are of the epochs that their runs report, and still have these
-    checksums: a run may have been trained again. Runs or records that are not in the folder, and checkpoints
-    that are not there, are not judged.
+    """Whether checkpoints, by their paths, are still those that their runs report.
+
+    Each must be of the epoch that its run reports, and still have its checksum, since a run may have been
+    trained again. Runs, records and checkpoints that are missing from the folder are not checked.
     """
     for path, checksum in zip(map(Path, members), checksums, strict=False):
         present = evaluation_files.checksum_of(folder / path.parent.name / path.name)

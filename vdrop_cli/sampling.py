@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-# Modules that drop and whose modes are to be restored, by their ids, and the threads that will do so.
+# By the id of each module that drops: the threads that have changed its mode and will restore it.
 SWITCHING: dict[int, list[int]] = {}
-LOCK = threading.RLock()  # of SWITCHING; a generator that is collected meanwhile takes it again
+LOCK = threading.RLock()  # of SWITCHING; reentrant, as garbage collection may close a context in this thread
 # In evaluation mode their fast path skips the dropout of their parts.
 WITH_FAST_PATH = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -30,10 +30,10 @@ def drops(module: nn.Module) -> bool:
 
 @contextmanager
 def restored_modes(model: nn.Module) -> Iterator[None]:
-    """Restores the mode, training or evaluation, of every module afterwards.
+    """Restores the mode of every module, training or evaluation, at the end of the context.
 
-    Raises RuntimeError where another thread is to do that for a module that drops: a mode holds for all
-    threads.
+    All threads share the mode of a module. So RuntimeError is raised while another thread is inside this
+    context with a module that drops.
     """
     thread, modules = threading.get_ident(), list(model.modules())
     dropping = [module for module in modules if drops(module)]
@@ -62,10 +62,11 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 def mc_dropout(model: nn.Module) -> Iterator[nn.Module]:
     """Turns on the dropout of a model and nothing else; every flag is restored afterwards.
 
-    Batch norm stays in its mode. Dropout is that of `nn.Dropout` and its relatives, the layers, cells and
-    modules of this library, `nn.MultiheadAttention`, Transformer layers, and `nn.LSTM` between its layers.
-    Calls of `torch.nn.functional.dropout` are not visible to it. Raises ValueError where nothing in the model
-    drops, RuntimeError where another thread has turned its dropout on.
+    Batch norm, for example, stays in its mode. The dropout that is turned on is that of `nn.Dropout` and its
+    relatives, the layers, cells and modules of this library, `nn.MultiheadAttention`, Transformer layers, and
+    `nn.LSTM` between its layers. Calls of `torch.nn.functional.dropout` cannot be turned on. Raises
+    ValueError where nothing in the model drops, RuntimeError while another thread has the model's dropout
+    turned on.
     """
     modules = list(model.modules())
     if not any(map(drops, modules)):
@@ -109,10 +110,10 @@ def predict_mc(
 ) -> Prediction:
     """Returns mean and standard deviation of `samples` passes of MC dropout of `model(x)`.
 
-    `model(x)` must return one tensor. `batch` passes run at once: `x` is repeated along its dimension of
-    sequences `dim`, which the output must have, too (0 where the batch comes first, 1 where time does). This
-    is usually faster, with the same distribution if each sequence has its own masks. Everything that does not
-    drop is in evaluation mode meanwhile. Sums are in float64 (on MPS, which lacks it, in float32); mean and
+    `model(x)` must return one tensor. `batch` passes run at once: `x` is repeated along `dim`, the dimension
+    of the sequences in `x` and in the output (0 where the batch comes first, 1 where time does). This is
+    usually faster, with the same distribution if each sequence has its own masks. Modules without dropout are
+    in evaluation mode during the passes. Sums are in float64 (on MPS, which lacks it, in float32); mean and
     standard deviation have the type of the output, or float32 where the output is integers. Raises ValueError
     for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`, `p_weight`), which all passes of a
     batch would share, and for an output of another shape.

@@ -14,8 +14,8 @@ from vdrop_cli.monte_carlo import MonteCarlo
 class ScaledPasses(McPasses):
     """MC passes over the validation text with each factor, then over the test text with the best one.
 
-    They can stop as those of `MonteCarlo`. Raises ValueError for a factor with which a probability is not
-    below 1.
+    They can stop wherever those of `MonteCarlo` can. Raises ValueError where a factor makes a probability 1
+    or more.
     """
 
     def __init__(self, model: LanguageModel, valid_N: Tensor, test_N: Tensor, options: PassOptions) -> None:
@@ -27,7 +27,7 @@ class ScaledPasses(McPasses):
         self.passes = self.passes_after(self.valid_ppls)
 
     def passes_after(self, valid_ppls: list[float]) -> MonteCarlo:
-        """Returns those that follow where so many factors are done: of the next one, or of the test text."""
+        """Returns the next passes: with the next factor, or over the test text after the last factor."""
         number = len(valid_ppls)
         part, number = ("valid", number) if number < len(self.factors) else ("test", best(valid_ppls))
         return MonteCarlo(self.model, self.texts[part], self.options, self.dropouts[number])
@@ -71,8 +71,9 @@ class ScaledPasses(McPasses):
         self.passes.restore(state["passes"])
 
     def results(self) -> Measured:
-        """Returns the metrics, the perplexity by number of passes, and that of the validation text by
-        factor.
+        """Returns the metrics, and the tables `mc` and `factors`.
+
+        `mc` has the test perplexity by the number of passes, `factors` the validation perplexity by factor.
         """
         averages, number = self.passes.averages, best(self.valid_ppls)
         metrics = {

@@ -1,5 +1,6 @@
-"""Stuck starts, from which training does not recover: at a high learning rate with loose clipping, the loss
-of some runs stays as high as at first.
+"""Stuck starts: the loss of some runs stays as high as at first, and training does not recover.
+
+This happens at a high learning rate with loose clipping.
 """
 
 import json
@@ -38,7 +39,7 @@ class StuckStart:
         )
 
     def is_stuck(self, check: StartCheck) -> bool:
-        """Whether the start is stuck by these settings; with another number of steps, that is unknown."""
+        """Whether the start is known to be stuck by these settings; False for another number of steps."""
         return check.steps == self.step and self.loss > check.loss
 
 
@@ -51,7 +52,7 @@ class StuckError(RunError):
 
 
 def judged_steps(steps: int) -> int:
-    """The number of last steps whose losses a start is judged by."""
+    """Returns how many of the first `steps` steps, from their end, a start is judged by."""
     return max(1, steps // 4)
 
 
@@ -81,7 +82,7 @@ def read(folder: Path) -> StuckStart | None:
 
 
 def remembered(folder: Path, check: StartCheck) -> StuckStart | None:
-    """The recorded start of a run that is stuck by these settings."""
+    """Returns the recorded start of a run if it is stuck by these settings, else None."""
     start = None if check.steps is None else read(folder)
     return start if start is not None and start.is_stuck(check) else None
 
@@ -92,7 +93,7 @@ def remember(start: StuckStart, folder: Path) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Removes the record of a run that its settings do not call stuck. Raises RunError if that fails."""
+    """Removes the record of a start that no longer counts as stuck. Raises RunError if that fails."""
     try:
         (folder / STUCK).unlink(missing_ok=True)
     except OSError as error:

@@ -124,7 +124,7 @@ class Job:
     def run_command(self, settings: object, path: Path | None) -> str:
         """Runs the command and returns its status, by default done.
 
-        Training writes to `path` that it has started over.
+        For training, `path` also records that force=true has had its effect.
         """
         outcome = self.outcome
         run = importlib.import_module(f"vdrop_cli.commands.{self.command}").run
@@ -169,7 +169,7 @@ class Job:
             outcome.reason = str(error)
         elif output.is_stdout_error(error):
             outcome.status, outcome.code = "failed", output.finish()
-        elif outcome.status == "interrupted":  # and saved: an earlier handler of the signal has failed
+        elif outcome.status == "interrupted":  # the job has saved; an earlier handler of the signal failed
             outcome.reason += f" ({message})"
         else:
             outcome.status, outcome.code = "failed", 1
@@ -227,7 +227,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
     """Hydra's basic sweeper; it prints results and a summary, and exits with the highest code of the jobs."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
-        # Hydra executes the modules of its own plugins again when it looks for plugins, so not at the top
+        # Not imported at the top: Hydra executes the modules of its plugins again when it looks for plugins.
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         self.basic = BasicSweeper(max_batch_size, params)

@@ -16,7 +16,7 @@ from vdrop_cli.perplexity import perplexity, segments
 LOGIT_STEPS = 500  # time steps whose logits [T, V] are in memory at once
 TOLERANCE = 1e-4  # relative
 MAX_ITERATIONS = 50  # it takes about five
-LIMIT = 4.0  # a temperature above it, or below its inverse, is of no model that was trained on such a text
+LIMIT = 4.0  # a best temperature above LIMIT or below 1 / LIMIT: the model does not suit the text
 
 
 class NoTemperature(ValueError):
@@ -49,7 +49,7 @@ def best_temperature(model: LanguageModel, stream_N: Tensor) -> float:
             target_T = logits_TV.gather(-1, targets_T[:, None])[:, 0]
             slope += (mean_T - target_T).double().sum().item()
             curvature += variance_T.double().sum().item()
-        # a far minimum is approached by factors of 2, since the curvature there may be another
+        # the inverse changes by a factor of 2 at most: far from the minimum, the curvature may differ
         step = -slope / curvature if curvature > 0 else math.inf
         change = min(max(step, -inverse / 2), inverse)
         inverse += change

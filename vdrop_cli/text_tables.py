@@ -21,7 +21,7 @@ def width(lines: Iterable[str]) -> int:
 
 
 def aligned(rows: Rows) -> list[str]:
-    """Lines of columns: the first on the left, the others on the right."""
+    """Returns lines of aligned columns: the first is flush left, all others are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
@@ -29,8 +29,10 @@ def aligned(rows: Rows) -> list[str]:
 
 
 def write_csv_row(stream: TextIO, fields: Sequence[Any]) -> None:
-    """Writes a row. Where a field has a carriage return, which ends a row for some readers, all are quoted:
-    Python's `csv` quotes line feeds alone.
+    """Writes a row of a CSV file.
+
+    Where a field has a carriage return, all fields are quoted, since some readers end a row there. Python's
+    `csv` would quote a field only for a line feed.
     """
     if any("\r" in field for field in fields if isinstance(field, str)):
         csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(fields)

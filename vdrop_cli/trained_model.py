@@ -40,7 +40,7 @@ class TrainedModel(NamedTuple):
         learned of the text, and the weights. It is the same whatever file holds the model.
         """
         trained, known = self.checkpoint.train, learned.to_dict(self.checkpoint.knowledge)
-        # a setting that a later version adds has its default here
+        # without defaults, so that settings of later versions do not change the digest
         changed = [sorted(without_defaults(part).items()) for part in (trained.model, trained.dropout)]
         described = repr((changed, sorted(known.items())))
         digest = hashlib.sha256(described.encode(errors="backslashreplace"))
@@ -52,8 +52,9 @@ class TrainedModel(NamedTuple):
 
 
 def find(named: str) -> Path:
-    """Returns the file that the setting `checkpoint` means: a checkpoint, or an export. It is a checkpoint
-    where a folder has both.
+    """Returns the file that the setting `checkpoint` names: a checkpoint or an export.
+
+    In a folder with both, it is the checkpoint.
     """
     export = Path(named) / weights.IN_FOLDER
     is_export = os.path.isfile(export) and not checkpoint.all_in(Path(named))
@@ -92,15 +93,17 @@ def member_name(path: Path) -> str:
 
 
 def evaluation_stem(path: Path) -> str:
-    """Returns how names of evaluations of a checkpoint or export begin. Those of an export differ from those
-    of a run, in whose folder it may lie.
+    """Returns the first part of the file names of evaluations of a checkpoint or an export.
+
+    For an export it differs from that for a run, since an export may be in a run folder.
     """
     return path.name if is_export(path) else path.stem
 
 
 def task_of(path: Path, snapshot: Snapshot, data: Data, device: torch.device) -> Task:
-    """Returns the task that a checkpoint was trained on, with its text as it is now. Raises ConfigError where
-    the text is another.
+    """Returns the task that a checkpoint was trained on, with its text as it is on disk now.
+
+    Raises ConfigError where this is not the text that the checkpoint was trained on.
     """
     task = tasks.load(replace(snapshot.train, data=data), device)
     if task.fingerprint != snapshot.corpus:

@@ -1,4 +1,4 @@
-"""A training run as a generator of log records: it resumes from its newest good checkpoint, and saves."""
+"""A training run as a generator of log records. It resumes from its newest good checkpoint."""
 
 import json
 import math
@@ -76,7 +76,7 @@ class Run:
             settings.model.embedding_std,
         )
         self.progress = TrainingState.at_start()
-        self.measured: dict[str, float] | None = None  # by the validation, where no step was made since
+        self.measured: dict[str, float] | None = None  # by the last validation; None after a further step
         self.model.to(task.device)
         self.optimiser = Optimizer(self.model, settings.schedule)
         self.gradient_step = GradientStep(
@@ -87,9 +87,9 @@ class Run:
         self.average = Average(self.model, settings.schedule.average_decay or 1.0)
         self.learning_rate = LearningRate(settings.schedule, task.batches_an_epoch, self.total_steps)
         self.state = task.zero_state(self.model)
-        # steps whose update is launched and whose loss was not read, and their words
+        # launched steps whose loss was not read yet, and the number of words of each
         self.in_flight = deque[tuple[LossAndNorm, int]]()
-        self.best_saved = 0  # the best epoch as the checkpoint that was written last has it
+        self.best_saved = 0  # the best epoch in the newest checkpoint
         self.clock = self.saved = time.perf_counter()
         if (snapshot := checkpoint.newest(folder, self.require_resumable)) is not None:
             self.restore(snapshot)
@@ -119,8 +119,9 @@ class Run:
         self.clock = self.saved = time.perf_counter()
 
     def continue_shorter(self) -> Path | None:
-        """Begins where a shorter run is, and returns its folder; None where there is none beside this one, or
-        a checkpoint here.
+        """Continues a shorter run beside this run, and returns its folder.
+
+        Returns None, and does nothing, where this run has a checkpoint or where no shorter run can be used.
         """
         if checkpoint.all_in(self.folder):
             return None
@@ -134,9 +135,7 @@ class Run:
         return beginning.folder
 
     def require_resumable(self, snapshot: Checkpoint) -> None:
-        """Raises ValueError where a checkpoint does not fit this run; ConfigError where it is of another
-        one.
-        """
+        """Raises ConfigError for a checkpoint of another run, ValueError for one that does not fit."""
         theirs = (snapshot.train.identity(snapshot.corpus), snapshot.train.seed)
         if theirs != (self.settings.identity(self.task.fingerprint), self.settings.seed):
             raise ConfigError(
@@ -161,11 +160,11 @@ class Run:
 
     @property
     def lr_falls(self) -> int:
-        """How often the rate of a plateau has fallen before the next epoch."""
+        """How often the learning rate of lr_shape=plateau has fallen by the start of the next epoch."""
         return falls_after(self.settings.schedule, self.progress.validations)
 
     def steps_after(self, epochs: int) -> int:
-        """Updates of so many epochs."""
+        """Returns the number of updates in the first `epochs` epochs."""
         return self.settings.schedule.steps_after(epochs, self.task.batches_an_epoch)
 
     @property
@@ -200,9 +199,10 @@ class Run:
         return passed
 
     def train_epoch(self) -> Iterator[Step]:
-        """One pass over the training text, or what is left of it.
+        """Trains for one epoch, or for the rest of an interrupted epoch; yields the finished steps.
 
-        Deviation: it starts from a zero state, the authors' from the last state of the validation pass.
+        Deviation: an epoch starts from a zero state. The authors' code starts it from the last state of the
+        validation pass.
         """
         epoch = self.progress.epoch + 1
         stream = Stream((self.settings.seed, "masks", epoch))
@@ -232,10 +232,10 @@ class Run:
         yield from self.finish_steps()
 
     def finish_steps(self, in_flight: int = 0) -> Iterator[Step]:
-        """Reads the losses of steps that were launched until so many are left. Raises Diverged where one is
-        not finite.
+        """Reads the losses of launched steps until `in_flight` steps are left; yields the finished steps.
 
-        A step counts once its loss was read, so nothing may be saved while another is in flight.
+        A step is finished once its loss was read, so nothing may be saved while a step is in flight. Raises
+        Diverged where a loss or a gradient's norm is not finite.
         """
         epoch, falls = self.progress.epoch + 1, self.lr_falls
         while len(self.in_flight) > in_flight:
@@ -254,7 +254,7 @@ class Run:
             yield Step(epoch, self.step, loss, norm, lr, words / self.tick())
 
     def finish_epoch(self) -> Epoch:
-        """Validates, remembers the best epoch, and gets ready for the next one."""
+        """Validates, records the best epoch, and prepares the next epoch. Raises Diverged."""
         trained, falls = self.progress.epoch_seconds, self.lr_falls
         with self.average.in_model():
             measured = self.task.validate(self.model)
@@ -286,7 +286,7 @@ class Run:
 
     @property
     def should_save(self) -> bool:
-        """Whether the last checkpoint was long enough ago, in the middle of an epoch."""
+        """Whether a checkpoint is due within an epoch, because the last one is too old."""
         launched = self.progress.batch + len(self.in_flight)
         return (
             time.perf_counter() - self.saved >= 60 * self.settings.checkpoint.minutes
@@ -294,8 +294,9 @@ class Run:
         )
 
     def require_good_start(self) -> None:
-        """Raises StuckError where the first steps were made and say that the start is stuck; what they were
-        is known in the first epoch.
+        """Raises StuckError if the losses of the first steps show that the start is stuck.
+
+        These losses are known only until the end of the first epoch. After it, the start is not judged.
         """
         start = (
             stuck_starts.judge(self.progress.losses, self.settings.stuck)
@@ -306,8 +307,9 @@ class Run:
             raise StuckError(self.folder, start)
 
     def save(self) -> None:
-        """Writes the checkpoint. Raises Diverged where a weight is not finite, so that earlier checkpoints
-        stay.
+        """Writes the checkpoint.
+
+        Raises Diverged where a weight is not finite; the earlier checkpoints then stay.
         """
         assert not self.in_flight, "the weights are those of a step whose loss was not read"
         model = {name: t.cpu() for name, t in self.model.state_dict().items()}
@@ -338,7 +340,7 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """Returns the environment at the start: the running code has no later commit or change of a file."""
+        """The environment at the start: later commits and changes of files do not affect the running code."""
         return describe(self.task.device, self.model.layers.backend, self.settings.precision.name)
 
     def best_checkpoint(self, epoch: int) -> Checkpoint:
@@ -389,11 +391,11 @@ def raw_metrics(measured: dict[str, float]) -> dict[str, float]:
 
 
 def records(run: Run) -> Iterator[Record]:
-    """Trains to the end; yields a record for the start, every step, every epoch, and the result, and one
-    before a checkpoint is written and before the final evaluation.
+    """Trains to the end; yields a record for the start, every step, every epoch, and the result.
 
-    Raises Interrupted, once a checkpoint is there, where the process was asked to stop; Diverged; StuckError;
-    RunError where the disk fails.
+    It also yields `Saving` before it writes a checkpoint, and `Evaluating` before the final evaluation. Where
+    the process was asked to stop, it saves and raises Interrupted. Raises Diverged, StuckError, and RunError
+    where the disk fails.
     """
 
     def judged(steps: Iterator[Step]) -> Iterator[Step]:
@@ -404,7 +406,7 @@ def records(run: Run) -> Iterator[Record]:
 
     yield Start(run.config, run.task.fingerprint, run.progress.epoch, run.step, run.environment)
     saved_at = run.step
-    run.require_good_start()  # by steps that were made before it was to be judged
+    run.require_good_start()  # of a resumed run, by steps that were not judged then
     try:
         while run.should_continue:
             for step in judged(run.train_epoch()):
@@ -433,16 +435,18 @@ def records(run: Run) -> Iterator[Record]:
 
 
 def resolve_auto(settings: Train, device: torch.device) -> Train:
-    """Returns the settings with device, back end and precision in the place of `auto`."""
+    """Returns the settings with `auto` replaced by the device, back end and precision that are used."""
     backend = choose_backend(settings.backend, device)
     precision = choose_precision(settings.precision, device)
     return replace(settings, device=str(device), backend=backend, precision=precision)
 
 
 def require_fitting_schedule(settings: Train, task: Task) -> None:
-    """Raises ConfigError where a start is to be judged after more steps than an epoch has, whose losses a
-    checkpoint holds; or where the learning rate would still rise, or not fall, or an average not begin before
-    training ends.
+    """Raises ConfigError for a schedule that does not fit the length of the training.
+
+    The start must be judged within the first epoch, since a checkpoint stores the losses of one epoch only.
+    Before training ends, the warm-up must end, a learning rate that falls to the end must begin to fall, and
+    an average must be able to begin.
     """
     schedule, judged = settings.schedule, settings.stuck.steps
     limit = task.batches_an_epoch
@@ -524,7 +528,7 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
         except Interrupted:
             raise
         except Exception as error:
-            with suppress(RunError):  # the disk that the error is about
+            with suppress(RunError):  # the error may be of the disk that the log is on
                 for sink in sinks:
                     sink(
                         Failure(

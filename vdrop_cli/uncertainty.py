@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 NOISE_CANDIDATES = 801  # noise levels to try, evenly spaced in the logarithm
-MIN_NOISE = 1e-6  # where every prediction is exact
+MIN_NOISE = 1e-6  # the noise where every prediction is exact
 
 
 def rmse(predicted_R: Tensor, ratings_R: Tensor) -> float:
@@ -21,10 +21,11 @@ def rmse(predicted_R: Tensor, ratings_R: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Predictive:
-    """The distribution of each text's rating: a Gaussian around every pass, as wide as the observation noise,
-    and all passes equally probable.
+    """The predictive distribution of each text's rating: a mixture of Gaussians, one around each pass.
 
-    Likelihood, CRPS and `std_R` are of the Gaussian with the same mean and variance; `cdf` is of the mixture.
+    All passes are equally probable, and the standard deviation of each Gaussian is the observation noise.
+    Likelihood, CRPS and `std_R` are of the single Gaussian with the same mean and variance as the mixture;
+    `cdf` is of the mixture.
     """
 
     passes_SR: Tensor
@@ -73,8 +74,8 @@ class Predictive:
 def log_likelihood(mean_R: Tensor, variance_R: Tensor, ratings_R: Tensor) -> Tensor:
     """Returns the log-likelihood of Gaussians, nats, the mean over texts.
 
-    `torch.distributions.Normal` takes a root and squares it again, which rounds otherwise than the recorded
-    numbers.
+    `torch.distributions.Normal` is not used: it takes a root and squares it again, which would round
+    differently from the recorded numbers.
     """
     error_R = ratings_R.double() - mean_R.double()
     return -0.5 * (error_R.square() / variance_R + variance_R.log() + math.log(2 * math.pi)).mean()

@@ -29,7 +29,7 @@ from vdrop_cli.tasks import UnknownWord, WordPredictor
 from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel, no_dropout
 
 INFORMATION = "mutual_information_bits"  # a column of the output
-SURPRISES = 5  # where the settings leave it open
+SURPRISES = 5  # default number of words that are shown
 
 
 class Nats(NamedTuple):
@@ -68,8 +68,10 @@ def lacks_information(built: TrainedModel, options: PassOptions) -> str | None:
 def read_lines(
     texts: list[Line], predictor: WordPredictor
 ) -> Iterator[tuple[Line, list[str], Tensor | None]]:
-    """Yields each line with its words, ends of lines among them, and their ids after that of a line's end;
-    None instead of ids where there are none.
+    """Yields each line, its words including line ends, and the ids of the words.
+
+    The id of a line end, where the vocabulary has one, precedes the ids, so that the first word is predicted.
+    The ids are None for a blank line and for a line with a problem.
     """
     for line in texts:
         if line.problem is not None or line.is_blank:
@@ -97,11 +99,11 @@ def nats_of(
 
 
 def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
-    """Prints each text's perplexity, as one that begins a sentence, and its words that surprise the model
-    most, in bits; with MC passes also the mutual information between the words and the masks.
+    """Prints the perplexity of each text, and the words that surprise the model most, in bits.
 
-    Where the training text had one line, and so no word for a line's end, a text's first word is not
-    predicted.
+    A text is read as the beginning of a sentence. With MC passes, the mutual information between the words
+    and the masks is printed, too. Where the training text had one line, the vocabulary has no word for a
+    line's end, and the first word of a text is not predicted.
     """
     options = mc_options(built, predictor, settings)
     texts, problems = lines(settings), Problems(settings)
@@ -148,8 +150,10 @@ def surprise_line(one: dict[str, Any]) -> str:
 def surprises(
     nats: Nats, words: list[str], stream_N: Tensor, predictor: WordPredictor, is_averaged: bool
 ) -> list[dict[str, Any]]:
-    """Returns the words that the model predicts, those that surprise most first; `place` counts the words of
-    the text from 1. `is_averaged`: of MC passes, with the mutual information.
+    """Returns a row for each predicted word, the most surprising words first.
+
+    `place` counts the words of the text from 1. `is_averaged`: whether the numbers are of MC passes, so that
+    a row has the mutual information.
     """
     bits = (nats.nll_N.double() / log(2)).tolist()
     information = None if nats.mutual_information_N is None else (nats.mutual_information_N / log(2)).tolist()
@@ -164,9 +168,7 @@ def surprises(
 
 
 def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
-    """Prints words that the model draws one after the other, after the text, or at the beginning of a
-    sentence.
-    """
+    """Prints words that the model draws; they continue the text, or begin a sentence without a text."""
     begun = predictor.words(settings.text or "")
     unknown = UnknownWords(predictor, built.checkpoint.train.data)
     unknown.count([word for word in begun if word not in predictor.line_end])
