@@ -1,9 +1,9 @@
 """AWD-LSTM: dropped recurrent weights, masks held over the sequence, words dropped by type.
 
-Its code patches torch's LSTM from inside. Here `WeightDrop` is a parametrization, which torch itself
-offers, and every part that drops is an `nn.Dropout` that `mc_dropout` finds. Its code drops the same words in
-all sequences of a minibatch; here each has its own. Text and training are those of `language_model.py`, with
-more steps.
+The original code patches torch's LSTM from inside. Here `WeightDrop` is a parametrization, which torch itself
+offers, and every part that drops is an `nn.Dropout`, so `mc_dropout` turns it on. The original code drops the
+same words in all sequences of a minibatch; here each sequence drops words of its own. Text and training are
+those of `language_model.py`, with more steps.
 
 T time  B batch  V words  D size of a vector
 """
@@ -44,7 +44,7 @@ class AWD(nn.Module):
 
 
 def main(steps: int = 240) -> dict[str, float]:
-    """Perplexities of new text; the floor is that of the chain itself."""
+    """Perplexities of new text; the floor is that of the Markov chain which made the text."""
     text_TB = sample(201, 20, seed=2)
     ids_TB, next_TB = text_TB[:-1], text_TB[1:]
     models = {

@@ -1,8 +1,9 @@
 """abdelrahmansaud/vLSTM: a single-step LSTM cell with a mask for each gate.
 
-Its masks are one vector for the whole batch, drawn once ever, and the cell cannot be constructed. With
-ours, `cell.masks(batch)` draws masks for each sequence of a new batch, they are held over all its steps,
-and a training step without them is an error. In evaluation mode they are the means.
+vLSTM draws one mask vector, only once, for the whole batch, and its class raises an error when it is
+constructed. Here `cell.masks(batch)` draws masks for each sequence of a new batch, and they are held over all
+steps of the sequence. A training step without masks is an error. In evaluation mode the masks are their
+means.
 
 T time  B batch  D sensors  H hidden size
 """
@@ -38,7 +39,7 @@ class Forecaster(nn.Module):
         self.head = nn.Linear(SIZE, SENSORS)
 
     def forward(self, x_TBD: Tensor) -> Tensor:
-        """What is expected after each step, [T, B, D]."""
+        """The forecast of the next reading after each step, [T, B, D]."""
         masks = self.cell.masks(x_TBD.shape[1])
         state = None
         h_TBH = []

@@ -1,4 +1,4 @@
-"""The figures without dropout and with early stopping, beside which those with dropout stand.
+"""The figures without dropout and with early stopping, to compare with the figures with dropout.
 
 Every example is trained for six numbers of steps. The best figure of `none` on the new data is printed.
 """

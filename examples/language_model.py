@@ -70,7 +70,7 @@ def trained(build: Callable[[], nn.Module], steps: int) -> nn.Module:
 
 @torch.no_grad()
 def main(steps: int = 160, samples: int = 20) -> dict[str, float]:
-    """Perplexities of new text; the floor is that of the chain itself."""
+    """Perplexities of new text; the floor is that of the Markov chain which made the text."""
     text_TB = sample(201, 20, seed=2)
     ids_TB, next_TB = text_TB[:-1], text_TB[1:]
     with torch.enable_grad():

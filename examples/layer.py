@@ -1,7 +1,8 @@
 """josephdviviano/lstm-variational-dropout: stacked LSTM, batch first, one mask for all gates.
 
-Its layer is a loop over LSTMCell that begins with zeros and takes no lengths. Ours takes a start state,
-which says here in which dialect a sentence is, and the lengths of the sentences: padding is never seen.
+The original layer is a loop over LSTMCell. It starts from zeros and takes no lengths. Here `LSTM` takes a
+start state, which depends on the dialect of a sentence, and the lengths of the sentences, so it never reads
+padding.
 
 B batch  T time  V words  L layers  H hidden size  K dialects
 """

@@ -1,7 +1,7 @@
 """yaringal/BayesianRNN, sentiment: one layer of LSTM, whose last state gives the rating; MC dropout.
 
-Its word mask is one for the minibatch. Here each text has masks of its own, and with `lengths` the state is
-that after its last word, whatever other texts are in the batch.
+The original code has one word mask for the minibatch. Here each text has masks of its own. With `lengths`,
+the last state is the state after the last word of a text, whatever other texts are in the batch.
 
 B batch  T time  D size of a vector  H hidden size
 """
@@ -21,7 +21,9 @@ P, P_WORD = 0.4, 0.1
 
 
 def sample(texts: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Texts [B, T], 0 for padding, and ratings [B]: the sum of the words' worth over √T, and noise."""
+    """Texts [B, T], 0 for padding, and ratings [B]: the sum of the words' values over the square root of the
+    length, plus noise.
+    """
     worth_V = torch.randn(WORDS, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     lengths_B1 = torch.randint(5, LONGEST + 1, (texts, 1), generator=generator)

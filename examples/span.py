@@ -27,10 +27,11 @@ STOP, STATES = WORDS - 1, 3 * 2 * SIZE
 
 
 def sample(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Passages [B, T], questions [B, Q], and answers (start, end) [B, 2], as marked and right.
+    """Passages [B, T], questions [B, Q], marked answers and right answers (start, end), each [B, 2].
 
-    A passage has stretches of a key, other words, STOP, other words. A question has one of the keys in it,
-    and the answer goes from there to STOP. Of ten answers one is marked anywhere.
+    A passage consists of stretches: a key, other words, STOP, other words. A question has one of the keys in
+    it. Its answer is the part of the passage from this key to STOP. One answer in ten is marked at random
+    places.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -60,7 +60,7 @@ def edits(prediction: list[int], notes: list[int]) -> int:
 
 
 def decoded(log_p_TBV: Tensor) -> list[list[int]]:
-    """Of each stream the best path, without repetitions and blanks."""
+    """The notes of each stream: its most probable path, without repetitions and blanks."""
     paths = log_p_TBV.argmax(-1).T
     return [[note for note in path.unique_consecutive().tolist() if note > 0] for path in paths]
 
@@ -81,7 +81,7 @@ def trained(p: float, steps: int) -> Listener:
 
 @torch.no_grad()
 def main(steps: int = 150) -> dict[str, float]:
-    """Edits a note in new songs; the floor is how far the singers were from what is written."""
+    """Edits per note in new songs; the floor is that of the notes as sung against the notes as written."""
     x_TBD, written_BN, sung_BN = sample(200, seed=2)
     with torch.enable_grad():
         models = {"none": trained(0.0, steps), "variational": trained(P, steps)}

@@ -1,9 +1,9 @@
 """zhangyaoyuan/GAN-Simplification: a Transformer that simplifies sentences.
 
-Its README has the list of features of Nematus, and its code none of those masks. Here torch's own
-Transformer marks the words that a simpler sentence would leave out. In evaluation mode its fast path skips
-dropout; `predict_mc` finds the dropout of attention and layers all the same, and leaves every flag as it
-was.
+Its README repeats the list of features of Nematus, but its code has none of those masks. Here torch's own
+Transformer marks the words that a simpler sentence would leave out. In evaluation mode torch's fast path
+skips dropout. `predict_mc` turns on the dropout of attention and layers all the same, and restores the mode
+of every module.
 
 B batch  T time  D size of a vector
 """

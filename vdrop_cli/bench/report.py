@@ -77,8 +77,8 @@ class Measurement:
 
 
 def speed_ratio(one: Measurement, other: Measurement) -> float:
-    """How many times as fast one is as the other: the median over the turns, in which both ran within
-    seconds.
+    """The speed of `one` divided by that of `other`: the median over the turns. In a turn both ran within
+    seconds of each other.
     """
     return median(theirs / ours for ours, theirs in zip(one.seconds, other.seconds, strict=True))
 

@@ -1,7 +1,7 @@
-"""How `vdrop bench` measures: a process for each case, with its own allocator and peak of memory.
+"""How `vdrop bench` measures: each case has a process of its own, with its own allocator and peak of memory.
 
-The processes take turns, so that a machine whose speed changes changes all of them; one works at a time, the
-others wait. Each case is started several times.
+The processes take turns: one works while the others wait. So if the speed of the machine changes, it changes
+for all of them. Each case is started several times.
 """
 
 import sys
@@ -45,8 +45,10 @@ TIMING = Timing()
 def serve(
     pipe: Connection, case: Case, train: Train, mc_passes: int, configured: bool, before_turn: float
 ) -> None:
-    """Runs in a case's process: sends a message when the step is ready, then answers every number of steps
-    with the seconds they took and the peak of memory; 0 ends it.
+    """The main function of a case's process.
+
+    It sends a message when the step is ready. Then it receives numbers of steps. For each number it runs so
+    many steps, and sends the seconds that they took and the peak of memory. The number 0 ends it.
     """
     device = torch.device(train.device)
     torch.manual_seed(1)

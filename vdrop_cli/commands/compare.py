@@ -62,7 +62,7 @@ def run_folders(folder: Path) -> Iterable[Path]:
 
 
 def notes(chosen: Iterable[Finished | Unfinished]) -> Iterator[str]:
-    """What a reader must know of single runs."""
+    """Yields messages about single runs: which are not finished, and warnings about texts."""
     for one in chosen:
         if isinstance(one, Unfinished):
             yield f"{one.folder} is {one.state}"

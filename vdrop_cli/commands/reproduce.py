@@ -1,4 +1,4 @@
-"""`vdrop reproduce`: what the rows of a study lack is run or resumed, evaluated, and written down."""
+"""`vdrop reproduce`: makes the runs and evaluations that the rows of a study lack, and writes the page."""
 
 import sys
 from collections.abc import Sequence
@@ -54,7 +54,9 @@ def study_of(settings: Reproduce) -> Study:
 
 
 def page_of(settings: Reproduce) -> list[Study]:
-    """The studies of the page: with all rows, so that it loses none, or with overrides the chosen rows."""
+    """The studies of the page. They have all rows, so that the page loses none; with `overrides` the chosen
+    study has only the chosen rows.
+    """
     chosen = study_of(settings)
     table1, film_reviews, baselines = Table1(), FilmReviews(), Baselines()
     if isinstance(chosen, FilmReviews):
@@ -67,7 +69,7 @@ def page_of(settings: Reproduce) -> list[Study]:
 
 
 def enough_seeds(rows: Sequence[Row], seeds: int) -> list[Row]:
-    """The rows that do not average more runs than there will be. Raises ConfigError where there are none."""
+    """The rows that need at most `seeds` runs for an average. Raises ConfigError if no row remains."""
     for row in rows:
         if row.evaluation.members > seeds:
             print(f"{row.name} is left out: it takes seeds={row.evaluation.members}", file=sys.stderr)

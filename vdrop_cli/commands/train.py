@@ -25,11 +25,12 @@ def run(
     report_folder: Callable[[Path], object] = lambda folder: None,
     shares_device: bool = False,
 ) -> str:
-    """Returns the status: done, resumed or skipped. Calls `report_started_over` when `force` has had its
-    effect, and `report_folder` with the run folder.
+    """Trains a model; returns the status: done, resumed or skipped.
 
-    `continues_shorter`: whether a run of fewer epochs is continued; never with `force`. `shares_device`:
-    whether other runs may use the device meanwhile, so that no table shows the speed of this one.
+    Calls `report_started_over` after `force` has removed the earlier run, and `report_folder` with the run
+    folder. `continues_shorter`: whether a run of fewer epochs is continued; with `force` none is.
+    `shares_device`: whether other runs may use the device at the same time, so that no table shows the speed
+    of this run.
     """
     if settings.debug:
         settings = settings.for_debugging()

@@ -1,7 +1,7 @@
 """Reads data sets of the Hugging Face Hub, or a local folder like one, with a text column and splits.
 
-The library locates the files of each split. Tables and text files are parsed here, by the rules of `data.csv`
-and `data=text`; all other formats by the library.
+The library `datasets` locates the files of each split. This project parses tables and text files itself, by
+the rules of `data.csv` and `data=text`. `datasets` reads all other formats.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.data import HubData, HubText
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-READ_HERE = ("csv", "text")  # by the library's names for readers
-# options of those readers that are accepted: they change nothing here, or are followed, as `sep` is; text
-# that is not UTF-8 is refused anyway
+READ_HERE = ("csv", "text")  # names of readers of `datasets`, whose files are parsed here instead
+# Options of these readers that are accepted. Some change nothing here; others, such as `sep`, are followed.
+# Text that is not UTF-8 is refused in any case.
 ACCEPTED_OPTIONS = (
     "sep",
     "delimiter",
@@ -120,10 +120,10 @@ def read_splits(data: HubData, folder: str) -> dict[str, Split]:
 
 
 def local_paths(files: Iterable[object], root: str, folder: str) -> dict[str, str]:
-    """Returns the unpacked files of a split on this machine, by their names below the data set's root.
+    """Returns the paths of a split's unpacked files, by their names below the data set's root.
 
-    Files of a local folder are unpacked into `folder`: the library knows what it unpacked before by the path
-    alone, and other processes may read that.
+    Files of a local folder are unpacked into `folder`, not into the cache of `datasets`. That cache
+    identifies a file by its path alone, and other processes may read from it.
     """
     import datasets
 
@@ -161,9 +161,10 @@ def require_plain(options: Any, where: str) -> None:
 
 
 def read_files(paths: dict[str, dict[str, str]], separator: str | None, where: str) -> dict[str, Split]:
-    """Parses text files and tables.
+    """Parses text files, for which `separator` is None, and tables.
 
-    Columns are separated by the sign that the file's name implies, or else by `separator`.
+    If `separator` is one that names of these files imply, each table has the separator that its own name
+    implies. Otherwise all tables have `separator`.
     """
     defaults = {default_delimiter(name) for files in paths.values() for name in files}
     splits: dict[str, Split] = {}

@@ -43,7 +43,10 @@ class Rated:
             )
 
     def shortened(self, train: int, others: int, words: int | None) -> "Rated":
-        """Evenly spaced texts of each part, with their first words; `train` of a source without parts."""
+        """A small part: evenly spaced texts of each part, with their first `words` words (None: all). `train`
+        is the number of texts of the training part, or of all texts if the source has no parts. Each other
+        part has `others` texts.
+        """
         chosen: list[int] = []
         for part in sorted({*self.parts}) or [""]:
             texts = [number for number in range(len(self.texts)) if not part or self.parts[number] == part]

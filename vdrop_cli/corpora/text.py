@@ -243,9 +243,9 @@ def read_tokens(path: Path, where: str) -> tuple[list[str], str]:
 
 
 def make_vocabulary(train: list[str], min_count: int, origin: str) -> list[str]:
-    """Returns the words that occur `min_count` times in the training part, by first appearance.
+    """Returns the words that occur at least `min_count` times in the training part.
 
-    All others are <unk>. Raises ConfigError where no word remains.
+    They are in order of first appearance. All others become <unk>. Raises ConfigError where no word remains.
     """
     counts = Counter(train)
     tokens = [word if count >= min_count or word == EOS else UNK for word, count in counts.items()]

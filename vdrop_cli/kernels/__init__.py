@@ -2,20 +2,23 @@
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N tokens  V vocabulary
 
-Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih`, `b_hh
-[G·H]`. Masks act on what enters a matrix product, never on the carried state (the cell mask `c` excepted,
-which is part of its policy). Sequences with `lengths [B]` keep their state after their last word, and their
-output is zero there. Deviation: the authors' code computes steps of padding like any others.
+Weights have the layout of `torch.nn.LSTM` and `torch.nn.GRU`: `w_ih [G·H, D]`, `w_hh [G·H, H]`, `b_ih` and
+`b_hh [G·H]`. Masks multiply the inputs of matrix products, never the carried state. The exception is the mask
+`c`, which multiplies the cell state because its policy requires that. With `lengths [B]`, the state of a
+sequence does not change after its last word, and its output is zero there. Deviation: the authors' code
+computes steps of padding like any others.
 
-`compute_dtype` (None: that of the input) is the type of the matrix products (`native` returns them in
-float32 with AMX, and every back end on a CPU that does not multiply bf16), except for the forward logits of
-`linear_cross_entropy`; sums, states, gates and losses have the type of the input, which is also that of
-states, weights and masks. A user's autocast changes only `reference`. With `recompute` the back end `triton`
-computes the gates again in the backward pass instead of saving them: less memory, two products more; the
-other back ends ignore it.
+`compute_dtype` is the type in which matrix products are multiplied; None is the type of the input. Products
+are also returned in it, with two exceptions that return float32: `native` with AMX, and every back end on a
+CPU that does not multiply bf16. The forward logits of `linear_cross_entropy` do not depend on
+`compute_dtype`. Sums, states, gates and losses have the type of the input. States, weights and masks must
+have this type, too. A user's autocast changes only `reference`.
 
-With `create_graph=True` the gradients of every back end are computed by `reference`, so that second
-derivatives are right.
+With `recompute`, the back end `triton` computes the gates again in the backward pass instead of saving them.
+That takes less memory, but two more products. The other back ends ignore `recompute`.
+
+With `create_graph=True`, `reference` computes the gradients for every back end. So second derivatives are
+right.
 """
 
 import warnings
@@ -82,8 +85,9 @@ def check_name(backend: str) -> str:
 def choose(backend: str, device: torch.device) -> str:
     """The back end that `backend` stands for on a device.
 
-    `auto` is `native` on the CPU and `triton` on CUDA where their self-checks pass; otherwise `fused`, with a
-    warning. Raises ValueError with the reason for a back end that is named and cannot run.
+    `auto` is `native` on the CPU and `triton` on CUDA. If that one is not available or its self-check fails,
+    `auto` is `fused`, with a warning. On any other device it is `fused`. Raises ValueError with the reason if
+    the named back end cannot run.
     """
     if check_name(backend) == "auto":
         return fastest_available(with_index(device))
@@ -117,11 +121,12 @@ def fastest_available(device: torch.device) -> str:
 def choose_for_call(
     backend: str, x: Tensor, compute_dtype: torch.dtype | None, *, has_norms: bool = False
 ) -> str:
-    """The back end for one call. `auto` is `fused` for types that `native` has no kernels for, and on a GPU
-    with layer norm.
+    """The back end for one call.
 
-    Raises ValueError inside a transform of `torch.func`, which only `reference` supports, where `native`
-    lacks the type, and for layer norm by `triton`.
+    `auto` becomes `fused` for types that `native` has no kernels for, and for layer norm on a GPU. Raises
+    ValueError as `choose` does, and in three more cases: inside a transform or tracer that only `reference`
+    supports (`unsupported_context`), for `native` with types that it has no kernels for, and for `triton`
+    with layer norm.
     """
     if has_norms:
         if backend == "triton":
@@ -197,7 +202,7 @@ def norms_and_shapes(norms: Norms, gates: int, hidden: int) -> dict[str, tuple[T
 
 
 def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> None:
-    """Raises ValueError for masks that do not fit the input and the weights, which fit each other."""
+    """Raises ValueError for masks that do not fit. Input and weights must have been checked before."""
     for name, mask in zip(("x", "h", "c"), masks, strict=True):
         if mask is None:
             continue
@@ -212,8 +217,8 @@ def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> No
 
 
 def check_lengths(lengths: Tensor, x_TBD: Tensor) -> None:
-    """Raises ValueError for lengths that are not a whole number of at least 0 for each sequence; their signs
-    are checked where they are readable.
+    """Raises ValueError unless `lengths` has a whole number of at least 0 for each sequence. Negative numbers
+    are noticed only where the numbers can be read (`is_readable`).
     """
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
@@ -234,10 +239,10 @@ def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def prepare_padding(x_TBD: Tensor, lengths: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-    """The input with zeros as padding, which may contain NaN, and lengths as int64.
+    """The input with its padding set to zero, and the lengths as int64.
 
-    `fused` and `native` never read padding. Smaller types than int64 may not hold the step numbers that
-    lengths are compared with.
+    Padding may contain NaN. `fused` and `native` never read padding, so they get the input as it is. Lengths
+    are compared with step numbers, for which smaller types than int64 can be too small.
     """
     if lengths is None:
         return x_TBD, None
@@ -265,15 +270,18 @@ def lstm(
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    """One LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7): all hidden states [T, B, H], the
-    last h and c [B, H].
+    """Computes one LSTM layer over a sequence (Gal & Ghahramani 2016, eq. 5 and 7).
 
-    a_g = W_g (m_x,g ∘ x_t) + b_ih,g + U_g (m_h,g ∘ h_{t-1}) + b_hh,g for each gate g of i f g o,
+    Returns all hidden states [T, B, H], and the last h and c [B, H]. With `cells`, the fourth output has the
+    cell states of all steps [T, B, H], zero beyond the end of a sequence.
+
+    For each gate k of i, f, g and o: a_k = W_k (m_x,k ∘ x_t) + b_ih,k + U_k (m_h,k ∘ h_{t-1}) + b_hh,k. Then
     c_t = [σ(a_f) ∘ c_{t-1} + σ(a_i) ∘ tanh(a_g)] ∘ m_c, and h_t = σ(a_o) ∘ tanh(c_t).
-    With `w_hr` [P, H] h_t = W_hr (σ(a_o) ∘ tanh(c_t)) of size P (Sak et al. 2014), computed by `reference`.
-    `norms` is layer norm (Ba et al. 2016) of the input products, the recurrent products and the c_t in h_t.
-    With `cells` the cell states of all steps [T, B, H] are a fourth output, zero beyond the end of a
-    sequence.
+
+    With `w_hr` [P, H], h_t = W_hr (σ(a_o) ∘ tanh(c_t)) has the size P (Sak et al. 2014); only `reference`
+    computes it. `norms` adds layer norm (Ba et al. 2016) to the input products, to the recurrent products,
+    and to c_t where it enters h_t. Raises ValueError for arguments that do not fit each other, and for a back
+    end that cannot compute them.
     """
     weights = Weights(w_ih, w_hh, b_ih, b_hh, w_hr, norms)
     check(4, x_TBD, (h_BH, c_BH), weights, masks, lengths)
@@ -308,13 +316,16 @@ def gru(
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One GRU layer over a sequence: all hidden states [T, B, H] and the last one [B, H].
+    """Computes one GRU layer over a sequence; returns all hidden states [T, B, H] and the last one [B, H].
 
-    The reset gate acts before the recurrent product of the candidate, as in the paper, or with `reset_after`
-    after it, as in cuDNN and torch: n = tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n), or
-    tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) + b_hh,n)). h_t = (1 - z) ∘ n + z ∘ h_{t-1}.
-    Deviation: the authors' code has a sigmoid for the tanh of n. A GRU has no cell state: `masks.c` must be
-    None. `norms` is layer norm.
+    By default the reset gate multiplies the input of the candidate's recurrent product, as in the paper: n =
+    tanh(W_n (m_x,n ∘ x) + b_ih,n + U_n (r ∘ m_h,n ∘ h) + b_hh,n). With `reset_after` it multiplies the result
+    of that product, as in cuDNN and torch: n = tanh(W_n (m_x,n ∘ x) + b_ih,n + r ∘ (U_n (m_h,n ∘ h) +
+    b_hh,n)). In both cases h_t = (1 - z) ∘ n + z ∘ h_{t-1}.
+
+    Deviation: the authors' code has a sigmoid instead of the tanh of n. A GRU has no cell state, so `masks.c`
+    must be None. `norms` adds layer norm to the input products and to the recurrent products. Raises
+    ValueError for arguments that do not fit each other, and for a back end that cannot compute them.
     """
     weights = Weights(w_ih, w_hh, b_ih, b_hh, None, norms)
     check(3, x_TBD, (h_BH,), weights, masks, lengths)

@@ -1,5 +1,6 @@
-"""Weights and gates in rows of whole 16 bytes, which cuBLAS's fast programs need. Rows of 650 or 1,500
-numbers of bf16 are not. What is added is zero, and changes no product.
+"""Pads weights and gates to rows of a multiple of 16 bytes, which cuBLAS's fast programs need.
+
+Rows of 650 or 1,500 bf16 numbers are not a multiple of 16 bytes. The padding is zero and changes no product.
 
 G gates  H hidden size  D input size  R, S sizes of aligned rows, at least H and D
 """
@@ -40,7 +41,7 @@ def pad_columns(x: Tensor, dtype: torch.dtype, size: int | None = None) -> Tenso
 
 
 def unpad_weights(padded: Tensor, like: Tensor, hidden: int, rows: int) -> Tensor:
-    """The gradient [G·R, S] of such weights as that of the weights `like`, [G·H, D]."""
+    """Removes the padding of a gradient [G·R, S]: returns the gradient of the weights `like`, [G·H, D]."""
     w_GHD = padded.view(-1, rows, padded.shape[1])[:, :hidden, : like.shape[1]]
     return w_GHD.to(like.dtype).reshape(like.shape)
 

@@ -17,7 +17,8 @@ from vdrop_cli.kernels.products import mm_into, operand
 class AugmentedCrossEntropy(torch.autograd.Function):
     """Computes the logits in chunks, and the gradients of a chunk while its logits are in memory.
 
-    Both losses have the same logits, and one gradient of them.
+    The cross-entropy and the augmented loss have the same logits, so the gradients of the logits are added up
+    before the products.
     """
 
     @staticmethod
@@ -83,14 +84,18 @@ def augmented_cross_entropy(
     temperature: float,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the cross-entropy with the augmented loss times `factor`, and without it, in nats.
+    """Returns the cross-entropy plus `factor` times the augmented loss, and the cross-entropy alone, in nats.
 
-    Both are summed over the tokens. The second has no gradient. The augmented loss of a token is the
-    cross-entropy from softmax(E e / τ), the similarity of the vectors E of all words to that of the target,
-    e, to the prediction softmax((x Wᵀ + b) / τ). It exceeds their divergence, which the paper adds to the
-    loss, by the entropy of the similarity. That similarity is a target, through which no gradient flows, so
-    its entropy has none. Logits are in the type of the weights, products of gradients in `compute_dtype`. No
-    more than a chunk of the logits [N, V] is in memory at once.
+    Both are summed over the tokens. Only the first has a gradient.
+
+    The augmented loss of a token is the cross-entropy of the prediction softmax((x Wᵀ + b) / τ) relative to
+    softmax(E e / τ), the similarity of all words to the target. Here E are the vectors of all words, e is the
+    vector of the target, and τ is the temperature. The paper adds the divergence of the two distributions
+    instead, which is smaller by the entropy of the similarity. No gradient flows through the similarity, so
+    cross-entropy and divergence have the same gradients.
+
+    Logits have the type of the weights; products of gradients are in `compute_dtype`. At most one chunk of
+    the logits [N, V] is in memory at once.
     """
     inputs = (x_ND.to(w_VD.dtype), w_VD, b_V, words_VE.detach(), targets_N)
     losses: tuple[Tensor, Tensor] = AugmentedCrossEntropy.apply(  # type: ignore[no-untyped-call]

@@ -13,8 +13,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def without_autocast(function: F) -> F:
-    """The forward or backward of an autograd function, unchanged by a user's autocast, which would round some
-    products and not others.
+    """Decorates the forward or backward of an autograd function. Inside, a user's autocast is off, because it
+    would round some products and not others. Sums of products have full precision (`exact_sums`).
     """
 
     @wraps(function)
@@ -28,7 +28,9 @@ def without_autocast(function: F) -> F:
 
 
 def all_gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What a backward pass returns: these gradients, of the first arguments, and None for the others."""
+    """The result of a backward pass: `gradients` for the first arguments of the forward pass, None for all
+    others.
+    """
     return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 

@@ -10,10 +10,10 @@ from vdrop_cli.kernels.weights import Weights
 
 
 class Backend(Protocol):
-    """The functions of a back end, whose arguments the API has checked.
+    """The functions of a back end. The API has already checked their arguments.
 
-    `compute_dtype` None is the type of the input. A back end ignores `recompute` unless it can save memory by
-    it. The API calls none with layer norm or a projection that lacks them.
+    `compute_dtype=None` is the type of the input. A back end ignores `recompute` unless that saves memory
+    there. The API calls a back end with layer norm or a projection only if that back end supports it.
     """
 
     def lstm(

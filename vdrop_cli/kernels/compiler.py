@@ -132,7 +132,7 @@ def cache_folder() -> Path:
 
 
 def is_undamaged(path: Path) -> bool:
-    """Whether a library has the content that its digest is for."""
+    """Whether the content of a library matches the digest at its end."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -17,8 +17,8 @@ from vdrop_cli.kernels.weights import unflatten
 def needs_reference(grad_outputs: Sequence[Tensor | None]) -> bool:
     """Whether a hand-written backward pass cannot compute the gradients.
 
-    Those are gradients which can be differentiated (`create_graph=True`), and gradients of a batch of
-    `grad_outputs` (`is_grads_batched=True`, `vmap`).
+    That is so for gradients that will be differentiated again (`create_graph=True`), and for gradients of a
+    batch of `grad_outputs` (`is_grads_batched=True`, `vmap`).
     """
     if torch.is_grad_enabled():
         return True
@@ -35,8 +35,8 @@ def reference_gradients(
     is_needed: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradient of each input that needs one; with `create_graph=True` a function of inputs and
-    `grad_outputs`.
+    """The gradient of each input that needs one, None for the others. With `create_graph=True` the gradients
+    can be differentiated with respect to `inputs` and `grad_outputs`.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -75,7 +75,7 @@ def cell_gradients(
 
 
 class SavedCell(Protocol):
-    """What the backward pass of a cell has saved, as far as the definition reads it."""
+    """The part of the tensors saved for a cell's backward pass that `gradients_by_definition` reads."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -93,8 +93,8 @@ def gradients_by_definition(
     grad_outputs: Sequence[Tensor | None],
     **options: Any,
 ) -> tuple[Tensor | None, ...]:
-    """What the backward pass of a cell with so many states returns where it needs the gradients of
-    `reference`.
+    """The result of a cell's backward pass if `reference` must compute the gradients. `states` is the number
+    of states: 2 for an LSTM, 1 for a GRU.
     """
     inputs = saved.inputs
     is_needed = ctx.needs_input_grad[: len(inputs)]

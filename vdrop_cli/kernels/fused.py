@@ -1,10 +1,10 @@
 """The back end in plain torch operations, forward and backward written by hand, for any device.
 
-All input projections of a layer are one product before the loop over time, all weight gradients one product
-after it; the inputs of the recurrent products are saved for it. Masks that differ from gate to gate make of
-each product a batch of four (GRU: three) of a quarter the size, so they cost little more. Sequences of
-different lengths are packed (`packing.py`): tensors named [T, B, …] then are [N, 1, …], and a step has the
-sequences that are long enough.
+All input projections of a layer are one product before the loop over time. Each weight gradient is one
+product after the loop; the inputs of the recurrent products are saved for it. If masks differ by gate, each
+product becomes a batch of four products of a quarter of the size (GRU: three of a third), which costs little
+more. Sequences of different lengths are packed (`packing.py`): tensors named [T, B, …] then have the shape
+[N, 1, …], and a step has only the sequences that are long enough.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N rows of all steps
 K groups of gates: 1, or one for each gate
@@ -76,8 +76,8 @@ class Recurrence:
 
 
 class RecurrenceGradient:
-    """The backward pass of a recurrence: from the gradients `da` of the gates at a step to that of the state
-    before it. `da_lowp` is `da` in the type of the products.
+    """The backward pass of `Recurrence`: computes the gradient of the state before a step from the gradients
+    `da` of the gates at that step. `da_lowp` is `da` in the type of the products.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class SavedLSTM(NamedTuple):
     lengths: Tensor | None
     w_ih_lowp: Tensor  # in the type of the products
     w_hh_lowp: Tensor
-    hs: Tensor | None  # where the recurrent products have no other inputs
+    hs: Tensor | None  # all hidden states; None if `recurrent_inputs_KTBH` has the inputs
     recurrent_inputs_KTBH: Tensor | None
     cs: Tensor
     g_TBH: Tensor  # tanh(a_g)

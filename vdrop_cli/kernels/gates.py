@@ -1,8 +1,9 @@
-"""The gates of a layer, all steps of them in one tensor, and the products over all steps at once: before the
-loop over time and after it.
+"""The gates of a layer at all steps in one tensor, and the products over all steps at once.
+
+These products come before the loop over time and after it.
 
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)  N rows of all steps
-R size of a row of a gate: H, or on CUDA that of an aligned row, at least H (`alignment.py`)
+R size of a row of a gate: H, or in the back end `triton` that of an aligned row, at least H (`alignment.py`)
 K groups of gates: 1, or one for each gate
 """
 
@@ -36,10 +37,10 @@ def masked_input(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype, size: 
 
 
 class Gates:
-    """One tensor of all gates and steps in which the memory of each product is regular.
+    """One tensor of all gates and steps, in a layout in which each group of gates is a matrix.
 
-    Time first ([T, B, G·R]) when no mask differs by gate; gate first ([G, T, B, R]) when one does. In packed
-    sequences (`packing.py`) T is the number of rows and B is 1.
+    Its shape is [T, B, G·R] if no mask differs by gate, and [G, T, B, R] if one does. For packed sequences
+    (`packing.py`), T is the number of rows and B is 1.
     """
 
     def __init__(self, memory: Tensor, gates: int) -> None:
@@ -90,7 +91,7 @@ class Gates:
         return self.memory.flatten(0, 1)[:, self.rows(group)]
 
     def unbind_steps(self, part: slice, layout: Layout | None = None) -> list[Tensor]:
-        """Some gates at each step, [gates, B, R] where each has its own product, else [B, gates·R]."""
+        """The gates of `part` at each step: [gates, B, R] if each has its own product, else [B, gates·R]."""
         layout = layout or Layout(self.time, self.batch)
         if self.by_gate:
             return layout.unbind_steps(self.memory[part], 1)
@@ -100,8 +101,8 @@ class Gates:
 def masked_inputs(
     gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, mask: Tensor | None, size: int | None = None
 ) -> list[Tensor]:
-    """The inputs of the products of each group of the gates of `part`, at all steps, [T·B, D], or with rows
-    of `size`, at least D.
+    """The masked inputs of the products of each group of gates of `part`, at all steps: [T·B, D]. With
+    `size`, which is at least D, their rows have this size.
     """
     masks_TKBD = [select_gates(mask, group) for group in gates.groups(part)]
     return [
@@ -152,7 +153,7 @@ def weight_gradient(da_lowp: Gates, part: slice, inputs_ND: list[Tensor], dw: Te
 
 
 def sum_over_steps(da: Gates, dtype: torch.dtype | None = None) -> Tensor:
-    """The gradient of the biases, [G·H], summed in `dtype` (None: that of `da`)."""
+    """The gradient of the biases, [G·R], summed in `dtype` (None: that of `da`)."""
     if da.by_gate:
         return da.view_GTBR.sum((1, 2), dtype=dtype).flatten()
     return da.memory.flatten(0, 1).sum(0, dtype=dtype)

@@ -1,9 +1,9 @@
-"""Loops over time as CUDA graphs: one launch for all steps instead of some for each. Training steps, too
-(`gradient_step.py`).
+"""Runs loops over time as CUDA graphs: one launch for all steps, instead of several launches for each step.
 
-A graph works on memory at fixed addresses. A loop that often runs on tensors of the same shapes has such
-memory: every call copies its inputs there, masks and weights too, replays the graph, and copies the results.
-So no mask is frozen, and no later call overwrites a result. A loop draws no random numbers.
+Training steps use the same graphs (`gradient_step.py`). A graph works on memory at fixed addresses. A loop
+that often runs on tensors of the same shapes gets a graph with such memory. Every call copies its inputs
+there, masks and weights too, replays the graph, and copies the results. So every call uses its own masks, and
+a later call does not overwrite its results. A loop draws no random numbers.
 """
 
 import warnings
@@ -96,20 +96,22 @@ class Captured:
 
 @dataclass
 class CallCount:
-    """Calls with some shapes since these last had a graph, and the number of calls that earns them one."""
+    """Counts the calls with the same shapes since these shapes last had a graph. The call with the number
+    `threshold` gets a graph.
+    """
 
     calls: int = 0
     threshold: int = 2
 
 
 class Graphs:
-    """Graphs of loops by shapes and types of tensors, stream and precision of products.
+    """Graphs of loops, one for each loop, shapes and types of tensors, stream, and precision of products.
 
-    The first call with new shapes runs without a graph, so shapes that occur once cost no capture. The graphs
-    that were used last remain, within limits of number and memory. Shapes whose graph was removed need eight
-    times as many calls for another one; of more shapes than the limits allow, some then run without. Where a
-    capture fails, its shapes run without a graph from then on, with a warning; with `strict` the error is
-    raised.
+    The first call with new shapes runs without a graph, so shapes that occur once cost no capture. The most
+    recently used graphs stay in memory, within limits of number and bytes. After a graph is removed, its
+    shapes need eight times as many calls for another graph. So if shapes are more numerous than the limits
+    allow, some of them run without a graph. If a capture fails, its shapes run without a graph from then on,
+    with a warning; with `strict` the error is raised.
     """
 
     def __init__(
@@ -135,8 +137,8 @@ class Graphs:
         self.lock = Lock()
 
     def run(self, loop: Loop, changed: Tensors, filled: Tensors, read: Tensors) -> None:
-        """`loop(**changed, **filled, **read)`, which may write into `changed`, must fill `filled`, and leaves
-        `read`.
+        """Runs `loop(**changed, **filled, **read)`, by a graph if the shapes have one. The loop may write
+        into `changed`, must fill `filled`, and only reads `read`.
         """
         tensors = {**changed, **filled, **read}
         device = next(t.device for t in changed.values() if t is not None)

@@ -1,8 +1,9 @@
-"""fp32 products on a GPU by its units for bf16, which are many times faster than those for fp32.
+"""fp32 products by the bf16 units of a GPU, which are many times faster than its fp32 units.
 
-Each number is the sum of two of bf16, a high half and a low one. Three of the four products of halves make a
-product of numbers with 16 bits: high by high, low by high and high by low. Side by side they are one product
-of bf16 with sums in fp32.
+Each number is approximated by the sum of two bf16 numbers, its high half and its low half. A product of such
+sums has four products of halves. Three of them are computed: high by high, low by high, and high by low.
+Their sum is as exact as a product of numbers with 16 bits. The halves lie side by side in memory, so the
+three are one bf16 product with sums in fp32.
 
 N, M rows  D columns  S size of an aligned row, at least D  V vocabulary
 """
@@ -35,9 +36,10 @@ def product(left_MX: Tensor, right_NX: Tensor) -> Tensor:
 
 
 def is_exact_on(device: torch.device) -> bool:
-    """Whether a device computes such products as exactly as they are to be; torch has them from 2.8 on.
+    """Whether a device computes products of halves within `TOLERANCE`; torch has them from 2.8 on.
 
-    The first call on a device tries one, except while a CUDA graph is captured, which cannot contain that.
+    The first call on a device computes one as a check. While a CUDA graph is captured no check is possible,
+    and the result for a device that has not been checked is False.
     """
     if device not in CHECKED:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

@@ -28,11 +28,11 @@ HeadGradients = Callable[..., tuple[Tensor, list[Tensor]]]  # `loss_and_gradient
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The losses, and with them their gradients, by `compute`: in chunks, while the logits are in memory.
+    """Computes the losses in chunks, and with each chunk its gradients, by `compute`.
 
-    The gradients are those for an upstream gradient of 1. One that is the same for all tokens, as that of a
-    sum or a mean, scales them in place. One that differs between tokens, or a second backward pass, computes
-    the chunks again.
+    The gradients of a chunk are computed while its logits are in memory. They are for an upstream gradient of
+    1. If the upstream gradient is the same for all tokens, as after a sum or a mean, it scales them in place.
+    If it differs between tokens, or in a second backward pass, the chunks are computed again.
     """
 
     @staticmethod
@@ -100,8 +100,10 @@ def head_logits(x_MD: Tensor, w_VD: Tensor, b_V: Tensor) -> Tensor:
 
 
 def logits_by(w_VD: Tensor, b_V: Tensor, rows: int, compute_dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Computes logits as exactly as in fp32 from chunks of so many rows in all: where products are in bf16,
-    on a GPU by three of them.
+    """Returns a function that computes the logits of a chunk. `rows` is the number of rows of all chunks.
+
+    Logits are in fp32. On a GPU with products in bf16 and enough rows, each product is three bf16 products of
+    halves instead, which are almost as exact (`halves.py`).
     """
     if not (compute_dtype == torch.bfloat16 and rows >= MIN_ROWS_BY_HALVES and has_halves(w_VD)):
         return lambda x_MD: head_logits(x_MD, w_VD, b_V)

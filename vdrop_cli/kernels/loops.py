@@ -61,8 +61,8 @@ class Recurrence:
 
 
 class RecurrenceGradient:
-    """The backward pass of a recurrence: the gradient of h_{t-1} from the gates of step t, [K, B, R], before
-    its masks.
+    """The backward pass of `Recurrence`: computes the gradient of h_{t-1}, [K, B, R], from the gradients of
+    the gates at step t. The gradient is not yet multiplied by the masks of h.
     """
 
     def __init__(self, da: Gates, part: slice, w_hh: Tensor) -> None:
@@ -101,7 +101,9 @@ def lstm_loop(
     mask_c: Tensor | None,
     lengths: Tensor | None,
 ) -> None:
-    """From the projected inputs `a` and the first states to the gates, and the states of all steps."""
+    """Computes the gates and the states of all steps from the projected inputs and the first states. `a`
+    holds the projected inputs first and the gates afterwards; the states are written into `h` and `c`.
+    """
     gates = Gates(a, 4)
     h[0], c[0] = h_BH, c_BH
     recurrence = Recurrence(gates, ALL_LSTM, w_hh, mask_h, h[0])
@@ -126,8 +128,11 @@ def lstm_backward_loop(
     lengths: Tensor | None,
     dcells: Tensor | None = None,
 ) -> None:
-    """The gradients of the gates before their activation and of the first states; `dcells` are those of the
-    cell states of all steps.
+    """Computes the gradients of the gates before their activation and of the first states.
+
+    The gradients of the gates are written into `da`, those of the first states into `dh` and `dc`. At first
+    `dh` and `dc` hold the upstream gradients of the last states. `dy` and `dcells` are the upstream gradients
+    of the hidden states and the cell states of all steps.
     """
     gates, gate_gradients = Gates(a, 4), Gates(da, 4)
     zero_row_ends(gate_gradients, c.shape[2])
@@ -152,10 +157,11 @@ def gru_loop(
     inner: Tensor | None = None,
     b_n: Tensor | None = None,
 ) -> None:
-    """From the projected inputs `a` and the first state to the gates, and the states of all steps.
+    """Computes the gates and the states of all steps from the projected inputs and the first state.
 
-    With `inner` and the bias `b_n` the reset gate comes after the candidate's product, and `inner` is filled
-    with the product plus bias.
+    `a` holds the projected inputs first and the gates afterwards; the states are written into `h`. If `inner`
+    and the bias `b_n` are given, the reset gate comes after the candidate's recurrent product. Then `inner`
+    is filled with that product plus bias.
     """
     gates = Gates(a, 3)
     h[0] = h_BH
@@ -191,8 +197,10 @@ def gru_backward_loop(
     inner: Tensor | None = None,
     dp: Tensor | None = None,
 ) -> None:
-    """The gradients of the gates before their activation and of the first state; with `inner` also those of
-    the recurrent products, `dp`.
+    """Computes the gradients of the gates before their activation, `da`, and of the first state, `dh`.
+
+    With `inner` it also computes the gradients of the recurrent products, `dp`. At first `dh` holds the
+    upstream gradient of the last state.
     """
     gates, gate_gradients = Gates(a, 3), Gates(da, 3)
     zero_row_ends(gate_gradients, h.shape[2])

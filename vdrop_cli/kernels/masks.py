@@ -24,7 +24,7 @@ class Masks(NamedTuple):
     c: Tensor | None = None
 
 
-BATCH_DIMS = (2, 2, 1)  # that of the batch in each mask of a layer
+BATCH_DIMS = (2, 2, 1)  # the batch dimension of the masks x, h and c of a layer
 
 
 def is_broadcastable(shape: Sequence[int], target: Sequence[int]) -> bool:

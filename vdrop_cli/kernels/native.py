@@ -114,7 +114,9 @@ class Pass:
         return CMask(self.pointer(mask_TKBH), *mask_strides(mask_TKBH, 3))
 
     def without_gaps(self, memory: Tensor) -> Tensor:
-        """Memory whose elements are all defined: zeros where packed sequences fill only a part."""
+        """Sets memory to zero if packed sequences will fill only a part of it, so that all its elements are
+        defined.
+        """
         return memory.zero_() if self.layout.is_packed else memory
 
     def states(self, memory_TBH: Tensor) -> Tensor:
@@ -196,7 +198,9 @@ class Gradients:
         work.data.da_inner = work.pointer(self.inner_NH)
 
     def bias(self) -> Tensor:
-        """[G + 1, H]"""
+        """The gradients of the biases, [G + 1, H]. The last row is that of the candidate's recurrent bias,
+        for GRUs with `reset_after`.
+        """
         return self.bias_sums.sum(0)
 
     def gates(self) -> Gates:
@@ -421,7 +425,9 @@ def gru(
 
 
 def norm_steps() -> str:
-    """The back end whose steps the cells with layer norm take: torch.compile traces into those of `fused`."""
+    """The back end that computes the steps of cells with layer norm: `native`, or `fused` while torch.compile
+    compiles, because it traces into these steps.
+    """
     return "fused" if torch.compiler.is_compiling() else "native"
 
 

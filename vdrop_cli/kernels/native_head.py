@@ -45,7 +45,9 @@ def softmax(
     d_MV: Tensor | None,
     sums: Tensor,
 ) -> None:
-    """Writes losses, and where `d_MV` is a tensor the gradients of the logits and their sums."""
+    """Writes the losses. If `d_MV` is given, also writes the gradients of the logits into it, and adds the
+    sums of these gradients over the rows to `sums`.
+    """
     dtype = logits_MV.dtype if d_MV is None else d_MV.dtype
     rows, words = logits_MV.shape
     inputs = (logits_MV, rows, words, b_V, targets_M, dnll_M)
@@ -88,8 +90,10 @@ def write_logits(out_MV: Tensor, x_MD: Tensor, operands: Operands) -> Tensor:
 def add_gradients(
     dx_MD: Tensor, dw_VD: Tensor, d_MV: Tensor, x_MD: Tensor, operands: Operands, *, add: bool
 ) -> None:
-    """Writes the gradient of the rows of a chunk, and writes or adds that of the weights, from those of the
-    logits. `x_MD` is that of `write_logits`.
+    """Computes the gradients of a chunk from those of its logits, `d_MV`.
+
+    The gradient of the chunk's rows is written into `dx_MD`. The gradient of the weights is written into
+    `dw_VD`, or added to it with `add`. `x_MD` is the result of `write_logits`.
     """
     if operands.amx:
         gemm(dx_MD, [(d_MV, operands.back)])
@@ -110,8 +114,10 @@ def compute_losses(
     compute_dtype: torch.dtype,
     needs_gradients: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The losses of all tokens, and with `needs_gradients` the gradients of x, w and b (`dnll_N` None: all
-    ones). Softmax, gradient, rounding and the sums for the bias are one pass over the logits.
+    """The losses of all tokens, and with `needs_gradients` the gradients of x, w and b.
+
+    `dnll_N` is the upstream gradient; None: all ones. Softmax, gradient, rounding and the sums for the bias
+    take one pass over the logits. Raises IndexError for a target outside the vocabulary.
     """
     x_ND, w_VD, b_V, targets_N = (tensor.contiguous() for tensor in (x_ND, w_VD, b_V, targets_N))
     (tokens, _), words = x_ND.shape, len(b_V)

@@ -1,5 +1,7 @@
-"""The functions of `native.c` as Python calls them: its structures, what the processor has, and the sides of
-its products, packed in the order in which it reads them.
+"""The functions of `native.c` as Python calls them.
+
+This file has the structures of `native.c`, the features of the processor that `native.c` uses, and functions
+that pack the sides of products in the order in which `native.c` reads them.
 
 T time  B batch  N rows of all steps  D input size  R rows and C columns of weights  X any size
 """
@@ -201,10 +203,11 @@ def gemm(
     gate: int | None = None,
     transposed: bool = False,
 ) -> None:
-    """`out (+)= Σ a @ w` by AMX, for one or more pairs.
+    """Computes `out = Σ a @ w`, or with `add` `out += Σ a @ w`, by AMX, for one or more pairs of a and w.
 
-    `a` is rows of bf16 from column `first` on, or with `transposed` tiles from there on; `w` is packed, all
-    of its gates or one.
+    `a` has rows of bf16, read from column `first` on. With `transposed`, `a` has the tiles of
+    `transposed_rows`, read from the same column on. `w` is packed; `gate` chooses one of its gates, None all
+    of them.
     """
     rows, columns = out.shape
     (a, w), data = pairs[0], CGemm()

@@ -178,7 +178,7 @@ class Steps:
         du: Tensor,
         dn: Tensor,
     ) -> None:
-        """`dc` becomes the gradient of `c_before`."""
+        """Writes `da`, `du` and `dn`. Changes `dc` to the gradient of `c_before`."""
         (i, f, g, o), (di, df, dg, do) = gates.chunk(4, 1), da.chunk(4, 1)
         tanh_gradient(dh * o, tanh_c, out=dn)
         dc.add_(norm_gradient(dn, (c, *moments[2:]), gain_c))
@@ -234,8 +234,8 @@ class Steps:
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        """`dh` becomes its part that reaches `h_before` through z; with `reset_after` the gradient of r is
-        complete.
+        """Changes `dh` to the part of the gradient of `h_before` that comes through z. Writes the gradient of
+        r only with `reset_after`; without it, `gru_gates_backward` does.
         """
         (r, z), (da_r, da_z) = rz.chunk(2, 1), da_rz.chunk(2, 1)
         tanh_gradient(dh * (1 - z), n, out=da_n)
@@ -259,8 +259,8 @@ class Steps:
         du: Tensor,
         reset_after: bool,
     ) -> None:
-        """`d_input` is the gradient of the input of the candidate's product without its mask: of h, or of
-        r ∘ h.
+        """Adds the gradient of `h_before` through the candidate's product to `dh`. `d_input` is the gradient
+        of the input of that product without its mask: of h with `reset_after`, otherwise of r ∘ h.
         """
         r, da_r = rz.chunk(2, 1)[0], da_rz.chunk(2, 1)[0]
         if reset_after:

@@ -25,15 +25,15 @@ from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.products import exact_sums
 
-# The graphs of the loops that run now, where they are not those of the back end. A backward pass has those of
-# its forward pass, in whatever thread it runs.
+# The graphs that loops use now; None: those of the back end. A backward pass uses the graphs of its forward
+# pass, whichever thread it runs in.
 ACTIVE_GRAPHS: ContextVar[Graphs | None] = ContextVar("active_graphs", default=None)
 
 
 @contextmanager
 def use_graphs(graphs: Graphs | None) -> Iterator[None]:
-    """Loops over time within the context, and their backward passes later, have these graphs; None: those of
-    the back end.
+    """Loops over time within the context use these graphs, and so do their backward passes later. None: they
+    use the graphs of the back end.
     """
     token = ACTIVE_GRAPHS.set(graphs)
     try:
@@ -141,12 +141,12 @@ def lstm_operator(
     *,
     is_aligned: bool = False,
 ) -> Any:
-    """`vdrop::<name>`, an LSTM.
+    """Registers the operator `vdrop::<name>`, an LSTM, and returns it.
 
     `forward(h, c, layer)` returns y, the last h and c, the cell states of all steps (empty without `cells`),
     the gates, and the states h and c of all steps. `backward((dy, dh, dc, dcells), gates, hs, cs, layer)`
     returns the gradients of h, c, x and the weights; upstream gradients may be None. `is_aligned`: whether
-    the rows of the gates are.
+    the gates have aligned rows.
     """
 
     @operator(
@@ -227,12 +227,12 @@ def gru_operator(
     *,
     is_aligned: bool = False,
 ) -> Any:
-    """`vdrop::<name>`, a GRU.
+    """Registers the operator `vdrop::<name>`, a GRU, and returns it.
 
     `forward(h, layer, reset_after)` returns y, the last h, the gates, the states of all steps, and with
     `reset_after` the products U_n (m ∘ h) + b of all steps. `backward(dy, dh, gates, hs, inner, layer,
-    reset_after)` returns the gradients of h, x and the weights. `is_aligned`: whether the rows of the gates
-    are.
+    reset_after)` returns the gradients of h, x and the weights. `is_aligned`: whether the gates have aligned
+    rows.
     """
 
     @operator(

@@ -1,5 +1,6 @@
-"""Where the steps of sequences are in memory: [T, B, …] where all sequences have one length, otherwise packed
-as in torch's PackedSequence, so that padding costs nothing.
+"""How the steps of sequences lie in memory: as [T, B, …] if all lengths are the same, otherwise packed.
+
+Packed sequences are stored as in torch's PackedSequence, so padding costs nothing.
 
 T time  B batch  N steps of all sequences together  K groups of gates  H, D, X any size
 """
@@ -24,9 +25,9 @@ def zero_padding(x_TBD: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 class Layout:
-    """All sequences have all steps: tensors are [T, B, X].
+    """The layout of sequences that have all steps: tensors are [T, B, X].
 
-    The methods are those of a packed layout; most of them have nothing to do here.
+    It has the methods of `PackedLayout`; many of them return their argument as it is.
     """
 
     is_packed = False
@@ -42,7 +43,7 @@ class Layout:
 
     @property
     def padded_rows(self) -> Tensor | None:
-        """The row of each packed row in [T·B], None where it is the same."""
+        """The row that each packed row has in [T·B]; None if nothing is packed."""
         return None
 
     def blocks(self, rows: int) -> list[range]:
@@ -125,17 +126,18 @@ class Layout:
         return upstream_BH.clone(memory_format=torch.contiguous_format)
 
     def grow_gradient(self, t: int, gradient: Tensor, last: Tensor) -> Tensor:
-        """The gradient of the state after step t: that from step t + 1, and rows of `last`, the gradient of
-        the last state, for sequences that end here. It may be written to.
+        """The gradient of the state after step t, which may be written to.
 
-        At the last step `gradient` has no rows; t = -1 is the state before the first step.
+        `gradient` comes from step t + 1 and has the rows of the sequences that have that step. For sequences
+        that end at step t, rows of `last`, the gradient of the last state, are appended. At the last step
+        `gradient` has no rows. t = -1 is the state before the first step.
         """
         return last if t == self.time - 1 else gradient
 
 
 class PackedLayout(Layout):
-    """Sequences of different lengths, the longest first: [N, 1, X], step after step, in each step the
-    sequences that have it.
+    """The layout of sequences of different lengths: [N, 1, X], one step after the other. A step has a row for
+    each sequence that has this step, the longest sequence first.
     """
 
     is_packed = True

@@ -1,5 +1,6 @@
-"""Matrix products: many small ones with the same weights, which are first packed or transposed for fast
-reads, and those of bf16 on processors that do not multiply it.
+"""Matrix products: many small ones with the same weights, and bf16 on processors that do not multiply it.
+
+For many small products, the weights are first packed or transposed, so that they are read fast.
 
 G gates  M rows  K inputs  N outputs
 """
@@ -73,9 +74,9 @@ def packed_product(x_MK: Tensor, packed: Tensor) -> Tensor:
 class WeightMatrix:
     """A matrix [N, K] for products `x @ w.T` of about `rows` rows each.
 
-    On the CPU, bf16 weights are packed, and fp32 weights transposed: that makes [20, 650] × [650, 2600]
-    faster by 2.0 and 1.6. A transposed view is packed only where it is large: it has to be copied before,
-    which takes as long as packing saves.
+    On the CPU, bf16 weights are packed, and fp32 weights are copied in transposed order. That makes [20, 650]
+    × [650, 2600] faster by factors of 2.0 and 1.6. A transposed view must be copied before it can be packed.
+    The copy takes as long as packing saves, unless the view is large. So only large views are packed.
     """
 
     TRANSPOSED_FROM = 4_000_000  # elements
@@ -136,8 +137,8 @@ class WeightMatrices:
 
 
 def mm_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
-    """`out (+)= a @ b` for matrices, where `a` and `b` may be of a lower precision than `out`, and then have
-    more columns than `out`.
+    """Computes `out = a @ b`, or with `add` `out += a @ b`, for matrices. `a` and `b` may have a lower
+    precision than `out`. Then `b` may also have more columns than `out`, which are left out.
     """
     a, b = operand(a), operand(b)
     if a.dtype != out.dtype:

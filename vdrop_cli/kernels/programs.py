@@ -1,5 +1,5 @@
-"""The pointwise part of a cell's step as Triton programs, one from each matrix product to the next.
-`triton.py` calls them.
+"""The pointwise part of a cell's step as Triton programs, each from one matrix product to the next.
+`loops.py` calls them.
 
 T time  B batch  H hidden size  R size of an aligned row, at least H
 G gates (LSTM i f g o; GRU r z n)  K groups of gates with one product each
@@ -8,8 +8,8 @@ G gates (LSTM i f g o; GRU r z n)  K groups of gates with one product each
     p [G, B, R]         the recurrent products of this step
     inputs [K, B, R]    the inputs of the next step's recurrent products, m_h ∘ h, in the type of products
     grad_h [K, B, R]    the gradient of these inputs from step t + 1; zero at the last step
-    h, c [T + 1, B, H]  the states, the first ones first
-    dh, dc [B, H]       the other terms of their gradients
+    h, c [T + 1, B, H]  the states, beginning with those before the first step
+    dh, dc [B, H]       the terms of the states' gradients that are not in grad_h
     mask_h [T, K, B, H], mask_c [T, B, H]
 
 `a_g` is the stride of `a` along G, and so on; it is 0 in a mask that is the same for all steps or groups. A

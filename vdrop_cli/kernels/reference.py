@@ -12,7 +12,7 @@ from vdrop_cli.kernels.masks import Masks, mask_at
 from vdrop_cli.kernels.products import operand
 from vdrop_cli.kernels.weights import Weights
 
-NO_TARGET = torch.iinfo(torch.int64).min  # for torch's `ignore_index`, by default -100: no target is left out
+NO_TARGET = torch.iinfo(torch.int64).min  # as torch's `ignore_index` (by default -100): ignores no target
 
 
 def product(a: Tensor, b: Tensor, compute_dtype: torch.dtype | None) -> Tensor:

@@ -52,8 +52,8 @@ def mismatch(check: Callable[[str], float], device: torch.device, tolerance: flo
 
     `check` returns the largest relative error of `lstm` or `gru` on the device, and may raise.
     """
-    # The caller may be in any of these modes, and may count what is saved for a backward pass, as
-    # `torch.utils.checkpoint` does; the innermost hooks are those that count.
+    # The caller may be in any of these modes. It may also have hooks that count saved tensors, as
+    # `torch.utils.checkpoint` has. Only the innermost hooks are called, which are set here.
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

@@ -53,7 +53,9 @@ GRAPHS = Graphs()
 
 
 def graphs() -> Graphs:
-    """The graphs of all loops, except within a self-check, which has its own."""
+    """The graphs that loops use now: those of `use_graphs`, as within a self-check, otherwise those of the
+    back end.
+    """
     own = ACTIVE_GRAPHS.get()
     return GRAPHS if own is None else own
 
@@ -88,8 +90,8 @@ def add_products(gates: Gates, part: slice, w_hh: Tensor, inputs_ND: list[Tensor
 
 
 def project(layer: Layer, reset_after: bool = False) -> Gates:
-    """The input products with all biases but, with `reset_after`, the candidate's recurrent one, which is
-    then inside the reset gate.
+    """The input products plus all biases. With `reset_after` the candidate's recurrent bias is left out,
+    because the reset gate multiplies it.
     """
     gates, hidden = layer.gates(is_aligned=True), layer.w_hh.shape[1]
     bias = layer.b_ih + layer.b_hh
@@ -128,7 +130,9 @@ def recurrent_inputs(layer: Layer, gates: Gates, part: slice, hs: Tensor) -> lis
 
 
 def weight_gradients(layer: Layer, weights: Tensor, *products: tuple[Gates, slice, list[Tensor]]) -> Tensor:
-    """The gradient of weights from those of products, each of some gates, and the inputs of these."""
+    """The gradient of `weights`. Each of `products` has gradients of gates, the part of the gates that this
+    product computed, and the inputs of the product.
+    """
     hidden, row, (inputs_NS, *_) = layer.w_hh.shape[1], products[0][0].row_size, products[0][2]
     padded = inputs_NS.new_empty(len(weights) // hidden * row, inputs_NS.shape[1])
     for gates, part, inputs in products:
@@ -268,9 +272,10 @@ def gru(
 
 
 def unavailable_reason(device: torch.device) -> str:
-    """Why the Triton programs cannot be used on a device; empty where they can.
+    """The reason why the Triton programs cannot be used on a device; empty if they can.
 
-    It runs forward and backward of both cells on a few numbers, and compares them with the definition.
+    The check runs forward and backward of both cells on a few numbers, and compares them with `reference`.
+    Raises RuntimeError while a CUDA graph is captured, which cannot contain the check.
     """
     if device.type != "cuda" and not programs.INTERPRETED:
         return "Triton's programs are for CUDA devices"

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Norms(NamedTuple):
-    """Layer norm inside a cell (Ba et al. 2016): gains on the normalised products and on the cell state; the
-    biases are those of the cell.
+    """Layer norm inside a cell (Ba et al. 2016): gains for the normalised products and the cell state.
 
-    An LSTM's products are normalised over all gates together, a GRU's over r and z together and over n.
+    Normalised products have no biases of their own: the biases of the cell are added to them. An LSTM's
+    products are normalised over all gates together, a GRU's over r and z together and over n.
     """
 
     ih: Tensor  # [G·H] on the input products

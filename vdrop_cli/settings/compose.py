@@ -95,9 +95,10 @@ def parse(config: DictConfig, root: type[Root]) -> Root:
 
 
 def restore(values: dict[str, Any]) -> Train:
-    """The configuration of a training run from what `plain` wrote. It is data: nothing in it is resolved.
+    """The settings of a training run, from the values that `plain` wrote.
 
-    Raises ConfigError, or what OmegaConf raises, if it is something else.
+    The values are data: nothing in them is resolved, and interpolations are refused. Raises ConfigError, or
+    an error of OmegaConf, for any other values.
     """
     require_plain(values)
     model, data = values.get("model"), values.get("data")

@@ -1,4 +1,4 @@
-"""Where the corpus of a checkpoint lies: the settings of it, and the data that they come to."""
+"""Where the corpus of a checkpoint lies: settings for it, and the data settings that follow from them."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -24,7 +24,9 @@ class Rule(Protocol):
     """What a value must be."""
 
     def violation(self, value: Any) -> tuple[str, str] | None:
-        """What the value must be, and what it is; None where it obeys the rule."""
+        """Returns what the value must be and what it is, as two texts for a message; None if it obeys the
+        rule.
+        """
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Help:
-    """What a field says about itself."""
+    """The documentation of a field: help, unit, and the rule for its values."""
 
     text: str
     unit: str = ""
@@ -234,9 +236,10 @@ def keys(root: type) -> list[str]:
 
 
 def suggestion(key: str, known: list[str], aliases: dict[str, str] | None = None) -> str:
-    """The closest key, by all of it or its last part, as a hint to be appended to a message; or nothing.
+    """A hint with the most similar key, to be appended to a message; empty if no key is similar.
 
-    `aliases` are other names of keys, which are suggested instead.
+    Keys are compared whole and by their last parts. `aliases` are other names of keys: if an alias is the
+    most similar name, the hint has the key that it stands for.
     """
     from difflib import get_close_matches
 

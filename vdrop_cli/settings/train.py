@@ -249,7 +249,7 @@ class DropoutSettings:
             raise ConfigError(f"dropout.{message}") from None
 
 
-# Adam's steps are about as large as the rate: with the rate of the published recipes for SGD, 1, it diverges.
+# Adam's steps are about as large as the learning rate. At 1, the rate published for SGD, it diverges.
 HIGHEST_RATE_OF_ADAM = 0.1
 
 
@@ -402,7 +402,10 @@ class Schedule:
         )
 
     def require_unused(self, name: str, is_used: bool, by: str) -> None:
-        """Raises ConfigError where a setting that another one leaves without effect is not as by default."""
+        """Raises ConfigError if the setting `name` is not used and is not at its default.
+
+        `by` is the other setting that leaves it without effect, for the message.
+        """
         default = next(f.default for f in fields(self) if f.name == name)
         value = getattr(self, name)
         shown = "null" if default is None else default
@@ -450,7 +453,9 @@ class Checkpoints:
 
 @dataclass
 class StartCheck:
-    """Language models: a run with a stuck start ends, because it will not recover."""
+    """When the start of a language model's training counts as stuck. Such a run ends, because it will not
+    recover.
+    """
 
     steps: int | None = setting(
         None,
@@ -483,7 +488,7 @@ NOT_IN_IDENTITY = (
     "run_name",
     "tags",
 )
-FORMER_SIZE = "sentiment"  # stood for null in older runs, whose folders are named by it
+FORMER_SIZE = "sentiment"  # null was written so in older runs, and their folders' names depend on it
 
 
 @dataclass
@@ -574,7 +579,7 @@ class Train:
         )
 
     def require_start_check_fits(self) -> None:
-        """Raises ConfigError where a start is to be judged that is not trained."""
+        """Raises ConfigError for a start check of ratings, or one that comes after the end of training."""
         judged = not self.has_ratings or self.stuck.steps is None
         require(judged, "stuck.steps", f"null with task={self.task.name}", self.stuck.steps)
         require(
@@ -587,8 +592,8 @@ class Train:
         )
 
     def require_validation_exists(self) -> None:
-        """Raises ConfigError where training needs a validation part that the protocol lacks, or one that has
-        decided nothing.
+        """Raises ConfigError if training needs a validation part that the protocol lacks, or if `report_last`
+        is set although validation decides something.
         """
         unchosen = self.protocol is SplitProtocol.paper and self.schedule.patience is not None
         require(
@@ -637,7 +642,7 @@ class Train:
 
     @property
     def reads_as_published(self) -> bool:
-        """Whether Penn Treebank is read in the columns of one of the authors' scripts."""
+        """Whether Penn Treebank is read with the batch size and bptt of one of the authors' scripts."""
         task = self.task
         columns = (task.batch_size, task.bptt) if isinstance(task, LanguageModelTask) else None
         return isinstance(self.data, PennTreebank) and columns in PUBLISHED_COLUMNS
@@ -649,7 +654,9 @@ class Train:
         return best and not self.schedule.report_last
 
     def for_debugging(self) -> "Train":
-        """One epoch that starts over and logs every step, without what needs a longer training."""
+        """The settings of debug=true: one epoch that starts over and logs every step, without what needs a
+        longer training.
+        """
         schedule = self.schedule
         return replace(
             self,

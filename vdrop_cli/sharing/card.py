@@ -75,7 +75,7 @@ def to_measurements(values: dict[str, Any], command: str) -> list[CardMetric]:
 
 def is_metric(name: str) -> bool:
     """Whether a value of a result is an error or likelihood on a part of the data, rather than a count."""
-    # weights, temperature, probabilities or epoch
+    # metrics of other weights, temperatures, probabilities or epochs
     is_of_others = name.endswith(("_raw", "_tempered", "_scaled", "_chosen_on_test"))
     return name.partition("_")[0] in PARTS and bool(metric_in_words(name)) and not is_of_others
 

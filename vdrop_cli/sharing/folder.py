@@ -20,8 +20,8 @@ ADVICE = "choose another folder="
 def write(path: Path, snapshot: Checkpoint, folder: Path) -> None:
     """Writes the export of the checkpoint at `path`.
 
-    A model card that was edited stays where the weights are the same. Raises ConfigError where the folder
-    holds anything else than an export.
+    An edited model card stays if the weights are the same. Raises ConfigError if the folder is no export and
+    not empty, or if it has an edited model card of other weights.
     """
     shared = replace(snapshot, config=card.without_places(snapshot.config))
     content = {WEIGHTS: weights.encode(shared), VOCABULARY: vocabulary(shared), CONFIG: config(shared)}

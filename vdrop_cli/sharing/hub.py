@@ -57,9 +57,7 @@ def require_export(api: HfApi, name: str) -> None:
 
 
 def require_unedited_card(api: HfApi, name: str, folder: Path) -> None:
-    """Raises ConfigError where a model card that was edited there would be overwritten by one that was not
-    edited here.
-    """
+    """Raises ConfigError if the upload would replace an edited model card by one that was not edited."""
     page = export_folder.CARD
     if not card.is_unedited((folder / page).read_bytes()) or page not in api.list_repo_files(name):
         return

@@ -25,7 +25,10 @@ HEADER_LIMIT = 100_000_000  # bytes of the longest header that safetensors reads
 
 
 def start_size(path: Path) -> int:
-    """The bytes that hold the header of a safetensors file; of any other file, too few for a header."""
+    """The number of bytes from the start of a safetensors file to the end of its header.
+
+    For a file that cannot be read, or that names a longer header than safetensors reads, it is `LENGTH`.
+    """
     try:
         size = int.from_bytes(files.read_start(path, LENGTH), "little")
     except (OSError, Damaged):
@@ -128,13 +131,13 @@ def encode(snapshot: Checkpoint) -> bytes:
     """The content of a safetensors file."""
     from safetensors.torch import save
 
-    # each weight with memory of its own, in order: safetensors takes no others
+    # safetensors requires contiguous weights that share no memory
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.weights.items()
     }
     _, numbers = split(save(weights))
     header, _ = split(save(weights, metadata(snapshot) | {CHECKSUM: hashlib.sha256(numbers).hexdigest()}))
-    # safetensors writes metadata in random order; one model is to have one file
+    # safetensors writes metadata in random order; sorted, the same model always gives the same file
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = as_json(header).encode()
     text += b" " * (-len(text) % LENGTH)  # the numbers are aligned
@@ -184,6 +187,6 @@ def metadata(snapshot: Checkpoint) -> dict[str, str]:
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """JSON with characters as they are, halves of surrogate pairs apart, which UTF-8 lacks."""
+    """JSON whose characters are not escaped, except halves of surrogate pairs, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return re.sub(r"[\ud800-\udfff]", lambda half: rf"\u{ord(half[0]):04x}", text)

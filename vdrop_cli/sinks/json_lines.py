@@ -101,9 +101,10 @@ class JsonLines:
         return values
 
     def restore(self) -> None:
-        """Writes the whole log to its place again if somebody removed or replaced it during the run.
+        """Writes the whole log again if somebody removed or replaced it during the run.
 
-        The open file still has the content. A file that took its place is renamed, not overwritten.
+        The file that is still open has the content. Another file that now has the name of the log is renamed,
+        not overwritten.
         """
         size = os.fstat(self.file.fileno()).st_size
         if files.is_in_place(self.path, self.file.fileno()):

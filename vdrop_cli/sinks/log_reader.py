@@ -72,7 +72,7 @@ class RecordOrder:
         self.chain = ""  # of the last epoch
         self.step = 0  # of the last record
         self.log_every: int | None = None  # steps between two step records, if known
-        self.has_step = False  # whether the next step record reveals `log_every`
+        self.has_step = False  # whether a step record came last; the next one then reveals `log_every`
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Checks the next record. Raises Damaged."""

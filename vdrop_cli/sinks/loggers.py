@@ -21,10 +21,14 @@ class Client(Protocol):
     recorded: dict[str, int]  # newest step and epoch that the logger already has of a resumed run
 
     def log(self, kind: str, values: dict[str, float], position: int) -> None:
-        """Records numbers of a `step`, an `epoch` or the `result`, which belongs to an epoch."""
+        """Records the numbers of a record. `kind` is `step`, `epoch` or `result`. `position` is the step, or
+        the epoch that an epoch or result belongs to.
+        """
 
     def flush(self) -> None:
-        """Sends what is left, as far as the logger can be asked to: the run may be killed after this."""
+        """Sends all numbers that are not sent yet, if the logger supports that. The run may be killed after
+        this.
+        """
 
     def finish(self, failed: bool) -> None:
         """Sends what is left, and closes the run."""
@@ -100,7 +104,7 @@ class Logger:
     def __call__(self, record: Record) -> None:
         if isinstance(record, Step) and record.step % self.config["log_every"] != 0:
             return
-        if isinstance(record, Saving):  # the run may resume after the records until here
+        if isinstance(record, Saving):  # a run that resumes from here does not repeat these records
             self.attempt(lambda client: client.flush())
         if isinstance(record, Step | Epoch | Result):
             position = record.step if isinstance(record, Step) else record.epoch

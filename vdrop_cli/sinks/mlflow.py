@@ -21,10 +21,11 @@ NEWEST_BY = {"step": f"{TAGS['step']}loss", "epoch": f"{TAGS['epoch']}train_loss
 
 
 class MlflowRun:
-    """A run with a tag that names its run folder. Without a checkpoint it is a new run.
+    """A run with a tag that names its run folder.
 
-    The step of `per_epoch/…` and `result/…` counts epochs. MLflow reads its own environment variables:
-    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, …
+    A training that does not resume from a checkpoint makes a new run. The step of `per_epoch/…` and
+    `result/…` counts epochs. MLflow reads its own environment variables: MLFLOW_TRACKING_URI,
+    MLFLOW_EXPERIMENT_NAME, …
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], resumes: bool) -> None:

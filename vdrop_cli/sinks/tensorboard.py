@@ -48,7 +48,11 @@ class TensorBoard:
         return self
 
     def discard_later_events(self) -> None:
-        """Shortens earlier event files: `purge_step` counts steps, so it leaves the scalars of epochs."""
+        """Removes later events from earlier event files.
+
+        TensorBoard's `purge_step` does not remove all of them: it counts steps, so the scalars of epochs
+        stay.
+        """
         for path in self.folder.glob("events.out.tfevents.*"):
             with suppress(Damaged):  # it is not a file
                 content = files.read(path)

@@ -14,10 +14,11 @@ from vdrop_cli.sinks.records import TAGS
 
 
 class TrackioRun:
-    """A run with the name of its run folder. Without a checkpoint it is a new run with this name.
+    """A run with the name of its run folder.
 
-    The horizontal axis of `per_epoch/…` and `result/…` counts epochs. Trackio reads its own environment
-    variables: TRACKIO_DIR, TRACKIO_SPACE_ID, …
+    A training that does not resume from a checkpoint makes a new run of this name. The horizontal axis of
+    `per_epoch/…` and `result/…` counts epochs. Trackio reads its own environment variables: TRACKIO_DIR,
+    TRACKIO_SPACE_ID, …
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], resumes: bool) -> None:
@@ -41,7 +42,7 @@ class TrackioRun:
         self.run.log(values, step=position)
 
     def flush(self) -> None:
-        """Nothing to do: a thread of its own sends what it has."""
+        """Does nothing: Trackio sends numbers in a thread of its own."""
 
     def finish(self, failed: bool) -> None:
         with redirect_stdout(sys.stderr):

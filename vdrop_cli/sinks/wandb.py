@@ -12,9 +12,10 @@ UPLOAD_SECONDS = 300  # of waiting at the end; what is not uploaded then stays o
 
 
 class WandbRun:
-    """A run whose id is the name of its run folder. Without a checkpoint it replaces an earlier run.
+    """A run whose id is the name of its run folder.
 
-    wandb reads its own environment variables: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, …
+    A training that does not resume from a checkpoint replaces an earlier run with this id. wandb reads its
+    own environment variables: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, …
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], resumes: bool) -> None:
@@ -42,7 +43,7 @@ class WandbRun:
             self.run.log(values | {kind: position})
 
     def flush(self) -> None:
-        """Nothing to do: a thread of its own sends what it has."""
+        """Does nothing: wandb sends numbers in a thread of its own."""
 
     def finish(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))

@@ -107,7 +107,9 @@ def difference(unchanged: list[Line]) -> Callable[[Line], str]:
 
 
 def make_row(name: str, overrides: str) -> Row:
-    """Raises ConfigError where `overrides` are invalid with it, or undo what it changes as an ablation."""
+    """Returns a row. Raises ConfigError if `overrides` are invalid for it, or undo the change that makes it
+    an ablation.
+    """
     content, base = published.baselines()["rows"][name], base_name(name)
     choices = (f"experiment={name}",)
     try:

@@ -19,7 +19,9 @@ from vdrop_cli.training import Run
 
 
 class Cost:
-    """Seconds of an epoch, with its validation, and of a run's result."""
+    """Seconds of an epoch with its validation (`epoch`), and of the evaluation at the end of a run
+    (`result`).
+    """
 
     STEPS = 5  # at most; a short text has fewer
     TEXTS = 100  # with ratings, that are read to see how long it takes

@@ -64,7 +64,7 @@ MEASURED = (
 
 
 def as_csv(lines: Iterable[Line]) -> str:
-    """A record for each run, or for each row that was not run, numbers in full."""
+    """A line for each run, and a line for each row that was not run. Numbers are not rounded."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     names = [*PUBLISHED, "words_per_second"]

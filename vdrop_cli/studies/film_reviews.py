@@ -53,7 +53,7 @@ class FilmReviews(Study):
         return replace(cls(overrides=settings.overrides), **changes)  # type: ignore[arg-type]
 
     def compose_rows(self) -> list[Row]:
-        """Raises ConfigError where `overrides` would make another row of one."""
+        """Raises ConfigError if `overrides` change a setting that a row is chosen by."""
         return [self.row(*chosen) for chosen in product(self.protocols, self.cells, self.dropouts)]
 
     def row(self, protocol: SplitProtocol, cell: Cell, dropout: str) -> Row:
@@ -87,7 +87,9 @@ class FilmReviews(Study):
         )
 
     def rows_of_other_dropouts(self, finished: Iterable[Finished]) -> Iterator[Row]:
-        """Rows of dropouts that are not chosen, where a run has that name: it may be one of the row."""
+        """Rows of dropouts that were not chosen, if a run has a dropout of that name. That run may belong to
+        the row.
+        """
         trained = [run.train for run in finished if run.train.task.name is TaskName.sentiment]
         for protocol, cell in product(self.protocols, self.cells):
             names = {
@@ -152,7 +154,9 @@ def protocol_of(line: Line) -> SplitProtocol:
 
 
 def key(settings: dict[str, object]) -> str:
-    """What makes a run one of a row, from `Train.numbers`: the number of epochs need not be the same."""
+    """The key of the row that a run belongs to, from the run's `Train.numbers`. The number of epochs does not
+    matter.
+    """
     schedule = settings["schedule"]
     assert isinstance(schedule, dict)
     return rows.key(settings | {"schedule": schedule | {"epochs": None}})
@@ -170,10 +174,11 @@ def lines_of(row: Row, finished: Iterable[Finished]) -> list[Line]:
 
 
 def measure(group: list[Finished]) -> list[RunMetrics]:
-    """The metrics of runs, with those of the MC evaluation that most of them have; of several, that of most
-    passes. A run without it has none.
+    """The metrics of runs, with those of one MC evaluation.
 
-    Where no run has one, the evaluations of records that they replace count, too.
+    Its number of passes is the one that most runs were evaluated with; if several are as frequent, the
+    largest. A run without that evaluation has no MC metrics. If no run has an MC evaluation, those of the
+    records that the runs replace are used.
     """
     passes_by_run = [run.passes for run in group]
     if not any(passes_by_run):
@@ -184,7 +189,7 @@ def measure(group: list[Finished]) -> list[RunMetrics]:
 
 
 def mc_mean(name: str, digits: int) -> Callable[[Line], str]:
-    """A cell as of `study.mean`, with the number of runs where not all have the evaluation."""
+    """A cell like that of `study.mean`. If some runs lack the evaluation, it also shows how many have it."""
 
     def cell(line: Line) -> str:
         values = line.values(name)
@@ -235,7 +240,9 @@ def columns(protocol: SplitProtocol) -> list[Column]:
 
 
 def baselines(lines: list[Line]) -> str:
-    """What all runs of a protocol are set beside."""
+    """A sentence with the test errors of the baselines, with which all runs of a protocol are compared; or
+    nothing.
+    """
     values = {
         title: value
         for name, title in pictures.BASELINES.items()

@@ -46,8 +46,10 @@ def require_writable(settings: Table) -> None:
 
 
 def compose(settings: Table, studies: Sequence[Study], planned: Collection[Row] = ()) -> Composed:
-    """Reads the runs; writes nothing. Raises ConfigError where the page would lose numbers of the one that
-    exists, but for rows that are planned to get theirs.
+    """Reads the runs and returns what the page shows; writes nothing.
+
+    Raises ConfigError if the page would lose numbers of the existing page. Rows in `planned` are exempt: they
+    will get their numbers later.
     """
     for study in studies:
         _ = study.rows  # a mistake in the choice is an error before runs are read
@@ -138,7 +140,9 @@ def table(columns: Sequence[Column], lines: Iterable[Line]) -> str:
 
 
 def stuck_starts(lines: Iterable[Line], collected: Collected) -> list[str]:
-    """A list of the stuck runs of these lines' rows, as one part; none where there are none."""
+    """The part of the page that lists the stuck runs of these rows, as a list; empty if they have no stuck
+    runs.
+    """
     names: dict[str, str] = {}
     for line in lines:
         names.setdefault(line.row.key, " ".join(line.row.labels))

@@ -30,7 +30,7 @@ BACKENDS_BY_DEVICE = {
     "cpu": (Backend.native, Backend.fused, Backend.reference),
     "cuda": (Backend.triton, Backend.fused, Backend.reference),
 }
-MORE_SEEDS = 10  # of a row, beyond those asked for, that are tried where others are stuck
+MORE_SEEDS = 10  # seeds of a row beyond those asked for that are tried if others are stuck
 
 
 @dataclass
@@ -96,7 +96,7 @@ class PlannedEvaluation:
         settings = self.trainings[0].settings
         how = [f"members=[{','.join(others)}]"] if others else [f"mc_samples={self.how.samples}"]
         how += [f"mc_batch={self.mc_batch}"] if self.mc_batch is not None and not others else []
-        # the runs are made by this command, so the data that they name is what it names
+        # this command makes the runs, so their checkpoints name the data that this command named
         return [
             f"checkpoint={first}",
             "stored_data=true",
@@ -114,7 +114,9 @@ class PlannedEvaluation:
 
 
 class RunFactory:
-    """Makes trainings of rows, for this machine or for those of a launcher; a text is loaded once."""
+    """Makes a `Training` of a row, for this machine or for the machines of a launcher. Each text is loaded
+    once.
+    """
 
     def __init__(self, request: Reproduce) -> None:
         self.request, self.outputs = request, request.outputs
@@ -146,8 +148,8 @@ class RunFactory:
 
     @cached_property
     def stuck_records(self) -> dict[Path, StuckStart]:
-        """Starts of stuck runs that were made on such a device, of which there are records, by the folders of
-        the runs.
+        """The recorded stuck starts of runs that were made on a device of the same name as this one, by the
+        folders of the runs.
         """
         if self.request.uses_other_machines:  # whose device has another name
             return {}
@@ -184,7 +186,7 @@ class Plan:
     stuck: dict[Path, tuple[str, StuckStart]] = field(default_factory=dict)  # trainings that others replace
     # names of rows and seeds, of averaged models the seed of the first
     on_page: list[tuple[Row, int]] = field(default_factory=list)
-    # rows of which too many seeds are stuck, and these seeds
+    # by name of the row: the stuck seeds, if they are too many
     without_seeds: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, row: Row, settings: Reproduce, factory: RunFactory) -> None:
@@ -243,7 +245,7 @@ class Plan:
             )
 
     def require_on_page(self, lines: Iterable[Line]) -> None:
-        """Raises RunError where a run is finished, but not on the page, by its row and seed."""
+        """Raises RunError if a planned run is not on the page. Runs are compared by row and seed."""
         shown = {
             (line.row.name, rows.key(measured.run.numbers), measured.run.train.seed)
             for line in lines
@@ -309,7 +311,7 @@ def print_plan(plan: Plan, factory: RunFactory) -> None:
 
 
 def require_known_device(request: Reproduce) -> None:
-    """Raises ConfigError where no machine has the device, or the device not the back end."""
+    """Raises ConfigError for an unknown device, and for a back end that the device does not have."""
     kind = request.device.partition(":")[0]
     require(kind in BACKENDS_BY_DEVICE, "device", "cpu, cuda or cuda:N", request.device)
     known = BACKENDS_BY_DEVICE[kind]

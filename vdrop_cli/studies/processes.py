@@ -1,4 +1,4 @@
-"""Makes what a plan lacks, by other commands of vdrop, each a process of its own."""
+"""Makes the runs and evaluations that a plan lacks, by other vdrop commands, each in a process of its own."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from vdrop_cli.studies.plan import PlannedEvaluation, Training
 
 
 def train_arguments(trainings: list[Training], settings: Reproduce) -> list[str]:
-    """The arguments of a `vdrop train` that makes all of these; of runs that are finished it says so."""
+    """The arguments of a `vdrop train` that makes all of these runs. It skips runs that are finished."""
     together = zip(*(training.row.choices for training in trainings), strict=True)
     choices = []
     for same_setting in together:
@@ -54,7 +54,7 @@ def launcher_words(settings: Reproduce) -> list[str]:
 
 
 def require_launcher(settings: Reproduce) -> None:
-    """Raises ConfigError for a launcher that is not installed, or has not the settings that are given."""
+    """Raises ConfigError for a launcher that is not installed, or that lacks a setting that is given."""
     words = launcher_words(settings)
     if not words:
         return
@@ -79,15 +79,15 @@ class Commands:
         return time.monotonic() >= self.ends
 
     def vdrop(self, command: str, *arguments: str) -> None:
-        """Runs a command, which is asked to stop when this process is, or the time is up.
+        """Runs a command. It is asked to stop when this process is asked to stop, or when the time is up.
 
-        Its files show how it has ended.
+        The exit code of the command is not read: its files show whether it has finished.
         """
         if self.time_is_up:
             return
         line = ["vdrop", command, *arguments]
         print(f"\n{shlex.join(line)}", file=sys.stderr, flush=True)
-        # this process has set the variable, with which mistakes are tracebacks
+        # this process has set HYDRA_FULL_ERROR, with which Hydra shows a user's mistakes as tracebacks
         environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
         process = subprocess.Popen([sys.executable, "-m", "vdrop_cli", *line[1:]], env=environment)
         with interruption.listening(process.terminate):
@@ -102,7 +102,10 @@ class Commands:
             interruption.check()
 
     def evaluate_all(self, evaluations: Iterable[PlannedEvaluation]) -> None:
-        """Makes those whose runs are finished, and that are not finished themselves, where runs are made."""
+        """Makes the evaluations that are not finished yet and whose runs are finished.
+
+        They run on the machines that make the runs.
+        """
         for evaluation in evaluations:
             if all(training.is_finished for training in evaluation.trainings) and not evaluation.is_finished:
                 self.vdrop("eval", *self.sweep_words, *evaluation.arguments)

@@ -1,4 +1,4 @@
-"""Records: copies of what is small of runs, below outputs/record."""
+"""Records: copies of the small files of runs, below outputs/record."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ from vdrop_cli.studies.rows import Collected
 
 
 def write(names: dict[str, str], collected: Collected, folder: Path) -> None:
-    """Copies what is small of the runs of rows; `names` are their folders' by the keys of the runs.
+    """Copies the small files of runs into records.
 
-    Raises ConfigError, with nothing copied, where somebody else's files are in the place of a record, or
-    evaluations would be lost.
+    `names` are the names of the records' folders, by the keys of the runs. Raises ConfigError, with nothing
+    copied, if the folder of a record has something else in it, or if evaluations would be lost.
     """
     targets: dict[Path, Finished | Stuck] = {}
     for key, name in names.items():
@@ -32,14 +32,16 @@ def write(names: dict[str, str], collected: Collected, folder: Path) -> None:
 
 
 def is_shipped(run: Logged, folder: Path) -> bool:
-    """Whether it is a record that comes with a checkout, and `folder` is that of other outputs."""
+    """Whether a run is a record of the checkout, while `folder` is that of other outputs."""
     return (
         RECORDS is not None and folder.resolve() != RECORDS and run.folder.resolve().is_relative_to(RECORDS)
     )
 
 
 def require_replaceable(run: Finished | Stuck, target: Path) -> None:
-    """Raises ConfigError where a record would lose more than it gets by this run."""
+    """Raises ConfigError if the record in `target` must not be replaced by this run: it is of other settings
+    or another text, or would lose a result or evaluations.
+    """
     ownership.require_record(target)
     if (target / CONFIG).exists():
         try:
@@ -57,8 +59,8 @@ def require_replaceable(run: Finished | Stuck, target: Path) -> None:
 
 
 def require_evaluations(run: Finished, target: Path) -> None:
-    """Raises ConfigError where a record has evaluations that the run in its place lacks, and is not of the
-    same training.
+    """Raises ConfigError if a record has evaluations that the run lacks, unless both have the same log and
+    result.
     """
     parts = [(target / name, run.folder / name) for name in (LOG, RESULT)]
     if all(files.read(old) == files.read(new) for old, new in parts if old.exists()):
@@ -78,9 +80,10 @@ def evaluations_in(record: Path) -> list[Path]:
 
 
 def copy(run: Finished | Stuck, target: Path) -> None:
-    """Replaces an older record, but for evaluations of it that the run lacks.
+    """Replaces an older record. Its evaluations that the run lacks stay.
 
-    A copy that is cut off half-way is not a run that has ended: its outcome is removed first and comes last.
+    The file with the outcome is removed first and copied last. So if the copying is interrupted, the record
+    does not count as a run that has ended.
     """
     target.mkdir(parents=True, exist_ok=True)
     for name in (*ownership.OUTCOMES, SHARED_DEVICE):

@@ -1,4 +1,6 @@
-"""What makes a run one of a row: settings, and the runs and records that have them."""
+"""Which runs belong to a row: the settings that they share, and the runs and records that have these
+settings.
+"""
 
 import json
 import shlex
@@ -41,10 +43,10 @@ DATA_IDENTITY = (  # the settings of `data` that say which text it is
 
 
 def key(numbers: dict[str, Any]) -> str:
-    """What a run must share with a row to be one of it: all settings but the seed, and those that say where
-    something is computed or written.
+    """The key that all runs of a row share.
 
-    `numbers` are those of `Train.numbers`, which take milliseconds.
+    It has the settings that change the numbers, but not the seed, device, back end and precision, nor where
+    the data lie. `numbers` is the result of `Train.numbers`, which takes milliseconds.
     """
     shared = {
         name: value for name, value in numbers.items() if name not in ("device", "backend", "precision")
@@ -104,8 +106,9 @@ def identity(run: Logged) -> Identity:
 
 
 def conditions(run: Logged) -> Conditions:
-    """Returns what runs of one line of a table share beside their settings. A file may have another text than
-    before.
+    """Returns what the runs of one line of a table share beside their settings.
+
+    The text is part of it, because the same file may have had another text for an earlier run.
     """
     return *precision_and_device(run), run.corpus
 
@@ -122,12 +125,13 @@ def record_folders(outputs: Path) -> list[Path]:
 
 
 def collect(outputs: Path) -> Collected:
-    """Reads run folders and records. Of a run that is there twice, the one with more evaluations counts.
+    """Reads run folders and records.
 
-    A run replaces its record, and one that was made before it with the same settings; until it is evaluated,
-    their evaluations count. Records that come with a checkout count for other outputs, too. A stuck run does
-    not count where there is a finished one: that was not judged, or by another limit. Nor do records below
-    `FINDINGS`.
+    If `outputs/train` or a folder of records has the same run twice, the one with more evaluations counts. A
+    run replaces its record, and a record below `outputs` replaces one of the checkout. Until the new run is
+    evaluated, the evaluations of what it replaces count. Records of the checkout count for other outputs,
+    too. A stuck run does not count if there is a finished run with the same settings, seed and conditions:
+    the start of the finished run was not judged, or by another limit. Records below `FINDINGS` do not count.
     """
     finished: dict[Identity, Finished] = {}
     stuck: dict[Identity, Stuck] = {}

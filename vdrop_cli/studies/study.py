@@ -33,7 +33,7 @@ class Reference:
     test: Number | None = None  # perplexity
     words_per_second: float | None = None  # on a GPU of 2015
     source: str | None = None  # None: nothing published compares
-    confirmed: bool = True  # whether a copy of the paper itself was at hand
+    confirmed: bool = True  # whether they were checked in a copy of the paper itself
     same_settings: bool = True  # whether they are of the row's settings, so that they compare
 
 
@@ -73,7 +73,9 @@ class RunMetrics:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: a row's runs that were made alike. It has none where the row has not been run."""
+    """A line of a table: the runs of a row that were made under the same conditions; none if the row has not
+    been run.
+    """
 
     row: Row
     runs: list[RunMetrics]
@@ -151,7 +153,7 @@ class Study(ABC):
 
     @abstractmethod
     def compose_rows(self) -> list[Row]:
-        """Raises ConfigError where no rows are chosen, or none as they are named."""
+        """Returns the chosen rows. Raises ConfigError if a name is not that of a row, or no row is chosen."""
 
     @abstractmethod
     def lines(self, collected: Collected) -> list[Line]:

@@ -40,7 +40,7 @@ INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run
 @dataclass(frozen=True)
 class Table1(Study):
     labels = ("row",)
-    sizes: list[Size] | None = None  # None: `default_sizes`, or those that names of experiments have
+    sizes: list[Size] | None = None  # None: `default_sizes`, and those of experiments in `names`
     names: list[str] | None = None  # of rows or experiments; None: all
     overrides: str = ""
     default_sizes: tuple[Size, ...] = tuple(Size)
@@ -116,7 +116,7 @@ def names_in(size: Size) -> list[str]:
 
 
 def hint(name: str, every: dict[Size, list[str]]) -> str:
-    """What is right about the name of a row that is not among those chosen, or which name is near."""
+    """A hint about a name that is not among the chosen rows: where it is a row, or which name is similar."""
     sizes = [
         str(size)
         for size, names in every.items()
@@ -240,7 +240,7 @@ def published_speed(line: Line) -> str:
 
 
 def difference(metric: str, name: str) -> Callable[[Line], str]:
-    """Measured less published, where the two compare."""
+    """A cell with the measured mean minus the published number, if the two can be compared."""
 
     def cell(line: Line) -> str:
         value: Number | None = getattr(line.row.reference, name)

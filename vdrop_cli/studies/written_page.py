@@ -28,7 +28,7 @@ def path_of(file: str | None, outputs: str) -> Path:
 
 
 def is_page(content: bytes) -> bool:
-    """Whether vdrop wrote it. An empty one has nothing to lose."""
+    """Whether vdrop wrote the page, or the page is empty and has nothing to lose."""
     return not content or MARK.encode() in content[:4000]
 
 
@@ -38,8 +38,8 @@ def require_own(path: Path) -> None:
 
 
 def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -> None:
-    """Raises ConfigError where the page at `path` has numbers that the new one lacks, but for rows that are
-    still to get theirs.
+    """Raises ConfigError if the page at `path` has numbers that the new page lacks. Rows in `planned` are
+    exempt: they will get their numbers later.
     """
     require_own(path)
     try:
@@ -55,7 +55,9 @@ def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -
 
 
 def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str]:
-    """Names of what has fewer numbers on the new page than on the old one; not of rows that are planned."""
+    """Returns names of the rows and choices with fewer numbers on the new page than on the old one, except
+    planned rows.
+    """
     lost = []
     before, old_settings = measured(old)
     after, new_settings = measured(new)
@@ -96,7 +98,7 @@ def rows(page: str) -> list[tuple[Name, dict[str, str]]]:
 
 
 def is_of_metrics(headings: list[str]) -> bool:
-    """Whether a table says more of runs than how they were made."""
+    """Whether a table has metrics of runs, and not only how they were made."""
     return "seeds" in headings and bool(set(headings) - {*LABELS, "seeds", *runs.ENVIRONMENT_COLUMNS})
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what a batch, a loss and a metric are. Training and the commands know of a task what `Task` says."""
+"""Tasks define batches, loss and metrics. Training and the commands use a task only through `Task`."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -64,12 +64,14 @@ class EvaluationTask(Protocol):
 
     @property
     def predictor(self) -> Predictor:
-        """Returns what reads other texts as the model does, and makes the model."""
+        """Returns the object that encodes other texts for the model, and that makes the model."""
 
     @property
     def fingerprint(self) -> str:
-        """Returns a digest of the text and of all that decides on the ids that the model reads. Of a task
-        that is trained, a checkpoint is used only with the text of its fingerprint.
+        """Returns a digest of the text and of everything else that determines the ids that the model reads.
+
+        If the task can be trained, a checkpoint is used only with a text that has the fingerprint in the
+        checkpoint.
         """
 
     @property
@@ -91,15 +93,15 @@ class EvaluationTask(Protocol):
         """
 
     def measure_standard(self, models: Iterable[TaskModel], settings: Eval) -> Measured:
-        """Returns what the settings ask for of the standard approximation, of one model, or of several
-        together where they name members. `models` is consumed one at a time.
+        """Evaluates one model, or with `members` the average of several, by the standard approximation.
 
-        Raises NoTemperature where a temperature is asked for, and none is the best.
+        `models` is consumed one at a time. Raises NoTemperature if the settings ask for the best temperature
+        and there is none.
         """
 
     def measure_calibration(self, model: TaskModel, settings: Eval) -> Measured:
-        """Returns what calibration=true adds to the standard approximation; nothing without it, and of
-        ratings, which always have such measures.
+        """Returns the measures that calibration=true adds to the standard approximation. They are empty
+        without calibration=true, and for ratings, which always have such measures.
         """
 
     def passes(self, models: list[TaskModel], options: PassOptions) -> McPasses:
@@ -109,8 +111,8 @@ class EvaluationTask(Protocol):
 
 
 class Task(EvaluationTask, Protocol):
-    """What is learned of a text: batches, loss and metrics. A new task satisfies this protocol, and `load`
-    returns it.
+    """A task that models are trained on: batches, loss and metrics. A new task satisfies this protocol, and
+    `load` returns it.
     """
 
     selection_metric: str  # of `validate`; its lowest value marks the best epoch
@@ -190,7 +192,9 @@ DEBUG_STEPS = 2
 
 
 def shortened(rated: Rated, task: SentimentTask) -> Rated:
-    """Returns texts of one chunk each, so many that the training part, 70 % or 80 %, has two batches."""
+    """Returns a small part of rated texts, for debugging. Each text is at most one chunk long. The texts are
+    just enough for two batches of the training part, which is 70 % or 80 % of them, and at least MIN_TEXTS.
+    """
     words = None if task.chunk_words is None else task.chunk_words - 1  # a start token precedes them
     return rated.shortened(max(MIN_TEXTS, task.batch_size * 5 // 2), task.batch_size, words)
 

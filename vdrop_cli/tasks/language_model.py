@@ -1,4 +1,4 @@
-"""The next word of one long text.
+"""Language modelling: predicts the next word of one long text.
 
 T time steps of a chunk  B columns of the batch  N tokens of the stream  H hidden size
 """
@@ -49,10 +49,11 @@ def columns(stream_N: Tensor, batch: int) -> Tensor:
 
 
 def random_bounds(steps: int, bptt: int, order: Stream) -> list[int]:
-    """Returns where chunks begin and end: `steps // bptt` chunks, together all steps, of random lengths.
+    """Returns the bounds of `steps // bptt` chunks of random lengths, which together have all steps.
 
-    Lengths are normal about bptt, in one of twenty chunks about half of it, with a standard deviation of
-    bptt / 7 (5 for 35: Merity et al. 2018). The shortest is bptt / 7. A factor near 1 makes the sum right.
+    Lengths are drawn from a normal distribution. Its mean is bptt, or half of it for about one chunk in
+    twenty. Its standard deviation is bptt/7 (5 for 35: Merity et al. 2018). A length is at least bptt/7.
+    Finally all lengths are multiplied by the same factor near 1, so that their sum is `steps`.
     """
     generator, count = order.generator(), steps // bptt
     centre_K = torch.where(torch.rand(count, generator=generator) < 0.95, 1.0, 0.5)
@@ -85,8 +86,8 @@ class LanguageModelling(TextEvaluation):
     def __init__(
         self, task: LanguageModelTask, corpus: Corpus, device: torch.device, as_published: bool = False
     ) -> None:
-        """`as_published`: whether there is a published validation column that the text's numbers compare
-        with.
+        """`as_published`: whether a published validation column exists with which the validation perplexity
+        of this text can be compared.
         """
         self.as_published = as_published
         self.batch_size = task.batch_size
@@ -202,8 +203,10 @@ class LanguageModelling(TextEvaluation):
         return model.host_masks(len(chunk.ids_TB), self.batch_size, stream)
 
     def loss(self, model: LanguageModel, chunk: Chunk, state: State, masks: ModelMasks) -> Objective:
-        """Returns nats, averaged over the batch and summed over the time steps, so that lr = 1 and the clip
-        are on their published scale; penalties are added to what is descended.
+        """Returns the loss in nats, averaged over the batch and summed over the time steps.
+
+        So the published learning rate, 1, and the published clipping norms fit its scale. Penalties and the
+        augmented loss are only in the part that is minimised.
         """
         if chunk.keep_B is not None:
             state = tuple(part * chunk.keep_B[:, None] for part in state)
@@ -232,12 +235,12 @@ class LanguageModelling(TextEvaluation):
         return {self.selection_metric: measured[self.selection_metric]} | self.train_metrics(loss) | measured
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
-        """Returns perplexities of the validation text, read in columns and chunks as in training, which is
-        quick.
+        """Returns perplexities of the validation text.
 
-        `valid_ppl_batched` divides the loss by the number of chunks. `valid_ppl_as_published` divides it by a
-        fractional number, as the authors' code does, which comes out low; the published column was made so,
-        and nothing but Penn Treebank compares with it.
+        The text is read in columns and chunks, as in training, because that is fast. `valid_ppl_batched`
+        divides the loss by the number of chunks. `valid_ppl_as_published` divides it by a fractional number
+        of chunks, as the authors' code does, so it is too low. The published validation column was computed
+        in this way. Only perplexities of Penn Treebank can be compared with it.
         """
         total, number = batched_loss(model, self.valid_chunks(), self.batch_size)
         metrics = {"valid_ppl_batched": ppl(total / number)}

@@ -1,4 +1,4 @@
-"""What a training step descends, and what it reports."""
+"""The loss of a training step: what is minimised, and what is reported."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,6 @@ from vdrop_cli.layers import State
 class Objective(NamedTuple):
     """The loss of a batch."""
 
-    descended: Tensor  # with penalties
-    reported: Tensor  # without them
+    descended: Tensor  # what is minimised: the loss with penalties
+    reported: Tensor  # what is logged: the loss without penalties
     state: State  # for the next batch

@@ -1,4 +1,4 @@
-"""A text of elsewhere, which a language model is evaluated on; its training text is not needed."""
+"""A text other than the corpus of a language model, for its evaluation; the training text is not needed."""
 
 from functools import cached_property
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Predicting from texts of elsewhere, with a model and what it has learned of its training text; no corpus is
-needed.
+"""Prediction from new texts. It needs a model and what the model learned of its training text, but no corpus.
 
 T time steps  S passes of MC dropout
 """
@@ -65,8 +64,9 @@ class WordPredictor:
         return word not in self.ids and word.lower() not in self.ids
 
     def encode(self, words: list[str]) -> Tensor:
-        """Returns the ids of words as they are written, else in lower case, else of the unknown word. Raises
-        UnknownWord.
+        """Returns the id of each word as it is written, else in lower case, else of the unknown word: [T].
+
+        Raises UnknownWord if the model has none of these.
         """
         ids = []
         for word in words:
@@ -124,11 +124,12 @@ class RatingPredictor:
     def passes_of(
         self, model: Regressor, words: list[str], samples: int, seed: int, member: int = 0
     ) -> Tensor:
-        """Returns ratings of a text [S], the passes side by side in one batch; without samples that by the
-        standard approximation [1].
+        """Returns the ratings of a text by passes of MC dropout, [S].
 
-        All sequences of a text have the masks of a pass that are held. Each `member` of an ensemble has masks
-        of its own. A batch has one mask on weights, so with those each pass has a batch of its own.
+        Without samples, it returns the rating by the standard approximation, [1]. The passes are side by side
+        in a batch. Masks that are held over a sequence are the same for all sequences of the text in a pass.
+        Each `member` of an ensemble has masks of its own. Masks on weights are the same for a whole batch, so
+        with them every batch has only one pass.
         """
         at_once = 1 if model.dropout.p_weight > 0 else PASSES_AT_ONCE
         path_end = (member,) if member else ()
@@ -162,8 +163,9 @@ def predictor_of(learned: Learned, device: torch.device) -> Predictor:
 
 
 def is_unknown_untrained(predictor: Predictor, data: Data) -> bool:
-    """Whether the word that stands for unknown ones has the parameters of its initialisation, because no word
-    of training is unknown. `data`: the settings of the training text.
+    """Whether the parameters of the unknown word are still those of its initialisation.
+
+    This is so if no word of the training text was unknown. `data`: the settings of the training text.
     """
     if isinstance(predictor, RatingPredictor):
         limit = data.vocabulary_size if isinstance(data, RatedData) else None

@@ -1,5 +1,6 @@
-"""Texts with ratings as the sequences that a model of ratings reads: how they are split into parts, and
-whether the ratings of a part say something.
+"""Texts with ratings as the sequences that a model of ratings reads.
+
+This file splits the texts into parts, and checks whether the ratings of each part are meaningful.
 
 N sequences of a part  R texts of a part  I ids of a part
 """
@@ -83,7 +84,7 @@ def mean_of_texts(values_N: Tensor, part: Part) -> Tensor:
 
 
 def task_fingerprint(rated: Rated, data: RatedData, task: SentimentTask) -> str:
-    """Returns the digest of the texts, of what the vocabulary leaves of them, and of how they are split."""
+    """Returns a digest of the texts and of the settings that determine vocabulary, split and chunks."""
     as_read = (
         f"{rated.fingerprint} {data.vocabulary_size} {data.min_count} {task.protocol} "
         f"{task.split_seed} {task.chunk_words}"
@@ -93,8 +94,8 @@ def task_fingerprint(rated: Rated, data: RatedData, task: SentimentTask) -> str:
 
 
 def shuffled(texts: int, seed: int) -> list[int]:
-    """Returns the numbers of so many texts in the order of the authors' code, which shuffles with NumPy's
-    generator, seeded with 0.
+    """Returns the numbers of so many texts, shuffled by NumPy's generator with this seed. The authors' code
+    does the same with the seed 0.
     """
     order = list(range(texts))
     numpy.random.RandomState(seed).shuffle(order)
@@ -102,8 +103,10 @@ def shuffled(texts: int, seed: int) -> list[int]:
 
 
 def split(rated: Rated, seed: int) -> dict[str, list[int]]:
-    """Returns the texts of each part: 70 % train, 10 % valid, 20 % test, or the source's own, a missing valid
-    part being taken from train.
+    """Returns the numbers of the texts of each part.
+
+    The parts are 70 % train, 10 % valid and 20 % test, or those of the source. If the source has no valid
+    part, an eighth of its train part becomes the valid part.
     """
     order = shuffled(len(rated.texts), seed)
     if rated.parts:
@@ -130,11 +133,12 @@ def vocabulary(texts: list[list[str]], data: RatedData) -> dict[str, int]:
 def split_into_parts(
     rated: Rated, data: RatedData, task: SentimentTask
 ) -> tuple[dict[str, int], dict[str, Part]]:
-    """Returns the ids of the vocabulary's words, and the parts. Raises ConfigError where the paper's protocol
-    is asked for of texts whose source has split them.
+    """Returns the ids of the vocabulary's words, and the parts.
 
-    By the paper's protocol there are the parts train and test, of chunks. All texts give the vocabulary, and
-    chunks of the text at the border may be in both parts, as in the authors' code.
+    By the paper's protocol the parts are train and test, and they consist of chunks. The vocabulary is then
+    that of all texts. The text at the border may have chunks in both parts, as in the authors' code. Raises
+    ConfigError for the paper's protocol with a source that has parts of its own, and for a `split_seed` that
+    has no effect.
     """
     if task.protocol is SplitProtocol.paper and rated.parts:
         raise ConfigError(
@@ -203,10 +207,9 @@ class Doubt(NamedTuple):
 
 
 def doubts_about(parts: dict[str, Part], origin: str, own: Collection[str]) -> list[Doubt]:
-    """Returns why the ratings of parts other than the training part say little. `own` are the parts that the
-    source has.
+    """Returns the reasons why the ratings of parts other than the training part are not meaningful.
 
-    Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
+    `own` are the parts that the source has. Raises ConfigError as `doubt_about` does.
     """
     train_R = parts["train"].ratings_R
     doubts = (
@@ -218,10 +221,11 @@ def doubts_about(parts: dict[str, Part], origin: str, own: Collection[str]) -> l
 
 
 def doubt_about(part: str, ratings_R: Tensor, train_R: Tensor, origin: str, own: bool) -> Doubt | None:
-    """Returns why the ratings of a part say little, None where nothing speaks against them. `own`: the
-    source says which texts it has; else they were drawn here, and it is chance.
+    """Returns the reason why the ratings of a part are not meaningful, or None.
 
-    Raises ConfigError where the best epoch would be chosen by ratings that cannot be meant.
+    `own`: whether the source itself has this part; otherwise its texts were drawn here at random. Raises
+    ConfigError if the best epoch would be chosen by validation ratings that are all outside the range of the
+    training ratings, as where labels are hidden.
     """
     low = train_R.min().item()
     high = train_R.max().item()

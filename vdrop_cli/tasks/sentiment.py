@@ -1,4 +1,4 @@
-"""A number from a text: the rating of a film review.
+"""Prediction of a number from a text, such as the rating of a film review.
 
 T time steps of a batch  B sequences of a batch  N sequences of a part  R texts of a part  S passes of MC
 dropout
@@ -71,7 +71,7 @@ class Sentiment:
     """
 
     word_dropout = True
-    can_be_captured = False  # `loss`, as a CUDA graph: a batch is as long as its longest text
+    can_be_captured = False  # in a CUDA graph: a batch is as long as its longest text, so shapes differ
 
     def __init__(self, task: SentimentTask, data: RatedData, rated: Rated, device: torch.device) -> None:
         self.protocol = task.protocol
@@ -97,11 +97,11 @@ class Sentiment:
         self.predictor = RatingPredictor(learned, device)
 
     def assess(self, passes: dict[str, Tensor], suffix: str) -> Measured:
-        """Returns what passes, [S, R] by part, say of the test part beside its error; names of metrics end
-        with `suffix`. The noise is fitted to as many texts as there are passes of `noise_part`.
+        """Returns the measures of the test part other than its error; names of metrics end with `suffix`.
 
-        Where the ratings of the test part are in doubt, or those that the noise is fitted to, that is the
-        noise alone: the other measures lose their meaning.
+        `passes` are the predictions for each part, [S, R]. The observation noise is fitted to those of
+        `noise_part`, which may be only its first texts. If the ratings of the test part or of the validation
+        part are in doubt, the result is only the noise, because the other measures lose their meaning.
         """
         test, fitted = self.parts["test"], self.parts[self.noise_part]
         fitted_R = fitted.ratings_R[: passes[self.noise_part].shape[1]]
@@ -137,10 +137,10 @@ class Sentiment:
         return -(-len(self.parts["train"].sequences) // self.batch_size)
 
     def batches(self, order: Stream) -> Iterator[Batch]:
-        """Yields sequences in random order; of `length_pool` batches that are drawn together, those of like
-        length are read together.
+        """Yields batches of sequences in random order.
 
-        Within a batch the longest comes first, which saves the cells sorting them.
+        `length_pool` batches are drawn together and sorted by length, so each of them has sequences of
+        similar length. Within a batch the longest sequence comes first, so the cells need not sort them.
         """
         train, generator = self.parts["train"], order.generator()
         shuffled, lengths = torch.randperm(len(train.sequences), generator=generator).tolist(), train.lengths
@@ -294,8 +294,8 @@ class Sentiment:
         return RatingPasses(self, models, options)
 
     def ensemble(self, models: Iterable[Regressor]) -> Measured:
-        """Returns the measures of the mean of the ratings that all models give, with their spread as the
-        model's uncertainty.
+        """Evaluates the mean rating of all models. The spread of their ratings counts as the uncertainty of
+        the model.
         """
         parts = {name: self.sample(name) for name in (self.noise_part, "test")}
         predicted = [{name: self.predict(model, part) for name, part in parts.items()} for model in models]
@@ -310,15 +310,14 @@ class Sentiment:
 
 
 class RatingPasses(McPasses):
-    """MC dropout (Gal & Ghahramani 2016, section 5.2): so many passes with masks of their own for each text.
+    """MC dropout (Gal & Ghahramani 2016, section 5.2): `samples` passes of each model.
 
-    A pass is a draw of the weights, so all sequences of a text have the masks that are held. Masks on weights
-    are the same for all texts.
+    Each text has masks of its own. A pass is a draw of the weights, so masks that are held over a sequence
+    are the same for all sequences of a text. Masks on weights are the same for all texts.
 
-    The models of an ensemble make `samples` passes each, in turn, so that a group of successive passes
-    spreads over all models.
+    The models of an ensemble take turns, so a group of successive passes is spread over all models.
 
-    `word_dropout` keeps the word masks on, as the authors do here. The passes can stop after any batch.
+    With `word_dropout` words are dropped, too, as the authors do here. The passes can stop after any batch.
     """
 
     def __init__(self, task: Sentiment, models: list[Regressor], options: PassOptions) -> None:
@@ -332,8 +331,8 @@ class RatingPasses(McPasses):
         self.stream = Stream((options.seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
         self.work = [(name, *batch) for name, part in self.parts.items() for batch in task.by_length(part)]
-        self.done = 0  # batches, over all passes
-        # of the last pass and part: masks for each text
+        self.done = 0  # batches that are finished, over all passes
+        # the last pass and part, and its masks for each text
         self.text_masks: tuple[tuple[int, str], ModelMasks] | None = None
         self.values_SN = {
             name: torch.zeros(self.pooled, len(part.sequences)) for name, part in self.parts.items()

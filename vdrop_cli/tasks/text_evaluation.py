@@ -21,7 +21,9 @@ from vdrop_cli.temperature import best_temperature, tempered_perplexity
 
 
 class TextEvaluation(ABC):
-    """What `vdrop eval` asks of a language model and its texts: the evaluation of `vdrop_cli.tasks.Task`."""
+    """The evaluation of a language model on its texts by `vdrop eval`, as `tasks.EvaluationTask` describes
+    it.
+    """
 
     word_dropout = False
     device: torch.device
