@@ -3,6 +3,7 @@ stood in for by the step itself, which writes into the same memory; tests/test_g
 """
 
 import gc
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import islice
@@ -208,13 +209,15 @@ def test_where_memory_is_too_small_for_the_check_steps_run_without_a_graph(
     def computing(**tensors: Any) -> None:
         if step.calls == 3 and step.graphs is not None:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        assert sys.exc_info()[0] is None, "a traceback holds the memory of the failed step"
         compute(**tensors)
 
+    graphs = step.graphs
     monkeypatch.setattr(step, "compute", computing)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(step.graphs))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append((step.graphs, [*graphs.entries])))
     message = "the GPU's memory is too small for the check of its graph"
     falls_back(graphed, run_of(tmp_path, "dropout=variational"), message, 1)
-    assert emptied == [None], "once the graph is gone"
+    assert emptied == [(None, [])], "once the graph is gone"
 
 
 def test_a_closed_step_runs_without_its_graph(tmp_path: Path) -> None:
@@ -224,6 +227,7 @@ def test_a_closed_step_runs_without_its_graph(tmp_path: Path) -> None:
     first = [(step.loss, step.grad_norm) for step in islice(steps, 5)]
     assert graphed.gradient_step.slow_calls == 3 and plain.gradient_step.slow_calls == 0
     graphed.gradient_step.close()
+    assert all(parameter.grad is None for parameter in graphed.model.parameters())
     rest = [(step.loss, step.grad_norm) for step in islice(steps, 4)]
     assert first + rest == numbers(plain, 9) and capture.replays == 4
 

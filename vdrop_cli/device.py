@@ -39,7 +39,9 @@ def choose_precision(setting: Precision, device: torch.device) -> Precision:
     if setting is not Precision.auto:
         return setting
     if device.type == "cuda":
-        return Precision.bf16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.fp32
+        # by the rule of torch.cuda.is_bf16_supported, which asks the current device instead of this one
+        is_fast = torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
+        return Precision.bf16 if is_fast else Precision.fp32
     return Precision.bf16 if {"avx512_bf16", "amx_bf16", "bf16"} & set(processor_flags()) else Precision.fp32
 
 

@@ -58,8 +58,10 @@ class GradientStep:
         return 0 if self.graphs is None else max(CHECKED_CALLS)
 
     def close(self) -> None:
-        """Frees the graph and its memory; further steps run without one."""
-        self.graphs = None
+        """Frees the graph and its memory, gradients included; further steps run without a graph."""
+        if self.graphs is not None:
+            self.graphs = None
+            self.set_gradients([None] * len(self.optimiser.parameters))
 
     def __call__(self, batch: Any, state: State, masks: ModelMasks) -> tuple[Tensor, State]:
         """Returns loss and norm, as `Optimizer.differentiate` does, and the state after the batch."""
@@ -124,11 +126,16 @@ class GradientStep:
         """Runs a step with and without a graph; where the results differ, those without a graph are used."""
         results = changed | filled
         expected = {name: tensor.clone() for name, tensor in results.items()}
+        is_too_large = False
         try:
             self.compute(**expected, **read)
             gradients = [None if g is None else g.clone() for g in self.get_gradients()]
         except torch.OutOfMemoryError:  # beside the graph's memory there is no room for a second step
+            is_too_large = True
+        if is_too_large:  # after the `except` block, whose traceback holds the memory of the failed step
             self.stop_graphs("the GPU's memory is too small for the check of its graph")
+            graphs.entries.clear()  # frees the graph, which the caller's argument holds, too
+            expected.clear()
             self.set_gradients([None] * len(self.optimiser.parameters))
             torch.cuda.empty_cache()
             self.compute(**results, **read)

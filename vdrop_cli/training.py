@@ -520,6 +520,7 @@ def log_to_sinks(training: Run) -> dict[str, Any]:
         Progress(training.total_steps, settings.schedule.epochs, first, measures),
     ]
     with ExitStack() as stack:
+        stack.callback(training.gradient_step.close)  # a run that fails must not hold the GPU's memory
         sinks = [stack.enter_context(sink) for sink in listeners]
         try:
             for record in records(training):

@@ -53,6 +53,8 @@ def check(device: torch.device) -> bool:
     x_MD, w_VD = (torch.randn(rows, 650, generator=generator, device="cpu").to(device) for rows in (64, 96))
     try:
         actual_MV = product(side_by_side(x_MD, LEFT), side_by_side(w_VD, RIGHT)).double()
+    except torch.OutOfMemoryError:  # says nothing about the device
+        raise
     except (TypeError, NotImplementedError, RuntimeError):
         return False
     exact_MV = x_MD.double() @ w_VD.double().T
