@@ -93,6 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore:backend=auto is fused on cpu"), append=False)
             if (
                 item.path.stem == "test_native"
+                or item.get_closest_marker("native")
                 or "native" in getattr(item, "callspec", SimpleNamespace(params={})).params.values()
             ):
                 item.add_marker(pytest.mark.skip(f"backend=native: {why}"))

@@ -237,6 +237,7 @@ def test_a_bad_text_gets_one_line_and_exit_code_2(
     assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1) and said in ran.stderr
 
 
+@pytest.mark.native
 def test_train_eval_and_again(vdrop: Vdrop, text: list[str], tmp_path: Path) -> None:
     """The whole way a user goes: train, the same again, evaluate the folder and the file, evaluate
     wrongly.

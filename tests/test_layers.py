@@ -659,6 +659,7 @@ def test_compiled_code_refuses_negative_lengths() -> None:
         compiled(x, lengths=-lengths)
 
 
+@pytest.mark.native
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_transforms_traces_exports_and_forward_derivatives_need_the_reference() -> None:
@@ -746,7 +747,8 @@ def test_moons_hidden_state_is_on_average_that_of_evaluation_after_any_number_of
 @pytest.mark.parametrize(
     "options",
     [
-        *({"backend": backend} for backend in ("reference", "fused", "native")),
+        *({"backend": backend} for backend in ("reference", "fused")),
+        pytest.param({"backend": "native"}, marks=pytest.mark.native),
         {"residual": True},
         {"proj_size": 3},
         {"bidirectional": True},

@@ -143,7 +143,7 @@ def decoded(text: str, whole: str) -> str:
     except UnicodeDecodeError as error:
         raise Damaged(f"not UTF-8, {error.reason} at byte {error.start} of the {whole}; convert it") from None
     if "\0" in plain:
-        raise Damaged(f"not UTF-8, a NUL character in the {whole}; convert it")
+        raise Damaged(f"a NUL character in the {whole}; convert it to UTF-8 (UTF-16 has them), or remove it")
     return plain
 
 

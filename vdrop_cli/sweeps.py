@@ -41,7 +41,7 @@ NO_MEMORY = "there is not enough memory"
 MEMORY_ADVICE = {  # by command
     "train": " for a model and batch of that size; make model.hidden_size, model.layers or task.batch_size "
     "smaller",
-    "eval": " for so many MC samples at once; make mc_batch smaller",
+    "eval": "; with mc_samples of a language model, make mc_batch smaller",
     "bench": " for that; choose smaller sizes",
 }
 SETTINGS = "multirun.yaml"  # in the folder of a sweep; Hydra writes it

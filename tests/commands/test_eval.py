@@ -72,6 +72,7 @@ def test_passes_with_masks_on_weights_are_read_one_by_one(
     assert table[0]["samples"] == 1 and table[0]["deviation"] > 0
 
 
+@pytest.mark.native
 def test_reloading_gives_the_same_numbers(folder: Path) -> None:
     run(folder)
     result = json.loads((folder / "eval-0001-standard.json").read_text())

@@ -21,6 +21,7 @@ SHAPES = {
 }  # of a GRU
 
 
+@pytest.mark.native
 def test_auto_is_native_on_the_cpu() -> None:
     """And `fused` where neither `native` nor `triton` is for a device."""
     assert kernels.choose("auto", CPU) == "native"

@@ -174,6 +174,7 @@ def test_tied_and_untied_masks_mix(backend: str, x_gates: int, h_gates: int) -> 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("cell", "policy"), CELLS_AND_POLICIES)
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.native
 @pytest.mark.parametrize("packed", [False, True], ids=["small", "packed as large ones"])
 def test_bf16_products_stay_close_to_the_definition(
     cell: str, policy: str, padded: bool, packed: bool, monkeypatch: pytest.MonkeyPatch

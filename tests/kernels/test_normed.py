@@ -130,6 +130,7 @@ def test_products_in_bf16_are_near(cell: str, policy: str) -> None:
     assert 0 < statistics.median(errors) < 0.03 and max(errors) < 0.2
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(("cell", "options"), [CASES[0], *CASES[2:]], ids=str)
 def test_auto_is_native_on_the_cpu_and_other_types_are_fuseds(cell: str, options: dict[str, bool]) -> None:
     """A mask on the cell state may be one number for all units; float32, of sizes that no vector divides."""

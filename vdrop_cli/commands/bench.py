@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vdrop_cli.bench import worker
-from vdrop_cli.bench.cases import cases
+from vdrop_cli.bench.cases import ALTERNATIVES, cases
 from vdrop_cli.bench.report import measurement_limit, print_results, write
 from vdrop_cli.bench.worker import measure, measure_rates
 from vdrop_cli.device import choose_device, configure_process
@@ -32,7 +32,8 @@ def run(settings: Bench) -> None:
     measurements = [replace(m, limit_seconds=measurement_limit(m, rates)) for m in measurements]
     path = write(settings, measurements, rates)
     print_results(measurements, rates, device)
-    if device.type == "cpu" and not settings.configure_alternatives:
+    has_alternatives = not set(ALTERNATIVES).isdisjoint(settings.cells or ())
+    if device.type == "cpu" and has_alternatives and not settings.configure_alternatives:
         print(
             "\nThe alternatives ran as shipped; configure_alternatives=true gives them vdrop's allocator and "
             "library of fp32 products."

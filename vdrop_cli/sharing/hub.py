@@ -65,8 +65,8 @@ def require_unedited_card(api: HfApi, name: str, folder: Path) -> None:
         there = Path(api.hf_hub_download(name, page, local_dir=temporary)).read_bytes()
     if there and not card.is_unedited(there):
         raise ConfigError(
-            f"push={name} holds a {page} that was edited there; export with folder=…, put that file into the "
-            "folder, and push it with the same folder=…"
+            f"push={name} holds a {page} that was edited there; export with folder=…, make the same changes "
+            f"in the {page} that it writes, and push it with the same folder=…"
         )
 
 

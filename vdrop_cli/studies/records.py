@@ -45,7 +45,10 @@ def require_replaceable(run: Finished | Stuck, target: Path) -> None:
     ownership.require_record(target)
     if (target / CONFIG).exists():
         try:
-            old = runs.with_settings(target, lambda config: Logged(target, config, read_log(target / LOG)))
+            log = read_log(target / LOG)
+            if log:
+                runs.require_start(target, log)
+            old = runs.with_settings(target, lambda config: Logged(target, config, log))
         except ConfigError as error:
             raise ConfigError(f"{error}; move the record away") from None
         if rows.key(old.numbers) != rows.key(run.numbers) or (old.log and old.corpus != run.corpus):

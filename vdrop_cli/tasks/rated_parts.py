@@ -144,12 +144,6 @@ def split_into_parts(
         raise ConfigError(
             f"task.protocol must be clean with {rated.origin}, which has parts of its own, got paper"
         )
-    has_own_split = set(rated.parts) == {"train", "valid", "test"}
-    if has_own_split and data.fraction == 1 and task.split_seed != 0:
-        raise ConfigError(
-            f"task.split_seed must be 0 with {rated.origin}, which has parts of its own, got "
-            f"{task.split_seed}"
-        )
     if task.protocol is SplitProtocol.paper:
         ids = vocabulary(rated.texts, data)
         order = shuffled(len(rated.texts), task.split_seed)
@@ -265,6 +259,16 @@ def untrained_unknown(parts: dict[str, Part], origin: str) -> list[str]:
     return [
         f"{shown} of {origin} are words that the training part does not have; they are read as <unknown>, "
         "which is not trained; data.min_count=2 or more makes it of words that are rare there"
+    ]
+
+
+def unused_split_seed(rated: Rated, data: RatedData, task: SentimentTask) -> list[str]:
+    """Returns a warning where `split_seed` does not decide on the parts, as a list of at most one."""
+    if set(rated.parts) != {"train", "valid", "test"} or data.fraction < 1 or task.split_seed == 0:
+        return []
+    return [
+        f"task.split_seed={task.split_seed} changes the order of training texts alone: {rated.origin} has "
+        "parts of its own, so this is no other split"
     ]
 
 

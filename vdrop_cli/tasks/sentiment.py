@@ -45,6 +45,7 @@ from vdrop_cli.tasks.rated_parts import (
     task_fingerprint,
     texts_of,
     untrained_unknown,
+    unused_split_seed,
     without_words,
 )
 from vdrop_cli.uncertainty import MIN_NOISE, Predictive, fit_noise, rmse
@@ -88,8 +89,12 @@ class Sentiment:
         self.mean, self.deviation = ratings_R.mean().item(), ratings_R.std(correction=0).item()
         doubts = doubts_about(self.parts, self.origin, rated.parts)
         self.are_measures_in_doubt = any(doubt.is_of_measures for doubt in doubts)
-        unknown = untrained_unknown(self.parts, self.origin)
-        self.warnings = [*without_words(rated), *unknown, *(doubt.message for doubt in doubts)]
+        self.warnings = [
+            *without_words(rated),
+            *unused_split_seed(rated, data, task),
+            *untrained_unknown(self.parts, self.origin),
+            *(doubt.message for doubt in doubts),
+        ]
         splitting = "cornell" if isinstance(data, CornellReviews) else "plain"
         learned = Ratings(
             list(self.ids), self.mean, self.deviation, task.chunk_words, splitting, self.noise_part
