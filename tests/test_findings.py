@@ -123,6 +123,7 @@ def test_the_authors_epochs_of_variational_dropout() -> None:
 
 MEDIUM = {  # name on the page: row in conf/published/table1.yaml and record
     "none, epoch 3": ("none", "table1/medium_none-bf16-nvidia_h200"),
+    "Moon": ("moon", "table1/medium_moon-bf16-intel_xeon"),
     "Zaremba": ("zaremba", "table1/medium_zaremba-bf16-nvidia_h200"),
     "variational (tied)": ("variational", "table1/medium_variational-bf16-nvidia_h200"),
     "variational (untied)": ("untied", "table1/medium_untied-bf16-intel_xeon"),
@@ -174,11 +175,20 @@ def test_the_medium_rows() -> None:
     expected[TIED_MC] = ["–", "–", f"{mc_ppl:.2f}", test, f"{differences[TIED_MC]:+.2f}", "–"]
     assert table == expected
     assert f"{differences.pop('none, epoch 3'):.1f} above" in words_of("medium_rows")
+    below = f"{-differences.pop('Moon'):.1f} below"
+    moon = recorded(MEDIUM["Moon"][1])
+    assert f"test perplexity of {moon.result['test_ppl']:.2f}, {below} the published 97.0†" in words_of(
+        "medium_rows"
+    )
+    assert f"Moon's has {moon.result['test_ppl']:.2f}, {below}" in words_of("index")
+    assert moon.train.dropout.p_c == 0.5 and f"{below} an unconfirmed one" in " ".join(
+        (ROOT / "docs" / "reproduce.md").read_text().split()
+    )
     assert all(-REPRODUCED <= difference < 0 for difference in differences.values())
     variational = [-difference for name, difference in differences.items() if name != "Zaremba"]
     smallest, largest = f"{min(variational):.1f}", f"{max(variational):.1f}"
     assert f"rows are {smallest} to {largest} better than published" in words_of("medium_rows")
-    zaremba, tied, untied = (recorded(MEDIUM[name][1]).result["test_ppl"] for name in list(MEDIUM)[1:])
+    zaremba, tied, untied = (recorded(MEDIUM[name][1]).result["test_ppl"] for name in list(MEDIUM)[2:])
     gains = f"{zaremba - tied:.1f} to {zaremba - untied:.1f}"
     assert f"rows are {gains} ahead of Zaremba's dropout (published: 3.0)" in words_of("medium_rows")
     measured = (
@@ -746,3 +756,14 @@ def test_what_the_masks_of_a_piece_change() -> None:
     errors = max(differences("error, most certain half"))
     assert f"by at most {coverage:.1f} percentage points and the error" in words_of("uncertainty")
     assert f"most certain half by {errors:.3f}, in either" in words_of("uncertainty")
+
+
+def test_the_medium_row_of_moon_does_not_over_fit() -> None:
+    moon = recorded("table1/medium_moon-bf16-intel_xeon")
+    curve = [epoch["valid_ppl_as_published"] for epoch in moon.epochs]
+    text, last = words_of("moon"), moon.epochs[-1]
+    rises = {n: curve[n - 1] - curve[n - 2] for n in range(2, 40) if curve[n - 1] > curve[n - 2]}
+    assert list(rises) == [32, 36] and max(rises.values()) < 0.05
+    assert f"from {curve[0]:.1f} to {curve[-1]:.1f}; training perplexity ends at" in text
+    ends = f"{last['train_ppl_dropout']:.1f} with dropout and at {moon.result['train_ppl']:.1f} without"
+    assert ends in text and f"Test is {moon.result['test_ppl']:.2f}" in text
