@@ -151,7 +151,13 @@ def test_two_directions_are_compared_with_one_and_steps_of_cells_are_printed_in_
 ) -> None:
     directions = [
         example(cell, [s], part="directions")
-        for cell, s in (("gru", 0.2), ("bidirectional_gru", 0.5), ("bidirectional", 1.0))
+        for cell, s in (
+            ("gru", 0.2),
+            ("bidirectional_gru", 0.5),
+            ("bidirectional", 1.0),
+            ("torch_gru", 0.3),
+            ("torch_lstm", 0.6),
+        )
     ]
     print_results(
         [*directions, example("gru", [6.15e-5], part="cell_step", size="sentiment")],
@@ -159,10 +165,16 @@ def test_two_directions_are_compared_with_one_and_steps_of_cells_are_printed_in_
         torch.device("cpu"),
     )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines[2:5]] == ["gru", "bidirectional_gru", "bidirectional"], (
-        "and no row of a step"
-    )
-    assert lines[5:] == [
+    rows = [line.split() for line in lines[2:7]]
+    over_torch = {row[2]: row[-3] for row in rows}
+    assert over_torch == {  # a GRU beside torch's GRU; and no row of a step
+        "gru": "1.50",
+        "bidirectional_gru": "0.60",
+        "bidirectional": "0.60",
+        "torch_gru": "1.00",
+        "torch_lstm": "1.00",
+    }
+    assert lines[7:] == [
         "medium fp32: bidirectional_gru takes 2.50 times as long as gru",
         "sentiment: one step of a cell, gru, takes 61.5 µs",
     ]
@@ -184,6 +196,8 @@ def test_the_products_of_layers_go_by_gates_and_directions() -> None:
         "bidirectional": (700, 16, 0),
         "gru": (700, 6, 0),
         "bidirectional_gru": (700, 12, 0),
+        "torch_lstm": (700, 8, 0),
+        "torch_gru": (700, 6, 0),
     }
     assert {rest for (part, _), rest in results.items() if part == "cell_step"} == {(1, 8, 0), (1, 6, 0)}
     assert measurement_limit(

@@ -103,6 +103,7 @@ def gradients_restored() -> Iterator[None]:
         ("mc", "variational"),
         ("checkpoint", "variational"),
         ("directions", "bidirectional_gru"),
+        ("directions", "torch_gru"),
         ("ratings", "none"),
         ("ratings", "cell_loop"),
         ("cell_step", "variational"),

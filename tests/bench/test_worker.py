@@ -77,3 +77,20 @@ def test_a_processor_without_bf16_has_the_rate_of_fp32_for_it(monkeypatch: pytes
         monkeypatch.setattr(worker, "multiplies_bf16", lambda has_bf16=has_bf16: has_bf16)
         rates = worker.measure_rates(torch.device("cpu"), 0.01)
         assert (rates.bf16 == rates.fp32) == (not has_bf16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "own", "alternative"),
+    [([], True, False), (["configure_alternatives=true"], True, True), (["as_imported=true"], False, False)],
+)
+def test_whose_process_has_the_settings_of_the_commands(
+    overrides: list[str], own: bool, alternative: bool
+) -> None:
+    chosen = settings(*overrides, command="bench")
+    assert worker.is_configured(CASE, chosen) == own
+    assert worker.is_configured(replace(CASE, cell=BenchCell.torch_lstm), chosen) == alternative
+
+
+def test_the_two_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"^as_imported must be false with configure_alternatives=true"):
+        settings("as_imported=true", "configure_alternatives=true", command="bench")

@@ -18,6 +18,8 @@ CELLS_BY_PART = {  # of the parts that measure no whole model
         BenchCell.bidirectional,
         BenchCell.gru,
         BenchCell.bidirectional_gru,
+        BenchCell.torch_lstm,
+        BenchCell.torch_gru,
     ),
     BenchPart.cell_step: (BenchCell.variational, BenchCell.gru, BenchCell.torch_lstm, BenchCell.torch_gru),
 }

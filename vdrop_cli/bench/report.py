@@ -140,11 +140,13 @@ def print_results(measurements: list[Measurement], rates: Rates, device: torch.d
         f"; native uses {', '.join(native_library.features()) or 'no extension'}" if is_native(device) else ""
     )
     print(f"{device}, {torch.get_num_threads()} threads; {products}{uses}")
-    columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch_lstm':>14}{'× cell_loop':>13}{'peak MB':>9}"
+    columns = f"{'words/s':>9}{'ms':>10}{'of limit':>10}{'× torch':>14}{'× cell_loop':>13}{'peak MB':>9}"
     print(f"{'size':<10}{'part':<12}{'cell':<20}{'':<6}{columns}")
     by_name = {(m.cell, m.size, m.part, m.precision): m for m in measurements}
 
     def speed_over(m: Measurement, cell: BenchCell) -> str:
+        if cell is BenchCell.torch_lstm and BenchCell[m.cell] in GRUS:
+            cell = BenchCell.torch_gru
         other = by_name.get((cell.name, m.size, m.part, m.precision))
         return f"{speed_ratio(m, other):.2f}" if other else "–"
 

@@ -6,6 +6,7 @@ T time  B batch  N words of a chunk  H hidden size  G gates and units  V vocabul
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -151,20 +152,28 @@ def layer_step(train: Train, precision: Precision) -> Step:
 
 
 def directions_step(cell: BenchCell, train: Train, precision: Precision) -> Step:
-    """Forward and backward of one layer of one or two directions, which draws its own masks."""
-    layer_type, size = GRU if cell in GRUS else LSTM, train.model.hidden_size
-    layer = layer_type(
-        size,
-        size,
-        bidirectional=cell in BIDIRECTIONAL,
-        dropout=replace(train.dropout.to_policy(), p_word=0.0),
-        backend=train.backend.name,
-        compute_dtype=COMPUTE_DTYPES[precision],
-    ).to(train.device)
+    """Forward and backward of one layer of one or two directions, as a user's own model calls it. A layer of
+    this project draws its own masks; one of torch has no dropout, and multiplies bf16 under autocast.
+    """
+    size, is_torch = train.model.hidden_size, cell in (BenchCell.torch_lstm, BenchCell.torch_gru)
+    layer: torch.nn.Module
+    if is_torch:
+        layer = (torch.nn.GRU if cell in GRUS else torch.nn.LSTM)(size, size)
+    else:
+        layer = (GRU if cell in GRUS else LSTM)(
+            size,
+            size,
+            bidirectional=cell in BIDIRECTIONAL,
+            dropout=replace(train.dropout.to_policy(), p_word=0.0),
+            backend=train.backend.name,
+            compute_dtype=COMPUTE_DTYPES[precision],
+        )
+    layer.to(train.device)
     x_TBH, weights = random_input(train).requires_grad_(), list(layer.parameters())
 
     def step() -> object:
-        y_TBH, _ = layer(x_TBH)
+        with alternatives.autocast(precision, x_TBH.device) if is_torch else nullcontext():
+            y_TBH, _ = layer(x_TBH)
         return torch.autograd.grad(y_TBH, [x_TBH, *weights], torch.ones_like(y_TBH))
 
     return step

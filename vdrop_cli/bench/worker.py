@@ -144,6 +144,12 @@ def measure_rates(device: torch.device, seconds: float) -> Rates:
     return Rates(fp32, best(torch.bfloat16) if has_bf16 else fp32)
 
 
+def is_configured(case: Case, settings: Bench) -> bool:
+    """Whether the process of a case has this project's allocator settings and library of fp32 products."""
+    is_own = case.cell not in ALTERNATIVES
+    return settings.configure_alternatives or (is_own and not settings.as_imported)
+
+
 def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Measurement], Rates]:
     """Measures a group of cases in turns; the best rates so far are measured in between, too."""
     seconds: dict[Case, list[float]] = {case: [] for case in group}
@@ -154,9 +160,8 @@ def measure(group: list[Case], settings: Bench, rates: Rates) -> tuple[list[Meas
         with ExitStack() as stack:
             workers = []
             for case in group:
-                configured = settings.configure_alternatives or case.cell not in ALTERNATIVES
                 train = train_settings(case, settings)
-                worker = Worker(case, train, settings.mc_passes, configured, timing)
+                worker = Worker(case, train, settings.mc_passes, is_configured(case, settings), timing)
                 workers.append(stack.enter_context(worker))
             for worker in workers:
                 worker.ask()  # all are ready before the first is timed

@@ -33,7 +33,11 @@ def run(settings: Bench) -> None:
     path = write(settings, measurements, rates)
     print_results(measurements, rates, device)
     has_alternatives = not set(ALTERNATIVES).isdisjoint(settings.cells or ())
-    if device.type == "cpu" and has_alternatives and not settings.configure_alternatives:
+    if (
+        device.type == "cpu"
+        and has_alternatives
+        and not (settings.configure_alternatives or settings.as_imported)
+    ):
         print(
             "\nThe alternatives ran as shipped; configure_alternatives=true gives them vdrop's allocator and "
             "library of fp32 products."

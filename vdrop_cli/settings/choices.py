@@ -95,7 +95,7 @@ class BenchCell(Choice):
     fused = "fused"  # variational with backend=fused
     # nothing but the matrix products of a step, at their own shapes: what the rest costs is the difference
     products = "products"
-    torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout
+    torch_lstm = "torch_lstm"  # torch.nn.LSTM, without dropout; in `cell_step` its cell
     cell_loop = (
         "cell_loop"  # a loop over nn.LSTMCell, with masks on inputs and recurrence as those of variational
     )
@@ -103,7 +103,7 @@ class BenchCell(Choice):
     bidirectional = "bidirectional"  # a variational LSTM of two directions; only in `directions`
     gru = "gru"  # a variational GRU; only in `directions` and `cell_step`
     bidirectional_gru = "bidirectional_gru"  # the same of two directions; only in `directions`
-    torch_gru = "torch_gru"  # torch.nn.GRUCell; only in `cell_step`
+    torch_gru = "torch_gru"  # torch.nn.GRU in `directions`, its cell in `cell_step`; only there
 
 
 class StudyName(Choice):

@@ -293,12 +293,22 @@ class Bench:
     configure_alternatives: bool = setting(
         False, "give the alternatives this project's allocator settings and fp32 library, too"
     )
+    as_imported: bool = setting(
+        False,
+        "measure this project's layers without its allocator settings and fp32 library, as after an import",
+    )
     outputs: str = setting("outputs", "folder in which bench/ is made", limits=FolderPath())
 
     def __post_init__(self) -> None:
         require_limits(self)
         has_auto = Precision.auto in (self.precisions or ())
         require(not has_auto, "precisions", "a list of fp32 and bf16, or null", "auto")
+        require(
+            not (self.as_imported and self.configure_alternatives),
+            "as_imported",
+            "false with configure_alternatives=true",
+            "true",
+        )
 
 
 @dataclass
