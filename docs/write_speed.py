@@ -48,6 +48,10 @@ MACHINES = {
     "avx2_later": Machine(("20261129-195734",), ("fp32",)),
     "h200": Machine(("20261129-225406", "20261129-225507"), ("bf16",)),
 }
+AS_IMPORTED, CONFIGURED = (
+    "20261130-205832",
+    "20261130-210607",
+)  # records of layers in a program of the user's, and in vdrop's
 HEAD = {  # rows of the first table: where they are from
     "xeon": ("[an Intel Xeon with AMX](#intel-xeon-with-amx)", "as shipped"),
     "xeon_later": ("the same, half an hour later", "as shipped"),
@@ -197,11 +201,37 @@ def cell_steps() -> str:
     return table(["cell", "units", "time", "torch's", "× torch's"], rows)
 
 
+def imported_ratios(name: str, cell: str, other: str, size: str) -> str:
+    """The speed of a layer relative to torch's, in both precisions, from a record."""
+    by_case = {
+        (values["cell"], values["precision"]): values["seconds"]
+        for values in record(name)["measured"]
+        if values["size"] == size and values["part"] == "directions"
+    }
+    return both(
+        [
+            f"{median(t / o for o, t in zip(by_case[cell, p], by_case[other, p], strict=True)):.2f}"
+            for p in PRECISIONS
+        ]
+    )
+
+
+def imported() -> str:
+    """Layers as a user's own model calls them, beside torch's."""
+    rows = []
+    for name, cell, other in (("`LSTM`", "variational", "torch_lstm"), ("`GRU`", "gru", "torch_gru")):
+        for size, units in (("small", 200), ("medium", 650)):
+            ratios = [imported_ratios(one, cell, other, size) for one in (AS_IMPORTED, CONFIGURED)]
+            rows.append([name, str(units), *ratios])
+    unit = " / ".join(PRECISIONS)
+    return table(["layer", "units", f"after an import, {unit}", f"with vdrop's settings, {unit}"], rows)
+
+
 def named(name: str) -> str:
-    """Returns a table by its name: `head`, `h200`, `cell_steps`, or a machine's, as `xeon_torch`. Raises
-    KeyError.
+    """Returns a table by its name: `head`, `h200`, `cell_steps`, `imported`, or a machine's, as `xeon_torch`.
+    Raises KeyError.
     """
-    whole = {"head": head, "h200": h200, "cell_steps": cell_steps}
+    whole = {"head": head, "h200": h200, "cell_steps": cell_steps, "imported": imported}
     if name in whole:
         return whole[name]()
     key, _, kind = name.rpartition("_")

@@ -317,7 +317,7 @@ def test_the_tables_of_speed_are_those_of_their_records(speed: ModuleType) -> No
     assert speed.page() == page, "run `make docs-speed`"
     marked = {name for _, name in speed.MARK.findall(page)}
     machines = set(speed.MACHINES) - {"h200", "avx2_later"}  # the latter has a single ratio, in the head
-    assert {"head", "h200", "cell_steps", *(f"{key}_torch" for key in machines)} <= marked, (
+    assert {"head", "h200", "cell_steps", "imported", *(f"{key}_torch" for key in machines)} <= marked, (
         "no slow case is left out"
     )
 
@@ -371,6 +371,14 @@ def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> No
     fp32, bf16 = (range_of_layers(speed, precision) for precision in speed.PRECISIONS)
     assert f"is {fp32} (fp32) and {bf16} (bf16) times as fast as torch's at 650 units" in readme
     assert f"is {fp32} times as fast as torch's layer without dropout in fp32, and {bf16} times" in page
+    lstm, gru = (
+        speed.imported_ratios(speed.AS_IMPORTED, *cells, "medium").split(" / ")
+        for cells in (("variational", "torch_lstm"), ("gru", "torch_gru"))
+    )
+    said = f"on the Xeon: `LSTM` {lstm[0]} and {lstm[1]}, `GRU` {gru[0]} and {gru[1]}"
+    assert said in readme
+    assert f"`LSTM` is {lstm[0]} (fp32) and {lstm[1]} (bf16) times as fast as torch's at 650 units" in page
+    assert f"and `GRU` {gru[0]} and {gru[1]} times" in page
     gpu = {
         size: [
             speed.ratio("h200", size, "step", "variational", o, "bf16") for o in ("torch_lstm", "cell_loop")
@@ -381,6 +389,35 @@ def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> No
     assert f"{float(loop_medium):.1f} (medium) and {float(loop_large):.1f} (large) times as fast" in page
     assert f"{torch_medium} and {torch_large} times as fast as with `torch.nn.LSTM`" in page
     assert f"was {torch_large} times as fast, and {loop_large} times as fast" in readme
+
+
+def test_the_spread_of_layers_after_an_import(speed: ModuleType) -> None:
+    """Of three starts of five turns each."""
+    starts, medians = {}, {}
+    for name in (speed.AS_IMPORTED, speed.CONFIGURED):
+        content = speed.record(name)
+        assert (content["settings"]["starts"], content["settings"]["turns"]) == (3, 5)
+        assert content["settings"]["as_imported"] is (name == speed.AS_IMPORTED)
+        by_case = {(m["size"], m["cell"], m["precision"]): m["seconds"] for m in content["measured"]}
+        for size in ("small", "medium"):
+            for cell, other in (("variational", "torch_lstm"), ("gru", "torch_gru")):
+                for precision in speed.PRECISIONS:
+                    ours, theirs = by_case[size, cell, precision], by_case[size, other, precision]
+                    turns = [there / here for here, there in zip(ours, theirs, strict=True)]
+                    starts[name, size, cell, precision] = [median(turns[n : n + 5]) for n in (0, 5, 10)]
+                    medians[name, size, cell, precision] = median(turns)
+    page = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    gains = [
+        medians[speed.CONFIGURED, *case] - medians[name, *case]
+        for name, *case in medians
+        if name == speed.AS_IMPORTED and case[0] == "medium"
+    ]
+    assert f"ratios with them are {min(gains):.2f} to {max(gains):.2f} higher" in page
+    spread = max(max(s) - min(s) for (_, size, *_), s in starts.items() if size == "medium")
+    assert f"medians of the three starts differ by at most {spread:.2f}" in page
+    small = [starts[name, "small", "variational", "fp32"] for name in (speed.AS_IMPORTED, speed.CONFIGURED)]
+    (low, high), (low_again, high_again) = ((f"{min(s):.2f}", f"{max(s):.2f}") for s in small)
+    assert f"starts of {low} and of {high} after an import, {low_again} to {high_again} with" in page
 
 
 def test_ratios_in_the_text_on_avx2_are_those_of_their_records() -> None:
