@@ -48,10 +48,8 @@ MACHINES = {
     "avx2_later": Machine(("20261129-195734",), ("fp32",)),
     "h200": Machine(("20261129-225406", "20261129-225507"), ("bf16",)),
 }
-AS_IMPORTED, CONFIGURED = (
-    "20261130-205832",
-    "20261130-210607",
-)  # records of layers in a program of the user's, and in vdrop's
+AS_IMPORTED = Machine(("20261130-205832",))  # layers as in a program that imports them
+CONFIGURED = Machine(("20261130-210607",))  # the same with the settings of vdrop's commands
 HEAD = {  # rows of the first table: where they are from
     "xeon": ("[an Intel Xeon with AMX](#intel-xeon-with-amx)", "as shipped"),
     "xeon_later": ("the same, half an hour later", "as shipped"),
@@ -82,7 +80,11 @@ def measurements(machine: Machine) -> dict[tuple[str, str, str, str], tuple[Meas
 
 def ratio(key: str, size: str, part: str, cell: str, other: str, precision: str) -> str:
     """How many times as fast a cell is as another; a dash where one was not measured."""
-    by_case = measurements(MACHINES[key])
+    return ratio_on(MACHINES[key], size, part, cell, other, precision)
+
+
+def ratio_on(machine: Machine, size: str, part: str, cell: str, other: str, precision: str) -> str:
+    by_case = measurements(machine)
     ours, theirs = (by_case.get((size, part, name, precision)) for name in (cell, other))
     return "–" if ours is None or theirs is None else f"{speed_ratio(ours[0], theirs[0]):.2f}"
 
@@ -201,19 +203,9 @@ def cell_steps() -> str:
     return table(["cell", "units", "time", "torch's", "× torch's"], rows)
 
 
-def imported_ratios(name: str, cell: str, other: str, size: str) -> str:
-    """The speed of a layer relative to torch's, in both precisions, from a record."""
-    by_case = {
-        (values["cell"], values["precision"]): values["seconds"]
-        for values in record(name)["measured"]
-        if values["size"] == size and values["part"] == "directions"
-    }
-    return both(
-        [
-            f"{median(t / o for o, t in zip(by_case[cell, p], by_case[other, p], strict=True)):.2f}"
-            for p in PRECISIONS
-        ]
-    )
+def imported_ratios(machine: Machine, cell: str, other: str, size: str) -> str:
+    """The speed of a layer relative to torch's, in both precisions."""
+    return both([ratio_on(machine, size, "directions", cell, other, p) for p in PRECISIONS])
 
 
 def imported() -> str:

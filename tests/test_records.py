@@ -394,10 +394,11 @@ def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> No
 def test_the_spread_of_layers_after_an_import(speed: ModuleType) -> None:
     """Of three starts of five turns each."""
     starts, medians = {}, {}
-    for name in (speed.AS_IMPORTED, speed.CONFIGURED):
+    imported, configured = (machine.records[0] for machine in (speed.AS_IMPORTED, speed.CONFIGURED))
+    for name in (imported, configured):
         content = speed.record(name)
         assert (content["settings"]["starts"], content["settings"]["turns"]) == (3, 5)
-        assert content["settings"]["as_imported"] is (name == speed.AS_IMPORTED)
+        assert content["settings"]["as_imported"] is (name == imported)
         by_case = {(m["size"], m["cell"], m["precision"]): m["seconds"] for m in content["measured"]}
         for size in ("small", "medium"):
             for cell, other in (("variational", "torch_lstm"), ("gru", "torch_gru")):
@@ -408,16 +409,37 @@ def test_the_spread_of_layers_after_an_import(speed: ModuleType) -> None:
                     medians[name, size, cell, precision] = median(turns)
     page = " ".join((ROOT / "docs" / "speed.md").read_text().split())
     gains = [
-        medians[speed.CONFIGURED, *case] - medians[name, *case]
+        medians[configured, *case] - medians[name, *case]
         for name, *case in medians
-        if name == speed.AS_IMPORTED and case[0] == "medium"
+        if name == imported and case[0] == "medium"
     ]
     assert f"ratios with them are {min(gains):.2f} to {max(gains):.2f} higher" in page
     spread = max(max(s) - min(s) for (_, size, *_), s in starts.items() if size == "medium")
     assert f"medians of the three starts differ by at most {spread:.2f}" in page
-    small = [starts[name, "small", "variational", "fp32"] for name in (speed.AS_IMPORTED, speed.CONFIGURED)]
+    small = [starts[name, "small", "variational", "fp32"] for name in (imported, configured)]
     (low, high), (low_again, high_again) = ((f"{min(s):.2f}", f"{max(s):.2f}") for s in small)
     assert f"starts of {low} and of {high} after an import, {low_again} to {high_again} with" in page
+
+
+def test_what_the_head_of_the_page_says_of_starts_and_of_the_rest_of_a_step(speed: ModuleType) -> None:
+    """The rest of a step is the step without its two layers, as they were measured alone."""
+    page = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    (three,) = speed.MACHINES["avx2_later"].records
+    content = speed.record(three)
+    seconds = {m["cell"]: m["seconds"] for m in content["measured"]}
+    turns = [t / o for o, t in zip(seconds["variational"], seconds["torch_lstm"], strict=True)]
+    count = content["settings"]["turns"]
+    starts = [f"{median(turns[n : n + count]):.2f}" for n in range(0, len(turns), count)]
+    assert f"Three starts of one step had {starts[0]}, {starts[1]} and {starts[2]}, so" in page
+    longer = []
+    for key in ("slow_epyc", "slow_epyc_configured"):
+        by_case = speed.measurements(speed.MACHINES[key])
+        rests = []
+        for cell in ("variational", "torch_lstm"):
+            step, layer = (by_case["medium", part, cell, "bf16"][0] for part in ("step", "layer"))
+            rests.append(step.step_seconds - 2 * layer.step_seconds)
+        longer.append(f"{1e3 * (rests[0] - rests[1]):.0f}")
+    assert f"takes {min(longer)} to {max(longer)} ms longer than torch's" in page
 
 
 def test_ratios_in_the_text_on_avx2_are_those_of_their_records() -> None:

@@ -21,6 +21,7 @@ from vdrop_cli.settings.choices import SCHEDULES
 from vdrop_cli.settings.commands import ROOTS
 from vdrop_cli.settings.fields import FilePath, has, is_list, is_text, rule, types, walk
 
+SWEEP_ADVICE = "add -m to run each of them"
 NAMES = (
     "device",
     "model.name",
@@ -184,7 +185,7 @@ def override(known: dict[str, Any], word: str, sweep: bool) -> str:
         value = ",".join(as_list(word, part, path, are_numbers) for part in parts)
     elif is_text(kind):
         if not sweep and key in NAMES and "," in value:
-            raise ConfigError(f"{word}: several values are a sweep; add -m to run each of them")
+            raise ConfigError(f"{word}: several values are a sweep; {SWEEP_ADVICE}")
         parts = split(word, value) if sweep and key != SWEEP_FOLDER else [value]
         value = ",".join(element(part, path) for part in parts)
     return f"{prefix}{key}={value}"

@@ -4,7 +4,7 @@ import re
 
 from hydra.errors import MissingConfigException
 
-from vdrop_cli.arguments import ALIASES, choices, groups
+from vdrop_cli.arguments import ALIASES, SWEEP_ADVICE, choices, groups
 from vdrop_cli.errors import nearest
 from vdrop_cli.settings.commands import CHOSEN_BY_REPRODUCE, ROOTS
 from vdrop_cli.settings.fields import keys, suggestion
@@ -40,7 +40,7 @@ def explain(error: BaseException, command: str) -> str:
     if match := re.match(
         r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires", message, re.DOTALL
     ):
-        return f"{match[1] or match[2]}: several values are a sweep; add -m to run each of them"
+        return f"{match[1] or match[2]}: several values are a sweep; {SWEEP_ADVICE}"
     if match := re.match(r"Error parsing override '([\w.-]+)'", message):
         return f"{match[1]} is not key=value{value_hint(match[1], command)}"
     if match := re.match(r"Could not override '([^']+)'", message):

@@ -73,7 +73,7 @@ class Job:
     outcome: Outcome = field(default_factory=lambda: Outcome([]))
     folder: Path | None = None  # of the sweep
     pool_parent: int | None = None  # the process that owns the pool, with the launcher joblib
-    is_parallel: bool = False  # whether the pool runs several jobs at a time
+    is_parallel: bool = False  # whether the launcher runs several jobs at a time on this machine
     names: list[str] = field(default_factory=list)  # of all jobs of the sweep: the overrides that differ
 
     def __call__(self, config: DictConfig) -> None:

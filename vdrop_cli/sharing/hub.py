@@ -32,8 +32,9 @@ def push(folder: Path, name: str, private: bool, message: str) -> str:
     api = HfApi()
     with one_line_errors(name):
         address = str(api.create_repo(name, private=private, exist_ok=True))
-        require_export(api, name)
-        require_unedited_card(api, name, folder)
+        present = set(api.list_repo_files(name)) - HUB_FILES
+        require_export(api, name, present)
+        require_unedited_card(api, name, present, folder)
         api.upload_folder(
             repo_id=name,
             folder_path=folder,
@@ -43,26 +44,27 @@ def push(folder: Path, name: str, private: bool, message: str) -> str:
     return address
 
 
-def require_export(api: HfApi, name: str) -> None:
-    """Raises ConfigError unless a repository is new or holds an export."""
-    present = set(api.list_repo_files(name)) - HUB_FILES
+def download(api: HfApi, name: str, file: str) -> bytes:
+    """Returns the content of a file of a repository."""
+    with TemporaryDirectory() as temporary:
+        return Path(api.hf_hub_download(name, file, local_dir=temporary)).read_bytes()
+
+
+def require_export(api: HfApi, name: str, present: set[str]) -> None:
+    """Raises ConfigError unless a repository, with the files `present`, is new or holds an export."""
     if not present:
         return
-    if export_folder.CONFIG in present:
-        with TemporaryDirectory() as temporary:
-            config = api.hf_hub_download(name, export_folder.CONFIG, local_dir=temporary)
-            if stored.readable_by(export_folder.parse_config)(Path(config).read_bytes()):
-                return
-    raise ConfigError(f"push={name} holds other files than an export; choose another name")
+    is_config = stored.readable_by(export_folder.parse_config)
+    if export_folder.CONFIG not in present or not is_config(download(api, name, export_folder.CONFIG)):
+        raise ConfigError(f"push={name} holds other files than an export; choose another name")
 
 
-def require_unedited_card(api: HfApi, name: str, folder: Path) -> None:
+def require_unedited_card(api: HfApi, name: str, present: set[str], folder: Path) -> None:
     """Raises ConfigError if the upload would replace an edited model card by one that was not edited."""
     page = export_folder.CARD
-    if not card.is_unedited((folder / page).read_bytes()) or page not in api.list_repo_files(name):
+    if not card.is_unedited((folder / page).read_bytes()) or page not in present:
         return
-    with TemporaryDirectory() as temporary:
-        there = Path(api.hf_hub_download(name, page, local_dir=temporary)).read_bytes()
+    there = download(api, name, page)
     if there and not card.is_unedited(there):
         raise ConfigError(
             f"push={name} holds a {page} that was edited there; export with folder=…, make the same changes "

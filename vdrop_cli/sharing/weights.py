@@ -135,11 +135,10 @@ def encode(snapshot: Checkpoint) -> bytes:
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in snapshot.weights.items()
     }
-    _, numbers = split(save(weights))
-    header, _ = split(save(weights, metadata(snapshot) | {CHECKSUM: hashlib.sha256(numbers).hexdigest()}))
+    header, numbers = split(save(weights))
     # safetensors writes metadata in random order; sorted, the same model always gives the same file
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = as_json(header).encode()
+    described = metadata(snapshot) | {CHECKSUM: hashlib.sha256(numbers).hexdigest()}
+    text = as_json({"__metadata__": dict(sorted(described.items())), **header}).encode()
     text += b" " * (-len(text) % LENGTH)  # the numbers are aligned
     return len(text).to_bytes(LENGTH, "little") + text + numbers
 

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from vdrop_cli import RECORDS, runs
-from vdrop_cli.arguments import to_hydra
+from vdrop_cli.arguments import SWEEP_ADVICE, to_hydra
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.explain import explain
 from vdrop_cli.runs import Finished, Logged, Stuck
@@ -77,9 +77,7 @@ def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
 
 def one_value(message: str) -> str:
     """The message on a setting of `vdrop train`, with advice for one of `overrides`, which are no sweep."""
-    return message.replace(
-        "add -m to run each of them", "give one; each other one needs a command of its own"
-    )
+    return message.replace(SWEEP_ADVICE, "give one; each other one needs a command of its own")
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,7 @@ def split_into_parts(
 
     By the paper's protocol the parts are train and test, and they consist of chunks. The vocabulary is then
     that of all texts. The text at the border may have chunks in both parts, as in the authors' code. Raises
-    ConfigError for the paper's protocol with a source that has parts of its own, and for a `split_seed` that
-    has no effect.
+    ConfigError for the paper's protocol with a source that has parts of its own.
     """
     if task.protocol is SplitProtocol.paper and rated.parts:
         raise ConfigError(
