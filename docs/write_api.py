@@ -63,11 +63,12 @@ IMPORTS = {policies: "vdrop_cli.layers", masks: "vdrop_cli.layers", dropout: "vd
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Returns the parameters; those of the base class replace `*args` and `**options`."""
+    """Returns the parameters; those of a base class replace `*args` and `**options`."""
     own = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
     if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
         return own
-    base = list(inspect.signature(function.__mro__[1]).parameters.values())  # type: ignore[attr-defined]
+    bases = (list(inspect.signature(base).parameters.values()) for base in function.__mro__[1:])  # type: ignore[attr-defined]
+    base = next(every for every in bases if every[0].kind is not inspect.Parameter.VAR_POSITIONAL)
     return base + [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
 
 

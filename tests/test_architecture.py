@@ -66,11 +66,15 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
     "state_layout": set(),
     "mask_checks": {"dropout", "kernels", "policies"},
     "time_reversal": {"kernels"},
-    "cells": {"dropout", "kernels", "layer_dropout", "mask_checks", "policies", "state_layout"},
+    "gru_variant": set(),
+    "cells": {
+        *("dropout", "gru_variant", "kernels", "layer_dropout", "mask_checks", "policies", "state_layout")
+    },
     "modules": {"cells", "dropout", "policies"},
     "sampling": set(),
     "layers": {
-        *("dropout", "kernels", "layer_dropout", "mask_checks", "policies", "state_layout", "time_reversal")
+        *("dropout", "gru_variant", "kernels", "layer_dropout", "mask_checks", "policies", "state_layout"),
+        "time_reversal",
     },
     "model": {"dropout", "kernels", "layers", "policies", "random_streams", "settings"},
     "corpora": {"corpora", "errors", "files", "ownership", "settings"},
@@ -133,11 +137,14 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("learning_rate", "optimizer", "prefetch", "provenance", "random_streams", "settings", "sinks"),
         *("stuck_starts", "tasks"),
     },
-    "run_summary": {"checkpoint", "metric_names", "output", "policies", "settings", "training"},
+    "run_summary": {
+        *("checkpoint", "continuation", "metric_names", "output", "policies", "settings", "training")
+    },
     "trained_model": {"checkpoint", "device", "errors", "files", "learned", "settings", "sharing", "tasks"},
     "evaluation": {
         *("device", "errors", "evaluation_files", "mc_passes", "measured", "metric_names"),
-        *("partial_evaluation", "policies", "settings", "sinks", "tasks", "temperature", "trained_model"),
+        *("partial_evaluation", "policies", "run_files", "runs", "settings", "sinks", "tasks"),
+        *("temperature", "trained_model"),
     },
     "partial_evaluation": {
         *("errors", "files", "interruption", "mc_passes", "settings", "sinks", "stored", "tasks"),

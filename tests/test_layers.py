@@ -991,10 +991,24 @@ def test_from_torch_takes_weights_and_variant(
     assert {p.device.type for p in ours.from_torch(theirs(5, 7, device="meta")).parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize(("ours", "theirs", "options"), BOTH)
+def test_a_layer_on_the_device_meta_has_the_shapes_of_torchs(
+    ours: type[LSTM | GRU], theirs: type[nn.LSTM | nn.GRU], options: dict[str, Any]
+) -> None:
+    x = torch.empty(4, 3, 5, device="meta")
+    made = ours(5, 7, 2, variational=0.3, device="meta", **options), theirs(5, 7, 2, device="meta")
+    (y, state), (expected, _) = made[0](x), made[1](x)
+    assert y.shape == expected.shape and y.device.type == "meta"
+    assert next(iter(state if isinstance(state, tuple) else (state,))).shape == (2, 3, 7)
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in made[0].parameters())
+
+
 def test_a_gru_with_the_weights_of_torchs_computes_something_else_unless_it_resets_after() -> None:
     theirs, x = nn.GRU(5, 7), torch.randn(4, 3, 5)
     loaded = GRU(5, 7)
-    loaded.load_state_dict(theirs.state_dict())
+    with pytest.warns(UserWarning, match="which computes something else"):
+        loaded.load_state_dict(theirs.state_dict())
     assert (loaded(x)[0] - theirs(x)[0]).abs().max() > 1e-3
     assert "reset_after=False" in repr(loaded) and "reset_after=True" in repr(GRU.from_torch(theirs))
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.processes import environment
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.lock import Lock
+from vdrop_cli.lock import Lock, is_locked
 
 
 def test_a_lock_works_where_the_disk_is_too_full_for_its_owner(tmp_path: Path) -> None:
@@ -26,6 +26,21 @@ def test_a_lock_works_where_the_disk_is_too_full_for_its_owner(tmp_path: Path) -
         "ConfigError: x is in use by another process; wait for it" in ran.stderr
         and os.listdir(tmp_path) == []
     )
+
+
+def test_a_lock_file_that_cannot_be_removed_hides_no_finished_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its folder was made read-only meanwhile; a file that stays blocks nobody."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, Lock(tmp_path / "lock", "x"):
+        patch.setattr(Path, "unlink", refuse)
+    assert (tmp_path / "lock").exists() and not is_locked(tmp_path / "lock")
+    with Lock(tmp_path / "lock", "x"):
+        pass
 
 
 OWNER = """

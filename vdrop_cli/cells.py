@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, new_masks, no_masks
+from vdrop_cli.gru_variant import GRUVariant
 from vdrop_cli.kernels import Masks
 from vdrop_cli.kernels.contexts import in_forward_mode, in_transform
 from vdrop_cli.kernels.reference import masked
@@ -259,17 +260,13 @@ class LSTMCell(RecurrentCell):
         return (h_BH, c_BH) if batched else (h_BH[0], c_BH[0])
 
 
-class GRUCell(RecurrentCell):
+class GRUCell(GRUVariant, RecurrentCell):
     """One step of a GRU: from x [B, D] and h [B, H] to the new h.
 
     `reset_after=True` has the equations of `torch.nn.GRUCell`, see `layers.GRU`.
     """
 
     cell = Cell.gru
-
-    def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.reset_after = reset_after
 
     def forward(self, input: Tensor, hx: Any = None, *, masks: ModelMasks | None = None) -> Tensor:
         """Returns the new h after one step, as `torch.nn.GRUCell` does.
@@ -304,6 +301,3 @@ class GRUCell(RecurrentCell):
             n, z = n.to(h_BH.dtype), z.to(h_BH.dtype)
         h_BH = torch.lerp(n, h_BH, z)
         return h_BH if batched else h_BH[0]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reset_after={self.reset_after}"

@@ -17,7 +17,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, new_masks, no_masks
+from vdrop_cli.gru_variant import GRUVariant
 from vdrop_cli.kernels import Masks, Norms
+from vdrop_cli.kernels.contexts import no_autocast
 from vdrop_cli.layer_dropout import DropoutModule, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_layer_masks
 from vdrop_cli.policies import Cell, Dropout, Policy, Tie, WordMask
@@ -475,9 +477,9 @@ class Recurrent(DropoutModule):
         like = self.parameter_like()
         states = self.state_layout.initial(hx, x_TBD.shape[1], batched, like)
         device_type = x_TBD.device.type
-        if torch.is_autocast_enabled(device_type):
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
             x_TBD, states = x_TBD.to(like.dtype), tuple(part.to(like.dtype) for part in states)
-            with torch.autocast(device_type, enabled=False):
+            with no_autocast(device_type):
                 return self.run_layers(x_TBD, states, lengths, masks, return_states)
         return self.run_layers(x_TBD, states, lengths, masks, return_states)
 
@@ -614,22 +616,18 @@ class LSTM(Recurrent):
         return (y_TBP, *c_TBH), (h_BP, c_BH)
 
 
-class GRU(Recurrent):
+class GRU(GRUVariant, Recurrent):
     """Stacked GRU with the interface of `torch.nn.GRU`; the state is h, [L · directions, B, H].
 
     The reset gate acts before the recurrent product of the candidate, as in the paper. With
     `reset_after=True` it acts after that product, as in `torch.nn.GRU` and cuDNN; `from_torch` sets this.
-    `load_state_dict` cannot detect a wrong `reset_after`: the weights of both variants have the same names
-    and shapes.
+    `load_state_dict` warns where the weights come from the other variant, or from `torch.nn.GRU`. It cannot
+    warn where the state_dict has lost its metadata, as in a safetensors file.
     """
 
     cell = Cell.gru
     torch_module = nn.GRU
     torch_variant: ClassVar[dict[str, Any]] = {"reset_after": True}
-
-    def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.reset_after = reset_after
 
     def run_cell(
         self,
@@ -650,6 +648,3 @@ class GRU(Recurrent):
         }
         y_TBH, h_BH = kernels.gru(x_TBD, h_BH, *weights, masks, **options)
         return (y_TBH,), (h_BH,)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reset_after={self.reset_after}"

@@ -7,7 +7,6 @@ the owner's name, would still be code of this module.
 """
 
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -48,7 +47,8 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a file that stays is not locked, and the work is finished
+            self.path.unlink(missing_ok=True)
         os.close(self.handle)
 
     def open(self) -> int:
@@ -71,6 +71,8 @@ class Lock:
         return ConfigError(f"{self.path} is not a lock file of vdrop; move it away")
 
     def acquire(self) -> None:
+        import fcntl  # not on Windows, where model cards import `vdrop_cli.corpora`, which imports this file
+
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,6 +91,8 @@ class Lock:
 
 def is_locked(path: Path) -> bool:
     """Whether a process has the lock; a file that a killed process left is not locked."""
+    import fcntl  # as in `Lock.acquire`
+
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -30,7 +30,7 @@ from torch import Tensor
 from vdrop_cli.errors import one_line
 from vdrop_cli.kernels import fused, native, native_library, reference
 from vdrop_cli.kernels.backend import Backend
-from vdrop_cli.kernels.contexts import unsupported_context
+from vdrop_cli.kernels.contexts import no_autocast, unsupported_context
 from vdrop_cli.kernels.masks import Masks, check_sizes
 from vdrop_cli.kernels.packing import zero_padding
 from vdrop_cli.kernels.weights import Norms, Weights
@@ -291,7 +291,7 @@ def lstm(
                 f"backend={backend} has no projections (proj_size); use backend=reference or auto"
             )
         x_TBD, lengths = prepare_padding(x_TBD, lengths, "reference")
-        with torch.autocast(x_TBD.device.type, enabled=False):
+        with no_autocast(x_TBD.device.type):
             return reference.lstm(x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells)
     name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None)
     x_TBD, lengths = prepare_padding(x_TBD, lengths, name)

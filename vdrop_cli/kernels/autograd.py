@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from vdrop_cli.kernels.contexts import no_autocast
 from vdrop_cli.kernels.products import exact_sums
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,7 +22,7 @@ def without_autocast(function: F) -> F:
     def wrapper(ctx: Any, *tensors: Any) -> Any:
         if function.__name__ == "forward":
             ctx.device_type = tensors[0].device.type
-        with torch.autocast(ctx.device_type, enabled=False), exact_sums(ctx.device_type):
+        with no_autocast(ctx.device_type), exact_sums(ctx.device_type):
             return function(ctx, *tensors)
 
     return cast(F, wrapper)

@@ -181,7 +181,11 @@ def torch_openmp() -> str:
     """The file of the OpenMP runtime that torch has loaded. Raises CompilerError where torch has none."""
     maps = Path("/proc/self/maps")
     mapped = (
-        {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
+        {
+            line.split(maxsplit=5)[-1]
+            for line in maps.read_text(errors="surrogateescape").splitlines()  # any file may be mapped
+            if "/" in line
+        }
         if maps.exists()
         else set()
     )

@@ -1,4 +1,6 @@
-"""What runs around a call: transforms of `torch.func`, forward-mode derivatives and tracers."""
+"""What runs around a call: autocast, transforms of `torch.func`, forward-mode derivatives and tracers."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
@@ -27,3 +29,8 @@ def unsupported_context() -> str:
         return "torch.jit.trace"
     is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # new in torch 2.7
     return "torch.export" if is_exporting() else ""
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A context without a user's autocast; torch has no autocast for the device meta."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)

@@ -31,11 +31,6 @@ def select_gates(mask_TGBH: Tensor | None, part: slice) -> Tensor | None:
     return mask_TGBH[:, part] if mask_TGBH is not None and differs_by_gate(mask_TGBH) else mask_TGBH
 
 
-def masked_input(tensor: Tensor, mask: Tensor | None, dtype: torch.dtype, size: int | None = None) -> Tensor:
-    """`tensor ∘ mask`, rounded to the type of the products, in rows of `size` with zeros at their end."""
-    return pad_columns(tensor if mask is None else tensor * mask, dtype, size or tensor.shape[-1])
-
-
 class Gates:
     """One tensor of all gates and steps, in a layout in which each group of gates is a matrix.
 
@@ -101,12 +96,13 @@ class Gates:
 def masked_inputs(
     gates: Gates, part: slice, x_TBD: Tensor, dtype: torch.dtype, mask: Tensor | None, size: int | None = None
 ) -> list[Tensor]:
-    """The masked inputs of the products of each group of gates of `part`, at all steps: [T·B, D]. With
-    `size`, which is at least D, their rows have this size.
+    """The masked inputs of the products of each group of gates of `part`, at all steps, rounded to `dtype`:
+    [T·B, D]. With `size`, which is at least D, their rows have this size, with zeros at their end.
     """
     masks_TKBD = [select_gates(mask, group) for group in gates.groups(part)]
+    size = size or x_TBD.shape[-1]
     return [
-        masked_input(x_TBD, None if m is None else m[:, 0], dtype, size).flatten(0, 1) for m in masks_TKBD
+        pad_columns(x_TBD if m is None else x_TBD * m[:, 0], dtype, size).flatten(0, 1) for m in masks_TKBD
     ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vdrop_cli.kernels import halves, reference
 from vdrop_cli.kernels.alignment import pad_columns
 from vdrop_cli.kernels.autograd import all_gradients, without_autocast
+from vdrop_cli.kernels.contexts import no_autocast
 from vdrop_cli.kernels.derivatives import needs_reference, reference_gradients
 from vdrop_cli.kernels.products import mm_into, operand
 
@@ -95,10 +96,6 @@ def rows_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
     return rows, rows
 
 
-def head_logits(x_MD: Tensor, w_VD: Tensor, b_V: Tensor) -> Tensor:
-    return (x_MD @ w_VD.T).add_(b_V)  # always fp32: rounding them to bf16 unsettles training
-
-
 def logits_by(w_VD: Tensor, b_V: Tensor, rows: int, compute_dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Returns a function that computes the logits of a chunk. `rows` is the number of rows of all chunks.
 
@@ -106,7 +103,7 @@ def logits_by(w_VD: Tensor, b_V: Tensor, rows: int, compute_dtype: torch.dtype) 
     halves instead, which are almost as exact (`halves.py`).
     """
     if not (compute_dtype == torch.bfloat16 and rows >= MIN_ROWS_BY_HALVES and has_halves(w_VD)):
-        return lambda x_MD: head_logits(x_MD, w_VD, b_V)
+        return lambda x_MD: (x_MD @ w_VD.T).add_(b_V)  # rounding them to bf16 unsettles training
     w_VX = halves.side_by_side(w_VD, halves.RIGHT)
     return lambda x_MD: halves.product(halves.side_by_side(x_MD, halves.LEFT), w_VX).add_(b_V)
 
@@ -213,7 +210,7 @@ apply_head = torch.compiler.allow_in_graph(
 def linear_cross_entropy(
     x_ND: Tensor, w_VD: Tensor, b_V: Tensor, targets_N: Tensor, compute_dtype: torch.dtype | None = None
 ) -> Tensor:
-    with torch.autocast(x_ND.device.type, enabled=False):  # it would round the logits
+    with no_autocast(x_ND.device.type):  # it would round the logits
         x_ND = x_ND.to(w_VD.dtype)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_VD, b_V))):
             return loss(x_ND, w_VD, b_V, targets_N, compute_dtype or x_ND.dtype)

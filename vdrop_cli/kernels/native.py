@@ -191,7 +191,7 @@ class Gradients:
         work.data.bias_sums = work.pointer(self.bias_sums)
         self.transposed: Tensor | None = None
 
-    def with_inner(self) -> None:
+    def allocate_inner(self) -> None:
         """Memory for the gradient of the candidate's recurrent product."""
         work = self.work
         self.inner_NH = work.layer.x.new_zeros(work.rows, work.depth, dtype=work.compute_dtype)
@@ -344,7 +344,7 @@ def gru_backward(
     data = work.data
     hidden = work.hidden
     if reset_after:
-        gradients.with_inner()
+        gradients.allocate_inner()
     dh = work.layout.sort(writable(dh, hs[0])).contiguous()
     data.reset_after = reset_after
     data.weights = work.pointer(pack(layer.w_hh, layer.compute_dtype, 3, transposed=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from vdrop_cli.kernels import reference
 from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
 from vdrop_cli.kernels.derivatives import gradients_by_definition, needs_reference
-from vdrop_cli.kernels.gates import ONLY_N, R_AND_Z, select_gates
+from vdrop_cli.kernels.gates import ONLY_N, R_AND_Z, differs_by_gate, select_gates
 from vdrop_cli.kernels.masks import Masks
 from vdrop_cli.kernels.packing import Layout, layout_for
 from vdrop_cli.kernels.products import operand
@@ -95,7 +95,7 @@ def weight_gradient(d_NGH: Tensor, x_KNX: Tensor, like: Tensor) -> Tensor:
 
 
 def group_count(mask: Tensor | None, gates: int) -> int:
-    return gates if mask is not None and mask.shape[1] > 1 else 1
+    return gates if differs_by_gate(mask) else 1
 
 
 def inputs_by_group(x_TBX: Tensor, mask_TKBX: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -286,6 +286,8 @@ def unavailable_reason(device: torch.device) -> str:
         )
     try:
         error = mismatch(lambda cell: self_check(device, cell), device, TOLERANCE)
+    except torch.OutOfMemoryError:  # says nothing about the device
+        raise
     except Exception as failure:  # of Triton, its compiler or the driver, by many names
         return f"the self-check failed with {one_line(failure)}"
     return f"the self-check is {error}" if error else ""

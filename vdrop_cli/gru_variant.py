@@ -1,0 +1,43 @@
+"""Where the reset gate of a GRU acts, as `layers.GRU` and `cells.GRUCell` store and check it."""
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+NAME = "reset_after"  # in the metadata of a state_dict
+
+
+class GRUVariant(nn.Module):
+    """Adds `reset_after` to a GRU, and notes it in the metadata of its `state_dict`.
+
+    Both variants, and `torch.nn`'s GRU, have weights of the same names and shapes. `load_state_dict` warns
+    where the metadata says that the weights are of another variant. Metadata survive `torch.save`. A plain
+    dictionary and a safetensors file have none, so nothing is known of their weights.
+    """
+
+    def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.reset_after = reset_after
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {})
+        metadata.setdefault(prefix[:-1], {})[NAME] = self.reset_after
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        # torch.nn's GRUs have metadata without this name, and reset after the product
+        stored = local_metadata.get(NAME, True) if "version" in local_metadata else self.reset_after
+        if stored != self.reset_after and any(name.startswith(f"{prefix}weight_") for name in state_dict):
+            warnings.warn(
+                f"{prefix[:-1] or type(self).__name__}: these weights are of a GRU with "
+                f"reset_after={stored}, and this one has reset_after={self.reset_after}, which computes "
+                "something else",
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reset_after={self.reset_after}"
