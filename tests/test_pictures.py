@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import settings
 from vdrop_cli import pictures
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.pictures import TimedPerplexity
 from vdrop_cli.runs import Finished
 from vdrop_cli.settings.fields import plain
 
@@ -113,13 +114,15 @@ def test_mc_by_number_of_passes_with_its_deviation() -> None:
 
 
 def test_perplexity_by_hours_measured_and_published() -> None:
-    figure = pictures.by_hours({"a": (2.0, 70.0), "b": (3.0, 80.0)}, {"c": 60.0})
+    alone, shared = TimedPerplexity(2.0, 70.0, False), TimedPerplexity(3.0, 80.0, True)
+    figure = pictures.by_hours({"a": alone, "b": shared}, {"c": 60.0})
     (axes,) = figure.axes
     *points, line = axes.lines
     assert [(*point.get_xdata(), *point.get_ydata()) for point in points] == [(2.0, 70.0), (3.0, 80.0)]
+    assert [point.get_markerfacecolor() == "white" for point in points] == [False, True]
     assert list(line.get_ydata()) == [60.0, 60.0]
     assert axes.get_xlim()[0] == 0.0 and axes.get_ylim()[0] < 60.0
-    assert legend(figure) == ["a", "b", "published: c"]
+    assert legend(figure) == ["a", "≤ b", "published: c"]
 
 
 @pytest.mark.parametrize("published", [{}, {"b": 5500.0}])

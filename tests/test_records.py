@@ -347,6 +347,12 @@ def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> No
     )
     fair, fair_loop = step["slow_epyc_configured"]
     again, again_loop = step["avx2_later"]
+    with_avx512 = [ratio for key in ("xeon", "xeon_later", "epyc", "slow_epyc") for ratio in step[key][0]]
+    without = [avx2[0], again[0]]
+    loops = [ratio for _, ratios in step.values() for ratio in ratios if ratio != "–"]
+    assert f"is {min(with_avx512)} to {max(with_avx512)} times as fast as the usual one with" in readme
+    beside_loop = f"{min(loops)} to {max(loops)} times as fast as a loop"
+    assert f"{min(without)} to {max(without)} times on one without, and {beside_loop}" in readme
     assert f"is {xeon[0]} (fp32) and {xeon[1]} (bf16) times as fast as the usual one" in readme
     later = step["xeon_later"][0]
     assert f"two cores of an Intel Xeon (half an hour later {later[0]} and {later[1]})" in readme
@@ -389,6 +395,7 @@ def test_the_speeds_in_the_text_are_those_of_the_tables(speed: ModuleType) -> No
     assert f"{float(loop_medium):.1f} (medium) and {float(loop_large):.1f} (large) times as fast" in page
     assert f"{torch_medium} and {torch_large} times as fast as with `torch.nn.LSTM`" in page
     assert f"was {torch_large} times as fast, and {loop_large} times as fast" in readme
+    assert f"without dropout ({torch_medium} and {torch_large} times, both too high)" in readme
 
 
 def test_the_spread_of_layers_after_an_import(speed: ModuleType) -> None:

@@ -8,7 +8,7 @@ from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdrop_cli import files, ownership
 from vdrop_cli.errors import ConfigError
@@ -252,16 +252,35 @@ def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figur
     return figure
 
 
-def by_hours(measured: Mapping[str, tuple[float, float]], published: Mapping[str, float]) -> "Figure":
-    """Test perplexities against hours of training, a point per name, and published ones as lines."""
+class TimedPerplexity(NamedTuple):
+    """A test perplexity and the hours of its training; `is_upper_bound`: the device was shared."""
+
+    hours: float
+    perplexity: float
+    is_upper_bound: bool
+
+
+def by_hours(measured: Mapping[str, TimedPerplexity], published: Mapping[str, float]) -> "Figure":
+    """Test perplexities against hours of training, a point per name, and published ones as lines.
+
+    Open markers are hours that are upper bounds.
+    """
     figure, axes = canvas(height=6)
     for number, ((name, point), marker) in enumerate(zip(measured.items(), cycle(MARKERS), strict=False)):
-        axes.plot(*point, marker, color=f"C{number}", markersize=8, label=name)
+        axes.plot(
+            point.hours,
+            point.perplexity,
+            marker,
+            color=f"C{number}",
+            markersize=8,
+            markerfacecolor="white" if point.is_upper_bound else None,
+            label=f"≤ {name}" if point.is_upper_bound else name,
+        )
     for (name, value), line in zip(published.items(), cycle(("--", "-.", ":")), strict=False):
         axes.axhline(value, color="0.5", linestyle=line, label=f"published: {name}")
     axes.set_xlim(left=0)
     axes.margins(y=0.1)
-    axes.set_xlabel("hours of training")
+    axes.set_xlabel("hours of training (≤, open: at most, beside other programs)")
     axes.set_ylabel("test perplexity")
     add_legend(figure, axes)
     return figure

@@ -93,12 +93,12 @@ class Finished(Logged):
         return float(median(epoch["words_per_second"] for epoch in timed)) if timed else None
 
     @property
-    def hours(self) -> float | None:
-        """Returns hours of training with its validations, without the evaluation at the end.
+    def hours(self) -> float:
+        """Hours of training with its validations, without the evaluation at the end.
 
-        None where the device was shared.
+        Where the device was shared, the run alone would have taken fewer.
         """
-        return None if self.has_shared_device else float(self.result["seconds"]) / 3600
+        return float(self.result["seconds"]) / 3600
 
     @property
     def evaluations(self) -> list[Path]:
@@ -275,16 +275,42 @@ def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> li
     Prints a message for each that cannot be read; None is left out.
     """
     runs_below = []
-    for path in sorted(
-        path for path in folder.rglob("*.json") if path.name == name
-    ):  # links that lead nowhere, too
+    for run_folder in folders_with(folder, name):
         try:
-            run = read(path.parent)
+            run = read(run_folder)
         except ConfigError as error:
             print(f"vdrop: {error}; left out", file=sys.stderr)
         else:
             runs_below += [run] if run is not None else []
     return runs_below
+
+
+def folders_with(folder: Path, name: str) -> list[Path]:
+    """Returns the folder and those below in which something has this name, sorted.
+
+    Links to folders are followed, each folder counts once. Prints a message for each folder that cannot be
+    read.
+    """
+
+    def report(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # missing, or removed meanwhile
+            print(f"vdrop: {error.filename} cannot be read ({error.strerror}); left out", file=sys.stderr)
+
+    with_name, visited = list[Path](), set[tuple[int, int]]()
+    for place, inner, names in os.walk(folder, onerror=report, followlinks=True):
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            report(error)
+            continue
+        if (status.st_dev, status.st_ino) in visited:
+            inner.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        inner.sort()
+        if name in (*names, *inner):
+            with_name.append(Path(place))
+    return sorted(with_name)
 
 
 def evaluation_of(
@@ -313,22 +339,24 @@ def evaluation_of(
     return None
 
 
+def reports(folder: Path, checkpoint: str) -> bool:
+    """Whether a run is finished and reports the checkpoint of this name."""
+    return (folder / RESULT).exists() and checkpoint_name(read_result(folder)["epoch"]) == checkpoint
+
+
 def are_reported_models(folder: Path, members: Iterable[str], checksums: Iterable[str]) -> bool:
     """Whether checkpoints, by their paths, are still those that their runs report.
 
     Each must be of the epoch that its run reports, and still have its checksum, since a run may have been
-    trained again. Runs, records and checkpoints that are missing from the folder are not checked.
+    trained again. A checkpoint of a run that is not finished does not count. Runs, records and checkpoints
+    that are missing from the folder are not checked.
     """
     for path, checksum in zip(map(Path, members), checksums, strict=False):
         present = evaluation_files.checksum_of(folder / path.parent.name / path.name)
         if checksum and present and checksum != present:
             return False
         seed = path.parent.name.rpartition("-s")[2]
-        same_run = [
-            run_folder
-            for run_folder in (folder / path.parent.name, folder / f"s{seed}")
-            if (run_folder / RESULT).exists()
-        ]
-        if any(checkpoint_name(read_result(run_folder)["epoch"]) != path.name for run_folder in same_run):
+        same_run = filter(is_run, (folder / path.parent.name, folder / f"s{seed}"))
+        if not all(reports(run_folder, path.name) for run_folder in same_run):
             return False
     return True

@@ -17,7 +17,7 @@ from tests.conftest import settings as composed
 from tests.processes import WITHOUT_RECORDS
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import reproduce, table, train
-from vdrop_cli.errors import ConfigError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import processor_name
 from vdrop_cli.run_files import SHARED_DEVICE
@@ -578,6 +578,30 @@ def test_a_campaign_refuses_before_it_begins(outputs: Path, changes: list[str], 
         ConfigError, match=r"would lose numbers of Small \(200 units\) Variational \(tied weights, MC\); give"
     ):
         results_page.compose(page, studies, [again[0], again[2]])
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_copy_of_a_run_does_not_stand_for_it(
+    copy: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many evaluations it has, and wherever it lies."""
+    (own,) = copy.glob("train/*-variational_untied/*")
+    backup = Path(shutil.copytree(own, copy / "train" / "a_backup" / own.name.replace("-s1", "-s1-old")))
+    changed(backup, "result.json", test_ppl=1.0)
+    (backup / "eval-0001-standard.json").write_text('{"metrics": {}}')
+    (backup / "eval-0001-mc2-s1.json").write_text('{"metrics": {}, "mc": []}')
+    page = run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"])
+    assert rows_of(page)["Variational (untied weights)"]["test"] != "1.00"
+    said = f"vdrop: {backup} has the settings and the seed of {own}; left out"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_record_that_cannot_be_written_is_an_error(copy: Path, changes: list[str], tmp_path: Path) -> None:
+    shutil.rmtree(copy / "record")
+    (copy / "record").write_text("in the way")
+    with pytest.raises(RunError, match=r"record/.* cannot be written \(.*\); make it writable, or leave out"):
+        run(copy, changes, tmp_path, sizes=[Size.small], rows=["untied"], record=True)
 
 
 @pytest.mark.usefixtures("composing")

@@ -63,7 +63,9 @@ def test_a_plan_lists_what_is_left_with_its_time(
         rf"  by passes seed 3 \(MC, 2 samples\): {time}\n  together: {time}\n",
         shown,
     )
-    assert re.search(rf"on {re.escape(device_name(factory.device))} \(\d+ threads?, fp32\)", shown)
+    assert re.search(
+        rf"on {re.escape(device_name(factory.device))} \(\d+ threads?, back end native, fp32\)", shown
+    )
     with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command resumes"):
         planned.require_finished()
     train.run(training.settings)

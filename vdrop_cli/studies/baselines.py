@@ -21,9 +21,10 @@ instead of their average. *difference*: the test perplexity minus that of `{base
 the same device. Above zero, `{base}` is better; with one seed, a difference of a point may be chance."""
 ABOUT = """Newer models on Penn Treebank, single and without MC dropout. `vdrop reproduce study=baselines`
 trains them; `docs/baselines.md` explains their settings. *hours*: time that passed in training, on the device
-below and beside other programs in some runs. *valid*, *test*: every token but the first, in one pass over the
-text. ‡: of other settings, or read or evaluated in another way, see `conf/published/baselines.yaml`. The
-picture also has the rows of Table 1 whose runs had their device alone."""
+below; ≤: beside other programs, so the run alone takes less. *valid*, *test*: every token but the first, in
+one pass over the text. ‡: of other settings, or read or evaluated in another way, see
+`conf/published/baselines.yaml`. The picture also has the rows of Table 1; its open markers are the runs
+beside other programs."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class Baselines(Study):
         return []
 
     def sections(self, lines: list[Line]) -> list[Section]:
-        changed = ""
-        if self.overrides:
-            changed = f" All runs with `{self.overrides}`, which is not what was published."
+        changed = self.note_on_overrides
         groups: dict[str | None, list[Line]] = {}
         for line in lines:
             groups.setdefault(base_name(line.row.name), []).append(line)
@@ -173,15 +172,20 @@ def parameters(line: Line) -> str:
     return f"{published.baselines()['rows'][line.row.name]['parameters']:.1f}"
 
 
-def hours(line: Line) -> list[float]:
-    """Returns hours of training of each run that did not share its device."""
-    return [hours for measured in line.runs if (hours := measured.run.hours) is not None]
+def hours(line: Line) -> str:
+    """Returns the mean hours of training; as an upper bound where runs shared their device."""
+    every = [measured.run.hours for measured in line.runs]
+    return f"{'≤ ' if has_shared_device(line) else ''}{markdown.mean(every, 1)}"
+
+
+def has_shared_device(line: Line) -> bool:
+    return any(measured.run.has_shared_device for measured in line.runs)
 
 
 NAMED: list[Column] = [("experiment", lambda line: f"`{line.row.name}`"), ("million parameters", parameters)]
 COLUMNS: list[Column] = [
     *NAMED,
-    ("hours", lambda line: markdown.mean(hours(line), 1)),
+    ("hours", hours),
     ("valid, published", table1.published_number("valid")),
     ("valid", study.mean("valid", 2)),
     ("test, published", table1.published_number("test")),
@@ -190,7 +194,7 @@ COLUMNS: list[Column] = [
 ]
 ABLATION_COLUMNS: list[Column] = [
     *NAMED,
-    ("hours", lambda line: markdown.mean(hours(line), 1)),
+    ("hours", hours),
     ("valid", study.mean("valid", 2)),
     ("test", study.mean("test", 2)),
     ("test, raw", study.mean("test_raw", 2)),
@@ -205,8 +209,13 @@ UNMEASURED: list[Column] = [
 def draw(lines: list[Line]) -> Iterator[Drawing]:
     """Test perplexity against hours of training: a point for each line."""
     points = {
-        label: (fmean(hours(line)), fmean(line.values("test")))
-        for label, line in table1.by_label([line for line in lines if hours(line)]).items()
+        f"{line.row.labels[0]} ({table1.machine(line)})": pictures.TimedPerplexity(
+            fmean(measured.run.hours for measured in line.runs),
+            fmean(line.values("test")),
+            has_shared_device(line),
+        )
+        for line in lines
+        if line.runs
     }
     if points:
         figure = pictures.by_hours(points, published.baselines()["systems"])
