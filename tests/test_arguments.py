@@ -330,6 +330,7 @@ MISTAKES = {
     ("eval", "a", "members=[b,,c]"): r"members=\[b,,c\]: there is nothing between two commas",
     ("train", "-m", "outputs=a,"): "outputs=a,: there is nothing between two commas",
     ("train", "outputs=caf\udce9"): "is not UTF-8",
+    ("predict", "text=w3\udcff"): "is not UTF-8",
     ("reproduce", "launcher=it's"): "launcher must be words as in a shell",
     ("-m",): "-m has no command",
     ("--cfg", "foo", "train"): "foo is not a command",

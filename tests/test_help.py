@@ -44,9 +44,10 @@ def test_help_has_a_line_for_each_setting_that_applies_within_the_width(
 
 def test_a_setting_of_several_corpora_has_the_default_of_each() -> None:
     explained = help.key_help("data.min_count")
-    text, ratings = explained.strip().split("\n\n")
+    text, ratings, table = explained.strip().split("\n\n")
     assert text.startswith("data.min_count (vdrop train data=pydoc,text,hub; vdrop data data=pydoc,text,hub)")
-    assert text.endswith("default: 2") and ratings.endswith("default: 1")
+    assert table.startswith("data.min_count (vdrop train data=text_regression; ")
+    assert [part[-1] for part in (text, ratings, table)] == ["2", "1", "2"]
 
 
 def test_values_are_those_of_the_command_line() -> None:

@@ -19,7 +19,7 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     outcomes.write(outcome, path)
     assert outcomes.read(path) == outcome and outcomes.paths(tmp_path) == [path]
     outcomes.write([outcome, outcome], tmp_path / outcomes.SUMMARY)
-    assert outcomes.read_summary(tmp_path) == [outcome, outcome] and outcomes.paths(tmp_path) == [path]
+    assert outcomes.read_all(tmp_path) == [outcome, outcome] and outcomes.paths(tmp_path) == [path]
 
 
 def test_what_is_not_an_outcome_is_refused() -> None:
@@ -37,9 +37,14 @@ def test_what_is_not_an_outcome_is_refused() -> None:
             outcomes.parse(json.dumps(wrong).encode())
 
 
-def test_a_missing_summary_is_named(tmp_path: Path) -> None:
+def test_until_there_is_a_summary_the_outcomes_are_those_of_the_jobs(tmp_path: Path) -> None:
+    ended = [Outcome([f"seed={seed}"], "done") for seed in range(11)]
+    for number, outcome in enumerate(ended):
+        outcomes.write(outcome, outcomes.path_of(tmp_path, number))
+    assert outcomes.read_all(tmp_path) == ended, "in the order of their numbers"
+    (tmp_path / outcomes.SUMMARY).mkdir()
     with pytest.raises(ConfigError, match=r"summary\.json"):
-        outcomes.read_summary(tmp_path)
+        outcomes.read_all(tmp_path)
 
 
 def test_a_run_folder_is_relative_to_the_folder_of_the_sweep(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,32 @@ def test_a_removal_that_fails_half_way_names_the_file_and_leaves_no_finished_run
     assert training_result(folder)[:3] == training_result(made)[:3]
 
 
+def test_weights_that_were_measured_are_not_trained_again_under_their_name(
+    config: Train, folder: Path
+) -> None:
+    """Without its last checkpoint a run would have an evaluation of other weights than those it then has."""
+    for path in checkpoint.all_in(folder):
+        path.unlink()
+    (folder / "result.json").unlink()
+    names = sorted(path.name for path in folder.glob("eval-*.json"))
+    with pytest.raises(ConfigError, match=rf"{names[0]} is of weights that .* no longer has; put the check"):
+        train.run(config)
+    for name in names:
+        (folder / name).unlink()
+    log = (folder / "log.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"log\.jsonl is of a finished run whose checkpoints are gone"):
+        train.run(config)
+    assert (folder / "log.jsonl").read_bytes() == log
+    train.run(replace(config, force=True))
+    assert (folder / "result.json").exists()
+
+
+def test_a_finished_run_in_the_folder_of_another_is_not_taken_for_it(config: Train, folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name(folder.name.replace("-s1", "-s2")))
+    with pytest.raises(ConfigError, match=r"-s2 holds a finished run of other settings or of another seed"):
+        train.run(replace(config, seed=2))
+
+
 def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_same_or_none(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +284,12 @@ def test_a_clearing_that_is_cut_off_anywhere_leaves_a_run_that_resumes_to_the_sa
             for path in removal_order(folder)[:removed]:
                 path.unlink()
             assert not (folder / "result.json").exists()
+            if (folder / "log.jsonl").exists() and not checkpoint.all_in(folder):
+                with pytest.raises(
+                    ConfigError, match=r"log\.jsonl is of a finished run .* or start over with"
+                ):
+                    train.run(config)
+                continue
             train.run(config)
             assert training_result(folder)[:3] == expected[:3], f"after {removed} removals"
     assert not list(folder.glob("eval-*")), "of all files the last is gone, too"

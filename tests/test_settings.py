@@ -142,6 +142,33 @@ def test_the_run_of_the_authors_log_has_the_settings_that_it_prints() -> None:
     )
 
 
+def test_recipes_have_the_numbers_of_their_sources() -> None:
+    """In the units of the sources, whose losses are means over steps or sums over a batch."""
+    c = settings("experiment=awd_lstm")
+    assert c.schedule.lr * c.task.bptt == pytest.approx(30, rel=1e-4)
+    assert c.schedule.clip == pytest.approx(0.25 * c.task.bptt)
+    assert c.schedule.weight_decay == pytest.approx(1.2e-6 * 30)
+    assert (c.task.batch_size, c.task.bptt, c.schedule.epochs) == (20, 70, 500)
+    probabilities = [getattr(c.dropout, name) for name in ("p_word", "p_x", "p_between", "p_weight", "p_out")]
+    assert probabilities == [0.1, 0.4, 0.25, 0.5, 0.4]
+    assert (c.task.ar, c.task.tar, c.schedule.average_trigger, str(c.schedule.optimiser)) == (2, 1, 5, "sgd")
+    c = settings("experiment=melis_10m")
+    assert c.schedule.lr == pytest.approx(0.0041787, rel=1e-3)
+    assert c.schedule.weight_decay == pytest.approx(1.2435e-4, rel=5e-3)
+    probabilities = [getattr(c.dropout, name) for name in ("p_x", "p_h", "p_out", "p_head")]
+    assert probabilities == pytest.approx([0.5799, 0.2153, 0.3270, 0.3270], abs=5e-4)
+    assert (c.task.batch_size, c.task.bptt, c.task.reset, c.schedule.clip) == (64, 35, 0.01, 10)
+    assert (str(c.schedule.optimiser), c.schedule.beta1, c.schedule.decay) == ("adam", 0, 10)
+    assert c.schedule.plateau_epochs == 26 * 100 * 64 * 35 // 929_589, "26 validations, one every 100 steps"
+    c = settings("experiment=inan_medium_tied")
+    assert (c.schedule.lr, 1 / c.schedule.decay, c.schedule.clip) == (1, pytest.approx(0.9), 5)
+    assert (c.dropout.p_x, c.dropout.p_h, c.task.batch_size, c.task.bptt) == (0.5, 0.5, 20, 35)
+    c = settings("experiment=quick_tied")
+    assert (c.task.batch_size, c.task.bptt, c.schedule.epochs, c.schedule.lr) == (128, 32, 30, 0.01)
+    assert (c.schedule.clip, c.schedule.weight_decay) == (2 / 128, 1e-4 / 128)
+    assert (c.dropout.p_between, c.dropout.p_out, 1 / c.schedule.decay) == (0.5, 0.5, 0.25)
+
+
 def test_untied_differs_from_tied_in_its_masks_alone() -> None:
     tied, untied = (
         plain(settings("model=lstm_large", f"dropout={name}"))
@@ -334,6 +361,10 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
         (
             ["schedule.lr_shape=plateau", "schedule.decay=1"],
             r"schedule\.decay must be above 1 with schedule\.lr_shape=plateau, got 1\.0",
+        ),
+        (
+            ["dropout=none", "schedule.lr_shape=plateau", "schedule.plateau_epochs=5"],
+            r"schedule\.plateau_epochs must be below schedule\.patience=5, .*, got 5",
         ),
         (
             ["task=sentiment", "schedule.lr_shape=plateau", "schedule.decay=2"],

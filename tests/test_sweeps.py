@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import TINY, Vdrop, composed
+from tests.conftest import TINY, Vdrop, composed, settings
 from tests.processes import ForkServer, environment
 from tests.test_ownership import in_seconds
 from tests.test_survival import training_result
-from vdrop_cli import interruption, outcomes, sweeps
+from vdrop_cli import interruption, outcomes, runs, sweeps
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.outcomes import Outcome
@@ -48,7 +49,7 @@ def test_what_is_done_is_skipped_and_a_failure_is_reported_with_its_reason(
         assert line.startswith(f"  failed: seed={seed} schedule.lr=0: schedule.lr must be above 0")
     assert last[4] == "  the same command again skips what is done and continues with the rest"
     newest = max((tmp_path / "outputs" / "sweeps").iterdir())
-    ended = outcomes.read_summary(newest)
+    ended = outcomes.read_all(newest)
     assert [o.status for o in ended] == ["skipped", "failed", "skipped", "failed", "done", "failed"]
     assert [o.code for o in ended] == [0, 2, 0, 2, 0, 2]
     folders = [outcomes.run_folder(newest, o) for o in ended if o.folder]
@@ -365,6 +366,44 @@ def test_why_a_single_run_failed_is_reported_once(tmp_path: Path, capsys: pytest
         == 1
     )
     assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_that_differ_in_text_or_precision_are_no_seeds_of_each_other(
+    text: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a text may change during a sweep, and the nodes of a cluster may differ."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    shutil.copy(text[1].partition("=")[2], tmp_path / "train.txt")
+    own = [*text[:1], "data.train=train.txt", *text[2:]]
+    ended = []
+    for seed, precision in ((1, "fp32"), (2, "bf16"), (3, "fp32"), (4, "fp32")):
+        if seed == 4:
+            with (tmp_path / "train.txt").open("a") as file:
+                file.write("w1 w2\n")
+        folders = list[Path]()
+        train.run(
+            settings(*TINY, *own, f"seed={seed}", f"precision={precision}"), report_folder=folders.append
+        )
+        folder = os.path.relpath(folders[0], tmp_path / "sweep")
+        ended.append(Outcome([f"seed={seed}"], "done", folder=folder))
+    capsys.readouterr()
+    sweeper(tmp_path / "sweep").print_results([*ended, Outcome(["seed=5"], "failed", 1)])
+    rows = capsys.readouterr().out.strip().splitlines()[1:]
+    counts = sorted(re.split(r" {2,}", re.sub(r"^\d\. ", "", row))[:2] for row in rows)
+    corpora = [run.corpus[:8] for run in map(runs.read, sorted(Path("outputs").rglob("*-s[14]")))]
+    first, changed = (
+        next(run.corpus[:8] for run in runs.below(Path("outputs")) if run.train.seed == seed)
+        for seed in (1, 4)
+    )
+    assert first != changed and set(corpora) == {first, changed}
+    assert counts == sorted(
+        [
+            [f"text lstm_small variational (fp32, text {first})", "2 of 3 (1 failed)"],
+            [f"text lstm_small variational (bf16, text {first})", "1"],
+            [f"text lstm_small variational (fp32, text {changed})", "1"],
+        ]
+    )
 
 
 def test_a_value_that_cannot_be_swept_is_refused_beside_a_folder_of_submitit(

@@ -248,9 +248,9 @@ def save(checkpoint: Checkpoint, folder: Path, best_before: int = 0) -> None:
     path = path_of(folder, checkpoint.epoch, checkpoint.batch)
     best = [path_of(folder, epoch) for epoch in (checkpoint.best_epoch, best_before)]
     files.write_tensors(path, {"format": FORMAT, **vars(checkpoint)})
-    there = all_in(folder)
-    now = there.index(path)  # later ones could not be used, else the run would have resumed from them
-    for old in there[:now] + there[now + NEWEST :]:
+    paths = all_in(folder)
+    place = paths.index(path)  # later ones could not be used, else the run would have resumed from them
+    for old in paths[:place] + paths[place + NEWEST :]:
         if old not in best:
             try:
                 old.unlink(missing_ok=True)
@@ -329,11 +329,11 @@ def newest(
         require_usable(snapshot)
         return snapshot
 
-    there = all_in(folder)
-    for path in there:
+    paths = all_in(folder)
+    for path in paths:
         if (snapshot := attempt(path, use)) is not None:
             return snapshot
-    if there:
+    if paths:
         raise ConfigError(f"{folder} holds no checkpoint that can be used; train again with force=true")
     return None
 
@@ -392,8 +392,7 @@ def require_of_run(snapshot: Checkpoint, folder: Path) -> None:
     train = settings_of_run(folder)
     if train is None:
         return
-    theirs = (snapshot.train.identity(snapshot.corpus), snapshot.train.seed)
-    if theirs != (train.identity(snapshot.corpus), train.seed):
+    if snapshot.train.run_identity(snapshot.corpus) != train.run_identity(snapshot.corpus):
         raise ValueError(f"its settings are not those of {folder / CONFIG}, so it is of another run")
 
 

@@ -2,9 +2,9 @@
 
 import io
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from statistics import fmean, stdev
 from typing import Any
 
@@ -141,11 +141,30 @@ def grouped(runs: Iterable[Finished | Unfinished]) -> tuple[list[Configuration],
     every = list(configurations.values())
     for one, label in zip(every, labels(every), strict=True):
         one.label = label
-    counts = Counter(one.label for one in every)
-    for one in every:
-        if counts[one.label] > 1 and one.corpus:  # the text of a file has changed
-            one.label += f" (text {one.corpus[:8]})"
+    distinguish(every)
     return every, messages
+
+
+def distinguish(configurations: Iterable[Configuration]) -> None:
+    """Adds device, back end, precision and text to labels that occur more than once, where these differ.
+
+    The text differs where a file has changed.
+    """
+    by_label: dict[str, list[Configuration]] = {}
+    for one in configurations:
+        by_label.setdefault(one.label, []).append(one)
+    for alike in by_label.values():
+        parts = [
+            [
+                *(str(one.settings.get(name, "")) for name in ("device", "backend", "precision")),
+                f"text {one.corpus[:8]}" if one.corpus else "",
+            ]
+            for one in alike
+        ]
+        differs = [len(set(values)) > 1 for values in zip(*parts, strict=True)]
+        for one, values in zip(alike, parts, strict=True):
+            if chosen := list(filter(None, compress(values, differs))):
+                one.label += f" ({', '.join(chosen)})"
 
 
 def differing(configurations: Sequence[Configuration]) -> list[str]:

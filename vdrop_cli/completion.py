@@ -91,12 +91,12 @@ def files(stem: str) -> list[str]:
     """Returns the files and folders whose path begins with `stem`; folders end in a slash."""
     folder, slash, name = stem.rpartition("/")
     try:
-        there = sorted(Path(os.path.expanduser(folder + slash) or ".").iterdir())
+        entries = sorted(Path(os.path.expanduser(folder + slash) or ".").iterdir())
     except OSError:
         return []
     shown = (
         path
-        for path in there
+        for path in entries
         if path.name.startswith(name) and (name.startswith(".") or not path.name.startswith("."))
     )
     return [f"{folder}{slash}{path.name}{'/' if path.is_dir() else ''}" for path in shown]

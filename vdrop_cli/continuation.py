@@ -149,7 +149,7 @@ def lengthened(snapshot: Checkpoint, settings: Train, fingerprint: str) -> Check
     Raises ValueError where the two runs differ in more than their number of epochs.
     """
     longer = with_epochs(snapshot.train, settings.schedule.epochs)
-    same = (longer.identity(snapshot.corpus), longer.seed) == (settings.identity(fingerprint), settings.seed)
+    same = longer.run_identity(snapshot.corpus) == settings.run_identity(fingerprint)
     is_reached = snapshot.epoch <= snapshot.train.schedule.epochs < settings.schedule.epochs
     checkpoint.require_that(
         same and is_reached, "it is of other settings than those that its folder is named by"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import evaluation_files, trained_model
+from vdrop_cli import evaluation_files, runs, trained_model
 from vdrop_cli.device import choose_mc_batch
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
@@ -18,6 +18,7 @@ from vdrop_cli.measured import Measured
 from vdrop_cli.metric_names import OTHER_TEXT
 from vdrop_cli.partial_evaluation import PartialEvaluation, run_passes
 from vdrop_cli.policies import Policy
+from vdrop_cli.run_files import RESULT
 from vdrop_cli.settings.choices import Precision, TaskName
 from vdrop_cli.settings.commands import Eval, require_task
 from vdrop_cli.settings.data_places import data_for
@@ -93,16 +94,31 @@ def load_members(
     first: TrainedModel, paths: list[Path], settings: Eval, device: torch.device, members: dict[str, Path]
 ) -> Iterator[TaskModel]:
     """Yields the first model and those of the other checkpoints, one at a time, and adds each to `members`.
-    Raises ConfigError where one was trained on another corpus, or is the same as one before it.
+    With several, prints the epoch of each, and warns of one whose run is not finished. Raises ConfigError
+    where one was trained on another corpus, or is the same as one before it.
     """
     add_member(members, first)
+    if len(paths) > 1:
+        print_epoch(first)
     yield first.model
     for path in paths[1:]:
         member, _ = load(str(path), settings, device)
         if member.checkpoint.corpus != first.checkpoint.corpus:
             raise other_corpus(path, first.path)
         add_member(members, member)
+        print_epoch(member)
         yield member.model
+
+
+def print_epoch(member: TrainedModel) -> None:
+    """Prints the epoch of a member, and warns if its run is not finished."""
+    folder = member.path.parent
+    print(f"{member.path}: epoch {member.checkpoint.epoch}", file=sys.stderr)
+    if runs.is_run(folder) and not (folder / RESULT).exists():
+        print(
+            f"vdrop: {folder} is not finished, so this average is of an epoch before its last",
+            file=sys.stderr,
+        )
 
 
 def evaluate_members(
@@ -175,7 +191,7 @@ def measure(
         results["models"] = sorted(members)
         return results, measured._replace(tables=calibration.tables | measured.tables), False
     partial = PartialEvaluation.for_settings(target, paths, task, mc_batch, described, settings)
-    together = list(models)
+    all_models = list(models)
     options = pass_options(task, settings, mc_batch)
     dropout = first.model.dropout
     if not settings.members and not (dropout if options.word_dropout else dropout.without_words()).drops:
@@ -186,10 +202,10 @@ def measure(
             f"vdrop: all passes are the same: {first.path} drops {kinds}; mc_samples=0 is enough",
             file=sys.stderr,
         )
-    passes = task.passes(together, options)
+    passes = task.passes(all_models, options)
     is_resumed = partial.load(passes)
     if not partial.metrics:
-        partial.metrics = evaluate_members(task, together, settings, first.path).metrics
+        partial.metrics = evaluate_members(task, all_models, settings, first.path).metrics
     run_passes(passes, partial)
     measured = passes.results()
     results = {

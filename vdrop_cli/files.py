@@ -180,8 +180,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def checksum(path: Path) -> str:
     """Returns the checksum at the end of a file of tensors; raises Damaged where it has none."""
-    require_regular(os.stat(path))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         tail = file.read()
     if len(tail) < TAIL or not tail.startswith(MARK):

@@ -159,12 +159,14 @@ def key_help(query: str) -> str:
     texts = []
     for block, commands in blocks.items():
         key, _, rest = block.partition("\n")
-        where = [f"vdrop {command} {in_one(choices)}".rstrip() for command, choices in commands.items()]
+        where = [
+            f"vdrop {command} {joined_choices(choices)}".rstrip() for command, choices in commands.items()
+        ]
         texts.append(f"{key} ({'; '.join(where)})\n{rest}\n")
     return "\n".join(texts)
 
 
-def in_one(choices: list[str]) -> str:
+def joined_choices(choices: list[str]) -> str:
     """Choices of one group as one word: data=text,hub."""
     group, _, _ = choices[0].partition("=")
     return f"{group}={','.join(choice.partition('=')[2] for choice in choices)}" if group else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOPPING = b"\nvdrop: stopping after this step; Ctrl-C again stops at once and loses what is not saved\n"
 PARENT_SECONDS = 0.5  # between two checks whether the parent process is alive
 
@@ -118,13 +118,15 @@ def check() -> None:
 
 @contextmanager
 def keyboard_interrupts() -> Iterator[None]:
-    """Within the context, the first SIGINT or SIGTERM raises KeyboardInterrupt; later ones do nothing.
+    """Within the context, the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt; later ones do
+    nothing.
 
     The first signal is added to `received`. The context is for a process that only waits for its jobs: it can
     report their states before it ends.
     """
-    both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    earlier = {number: one for number, one in both.items() if one is not signal.SIG_IGN}
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    present = {number: signal.getsignal(number) for number in handled}
+    earlier = {number: one for number, one in present.items() if one is not signal.SIG_IGN}
 
     def handler(number: int, frame: FrameType | None) -> None:
         for one in earlier:

@@ -78,13 +78,13 @@ class Optimizer:
         ):
             raise ValueError("its optimiser lacks the moments of some weights")
 
-    def step(self, loss: Tensor, lr: float, reported: Tensor | None = None) -> "LossAndNorm":
+    def step(self, loss: Tensor, lr: float) -> "LossAndNorm":
         """Makes one update with the gradient of `loss` at the learning rate `lr`.
 
-        Returns the loss, or `reported` where it is passed, and the gradient's norm before clipping. If the
-        norm is not finite, no weight changes.
+        Returns the loss and the gradient's norm before clipping. If the norm is not finite, no weight
+        changes.
         """
-        return self.descend(self.differentiate(loss, reported), lr)
+        return self.descend(self.differentiate(loss), lr)
 
     def differentiate(self, loss: Tensor, reported: Tensor | None = None) -> Tensor:
         """Computes the gradients; returns the loss that is reported and the gradients' norm, in float64."""

@@ -77,9 +77,14 @@ def read(path: Path) -> Outcome:
         return Outcome([], "not begun")
 
 
-def read_summary(folder: Path) -> list[Outcome]:
-    """The outcomes of a sweep that has ended. Raises ConfigError."""
+def read_all(folder: Path) -> list[Outcome]:
+    """The outcomes of a sweep: those of its summary or, until it has one, those of its jobs so far.
+
+    Raises ConfigError.
+    """
     path = folder / SUMMARY
+    if not path.exists():
+        return [read(one) for one in sorted(paths(folder), key=lambda one: int(one.stem))]
     try:
         return parse_summary(files.read(path, SIZE_LIMIT))
     except OSError as error:

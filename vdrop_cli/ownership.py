@@ -4,7 +4,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vdrop_cli.run_files import (
     CONFIG,
     EVALUATION_PREFIX_PATTERN,
     LOG,
+    PROGRESS,
     RESULT,
     SHARED_DEVICE,
     STUCK,
@@ -81,12 +82,29 @@ def require_regular_files(folder: Path, before_writing: bool = False) -> None:
             ) from None
 
 
+def require_nothing_newer(folder: Path, progress: tuple[int, int]) -> None:
+    """Raises ConfigError if a run that has made this progress would train again what was measured before.
+
+    `progress` is finished epochs, and batches of the next one. The weights may come out differently, as with
+    another number of threads, so an evaluation of a later epoch would stand for other weights.
+    """
+    for path in entries(folder):
+        if matches(rf"{EVALUATION}\.(?:json|partial)", path):
+            evaluated = parse_checkpoint(re.sub(rf"^eval-({PROGRESS})-.*", r"checkpoint-\1.pt", path.name))
+            if evaluated is not None and evaluated > progress:
+                raise ConfigError(
+                    f"{path} is of weights that {folder} no longer has; put the checkpoint back, move the "
+                    "file away, or start over with force=true"
+                )
+
+
 def removal_order(folder: Path) -> list[Path]:
     """Lists the files of a run in the order in which `clear` removes them.
 
     The result, or the stuck start, comes first, so that the rest is never taken for a run that has ended;
     then evaluations; then checkpoints from the newest to the oldest, since each needs only older ones and the
-    log. So after every removal the folder holds a run that resumes to the same result, or none.
+    log. So after every removal the folder holds a run that resumes to the same result, or the log of a
+    finished run, which training does not overwrite without force=true, or no run.
     """
 
     def rank(path: Path) -> tuple[int, int, int]:
@@ -151,9 +169,14 @@ def clear(folder: Path) -> None:
                     "give the same command again"
                 ) from None
     if others:
-        more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
-        listed = ", ".join(map(printable, others[:MAX_NAMES]))
-        print(f"vdrop: force=true leaves other files in {printable(folder)}: {listed}{more}", file=sys.stderr)
+        names = first_names([printable(name) for name in others], ", ")
+        print(f"vdrop: force=true leaves other files in {printable(folder)}: {names}", file=sys.stderr)
+
+
+def first_names(names: Sequence[str], separator: str) -> str:
+    """Returns the first `MAX_NAMES` names for a message, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return separator.join(names[:MAX_NAMES]) + more
 
 
 def require_own(path: Path, is_own: Callable[[bytes], bool], advice: str, size: int | None = None) -> None:

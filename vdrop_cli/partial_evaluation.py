@@ -111,10 +111,9 @@ def run_passes(passes: McPasses, partial: PartialEvaluation) -> None:
         for more in passes.run():
             count(more)
             partial.tick()
-            if interruption.stop_requested() or partial.is_due:
+            is_stopped = interruption.stop_requested()  # asked once: what says "saved" must have saved
+            if is_stopped or partial.is_due:
                 partial.save(passes)
-            try:
-                interruption.check()
-            except Interrupted as stop:
+            if is_stopped:
                 reason = f"saved after {passes.words:,} of {words:,} words of MC passes in {partial.path}"
-                raise Interrupted(stop.number, reason) from None
+                raise Interrupted(interruption.received[0], reason)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from vdrop_cli import files, stored
+from vdrop_cli import stored
 from vdrop_cli.corpora.tables import TAB, Table, field_count, require_column
 from vdrop_cli.corpora.text import lines as lines_of
+from vdrop_cli.corpora.text import read_file
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged, printable
 from vdrop_cli.settings.choices import InputFormat
@@ -83,14 +84,17 @@ def lines(settings: Predict) -> list[Line]:
     of standard input. Raises ConfigError where no text exists, or where the texts cannot be read.
     """
     if settings.text is not None:
-        if any("\ud800" <= character <= "\udfff" for character in settings.text):
-            raise ConfigError(f"text={settings.text!r} is not UTF-8; convert it")
         return [Line(1, settings.text)]
     kind = format_of(settings)
     if kind is InputFormat.lines and settings.column is not None:
         raise ConfigError(
             f"column must be null, {origin(settings)} is read as lines, which have no columns, got "
             f"{settings.column}; give input=csv or input=jsonl if it is such a file"
+        )
+    if kind is not InputFormat.csv and settings.delimiter is not None:
+        raise ConfigError(
+            f"delimiter must be null, {origin(settings)} is read as {kind}, got {settings.delimiter!r}; it "
+            "is for input=csv"
         )
     text = content_of(settings).removeprefix(codecs.BOM_UTF8).decode(errors=UNDECODED)
     column = COLUMN if settings.column is None else settings.column
@@ -100,8 +104,8 @@ def lines(settings: Predict) -> list[Line]:
         texts = [json_line(number, line, column) for number, line in enumerate(lines_of(text), 1)]
         require_objects_with(column, texts, origin(settings))
     else:
-        delimiter = TAB if kind is InputFormat.tsv else ","
-        advice = "write the file with commas, or give input=tsv if it has tabs"
+        delimiter = TAB if kind is InputFormat.tsv else settings.delimiter or ","
+        advice = """give 'delimiter="{}"' with input=csv"""
         texts = list(table_lines(Table(text, delimiter, origin(settings), advice), column))
     if not texts:
         raise ConfigError(f"{origin(settings)} holds no text; give text=…, or one text a line")
@@ -117,21 +121,17 @@ def format_of(settings: Predict) -> InputFormat:
 
 def content_of(settings: Predict) -> bytes:
     """Returns the bytes of the file or of standard input. Raises ConfigError where they cannot be read."""
-    where, advice = f"file={settings.file}", "name a text file, or give text=…"
-    if settings.file is None:
-        where, advice = "standard input", "give text=… or file=…"
+    if settings.file is not None:
+        return read_file(Path(settings.file), origin(settings), "a text file, or give text=…")
+    advice = "give text=… or file=…"
+    if sys.stdin is None:
+        raise ConfigError(f"there is no standard input; {advice}")
     try:
-        if settings.file is not None:
-            return files.read(Path(settings.file))
-        if sys.stdin is None:
-            raise ConfigError(f"there is no standard input; {advice}")
         if sys.stdin.isatty():
             print("vdrop: type one text per line; Ctrl-D on a new line ends the input", file=sys.stderr)
         return sys.stdin.buffer.read()
     except OSError as error:
-        raise ConfigError(f"{where} cannot be read ({error.strerror}); {advice}") from None
-    except Damaged as reason:
-        raise ConfigError(f"{where} cannot be read ({reason}); {advice}") from None
+        raise ConfigError(f"standard input cannot be read ({error.strerror}); {advice}") from None
 
 
 def decoded(text: str, whole: str) -> str:

@@ -18,20 +18,30 @@ from vdrop_cli.trained_model import BROKEN_WEIGHTS, TrainedModel
 
 class RowPrinter:
     """Prints a row for each text in the format of the settings: the columns of the input, then those of the
-    prediction.
+    prediction. A column of the prediction that has the name of one of the input is called `predicted_…`.
     """
 
     def __init__(self, settings: Predict, texts: list[Line], predicted: tuple[str, ...]) -> None:
         self.format = settings.format
         names = columns(texts)
+        self.output_names = {name: name for name in predicted}
         if self.format is not OutputFormat.table:
-            twice = [name for name in names if name in ("line", *predicted, "error")]
+            self.output_names |= {name: f"predicted_{name}" for name in predicted if name in names}
+            output = ("line", *self.output_names.values(), "error")
+            twice = [name for name in names if name in output]
             if twice:
                 raise ConfigError(
                     f"{origin(settings)} has a column {twice[0]}, as the output has; rename it in the file"
                 )
+            renamed = [new for name, new in self.output_names.items() if new != name]
+            if renamed:
+                print(
+                    f"vdrop: {origin(settings)} has columns with names of the output, which are here "
+                    f"{', '.join(renamed)}",
+                    file=sys.stderr,
+                )
         if self.format is OutputFormat.csv:
-            self.header = ["line", *names, *predicted, "error"]
+            self.header = ["line", *names, *self.output_names.values(), "error"]
             if not is_utf8(sys.stdout):  # files with texts are read as UTF-8
                 sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
             write_csv_row(sys.stdout, self.header)
@@ -40,6 +50,7 @@ class RowPrinter:
         """Prints the row of a text. `values` are the columns of the prediction, `shown` is the whole row as a
         table has it.
         """
+        values = {self.output_names.get(name, name): value for name, value in values.items()}
         if self.format is OutputFormat.table:
             print(shown)
         elif self.format is OutputFormat.json:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import output
+from vdrop_cli import continuation, output
 from vdrop_cli.checkpoint import settings_of_run
 from vdrop_cli.metric_names import PARTS, metric_line
 from vdrop_cli.policies import Policy
@@ -18,6 +18,22 @@ from vdrop_cli.settings.train import Train
 from vdrop_cli.training import Run
 
 NAMES_OF_RUNS = ("tags", "run_name")  # settings that cannot be changed in a finished run
+
+
+def print_run(training: Run, shorter: Path | None) -> None:
+    """Prints folder, model and machine, whether training resumes or continues the run in the folder
+    `shorter`, and which unfinished runs of other devices, back ends or precisions lie beside a new one.
+    """
+    settings, folder = training.settings, training.folder
+    made_with = f"{settings.device}, back end {settings.backend}, {settings.precision}"
+    description = f"{settings.model.name}, dropout {settings.dropout.name}, {made_with}"
+    how = f"continuing {shorter}" if shorter else "resuming"
+    before = f", {how} after {training.place}" if training.step else ""
+    print(f"{folder}: {description}{before}", file=sys.stderr)
+    if training.step or settings.force:
+        return
+    for other, place in continuation.unfinished_variants(folder, settings, training.task.fingerprint):
+        print(f"vdrop: {other} is this run with {place}, not finished; {place} resumes it", file=sys.stderr)
 
 
 def print_start(settings: Train, training: Run) -> None:
@@ -68,8 +84,8 @@ def print_not_applied(settings: Train, folder: Path) -> None:
     if train is None:
         return
     for name, value in asked.items():
-        if (there := getattr(train, name)) != value:
-            has = f"{name}={shown(there)}" if there else f"no {name}"
+        if (current := getattr(train, name)) != value:
+            has = f"{name}={shown(current)}" if current else f"no {name}"
             print(f"vdrop: {name}={shown(value)} is not applied: the run has {has}", file=sys.stderr)
 
 

@@ -136,6 +136,7 @@ class Job:
         def report_folder(folder: Path) -> None:
             if self.folder is not None:
                 outcome.folder = os.path.relpath(folder, self.folder)
+                outcomes.write(outcome, path)  # so that vdrop compare finds the run while it is trained
 
         if isinstance(settings, Train):
             run = partial(
@@ -374,7 +375,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             [override for override in outcome.overrides if not re.match(r"\+{0,2}seed=", override)]
             for outcome in ended
         ]
-        configurations: dict[str, Configuration] = {}
+        configurations: dict[str, dict[str, Configuration]] = {}  # by label, then by the hash of the runs
+        unfinished: dict[str, list[str]] = {}  # states by label
         folders = set[Path]()  # a run counts once, also where it was asked for in two ways, as lr=1,1.0
         for label, outcome in zip(distinct(without_seeds), ended, strict=True):
             run, status = None, outcome.status
@@ -388,14 +390,22 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                 except ConfigError as error:
                     print(f"vdrop: {error}", file=sys.stderr)
                     status = "unreadable"
-            one = configurations.setdefault(label, Configuration(label))
+            alike = configurations.setdefault(label, {})
             if run is None:
-                one.unfinished.append(status)
+                unfinished.setdefault(label, []).append(status)
             else:
+                one = alike.setdefault(comparison.identity(run), Configuration(label))
                 one.add(run)
                 one.label = one.label or comparison.own_label(one)  # no setting but the seed differs
-        if any(one.measured for one in configurations.values()):
-            print("\n" + "\n".join(text_tables.aligned(comparison.ranked_rows(configurations.values()))))
+        for label, states in unfinished.items():
+            first = next(iter(configurations[label].values()), None)
+            if first is None:
+                first = configurations[label][""] = Configuration(label)
+            first.unfinished += states
+        every = [one for alike in configurations.values() for one in alike.values()]
+        comparison.distinguish(every)
+        if any(one.measured for one in every):
+            print("\n" + "\n".join(text_tables.aligned(comparison.ranked_rows(every))))
 
 
 def distinct(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -56,7 +56,7 @@ def find(named: str) -> Path:
 
     In a folder with both, it is the checkpoint.
     """
-    export = Path(named) / weights.IN_FOLDER
+    export = Path(named) / weights.FILE_NAME
     is_export = os.path.isfile(export) and not checkpoint.all_in(Path(named))
     return export if is_export else checkpoint.find(named)
 

@@ -136,8 +136,7 @@ class Run:
 
     def require_resumable(self, snapshot: Checkpoint) -> None:
         """Raises ConfigError for a checkpoint of another run, ValueError for one that does not fit."""
-        theirs = (snapshot.train.identity(snapshot.corpus), snapshot.train.seed)
-        if theirs != (self.settings.identity(self.task.fingerprint), self.settings.seed):
+        if snapshot.train.run_identity(snapshot.corpus) != self.settings.run_identity(self.task.fingerprint):
             raise ConfigError(
                 f"{self.folder} holds a checkpoint of other settings; start over with force=true"
             )

@@ -169,11 +169,11 @@ def surprises(
 
 def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
     """Prints words that the model draws; they continue the text, or begin a sentence without a text."""
-    begun = predictor.words(settings.text or "")
+    prompt = predictor.words(settings.text or "")
     unknown = UnknownWords(predictor, built.checkpoint.train.data)
-    unknown.count([word for word in begun if word not in predictor.line_end])
+    unknown.count([word for word in prompt if word not in predictor.line_end])
     try:
-        begin_N = predictor.encode([*predictor.line_end, *begun])
+        prompt_N = predictor.encode([*predictor.line_end, *prompt])
     except UnknownWord as reason:
         raise ConfigError(f"text: {reason}") from None
     generator = torch.Generator(device=predictor.device).manual_seed(settings.seed)
@@ -182,7 +182,7 @@ def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predic
         drawn = [
             predictor.vocabulary[number]
             for number in sample_words(
-                built.model, begin_N, settings.sample, generator, temperature, settings.top_k
+                built.model, prompt_N, settings.sample, generator, temperature, settings.top_k
             )
         ]
     except ValueError as reason:
@@ -192,7 +192,7 @@ def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predic
         print(as_json({"text": settings.text or "", "sample": drawn}))
     else:
         sampled: list[list[str]] = [[]]
-        for word in (*begun, *drawn):
+        for word in (*prompt, *drawn):
             if word in predictor.line_end:
                 sampled.append([])
             else:

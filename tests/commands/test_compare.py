@@ -88,17 +88,22 @@ def test_an_evaluation_made_in_another_way_is_not_shown_as_the_usual_one(folders
     assert shown["test_ppl_mc10"] == 9.0 and "test_ppl_mc20" not in shown
 
 
-@pytest.mark.parametrize("name", ["outputs", "outputs/train", "sweep", "moved/sweep"])
+@pytest.mark.parametrize("name", ["outputs", "outputs/train", "sweep", "running_sweep", "moved/sweep"])
 def test_a_folder_of_runs_or_of_a_sweep_stands_for_its_runs(
     name: str, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(*folders)
     expected = capsys.readouterr().out
     if "sweep" in name:
-        (tmp_path / "sweep").mkdir()
-        ended = [Outcome(["seed=9"], "failed", 2)]
+        place = tmp_path / name.removeprefix("moved/")
+        place.mkdir()
+        ended = [Outcome(["seed=9"], "failed", 2), Outcome(["seed=8"], "failed", 2, folder="../refused")]
         ended += [Outcome(["x=1"], "done", folder=f"../{folder}") for folder in folders]
-        outcomes.write(ended, tmp_path / "sweep" / "summary.json")
+        if name == "running_sweep":  # its jobs have written their outcomes, it has no summary yet
+            for number, outcome in enumerate(ended):
+                outcomes.write(outcome, outcomes.path_of(place, number))
+        else:
+            outcomes.write(ended, place / "summary.json")
     if name.startswith("moved"):
         (tmp_path / "moved").mkdir()
         for part in ("sweep", "outputs"):

@@ -195,7 +195,9 @@ def test_passes_that_are_all_the_same_are_reported(
     assert metrics["test_ppl_mc2"] == pytest.approx(metrics["test_ppl"], rel=1e-5)
 
 
-def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
+def test_members_are_averaged_and_named(
+    folder: Path, text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     train.run(settings(*TINY, *text, "dropout=none", "model=lstm_small", "model.hidden_size=16"))
     other = next(path.parent for path in Path().rglob("result.json") if path.parent != folder)
     run(folder, f"members=[{other}]")
@@ -206,6 +208,13 @@ def test_members_are_averaged_and_named(folder: Path, text: list[str]) -> None:
     alone = [json.loads((where / "result.json").read_text())["test_ppl"] for where in (folder, other)]
     assert 1 < result["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
     assert result["metrics"].keys() == {"valid_ppl", "test_ppl"}
+    epochs = [f"{where}/checkpoint-0001.pt: epoch 1\n" for where in (folder, other)]
+    said = capsys.readouterr().err
+    assert all(epoch in said for epoch in epochs) and "is not finished" not in said
+    (other / "result.json").rename(other / "moved.json")
+    run(folder, f"members=[{other}]")
+    assert f"vdrop: {other} is not finished, so this average is of an epoch" in capsys.readouterr().err
+    (other / "moved.json").rename(other / "result.json")
     with pytest.raises(ConfigError, match="got one twice"):
         run(folder, f"members=[{folder}]")
     with pytest.raises(ConfigError, match=r"^members must be empty with mc_samples, \S+ is a language model"):

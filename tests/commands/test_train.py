@@ -347,6 +347,25 @@ def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:
             train.run(settings(*TINY, *text))
 
 
+SMALL_RECIPES = {  # sizes for a test; all else is the recipe's
+    "quick_tied": ["model.hidden_size=16"],
+    "ptb_3h": ["model.hidden_size=8", "model.lower_sizes=[16,16]"],
+    "ptb_12h": ["model.hidden_size=8", "model.lower_sizes=[16,16]"],
+    "inan_medium_tied": ["model.hidden_size=16"],
+    "melis_10m": ["model.hidden_size=16", "model.embedding_size=8"],
+    "awd_lstm": ["model.hidden_size=8", "model.lower_sizes=[16,16]"],
+}
+
+
+@pytest.mark.parametrize("recipe", SMALL_RECIPES)
+def test_a_recipe_trains_on_any_text(recipe: str, long_text: list[str], tmp_path: Path) -> None:
+    sizes = [*SMALL_RECIPES[recipe], "task.batch_size=4", "task.bptt=10", "precision=fp32", "device=cpu"]
+    train.run(settings(f"experiment={recipe}", *long_text, *sizes, "debug=true", f"outputs={tmp_path}"))
+    (result,) = tmp_path.rglob("result.json")
+    vocabulary = 2000
+    assert 1 < json.loads(result.read_text())["test_ppl"] < vocabulary
+
+
 @pytest.mark.parametrize("task", ["language_model", "sentiment"])
 def test_debug_takes_two_steps_of_everything_and_is_no_run(
     task: str, text: list[str], rated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """Data sets that the `datasets` library can load; here from folders, read by the same calls as the Hub's."""
 
 import gzip
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,19 @@ def test_each_row_is_a_line(folder: Path) -> None:
     assert corpus.vocabulary == ["first", "line", "<eos>", "train", "ends", "<unk>"]
     assert corpus.test_N.tolist() == [0, 1, 2, 5, 4, 2]
     assert corpora.load_text(data(folder, column="other")).vocabulary == ["x", "<eos>", "y", "<unk>"]
+
+
+def test_a_file_that_has_changed_is_read_anew_though_its_time_has_not(folder: Path) -> None:
+    import datasets
+
+    path = folder / "one" / "test.parquet"
+    before = path.stat()
+    assert "third" not in corpora.load_text(data(folder)).vocabulary
+    for split in ("train", "validation", "test"):
+        changed = folder / "one" / f"{split}.parquet"
+        datasets.Dataset.from_dict({"line": ["third line"]}).to_parquet(str(changed))
+        os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "third" in corpora.load_text(data(folder)).vocabulary
 
 
 def test_rows_that_end_in_a_newline_have_one_end_each(folder: Path) -> None:
@@ -204,4 +218,4 @@ def test_name_configuration_and_revision_go_to_the_library_as_they_are(
         match=r"data\.name=owner/name cannot be loaded from the Hub \(ConnectionError: no network\)",
     ):
         corpora.read(HubText(name="owner/name", config="c", revision="r", column="text"))
-    assert asked == [(("owner/name", "c"), {"revision": "r"})]
+    assert asked == [(("owner/name", "c"), {"revision": "r", "cache_dir": None})]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.sinks.logged import config, logged, timeless, train_twice
+from vdrop_cli.errors import ConfigError
 
 wandb = pytest.importorskip("wandb")
 
@@ -72,3 +73,13 @@ def test_an_offline_run_has_the_numbers_of_the_log(
         )
     (result,) = logged(folder, "result").values()
     assert {name: summary[name] for name in result} == result
+
+
+def test_a_time_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vdrop_cli.sinks.wandb import finish_seconds
+
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5m")
+    with pytest.raises(ConfigError, match=r"^WANDB_FINISH_TIMEOUT must be seconds, got 5m; correct or unset"):
+        finish_seconds()
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "7.5")
+    assert finish_seconds() == 7.5

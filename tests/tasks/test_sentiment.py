@@ -44,6 +44,32 @@ def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Se
     )
 
 
+COPIES = "are in the training part, too"  # in a warning
+
+
+def without_copies(warnings: list[str]) -> list[str]:
+    """The warnings but that about equal texts, of which the made-up data sets have many."""
+    return [warning for warning in warnings if COPIES not in warning]
+
+
+def test_copies_of_training_texts_in_other_parts_are_a_warning() -> None:
+    words = [[f"a{n}", "b"] for n in range(10)]
+    texts = [*words, words[3], ["new", "b"], words[4], words[5], []]
+    parts = ["train"] * 10 + ["valid", "valid", "test", "test", "test"]
+    config = settings(*TINY_SENTIMENT, "data=vader", "task.protocol=clean")
+
+    def warnings(texts: list[list[str]]) -> list[str]:
+        rated = Rated(texts, [float(n % 10) for n in range(15)], "here", parts)
+        task = Sentiment(config.task, config.data, rated, torch.device("cpu"))
+        return [warning for warning in task.warnings if COPIES in warning]
+
+    (warning,) = warnings(texts)
+    assert warning.startswith(
+        "1 of the 2 texts of the valid part and 2 of the 3 texts of the test part of here"
+    )
+    assert warnings([*words, ["b"], ["new", "b"], ["b", "a1"], ["b", "b"], ["new"]]) == []
+
+
 @pytest.mark.parametrize("chunk_words", [3, None])
 def test_the_clean_protocol_splits_by_text(chunk_words: int | None) -> None:
     task = made(40, "task.protocol=clean", f"task.chunk_words={json.dumps(chunk_words)}")
@@ -216,7 +242,7 @@ def test_ratings_that_cannot_be_meant_are_warned_of_and_have_no_likelihood(
     valid: list[float], test: list[float], message: str
 ) -> None:
     task, config = rated_texts(valid, test), settings(*TINY_SENTIMENT)
-    (warning,) = task.warnings
+    (warning,) = without_copies(task.warnings)
     assert re.search(message, warning) and "log-likelihood and coverage are left out" in warning
     model = task.model(config.model, config.dropout.to_policy(), "fused", None)
     model.initialise(0.5, Stream((0,)))
@@ -286,7 +312,7 @@ def test_a_part_dealt_here_whose_ratings_are_the_same_is_no_hidden_one(constant:
     part_texts = {"valid": order[14:16], "test": order[16:]}[constant]
     ratings = [3.0 if text in part_texts else float(text) for text in range(20)]
     task = Sentiment(config.task, config.data, Rated([["a"]] * 20, ratings, "here"), torch.device("cpu"))
-    (warning,) = task.warnings
+    (warning,) = without_copies(task.warnings)
     without = ", and log-likelihood and coverage are left out" if constant == "test" else ""
     assert warning == (
         f"all {len(part_texts)} ratings of the {constant} part of here, which was drawn here, are 3: an "
@@ -334,7 +360,7 @@ def test_texts_without_words_are_warned_of_and_a_part_of_them_is_refused() -> No
         Rated(texts, numbers, "here", places=[f"line {n + 2}" for n in range(40)]),
         torch.device("cpu"),
     )
-    (warning,) = task.warnings
+    (warning,) = without_copies(task.warnings)
     assert warning.startswith("2 of 40 texts of here have no words, first line 5;")
     texts = [["a"] if part == "train" else [] for part in PARTS]
     with pytest.raises(ConfigError, match=r"^data: no text of the valid part of here has words"):
@@ -355,7 +381,7 @@ def test_a_warning_is_in_the_output_and_in_every_result(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name, texts in (("train", 24), ("validation", 6), ("test", 6)):
         rows = {
-            "text": ["w " * (n % 5 + 1) for n in range(texts)],
+            "text": ["w " * (n % 5 + 1 + 5 * (name != "train")) for n in range(texts)],
             "stars": [-1.0 if name == "test" else n % 5 for n in range(texts)],
         }
         (tmp_path / "set").mkdir(exist_ok=True)

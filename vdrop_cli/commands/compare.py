@@ -48,14 +48,20 @@ def run_folders(folder: Path) -> Iterable[Path]:
     """A run folder itself, the run folders of a sweep, or those below any other folder."""
     if runs.is_run(folder):
         return [folder]
-    if (folder / outcomes.SUMMARY).exists():
-        ended = [outcome for outcome in outcomes.read_summary(folder) if outcome.folder]
-        if not ended:
+    if (folder / outcomes.SUMMARY).exists() or outcomes.paths(folder):
+        chosen = [
+            run_folder
+            for outcome in outcomes.read_all(folder)
+            if outcome.folder
+            # a job that was refused, or has just begun, names a folder that may not exist
+            if runs.is_run(run_folder := outcomes.run_folder(folder, outcome)) or outcome.is_done
+        ]
+        if not chosen:
             raise ConfigError(
                 f"{folder} names no run folders; name the folders of its runs below outputs/train"
             )
-        return [outcomes.run_folder(folder, outcome) for outcome in ended]
-    below = sorted(path.parent for path in folder.rglob(CONFIG))
+        return chosen
+    below = runs.folders_with(folder, CONFIG)
     if not below:
         raise ConfigError(f"{folder} is not a run folder and holds none; name folders below outputs/train")
     return below

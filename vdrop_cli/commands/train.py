@@ -1,16 +1,16 @@
 """`vdrop train`: trains a model into its run folder; sinks consume the records."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vdrop_cli import checkpoint, continuation, files, ownership, stuck_starts, tasks
+from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.lock import Lock
 from vdrop_cli.run_files import CONFIG, RESULT, SHARED_DEVICE
-from vdrop_cli.run_summary import print_next_commands, print_not_applied, print_result, print_start
+from vdrop_cli.run_summary import print_next_commands, print_not_applied, print_result, print_run, print_start
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import phase, read_result, require_installed
@@ -46,6 +46,7 @@ def run(
         ownership.require_regular_files(folder)
     if (folder / RESULT).exists() and not settings.force:
         result = read_result(folder)
+        require_own_config(folder, settings, task.fingerprint)
         print(f"{folder} is finished; force=true starts over")
         print_not_applied(settings, folder)
         tasks.warn(task)
@@ -67,19 +68,22 @@ def run(
             files.replace(folder / SHARED_DEVICE, b"a sweep ran jobs side by side\n")
         training = Run(settings, task, folder)
         shorter = training.continue_shorter() if continues_shorter and not settings.force else None
-        made_with = f"{device}, back end {settings.backend}, {settings.precision}"
-        description = f"{settings.model.name}, dropout {settings.dropout.name}, {made_with}"
-        how = f"continuing {shorter}" if shorter else "resuming"
-        before = f", {how} after {training.place}" if training.step else ""
-        print(f"{folder}: {description}{before}", file=sys.stderr)
-        if training.step == 0 and not settings.force:
-            for other, place in continuation.unfinished_variants(folder, settings, task.fingerprint):
-                print(
-                    f"vdrop: {other} is this run with {place}, not finished; {place} resumes it",
-                    file=sys.stderr,
-                )
+        if not settings.force:
+            ownership.require_nothing_newer(folder, (training.progress.epoch, training.progress.batch))
+        status = "resumed" if training.step else "done"
+        print_run(training, shorter)
         print_start(settings, training)
         tasks.warn(task)
         print_result(log_to_sinks(training))
         print_next_commands(settings, folder)
-        return "resumed" if before else "done"
+        return status
+
+
+def require_own_config(folder: Path, settings: Train, fingerprint: str) -> None:
+    """Raises ConfigError if a finished run in this folder has other settings, as a copy has."""
+    stored = checkpoint.settings_of_run(folder)
+    if stored is not None and stored.run_identity(fingerprint) != settings.run_identity(fingerprint):
+        raise ConfigError(
+            f"{folder} holds a finished run of other settings or of another seed; move it away, or start "
+            "over with force=true"
+        )

@@ -95,16 +95,20 @@ def read_splits(data: HubData, folder: str) -> dict[str, Split]:
     assert data.name is not None
     where = f"data.name={data.name}"
     try:
-        builder = datasets.load_dataset_builder(data.name, data.config, revision=data.revision)
+        # The library's cache identifies files of this machine by path and time, not by content.
+        is_local = Path(data.name).is_dir()
+        builder = datasets.load_dataset_builder(
+            data.name, data.config, revision=data.revision, cache_dir=folder if is_local else None
+        )
         if isinstance(builder, Csv | Text):
-            root = str(Path(data.name).resolve()) if Path(data.name).is_dir() else builder.base_path
+            root = str(Path(data.name).resolve()) if is_local else builder.base_path
             paths = {
                 str(split): local_paths(files, root, folder)
                 for split, files in builder.config.data_files.items()
             }
         else:
             builder.download_and_prepare()
-            prepared = builder.as_dataset()
+            prepared = builder.as_dataset(in_memory=is_local)  # `folder` is removed afterwards
     except Exception as error:  # the library raises many types; the message has the reason
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{where} cannot be loaded from the Hub ({reason[:300]})") from None

@@ -25,7 +25,7 @@ from vdrop_cli.settings.choices import (
     StudyName,
     TaskName,
 )
-from vdrop_cli.settings.data import CORPORA, Data
+from vdrop_cli.settings.data import CORPORA, Data, delimiter_sign
 from vdrop_cli.settings.data_places import DataPlaces
 from vdrop_cli.settings.fields import (
     FLOAT32_LIMIT,
@@ -162,6 +162,7 @@ class Predict:
         None, "format of file or standard input; null: by the file's ending, else one text per line"
     )
     column: str | None = setting(None, "input=csv, tsv or jsonl: the column of the texts; null: text")
+    delimiter: str | None = setting(None, "input=csv: the character between columns, or tab; null: a comma")
     data: DataPlaces = setting(
         DataPlaces,
         "where the corpus lies, for checkpoints that lack what prediction needs of it (within an epoch: the "
@@ -218,7 +219,8 @@ class Predict:
         require(has_words, "text", "a text with words in it", repr(self.text))
         continues = self.sample == 0 or self.file is None
         require(continues, "file", "null with sample=…, which continues text=…", self.file)
-        for name in ("input", "column"):
+        self.delimiter = delimiter_sign("delimiter", self.delimiter)
+        for name in ("input", "column", "delimiter"):
             value = getattr(self, name)
             require(self.text is None or value is None, name, "null with text=…", value)
             require(self.sample == 0 or value is None, name, "null with sample=…", value)

@@ -30,8 +30,8 @@ class LocalData(Data):
 
     dir: str | None = setting(
         None,
-        "folder of its files; null: that of the environment variable VDROP_DATA, else data/ of the checkout "
-        "or the working folder, else a download",
+        "folder of its files; null: that of the environment variable VDROP_DATA, else data/ of the working "
+        "folder, else a download",
         limits=FilePath(),
     )
 
@@ -158,13 +158,7 @@ class RatedTable(HubData, RatedData):
             "null without data.csv",
             self.delimiter,
         )
-        self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
-        require(
-            self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
-            "data.delimiter",
-            "one character that is no quotation mark or line end, or tab",
-            repr(self.delimiter),
-        )
+        self.delimiter = delimiter_sign("data.delimiter", self.delimiter)
         for key in ("config", "revision"):
             value = getattr(self, key)
             require(value is None or self.csv is None, f"data.{key}", "null with data.csv", value)
@@ -188,3 +182,15 @@ CORPORA: Variants[Data] = Variants(
 )
 AnyData: Any = CORPORA.schema
 RATED = [source for source, kind in CORPORA.kinds.items() if issubclass(kind, RatedData)]
+
+
+def delimiter_sign(key: str, delimiter: str | None) -> str | None:
+    """Returns the character between columns, for `tab` the sign. Raises ConfigError if it cannot be one."""
+    delimiter = "\t" if delimiter in ("tab", "\\t") else delimiter
+    require(
+        delimiter is None or (len(delimiter) == 1 and delimiter not in '"\r\n'),
+        key,
+        "one character that is no quotation mark or line end, or tab",
+        repr(delimiter),
+    )
+    return delimiter

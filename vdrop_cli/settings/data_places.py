@@ -37,15 +37,15 @@ def data_for(trained: Data, places: DataPlaces, stored_data: bool, where: str, o
 
     `where` and `otherwise` are for the message: the checkpoint, and the alternative to naming the places.
     """
-    moved = {name: value for name, value in vars(places).items() if value is not None}
+    changes = {name: value for name, value in vars(places).items() if value is not None}
     for one, other in (("csv", "name"), ("name", "csv")):
-        if one in moved and isinstance(trained, RatedTable):
-            moved.setdefault(other, None)
-    if moved.get("csv"):
-        moved |= {"config": None, "revision": None}
-    elif moved.get("name"):
-        moved |= {"delimiter": None}
-    used = {name: value for name, value in stored_places(trained).items() if name not in moved}
+        if one in changes and isinstance(trained, RatedTable):
+            changes.setdefault(other, None)
+    if changes.get("csv"):
+        changes |= {"config": None, "revision": None}
+    elif changes.get("name"):
+        changes |= {"delimiter": None}
+    used = {name: value for name, value in stored_places(trained).items() if name not in changes}
     if used and not stored_data:
         names = " ".join(f"data.{name}=…" for name in used)
         named = ", ".join(f"data.{name}={value!r}" for name, value in used.items())
@@ -54,5 +54,5 @@ def data_for(trained: Data, places: DataPlaces, stored_data: bool, where: str, o
             f"{otherwise}"
         )
     if isinstance(trained, TextData) and trained.cache is not None:
-        moved["cache"] = TextData.cache
-    return CORPORA.changed(trained, moved)
+        changes["cache"] = TextData.cache
+    return CORPORA.changed(trained, changes)

@@ -47,7 +47,7 @@ def measurements(path: Path, snapshot: Checkpoint) -> list[CardMetric]:
     if not runs.is_run(folder):
         return []
     run = runs.read_any(folder)
-    if not run.log or identity(run.train, run.log[0]["corpus"]) != identity(snapshot.train, snapshot.corpus):
+    if not run.log or run.train.run_identity(run.corpus) != snapshot.train.run_identity(snapshot.corpus):
         return []
     measured = list[CardMetric]()
     if isinstance(run, Finished) and (run.result["epoch"], 0) == (snapshot.epoch, snapshot.batch):
@@ -57,10 +57,6 @@ def measurements(path: Path, snapshot: Checkpoint) -> list[CardMetric]:
         if evaluation is not None and evaluation.members == 1 and not evaluation.text_digest:
             measured += to_measurements(evaluation_files.read(file)["metrics"], command_of(evaluation))
     return list({(one.metric, one.value): one for one in reversed(measured)}.values())[::-1]
-
-
-def identity(settings: Train, corpus: str) -> tuple[str, int]:
-    return settings.identity(corpus), settings.seed
 
 
 def to_measurements(values: dict[str, Any], command: str) -> list[CardMetric]:

@@ -13,7 +13,7 @@ from vdrop_cli.files import Damaged
 from vdrop_cli.sharing import card, weights
 
 FORMAT = "vdrop export 1"
-WEIGHTS, VOCABULARY, CONFIG, CARD = weights.IN_FOLDER, "vocabulary.json", "config.json", "README.md"
+WEIGHTS, VOCABULARY, CONFIG, CARD = weights.FILE_NAME, "vocabulary.json", "config.json", "README.md"
 ADVICE = "choose another folder="
 
 

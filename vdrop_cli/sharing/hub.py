@@ -64,8 +64,8 @@ def require_unedited_card(api: HfApi, name: str, present: set[str], folder: Path
     page = export_folder.CARD
     if not card.is_unedited((folder / page).read_bytes()) or page not in present:
         return
-    there = download(api, name, page)
-    if there and not card.is_unedited(there):
+    uploaded_page = download(api, name, page)
+    if uploaded_page and not card.is_unedited(uploaded_page):
         raise ConfigError(
             f"push={name} holds a {page} that was edited there; export with folder=…, make the same changes "
             f"in the {page} that it writes, and push it with the same folder=…"

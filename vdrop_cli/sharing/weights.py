@@ -19,7 +19,7 @@ from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.tasks import predictor_of
 
 SUFFIX = ".safetensors"
-IN_FOLDER = f"model{SUFFIX}"  # name of the file in a folder to share
+FILE_NAME = f"model{SUFFIX}"  # in a folder to share
 LENGTH = 8  # bytes that hold the length of the header, which follows: names, shapes and settings as JSON
 HEADER_LIMIT = 100_000_000  # bytes of the longest header that safetensors reads
 

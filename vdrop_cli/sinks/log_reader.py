@@ -135,6 +135,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is damaged ({damage}); {ADVICE}") from None
 
 
+def is_of_finished_run(path: Path) -> bool:
+    """Whether a log can be read and holds a result."""
+    try:
+        return any(record["kind"] == "result" for record in read_log(path))
+    except ConfigError:
+        return False
+
+
 def read_records(file: IO[bytes]) -> Iterator[dict[str, Any]]:
     """The records of an open log. Raises Damaged."""
     check_order = RecordOrder()
@@ -194,7 +202,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     except Damaged as damage:
         raise ConfigError(
             f"{path} is damaged ({damage}); delete it and repeat the vdrop train command, which computes it "
-            "again"
+            "again from the last checkpoint"
         ) from None
     return result
 

@@ -10,7 +10,16 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from vdrop_cli.errors import ConfigError, RunError, one_line
-from vdrop_cli.sinks.records import Epoch, LossMetrics, Record, Result, Saving, Step, tagged_scalars
+from vdrop_cli.sinks.records import (
+    Epoch,
+    LossMetrics,
+    Record,
+    Result,
+    Saving,
+    Step,
+    position_of,
+    tagged_scalars,
+)
 
 PROJECT = "vdrop"  # where no environment variable names the project or experiment
 
@@ -107,7 +116,7 @@ class Logger:
         if isinstance(record, Saving):  # a run that resumes from here does not repeat these records
             self.attempt(lambda client: client.flush())
         if isinstance(record, Step | Epoch | Result):
-            position = record.step if isinstance(record, Step) else record.epoch
+            position = position_of(record)
             values = tagged_scalars(record, self.loss_metrics)
             self.attempt(lambda client: self.send(client, record.kind, values, position))
 

@@ -114,3 +114,8 @@ def tagged_scalars(record: Step | Epoch | Result, loss_metrics: LossMetrics) -> 
     """The numbers of a record by the names that loggers show: `step/loss`, `per_epoch/valid_ppl_batched`."""
     values = to_dict(record) | (loss_metrics(record.loss) if isinstance(record, Step) else {})
     return {f"{TAGS[record.kind]}{name}": value for name, value in values.items() if isinstance(value, float)}
+
+
+def position_of(record: Step | Epoch | Result) -> int:
+    """The step, or the epoch that an epoch or result belongs to."""
+    return record.step if isinstance(record, Step) else record.epoch

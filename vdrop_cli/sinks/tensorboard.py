@@ -10,7 +10,17 @@ from vdrop_cli import files
 from vdrop_cli.files import Damaged
 from vdrop_cli.settings.fields import flatten
 from vdrop_cli.settings.train import NOT_IN_IDENTITY
-from vdrop_cli.sinks.records import TAGS, Epoch, LossMetrics, Record, Result, Saving, Step, tagged_scalars
+from vdrop_cli.sinks.records import (
+    TAGS,
+    Epoch,
+    LossMetrics,
+    Record,
+    Result,
+    Saving,
+    Step,
+    position_of,
+    tagged_scalars,
+)
 
 NO_HPARAMS = (*NOT_IN_IDENTITY, "debug")
 
@@ -86,9 +96,8 @@ class TensorBoard:
         if isinstance(record, Step) and record.step % self.log_every != 0:
             return
         if isinstance(record, Step | Epoch | Result):
-            position = record.step if isinstance(record, Step) else record.epoch
             for tag, value in tagged_scalars(record, self.loss_metrics).items():
-                self.writer.add_scalar(tag, value, position)
+                self.writer.add_scalar(tag, value, position_of(record))
         if isinstance(record, Saving):
             self.writer.flush()
         if isinstance(record, Result):

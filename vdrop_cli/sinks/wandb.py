@@ -6,6 +6,7 @@ from typing import Any
 
 import wandb
 
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.sinks.loggers import PROJECT
 
 UPLOAD_SECONDS = 300  # of waiting at the end; what is not uploaded then stays on disk
@@ -28,7 +29,7 @@ class WandbRun:
             resume="allow" if resumes else None,
             settings=wandb.Settings(
                 console="off",  # standard output and error stay vdrop's
-                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", UPLOAD_SECONDS)),
+                finish_timeout=finish_seconds(),
             ),
         )
         for kind, tags in (("step", "step/*"), ("epoch", "per_epoch/*")):
@@ -47,3 +48,12 @@ class WandbRun:
 
     def finish(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
+
+
+def finish_seconds() -> float:
+    """Returns how long to wait for uploads at the end. Raises ConfigError if the variable is no number."""
+    value = os.environ.get("WANDB_FINISH_TIMEOUT", str(UPLOAD_SECONDS))
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"WANDB_FINISH_TIMEOUT must be seconds, got {value}; correct or unset it") from None

@@ -323,8 +323,9 @@ def print_list(plan: Plan, request: Reproduce) -> None:
     """Prints what there is to do on other machines."""
     print(f"what is needed, by launcher={request.launcher}:", file=sys.stderr)
     for training in plan.trainings.values():
-        done, epochs = training.epochs_done, training.epochs
-        progress = "finished" if training.is_finished else f"{done:.3g} of {epochs:.4g} epochs are done"
+        progress = "finished"
+        if not training.is_finished:  # else its checkpoints are not read
+            progress = f"{training.epochs_done:.3g} of {training.epochs:.4g} epochs are done"
         print(f"  {training.name}: {progress}", file=sys.stderr)
     for name, start in plan.stuck.values():
         print(f"  {name}: stuck, {start}; another seed replaces it", file=sys.stderr)
@@ -335,8 +336,12 @@ def print_list(plan: Plan, request: Reproduce) -> None:
 
 
 def machine(plan: Plan, factory: RunFactory) -> str:
-    """Device, threads and precision of the runs."""
-    precisions = dict.fromkeys(str(training.settings.precision) for training in plan.trainings.values())
+    """Device, threads, back end and precision of the runs."""
+    trained = [training.settings for training in plan.trainings.values()]
     threads = torch.get_num_threads()
-    counted = f"{threads} thread{'s' if threads != 1 else ''}"
-    return f"{device_name(factory.device)} ({counted}, {', '.join(precisions)})"
+    parts = [
+        f"{threads} thread{'s' if threads != 1 else ''}",
+        *dict.fromkeys(f"back end {settings.backend}" for settings in trained),
+        *dict.fromkeys(str(settings.precision) for settings in trained),
+    ]
+    return f"{device_name(factory.device)} ({', '.join(parts)})"

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from vdrop_cli import RECORDS, evaluation_files, files, ownership, runs
-from vdrop_cli.errors import ConfigError
+from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.files import Damaged
 from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK
 from vdrop_cli.runs import Finished, Logged, Stuck
 from vdrop_cli.sinks import read_log
@@ -85,17 +86,36 @@ def evaluations_in(record: Path) -> list[Path]:
 def copy(run: Finished | Stuck, target: Path) -> None:
     """Replaces an older record. Its evaluations that the run lacks stay.
 
-    The file with the outcome is removed first and copied last. So if the copying is interrupted, the record
-    does not count as a run that has ended.
+    All files are read before the record changes. The file with the outcome is removed first and written last.
+    So if this is interrupted, the record does not count as a run that has ended. Raises ConfigError where a
+    file cannot be read, RunError where the record cannot be written.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (*ownership.OUTCOMES, SHARED_DEVICE):
-        (target / name).unlink(missing_ok=True)
     own, outcome = (run.evaluations, RESULT) if isinstance(run, Finished) else ([], STUCK)
-    kinds = set(map(evaluation_files.same_kind, own))
-    for old in evaluations_in(target):
-        if evaluation_files.same_kind(old) in kinds:
-            old.unlink()
     shared = [path for path in [run.folder / SHARED_DEVICE] if path.exists()]
-    for path in (run.folder / CONFIG, run.folder / LOG, *shared, *own, run.folder / outcome):
-        files.replace(target / path.name, files.read(path))
+    contents = {
+        path.name: read(path)
+        for path in (run.folder / CONFIG, run.folder / LOG, *shared, *own, run.folder / outcome)
+    }
+    kinds = set(map(evaluation_files.same_kind, own))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (*ownership.OUTCOMES, SHARED_DEVICE):
+            (target / name).unlink(missing_ok=True)
+        for old in evaluations_in(target):
+            if evaluation_files.same_kind(old) in kinds:
+                old.unlink()
+    except OSError as error:
+        raise RunError(
+            f"{target} cannot be written ({error.strerror}); make it writable, or leave out record=true"
+        ) from None
+    for name, content in contents.items():
+        files.replace(target / name, content)
+
+
+def read(path: Path) -> bytes:
+    try:
+        return files.read(path)
+    except OSError as error:
+        raise files.read_error(path, error) from None
+    except Damaged as damage:
+        raise ConfigError(f"{path} is damaged ({damage}); put it back as it was") from None

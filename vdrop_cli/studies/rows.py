@@ -4,6 +4,7 @@ settings.
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -68,14 +69,14 @@ def train_settings(choices: tuple[str, ...], overrides: str) -> Train:
         require(not settings.debug, "debug", f"false in overrides={overrides}", "true")
         return settings
     except ConfigError as error:
-        raise ConfigError(one_value(str(error))) from None
+        raise ConfigError(without_sweep_advice(str(error))) from None
     # a quotation that is not closed; a number beyond all floats
     except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
         where = f"overrides={overrides}: " if overrides else ""
-        raise ConfigError(one_value(f"{where}{explain(error, 'train')}")) from None
+        raise ConfigError(without_sweep_advice(f"{where}{explain(error, 'train')}")) from None
 
 
-def one_value(message: str) -> str:
+def without_sweep_advice(message: str) -> str:
     """The message on a setting of `vdrop train`, with advice for one of `overrides`, which are no sweep."""
     return message.replace(SWEEP_ADVICE, "give one; each other one needs a command of its own")
 
@@ -125,11 +126,12 @@ def record_folders(outputs: Path) -> list[Path]:
 def collect(outputs: Path) -> Collected:
     """Reads run folders and records.
 
-    If `outputs/train` or a folder of records has the same run twice, the one with more evaluations counts. A
-    run replaces its record, and a record below `outputs` replaces one of the checkout. Until the new run is
-    evaluated, the evaluations of what it replaces count. Records of the checkout count for other outputs,
-    too. A stuck run does not count if there is a finished run with the same settings, seed and conditions:
-    the start of the finished run was not judged, or by another limit. Records below `FINDINGS` do not count.
+    If `outputs/train` or a folder of records has the same run twice, the folder that has the name of its run
+    counts, else the one with more evaluations; a message names a run folder that is left out. A run replaces
+    its record, and a record below `outputs` replaces one of the checkout. Until the new run is evaluated, the
+    evaluations of what it replaces count. Records of the checkout count for other outputs, too. A stuck run
+    does not count if there is a finished run with the same settings, seed and conditions: the start of the
+    finished run was not judged, or by another limit. Records below `FINDINGS` do not count.
     """
     finished: dict[Identity, Finished] = {}
     stuck: dict[Identity, Stuck] = {}
@@ -139,9 +141,16 @@ def collect(outputs: Path) -> Collected:
         for run in runs.below(folder):
             if folder in records and any(run.folder.is_relative_to(folder / name) for name in FINDINGS):
                 continue
-            known = here.get(identity(run))
-            if known is None or len(run.evaluations) > len(known.evaluations):
-                here[identity(run)] = run
+            counts, other = run, here.get(identity(run))
+            if other is not None:
+                if claim(other) >= claim(run):
+                    counts, other = other, run
+                if folder not in records:
+                    print(
+                        f"vdrop: {other.folder} has the settings and the seed of {counts.folder}; left out",
+                        file=sys.stderr,
+                    )
+            here[identity(run)] = counts
         finished |= {
             one: replace(run, record=finished[one]) if one in finished else run for one, run in here.items()
         }
@@ -149,6 +158,14 @@ def collect(outputs: Path) -> Collected:
     return Collected(
         by_key(finished), by_key({one: run for one, run in stuck.items() if one not in finished})
     )
+
+
+def claim(run: Finished) -> tuple[bool, int]:
+    """Returns how strongly a folder claims to be its run rather than a copy of it: whether training or a
+    record gives it this name, then its number of evaluations.
+    """
+    seed = f"s{run.train.seed}"
+    return run.folder.name in (seed, f"{run.train.identity(run.corpus)}-{seed}"), len(run.evaluations)
 
 
 def by_key(by_identity: dict[Identity, Run]) -> dict[str, list[Run]]:

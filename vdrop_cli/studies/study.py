@@ -146,6 +146,13 @@ class Study(ABC):
     labels: ClassVar[tuple[str, ...]]  # names of the columns that name a row
     overrides: str  # settings in which all runs differ from the published ones
 
+    @property
+    def note_on_overrides(self) -> str:
+        """A sentence, after a blank, where all runs have settings that were not published; else empty."""
+        if not self.overrides:
+            return ""
+        return f" All runs with `{self.overrides}`, which is not what was published."
+
     @cached_property
     def rows(self) -> list[Row]:
         """The chosen rows, each composed once."""

@@ -48,10 +48,7 @@ def require_nothing_lost(path: Path, new: str, planned: Collection[Name] = ()) -
         return
     lost = lost_numbers(old, new, planned)
     if lost:
-        more = f" and {len(lost) - ownership.MAX_NAMES} more" if len(lost) > ownership.MAX_NAMES else ""
-        raise ConfigError(
-            f"{path} would lose numbers of {'; '.join(lost[: ownership.MAX_NAMES])}{more}; {REMEDY}"
-        )
+        raise ConfigError(f"{path} would lose numbers of {ownership.first_names(lost, '; ')}; {REMEDY}")
 
 
 def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str]:

@@ -261,6 +261,28 @@ def untrained_unknown(parts: dict[str, Part], origin: str) -> list[str]:
     ]
 
 
+def copies_in_training(rated: Rated, task: SentimentTask, train_texts: int) -> list[str]:
+    """Returns a warning where texts of other parts are in the training part, too, as a list of at most one.
+
+    `train_texts` is the size of the training part. By the paper's protocol the parts are chunks, which are
+    not compared.
+    """
+    if task.protocol is SplitProtocol.paper:
+        return []
+    numbers = split(rated, task.split_seed)
+    seen = {tuple(rated.texts[text]) for text in numbers["train"][:train_texts]}
+    shown = []
+    for part in ("valid", "test"):
+        copies = sum(bool(rated.texts[text]) and tuple(rated.texts[text]) in seen for text in numbers[part])
+        shown += [f"{copies:,} of the {len(numbers[part]):,} texts of the {part} part"] if copies else []
+    if not shown:
+        return []
+    return [
+        f"{' and '.join(shown)} of {rated.origin} are in the training part, too, word for word, so the error "
+        "on them is no error on new texts; leave the copies out of the data if you can"
+    ]
+
+
 def unused_split_seed(rated: Rated, data: RatedData, task: SentimentTask) -> list[str]:
     """Returns a warning where `split_seed` does not decide on the parts, as a list of at most one."""
     if set(rated.parts) != {"train", "valid", "test"} or data.fraction < 1 or task.split_seed == 0:

@@ -36,6 +36,7 @@ from vdrop_cli.tasks.objective import Objective
 from vdrop_cli.tasks.predictors import RatingPredictor
 from vdrop_cli.tasks.rated_parts import (
     Part,
+    copies_in_training,
     doubts_about,
     head,
     mean_of_texts,
@@ -93,6 +94,7 @@ class Sentiment:
             *without_words(rated),
             *unused_split_seed(rated, data, task),
             *untrained_unknown(self.parts, self.origin),
+            *copies_in_training(rated, task, len(ratings_R)),
             *(doubt.message for doubt in doubts),
         ]
         splitting = "cornell" if isinstance(data, CornellReviews) else "plain"
@@ -204,7 +206,7 @@ class Sentiment:
     def epoch_metrics(self, loss: float, measured: dict[str, float]) -> dict[str, float]:
         return self.train_metrics(loss) | measured
 
-    def by_length(self, part: Part) -> Iterator[tuple[list[int], Batch]]:
+    def batches_by_length(self, part: Part) -> Iterator[tuple[list[int], Batch]]:
         """Yields all sequences of a part with their numbers, those of like length together, which saves
         padding and changes nothing.
         """
@@ -221,7 +223,7 @@ class Sentiment:
     def predict(self, model: Regressor, part: Part) -> Tensor:
         """Returns a rating for each text [R], by the standard approximation."""
         output_N = torch.empty(len(part.sequences))
-        for group, batch in self.by_length(part):
+        for group, batch in self.batches_by_length(part):
             interruption.check()
             output_N[group] = model(batch.ids_TB, batch.lengths_B, model.mean_masks()).float().cpu()
         return self.ratings(output_N, part)
@@ -335,7 +337,9 @@ class RatingPasses(McPasses):
         self.pooled = options.samples * len(models)  # S, passes of all models
         self.stream = Stream((options.seed, "mc"))
         self.parts = {name: task.sample(name) for name in (task.noise_part, "test")}
-        self.work = [(name, *batch) for name, part in self.parts.items() for batch in task.by_length(part)]
+        self.work = [
+            (name, *batch) for name, part in self.parts.items() for batch in task.batches_by_length(part)
+        ]
         self.done = 0  # batches that are finished, over all passes
         # the last pass and part, and its masks for each text
         self.text_masks: tuple[tuple[int, str], ModelMasks] | None = None
