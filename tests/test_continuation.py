@@ -106,6 +106,25 @@ def test_a_longer_run_begins_where_a_shorter_one_ended_and_comes_to_the_same(
     assert (result["epoch"] < 4) == (overrides == WORSE)
 
 
+def test_what_is_left_of_a_finished_run_is_not_replaced_by_a_shorter_one(run: Callable[..., Train]) -> None:
+    """Where the checkpoints and the result of the longer run are gone."""
+    for epochs in (2, 3):
+        train.run(run(epochs))
+    folder = folder_of(3)
+    for path in (*checkpoint.all_in(folder), folder / "result.json"):
+        path.unlink()
+    evaluation = folder / "eval-0003-standard.json"
+    evaluation.write_text('{"metrics": {}}')
+    before = content(folder)
+    with pytest.raises(ConfigError, match=r"eval-0003-standard\.json is of weights that"):
+        train.run(run(3))
+    assert content(folder) == before
+    evaluation.unlink()
+    with pytest.raises(ConfigError, match=r"log\.jsonl is of a finished run whose checkpoints are gone"):
+        train.run(run(3))
+    assert content(folder).items() < before.items()
+
+
 def test_times_that_measure_nothing_stay_so_in_the_longer_run(run: Callable[..., Train]) -> None:
     train.run(run(2))
     (folder_of(2) / SHARED_DEVICE).write_text("six others")
@@ -376,6 +395,8 @@ def test_tensorboard_shows_every_step_once_and_the_result_of_the_longer_run_alon
     for path in checkpoint.all_in(folder_of(3)):
         path.unlink()
     (folder_of(3) / "result.json").unlink()
+    log = folder_of(3) / "log.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]))
     train.run(run(3))
     assert starts(folder_of(3)) == [0, 1]
     events = EventAccumulator(str(folder_of(3))).Reload()

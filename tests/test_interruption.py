@@ -36,12 +36,16 @@ def start(prepare: str = "", step: float = 0.01) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a runner in the background ignores it
+        preexec_fn=stop_ignoring,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
+
+
+def stop_ignoring() -> None:
+    """A runner in the background ignores Ctrl-C, and one under nohup ignores SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", interruption.SIGNALS)

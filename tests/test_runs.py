@@ -218,23 +218,34 @@ def test_an_ensemble_of_a_row_has_the_epochs_that_its_runs_report(folder: Path) 
 
 
 def test_runs_behind_links_are_read_once_and_unreadable_folders_are_named(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = tmp_path / "other_disk" / folder.name
     shutil.move(folder, moved)
     folder.symlink_to(moved)
     (folder.parent / "again").symlink_to(moved)
-    (moved / "loop").symlink_to(folder.parent)
+    (moved / "loop").symlink_to(folder.parent.resolve())
     assert [run.folder.resolve() for run in runs.below(Path("outputs"))] == [moved]
     assert not capsys.readouterr().err
     locked = folder.parent / "locked"
     locked.mkdir()
-    if os.geteuid() != 0:  # root may read everything
-        locked.chmod(0)
+    scan = os.scandir
+
+    def refuse(place: str) -> object:  # root may read everything
+        if Path(place) == locked:
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
         assert len(runs.below(Path("outputs"))) == 1
-        locked.chmod(0o700)
-        assert f"vdrop: {locked} cannot be read (Permission denied); left out" in capsys.readouterr().err
+    assert f"vdrop: {locked} cannot be read (Permission denied); left out" in capsys.readouterr().err
     assert runs.below(tmp_path / "nowhere") == []
+
+
+def test_a_run_counts_by_its_own_path_rather_than_by_that_of_a_link(folder: Path) -> None:
+    Path("outputs/train/a_link").symlink_to(folder.resolve())
+    assert [run.folder for run in runs.below(Path("outputs"))] == [folder]
 
 
 def test_an_average_does_not_count_after_a_member_was_trained_again(folder: Path) -> None:

@@ -363,10 +363,6 @@ def test_which_gpu_of_a_machine_is_no_part_of_a_runs_identity() -> None:
             r"schedule\.decay must be above 1 with schedule\.lr_shape=plateau, got 1\.0",
         ),
         (
-            ["dropout=none", "schedule.lr_shape=plateau", "schedule.plateau_epochs=5"],
-            r"schedule\.plateau_epochs must be below schedule\.patience=5, .*, got 5",
-        ),
-        (
             ["task=sentiment", "schedule.lr_shape=plateau", "schedule.decay=2"],
             r"schedule\.lr_shape must be another than plateau with task\.protocol=paper",
         ),

@@ -240,6 +240,17 @@ def sweeper(
     return made
 
 
+def test_the_summary_of_an_earlier_sweep_is_not_that_of_a_running_one(tmp_path: Path) -> None:
+    outcomes.write([Outcome(["seed=9"], "done")], tmp_path / outcomes.SUMMARY)
+
+    def sweep(arguments: list[str]) -> None:
+        outcomes.write(Outcome(["seed=1"]), outcomes.path_of(tmp_path, 0))
+        assert outcomes.read_all(tmp_path) == [Outcome(["seed=1"])]
+
+    with pytest.raises(SystemExit):  # of a job that has not ended
+        sweeper(tmp_path, sweep=sweep).sweep([])
+
+
 def sweep_into(folder: Path) -> None:
     def sweep(arguments: list[str]) -> None:
         raise AssertionError("it has begun")
@@ -335,12 +346,13 @@ def test_a_signal_to_a_sweep_that_waits_for_slurm_is_its_exit_code(
         outcomes.write(Outcome(["seed=1"]), outcomes.path_of(tmp_path, 0))
         signal.raise_signal(signal.SIGTERM)
 
-    earlier = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    earlier = [signal.getsignal(number) for number in numbers]
     try:
         with pytest.raises(SystemExit) as stop:
             sweeper(tmp_path, launcher="x.SlurmLauncher", sweep=sweep).sweep([])
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), earlier, strict=True):
+        for number, handler in zip(numbers, earlier, strict=True):
             signal.signal(number, handler)
     assert stop.value.code == 128 + signal.SIGTERM
     assert "it is no longer waited for, and continues where it runs" in capsys.readouterr().err

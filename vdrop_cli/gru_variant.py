@@ -31,10 +31,16 @@ class GRUVariant(nn.Module):
         # torch.nn's GRUs have metadata without this name, and reset after the product
         stored = local_metadata.get(NAME, True) if "version" in local_metadata else self.reset_after
         if stored != self.reset_after and any(name.startswith(f"{prefix}weight_") for name in state_dict):
+            doubt = (
+                ""
+                if NAME in local_metadata
+                else "; they are taken for torch.nn's, since no variant is noted in them. Versions of vdrop "
+                "until November 2026 noted none, either: ignore this for weights of their GRU"
+            )
             warnings.warn(
                 f"{prefix[:-1] or type(self).__name__}: these weights are of a GRU with "
                 f"reset_after={stored}, and this one has reset_after={self.reset_after}, which computes "
-                "something else",
+                f"something else{doubt}",
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

@@ -33,10 +33,10 @@ class RowPrinter:
                 raise ConfigError(
                     f"{origin(settings)} has a column {twice[0]}, as the output has; rename it in the file"
                 )
-            renamed = [new for name, new in self.output_names.items() if new != name]
+            renamed = [f"{name} is {new}" for name, new in self.output_names.items() if new != name]
             if renamed:
                 print(
-                    f"vdrop: {origin(settings)} has columns with names of the output, which are here "
+                    f"vdrop: {origin(settings)} has columns with names of predicted ones; of the prediction, "
                     f"{', '.join(renamed)}",
                     file=sys.stderr,
                 )
@@ -50,7 +50,7 @@ class RowPrinter:
         """Prints the row of a text. `values` are the columns of the prediction, `shown` is the whole row as a
         table has it.
         """
-        values = {self.output_names.get(name, name): value for name, value in values.items()}
+        values = {new: values[name] for name, new in self.output_names.items()}
         if self.format is OutputFormat.table:
             print(shown)
         elif self.format is OutputFormat.json:

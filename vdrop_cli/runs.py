@@ -288,8 +288,8 @@ def read_all(folder: Path, name: str, read: Callable[[Path], Read | None]) -> li
 def folders_with(folder: Path, name: str) -> list[Path]:
     """Returns the folder and those below in which something has this name, sorted.
 
-    Links to folders are followed, each folder counts once. Prints a message for each folder that cannot be
-    read.
+    Links to folders are followed, each folder counts once: by its own path where it lies below, else by that
+    of a link. Prints a message for each folder that cannot be read.
     """
 
     def report(error: OSError) -> None:
@@ -297,19 +297,22 @@ def folders_with(folder: Path, name: str) -> list[Path]:
             print(f"vdrop: {error.filename} cannot be read ({error.strerror}); left out", file=sys.stderr)
 
     with_name, visited = list[Path](), set[tuple[int, int]]()
-    for place, inner, names in os.walk(folder, onerror=report, followlinks=True):
-        try:
-            status = os.stat(place)
-        except OSError as error:
-            report(error)
-            continue
-        if (status.st_dev, status.st_ino) in visited:
-            inner.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        inner.sort()
-        if name in (*names, *inner):
-            with_name.append(Path(place))
+    tops = [folder]
+    while tops:  # links come after all that is here without them
+        for place, inner, names in os.walk(tops.pop(0), onerror=report):
+            try:
+                status = os.stat(place)
+            except OSError as error:
+                report(error)
+                continue
+            if (status.st_dev, status.st_ino) in visited:
+                inner.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            inner.sort()
+            tops += [path for one in inner if (path := Path(place, one)).is_symlink()]
+            if name in (*names, *inner):
+                with_name.append(Path(place))
     return sorted(with_name)
 
 

@@ -274,7 +274,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         require_own_folder(self.folder)
         self.read_jobs(arguments)
         # hydra.sweep.dir may name the folder of an earlier sweep.
-        for path in (*outcomes.paths(self.folder), self.folder / STOP):
+        for path in (*outcomes.paths(self.folder), self.folder / outcomes.SUMMARY, self.folder / STOP):
             remove(path)
         try:
             with ExitStack() as stack:

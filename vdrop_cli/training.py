@@ -28,7 +28,7 @@ from vdrop_cli.optimizer import LossAndNorm, Optimizer
 from vdrop_cli.provenance import describe
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.run_files import RESULT
-from vdrop_cli.settings.choices import LoggerName
+from vdrop_cli.settings.choices import LoggerName, LrShape
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
 from vdrop_cli.sinks import (
@@ -444,8 +444,9 @@ def require_fitting_schedule(settings: Train, task: Task) -> None:
     """Raises ConfigError for a schedule that does not fit the length of the training.
 
     The start must be judged within the first epoch, since a checkpoint stores the losses of one epoch only.
-    Before training ends, the warm-up must end, a learning rate that falls to the end must begin to fall, and
-    an average must be able to begin.
+    Before training ends, the warm-up must end, a learning rate that falls to the end or at a plateau must be
+    able to fall, and an average must be able to begin. This is checked here rather than in the settings, so
+    that runs which ended before the check can still be read.
     """
     schedule, judged = settings.schedule, settings.stuck.steps
     limit = task.batches_an_epoch
@@ -462,6 +463,15 @@ def require_fitting_schedule(settings: Train, task: Task) -> None:
     if schedule.falls_to_the_end:
         enough = schedule.max_epoch * limit < steps
         require(enough, "schedule.max_epoch", epochs, schedule.max_epoch)
+    # if every gain counts, the first fall needs so many epochs without a better one
+    if schedule.lr_shape is LrShape.plateau and schedule.patience is not None and not schedule.plateau_gain:
+        require(
+            schedule.plateau_epochs < schedule.patience,
+            "schedule.plateau_epochs",
+            f"below schedule.patience={schedule.patience} (or make that larger), since the run would end "
+            "before the learning rate falls",
+            schedule.plateau_epochs,
+        )
     if schedule.average_from is not None:
         enough = schedule.average_from * limit < steps
         require(enough, "schedule.average_from", epochs, schedule.average_from)

@@ -347,6 +347,16 @@ def test_a_result_that_is_damaged_is_named(text: list[str]) -> None:
             train.run(settings(*TINY, *text))
 
 
+def test_a_plateau_that_patience_never_lets_fall_is_refused(text: list[str]) -> None:
+    plateau = ["schedule.lr_shape=plateau", "schedule.decay=2", "schedule.patience=1", "schedule.epochs=2"]
+    with pytest.raises(
+        ConfigError,
+        match=r"^schedule\.plateau_epochs must be below schedule\.patience=1 \(or make .* falls, got 1$",
+    ):
+        train.run(settings(*TINY, *text, *plateau))
+    train.run(settings(*TINY, *text, *plateau, "schedule.plateau_gain=0.1"))
+
+
 SMALL_RECIPES = {  # sizes for a test; all else is the recipe's
     "quick_tied": ["model.hidden_size=16"],
     "ptb_3h": ["model.hidden_size=8", "model.lower_sizes=[16,16]"],

@@ -43,11 +43,10 @@ def test_each_row_is_a_line(folder: Path) -> None:
 def test_a_file_that_has_changed_is_read_anew_though_its_time_has_not(folder: Path) -> None:
     import datasets
 
-    path = folder / "one" / "test.parquet"
-    before = path.stat()
     assert "third" not in corpora.load_text(data(folder)).vocabulary
     for split in ("train", "validation", "test"):
         changed = folder / "one" / f"{split}.parquet"
+        before = changed.stat()
         datasets.Dataset.from_dict({"line": ["third line"]}).to_parquet(str(changed))
         os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "third" in corpora.load_text(data(folder)).vocabulary

@@ -13,7 +13,7 @@ from vdrop_cli.run_files import CONFIG, RESULT, SHARED_DEVICE
 from vdrop_cli.run_summary import print_next_commands, print_not_applied, print_result, print_run, print_start
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import phase, read_result, require_installed
+from vdrop_cli.sinks import phase, read_result, require_installed, require_unfinished_log
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.training import Run, log_to_sinks, make_folder, require_fitting_schedule, resolve_auto
 
@@ -64,12 +64,14 @@ def run(
         files.remove_unfinished(folder, ownership.TRAINING)
         stuck_starts.forget(folder)
         files.replace(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
+        training = Run(settings, task, folder)
+        if not settings.force:  # before a shorter run is copied here
+            ownership.require_nothing_newer(folder, (training.progress.epoch, training.progress.batch))
+            if training.step == 0:
+                require_unfinished_log(folder)
+        shorter = training.continue_shorter() if continues_shorter and not settings.force else None
         if shares_device:
             files.replace(folder / SHARED_DEVICE, b"a sweep ran jobs side by side\n")
-        training = Run(settings, task, folder)
-        shorter = training.continue_shorter() if continues_shorter and not settings.force else None
-        if not settings.force:
-            ownership.require_nothing_newer(folder, (training.progress.epoch, training.progress.batch))
         status = "resumed" if training.step else "done"
         print_run(training, shorter)
         print_start(settings, training)

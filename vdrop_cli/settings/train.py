@@ -388,16 +388,6 @@ class Schedule:
             f"above 1 with schedule.{shape}",
             self.decay,
         )
-        # without a gain that counts as too small, the first fall needs that many epochs without a better one
-        require(
-            self.lr_shape is not LrShape.plateau
-            or self.patience is None
-            or self.plateau_gain > 0
-            or self.plateau_epochs < self.patience,
-            "schedule.plateau_epochs",
-            f"below schedule.patience={self.patience}, or the run ends before the learning rate falls",
-            self.plateau_epochs,
-        )
         require(
             not self.falls_to_the_end or self.decay == 1,
             "schedule.decay",

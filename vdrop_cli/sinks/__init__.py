@@ -1,7 +1,7 @@
 """Records of a training run, and the sinks that receive them: a JSON log, loggers and the terminal."""
 
 from vdrop_cli.sinks.json_lines import JsonLines
-from vdrop_cli.sinks.log_reader import ADVICE, log_until, read_log, read_result
+from vdrop_cli.sinks.log_reader import ADVICE, log_until, read_log, read_result, require_unfinished_log
 from vdrop_cli.sinks.loggers import PACKAGES, Logger, require_installed
 from vdrop_cli.sinks.records import (
     Epoch,
@@ -41,6 +41,7 @@ __all__ = [
     "read_log",
     "read_result",
     "require_installed",
+    "require_unfinished_log",
     "time_in_words",
     "to_dict",
 ]

@@ -13,15 +13,14 @@ from typing import Any, Self
 from vdrop_cli import files
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import LOG, RESULT
-from vdrop_cli.sinks.log_reader import chain, find_end, is_of_finished_run
+from vdrop_cli.run_files import LOG
+from vdrop_cli.sinks.log_reader import chain, find_end
 from vdrop_cli.sinks.records import Epoch, Evaluating, Record, Result, Saving, Step, to_dict
 
 
 class JsonLines:
     """`log.jsonl`: a line per record, and of the steps every `log_every`-th. A run that resumes after
-    `epochs` and `step` appends to it. Raises ConfigError where a run from the start would empty the log of a
-    finished one.
+    `epochs` and `step` appends to it.
     """
 
     def __init__(self, folder: Path, log_every: int, epochs: int, step: int) -> None:
@@ -30,11 +29,6 @@ class JsonLines:
         self.chain = ""
         if step > 0:
             self.resume(epochs, step)
-        elif is_of_finished_run(self.path):
-            raise ConfigError(
-                f"{self.path} is of a finished run whose checkpoints are gone, and training from the start "
-                f"would empty it; put them or {RESULT} back, move it away, or start over with force=true"
-            )
         else:
             files.replace(self.path, b"")
 

@@ -13,7 +13,7 @@ from typing import IO, Any, get_origin
 from vdrop_cli import files, stored
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.files import Damaged
-from vdrop_cli.run_files import RESULT
+from vdrop_cli.run_files import LOG, RESULT
 from vdrop_cli.sinks.records import OPTIONAL, Epoch, Failure, Result, Start, Step
 
 # By kind of record: the types of its fields, metrics and optional ones apart
@@ -135,12 +135,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is damaged ({damage}); {ADVICE}") from None
 
 
-def is_of_finished_run(path: Path) -> bool:
-    """Whether a log can be read and holds a result."""
+def require_unfinished_log(folder: Path) -> None:
+    """Raises ConfigError if a run from the start would replace the log of a finished one in its folder."""
+    path = folder / LOG
     try:
-        return any(record["kind"] == "result" for record in read_log(path))
-    except ConfigError:
-        return False
+        is_finished = any(record["kind"] == "result" for record in read_log(path))
+    except ConfigError:  # it cannot be read
+        return
+    if is_finished:
+        raise ConfigError(
+            f"{path} is of a finished run whose checkpoints are gone, and training from the start would "
+            f"replace it; put them or {RESULT} back, move it away, or start over with force=true"
+        )
 
 
 def read_records(file: IO[bytes]) -> Iterator[dict[str, Any]]:

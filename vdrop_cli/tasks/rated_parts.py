@@ -270,10 +270,11 @@ def copies_in_training(rated: Rated, task: SentimentTask, train_texts: int) -> l
     if task.protocol is SplitProtocol.paper:
         return []
     numbers = split(rated, task.split_seed)
-    seen = {tuple(rated.texts[text]) for text in numbers["train"][:train_texts]}
+    others = {tuple(rated.texts[text]) for part in ("valid", "test") for text in numbers[part]} - {()}
+    in_both = others.intersection(tuple(rated.texts[text]) for text in numbers["train"][:train_texts])
     shown = []
     for part in ("valid", "test"):
-        copies = sum(bool(rated.texts[text]) and tuple(rated.texts[text]) in seen for text in numbers[part])
+        copies = sum(tuple(rated.texts[text]) in in_both for text in numbers[part])
         shown += [f"{copies:,} of the {len(numbers[part]):,} texts of the {part} part"] if copies else []
     if not shown:
         return []
