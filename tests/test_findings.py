@@ -393,6 +393,56 @@ def recorded_config(record: str) -> dict[str, Any]:
     return stored.read_yaml(RECORDS / "baselines" / record / "s1" / "config.yaml")
 
 
+def test_the_advice_on_dropout_has_the_numbers_of_the_records() -> None:
+    text = " ".join((ROOT / "docs" / "choose.md").read_text().split())
+
+    def test_ppl(name: str) -> str:
+        return f"{fmean(run.result['test_ppl'] for run in runs.below(RECORDS / name)):.2f}"
+
+    medium, small = (
+        {row: test_ppl(folder) for row, folder in folders.items()}
+        for folders in (
+            {name.partition(",")[0]: folder for name, (_, folder) in MEDIUM.items()},
+            {
+                row: f"table1/small_{row}-bf16-amd_epyc"
+                for row in ("moon_word", "zaremba", "variational", "none")
+            },
+        )
+    )
+    tied = medium["variational (tied)"]
+    assert f"{tied}; Zaremba's {medium['Zaremba']}, none {medium['none']} (one seed each)" in text
+    assert f"{small['moon_word']} (one seed), {small['zaremba']}; variational {small['variational']}" in text
+    assert f", none {small['none']} |" in text
+    assert f"{test_ppl('baselines/ptb_3h-bf16-amd_epyc')} (one seed)" in text
+    rated = {
+        name: errors(name).split(" ")[0]
+        for name in (
+            "gru_variational-100",
+            "gru_none-12",
+            "lstm_naive_word-40",
+            "lstm_none-60",
+            "lstm_variational-60",
+        )
+    }
+    assert f"{rated['gru_variational-100']}; none {rated['gru_none-12']} |" in text
+    others = f"none {rated['lstm_none-60']}, variational {rated['lstm_variational-60']}"
+    assert f"{rated['lstm_naive_word-40']} (two seeds); {others} |" in text
+    (passes,) = tables("medium_rows", "passes")
+    assert f"a hundred passes take the variational row from {tied} to {passes['100'][0]}" in text
+    assert float(passes["20"][0]) > float(tied) > float(passes["50"][0])
+    (medium_row, large_row) = (
+        recorded(f"table1/{size}_variational-bf16-nvidia_h200")
+        if size == "medium"
+        else runs.read_any(RECORDS / "large_unfinished/variational")
+        for size in ("medium", "large")
+    )
+    probabilities = [run.train.dropout for run in (medium_row, large_row)]
+    assert [(one.p_word, one.p_h, one.p_x, one.p_out) for one in probabilities] == [
+        (0.2, 0.2, 0.35, 0.35),
+        (0.3, 0.3, 0.5, 0.5),
+    ]
+
+
 def test_the_small_model_in_three_hours() -> None:
     run = recorded("baselines/ptb_3h-bf16-amd_epyc")
     result = run.result
