@@ -1,5 +1,6 @@
 """README and the pages in `docs/`: their links, what they quote, and that README stays two screens."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import yaml
 from tests.processes import ROOT
 from tests.studies.test_page import rows_of
 from tests.test_records import table_rows
+from vdrop_cli import prediction, word_prediction
+from vdrop_cli.prediction_inputs import ENDINGS
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 README_LINES = 120
@@ -80,6 +83,39 @@ def test_the_table_of_readme_is_that_of_the_results() -> None:
     for name in names:
         measured = medium[name].get("test", "not yet run")
         assert table[name] == [small[name]["test"], medium[name]["test, published"], measured], name
+
+
+def predict_section(heading: str) -> str:
+    """A section of the page of predictions, without the sections below it."""
+    page = (ROOT / "docs" / "predict.md").read_text()
+    return page.partition(f"\n## {heading}\n")[2].partition("\n#")[0]
+
+
+def test_the_page_of_predictions_names_all_columns_and_endings() -> None:
+    columns = {name for cells in table_cells(predict_section("Ratings")) for name in cells[1]}
+    assert columns == {*prediction.COLUMNS, "line", "text", "passes", "error"}
+    columns = {name for cells in table_cells(predict_section("Language models")) for name in cells[0]}
+    rows = {"ppl", "words", "surprises", word_prediction.INFORMATION}
+    assert columns == rows | {"word", "read_as", "place", "bits"}
+    assert {*re.findall(r"`(\.\w+)`", predict_section("Input"))} == {*ENDINGS}
+
+
+def table_cells(text: str) -> list[list[list[str]]]:
+    """The names in backticks of each cell of the tables' rows."""
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[re.findall(r"`([a-z_]+)`", cell) for cell in row] for row in rows]
+
+
+def test_the_prediction_that_is_quoted_is_its_record() -> None:
+    """Numbers are rounded; the record has earlier names of two of them."""
+    (row,) = re.findall(r'^\{"line": .*', (ROOT / "docs" / "predict.md").read_text(), re.MULTILINE)
+    quoted = json.loads(row)
+    records = ROOT / "outputs" / "record" / "ratings_predicted" / "predictions.jsonl"
+    recorded = json.loads(records.read_text().splitlines()[quoted["line"] - 1])
+    names = {"std_model": "deviation", "std_noise": "noise"}
+    for name in prediction.COLUMNS:
+        assert quoted[name] == round(recorded[names.get(name, name)], 3), name
+    assert recorded["text"].startswith(quoted["text"].removesuffix("…"))
 
 
 def demo_record(name: str) -> dict[str, str]:
