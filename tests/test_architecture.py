@@ -304,7 +304,7 @@ LEAVES = (
     "reproduce",
     "table",
     "train",
-)  # commands that nothing but cli.py imports
+)  # commands, which sweeps.py imports by their names, and nothing else
 MAX_LINES = 100
 
 
@@ -312,7 +312,7 @@ def test_commands_are_short_leaves() -> None:
     for path in PACKAGE.rglob("*.py"):
         imports = modules(path)
         names = [name for name in LEAVES if f"commands.{name}" in imports]
-        assert path.name == "cli.py" or not names, (path, names)
+        assert not names, (path, names)
     for name in LEAVES:
         assert len((PACKAGE / "commands" / f"{name}.py").read_text().splitlines()) < MAX_LINES, name
 
@@ -327,6 +327,34 @@ def modules(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return {name.removeprefix("vdrop_cli.") for name in names}
+
+
+QUOTED = re.compile("`([^`]+)`")
+MAP_ROW = re.compile(r"^\| (`[^|]*(?:\.py|/)`) \|[^|]*\| ([^|]*) \|$", re.MULTILINE)  # of Python files
+
+
+def names_in_map(path: Path) -> set[str]:
+    """What a file imports: modules of its own folder by their dotted names, otherwise parts of vdrop_cli."""
+    folder = path.parent.name
+    own = {".".join(name.split(".")[:2]) for name in modules(path) if name.startswith(f"{folder}.")}
+    return own | (imported(path) & MAY_IMPORT.keys()) - {folder}
+
+
+def test_the_map_names_what_files_import() -> None:
+    """All of it, but for rows with `…`, "the above" or "all"; what these name is imported, too."""
+    page = (ROOT / "CONTRIBUTING.md").read_text().split("## The map")[1]
+    mapped = set()
+    for files, may_import in MAP_ROW.findall(page):
+        paths = set()
+        for name in QUOTED.findall(files):
+            paths |= set((PACKAGE / name).glob("*.py")) if name.endswith("/") else {PACKAGE / name}
+        within = {f"{path.parent.name}.{path.stem}" for path in paths}
+        imports = set().union(*map(names_in_map, paths)) - within
+        names = set(QUOTED.findall(may_import))
+        assert names <= imports, files
+        assert names == imports or re.search(r"…|\b(above|all)\b", may_import), files
+        mapped |= paths
+    assert {path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")} <= mapped
 
 
 DISTRIBUTIONS = {  # where the name of a package is not that of its distribution, or another one brings it

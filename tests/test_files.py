@@ -39,6 +39,29 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         files.read(tmp_path / "missing")
 
 
+def test_what_is_wrong_with_a_file_is_a_mistake_of_one_line(tmp_path: Path) -> None:
+    """Any other error passes."""
+    path = tmp_path / "a"
+
+    def read() -> bytes:
+        with files.reading(path, "delete it"):
+            return files.read(path)
+
+    missing = r"/a cannot be read \(No such file or directory\); make it readable$"
+    with pytest.raises(ConfigError, match=missing) as raised:
+        read()
+    assert str(raised.value).startswith(str(path)) and raised.value.__suppress_context__
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"/a is damaged \(it is a folder\); delete it$") as raised:
+        read()
+    assert str(raised.value).startswith(str(path)) and raised.value.__suppress_context__
+    path.rmdir()
+    path.write_bytes(b"content")
+    assert read() == b"content"
+    with pytest.raises(KeyError), files.reading(path, "delete it"):
+        raise KeyError
+
+
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a"
     files.replace(path, b"one")

@@ -121,14 +121,8 @@ FIELDS: dict[str, type] = {  # types of fields that a file may lack
 
 def read(path: Path) -> dict[str, Any]:
     """Returns the results that `vdrop eval` wrote. Raises ConfigError where the file cannot be read."""
-    try:
+    with files.reading(path, "delete it and give the same vdrop eval command again"):
         return parse(files.read(path, stored.JSON_LIMIT))
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(
-            f"{path} is damaged ({damage}); delete it and give the same vdrop eval command again"
-        ) from None
 
 
 def parse(content: bytes) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import hashlib
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -148,6 +149,19 @@ def file_error(path: Path, error: OSError) -> RunError:
 def read_error(path: Path, error: OSError) -> ConfigError:
     """Returns the error for a file that cannot be read."""
     return ConfigError(f"{path} cannot be read ({error.strerror}); make it readable")
+
+
+@contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """Within it a file is read and parsed. Raises ConfigError in place of OSError, also of FileNotFoundError,
+    and of Damaged; `advice` says what to do about a damaged file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise read_error(path, error) from None
+    except Damaged as damage:
+        raise ConfigError(f"{path} is damaged ({damage}); {advice}") from None
 
 
 def flush_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from vdrop_cli import files, stored
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import RunError
 from vdrop_cli.files import Damaged
 
 SUMMARY = "summary.json"
@@ -85,12 +85,8 @@ def read_all(folder: Path) -> list[Outcome]:
     path = folder / SUMMARY
     if not path.exists():
         return [read(one) for one in sorted(paths(folder), key=lambda one: int(one.stem))]
-    try:
+    with files.reading(path, "name the run folders themselves"):
         return parse_summary(files.read(path, SIZE_LIMIT))
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(f"{path} is damaged ({damage}); name the run folders themselves") from None
 
 
 def write(outcome: Outcome | list[Outcome], path: Path | None) -> None:

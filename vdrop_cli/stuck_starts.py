@@ -4,12 +4,13 @@ This happens at a high learning rate with loose clipping.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
 from vdrop_cli import files, stored
-from vdrop_cli.errors import ConfigError, RunError
+from vdrop_cli.errors import RunError
 from vdrop_cli.files import Damaged
 from vdrop_cli.run_files import STUCK
 from vdrop_cli.settings.train import StartCheck
@@ -67,18 +68,12 @@ def judge(losses: list[float], check: StartCheck) -> StuckStart | None:
 def read(folder: Path) -> StuckStart | None:
     """The stuck start of a run or of its record; None if the start is not stuck. Raises ConfigError."""
     path = folder / STUCK
-    try:
+    advice = "delete it and give the same vdrop train command again"
+    with files.reading(path, advice), suppress(FileNotFoundError):
         values = stored.read_json(path)
         stored.require_types(values, {"step": int, "loss": float, "limit": float})
         return StuckStart(values["step"], values["loss"], values["limit"])
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(
-            f"{path} is damaged ({damage}); delete it and give the same vdrop train command again"
-        ) from None
+    return None
 
 
 def remembered(folder: Path, check: StartCheck) -> StuckStart | None:

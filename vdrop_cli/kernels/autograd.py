@@ -28,6 +28,18 @@ def without_autocast(function: F) -> F:
     return cast(F, wrapper)
 
 
+def as_one_operation(function: type[torch.autograd.Function], *last: Any) -> Callable[..., Any]:
+    """Returns the call of an autograd function, with `last` as its last arguments, as one operation for
+    torch.compile: a trace of the backward pass would lose the second derivatives of `create_graph=True`.
+    """
+
+    def apply(*args: Any) -> Any:
+        return function.apply(*args, *last)  # type: ignore[no-untyped-call]
+
+    in_graph: Callable[..., Any] = torch.compiler.allow_in_graph(apply)  # type: ignore[no-untyped-call]
+    return in_graph
+
+
 def all_gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     """The result of a backward pass: `gradients` for the first arguments of the forward pass, None for all
     others.

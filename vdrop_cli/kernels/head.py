@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdrop_cli.kernels import halves, reference
 from vdrop_cli.kernels.alignment import pad_columns
-from vdrop_cli.kernels.autograd import all_gradients, without_autocast
+from vdrop_cli.kernels.autograd import all_gradients, as_one_operation, without_autocast
 from vdrop_cli.kernels.contexts import no_autocast
 from vdrop_cli.kernels.derivatives import needs_reference, reference_gradients
 from vdrop_cli.kernels.products import mm_into, operand
@@ -200,11 +200,7 @@ def loss_and_gradients(
     return nll_N, [dx_ND, dw_VD, db_V]
 
 
-# torch.compile takes it as one operation: a trace of the backward pass would lose the second derivatives of
-# `create_graph=True`.
-apply_head = torch.compiler.allow_in_graph(
-    lambda *args: LinearCrossEntropy.apply(*args, loss_and_gradients)  # type: ignore[no-untyped-call]
-)
+apply_head = as_one_operation(LinearCrossEntropy, loss_and_gradients)
 
 
 def linear_cross_entropy(

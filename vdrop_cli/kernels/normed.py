@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from vdrop_cli.kernels import reference
-from vdrop_cli.kernels.autograd import all_gradients, sigmoid_gradient, tanh_gradient, without_autocast
+from vdrop_cli.kernels.autograd import (
+    all_gradients,
+    as_one_operation,
+    sigmoid_gradient,
+    tanh_gradient,
+    without_autocast,
+)
 from vdrop_cli.kernels.derivatives import gradients_by_definition, needs_reference
 from vdrop_cli.kernels.gates import ONLY_N, R_AND_Z, differs_by_gate, select_gates
 from vdrop_cli.kernels.masks import Masks
@@ -627,12 +633,7 @@ class NormedGRU(torch.autograd.Function):
         return all_gradients(ctx, dx_TBD, layout.unsort(dh), dw_ih, dw_hh, db_ih, db_hh, d_gain_ih, d_gain_hh)
 
 
-# torch.compile takes each of these as one operation: a trace of the backward pass would lose the second
-# derivatives of `create_graph=True`.
-apply_lstm, apply_gru = (
-    torch.compiler.allow_in_graph(lambda *args, function=function: function.apply(*args))  # type: ignore[no-untyped-call]
-    for function in (NormedLSTM, NormedGRU)
-)
+apply_lstm, apply_gru = as_one_operation(NormedLSTM), as_one_operation(NormedGRU)
 
 
 def contiguous_vectors(weights: Weights) -> list[Tensor]:

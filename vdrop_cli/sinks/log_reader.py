@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
@@ -124,15 +125,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Raises ConfigError.
     """
-    try:
-        with files.open_regular(path) as file:
-            return list(read_records(file))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(f"{path} is damaged ({damage}); {ADVICE}") from None
+    with files.reading(path, ADVICE), suppress(FileNotFoundError), files.open_regular(path) as file:
+        return list(read_records(file))
+    return []
 
 
 def require_unfinished_log(folder: Path) -> None:
@@ -197,19 +192,13 @@ def lines_from_end(file: IO[bytes], block: int = 2**16) -> Iterator[tuple[int, b
 def read_result(folder: Path) -> dict[str, Any]:
     """The result of a finished run. Raises ConfigError."""
     path = folder / RESULT
-    try:
+    advice = "delete it and repeat the vdrop train command, which computes it again from the last checkpoint"
+    with files.reading(path, advice):
         result = stored.read_json(path)
         require_warnings(result.get("warnings", []))
         stored.require_types(result, dict.fromkeys(result.keys() - {"warnings"}, float) | FIELDS["result"])
         if not 1 <= result["epoch"] <= result["epochs"]:
             raise Damaged(f"epoch {result['epoch']} of {result['epochs']}")
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(
-            f"{path} is damaged ({damage}); delete it and repeat the vdrop train command, which computes it "
-            "again from the last checkpoint"
-        ) from None
     return result
 
 

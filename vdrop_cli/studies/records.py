@@ -5,7 +5,6 @@ from pathlib import Path
 
 from vdrop_cli import RECORDS, evaluation_files, files, ownership, runs
 from vdrop_cli.errors import ConfigError, RunError
-from vdrop_cli.files import Damaged
 from vdrop_cli.run_files import CONFIG, LOG, RESULT, SHARED_DEVICE, STUCK
 from vdrop_cli.runs import Finished, Logged, Stuck
 from vdrop_cli.sinks import read_log
@@ -113,9 +112,5 @@ def copy(run: Finished | Stuck, target: Path) -> None:
 
 
 def read(path: Path) -> bytes:
-    try:
+    with files.reading(path, "put it back as it was"):
         return files.read(path)
-    except OSError as error:
-        raise files.read_error(path, error) from None
-    except Damaged as damage:
-        raise ConfigError(f"{path} is damaged ({damage}); put it back as it was") from None
