@@ -124,6 +124,7 @@ def test_the_authors_epochs_of_variational_dropout() -> None:
 MEDIUM = {  # name on the page: row in conf/published/table1.yaml and record
     "none, epoch 3": ("none", "table1/medium_none-bf16-nvidia_h200"),
     "Moon": ("moon", "table1/medium_moon-bf16-intel_xeon"),
+    "Moon with word dropout": ("moon_word", "table1/medium_moon_word-bf16-intel_xeon"),
     "Zaremba": ("zaremba", "table1/medium_zaremba-bf16-nvidia_h200"),
     "variational (tied)": ("variational", "table1/medium_variational-bf16-nvidia_h200"),
     "variational (untied)": ("untied", "table1/medium_untied-bf16-intel_xeon"),
@@ -175,20 +176,34 @@ def test_the_medium_rows() -> None:
     expected[TIED_MC] = ["–", "–", f"{mc_ppl:.2f}", test, f"{differences[TIED_MC]:+.2f}", "–"]
     assert table == expected
     assert f"{differences.pop('none, epoch 3'):.1f} above" in words_of("medium_rows")
-    below = f"{-differences.pop('Moon'):.1f} below"
-    moon = recorded(MEDIUM["Moon"][1])
+    both = [f"{-differences.pop(name):.1f}" for name in ("Moon", "Moon with word dropout")]
+    below = f"{both[0]} below"
+    moon, moon_word = (recorded(MEDIUM[name][1]) for name in ("Moon", "Moon with word dropout"))
+    word = f"{moon_word.result['test_ppl']:.2f}"
+    assert f"it has {word}, {both[1]} below the published 86.5†" in words_of("medium_rows")
+    change = moon_word.result["test_ppl"] - moon.result["test_ppl"]
+    how = f"{'worse' if change > 0 else 'better'} by {abs(change):.2f}"
+    assert f"So word dropout makes it {how}, while" in words_of("medium_rows")
+    trained = f"{moon_word.result['train_ppl']:.1f} with it and {moon.result['train_ppl']:.1f} without"
+    assert trained in words_of("medium_rows")
+    curve = [epoch["valid_ppl_as_published"] for epoch in moon_word.epochs]
+    assert len(curve) == 39 and curve == sorted(curve, reverse=True), "Validation falls in all 39 epochs"
+    assert f"[Moon's two](#moons-rows) are {both[0]} and {both[1]} below others" in words_of("medium_rows")
     assert f"test perplexity of {moon.result['test_ppl']:.2f}, {below} the published 97.0†" in words_of(
         "medium_rows"
     )
-    assert f"Moon's has {moon.result['test_ppl']:.2f}, {below}" in words_of("index")
-    assert moon.train.dropout.p_c == 0.5 and f"{below} an unconfirmed one" in " ".join(
+    tests = (
+        f"Moon's has {moon.result['test_ppl']:.2f}, with word dropout {word}, {both[0]} and {both[1]} below"
+    )
+    assert tests in words_of("index")
+    assert moon.train.dropout.p_c == 0.5 and f"{both[0]} and {both[1]} below unconfirmed ones" in " ".join(
         (ROOT / "docs" / "reproduce.md").read_text().split()
     )
     assert all(-REPRODUCED <= difference < 0 for difference in differences.values())
     variational = [-difference for name, difference in differences.items() if name != "Zaremba"]
     smallest, largest = f"{min(variational):.1f}", f"{max(variational):.1f}"
     assert f"rows are {smallest} to {largest} better than published" in words_of("medium_rows")
-    zaremba, tied, untied = (recorded(MEDIUM[name][1]).result["test_ppl"] for name in list(MEDIUM)[2:])
+    zaremba, tied, untied = (recorded(MEDIUM[name][1]).result["test_ppl"] for name in list(MEDIUM)[3:])
     gains = f"{zaremba - tied:.1f} to {zaremba - untied:.1f}"
     assert f"rows are {gains} ahead of Zaremba's dropout (published: 3.0)" in words_of("medium_rows")
     measured = (
@@ -201,7 +216,7 @@ def test_the_medium_rows() -> None:
     assert f"1,000 passes takes the medium tied row to {mc_ppl:.2f} (published {value})" in text
     with_passes = f"with 1,000 passes of MC dropout {mc_ppl:.2f}, published {value}"
     assert f"variational (tied) {tied:.2f}, published 79.7; {with_passes}" in text
-    assert f"so {moon.result['test_ppl']:.2f} [is no reproduction]" in text
+    assert f"so {moon.result['test_ppl']:.2f} and {word} [are no reproduction]" in text
 
 
 def test_mc_passes_of_the_medium_tied_row() -> None:
