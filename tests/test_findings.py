@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import settings
 from tests.processes import ROOT
 from vdrop_cli import evaluation_files, published, runs, sinks, stored
 from vdrop_cli.runs import Finished, Unfinished
@@ -539,6 +540,34 @@ def test_the_small_rows() -> None:
     )
     trained = [fmean(run.result["train_ppl"] for run in one) for one in (tied, zaremba)]
     assert f"without dropout {trained[0]:.1f}, Zaremba's {trained[1]:.1f} (means of three seeds)" in text
+
+
+def test_the_probabilities_of_the_small_variational_row() -> None:
+    def epoch_13(run: Finished) -> tuple[float, float]:
+        (epoch,) = (epoch for epoch in run.epochs if epoch["epoch"] == 13)
+        return epoch["valid_ppl_batched"], epoch["train_ppl_dropout"]
+
+    (table,) = tables("small_rows", "`p_word`, `p_h`; `p_x`, `p_out`")
+    *_, (last, row_values) = table.items()
+    assert last.startswith("0.25; 0.25")
+    tried, tier = {}, settings("experiment=small_tier", "schedule.epochs=13")
+    for run in runs.below(RECORDS / "small_probabilities"):
+        dropout = run.train.dropout
+        assert (dropout.p_word, dropout.p_x) == (dropout.p_h, dropout.p_out)
+        assert (run.train.schedule, run.train.model, run.train.seed) == (tier.schedule, tier.model, 1)
+        valid, trained = epoch_13(run)
+        tried[f"{dropout.p_h:g}; {dropout.p_x:g}"] = [f"{valid:.1f}", f"{trained:.1f}"]
+    assert {name: values for name, values in table.items() if name != last} == tried
+    seeds = [epoch_13(run) for run in runs.below(RECORDS / "table1" / "small_variational-bf16-amd_epyc")]
+    assert len(seeds) == 3 and row_values == [f"{fmean(values):.1f}" for values in zip(*seeds, strict=True)]
+    best = min(float(values[0]) for values in tried.values())
+    text = words_of("small_rows")
+    assert (
+        f"validation after 13 epochs is {float(row_values[0]) - best:.0f} lower than with the row's 0.25"
+        in text
+    )
+    zaremba = [epoch_13(run)[0] for run in runs.below(RECORDS / "table1" / "small_zaremba-bf16-amd_epyc")]
+    assert f"Zaremba's row has {fmean(zaremba):.1f} after 13 epochs" in text
 
 
 def test_the_small_row_of_moon() -> None:

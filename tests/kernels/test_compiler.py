@@ -238,8 +238,13 @@ def test_a_compiler_for_another_openmp_is_named_without_a_second_try(tiny: Path)
 
 
 def test_a_runtime_in_a_folder_with_a_space_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "7f00-7f01 r-xp 00000000 fe:00 42    /a folder/torch/lib/libgomp.so.1"
-    monkeypatch.setattr(Path, "read_text", lambda path: f"7f01-7f02 r--p 00000000 00:00 0\n{line}\n")
+    """Beside a mapped file whose name is not UTF-8."""
+    lines = (
+        b"7f01-7f02 r--p 00000000 00:00 0\n"
+        b"7f02-7f03 r--p 00000000 fe:00 41    /caf\xe9\n"
+        b"7f00-7f01 r-xp 00000000 fe:00 42    /a folder/torch/lib/libgomp.so.1\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda path, errors="strict": lines.decode(errors=errors))
     assert compiler.torch_openmp() == "/a folder/torch/lib/libgomp.so.1"
 
 
