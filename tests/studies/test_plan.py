@@ -64,7 +64,7 @@ def test_a_plan_lists_what_is_left_with_its_time(
         shown,
     )
     assert re.search(
-        rf"on {re.escape(device_name(factory.device))} \(\d+ threads?, back end native, fp32\)", shown
+        rf"on {re.escape(device_name(factory.device))} \(\d+ threads?, back end \w+, fp32\)", shown
     )
     with pytest.raises(RunError, match=r"-s3 is not finished, nor are 1 others; the same command resumes"):
         planned.require_finished()
