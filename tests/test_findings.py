@@ -568,6 +568,10 @@ def test_the_probabilities_of_the_small_variational_row() -> None:
     )
     zaremba = [epoch_13(run)[0] for run in runs.below(RECORDS / "table1" / "small_zaremba-bf16-amd_epyc")]
     assert f"Zaremba's row has {fmean(zaremba):.1f} after 13 epochs" in text
+    less, more = (recorded(f"small_probabilities/0.1_{p}").result["train_ppl"] for p in (0.1, 0.2))
+    lower = float(tried["0.1; 0.2"][1]) - float(tried["0.1; 0.1"][1])
+    off = f"by {lower:.0f} (with dropout off, by {more - less:.0f}: {less:.1f} and {more:.1f})"
+    assert f"training perplexity is lower {off} and validation is not" in text
     advice = " ".join((ROOT / "docs" / "choose.md").read_text().split())
     ahead = f"{fmean(zaremba) - float(tried['0.1; 0.2'][0]):.1f}"
     assert f"is ahead of Zaremba's by {ahead} on validation (one seed)" in advice

@@ -33,13 +33,13 @@ class RowPrinter:
                 raise ConfigError(
                     f"{origin(settings)} has a column {twice[0]}, as the output has; rename it in the file"
                 )
-            renamed = [f"{name} is {new}" for name, new in self.output_names.items() if new != name]
-            if renamed:
-                print(
-                    f"vdrop: {origin(settings)} has columns with names of predicted ones; of the prediction, "
-                    f"{', '.join(renamed)}",
-                    file=sys.stderr,
-                )
+            for name, new in self.output_names.items():
+                if new != name:
+                    print(
+                        f"vdrop: {origin(settings)} has a column {name}, so the predicted one is called "
+                        f"{new}",
+                        file=sys.stderr,
+                    )
         if self.format is OutputFormat.csv:
             self.header = ["line", *names, *self.output_names.values(), "error"]
             if not is_utf8(sys.stdout):  # files with texts are read as UTF-8

@@ -868,7 +868,11 @@ def test_a_table_gets_its_predictions_beside_its_columns(
     (row,) = predict_rows(capsys, critic, "file=names.csv")
     assert row[""] == "0", "as of a table with numbered rows"
     Path("reviews.tsv").write_text('rating\ttext\n3\tgood1 "x"\n')
-    (row,) = predict_rows(capsys, critic, "file=reviews.tsv")
+    config = settings(f"checkpoint={critic}", "file=reviews.tsv", "format=json", command="predict")
+    predict.run(config)
+    said = capsys.readouterr()
+    row = json.loads(said.out)
+    assert "file=reviews.tsv has a column rating, so the predicted one is called predicted_rating" in said.err
     assert row["rating"] == "3" and isinstance(row["predicted_rating"], float), "the file's, and the model's"
     Path("reviews.tsv").write_text('line\ttext\n3\tgood1 "x"\n')
     with pytest.raises(ConfigError, match=r"^file=reviews.tsv has a column line, as the output has; rename"):

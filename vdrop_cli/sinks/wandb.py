@@ -51,7 +51,10 @@ class WandbRun:
 
 
 def finish_seconds() -> float:
-    """Returns how long to wait for uploads at the end. Raises ConfigError if the variable is no number."""
+    """Returns how long to wait for uploads at the end.
+
+    Raises ConfigError if WANDB_FINISH_TIMEOUT is no number.
+    """
     value = os.environ.get("WANDB_FINISH_TIMEOUT", str(UPLOAD_SECONDS))
     try:
         return float(value)
