@@ -1,4 +1,6 @@
-"""Writes the tables of docs/speed.md from records of `vdrop bench`, each after its `<!-- table NAME -->`."""
+"""Writes the tables of docs/speed.md, and that of README.md, from records of `vdrop bench`, each after its
+`<!-- table NAME -->`.
+"""
 
 import json
 import re
@@ -12,7 +14,7 @@ from typing import Any
 from vdrop_cli.bench.report import Measurement, Rates, measurement_limit, speed_ratio
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "speed.md"
+PAGES = (ROOT / "docs" / "speed.md", ROOT / "README.md")
 MARK = re.compile(r"(<!-- table (\w+) -->\n\n)(?:\|.*\n)*\n*")
 PRECISIONS = ("fp32", "bf16")
 TORCH, LOOP = "torch_lstm", "cell_loop"
@@ -58,6 +60,16 @@ HEAD = {  # rows of the first table: where they are from
     "slow_epyc_configured": ("the same", "with vdrop's settings"),
     "avx2": ("[an AMD EPYC with AVX2 only](#amd-epyc-with-avx2)", "as shipped"),
     "avx2_later": ("the same, ten minutes later", "as shipped"),
+}
+README = {  # rows of README's table: where they are from
+    "xeon": "two cores of an Intel Xeon with AMX",
+    "xeon_later": "the same, half an hour later",
+    "epyc": "two cores of an AMD EPYC with AVX-512",
+    "slow_epyc": "two of another, half as fast",
+    "slow_epyc_configured": "the same; the other two with vdrop's settings",
+    "avx2": "two cores of an AMD EPYC with AVX2 only",
+    "avx2_later": "the same, ten minutes later",
+    "h200": "NVIDIA H200; too high, the other two waited for the GPU",
 }
 
 
@@ -171,6 +183,23 @@ def head() -> str:
     return table(headings, rows)
 
 
+def readme() -> str:
+    """The medium step, and one layer of its size alone, of every machine."""
+    columns = (("step", TORCH), ("step", LOOP), ("layer", TORCH))
+    rows = [
+        [
+            name,
+            *(
+                both([ratio(key, "medium", part, "variational", other, p) for p in PRECISIONS])
+                for part, other in columns
+            ),
+        ]
+        for key, name in README.items()
+    ]
+    names = ["step, × `torch.nn.LSTM`", "step, × the loop", "one layer, × `torch.nn.LSTM`"]
+    return table([" / ".join(PRECISIONS), *names], rows)
+
+
 def h200() -> str:
     by_case, rows = measurements(MACHINES["h200"]), []
     for cell in ("variational", "variational_untied", "none", TORCH, LOOP):
@@ -220,20 +249,21 @@ def imported() -> str:
 
 
 def named(name: str) -> str:
-    """Returns a table by its name: `head`, `h200`, `cell_steps`, `imported`, or a machine's, as `xeon_torch`.
-    Raises KeyError.
+    """Returns a table by its name: `head`, `readme`, `h200`, `cell_steps`, `imported`, or a machine's, as
+    `xeon_torch`. Raises KeyError.
     """
-    whole = {"head": head, "h200": h200, "cell_steps": cell_steps, "imported": imported}
+    whole = {"head": head, "readme": readme, "h200": h200, "cell_steps": cell_steps, "imported": imported}
     if name in whole:
         return whole[name]()
     key, _, kind = name.rpartition("_")
     return rates(key) if kind == "rates" else ratios(key, {"torch": TORCH, "loop": LOOP}[kind])
 
 
-def page() -> str:
-    """Returns the page with its tables as the records have them. Raises KeyError for an unknown table."""
-    return MARK.sub(lambda match: f"{match[1]}{named(match[2])}\n", PAGE.read_text(encoding="utf-8"))
+def with_tables(page: Path) -> str:
+    """Returns a page with its tables as the records have them. Raises KeyError for an unknown table."""
+    return MARK.sub(lambda match: f"{match[1]}{named(match[2])}\n", page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(with_tables(page), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_the_table_of_readme_is_that_of_the_results() -> None:
         assert table[name] == [small[name]["test"], medium[name]["test, published"], measured], name
 
 
+def test_the_page_of_the_installation_names_all_extras_and_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "install.md").read_text()
+    rows = table_cells(page.partition("\n| extra |")[2].partition("\n\n")[0])
+    assert [name for cells in rows for name in cells[0]] == [*project["optional-dependencies"]]
+    classified = re.findall(r"3\.(\d+)", page.partition("Python ")[2].partition("|")[0])
+    assert project["requires-python"] == f">=3.{classified[0]},<3.{int(classified[-1]) + 1}"
+    (torch,) = (name for name in project["dependencies"] if name.startswith("torch"))
+    assert f"PyTorch {torch.partition('>=')[2]} or newer" in page
+
+
 def predict_section(heading: str) -> str:
     """A section of the page of predictions, without the sections below it."""
     page = (ROOT / "docs" / "predict.md").read_text()
@@ -119,14 +131,14 @@ def test_the_prediction_that_is_quoted_is_its_record() -> None:
 
 
 def demo_record(name: str) -> dict[str, str]:
-    """Test perplexities of the demo by dropout, as README writes them."""
+    """Test perplexities of the demo by dropout, as the page writes them."""
     _, header, *rows = (ROOT / "outputs" / "record" / name).read_text().splitlines()
     place = header.split().index("test_ppl")  # the first column, of names, has no heading
     return {row: f"{float(cells[place]):.1f}" for row, *cells in map(str.split, rows[:3])}
 
 
 def test_the_figures_of_the_demo_are_those_of_its_records() -> None:
-    text = (ROOT / "README.md").read_text().partition("The demo ends with")[2]
+    text = " ".join((ROOT / "docs" / "index.md").read_text().split()).partition("The demo ends with")[2]
     quoted = re.findall(r"(none|variational|naive) (\d+\.\d)", text.partition(")")[0])
     assert demo_record("demo.txt") == dict(quoted) and len(quoted) == 3
     other = re.findall(r"\d+\.\d", text.partition("an AMD EPYC ends at ")[2].partition("(")[0])
