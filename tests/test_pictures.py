@@ -108,14 +108,14 @@ def test_errors_on_test_and_training_by_epoch_with_baselines_as_lines() -> None:
 
 def test_mc_by_number_of_passes_with_its_deviation() -> None:
     rows = [{"samples": n, "ppl": 100.0 - n, "deviation": d} for n, d in ((1, 2.0), (5, 1.0), (10, None))]
-    (axes,) = pictures.by_samples({"a": rows}).axes
+    (axes,) = pictures.samples_figure({"a": rows}).axes
     assert list(axes.lines[0].get_xdata()) == [1, 5, 10] and list(axes.lines[0].get_ydata()) == [99, 95, 90]
     assert axes.get_xscale() == "log"
 
 
 def test_perplexity_by_hours_measured_and_published() -> None:
     alone, shared = TimedPerplexity(2.0, 70.0, False), TimedPerplexity(3.0, 80.0, True)
-    figure = pictures.by_hours({"a": alone, "b": shared}, {"c": 60.0})
+    figure = pictures.hours_figure({"a": alone, "b": shared}, {"c": 60.0})
     (axes,) = figure.axes
     *points, line = axes.lines
     assert [(*point.get_xdata(), *point.get_ydata()) for point in points] == [(2.0, 70.0), (3.0, 80.0)]
@@ -161,7 +161,7 @@ def test_without_the_extra_that_draws_the_error_names_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     for draw in (
         lambda: pictures.learning_curves({"a": finished(9, 8)}, training=False),
-        lambda: pictures.by_samples({}),
+        lambda: pictures.samples_figure({}),
     ):
         with pytest.raises(ConfigError, match=r"pictures need matplotlib; pip install 'vdrop\[plot\]'"):
             draw()

@@ -121,7 +121,7 @@ def runs_of(runs: Finished | Sequence[Finished]) -> Sequence[Finished]:
     return [runs] if isinstance(runs, Finished) else runs
 
 
-def by_epoch(
+def epochs_figure(
     runs: Curves, solid: Measure, dotted: Measure | None, title: str | None
 ) -> "tuple[Figure, Axes]":
     """Draws one or two metrics by epoch: for each name, a curve of the mean over its runs.
@@ -206,7 +206,7 @@ def has_curve(run: Finished, *metrics: str) -> bool:
 def learning_curves(runs: Curves, training: bool, title: str | None = None) -> "Figure":
     """Validation perplexity by epoch; with `training`, that of training with dropout on, too."""
     training_measure = Measure("train_ppl_dropout", "training, dropout on") if training else None
-    figure, axes = by_epoch(runs, Measure("valid_ppl_batched", "validation"), training_measure, title)
+    figure, axes = epochs_figure(runs, Measure("valid_ppl_batched", "validation"), training_measure, title)
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log")
@@ -224,7 +224,7 @@ def error_curves(runs: Curves, title: str | None = None) -> "Figure":
     """Test and training error of ratings by epoch, dropout off (Gal & Ghahramani 2016, figures 2 and 3), and
     baselines as lines.
     """
-    figure, axes = by_epoch(runs, Measure("test_rmse", "test"), Measure("train_rmse", "training"), title)
+    figure, axes = epochs_figure(runs, Measure("test_rmse", "test"), Measure("train_rmse", "training"), title)
     axes.set_ylabel("RMSE (rating units)")
     results = [run.result for group in runs.values() for run in runs_of(group)]
     for (metric, name), style in zip(BASELINES.items(), BASELINE_STYLES, strict=True):
@@ -236,7 +236,7 @@ def error_curves(runs: Curves, title: str | None = None) -> "Figure":
     return figure
 
 
-def by_samples(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def samples_figure(evaluations: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Test perplexity by the number of MC samples that are averaged, a curve per name of a row."""
     figure, axes = canvas()
     for number, ((name, rows), marker) in enumerate(zip(evaluations.items(), cycle(MARKERS), strict=False)):
@@ -260,7 +260,7 @@ class TimedPerplexity(NamedTuple):
     is_upper_bound: bool
 
 
-def by_hours(measured: Mapping[str, TimedPerplexity], published: Mapping[str, float]) -> "Figure":
+def hours_figure(measured: Mapping[str, TimedPerplexity], published: Mapping[str, float]) -> "Figure":
     """Test perplexities against hours of training, a point per name, and published ones as lines.
 
     Open markers are hours that are upper bounds.

@@ -49,7 +49,7 @@ WEIGHT = "p_weight"
 PLACES = ("p_word", "p_x", "p_h", "p_c", "p_out", "p_head", WEIGHT)
 BY_LAYER = ("p_x", "p_h", "p_c")  # may differ between layers
 BETWEEN = "p_between"  # the inputs of all layers but the first, where they differ from the first one's
-EITHER = ("p_x", BETWEEN, "p_h", "p_out", "p_head")  # places whose masks can be held or new at every step
+RESAMPLABLE = ("p_x", BETWEEN, "p_h", "p_out", "p_head")  # whose masks can be held or new at every step
 STATE_PLACES = (BETWEEN, "p_h", "p_out")  # places where the hidden state of a layer is used
 ALLOWED = {  # the probabilities that each policy uses
     Policy.none: (),
@@ -86,7 +86,7 @@ class Dropout:
     Policies, ties and word masks may be names, as in `Dropout("variational", p_x=0.3, p_h=0.3)`. `p_x`, `p_h`
     and `p_c` may be sequences with a probability for each layer. `tie` defaults to `none` for the policy
     naive and to `all` for variational; the others take no `tie`. `new_each_step` is for the policy
-    variational: it lists places, from `EITHER`, whose masks are new at every step instead of held over the
+    variational: it lists places of `RESAMPLABLE` whose masks are new at every step instead of held over the
     sequence (Melis et al. 2018 hold only the mask on the recurrence). With `one_state_mask`, the mask on the
     hidden state of a layer is used in three places: on the recurrence, on the input of the next layer, and on
     the output of the last layer (Inan et al. 2017). `p_h` is the probability of all three, and `p_x` is that
@@ -148,16 +148,16 @@ class Dropout:
             raise ValueError(f"{BETWEEN} must be unset where p_x has a probability for each layer")
 
     def check_new_each_step(self, policy: Policy) -> None:
-        """Raises ValueError for places that are not in `EITHER`, or for a policy other than variational."""
+        """Raises ValueError for places outside `RESAMPLABLE`, or for a policy other than variational."""
         if isinstance(self.new_each_step, str):
             raise ValueError(f"new_each_step must be a list of places, got {self.new_each_step!r}")
         places = tuple(self.new_each_step)
         if places and policy is not Policy.variational:
             raise ValueError(f"new_each_step must be empty with policy={policy}, got {', '.join(places)}")
         for place in places:
-            if place not in EITHER:
-                raise ValueError(f"new_each_step must be of {', '.join(EITHER)}, got {place!r}")
-        object.__setattr__(self, "new_each_step", tuple(p for p in EITHER if p in places))
+            if place not in RESAMPLABLE:
+                raise ValueError(f"new_each_step must be of {', '.join(RESAMPLABLE)}, got {place!r}")
+        object.__setattr__(self, "new_each_step", tuple(p for p in RESAMPLABLE if p in places))
 
     def check_one_state_mask(self, policy: Policy, tie: Tie) -> None:
         """Raises ValueError for values that contradict `one_state_mask`."""
@@ -184,7 +184,7 @@ class Dropout:
             )
 
     def is_new_each_step(self, place: str) -> bool:
-        """Whether the masks of a place, one of `EITHER`, are resampled at every step."""
+        """Whether the masks of a place, one of `RESAMPLABLE`, are resampled at every step."""
         return self.policy in NEW_EVERY_STEP or place in self.new_each_step
 
     def scaled(self, factor: float) -> "Dropout":

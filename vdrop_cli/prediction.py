@@ -48,19 +48,19 @@ def with_members(first: TrainedModel, settings: Predict, device: torch.device) -
     return [first, *others]
 
 
-def learned_without_noise(built: TrainedModel) -> Learned:
+def learned_without_noise(trained: TrainedModel) -> Learned:
     """Returns what a model has learned beside its weights, without the noise, which differs between models
     of one corpus.
     """
-    learned = built.predictor.learned
+    learned = trained.predictor.learned
     return replace(learned, noise=None) if isinstance(learned, Ratings) else learned
 
 
-def passes_of_each(built: list[TrainedModel], settings: Predict) -> int:
+def passes_of_each(models: list[TrainedModel], settings: Predict) -> int:
     """Returns how many passes of MC dropout each model makes; 0: the standard approximation. Raises
     ConfigError where passes are asked for of a model without dropout.
     """
-    without = [one for one in built if one.checkpoint.train.dropout.policy is Policy.none]
+    without = [one for one in models if one.checkpoint.train.dropout.policy is Policy.none]
     if without and settings.mc_samples:
         raise no_dropout(without[0].path, settings.mc_samples, "0 or null")
     by_default = 0 if without or settings.members else PREDICT_SAMPLES
@@ -69,24 +69,24 @@ def passes_of_each(built: list[TrainedModel], settings: Predict) -> int:
     return samples
 
 
-def lacks_spread(built: list[TrainedModel], samples: int) -> str | None:
+def lacks_spread(models: list[TrainedModel], samples: int) -> str | None:
     """Returns why passes cannot differ, so that they have no standard deviation; None where they can."""
-    if len(built) > 1:
+    if len(models) > 1:
         return None
     if samples <= 1:
         return "one pass has no standard deviation of the model; take more mc_samples, or members"
-    if not built[0].checkpoint.train.dropout.to_policy().drops:
+    if not models[0].checkpoint.train.dropout.to_policy().drops:
         return (
-            f"all passes are the same, as every dropout probability of {built[0].path} is 0, so they have no "
-            "standard deviation; take members"
+            f"all passes are the same, as every dropout probability of {models[0].path} is 0, so they have "
+            "no standard deviation; take members"
         )
     return None
 
 
-def how_of(built: list[TrainedModel], samples: int) -> str:
+def how_of(models: list[TrainedModel], samples: int) -> str:
     """Returns how ratings are predicted, in words for a message."""
     each = f"{samples} passes of MC dropout" if samples else "standard approximation"
-    return each if len(built) == 1 else f"{len(built)} models, {each} of each"
+    return each if len(models) == 1 else f"{len(models)} models, {each} of each"
 
 
 def intervals_of(distribution: Predictive, noise: Noise, interval: Interval) -> Intervals:
@@ -111,20 +111,20 @@ def require_scores(noise: Noise, level: float) -> None:
 COLUMNS = ("rating", "std_model", "std_noise", "low", "high", "level")  # columns of the output
 
 
-def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, settings: Predict) -> None:
+def print_ratings(models: list[TrainedModel], predictor: RatingPredictor, settings: Predict) -> None:
     """Prints each text's rating with its standard deviation over passes, and the interval that is meant to
     contain `level` per cent of such ratings.
     """
     texts, problems = lines(settings), Problems(settings)
-    unknown = UnknownWords(predictor, built[0].checkpoint.train.data)
-    samples = passes_of_each(built, settings)
-    noise = noise_of(built, predictor, settings, samples)
+    unknown = UnknownWords(predictor, models[0].checkpoint.train.data)
+    samples = passes_of_each(models, settings)
+    noise = noise_of(models, predictor, settings, samples)
     interval = settings.interval or Interval.gaussian
     level = LEVEL if settings.level is None else settings.level
     require_scores(noise, level)
-    how = how_of(built, samples)
-    print(f"{built[0].path}: {how}; observation noise {noise.std:.4g}, {noise.origin}", file=sys.stderr)
-    without = lacks_spread(built, samples)
+    how = how_of(models, samples)
+    print(f"{models[0].path}: {how}; observation noise {noise.std:.4g}, {noise.origin}", file=sys.stderr)
+    without = lacks_spread(models, samples)
     if without:
         print(f"vdrop: {without}", file=sys.stderr)
     names = (*COLUMNS, "passes") if settings.passes else COLUMNS
@@ -141,13 +141,13 @@ def print_ratings(built: list[TrainedModel], predictor: RatingPredictor, setting
             passes_S = torch.cat(
                 [
                     predictor.passes_of(one.model, words, samples, settings.seed, member)
-                    for member, one in enumerate(built)
+                    for member, one in enumerate(models)
                 ]
             )
             distribution = Predictive(passes_S[:, None], noise.std)
             bounds = intervals_of(distribution, noise, interval)(level)
             mean, low, high = distribution.mean_R.item(), bounds.low_R.item(), bounds.high_R.item()
-            require_finite(mean + high - low, "rating", built[0], line)
+            require_finite(mean + high - low, "rating", models[0], line)
             std = None if without else distribution.model_variance_R.sqrt().item()
             values = {"rating": mean, "std_model": std, "std_noise": noise.std}
             values |= {"low": low, "high": high, "level": level}

@@ -32,7 +32,9 @@ class Noise:
     scores_n: Tensor | None = None  # of `conformal_scores`
 
 
-def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Predict, samples: int) -> Noise:
+def noise_of(
+    models: list[TrainedModel], predictor: RatingPredictor, settings: Predict, samples: int
+) -> Noise:
     """Returns the observation noise for predictions of these models.
 
     It is the noise that `vdrop eval` fitted for the same checkpoints, passes and precision. Without such an
@@ -42,12 +44,12 @@ def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Pr
     is read to compute it. Conformal intervals take the noise and the scores of one evaluation. Raises
     ConfigError where an evaluation is needed and does not exist.
     """
-    first = built[0]
+    first = models[0]
     part = predictor.learned.noise_part
     fitted = f"fitted to the {part} part"
     if settings.interval is Interval.conformal:
         predictor.require_validation_part(first.path, "gaussian or quantile")
-        return conformal_noise(built, samples, fitted)
+        return conformal_noise(models, samples, fitted)
     if part == "train":
         pieces, chunk_words = "texts", predictor.learned.chunk_words
         longer = ""
@@ -56,12 +58,12 @@ def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Pr
         fitted += (
             f" ({pieces} that the model was trained on: intervals are too narrow where it over-fits{longer})"
         )
-    fitting = next(evaluations(built, samples), None)
+    fitting = next(evaluations(models, samples), None)
     if fitting is not None:
         path, noise, _ = fitting
         return Noise(noise, f"{fitted} in {path}")
-    command = command_of(built, samples)
-    if len(built) > 1:
+    command = command_of(models, samples)
+    if len(models) > 1:
         raise ConfigError(
             f"members have no observation noise together yet; run {command} first, which fits it"
         )
@@ -83,17 +85,17 @@ def noise_of(built: list[TrainedModel], predictor: RatingPredictor, settings: Pr
     return Noise(fit_noise(task.predict(first.model, sample)[None], sample.ratings_R), fitted)
 
 
-def conformal_noise(built: list[TrainedModel], samples: int, fitted: str) -> Noise:
+def conformal_noise(models: list[TrainedModel], samples: int, fitted: str) -> Noise:
     """Returns the noise and the conformal scores of one evaluation of these checkpoints. Raises ConfigError
     where none has scores. `fitted` says to what the noise is fitted.
     """
     without_scores = None
-    for path, noise, results in evaluations(built, samples):
+    for path, noise, results in evaluations(models, samples):
         if scores := results.get("conformal_scores"):
             scores_n = torch.tensor(scores, dtype=torch.float64)
             return Noise(noise, f"{fitted} in {path}, as the conformal scores", scores_n)
         without_scores = path
-    command = command_of(built, samples)
+    command = command_of(models, samples)
     if without_scores is not None:
         raise ConfigError(
             f"interval=conformal: {without_scores} has no conformal scores, as its ratings say little; "
@@ -105,25 +107,26 @@ def conformal_noise(built: list[TrainedModel], samples: int, fitted: str) -> Noi
     )
 
 
-def evaluations(built: list[TrainedModel], samples: int) -> Iterator[tuple[Path, float, dict[str, Any]]]:
+def evaluations(models: list[TrainedModel], samples: int) -> Iterator[tuple[Path, float, dict[str, Any]]]:
     """Yields the path, the noise and the results of each evaluation of these checkpoints together.
 
     An evaluation of several checkpoints is in the folder of the one that was named first, so all folders are
     searched. Raises ConfigError where its noise is not a finite number above 0.
     """
     metric = f"noise_mc{samples}" if samples else "noise"
-    digest = evaluation_files.members_digest(member_name(one.path) for one in built) if len(built) > 1 else ""
-    models = sorted(one.digest for one in built)
-    precision = None if built[0].precision is built[0].checkpoint.train.precision else built[0].precision
-    how = Evaluation(samples=samples, members=len(built), precision=precision)
-    for one in built:
+    names = [member_name(one.path) for one in models]
+    digest = evaluation_files.members_digest(names) if len(models) > 1 else ""
+    digests = sorted(one.digest for one in models)
+    precision = None if models[0].precision is models[0].checkpoint.train.precision else models[0].precision
+    how = Evaluation(samples=samples, members=len(models), precision=precision)
+    for one in models:
         for path in sorted(one.path.parent.glob("*.json")):
             made = evaluation_files.from_file(path, evaluation_stem(one.path))
             if made is None or not how.includes(made) or digest not in path.stem:
                 continue
             results = evaluation_files.read(path)
             # another model may have had the same name
-            if metric not in results["metrics"] or results.get("models") != models:
+            if metric not in results["metrics"] or results.get("models") != digests:
                 continue
             noise = results["metrics"][metric]
             if type(noise) is not float or not 0 < noise < math.inf:
@@ -131,16 +134,16 @@ def evaluations(built: list[TrainedModel], samples: int) -> Iterator[tuple[Path,
             yield path, noise, results
 
 
-def command_of(built: list[TrainedModel], samples: int) -> str:
+def command_of(models: list[TrainedModel], samples: int) -> str:
     """Returns the command that evaluates these checkpoints in this way."""
-    words = [f"vdrop eval checkpoint={built[0].path}"]
-    if len(built) > 1:
-        words.append(f"members=[{','.join(str(one.path) for one in built[1:])}]")
+    words = [f"vdrop eval checkpoint={models[0].path}"]
+    if len(models) > 1:
+        words.append(f"members=[{','.join(str(one.path) for one in models[1:])}]")
     if samples:
         words.append(f"mc_samples={samples}")
-    if places := stored_places(built[0].checkpoint.train.data):  # an export names no folders
+    if places := stored_places(models[0].checkpoint.train.data):  # an export names no folders
         given = [f"data.{name}=…" for name in places]
-        words += given if is_export(built[0].path) else ["stored_data=true"]
-    if built[0].precision is not built[0].checkpoint.train.precision:
-        words.append(f"precision={built[0].precision}")
+        words += given if is_export(models[0].path) else ["stored_data=true"]
+    if models[0].precision is not models[0].checkpoint.train.precision:
+        words.append(f"precision={models[0].precision}")
     return " ".join(words)

@@ -39,27 +39,27 @@ class Nats(NamedTuple):
     mutual_information_N: Tensor | None  # between the token and the masks; None: not measured
 
 
-def mc_options(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> PassOptions | None:
+def mc_options(trained: TrainedModel, predictor: WordPredictor, settings: Predict) -> PassOptions | None:
     """Returns how MC passes are made, with the masks of `vdrop eval`; None without them. Raises ConfigError
     for a model without dropout.
     """
     if not settings.mc_samples:
         require(settings.seed == 1, "seed", "1 without mc_samples or sample, which it is for", settings.seed)
         return None
-    dropout = built.checkpoint.train.dropout
+    dropout = trained.checkpoint.train.dropout
     if dropout.policy is Policy.none:
-        raise no_dropout(built.path, settings.mc_samples, "0 or null")
-    batch = choose_mc_batch(None, predictor.device, built.model.dropout.p_weight)
+        raise no_dropout(trained.path, settings.mc_samples, "0 or null")
+    batch = choose_mc_batch(None, predictor.device, trained.model.dropout.p_weight)
     return PassOptions(settings.mc_samples, batch, settings.seed, word_dropout=False)
 
 
-def lacks_information(built: TrainedModel, options: PassOptions) -> str | None:
+def lacks_information(trained: TrainedModel, options: PassOptions) -> str | None:
     """Returns why passes cannot differ, so that they have no mutual information; None where they can."""
     if options.samples == 1:
         return "one pass has no mutual information; take more mc_samples"
-    if not built.model.dropout.without_words().drops:
+    if not trained.model.dropout.without_words().drops:
         return (
-            f"all passes are the same, so they have no mutual information: {built.path} drops nothing, or "
+            f"all passes are the same, so they have no mutual information: {trained.path} drops nothing, or "
             "words alone, which passes keep; leave mc_samples out"
         )
     return None
@@ -86,33 +86,33 @@ def read_lines(
 
 
 def nats_of(
-    built: TrainedModel, stream_N: Tensor, options: PassOptions | None, has_information: bool
+    trained: TrainedModel, stream_N: Tensor, options: PassOptions | None, has_information: bool
 ) -> Nats:
     """Returns what the standard approximation, or MC passes, say of each token but the first.
 
     `has_information`: whether the passes can differ, so that their mutual information means something.
     """
     if options is None:
-        return Nats(stream_nll(built.model, stream_N), None)
-    tokens = mc_tokens(built.model, stream_N, options)
+        return Nats(stream_nll(trained.model, stream_N), None)
+    tokens = mc_tokens(trained.model, stream_N, options)
     return Nats(tokens.nll_N, tokens.mutual_information_N if has_information else None)
 
 
-def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
+def print_surprisals(trained: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
     """Prints the perplexity of each text, and the words that surprise the model most, in bits.
 
     A text is read as the beginning of a sentence. With MC passes, the mutual information between the words
     and the masks is printed, too. Where the training text had one line, the vocabulary has no word for a
     line's end, and the first word of a text is not predicted.
     """
-    options = mc_options(built, predictor, settings)
+    options = mc_options(trained, predictor, settings)
     texts, problems = lines(settings), Problems(settings)
-    unknown = UnknownWords(predictor, built.checkpoint.train.data)
+    unknown = UnknownWords(predictor, trained.checkpoint.train.data)
     names = ("ppl", "words", *((INFORMATION,) if options else ()), "surprises")
     rows = RowPrinter(settings, texts, names[:-1] if settings.format is OutputFormat.csv else names)
-    reason = lacks_information(built, options) if options else None
+    reason = lacks_information(trained, options) if options else None
     if options:
-        print(f"{built.path}: MC dropout, passes: {options.samples}", file=sys.stderr)
+        print(f"{trained.path}: MC dropout, passes: {options.samples}", file=sys.stderr)
     if reason:
         print(f"vdrop: {reason}", file=sys.stderr)
     max_surprises = SURPRISES if settings.surprises is None else settings.surprises
@@ -121,8 +121,8 @@ def print_surprisals(built: TrainedModel, predictor: WordPredictor, settings: Pr
         values: dict[str, Any] = dict.fromkeys(names)
         shown = "no perplexity"
         if stream_N is not None and len(stream_N) > 1:
-            nats = nats_of(built, stream_N, options, reason is None)
-            ppl = require_finite(perplexity(nats.nll_N), "perplexity", built, line)
+            nats = nats_of(trained, stream_N, options, reason is None)
+            ppl = require_finite(perplexity(nats.nll_N), "perplexity", trained, line)
             values |= {"ppl": ppl, "words": len(nats.nll_N)}
             shown = f"perplexity {in_digits(ppl, 1)} over {values['words']} tokens"
             if nats.mutual_information_N is not None:
@@ -167,10 +167,10 @@ def surprises(
     return sorted(rows, key=lambda one: -one["bits"])
 
 
-def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
+def print_sample(trained: TrainedModel, predictor: WordPredictor, settings: Predict) -> None:
     """Prints words that the model draws; they continue the text, or begin a sentence without a text."""
     prompt = predictor.words(settings.text or "")
-    unknown = UnknownWords(predictor, built.checkpoint.train.data)
+    unknown = UnknownWords(predictor, trained.checkpoint.train.data)
     unknown.count([word for word in prompt if word not in predictor.line_end])
     try:
         prompt_N = predictor.encode([*predictor.line_end, *prompt])
@@ -182,11 +182,11 @@ def print_sample(built: TrainedModel, predictor: WordPredictor, settings: Predic
         drawn = [
             predictor.vocabulary[number]
             for number in sample_words(
-                built.model, prompt_N, settings.sample, generator, temperature, settings.top_k
+                trained.model, prompt_N, settings.sample, generator, temperature, settings.top_k
             )
         ]
     except ValueError as reason:
-        raise RunError(f"{built.path}: {reason}; {BROKEN_WEIGHTS}") from None
+        raise RunError(f"{trained.path}: {reason}; {BROKEN_WEIGHTS}") from None
     unknown.report()
     if settings.format is OutputFormat.json:
         print(as_json({"text": settings.text or "", "sample": drawn}))

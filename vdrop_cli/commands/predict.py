@@ -12,18 +12,18 @@ from vdrop_cli.word_prediction import print_sample, print_surprisals
 def run(settings: Predict) -> None:
     device = choose_device(settings.device)
     configure_process(device)
-    built = load(settings, device)
-    trained = built.checkpoint.train.task.name
-    require_task(settings, ("sample", "surprises"), TaskName.language_model, trained, built.path)
-    if isinstance(built.predictor, RatingPredictor):
-        print_ratings(with_members(built, settings, device), built.predictor, settings)
+    trained = load(settings, device)
+    task = trained.checkpoint.train.task.name
+    require_task(settings, ("sample", "surprises"), TaskName.language_model, task, trained.path)
+    if isinstance(trained.predictor, RatingPredictor):
+        print_ratings(with_members(trained, settings, device), trained.predictor, settings)
         return
     names = ("level", "interval", "members", "passes")
-    require_task(settings, names, TaskName.sentiment, trained, built.path)
+    require_task(settings, names, TaskName.sentiment, task, trained.path)
     for name, value in vars(settings.data).items():
-        unset = f"null, {built.path} has all that a language model predicts with"
+        unset = f"null, {trained.path} has all that a language model predicts with"
         require(value is None, f"data.{name}", unset, value)
     if settings.sample > 0:
-        print_sample(built, built.predictor, settings)
+        print_sample(trained, trained.predictor, settings)
     else:
-        print_surprisals(built, built.predictor, settings)
+        print_surprisals(trained, trained.predictor, settings)

@@ -79,7 +79,7 @@ class Pass:
         self.hidden = layer.w_hh.shape[1]
         self.suffix = SUFFIXES[self.dtype, self.compute_dtype]
         self.amx = self.compute_dtype == torch.bfloat16 and has_amx()
-        self.memory = self.without_gaps(layer.gates().memory) if memory is None else memory
+        self.memory = self.zeroed_if_packed(layer.gates().memory) if memory is None else memory
         self.gates = Gates(self.layout.packed_view(self.memory, -2), gates)
         self.x_TBD = self.layout.pack(layer.x).contiguous()
         self.rows = self.gates.time * self.gates.batch
@@ -113,7 +113,7 @@ class Pass:
         mask_TKBH = mask_TKBH.expand(-1, -1, -1, self.hidden).contiguous()
         return CMask(self.pointer(mask_TKBH), *mask_strides(mask_TKBH, 3))
 
-    def without_gaps(self, memory: Tensor) -> Tensor:
+    def zeroed_if_packed(self, memory: Tensor) -> Tensor:
         """Sets memory to zero if packed sequences will fill only a part of it, so that all its elements are
         defined.
         """
@@ -125,13 +125,13 @@ class Pass:
 
     def start(self, state_BH: Tensor) -> Tensor:
         """Memory for the states of all steps, with the first ones filled in."""
-        memory_TBH = self.without_gaps(empty_states(state_BH, self.layer.x.shape[0]))
+        memory_TBH = self.zeroed_if_packed(empty_states(state_BH, self.layer.x.shape[0]))
         memory_TBH[0] = self.layout.sort(state_BH)
         return memory_TBH
 
     def outputs(self) -> Tensor:
         """Memory for the outputs, with zeros as padding."""
-        return self.without_gaps(self.layer.x.new_empty(*self.layer.x.shape[:2], self.hidden))
+        return self.zeroed_if_packed(self.layer.x.new_empty(*self.layer.x.shape[:2], self.hidden))
 
     def project(self) -> None:
         """Fills the gates with `W (m_x ∘ x)`."""
@@ -322,7 +322,7 @@ def gru_forward(h: Tensor, layer: Layer, reset_after: bool) -> Tensors:
     if reset_after:
         bias[2 * hidden :] = layer.b_ih[2 * hidden :]
         data.bias_n = work.pointer(layer.b_hh[2 * hidden :].contiguous())
-        inner = work.without_gaps(torch.empty_like(hs[1:]))
+        inner = work.zeroed_if_packed(torch.empty_like(hs[1:]))
     data.reset_after, data.bias = reset_after, work.pointer(bias)
     data.weights = work.pointer(pack(layer.w_hh, layer.compute_dtype, 3))
     data.h, data.y, data.inner = map(work.pointer, (hs, y, inner))

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vdrop_cli.errors import ConfigError, require
-from vdrop_cli.policies import BETWEEN, EITHER, PLACES, Cell, Dropout, Policy, Tie, WordMask
+from vdrop_cli.policies import BETWEEN, PLACES, RESAMPLABLE, Cell, Dropout, Policy, Tie, WordMask
 from vdrop_cli.settings.choices import (
     Backend,
     LoggerName,
@@ -185,8 +185,8 @@ class DropoutSettings:
     )
     new_each_step: list[str] = setting(
         [],
-        f"variational: places whose masks are new at every step instead of held, of {', '.join(EITHER)}; "
-        "p_x is the first layer's input alone; for words see word_mask",
+        "variational: places whose masks are new at every step instead of held, of "
+        f"{', '.join(RESAMPLABLE)}; p_x is the first layer's input alone; for words see word_mask",
     )
     one_state_mask: bool = setting(
         False,

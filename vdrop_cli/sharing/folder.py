@@ -89,16 +89,16 @@ def config(snapshot: Checkpoint) -> bytes:
         "batch": snapshot.batch,
         "corpus": snapshot.corpus,
         "learned": {name: value for name, value in snapshot.learned.items() if name != "vocabulary"},
-        "settings": strict(snapshot.config),
+        "settings": json_settings(snapshot.config),
         "environment": snapshot.environment,
     }
     return f"{weights.as_json(content, indent=2)}\n".encode()
 
 
-def strict(values: dict[str, Any]) -> dict[str, Any]:
+def json_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Returns nested settings for JSON, which lacks infinity: it becomes a text, which a setting accepts."""
     return {
-        key: strict(value)
+        key: json_settings(value)
         if isinstance(value, dict)
         else str(value)
         if isinstance(value, float) and math.isinf(value)

@@ -218,5 +218,5 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
         if line.runs
     }
     if points:
-        figure = pictures.by_hours(points, published.baselines()["systems"])
+        figure = pictures.hours_figure(points, published.baselines()["systems"])
         yield Drawing("Test perplexity against hours of training", "baselines_hours", figure)

@@ -14,7 +14,7 @@ from vdrop_cli.perplexity import STREAM_STEPS, batched_loss, stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.settings.train import Train
 from vdrop_cli.tasks import LanguageModelling, Sentiment, Task
-from vdrop_cli.tasks.rated_parts import Part, head
+from vdrop_cli.tasks.rated_parts import Part, first_texts
 from vdrop_cli.training import Run
 
 
@@ -57,7 +57,7 @@ class Cost:
         return validation, task.batches_an_epoch * per_chunk + per_word * words
 
     def measure_ratings(self, task: Sentiment) -> tuple[float, float]:
-        sample = head(task.parts["test"], self.TEXTS)
+        sample = first_texts(task.parts["test"], self.TEXTS)
         self.per_word = self.timed(lambda: task.predict(self.model, sample)) / sum(sample.lengths)
         result = self.reading(task.parts.values()) + self.timed(lambda: task.baselines)
         return self.reading([task.sample(name) for name in task.parts]), result

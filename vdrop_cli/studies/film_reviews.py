@@ -170,7 +170,7 @@ def lines_of(row: Row, finished: Iterable[Finished]) -> list[Line]:
         if key(run.numbers) == own:
             made = (run.train.schedule.epochs, *rows.conditions(run))
             groups.setdefault(made, []).append(run)
-    return study.with_texts([Line(row, measure(group)) for group in groups.values()]) or [Line(row, [])]
+    return study.labelled_by_text([Line(row, measure(group)) for group in groups.values()]) or [Line(row, [])]
 
 
 def measure(group: list[Finished]) -> list[RunMetrics]:

@@ -96,7 +96,7 @@ class Line:
         return " ".join(measured.seeds for measured in self.runs)
 
 
-def with_texts(lines: list[Line]) -> list[Line]:
+def labelled_by_text(lines: list[Line]) -> list[Line]:
     """Returns the lines of a row; where they are of several texts, its last label has the beginning of the
     text's fingerprint.
     """

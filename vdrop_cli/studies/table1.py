@@ -181,7 +181,7 @@ def lines_of(row: Row, finished: Iterable[Finished], stuck: Iterable[Stuck] = ()
             group = groups.setdefault(conditions(run), [])
             if row.evaluation.members == 1 or not group:  # several runs may hold the same average
                 group.append(measured)
-    return study.with_texts([Line(row, group) for group in groups.values()]) or [Line(row, [])]
+    return study.labelled_by_text([Line(row, group) for group in groups.values()]) or [Line(row, [])]
 
 
 def measure(row: Row, run: Finished, members: Collection[int]) -> RunMetrics | None:
@@ -303,7 +303,7 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
     }
     if samples:
         title = "MC dropout: test perplexity by number of passes, first seed"
-        yield Drawing(title, f"{prefix}_mc", pictures.by_samples(samples))
+        yield Drawing(title, f"{prefix}_mc", pictures.samples_figure(samples))
     if speeds:
         theirs = {
             line.row.labels[0]: line.row.reference.words_per_second

@@ -59,7 +59,7 @@ def part_of(texts: list[tuple[int, list[Tensor]]], rated: Rated) -> Part:
     return Part(sequences, text_N, torch.tensor(ratings, dtype=torch.float64), sources)
 
 
-def head(part: Part, texts: int) -> Part:
+def first_texts(part: Part, texts: int) -> Part:
     """Returns the first texts of a part."""
     sequences = int((part.text_N < texts).sum())
     return Part(

@@ -38,7 +38,7 @@ from vdrop_cli.tasks.rated_parts import (
     Part,
     copies_in_training,
     doubts_about,
-    head,
+    first_texts,
     mean_of_texts,
     require_usable,
     require_vocabulary,
@@ -238,9 +238,8 @@ class Sentiment:
 
     def sample(self, name: str) -> Part:
         """Returns a part; of the training part the first texts, as many as the test part has."""
-        return (
-            head(self.parts[name], len(self.parts["test"].ratings_R)) if name == "train" else self.parts[name]
-        )
+        part = self.parts[name]
+        return first_texts(part, len(self.parts["test"].ratings_R)) if name == "train" else part
 
     def validate(self, model: Regressor) -> dict[str, float]:
         """Returns the error on each part, of the training part on the texts of `sample`."""
