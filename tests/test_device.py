@@ -10,7 +10,8 @@ import torch
 from tests.conftest import mark_long
 from vdrop_cli import device
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.kernels import compiler
+from vdrop_cli.kernels import compiler, operators
+from vdrop_cli.kernels.graphs import Graphs
 from vdrop_cli.settings.choices import Precision
 
 
@@ -121,6 +122,14 @@ def test_a_warm_training_step_asks_for_no_more_memory(precision: str, steps: int
     )
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < 1024, "kilobytes"
+
+
+def test_a_gpu_gets_its_memory_back_once_no_loop_uses_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = list[object]()
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(operators.ACTIVE_GRAPHS.get()))
+    with device.memory_returned(torch.device("cuda")):
+        assert isinstance(operators.ACTIVE_GRAPHS.get(), Graphs) and not emptied
+    assert emptied == [None]
 
 
 @pytest.mark.parametrize("stated", ["HEAD", "123456", "f" * 65, "0123abc\n", "0123abg", " "])

@@ -277,7 +277,12 @@ def test_a_command_line_is_a_run_or_a_line(kind: str, quick: None, text: list[st
 
 @pytest.mark.parametrize(
     ("error", "is_one"),
-    [(MemoryError(), True), (RuntimeError("not enough memory: you tried"), True), (RuntimeError("x"), False)],
+    [
+        (MemoryError(), True),
+        (RuntimeError("not enough memory: you tried"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("x"), False),
+    ],
 )
 def test_memory_that_is_not_there(error: Exception, is_one: bool) -> None:
     assert lacks_memory(error) == is_one

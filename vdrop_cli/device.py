@@ -3,6 +3,8 @@
 import ctypes
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +12,8 @@ import torch
 from vdrop_cli import kernels, provenance
 from vdrop_cli.errors import ConfigError, require
 from vdrop_cli.kernels import compiler
+from vdrop_cli.kernels.graphs import Graphs
+from vdrop_cli.kernels.operators import use_graphs
 from vdrop_cli.settings.choices import Backend, Precision
 
 COMPUTE_DTYPES = {Precision.fp32: None, Precision.bf16: torch.bfloat16}  # the kernels' argument
@@ -116,6 +120,18 @@ def synchronize(device: torch.device) -> None:
     """Waits until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def memory_returned(device: torch.device) -> Iterator[None]:
+    """At the end of the context, a GPU gets back the memory that this process holds and does not use.
+
+    That is the memory of the graphs of loops within the context, and what torch's allocator keeps.
+    """
+    with use_graphs(Graphs()):
+        yield
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_megabytes(device: torch.device) -> float:

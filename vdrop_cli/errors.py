@@ -22,7 +22,10 @@ def require(holds: bool, key: str, rule: str, value: object) -> None:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that memory ran out."""
-    signs = ("not enough memory", "out of memory", "can't allocate memory", "storage size calculation")
+    signs = (
+        *("not enough memory", "out of memory", "can't allocate memory", "storage size calculation"),
+        "cublas_status_alloc_failed",  # cuBLAS, where a GPU is full
+    )
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 

@@ -48,6 +48,16 @@ def test_a_device_has_them_if_they_are_exact(monkeypatch: pytest.MonkeyPatch) ->
         assert halves.is_exact_on(CPU) is is_exact, "checked once"
 
 
+def test_a_full_gpu_says_nothing_about_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(left_MX: Tensor, right_NX: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(halves, "product", full)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        halves.is_exact_on(CPU)
+    assert not halves.CHECKED
+
+
 def test_the_check_is_on_its_device_whatever_the_default_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(halves, "product", in_fp32)
     with torch.device("meta"):

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from vdrop_cli.device import memory_returned
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.settings.choices import StudyName
 from vdrop_cli.settings.commands import Reproduce, Table
@@ -27,7 +28,8 @@ def run(settings: Reproduce) -> None:
         page.compose(on_page, studies, rows)
     factory = RunFactory(settings)
     planned = plan.make_plan(rows, settings, factory)
-    plan.print_plan(planned, factory)
+    with memory_returned(factory.device):  # other processes make the runs
+        plan.print_plan(planned, factory)
     if settings.plan:
         return
     while sweeps := list(planned.sweeps()):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdrop_cli.errors import one_line
+from vdrop_cli.errors import lacks_memory, one_line
 from vdrop_cli.kernels import programs
 from vdrop_cli.kernels.alignment import pad_bias, pad_weights, unpad_bias, unpad_weights
 from vdrop_cli.kernels.gates import (
@@ -286,9 +286,9 @@ def unavailable_reason(device: torch.device) -> str:
         )
     try:
         error = mismatch(lambda cell: self_check(device, cell), device, TOLERANCE)
-    except torch.OutOfMemoryError:  # says nothing about the device
-        raise
     except Exception as failure:  # of Triton, its compiler or the driver, by many names
+        if lacks_memory(failure):  # says nothing about the device
+            raise
         return f"the self-check failed with {one_line(failure)}"
     return f"the self-check is {error}" if error else ""
 
