@@ -25,7 +25,9 @@ def writer() -> ModuleType:
     "name",
     [
         *layers.__all__,
-        *(name for name in modules.__all__ if name != "DroppedWeight"),  # the parametrization of WeightDrop
+        *(
+            name for name in modules.__all__ if name != "DropoutOnWeights"
+        ),  # the parametrization of WeightDrop
         *(cell.__name__ for cell in (cells.LSTMCell, cells.GRUCell)),
         *(item.__name__ for item in (sampling.mc_dropout, sampling.predict_mc, sampling.Prediction)),
     ],

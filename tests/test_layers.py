@@ -7,21 +7,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from vdrop_cli.cells import GRUCell
 from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks, native
 from vdrop_cli.layer_dropout import describe
 from vdrop_cli.layers import GRU, LSTM
-from vdrop_cli.modules import WeightDrop
+from vdrop_cli.modules import WeightDrop, WordDropout
 from vdrop_cli.policies import Dropout, Policy, Tie
 
 VARIATIONAL = Dropout(Policy.variational, p_x=0.3, p_h=0.3, p_out=0.3)
@@ -594,6 +595,7 @@ def test_tools_for_mc_dropout_find_the_switch() -> None:
     plain = layer(x)[0]
     switches = [module for module in layer.modules() if isinstance(module, nn.Dropout)]
     assert len(switches) == 1 and switches[0].p == 0.4 and not list(switches[0].parameters())
+    assert type(switches[0]).__name__.startswith("Dropout"), "many programs look for the name"
     switches[0].train()
     assert not torch.equal(layer(x)[0], plain) and not torch.equal(layer(x)[0], layer(x)[0])
     layer.eval()
@@ -1047,3 +1049,84 @@ def test_repr_names_what_is_computed() -> None:
     assert "dropout=none, reset_after=False" in repr(GRU(5, 7)) and "moon(p_c=0.25)" in repr(
         LSTM(5, 7, dropout=MOON)
     )
+
+
+def test_a_tool_that_replaces_the_switch_gets_an_error_in_either_mode() -> None:
+    """Or else the dropout on the recurrence would be off without a word."""
+    layer, cell = LSTM(5, 7, variational=0.5), GRUCell(5, 7, dropout=Dropout("variational", p_h=0.5))
+    for module in (layer, cell):
+        module.sampling = nn.Dropout(0.5)
+        for training in (True, False):
+            module.train(training)
+            with pytest.raises(TypeError, match=r"sampling was replaced .* use mc_dropout\(model\)"):
+                module(torch.ones(2, 5) if module is cell else torch.ones(4, 2, 5))
+
+
+@pytest.mark.parametrize("wrong", [torch.int8, torch.bool, torch.complex64, "bf16"])
+def test_products_in_a_type_without_fractions_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="compute_dtype must be a floating-point type"):
+        LSTM(5, 7, compute_dtype=wrong)
+    layer = LSTM(5, 7)
+    layer.compute_dtype = wrong
+    with pytest.raises(ValueError, match="compute_dtype must be a floating-point type"):
+        layer(torch.ones(2, 3, 5))
+
+
+def test_a_change_of_the_output_in_place_leaves_the_states() -> None:
+    y, _, states = LSTM(5, 7, 2)(torch.randn(4, 3, 5), return_states=True)
+    before = states[-1][0].clone()
+    assert torch.equal(y, before)
+    y.data.mul_(2)
+    assert torch.equal(states[-1][0], before)
+
+
+def test_vmap_over_sequences_and_their_lengths() -> None:
+    torch.manual_seed(0)
+    layer = LSTM(5, 7, 2, bidirectional=True, backend="reference").eval()
+    x, lengths = torch.randn(6, 4, 5), torch.tensor([6, 1, 3, 0])
+
+    def run(sequence: Tensor, length: Tensor) -> Tensor:
+        return cast(Tensor, layer(sequence[:, None], lengths=length[None])[0][:, 0])
+
+    together = torch.func.vmap(run, (1, 0), 1)(x, lengths)
+    for n, length in enumerate(lengths):
+        torch.testing.assert_close(together[:, n], run(x[:, n], length))
+    torch.testing.assert_close(together, layer(x, lengths=lengths)[0])
+
+
+def test_tied_weights_stay_tied_when_a_module_is_copied() -> None:
+    theirs = nn.LSTM(7, 7, 2)
+    theirs.weight_hh_l1 = theirs.weight_hh_l0
+    ours = LSTM.from_torch(theirs)
+    assert ours.weight_hh_l1 is ours.weight_hh_l0
+    assert len(list(ours.parameters())) == len(list(theirs.parameters())) == 7
+    x = torch.randn(3, 2, 7)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_masks_have_the_digits_of_their_layer_whatever_the_default_type_is(dtype: torch.dtype) -> None:
+    layer, words = LSTM(5, 7, variational=0.25), WordDropout(0.3)
+    ids, x = torch.randint(0, 9, (4, 3)), torch.ones(4, 3, 2)
+
+    def drawn() -> list[Tensor]:
+        torch.manual_seed(1)
+        masks = layer.masks(4, 3)
+        return [*(mask for mask in masks.layers[0] if mask is not None), words(x, ids)]
+
+    usual = drawn()
+    torch.set_default_dtype(dtype)
+    try:
+        others = drawn()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mask, other in zip(usual, others, strict=True):
+        assert mask.dtype == other.dtype == torch.float32 and torch.equal(mask, other)
+        assert mask.unique().numel() == 2
+
+
+def test_masks_with_too_few_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"masks\.layers\[0\]\.h must have 4 dimensions, got \[3, 7\]"):
+        ModelMasks([Masks(h=torch.ones(3, 7))])
+    with pytest.raises(ValueError, match=r"masks\.out must have 3 dimensions, got \[3, 7\]"):
+        ModelMasks([Masks()], out=torch.ones(3, 7))

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from vdrop_cli.cells import LSTMCell
 from vdrop_cli.layers import GRU, LSTM, Dropout
-from vdrop_cli.modules import DroppedWeight, LockedDropout, WeightDrop, WordDropout
+from vdrop_cli.modules import DropoutOnWeights, LockedDropout, WeightDrop, WordDropout
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ def test_words_of_another_batch_are_refused() -> None:
     assert by_token is not None
     with pytest.raises(ValueError, match=r"ids must be \[T, B\] = \[1, 3\] like the masks, got \[5, 3\]"):
         by_token.keep(torch.zeros(5, 3, dtype=torch.long))
-    for module in (LockedDropout, WordDropout, DroppedWeight):
+    for module in (LockedDropout, WordDropout, DropoutOnWeights):
         with pytest.raises(ValueError):
             module(1.5)
     with pytest.raises(ValueError, match="by must be a WordMask: type, token; got 'words'"):
@@ -271,3 +271,24 @@ def test_a_model_with_all_of_them_compiles_whole(by: str) -> None:
     model, ids = Model(), torch.randint(9, (4, 3))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert not torch.equal(compiled(ids), compiled(ids))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_whole_numbers_are_refused(training: bool) -> None:
+    """They would lose the factor 1 / (1 - p), or round it to 1."""
+    ones = torch.ones(4, 3, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"x must be of a floating-point type, got torch\.int64"):
+        LockedDropout(0.25).train(training)(ones)
+    with pytest.raises(ValueError, match=r"x must be of a floating-point type, got torch\.int64"):
+        WordDropout(0.25).train(training)(ones, ones[..., 0])
+
+
+def test_word_masks_of_the_other_layout_belong_to_the_same_sequences() -> None:
+    torch.manual_seed(0)
+    ids, x = torch.randint(0, 9, (4, 4)), torch.randn(4, 4, 6)
+    first, batch_first = WordDropout(0.5), WordDropout(0.5, batch_first=True)
+    masks = first.masks(4, 4)
+    turned = batch_first(x.transpose(0, 1), ids.T, masks=masks)
+    assert torch.equal(turned.transpose(0, 1), first(x, ids, masks=masks))
+    with pytest.raises(TypeError, match=r"masks must be WordMasks, .* got Tensor"):
+        first(x, ids, masks=torch.ones(4, 4))

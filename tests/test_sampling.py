@@ -125,10 +125,35 @@ def test_passes_at_once_are_alike_in_distribution() -> None:
         and torch.equal(samples[:, 0], samples[:, 1])
         and not torch.equal(samples[0], samples[1])
     )
-    with pytest.raises(
-        ValueError, match="model must return one tensor with 6 rows in dimension 0, got tuple"
-    ):
+    with pytest.raises(ValueError, match="model must return one tensor, got tuple"):
         predict_mc(LSTM(5, 7, variational=0.3), torch.ones(6, 2, 5), 1)
+
+
+class LastStep(nn.Module):
+    """A model of [T, B, D] with one output [B, classes] for each sequence."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layer, self.head = LSTM(5, 7, variational=0.5), nn.Linear(7, classes)
+
+    def forward(self, x_TBD: Tensor) -> Tensor:
+        output: Tensor = self.head(self.layer(x_TBD)[0][-1])
+        return output
+
+
+def test_passes_of_a_time_first_model_with_an_output_for_each_sequence() -> None:
+    torch.manual_seed(0)
+    prediction = predict_mc(LastStep(3), torch.randn(4, 2, 5), 50, return_samples=True)
+    assert prediction.samples is not None and prediction.samples.shape == (50, 2, 3)
+    assert prediction.mean.shape == (2, 3) and (prediction.std > 0).all()
+    scalar = predict_mc(nn.Sequential(LastStep(3), nn.Flatten(0), nn.Flatten(0)), torch.randn(4, 1, 5), 5)
+    assert scalar.mean.shape == (3,), "the output has no dimension of the sequences"
+
+
+def test_an_output_that_looks_like_passes_by_chance_is_refused() -> None:
+    """Ten classes of one sequence, and ten passes in a batch: to split dimension 1 would split classes."""
+    with pytest.raises(ValueError, match=r"with 1 rows in dimension 1, .* got \[1, 10\]; use batch=1"):
+        predict_mc(LastStep(10), torch.randn(4, 1, 5), 10, batch=10, dim=1)
 
 
 def test_passes_at_once_need_the_dimension_of_sequences_and_masks_of_their_own() -> None:

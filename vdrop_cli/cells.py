@@ -120,11 +120,12 @@ class RecurrentCell(DropoutModule):
 
         They fit any number of steps.
         """
+        dropout = self.dropout  # an error, in either mode, where another module took the place of `sampling`
         if not self.sampling.training:
             return no_masks(1)
         like = weight_like(self, "weight_ih")
         device = torch.device(device or like.device)
-        return new_masks(self.dropout, self.mask_shape(batch), device, like.dtype)
+        return new_masks(dropout, self.mask_shape(batch), device, like.dtype)
 
     def mask_shape(self, batch: int) -> MaskShape:
         """Returns the sizes of the masks for `batch` sequences."""
@@ -133,7 +134,7 @@ class RecurrentCell(DropoutModule):
     def chosen_masks(self, masks: ModelMasks | None, batch: int) -> Masks:
         """Returns the masks of a step, as `step_masks` shapes them; raises where `masks` do not fit."""
         if masks is None:
-            if self.sampling.training and self.dropout.drops:
+            if self.dropout.drops and self.sampling.training:
                 raise ValueError(
                     "masks are required in training mode: masks = cell.masks(batch) once for a sequence, "
                     "then masks=masks"

@@ -111,7 +111,7 @@ class WordMasks:
                 )
             threshold = drop_threshold(self.p, HASH_BITS)
             hash_TB = (mix(self.by_type_B ^ mix(ids_TB.long())) >> 16) & (2**HASH_BITS - 1)
-            keep_TB = (hash_TB >= threshold) / (1 - threshold / 2**HASH_BITS)
+            keep_TB = (hash_TB >= threshold).float() / (1 - threshold / 2**HASH_BITS)
         return keep_TB.T if self.batch_first else keep_TB
 
     @property
@@ -189,6 +189,14 @@ class ModelMasks:
                 f"cell_scales must be for {len(self.layers)} layers like the masks, got "
                 f"{len(self.cell_scales)}"
             )
+        named = [
+            (f"layers[{n}].{place}", mask, 3 if place == "c" else 4)
+            for n, layer in enumerate(self.layers)
+            for place, mask in layer._asdict().items()
+        ]
+        for name, mask, dims in (*named, ("out", self.out, 3), ("head", self.head, 3)):
+            if mask is not None and mask.dim() != dims:
+                raise ValueError(f"masks.{name} must have {dims} dimensions, got {list(mask.shape)}")
         sizes = {
             int(mask.shape[dim])
             for layer in self.layers
@@ -323,7 +331,9 @@ def keep_mask(
         .random_(-(2**63), None, generator=generator)
         .view(torch.int16)[:count]
     )
-    keep = torch.ge(bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count, device="cpu"))
+    keep = torch.ge(
+        bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count, dtype=torch.float32, device="cpu")
+    )
     return (keep.mul_(1 / (1 - threshold / 2**KEEP_BITS)) if divided else keep).view(shape)
 
 

@@ -10,11 +10,12 @@ from torch.nn.utils import parametrize
 from vdrop_cli.policies import BETWEEN, BY_LAYER, NO_DROPOUT, Cell, Dropout, Policy, checked_probability
 
 
-class MaskSampling(nn.Dropout):
+class DropoutSampling(nn.Dropout):
     """Decides whether a layer draws masks: it does while `training` of this module is true.
 
-    It is an `nn.Dropout`, so that tools for MC dropout find it. It has no parameters and is never called. `p`
-    is the largest probability of the layer. It cannot be set, since a layer has several.
+    It is an `nn.Dropout`, and its name begins with `Dropout`, so that tools for MC dropout find it by either.
+    It has no parameters and is never called. `p` is the largest probability of the layer. It cannot be set,
+    since a layer has several.
     """
 
     def __init__(self, dropout: Dropout) -> None:
@@ -49,12 +50,18 @@ class DropoutModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sampling = MaskSampling(NO_DROPOUT)
+        self.sampling = DropoutSampling(NO_DROPOUT)
 
     @property
     def dropout(self) -> Dropout:
         """The policy and its probabilities; it may be set at any time."""
-        return self.sampling.dropout
+        sampling: object = self.sampling
+        if not isinstance(sampling, DropoutSampling):
+            raise TypeError(
+                f"sampling was replaced by the module {sampling}, which cannot switch the masks of a layer: "
+                "tools that replace nn.Dropout do not work here; use mc_dropout(model)"
+            )
+        return sampling.dropout
 
     @dropout.setter
     def dropout(self, dropout: Dropout) -> None:

@@ -19,7 +19,7 @@ from vdrop_cli import kernels
 from vdrop_cli.dropout import GATES, MaskShape, ModelMasks, WordMasks, new_masks, no_masks
 from vdrop_cli.gru_variant import GRUVariant
 from vdrop_cli.kernels import Masks, Norms
-from vdrop_cli.kernels.contexts import no_autocast
+from vdrop_cli.kernels.contexts import in_transform, no_autocast
 from vdrop_cli.layer_dropout import DropoutModule, check_policy, chosen_dropout, describe, weight_like
 from vdrop_cli.mask_checks import check_layer_masks
 from vdrop_cli.policies import Cell, Dropout, Policy, Tie, WordMask
@@ -118,7 +118,8 @@ class Recurrent(DropoutModule):
         self.bidirectional, self.reverse = bidirectional, reverse
         self.proj_size, self.layer_norm = proj_size, layer_norm
         self.require_possible_options()
-        self.backend, self.compute_dtype = kernels.check_name(backend), compute_dtype
+        self.backend = kernels.check_name(backend)
+        self.compute_dtype = kernels.check_compute_dtype(compute_dtype)
         self.recompute = recompute
         self.dropout = chosen_dropout(dropout, variational, recurrent_dropout, num_layers)
         if num_layers == 1 and dropout and not isinstance(dropout, Dropout):
@@ -282,10 +283,13 @@ class Recurrent(DropoutModule):
                 f"module must have plain weights, but its {computed[0]} is computed from others: make it "
                 "permanent first (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
             )
+        copies: dict[int, nn.Parameter] = {}  # weights that are the same tensor in `module` remain the same
         for parameter in list(layers._parameters):
             weight = getattr(module, parameter)
-            copied = weight.detach().clone(memory_format=torch.contiguous_format)
-            setattr(layers, parameter, nn.Parameter(copied, requires_grad=weight.requires_grad))
+            if id(weight) not in copies:
+                copied = weight.detach().clone(memory_format=torch.contiguous_format)
+                copies[id(weight)] = nn.Parameter(copied, requires_grad=weight.requires_grad)
+            setattr(layers, parameter, copies[id(weight)])
         return layers.train(module.training)
 
     def weights(self, layer: int, direction: int = 0) -> Weights:
@@ -355,11 +359,12 @@ class Recurrent(DropoutModule):
         `sampling.train()`, or inside `sampling.mc_dropout(model)`. They come from torch's global random
         state, which does not change where the policy drops nothing.
         """
+        dropout = self.dropout  # an error, in either mode, where another module took the place of `sampling`
         if not self.sampling.training:
             return self.mean_masks()
         like = self.parameter_like()
         return new_masks(
-            self.dropout, self.mask_shape(time, batch), torch.device(device or like.device), like.dtype
+            dropout, self.mask_shape(time, batch), torch.device(device or like.device), like.dtype
         )
 
     def mean_masks(self) -> ModelMasks:
@@ -508,6 +513,8 @@ class Recurrent(DropoutModule):
             last += new
             steps += new_steps
         y_TBP = x_TBD if masks.out is None else x_TBD * masks.out
+        if return_states and y_TBP is steps[-1][0]:
+            y_TBP = y_TBP.clone()  # a change of the output in place must not change the states
         return Results(y_TBP, layout.join(last), steps if return_states else None)
 
     def repr_arguments(self) -> Iterator[str]:
@@ -571,7 +578,7 @@ def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor
         return None
     lengths = torch.as_tensor(lengths)
     kernels.check_lengths(lengths, x_TBD)
-    if not kernels.is_readable(lengths):
+    if not kernels.is_readable(lengths) and not in_transform():  # vmap has no rule for the assertion
         torch._assert_async((lengths >= 0).all(), "lengths must be at least 0")
     return lengths.to(x_TBD.device, torch.int64)
 

@@ -5,6 +5,8 @@ Each module is an `nn.Dropout`, so that `mc_dropout` and other tools for uncerta
 T time  B batch  D size of a vector
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -12,6 +14,12 @@ from torch.nn.utils import parametrize
 from vdrop_cli.cells import RecurrentCell
 from vdrop_cli.dropout import WordMasks, new_mask, new_word_masks
 from vdrop_cli.policies import Dropout, WordMask, checked_probability, choice
+
+
+def check_floating(x: Tensor) -> None:
+    """Raises ValueError for whole numbers, which cannot be divided by 1 - p."""
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"x must be of a floating-point type, got {x.dtype}")
 
 
 class LockedDropout(nn.Dropout):
@@ -46,6 +54,7 @@ class LockedDropout(nn.Dropout):
         `masks` is a mask from `masks(batch, size, x.device, x.dtype)`. Raises ValueError for a shape, type or
         device that does not fit.
         """
+        check_floating(x)
         if x.dim() == 2:  # one step of a loop
             if masks is None and self.training and self.p > 0:
                 raise ValueError(
@@ -110,6 +119,7 @@ class WordDropout(nn.Dropout):
         [B]. `masks` come from `masks(time, batch, x.device)`, where `time` is 1 for a single step by token.
         Raises ValueError for shapes that do not fit.
         """
+        check_floating(x)
         if ids.dim() not in (1, 2) or x.dim() != ids.dim() + 1 or x.shape[:-1] != ids.shape:
             raise ValueError(f"x must be [*ids.shape, D] with ids {list(ids.shape)}, got {list(x.shape)}")
         if ids.dim() == 1:  # one step of a loop
@@ -126,6 +136,12 @@ class WordDropout(nn.Dropout):
             time, batch = reversed(ids.shape) if self.batch_first else ids.shape
             masks = self.masks(time, batch, x.device)
             assert masks is not None
+        if not isinstance(masks, WordMasks):
+            raise TypeError(
+                f"masks must be WordMasks, such as words.masks(time, batch), got {type(masks).__name__}"
+            )
+        if masks.batch_first != self.batch_first:  # sequences keep their masks in either layout
+            masks = replace(masks, batch_first=self.batch_first)
         if masks.device != ids.device:
             raise ValueError(
                 f"masks must be on {ids.device} like ids, got {masks.device}; draw them by masks(time, "
@@ -137,7 +153,7 @@ class WordDropout(nn.Dropout):
         return f"p={self.p}, by={self.by}, batch_first={self.batch_first}"
 
 
-class DroppedWeight(nn.Dropout):
+class DropoutOnWeights(nn.Dropout):
     """A parametrization that drops elements of a weight in training, resampled once per forward pass."""
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -182,8 +198,8 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
             f"names must be parameters of the {type(module).__name__}, which has no {', '.join(unknown)}"
         )
     for name in names:
-        parametrize.register_parametrization(module, name, DroppedWeight(p))
+        parametrize.register_parametrization(module, name, DropoutOnWeights(p))
     return module
 
 
-__all__ = ["DroppedWeight", "LockedDropout", "WeightDrop", "WordDropout"]
+__all__ = ["DropoutOnWeights", "LockedDropout", "WeightDrop", "WordDropout"]

@@ -116,7 +116,8 @@ def predict_mc(
     in evaluation mode during the passes. Sums are in float64 (on MPS, which lacks it, in float32); mean and
     standard deviation have the type of the output, or float32 where the output is integers. Raises ValueError
     for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`, `p_weight`), which all passes of a
-    batch would share, and for an output of another shape.
+    batch would share, and for an output that is no tensor, or with `batch` > 1 has no dimension `dim` of the
+    sequences.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
@@ -134,15 +135,19 @@ def predict_mc(
     total = squares = first = None
     outputs = []
     with restored_modes(model), mc_dropout(model.eval()):
-        for start in range(0, samples, batch):
-            passes = min(batch, samples - start)
+        # The first pass is made alone. So an output whose dimension `dim` is not that of the sequences is an
+        # error, even if one of the two calls returns as many rows there as it should.
+        for start in (0, *range(1, samples, batch)):
+            passes = min(batch, samples - start) if start else 1
             y = model(torch.cat([x] * passes, dim))
-            if not isinstance(y, Tensor) or y.shape[dim] != passes * size:
-                shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            if not isinstance(y, Tensor):
+                raise ValueError(f"model must return one tensor, got {type(y).__name__}")
+            if batch > 1 and (not -y.dim() <= dim < y.dim() or y.shape[dim] != passes * size):
                 raise ValueError(
-                    f"model must return one tensor with {passes * size} rows in dimension {dim}, got {shape}"
+                    f"model must return one tensor with {passes * size} rows in dimension {dim}, that of the "
+                    f"sequences in x, for batch > 1, got {list(y.shape)}; use batch=1"
                 )
-            for one in torch.split(y, size, dim):
+            for one in torch.split(y, size, dim) if batch > 1 else (y,):
                 value = one.double() if one.device.type != "mps" else one.float()
                 first = value if first is None else first
                 difference = value - first  # its sums stay exact where the mean is large

@@ -30,7 +30,7 @@ from torch import Tensor
 from vdrop_cli.errors import one_line
 from vdrop_cli.kernels import fused, native, native_library, reference
 from vdrop_cli.kernels.backend import Backend
-from vdrop_cli.kernels.contexts import no_autocast, unsupported_context
+from vdrop_cli.kernels.contexts import in_transform, no_autocast, unsupported_context
 from vdrop_cli.kernels.masks import Masks, check_sizes
 from vdrop_cli.kernels.packing import zero_padding
 from vdrop_cli.kernels.weights import Norms, Weights
@@ -81,6 +81,15 @@ def check_name(backend: str) -> str:
     return backend
 
 
+def check_compute_dtype(compute_dtype: torch.dtype | None) -> torch.dtype | None:
+    """The type of products. Raises ValueError unless it is a type of real floating-point numbers, or None."""
+    if compute_dtype is None or (isinstance(compute_dtype, torch.dtype) and compute_dtype.is_floating_point):
+        return compute_dtype
+    raise ValueError(
+        f"compute_dtype must be a floating-point type, such as torch.bfloat16, got {compute_dtype!r}"
+    )
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(backend: str, device: torch.device) -> str:
     """The back end that `backend` stands for on a device.
@@ -128,6 +137,7 @@ def choose_for_call(
     supports (`unsupported_context`), for `native` with types that it has no kernels for, and for `triton`
     with layer norm.
     """
+    check_compute_dtype(compute_dtype)
     if has_norms:
         if backend == "triton":
             raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
@@ -229,8 +239,10 @@ def check_lengths(lengths: Tensor, x_TBD: Tensor) -> None:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor can be read without a wait for a device, and not in compiled code."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the numbers of a tensor can be read: without a wait for a device, and neither in compiled code
+    nor in a transform of `torch.func`.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not in_transform()
 
 
 def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
@@ -286,6 +298,7 @@ def lstm(
     weights = Weights(w_ih, w_hh, b_ih, b_hh, w_hr, norms)
     check(4, x_TBD, (h_BH, c_BH), weights, masks, lengths)
     if w_hr is not None:
+        check_compute_dtype(compute_dtype)
         if check_name(backend) not in ("auto", "reference"):
             raise ValueError(
                 f"backend={backend} has no projections (proj_size); use backend=reference or auto"
