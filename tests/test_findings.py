@@ -1,7 +1,7 @@
 """The smaller tables of docs/findings are what the records say; tests/test_records.py has the larger ones."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -117,6 +117,19 @@ def test_the_authors_epochs_of_variational_dropout() -> None:
     assert f"clean protocol, {ridge:.4f} in the paper's" in text and f"is ahead there ({chosen:.4f})" in text
     assert chosen < ridge < min(result["test_rmse"] for result in results.values())
     none, naive = (result["test_rmse"] for result in others)
+    last_ten = {
+        name: [
+            epoch["test_rmse"]
+            for epoch in recorded(f"ratings/paper_lstm_{name}-60-bf16-amd_epyc").epochs
+            if epoch["epoch"] > 50
+        ]
+        for name in ("none", "naive", "variational")
+    }
+    means = ", ".join(f"{fmean(last_ten[name]):.4f} ({name})" for name in ("none", "naive"))
+    said = f"over the last ten, the mean is {means} and {fmean(last_ten['variational']):.4f} (variational)"
+    assert said in text and {round(stdev(ten), 3) for ten in last_ten.values()} == {0.002, 0.004}
+    short = results["LSTM", "variational-60"]["test_rmse"]
+    assert f"with dropout off, variational ({short:.4f}) is behind naive ({naive:.4f})" in text
     for page in ("findings/index.md", "ratings.md"):
         words = " ".join((ROOT / "docs" / page).read_text().split())
         assert f"{error:.4f}" in words and f"{none:.4f} and naive {naive:.4f} after 60" in words
@@ -250,6 +263,9 @@ def test_the_medium_rows_by_epoch() -> None:
     assert f"stopped after {len(stopped)} of 39 epochs" in text
     gap = stopped[20] - xeon[20]
     assert f"After epoch 20 its validation perplexity was {gap:.1f} above that of the run on the Xeon" in text
+    tied = by_epoch(f"{MEDIUM['variational (tied)'][1]}/s1")
+    ahead = [f"{stopped[epoch] - tied[epoch]:.1f}" for epoch in (20, 23)]
+    assert len(stopped) == 23 and f"was {ahead[0]} ahead of it then, and {ahead[1]} after epoch 23" in text
 
 
 @pytest.mark.parametrize("size", ["medium", "large"])
@@ -427,8 +443,8 @@ def test_the_advice_on_dropout_has_the_numbers_of_the_records() -> None:
     )
     tied = medium["variational (tied)"]
     assert f"{tied}; Zaremba's {medium['Zaremba']}, none {medium['none']} (one seed each)" in text
-    assert f"{small['moon_word']} (one seed), {small['zaremba']}; variational {small['variational']}" in text
-    assert f", none {small['none']};" in text
+    less = f"`moon_word` {small['moon_word']} (one seed), Zaremba's {small['zaremba']}, none {small['none']}"
+    assert f"with 0.25 everywhere {small['variational']}; {less} |" in text
     assert f"{test_ppl('baselines/ptb_3h-bf16-amd_epyc')} (one seed)" in text
     rated = {
         name: errors(name).split(" ")[0]
@@ -542,39 +558,82 @@ def test_the_small_rows() -> None:
     assert f"without dropout {trained[0]:.1f}, Zaremba's {trained[1]:.1f} (means of three seeds)" in text
 
 
+def mean_of(runs_of_seeds: Sequence[Finished], metric: str) -> float:
+    return fmean(run.result[metric] for run in runs_of_seeds)
+
+
 def test_the_probabilities_of_the_small_variational_row() -> None:
     def epoch_13(run: Finished) -> tuple[float, float]:
         (epoch,) = (epoch for epoch in run.epochs if epoch["epoch"] == 13)
         return epoch["valid_ppl_batched"], epoch["train_ppl_dropout"]
+
+    def probabilities(run: Finished) -> str:
+        dropout = run.train.dropout
+        assert (dropout.p_word, dropout.p_x) == (dropout.p_h, dropout.p_out)
+        return f"{dropout.p_h:g}; {dropout.p_x:g}"
 
     (table,) = tables("small_rows", "`p_word`, `p_h`; `p_x`, `p_out`")
     *_, (last, row_values) = table.items()
     assert last.startswith("0.25; 0.25")
     tried, tier = {}, settings("experiment=small_tier", "schedule.epochs=13")
     for run in runs.below(RECORDS / "small_probabilities"):
-        dropout = run.train.dropout
-        assert (dropout.p_word, dropout.p_x) == (dropout.p_h, dropout.p_out)
         assert (run.train.schedule, run.train.model, run.train.seed) == (tier.schedule, tier.model, 1)
-        valid, trained = epoch_13(run)
-        tried[f"{dropout.p_h:g}; {dropout.p_x:g}"] = [f"{valid:.1f}", f"{trained:.1f}"]
-    assert {name: values for name, values in table.items() if name != last} == tried
-    seeds = [epoch_13(run) for run in runs.below(RECORDS / "table1" / "small_variational-bf16-amd_epyc")]
-    assert len(seeds) == 3 and row_values == [f"{fmean(values):.1f}" for values in zip(*seeds, strict=True)]
-    best = min(float(values[0]) for values in tried.values())
-    text = words_of("small_rows")
-    assert (
-        f"validation after 13 epochs is {float(row_values[0]) - best:.0f} lower than with the row's 0.25"
-        in text
+        tried[probabilities(run)] = epoch_13(run)
+    rounded = {name: [f"{value:.1f}" for value in values] for name, values in tried.items()}
+    assert {name: values for name, values in table.items() if name != last} == rounded and len(tried) == 8
+    row, zaremba = (
+        runs.below(RECORDS / "table1" / f"small_{name}-bf16-amd_epyc") for name in ("variational", "zaremba")
     )
-    zaremba = [epoch_13(run)[0] for run in runs.below(RECORDS / "table1" / "small_zaremba-bf16-amd_epyc")]
-    assert f"Zaremba's row has {fmean(zaremba):.1f} after 13 epochs" in text
-    less, more = (recorded(f"small_probabilities/0.1_{p}").result["train_ppl"] for p in (0.1, 0.2))
-    lower = float(tried["0.1; 0.2"][1]) - float(tried["0.1; 0.1"][1])
-    off = f"by {lower:.0f} (with dropout off, by {more - less:.0f}: {less:.1f} and {more:.1f})"
-    assert f"training perplexity is lower {off} and validation is not" in text
-    advice = " ".join((ROOT / "docs" / "choose.md").read_text().split())
-    ahead = f"{fmean(zaremba) - float(tried['0.1; 0.2'][0]):.1f}"
-    assert f"is ahead of Zaremba's by {ahead} on validation (one seed)" in advice
+    means = [f"{fmean(values):.1f}" for values in zip(*map(epoch_13, row), strict=True)]
+    assert len(row) == len(zaremba) == 3 and row_values == means
+
+    (table,) = tables("small_rows", "after 39 epochs")
+    (less,) = runs.below(RECORDS / "small_probabilities_39" / "0.05_0.2")
+    chosen = runs.below(RECORDS / "small_probabilities_39" / "0.1_0.2")
+    tier = settings("experiment=small_tier")
+    for run in (less, *chosen):
+        assert (run.train.schedule, run.train.model) == (tier.schedule, tier.model)
+    assert sorted(run.train.seed for run in chosen) == [1, 2, 3]
+    for (name, values), one in zip(table.items(), ([less], chosen, row), strict=True):
+        valid, test, trained = (mean_of(one, metric) for metric in ("valid_ppl", "test_ppl", "train_ppl"))
+        spread = f" ± {stdev(run.result['test_ppl'] for run in one):.1f}" if one is chosen else ""
+        assert name.startswith(probabilities(one[0]))
+        assert values == [f"{valid:.1f}", f"{test:.1f}{spread}", f"{trained:.1f}"]
+    best = sorted(tried, key=lambda name: tried[name][0])[:2]
+    assert best == [probabilities(less), probabilities(chosen[0])], "the best two were trained to the end"
+
+    valid, test = (mean_of(chosen, metric) for metric in ("valid_ppl", "test_ppl"))
+    assert abs(valid - 92.6) < REPRODUCED and abs(test - 87.3) < REPRODUCED
+    small = [run for folder in (RECORDS / "table1").glob("small_*") for run in runs.below(folder)]
+    assert len(small) > 6 and test < min(run.result["test_ppl"] for run in small), "the best of this size"
+    text = words_of("small_rows")
+    assert f"this one has {valid:.1f} and {test:.1f}, within 1.0 of both" in text
+    assert f"the model here has {valid:.1f} and {test:.1f}" in text
+    moon, zaremba_test = (
+        runs.below(RECORDS / "table1" / "small_moon_word-bf16-amd_epyc"),
+        mean_of(zaremba, "test_ppl"),
+    )
+    below = f"{mean_of(moon, 'test_ppl') - test:.1f} below Moon's row with word dropout (one seed)"
+    below += f" and {zaremba_test - test:.1f} below Zaremba's"
+    assert len(moon) == 1 and f"of this size: {test:.1f} on test, mean of three seeds, {below}." in text
+    one, two, three = (
+        f"{run.result['test_ppl']:.1f}" for run in sorted(chosen, key=lambda run: run.train.seed)
+    )
+    assert f"The three seeds have {one}, {two} and {three} on test" in text
+    assert f"the variational model has {test:.1f} on test (mean of three seeds)" in text
+    (first,) = (run for run in chosen if run.train.seed == 1)
+    ahead = tried["0.1; 0.2"][0] - tried["0.05; 0.2"][0]
+    behind = less.result["valid_ppl"] - first.result["valid_ppl"]
+    assert f"{ahead:.1f} ahead of 0.1; 0.2 on validation after 13 epochs, and {behind:.1f} behind" in text
+    before = fmean(epoch_13(run)[0] for run in zaremba)
+    after = mean_of(zaremba, "test_ppl")
+    assert f"has {before:.1f} on validation after 13 epochs, and {after:.1f} on test after 39" in text
+    with_row = mean_of(row, "test_ppl")
+    assert f"{test:.1f} on test (three seeds). With the 0.25 of the authors' script" in words_of("index")
+    assert f"it has {with_row:.1f}, behind Zaremba's {after:.1f}" in words_of("index")
+    advice, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/choose.md", "README.md"))
+    assert f"{test:.2f} (three seeds), with 0.25 everywhere {with_row:.2f}; `moon_word`" in advice
+    assert f"the variational model has {test:.2f} (three seeds; published 87.3)" in readme
 
 
 def test_the_small_row_of_moon() -> None:
