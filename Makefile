@@ -94,7 +94,7 @@ docs-api: setup  ## write docs/api.md from the docstrings
 docs-settings: setup  ## write docs/settings.md from the settings' metadata
 	$(BIN)/python -m vdrop_cli.help > docs/settings.md
 
-docs-speed: setup  ## write the tables of docs/speed.md from the records of vdrop bench
+docs-speed: setup  ## write the tables of docs/speed.md, and README's of speeds, from the records of vdrop bench
 	$(BIN)/python docs/write_speed.py
 
 check: setup  ## format, lint, types, tests

@@ -1092,6 +1092,10 @@ def test_vmap_over_sequences_and_their_lengths() -> None:
     for n, length in enumerate(lengths):
         torch.testing.assert_close(together[:, n], run(x[:, n], length))
     torch.testing.assert_close(together, layer(x, lengths=lengths)[0])
+    with pytest.raises(ValueError, match="lengths must be at least 0, got -1"):
+        torch.func.vmap(run, (1, 0), 1)(x, lengths - 1)
+    with pytest.raises(ValueError, match="lengths must be at least 0, got -1"):
+        torch.func.grad(lambda x: layer(x, lengths=lengths - 1)[0].sum())(x)
 
 
 def test_tied_weights_stay_tied_when_a_module_is_copied() -> None:

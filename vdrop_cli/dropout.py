@@ -192,7 +192,7 @@ class ModelMasks:
         named = [
             (f"layers[{n}].{place}", mask, 3 if place == "c" else 4)
             for n, layer in enumerate(self.layers)
-            for place, mask in layer._asdict().items()
+            for place, mask in zip(Masks._fields, layer, strict=True)
         ]
         for name, mask, dims in (*named, ("out", self.out, 3), ("head", self.head, 3)):
             if mask is not None and mask.dim() != dims:

@@ -572,7 +572,8 @@ def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor
     """Returns lengths as int64 on the device of the input.
 
     Raises ValueError for lengths that do not fit. On a GPU or in compiled code, negative lengths raise
-    RuntimeError later, when the device reads them: a check here would wait for the device.
+    RuntimeError later, when the device reads them: a check here would wait for the device. There, they are
+    not noticed within a transform of `torch.func`.
     """
     if lengths is None:
         return None

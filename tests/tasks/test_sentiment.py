@@ -28,7 +28,7 @@ from vdrop_cli.settings.commands import Eval
 from vdrop_cli.sinks import read_log
 from vdrop_cli.tasks import Sentiment
 from vdrop_cli.tasks.predictors import START, UNKNOWN
-from vdrop_cli.tasks.rated_parts import head, mean_of_texts, shuffled, split, texts_of
+from vdrop_cli.tasks.rated_parts import first_texts, mean_of_texts, shuffled, split, texts_of
 from vdrop_cli.tasks.sentiment import RatingPasses
 
 
@@ -566,7 +566,7 @@ def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_wi
 
 def test_the_head_of_a_part_has_its_first_texts_whole() -> None:
     part = made(40, "task.protocol=clean", "task.chunk_words=3").parts["train"]
-    first = head(part, 4)
+    first = first_texts(part, 4)
     assert len(first.ratings_R) == 4 and first.text_N.unique().tolist() == [0, 1, 2, 3]
     assert len(first.sequences) == sum(of < 4 for of in part.text_N.tolist())
 

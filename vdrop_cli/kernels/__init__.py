@@ -30,7 +30,7 @@ from torch import Tensor
 from vdrop_cli.errors import one_line
 from vdrop_cli.kernels import fused, native, native_library, reference
 from vdrop_cli.kernels.backend import Backend
-from vdrop_cli.kernels.contexts import in_transform, no_autocast, unsupported_context
+from vdrop_cli.kernels.contexts import no_autocast, unsupported_context, without_transforms
 from vdrop_cli.kernels.masks import Masks, check_sizes
 from vdrop_cli.kernels.packing import zero_padding
 from vdrop_cli.kernels.weights import Norms, Weights
@@ -234,15 +234,13 @@ def check_lengths(lengths: Tensor, x_TBD: Tensor) -> None:
         raise ValueError(f"lengths must be whole numbers, got {lengths.dtype}")
     if lengths.shape != (x_TBD.shape[1],):
         raise ValueError(f"lengths must be [{x_TBD.shape[1]}], got {list(lengths.shape)}")
-    if is_readable(lengths) and bool((lengths < 0).any()):
-        raise ValueError(f"lengths must be at least 0, got {int(lengths.min())}")
+    if is_readable(lengths) and bool(((numbers := without_transforms(lengths)) < 0).any()):
+        raise ValueError(f"lengths must be at least 0, got {int(numbers.min())}")
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor can be read: without a wait for a device, and neither in compiled code
-    nor in a transform of `torch.func`.
-    """
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not in_transform()
+    """Whether the numbers of a tensor can be read without a wait for a device, and not in compiled code."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_device(name: str, tensor: Tensor, x: Tensor) -> None:

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -10,6 +11,13 @@ from torch.autograd import forward_ad
 def in_transform() -> bool:
     """Whether code runs inside a transform of `torch.func` (grad, vmap, jacrev, …)."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def without_transforms(tensor: Tensor) -> Tensor:
+    """The tensor below the transforms of `torch.func`; within vmap, that of all calls together."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
