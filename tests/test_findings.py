@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -634,6 +635,68 @@ def test_the_probabilities_of_the_small_variational_row() -> None:
     advice, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/choose.md", "README.md"))
     assert f"{test:.2f} (three seeds), with 0.25 everywhere {with_row:.2f}; `moon_word`" in advice
     assert f"the variational model has {test:.2f} (three seeds; published 87.3)" in readme
+
+
+def test_mc_dropout_of_the_small_variational_models() -> None:
+    def read(folder: Path) -> dict[str, Any]:
+        return evaluation_files.read(folder / "eval-0039-mc100-s1.json")
+
+    chosen = [read(run.folder) for run in runs.below(RECORDS / "small_probabilities_39" / "0.1_0.2")]
+    pairs = [(one["metrics"]["test_ppl"], one["metrics"]["test_ppl_mc100"]) for one in chosen]
+    off, mc = map(fmean, zip(*pairs, strict=True))
+    (table,) = tables("small_rows", "passes of the small model")
+    by_passes = {row["samples"]: [] for row in chosen[0]["mc"]}
+    for one in chosen:
+        for row in one["mc"]:
+            by_passes[row["samples"]].append(row["ppl"])
+    expected = {str(samples): [f"{fmean(values):.1f}"] for samples, values in by_passes.items()}
+    assert table == expected | {"dropout off": [f"{off:.1f}"]} and len(chosen) == 3
+    text, gains = words_of("small_rows"), sorted(before - after for before, after in pairs)
+    seeds = f"(means of three seeds; each seed gains {gains[0]:.1f} to {gains[-1]:.1f})"
+    assert f"from {off:.1f} to {mc:.1f} {seeds}" in text
+    row = [read(run.folder) for run in runs.below(RECORDS / "table1" / "small_variational-bf16-amd_epyc")]
+    worse = [fmean(one["metrics"][name] for one in row) for name in ("test_ppl_mc100", "test_ppl")]
+    assert f"{worse[0]:.1f} and {worse[1]:.1f} with dropout off (tied, means of three seeds)" in text
+    page, advice, readme = (
+        " ".join((ROOT / name).read_text().split())
+        for name in ("docs/uncertainty.md", "docs/choose.md", "README.md")
+    )
+    assert f"a hundred passes help: {mc:.1f}, and {off:.1f} with the standard approximation" in page
+    assert f"from {off:.2f} to {mc:.2f} (three seeds)" in advice
+    assert f"the best of its size, and {mc:.2f} with 100 passes" in readme
+    assert f"a hundred MC passes take the first to {mc:.1f} and make the second worse" in words_of("index")
+
+
+def test_mc_dropout_of_the_small_models_of_moon() -> None:
+    text = " ".join((ROOT / "docs" / "uncertainty.md").read_text().split())
+    pairs = []
+    for p_c in (0.1, 0.25):
+        (path,) = (RECORDS / f"choices/moon/dropout.p_c/{p_c}").glob("eval-0013-mc20-*.json")
+        metrics = evaluation_files.read(path)["metrics"]
+        pairs.append((f"{metrics['test_ppl_mc20']:.2f}", f"{metrics['test_ppl']:.2f}"))
+    (mc, off), (mc_more, off_more) = pairs
+    assert f"20 passes have {mc}, dropout off {off} (13 epochs, one seed; with 0.25 {mc_more} and" in text
+    assert f"with 0.25 {mc_more} and {off_more}," in text and mc < off and mc_more > off_more
+
+
+def test_the_starts_of_the_authors_run_in_fp32() -> None:
+    """Also the one that is stuck by the setting of the large rows."""
+
+    def late_loss(seed: int) -> float:
+        log = sinks.read_log(RECORDS / f"precision/authors_1250-fp32/s{seed}/log.jsonl")
+        return fmean(
+            entry["loss"] for entry in log if entry["kind"] == "step" and 151 <= entry["step"] <= 200
+        )
+
+    first, stuck, third = map(late_loss, (1, 2, 3))
+    text, limit = words_of("authors_log"), settings("experiment=table1_large_untied").stuck.loss
+    assert f"({first:.2f} and {third:.2f} in steps 151-200), and seed 2 is at {stuck:.2f}, above" in text
+    assert first < limit < stuck and f"above the limit of {limit:g} for a stuck start" in text
+
+
+def test_the_error_of_the_variational_gru_by_passes_and_without_dropout() -> None:
+    off = [run.result["test_rmse"] for run in runs.below(RECORDS / "uncertainty" / "gru_variational-100")]
+    assert f"with dropout off it is {spread(off, 4)}" in words_of("uncertainty")
 
 
 def test_the_small_row_of_moon() -> None:
