@@ -85,8 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings are errors during tests, unless a test's own mark says otherwise.
 
     They are not while pytest starts: plugins that are merely installed may warn then. Where there is no C
-    compiler, tests of the back end `native` are skipped, and `auto` may say that it is `fused`; some tests
-    that lack the mark `native` then fail.
+    compiler, tests of the back end `native` are skipped, and `auto` may say that it is `fused`.
     """
     why = native.unavailable_reason()
     for item in items:

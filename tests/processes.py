@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Self
 from uuid import uuid4
 
+from vdrop_cli.kernels import native
+
 ROOT = Path(__file__).parent.parent
 NUMBER = struct.Struct("q")  # what the server and those who ask it exchange
 LIMIT = 300  # seconds that a command may take
@@ -40,6 +42,14 @@ def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         # A runner in the background ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def without_notice(messages: str) -> str:
+    """The messages of a command without the line that `native` cannot run, where there is no C compiler."""
+    if native.unavailable_reason() is None:
+        return messages
+    notice = "vdrop: backend=auto is fused on cpu, which is slower than native: "
+    return "".join(line for line in messages.splitlines(keepends=True) if not line.startswith(notice))
 
 
 class Forked:
@@ -98,7 +108,7 @@ class Forked:
         """Waits until the process has ended; its messages."""
         assert self.stderr is not None
         with self.stderr:
-            errors = self.stderr.read()
+            errors = without_notice(self.stderr.read())
         self.wait(timeout)
         return None, errors
 
@@ -163,7 +173,8 @@ class ForkServer:
                 raise
             out.seek(0)
             errors.seek(0)
-            return subprocess.CompletedProcess(process.args, code, out.read(), errors.read())
+            messages = without_notice(errors.read())
+            return subprocess.CompletedProcess(process.args, code, out.read(), messages)
 
     def spawn(self, folder: Path, *arguments: str) -> Forked:
         """Starts a process whose messages can be read."""

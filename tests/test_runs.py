@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import TINY, settings
 from tests.processes import ROOT
-from vdrop_cli import evaluation_files, files, pictures, runs
+from vdrop_cli import evaluation_files, files, kernels, pictures, runs
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.evaluation_files import Evaluation
@@ -30,7 +31,7 @@ def folder(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     (run,) = runs.below(Path("outputs"))
     assert run.folder == folder and plain(run.train) == plain(
-        settings(*TINY, *text, "schedule.epochs=3", "backend=native")
+        settings(*TINY, *text, "schedule.epochs=3", f"backend={kernels.choose('auto', torch.device('cpu'))}")
     )
     assert run.settings["schedule.epochs"] == 3 and [epoch["epoch"] for epoch in run.epochs] == [1, 2, 3]
     assert run.environment["precision"] == "fp32"

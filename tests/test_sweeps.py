@@ -120,17 +120,19 @@ def test_the_second_of_two_processes_in_one_run_is_refused(
     vdrop: Vdrop, fork_server: ForkServer, text: list[str], tmp_path: Path
 ) -> None:
     long = [*TINY, *text, "schedule.epochs=10000"]
-    with fork_server.spawn(tmp_path, "train", *long) as first:
-        while not list(tmp_path.rglob("log.jsonl")) and first.poll() is None:
-            time.sleep(0.05)
-        second = vdrop("train", *long)
-        assert second.returncode == 2 and f"is in use by process {first.pid} on " in second.stderr
-        assert len(second.stderr.splitlines()) == 1
-        forced = vdrop("train", *long, "force=true")
-        assert forced.returncode == 2 and list(tmp_path.rglob("log.jsonl")), (
-            "nor is it started over under the first one's feet"
-        )
-        first.terminate()
+    with fork_server.start(tmp_path, "train", *long) as first:
+        try:
+            while not list(tmp_path.rglob("log.jsonl")) and first.poll() is None:
+                time.sleep(0.05)
+            second = vdrop("train", *long)
+            assert second.returncode == 2 and f"is in use by process {first.pid} on " in second.stderr
+            assert len(second.stderr.splitlines()) == 1
+            forced = vdrop("train", *long, "force=true")
+            assert forced.returncode == 2 and list(tmp_path.rglob("log.jsonl")), (
+                "nor is it started over under the first one's feet"
+            )
+        finally:
+            first.terminate()
 
 
 def test_the_summary_names_what_differs() -> None:

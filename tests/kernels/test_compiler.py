@@ -248,6 +248,7 @@ def test_a_runtime_in_a_folder_with_a_space_is_recognised(monkeypatch: pytest.Mo
     assert compiler.torch_openmp() == "/a folder/torch/lib/libgomp.so.1"
 
 
+@pytest.mark.native
 def test_there_is_one_openmp_runtime_whose_threads_are_torchs() -> None:
     """In a process of its own, as other libraries bring runtimes of their own. There a second thread starts
     with the first work for two, and takes torch's part, too.
@@ -274,6 +275,7 @@ def test_there_is_one_openmp_runtime_whose_threads_are_torchs() -> None:
     assert len(ran.stdout.split()) == 1, ran.stdout
 
 
+@pytest.mark.native
 def test_the_name_of_a_library_says_nothing_of_the_machine() -> None:
     name = compiler.library_name(compiler.compiler())
     assert name.startswith("native-") and len(name) == len("native-.so") + 24
