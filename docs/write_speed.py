@@ -43,6 +43,8 @@ class Machine:
 MACHINES = {
     "xeon": Machine(("20261128-061728",)),
     "xeon_later": Machine(("20261128-065234",)),
+    "xeon_starts": Machine(("20261201-034340",)),
+    "xeon_configured": Machine(("20261201-034634",)),
     "epyc": Machine(("20261130-033739", "20261130-033832")),
     "slow_epyc": Machine(("20261130-123503", "20261130-124621")),
     "slow_epyc_configured": Machine(("20261130-124449", "20261130-124825")),
@@ -55,6 +57,8 @@ CONFIGURED = Machine(("20261130-210607",))  # the same with the settings of vdro
 HEAD = {  # rows of the first table: where they are from
     "xeon": ("[an Intel Xeon with AMX](#intel-xeon-with-amx)", "as shipped"),
     "xeon_later": ("the same, half an hour later", "as shipped"),
+    "xeon_starts": ("the same kind, three starts", "as shipped"),
+    "xeon_configured": ("the same", "with vdrop's settings"),
     "epyc": ("[an AMD EPYC](#amd-epyc-with-avx-512), AVX-512 with bf16", "as shipped"),
     "slow_epyc": ("[another, half as fast](#amd-epyc-half-as-fast)", "as shipped"),
     "slow_epyc_configured": ("the same", "with vdrop's settings"),
@@ -63,12 +67,12 @@ HEAD = {  # rows of the first table: where they are from
 }
 README = {  # rows of README's table: where they are from
     "xeon": "two cores of an Intel Xeon with AMX",
-    "xeon_later": "the same, half an hour later",
+    "xeon_starts": "the same kind, three starts",
+    "xeon_configured": "the same; the other two with vdrop's settings",
     "epyc": "two cores of an AMD EPYC with AVX-512",
     "slow_epyc": "two of another, half as fast",
     "slow_epyc_configured": "the same; the other two with vdrop's settings",
     "avx2": "two cores of an AMD EPYC with AVX2 only",
-    "avx2_later": "the same, ten minutes later",
     "h200": "NVIDIA H200; too high, the other two waited for the GPU",
 }
 
