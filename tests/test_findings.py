@@ -610,13 +610,10 @@ def test_the_probabilities_of_the_small_variational_row() -> None:
     text = words_of("small_rows")
     assert f"this one has {valid:.1f} and {test:.1f}, within 1.0 of both" in text
     assert f"the model here has {valid:.1f} and {test:.1f}" in text
-    moon, zaremba_test = (
-        runs.below(RECORDS / "table1" / "small_moon_word-bf16-amd_epyc"),
-        mean_of(zaremba, "test_ppl"),
-    )
-    below = f"{mean_of(moon, 'test_ppl') - test:.1f} below Moon's row with word dropout (one seed)"
-    below += f" and {zaremba_test - test:.1f} below Zaremba's"
-    assert len(moon) == 1 and f"of this size: {test:.1f} on test, mean of three seeds, {below}." in text
+    moon, after = recorded("table1/small_moon_word-bf16-amd_epyc"), mean_of(zaremba, "test_ppl")
+    below = f"{moon.result['test_ppl'] - test:.1f} below Moon's row with word dropout (one seed)"
+    below += f" and {after - test:.1f} below Zaremba's"
+    assert f"of this size: {test:.1f} on test, mean of three seeds, {below}." in text
     one, two, three = (
         f"{run.result['test_ppl']:.1f}" for run in sorted(chosen, key=lambda run: run.train.seed)
     )
@@ -627,7 +624,6 @@ def test_the_probabilities_of_the_small_variational_row() -> None:
     behind = less.result["valid_ppl"] - first.result["valid_ppl"]
     assert f"{ahead:.1f} ahead of 0.1; 0.2 on validation after 13 epochs, and {behind:.1f} behind" in text
     before = fmean(epoch_13(run)[0] for run in zaremba)
-    after = mean_of(zaremba, "test_ppl")
     assert f"has {before:.1f} on validation after 13 epochs, and {after:.1f} on test after 39" in text
     with_row = mean_of(row, "test_ppl")
     assert f"{test:.1f} on test (three seeds). With the 0.25 of the authors' script" in words_of("index")
@@ -673,10 +669,11 @@ def test_mc_dropout_of_the_small_models_of_moon() -> None:
     for p_c in (0.1, 0.25):
         (path,) = (RECORDS / f"choices/moon/dropout.p_c/{p_c}").glob("eval-0013-mc20-*.json")
         metrics = evaluation_files.read(path)["metrics"]
-        pairs.append((f"{metrics['test_ppl_mc20']:.2f}", f"{metrics['test_ppl']:.2f}"))
+        pairs.append((metrics["test_ppl_mc20"], metrics["test_ppl"]))
     (mc, off), (mc_more, off_more) = pairs
-    assert f"20 passes have {mc}, dropout off {off} (13 epochs, one seed; with 0.25 {mc_more} and" in text
-    assert f"with 0.25 {mc_more} and {off_more}," in text and mc < off and mc_more > off_more
+    assert mc < off and mc_more > off_more
+    said = f"20 passes have {mc:.2f}, dropout off {off:.2f} (13 epochs, one seed; with 0.25 {mc_more:.2f} and"
+    assert f"{said} {off_more:.2f}," in text
 
 
 def test_the_starts_of_the_authors_run_in_fp32() -> None:

@@ -91,8 +91,8 @@ def test_the_page_of_the_installation_names_all_extras_and_versions() -> None:
     page = (ROOT / "docs" / "install.md").read_text()
     rows = table_cells(page.partition("\n| extra |")[2].partition("\n\n")[0])
     assert [name for cells in rows for name in cells[0]] == [*project["optional-dependencies"]]
-    classified = re.findall(r"3\.(\d+)", page.partition("Python ")[2].partition("|")[0])
-    assert project["requires-python"] == f">=3.{classified[0]},<3.{int(classified[-1]) + 1}"
+    minors = re.findall(r"3\.(\d+)", page.partition("Python ")[2].partition("|")[0])
+    assert project["requires-python"] == f">=3.{minors[0]},<3.{int(minors[-1]) + 1}"
     (torch,) = (name for name in project["dependencies"] if name.startswith("torch"))
     assert f"PyTorch {torch.partition('>=')[2]} or newer" in page
 

@@ -134,7 +134,8 @@ class RecurrentCell(DropoutModule):
     def chosen_masks(self, masks: ModelMasks | None, batch: int) -> Masks:
         """Returns the masks of a step, as `step_masks` shapes them; raises where `masks` do not fit."""
         if masks is None:
-            if self.dropout.drops and self.sampling.training:
+            dropout = self.dropout  # as in `masks`
+            if self.sampling.training and dropout.drops:
                 raise ValueError(
                     "masks are required in training mode: masks = cell.masks(batch) once for a sequence, "
                     "then masks=masks"
