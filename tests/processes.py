@@ -46,7 +46,7 @@ def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def without_notice(messages: str) -> str:
     """The messages of a command without the line that `native` cannot run, where there is no C compiler."""
-    if native.unavailable_reason() is None:
+    if not native.unavailable_reason():
         return messages
     notice = "vdrop: backend=auto is fused on cpu, which is slower than native: "
     return "".join(line for line in messages.splitlines(keepends=True) if not line.startswith(notice))

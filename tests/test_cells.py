@@ -35,9 +35,13 @@ def seeded() -> None:
 def test_they_take_the_place_of_torchs(
     ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], bias: bool
 ) -> None:
+    torch.manual_seed(1)
     module = theirs(5, 7, bias, dtype=torch.float64)
+    torch.manual_seed(1)
     cell = ours(5, 7, bias, dtype=torch.float64, **variant)
-    cell.load_state_dict(module.state_dict())
+    assert list(cell.state_dict()) == list(module.state_dict())
+    assert all(map(torch.equal, cell.parameters(), module.parameters())), "the same start"
+    cell.load_state_dict(theirs(5, 7, bias).double().state_dict())
     module.load_state_dict(cell.state_dict())
     x, h, c = (torch.randn(3, size, dtype=torch.float64) for size in (5, 7, 7))
     state = (h, c) if theirs is nn.LSTMCell else h
@@ -58,15 +62,17 @@ def parts(state: Any) -> tuple[torch.Tensor, ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", POLICIES, ids=describe)
 @pytest.mark.parametrize(("ours", "theirs", "layer", "variant"), BOTH)
 def test_steps_with_held_masks_are_the_whole_sequence(
-    ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], dropout: Dropout
+    ours: Any, theirs: Any, layer: Any, variant: dict[str, bool], dropout: Dropout, bias: bool
 ) -> None:
     """By the layer, with the same weights and masks."""
     if dropout.p_c and ours is GRUCell:
         pytest.skip("a GRU has no cell state")
-    cell, whole = ours(5, 7, dropout=dropout, **variant), layer(5, 7, dropout=dropout, **variant)
+    options = {"bias": bias, "dropout": dropout, **variant}
+    cell, whole = ours(5, 7, **options), layer(5, 7, **options)
     whole.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
     masks = cell.masks(3)
     x = torch.randn(6, 3, 5)
@@ -120,6 +126,18 @@ def test_moons_evaluation_is_a_plain_cell_and_its_steps_are_those_of_a_layer() -
     torch.testing.assert_close(torch.stack(steps), y)
     torch.testing.assert_close(last, (h[0], c[0]))
     torch.testing.assert_close(cell.eval()(x[0], state), plain(x[0], state))
+
+
+def test_a_mask_on_the_hidden_state_goes_with_one_on_the_cell_state() -> None:
+    """Both act on the recurrence: steps of a cell are those of a layer."""
+    cell, layer = LSTMCell(5, 7), LSTM(5, 7)
+    layer.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
+    masks = ModelMasks([Masks(h=torch.rand(1, 1, 3, 7), c=torch.rand(1, 3, 7).round())], cell_scales=(1.5,))
+    x, state = torch.randn(4, 3, 5), (torch.randn(3, 7), torch.randn(3, 7))
+    y, _ = layer(x, tuple(part[None] for part in state), masks=masks)
+    for t, x_BD in enumerate(x):
+        state = cell(x_BD, state, masks=masks)
+        torch.testing.assert_close(state[0], y[t])
 
 
 def test_what_a_cell_cannot_do_is_refused() -> None:

@@ -309,10 +309,6 @@ def test_in_a_sweep_a_failed_run_does_not_take_the_others_along(
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-def test_cfg_in_one_word_is_resolved_too(vdrop: Vdrop) -> None:
-    assert "p_h: 0.2\n" in vdrop("train", "--cfg=job").stdout
-
-
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

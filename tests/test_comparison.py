@@ -7,6 +7,7 @@ import pytest
 from tests.processes import ROOT
 from vdrop_cli import comparison, runs
 from vdrop_cli.comparison import Configuration
+from vdrop_cli.runs import Unfinished
 
 BASE = {"task.name": "language_model", "data.source": "ptb", "model.name": "m", "dropout.name": "none"}
 
@@ -85,6 +86,16 @@ def test_runs_of_different_texts_have_different_labels() -> None:
     assert [one.label for one in both] == [
         f"{alone} (text {text[:8]})" for text in (run.corpus, other.corpus)
     ]
+
+
+def test_a_finished_run_counts_rather_than_an_unfinished_one_in_whatever_order_they_are_named() -> None:
+    record = ROOT / "outputs" / "record" / "table1" / "small_none-bf16-amd_epyc"
+    (run,) = runs.below(record)
+    unfinished = Unfinished(record / "other", run.config, run.log, "unfinished")
+    for both in ([run, unfinished], [unfinished, run]):
+        (one,), messages = comparison.grouped(both)
+        assert one.finished == [run] and one.seeds == "1"
+        assert messages == [f"{unfinished.folder} has the settings and the seed of {run.folder}; left out"]
 
 
 def test_configurations_are_ranked_by_validation_and_those_without_results_come_last() -> None:

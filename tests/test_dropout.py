@@ -18,6 +18,7 @@ from vdrop_cli.dropout import (
     no_masks,
 )
 from vdrop_cli.kernels import Masks
+from vdrop_cli.layer_dropout import describe
 from vdrop_cli.policies import Dropout, Policy, WordMask
 from vdrop_cli.random_streams import Stream
 
@@ -110,6 +111,47 @@ def test_each_place_has_held_masks_or_new_ones(places: tuple[str, ...], traced: 
     assert first.x is not None and first.x.max() == 2
 
 
+@pytest.mark.parametrize(
+    "dropout",
+    [
+        Dropout("variational", p_x=0.1, p_h=0.35, p_out=0.65, p_weight=0.2),
+        Dropout("naive", p_x=0.35, p_h=0.1, p_out=0.2),
+        Dropout("moon", p_c=0.35),
+    ],
+    ids=describe,
+)
+def test_masks_that_a_compiler_traces_are_distributed_as_the_others(dropout: Dropout) -> None:
+    """In each place as many are dropped, and the others have the same factor."""
+    shape = MaskShape(2, 100, (100, 100), 100, 4, directions=2)
+    usual = draw(dropout, shape, Stream((0,))).tensors
+    traced = draw_traceable(dropout, shape, torch.device("cpu"), torch.float32).tensors
+    assert usual.keys() == traced.keys()
+    for name, mask in usual.items():
+        other = traced[name]
+        if mask is None or other is None:
+            assert mask is other, name
+            continue
+        assert other.shape == mask.shape and other.unique().tolist() == pytest.approx(mask.unique().tolist())
+        share, other_share = ((m == 0).float().mean().item() for m in (mask, other))
+        assert other_share == pytest.approx(share, abs=0.03), name
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("gates", [3, 4])
+def test_with_tie_gates_the_candidate_alone_has_a_mask_of_its_own(gates: int, traced: bool) -> None:
+    """That is g of i f g o, and n of r z n."""
+    dropout = Dropout("variational", p_x=0.5, p_h=0.5, tie="gates")
+    shape = MaskShape(TIME, BATCH, (INPUT,), HIDDEN, gates)
+    if traced:
+        masks = draw_traceable(dropout, shape, torch.device("cpu"), torch.float32)
+    else:
+        masks = draw(dropout, shape, Stream((0,)))
+    for mask in (masks.layers[0].x, masks.layers[0].h):
+        assert mask is not None and mask.shape[1] == gates
+        shared = [torch.equal(mask[:, gate], mask[:, 0]) for gate in range(gates)]
+        assert shared == [True, True, False, True][:gates]
+
+
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("sizes", [(HIDDEN,), (HIDDEN, 70, 20)])
 def test_one_mask_on_a_state_wherever_it_enters(sizes: tuple[int, ...], traced: bool) -> None:
@@ -190,10 +232,10 @@ def test_words_can_be_dropped_beside_naive_masks() -> None:
         ("variational_no_word", "naive", {"name", "policy"}),
     ],
 )
-def test_masks_and_word_dropout_have_different_random_numbers(
+def test_choices_of_dropout_that_are_compared_differ_in_one_thing(
     of: str, changed: str, other: str, differ: set[str]
 ) -> None:
-    """Of two choices of dropout that are compared, one thing differs, and of the schedules nothing."""
+    """And their schedules in nothing."""
     one, two = (settings(of, f"dropout={name}") for name in (changed, other))
     assert one.schedule == two.schedule
     first, second = (asdict(run.dropout) for run in (one, two))
@@ -343,6 +385,9 @@ def test_masks_of_batches_that_are_joined_are_the_masks_of_each(policy: str) -> 
                 assert (mask is None) == (want is None)
                 if mask is not None and want is not None:
                     assert torch.equal(mask.narrow(dim, here.start, BATCH), want)
+        assert (joined.out is None) == (part.out is None) and (joined.word is None) == (part.word is None)
+        if joined.out is not None and part.out is not None:
+            assert torch.equal(joined.out[:, here], part.out)
         if part.word is not None and joined.word is not None:
             ids = torch.arange(TIME)[:, None]
             whole = joined.word.keep(ids.expand(-1, 3 * BATCH))

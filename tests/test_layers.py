@@ -398,6 +398,9 @@ def test_the_states_of_all_steps_are_those_of_shorter_texts(options: dict[str, A
             1 if layer.bidirectional else layer.num_layers
         ):  # the first forward layer sees nothing that comes later
             same((states[index][0][t], states[index][1][t]), (h[index], c[index]))
+        if layer.bidirectional:  # the first backward layer has seen what comes from step t on
+            _, (h, c) = layer(x[t:].transpose(0, 1) if batch_first else x[t:], masks=masks)
+            same((states[1][0][t], states[1][1][t]), (h[1], c[1]))
     top = torch.cat([state[0] for state in states[-layer.directions :]], -1) * masks.out
     same(y.transpose(0, 1) if batch_first else y, top)
 
@@ -416,6 +419,18 @@ def test_states_come_in_the_form_of_the_input() -> None:
     packed = nn.utils.rnn.pack_padded_sequence(x, [4, 2, 1])
     y, _, ((h_steps, c_steps),) = lstm(packed, return_states=True)
     assert torch.equal(h_steps.data, y.data) and c_steps.data.shape == y.data.shape
+
+
+def test_new_weights_are_as_large_as_the_size_of_their_own_layer_asks_for() -> None:
+    """Uniform in ±1/√H; gains of layer norm are 1 and its biases 0."""
+    layer = LSTM(5, (400, 25), layer_norm=True, bidirectional=True)
+    for name, parameter in layer.named_parameters():
+        if name.startswith("norm_"):
+            assert torch.equal(parameter, torch.full_like(parameter, "bias" not in name)), name
+        else:
+            limit = 0.05 if "_l0" in name else 0.2
+            assert parameter.abs().max().item() == pytest.approx(limit, rel=0.05), name
+            assert abs(parameter.mean().item()) < 0.1 * limit, name
 
 
 def normalised(a: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
@@ -502,6 +517,18 @@ def test_lengths_of_small_types_count_as_far_as_int64(options: dict[str, Any], d
         layer(x, lengths=lengths.float())
     with pytest.raises(ValueError, match=r"lengths must be \[2\], got \[1\]"):
         layer(x, lengths=lengths[:1])
+
+
+def test_padding_is_not_read_by_layers_with_projections() -> None:
+    """It may be no number: neither outputs nor gradients are."""
+    layer, x, lengths = LSTM(5, 7, 2, proj_size=3), torch.randn(4, 3, 5), torch.tensor([2, 4, 0])
+    padding_TB = torch.arange(4)[:, None] >= lengths
+    results = []
+    for padding in (0.0, torch.nan):
+        y, _ = layer(x.masked_fill(padding_TB[..., None], padding), lengths=lengths)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))])
+    for from_nan, expected in zip(results[1], results[0], strict=True):
+        assert torch.equal(from_nan, expected)
 
 
 @pytest.mark.parametrize("ours", [LSTM, GRU])
@@ -992,6 +1019,22 @@ def test_from_torch_takes_weights_and_variant(
         module.weight_hh_l0.zero_()
     torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
     assert {p.device.type for p in ours.from_torch(theirs(5, 7, device="meta")).parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
+def test_from_torch_keeps_the_dropout_between_layers_unless_another_is_chosen(
+    ours: type[LSTM | GRU], theirs: type[nn.LSTM | nn.GRU]
+) -> None:
+    module = theirs(5, 7, 2, dropout=0.25)
+    assert ours.from_torch(module).dropout == Dropout("zaremba", p_x=(0.0, 0.25))
+    assert ours.from_torch(module, dropout=0.5).dropout == Dropout("zaremba", p_x=(0.0, 0.5))
+    fixed = Dropout("variational", p_x=0.3, p_h=0.3, p_out=0.3)
+    assert ours.from_torch(module, variational=0.3).dropout == fixed
+    recurrent = ours.from_torch(
+        module, recurrent_dropout=0.3, backend="fused", compute_dtype=torch.bfloat16, recompute=True
+    )
+    assert recurrent.dropout == Dropout("variational", p_h=0.3)
+    assert recurrent.options == {"backend": "fused", "compute_dtype": torch.bfloat16, "recompute": True}
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), BOTH)

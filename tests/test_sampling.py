@@ -107,6 +107,22 @@ def test_mean_and_standard_deviation_are_those_of_the_samples() -> None:
         predict_mc(model, x, 0)
 
 
+def test_the_standard_deviation_is_exact_where_the_mean_is_large() -> None:
+    class Far(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.drop(x) + 1e9
+            return y
+
+    prediction = predict_mc(Far(), torch.ones(50, dtype=torch.float64), 40, return_samples=True)
+    assert prediction.samples is not None
+    torch.testing.assert_close(prediction.std, prediction.samples.std(0))
+    torch.testing.assert_close(prediction.mean, prediction.samples.mean(0), rtol=1e-15, atol=0)
+
+
 def test_passes_at_once_are_alike_in_distribution() -> None:
     """A dropped input of one: the output is 0 or 2, its mean 1 and standard deviation 1, with another mask
     for each row.

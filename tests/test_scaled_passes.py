@@ -87,11 +87,13 @@ def test_every_probability_is_multiplied() -> None:
         p_h=[0.1, 0.3],
         p_out=0.5,
         p_head=0.6,
+        p_weight=0.7,
         new_each_step=["p_x"],
     )
     scaled = dropout.scaled(0.5)
     assert (scaled.p_word, scaled.p_x, scaled.p_between, scaled.p_out) == (0.05, 0.1, 0.2, 0.25)
-    assert scaled.p_head == 0.3
+    assert (scaled.p_head, scaled.p_weight) == (0.3, 0.35)
+    assert Dropout("moon", p_c=0.4).scaled(2).p_c == 0.8
     assert scaled.p_h == (0.05, 0.15) and scaled.new_each_step == ("p_x",) and scaled.tie is dropout.tie
     assert Dropout("naive", p_h=0.4).scaled(2).p_h == 0.8
     one = Dropout("variational", p_x=0.2, p_h=0.4, one_state_mask=True).scaled(0.5)

@@ -30,6 +30,7 @@ from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, BenchSize,
 from vdrop_cli.settings.commands import Bench
 
 RATES = Rates(fp32=200e9, bf16=400e9)
+CPU = Bench(device="cpu")
 
 
 def example(cell: str, seconds: list[float], **more: Any) -> Measurement:
@@ -181,6 +182,25 @@ def test_two_directions_are_compared_with_one_and_steps_of_cells_are_printed_in_
 
 
 @pytest.mark.usefixtures("composing")
+def test_the_words_and_parameters_of_a_step_go_by_its_part() -> None:
+    """Both layers and the head, one layer, or none; 64 passes over 70 words."""
+    counts = {}
+    for part in (BenchPart.step, BenchPart.layer, BenchPart.mc, BenchPart.checkpoint):
+        m = measurement(Case(BenchSize.small, part, BenchCell.variational, Precision.fp32), CPU, [1.0], 1.0)
+        counts[part.name] = (m.words, m.recurrent, m.head)
+    case = Case(BenchSize.sentiment, BenchPart.ratings, BenchCell.none, Precision.fp32)
+    ratings = measurement(case, CPU, [1.0], 1.0)
+    assert counts == {
+        "step": (20 * 20, 2 * 8 * 200**2, 10_000 * 200),
+        "layer": (20 * 20, 8 * 200**2, 0),
+        "mc": (64 * 70, 2 * 8 * 200**2, 10_000 * 200),
+        "checkpoint": (0, 0, 0),
+    }
+    assert (ratings.recurrent, ratings.head) == (8 * 128**2, 0)
+    assert 5 / 8 * 128 * 200 < ratings.words < 128 * 200, "no padding"
+
+
+@pytest.mark.usefixtures("composing")
 def test_the_products_of_layers_go_by_gates_and_directions() -> None:
     """2 · 4 · 650² parameters of an LSTM, 3 for 4 in a GRU, twice as many in two directions; a step of a cell
     reads one word.
@@ -189,7 +209,7 @@ def test_the_products_of_layers_go_by_gates_and_directions() -> None:
     for part in (BenchPart.directions, BenchPart.cell_step):
         for cell in CELLS_BY_PART[part]:
             case = Case(BenchSize.medium, part, cell, Precision.fp32)
-            m = measurement(case, Bench(device="cpu"), [1.0], 1.0)
+            m = measurement(case, CPU, [1.0], 1.0)
             results[part.name, cell.name] = (m.words, m.recurrent / 650**2, m.head)
     assert {cell: rest for (part, cell), rest in results.items() if part == "directions"} == {
         "variational": (700, 8, 0),

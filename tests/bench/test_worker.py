@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -69,6 +70,26 @@ def test_a_turn_has_as_many_steps_as_it_is_asked_for_and_untimed_ones_before(
     assert ready is None and len(turns) == 2
     assert all(seconds >= 0 and peak > 50 for seconds, peak in turns)
     assert (len(calls) == 8) == (before_turn == 0)
+
+
+def test_a_turn_gives_the_time_of_one_step_and_has_as_many_as_fill_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = SimpleNamespace(Pipe=Pipe, Process=LostProcess)
+    monkeypatch.setattr(worker, "get_context", lambda method: context)
+    monkeypatch.setattr(Worker, "ask", lambda process, steps: (0.02 * steps, 60.0))
+    process = Worker(CASE, settings("device=cpu"), 1, False, replace(QUICK, turn=0.4))
+    process.warm_up()
+    assert (process.steps, process.turn(), process.peak) == (20, pytest.approx(0.02), 60.0)
+
+
+def test_a_rate_is_of_a_multiplication_and_an_addition_for_each_pair_of_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that shows one second more at every look."""
+    monkeypatch.setattr(worker, "product_size", lambda device: 64)
+    monkeypatch.setattr(worker.time, "perf_counter", map(float, count()).__next__)
+    assert worker.measure_rates(torch.device("cpu"), 9.0).fp32 == 2 * 64**3
 
 
 def test_a_processor_without_bf16_has_the_rate_of_fp32_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 line.
 """
 
+import math
 import os
 import pwd
 import resource
@@ -217,6 +218,20 @@ def test_without_a_compiler_auto_is_fused_with_a_line_and_native_an_error(
     with pytest.warns(
         UserWarning, match=f"^backend=auto is fused on cpu, which is slower than native: {why}$"
     ):
+        assert kernels.choose("auto", CPU) == "fused"
+    with pytest.raises(ValueError, match=f"^backend=native cannot run on cpu: {why}; choose backend=fused$"):
+        kernels.choose("native", CPU)
+
+
+@pytest.mark.native
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize(("error", "said"), [(0.25, "off by 0.2"), (math.nan, "off by nan")])
+def test_a_library_that_computes_something_else_is_not_used(
+    error: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "largest_error", lambda cell, *_: error if cell == "gru" else 1e-7)
+    why = f"the self-check of the compiled kernels is {said}"
+    with pytest.warns(UserWarning, match=f"slower than native: {why}$"):
         assert kernels.choose("auto", CPU) == "fused"
     with pytest.raises(ValueError, match=f"^backend=native cannot run on cpu: {why}; choose backend=fused$"):
         kernels.choose("native", CPU)

@@ -115,6 +115,27 @@ def test_what_a_graph_depends_on_makes_another(recorder: Recorder, other: str) -
     assert recorder.captures == 2
 
 
+def test_a_graph_is_of_one_precision_of_products_and_of_one_loop(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph of tf32 products would be replayed where the user has asked for exact ones."""
+    graphs, x = graphs_of(recorder), torch.randn(3, 4)
+    for precision in ("high", "highest", "high"):
+        monkeypatch.setattr("vdrop_cli.kernels.graphs.product_precision", lambda p=precision: p)
+        for _ in range(2):
+            summed(graphs, x)
+    assert recorder.captures == 2
+
+    def halving(total: Tensor, last: Tensor, x: Tensor, mask: Tensor | None) -> None:
+        total.mul_(0.5)
+
+    for _ in range(2):
+        total, last = torch.ones(4), torch.zeros(4)
+        graphs.run(halving, {"total": total}, {"last": last}, {"x": x, "mask": None})
+        assert (total == 0.5).all()
+    assert recorder.captures == 3
+
+
 def test_strides_of_the_callers_tensors_do_not_matter(recorder: Recorder) -> None:
     graphs, x = graphs_of(recorder), torch.randn(4, 3)
     for tensor in (x.T, x.T.contiguous(), x.T[:, :1].expand(3, 4)):

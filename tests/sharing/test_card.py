@@ -14,7 +14,7 @@ from vdrop_cli import checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import export
 from vdrop_cli.errors import ConfigError
-from vdrop_cli.sharing.card import is_unedited, measurements, render, without_places
+from vdrop_cli.sharing.card import is_unedited, measurements, render, to_measurements, without_places
 from vdrop_cli.sinks import read_result
 
 pytest.importorskip("safetensors")
@@ -137,6 +137,13 @@ def test_an_epoch_that_was_chosen_on_the_test_part_is_not_on_the_card(rated: lis
     names = {one.metric for one in measurements(path, checkpoint.load(path))}
     assert "test_rmse_chosen_on_test" in read_result(run) and "test_rmse" in names
     assert not {name for name in names if "chosen_on_test" in name}
+
+
+def test_numbers_at_another_temperature_scale_or_without_the_average_are_not_on_the_card() -> None:
+    own = ["valid_ppl", "test_ppl", "test_ppl_mc4", "test_rmse_of_ridge", "test_coverage_80_mc4"]
+    others = ["valid_ppl_raw", "test_ppl_tempered", "test_ppl_mc4_scaled", "test_rmse_chosen_on_test"]
+    numbers = dict.fromkeys([*own, *others, "seconds", "temperature", "dropout_factor"], 2.0)
+    assert [one.metric for one in to_measurements(numbers, "vdrop eval")] == own
 
 
 def test_numbers_of_other_weights_are_not_on_the_card(text: list[str]) -> None:

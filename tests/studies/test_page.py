@@ -21,12 +21,14 @@ from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.provenance import processor_name
 from vdrop_cli.run_files import SHARED_DEVICE
+from vdrop_cli.runs import Finished
 from vdrop_cli.settings.choices import Pictures, Size
 from vdrop_cli.settings.commands import Reproduce, Table
+from vdrop_cli.settings.fields import plain
+from vdrop_cli.studies import exports, records, rows, table1, written_page
 from vdrop_cli.studies import page as results_page
-from vdrop_cli.studies import records, rows, table1, written_page
 from vdrop_cli.studies.film_reviews import FilmReviews
-from vdrop_cli.studies.study import Row
+from vdrop_cli.studies.study import Line, Row, RunMetrics
 from vdrop_cli.studies.table1 import Table1
 
 ROOT = Path(__file__).parents[2]
@@ -421,6 +423,40 @@ def test_the_same_numbers_as_csv_latex_and_pictures(copy: Path, changes: list[st
     assert all("<svg" in (tmp_path / path).read_text() for path in drawn)
     again = run(copy, changes, tmp_path, sizes=[Size.small], pictures=Pictures.none)
     assert "![" not in again
+
+
+@pytest.mark.usefixtures("composing")
+def test_every_number_is_in_the_column_of_its_name() -> None:
+    (tied,) = Table1([Size.medium], ["variational"]).rows
+    environment = {"precision": "fp32", "device": "a CPU", "date": "2026-01-02"}
+    start = {"kind": "start", "corpus": "0f", "environment": environment}
+    run = Finished(Path(), plain(replace(tied.settings, seed=3)), [start], {})
+    numbers = {"valid_as_published": 81.5, "valid": 82.5, "test": 80.25, "words_per_second": 1000.0}
+    line = Line(tied, [RunMetrics(run, dict(numbers), [environment])])
+    (record,) = csv.DictReader(io.StringIO(exports.as_csv([line])))
+    published = {
+        "row": "Variational (tied weights)",
+        "source": "Gal & Ghahramani 2016, Table 1",
+        "confirmed": "True",
+        "same_settings": "True",
+        "valid": "81.8",
+        "valid_deviation": "0.2",
+        "test": "79.7",
+        "test_deviation": "0.1",
+        "words_per_second": "4700",
+    }
+    own = {"seeds": "3", "mc_samples": "0", "members": "1", "commit": "", "dirty": "", **environment}
+    own |= {"valid_ppl_as_published": "81.5", "valid_ppl": "82.5", "test_ppl": "80.25"}
+    assert record == {
+        "experiment": "table1_medium_variational",
+        **{f"published_{name}": value for name, value in published.items()},
+        **own,
+        "words_per_second": "1000.0",
+    }
+    (row,) = [text for text in exports.as_latex([line]).splitlines() if "Variational" in text]
+    assert row.split(" & ")[1:] == [r"81.8 $\pm$ 0.2", "81.50", r"79.7 $\pm$ 0.1", "80.25", r"3 \\"]
+    printed = re.split(r"\s{2,}", exports.as_text([line]).splitlines()[-1])
+    assert printed[1:] == ["81.8 ± 0.2", "81.50", "79.7 ± 0.1", "80.25", "1,000", "3", "fp32"]
 
 
 @pytest.mark.usefixtures("composing")

@@ -87,6 +87,12 @@ PUBLISHED = {  # as in the paper: valid, test, words a second; of MC rows the te
     "untied": ((81.9, 79.7, 2700), (77.9, 75.2, 1600)),
     "untied_mc": ((None, 78.6, None), (None, 73.4, None)),
 }
+STDS = {  # of valid and test; the other rows have none
+    "variational": ((0.2, 0.1), (0.2, 0.1)),
+    "variational_mc": ((None, 0.1), (None, 0.0)),
+    "untied": ((0.2, 0.1), (0.3, 0.2)),
+    "untied_mc": ((None, 0.1), (None, 0.0)),
+}
 OTHER_SOURCES = {
     "table1_small_none": (None, 114.5, None),
     "table1_small_variational": (None, 87.3, None),
@@ -114,6 +120,17 @@ def test_published_numbers_are_those_of_the_paper(every: dict[str, Row]) -> None
         assert reference.same_settings == (name not in ("table1_small_none", "table1_small_variational")), (
             name
         )
+
+
+def test_published_standard_deviations_are_those_of_the_paper(every: dict[str, Row]) -> None:
+    expected = {
+        f"table1_{size}_{name}": stds
+        for name, sizes in STDS.items()
+        for size, stds in zip(("medium", "large"), sizes, strict=True)
+    }
+    for name, row in every.items():
+        stds = tuple(one and one.std for one in (row.reference.valid, row.reference.test))
+        assert stds == expected.get(name, (None, None)), name
 
 
 def test_rows_are_evaluated_as_published(every: dict[str, Row]) -> None:
