@@ -12,7 +12,7 @@ import pytest
 from tests.sinks.examples import EPOCH, RESULT, step, write_log
 from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.sinks.json_lines import JsonLines
-from vdrop_cli.sinks.log_reader import lines_from_end, read_log
+from vdrop_cli.sinks.log_reader import lines_from_end, log_until, read_log
 from vdrop_cli.sinks.records import Saving, Start, to_dict
 
 
@@ -156,6 +156,12 @@ def test_a_missing_log_is_replaced_by_a_new_one_that_says_where_it_begins(
     ] == [2, 3]
     with JsonLines(tmp_path, 1, 3, 18):
         assert len(read_log(tmp_path / "log.jsonl")) == 8
+    for _ in range(2):  # its processes are killed before a further checkpoint
+        with JsonLines(tmp_path, 1, 2, 12) as sink:
+            assert [record["step"] for record in read_log(sink.path)] == [12]
+            assert log_until(sink.path, 2, 12) == sink.path.read_bytes()
+            for record in (Start({}, "f", 2, 12, {}), step(13)):
+                sink(record)
 
 
 def test_a_fifo_or_link_in_place_of_a_log_is_never_opened(tmp_path: Path) -> None:

@@ -228,8 +228,10 @@ def find_end(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
         record = parse_record(line)
         if is_first and record["kind"] != "start":
             raise Damaged("its beginning is missing")
+        # a start at this very place is written again, unless the log begins with it: an earlier one was lost
+        last_start = step if is_first else step - 1
         is_first = False
-        limit = {"start": step - 1, "step": step, "epoch": epochs}.get(record["kind"], -1)
+        limit = {"start": last_start, "step": step, "epoch": epochs}.get(record["kind"], -1)
         if record.get("epoch" if record["kind"] == "epoch" else "step", 0) > limit:
             break
         check_order(record)
