@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vdrop_cli.assessment import Assessment
-from vdrop_cli.intervals import CURVE, LEVELS, conformal_scores
+from vdrop_cli.intervals import CURVE, LEVELS, calibration_error, conformal_scores
 from vdrop_cli.uncertainty import Predictive, rmse
 
 TEXTS = 400
@@ -29,12 +29,30 @@ def assessed(std: float = 1.0, validation: int = 200, passes: int = 20) -> Asses
 def test_metrics_are_those_of_the_gaussian_intervals() -> None:
     one = assessed()
     metrics = one.metrics("_mc20")
-    bounds = one.intervals["gaussian"](95)
-    assert metrics["test_coverage_95_mc20"] == bounds.coverage(one.ratings_R)
+    intervals = one.intervals["gaussian"]
+    shares = [metrics[f"test_coverage_{level}_mc20"] for level in LEVELS]
+    assert shares == [intervals(level).coverage(one.ratings_R) for level in LEVELS]
+    assert shares == sorted({*shares}), "each level has a share of its own"
     assert metrics["test_width_95_mc20"] == pytest.approx(2 * 1.959964 * one.predicted.std_R.mean().item())
-    assert metrics["test_interval_score_95_mc20"] >= metrics["test_width_95_mc20"]
-    assert {f"test_coverage_{level}_mc20" for level in LEVELS} < set(metrics)
+    assert metrics["test_interval_score_95_mc20"] == intervals(95).score(one.ratings_R, 95)
+    assert metrics["test_calibration_error_mc20"] == calibration_error(intervals, one.ratings_R)
     assert metrics["test_crps_mc20"] == one.predicted.crps(one.ratings_R)
+    assert metrics["test_log_likelihood_mc20"] == one.predicted.log_likelihood(one.ratings_R)
+
+
+def test_the_table_of_intervals_has_the_numbers_of_each_kind() -> None:
+    one = assessed()
+    rows = one.sharpness()
+    assert rows == [
+        {
+            "intervals": kind,
+            "width_95": intervals(95).width(),
+            "score_95": intervals(95).score(one.ratings_R, 95),
+            "calibration_error": calibration_error(intervals, one.ratings_R),
+        }
+        for kind, intervals in one.intervals.items()
+    ]
+    assert len({row["calibration_error"] for row in rows}) == 3, "the kinds differ"
 
 
 def test_the_calibration_curve_rises_and_agrees_with_the_metrics() -> None:

@@ -7,6 +7,7 @@ pytest.importorskip("matplotlib")
 from tests.test_assessment import TEXTS, assessed
 from vdrop_cli.assessment_picture import BARS, BINS, draw
 from vdrop_cli.settings.choices import Interval
+from vdrop_cli.uncertainty import rmse
 
 
 def test_the_axes_show_what_the_tables_say() -> None:
@@ -23,6 +24,23 @@ def test_the_axes_show_what_the_tables_say() -> None:
     (curve, diagonal) = errors.lines
     assert len(curve.get_xdata()) == BINS and list(curve.get_xdata()) == sorted(curve.get_xdata())
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
+    squares = [error**2 for error in curve.get_ydata()]
+    whole = rmse(one.predicted.mean_R, one.ratings_R)
+    assert (sum(squares) / BINS) ** 0.5 == pytest.approx(whole), "groups of one size"
+
+
+def test_ratings_are_drawn_across_and_predictions_upwards_with_the_ends_of_their_intervals() -> None:
+    """The first text and the last one are among those that are drawn."""
+    one = assessed()
+    _, axes, *_ = draw(one, Interval.quantile).axes
+    points, _, (bars,) = axes.containers[0]
+    low_R, high_R = one.intervals["quantile"](95)
+    assert len(bars.get_segments()) == BARS
+    for end in (0, -1):
+        rating, mean = one.ratings_R[end].item(), one.predicted.mean_R[end].item()
+        assert (points.get_xdata()[end], points.get_ydata()[end]) == (rating, mean)
+        ends = [rating, low_R[end].item(), rating, high_R[end].item()]
+        assert bars.get_segments()[end].flatten().tolist() == pytest.approx(ends)
 
 
 def test_a_kind_of_interval_is_drawn_alone() -> None:

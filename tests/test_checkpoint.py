@@ -79,7 +79,12 @@ def test_a_checkpoint_is_a_whole_training_state(tmp_path: Path) -> None:
         ({"averaged": 1}, "it has no average of its updates"),
         ({"average": {"w": average}}, "or one of none"),
         ({"averaged": 1, "average": {"v": average}}, "the average of its weights is one of others"),
+        ({"averaged": 1, "average": {"w": torch.full((300,), math.nan)}}, "an average is not finite"),
+        ({"averaged": -1}, "its averaged is out of range"),
         ({"validations": [98.0]}, "its validations are not"),
+        ({"validations": [99.0, 99.0, math.nan]}, "its validations are not"),
+        ({"losses": [1.0, math.nan]}, "a loss is not a finite number"),
+        ({"losses": [1.0]}, "it has another number of losses than of batches"),
     ):
         files.write_tensors(path, content | wrong)
         with pytest.raises(Unusable, match=reason):

@@ -109,7 +109,12 @@ def test_masks_on_weights_are_those_of_each_pass(new_each_step: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["variational", PROJECTED[0]])
-def test_the_standard_approximation_by_brute_force(policy: str) -> None:
+@pytest.mark.parametrize("steps", [30, 10_000])
+def test_the_standard_approximation_by_brute_force(
+    steps: int, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several segments or in one: the state is carried."""
+    monkeypatch.setitem(next_word.LOGITS, "cpu", 7 * steps)
     model, task = trained(*f"dropout={policy}".split())
     stream_N = task.streams["test"]
     with torch.no_grad():

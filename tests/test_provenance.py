@@ -121,7 +121,7 @@ def test_an_installed_copy_is_known_by_its_files_and_the_commit_that_pip_recorde
 def test_a_checkout_knows_its_commit_better_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VDROP_COMMIT", raising=False)
     before = provenance.commit()
-    if not before:
+    if "code" not in before:
         pytest.skip("these tests are not in a git checkout")
     monkeypatch.setenv("VDROP_COMMIT", "0123abc")
     assert provenance.commit() == before

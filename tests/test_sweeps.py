@@ -218,9 +218,8 @@ THEIRS = {
     "2026.json": "[]",
     "0.json": "not json",
     "3.json": "",
-    "5.json": '{"overrides": [], "status": "done", "code": true, "reason": "", "started_over": false}',
-    "1.json": '{"overrides": [], "status": "done", "code": 0, "reason": "", "started_over": false, "mine": '
-    "1}",
+    "5.json": json.dumps(vars(Outcome([], "done")) | {"code": True}),
+    "1.json": json.dumps(vars(Outcome([], "done")) | {"mine": 1}),
     "summary.json": '[{"mine": 1}]',
     "stop": "mine",
     # of another application

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import CELLS_AND_POLICIES, TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, corpora, interruption, training
+from vdrop_cli import checkpoint, corpora, interruption, tasks, training
 from vdrop_cli.commands import train
 from vdrop_cli.errors import ConfigError
 from vdrop_cli.interruption import Interrupted
@@ -232,6 +232,82 @@ def test_a_loss_that_is_read_a_step_later_ends_the_run_at_its_own_step(
     assert bad == 0 or start(config).step < bad
 
 
+@pytest.mark.parametrize("is_delayed", [False, True])
+def test_every_update_has_the_rate_that_its_record_states(
+    is_delayed: bool, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, for 36 steps an epoch: it rises during the first steps, and falls after an epoch whose
+    validation is no better.
+    """
+    monkeypatch.setattr(training, "Optimizer", partial(training.Optimizer, delayed=is_delayed))
+    plateau = ["schedule.lr_shape=plateau", "schedule.decay=4", "schedule.max_epoch=0", "schedule.warmup=8"]
+    run = start(settings(*TINY, *text, *plateau, "schedule.epochs=3"))
+    monkeypatch.setattr(run.task, "validate", lambda model: {run.task.selection_metric: 9.0})
+    monkeypatch.setattr(run.task, "result", lambda model, *best: {})
+    descend, rates = run.optimiser.descend, list[float]()
+    monkeypatch.setattr(run.optimiser, "descend", lambda two, lr: rates.append(lr) or descend(two, lr))
+    records = list(training.records(run))
+    expected = [min(1.0, step / 8) for step in range(1, 73)] + [1 / 4] * 36
+    assert rates == [record.lr for record in records if isinstance(record, Step)] == expected
+    assert [record.lr for record in records if isinstance(record, Epoch)] == [1, 1, 1 / 4]
+    assert run.progress.best_epoch == 1, "of equal validations the first"
+
+
+@pytest.mark.parametrize("task", ["language_model", "sentiment"])
+def test_every_epoch_has_masks_of_its_own_and_ratings_come_in_another_order(
+    task: str, text: list[str], rated: list[str], tmp_path: Path
+) -> None:
+    chosen = [*TINY, *text] if task == "language_model" else [*TINY_SENTIMENT, *rated]
+    config = settings(*chosen, "dropout=variational", "schedule.epochs=2")
+    run = Run(config, tasks.load(config, torch.device("cpu")), tmp_path)
+    loss, seen = run.gradient_step.loss, list[tuple[Any, Any]]()
+
+    def remembering(batch: Any, state: Any, masks: Any) -> Any:
+        seen.append((batch.ids_TB, masks.layers[0].h))
+        return loss(batch, state, masks)
+
+    run.gradient_step.loss = remembering
+    for _ in range(2):
+        list(run.train_epoch())
+        run.finish_epoch()
+    batches = run.task.batches_an_epoch
+    assert len(seen) == 2 * batches > 2
+    for (ids_TB, mask), (later_ids_TB, later_mask) in zip(seen[:batches], seen[batches:], strict=True):
+        assert torch.equal(ids_TB, later_ids_TB) == (task == "language_model")
+        assert not torch.equal(mask, later_mask)
+
+
+def test_speed_is_that_of_training_alone_and_seconds_include_validation(
+    text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which a step of 20 words takes 2 seconds, a validation 50 and the evaluation at the end
+    1000.
+    """
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    config = settings(*TINY, *text, "schedule.epochs=2")
+    run = start(config)
+
+    def lasting(seconds: float, call: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            clock[0] += seconds
+            return call(*arguments)
+
+        return timed
+
+    for owner, name, seconds in (
+        (run.optimiser, "descend", 2),
+        (run.task, "validate", 50),
+        (run.task, "result", 1000),
+    ):
+        monkeypatch.setattr(owner, name, lasting(seconds, getattr(owner, name)))
+    records = list(training.records(run))
+    epochs = [record for record in records if isinstance(record, Epoch)]
+    assert {record.words_per_second for record in (*epochs, *records) if hasattr(record, "lr")} == {10}
+    assert [epoch.seconds for epoch in epochs] == [36 * 2 + 50] * 2
+    assert records[-1].seconds == start(config).progress.seconds == 2 * (36 * 2 + 50)
+
+
 SHORT = (("lstm", "moon"), ("lstm", "variational_untied"), ("gru", "naive"))  # of cells and policies
 
 
@@ -278,6 +354,8 @@ def test_two_parts_of_a_run_with_another_schedule_are_the_whole_bit_for_bit(
     whole = require_parts_are_the_whole([*TINY, *text, *options, "schedule.epochs=3"], monkeypatch)
     rates = [record["lr"] for record in whole if "step" in record and "epoch" in record]
     assert rates[-1] < rates[len(rates) // 2]
+    pairs = [(step, epoch) for step, epoch in itertools.pairwise(whole) if "train_loss" in epoch]
+    assert len(pairs) == 3 and all(step["lr"] == epoch["lr"] for step, epoch in pairs), "of its last step"
 
 
 def require_parts_are_the_whole(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -36,6 +36,9 @@ def test_a_text_from_elsewhere_is_read_as_the_reviews_are(reviews: Path) -> None
     rated = corpora.load_rated(CornellReviews(dir=str(reviews)))
     for text in rated.texts:
         assert cornell.words(" ".join(text[:-1])) == text
+
+
+def test_punctuation_of_a_typed_text_is_separated_as_in_the_reviews() -> None:
     typed = corpora.split_words("cornell", 'A fine, "moving" film (of the kids\' own)... $100!')
     assert " ".join(typed) == 'a fine , " moving " film ( of the kids\' own ) . . . $100 ! <end>'
 

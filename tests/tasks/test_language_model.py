@@ -12,11 +12,17 @@ from tests.conftest import TINY, settings
 from vdrop_cli import tasks
 from vdrop_cli.corpora import Corpus
 from vdrop_cli.errors import ConfigError
+from vdrop_cli.generation import sample_words
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
+from vdrop_cli.monte_carlo import MonteCarlo
+from vdrop_cli.next_word import NextWordPasses
 from vdrop_cli.optimizer import Optimizer
+from vdrop_cli.perplexity import batched_loss, ppl, stream_perplexity
 from vdrop_cli.random_streams import Stream
+from vdrop_cli.scaled_passes import ScaledPasses
 from vdrop_cli.tasks.language_model import LanguageModelling, chunks, columns, random_bounds
+from vdrop_cli.temperature import tempered_perplexity
 
 ORDER = Stream((1, "order", 1))
 
@@ -240,6 +246,45 @@ def test_both_validation_perplexities_by_hand() -> None:
     metrics = task.validate(model)
     assert metrics["valid_ppl_batched"] == pytest.approx(math.exp(total / 9))
     assert metrics["valid_ppl_as_published"] == pytest.approx(math.exp(total / 9.8))
+
+
+def test_every_number_is_of_the_part_that_it_names() -> None:
+    """The model draws each part with a temperature of its own. Temperature and factor are chosen on the
+    validation part, never on the test part.
+    """
+    config = settings("model=lstm_small", "model.hidden_size=6", "task.batch_size=3", "task.bptt=5")
+    model = LanguageModel(config.model, config.dropout.to_policy(), 7)
+    model.initialise(1.0, Stream((0,)))
+    draws, start_N = torch.Generator().manual_seed(1), torch.tensor([0])
+    train_N, valid_N, test_N = (
+        torch.tensor([*sample_words(model, start_N, words, draws, temperature)])
+        for words, temperature in ((500, 1.0), (1_000, 0.5), (300, 2.0))
+    )
+    vocabulary = [str(word) for word in range(7)]
+    task = LanguageModelling(
+        config.task, Corpus(vocabulary, train_N, valid_N, test_N, "here", "f"), torch.device("cpu")
+    )
+    parts = {"valid": valid_N, "test": test_N}
+    metrics = task.result(model, 1, 1.0)
+    expected = {f"{name}_ppl": stream_perplexity(model, part_N) for name, part_N in parts.items()}
+    assert expected == {name: metrics[name] for name in expected} and len({*expected.values()}) == 2
+    assert task.ensemble([model]).metrics == pytest.approx(expected, rel=1e-9)
+    for name, part_N in (("train_ppl", train_N), ("valid_ppl_batched", valid_N)):
+        total, number = batched_loss(model, chunks(columns(part_N, 3), 5), 3)
+        assert metrics[name] == ppl(total / number)
+    tempered = task.tempered(model).metrics
+    assert tempered["temperature"] == pytest.approx(0.5, rel=0.2)
+    for name, part_N in parts.items():
+        at_best = tempered_perplexity(model, part_N, tempered["temperature"])
+        assert tempered[f"{name}_ppl_tempered"] == at_best
+    options = PassOptions(2, 2, 1, word_dropout=False)
+    scaled = task.passes([model], replace(options, factors=[0.5, 1]))
+    assert isinstance(scaled, ScaledPasses)
+    assert torch.equal(scaled.texts["valid"], valid_N) and torch.equal(scaled.texts["test"], test_N)
+    for passes in (task.passes([model], options), task.passes([model], replace(options, calibration=True))):
+        assert isinstance(passes, MonteCarlo | NextWordPasses) and torch.equal(passes.stream_N, test_N)
+    assert task.test_groups.frequency_N is not None
+    assert torch.equal(task.test_groups.frequency_N, train_N.bincount(minlength=7)[test_N[1:]])
 
 
 def test_the_fraction_of_penn_treebank_is_the_published_one(real_data: object) -> None:

@@ -45,7 +45,8 @@ def test_words_that_the_model_does_not_read_as_they_are_give_a_warning(tmp_path:
     assert "does not know: 1; they are read as <unk>, which is not trained" in untrained.warnings[1]
     assert other(path, *words, "<unk>").warnings == [lower], "Penn Treebank has <unk> wherever it stands"
     path.write_text("b a <unk>\n")
-    assert other(path, *words, "<unk>", data=TextFiles()).warnings == [], "<unk> as it stands in the text"
+    own = other(path, *words, "<unk>", data=TextFiles())
+    assert own.warnings == [] and own.unknown_share == 1 / 4, "<unk> as it stands in the text"
 
 
 def test_a_text_that_the_model_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from vdrop_cli.tasks import Sentiment
 from vdrop_cli.tasks.predictors import START, UNKNOWN
 from vdrop_cli.tasks.rated_parts import first_texts, mean_of_texts, shuffled, split, texts_of
 from vdrop_cli.tasks.sentiment import RatingPasses
+from vdrop_cli.uncertainty import fit_noise
 
 
 def made(texts: int = 40, *overrides: str, parts: list[str] | None = None) -> Sentiment:
@@ -469,7 +470,10 @@ def test_ids_are_given_by_how_often_a_word_comes_in_training() -> None:
     few = made(40, "task.protocol=clean", "data.vocabulary_size=2")
     assert list(few.ids.items()) == list(task.ids.items())[:2]
     assert any(UNKNOWN in sequence.tolist() for sequence in few.parts["train"].sequences)
-    assert made(40, "data.min_count=30").ids.keys() < made(40).ids.keys()
+    words = Counter(word for n in range(40) for word in [f"w{n % 5}"] * (n % 7 + 1))
+    for least in (min(words.values()), min(words.values()) + 1):
+        known = {word for word, count in words.items() if count >= least}
+        assert made(40, f"data.min_count={least}").ids.keys() == known
 
 
 @pytest.mark.parametrize("pool", [1, 3])
@@ -533,7 +537,7 @@ def test_targets_are_standardised_with_the_training_part() -> None:
     assert targets.mean().item() == pytest.approx(0, abs=1e-5) and targets.std(
         correction=0
     ).item() == pytest.approx(1, rel=1e-5)
-    assert task.train_metrics(1.0) == {"train_rmse_dropout": task.deviation}
+    assert task.train_metrics(0.25) == {"train_rmse_dropout": 0.5 * task.deviation}
 
 
 def test_a_texts_rating_is_the_mean_over_its_sequences_whatever_they_are_read_with(
@@ -569,6 +573,26 @@ def test_the_head_of_a_part_has_its_first_texts_whole() -> None:
     first = first_texts(part, 4)
     assert len(first.ratings_R) == 4 and first.text_N.unique().tolist() == [0, 1, 2, 3]
     assert len(first.sequences) == sum(of < 4 for of in part.text_N.tolist())
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_texts_keep_their_sources_and_count_the_tokens_of_all_their_sequences(protocol: str) -> None:
+    """In the order of their part, as the tables of an evaluation have them; with <start>."""
+    config = settings(*TINY_SENTIMENT, "data=vader", f"task.protocol={protocol}", "task.chunk_words=3")
+    words = [[f"w{n % 5}"] * (n % 7 + 1) for n in range(40)]
+    rated = Rated(words, [*map(float, range(40))], "here", sources=[f"reviewer {n}" for n in range(40)])
+    task = Sentiment(config.task, config.data, rated, torch.device("cpu"))
+    for part in (*task.parts.values(), first_texts(task.parts["train"], 5)):
+        assert part.sources == [f"reviewer {rating:.0f}" for rating in part.ratings_R.tolist()]
+        lengths = [len(text) for text in texts_of(part)]
+        assert part.tokens_R.tolist() == lengths
+        whole = [len(words[int(rating)]) + 1 for rating in part.ratings_R.tolist()]
+        assert lengths == whole or protocol == "paper", "whose texts are chunks"
+    model = task.model(config.model, config.dropout.to_policy(), "fused", None)
+    model.initialise(0.5, Stream((0,)))
+    assessment, test = task.evaluate(model).assessment, task.parts["test"]
+    assert assessment is not None and assessment.sources == test.sources
+    assert torch.equal(assessment.lengths_R, test.tokens_R)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -658,6 +682,13 @@ def test_passes_have_masks_of_their_own_and_their_mean_is_what_counts(protocol: 
     metrics, tables, assessment = passes.results()
     rows = tables["mc"]
     assert assessment is not None and (assessment.scores_n is None) == (protocol == "paper")
+    fitted_SR, fitted_R = passes.ratings(task.noise_part), task.sample(task.noise_part).ratings_R
+    noise = metrics["noise_mc20"]
+    assert noise == fit_noise(fitted_SR, fitted_R)
+    if assessment.scores_n is not None:
+        errors_R = (fitted_SR.mean(0) - fitted_R).abs()
+        scores_R = errors_R / (fitted_SR.var(0, correction=0) + noise**2).sqrt()
+        assert assessment.scores_n.tolist() == pytest.approx(sorted(scores_R.tolist()))
     expected = ((test_SR.mean(0) - part.ratings_R) ** 2).mean().sqrt().item()
     assert metrics["test_rmse_mc20"] == pytest.approx(expected) == pytest.approx(rows[-1]["rmse"])
     assert [(row["samples"], row["groups"]) for row in rows] == [(1, 20), (2, 10), (5, 4), (10, 2), (20, 1)]
@@ -737,6 +768,18 @@ def test_passes_of_a_text_have_masks_on_weights_of_their_own() -> None:
     model.initialise(0.5, Stream((0,)))
     ratings_S = task.predictor.passes_of(model, ["w1", "w2", "w3"], 6, seed=1)
     assert len(ratings_S.unique()) == 6
+
+
+def test_members_of_an_ensemble_have_masks_of_their_own() -> None:
+    """In `vdrop predict`; otherwise errors of their passes would not cancel."""
+    task = made(40, "task.protocol=clean")
+    config = settings(*TINY_SENTIMENT, "dropout=variational", "data=vader")
+    model = task.model(config.model, config.dropout.to_policy(), "auto", None)
+    model.initialise(0.5, Stream((0,)))
+    first_S, second_S, again_S = (
+        task.predictor.passes_of(model, ["w1", "w2", "w3"], 6, seed=1, member=member) for member in (0, 1, 0)
+    )
+    assert torch.equal(first_S, again_S) and not torch.isclose(first_S, second_S).any()
 
 
 def test_passes_of_several_models_alternate_and_resume_where_they_were_stopped() -> None:
