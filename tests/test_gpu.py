@@ -102,6 +102,21 @@ def test_cells_of_published_sizes_agree_with_the_definition(
         assert max(relative_errors(runs[0], expected)) > 1e-5, "these products were not bf16"
 
 
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_layer_norm_agrees_with_the_definition(compute_dtype: torch.dtype | None) -> None:
+    """`auto` must not choose `triton`, which does not compute it. Few steps: errors grow with each."""
+    layers, masks, x_TBD = layers_of(
+        "lstm", "variational", 64, backend="auto", compute_dtype=compute_dtype, layer_norm=True
+    )
+    x_TBD = x_TBD[:4]
+    torch.set_float32_matmul_precision("highest")
+    layers.to(CUDA)
+    ours = results(layers, masks.to(CUDA), x_TBD.to(CUDA))
+    layers.double().backend, layers.compute_dtype = "reference", None
+    expected = results(layers, masks.to(CUDA, torch.float64), x_TBD.to(CUDA).double())
+    assert max(relative_errors(ours, expected)) < (0.1 if compute_dtype else 1e-4)
+
+
 def test_masks_are_those_of_the_cpu() -> None:
     for policy in ("naive", "variational_untied", "moon_word"):
         dropout = settings("model=lstm_medium", f"dropout={policy}").dropout.to_policy()

@@ -1,12 +1,14 @@
 """The modules as a user meets them: torch's own, with dropout."""
 
 import copy
+import itertools
 import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from tests.kernels.test_fused import relative_errors
 from vdrop_cli.cells import GRUCell
 from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks, native
@@ -431,6 +434,31 @@ def test_new_weights_are_as_large_as_the_size_of_their_own_layer_asks_for() -> N
             limit = 0.05 if "_l0" in name else 0.2
             assert parameter.abs().max().item() == pytest.approx(limit, rel=0.05), name
             assert abs(parameter.mean().item()) < 0.1 * limit, name
+
+
+def test_layer_norm_magnifies_rounding() -> None:
+    """The numbers of docs/layers.md: by how much gradients change if the weights are rounded to bf16."""
+    changes: dict[bool, list[float]] = {True: [], False: []}
+    for layer_norm, largest in changes.items():
+        for size, seed in itertools.product((64, 200), range(4)):
+            torch.manual_seed(seed)
+            layer = LSTM(size, size, 2, layer_norm=layer_norm, backend="fused").double()
+            x = torch.randn(35, 20, size).double()
+
+            def gradients(layer: LSTM = layer, x: torch.Tensor = x) -> list[torch.Tensor]:
+                y, _ = layer(x)
+                return list(torch.autograd.grad(y.square().sum(), list(layer.parameters())))
+
+            exact = gradients()
+            with torch.no_grad():
+                for name, parameter in layer.named_parameters():
+                    if name.startswith("weight"):
+                        parameter.copy_(parameter.bfloat16())
+            largest.append(max(relative_errors(gradients(), exact)))
+    text = (Path(__file__).parents[1] / "docs/layers.md").read_text()
+    least, most = min(changes[True]), max(changes[True])
+    assert f"by\n{100 * least:.0f} to {100 * most:.0f} %" in text
+    assert f"{100 * min(changes[False]):.1f} to {100 * max(changes[False]):.1f} %" in text
 
 
 def normalised(a: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
