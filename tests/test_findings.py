@@ -211,9 +211,7 @@ def test_the_medium_rows() -> None:
         f"Moon's has {moon.result['test_ppl']:.2f}, with word dropout {word}, {both[0]} and {both[1]} below"
     )
     assert tests in words_of("index")
-    assert moon.train.dropout.p_c == 0.5 and f"{both[0]} and {both[1]} below unconfirmed ones" in " ".join(
-        (ROOT / "docs" / "reproduce.md").read_text().split()
-    )
+    assert moon.train.dropout.p_c == 0.5
     assert all(-REPRODUCED <= difference < 0 for difference in differences.values())
     variational = [-difference for name, difference in differences.items() if name != "Zaremba"]
     smallest, largest = f"{min(variational):.1f}", f"{max(variational):.1f}"
@@ -225,8 +223,6 @@ def test_the_medium_rows() -> None:
         f"{zaremba:.2f} (Zaremba), {tied:.2f} (tied), {mc_ppl:.2f} (tied, 1,000 MC passes) and {untied:.2f}"
     )
     assert f"test perplexity {measured} (untied)" in words_of("index")
-    text = " ".join((ROOT / "docs" / "reproduce.md").read_text().split())
-    assert f"The tied row has {tied:.2f}, and {mc_ppl:.2f} with a thousand MC passes" in text
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"1,000 passes takes the medium tied row to {mc_ppl:.2f} (published {value})" in text
     with_passes = f"with 1,000 passes of MC dropout {mc_ppl:.2f}, published {value}"
