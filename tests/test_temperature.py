@@ -63,10 +63,12 @@ def test_a_temperature_far_from_1_is_refused(model: LanguageModel, text: Tensor)
     """
     weights = [parameter.detach().clone() for parameter in (model.head_projection, model.head_bias)]
     with torch.no_grad():
-        model.head_projection.zero_()
-        for word, bias in ((6, torch.arange(7.0)), (0, torch.arange(7.0)), (0, torch.zeros(7))):
-            model.head_bias.copy_(bias)
-            with pytest.raises(ValueError, match=r"the best temperature is not between 0\.25 and 4\.0"):
-                best_temperature(model, torch.full((50,), word))
-        for parameter, weight in zip((model.head_projection, model.head_bias), weights, strict=True):
-            parameter.copy_(weight)
+        try:
+            model.head_projection.zero_()
+            for word, bias in ((6, torch.arange(7.0)), (0, torch.arange(7.0)), (0, torch.zeros(7))):
+                model.head_bias.copy_(bias)
+                with pytest.raises(ValueError, match=r"the best temperature is not between 0\.25 and 4\.0"):
+                    best_temperature(model, torch.full((50,), word))
+        finally:
+            for parameter, weight in zip((model.head_projection, model.head_bias), weights, strict=True):
+                parameter.copy_(weight)

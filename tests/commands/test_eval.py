@@ -207,6 +207,7 @@ def test_members_are_averaged_and_named(
     assert result["checksums"] == [files.checksum(where / "checkpoint-0001.pt") for where in (folder, other)]
     alone = [json.loads((where / "result.json").read_text())["test_ppl"] for where in (folder, other)]
     assert 1 < result["metrics"]["test_ppl"] < (alone[0] * alone[1]) ** 0.5, "Jensen"
+    assert all(result["metrics"]["test_ppl"] != pytest.approx(one, rel=1e-4) for one in alone)
     assert result["metrics"].keys() == {"valid_ppl", "test_ppl"}
     epochs = [f"{where}/checkpoint-0001.pt: epoch 1\n" for where in (folder, other)]
     said = capsys.readouterr().err
@@ -660,6 +661,7 @@ def test_members_read_another_text_together(folder: Path, text: list[str]) -> No
         (path,) = one.glob("eval-0001-standard-file_*.json")
         alone.append(json.loads(path.read_text())["metrics"]["file_ppl"])
     assert together.keys() == {"file_ppl"} and min(alone) * 0.9 < together["file_ppl"] < max(alone)
+    assert all(together["file_ppl"] != pytest.approx(one, rel=1e-4) for one in alone)
 
 
 def test_a_text_that_cannot_be_evaluated_is_one_line(folder: Path, text: list[str], rated: list[str]) -> None:

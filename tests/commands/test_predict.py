@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_SENTIMENT, settings
-from vdrop_cli import checkpoint, files, learned, output
+from vdrop_cli import checkpoint, files, learned, output, word_prediction
 from vdrop_cli.checkpoint import Checkpoint
 from vdrop_cli.commands import eval as evaluation
 from vdrop_cli.commands import predict, train
@@ -490,6 +490,25 @@ def show(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> N
     """Predicts; what it prints can be read after that."""
     capsys.readouterr()
     predict.run(settings(f"checkpoint={folder}", "device=cpu", *overrides, command="predict"))
+
+
+def test_drawn_words_continue_the_whole_text(
+    writer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = []
+
+    def remembering(model: Any, prompt_N: torch.Tensor, *rest: Any) -> Any:
+        prompts.append(prompt_N.tolist())
+        return sample_words(model, prompt_N, *rest)
+
+    monkeypatch.setattr(word_prediction, "sample_words", remembering)
+    for words in ("", "w3 w10 w20"):
+        (row,) = predict_rows(capsys, writer, "sample=5", *([f"text={words}"] if words else []))
+        assert len(row["sample"]) == 5
+    loaded = load_model(settings(f"checkpoint={writer}", command="predict"), torch.device("cpu"))
+    assert isinstance(loaded.predictor, WordPredictor)
+    ids = loaded.predictor.ids
+    assert prompts == [[ids["<eos>"]], [ids[word] for word in ("<eos>", "w3", "w10", "w20")]]
 
 
 def test_words_are_drawn_as_often_as_the_model_expects_them(writer: Path) -> None:
