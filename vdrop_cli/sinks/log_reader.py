@@ -228,7 +228,8 @@ def find_end(file: IO[bytes], epochs: int, step: int) -> tuple[int, str]:
         record = parse_record(line)
         if is_first and record["kind"] != "start":
             raise Damaged("its beginning is missing")
-        # a start at this very place is written again, unless the log begins with it: an earlier one was lost
+        # A start at this very place is written again. The one that a log begins with stays: the run resumed
+        # here after an earlier log was lost, and without this start the log would be empty.
         last_start = step if is_first else step - 1
         is_first = False
         limit = {"start": last_start, "step": step, "epoch": epochs}.get(record["kind"], -1)
