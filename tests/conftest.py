@@ -24,9 +24,9 @@ from omegaconf import DictConfig
 
 from tests import quick_hydra
 from tests.fork_server import Popen
-from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, environment
+from tests.processes import LIMIT, WITHOUT_RECORDS, ForkServer, compiler_error, environment
 from vdrop_cli import CONF, interruption
-from vdrop_cli.kernels import compiler, native
+from vdrop_cli.kernels import compiler
 from vdrop_cli.kernels.products import multiplies_bf16
 from vdrop_cli.settings.choices import Precision
 from vdrop_cli.settings.commands import ROOTS
@@ -88,9 +88,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     compiler, tests of the back end `native` are skipped, and `auto` may say that it is `fused`. A library
     that fails its self-check is a fault: then these tests fail.
     """
-    why = native.unavailable_reason()
+    why = compiler_error()
     for item in items:
-        if why and "self-check" not in why:
+        if why:
             item.add_marker(pytest.mark.filterwarnings("ignore:backend=auto is fused on cpu"), append=False)
             if (
                 item.path.stem == "test_native"

@@ -9,11 +9,12 @@ import struct
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Self
 from uuid import uuid4
 
-from vdrop_cli.kernels import native
+from vdrop_cli.kernels import compiler, native_library
 
 ROOT = Path(__file__).parent.parent
 NUMBER = struct.Struct("q")  # what the server and those who ask it exchange
@@ -44,9 +45,19 @@ def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@cache
+def compiler_error() -> str:
+    """Why `native` cannot be compiled here; empty where it can, whatever it then computes."""
+    try:
+        native_library.feature_bits()
+    except compiler.CompilerError as error:
+        return str(error)
+    return ""
+
+
 def without_notice(messages: str) -> str:
     """The messages of a command without the line that `native` cannot run, where there is no C compiler."""
-    if not native.unavailable_reason():
+    if not compiler_error():
         return messages
     notice = "vdrop: backend=auto is fused on cpu, which is slower than native: "
     return "".join(line for line in messages.splitlines(keepends=True) if not line.startswith(notice))

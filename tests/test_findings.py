@@ -177,17 +177,18 @@ def medium_mc() -> dict[str, Any]:
 def test_the_medium_rows() -> None:
     (table,) = tables("medium_rows", "medium row")
     expected, differences = {}, {}
+    tests = dict[str, list[float]]()  # test perplexities of the seeds
     for name, (row, folder) in MEDIUM.items():
         results = [run.result for run in runs.below(RECORDS / folder)]
         assert len(results) == (2 if name == "variational (untied)" else 1)
         (_, valid), (value, test) = (published_ppl("medium", row, part) for part in ("valid", "test"))
-        valid_ppls, test_ppls = (
+        valid_ppls, tests[name] = (
             [result[key] for result in results] for key in ("valid_ppl_as_published", "test_ppl")
         )
-        differences[name] = fmean(test_ppls) - value
+        differences[name] = fmean(tests[name]) - value
         trained = fmean(result["train_ppl"] for result in results)
         expected[name] = [
-            *(spread(valid_ppls, 2), valid, spread(test_ppls, 2), test),
+            *(spread(valid_ppls, 2), valid, spread(tests[name], 2), test),
             *(f"{differences[name]:+.2f}", f"{trained:.1f}"),
         ]
     value, test = published_ppl("medium", "variational_mc", "test")
@@ -212,18 +213,17 @@ def test_the_medium_rows() -> None:
     assert f"test perplexity of {moon.result['test_ppl']:.2f}, {below} the published 97.0†" in words_of(
         "medium_rows"
     )
-    tests = (
+    moons_rows = (
         f"Moon's has {moon.result['test_ppl']:.2f}, with word dropout {word}, {both[0]} and {both[1]} below"
     )
-    assert tests in words_of("index")
+    assert moons_rows in words_of("index")
     assert moon.train.dropout.p_c == 0.5
     assert all(-REPRODUCED <= difference < 0 for difference in differences.values())
     variational = [-difference for name, difference in differences.items() if name != "Zaremba"]
     smallest, largest = f"{min(variational):.1f}", f"{max(variational):.1f}"
     assert f"rows are {smallest} to {largest} better than published" in words_of("medium_rows")
-    zaremba, tied = (recorded(MEDIUM[name][1]).result["test_ppl"] for name in list(MEDIUM)[3:5])
-    both_untied = [run.result["test_ppl"] for run in runs.below(RECORDS / MEDIUM["variational (untied)"][1])]
-    untied = fmean(both_untied)
+    zaremba, tied, untied = (fmean(tests[name]) for name in list(MEDIUM)[3:])
+    both_untied = tests["variational (untied)"]
     gains = f"{zaremba - tied:.1f} to {zaremba - untied:.1f}"
     assert f"rows are {gains} ahead of Zaremba's dropout (published: 3.0)" in words_of("medium_rows")
     measured = (
@@ -232,6 +232,10 @@ def test_the_medium_rows() -> None:
     assert f"test perplexity {measured} (untied, two seeds)" in words_of("index")
     each = f"{both_untied[0]:.2f} and {both_untied[1]:.2f}"
     assert f"untied {each} (two seeds), tied {tied:.2f}" in words_of("medium_rows")
+    deviation = f"{stdev(both_untied):.2f}"
+    assert f"that of the two untied runs is {deviation}" in words_of("medium_rows")
+    reproduce = (ROOT / "docs" / "reproduce.md").read_text()
+    assert f"of two seeds of the medium untied row: {deviation} |" in reproduce
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"1,000 passes takes the medium tied row to {mc_ppl:.2f} (published {value})" in text
     with_passes = f"with 1,000 passes of MC dropout {mc_ppl:.2f}, published {value}"
@@ -669,7 +673,7 @@ def test_mc_dropout_of_the_small_variational_models() -> None:
     assert f"a hundred MC passes take the first to {mc:.1f} and make the second worse" in words_of("index")
 
 
-def test_mc_dropout_of_the_small_models_of_moon() -> None:
+def test_mc_dropout_of_the_small_models_moons_rows() -> None:
     text = " ".join((ROOT / "docs" / "uncertainty.md").read_text().split())
     pairs = []
     for p_c in (0.1, 0.25):
@@ -702,7 +706,7 @@ def test_the_error_of_the_variational_gru_by_passes_and_without_dropout() -> Non
     assert f"with dropout off it is {spread(off, 4)}" in words_of("uncertainty")
 
 
-def test_the_small_row_of_moon() -> None:
+def test_the_small_row_moons_rows() -> None:
     plain, with_words = (
         recorded(f"table1/{row}-bf16-amd_epyc").result for row in ("small_moon", "small_moon_word")
     )
@@ -998,7 +1002,7 @@ def test_what_the_masks_of_a_chunk_change() -> None:
     assert f"most certain half by {errors:.3f}, in either" in words_of("uncertainty")
 
 
-def test_the_medium_row_of_moon_does_not_over_fit() -> None:
+def test_the_medium_row_moons_rows_does_not_over_fit() -> None:
     moon = recorded("table1/medium_moon-bf16-intel_xeon")
     curve = [epoch["valid_ppl_as_published"] for epoch in moon.epochs]
     text, last = words_of("moon"), moon.epochs[-1]

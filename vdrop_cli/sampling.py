@@ -113,12 +113,11 @@ def predict_mc(
     `model(x)` must return one tensor. `batch` passes run at once, after a first one alone: `x` is repeated
     along `dim`, the dimension of the sequences in `x` and in the output (0 where the batch comes first, 1
     where time does). This is usually faster, with the same distribution if each sequence has its own masks.
-    Modules without dropout are
-    in evaluation mode during the passes. Sums are in float64 (on MPS, which lacks it, in float32); mean and
-    standard deviation have the type of the output, or float32 where the output is integers. Raises ValueError
-    for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`, `p_weight`), which all passes of a
-    batch would share, and for an output that is no tensor, or with `batch` > 1 has no dimension `dim` of the
-    sequences.
+    Modules without dropout are in evaluation mode during the passes. Sums are in float64 (on MPS, which lacks
+    it, in float32); mean and standard deviation have the type of the output, or float32 where the output is
+    integers. Raises ValueError for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`,
+    `p_weight`), which all passes of a batch would share, and for an output that is no tensor, or with `batch`
+    > 1 has no dimension `dim` of the sequences.
     """
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
