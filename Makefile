@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE  # many processes of the tests import the same modules: these are compiled once
-.PHONY: help setup demo baseline reproduce-table reproduce-figures test test-long fuzz test-oldest test-slurm test-gpu bench-gpu check docs docs-api docs-settings docs-speed format golden clean
+.PHONY: help setup demo baseline reproduce-table reproduce-figures test test-long fuzz test-oldest test-newest test-slurm test-gpu bench-gpu check docs docs-api docs-settings docs-speed format golden clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -70,6 +70,14 @@ test-slurm: setup  ## a sweep through a real SLURM on this machine; needs root, 
 test-oldest: .venv-oldest/.ready  ## run the tests with the oldest versions that pyproject.toml allows; PYTHON=python3.11
 	.venv-oldest/bin/python -m pytest --dist worksteal -n auto
 
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --editable '.[dev,plot]'
+	@touch $@
+
+test-newest: .venv-newest/.ready  ## run the tests with the newest versions that pip finds; PYTHON=python3.13
+	.venv-newest/bin/python -m pytest --dist worksteal -n auto
+
 GPU_TESTS ?= 8
 
 test-gpu: setup  ## minutes on a GPU: the cells against the definition, and a step of the published sizes; GPU_TESTS=8 tests at once
@@ -111,4 +119,4 @@ golden: setup  ## renew the recorded losses of tests/golden.json; say in the com
 	$(BIN)/python -m tests.test_golden
 
 clean:  ## remove the environments and what the tools leave; data and outputs stay
-	rm -rf .venv .venv-oldest .venv-docs site .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf .venv .venv-oldest .venv-newest .venv-docs site .pytest_cache .mypy_cache .ruff_cache dist

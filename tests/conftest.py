@@ -81,6 +81,13 @@ def require_torch_lstm(cell: str, precision: Precision) -> None:
         pytest.skip("torch.nn.LSTM cannot run in bf16 on this processor")
 
 
+TORCHS_OWN_WARNINGS = (
+    "Guards may run slower on Python 3.13.0",
+    "`torch.jit.script` is deprecated",  # torch.func.hessian of torch 2.14 calls it
+    "The .grad attribute of a Tensor that is not a leaf",  # torch.library.opcheck of torch 2.14 reads it
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings are errors during tests, unless a test's own mark says otherwise.
 
@@ -98,6 +105,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 or "native" in getattr(item, "callspec", SimpleNamespace(params={})).params.values()
             ):
                 item.add_marker(pytest.mark.skip(f"backend=native: {why}"))
+        for text in TORCHS_OWN_WARNINGS:
+            item.add_marker(pytest.mark.filterwarnings(f"ignore:{text}"), append=False)
         item.add_marker(pytest.mark.filterwarnings("error"), append=False)
 
 
@@ -228,6 +237,14 @@ def own_library() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(autouse=True)
+def own_compilations() -> Iterator[None]:
+    """What one test compiled does not count for the next: torch.compile compiles a function only so often."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.test_fused import relative_errors
@@ -684,6 +685,14 @@ def test_a_layer_that_draws_its_own_masks_compiles_whole(
     assert not torch.equal(first, second)
     first.sum().backward()
     assert layer.weight_hh_l0.grad is not None and layer.weight_hh_l0.grad.abs().max() > 0
+
+
+def test_an_input_without_a_batch_compiles_whole() -> None:
+    layer = LSTM(5, 7, variational=0.5).eval()
+    x_TD = torch.randn(4, 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for own, expected in zip(tree_leaves(compiled(x_TD)), tree_leaves(layer(x_TD)), strict=True):
+        torch.testing.assert_close(own, expected)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer norm"])

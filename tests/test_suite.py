@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import settings
 from tests.processes import ROOT, environment
 from vdrop_cli.settings.choices import BenchCell, BenchPart, BenchSize, Precision
@@ -164,9 +166,15 @@ def test_the_oldest_versions_are_tested_and_are_the_declared_ones() -> None:
 
     for name, bound in minimums().items():
         assert parts(constrained[name])[: len(parts(bound))] == parts(bound), f"{name} is to be {bound}"
-    commands = recipe("test-oldest")
-    assert any({"install", "constraints-oldest.txt"} <= set(words) for words in commands)
-    assert any(words[0] == ".venv-oldest/bin/python" and "pytest" in words for words in commands)
+    assert any({"install", "constraints-oldest.txt"} <= set(words) for words in recipe("test-oldest"))
+    assert not any("constraints" in word for words in recipe("test-newest") for word in words)
+
+
+@pytest.mark.parametrize("age", ["oldest", "newest"])
+def test_other_versions_have_an_environment_of_their_own(age: str) -> None:
+    commands = recipe(f"test-{age}")
+    assert any(words[0] == f".venv-{age}/bin/pip" and "install" in words for words in commands)
+    assert any(words[0] == f".venv-{age}/bin/python" and "pytest" in words for words in commands)
     if (ROOT / ".git").exists():
-        ignored = subprocess.run(["git", "check-ignore", "-q", ".venv-oldest/"], cwd=ROOT)
+        ignored = subprocess.run(["git", "check-ignore", "-q", f".venv-{age}/"], cwd=ROOT)
         assert ignored.returncode in (0, 128), "128: git reads no checkout of another user"

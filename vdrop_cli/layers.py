@@ -466,7 +466,7 @@ class Recurrent(DropoutModule):
         results = self.run(x_TBD, hx, checked_lengths(lengths, x_TBD), masks, batched, return_states)
         if not batched:
             last = tuple(part.squeeze(1) for part in results.last)
-            return results._replace(last=last).restore(lambda part: part.squeeze(1))
+            return Results(results.y_TBP, last, results.steps).restore(lambda part: part.squeeze(1))
         return results.restore(lambda part: part.transpose(0, 1) if self.batch_first else part)
 
     def run(
@@ -552,7 +552,8 @@ def scaled(state: State, scale: float) -> State:
 
 def with_recurrent_scale(masks: Masks, scale: float, like: Tensor) -> Masks:
     """Returns masks of a layer that also multiply the hidden state in the recurrent product by `scale`."""
-    return masks._replace(h=like.new_full((1, 1, 1, 1), scale) if masks.h is None else masks.h * scale)
+    # not `_replace`, which torch.compile cannot trace before torch 2.7
+    return Masks(masks.x, like.new_full((1, 1, 1, 1), scale) if masks.h is None else masks.h * scale, masks.c)
 
 
 class Results(NamedTuple):

@@ -57,7 +57,7 @@ def test_the_loop_draws_a_mask_a_sequence() -> None:
         loop.cells[0].weight_hh.zero_()
         loop.cells[0].bias_ih[50:100] = -100  # the forget gate is shut
     first, second = (loop(x, state, Dropout(Policy.variational, p_x=0.5))[0] for _ in range(2))
-    assert torch.equal(first, first[:1].expand(4, -1, -1))
+    torch.testing.assert_close(first, first[:1].expand(4, -1, -1))
     assert not torch.equal(first[0, 0], first[0, 1]), "a mask for each sequence"
     assert not torch.equal(first, second), "drawn at every call"
 

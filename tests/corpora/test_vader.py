@@ -2,8 +2,9 @@
 them.
 """
 
-import importlib.util
 import subprocess
+import sys
+import venv
 from pathlib import Path
 from statistics import fmean
 
@@ -66,8 +67,11 @@ def test_when_there_is_no_index_the_ways_out_are_listed(monkeypatch: pytest.Monk
     assert not Path("data").exists()
 
 
-def test_without_pip_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_without_pip_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
     with pytest.raises(
         ConfigError, match="pip is missing in this environment; install it, with uv by uv pip"
     ):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import settings
 from tests.kernels.test_fused import inputs_of, masks_of
@@ -155,6 +156,16 @@ def test_compiled_code_in_bf16_is_whole_and_the_same() -> None:
         for function in (head_input, compiled)
     ]
     assert all(map(torch.equal, *results))
+
+
+def test_a_tool_that_watches_operations_sees_the_products() -> None:
+    """So weights are not packed under a counter, nor under the tracers of any version of torch."""
+    w_GNK, x_GMK = torch.randn(1, 1024, 1024).bfloat16(), torch.randn(1, 20, 1024).bfloat16()
+    assert (WeightMatrix(w_GNK[0], 20).packed is not None) == products.can_pack()
+    with FlopCounterMode(display=False) as counter:
+        WeightMatrix(w_GNK[0], 20).product(x_GMK[0])
+        WeightMatrices(w_GNK, 20).product(x_GMK)
+    assert counter.get_total_flops() == 2 * (2 * 20 * 1024 * 1024)
 
 
 def test_rounded_numbers_are_multiplied_exactly_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

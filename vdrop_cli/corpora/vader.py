@@ -4,7 +4,6 @@ They are in the source distribution of the package vaderSentiment (MIT).
 """
 
 import hashlib
-import importlib.util
 import io
 import subprocess
 import sys
@@ -71,8 +70,6 @@ def fetch() -> tuple[bytes, str]:
 
 def download(folder: Path) -> Path:
     """Downloads the source distribution with pip; raises OSError."""
-    if importlib.util.find_spec("pip") is None:
-        raise OSError("pip is missing in this environment; install it, with uv by uv pip install pip")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{PACKAGE_SHA256}\n")
     options = [
@@ -95,6 +92,8 @@ def download(folder: Path) -> Path:
         )
     except subprocess.TimeoutExpired:
         raise OSError(f"no answer within {TIMEOUT} seconds") from None
+    if "No module named pip" in process.stderr:
+        raise OSError("pip is missing in this environment; install it, with uv by uv pip install pip")
     if process.returncode != 0:
         raise OSError(process.stderr.strip() or f"pip ended with {process.returncode}")
     return folder / f"{PACKAGE}-{VERSION}.tar.gz"

@@ -202,13 +202,12 @@ def check_weights(gates: int, x_TBD: Tensor, states: tuple[Tensor, ...], weights
 
 def norms_and_shapes(norms: Norms, gates: int, hidden: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
     """The parameters of layer norm and their shapes. Raises ValueError where the cell has others."""
-    names = ("ih", "hh", "c", "c_bias") if gates == 4 else ("ih", "hh")
+    sizes = {"ih": gates * hidden, "hh": gates * hidden}
+    if gates == 4:
+        sizes |= {"c": hidden, "c_bias": hidden}
     if [tensor is not None for tensor in norms] != [True, True, gates == 4, gates == 4]:
-        raise ValueError(f"norms must have {', '.join(names)}, and nothing else")
-    sizes = (gates * hidden, gates * hidden, hidden, hidden)
-    return {
-        f"norms.{name}": (getattr(norms, name), (size,)) for name, size in zip(names, sizes, strict=False)
-    }
+        raise ValueError(f"norms must have {', '.join(sizes)}, and nothing else")
+    return {f"norms.{name}": (getattr(norms, name), (size,)) for name, size in sizes.items()}
 
 
 def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> None:

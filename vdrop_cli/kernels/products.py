@@ -16,8 +16,9 @@ from torch import Tensor
 
 
 def can_pack() -> bool:
-    """Whether oneDNN packs bf16 weights here. torch.compile cannot trace these operators."""
-    return not torch.compiler.is_compiling() and onednn_packs_bf16()
+    """Whether oneDNN packs bf16 weights here. Tracers and other dispatch modes cannot see these operators."""
+    is_plain = not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    return is_plain and onednn_packs_bf16()
 
 
 @lru_cache
