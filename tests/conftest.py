@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -244,7 +245,8 @@ def own_compilations() -> Iterator[None]:
     """What one test compiled does not count for the next: torch.compile compiles a function only so often."""
     yield
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+        with warnings.catch_warnings(action="ignore"):  # its imports use what torch has deprecated
+            torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CELLS_AND_POLICIES, POLICIES, settings
+from vdrop_cli import dropout as drawing
 from vdrop_cli.dropout import (
+    KEEP_BLOCK,
     MaskShape,
     ModelMasks,
     WordMasks,
@@ -15,7 +17,10 @@ from vdrop_cli.dropout import (
     draw,
     draw_traceable,
     drop_threshold,
+    keep_mask,
+    new_mask,
     no_masks,
+    traceable_keep_mask,
 )
 from vdrop_cli.kernels import Masks
 from vdrop_cli.layer_dropout import describe
@@ -426,3 +431,37 @@ def test_masks_of_batches_that_lack_some_are_joined_with_ones() -> None:
         concat_batch([ModelMasks([Masks()]), with_x])
     with pytest.raises(ValueError, match="masks must be for one batch, got masks for 2 and 3 sequences"):
         ModelMasks([Masks(x=torch.ones(1, 1, 2, 3), h=torch.ones(1, 1, 3, 3))])
+
+
+@pytest.mark.parametrize(
+    "count", [1, 4 * KEEP_BLOCK - 1, 4 * KEEP_BLOCK, 4 * KEEP_BLOCK + 5, 3 * 4 * KEEP_BLOCK]
+)
+def test_a_mask_is_the_same_in_whatever_blocks_it_is_drawn(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = []
+    for block in (KEEP_BLOCK, 10 * KEEP_BLOCK, 3):
+        monkeypatch.setattr(drawing, "KEEP_BLOCK", block)
+        masks.append(keep_mask(0.25, (1, count), torch.Generator().manual_seed(1)))
+    assert masks[0].shape == (1, count)
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+
+
+def test_traced_masks_have_their_probability_in_any_default_dtype() -> None:
+    """Random numbers of bf16 would have 8 bits."""
+    p, count = 0.001, 400_000
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        mask = traceable_keep_mask(p, (count,), torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert abs((mask == 0).double().mean().item() - p) < 5 * (p / count) ** 0.5
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_new_masks_have_one_dtype_in_any_default_dtype(p: float) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert new_mask(p, (2, 3), "cpu").dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

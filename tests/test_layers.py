@@ -687,6 +687,18 @@ def test_a_layer_that_draws_its_own_masks_compiles_whole(
     assert layer.weight_hh_l0.grad is not None and layer.weight_hh_l0.grad.abs().max() > 0
 
 
+def test_layers_on_the_cpu_ignore_torchs_default_device() -> None:
+    x_BTD = torch.randn(3, 4, 5)
+    layer = LSTM(5, 7, batch_first=True, dropout=Dropout("variational", p_x=0.5))
+    masks = layer.masks(4, 3)
+    with torch.device("meta"):
+        chosen = masks.repeat(2).rows([5, 0, 2])
+        y_BTH, _ = layer(x_BTD, lengths=[4, 0, 2], masks=chosen)
+        lengths = torch.tensor([4, 0, 2], device="cpu")
+        again_BTH, _ = layer(x_BTD, lengths=lengths, masks=masks.rows([2, 0, 1]))
+    assert torch.equal(y_BTH, again_BTH) and torch.equal(y_BTH[1], torch.zeros(4, 7))
+
+
 def test_an_input_without_a_batch_compiles_whole() -> None:
     layer = LSTM(5, 7, variational=0.5).eval()
     x_TD = torch.randn(4, 5)

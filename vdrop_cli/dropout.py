@@ -21,6 +21,7 @@ from vdrop_cli.random_streams import Stream, new_stream
 GATES = {Cell.lstm: 4, Cell.gru: 3}
 CANDIDATE = 2  # the gate without a sigmoid: g of i f g o, n of r z n
 KEEP_BITS = 16  # random bits for each element of a mask, compared with the drop probability
+KEEP_BLOCK = 2**14  # random numbers of 64 bits that are drawn at a time
 HASH_BITS = 24  # bits of the hash of a word, compared with the drop probability
 
 Index = Tensor | Sequence[int]
@@ -58,7 +59,7 @@ class MaskShape:
 
 def row_index(index: Index) -> Tensor:
     """Returns an index of rows as int64; raises ValueError for anything but a list of whole numbers."""
-    index = torch.as_tensor(index)
+    index = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
     if index.numel() == 0:
         index = index.long()
     if index.dim() != 1 or index.dtype.is_floating_point or index.dtype == torch.bool:
@@ -147,7 +148,7 @@ class WordMasks:
 
     def repeat(self, n: int) -> "WordMasks":
         """Repeats the masks of each sequence n times in a row."""
-        return self.rows(torch.arange(self.batch).repeat_interleave(n))
+        return self.rows(torch.arange(self.batch, device="cpu").repeat_interleave(n))
 
 
 def mix(x: Tensor) -> Tensor:
@@ -275,7 +276,11 @@ class ModelMasks:
 
         The order is that of `torch.repeat_interleave`.
         """
-        return self if self.batch is None else self.rows(torch.arange(self.batch).repeat_interleave(n))
+        return (
+            self
+            if self.batch is None
+            else self.rows(torch.arange(self.batch, device="cpu").repeat_interleave(n))
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelMasks":
         """Moves the masks to a device, and converts them where a type is passed."""
@@ -326,15 +331,14 @@ def keep_mask(
     if p == 0:
         return None
     count, threshold = math.prod(shape), drop_threshold(p, KEEP_BITS)
-    bits = (
-        torch.empty((count + 3) // 4, dtype=torch.int64, device="cpu")
-        .random_(-(2**63), None, generator=generator)
-        .view(torch.int16)[:count]
-    )
-    keep = torch.ge(
-        bits, threshold - 2 ** (KEEP_BITS - 1), out=torch.empty(count, dtype=torch.float32, device="cpu")
-    )
-    return (keep.mul_(1 / (1 - threshold / 2**KEEP_BITS)) if divided else keep).view(shape)
+    keep = torch.empty(count, dtype=torch.float32, device="cpu")
+    block = torch.empty(min((count + 3) // 4, KEEP_BLOCK), dtype=torch.int64, device="cpu")
+    for part in torch.split(keep, 4 * KEEP_BLOCK):
+        bits = block[: (len(part) + 3) // 4].random_(-(2**63), None, generator=generator)
+        torch.ge(bits.view(torch.int16)[: len(part)], threshold - 2 ** (KEEP_BITS - 1), out=part)
+        if divided:
+            part.mul_(1 / (1 - threshold / 2**KEEP_BITS))
+    return keep.view(shape)
 
 
 def traceable_keep_mask(
@@ -352,7 +356,7 @@ def traceable_keep_mask(
     if p == 0:
         return None
     threshold = drop_threshold(p, KEEP_BITS) / 2**KEEP_BITS
-    keep: Tensor = (torch.rand(shape, device=device) >= threshold).to(dtype)
+    keep: Tensor = (torch.rand(shape, device=device, dtype=torch.float32) >= threshold).to(dtype)
     return keep.div(1 - threshold) if divided else keep
 
 
@@ -378,7 +382,7 @@ def new_mask(
     Raises ValueError where the mask would become a constant, see `refuse_constant_masks`.
     """
     if p == 0:
-        return torch.ones(shape, device=device, dtype=dtype)
+        return torch.ones(shape, device=device, dtype=dtype or torch.float32)
     refuse_constant_masks(device)
     if torch.compiler.is_compiling() or in_transform():
         mask = traceable_keep_mask(p, shape, torch.device(device))

@@ -578,7 +578,7 @@ def checked_lengths(lengths: Tensor | list[int] | None, x_TBD: Tensor) -> Tensor
     """
     if lengths is None:
         return None
-    lengths = torch.as_tensor(lengths)
+    lengths = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     kernels.check_lengths(lengths, x_TBD)
     if not kernels.is_readable(lengths) and not in_transform():  # vmap has no rule for the assertion
         torch._assert_async((lengths >= 0).all(), "lengths must be at least 0")

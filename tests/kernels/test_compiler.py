@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import mark_long
-from tests.processes import environment
+from tests.processes import ROOT, environment
 from vdrop_cli import kernels
 from vdrop_cli.kernels import compiler, native
 from vdrop_cli.kernels.compiler import CompilerError
@@ -230,11 +230,43 @@ def test_a_library_that_computes_something_else_is_not_used(
     error: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "largest_error", lambda cell, *_: error if cell == "gru" else 1e-7)
-    why = f"the self-check of the compiled kernels is {said}"
+    why = f"the self-check of the compiled kernels in torch.float32 is {said}"
     with pytest.warns(UserWarning, match=f"slower than native: {why}$"):
         assert kernels.choose("auto", CPU) == "fused"
     with pytest.raises(ValueError, match=f"^backend=native cannot run on cpu: {why}; choose backend=fused$"):
         kernels.choose("native", CPU)
+
+
+SELF_CHECK = """
+import sys
+from pathlib import Path
+from vdrop_cli.kernels import compiler, native
+compiler.SOURCE, compiler.FLAGS = Path(sys.argv[1]), (*compiler.FLAGS, "-O1")
+print(native.unavailable_reason())
+"""
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("right", "wrong", "dtype"),
+    [
+        ("j < BLOCK; j++) { __VA_ARGS__ }", "j < BLOCK - 1; j++) { __VA_ARGS__ }", "float32"),
+        (
+            "(part * high + row) * from_row, row < there",
+            "(part * high + row) * from_row, row + 1 < there",
+            "bfloat16",
+        ),
+    ],
+    ids=["whole blocks of units", "bf16"],
+)
+def test_the_self_check_runs_all_code_of_a_step(right: str, wrong: str, dtype: str, tmp_path: Path) -> None:
+    source = compiler.SOURCE.read_text()
+    assert source.count(right) == 1
+    (tmp_path / "native.c").write_text(source.replace(right, wrong))
+    command = [sys.executable, "-c", SELF_CHECK, str(tmp_path / "native.c")]
+    variables = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
+    ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+    assert f"compiled kernels in torch.{dtype} is off by" in ran.stdout, ran.stderr
 
 
 def test_the_compilers_first_error_is_named(tiny: Path) -> None:

@@ -288,10 +288,10 @@ def test_native_is_for_the_cpu() -> None:
 
 @pytest.mark.parametrize(("cell", "option"), VARIANTS)
 def test_the_operators_keep_torchs_rules(cell: str, option: dict[str, bool]) -> None:
-    for lengths in (None, torch.tensor([2, 0, 3])):
+    for lengths, needs_dx in ((None, True), (torch.tensor([2, 0, 3]), True), (None, False)):
         states, others = inputs_of(cell, 3, torch.float32)[1:-4], inputs_of(cell, 3, torch.float32)
         layer = (
-            others[0],
+            others[0].requires_grad_(needs_dx),
             *others[-4:],
             *masks_of(cell, "variational_untied", 3),
             lengths,
@@ -303,6 +303,32 @@ def test_the_operators_keep_torchs_rules(cell: str, option: dict[str, bool]) -> 
         if cell == "gru" and not option:
             layer = (*layer, False)
         torch.library.opcheck({"lstm": native.apply_lstm, "gru": native.apply_gru}[cell], (*states, *layer))
+
+
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 0, 3])], ids=["whole", "lengths"])
+@pytest.mark.parametrize(("cell", "option"), VARIANTS)
+def test_the_gradient_of_data_is_not_computed(
+    cell: str,
+    option: dict[str, bool],
+    lengths: Tensor | None,
+    compute_dtype: torch.dtype | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the other gradients are the same."""
+    inputs = inputs_of(cell, 3, torch.float32)
+    masks = Masks(*masks_of(cell, "variational_untied", 3))
+    function = {"lstm": kernels.lstm, "gru": kernels.gru}[cell]
+    gradients = []
+    for needs_dx in (True, False):
+        inputs[0].requires_grad_(needs_dx)
+        y, *_ = function(
+            *inputs, masks, lengths=lengths, compute_dtype=compute_dtype, backend="native", **option
+        )
+        if not needs_dx:
+            monkeypatch.setattr(native.Gradients, "inputs", None)
+        gradients.append(torch.autograd.grad(y.square().sum(), inputs[1:]))
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])

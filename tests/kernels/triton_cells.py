@@ -381,6 +381,21 @@ def test_the_operators_follow_torchs_rules(cell: str) -> None:
 
 
 @pytest.mark.usefixtures("one_program")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_gradient_of_data_is_not_computed(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other gradients are the same."""
+    inputs = on_device(inputs_of(cell, TIME, torch.float32))
+    gradients = []
+    for needs_dx in (True, False):
+        inputs[0].requires_grad_(needs_dx)
+        y_TBH, *_ = FUNCTIONS[cell](*inputs, Masks(), backend="triton")
+        if not needs_dx:
+            monkeypatch.setattr(ours, "input_gradient", None)
+        gradients.append(torch.autograd.grad(y_TBH.square().sum(), inputs[1:]))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.usefixtures("one_program")
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_compile_takes_a_model_whole() -> None:
     """One graph and no break, forward and back: `fullgraph` would raise."""

@@ -99,11 +99,15 @@ def masked_inputs(
     """The masked inputs of the products of each group of gates of `part`, at all steps, rounded to `dtype`:
     [T·B, D]. With `size`, which is at least D, their rows have this size, with zeros at their end.
     """
-    masks_TKBD = [select_gates(mask, group) for group in gates.groups(part)]
     size = size or x_TBD.shape[-1]
-    return [
-        pad_columns(x_TBD if m is None else x_TBD * m[:, 0], dtype, size).flatten(0, 1) for m in masks_TKBD
-    ]
+
+    def masked(group: slice) -> Tensor:
+        group_mask = select_gates(mask, group)
+        x = x_TBD if group_mask is None else x_TBD * group_mask[:, 0]
+        return pad_columns(x, dtype, size).flatten(0, 1)
+
+    groups = gates.groups(part)
+    return [masked(group) for group in groups] if differs_by_gate(mask) else [masked(part)] * len(groups)
 
 
 def project_inputs(

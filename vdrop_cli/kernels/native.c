@@ -38,6 +38,7 @@
 
 typedef ptrdiff_t size;
 typedef uint16_t bf16;
+typedef uint32_t __attribute__((may_alias)) word; /* two numbers of bf16 */
 
 /* A mask of [T|1, G|1, B|1, H] by its strides, in elements; no mask where `data` is NULL. */
 struct mask {
@@ -114,6 +115,7 @@ static void configure_tiles(struct worker *worker, int rows) {
         config.rows[tile] = (uint8_t)tile_rows[tile];
         config.bytes[tile] = tile_rows[tile] ? 64 : 0;
     }
+    __asm__ volatile("" : : "m"(config)); /* to GCC, the next line reads 8 of its 64 bytes */
     _tile_loadconfig(&config);
     worker->tile_rows = rows;
 }
@@ -165,6 +167,7 @@ INLINE void multiply_tiles_of(const int tall, const int wide, size tiles, struct
 
 static void multiply_tiles(struct worker *worker, int rows, size tiles, struct left a, const char *w0, const char *w1, char *out0, char *out1,
                            size out_row, int add) {
+    __asm__ volatile("" : : : "memory"); /* to GCC, loads of tiles read no memory */
     configure_tiles(worker, rows);
     if (rows > 16 && w1)
         multiply_tiles_of(1, 1, tiles, a, w0, w1, out0, out1, out_row, add);
@@ -204,7 +207,7 @@ int vdrop_features(void) {
 }
 
 /* 16 × 16 numbers of 32 bits, rows `from_row` apart, transposed. */
-INLINE void transpose(const uint32_t *from, size from_row, uint32_t *to) {
+INLINE void transpose(const word *from, size from_row, word *to) {
 #if defined(__AVX512F__)
     __m512i a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * from_row);
@@ -261,7 +264,7 @@ void vdrop_round_rows(const float *from, size rows, size columns, const float *m
 }
 
 /* Of 32 rows of bf16, from row 32 · `tile` on, 16 columns: out [16 pairs of rows][16 columns], zeros beyond the ends. */
-INLINE void pairs_of_rows(const bf16 *from, size from_row, size tile, size depth, size wide, uint32_t *out) {
+INLINE void pairs_of_rows(const bf16 *from, size from_row, size tile, size depth, size wide, word *out) {
     for (size pair = 0; pair < 16; pair++, out += 16) {
         size k = tile * 32 + 2 * pair;
         const bf16 *first = from + k * from_row, *second = first + from_row;
@@ -281,7 +284,7 @@ void vdrop_pack_rows(const bf16 *from, size from_row, size depth, size columns, 
     for (size tile = 0; tile < tiles; tile++)
         for (size block = 0; block < blocks; block++)
             pairs_of_rows(from + block * BLOCK, from_row, tile, depth, at_most(columns - block * BLOCK, BLOCK),
-                          (uint32_t *)(to + (block * tiles + tile) * 512));
+                          (word *)(to + (block * tiles + tile) * 512));
 }
 
 /* Rows of bf16 [depth, columns], transposed, as the left side of a product: [columns / 16][depth / 32][16 columns][32 rows]. */
@@ -290,9 +293,9 @@ void vdrop_pack_transposed(const bf16 *from, size from_row, size depth, size col
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (size tile = 0; tile < tiles; tile++)
         for (size block = 0; block < blocks; block++) {
-            uint32_t pairs[16 * 16] __attribute__((aligned(64)));
+            word pairs[16 * 16] __attribute__((aligned(64)));
             pairs_of_rows(from + block * BLOCK, from_row, tile, depth, at_most(columns - block * BLOCK, BLOCK), pairs);
-            transpose(pairs, 16, (uint32_t *)(to + (block * tiles + tile) * 512));
+            transpose(pairs, 16, (word *)(to + (block * tiles + tile) * 512));
         }
 }
 
@@ -316,10 +319,10 @@ void vdrop_pack_bf16(const float *from, size from_gate, size from_row, int acros
                 bf16 *out = second ? rest : to;
                 if (across)
                     for (size tile = 0; tile < tiles; tile++)
-                        transpose((const uint32_t *)(in + tile * 32), wide / 2, (uint32_t *)(out + ((part * gates + gate) * tiles + tile) * 512));
+                        transpose((const word *)(in + tile * 32), wide / 2, (word *)(out + ((part * gates + gate) * tiles + tile) * 512));
                 else
                     for (size block = 0; block < blocks; block++)
-                        pairs_of_rows(in + block * BLOCK, wide, 0, 32, BLOCK, (uint32_t *)(out + ((block * gates + gate) * tiles + part) * 512));
+                        pairs_of_rows(in + block * BLOCK, wide, 0, 32, BLOCK, (word *)(out + ((block * gates + gate) * tiles + part) * 512));
             }
         }
 }

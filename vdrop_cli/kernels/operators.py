@@ -7,7 +7,7 @@ the states of all steps.
 T time  B batch  D input size  H hidden size  G gates (LSTM i f g o; GRU r z n)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -127,6 +127,12 @@ def empty_states(first_BH: Tensor, time: int) -> Tensor:
     return first_BH.new_empty(time + 1, *first_BH.shape)
 
 
+def empty_gradients(first: Sequence[Tensor], layer: "Layer", needs_dx: bool) -> Tensors:
+    """What a backward pass returns, without values; `first` are the states before the first step."""
+    dx = empty_contiguous(layer.x) if needs_dx else layer.x.new_empty(0)
+    return *map(empty_contiguous, first), dx, *map(empty_contiguous, layer.weights)
+
+
 def writable(gradient: Tensor | None, like: Tensor) -> Tensor:
     """A copy of a gradient that may be written to, zeros where no gradient comes."""
     return (
@@ -144,9 +150,9 @@ def lstm_operator(
     """Registers the operator `vdrop::<name>`, an LSTM, and returns it.
 
     `forward(h, c, layer)` returns y, the last h and c, the cell states of all steps (empty without `cells`),
-    the gates, and the states h and c of all steps. `backward((dy, dh, dc, dcells), gates, hs, cs, layer)`
-    returns the gradients of h, c, x and the weights; upstream gradients may be None. `is_aligned`: whether
-    the gates have aligned rows.
+    the gates, and the states h and c of all steps. `backward((dy, dh, dc, dcells), gates, hs, cs, layer,
+    needs_dx)` returns the gradients of h, c, x and the weights; upstream gradients may be None. Without
+    `needs_dx` that of x is an empty tensor. `is_aligned`: whether the gates have aligned rows.
     """
 
     @operator(
@@ -175,18 +181,18 @@ def lstm_operator(
 
     @operator(
         f"vdrop::{name}_backward",
-        schema=f"({UPSTREAM}, Tensor a, Tensor hs, Tensor cs, {LAYER}) -> (Tensor dh, Tensor dc, "
-        f"{GRADIENTS})",
+        schema=f"({UPSTREAM}, Tensor a, Tensor hs, Tensor cs, {LAYER}, bool needs_dx) -> (Tensor dh, "
+        f"Tensor dc, {GRADIENTS})",
     )
     def lstm_backward(*arguments: Any) -> Tensors:
-        upstream, (a, hs, cs, *layer) = arguments[:4], arguments[4:]
+        upstream, (a, hs, cs, *layer, needs_dx) = arguments[:4], arguments[4:]
         with exact_on_device(hs):
-            return backward(upstream, a, hs, cs, Layer(*layer))
+            return backward(upstream, a, hs, cs, Layer(*layer), needs_dx)
 
     @lstm_backward.register_fake
     def lstm_backward_fake(*arguments: Any) -> Tensors:
-        hs, cs, *layer = arguments[5:]
-        return tuple(map(empty_contiguous, (hs[0], cs[0], *layer[:5])))
+        hs, cs, *layer, needs_dx = arguments[5:]
+        return empty_gradients((hs[0], cs[0]), Layer(*layer), needs_dx)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[2:])
@@ -212,8 +218,10 @@ def lstm_operator(
                 )
             computed = (dh, dc, dx, *dw)
         else:
+            needs_dx = ctx.needs_input_grad[2]
             with use_graphs(ctx.graphs):  # torch may run a backward pass in another thread
-                computed = lstm_backward(*upstream, *saved, *ctx.options)
+                dh, dc, dx, *dw = lstm_backward(*upstream, *saved, *ctx.options, needs_dx)
+            computed = (dh, dc, dx if needs_dx else None, *dw)
         return *computed, *[None] * (len(Layer._fields) - 5)
 
     lstm.register_autograd(gradients, setup_context=save)
@@ -231,8 +239,8 @@ def gru_operator(
 
     `forward(h, layer, reset_after)` returns y, the last h, the gates, the states of all steps, and with
     `reset_after` the products U_n (m ∘ h) + b of all steps. `backward(dy, dh, gates, hs, inner, layer,
-    reset_after)` returns the gradients of h, x and the weights. `is_aligned`: whether the gates have aligned
-    rows.
+    reset_after, needs_dx)` returns the gradients of h, x and the weights. Without `needs_dx` that of x is an
+    empty tensor. `is_aligned`: whether the gates have aligned rows.
     """
 
     @operator(
@@ -259,20 +267,21 @@ def gru_operator(
 
     @operator(
         f"vdrop::{name}_backward",
-        schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after) -> "
-        f"(Tensor dh, {GRADIENTS})",
+        schema=f"(Tensor? dy, Tensor? dh, Tensor a, Tensor hs, Tensor inner, {LAYER}, bool reset_after, "
+        f"bool needs_dx) -> (Tensor dh, {GRADIENTS})",
     )
     def gru_backward(
         dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any
     ) -> Tensors:
+        *layer, reset_after, needs_dx = arguments
         with exact_on_device(hs):
-            return backward(dy, dh, a, hs, inner, Layer(*arguments[:-1]), arguments[-1])
+            return backward(dy, dh, a, hs, inner, Layer(*layer), reset_after, needs_dx)
 
     @gru_backward.register_fake
     def gru_backward_fake(
         dy: Tensor | None, dh: Tensor | None, a: Tensor, hs: Tensor, inner: Tensor, *arguments: Any
     ) -> Tensors:
-        return tuple(map(empty_contiguous, (hs[0], *arguments[:5])))
+        return empty_gradients((hs[0],), Layer(*arguments[:-2]), arguments[-1])
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         layer = Layer(*inputs[1:-1])
@@ -297,8 +306,10 @@ def gru_operator(
                 )
             computed = (dh, dx, *dw)
         else:
+            needs_dx = ctx.needs_input_grad[1]
             with use_graphs(ctx.graphs):
-                computed = gru_backward(dy, dh, *saved, *ctx.options)
+                dh, dx, *dw = gru_backward(dy, dh, *saved, *ctx.options, needs_dx)
+            computed = (dh, dx if needs_dx else None, *dw)
         return *computed, *[None] * (len(Layer._fields) - 5 + 1)
 
     gru.register_autograd(gradients, setup_context=save)

@@ -79,10 +79,8 @@ class Layout:
         """The mask of packed rows: [T|1, K, B|1, D], or [N|1, K, 1, D]."""
         return mask_TKBD
 
-    def packed_view(self, memory: Tensor, dim: int, *, start: bool = False) -> Tensor:
-        """The packed rows in memory [..., T, B, X] of full length (with `start` of T + 1 states); `dim` is
-        that of B.
-        """
+    def packed_view(self, memory: Tensor, *, start: bool = False) -> Tensor:
+        """The packed rows in memory [..., T, B, X] of full length (with `start` of T + 1 states)."""
         return memory
 
     def sort(self, state_BH: Tensor) -> Tensor:
@@ -198,13 +196,17 @@ class PackedLayout(Layout):
     def pack_mask(self, mask_TKBD: Tensor | None) -> Tensor | None:
         if mask_TKBD is None or (len(mask_TKBD) == 1 and mask_TKBD.shape[2] == 1):
             return mask_TKBD
-        step: Tensor | int = self.step_N if len(mask_TKBD) > 1 else 0
-        sequence: Tensor | int = self.sequence_N if mask_TKBD.shape[2] > 1 else 0
-        return mask_TKBD.transpose(1, 2)[step, sequence][:, :, None]
+        time, groups, batch, size = mask_TKBD.shape
+        step_N = self.step_N if time > 1 else torch.zeros_like(self.step_N)
+        sequence_N = self.sequence_N if batch > 1 else torch.zeros_like(self.sequence_N)
+        group_K = torch.arange(groups, device=step_N.device) * batch
+        row_NK = (step_N * (groups * batch) + sequence_N)[:, None] + group_K
+        rows = mask_TKBD.reshape(-1, size).index_select(0, row_NK.flatten())
+        return rows.view(len(step_N), groups, 1, size)
 
-    def packed_view(self, memory: Tensor, dim: int, *, start: bool = False) -> Tensor:
+    def packed_view(self, memory: Tensor, *, start: bool = False) -> Tensor:
         rows = len(self.step_N) + (self.batch if start else 0)
-        return memory.flatten(dim - 1, dim).narrow(dim, 0, rows).unsqueeze(dim)
+        return memory.flatten(-3, -2).narrow(-2, 0, rows).unsqueeze(-2)
 
     def sort(self, state_BH: Tensor) -> Tensor:
         return state_BH if self.is_sorted else state_BH[self.sorted_indices]

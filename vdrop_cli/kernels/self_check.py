@@ -21,7 +21,7 @@ def largest_error(cell: str, function: Cell, device: torch.device, passes: int =
     time = 3
     batch = 2
     inputs = 5
-    hidden = 7
+    hidden = 23  # more than a whole block of units
     gates, states = {"lstm": (4, 2), "gru": (3, 1)}[cell]
     rows, generator = gates * hidden, torch.Generator().manual_seed(0)
 

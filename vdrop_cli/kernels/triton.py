@@ -140,12 +140,16 @@ def weight_gradients(layer: Layer, weights: Tensor, *products: tuple[Gates, slic
     return unpad_weights(padded, weights, hidden, row)
 
 
-def input_gradients(layer: Layer, da: Gates) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the input, of the weights that multiply it, and of its bias."""
+def input_gradients(layer: Layer, da: Gates, needs_dx: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the input (empty without `needs_dx`), of the weights that multiply it, and of its
+    bias.
+    """
     w_ih, all_gates, size = aligned(layer, layer.w_ih), slice(0, da.gates), layer.x.shape[2]
     inputs = masked_inputs(da, all_gates, layer.x, layer.compute_dtype, layer.mask_x, w_ih.shape[1])
     dw_ih = weight_gradients(layer, layer.w_ih, (da, all_gates, inputs))
     db = bias_gradient(layer, da)
+    if not needs_dx:
+        return layer.x.new_empty(0), dw_ih, db
     return input_gradient(da, w_ih, layer.mask_x, layer.x.dtype, size), dw_ih, db
 
 
@@ -154,7 +158,7 @@ def bias_gradient(layer: Layer, da: Gates) -> Tensor:
 
 
 def lstm_backward(
-    upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer
+    upstream: Sequence[Tensor | None], a: Tensor, hs: Tensor, cs: Tensor, layer: Layer, needs_dx: bool
 ) -> tuple[Tensor, ...]:
     dy, dh, dc, dcells = upstream
     gates = lstm_gates(layer, hs) if layer.recompute else Gates(a, 4)
@@ -163,7 +167,7 @@ def lstm_backward(
     read = {"a": gates.memory, "c": cs, "dy": zeros_or(dy, hs[1:])} | loop_inputs(layer)
     read["dcells"] = dcells if dcells is None else dcells.contiguous()
     graphs().run(lstm_backward_loop, {"dh": dh, "dc": dc}, {"da": da.memory}, read)
-    dx, dw_ih, db = input_gradients(layer, da)
+    dx, dw_ih, db = input_gradients(layer, da, needs_dx)
     dw_hh = weight_gradients(layer, layer.w_hh, (da, ALL_LSTM, recurrent_inputs(layer, da, ALL_LSTM, hs)))
     return dh, dc, dx, dw_ih, dw_hh, db, db.clone()
 
@@ -232,6 +236,7 @@ def gru_backward(
     inner: Tensor,
     layer: Layer,
     reset_after: bool,
+    needs_dx: bool,
 ) -> tuple[Tensor, ...]:
     gates, inner = gru_gates(layer, hs, reset_after) if layer.recompute else (Gates(a, 3), inner)
     da, dh = gates.empty_like(layer.compute_dtype), writable(dh, hs[0])
@@ -241,7 +246,7 @@ def gru_backward(
         dp, read["inner"] = da.empty_like(), inner
         filled["dp"] = dp.memory
     graphs().run(gru_backward_loop, {"dh": dh}, filled, read)
-    dx, dw_ih, db_ih = input_gradients(layer, da)
+    dx, dw_ih, db_ih = input_gradients(layer, da, needs_dx)
     dw_hh = weight_gradients(
         layer,
         layer.w_hh,
