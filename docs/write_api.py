@@ -63,13 +63,8 @@ IMPORTS = {policies: "vdrop_cli.layers", masks: "vdrop_cli.layers", dropout: "vd
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Returns the parameters; those of a base class replace `*args` and `**options`."""
-    own = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
-    if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-        return own
-    bases = (list(inspect.signature(base).parameters.values()) for base in function.__mro__[1:])  # type: ignore[attr-defined]
-    base = next(every for every in bases if every[0].kind is not inspect.Parameter.VAR_POSITIONAL)
-    return base + [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    """Returns the parameters without `self` and `cls`."""
+    return [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
 
 
 def signature(name: str, function: Callable[..., Any]) -> str:

@@ -38,8 +38,3 @@ def test_every_public_name_has_a_section(name: str) -> None:
 
 def test_the_page_is_current(writer: ModuleType) -> None:
     assert writer.page() == PAGE, "run `make docs-api`"
-
-
-def test_a_cell_of_a_gru_has_the_arguments_of_all_cells_and_its_own(writer: ModuleType) -> None:
-    text = writer.signature("GRUCell", cells.GRUCell)
-    assert "input_size: int" in text and "reset_after: bool = False" in text and "args" not in text

@@ -1,5 +1,6 @@
 """Weights of one variant of a GRU in another."""
 
+import inspect
 import io
 import re
 import warnings
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdrop_cli.cells import GRUCell
+from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.layers import GRU, LSTM
 
 PAIRS = [(GRU, nn.GRU), (GRUCell, nn.GRUCell)]
@@ -51,3 +52,21 @@ def test_weights_without_metadata_are_loaded_without_a_word() -> None:
     layer.load_state_dict(dict(GRU(5, 7, reset_after=True).state_dict()))
     layer.load_state_dict({"weight_ih_l0": torch.zeros(21, 5)}, strict=False)
     assert not layer.weight_ih_l0.any()
+
+
+@pytest.mark.parametrize(("ours", "lstm"), [(GRU, LSTM), (GRUCell, LSTMCell)])
+def test_a_gru_shows_the_arguments_of_an_lstm_and_its_own(
+    ours: type[GRU | GRUCell], lstm: type[LSTM | LSTMCell]
+) -> None:
+    """In help(), notebooks and the page of the API; and classes that people derive show theirs."""
+
+    class Derived(ours):  # type: ignore[misc, valid-type]
+        pass
+
+    class WithOwnArguments(ours):  # type: ignore[misc, valid-type]
+        def __init__(self, size: int) -> None:
+            super().__init__(size, size)
+
+    expected = [*inspect.signature(lstm).parameters, "reset_after"]
+    assert list(inspect.signature(ours).parameters) == list(inspect.signature(Derived).parameters) == expected
+    assert list(inspect.signature(WithOwnArguments).parameters) == ["size"]

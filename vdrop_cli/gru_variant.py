@@ -1,7 +1,8 @@
 """Where the reset gate of a GRU acts, as `layers.GRU` and `cells.GRUCell` store and check it."""
 
+import inspect
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,9 +17,21 @@ class GRUVariant(nn.Module):
     dictionary and a safetensors file have none, so nothing is known of their weights.
     """
 
+    __signature__: ClassVar[inspect.Signature | None]
+
     def __init__(self, *args: Any, reset_after: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.reset_after = reset_after
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Gives a class without `__init__` of its own the signature of its other base, with `reset_after`."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = None  # subclasses with an `__init__` of their own must not inherit it
+        if cls.__init__ is GRUVariant.__init__:
+            base = inspect.signature(super().__init__)
+            own = inspect.signature(GRUVariant.__init__).parameters[NAME]
+            parameters = [*base.parameters.values(), own]
+            cls.__signature__ = base.replace(parameters=parameters[1:])  # without self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
