@@ -12,7 +12,7 @@ from tests.test_perplexity import trained
 from vdrop_cli.dropout import draw
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.model import LanguageModel
-from vdrop_cli.monte_carlo import PassMasks, RunningAverages, mc_perplexity
+from vdrop_cli.monte_carlo import MonteCarlo, PassMasks, RunningAverages, mc_perplexity
 from vdrop_cli.perplexity import stream_perplexity
 from vdrop_cli.random_streams import Stream
 from vdrop_cli.tasks import LanguageModelling
@@ -179,6 +179,18 @@ def test_mc_averages_probabilities_not_their_logs() -> None:
     ones = [(0.1 * 0.5) ** -0.5, (0.3 * 0.1) ** -0.5]
     assert single["ppl"] == pytest.approx(sum(ones) / 2, rel=1e-6)
     assert single["deviation"] == pytest.approx(abs(ones[0] - ones[1]) / 2**0.5, rel=1e-6)
+
+
+def test_words_are_counted_to_the_total_and_a_second_call_of_run_reads_nothing() -> None:
+    model, task = trained("dropout=variational")
+    passes = MonteCarlo(model, task.streams["test"], PassOptions(5, 2, 1, False))
+    counts = []
+    for more in passes.run():
+        counts.append(more)
+        assert passes.words == sum(counts)
+    assert passes.words == passes.total == 5 * (len(task.streams["test"]) - 1)
+    before = passes.results()
+    assert not list(passes.run()) and passes.results() == before
 
 
 def test_perplexity_falls_with_the_number_of_passes() -> None:

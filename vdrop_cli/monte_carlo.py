@@ -216,7 +216,7 @@ class MonteCarlo(McPasses):
     @torch.no_grad()
     def run(self) -> Iterator[int]:
         """Reads the text to its end in all passes; yields after each segment how many words that was."""
-        while True:
+        while self.averages.seen < self.samples:
             for number, ids_T, targets_T in islice(segments(self.stream_N, PASS_STEPS), self.number, None):
                 if self.masks is None or not self.pass_masks.is_fixed:
                     self.masks = self.pass_masks.draw(self.passes, number, len(ids_T))
@@ -227,9 +227,7 @@ class MonteCarlo(McPasses):
                 yield ids_TS.numel()
             for log_p_N in self.log_p_SN:
                 self.averages.add(log_p_N)
-            if self.averages.seen == self.samples:
-                return
-            self.start_batch()
+            self.start_batch()  # without passes once all are finished
 
 
 def mc_perplexity(model: LanguageModel, stream_N: Tensor, options: PassOptions) -> list[Row]:
