@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.test_output import broken
-from vdrop_cli import output
+from vdrop_cli import files, output
 from vdrop_cli.bench import report
 from vdrop_cli.bench.cases import CELLS_BY_PART, Case
 from vdrop_cli.bench.report import (
@@ -24,7 +24,7 @@ from vdrop_cli.bench.report import (
     speed_ratio,
     write,
 )
-from vdrop_cli.errors import ConfigError
+from vdrop_cli.errors import ConfigError, RunError
 from vdrop_cli.monte_carlo import PASS_STEPS
 from vdrop_cli.settings.choices import Backend, BenchCell, BenchPart, BenchSize, Precision
 from vdrop_cli.settings.commands import Bench
@@ -233,6 +233,25 @@ def test_benches_that_end_in_the_same_second_keep_their_results(
     paths = [write(request, [example("variational", [seconds])], RATES) for seconds in (1.0, 2.0, 3.0)]
     assert [path.name for path in paths] == ["now.json", "now-2.json", "now-3.json"]
     assert [json.loads(path.read_text())["measured"][0]["seconds"] for path in paths] == [[1.0], [2.0], [3.0]]
+
+
+def test_an_earlier_record_is_replaced_and_stays_where_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Bench(outputs=str(tmp_path), device="cpu")
+    path = write(request, [example("variational", [1.0])], RATES)
+    both = [example("variational", [1.0]), example("none", [2.0])]
+    assert write(request, both, RATES, path) == path and list(path.parent.iterdir()) == [path]
+    content = path.read_bytes()
+    assert len(json.loads(content)["measured"]) == 2
+
+    def fail(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(files, "replace", fail)
+    with pytest.raises(ConfigError, match="the disk is full"):
+        write(request, both[:1], RATES, path)
+    assert path.read_bytes() == content
 
 
 def test_a_record_that_cannot_be_written_is_printed_and_an_error_in_any_case(

@@ -31,6 +31,8 @@ class LostProcess:
     def start(self) -> None:
         self.pipe.close()
 
+    def join(self, timeout: float) -> None: ...
+
     def terminate(self) -> None: ...
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose
@@ -76,6 +77,32 @@ def test_a_run_prints_and_records_what_it_measured(
         assert measurement.limit_seconds == measurement_limit(measurement, Rates(**record["rates"]))
     printed = capsys.readouterr()
     assert printed.out.count("sentiment: one step of a cell, ") == 2 and str(path) in printed.err
+
+
+@pytest.mark.usefixtures("composing")
+def test_what_was_measured_before_a_case_that_cannot_run_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker, "TIMING", QUICK)
+    recorded = list[list[Path]]()
+
+    def measure(*arguments: Any) -> Any:
+        recorded.append(records(tmp_path))
+        if len(recorded) == 3:
+            raise ConfigError("it could not run")
+        return worker.measure(*arguments)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    chosen = ["sizes=[sentiment,small,medium]", "parts=[cell_step]", "cells=[gru]", "precisions=[fp32]"]
+    chosen += ["starts=1", "turns=1", f"outputs={tmp_path}"]
+    with pytest.raises(ConfigError, match="it could not run"):
+        bench.run(parse(compose("bench", chosen), Bench))
+    assert [len(paths) for paths in recorded] == [0, 1, 1], "one record, written after each group"
+    (path,) = records(tmp_path)
+    measured = json.loads(path.read_text())["measured"]
+    assert [m["size"] for m in measured] == ["sentiment", "small"]
+    assert min(m["limit_seconds"] for m in measured) > 0
+    assert f"vdrop: {path} has what was measured before" in capsys.readouterr().err
 
 
 @pytest.mark.long

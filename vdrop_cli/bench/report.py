@@ -201,19 +201,23 @@ def as_record(settings: Bench, measurements: list[Measurement], rates: Rates) ->
     }
 
 
-def write(settings: Bench, measurements: list[Measurement], rates: Rates) -> Path:
-    """Writes the record into a new file of the folder `bench` in `outputs`.
+def write(
+    settings: Bench, measurements: list[Measurement], rates: Rates, earlier: Path | None = None
+) -> Path:
+    """Writes the record into the file `earlier`, or into a new file of the folder `bench` in `outputs`.
 
-    Where it cannot be written, prints the table and raises a ConfigError.
+    Returns the file. Where it cannot be written, prints the table and raises a ConfigError; an earlier record
+    stays.
     """
     record = as_record(settings, measurements, rates)
     folder = Path(settings.outputs) / "bench"
     try:
-        path = new_file(folder, time.strftime("%Y%m%d-%H%M%S"))
+        path = earlier or new_file(folder, time.strftime("%Y%m%d-%H%M%S"))
         try:
             files.replace(path, (json.dumps(record, indent=1) + "\n").encode())
         except RunError:
-            path.unlink(missing_ok=True)
+            if earlier is None:
+                path.unlink(missing_ok=True)
             raise
     except (OSError, RunError) as error:
         reason = error if isinstance(error, RunError) else f"{folder} cannot be written ({error.strerror})"

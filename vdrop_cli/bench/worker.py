@@ -6,7 +6,7 @@ for all of them. Each case is started several times.
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -35,6 +35,7 @@ class Timing:
     turn: float = 0.4
     rates: float = 2.0  # of products of each precision at the start
     rates_between: float = 0.5  # and after each start
+    end: float = 2.0  # of a process, at most, where the bench ends early
 
     WARM_UP_TURNS = 3  # at least
 
@@ -96,6 +97,9 @@ class Worker:
             self.pipe.send(0)
             self.process.join()
         else:
+            with suppress(OSError):  # it has ended
+                self.pipe.send(0)
+            self.process.join(self.timing.end)  # so that it can remove its files
             self.process.terminate()
 
     def ask(self, steps: int | None = None) -> Any:

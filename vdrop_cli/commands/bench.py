@@ -8,7 +8,7 @@ import torch
 
 from vdrop_cli.bench import worker
 from vdrop_cli.bench.cases import ALTERNATIVES, cases
-from vdrop_cli.bench.report import measurement_limit, print_results, write
+from vdrop_cli.bench.report import Measurement, measurement_limit, print_results, write
 from vdrop_cli.bench.worker import measure, measure_rates
 from vdrop_cli.device import choose_device, configure_process
 from vdrop_cli.errors import ConfigError
@@ -25,12 +25,18 @@ def run(settings: Bench) -> None:
             "parts, cells and precisions together leave nothing to measure; take more of one of them"
         )
     configure_process(device)
-    measurements, rates = [], measure_rates(device, worker.TIMING.rates)
-    for group in groups:
-        results, rates = measure(group, settings, rates)
-        measurements += results
-    measurements = [replace(m, limit_seconds=measurement_limit(m, rates)) for m in measurements]
-    path = write(settings, measurements, rates)
+    measurements, rates, path = list[Measurement](), measure_rates(device, worker.TIMING.rates), None
+    try:
+        for group in groups:
+            results, rates = measure(group, settings, rates)
+            measurements = [
+                replace(m, limit_seconds=measurement_limit(m, rates)) for m in (*measurements, *results)
+            ]
+            path = write(settings, measurements, rates, path)
+    except BaseException:
+        if path is not None:
+            print(f"vdrop: {path} has what was measured before", file=sys.stderr)
+        raise
     print_results(measurements, rates, device)
     has_alternatives = not set(ALTERNATIVES).isdisjoint(settings.cells or ())
     if (
