@@ -41,6 +41,21 @@ def test_a_run_is_read_as_it_was_made(folder: Path, text: list[str]) -> None:
     assert run.words_per_second is None, "it says nothing about this run"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device", "another"), ("processor_model", "another"), ("threads", 99), ("date", "later")],
+)
+def test_a_run_that_was_resumed_on_another_machine_has_no_speed(
+    name: str, value: object, folder: Path
+) -> None:
+    (run,) = runs.below(Path("outputs"))
+    first = next(record for record in run.log if record["kind"] == "start")
+    run.log.insert(2, first | {"environment": first["environment"]})
+    assert run.words_per_second is not None, "on the same machine"
+    run.log[2] = first | {"environment": first["environment"] | {name: value}}
+    assert (run.words_per_second is None) == (name != "date")
+
+
 @pytest.fixture(scope="module")
 def trained(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("outputs")

@@ -26,7 +26,8 @@ LEFT_OUT = (
 AS_PUBLISHED = ("valid_ppl_as_published", "valid_ppl_as_published_raw")
 RANKED_BY = ("valid_ppl", "valid_rmse", "test_ppl", "test_rmse")  # the first of them that a run has
 MAIN = r"(?:train|valid|test)_(?:ppl|rmse)"
-WHOLE = ("words_per_second",)  # metrics that are shown without decimals
+SPEED = "words_per_second"
+WHOLE = (SPEED,)  # metrics that are shown without decimals
 CSV_START = ["configuration", "tags", "seeds", "unfinished"]
 MARKDOWN_MARK = "<!-- vdrop compare -->"
 BLANK = "–"
@@ -57,6 +58,9 @@ class Configuration:
             self.unfinished.append(run.state)
 
     def values(self, metric: str) -> list[float]:
+        """The metric of every finished run that has it; no speeds where the machines of the runs differ."""
+        if metric == SPEED and len({machine for run in self.finished for machine in run.machines}) > 1:
+            return []
         return [numbers[metric] for numbers in self.measured if numbers.get(metric) is not None]
 
     def mean(self, metric: str) -> float | None:
@@ -99,7 +103,7 @@ def metrics(run: Finished) -> dict[str, float]:
         results = evaluation_of(run, Evaluation(samples)) or {"metrics": {}}
         evaluated |= {name: value for name, value in results["metrics"].items() if "_mc" in name}
     speed = run.words_per_second
-    every = run.result | evaluated | ({"words_per_second": speed} if speed is not None else {})
+    every = run.result | evaluated | ({SPEED: speed} if speed is not None else {})
     left_out = LEFT_OUT if run.train.reads_as_published else (*LEFT_OUT, *AS_PUBLISHED)
     return {name: value for name, value in every.items() if name not in left_out}
 

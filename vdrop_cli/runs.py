@@ -61,6 +61,11 @@ class Logged:
         """The last environment."""
         return self.environments[-1]
 
+    @property
+    def machines(self) -> set[tuple[Any, ...]]:
+        """Device, model of the processor and threads of every start; what is not known is None."""
+        return {tuple(map(one.get, ("device", "processor_model", "threads"))) for one in self.environments}
+
 
 @dataclass(frozen=True)
 class Finished(Logged):
@@ -87,9 +92,10 @@ class Finished(Logged):
     def words_per_second(self) -> float | None:
         """Returns words per second in training, the median over the epochs.
 
-        None where the log has no epochs, or the device was shared.
+        None where the log has no epochs, where the device was shared, or where the run was resumed on another
+        machine or with another number of threads.
         """
-        timed = [] if self.has_shared_device else self.epochs
+        timed = [] if self.has_shared_device or len(self.machines) > 1 else self.epochs
         return float(median(epoch["words_per_second"] for epoch in timed)) if timed else None
 
     @property

@@ -201,6 +201,22 @@ def test_metrics_of_mc_dropout_and_speed_are_shown(
     assert "valid_ppl_as_published" not in rows
 
 
+def test_runs_of_two_machines_have_no_speed_together(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(folders[0], tmp_path / "again"))
+    OmegaConf.save({**OmegaConf.load(again / "config.yaml"), "seed": 77}, again / "config.yaml")
+    run(folders[0], str(again))
+    assert "words_per_second" in rows_of(capsys.readouterr().out), "both of one machine"
+    first, *others = (again / "log.jsonl").read_text().splitlines()
+    start = json.loads(first)
+    start["environment"]["threads"] = 99
+    (again / "log.jsonl").write_text("\n".join([json.dumps(start), *others]) + "\n")
+    run(folders[0], str(again))
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["words_per_second"] == ["–"] and rows["test_ppl"] != ["–"]
+
+
 def test_the_validation_that_compares_with_the_paper_is_shown_for_penn_treebank(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

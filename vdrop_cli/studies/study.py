@@ -85,6 +85,12 @@ class Line:
         return [value for measured in self.runs if (value := measured.metrics.get(name)) is not None]
 
     @property
+    def speeds(self) -> list[float]:
+        """Words per second of the runs; empty where the machines of the runs differ."""
+        machines = {machine for measured in self.runs for machine in measured.run.machines}
+        return self.values("words_per_second") if len(machines) == 1 else []
+
+    @property
     def environment_cells(self) -> list[str]:
         """Returns a text for each of `runs.ENVIRONMENT_COLUMNS`."""
         return runs.merge_environments(
@@ -119,7 +125,7 @@ def mean(name: str, digits: int) -> Callable[[Line], str]:
 
 
 def speed(line: Line) -> str:
-    values = line.values("words_per_second")
+    values = line.speeds
     spread = f" ± {stdev(values):,.0f}" if len(values) > 1 else ""
     return f"{fmean(values):,.0f}{spread}" if values else "–"
 

@@ -31,7 +31,8 @@ INTRODUCTION = """- `vdrop train experiment=table1_SIZE_ROW seed=1` trains a run
 - *valid, as published*: validation as the authors' code computes it, about 1.4 % low at 35 steps a chunk; it
   compares with the published column. *valid, exact* and *test*: every token but the first, in one pass over
   the text. ±: standard deviation over seeds; of published numbers, that of the paper. Published words/s:
-  measured on a GPU of 2015. A dash under words/s: other runs or programs used the device, too.
+  measured on a GPU of 2015. A dash under words/s: other runs or programs used the device, too, or the
+  machines differ.
 - †: not confirmed from a copy of the paper. ‡: of other settings, see `conf/published/table1.yaml`.
   The probabilities of Moon's rows are not published, so their differences may come from ours, which
   `docs/deviations.md` has: only the small ones were chosen on validation.
@@ -289,9 +290,7 @@ def draw(lines: list[Line]) -> Iterator[Drawing]:
     named = by_label(measured)
     trained = [label for label, line in named.items() if line.runs[0].evaluation is None]
     first = {label: named[label].runs[0].run for label in trained if named[label].runs[0].run.epochs}
-    speeds = {
-        label: fmean(values) for label, line in named.items() if (values := line.values("words_per_second"))
-    }
+    speeds = {label: fmean(values) for label, line in named.items() if (values := line.speeds)}
     prefix = f"{published.TABLE_1}_{measured[0].row.settings.model.size}"
     if first:
         figure = pictures.learning_curves(first, training=False)
