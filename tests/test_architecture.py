@@ -138,7 +138,8 @@ MAY_IMPORT = {  # module or folder of vdrop_cli: the parts of vdrop_cli it may i
         *("stuck_starts", "tasks"),
     },
     "run_summary": {
-        *("checkpoint", "continuation", "metric_names", "output", "policies", "settings", "training")
+        *("checkpoint", "continuation", "errors", "metric_names", "output", "policies", "run_files"),
+        *("settings", "sinks", "tasks", "training"),
     },
     "trained_model": {"checkpoint", "device", "errors", "files", "learned", "settings", "sharing", "tasks"},
     "evaluation": {

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
-from vdrop_cli import continuation, output
+from vdrop_cli import continuation, output, tasks
 from vdrop_cli.checkpoint import settings_of_run
+from vdrop_cli.errors import ConfigError
 from vdrop_cli.metric_names import PARTS, metric_line
 from vdrop_cli.policies import Policy
+from vdrop_cli.run_files import RESULT
 from vdrop_cli.settings.choices import TaskName
 from vdrop_cli.settings.commands import PREDICT_SAMPLES
 from vdrop_cli.settings.data_places import stored_places
 from vdrop_cli.settings.train import Train
+from vdrop_cli.sinks import read_result
 from vdrop_cli.training import Run
 
 NAMES_OF_RUNS = ("tags", "run_name")  # settings that cannot be changed in a finished run
@@ -77,6 +80,27 @@ def print_next_commands(settings: Train, folder: Path) -> None:
     print(f"      vdrop predict {checkpoint_setting} text='…'", file=sys.stderr)
 
 
+def print_if_finished(settings: Train, folder: Path, task: tasks.Task) -> bool:
+    """Returns whether the run in a folder is finished; prints its result if so.
+
+    Raises ConfigError where the finished run has other settings, as in a copied folder, or where its result
+    is damaged.
+    """
+    if not (folder / RESULT).exists():
+        return False
+    result, train = read_result(folder), settings_of_run(folder)
+    if train is not None and train.run_identity(task.fingerprint) != settings.run_identity(task.fingerprint):
+        raise ConfigError(
+            f"{folder} holds a finished run of other settings or of another seed; move it away, or start "
+            "over with force=true"
+        )
+    print(f"{folder} is finished; force=true starts over")
+    print_not_applied(settings, folder)
+    tasks.warn(task)
+    print_result(result)
+    return True
+
+
 def print_not_applied(settings: Train, folder: Path) -> None:
     """Prints which requested tags or run name a finished run does not get; those of its training remain."""
     asked = {name: value for name in NAMES_OF_RUNS if (value := getattr(settings, name))}
@@ -85,10 +109,28 @@ def print_not_applied(settings: Train, folder: Path) -> None:
         return
     for name, value in asked.items():
         if (current := getattr(train, name)) != value:
-            has = f"{name}={shown(current)}" if current else f"no {name}"
-            print(f"vdrop: {name}={shown(value)} is not applied: the run has {has}", file=sys.stderr)
+            print(
+                f"vdrop: {shown(name, value)} is not applied: the run has {shown(name, current)}",
+                file=sys.stderr,
+            )
 
 
-def shown(value: str | list[str]) -> str:
-    """Writes a setting's value as a command line does."""
-    return value if isinstance(value, str) else f"[{','.join(value)}]"
+def print_changed_names(settings: Train, folder: Path) -> None:
+    """Prints which tags or run name of a resumed run are replaced by others, or removed."""
+    train = settings_of_run(folder)
+    if train is None:
+        return
+    for name in NAMES_OF_RUNS:
+        before, now = getattr(train, name), getattr(settings, name)
+        if before and before != now:
+            print(
+                f"vdrop: the run had {shown(name, before)}; from now on it has {shown(name, now)}",
+                file=sys.stderr,
+            )
+
+
+def shown(name: str, value: str | list[str] | None) -> str:
+    """Returns a setting as a command line writes it; `no NAME` where it is not set."""
+    if not value:
+        return f"no {name}"
+    return f"{name}={value}" if isinstance(value, str) else f"{name}=[{','.join(value)}]"

@@ -316,6 +316,46 @@ def test_no_run_resumes_from_a_checkpoint_of_other_settings(text: list[str]) -> 
     (folders[0] / "checkpoint-0001.pt").rename(folders[1] / "checkpoint-0001.pt")
     with pytest.raises(ConfigError, match="holds a checkpoint of other settings"):
         train.run(other)
+    assert not (folders[1] / "config.yaml").exists()
+    moved = Path(shutil.copy(folders[0] / "config.yaml", folders[1])).read_bytes()
+    with pytest.raises(ConfigError, match="holds a checkpoint of other settings"):
+        train.run(other)
+    assert (folders[1] / "config.yaml").read_bytes() == moved, "it belongs to the checkpoint"
+
+
+def test_tags_that_are_replaced_by_resuming_are_reported(
+    text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(settings(*TINY, *text, "tags=[one]", "run_name=mine"))
+    folder = next(Path().rglob("result.json")).parent
+    for tags, message in (
+        (["tags=[one]", "run_name=mine"], ""),
+        (["tags=[one,two]", "run_name=mine"], "had tags=[one]; from now on it has tags=[one,two]"),
+        (["tags=[one,two]"], "had run_name=mine; from now on it has no run_name"),
+        (["run_name=mine"], "had tags=[one,two]; from now on it has no tags"),
+    ):
+        (folder / "result.json").unlink()
+        capsys.readouterr()
+        assert train.run(settings(*TINY, *text, *tags)) == "resumed"
+        printed = [line for line in capsys.readouterr().err.splitlines() if "from now on" in line]
+        assert printed == ([f"vdrop: the run {message}"] if message else [])
+
+
+def test_a_run_that_another_process_finishes_before_the_lock_is_skipped(
+    text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(*TINY, *text)
+    train.run(config)
+    folder = next(Path().rglob("result.json")).parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "result.json").unlink()
+
+    def make_folder(*_: object) -> None:
+        (folder / "result.json").write_bytes(before["result.json"])
+
+    monkeypatch.setattr(train, "make_folder", make_folder)
+    assert train.run(config) == "skipped"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_log_that_is_damaged_is_named_before_the_run_resumes(text: list[str]) -> None:

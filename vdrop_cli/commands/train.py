@@ -7,13 +7,19 @@ from omegaconf import OmegaConf
 
 from vdrop_cli import checkpoint, files, ownership, stuck_starts, tasks
 from vdrop_cli.device import choose_device, configure_process
-from vdrop_cli.errors import ConfigError
 from vdrop_cli.lock import Lock
-from vdrop_cli.run_files import CONFIG, RESULT, SHARED_DEVICE
-from vdrop_cli.run_summary import print_next_commands, print_not_applied, print_result, print_run, print_start
+from vdrop_cli.run_files import CONFIG, SHARED_DEVICE
+from vdrop_cli.run_summary import (
+    print_changed_names,
+    print_if_finished,
+    print_next_commands,
+    print_result,
+    print_run,
+    print_start,
+)
 from vdrop_cli.settings.fields import plain
 from vdrop_cli.settings.train import Train
-from vdrop_cli.sinks import phase, read_result, require_installed, require_unfinished_log
+from vdrop_cli.sinks import phase, require_installed, require_unfinished_log
 from vdrop_cli.stuck_starts import StuckError
 from vdrop_cli.training import Run, log_to_sinks, make_folder, require_fitting_schedule, resolve_auto
 
@@ -44,14 +50,8 @@ def run(
     report_folder(folder)
     if not settings.force:
         ownership.require_regular_files(folder)
-    if (folder / RESULT).exists() and not settings.force:
-        result = read_result(folder)
-        require_own_config(folder, settings, task.fingerprint)
-        print(f"{folder} is finished; force=true starts over")
-        print_not_applied(settings, folder)
-        tasks.warn(task)
-        print_result(result)
-        return "skipped"
+        if print_if_finished(settings, folder, task):
+            return "skipped"
     require_fitting_schedule(settings, task)
     if not settings.force and (start := stuck_starts.remembered(folder, settings.stuck)) is not None:
         raise StuckError(folder, start)
@@ -60,11 +60,15 @@ def run(
         if settings.force:
             ownership.clear(folder)
             report_started_over()
+        elif print_if_finished(settings, folder, task):  # since another process trained it meanwhile
+            return "skipped"
         ownership.require_regular_files(folder, before_writing=True)
         files.remove_unfinished(folder, ownership.TRAINING)
         stuck_starts.forget(folder)
-        files.replace(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         training = Run(settings, task, folder)
+        if training.step:
+            print_changed_names(settings, folder)
+        files.replace(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(settings))).encode())
         if not settings.force:  # before a shorter run is copied here
             ownership.require_nothing_newer(folder, (training.progress.epoch, training.progress.batch))
             if training.step == 0:
@@ -79,13 +83,3 @@ def run(
         print_result(log_to_sinks(training))
         print_next_commands(settings, folder)
         return status
-
-
-def require_own_config(folder: Path, settings: Train, fingerprint: str) -> None:
-    """Raises ConfigError if a finished run in this folder has other settings, as a copy has."""
-    stored = checkpoint.settings_of_run(folder)
-    if stored is not None and stored.run_identity(fingerprint) != settings.run_identity(fingerprint):
-        raise ConfigError(
-            f"{folder} holds a finished run of other settings or of another seed; move it away, or start "
-            "over with force=true"
-        )
