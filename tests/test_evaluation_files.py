@@ -121,3 +121,12 @@ def test_a_damaged_evaluation_is_named(damage: str, tmp_path: Path) -> None:
     path.write_text(damage)
     with pytest.raises(ConfigError, match=r"mc10-s1\.json is damaged .*; delete it"):
         evaluation_files.read(path)
+
+
+def test_factors_that_differ_have_names_that_differ() -> None:
+    named = {0.5: "0.5", 1.0: "1", 0.33333333: "0.33333333", 0.33333334: "0.33333334", 1e-7: "1e-07"}
+    for factor, name in named.items():
+        assert evaluation_files.factor_name(factor) == name and float(name) == factor
+        stem = Evaluation(samples=4, seed=1, scaled=name).stem("checkpoint-0001")
+        made = evaluation_files.from_file(Path(f"{stem}.json"))
+        assert made is not None and made.scaled == name

@@ -87,11 +87,28 @@ def test_only_a_file_is_replaced(kind: str, tmp_path: Path) -> None:
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.write_text("mine")
-    for name in ("a", f"a.{os.getpid()}.tmp"):
-        (tmp_path / name).symlink_to(theirs)
+    (tmp_path / "a").symlink_to(theirs)
     files.replace(tmp_path / "a", b"content")
     assert theirs.read_text() == "mine" and (tmp_path / "a").read_bytes() == b"content"
     assert sorted(os.listdir(tmp_path)) == ["a", "theirs"]
+
+
+def test_temporary_files_are_not_shared_by_processes_with_one_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes in several containers can have the same number, and write the same file of a cache."""
+    left = list[str]()
+
+    def replace(source: Path, target: Path) -> None:
+        left.append(source.name)
+        if len(left) == 1:  # another process writes the same file meanwhile
+            files.replace(target, b"second")
+        os.replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    files.replace(tmp_path / "a", b"first")
+    assert len(set(left)) == 2 and (tmp_path / "a").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_an_output_has_its_folder_made_and_a_link_followed(tmp_path: Path) -> None:

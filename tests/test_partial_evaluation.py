@@ -16,6 +16,7 @@ from vdrop_cli.evaluation import load
 from vdrop_cli.interruption import Interrupted
 from vdrop_cli.mc_passes import PassOptions
 from vdrop_cli.partial_evaluation import PartialEvaluation
+from vdrop_cli.trained_model import find
 
 
 @pytest.fixture
@@ -97,7 +98,9 @@ def test_a_partial_file_of_anything_else_is_damaged_and_the_passes_start_over(
     (path,) = folder.glob("*.partial")
     good = files.read_tensors(path)
     loaded, task = load(
-        str(folder), settings(f"checkpoint={folder}", "stored_data=true", command="eval"), torch.device("cpu")
+        find(str(folder)),
+        settings(f"checkpoint={folder}", "stored_data=true", command="eval"),
+        torch.device("cpu"),
     )
 
     options = PassOptions(4, 50, 1, word_dropout=False)

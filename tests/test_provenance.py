@@ -158,3 +158,13 @@ def test_pages_and_records_are_no_code(tmp_path: Path, monkeypatch: pytest.Monke
         changed.append(provenance.commit())
     assert all(one["dirty"] for one in changed) and "changes" not in second
     assert changed[0] == changed[2] != changed[1], "what is different has a digest"
+    git("checkout", "-q", "conf")
+    assert provenance.commit() == second
+    (tmp_path / "conf" / "mine.yaml").write_text("lr: 1\n")
+    assert provenance.commit() == second, "settings of one's own are no code"
+    for content in ("a\n", "b\n"):
+        (tmp_path / "vdrop_cli" / "new.py").write_text(content)
+        changed.append(provenance.commit())
+    assert changed[-1]["dirty"] and changed[-2]["dirty"] and changed[-1] != changed[-2]
+    (tmp_path / ".gitignore").write_text("new.py\n")
+    assert provenance.commit() == second

@@ -100,3 +100,12 @@ def test_every_probability_is_multiplied() -> None:
     assert one.one_state_mask and (one.p_x, one.p_h) == (0.1, 0.2)
     with pytest.raises(ValueError, match=r"p_out must be in \[0, 1\), got 1\.0"):
         dropout.scaled(2)
+
+
+def test_a_factor_too_large_for_words_is_used_where_passes_leave_words_out() -> None:
+    model, task = trained("dropout=variational", "dropout.p_word=0.6", "dropout.p_h=0.2")
+    texts = (task.streams["valid"][:30], task.streams["test"][:30])
+    (scaled,) = ScaledPasses(model, *texts, PassOptions(2, 2, 1, False, [2.0])).dropouts
+    assert (scaled.p_word, scaled.p_h) == (0, 0.4)
+    with pytest.raises(ValueError, match="p_word must be in"):
+        ScaledPasses(model, *texts, PassOptions(2, 2, 1, True, [2.0]))

@@ -381,6 +381,19 @@ def test_why_a_single_run_failed_is_reported_once(tmp_path: Path, capsys: pytest
     assert "vdrop: 1 run: 1 failed\n  failed: seed=1: the loss is nan\n" in capsys.readouterr().err
 
 
+def test_the_summary_is_on_disk_before_the_results_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ImportError("the code was changed meanwhile")
+
+    monkeypatch.setattr(sweeps.Sweeper, "print_results", fail, raising=True)
+    with pytest.raises(ImportError, match="changed meanwhile"):
+        summarise_one("submitit", tmp_path, Outcome(["seed=1"], "done"))
+    (one,) = json.loads((tmp_path / outcomes.SUMMARY).read_text())
+    assert one["status"] == "done"
+
+
 def test_runs_of_one_name_that_differ_in_text_or_precision_are_no_seeds_of_each_other(
     text: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,13 +42,12 @@ FOR_ONE_TASK = {  # settings that are for models of one task only, by that task
 }
 
 
-def load(named: str, settings: Eval, device: torch.device) -> tuple[TrainedModel, EvaluationTask]:
-    """Returns the model of a checkpoint, and what it is evaluated on.
+def load(path: Path, settings: Eval, device: torch.device) -> tuple[TrainedModel, EvaluationTask]:
+    """Returns the model of a checkpoint or an export, and what it is evaluated on.
 
     This is the task that the model was trained on, or the text of a file. Raises ConfigError where the
     settings are not for such a model.
     """
-    path = trained_model.find(named)
     snapshot = trained_model.load(path)
     trained = snapshot.train
     if settings.mc_samples > 0 and trained.dropout.policy is Policy.none:
@@ -85,7 +84,7 @@ def describe_evaluation(
         precision=None if precision is trained else precision,
         tempered=settings.tempered,
         text_digest=task.fingerprint[:8] if isinstance(task, OtherText) else "",
-        scaled="_".join(f"{factor:g}" for factor in settings.dropout_factors),
+        scaled="_".join(map(evaluation_files.factor_name, settings.dropout_factors)),
     )
     return how, evaluation_files.members_digest(map(member_name, paths)) if len(paths) > 1 else ""
 
@@ -102,7 +101,7 @@ def load_members(
         print_epoch(first)
     yield first.model
     for path in paths[1:]:
-        member, _ = load(str(path), settings, device)
+        member, _ = load(path, settings, device)
         if member.checkpoint.corpus != first.checkpoint.corpus:
             raise other_corpus(path, first.path)
         add_member(members, member)

@@ -29,6 +29,14 @@ PATTERN = re.sub(r"\?P<\w+>", "?:", HOW)  # without named groups, for use in oth
 WORDS = {None: "", True: "-word", False: "-no_word"}
 
 
+def factor_name(factor: float) -> str:
+    """Returns a factor on dropout probabilities as `Evaluation.scaled` has it: no other factor has this
+    name.
+    """
+    short = f"{factor:g}"
+    return short if float(short) == factor else repr(factor)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How a checkpoint is evaluated: by default with dropout off, alone, in the precision of its training."""

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -81,9 +82,9 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
     where a folder, a FIFO or a device has its name.
     """
     require_replaceable(path)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # a random number rather than that of the process, which processes in several containers can share
+    beside = path.with_name(f"{path.name}.{secrets.randbits(63)}.tmp")
     try:
-        beside.unlink(missing_ok=True)  # left by a killed process with this id
         with beside.open("xb") as file:  # does not follow a link
             for part in parts:
                 file.write(part)
@@ -190,6 +191,15 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
     digest = hashlib.sha256(head)
     digest.update(comment_size)
     replace(path, head, comment_size, MARK + digest.hexdigest().encode())
+
+
+def version(path: Path) -> tuple[int, ...] | None:
+    """Returns numbers that another file of this name would not share; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def checksum(path: Path) -> str:

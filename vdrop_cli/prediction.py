@@ -124,6 +124,9 @@ def print_ratings(models: list[TrainedModel], predictor: RatingPredictor, settin
     require_scores(noise, level)
     how = how_of(models, samples)
     print(f"{models[0].path}: {how}; observation noise {noise.std:.4g}, {noise.origin}", file=sys.stderr)
+    for name, value in vars(settings.data).items():
+        if value is not None and not noise.is_of_corpus:
+            print(f"vdrop: data.{name}={value} is not read: the observation noise is stored", file=sys.stderr)
     without = lacks_spread(models, samples)
     if without:
         print(f"vdrop: {without}", file=sys.stderr)

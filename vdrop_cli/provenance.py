@@ -101,10 +101,10 @@ def compiler_details() -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """Returns the git commit, and whether the code in the working tree differs from it.
 
-    `code` is git's hash of the package in the commit, `dirty` whether the working tree differs, and `changes`
-    a digest of the differences. Without a checkout that git can read, `files` is a digest of the code's files
-    instead. The commit is then present only if VDROP_COMMIT or the installer states it, and `dirty` is None,
-    unknown.
+    `code` is git's hash of the package in the commit, `dirty` whether the working tree differs, also by code
+    that git does not track, and `changes` a digest of the differences. Without a checkout that git can read,
+    `files` is a digest of the code's files instead. The commit is then present only if VDROP_COMMIT or the
+    installer states it, and `dirty` is None, unknown.
     """
     root, stated = Path(__file__).parent.parent, stated_commit()
     if not (root / ".git").exists():
@@ -120,9 +120,13 @@ def commit() -> dict[str, Any]:
     try:
         commit, code = git("rev-parse", "HEAD", f"HEAD:{CODE[0]}").split()
         version = {"commit": commit, "code": code}
-        if not git("status", "--porcelain", "--untracked-files=no", "--", *CODE):
-            return version | {"dirty": False}
         changes = git("diff", "HEAD", "--", *CODE)
+        new_code = (f"{CODE[0]}/*.{suffix}" for suffix in SUFFIXES)  # settings of one's own are no code
+        for name in git("ls-files", "--others", "--exclude-standard", "-z", "--", *new_code).split("\0"):
+            if name:
+                changes += f"\n{name} {hashlib.sha256((root / name).read_bytes()).hexdigest()}"
+        if not changes:
+            return version | {"dirty": False}
         return version | {"dirty": True, "changes": hashlib.sha256(changes.encode()).hexdigest()}
     except (OSError, subprocess.CalledProcessError):  # git is not installed, or the repository has no commit
         return installed_code(root) | stated

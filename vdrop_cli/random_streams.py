@@ -16,7 +16,11 @@ class Stream:
         return Stream((*self.path, *more))
 
     def generator(self) -> torch.Generator:
-        """A fresh generator on the CPU, so that every device sees the same numbers."""
+        """Returns a fresh generator on the CPU, so that every device sees the same numbers.
+
+        The generator takes 32 bits of its seed. Among n streams, n² / 2³³ pairs are expected to have the same
+        numbers: 0.3 pairs of steps in a training of 50,000 steps, 0.0001 pairs of passes in 1,000 MC passes.
+        """
         digest = hashlib.blake2b(repr(self.path).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -30,6 +30,7 @@ class Noise:
     std: float
     origin: str
     scores_n: Tensor | None = None  # of `conformal_scores`
+    is_of_corpus: bool = False  # whether the corpus was read for it
 
 
 def noise_of(
@@ -82,7 +83,8 @@ def noise_of(
     task = task_of(first.path, first.checkpoint, data, predictor.device)
     assert isinstance(task, Sentiment)  # as the predictor is one of ratings
     sample = task.sample(part)
-    return Noise(fit_noise(task.predict(first.model, sample)[None], sample.ratings_R), fitted)
+    std = fit_noise(task.predict(first.model, sample)[None], sample.ratings_R)
+    return Noise(std, fitted, is_of_corpus=True)
 
 
 def conformal_noise(models: list[TrainedModel], samples: int, fitted: str) -> Noise:

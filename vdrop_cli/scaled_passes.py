@@ -22,7 +22,8 @@ class ScaledPasses(McPasses):
         self.model, self.options = model, options
         self.factors, self.samples = list(options.factors), options.samples
         self.texts = {"valid": valid_N, "test": test_N}
-        self.dropouts = [model.dropout.scaled(factor) for factor in self.factors]
+        dropout = model.dropout if options.word_dropout else model.dropout.without_words()
+        self.dropouts = [dropout.scaled(factor) for factor in self.factors]
         self.valid_ppls: list[float] = []  # of the factors so far
         self.passes = self.passes_after(self.valid_ppls)
 

@@ -330,7 +330,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                 os.write(2, message.encode())
 
     def summarise(self, failure: str, losses: Sequence[str]) -> int:
-        """Prints the results and how the jobs ended, and writes the latter; returns the highest exit code.
+        """Writes how the jobs ended, and prints it after the results; returns the highest exit code.
 
         `failure` is what ended the sweep early; `losses` says, for each job, how it was lost.
         """
@@ -343,11 +343,11 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             if not outcome.is_done and not outcome.code:
                 self.explain_loss(outcome, "".join(losses[number : number + 1]) or failure)
                 is_news = True
+        outcomes.write(ended, self.folder / outcomes.SUMMARY)
         if ended and (len(ended) > 1 or is_news):
             with output.stdout_errors_deferred():
                 self.print_results(ended)
             print(summary(ended, skips=self.job.command == "train"), file=sys.stderr)
-        outcomes.write(ended, self.folder / outcomes.SUMMARY)
         return max((outcome.code for outcome in ended), default=0)
 
     def explain_loss(self, outcome: Outcome, reason: str) -> None:

@@ -79,9 +79,15 @@ def checksum(path: Path) -> str:
     try:
         return hashlib.sha256(files.read(path)).hexdigest() if is_export(path) else files.checksum(path)
     except FileNotFoundError:
-        raise ConfigError(
-            f"checkpoint={path} was removed meanwhile, as by its training; give the same command again"
-        ) from None
+        raise replaced(path) from None
+
+
+def replaced(path: Path) -> ConfigError:
+    """Returns the error for a file that has changed since it was read."""
+    return ConfigError(
+        f"checkpoint={path} was removed or replaced meanwhile, as by its training; give the same command "
+        "again"
+    )
 
 
 def member_name(path: Path) -> str:

@@ -112,6 +112,26 @@ def test_a_checkpoint_of_another_run_is_passed_over_in_a_run_folder(
         checkpoint.find(str(run))
 
 
+def test_a_checkpoint_that_is_replaced_before_the_folder_is_locked_is_not_evaluated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results would be filed under the run that replaced it."""
+    describe = evaluation.describe
+
+    def replace_run(*arguments: Any) -> Any:
+        content = (folder / "checkpoint-0001.pt").read_bytes()
+        files.replace(folder / "checkpoint-0001.pt", content)
+        return describe(*arguments)
+
+    monkeypatch.setattr(evaluation, "describe", replace_run)
+    with pytest.raises(ConfigError, match=r"checkpoint-0001\.pt was removed or replaced meanwhile"):
+        run(folder)
+    assert not list(folder.glob("eval-*.json"))
+    monkeypatch.setattr(evaluation, "describe", describe)
+    run(folder)
+    assert list(folder.glob("eval-*.json"))
+
+
 def test_precision_is_that_of_the_training_unless_it_is_set(folder: Path) -> None:
     results = {}
     for precision, name in (("null", "standard"), ("fp32", "standard"), ("bf16", "standard-bf16")):
@@ -154,7 +174,7 @@ def test_every_setting_of_it_changes_something(folder: Path, monkeypatch: pytest
         LanguageModel, "zero_state", lambda model, batch: batches.append(batch) or zero_state(model, batch)
     )
     run(folder, "mc_samples=4", "mc_batch=3", "backend=reference")
-    assert batches.count(3) == 1 and batches[-1] == 1
+    assert batches.count(3) == 1 and batches[-2:] == [1, 0], "three passes, the fourth, and no more"
     again = json.loads((folder / "eval-0001-mc4-s1.json").read_text())
     assert again["metrics"] == pytest.approx(base["metrics"], rel=1e-5)
     assert again["environment"]["backend"] == "reference"
@@ -543,7 +563,7 @@ def test_a_factor_on_dropout_is_chosen_on_validation_and_its_result_stands_besid
         (["mc_samples=4", "calibration=true"], "dropout_factors must be empty with calibration"),
         (["mc_samples=4", "dropout_factors=[1,1]"], "dropout_factors must be factors that differ"),
         (["mc_samples=4", "dropout_factors=[0]"], "dropout_factors must be above 0, and finite, got 0.0"),
-        (["mc_samples=4", "dropout_factors=[9]"], r"dropout_factors: p_word must be in \[0, 1\), got 2.25"),
+        (["mc_samples=4", "dropout_factors=[9]"], r"dropout_factors: p_x must be in \[0, 1\), got 2.25"),
     ):
         with pytest.raises(ConfigError, match=f"^{message}"):
             run(folder, "dropout_factors=[0.5,1]", *others)

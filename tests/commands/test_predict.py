@@ -277,7 +277,9 @@ def test_a_text_of_the_test_part_gets_the_rating_that_the_test_error_is_made_fro
     critic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded, task = load(
-        str(critic), settings(f"checkpoint={critic}", "stored_data=true", command="eval"), torch.device("cpu")
+        checkpoint.find(str(critic)),
+        settings(f"checkpoint={critic}", "stored_data=true", command="eval"),
+        torch.device("cpu"),
     )
     assert isinstance(task, Sentiment)
     part, words = task.parts["test"], {number: word for word, number in task.ids.items()}
@@ -648,6 +650,15 @@ def test_ratings_are_predicted_where_their_texts_are_not(
         ], "with the same interval"
     finally:
         csv.with_suffix(".away").rename(csv)
+
+
+def test_where_the_corpus_lies_is_said_to_be_unused_where_the_noise_is_known(
+    critic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict.run(settings(f"checkpoint={critic}", "text=good1", "data.csv=nowhere.csv", command="predict"))
+    assert "vdrop: data.csv=nowhere.csv is not read: " in capsys.readouterr().err
+    predict.run(settings(f"checkpoint={critic}", "text=good1", command="predict"))
+    assert "is not read" not in capsys.readouterr().err
 
 
 def test_in_the_middle_of_an_epoch_the_error_says_how_to_measure_the_noise(

@@ -175,8 +175,10 @@ def test_a_wrong_name_or_column_is_an_error_that_names_it(folder: Path) -> None:
         corpora.load_text(data(folder, column="text"))
     with pytest.raises(ConfigError, match=r"data\.name=.*nowhere cannot be loaded from the Hub"):
         corpora.load_text(data(folder, name=str(folder / "nowhere")))
-    with pytest.raises(ConfigError, match=r"cannot be loaded from the Hub \(.*onfig"):
+    with pytest.raises(ConfigError, match=r"cannot be loaded from this folder \(.*onfig"):
         corpora.load_text(data(folder, config="three"))
+    with pytest.raises(ConfigError, match=r"^data\.revision must be null, .* is a folder, got v1$"):
+        corpora.load_text(data(folder, revision="v1"))
 
 
 def test_a_missing_text_is_a_line_without_words_and_what_is_no_text_is_refused(folder: Path) -> None:

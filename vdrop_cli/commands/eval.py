@@ -23,7 +23,7 @@ from vdrop_cli.lock import Lock
 from vdrop_cli.provenance import describe
 from vdrop_cli.settings.choices import Interval
 from vdrop_cli.settings.commands import Eval
-from vdrop_cli.trained_model import evaluation_stem, member_paths
+from vdrop_cli.trained_model import evaluation_stem, find, member_paths, replaced
 
 
 def run(settings: Eval) -> str:
@@ -31,8 +31,10 @@ def run(settings: Eval) -> str:
     device = choose_device(settings.device)
     configure_process(device)
     assert settings.checkpoint is not None
-    first, task = evaluation.load(settings.checkpoint, settings, device)
-    path, snapshot, _, model, precision = first
+    path = find(settings.checkpoint)
+    version = files.version(path)
+    first, task = evaluation.load(path, settings, device)
+    _, snapshot, _, model, precision = first
     print(
         f"{path}: epoch {snapshot.epoch}, {files.printable(task.origin)}, {device}, back end "
         f"{model.layers.backend}, {precision}",
@@ -55,6 +57,10 @@ def run(settings: Eval) -> str:
         is_own = stored.readable_by(evaluation_files.parse)
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
+        if (
+            files.version(path) != version
+        ):  # a training with force=true may have begun; none begins from now on
+            raise replaced(path)
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         more, measured, is_resumed = evaluation.measure(first, task, paths, target, described, settings)
         results |= more | evaluation.stored_details(measured)

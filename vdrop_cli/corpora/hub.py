@@ -4,6 +4,7 @@ The library `datasets` locates the files of each split. This project parses tabl
 the rules of `data.csv` and `data=text`. `datasets` reads all other formats.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cached_property
@@ -94,9 +95,11 @@ def read_splits(data: HubData, folder: str) -> dict[str, Split]:
     datasets.disable_progress_bars()
     assert data.name is not None
     where = f"data.name={data.name}"
+    is_local = os.path.isdir(data.name)
+    if is_local and data.revision is not None:
+        raise ConfigError(f"data.revision must be null, {data.name} is a folder, got {data.revision}")
     try:
         # The library's cache identifies files of this machine by path and time, not by content.
-        is_local = Path(data.name).is_dir()
         builder = datasets.load_dataset_builder(
             data.name, data.config, revision=data.revision, cache_dir=folder if is_local else None
         )
@@ -111,7 +114,8 @@ def read_splits(data: HubData, folder: str) -> dict[str, Split]:
             prepared = builder.as_dataset(in_memory=is_local)  # `folder` is removed afterwards
     except Exception as error:  # the library raises many types; the message has the reason
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{where} cannot be loaded from the Hub ({reason[:300]})") from None
+        source = "from this folder" if is_local else "from the Hub"
+        raise ConfigError(f"{where} cannot be loaded {source} ({reason[:300]})") from None
     if isinstance(builder, Csv | Text):
         require_plain(builder.config, where)
         return read_files(paths, getattr(builder.config, "sep", None), where)
@@ -220,6 +224,8 @@ def rows(data: HubText) -> dict[str, list[str]]:
 
 def origin(data: HubData) -> str:
     """Names the source for messages."""
+    if os.path.isdir(str(data.name)):
+        return f"folder {data.name}"
     return f"Hub: {data.name}{f'@{data.revision}' if data.revision else ''}"
 
 

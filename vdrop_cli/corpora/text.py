@@ -8,6 +8,7 @@ N tokens of a part
 """
 
 import hashlib
+import os
 import re
 import sys
 from collections import Counter
@@ -176,7 +177,7 @@ def load_encoded(raw: Raw, data: TextData) -> Corpus:
         texts = [with_line_ends(text) for text in texts]
         fingerprint = compute_fingerprint((text.encode() for text in texts), ENCODING, min_count)
     cached = Path(data.cache) / f"{fingerprint}.pt" if data.cache else None
-    if cached is not None and cached.is_file():
+    if cached is not None and os.path.isfile(cached):  # False, too, where its folder cannot be entered
         try:
             return cached_corpus(files.read_tensors(cached), raw.origin, fingerprint)
         except (OSError, Damaged) as error:
