@@ -46,7 +46,7 @@ SECTIONS: list[tuple[str, ModuleType, list[str]]] = [  # heading, module, public
     ("MC dropout", sampling, ["mc_dropout", "predict_mc", "Prediction"]),
 ]
 METHODS = {  # described beside the class
-    "LSTM": ["forward", "masks", "mean_masks", "zero_state", "from_torch"],
+    "LSTM": ["forward", "masks", "mean_masks", "zero_state", "from_torch", "to_torch"],
     "LSTMCell": ["masks", "forward"],
     "GRUCell": ["forward"],
     "ModelMasks": ["rows", "repeat", "to"],

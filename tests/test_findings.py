@@ -640,7 +640,7 @@ def test_the_probabilities_of_the_small_variational_row() -> None:
     assert f"it has {with_row:.1f}, behind Zaremba's {after:.1f}" in words_of("index")
     advice, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/choose.md", "README.md"))
     assert f"{test:.2f} (three seeds), with 0.25 everywhere {with_row:.2f}; `moon_word`" in advice
-    assert f"the variational model has {test:.2f} (three seeds; published 87.3)" in readme
+    assert f"the variational model has {test:.2f} (three seeds; Inan et al. 2017 publish 87.3" in readme
 
 
 def test_mc_dropout_of_the_small_variational_models() -> None:

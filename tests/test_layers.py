@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.test_fused import relative_errors
-from vdrop_cli.cells import GRUCell
+from vdrop_cli.cells import GRUCell, LSTMCell
 from vdrop_cli.dropout import ModelMasks, WordMasks
 from vdrop_cli.kernels import Masks, native
 from vdrop_cli.layer_dropout import describe
@@ -284,8 +285,6 @@ def test_sizes_and_weight_masks_that_do_not_fit_are_refused() -> None:
     wrong = ModelMasks([Masks(), Masks()], weights=[None, torch.ones(16, 5)])
     with pytest.raises(ValueError, match=r"masks.weights must be \[16, 4\] on cpu .*, got \[16, 5\]"):
         layer(x_TBD, masks=wrong)
-    with pytest.raises(ValueError, match=r"masks\.weights must not require gradients"):
-        layer(x_TBD, masks=ModelMasks([Masks(), Masks()], weights=[None, torch.ones(16, 4).requires_grad_()]))
     with pytest.raises(ValueError, match=r"masks\.weights must be for 2 layers, got 1"):
         layer(x_TBD, masks=ModelMasks([Masks(), Masks()], weights=[None]))
 
@@ -761,7 +760,11 @@ def test_transforms_traces_exports_and_forward_derivatives_need_the_reference() 
     with pytest.raises(ValueError, match=r"masks are required under torch\.jit\.trace"):
         torch.jit.trace(dropping, (x,), check_trace=False)
     same(torch.jit.trace(dropping.eval(), (x,), check_trace=False)(x)[0], dropping(x)[0])
-    for backend in ("auto", "native", "fused"):
+    layer.backend = "auto"
+    same(torch.jit.trace(layer, (x,), check_trace=False)(x)[0], expected)
+    same(torch.export.export(layer, (x,)).module()(x)[0], expected)
+    same(torch.func.jvp(lambda x: layer(x)[0], (x,), (tangent,))[1], slope)
+    for backend in ("native", "fused"):
         other = LSTM(5, 7, backend=backend)
         with pytest.raises(
             ValueError, match=rf"backend={backend} does not support torch\.jit\.trace; use backend=.reference"
@@ -1070,6 +1073,107 @@ def test_from_torch_takes_weights_and_variant(
     assert {p.device.type for p in ours.from_torch(theirs(5, 7, device="meta")).parameters()} == {"meta"}
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda **options: LSTM(5, 7, 2, variational=0.3, **options),
+        lambda **options: LSTM(5, 7, dropout=Dropout("moon", p_c=0.3), batch_first=True, **options),
+        lambda **options: LSTM(5, 7, 2, bidirectional=True, proj_size=3, bias=False, **options),
+        lambda **options: GRU(
+            5, 7, 2, bidirectional=True, reset_after=True, recurrent_dropout=0.3, **options
+        ),
+    ],
+)
+def test_to_torch_gives_a_module_with_the_same_results(
+    layer: Callable[..., LSTM | GRU], dtype: torch.dtype
+) -> None:
+    ours = layer(dtype=dtype).eval()
+    ours.weight_hh_l0.requires_grad_(False)
+    before = torch.get_rng_state()
+    theirs = ours.to_torch()
+    assert type(theirs) is ours.torch_module and torch.equal(torch.get_rng_state(), before)
+    x = torch.randn(3, 4, 5, dtype=dtype)
+    expected = ours(x)
+    torch.testing.assert_close(theirs(x), expected, rtol=1e-5, atol=1e-6)
+    assert not theirs.training and [p.requires_grad for p in theirs.parameters()] == [
+        p.requires_grad for p in ours.parameters()
+    ]
+    with torch.no_grad():
+        ours.weight_ih_l0.zero_()
+    torch.testing.assert_close(theirs(x), expected, rtol=1e-5, atol=1e-6)
+    again = type(ours).from_torch(theirs)
+    torch.testing.assert_close(again(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (GRU(5, 7), r"reset_after must be True for a torch\.nn\.GRU, got False"),
+        (LSTM(5, 7, layer_norm=True), r"layer_norm must be False for a torch\.nn\.LSTM, got True"),
+        (LSTM(5, 7, 2, residual=True), "residual must be False"),
+        (LSTM(5, 7, reverse=True), "reverse must be False"),
+        (LSTM(5, [7, 4]), "hidden_size must be one size"),
+        (WeightDrop(LSTM(5, 7), 0.5), "plain weights"),
+    ],
+)
+def test_to_torch_refuses_what_torch_does_not_have(layer: LSTM | GRU, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layer.to_torch()
+
+
+@pytest.mark.parametrize("name", ["variational", "recurrent_dropout"])
+def test_an_argument_that_would_change_nothing_cannot_be_set(name: str) -> None:
+    for module in (LSTM(5, 7, 2, variational=0.2), GRU(5, 7), LSTMCell(5, 7)):
+        before = module.dropout
+        with pytest.raises(AttributeError, match=rf"^{name} is an argument of .* set dropout = Dropout"):
+            setattr(module, name, 0.5)
+        assert module.dropout == before
+    with pytest.raises(TypeError, match=rf"^{name} must be one probability, got \[0\.1, 0\.2\]; dropout="):
+        LSTM(5, 7, 2, **{name: [0.1, 0.2]})
+
+
+@pytest.mark.parametrize("cell", [LSTM, GRU])
+def test_masks_that_need_a_gradient_get_it_by_the_reference(cell: type[LSTM | GRU]) -> None:
+    """As for learned dropout probabilities: the derivative by a mask is that of finite differences."""
+    layer = cell(5, 7, 2, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    h, out = torch.rand(1, 1, 3, 7, dtype=torch.float64), torch.rand(1, 3, 7, dtype=torch.float64)
+    weight = torch.rand_like(layer.weight_hh_l0)
+
+    def loss(h: Tensor, out: Tensor, weight: Tensor) -> Tensor:
+        masks = ModelMasks([Masks(), Masks(h=h)], out=out, weights=[weight, None])
+        y: Tensor = layer(x, masks=masks)[0]
+        return y.sin().sum()
+
+    inputs = tuple(tensor.requires_grad_() for tensor in (h, out, weight))
+    assert torch.autograd.gradcheck(loss, inputs)
+    for backend in ("native", "fused"):
+        layer.backend = backend
+        with pytest.raises(
+            ValueError, match=f"backend={backend} does not support masks that need a gradient"
+        ):
+            loss(*inputs)
+    layer.backend = "native"
+    assert torch.isfinite(loss(h.detach(), out, weight)), (
+        "masks of output and weights are outside the kernels"
+    )
+
+
+def test_masks_that_are_saved_are_read_without_running_code(tmp_path: Path) -> None:
+    layer, x = (
+        LSTM(5, 7, 2, dropout=Dropout("variational", p_x=0.3, p_h=0.3, p_weight=0.2)),
+        torch.randn(4, 3, 5),
+    )
+    masks = layer.masks(4, 3)
+    torch.save({"masks": masks, "words": WordDropout(0.3).masks(4, 3)}, tmp_path / "masks")
+    read = torch.load(tmp_path / "masks", weights_only=True)
+    assert torch.equal(layer(x, masks=read["masks"])[0], layer(x, masks=masks)[0])
+    ids = torch.randint(9, (4, 3))
+    assert read["words"].keep(ids).shape == (4, 3)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
 def test_from_torch_keeps_the_dropout_between_layers_unless_another_is_chosen(
     ours: type[LSTM | GRU], theirs: type[nn.LSTM | nn.GRU]
@@ -1227,3 +1331,14 @@ def test_masks_with_too_few_dimensions_are_refused() -> None:
         ModelMasks([Masks(h=torch.ones(3, 7))])
     with pytest.raises(ValueError, match=r"masks\.out must have 3 dimensions, got \[3, 7\]"):
         ModelMasks([Masks()], out=torch.ones(3, 7))
+
+
+def test_public_names_are_imported_from_the_package_when_they_are_used() -> None:
+    program = (
+        "import sys, vdrop_cli; assert 'torch' not in sys.modules\n"
+        "assert set(vdrop_cli.__all__) == {n for names in vdrop_cli.PUBLIC.values() for n in names}\n"
+        "assert set(vdrop_cli.__all__) <= set(dir(vdrop_cli))\n"
+        "from vdrop_cli import *; from vdrop_cli.layers import LSTM as same; assert LSTM is same\n"
+        "import vdrop_cli.cells; assert vdrop_cli.cells.GRUCell is GRUCell and not hasattr(vdrop_cli, 'RNN')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -292,3 +292,22 @@ def test_word_masks_of_the_other_layout_belong_to_the_same_sequences() -> None:
     assert torch.equal(turned.transpose(0, 1), first(x, ids, masks=masks))
     with pytest.raises(TypeError, match=r"masks must be WordMasks, .* got Tensor"):
         first(x, ids, masks=torch.ones(4, 4))
+
+
+def test_arguments_of_other_libraries_are_refused_by_name() -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 5), torch.ones(2, 5)])
+    embedding, ids, x = nn.Embedding(9, 5), torch.randint(9, (4, 3)), torch.ones(4, 3, 5)
+    with pytest.raises(TypeError, match=r"x must be a tensor, got PackedSequence; pad it first"):
+        LockedDropout(0.3)(packed)
+    with pytest.raises(TypeError, match=r"masks must be a tensor, got float; p is set by"):
+        LockedDropout()(x, 0.4)
+    with pytest.raises(TypeError, match=r"x must be a tensor, got Embedding"):
+        WordDropout(0.1)(embedding, ids)
+    with pytest.raises(TypeError, match=r"ids must be a tensor, got list"):
+        WordDropout(0.1)(x, [[1]])
+    with pytest.raises(
+        TypeError, match=r"names must be a list of names, got 'weight_hh_l0'; write \['weight"
+    ):
+        WeightDrop(nn.LSTM(5, 7), 0.5, "weight_hh_l0")
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\), got \['weight_hh_l0'\]"):
+        WeightDrop(nn.LSTM(5, 7), ["weight_hh_l0"], 0.5)  # type: ignore[arg-type]

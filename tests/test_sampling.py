@@ -3,6 +3,7 @@ passes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_passes_at_once_are_alike_in_distribution() -> None:
         and torch.equal(samples[:, 0], samples[:, 1])
         and not torch.equal(samples[0], samples[1])
     )
-    with pytest.raises(ValueError, match="model must return one tensor, got tuple"):
+    with pytest.raises(TypeError, match="model must return one tensor, got tuple; forward=lambda"):
         predict_mc(LSTM(5, 7, variational=0.3), torch.ones(6, 2, 5), 1)
 
 
@@ -263,3 +264,48 @@ def test_a_second_thread_is_refused_while_dropout_is_on() -> None:
         assert model[1].training and in_a_thread(nn.Dropout(0.5)).max() > 0
     assert not any(module.training for module in model.modules())
     assert in_a_thread(model).max() > 0 and not sampling.SWITCHING
+
+
+class Tagger(nn.Module):
+    """A model with a second argument and more than one output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = LSTM(5, 7, variational=0.4)
+
+    def forward(self, x: Any, lengths: list[int] | None = None) -> dict[str, Any]:
+        y, (h, _) = self.layer(x, lengths=lengths)
+        return {"output": y, "last": h[-1]}
+
+
+def test_a_model_of_several_arguments_and_outputs_is_called_by_a_function() -> None:
+    model, x = Tagger().eval(), torch.randn(6, 2, 5)
+
+    def last(x: Any) -> Tensor:
+        y: Tensor = model(x, lengths=[6, 3])["last"]
+        return y
+
+    torch.manual_seed(1)
+    prediction = predict_mc(model, x, 8, forward=last, return_samples=True)
+    torch.manual_seed(1)
+    with mc_dropout(model), torch.no_grad():
+        by_hand = torch.stack([last(x) for _ in range(8)])
+    assert prediction.samples is not None and torch.equal(prediction.samples, by_hand)
+    together = predict_mc(
+        model, x, 400, forward=lambda x: model(x)["last"][None], batch=50, dim=1, return_samples=True
+    )
+    alone = predict_mc(model, x, 400, forward=lambda x: model(x)["last"][None])
+    torch.testing.assert_close(together.std, alone.std, atol=0.05, rtol=0.5)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 3]))
+    mean = predict_mc(model, packed, 400, forward=lambda x: model(x)["last"]).mean
+    torch.testing.assert_close(mean, prediction.samples.mean(0), atol=0.3, rtol=0)
+
+
+def test_what_is_no_model_or_cannot_be_repeated_is_a_type_error() -> None:
+    model, x = Tagger(), torch.randn(6, 2, 5)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function; give a function"):
+        predict_mc(lambda x: x, x, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="x must be a tensor with batch > 1, got tuple; use batch=1"):
+        predict_mc(model, (x, x), 4, batch=2, dim=1)
+    with pytest.raises(TypeError, match="must return one tensor, got dict; forward=lambda"):
+        predict_mc(model, x, 2)

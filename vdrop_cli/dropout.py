@@ -654,3 +654,7 @@ def concat_words(words: Sequence[WordMasks | None]) -> WordMasks | None:
         by_type_B=torch.cat(by_type) if by_type else None,
         by_token_TB=torch.cat(by_token, 1) if by_token else None,
     )
+
+
+# so that `torch.load` with `weights_only=True` reads masks that were saved
+torch.serialization.add_safe_globals([Masks, ModelMasks, WordMasks])

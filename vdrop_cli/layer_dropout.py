@@ -1,6 +1,7 @@
 """The dropout policy of layers and cells: how arguments choose it, its checks, and when masks are drawn."""
 
 import numbers
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -76,6 +77,11 @@ class DropoutModule(nn.Module):
         # nn.Module would register such a value as a child, and dropout would not change.
         if name == "dropout" and isinstance(value, nn.Module):
             raise TypeError(f"dropout must be a Dropout, got the module {value}")
+        if name in ("variational", "recurrent_dropout"):  # it would change nothing
+            raise AttributeError(
+                f"{name} is an argument of {type(self).__name__}(…) and cannot be set, got {value!r}; set "
+                "dropout = Dropout(…)"
+            )
         super().__setattr__(name, value)
 
 
@@ -109,6 +115,12 @@ def chosen_dropout(
         raise ValueError(f"give one of {' and '.join(names)}; dropout=Dropout(…) combines probabilities")
     if isinstance(dropout, Dropout):
         return dropout
+    for name, value in (("variational", variational), ("recurrent_dropout", recurrent_dropout)):
+        if isinstance(value, Sequence):
+            raise TypeError(
+                f"{name} must be one probability, got {value!r}; dropout=Dropout(…, p_x=[…], p_h=[…]) has "
+                "one for each layer"
+            )
     if variational is not None:
         p = checked_probability("variational", variational)
         return Dropout(Policy.variational, p_x=p, p_h=p, p_out=p if output else 0.0)

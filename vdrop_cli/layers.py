@@ -292,6 +292,39 @@ class Recurrent(DropoutModule):
             setattr(layers, parameter, copies[id(weight)])
         return layers.train(module.training)
 
+    def to_torch(self) -> nn.RNNBase:
+        """Makes a module of `torch.nn` with the same equations, without dropout, and a copy of the weights.
+
+        Sizes, dtype, device and mode are those of this layer. In evaluation mode the results are the same.
+        Raises ValueError where torch has no such module: for `layer_norm`, `residual`, `reverse`, sizes that
+        differ between layers, and a GRU without `reset_after=True`; and for weights that are parametrized.
+        """
+        name = f"torch.nn.{self.torch_module.__name__}"
+        options = {"layer_norm": False, "residual": False, "reverse": False, **self.torch_variant}
+        for option, value in options.items():
+            if getattr(self, option) != value:
+                raise ValueError(f"{option} must be {value} for a {name}, got {getattr(self, option)}")
+        if isinstance(self.hidden_size, tuple):
+            raise ValueError(f"hidden_size must be one size for a {name}, got {list(self.hidden_size)}")
+        if parametrize.is_parametrized(self):
+            raise ValueError(
+                "the layer must have plain weights: remove its parametrizations first "
+                "(torch.nn.utils.parametrize)"
+            )
+        like = self.parameter_like()
+        arguments: dict[str, Any] = {
+            option: getattr(self, option) for option in ("bias", "batch_first", "bidirectional")
+        }
+        if self.proj_size:
+            arguments["proj_size"] = self.proj_size
+        sizes: Any = (self.input_size, self.hidden_size, self.num_layers)
+        # no random numbers for weights that are replaced
+        module = self.torch_module(*sizes, **arguments, device="meta", dtype=like.dtype)
+        module.to_empty(device=like.device).load_state_dict(self.state_dict())
+        for parameter_name, parameter in self.named_parameters():
+            module.get_parameter(parameter_name).requires_grad_(parameter.requires_grad)
+        return module.train(self.training)
+
     def weights(self, layer: int, direction: int = 0) -> Weights:
         """Returns the current weights of a layer and direction; biases that the layer lacks are zeros."""
         suffix = self.suffixes(layer)[direction]

@@ -66,8 +66,6 @@ def check_weight_masks(weights: list[Tensor | None], device: torch.device, sizes
     if len(weights) != len(shapes):
         raise ValueError(f"masks.weights must be for {len(shapes)} layers, got {len(weights)}")
     for mask, shape in zip(weights, shapes, strict=True):
-        if mask is not None and mask.requires_grad:
-            raise ValueError("masks.weights must not require gradients: masks are data")
         if mask is not None and (list(mask.shape) != shape or mask.device != device):
             raise ValueError(
                 f"masks.weights must be {shape} on {device} like the weights, got "

@@ -5,19 +5,24 @@ Each module is an `nn.Dropout`, so that `mc_dropout` and other tools for uncerta
 T time  B batch  D size of a vector
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from vdrop_cli.cells import RecurrentCell
 from vdrop_cli.dropout import WordMasks, new_mask, new_word_masks
 from vdrop_cli.policies import Dropout, WordMask, checked_probability, choice
 
 
-def check_floating(x: Tensor) -> None:
-    """Raises ValueError for whole numbers, which cannot be divided by 1 - p."""
+def check_floating(x: object) -> None:
+    """Raises TypeError for what is no tensor, ValueError for whole numbers: 1 - p cannot divide them."""
+    if not isinstance(x, Tensor):
+        padded = "; pad it first (pad_packed_sequence)" if isinstance(x, PackedSequence) else ""
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}{padded}")
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x must be of a floating-point type, got {x.dtype}")
 
@@ -68,6 +73,8 @@ class LockedDropout(nn.Dropout):
                 f"x must be {'[B, T, D]' if self.batch_first else '[T, B, D]'}, or [B, D], got "
                 f"{list(x.shape)}"
             )
+        if masks is not None and not isinstance(masks, Tensor):
+            raise TypeError(f"masks must be a tensor, got {type(masks).__name__}; p is set by dropout.p = …")
         if masks is None:
             if not self.training or self.p == 0:
                 return x
@@ -120,6 +127,8 @@ class WordDropout(nn.Dropout):
         Raises ValueError for shapes that do not fit.
         """
         check_floating(x)
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
         if ids.dim() not in (1, 2) or x.dim() != ids.dim() + 1 or x.shape[:-1] != ids.shape:
             raise ValueError(f"x must be [*ids.shape, D] with ids {list(ids.shape)}, got {list(x.shape)}")
         if ids.dim() == 1:  # one step of a loop
@@ -166,15 +175,16 @@ class DropoutOnWeights(nn.Dropout):
         return weight
 
 
-def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None) -> nn.Module:
+def WeightDrop(module: nn.Module, p: float = 0.5, names: Sequence[str] | None = None) -> nn.Module:
     """Drops elements of the recurrent weights of a layer in training, the same ones at every step.
 
     Merity et al. 2018 (AWD-LSTM). `names` are the weights, by default all `weight_hh…` of `module`:
     `nn.LSTM`, `nn.GRU` or a layer of this library. The module itself is changed, by
     `torch.nn.utils.parametrize`, and returned; `parametrize.remove_parametrizations` with
-    `leave_parametrized=False` undoes it (by default, one draw of the mask would stay in the weights). Raises
-    ValueError for a cell, which would resample its weights at every step, for a layer with `p_weight`, and
-    for unknown names.
+    `leave_parametrized=False` undoes it (by default, one draw of the mask would stay in the weights). It
+    renames the weights in `state_dict`, so load weights of a plain module before. Raises ValueError for a
+    cell, which would resample its weights at every step, for a layer with `p_weight`, and for unknown names,
+    TypeError for names that are no list.
     """
     checked_probability("p", p)
     if isinstance(module, RecurrentCell | nn.RNNCellBase):
@@ -182,6 +192,8 @@ def WeightDrop(module: nn.Module, p: float = 0.5, names: list[str] | None = None
             f"module must not be a {type(module).__name__}: its weights would be dropped anew at every "
             "step; use a layer"
         )
+    if isinstance(names, str):
+        raise TypeError(f"names must be a list of names, got {names!r}; write [{names!r}]")
     own = [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name in own if name.startswith("weight_hh")] if names is None else names
     dropout = getattr(module, "dropout", None)

@@ -4,9 +4,9 @@ S passes
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,24 +101,39 @@ def drops_weights(name: str, module: nn.Module) -> bool:
 @torch.no_grad()
 def predict_mc(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     samples: int,
     *,
+    forward: Callable[[Any], Tensor] | None = None,
     batch: int = 1,
     dim: int | None = None,
     return_samples: bool = False,
 ) -> Prediction:
     """Returns mean and standard deviation of `samples` passes of MC dropout of `model(x)`.
 
-    `model(x)` must return one tensor. `batch` passes run at once, after a first one alone: `x` is repeated
-    along `dim`, the dimension of the sequences in `x` and in the output (0 where the batch comes first, 1
-    where time does). This is usually faster, with the same distribution if each sequence has its own masks.
-    Modules without dropout are in evaluation mode during the passes. Sums are in float64 (on MPS, which lacks
-    it, in float32); mean and standard deviation have the type of the output, or float32 where the output is
-    integers. Raises ValueError for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`,
-    `p_weight`), which all passes of a batch would share, and for an output that is no tensor, or with `batch`
-    > 1 has no dimension `dim` of the sequences.
+    A pass is `forward(x)`, by default `model(x)`, and must return one tensor. `forward` is for a model with
+    more arguments or another output, as `forward=lambda x: model(x, lengths=lengths)[0]`. `x` can be anything
+    that it takes.
+
+    `batch` passes run at once, after a first one alone: the tensor `x` is repeated along `dim`, the dimension
+    of the sequences in `x` and in the output (0 where the batch comes first, 1 where time does). This is
+    usually faster, with the same distribution if each sequence has its own masks. Modules without dropout are
+    in evaluation mode during the passes. Masks come from torch's global random state. Sums are in float64 (on
+    MPS, which lacks it, in float32); mean and standard deviation have the type of the output, or float32
+    where the output is integers.
+
+    Raises TypeError for a `model` that is no module, for an output that is no tensor, and with `batch` > 1
+    for an `x` that is none; ValueError for `batch` > 1 without `dim` or with dropped weights (`WeightDrop`,
+    `p_weight`), which all passes of a batch would share, and for an output that with `batch` > 1 has no
+    dimension `dim` of the sequences.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}; give a function that calls the "
+            "model as forward=…"
+        )
+    if batch > 1 and not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor with batch > 1, got {type(x).__name__}; use batch=1")
     if samples < 1 or batch < 1:
         raise ValueError(f"samples and batch must be at least 1, got {samples} and {batch}")
     if batch > 1 and dim is None:
@@ -130,8 +145,8 @@ def predict_mc(
         raise ValueError(
             "batch must be 1 for a model with dropped weights, which all passes of a batch would share"
         )
-    dim = 0 if dim is None else dim
-    size = x.shape[dim]
+    forward, dim = forward or model, 0 if dim is None else dim
+    size = x.shape[dim] if batch > 1 else 0
     total = squares = first = None
     outputs = []
     with restored_modes(model), mc_dropout(model.eval()):
@@ -139,9 +154,12 @@ def predict_mc(
         # error, even if one of the two calls returns as many rows there as it should.
         for start in (0, *range(1, samples, batch)):
             passes = min(batch, samples - start) if start else 1
-            y = model(torch.cat([x] * passes, dim))
+            y = forward(x if passes == 1 else torch.cat([x] * passes, dim))
             if not isinstance(y, Tensor):
-                raise ValueError(f"model must return one tensor, got {type(y).__name__}")
+                raise TypeError(
+                    f"model must return one tensor, got {type(y).__name__}; forward=lambda x: … selects one, "
+                    "as model(x)[0]"
+                )
             if batch > 1 and (not -y.dim() <= dim < y.dim() or y.shape[dim] != passes * size):
                 raise ValueError(
                     f"model must return one tensor with {passes * size} rows in dimension {dim}, that of the "

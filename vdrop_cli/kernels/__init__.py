@@ -128,22 +128,32 @@ def fastest_available(device: torch.device) -> str:
 
 
 def choose_for_call(
-    backend: str, x: Tensor, compute_dtype: torch.dtype | None, *, has_norms: bool = False
+    backend: str,
+    x: Tensor,
+    compute_dtype: torch.dtype | None,
+    *,
+    has_norms: bool = False,
+    masks: Masks | None = None,
 ) -> str:
     """The back end for one call.
 
-    `auto` becomes `fused` for types that `native` has no kernels for, and for layer norm on a GPU. Raises
-    ValueError as `choose` does, and in three more cases: inside a transform or tracer that only `reference`
-    supports (`unsupported_context`), for `native` with types that it has no kernels for, and for `triton`
-    with layer norm.
+    `auto` becomes `reference` for what only `reference` supports: transforms and tracers
+    (`unsupported_context`), and masks that need a gradient. It becomes `fused` for types that `native` has no
+    kernels for, and for layer norm on a GPU. Raises ValueError as `choose` does, and where the named back end
+    does not support one of these.
     """
     check_compute_dtype(compute_dtype)
     if has_norms:
         if backend == "triton":
             raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
         backend, compute_dtype = "fused" if backend == "auto" and x.is_cuda else backend, None
-    if check_name(backend) != "reference" and (context := unsupported_context()):
-        raise ValueError(f'backend={backend} does not support {context}; use backend="reference"')
+    context = unsupported_context()
+    if not context and any(mask is not None and mask.requires_grad for mask in masks or ()):
+        context = "masks that need a gradient"
+    if context and check_name(backend) != "reference":
+        if backend == "auto":
+            return "reference"
+        raise ValueError(f'backend={backend} does not support {context}; use backend="reference" or "auto"')
     name: str = choose(backend, x.device)
     if name != "native" or native_library.supports(x.dtype, compute_dtype):
         return name
@@ -215,10 +225,8 @@ def check_masks(gates: int, x_TBD: Tensor, weights: Weights, masks: Masks) -> No
     for name, mask in zip(("x", "h", "c"), masks, strict=True):
         if mask is None:
             continue
-        if mask.requires_grad or mask.dtype != x_TBD.dtype:
-            raise ValueError(
-                f"masks.{name} must be {x_TBD.dtype} like x and need no gradient: masks are data"
-            )
+        if mask.dtype != x_TBD.dtype:
+            raise ValueError(f"masks.{name} must be {x_TBD.dtype} like x, got {mask.dtype}")
         check_device(f"masks.{name}", mask, x_TBD)
     time, batch, inputs = x_TBD.shape
     hidden, state = weights.w_ih.shape[0] // gates, weights.w_hh.shape[1]
@@ -303,7 +311,7 @@ def lstm(
         x_TBD, lengths = prepare_padding(x_TBD, lengths, "reference")
         with no_autocast(x_TBD.device.type):
             return reference.lstm(x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells)
-    name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None)
+    name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None, masks=masks)
     x_TBD, lengths = prepare_padding(x_TBD, lengths, name)
     return IMPLEMENTATIONS[name].lstm(
         x_TBD, h_BH, c_BH, weights, masks, lengths, compute_dtype, cells=cells, recompute=recompute
@@ -341,7 +349,7 @@ def gru(
     check(3, x_TBD, (h_BH,), weights, masks, lengths)
     if masks.c is not None:
         raise ValueError("masks.c must be None: a GRU has no cell state")
-    name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None)
+    name = choose_for_call(backend, x_TBD, compute_dtype, has_norms=norms is not None, masks=masks)
     x_TBD, lengths = prepare_padding(x_TBD, lengths, name)
     return IMPLEMENTATIONS[name].gru(
         x_TBD, h_BH, weights, masks, lengths, compute_dtype, reset_after=reset_after, recompute=recompute
