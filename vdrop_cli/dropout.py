@@ -184,6 +184,10 @@ class ModelMasks:
         default=None, init=False, repr=False
     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy or a file has: all but the cache."""
+        return vars(self) | {"checked_masks": None}
+
     def __post_init__(self) -> None:
         if self.cell_scales is not None and len(self.cell_scales) != len(self.layers):
             raise ValueError(

@@ -317,9 +317,10 @@ class Recurrent(DropoutModule):
         }
         if self.proj_size:
             arguments["proj_size"] = self.proj_size
-        sizes: Any = (self.input_size, self.hidden_size, self.num_layers)
+        sizes = (self.input_size, self.hidden_size, self.num_layers)
+        create: Callable[..., nn.RNNBase] = self.torch_module
         # no random numbers for weights that are replaced
-        module = self.torch_module(*sizes, **arguments, device="meta", dtype=like.dtype)
+        module = create(*sizes, **arguments, device="meta", dtype=like.dtype)
         module.to_empty(device=like.device).load_state_dict(self.state_dict())
         for parameter_name, parameter in self.named_parameters():
             module.get_parameter(parameter_name).requires_grad_(parameter.requires_grad)

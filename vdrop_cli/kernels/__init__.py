@@ -148,7 +148,8 @@ def choose_for_call(
             raise ValueError("backend=triton has no layer norm; use backend=fused, reference or auto")
         backend, compute_dtype = "fused" if backend == "auto" and x.is_cuda else backend, None
     context = unsupported_context()
-    if not context and any(mask is not None and mask.requires_grad for mask in masks or ()):
+    needs_gradient = any(mask is not None and mask.requires_grad for mask in masks or ())
+    if not context and needs_gradient and torch.is_grad_enabled():
         context = "masks that need a gradient"
     if context and check_name(backend) != "reference":
         if backend == "auto":
