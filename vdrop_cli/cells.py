@@ -228,8 +228,7 @@ class LSTMCell(RecurrentCell):
         `input` is [B, D] and `hx` (h, c), each [B, H]; without a batch [D] and [H]. Without `hx` both are
         zeros. `masks` come from `masks(B)`. In training mode a cell with dropout requires them; in evaluation
         mode without masks, their means are used. Raises ValueError for shapes and masks that do not fit, and
-        for masks that are required and missing.
-        Raises TypeError for masks that are not `ModelMasks`.
+        for masks that are required and missing, TypeError for masks that are not `ModelMasks`.
         """
         x_BD, (h_BH, c_BH), batched = self.prepare(input, hx, 2)
         mask = self.chosen_masks(masks, len(x_BD))

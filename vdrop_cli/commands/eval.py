@@ -57,9 +57,8 @@ def run(settings: Eval) -> str:
         is_own = stored.readable_by(evaluation_files.parse)
         ownership.require_own(target, is_own, "give the checkpoint another name, or move that file away")
     with Lock(target.with_suffix(".lock"), str(target)):
-        if (
-            files.version(path) != version
-        ):  # a training with force=true may have begun; none begins from now on
+        # A training with force=true may have begun since the checkpoint was read. None can begin from now on.
+        if files.version(path) != version:
             raise replaced(path)
         files.remove_unfinished(target.parent, rf"{re.escape(target.stem)}\.(json|partial)")
         more, measured, is_resumed = evaluation.measure(first, task, paths, target, described, settings)
