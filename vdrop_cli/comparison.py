@@ -11,7 +11,7 @@ from typing import Any
 from vdrop_cli import markdown
 from vdrop_cli.evaluation_files import Evaluation
 from vdrop_cli.metric_names import decimals
-from vdrop_cli.runs import Finished, Logged, Unfinished, evaluation_of
+from vdrop_cli.runs import Finished, Logged, Unfinished, are_on_one_machine, evaluation_of
 from vdrop_cli.settings.train import NOT_IN_IDENTITY
 from vdrop_cli.text_tables import Rows, write_csv_row
 
@@ -59,7 +59,7 @@ class Configuration:
 
     def values(self, metric: str) -> list[float]:
         """The metric of every finished run that has it; no speeds where the machines of the runs differ."""
-        if metric == SPEED and len({machine for run in self.finished for machine in run.machines}) > 1:
+        if metric == SPEED and not are_on_one_machine(self.finished):
             return []
         return [numbers[metric] for numbers in self.measured if numbers.get(metric) is not None]
 

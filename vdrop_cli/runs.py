@@ -67,6 +67,11 @@ class Logged:
         return {tuple(map(one.get, ("device", "processor_model", "threads"))) for one in self.environments}
 
 
+def are_on_one_machine(runs: Iterable[Logged]) -> bool:
+    """Returns whether all starts of some runs were on one machine with one number of threads."""
+    return len({machine for run in runs for machine in run.machines}) <= 1
+
+
 @dataclass(frozen=True)
 class Finished(Logged):
     """A run that has a result."""
@@ -95,7 +100,7 @@ class Finished(Logged):
         None where the log has no epochs, where the device was shared, or where the run was resumed on another
         machine or with another number of threads.
         """
-        timed = [] if self.has_shared_device or len(self.machines) > 1 else self.epochs
+        timed = [] if self.has_shared_device or not are_on_one_machine([self]) else self.epochs
         return float(median(epoch["words_per_second"] for epoch in timed)) if timed else None
 
     @property

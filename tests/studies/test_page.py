@@ -231,6 +231,22 @@ def record(outputs: Path, row: Row) -> None:
 
 
 @pytest.mark.usefixtures("composing")
+def test_runs_of_two_machines_have_no_speed_together(copy: Path, changes: list[str], tmp_path: Path) -> None:
+    def speed() -> str:
+        return rows_of(run(copy, changes, tmp_path, sizes=[Size.small]))["Variational (tied weights)"][
+            "words/s"
+        ]
+
+    assert "±" in speed(), "of two runs"
+    log = next(copy.glob("train/*-variational/*")) / "log.jsonl"
+    first, *others = log.read_text().splitlines()
+    start = json.loads(first)
+    start["environment"]["processor_model"] = "another"
+    log.write_text("\n".join([json.dumps(start), *others]) + "\n")
+    assert speed() == "–"
+
+
+@pytest.mark.usefixtures("composing")
 def test_a_run_that_shared_its_device_has_a_curve_and_no_speed(
     copy: Path, changes: list[str], tmp_path: Path
 ) -> None:

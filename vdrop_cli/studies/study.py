@@ -87,8 +87,8 @@ class Line:
     @property
     def speeds(self) -> list[float]:
         """Words per second of the runs; empty where the machines of the runs differ."""
-        machines = {machine for measured in self.runs for machine in measured.run.machines}
-        return self.values("words_per_second") if len(machines) == 1 else []
+        is_one = runs.are_on_one_machine(measured.run for measured in self.runs)
+        return self.values("words_per_second") if is_one else []
 
     @property
     def environment_cells(self) -> list[str]:

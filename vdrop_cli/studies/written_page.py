@@ -15,6 +15,7 @@ REMEDY = "give file= another name, or move this one away"
 LABELS = ("row", "cell", "dropout")  # columns that name a row, as far as a table has them
 UNMEASURED = ("–", "not yet run")
 DERIVED = ("difference",)  # columns that hold nothing measured
+SPEED = "words/s"  # a column that is empty as soon as one more run is of another machine or shared its device
 Name = tuple[str, ...]  # of a row: the headings that it stands below, and its labels
 
 
@@ -68,7 +69,8 @@ def lost_numbers(old: str, new: str, planned: Collection[Name] = ()) -> list[str
             lost.append(" ".join(name))
             continue
         missing = numbers - after[name]
-        fewer = [column for column in missing if column in columns or column.startswith("seed ")]
+        counted = (columns - {SPEED}) | {column for column in missing if column.startswith("seed ")}
+        fewer = [column for column in missing if column in counted]
         if fewer:
             lost.append(f"{' '.join(name)} ({', '.join(fewer)})")
     lost += [f"the choice of {setting}" for setting in choices(old) if setting not in choices(new)]
